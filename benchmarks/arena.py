@@ -1,10 +1,11 @@
-"""Large runs of a small CNN on one thread, with three ways to treat their memory: kept, returned after each run, and
-ours.
+"""Large runs of a small CNN on one thread, with three ways to treat their memory: kept,
+returned after each run, and ours.
 
     .venv/bin/python benchmarks/arena.py
 
-The time is CPU time, user and system. The ways alternate, and the minimum of each way is printed. The memory of each
-way is measured in a separate process, whose four threads run 1 to 512 rows for some seconds.
+The time is CPU time, user and system. The ways alternate, and the minimum of each way
+is printed. The memory of each way is measured in a separate process, whose four threads
+run 1 to 512 rows for some seconds.
 """
 
 import subprocess
@@ -70,8 +71,9 @@ def time_runs(folder: Path) -> None:
 
 
 def measure_memory(way: str, folder: Path) -> None:
-    """Print the memory of this process in addition to the loaded CNN: maximum, right after the runs, and three seconds
-    later."""
+    """Print the memory of this process in addition to the loaded CNN: maximum, right
+    after the runs, and three seconds later.
+    """
     run, random = open_way(way, folder), np.random.default_rng(0)
     limit_memory(1 if "short" in way else None)
     run(pictures(1))
@@ -112,7 +114,8 @@ def main() -> None:
         (folder / "MLmodel").write_text(MLMODEL)
         time_runs(folder)
         print(
-            f"\n{'MB in addition to the CNN':28}{'at most':>22}{'right after':>22}{'3 s later':>22}",
+            "\n"
+            f"{'MB in addition to the CNN':28}{'at most':>22}{'right after':>22}{'3 s later':>22}",
         )
         for way in WAYS:
             subprocess.run([sys.executable, __file__, way, name], check=True)

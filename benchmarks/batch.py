@@ -1,18 +1,21 @@
-"""Measure rows per second of `onnxserve batch`, `mlflow.pyfunc.spark_udf` and `mlflow models predict`, by number of
-cores.
+"""Measure rows per second of `onnxserve batch`, `mlflow.pyfunc.spark_udf` and `mlflow
+models predict`, by number of cores.
 
     .venv/bin/python benchmarks/batch.py [--rows 4000000] [--rounds 3]
 
-There are three models: a logistic regression of 12 numbers, where reading and writing cost most, a logistic regression
-of 12 numbers and two texts, and 100 boosted trees of the same columns with a quarter of the rows. Each is logged once
-by `log_model`, and all methods load that version. In a Spark session of 1, 2 or 4 cores, `spark_udf` (env_manager
-local, also for the scikit-learn original), `predict_frame` and `onnxserve batch --engine spark` alternate. All read and
-write the same Parquet files. Without Spark, processes predict copies of the files. As commands, `mlflow models predict`
-and `onnxserve batch` predict a CSV file with a quarter of the rows, and a script with `spark_udf` and `--engine spark`
-predict the files.
+There are three models: a logistic regression of 12 numbers, where reading and writing
+cost most, a logistic regression of 12 numbers and two texts, and 100 boosted trees of
+the same columns with a quarter of the rows. Each is logged once by `log_model`, and all
+methods load that version. In a Spark session of 1, 2 or 4 cores, `spark_udf`
+(env_manager local, also for the scikit-learn original), `predict_frame` and `onnxserve
+batch --engine spark` alternate. All read and write the same Parquet files. Without
+Spark, processes predict copies of the files. As commands, `mlflow models predict` and
+`onnxserve batch` predict a CSV file with a quarter of the rows, and a script with
+`spark_udf` and `--engine spark` predict the files.
 
-The script prints medians over rounds, after one warm-up round: rows per second, and rows per second of CPU of all
-processes. Use the latter on a shared machine. It does not include Java's CPU if Java ends with the command.
+The script prints medians over rounds, after one warm-up round: rows per second, and
+rows per second of CPU of all processes. Use the latter on a shared machine. It does not
+include Java's CPU if Java ends with the command.
 """
 
 import argparse
@@ -116,7 +119,9 @@ def log_models(names: list[str]) -> dict[str, tuple[str, str]]:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process and all its descendants, including Spark's Java and ended processes."""
+    """Return the CPU time of this process and all its descendants, including Spark's
+    Java and ended processes.
+    """
     total = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):

@@ -1,10 +1,13 @@
-"""Dynamic batching on and off: a small torch CNN and 64 callers that send one image at a time, in one process.
+"""Dynamic batching on and off: a small torch CNN and 64 callers that send one image at
+a time, in one process.
 
     python benchmarks/batching.py
 
-All ways alternate, and the ratio of the medians is the result. The callers are threads that wait for their responses,
-or an event loop with the same number of concurrent requests. Without batching, the event loop computes requests itself,
-like the fast worker. The script also prints the cost for a single caller and the sizes of the batches.
+All ways alternate, and the ratio of the medians is the result. The callers are threads
+that wait for their responses, or an event loop with the same number of concurrent
+requests. Without batching, the event loop computes requests itself, like the fast
+worker. The script also prints the cost for a single caller and the sizes of the
+batches.
 """
 
 import statistics
@@ -34,7 +37,9 @@ Ask = Callable[[Feeds], object]
 
 
 def export_cnn(folder: Path) -> Path:
-    """Return a CNN for 28 × 28 images with ten classes and a free batch dimension; its weights are random."""
+    """Return a CNN for 28 × 28 images with ten classes and a free batch dimension; its
+    weights are random.
+    """
     torch.manual_seed(0)
     layers = [
         nn.Conv2d(1, 16, 3, padding=1),
@@ -67,8 +72,9 @@ def export_cnn(folder: Path) -> Path:
 
 
 def throughput(ask: Ask, clients: int, seconds: float = SECONDS) -> float:
-    """Return requests of one row per second by `clients` threads, each of which sends the next request after its
-    response."""
+    """Return requests of one row per second by `clients` threads, each of which sends
+    the next request after its response.
+    """
     counts = [0] * clients
     stop = threading.Event()
     feeds = {"x": np.random.default_rng(0).random((1, 1, SIDE, SIDE), dtype=np.float32)}
@@ -151,7 +157,8 @@ def main() -> None:
     for delay, batcher in batchers.items():
         ways[f"loop, {delay} µs"] = partial(from_a_loop, batcher, run, rows)
     print(
-        f"onnxruntime {onnxruntime.__version__}, {available_cores()} cores, {ROUNDS} rounds of {SECONDS} s",
+        f"onnxruntime {onnxruntime.__version__}, {available_cores()} cores, {ROUNDS} rounds of "
+        f"{SECONDS} s",
     )
     for clients in (1, CLIENTS):
         measured: dict[str, list[float]] = {name: [] for name in ways}

@@ -1,13 +1,16 @@
-"""Measure the speed of trees as ONNX, in their own library and in Treelite: one row, and ten thousand rows.
+"""Measure the speed of trees as ONNX, in their own library and in Treelite: one row,
+and ten thousand rows.
 
     .venv/bin/python benchmarks/boosters.py [XGBoost CatBoost …]
     THREADS=2 .venv/bin/python benchmarks/boosters.py XGBoost LightGBM      # on a machine without other jobs
 
-The models have 100 trees (or 300, 1,000) on 20 columns. The graphs and the originals use one thread each, and alternate
-in rounds of 0.1 s. The script prints the medians of the CPU time in microseconds (with several threads, the minimum of
-the wall-clock time), and the original's time divided by the graph's time: above 1, the ONNX graph is faster. The
-original is called by its own `predict` on a numpy array, like in a server that keeps it in memory. With `pip install
-treelite tl2cgen` and gcc, Treelite is measured as well: its interpreter GTIL, and its trees as C.
+The models have 100 trees (or 300, 1,000) on 20 columns. The graphs and the originals
+use one thread each, and alternate in rounds of 0.1 s. The script prints the medians of
+the CPU time in microseconds (with several threads, the minimum of the wall-clock time),
+and the original's time divided by the graph's time: above 1, the ONNX graph is faster.
+The original is called by its own `predict` on a numpy array, like in a server that
+keeps it in memory. With `pip install treelite tl2cgen` and gcc, Treelite is measured as
+well: its interpreter GTIL, and its trees as C.
 """
 
 import os
@@ -81,7 +84,9 @@ def models() -> dict[str, Any]:
 
 
 def treelite_predictors(model: Any, folder: Path) -> dict[str, Callable[[Any], Any]]:
-    """Return Treelite's functions of [N, columns], if it is installed and reads the model."""
+    """Return Treelite's functions of [N, columns], if it is installed and reads the
+    model.
+    """
     if isinstance(model, catboost.CatBoost):
         return {}
     try:
@@ -152,7 +157,8 @@ def main() -> None:
                     f"{label} {time:.1f}" for label, time in zip(others, rest, strict=True)
                 )
                 print(
-                    f"{name:24}{rows:8}{original:12.1f}{onnx:10.1f}{original / onnx:8.2f}   {beside}",
+                    f"{name:24}{rows:8}{original:12.1f}{onnx:10.1f}{original / onnx:8.2f}   "
+                    f"{beside}",
                     flush=True,
                 )
 

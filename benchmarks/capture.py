@@ -1,14 +1,17 @@
-"""Measure the cost of capturing: a request before its response, a row on the disk, and the agent that ships it.
+"""Measure the cost of capturing: a request before its response, a row on the disk, and
+the agent that ships it.
 
     .venv/bin/python benchmarks/capture.py                   # about a minute
     PYTHONPATH=/path/to/another/checkout .venv/bin/python benchmarks/capture.py
 
-There are two models, the same as in `benchmarks/request_path.py`: 30 floats in one input, and the flights' 15 mixed
-columns. `request` is the complete `CaptureWriter.write` with its counters for one row, in microseconds of the thread's
-CPU time: the best and the median of 25 rounds, because other jobs on the cores can only add time. `whole`: every
-column. `drop 5`, `mask 1`, `mask 5`: columns that are omitted or masked. `one label`: a request with one label of
-feedback. Shipping is the agent's CPU seconds per million requests of one row, into a folder in memory. The log's bytes
-are the bytes of its Parquet files.
+There are two models, the same as in `benchmarks/request_path.py`: 30 floats in one
+input, and the flights' 15 mixed columns. `request` is the complete
+`CaptureWriter.write` with its counters for one row, in microseconds of the thread's CPU
+time: the best and the median of 25 rounds, because other jobs on the cores can only add
+time. `whole`: every column. `drop 5`, `mask 1`, `mask 5`: columns that are omitted or
+masked. `one label`: a request with one label of feedback. Shipping is the agent's CPU
+seconds per million requests of one row, into a folder in memory. The log's bytes are
+the bytes of its Parquet files.
 """
 
 import argparse
@@ -30,7 +33,9 @@ ROUNDS, ROUND_REQUESTS = 25, 2000
 MOST_MICROSECONDS = {"whole": 10.0, "drop 5": 10.0, "mask 1": 10.0, "mask 5": 25.0}
 """Only masked columns cost time for masking: 3 µs each."""
 MOST_SHIPPING_SECONDS = 10.0
-"""CPU seconds per million rows: a tenth of a core if the worker answers 10,000 requests per second."""
+"""CPU seconds per million rows: a tenth of a core if the worker answers 10,000 requests
+per second.
+"""
 CHOICES = {
     "whole": ((), ()),
     "drop 5": (slice(0, 5), ()),
@@ -41,8 +46,9 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """The figures of one model and one choice of columns: microseconds per request, bytes per row, CPU seconds per
-    million rows."""
+    """The figures of one model and one choice of columns: microseconds per request,
+    bytes per row, CPU seconds per million rows.
+    """
 
     best: float
     median: float

@@ -1,7 +1,9 @@
-"""Compare the Python client with plain requests and httpx on one server: `python -m benchmarks.client`.
+"""Compare the Python client with plain requests and httpx on one server: `python -m
+benchmarks.client`.
 
-A frame is sent one, 100 and 10,000 rows at a time in sequential calls, and then 400 calls of one row are sent 16 at a
-time. All ways take part in each round, so that the other jobs on the machine affect all of them. Compare the ratios.
+A frame is sent one, 100 and 10,000 rows at a time in sequential calls, and then 400
+calls of one row are sent 16 at a time. All ways take part in each round, so that the
+other jobs on the machine affect all of them. Compare the ratios.
 """
 
 import asyncio
@@ -76,7 +78,8 @@ def show(title: str, ways: dict[str, Callable[[], Any]], times: int) -> None:
     print(title)
     for name, values in taken.items():
         print(
-            f"  {name:26} {statistics.median(values) * 1e3:9.3f} ms  (minimum {min(values) * 1e3:.3f})",
+            f"  {name:26} {statistics.median(values) * 1e3:9.3f} ms  (minimum "
+            f"{min(values) * 1e3:.3f})",
         )
 
 

@@ -1,9 +1,11 @@
-"""Measure the cost of the console's charts: the page with and without them, one chart, and the agent's work for them.
+"""Measure the cost of the console's charts: the page with and without them, one chart,
+and the agent's work for them.
 
 python benchmarks/console.py
 
-One process runs MLflow's Flask app on SQLite. The servers of the endpoints do not run, and each endpoint has one hour
-of history for two versions. The script prints milliseconds of CPU, the median of rounds in which the cases alternate.
+One process runs MLflow's Flask app on SQLite. The servers of the endpoints do not run,
+and each endpoint has one hour of history for two versions. The script prints
+milliseconds of CPU, the median of rounds in which the cases alternate.
 """
 
 import os
@@ -59,7 +61,9 @@ def history_line(endpoint: str, left: int) -> bytes:
 
 
 def agent_reading(endpoints: int, folder: Path) -> Callable[[], object]:
-    """Return the agent's work of every ten seconds, for a server with this number of endpoints."""
+    """Return the agent's work of every ten seconds, for a server with this number of
+    endpoints.
+    """
     from mlflow_deploy_plugin.core.statedir.history import _read_counts
     from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 

@@ -1,14 +1,16 @@
-"""Determine which models are served as ONNX or as pyfunc, and if their predictions equal the original's, through HTTP.
+"""Determine which models are served as ONNX or as pyfunc, and if their predictions
+equal the original's, through HTTP.
 
     .venv/bin/python benchmarks/coverage.py                   # everything; five minutes on two cores
     .venv/bin/python benchmarks/coverage.py --only hist text  # cases whose name contains one of these words
 
-The cases are every estimator of scikit-learn, some sixty pipelines, boosters of three libraries, and neural networks.
-Each is logged by `log_model`, which uses MLflow's own flavor for models without an ONNX form, and served by `onnxserve
-serve`, a dozen per server. Each receives hostile rows (`covering/rows.py`) that the proof does not use. A separate
-judge (`covering/judge.py`) compares each prediction with the original's: `equal` (ONNX), `pyfunc` (equal, with the
-reason for the missing ONNX form), `refused`, `wrong` or `crashed`. The exit status is 1 if any case is refused, wrong
-or crashed.
+The cases are every estimator of scikit-learn, some sixty pipelines, boosters of three
+libraries, and neural networks. Each is logged by `log_model`, which uses MLflow's own
+flavor for models without an ONNX form, and served by `onnxserve serve`, a dozen per
+server. Each receives hostile rows (`covering/rows.py`) that the proof does not use. A
+separate judge (`covering/judge.py`) compares each prediction with the original's:
+`equal` (ONNX), `pyfunc` (equal, with the reason for the missing ONNX form), `refused`,
+`wrong` or `crashed`. The exit status is 1 if any case is refused, wrong or crashed.
 """
 
 import argparse
@@ -50,7 +52,9 @@ def every_case() -> dict[str, Callable[[], Case]]:
 
 
 def verdicts_on(names: list[str]) -> tuple[list[Verdict], list[str]]:
-    """Return the verdicts on the cases with these names, and the reasons why other cases cannot be judged."""
+    """Return the verdicts on the cases with these names, and the reasons why other
+    cases cannot be judged.
+    """
     logging.disable(logging.WARNING)
     cases, without = {}, []
     for name in names:
@@ -68,7 +72,8 @@ def report(verdicts: list[Verdict]) -> str:
         wrong = " ".join(f"{kind}={count}" for kind, count in one.wrong.items())
         said = " ".join(f"{wrong} {one.said}".split())[:_WIDTH]
         lines.append(
-            f"{one.outcome:8} {one.name:48} {one.rows:6} rows {one.ties:4} ties {one.seconds:6.1f} s  {said}",
+            f"{one.outcome:8} {one.name:48} {one.rows:6} rows {one.ties:4} ties "
+            f"{one.seconds:6.1f} s  {said}",
         )
     return "\n".join(lines)
 

@@ -1,11 +1,13 @@
-"""Measure the cost of the target onnxserve:/docker per request, and the effect of a new image on concurrent requests.
+"""Measure the cost of the target onnxserve:/docker per request, and the effect of a new
+image on concurrent requests.
 
     .venv/bin/python benchmarks/docker_target.py --image onnxserve:cpu
 
-The same tiny model is deployed three times with one worker each: on this machine, in a container with a published port,
-and in a container with this machine's network. wrk sends requests to each in turn. Then the second server is replaced
-repeatedly under load, by clients that keep their connections and clients that open a connection per request. Every
-response is checked. The exit status is 1 if a request fails.
+The same tiny model is deployed three times with one worker each: on this machine, in a
+container with a published port, and in a container with this machine's network. wrk
+sends requests to each in turn. Then the second server is replaced repeatedly under
+load, by clients that keep their connections and clients that open a connection per
+request. Every response is checked. The exit status is 1 if a request fails.
 """
 
 import argparse
@@ -65,7 +67,8 @@ def main() -> int:
             own = statistics.median(rates["this machine"])
             for name, found in rates.items():
                 print(
-                    f"| {name} | {statistics.median(found):,.0f} | {statistics.median(found) / own:.2f} |",
+                    f"| {name} | {statistics.median(found):,.0f} | "
+                    f"{statistics.median(found) / own:.2f} |",
                 )
             return _replace(
                 clients["docker"],
@@ -126,9 +129,11 @@ def _replace(client: Any, name: str, url: str, replacements: int) -> int:
     (right, count), *wrong = answers.most_common()
     seconds.sort()
     print(
-        f"\n{replacements} replacements, {statistics.median(took):.1f} s each: {answers.total():,} requests, "
-        f"{answers.total() - count} failed; p50 {seconds[len(seconds) // 2] * 1e3:.1f} ms, "
-        f"p99 {seconds[len(seconds) * 99 // 100] * 1e3:.1f} ms, longest {seconds[-1] * 1e3:.0f} ms",
+        "\n"
+        f"{replacements} replacements, {statistics.median(took):.1f} s each: {answers.total():,} "
+        f"requests, {answers.total() - count} failed; p50 {seconds[len(seconds) // 2] * 1e3:.1f} "
+        f"ms, p99 {seconds[len(seconds) * 99 // 100] * 1e3:.1f} ms, longest "
+        f"{seconds[-1] * 1e3:.0f} ms",
     )
     print("\n".join(f"{count} × {answer}" for answer, count in wrong), end="")
     return 0 if not wrong and right.startswith("200 ") else 1

@@ -1,12 +1,15 @@
-"""Measure how reliable the drift verdict is: false alarms, detected changes and costs, compared with other methods.
+"""Measure how reliable the drift verdict is: false alarms, detected changes and costs,
+compared with other methods.
 
     .venv/bin/python benchmarks/drift.py            # about ten minutes on two cores
     .venv/bin/python benchmarks/drift.py --only calm        # or another of PARTS
     .venv/bin/python benchmarks/drift.py --share 0.1        # a tenth of the windows, in two minutes
 
-The script prints tables with targets: each share with its 95 % interval. A target is met if the share is inside it, and
-missed if the whole interval is outside. Otherwise the outcome is uncertain. No setting is tuned on these windows: the
-seeds are fixed, and the shares are of all judged windows. If a part fails, the script reports it and continues.
+The script prints tables with targets: each share with its 95 % interval. A target is
+met if the share is inside it, and missed if the whole interval is outside. Otherwise
+the outcome is uncertain. No setting is tuned on these windows: the seeds are fixed, and
+the shares are of all judged windows. If a part fails, the script reports it and
+continues.
 """
 
 import argparse

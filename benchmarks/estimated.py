@@ -1,12 +1,14 @@
-"""Measure the error of a classifier's estimated accuracy before its labels arrive, on real flights by month.
+"""Measure the error of a classifier's estimated accuracy before its labels arrive, on
+real flights by month.
 
     .venv/bin/python -m benchmarks.estimated            # about half a minute on two cores
 
-The delay model learns January to March 2013, except ten complete days, and predicts each later month. The script
-compares the estimate that a performance monitor makes from the model's probabilities (`watch/statistics/cbpe.py`) with
-the figure from the labels. The estimate is checked and corrected on the earlier months whose labels the monitor would
-have, starting with the held-out days. Then the same is done for days: every second day of April to December, each with
-the eight earlier days.
+The delay model learns January to March 2013, except ten complete days, and predicts
+each later month. The script compares the estimate that a performance monitor makes from
+the model's probabilities (`watch/statistics/cbpe.py`) with the figure from the labels.
+The estimate is checked and corrected on the earlier months whose labels the monitor
+would have, starting with the held-out days. Then the same is done for days: every
+second day of April to December, each with the eight earlier days.
 """
 
 from statistics import mean
@@ -46,7 +48,9 @@ def estimated(window: LabelledWindow, earlier: list[LabelledWindow]) -> CbpeEsti
 
 
 def half_width(guess: CbpeEstimate, name: str) -> float:
-    """Return half the width of the interval that a monitor uses; NaN if there is no interval."""
+    """Return half the width of the interval that a monitor uses; NaN if there is no
+    interval.
+    """
     return guess.errors[name].half_width(_CONFIDENCE) if name in guess.errors else float("nan")
 
 
@@ -86,12 +90,14 @@ def by_day(pipeline: Pipeline, flights: pd.DataFrame) -> None:
             beyond[name].append(off[name][-1] > guess.errors[name].largest)
     for name in NAMES:
         print(
-            f"{name:>9}: mean error of the estimate of {len(off[name])} days {np.mean(off[name]):.3f}, outside of "
-            f"the interval on {np.mean(outside[name]):.0%} (nominal: 5 %), beyond the largest error of the "
-            f"{_DAYS_BEFORE} days before on {np.mean(beyond[name]):.0%} (one in nine by chance)",
+            f"{name:>9}: mean error of the estimate of {len(off[name])} days "
+            f"{np.mean(off[name]):.3f}, outside of the interval on {np.mean(outside[name]):.0%} "
+            f"(nominal: 5 %), beyond the largest error of the {_DAYS_BEFORE} days before on "
+            f"{np.mean(beyond[name]):.0%} (one in nine by chance)",
         )
     print(
-        f" accuracy: mean error if each day is assumed to equal the {_DAYS_BEFORE} earlier days {np.mean(naive):.3f}",
+        f" accuracy: mean error if each day is assumed to equal the {_DAYS_BEFORE} earlier days "
+        f"{np.mean(naive):.3f}",
     )
 
 

@@ -1,12 +1,14 @@
-"""Compare a GPU's inference: onnxserve's sessions, bare ONNX Runtime, torch eager and torch.compile.
+"""Compare a GPU's inference: onnxserve's sessions, bare ONNX Runtime, torch eager and
+torch.compile.
 
     python benchmarks/gpu.py                   # on a machine with an NVIDIA GPU, extra gpu and a CUDA build of torch
     python benchmarks/gpu.py --device cpu --rounds 1 --models digits         # a dry run, whose figures are meaningless
 
-The models are ResNet18 (3 × 224 × 224, float32 and float16) and the digits CNN with 1, 8, 32 and 128 rows. Every way
-receives and returns numpy arrays of the host, so copies are included. All ways alternate in each round, and the medians
-are compared. The script prints the table for RESULTS.md: milliseconds per run, and the speed relative to bare ONNX
-Runtime.
+The models are ResNet18 (3 × 224 × 224, float32 and float16) and the digits CNN with 1,
+8, 32 and 128 rows. Every way receives and returns numpy arrays of the host, so copies
+are included. All ways alternate in each round, and the medians are compared. The script
+prints the table for RESULTS.md: milliseconds per run, and the speed relative to bare
+ONNX Runtime.
 """
 
 import argparse
@@ -62,7 +64,9 @@ def export(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, file: 
 
 
 def ways(module: nn.Module, file: Path, device: Device) -> dict[str, Run]:
-    """The functions that compute the module, by name; the first is the base of the ratios."""
+    """The functions that compute the module, by name; the first is the base of the
+    ratios.
+    """
     provider = Placement(device).providers[0][0]
     bare = onnxruntime.InferenceSession(str(file), providers=[provider])
     plain = open_session(file, Placement(device))
@@ -136,7 +140,8 @@ def main() -> None:
     else:
         where = f"{platform.processor() or 'a CPU'}: a dry run"
     print(
-        f"{where}; onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, {options.rounds} rounds\n",
+        f"{where}; onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, "
+        f"{options.rounds} rounds\n",
     )
     names = ["ONNX Runtime", "onnxserve", "CUDA graphs", "torch eager", "torch.compile"]
     print("| | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))

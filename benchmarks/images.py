@@ -1,13 +1,15 @@
-"""Compare the size and the start of an image with one model: `onnxserve build-docker` and `mlflow models build-docker`.
+"""Compare the size and the start of an image with one model: `onnxserve build-docker`
+and `mlflow models build-docker`.
 
     python benchmarks/images.py
     python benchmarks/images.py --libraries sklearn
 
-A model of a hundred trees is saved by MLflow's own flavor and by ours. MLflow's image is built from the Dockerfile that
-`mlflow models generate-dockerfile` writes, with another base: both images use the base that `--base-image` names. No
-layer is taken from Docker's cache (`--no-cache`), so the seconds are the time of a first build with this machine's
-package index. The script needs Docker and a package index. The images are removed at the end, but some GB remain in
-Docker's build cache (`docker builder prune`).
+A model of a hundred trees is saved by MLflow's own flavor and by ours. MLflow's image
+is built from the Dockerfile that `mlflow models generate-dockerfile` writes, with
+another base: both images use the base that `--base-image` names. No layer is taken from
+Docker's cache (`--no-cache`), so the seconds are the time of a first build with this
+machine's package index. The script needs Docker and a package index. The images are
+removed at the end, but some GB remain in Docker's build cache (`docker builder prune`).
 """
 
 import argparse
@@ -151,7 +153,8 @@ def main() -> None:
             start = statistics.median(one[turn] for one in starts)
             share = f"{sizes[turn] / sizes[0]:.0%}"
             print(
-                f"{f'{name}, {library}':<40} {sizes[turn]:>7,.0f} {share:>12} {seconds[turn]:>15.0f} {start:>23.1f}",
+                f"{f'{name}, {library}':<40} {sizes[turn]:>7,.0f} {share:>12} "
+                f"{seconds[turn]:>15.0f} {start:>23.1f}",
             )
 
 

@@ -1,10 +1,11 @@
-"""Measure the size of an installation: distributions and megabytes of empty environments, one per extra.
+"""Measure the size of an installation: distributions and megabytes of empty
+environments, one per extra.
 
     python benchmarks/install.py
     python benchmarks/install.py --checkout /path/to/another --extras cpu
 
-`requirements of a model` is what `mlflow models serve` and `build-docker` install for a model of `log_model`,
-including MLflow. The script needs uv and a package index.
+`requirements of a model` is what `mlflow models serve` and `build-docker` install for a
+model of `log_model`, including MLflow. The script needs uv and a package index.
 """
 
 import argparse
@@ -30,7 +31,9 @@ def run(*command: str | Path) -> None:
 
 
 def measure(requirements: list[str]) -> tuple[int, int]:
-    """Return the number of distributions and the megabytes of an environment with only `requirements`."""
+    """Return the number of distributions and the megabytes of an environment with only
+    `requirements`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run(UV, "venv", "-q", "--python", sys.executable, folder)
         run(

@@ -1,15 +1,17 @@
-"""Measure the quality of a performance monitor's figures if labels are late, few, or missing depending on their value.
+"""Measure the quality of a performance monitor's figures if labels are late, few, or
+missing depending on their value.
 
     .venv/bin/python benchmarks/labels.py               # some minutes on two cores
     .venv/bin/python benchmarks/labels.py --only missing --share 0.2
 
-- estimates: how often the interval of an estimate without labels contains the later value from the labels, by the rows
-  of the window, by the number of earlier windows, and by the error of the model's probabilities from window to window.
-- missing: how often the interval of an accuracy contains the accuracy of all rows if some have a label, with the
-  labelled rows as they are, and with the monitor's method. Also, how often the verdict is wrong with the bound 0.05
-  away.
-- alarms: the number of alarms per year of daily windows, by `consecutive`, and the time until a real change is
-  reported.
+- estimates: how often the interval of an estimate without labels contains the later
+  value from the labels, by the rows of the window, by the number of earlier windows,
+  and by the error of the model's probabilities from window to window.
+- missing: how often the interval of an accuracy contains the accuracy of all rows if
+  some have a label, with the labelled rows as they are, and with the monitor's method.
+  Also, how often the verdict is wrong with the bound 0.05 away.
+- alarms: the number of alarms per year of daily windows, by `consecutive`, and the time
+  until a real change is reported.
 """
 
 import argparse
@@ -56,7 +58,8 @@ def answers_of(
     Args:
         skill: of the model's scores.
         sharper: the factor by which the model's probabilities are too extreme.
-        level: the difference of the log odds of the positive class that the model cannot observe.
+        level: the difference of the log odds of the positive class that the model
+            cannot observe.
         odds: log odds of the positive class.
     """
     scores = odds + skill * rng.normal(size=rows)
@@ -67,7 +70,10 @@ def answers_of(
 
 
 def of_estimates(share: float) -> Iterator[str]:
-    yield f"| probabilities | earlier windows | rows | {' | '.join(f'{name}: earlier / now' for name in _NAMES)} |"
+    yield (
+        "| probabilities | earlier windows | rows | "
+        f"{' | '.join(f'{name}: earlier / now' for name in _NAMES)} |"
+    )
     yield "|---" * (3 + len(_NAMES)) + "|"
     times = max(round(400 * share), 20)
     tasks = [
@@ -129,8 +135,8 @@ _MODELS = {
 
 def of_missing(share: float) -> Iterator[str]:
     yield (
-        "| labels | model | rows | covered, unweighted | covered, now | difference found | bounds | "
-        "wrong, unweighted | wrong, now |"
+        "| labels | model | rows | covered, unweighted | covered, now | difference found | bounds "
+        "| wrong, unweighted | wrong, now |"
     )
     yield "|---" * 9 + "|"
     times = max(round(300 * share), 20)
@@ -201,7 +207,10 @@ def of_alarms(share: float) -> Iterator[str]:
         drift = np.where(noise > _quantile(0.05), 1, 0)
         yield f"| alarms per year at 5 % per window, {what} | {_begun(drift)} |"
         edge = np.where(noise > _quantile(0.025), 1, np.where(noise < -_quantile(0.025), 0, -1))
-        yield f"| the same, accuracy equal to its bound, most windows `cannot tell`, {what} | {_begun(edge)} |"
+        yield (
+            f"| the same, accuracy equal to its bound, most windows `cannot tell`, {what} | "
+            f"{_begun(edge)} |"
+        )
     for power in (0.3, 0.6, 0.9):
         hit = rng.random((years, _BROKEN_DAYS)) < power
         what = f"windows until a change is reported that {power:.0%} of them show"
@@ -216,7 +225,9 @@ def _quantile(rate: float) -> float:
 
 
 def _persistent(rng: np.random.Generator, coefficient: float, years: int, days: int) -> Array:
-    """Return [years, days] standard normal numbers, each of which depends on the previous number."""
+    """Return [years, days] standard normal numbers, each of which depends on the
+    previous number.
+    """
     drawn = rng.normal(size=(years, days))
     for day in range(1, days):
         drawn[:, day] = (
@@ -226,8 +237,9 @@ def _persistent(rng: np.random.Generator, coefficient: float, years: int, days: 
 
 
 def _in_a_row(states: Array) -> Array:
-    """Return the number of alarms in a row at each window. 1 is an alarm, 0 ends the row, and -1 neither counts nor
-    ends it."""
+    """Return the number of alarms in a row at each window. 1 is an alarm, 0 ends the
+    row, and -1 neither counts nor ends it.
+    """
     counts = np.zeros(states.shape, np.int64)
     count = np.zeros(len(states), np.int64)
     for day in range(states.shape[1]):
@@ -237,7 +249,9 @@ def _in_a_row(states: Array) -> Array:
 
 
 def _begun(states: Array) -> str:
-    """Return how often per year the start of an alarm is reported, for 1, 2 and 3 in a row."""
+    """Return how often per year the start of an alarm is reported, for 1, 2 and 3 in a
+    row.
+    """
     counts = _in_a_row(states)
     return " | ".join(
         f"{(counts == consecutive).sum(axis=1).mean():.2g}" for consecutive in (1, 2, 3)

@@ -1,17 +1,19 @@
-"""Compare the log's own scan and label join with DuckDB and pyarrow.dataset: time, memory, and the effect of a damaged
-file.
+"""Compare the log's own scan and label join with DuckDB and pyarrow.dataset: time,
+memory, and the effect of a damaged file.
 
     .venv/bin/python benchmarks/log_engines.py                     # a minute or two on two cores
     .venv/bin/python benchmarks/log_engines.py --hours 6 24 --rows 100000
 
-Each engine runs in a separate process, counts the distinct rows of a log and the rows with a label, and sums a column
-whose type differs between files. A tenth of the rows is in two files, as after a compaction that was killed. Half of
-the rows have a label, and a tenth of the labels a correction.
+Each engine runs in a separate process, counts the distinct rows of a log and the rows
+with a label, and sums a column whose type differs between files. A tenth of the rows is
+in two files, as after a compaction that was killed. Half of the rows have a label, and
+a tenth of the labels a correction.
 
 - ours: `view_tables`, as used by `onnxserve log query` and the monitors.
-- duckdb: one statement over `read_parquet` with union_by_name, 512 MB and a temporary folder.
-- duckdb by file: one INSERT per file, so that a damaged file does not affect other files; duplicates are removed by
-  hour.
+- duckdb: one statement over `read_parquet` with union_by_name, 512 MB and a temporary
+  folder.
+- duckdb by file: one INSERT per file, so that a damaged file does not affect other
+  files; duplicates are removed by hour.
 - pyarrow: `pyarrow.dataset` with the unified schema, group_by and join in memory.
 """
 
@@ -131,7 +133,10 @@ def _connect(folder: str) -> Any:
 
 def duckdb_one(root: Path) -> tuple[int, int, float]:
     rows, labels = _files(root)
-    distinct = f"SELECT DISTINCT ON ({_KEYS}) _prediction_id, _row, x0, {_KEYS} FROM read_parquet(?, union_by_name = true)"
+    distinct = (
+        f"SELECT DISTINCT ON ({_KEYS}) _prediction_id, _row, x0, {_KEYS} FROM read_parquet(?, "
+        "union_by_name = true)"
+    )
     with tempfile.TemporaryDirectory(dir=root.parent) as folder:
         connection = _connect(folder)
         return tuple(
@@ -152,13 +157,14 @@ def duckdb_by_file(root: Path) -> tuple[int, int, float]:
         totals = np.zeros(3)
         for hour in sorted({str(Path(file).parent) for file in rows}):
             connection.execute(
-                "CREATE OR REPLACE TEMP TABLE hour "
-                "(_prediction_id VARCHAR, _segment VARCHAR, _offset BIGINT, _row INTEGER, x0 DOUBLE)",
+                "CREATE OR REPLACE TEMP TABLE hour (_prediction_id VARCHAR, _segment VARCHAR, "
+                "_offset BIGINT, _row INTEGER, x0 DOUBLE)",
             )
             for file in (file for file in rows if str(Path(file).parent) == hour):
                 try:
                     connection.execute(
-                        f"INSERT INTO hour BY NAME SELECT _prediction_id, {_KEYS}, x0 FROM read_parquet(?)",
+                        f"INSERT INTO hour BY NAME SELECT _prediction_id, {_KEYS}, x0 FROM "
+                        "read_parquet(?)",
                         [file],
                     )
                 except duckdb.Error as error:

@@ -1,10 +1,12 @@
-"""Measure the cost of many small models in one server: start, memory, latency, and a change while it runs.
+"""Measure the cost of many small models in one server: start, memory, latency, and a
+change while it runs.
 
     .venv/bin/python -m benchmarks.many_endpoints            # 200 models and 2 workers; a minute on two cores
 
-Two servers run next to each other, with one and with many endpoints. Each model has its own files and session (a
-logistic regression over 30 columns). Both servers receive requests in alternating rounds, for always the same endpoint,
-and for each endpoint in turn.
+Two servers run next to each other, with one and with many endpoints. Each model has its
+own files and session (a logistic regression over 30 columns). Both servers receive
+requests in alternating rounds, for always the same endpoint, and for each endpoint in
+turn.
 """
 
 import argparse
@@ -58,12 +60,16 @@ class Server:
         return float(sum(process.memory_full_info().pss for process in self.processes()) / 2**20)
 
     def workers(self) -> list[psutil.Process]:
-        """Return the workers: the grandchildren of the supervisor, which are children of gunicorn."""
+        """Return the workers: the grandchildren of the supervisor, which are children
+        of gunicorn.
+        """
         children = psutil.Process(self.process.pid).children()
         return [worker for child in children for worker in child.children()]
 
     def worker_mebibytes(self) -> tuple[float, float]:
-        """Return the resident and the unshared memory of a worker, as the mean of all workers."""
+        """Return the resident and the unshared memory of a worker, as the mean of all
+        workers.
+        """
         infos = [worker.memory_full_info() for worker in self.workers()]
         return tuple(
             sum(getattr(info, kind) for info in infos) / len(infos) / 2**20
@@ -98,7 +104,9 @@ def main() -> None:
 
 
 def make_model(root: Path, number: int) -> Path:
-    """Return the model's folder: the first is created, and the others are copies of its files."""
+    """Return the model's folder: the first is created, and the others are copies of its
+    files.
+    """
     template, folder = root / "models" / "m0", root / "models" / f"m{number}"
     if number:
         return Path(shutil.copytree(template, folder))
@@ -153,7 +161,9 @@ def wait_ready(process: subprocess.Popen[bytes], state_dir: Path) -> dict[str, A
 
 
 def measure(port: int, names: list[str], requests: int) -> tuple[float, float]:
-    """Return p50 and p99 in milliseconds of one client that sends requests to these endpoints in turn."""
+    """Return p50 and p99 in milliseconds of one client that sends requests to these
+    endpoints in turn.
+    """
     body = json.dumps({"inputs": [[0.5] * COLUMNS]})
     paths = itertools.cycle([f"/endpoints/{name}/invocations" for name in names])
     connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -170,7 +180,9 @@ def measure(port: int, names: list[str], requests: int) -> tuple[float, float]:
 
 
 def change(server: Server, model: Path) -> dict[str, float]:
-    """Return the seconds to load and to unload another endpoint, and to read /metrics, and the bytes of /metrics."""
+    """Return the seconds to load and to unload another endpoint, and to read /metrics,
+    and the bytes of /metrics.
+    """
     seconds = {}
     for action, body in (("load", {"parameters": {"model_uri": str(model)}}), ("unload", {})):
         seconds[action], _ = timed(
@@ -203,10 +215,12 @@ def report(one: Server, many: Server, rounds: np.ndarray, changed: dict[str, flo
     print("|---|---|---|---|")
     print(f"| start to ready | {one.start_seconds:.1f} s | {many.start_seconds:.1f} s | |")
     print(
-        f"| CPU of the start, all processes | {one.start_cpu_seconds:.1f} s | {many.start_cpu_seconds:.1f} s | |",
+        f"| CPU of the start, all processes | {one.start_cpu_seconds:.1f} s | "
+        f"{many.start_cpu_seconds:.1f} s | |",
     )
     print(
-        f"| memory of the server (PSS) | {one.mebibytes():.0f} MiB | {many.mebibytes():.0f} MiB | |",
+        f"| memory of the server (PSS) | {one.mebibytes():.0f} MiB | {many.mebibytes():.0f} MiB | "
+        "|",
     )
     print(f"| resident memory of a worker | {one_rss:.0f} MiB | {many_rss:.0f} MiB | |")
     each = 1024 * (many_uss - one_uss) / (count - 1)

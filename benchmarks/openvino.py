@@ -1,12 +1,14 @@
-"""Compare onnxserve's sessions on ONNX Runtime's CPU provider and on OpenVINO, and servers on both over HTTP.
+"""Compare onnxserve's sessions on ONNX Runtime's CPU provider and on OpenVINO, and
+servers on both over HTTP.
 
     python benchmarks/openvino.py                     # about 3 minutes; needs torch, and PyPI for the OpenVINO build
     python benchmarks/openvino.py --site FOLDER       # with an installed build (pip install --target FOLDER)
 
-The models are the digits CNN and ResNet18 (3 × 224 × 224) in float32, with 1, 8 and 32 rows. Both builds of ONNX
-Runtime contain the same module, so each has its own process. The processes alternate in each round, and the medians are
-compared. The script prints the table for RESULTS.md: milliseconds per run, the speed relative to the CPU provider, and
-the largest difference of the outputs, relative to the largest output.
+The models are the digits CNN and ResNet18 (3 × 224 × 224) in float32, with 1, 8 and 32
+rows. Both builds of ONNX Runtime contain the same module, so each has its own process.
+The processes alternate in each round, and the medians are compared. The script prints
+the table for RESULTS.md: milliseconds per run, the speed relative to the CPU provider,
+and the largest difference of the outputs, relative to the largest output.
 """
 
 import argparse
@@ -52,7 +54,9 @@ def rows_of(model: str, rows: int) -> np.ndarray:
 
 
 def answer(folder: Path, device: Build, threads: int) -> None:
-    """Measure each case that arrives at standard input as a line [model, rows], until the input ends."""
+    """Measure each case that arrives at standard input as a line [model, rows], until
+    the input ends.
+    """
     import onnxruntime
 
     from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -123,7 +127,10 @@ def compare_sessions(
                     np.load(folder / f"{device}.npy") for device in ("cpu", "openvino")
                 )
                 difference = np.abs(computed - expected).max() / np.abs(expected).max()
-                figures = f"{1e3 * cpu:.3f} ms | {1e3 * openvino:.3f} ms | {cpu / openvino:.2f}× | {difference:.0e}"
+                figures = (
+                    f"{1e3 * cpu:.3f} ms | {1e3 * openvino:.3f} ms | {cpu / openvino:.2f}× | "
+                    f"{difference:.0e}"
+                )
                 print(f"| {name}, {rows} row{'s' * (rows > 1)} | {figures} |", flush=True)
         for process in processes.values():
             assert process.stdin is not None
@@ -136,7 +143,9 @@ def compare_servers(
     threads: int,
     rounds: int,
 ) -> None:
-    """Print the median time of a request with one row, to servers that answer at the same time."""
+    """Print the median time of a request with one row, to servers that answer at the
+    same time.
+    """
     import requests
 
     from tests.support.waiting import free_port

@@ -1,12 +1,13 @@
-"""Measure the gain and loss of quantization and pruning, by `onnxserve optimize`, for four networks that classify
-digits.
+"""Measure the gain and loss of quantization and pruning, by `onnxserve optimize`, for
+four networks that classify digits.
 
     .venv/bin/python benchmarks/optimize.py
 
-Each network learns 898 of scikit-learn's 1,797 digits. Half of the other digits calibrate (and tune pruned networks),
-and half measure the loss. Sizes, load times and latencies are the command's: one thread, all forms of a network in
-alternating rounds in one process, the ratio to the base as the median over the rounds. Each network is trained once, so
-that its forms differ only in their form.
+Each network learns 898 of scikit-learn's 1,797 digits. Half of the other digits
+calibrate (and tune pruned networks), and half measure the loss. Sizes, load times and
+latencies are the command's: one thread, all forms of a network in alternating rounds in
+one process, the ratio to the base as the median over the rounds. Each network is
+trained once, so that its forms differ only in their form.
 """
 
 import logging
@@ -48,7 +49,9 @@ RECIPES = (
 
 
 class Encoder(nn.Module):
-    """Two layers of a transformer that process the eight rows of an image as a sequence."""
+    """Two layers of a transformer that process the eight rows of an image as a
+    sequence.
+    """
 
     def __init__(self, width: int = 256) -> None:
         super().__init__()
@@ -99,7 +102,10 @@ def cells(form: MeasuredForm) -> str:
     loss = (
         "" if found is None else f"{found.form_metric:.4f} ({-found.loss:+.4f}) | {found.equal:.1%}"
     )
-    return f"{cost.size / 1e3:,.0f} | {cost.packed / 1e3:,.0f} | {cost.load_ms:.1f} | {ratios} | {loss or ' | '}"
+    return (
+        f"{cost.size / 1e3:,.0f} | {cost.packed / 1e3:,.0f} | {cost.load_ms:.1f} | {ratios} | "
+        f"{loss or ' | '}"
+    )
 
 
 def main() -> None:
@@ -120,7 +126,8 @@ def main() -> None:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         pq.write_table(pa.table({"image": held_out.tolist(), "digit": truth}), "held_out.parquet")
         print(
-            "| network, form | kB | packed | load, ms | 1 row, µs | 8 rows | 1,000 rows | accuracy | equal labels |",
+            "| network, form | kB | packed | load, ms | 1 row, µs | 8 rows | 1,000 rows | "
+            "accuracy | equal labels |",
         )
         print("|---|---|---|---|---|---|---|---|---|")
         for name, network in networks().items():

@@ -1,24 +1,29 @@
-"""Measure promotions without polling: 200 agents that follow the change feed of an MLflow server.
+"""Measure promotions without polling: 200 agents that follow the change feed of an
+MLflow server.
 
     .venv/bin/python benchmarks/promotion.py               # 20 minutes on two cores
     .venv/bin/python benchmarks/promotion.py --quick       # 20 agents, five minutes
 
-A real `mlflow server --app-name onnxserve` with four workers runs behind a TCP proxy that counts the HTTP requests. Two
-agents are real `onnxserve serve` servers, which are asked for predictions every 10 ms. The others are followers: the
-agent's own code in threads of four processes (`benchmarks/promoting/agents.py`). All of them share the cores of this
-machine, so the times are longer than with 200 agents on separate machines.
+A real `mlflow server --app-name onnxserve` with four workers runs behind a TCP proxy
+that counts the HTTP requests. Two agents are real `onnxserve serve` servers, which are
+asked for predictions every 10 ms. The others are followers: the agent's own code in
+threads of four processes (`benchmarks/promoting/agents.py`). All of them share the
+cores of this machine, so the times are longer than with 200 agents on separate
+machines.
 
 polling   agents without the feed, with an interval of 2 s
 alias     all agents follow the same alias
 changes   each agent follows one of 20 models, whose aliases move while MLflow is killed (SIGKILL) and restarted, while
           connections are cut, while the proxy hangs, and while it delays all bytes by 0.5 s
 
-A click is a call of MLflow's API that moves an alias, as MLflow's UI sends it, without the proxy. It lasts until an
-agent answers with the new version. A change is missed if an agent lacks the registry's last version 60 s after the
-disturbance. In `changes`, agents without the feed would poll every 600 s, so that no poll can hide a missed change. The
-exit status is 1 if a target is missed.
+A click is a call of MLflow's API that moves an alias, as MLflow's UI sends it, without
+the proxy. It lasts until an agent answers with the new version. A change is missed if
+an agent lacks the registry's last version 60 s after the disturbance. In `changes`,
+agents without the feed would poll every 600 s, so that no poll can hide a missed
+change. The exit status is 1 if a target is missed.
 
-Each stream is opened again after 8 to 12 minutes. `--seconds 600` includes these requests in the rate.
+Each stream is opened again after 8 to 12 minutes. `--seconds 600` includes these
+requests in the rate.
 """
 
 import argparse
@@ -59,7 +64,9 @@ SERVERS = 2
 MLFLOW_WORKERS = 4
 MOST_REQUESTS, MOST_SECONDS = 4.0, 1.0
 CONVERGENCE_SECONDS = 60.0
-"""The time after which an agent without the last version counts as missed. Polls are ten times as rare."""
+"""The time after which an agent without the last version counts as missed. Polls are
+ten times as rare.
+"""
 START_SECONDS = 300.0
 KILLED, CUT, HANGS, DELAYED = (
     "MLflow is killed",
@@ -74,7 +81,9 @@ BURST = 25
 
 @dataclass
 class Registry:
-    """MLflow, its proxy, and the version of each model's alias. `cache` is a model cache with all versions."""
+    """MLflow, its proxy, and the version of each model's alias. `cache` is a model
+    cache with all versions.
+    """
 
     mlflow: MlflowServer
     proxy: Proxy
@@ -83,7 +92,9 @@ class Registry:
     session: requests.Session = field(default_factory=requests.Session)
 
     def move(self, model: str) -> float:
-        """Move the alias to the other version, directly at MLflow, until MLflow accepts it. Return the click's time."""
+        """Move the alias to the other version, directly at MLflow, until MLflow accepts
+        it. Return the click's time.
+        """
         version = "2" if self.versions[model] == "1" else "1"
         url = f"{self.mlflow.url}/api/2.0/mlflow/registered-models/alias"
         body = {"name": model, "alias": "champion", "version": version}
@@ -105,7 +116,9 @@ class Registry:
         return float(sum(time.user + time.system for time in times))
 
     def requests_per_second(self, seconds: float) -> tuple[float, float, str]:
-        """Count requests for some time. Return the mean and the largest rate of a second, and the paths."""
+        """Count requests for some time. Return the mean and the largest rate of a
+        second, and the paths.
+        """
         before, counts = self.proxy.requests.copy(), []
         for _ in range(round(seconds)):
             total = self.proxy.requests.total()
@@ -182,7 +195,9 @@ def main() -> int:
 
 @contextmanager
 def running_registry(folder: Path) -> Iterator[Registry]:
-    """Run MLflow with two versions of each model behind a proxy, and fetch all versions into a model cache."""
+    """Run MLflow with two versions of each model behind a proxy, and fetch all versions
+    into a model cache.
+    """
     from mlflow_deploy_plugin.core.registry.resolution import resolve
     from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 
@@ -213,7 +228,9 @@ def running_registry(folder: Path) -> Iterator[Registry]:
 
 
 def register() -> dict[str, str]:
-    """Register two versions of each model, the first with the alias. Return the version of each model's alias."""
+    """Register two versions of each model, the first with the alias. Return the version
+    of each model's alias.
+    """
     import mlflow
     import onnx.parser
     from mlflow import MlflowClient
@@ -275,7 +292,9 @@ def measure_clicks(
     number: int,
     has_target: bool = True,
 ) -> None:
-    """Move the aliases of all followed models, and wait each time until all agents answer with the new versions."""
+    """Move the aliases of all followed models, and wait each time until all agents
+    answer with the new versions.
+    """
     times: dict[str, list[float]] = {"a follower": [], "a real server": []}
     for _ in range(number):
         time.sleep(random.uniform(0.5, 1.5))
@@ -364,7 +383,9 @@ def changes(
 
 
 def disturb(registry: Registry, kind: str, moved: list[str]) -> None:
-    """Move the alias of each of these models during a disturbance. Return when MLflow can be reached again."""
+    """Move the alias of each of these models during a disturbance. Return when MLflow
+    can be reached again.
+    """
     if kind == HANGS:
         registry.proxy.hang()
     registry.proxy.delay_seconds = 0.5 if kind == DELAYED else 0.0

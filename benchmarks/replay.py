@@ -1,12 +1,15 @@
-"""Measure a back-test of 100,000 captured and labelled rows, next to ONNX Runtime without the log.
+"""Measure a back-test of 100,000 captured and labelled rows, next to ONNX Runtime
+without the log.
 
     .venv/bin/python benchmarks/replay.py               # a minute on two cores
     .venv/bin/python benchmarks/replay.py --rows 1000000
 
-The rows have the 19 columns of the demo's flights model: four texts, ten doubles, four integers and a boolean. The
-candidate is a logistic regression with one-hot encoded texts. The served version was trained on other rows, so some
-answers differ. Each row has a label. The command runs in a separate process, as `onnxserve backtest flights --window …
---against FOLDER -o json` runs it; its time includes the start of Python and its memory is the largest resident memory.
+The rows have the 19 columns of the demo's flights model: four texts, ten doubles, four
+integers and a boolean. The candidate is a logistic regression with one-hot encoded
+texts. The served version was trained on other rows, so some answers differ. Each row
+has a label. The command runs in a separate process, as `onnxserve backtest flights
+--window … --against FOLDER -o json` runs it; its time includes the start of Python and
+its memory is the largest resident memory.
 """
 
 import argparse
@@ -47,7 +50,9 @@ _DOUBLES = (
 
 
 def flights(rows: int, seed: int) -> pd.DataFrame:
-    """Return random flights with 19 columns, and the column `delayed`, which is the label."""
+    """Return random flights with 19 columns, and the column `delayed`, which is the
+    label.
+    """
     rng = np.random.default_rng(seed)
     table = pd.DataFrame(
         {
@@ -88,7 +93,9 @@ def save_version(folder: Path, seed: int) -> Path:
 
 
 def write_log(root: Path, table: pd.DataFrame, served: Path) -> None:
-    """Write the rows with the answers of the version `served` in one file per hour, and all labels in one file."""
+    """Write the rows with the answers of the version `served` in one file per hour, and
+    all labels in one file.
+    """
     from mlflow_deploy_plugin.serve.inference_log.labels import Label, labels_table
     from mlflow_deploy_plugin.serve.inference_log.storage import encode_parquet
     from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
@@ -143,7 +150,9 @@ def write_log(root: Path, table: pd.DataFrame, served: Path) -> None:
 
 
 def only_onnxruntime(folder: Path, table: pd.DataFrame) -> float:
-    """Return the seconds for all rows in chunks of 5,000 rows, without the log and the conversion of columns."""
+    """Return the seconds for all rows in chunks of 5,000 rows, without the log and the
+    conversion of columns.
+    """
     from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
     model = OnnxModel.load(folder)
@@ -202,7 +211,8 @@ def main() -> None:
     print(f"{report['rows']:,} rows, {report['labelled_rows']:,} of them labelled, 19 columns")
     cpu, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
     print(
-        f"back-test: {seconds:.1f} s, {rows / seconds:,.0f} rows/s, {cpu:.1f} s of CPU, at most {memory:,.0f} MiB",
+        f"back-test: {seconds:.1f} s, {rows / seconds:,.0f} rows/s, {cpu:.1f} s of CPU, at most "
+        f"{memory:,.0f} MiB",
     )
     print(f"  prediction in batches: {report['candidate_row_us'] * rows / 1e6:.2f} s")
     print(f"ONNX Runtime without the log and the conversion: {bare:.2f} s")

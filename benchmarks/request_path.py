@@ -1,4 +1,5 @@
-"""Measure the microseconds of one request below the worker's connection, with capture and metrics on.
+"""Measure the microseconds of one request below the worker's connection, with capture
+and metrics on.
 
 Commands::
 
@@ -7,15 +8,18 @@ Commands::
     .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.      # with API keys
     .venv/bin/python benchmarks/request_path.py --beside plain=. canary=. sampled=. unsampled=. logged=. traced=.
 
-There are four models: a logistic regression of 30 floats, the same from an array, a model of 100 columns, every other
-an integer, and a pipeline of the flights' 15 columns (strings, integers, doubles, booleans). A row of the table is one
-form of body. Its columns are medians in microseconds of decoding, the graph's run, capture, metrics and encoding, each
-called separately, and of the complete `answer`. `rest` is the difference: ids, messages, and slower parts because the
-other parts use the same caches. `--beside` compares checkouts or interpreters by the complete processing of a request:
-the connection receives its bytes, and writes its response to no socket. One process per checkout alternates with the
-others, so that a busy machine affects all of them. It runs the script of its checkout, because modules may have moved.
-The metrics are in shared memory, as under gunicorn. A separate process creates the models once, so the measured process
-imports neither MLflow nor pandas.
+There are four models: a logistic regression of 30 floats, the same from an array, a
+model of 100 columns, every other an integer, and a pipeline of the flights' 15 columns
+(strings, integers, doubles, booleans). A row of the table is one form of body. Its
+columns are medians in microseconds of decoding, the graph's run, capture, metrics and
+encoding, each called separately, and of the complete `answer`. `rest` is the
+difference: ids, messages, and slower parts because the other parts use the same caches.
+`--beside` compares checkouts or interpreters by the complete processing of a request:
+the connection receives its bytes, and writes its response to no socket. One process per
+checkout alternates with the others, so that a busy machine affects all of them. It runs
+the script of its checkout, because modules may have moved. The metrics are in shared
+memory, as under gunicorn. A separate process creates the models once, so the measured
+process imports neither MLflow nor pandas.
 """
 
 import asyncio
@@ -116,10 +120,11 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
     """Return a ready server in this process, per model.
 
     Args:
-        label: `keys…`: its key is KEY, which has its own limit if the label contains the word `limited`. `canary`: a
-            second variant of the same version has a tenth of the weight. `sampled`, `unsampled`: a tenth of the
-            requests is captured, or none. `logged`: each request is logged. `traced`: each request has a span, without
-            a collector.
+        label: `keys…`: its key is KEY, which has its own limit if the label contains
+            the word `limited`. `canary`: a second variant of the same version has a
+            tenth of the weight. `sampled`, `unsampled`: a tenth of the requests is
+            captured, or none. `logged`: each request is logged. `traced`: each request
+            has a span, without a collector.
     """
     from mlflow_deploy_plugin.core.logs import configure_logging
     from mlflow_deploy_plugin.core.settings import load_settings
@@ -158,7 +163,10 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
         }
         write_state(root / name / WANTED, Wanted.model_validate(wanted))
         if label.startswith("keys"):
-            spec = f"{{name: {name}, variants: {{v: {{model: models:/m/1}}}}, server: {{api_keys: true}}}}"
+            spec = (
+                f"{{name: {name}, variants: {{v: {{model: models:/m/1}}}}, server: {{api_keys: "
+                "true}}"
+            )
             write_atomically(root / name / SPEC, spec.encode())
             limits = ("999999999/day",) if "limited" in label else ()
             entry = KeyEntry(name="caller", scopes=("infer",), limits=limits)
@@ -370,9 +378,11 @@ def parts_of(
 
 
 def measure(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the microseconds of each part: the median over rounds, in which the parts alternate.
+    """Return the microseconds of each part: the median over rounds, in which the parts
+    alternate.
 
-    The CPU time of the thread is measured, so waiting for other processes does not count; the parts do not wait.
+    The CPU time of the thread is measured, so waiting for other processes does not
+    count; the parts do not wait.
     """
     taken: dict[str, list[float]] = {name: [] for name in parts}
     repeats = {}
@@ -410,7 +420,9 @@ class NoSocket:
 
 
 async def answer_by_name(label: str) -> None:
-    """Print the names of the requests. Then print the microseconds of each request whose name is read."""
+    """Print the names of the requests. Then print the microseconds of each request
+    whose name is read.
+    """
     from mlflow_deploy_plugin.serve.http.workers import worker_app
     from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 
@@ -451,7 +463,9 @@ async def answer_by_name(label: str) -> None:
 
 
 def compare(arguments: list[str]) -> None:
-    """Print the microseconds of each request in each checkout, and their ratios to the first checkout."""
+    """Print the microseconds of each request in each checkout, and their ratios to the
+    first checkout.
+    """
     children: dict[str, subprocess.Popen[str]] = {}
     for argument in arguments:
         label, _, where = argument.partition("=")

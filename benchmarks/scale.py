@@ -1,11 +1,12 @@
-"""Three servers behind nginx, one of which is killed, with shared limits; and the growth with endpoints, servers and
-rows.
+"""Three servers behind nginx, one of which is killed, with shared limits; and the
+growth with endpoints, servers and rows.
 
-    eval "$(shared/machine/s3.sh env)"
-    .venv/bin/python -m benchmarks.scale [servers unlimited limits store registry redis log]
+    eval "$(shared/machine/s3.sh env)" .venv/bin/python -m benchmarks.scale [servers
+    unlimited limits store registry redis log]
 
-The stack is docker/compose.yaml as tests/stack runs it without Docker, with a third server: a real nginx with
-docker/stack/nginx.conf, Redis, PostgreSQL for the store and MLflow, and S3 for artifacts and the inference log.
+The stack is docker/compose.yaml as tests/stack runs it without Docker, with a third
+server: a real nginx with docker/stack/nginx.conf, Redis, PostgreSQL for the store and
+MLflow, and S3 for artifacts and the inference log.
 
 servers    clients send requests through nginx while a server is killed (SIGKILL) and restarted, with and without
 nginx's
@@ -53,7 +54,9 @@ RATE = 1200
 
 @dataclass
 class Asked:
-    """The results of clients: the number of responses by status (0: no response), and the seconds of each response."""
+    """The results of clients: the number of responses by status (0: no response), and
+    the seconds of each response.
+    """
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -65,7 +68,9 @@ class Asked:
 
 @contextmanager
 def three_servers(folder: Path, **changed: str) -> Iterator[NativeStack]:
-    """Run the core of the stack with a third server; `changed` replaces texts in its files."""
+    """Run the core of the stack with a third server; `changed` replaces texts in its
+    files.
+    """
     bucket = f"onnxserve-{uuid.uuid4().hex[:12]}"
     lines = [f"    server server-b:{port} max_fails=1 fail_timeout=2s;" for port in (8080, 8081)]
     more = {line: line + line.replace("-b", "-c") for line in lines}
@@ -135,7 +140,9 @@ def client(
     lock: threading.Lock,
     server: str = "",
 ) -> None:
-    """Send requests through nginx, or to a server directly, sequentially on one connection and without retries."""
+    """Send requests through nginx, or to a server directly, sequentially on one
+    connection and without retries.
+    """
     key = (stack.secrets / "shop_key").read_text()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     trusted = ssl.create_default_context(cafile=str(stack.secrets / "tls.crt"))
@@ -178,7 +185,9 @@ def ask(stack: NativeStack, seconds: float, clients: int = 8, server: str = "") 
 
 
 def kill_under_load(stack: NativeStack, seconds: float) -> Asked:
-    """Kill the second server after a third of the time, and restart it after two thirds."""
+    """Kill the second server after a third of the time, and restart it after two
+    thirds.
+    """
 
     def drill() -> None:
         time.sleep(seconds / 3)
@@ -230,7 +239,9 @@ def unlimited(seconds: float) -> None:
 
 
 def cost(stack: NativeStack, seconds: float) -> str:
-    """Return the results of clients while all servers run, and the CPU of a million such requests."""
+    """Return the results of clients while all servers run, and the CPU of a million
+    such requests.
+    """
     ask(stack, 2)
     before = {name: cpu_seconds(stack, names) for name, names in _COSTS.items()}
     quiet = ask(stack, seconds)
@@ -248,13 +259,16 @@ _COSTS = {"servers": SERVERS, "nginx": ("nginx",), "redis": ("redis",)}
 def shown(asked: Asked, seconds: float) -> str:
     middle, late, last = np.percentile(asked.seconds, [50, 99, 100]) * 1000
     return (
-        f"{asked.failed} of {len(asked.seconds):,} requests failed, {len(asked.seconds) / seconds:,.0f}/s, "
-        f"p50 {middle:.1f} ms, p99 {late:.1f} ms, longest {last:,.0f} ms"
+        f"{asked.failed} of {len(asked.seconds):,} requests failed, "
+        f"{len(asked.seconds) / seconds:,.0f}/s, p50 {middle:.1f} ms, p99 {late:.1f} ms, longest "
+        f"{last:,.0f} ms"
     )
 
 
 def limits() -> int:
-    """Return the number of requests that three servers have admitted within one period of the rate limit."""
+    """Return the number of requests that three servers have admitted within one period
+    of the rate limit.
+    """
     limited = {"rate_limit: 20000/minute": f"rate_limit: {RATE}/minute"}
     with (
         tempfile.TemporaryDirectory(prefix="scale-") as folder,
@@ -265,8 +279,9 @@ def limits() -> int:
             for name in SERVERS:
                 total += ask(stack, 0.5, 2, name).statuses
         print(
-            f"{RATE} requests per minute for one key, {sum(total.values()):,} sent to three servers in "
-            f"{time.monotonic() - begun:.0f} s: {total[200]:,} admitted, {total[429]:,} refused",
+            f"{RATE} requests per minute for one key, {sum(total.values()):,} sent to three "
+            f"servers in {time.monotonic() - begun:.0f} s: {total[200]:,} admitted, "
+            f"{total[429]:,} refused",
             flush=True,
         )
         return total[200]
@@ -290,8 +305,8 @@ def store(count: int = 10_000) -> None:
         found = len(opened.endpoints())
         listed = time.perf_counter() - begun
         print(
-            f"store in PostgreSQL with {found:,} endpoints: {added / count * 1000:.1f} ms to add an endpoint, "
-            f"{one * 1000:.1f} ms to read an endpoint, {listed:.2f} s to read all",
+            f"store in PostgreSQL with {found:,} endpoints: {added / count * 1000:.1f} ms to add "
+            f"an endpoint, {one * 1000:.1f} ms to read an endpoint, {listed:.2f} s to read all",
             flush=True,
         )
 
@@ -322,8 +337,9 @@ def registry(seconds: float) -> None:
         with ThreadPoolExecutor(8) as pool:
             rate = sum(pool.map(poll, [until] * 8)) / seconds
         print(
-            f"MLflow with one worker answers {rate:,.0f} polls per second: with one poll every 2 s, {rate * 2:,.0f} "
-            f"followed models times servers; at with one every 30 s, {rate * 30:,.0f}",
+            f"MLflow with one worker answers {rate:,.0f} polls per second: with one poll every 2 "
+            f"s, {rate * 2:,.0f} followed models times servers; at with one every 30 s, "
+            f"{rate * 30:,.0f}",
             flush=True,
         )
 
@@ -402,8 +418,8 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
                 seconds.append(time.perf_counter() - begun)
             assert hour is not None
             print(
-                f"log of {rows:,} rows: {size / rows:.0f} bytes per row, one hour of {hour.table.num_rows:,} rows read "
-                f"in {np.median(seconds) * 1000:.0f} ms",
+                f"log of {rows:,} rows: {size / rows:.0f} bytes per row, one hour of "
+                f"{hour.table.num_rows:,} rows read in {np.median(seconds) * 1000:.0f} ms",
                 flush=True,
             )
 

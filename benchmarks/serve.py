@@ -4,10 +4,11 @@
     .venv/bin/python benchmarks/serve.py --only one-row --rounds 1 --seconds 1
     .venv/bin/python benchmarks/serve.py --only one-row --peers flask echo
 
-The peers are installed into separate environments. The measured server has one core, and the clients another. The
-rounds are interleaved, every response is checked, and ratios within a round are compared. For one row, the clients are
-a polling client and wrk, if it is installed. Capture, metrics and limits of onnxserve are on unless the row states
-otherwise.
+The peers are installed into separate environments. The measured server has one core,
+and the clients another. The rounds are interleaved, every response is checked, and
+ratios within a round are compared. For one row, the clients are a polling client and
+wrk, if it is installed. Capture, metrics and limits of onnxserve are on unless the row
+states otherwise.
 """
 
 import argparse
@@ -86,7 +87,10 @@ def _machine() -> str:
         platform.machine(),
     )
     day = datetime.now(UTC).date()
-    return f"{day}, {cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+    return (
+        f"{day}, {cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python "
+        f"{platform.python_version()}"
+    )
 
 
 def _say(line: str) -> None:

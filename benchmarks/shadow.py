@@ -1,12 +1,14 @@
-"""Measure the cost of a shadow for the client: the same request with and without a shadow, in one process.
+"""Measure the cost of a shadow for the client: the same request with and without a
+shadow, in one process.
 
     .venv/bin/python benchmarks/shadow.py              # about a minute
 
-The models are the same as in `benchmarks/request_path.py`. `cpu` is the answering thread's time for one request, in
-bursts that fit into the queue of copies. `p50` and `p99` are wall-clock times of requests every two milliseconds, while
-the shadow's thread works. `full` is the wall-clock time of requests without pauses. The script prints medians over
-rounds in which the servers alternate, as ratios to the server without a shadow. On a busy machine, only the ratios are
-meaningful.
+The models are the same as in `benchmarks/request_path.py`. `cpu` is the answering
+thread's time for one request, in bursts that fit into the queue of copies. `p50` and
+`p99` are wall-clock times of requests every two milliseconds, while the shadow's thread
+works. `full` is the wall-clock time of requests without pauses. The script prints
+medians over rounds in which the servers alternate, as ratios to the server without a
+shadow. On a busy machine, only the ratios are meaningful.
 """
 
 import json
@@ -86,7 +88,9 @@ def burst(app: "ServerApp") -> float:
 
 
 def paced(app: "ServerApp") -> tuple[float, float]:
-    """Return the median and the 99th percentile of the responses' wall-clock microseconds."""
+    """Return the median and the 99th percentile of the responses' wall-clock
+    microseconds.
+    """
     asked = request()
     taken = []
     for _ in range(PACED):
@@ -100,7 +104,9 @@ def paced(app: "ServerApp") -> tuple[float, float]:
 
 
 def full(app: "ServerApp") -> float:
-    """Return the wall-clock microseconds per response for many requests without a pause."""
+    """Return the wall-clock microseconds per response for many requests without a
+    pause.
+    """
     asked = request()
     answers, began = 0, time.perf_counter()
     while (taken := time.perf_counter() - began) < FULL_SECONDS:

@@ -1,13 +1,14 @@
-"""Measure the cost of shipping the spool: the agent's CPU seconds per million captured requests, and its share of a
-busy core.
+"""Measure the cost of shipping the spool: the agent's CPU seconds per million captured
+requests, and its share of a busy core.
 
     .venv/bin/python -m benchmarks.shipping                # the cost of a million; half a minute
     .venv/bin/python -m benchmarks.shipping --busy         # also the agent's share with a server at full speed
     PYTHONPATH=/path/to/another/checkout .venv/bin/python benchmarks/shipping.py     # the cost, of other code
 
-The two models are the same as in `benchmarks/request_path.py`: 30 floats, and the flights' 15 mixed columns. For the
-cost, this process writes requests of one row with different values to a spool, and ships them to a folder. With
-`--busy`, agent, supervisor and one worker share core 0, and wrk runs on core 1.
+The two models are the same as in `benchmarks/request_path.py`: 30 floats, and the
+flights' 15 mixed columns. For the cost, this process writes requests of one row with
+different values to a spool, and ships them to a folder. With `--busy`, agent,
+supervisor and one worker share core 0, and wrk runs on core 1.
 """
 
 import argparse
@@ -35,8 +36,9 @@ SETTLING_SECONDS = 3.0
 
 
 def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
-    """Return the captured model, feeds and outputs of requests of one row: `VARIETY` outputs, and new floats in each
-    request."""
+    """Return the captured model, feeds and outputs of requests of one row: `VARIETY`
+    outputs, and new floats in each request.
+    """
     from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
     from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 
@@ -94,7 +96,9 @@ def write_spool(spool: Path, kind: str, requests: int) -> float:
 
 
 def cost(kind: str, requests: int, rounds: int) -> None:
-    """Print the CPU seconds per million requests of writing and of shipping (the best round), and the sizes."""
+    """Print the CPU seconds per million requests of writing and of shipping (the best
+    round), and the sizes.
+    """
     from mlflow_deploy_plugin.serve.agent.ship import Shipper
 
     spent = []
@@ -112,8 +116,9 @@ def cost(kind: str, requests: int, rounds: int) -> None:
     shipping, writing = (min(values) * 1e6 / requests for values in zip(*spent, strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(
-        f"{kind:8}  writing {writing:5.2f} s  shipping {shipping:5.2f} s per million; {bytes_in / requests:.0f} B a "
-        f"request in the spool, {bytes_out / requests:.0f} B in the log, {len(files)} files; peak memory {peak} MiB",
+        f"{kind:8}  writing {writing:5.2f} s  shipping {shipping:5.2f} s per million; "
+        f"{bytes_in / requests:.0f} B a request in the spool, {bytes_out / requests:.0f} B in the "
+        f"log, {len(files)} files; peak memory {peak} MiB",
     )
 
 
@@ -179,8 +184,8 @@ def busy(kind: str, seconds: float) -> None:
                 / 2**20
             )
             print(
-                f"{kind:8}  {rate} requests/s; the agent takes {share:.1%} of their core and {memory:.0f} MiB; "
-                f"{waiting:.0f} MiB wait in the spool",
+                f"{kind:8}  {rate} requests/s; the agent takes {share:.1%} of their core and "
+                f"{memory:.0f} MiB; {waiting:.0f} MiB wait in the spool",
             )
         finally:
             server.send_signal(signal.SIGTERM)

@@ -3,11 +3,12 @@
     .venv/bin/python benchmarks/size.py                  # about twenty minutes on two idle cores; as root
     .venv/bin/python benchmarks/size.py --only pyfunc --rounds 3
 
-Each round sizes a model for 2,000 requests/s and a 99th percentile of 20 ms, with batch size 1 to save time. Then it
-starts `onnxserve serve` with the resulting options on one core, sends the rate of a pod for 25 s, and bisects the
-highest rate that meets 20 ms. The requests have other random times than those of `size`, and the kernel measures CPU
-and memory in a cgroup (version 1) of the server. If this process may not create it, the memory is NaN.
-A ratio is sized ÷ real, the median of the rounds.
+Each round sizes a model for 2,000 requests/s and a 99th percentile of 20 ms, with batch
+size 1 to save time. Then it starts `onnxserve serve` with the resulting options on one
+core, sends the rate of a pod for 25 s, and bisects the highest rate that meets 20 ms.
+The requests have other random times than those of `size`, and the kernel measures CPU
+and memory in a cgroup (version 1) of the server. If this process may not create it, the
+memory is NaN. A ratio is sized ÷ real, the median of the rounds.
 """
 
 import argparse
@@ -138,9 +139,10 @@ def main() -> int:
                 ),
             )
             print(
-                f"{name}: {pod.highest.rate:,.0f}/s sized, {rate:,.0f}/s real; {planned.cpus:.3f} and {cpus:.3f} cores "
-                f"at {planned.rate:,.0f}/s; {pod.memory_bytes / 1e6:.0f} and {memory / 1e6:.0f} MB; batch size "
-                f"{pod.max_batch_size}; other jobs {planned.other_cpus:.1f} cores",
+                f"{name}: {pod.highest.rate:,.0f}/s sized, {rate:,.0f}/s real; {planned.cpus:.3f} "
+                f"and {cpus:.3f} cores at {planned.rate:,.0f}/s; {pod.memory_bytes / 1e6:.0f} and "
+                f"{memory / 1e6:.0f} MB; batch size {pod.max_batch_size}; other jobs "
+                f"{planned.other_cpus:.1f} cores",
                 flush=True,
             )
     print("\n| model | rate | CPU | memory |\n|---|---|---|---|")
@@ -159,8 +161,9 @@ def _real_load(
     pod: PodMeasurement,
     bodies: Sequence[bytes],
 ) -> tuple[float, float, float]:
-    """Return the highest rate of a server, and its CPU seconds per second and its memory in bytes at the rate of
-    `pod.planned`."""
+    """Return the highest rate of a server, and its CPU seconds per second and its
+    memory in bytes at the rate of `pod.planned`.
+    """
     requests = [post("/invocations", body) for body in bodies]
 
     def send(server: Server, rate: float, seconds: float) -> bool:
@@ -187,8 +190,10 @@ def _real_load(
 
 
 def _mapped_bytes(server: Server) -> int:
-    """Return the size of the mapped pages of files, each file once. The kernel charges them to the group that read them
-    first: on this machine another group, in a container the container."""
+    """Return the size of the mapped pages of files, each file once. The kernel charges
+    them to the group that read them first: on this machine another group, in a
+    container the container.
+    """
     sizes: dict[str, int] = {}
     for process in server.processes():
         for part in process.memory_maps():
@@ -210,7 +215,9 @@ class _Group:
         return int((self.folders[0] / "cpuacct.usage").read_text()) / 1e9
 
     def peak_bytes(self) -> float:
-        """Return the peak of the memory without the cache of files, which the kernel frees when it needs memory."""
+        """Return the peak of the memory without the cache of files, which the kernel
+        frees when it needs memory.
+        """
         if not self.folders:
             return math.nan
         stat = dict(

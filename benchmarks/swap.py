@@ -1,14 +1,17 @@
-"""Measure the effect of promotions on concurrent requests: 50 swaps under load, none of which may cause an error.
+"""Measure the effect of promotions on concurrent requests: 50 swaps under load, none of
+which may cause an error.
 
     .venv/bin/python benchmarks/swap.py                     # 50 swaps, about three minutes on two cores
     .venv/bin/python benchmarks/swap.py --swaps 5 --seconds 2
 
-The script runs a real MLflow server, `onnxserve serve -m models:/swap/Production` with two workers, and clients that
-send requests in an open loop at half the rate of a closed loop. A swap is a stage transition like a click in MLflow's
-UI: version 2 is moved to Production, and then archived. Every response is checked: its `X-Model-Version` and its value
-must belong to the same version, and when every worker serves the new version, no response may be of the old version.
-"During swaps" is the time from the agent's message to the workers until all of them serve the version. The exit status
-is 1 if a target is missed.
+The script runs a real MLflow server, `onnxserve serve -m models:/swap/Production` with
+two workers, and clients that send requests in an open loop at half the rate of a closed
+loop. A swap is a stage transition like a click in MLflow's UI: version 2 is moved to
+Production, and then archived. Every response is checked: its `X-Model-Version` and its
+value must belong to the same version, and when every worker serves the new version, no
+response may be of the old version. "During swaps" is the time from the agent's message
+to the workers until all of them serve the version. The exit status is 1 if a target is
+missed.
 """
 
 import argparse
@@ -45,8 +48,9 @@ BODY = json.dumps({"inputs": [[1.0] * COLUMNS]}).encode()
 
 @dataclass(frozen=True)
 class Swap:
-    """Times of the monotonic clock: the registry accepted the transition, the agent informed the workers, and every
-    worker serves the version."""
+    """Times of the monotonic clock: the registry accepted the transition, the agent
+    informed the workers, and every worker serves the version.
+    """
 
     version: str
     clicked: float
@@ -123,7 +127,9 @@ def _start_mlflow(folder: Path, stack: ExitStack) -> None:
 
 
 def _register() -> dict[str, bytes]:
-    """Register two versions of a small model, the first in Production, and return the response of each."""
+    """Register two versions of a small model, the first in Production, and return the
+    response of each.
+    """
     import mlflow  # imported here and below, not in the client's process
     import onnx.parser
     from mlflow import MlflowClient
@@ -221,17 +227,20 @@ def _report(answers: Answers, swaps: list[Swap], peak: float) -> int:
         )
         rows.append(ms)
         print(
-            f"{name}: {len(part.due)} requests, p50 {ms[0]:.2f} ms, p99 {ms[1]:.2f} ms, p99.9 {ms[2]:.2f} ms",
+            f"{name}: {len(part.due)} requests, p50 {ms[0]:.2f} ms, p99 {ms[1]:.2f} ms, p99.9 "
+            f"{ms[2]:.2f} ms",
         )
     print(
-        f"added latency (during / quiet): p50 × {rows[1][0] / rows[0][0]:.2f}, p99 × {rows[1][1] / rows[0][1]:.2f}",
+        f"added latency (during / quiet): p50 × {rows[1][0] / rows[0][0]:.2f}, p99 × "
+        f"{rows[1][1] / rows[0][1]:.2f}",
     )
     print(
-        f"swaps={len(swaps)} rate={peak / 2:,.0f}/s (peak {peak:,.0f}/s) requests={len(answers.due)} "
-        f"longest={answers.latency.max():.2f} s",
+        f"swaps={len(swaps)} rate={peak / 2:,.0f}/s (peak {peak:,.0f}/s) "
+        f"requests={len(answers.due)} longest={answers.latency.max():.2f} s",
     )
     print(
-        f"click→served in every worker: p50 {p50:.2f} s, p95 {p95:.2f} s, maximum {seconds.max():.2f} s",
+        f"click→served in every worker: p50 {p50:.2f} s, p95 {p95:.2f} s, maximum "
+        f"{seconds.max():.2f} s",
     )
     print(f"failed={answers.failed} mixed={answers.mixed} late={late}")
     missed = [

@@ -1,11 +1,14 @@
-"""Compare a wrapped text model with its original in torch: texts per second, and the memory of a process.
+"""Compare a wrapped text model with its original in torch: texts per second, and the
+memory of a process.
 
     .venv/bin/python benchmarks/texts.py [--device cuda]
 
-The net has the size of all-MiniLM-L6-v2 (6 layers, 384 dimensions, 512 tokens) and random weights, as an encoder of
-sentence-transformers and as a classifier of transformers. The texts are sentences of the guides. Each model runs in its
-own process with one thread. The processes take turns, and the figures are the medians of three turns. The tokenizer is
-included in all figures. On a GPU, ONNX Runtime's CPU provider computes the shapes.
+The net has the size of all-MiniLM-L6-v2 (6 layers, 384 dimensions, 512 tokens) and
+random weights, as an encoder of sentence-transformers and as a classifier of
+transformers. The texts are sentences of the guides. Each model runs in its own process
+with one thread. The processes take turns, and the figures are the medians of three
+turns. The tokenizer is included in all figures. On a GPU, ONNX Runtime's CPU provider
+computes the shapes.
 """
 
 import argparse
@@ -111,7 +114,9 @@ def load(kind: str, folder: Path, device: str) -> Callable[[list[str]], Any]:
 
 
 def measure(kind: str, folder: Path, device: str) -> Iterator[float]:
-    """Yield the texts per second of each batch size, and the memory of the process in MB."""
+    """Yield the texts per second of each batch size, and the memory of the process in
+    MB.
+    """
     predict, texts = load(kind, folder, device), sentences()
     predict(texts[:32])
     for size in _SIZES:

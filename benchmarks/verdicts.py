@@ -1,11 +1,12 @@
-"""Measure verdicts over time: false alarms per year with a budget, delays, onsets, relations, labels and costs.
+"""Measure verdicts over time: false alarms per year with a budget, delays, onsets,
+relations, labels and costs.
 
     .venv/bin/python benchmarks/verdicts.py                  # on two cores
     .venv/bin/python benchmarks/verdicts.py --only levels    # or another of PARTS
     .venv/bin/python benchmarks/verdicts.py --share 0.1      # a tenth of the streams
 
-The script prints tables: each figure with its 95 % interval, its target and the outcome. No setting is tuned on these
-streams: the seeds are fixed.
+The script prints tables: each figure with its 95 % interval, its target and the
+outcome. No setting is tuned on these streams: the seeds are fixed.
 """
 
 import argparse
@@ -20,7 +21,9 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 PARTS = ("levels", "segments", "relations", "labels", "cost")
-"""The modules of `benchmarks/over_time`. Each has a function `lines(share)` that yields `judging.Line`s."""
+"""The modules of `benchmarks/over_time`. Each has a function `lines(share)` that yields
+`judging.Line`s.
+"""
 
 
 def main() -> None:

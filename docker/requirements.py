@@ -1,9 +1,11 @@
-"""Print the requirements of an image from setup.cfg, one per line: the base and the given extras.
+"""Print the requirements of an image from setup.cfg, one per line: the base and the
+given extras.
 
     python requirements.py --serve grpc redis > serving.txt
 
-With `--serve`, packages that are used only to wrap and deploy models are omitted: no process of a serving image imports
-them (tests/docker/test_requirements.py checks this with the import graph).
+With `--serve`, packages that are used only to wrap and deploy models are omitted: no
+process of a serving image imports them (tests/docker/test_requirements.py checks this
+with the import graph).
 """
 
 import sys
@@ -21,7 +23,9 @@ def lines_of(text: str) -> list[str]:
 
 
 def brought_by(extra: str) -> list[str]:
-    """Return the requirements of an extra, including the requirements of extras that it names."""
+    """Return the requirements of an extra, including the requirements of extras that it
+    names.
+    """
     found = []
     for line in lines_of(extras[extra]):
         if line.startswith("mlflow-onnxserve["):

@@ -1,5 +1,5 @@
-"""Remove files from installed packages that no process of an image opens: `python slim.py FOLDER`, a folder filled by
-pip.
+"""Remove files from installed packages that no process of an image opens: `python
+slim.py FOLDER`, a folder filled by pip.
 
 | removed | MB |
 |---|---|
@@ -11,7 +11,8 @@ pip.
 | parts of MLflow that train, serve and judge | 6 |
 | byte code of modules that a server does not import | 12 |
 
-`python slim.py --serve FOLDER` then removes files that are used only to wrap, judge and train, from a serving image.
+`python slim.py --serve FOLDER` then removes files that are used only to wrap, judge and
+train, from a serving image.
 
 | removed | MB |
 |---|---|
@@ -93,8 +94,9 @@ mlflow.MlflowClient("http://none")
 with contextlib.suppress(ImportError):  # not on Python 3.14
     import simdjson
 """
-"""Modules of other packages that a server imports. Python keeps the byte code of these modules and their imports
-only."""
+"""Modules of other packages that a server imports. Python keeps the byte code of these
+modules and their imports only.
+"""
 NOT_SERVED = (
     *(
         "numpy/_core/_simd.*",
@@ -116,20 +118,25 @@ def slim(packages: Path) -> None:
     """Shrink a folder `site-packages` of any image."""
     remove(path for pattern in UNUSED for path in packages.glob(pattern))
     remove(path for path in packages.glob("boto*/data/*/") if path.name not in AWS)
-    # The libraries in NAME.libs are patched by auditwheel, and stripping would break their page alignment.
+    # The libraries in NAME.libs are patched by auditwheel, and stripping would break
+    # their page alignment.
     objects = [path for path in packages.rglob("*.so*") if not path.parent.name.endswith(".libs")]
     if objects and shutil.which("strip"):
         subprocess.run(["strip", "--strip-unneeded", *objects], check=True)
-        # Arrow's libraries require each other by name, so an unused library can be empty.
+        # Arrow's libraries require each other by name, so an unused library can be
+        # empty.
         for path in packages.glob("pyarrow/libarrow_substrait.so.*"):
             subprocess.run(["as", "/dev/null", "-o", "empty.o"], check=True)
-            # Objects need an executable stack by default, and glibc 2.41 and later do not load such objects.
+            # Objects need an executable stack by default, and glibc 2.41 and later do
+            # not load such objects.
             link = ["ld", "-shared", "-z", "noexecstack", "-soname", path.name, "-o"]
             subprocess.run([*link, path, "empty.o"], check=True)
 
 
 def keep_what_serves(packages: Path) -> None:
-    """Shrink a folder `site-packages` of an image that only serves; byte code exists only for the imported modules."""
+    """Shrink a folder `site-packages` of an image that only serves; byte code exists
+    only for the imported modules.
+    """
     remove(path for pattern in NOT_SERVED for path in packages.glob(pattern))
     # MLflow has a package for each training library.
     remove(path for path in packages.glob("mlflow/*/") if not any(path.rglob("*.pyc")))
@@ -164,7 +171,7 @@ if __name__ == "__main__":
     if (python := environment / "bin" / "python").exists():
         for cache in () if serves else environment.rglob("__pycache__"):
             shutil.rmtree(cache)
-        # Importing creates the byte code. Without sources, the byte code exists already, and every imported module must
-        # be present.
+        # Importing creates the byte code. Without sources, the byte code exists
+        # already, and every imported module must be present.
         command: list[str | Path] = [python, *(["-B"] if serves else []), "-c", IMPORTED]
         subprocess.run(command, check=True, env={"MLFLOW_DISABLE_TELEMETRY": "true"})

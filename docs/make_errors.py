@@ -1,7 +1,9 @@
-"""Generate `docs/errors.md`: the messages of the package's errors, with their causes and remedies.
+"""Generate `docs/errors.md`: the messages of the package's errors, with their causes
+and remedies.
 
-Run `python docs/make_errors.py` after changing a message. The messages are read from the places that create the errors,
-and the causes from the docstrings of the error classes.
+Run `python docs/make_errors.py` after changing a message. The messages are read from
+the places that create the errors, and the causes from the docstrings of the error
+classes.
 """
 
 import ast
@@ -32,8 +34,9 @@ is only in the log: search the log for the request id of the response.
 """
 
 SELF_EXPLANATORY = frozenset({"InvalidConfig", "InvalidRequest"})
-"""The classes whose messages state which input is accepted. Only those of their messages that end with a remedy are
-listed."""
+"""The classes whose messages state which input is accepted. Only those of their
+messages that end with a remedy are listed.
+"""
 
 REMEDIES = {
     "InvalidRequest": "Correct the request. The page `/docs` of the server has an example that the model accepts.",
@@ -54,7 +57,10 @@ REMEDIES = {
     "InvalidArtifact": "Log the model again.",
     "InferenceError": "Correct the input, for example a category that the model has not seen.",
     "Unauthenticated": "Send a valid [key or token](server-settings.md#api-keys).",
-    "ScopeMissing": "Use a [key](server-settings.md#api-keys) or an [account](console.md#logins) with this permission.",
+    "ScopeMissing": (
+        "Use a [key](server-settings.md#api-keys) or an [account](console.md#logins) with this "
+        "permission."
+    ),
     "GateRefused": "Run `onnxserve gate`, which lists the failed checks ([the gate](gate.md)).",
     "CallerRefused": "Send the request from a program, or from a page of the server.",
     "CodeRefused": "Consent to the model's own code only if you trust its author ([pyfuncs](pyfunc.md)).",
@@ -66,7 +72,9 @@ REMEDIES = {
     "DeploymentFailed": "`onnxserve logs NAME` shows the log of the server.",
     "OnnxserveError": "The message names the place to look at.",
 }
-"""The name of an error class → the general remedy of its errors. A class inherits the remedy of its base."""
+"""The name of an error class → the general remedy of its errors. A class inherits the
+remedy of its base.
+"""
 
 IMPERATIVES = frozenset(
     {
@@ -79,7 +87,8 @@ IMPERATIVES = frozenset(
 """The words that begin the remedy at the end of a message."""
 
 LONGEST_PROBLEM = 90
-"""Longer messages are cut after a word, because the beginning is enough to find them."""
+"""Longer messages are cut after a word, because the beginning is enough to find them.
+"""
 
 FEWEST_WORDS = 5
 """A message with fewer fixed words cannot be found by a search, and is left out."""
@@ -92,7 +101,8 @@ class Message:
     Attributes:
         error: the name of the class.
         problem: the message up to its remedy, with `…` for variable parts.
-        remedy: the end of the message that names the remedy; empty if the message has none.
+        remedy: the end of the message that names the remedy; empty if the message has
+            none.
     """
 
     error: str
@@ -124,7 +134,9 @@ def _messages(path: Path) -> Iterator[Message]:
 
 
 def _fixed_text(node: ast.expr) -> str:
-    """Return a literal text with `…` for its variable parts; empty if the expression is not a literal text."""
+    """Return a literal text with `…` for its variable parts; empty if the expression is
+    not a literal text.
+    """
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -147,7 +159,13 @@ def _section(name: str, messages: list[Message]) -> str:
     error = getattr(errors, name)
     cause = (inspect.getdoc(error) or "").split("\n\n")[0].replace("\n", " ")
     remedy = next(REMEDIES[base.__name__] for base in error.__mro__ if base.__name__ in REMEDIES)
-    head = f"\n## {name}\n\nHTTP status {error.http_status}, `{error.error_code}`. {cause} {remedy}\n\n"
+    head = (
+        "\n"
+        f"## {name}\n"
+        "\n"
+        f"HTTP status {error.http_status}, `{error.error_code}`. {cause} {remedy}\n"
+        "\n"
+    )
     return head + "".join(
         f"### {_code(_shortened(message.problem))}\n"
         + (f"{_code(message.remedy)}\n" if message.remedy else "")

@@ -1,8 +1,11 @@
-"""Take the screenshots of the documentation from a running `make demo`; needs Chromium, and eight minutes.
+"""Take the screenshots of the documentation from a running `make demo`; needs Chromium,
+and eight minutes.
 
-make demo && python docs/make_pictures.py --console http://127.0.0.1:PORT/onnxserve && make demo-stop
+make demo && python docs/make_pictures.py --console http://127.0.0.1:PORT/onnxserve &&
+make demo-stop
 
-To give the console some data, clients send requests and labels, and a rollout of another version runs.
+To give the console some data, clients send requests and labels, and a rollout of
+another version runs.
 """
 
 import argparse
@@ -49,7 +52,9 @@ def take(
 
 
 def ask(server: str, ended: threading.Event) -> None:
-    """Request predictions for single flights at a varying rate, and send the label of one flight in eight."""
+    """Request predictions for single flights at a varying rate, and send the label of
+    one flight in eight.
+    """
     from projects.flight_delay.data import LABEL, load_flights
     from projects.flight_delay.traffic import request_body
 

@@ -1,4 +1,5 @@
-"""Generate `docs/reference.md` and the Helm chart's schema from the fields of spec and settings.
+"""Generate `docs/reference.md` and the Helm chart's schema from the fields of spec and
+settings.
 
 Run `python docs/make_reference.py` after changing a field.
 """

@@ -1,6 +1,8 @@
-"""Hooks of the documentation site: add pages from outside docs/, and adapt the links to them.
+"""Hooks of the documentation site: add pages from outside docs/, and adapt the links to
+them.
 
-README.md is the front page. A link to a file that is not a page of the site is replaced by its text.
+README.md is the front page. A link to a file that is not a page of the site is replaced
+by its text.
 """
 
 import posixpath
@@ -35,7 +37,9 @@ EMPTY_HEAD = re.compile(r"<thead>\s*<tr>(?:\s*<th[^>]*></th>)+\s*</tr>\s*</thead
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages from outside docs/, and the manifests and pictures that pages link to."""
+    """Add the pages from outside docs/, and the manifests and pictures that pages link
+    to.
+    """
     for source, place in PAGES.items():
         files.append(File.generated(config, place, content=(ROOT / source).read_text()))
     for path in sorted((ROOT / "docker").glob("*/*.yaml")):
@@ -69,8 +73,10 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Remove the head of a table whose columns have no titles, because a screen reader would read empty titles. If only
-    one column has no title, its cell becomes a data cell."""
+    """Remove the head of a table whose columns have no titles, because a screen reader
+    would read empty titles. If only one column has no title, its cell becomes a data
+    cell.
+    """
     return EMPTY_TITLE.sub("<td></td>", EMPTY_HEAD.sub("", html))
 
 

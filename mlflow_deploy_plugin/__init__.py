@@ -1,12 +1,15 @@
-"""onnxserve wraps MLflow models as verified ONNX, and serves the versions that the registry selects.
+"""onnxserve wraps MLflow models as verified ONNX, and serves the versions that the
+registry selects.
 
     import mlflow_deploy_plugin as onnxserve
 
-    onnxserve.log_model(pipeline, name="model", input_example=X.head(), registered_model_name="flight-delay")
+    onnxserve.log_model(pipeline, name="model", input_example=X.head(),
+    registered_model_name="flight-delay")
 
     onnxserve.optimize("models:/flight-delay/1", int8="dynamic")
 
-The names are imported on first use, because the server imports this package and must not import mlflow.
+The names are imported on first use, because the server imports this package and must
+not import mlflow.
 """
 
 from importlib import import_module
@@ -72,7 +75,9 @@ _HOMES = {
     "wrap_model": ("wrap.flavor.registered", "wrap_registered"),
     "wsgi_app": ("serve.embed", "wsgi_app"),
 }
-"""Public name → (module, name in that module). MLflow calls `_load_pyfunc` to load a saved model."""
+"""Public name → (module, name in that module). MLflow calls `_load_pyfunc` to load a
+saved model.
+"""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,1 +1,3 @@
-"""Runnable MLflow projects on real data. The entry points of `MLproject` and `projects/*/MLproject` are modules."""
+"""Runnable MLflow projects on real data. The entry points of `MLproject` and
+`projects/*/MLproject` are modules.
+"""

@@ -1,4 +1,6 @@
-"""The handling of expected failures in entry points: one line on stderr and exit status 1."""
+"""The handling of expected failures in entry points: one line on stderr and exit status
+1.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +14,9 @@ from mlflow_deploy_plugin.core.messages import one_line
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the process without a traceback for expected errors of MLflow and onnxserve. Other errors are bugs."""
+    """End the process without a traceback for expected errors of MLflow and onnxserve.
+    Other errors are bugs.
+    """
     try:
         yield
     except (OnnxserveError, MlflowException) as error:

@@ -1,4 +1,6 @@
-"""Access to the MLflow run of a registered version: artifacts for incremental training, and parity results."""
+"""Access to the MLflow run of a registered version: artifacts for incremental training,
+and parity results.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +18,12 @@ Loaded = TypeVar("Loaded")
 
 
 def load_run_artifact(model_uri: str, name: str, read: Callable[[str], Loaded]) -> Loaded | None:
-    """Return the artifact, loaded by `read`, or None if the run does not have the artifact or it is unreadable.
+    """Return the artifact, loaded by `read`, or None if the run does not have the
+    artifact or it is unreadable.
 
     Raises:
-        NotFound / RegistryUnavailable: the version does not exist, or MLflow does not respond.
+        NotFound / RegistryUnavailable: the version does not exist, or MLflow does not
+            respond.
     """
     run_id = resolve(model_uri).aspects.get("run_id", "")
     try:
@@ -52,7 +56,8 @@ PREFIX = "onnxserve.parity."
 
 
 def parity_line(state: str, metrics: Mapping[str, float]) -> str:
-    """Return a line such as `parity proven on 3,727 rows: label equal in 100 %, probabilities within 2.0e-05`.
+    """Return a line such as `parity proven on 3,727 rows: label equal in 100 %,
+    probabilities within 2.0e-05`.
 
     Args:
         state: the tag `onnxserve.parity` of the run or of the registered version.

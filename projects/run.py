@@ -1,4 +1,5 @@
-"""Run a module in the root of the checkout, for the commands of the files `projects/*/MLproject`.
+"""Run a module in the root of the checkout, for the commands of the files
+`projects/*/MLproject`.
 
     python ../run.py projects.churn.train --trees 200
 
@@ -22,7 +23,9 @@ _MLFLOW_PREFIX = "mlflow-"
 
 
 def main() -> None:
-    """Run the module of the first argument with the other arguments, in place of this process."""
+    """Run the module of the first argument with the other arguments, in place of this
+    process.
+    """
     environment = Path(sys.prefix)
     if environment.name.startswith(_MLFLOW_PREFIX):
         install_once(environment)
@@ -37,7 +40,8 @@ def install_once(environment: Path) -> None:
     if installed.exists():
         return
     print(f"installing onnxserve and its dependencies into {environment}", flush=True)
-    # A build leaves files in its folder. A folder of links keeps them out of the checkout.
+    # A build leaves files in its folder. A folder of links keeps them out of the
+    # checkout.
     with tempfile.TemporaryDirectory() as folder:
         for path in ROOT.iterdir():
             (Path(folder) / path.name).symlink_to(path)
@@ -49,7 +53,9 @@ def install_once(environment: Path) -> None:
 
 
 def installer(environment: Path) -> list[str]:
-    """Return the command of the program that has created the environment: uv, or otherwise pip."""
+    """Return the command of the program that has created the environment: uv, or
+    otherwise pip.
+    """
     if re.search("^uv =", (environment / "pyvenv.cfg").read_text(), re.MULTILINE):
         return ["uv", "pip"]
     return [sys.executable, "-m", "pip"]

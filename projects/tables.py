@@ -1,4 +1,6 @@
-"""Training on a table: a user's CSV file or synthetic rows, the preprocessing, and the run of the model."""
+"""Training on a table: a user's CSV file or synthetic rows, the preprocessing, and the
+run of the model.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -21,11 +23,15 @@ from projects.training import log_options, log_scores, option, picture, register
 
 MIN_ROWS = 50
 MAX_TEXTS = 50
-"""The maximum number of different texts in a column. One-hot columns of names and keys lead to overfitting."""
+"""The maximum number of different texts in a column. One-hot columns of names and keys
+lead to overfitting.
+"""
 MISSING = "missing"
 """The replacement for a missing text. Requests may also contain it as a value."""
 LARGEST = float(np.finfo(np.float32).max)
-"""The largest accepted number. Trees and graphs compute in float32, so a larger number counts as missing."""
+"""The largest accepted number. Trees and graphs compute in float32, so a larger number
+counts as missing.
+"""
 EXAMPLE_ROWS, PARITY_ROWS = 500, 2000
 
 
@@ -61,9 +67,11 @@ class Recipe:
     Attributes:
         generate: returns synthetic rows for a seed; the last column is the target.
         estimator: returns the model that follows the preprocessing.
-        is_scaled: True if numbers are imputed and standardised, which linear models need and trees do not.
+        is_scaled: True if numbers are imputed and standardised, which linear models
+            need and trees do not.
         prepare: converts the target for the training; raises InvalidConfig.
-        score: returns metrics for the fitted pipeline, the held-out features and their target.
+        score: returns metrics for the fitted pipeline, the held-out features and their
+            target.
         draw: draws two plots for the same arguments.
     """
 
@@ -130,7 +138,8 @@ def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -
         target = str(rows.columns[-1])
         if options.target not in ("", target):
             raise InvalidConfig(
-                f"target {options.target}: the target of the synthetic rows is {target}; for a file, set data=FILE.csv",
+                f"target {options.target}: the target of the synthetic rows is {target}; for a "
+                "file, set data=FILE.csv",
             )
     rows = rows.dropna(subset=[target]).reset_index(drop=True)
     if len(rows) < MIN_ROWS:
@@ -162,10 +171,11 @@ def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -
 
 
 def preprocessing(features: pd.DataFrame, is_scaled: bool) -> ColumnTransformer:
-    """Return the preprocessing: one-hot texts, and numbers unchanged or imputed by the median and standardised.
+    """Return the preprocessing: one-hot texts, and numbers unchanged or imputed by the
+    median and standardised.
 
-    A text that is not in the training data has zeros in all one-hot columns. With imputation, a missing number sets an
-    additional indicator column.
+    A text that is not in the training data has zeros in all one-hot columns. With
+    imputation, a missing number sets an additional indicator column.
     """
     numbers = list(features.select_dtypes("number"))
     flags = list(features.select_dtypes("bool"))
@@ -182,18 +192,23 @@ def preprocessing(features: pd.DataFrame, is_scaled: bool) -> ColumnTransformer:
 
 
 def numbers(target: pd.Series) -> pd.Series:
-    """Return the target as float64. Raises InvalidConfig if a value is not a number in the range of float32."""
+    """Return the target as float64. Raises InvalidConfig if a value is not a number in
+    the range of float32.
+    """
     converted = pd.to_numeric(target, errors="coerce").astype("float64")
     wrong = target[~(converted.abs() <= LARGEST)]
     if len(wrong):
         raise InvalidConfig(
-            f"target {target.name}: {wrong.iloc[0]!r} is not a number up to {LARGEST:.1e}; a regression needs numbers",
+            f"target {target.name}: {wrong.iloc[0]!r} is not a number up to {LARGEST:.1e}; a "
+            "regression needs numbers",
         )
     return converted
 
 
 def two_answers(target: pd.Series) -> pd.Series:
-    """Return the target as booleans, integers or text. Raises InvalidConfig unless it has two different values."""
+    """Return the target as booleans, integers or text. Raises InvalidConfig unless it
+    has two different values.
+    """
     if pd.api.types.is_bool_dtype(target):
         converted = target
     elif (
@@ -211,7 +226,8 @@ def two_answers(target: pd.Series) -> pd.Series:
             f"{value} ({count:,})" for value, count in converted.value_counts().head(5).items()
         )
         raise InvalidConfig(
-            f"target {target.name}: two classes of at least 10 rows each are needed; it has {counts}",
+            f"target {target.name}: two classes of at least 10 rows each are needed; it has "
+            f"{counts}",
         )
     return converted
 

@@ -1,4 +1,6 @@
-"""The common steps of trainings: options, parameters and plots of the run, and the registered version."""
+"""The common steps of trainings: options, parameters and plots of the run, and the
+registered version.
+"""
 
 import argparse
 import sys
@@ -22,7 +24,9 @@ Value = TypeVar("Value")
 
 PICTURE = "picture.png"
 DATA_TAG = "data"
-"""The tag of the run with the origin of the training data, e.g. `synthetic data, seed 7`."""
+"""The tag of the run with the origin of the training data, e.g. `synthetic data, seed
+7`.
+"""
 _STANDARD_ERRORS = 5
 BLUE, ORANGE, GREY = "#0b69a3", "#d9730d", "#9aa5b1"
 
@@ -33,10 +37,12 @@ def option(default: Value, meaning: str, *choices: Value) -> Value:
 
 
 def run_command(train: Callable[[Any], Any], options: type[Any], document: str) -> None:
-    """Train with the options of the command line. Expected failures are one line and exit status 1.
+    """Train with the options of the command line. Expected failures are one line and
+    exit status 1.
 
     Args:
-        options: a dataclass whose fields are created by `option`, including `seed`. A field `seed` becomes `--seed`.
+        options: a dataclass whose fields are created by `option`, including `seed`. A
+            field `seed` becomes `--seed`.
         document: the docstring of the module, whose first line is the help.
     """
     parser = argparse.ArgumentParser(description=document.partition("\n")[0])
@@ -53,7 +59,9 @@ def run_command(train: Callable[[Any], Any], options: type[Any], document: str) 
 
 
 def log_options(options: Any) -> None:
-    """Log the options as parameters of the active run, except options that `mlflow run` has already logged."""
+    """Log the options as parameters of the active run, except options that `mlflow run`
+    has already logged.
+    """
     run = mlflow.active_run()
     known = mlflow.get_run(run.info.run_id).data.params
     mlflow.log_params(
@@ -71,7 +79,8 @@ def log_scores(scores: dict[str, float]) -> None:
 
 
 def warn_of_chance(accuracy: float, truth: np.ndarray) -> None:
-    """Print a warning if a classifier is hardly better than always predicting the most frequent class.
+    """Print a warning if a classifier is hardly better than always predicting the most
+    frequent class.
 
     Args:
         truth: [N] the classes of the held-out rows, as integers from 0.
@@ -80,8 +89,8 @@ def warn_of_chance(accuracy: float, truth: np.ndarray) -> None:
     error = (share * (1 - share) / len(truth)) ** 0.5
     if accuracy < share + _STANDARD_ERRORS * error:
         print(
-            f"warning: the accuracy {accuracy:.3f} is hardly better than {share:.3f}, the accuracy of always "
-            "predicting the most frequent class; train for more epochs",
+            f"warning: the accuracy {accuracy:.3f} is hardly better than {share:.3f}, the "
+            "accuracy of always predicting the most frequent class; train for more epochs",
             file=sys.stderr,
             flush=True,
         )
@@ -89,7 +98,9 @@ def warn_of_chance(accuracy: float, truth: np.ndarray) -> None:
 
 @contextmanager
 def picture(title: str, columns: int = 1, name: str = PICTURE) -> Iterator[Any]:
-    """Yield the axes of a figure (an array for several columns), and log the figure to the active run as `name`."""
+    """Yield the axes of a figure (an array for several columns), and log the figure to
+    the active run as `name`.
+    """
     figure = Figure(figsize=(5.2 * columns, 4.2), dpi=80, layout="constrained")
     figure.suptitle(title, fontsize=10)
     yield figure.subplots(1, columns)
@@ -97,7 +108,8 @@ def picture(title: str, columns: int = 1, name: str = PICTURE) -> Iterator[Any]:
 
 
 def register(model: Any, registered_model: str, origin: str, method: str, **arguments: Any) -> Any:
-    """Convert the model to checked ONNX, register it, and add the origin of its data to the run and the version.
+    """Convert the model to checked ONNX, register it, and add the origin of its data to
+    the run and the version.
 
     Args:
         origin: the origin of the training data, e.g. `synthetic data, seed 7`.
@@ -108,7 +120,8 @@ def register(model: Any, registered_model: str, origin: str, method: str, **argu
         MLflow's ModelInfo.
 
     Raises:
-        ConversionError, ParityError: the model has no ONNX form with the same predictions.
+        ConversionError, ParityError: the model has no ONNX form with the same
+            predictions.
     """
     mlflow.set_tag(DATA_TAG, origin)
     print("converting to ONNX and comparing its predictions with the original", flush=True)

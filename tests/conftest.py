@@ -1,4 +1,6 @@
-"""Settings and fixtures for all tests. Tests send no reports, and do not read or write files of the user."""
+"""Settings and fixtures for all tests. Tests send no reports, and do not read or write
+files of the user.
+"""
 
 import atexit
 import contextlib
@@ -34,12 +36,14 @@ for variable in [
 ]:
     del os.environ[variable]
 
-# All processes of a run have its name, with which the run's first process finds remaining processes.
+# All processes of a run have its name, with which the run's first process finds
+# remaining processes.
 RUN, IS_CONTROLLER = "PYTEST_RUN_OF_ONNXSERVE", "PYTEST_XDIST_WORKER" not in os.environ
 if IS_CONTROLLER:
     os.environ[RUN] = uuid.uuid4().hex
 
-# Four runs of pytest share two cores; OpenMP threads that wait for each other would waste half of the time.
+# Four runs of pytest share two cores; OpenMP threads that wait for each other would
+# waste half of the time.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 os.environ["ONNXSERVE_POLL_SECONDS"] = "2"  # Most MLflow servers of the tests have no change feed.
@@ -48,17 +52,20 @@ os.environ["ONNXSERVE_POLL_SECONDS"] = "2"  # Most MLflow servers of the tests h
 hypothesis.settings.register_profile("shared cores", deadline=None)
 hypothesis.settings.load_profile("shared cores")
 
-# The tests start hundreds of processes, each of which would compile this package again, and pytest every test.
+# The tests start hundreds of processes, each of which would compile this package again,
+# and pytest every test.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# A script's background job ignores SIGINT and SIGHUP, and so would all processes of the tests.
+# A script's background job ignores SIGINT and SIGHUP, and so would all processes of the
+# tests.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Imported modules remain until the end of the tests. Scanning them for garbage took seconds per run.
+# Imported modules remain until the end of the tests. Scanning them for garbage took
+# seconds per run.
 gc.disable()
 
 
@@ -72,8 +79,8 @@ def pytest_collection() -> Iterator[None]:
     result = yield
     gc.freeze()
     atexit.register(gc.unfreeze)  # Otherwise nanobind's modules report leaks at the end.
-    # Later imports, such as torch and Evidently, are not frozen: with Python's own thresholds the collector
-    # took an eighth of their time.
+    # Later imports, such as torch and Evidently, are not frozen: with Python's own
+    # thresholds the collector took an eighth of their time.
     gc.set_threshold(10_000, 20, 20)
     gc.enable()
     return result
@@ -88,7 +95,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Kill the remaining servers, because Ctrl-C stops the workers in the middle of their tests."""
+    """Kill the remaining servers, because Ctrl-C stops the workers in the middle of
+    their tests.
+    """
     for process in psutil.process_iter() if IS_CONTROLLER else ():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(RUN) == os.environ[RUN]:
@@ -97,7 +106,9 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Stores, caches and logs are in a folder of this session; a test with its own folder sets the variables again."""
+    """Stores, caches and logs are in a folder of this session; a test with its own
+    folder sets the variables again.
+    """
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "onnxserve"))
@@ -107,7 +118,9 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def process_of_a_user() -> None:
-    """Each test begins as in a process of a user, because a command that an earlier test ran declares our process."""
+    """Each test begins as in a process of a user, because a command that an earlier
+    test ran declares our process.
+    """
     connection._process.is_own = False
     connection._process.imports_mlflow = True
 
@@ -116,7 +129,9 @@ def process_of_a_user() -> None:
 def alone(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], AbstractContextManager[Path]]:
-    """A lock with this name between the workers of the run, and a folder that all workers share."""
+    """A lock with this name between the workers of the run, and a folder that all
+    workers share.
+    """
     own = tmp_path_factory.getbasetemp()
     folder = own if IS_CONTROLLER else own.parent
 
@@ -131,7 +146,9 @@ def alone(
 
 @pytest.fixture(scope="session")
 def new_database(alone: Callable[[str], AbstractContextManager[Path]]) -> Callable[[Path], str]:
-    """Copies an empty mlflow.db, which the first worker of a run creates, into a folder, and returns its URI."""
+    """Copies an empty mlflow.db, which the first worker of a run creates, into a
+    folder, and returns its URI.
+    """
     with alone("database") as folder:
         template = folder / "mlflow.db"
         if not template.exists():

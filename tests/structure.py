@@ -1,8 +1,10 @@
-"""Measure how densely the package and its tests are written. `make lint` runs this module.
+"""Measure how densely the package and its tests are written. `make lint` runs this
+module.
 
-The limits are in structure.json; a figure may exceed its limit by 2 %. A token is a Python token
-without comments, docstrings, line ends and indentation. A code line is a line with a token. A part
-is a folder directly below the package; the tests are one more part.
+The limits are in structure.json; a figure may exceed its limit by 2 %. A token is a
+Python token without comments, docstrings, line ends and indentation. A code line is a
+line with a token. A part is a folder directly below the package; the tests are one more
+part.
 """
 
 import argparse
@@ -81,7 +83,9 @@ def lines_of(node: ast.stmt) -> range:
 
 
 def count_tokens(text: str, ignored_lines: set[int]) -> Counter[int]:
-    """Return the number of tokens per line. An f-string is one token in every version of Python."""
+    """Return the number of tokens per line. An f-string is one token in every version
+    of Python.
+    """
     tokens: Counter[int] = Counter()
     depth = 0
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -94,7 +98,9 @@ def count_tokens(text: str, ignored_lines: set[int]) -> Counter[int]:
 
 
 def count_nodes(nodes: list[ast.AST]) -> Counter[str]:
-    """Count the nodes that make code dense, and the tests. The swap `a, b = b, a` is not dense."""
+    """Count the nodes that make code dense, and the tests. The swap `a, b = b, a` is
+    not dense.
+    """
     counts: Counter[str] = Counter()
     for node in nodes:
         match node:
@@ -126,7 +132,9 @@ def measure_function(function: Function, tokens: Counter[int], path: Path) -> Me
 
 
 def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes inside a node, but not the bodies of functions and classes inside it."""
+    """Yield the nodes inside a node, but not the bodies of functions and classes inside
+    it.
+    """
     for child in ast.iter_child_nodes(node):
         yield child
         if not isinstance(child, Function | ast.ClassDef | ast.Lambda):

@@ -65,7 +65,9 @@ def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> 
 
 
 def test_the_pages_stay_few_and_short() -> None:
-    """A guide has less than 12 kB. Lists (generated pages, the glossary) and the architecture may be longer."""
+    """A guide has less than 12 kB. Lists (generated pages, the glossary) and the
+    architecture may be longer.
+    """
     sizes = {page.name: page.stat().st_size for page in DOCS.glob("*.md")}
     longer = {"architecture.md", "errors.md", "glossary.md", "reference.md"}
     assert len(sizes) <= 36
@@ -75,7 +77,9 @@ def test_the_pages_stay_few_and_short() -> None:
 
 
 def test_readme_s_two_commands_are_targets_of_the_makefile() -> None:
-    """README's example and its walk "By hand" are run by tests/e2e/test_install.py, in empty environments."""
+    """README's example and its walk "By hand" are run by tests/e2e/test_install.py, in
+    empty environments.
+    """
     (block,) = blocks("sh", section("Two commands"))
     assert re.findall(r"^make ([\w-]+)", block, flags=re.MULTILINE) == ["demo", "test"]
     makefile = (ROOT / "Makefile").read_text()
@@ -143,7 +147,9 @@ def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
 
 
 def test_one_page_has_the_command_that_installs_the_package() -> None:
-    """Before its first release, the package is not in any index, and only the command of docs/install.md works."""
+    """Before its first release, the package is not in any index, and only the command
+    of docs/install.md works.
+    """
     command = re.compile(r"pip install [^`\n]*mlflow-onnxserve")
     pages = {page.name for page in PAGES if command.search(page.read_text())}
     assert pages - {"CHANGELOG.md", "release.md", "errors.md"} == {"install.md"}
@@ -220,7 +226,9 @@ def test_a_distribution_of_the_page_on_extensions_is_built_with_the_module_that_
 
 
 def _commands(page: str) -> list[list[str]]:
-    """Return the words behind `onnxserve` of each command in a block or between back-ticks."""
+    """Return the words behind `onnxserve` of each command in a block or between
+    back-ticks.
+    """
     code = re.findall(
         r"^```\w*\n(.*?)^```$|`([^`\n]+)`",
         page.replace("\\\n", " "),

@@ -1,4 +1,6 @@
-"""The installed package: entry points, extras, tested versions, and the modules that an import loads."""
+"""The installed package: entry points, extras, tested versions, and the modules that an
+import loads.
+"""
 
 import re
 import subprocess
@@ -19,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def requirements_of(extra: str) -> set[str]:
-    """Return the packages of `pip install mlflow-onnxserve[extra]`, including the packages of nested extras."""
+    """Return the packages of `pip install mlflow-onnxserve[extra]`, including the
+    packages of nested extras.
+    """
     names: set[str] = set()
     for line in distribution("mlflow-onnxserve").requires or []:
         requirement = Requirement(line)
@@ -77,7 +81,9 @@ def test_the_versions_of_python_that_are_promised_are_installed_made_and_tried()
 
 
 def test_what_develops_needs_all_extras_but_torch_and_transformers() -> None:
-    """The Makefile installs the CPU build of torch if it exists; PyPI's build installs gigabytes of CUDA."""
+    """The Makefile installs the CPU build of torch if it exists; PyPI's build installs
+    gigabytes of CUDA.
+    """
     assert requirements_of("all") - requirements_of("transformers") <= requirements_of("dev")
     assert not {"torch", "onnxscript"} & requirements_of("dev")
 
@@ -118,6 +124,9 @@ def test_every_public_name_of_the_package_can_be_imported() -> None:
     ],
 )
 def test_a_light_module_loads_no_heavy_library(module: str, others: tuple[str, ...]) -> None:
-    code = f"import sys, mlflow_deploy_plugin.{module}; print([name for name in sys.modules if name.endswith({others})])"
+    code = (
+        f"import sys, mlflow_deploy_plugin.{module}; print([name for name in sys.modules if "
+        f"name.endswith({others})])"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"

@@ -40,7 +40,9 @@ def browser() -> Iterator[Browser]:
 
 
 def search(browser: Browser, site: str, query: str) -> list[str]:
-    """Return the links of the results, the best first. Their parameter `h` has the words that a page contains."""
+    """Return the links of the results, the best first. Their parameter `h` has the
+    words that a page contains.
+    """
     page = browser.new_page()
     page.goto(f"{site}/index.html?q={quote(query)}")
     links = page.locator("a.md-search-result__link")

@@ -1,4 +1,6 @@
-"""This version reads the models, stores, specs, policies, state files and logs of every version in `tests/stored`."""
+"""This version reads the models, stores, specs, policies, state files and logs of every
+version in `tests/stored`.
+"""
 
 import json
 from collections.abc import Iterator

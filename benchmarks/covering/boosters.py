@@ -1,4 +1,6 @@
-"""Boosters of XGBoost, LightGBM and CatBoost as cases: some fifty configurations of their estimators."""
+"""Boosters of XGBoost, LightGBM and CatBoost as cases: some fifty configurations of
+their estimators.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -158,7 +160,9 @@ _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
         "full",
     ),
 }
-"""By name: a function that returns the model, the kind of its target, and the kind of its rows."""
+"""By name: a function that returns the model, the kind of its target, and the kind of
+its rows.
+"""
 
 
 def _case(name: str) -> Case:

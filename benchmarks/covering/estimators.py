@@ -1,4 +1,6 @@
-"""Every estimator of scikit-learn as a case: predictors directly, and transformers before a linear model."""
+"""Every estimator of scikit-learn as a case: predictors directly, and transformers
+before a linear model.
+"""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -105,14 +107,17 @@ _KEEP_ITERATIONS = (
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
-    """Return the names with functions that make the case; a function raises `LookupError` if its estimator cannot
-    answer requests."""
+    """Return the names with functions that make the case; a function raises
+    `LookupError` if its estimator cannot answer requests.
+    """
     for name, kind in all_estimators():
         yield name, partial(_case, name, kind)
 
 
 def numbers(seed: int, rows: int = _ROWS) -> np.ndarray:
-    """Return five columns: smooth numbers, numbers with one decimal, whole, small, and large numbers."""
+    """Return five columns: smooth numbers, numbers with one decimal, whole, small, and
+    large numbers.
+    """
     random = np.random.default_rng(seed)
     return np.column_stack(
         [

@@ -1,7 +1,8 @@
-"""Judge cases: log each model like a user, serve it, send requests through HTTP, and compare with the original.
+"""Judge cases: log each model like a user, serve it, send requests through HTTP, and
+compare with the original.
 
-The judge does not use the proof: neither its rows (see `rows.py`) nor its comparison. The bounds are the bounds in
-docs/wrap.md, and are the same for a pyfunc.
+The judge does not use the proof: neither its rows (see `rows.py`) nor its comparison.
+The bounds are the bounds in docs/wrap.md, and are the same for a pyfunc.
 """
 
 import time
@@ -31,10 +32,14 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 _BOUND = 1e-4  # docs/wrap.md: of probabilities, of a value, and of the spread of the outputs
 _TIE = 1e-4
-_ROUNDING = 3e-7  # relative to a number: 32-bit floats cannot distinguish smaller differences of a distance or score
+# relative to a number: 32-bit floats cannot distinguish smaller differences of a
+# distance or score
+_ROUNDING = 3e-7
 _ONE_BY_ONE = 60  # rows of a group of which the original refuses some
 
-_EXACT = (  # models that decide by comparing single inputs, and sums: rounding does not explain another prediction
+# models that decide by comparing single inputs, and sums: rounding does not explain
+# another prediction
+_EXACT = (
     *("XGB", "LGBM", "CatBoost"),
     *(
         "DecisionTree",
@@ -79,7 +84,8 @@ class Case:
     """A fitted model with rows.
 
     Attributes:
-        example: the example that the user logs: a table, a matrix, a list of texts, tensors by name.
+        example: the example that the user logs: a table, a matrix, a list of texts,
+            tensors by name.
         fresh: rows of the same form that are not training data.
     """
 
@@ -93,10 +99,13 @@ class Verdict:
     """The result of one case.
 
     Attributes:
-        outcome: `equal` (as ONNX), `pyfunc` (served as pyfunc, and equal), `refused` (neither), `wrong` (the served
-            model predicts something else, or fails), or `crashed` (logging ended in a traceback).
-        rows / ties: the compared rows; the rows that are ignored because the original's own prediction depends on
-        rounding. wrong: the number of wrong rows, by the kind of rows. said: the first line of the refusal or of the
+        outcome: `equal` (as ONNX), `pyfunc` (served as pyfunc, and equal), `refused`
+            (neither), `wrong` (the served model predicts something else, or fails), or
+            `crashed` (logging ended in a traceback).
+        rows / ties: the compared rows; the rows that are ignored because the original's
+            own prediction depends on
+        rounding. wrong: the number of wrong rows, by the kind of rows. said: the first
+            line of the refusal or of the
         crash, the reason for a pyfunc, or the worst row of a wrong model.
     """
 
@@ -146,7 +155,8 @@ def _empty_database() -> bytes:
 def _log(name: str, case: Case) -> tuple[Verdict, Path | None]:
     """Log the model, and return the result and the folder of the served model."""
     try:
-        # Requirements are set, because MLflow otherwise loads the model in another process for seconds to find them.
+        # Requirements are set, because MLflow otherwise loads the model in another
+        # process for seconds to find them.
         info = onnxserve.log_model(
             case.model,
             "model",
@@ -193,7 +203,9 @@ class _Judged:
         self._small("fresh", fresh)
 
     def _small(self, kind: str, rows: Any) -> None:
-        """Check that single rows, pairs and groups of seven have the same predictions as many rows."""
+        """Check that single rows, pairs and groups of seven have the same predictions
+        as many rows.
+        """
         for size in (1, 2, 7):
             for start in range(0, 14, size):
                 self._compare(f"{kind}, {size} at once", _slice(rows, start, start + size))
@@ -298,8 +310,9 @@ class _Judged:
         want: np.ndarray,
         wrong: np.ndarray,
     ) -> np.ndarray:
-        """Return True for rows where the original's prediction changes if a number moves by less than a 32-bit float
-        can represent."""
+        """Return True for rows where the original's prediction changes if a number
+        moves by less than a 32-bit float can represent.
+        """
         found = np.zeros(len(wrong), dtype=bool)
         positions = np.flatnonzero(wrong)[:100]
         some = rows.iloc[positions].reset_index(drop=True)
@@ -362,8 +375,9 @@ def _table(case: Case, data: Any) -> pd.DataFrame | None:
 
 
 def _is_estimator(model: Any) -> bool:
-    """Return True if it has scikit-learn's interface. CatBoost's estimators have it, but do not inherit from
-    BaseEstimator."""
+    """Return True if it has scikit-learn's interface. CatBoost's estimators have it,
+    but do not inherit from BaseEstimator.
+    """
     return hasattr(model, "get_params") and not isinstance(model, type)
 
 

@@ -1,4 +1,6 @@
-"""Models of libraries that are often used with scikit-learn, if these libraries are installed."""
+"""Models of libraries that are often used with scikit-learn, if these libraries are
+installed.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,8 +24,9 @@ _CITIES = ["rome", "oslo", "lima", "São Paulo", "Łódź", "ulm"]
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
-    """Return the names with functions that make the case; a function raises `LookupError` if the library is not
-    installed."""
+    """Return the names with functions that make the case; a function raises
+    `LookupError` if the library is not installed.
+    """
     for name, (make, kind) in _CASES.items():
         yield f"library {name}", partial(_case, name.partition(":")[0], make, kind)
     for name, options in _TRANSFORMERS.items():
@@ -31,7 +34,9 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
 
 
 def _transformer(name: str, options: dict[str, Any]) -> Case:
-    """Return a network of transformers with random weights, because downloads are not possible."""
+    """Return a network of transformers with random weights, because downloads are not
+    possible.
+    """
     try:
         import torch
 

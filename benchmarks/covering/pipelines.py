@@ -1,4 +1,6 @@
-"""Sixty pipelines as in practice: scalers, imputers, encoders, texts, searches, ensembles of ensembles."""
+"""Sixty pipelines as in practice: scalers, imputers, encoders, texts, searches,
+ensembles of ensembles.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -536,7 +538,9 @@ def _single(make: Callable[[], Any]) -> Case:
 
 
 def _grid() -> Case:
-    """Return whole numbers, so that many rows have the same distance to several neighbours."""
+    """Return whole numbers, so that many rows have the same distance to several
+    neighbours.
+    """
     random = np.random.default_rng(25)
     rows, fresh = (
         pd.DataFrame(random.integers(0, 5, (200, 3)).astype(float), columns=list("abc"))

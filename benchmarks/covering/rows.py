@@ -1,8 +1,8 @@
 """Hostile rows of a judge that does not know how the proof generates its rows.
 
-The rows do not depend on the inside of a model. The points where a model decides are found from outside: two rows with
-different predictions are moved together by bisection, in the precision of the numbers, until there is no number between
-them.
+The rows do not depend on the inside of a model. The points where a model decides are
+found from outside: two rows with different predictions are moved together by bisection,
+in the precision of the numbers, until there is no number between them.
 """
 
 from collections.abc import Callable, Iterator
@@ -111,7 +111,9 @@ def edges(
     answer: Answer,
     random: np.random.Generator,
 ) -> Iterator[tuple[str, Table]]:
-    """Return both rows of each pair between which the prediction changes, and their 32-bit neighbours."""
+    """Return both rows of each pair between which the prediction changes, and their
+    32-bit neighbours.
+    """
     count = len(fresh)
     low = fresh.iloc[random.integers(0, count, _PAIRS)].reset_index(drop=True)
     high = low.copy()

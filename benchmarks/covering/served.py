@@ -1,4 +1,6 @@
-"""Logged models on one real server, each as an endpoint that receives requests through HTTP."""
+"""Logged models on one real server, each as an endpoint that receives requests through
+HTTP.
+"""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -34,7 +36,8 @@ class Refused(Exception):
 
 
 class ServedModel:
-    """An endpoint: an ONNX graph receives Open Inference Protocol requests for all outputs, a pyfunc MLflow requests.
+    """An endpoint: an ONNX graph receives Open Inference Protocol requests for all
+    outputs, a pyfunc MLflow requests.
 
     JSON has neither NaN nor infinity: null is NaN in both directions.
     """
@@ -131,7 +134,9 @@ def _mlflow_body(own: Any) -> Any:
 
 @contextmanager
 def serving(folder: Path, models: Mapping[str, Path]) -> Iterator[dict[str, ServedModel]]:
-    """Serve the models of these folders with `onnxserve serve` under their names until the end of the block."""
+    """Serve the models of these folders with `onnxserve serve` under their names until
+    the end of the block.
+    """
     port, documents = free_port(), []
     for name, path in models.items():
         document = {

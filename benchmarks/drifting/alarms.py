@@ -1,4 +1,6 @@
-"""Measure how often a window that is like the reference is called drifted, compared with the nominal rate."""
+"""Measure how often a window that is like the reference is called drifted, compared
+with the nominal rate.
+"""
 
 from collections.abc import Iterator
 
@@ -34,8 +36,9 @@ _REFERENCES = {size: 16 if size == 30_000 else 40 for size in SIZES}
 
 
 def of_splits(share: float) -> Iterator[Line]:
-    """Judge windows of independent rows with both kinds of reference; `share` is the part of the references that is
-    used."""
+    """Judge windows of independent rows with both kinds of reference; `share` is the
+    part of the references that is used.
+    """
     for null, judged in (("contiguous null", _blocks), ("`independent_rows`", _samples)):
         every: list[Flags] = []
         for size in SIZES:
@@ -49,7 +52,9 @@ def of_splits(share: float) -> Iterator[Line]:
 
 
 def of_calm_time(share: float) -> Iterator[Line]:
-    """Judge simulated days that depend on each other, and days and hours held out from the calm months."""
+    """Judge simulated days that depend on each other, and days and hours held out from
+    the calm months.
+    """
     days = on_all_cores(_held_out_day, range(0, CALM_DAYS, max(round(1 / share), 1)))
     yield rate_line(
         "flights, January to March: each day compared with the others",
@@ -82,7 +87,9 @@ def _some(count: int, share: float) -> int:
 
 
 def _blocks(task: tuple[int, int]) -> Flags:
-    """Judge windows of `size` rows by a reference whose windows have at least a thousand rows and are thinned."""
+    """Judge windows of `size` rows by a reference whose windows have at least a
+    thousand rows and are thinned.
+    """
     size, seed = task
     rng = np.random.default_rng([seed, size])
     blocks, rows = (19 if size == 30_000 else 39), max(size, 1_000)
@@ -111,8 +118,9 @@ def _samples(task: tuple[int, int]) -> Flags:
 
 
 def _days(task: tuple[int, int, int]) -> tuple[Flags, Flags, float]:
-    """Return the verdicts on windows, the report's verdicts on the reference's own windows, and the rate of the
-    latter."""
+    """Return the verdicts on windows, the report's verdicts on the reference's own
+    windows, and the rate of the latter.
+    """
     length, days, seed = task
     rng = np.random.default_rng([seed, length])
     rows = dependent_days(rng, _COEFFICIENTS, days, _DAY_ROWS)
@@ -128,7 +136,9 @@ def _days(task: tuple[int, int, int]) -> tuple[Flags, Flags, float]:
 
 
 def _held_out_day(day: int) -> tuple[bool | None, bool | None]:
-    """Return True or None for the nominal rate, and the same for 10 %; None means that the day was not judged."""
+    """Return True or None for the nominal rate, and the same for 10 %; None means that
+    the day was not judged.
+    """
     rows = calm()
     start_us = FIRST_US + day * DAY_US
     is_held = (rows.times >= start_us) & (rows.times < start_us + DAY_US)

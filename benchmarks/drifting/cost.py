@@ -1,15 +1,20 @@
-"""Measure the cost of judging drift: sketches and Evidently's preset on a year of New York's flights with weather.
+"""Measure the cost of judging drift: sketches and Evidently's preset on a year of New
+York's flights with weather.
 
     .venv/bin/python -m benchmarks.drifting.cost            # some minutes on two cores
     .venv/bin/python -m benchmarks.drifting.cost --log      # also the year in an inference log, a file per hour
 
-The script prints CPU seconds and peak memory. Each part runs in a separate process, and imports are not measured:
+The script prints CPU seconds and peak memory. Each part runs in a separate process, and
+imports are not measured:
 
-- **sketches**: bins fixed on January to March; every hour of the year sketched with them, the hours merged into twelve
-  months, and the distance and missing share of every column of each month compared with the reference.
-- **Evidently**: `DataDriftPreset` of each of the twelve months against January to March, as a dictionary; no HTML.
+- **sketches**: bins fixed on January to March; every hour of the year sketched with
+  them, the hours merged into twelve months, and the distance and missing share of every
+  column of each month compared with the reference.
+- **Evidently**: `DataDriftPreset` of each of the twelve months against January to
+  March, as a dictionary; no HTML.
 - **days**: each of the 365 days judged, including its null distribution.
-- **rows**: a Parquet file of the year, once, four times and sixteen times, sketched batch by batch.
+- **rows**: a Parquet file of the year, once, four times and sixteen times, sketched
+  batch by batch.
 """
 
 import argparse
@@ -160,7 +165,9 @@ def rows(path: str) -> Figures:
 
 
 def log(folder: str) -> Figures:
-    """Return the figures for the profile of the year in a log: first from its rows, then from the stored profiles."""
+    """Return the figures for the profile of the year in a log: first from its rows,
+    then from the stored profiles.
+    """
     _, calm = load()
     bins, _ = freeze_table(table_of(calm), (), "January to March")
     year = Window(_START, _START + timedelta(days=365))

@@ -1,4 +1,6 @@
-"""Measure how often the intervals of `performance` contain the true value if errors of rows depend on each other."""
+"""Measure how often the intervals of `performance` contain the true value if errors of
+rows depend on each other.
+"""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +20,9 @@ _WINDOWS = 120
 
 @dataclass(frozen=True)
 class _World:
-    """Windows with stretches of dependent rows, where each stretch depends on the previous stretch."""
+    """Windows with stretches of dependent rows, where each stretch depends on the
+    previous stretch.
+    """
 
     what: str
     stretches: int
@@ -35,9 +39,14 @@ _WORLDS = (
 
 
 def of_intervals(share: float) -> Iterator[str]:
-    """Return the rows of the table: the share of windows whose 95 % interval contained the true value. The first figure
-    treats rows as independent, and the second is the implemented method."""
-    yield f"| rows in a window | number | {' | '.join(f'{name}: all rows / implemented' for name in NAMES)} |"
+    """Return the rows of the table: the share of windows whose 95 % interval contained
+    the true value. The first figure treats rows as independent, and the second is the
+    implemented method.
+    """
+    yield (
+        "| rows in a window | number | "
+        f"{' | '.join(f'{name}: all rows / implemented' for name in NAMES)} |"
+    )
     yield "|---" * (len(NAMES) + 2) + "|"
     windows = max(round(_WINDOWS * share), 20)
     tasks = [(world, rows, windows) for world in _WORLDS for rows in (480, 2_880)]
@@ -83,8 +92,9 @@ def _values(
 
 
 def _rows(rng: np.random.Generator, world: _World, rows: int) -> tuple[Array, ClassPredictions]:
-    """Return labels whose probabilities differ per stretch, and the predictions of a model that does not use the
-    stretch."""
+    """Return labels whose probabilities differ per stretch, and the predictions of a
+    model that does not use the stretch.
+    """
     level = np.empty(world.stretches)
     level[0] = rng.normal()
     for stretch in range(1, world.stretches):

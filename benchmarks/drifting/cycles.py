@@ -1,4 +1,6 @@
-"""Hours of traffic with a daily cycle, compared with all hours, or with the same hour one or several days earlier."""
+"""Hours of traffic with a daily cycle, compared with all hours, or with the same hour
+one or several days earlier.
+"""
 
 from collections.abc import Iterator
 
@@ -21,7 +23,9 @@ _WAYS = {0: "compared with all hours of 14 days", 24: "`rolling:1d`", 168: "`rol
 _PAST_HOURS = 14 * 24
 _HOURS = range(2, 24, 6)
 _SHIFTED_HOUR, _SHIFT = 14, -2.0
-"""The level has its maximum at two in the afternoon. Lowered by this shift, it is like the level of a morning."""
+"""The level has its maximum at two in the afternoon. Lowered by this shift, it is like
+the level of a morning.
+"""
 _WORLDS = 20
 
 
@@ -38,7 +42,9 @@ def of_cycles(share: float) -> Iterator[Line]:
 
 
 def _judged(task: tuple[int, int]) -> tuple[Flags, bool | None]:
-    """Return verdicts on some unchanged hours of the day after the past, and on one shifted hour."""
+    """Return verdicts on some unchanged hours of the day after the past, and on one
+    shifted hour.
+    """
     seed, lag = task
     rows = busy_hours(np.random.default_rng([seed, 9]), _PAST_HOURS + 24)
     flags: Flags = []

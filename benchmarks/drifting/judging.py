@@ -1,4 +1,6 @@
-"""Judge simulated windows, many at a time on both cores, and compare a measured rate with its target."""
+"""Judge simulated windows, many at a time on both cores, and compare a measured rate
+with its target.
+"""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +25,9 @@ WORKERS = 2
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 Flags = list[bool | None]
-"""The verdicts on the windows of one reference; None means that the window was not judged."""
+"""The verdicts on the windows of one reference; None means that the window was not
+judged.
+"""
 Outcome = Literal["met", "missed", "uncertain", "–"]
 
 
@@ -71,10 +75,11 @@ def on_all_cores(function: Callable[[Task], Answer], tasks: Sequence[Task]) -> l
 
 
 def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
-    """Return the share of judged windows that were called drifted, with the target [0.5, 1.5] of the rate.
+    """Return the share of judged windows that were called drifted, with the target
+    [0.5, 1.5] of the rate.
 
-    The target is met if the share is inside it, and missed if the whole interval is outside. The outcome is uncertain
-    if the share is outside, but may be so by chance.
+    The target is met if the share is inside it, and missed if the whole interval is
+    outside. The outcome is uncertain if the share is outside, but may be so by chance.
 
     Args:
         groups: the windows of each reference.
@@ -103,8 +108,10 @@ def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
 
 
 def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None) -> Line:
-    """Return the share of windows in which the change was found. The target is at least `least`, and it is missed only
-    if chance does not explain the lower share. None means that there is no target."""
+    """Return the share of windows in which the change was found. The target is at least
+    `least`, and it is missed only if chance does not explain the lower share. None
+    means that there is no target.
+    """
     flags = [flag for group in groups for flag in group]
     first, last = interval(groups)
     share = sum(flags) / len(flags)
@@ -118,7 +125,9 @@ def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None)
 
 
 def beside_line(what: str, reported: Sequence[Flags], came: Sequence[Flags]) -> Line:
-    """Return the rate that reports measure about themselves. The target is half to twice the actual rate."""
+    """Return the rate that reports measure about themselves. The target is half to
+    twice the actual rate.
+    """
     ours, theirs = (
         [[bool(flag) for flag in flags if flag is not None] for flags in side]
         for side in (reported, came)
@@ -135,7 +144,9 @@ def beside_line(what: str, reported: Sequence[Flags], came: Sequence[Flags]) -> 
 
 
 def forward_flags(verdict: DriftVerdict) -> Flags:
-    """Return the verdicts that the report contains about the later windows of the reference."""
+    """Return the verdicts that the report contains about the later windows of the
+    reference.
+    """
     told = verdict.held_out
     return (
         [] if isinstance(told, Refused) else [place < told.alarms for place in range(told.windows)]
@@ -143,12 +154,14 @@ def forward_flags(verdict: DriftVerdict) -> Flags:
 
 
 def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
-    """Return Wilson's 95 % interval for the share of the flags (Journal of the American Statistical Association 22,
-    1927).
+    """Return Wilson's 95 % interval for the share of the flags (Journal of the American
+    Statistical Association 22, 1927).
 
-    Windows with the same reference depend on each other, so the number of independent windows is smaller: the number
-    over the design effect, and smaller again if there are few references (Korn & Graubard, Confidence Intervals for
-    Proportions with Small Expected Number of Positive Counts Estimated from Survey Data, Survey Methodology 24, 1998).
+    Windows with the same reference depend on each other, so the number of independent
+    windows is smaller: the number over the design effect, and smaller again if there
+    are few references (Korn & Graubard, Confidence Intervals for Proportions with Small
+    Expected Number of Positive Counts Estimated from Survey Data, Survey Methodology
+    24, 1998).
     """
     sums, sizes = (
         np.array([sum(group) for group in groups]),

@@ -1,5 +1,6 @@
-"""Obvious changes of a table: how often they are found in windows of a day, a week and a month, and how often an
-unchanged window of the same world is called drifted."""
+"""Obvious changes of a table: how often they are found in windows of a day, a week and
+a month, and how often an unchanged window of the same world is called drifted.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -38,8 +39,9 @@ def of_obvious_changes(share: float) -> Iterator[Line]:
 
 
 def _shop(rng: np.random.Generator, days: int) -> Rows:
-    """Return orders with a weekly cycle: ids, texts, 500 equally frequent items, and a sensor that varies more between
-    days than within a day."""
+    """Return orders with a weekly cycle: ids, texts, 500 equally frequent items, and a
+    sensor that varies more between days than within a day.
+    """
     size = days * _ROWS
     day = np.repeat(np.arange(days), _ROWS)
     weight = rng.normal(1, 0.2, size)

@@ -17,18 +17,24 @@ _CELLS, _FLOOR, _CATEGORIES = 10, 1e-4, 50
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """A column of the reference: its values in ascending order, and the limits of its tenths."""
+    """A column of the reference: its values in ascending order, and the limits of its
+    tenths.
+    """
 
     values: Array
     edges: Array
 
     def table(self, window: pd.Series) -> Array:
-        """Return [2, cells]: the rows of the reference and of the window in each tenth of the reference."""
+        """Return [2, cells]: the rows of the reference and of the window in each tenth
+        of the reference.
+        """
         codes = [np.searchsorted(self.edges, one) for one in (self.values, _known(window))]
         return np.stack([np.bincount(one, minlength=len(self.edges) + 1) for one in codes])
 
     def p_value(self, window: pd.Series) -> float:
-        """Return the p-value of the Kolmogorov–Smirnov test; the exact test takes 50 ms for 10,000 rows and agrees."""
+        """Return the p-value of the Kolmogorov–Smirnov test; the exact test takes 50 ms
+        for 10,000 rows and agrees.
+        """
         values = _known(window)
         if not min(len(self.values), len(values)):
             return 1.0
@@ -37,7 +43,9 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Categories:
-    """A column of the reference: the rows of its most frequent categories, and of all other categories."""
+    """A column of the reference: the rows of its most frequent categories, and of all
+    other categories.
+    """
 
     counts: pd.Series
     rest: int
@@ -64,8 +72,9 @@ class Others:
         }
 
     def psi(self, window: pa.Table) -> bool:
-        """Return True if the population stability index of a column is above 0.2, by tenths of the reference or by
-        category."""
+        """Return True if the population stability index of a column is above 0.2, by
+        tenths of the reference or by category.
+        """
         frame = _frame(window)
         return any(
             _index(self._columns[name].table(frame[name])) > PSI_LIMIT
@@ -73,15 +82,16 @@ class Others:
         )
 
     def smallest_p(self, window: pa.Table) -> tuple[float, int]:
-        """Return the smallest p-value of Kolmogorov–Smirnov (numbers) and chi-squared (categories), and the number of
-        columns."""
+        """Return the smallest p-value of Kolmogorov–Smirnov (numbers) and chi-squared
+        (categories), and the number of columns.
+        """
         frame = _frame(window)
         names = self._common(frame)
         return min(self._columns[name].p_value(frame[name]) for name in names), len(names)
 
     def evidently(self, window: pa.Table) -> tuple[bool, bool]:
-        """Return the verdicts of Evidently's preset with its own tests: half of the columns drifted, or any column
-        drifted.
+        """Return the verdicts of Evidently's preset with its own tests: half of the
+        columns drifted, or any column drifted.
 
         It takes about three seconds for 16 columns, nearly all of them for the charts.
         """
@@ -105,7 +115,9 @@ class Others:
         return value["share"] >= 0.5, value["count"] >= 1
 
     def _common(self, window: pd.DataFrame) -> list[str]:
-        """Return the columns with values on both sides, because Evidently fails for all columns if one is empty."""
+        """Return the columns with values on both sides, because Evidently fails for all
+        columns if one is empty.
+        """
         return [name for name in self._columns if name in window]
 
 

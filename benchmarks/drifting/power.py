@@ -1,5 +1,6 @@
-"""Measure how often changes are found: injected shifts, and the later months of New York's flights, compared with other
-methods on the same rows."""
+"""Measure how often changes are found: injected shifts, and the later months of New
+York's flights, compared with other methods on the same rows.
+"""
 
 import atexit
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +38,9 @@ COLUMNS = (
 )
 BESIDE = ("PSI > 0.2, any column", "KS/χ² p < 0.05, any column", "the same, Bonferroni")
 _WINDOWS, _WITH_EVIDENTLY = 6, 2
-"""The windows per reference, and the number of references whose first window is also judged by Evidently."""
+"""The windows per reference, and the number of references whose first window is also
+judged by Evidently.
+"""
 _SAMPLE = 10_000
 _FIFTY, _FIFTY_NAME = 50, "one column of 50: mean + 0.3 σ"
 _TO_FIND = 0.9
@@ -87,8 +90,9 @@ SHIFTS: Mapping[str, Shift] = {
 
 
 def injected(share: float, lines: list[Line]) -> Iterator[str]:
-    """Yield the rows of the table, which contain the share of windows called drifted, and add the lines with targets to
-    `lines`."""
+    """Yield the rows of the table, which contain the share of windows called drifted,
+    and add the lines with targets to `lines`.
+    """
     yield f"| what changed | {' | '.join((*COLUMNS, *BESIDE))} |"
     yield "|---" * (len(COLUMNS) + len(BESIDE) + 1) + "|"
     references = max(round(5 * share), 2)
@@ -140,7 +144,9 @@ def _verdicts(
     rng: np.random.Generator,
     with_evidently: bool,
 ) -> Found:
-    """Return the verdict of each method on each window; the other methods receive 10,000 rows of the reference."""
+    """Return the verdict of each method on each window; the other methods receive
+    10,000 rows of the reference.
+    """
     found: Found = {column: [] for column in (*COLUMNS, *BESIDE)}
     sample = reference.take(
         np.sort(
@@ -176,8 +182,9 @@ def beside(found: Found, others: Others, window: pa.Table, with_evidently: bool)
 
 
 def months(share: float) -> Iterator[str]:
-    """Yield the verdicts on the days of each later month, each judged separately, and on the complete month, with
-    January to March as the reference."""
+    """Yield the verdicts on the days of each later month, each judged separately, and
+    on the complete month, with January to March as the reference.
+    """
     shown = ("ours, days", *COLUMNS[2:], *BESIDE, "ours, the complete month (null; p)")
     yield f"| month | {' | '.join(shown)} |"
     yield "|---" * (len(shown) + 1) + "|"
@@ -186,7 +193,9 @@ def months(share: float) -> Iterator[str]:
 
 
 def _month(task: tuple[int, int]) -> str:
-    """Judge every few days of a month. Month 0 is the calm months, a few of whose days are held out together."""
+    """Judge every few days of a month. Month 0 is the calm months, a few of whose days
+    are held out together.
+    """
     month, step = task
     days = (flights().times - FIRST_US) // DAY_US
     held = np.sort(np.random.default_rng(0).choice(CALM_DAYS, 9, replace=False))
@@ -209,8 +218,9 @@ def _month(task: tuple[int, int]) -> str:
 
 @cache
 def _beside_calm(left_out: tuple[int, ...]) -> tuple[Judge, Others]:
-    """Return January to March without some days, prepared once per process; the other methods receive 10,000 of its
-    rows."""
+    """Return January to March without some days, prepared once per process; the other
+    methods receive 10,000 of its rows.
+    """
     rows = calm()
     reference = rows.take(~np.isin((rows.times - FIRST_US) // DAY_US, left_out))
     chosen = np.random.default_rng(0).choice(len(reference.table), _SAMPLE, replace=False)

@@ -1,5 +1,6 @@
-"""Persistent days, days whose categories are replaced, and days whose level walks: the rate in reports and the actual
-rate."""
+"""Persistent days, days whose categories are replaced, and days whose level walks: the
+rate in reports and the actual rate.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -87,7 +88,9 @@ def of_slow_time(share: float) -> Iterator[Line]:
 
 
 def _is_judged(task: tuple[bool, int]) -> bool:
-    """Return True if a day is judged with `independent_rows` by days that contain a tenth of its rows each."""
+    """Return True if a day is judged with `independent_rows` by days that contain a
+    tenth of its rows each.
+    """
     is_independent, seed = task
     rng = np.random.default_rng([seed, 12])
     table = (
@@ -103,8 +106,10 @@ def _is_judged(task: tuple[bool, int]) -> bool:
 
 
 def _judged(task: tuple[str, int]) -> tuple[Flags, Flags, bool, Flags]:
-    """Return the verdicts on the days after the reference, the verdicts of the report on its own windows, True if the
-    report contains a warning, and the verdicts on some days that are compared with the same day of the week before."""
+    """Return the verdicts on the days after the reference, the verdicts of the report
+    on its own windows, True if the report contains a warning, and the verdicts on some
+    days that are compared with the same day of the week before.
+    """
     what, seed = task
     rows = _WORLDS[what](np.random.default_rng([seed, 11]), _DAYS + _LATER, _ROWS)
     judge = Judge(reference_of(rows.between(0, _DAYS * DAY_US), _DAYS * DAY_US, DAY_US))

@@ -1,4 +1,6 @@
-"""Images and embeddings: how often a change is found in a day, and how often an unchanged day is called drifted."""
+"""Images and embeddings: how often a change is found in a day, and how often an
+unchanged day is called drifted.
+"""
 
 from collections.abc import Iterator
 
@@ -52,7 +54,9 @@ def _judge_digits(seed: int) -> tuple[Flags, dict[str, list[bool]]]:
 
 
 def _judge_embeddings(seed: int) -> tuple[Flags, dict[str, list[bool]]]:
-    """Judge days of unit vectors around a common one, whose dimensions differ in their spread."""
+    """Judge days of unit vectors around a common one, whose dimensions differ in their
+    spread.
+    """
     rng = np.random.default_rng([seed, 29])
     center, scale = 3 * rng.normal(size=_SIZE), rng.gamma(1, 1, _SIZE)
     vectors = center + scale * rng.normal(size=((_DAYS + _WINDOWS) * _ROWS, _SIZE))

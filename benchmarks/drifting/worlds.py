@@ -1,4 +1,6 @@
-"""Rows that are judged: simulated rows with known changes, and New York's flights of 2013 with weather."""
+"""Rows that are judged: simulated rows with known changes, and New York's flights of
+2013 with weather.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +78,9 @@ def rolling_reference_of(
     length_us: int,
     lag_windows: int,
 ) -> DriftReference:
-    """Return the reference of `rolling:`, which compares each window with the window `lag_windows` earlier."""
+    """Return the reference of `rolling:`, which compares each window with the window
+    `lag_windows` earlier.
+    """
     bins, _ = freeze_table(rows.table, (), "the rows")
     over = window_grid(bins, start_us, length_us, int(rows.times.min()), start_us - 1, lag_windows)
     return DriftReference(
@@ -88,8 +92,10 @@ def rolling_reference_of(
 
 
 def busy_hours(rng: np.random.Generator, hours: int, coefficient: float = 0.7) -> Rows:
-    """Return hours with many rows and high values by day, and few rows and low values at night: a cycle of ± 3
-    deviations. A random level per hour adds 0.3 deviations, and depends on the previous hour with the coefficient."""
+    """Return hours with many rows and high values by day, and few rows and low values
+    at night: a cycle of ± 3 deviations. A random level per hour adds 0.3 deviations,
+    and depends on the previous hour with the coefficient.
+    """
     cycle = np.sin(2 * np.pi * (np.arange(hours) - 8) / 24)
     counts = (100 + 60 * cycle).astype(np.int64)
     weather = np.empty(hours)
@@ -147,20 +153,25 @@ def dependent_days(
     days: int,
     rows: int,
 ) -> Rows:
-    """Return days with random levels: half of each column's variance is the day's level, which depends on the previous
-    day with the column's coefficient (an autoregressive process in its stationary state)."""
+    """Return days with random levels: half of each column's variance is the day's
+    level, which depends on the previous day with the column's coefficient (an
+    autoregressive process in its stationary state).
+    """
     return _days_of(rng, _autoregressive(rng, days, coefficients), rows)
 
 
 def persistent_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
-    """Return days with a weekly cycle and random levels, which depend on the previous day with a coefficient of
-    0.85."""
+    """Return days with a weekly cycle and random levels, which depend on the previous
+    day with a coefficient of 0.85.
+    """
     cycle = np.where(np.arange(days) % 7 >= 5, 1.0, -0.4)
     return _days_of(rng, cycle[:, None] + _autoregressive(rng, days, (0.85, 0.85)), rows)
 
 
 def churning_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
-    """Return days of independent rows. One of their 40 categories is replaced by a new category every twentieth day."""
+    """Return days of independent rows. One of their 40 categories is replaced by a new
+    category every twentieth day.
+    """
     newest = 39 + np.arange(days) // 20
     codes = np.repeat(newest, rows) - rng.integers(0, 40, days * rows)
     table = pa.table({"item": _texts(codes), "noise": rng.normal(size=days * rows)})
@@ -168,14 +179,17 @@ def churning_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
 
 
 def walking_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
-    """Return days whose first column has a level that walks at random, by 0.06 standard deviations of its rows per
-    day."""
+    """Return days whose first column has a level that walks at random, by 0.06 standard
+    deviations of its rows per day.
+    """
     walk = np.cumsum(rng.normal(0, 0.06, days))
     return _days_of(rng, np.stack([walk, np.zeros(days)], axis=1), rows)
 
 
 def _autoregressive(rng: np.random.Generator, days: int, coefficients: Sequence[float]) -> Array:
-    """Return [days, columns] float64: stationary autoregressive processes with variance 1."""
+    """Return [days, columns] float64: stationary autoregressive processes with variance
+    1.
+    """
     levels = np.empty((days, len(coefficients)))
     phi = np.asarray(coefficients)
     levels[0] = rng.normal(size=len(phi))
@@ -185,8 +199,9 @@ def _autoregressive(rng: np.random.Generator, days: int, coefficients: Sequence[
 
 
 def _days_of(rng: np.random.Generator, levels: Array, rows: int) -> Rows:
-    """Return `rows` rows per day. The levels [days, columns] are half of their variance if the levels have variance
-    1."""
+    """Return `rows` rows per day. The levels [days, columns] are half of their variance
+    if the levels have variance 1.
+    """
     values = np.sqrt(0.5) * np.repeat(levels, rows, axis=0)
     values += np.sqrt(0.5) * rng.normal(size=values.shape)
     return Rows(

@@ -1,7 +1,9 @@
-"""The cost of a judgement of a million rows with thirty numeric columns: CPU, wall time, and memory of all processes.
+"""The cost of a judgement of a million rows with thirty numeric columns: CPU, wall
+time, and memory of all processes.
 
-Each figure is measured in a fresh process. The memory is the largest sum of the resident sizes of the process and its
-children. The rows have no drift. The script prints the figures of only this part with a name of `RUNS`:
+Each figure is measured in a fresh process. The memory is the largest sum of the
+resident sizes of the process and its children. The rows have no drift. The script
+prints the figures of only this part with a name of `RUNS`:
 
     .venv/bin/python -m benchmarks.over_time.cost captured
 """
@@ -25,7 +27,9 @@ import pyarrow.parquet as pq
 from benchmarks.drifting.judging import Line, Outcome
 
 ROWS, REFERENCE_ROWS, COLUMNS = 1_000_000, 100_000, 30
-"""The rows of the window, and of a reference in a model folder (`wrap.flavor.saved_model.MAX_REFERENCE_ROWS`)."""
+"""The rows of the window, and of a reference in a model folder
+(`wrap.flavor.saved_model.MAX_REFERENCE_ROWS`).
+"""
 NAME = "numbers"
 _DAY = datetime(2026, 4, 1, tzinfo=UTC)
 _REFERENCE_DAYS = 90
@@ -39,8 +43,9 @@ class Cost(NamedTuple):
 
 
 def table(rows: int, seed: int, days: int = 0) -> pa.Table:
-    """Return random rows. With `days`, the rows have event times: in the last `days` before `_DAY` for a reference, and
-    on `_DAY` if `days` is -1."""
+    """Return random rows. With `days`, the rows have event times: in the last `days`
+    before `_DAY` for a reference, and on `_DAY` if `days` is -1.
+    """
     rng = np.random.default_rng(seed)
     columns = {f"x{number:02d}": rng.normal(size=rows) for number in range(COLUMNS)}
     if days:
@@ -174,7 +179,8 @@ def measure(name: str, rows: int) -> Cost:
         own = {"ONNXSERVE_HOME": str(root / "home"), "ONNXSERVE_LOG_URI": str(root / "log")}
         own["MLFLOW_TRACKING_URI"] = f"sqlite:///{root}/mlflow.db"
         own["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-        create = "import mlflow; mlflow.MlflowClient().create_experiment('other')"  # A new database takes seconds.
+        # A new database takes seconds.
+        create = "import mlflow; mlflow.MlflowClient().create_experiment('other')"
         environment = {**os.environ, **own}
         subprocess.run(
             [sys.executable, "-c", create],

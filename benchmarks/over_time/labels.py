@@ -1,7 +1,9 @@
-"""Accuracies if labels depend on the truth, and the delay until a worse model is reported.
+"""Accuracies if labels depend on the truth, and the delay until a worse model is
+reported.
 
-The windows are judged like the windows of a monitor of kind `performance` without the field `labels`. The method
-"before" doubts labels only if labelled and unlabelled rows differ by score, answer or segment.
+The windows are judged like the windows of a monitor of kind `performance` without the
+field `labels`. The method "before" doubts labels only if labelled and unlabelled rows
+differ by score, answer or segment.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +33,9 @@ _MODELS = {
     "overconfident": (1.0, 2.0, _ODDS),
     "unbalanced": (1.5, 1.0, -3.0),
 }
-"""The skill of the scores, the factor by which the probabilities are too extreme, and the log odds of the positives."""
+"""The skill of the scores, the factor by which the probabilities are too extreme, and
+the log odds of the positives.
+"""
 _MECHANISMS: dict[str, Callable[[Array, Array], Array]] = {
     "90 % of positives, 20 % of negatives": lambda is_right, true: np.where(true == 1, 0.9, 0.2),
     "60 % of positives, 40 % of negatives": lambda is_right, true: np.where(true == 1, 0.6, 0.4),
@@ -42,8 +46,9 @@ _MECHANISMS: dict[str, Callable[[Array, Array], Array]] = {
 _SHARES = (0.1, 0.3, 0.5, 0.9)
 _ROWS, _STREAM_ROWS = 1_000, 2_000
 _EARLIER, _FLIPPED, _MARGIN = 5, 0.3, 0.05
-"""The number of windows before a model becomes worse, the share of rows with the other class afterwards, and the
-distance of the required accuracy from the usual accuracy."""
+"""The number of windows before a model becomes worse, the share of rows with the other
+class afterwards, and the distance of the required accuracy from the usual accuracy.
+"""
 
 
 class _Partly(NamedTuple):
@@ -63,7 +68,9 @@ class _Partly(NamedTuple):
 
 
 class _Judged(NamedTuple):
-    """The interval of the accuracy now and before, and True if labels raise no suspicion by score."""
+    """The interval of the accuracy now and before, and True if labels raise no
+    suspicion by score.
+    """
 
     now: MetricInterval
     before: MetricInterval
@@ -85,8 +92,9 @@ def _draw(
 
 
 def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
-    """Judge as `watch/kinds/performance.py` does; `earlier` are the labelled rows of earlier windows, the latest
-    first."""
+    """Judge as `watch/kinds/performance.py` does; `earlier` are the labelled rows of
+    earlier windows, the latest first.
+    """
     answers, rows = window.all_rows.answers, len(window.has_label)
     predictions = Predictions(answers, None, np.where(window.has_label, window.all_rows.truth, -1))
     moments = pa.array([START + timedelta(seconds=row) for row in range(rows)])
@@ -115,8 +123,10 @@ def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
 
 
 def _dependent(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
-    """Return four flags per window. The first two: does the interval contain the accuracy of all rows, now and before?
-    The others: does it exclude this accuracy by more than 0.03?"""
+    """Return four flags per window. The first two: does the interval contain the
+    accuracy of all rows, now and before? The others: does it exclude this accuracy by
+    more than 0.03?
+    """
     model, mechanism, times = task
     rng = np.random.default_rng([1, list(_MODELS).index(model), list(_MECHANISMS).index(mechanism)])
     flags: list[tuple[bool, ...]] = []
@@ -131,8 +141,9 @@ def _dependent(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
 
 
 def _repeated(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
-    """Return six flags per stream, for its windows: does the interval contain the accuracy of all rows? The labels
-    depend on the truth in every window."""
+    """Return six flags per stream, for its windows: does the interval contain the
+    accuracy of all rows? The labels depend on the truth in every window.
+    """
     model, mechanism, times = task
     rng = np.random.default_rng([2, list(_MODELS).index(model), list(_MECHANISMS).index(mechanism)])
     return [
@@ -159,7 +170,9 @@ def _stream(
 
 
 def _worse(task: tuple[str, float, int, int]) -> list[tuple[bool, ...]]:
-    """Return five flags per stream, for the first windows of a worse model: is the requirement violated?"""
+    """Return five flags per stream, for the first windows of a worse model: is the
+    requirement violated?
+    """
     model, share, windows, times = task
     rng = np.random.default_rng([3, list(_MODELS).index(model), round(100 * share), windows])
     usual = _draw(rng, model, 50_000, lambda is_right, true: np.ones(len(true))).accuracy

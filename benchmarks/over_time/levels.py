@@ -1,4 +1,6 @@
-"""Measure false alarms per year with a budget, and when lasting shifts of a column's level are found."""
+"""Measure false alarms per year with a budget, and when lasting shifts of a column's
+level are found.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -52,7 +54,9 @@ DELAYS = (
     ("+4, AR .8", PERSISTENT, Change(shift=4), 12, False),
     ("+2, AR .8", PERSISTENT, Change(shift=2), 60, False),
 )
-"""The change in deviations of days, the most days until the alarm, and whether 90 % must be found in 120 days."""
+"""The change in deviations of days, the most days until the alarm, and whether 90 %
+must be found in 120 days.
+"""
 _CALM_DAYS, _LATER_DAYS = 365, 120
 _CALM_STREAMS, _CHANGED_STREAMS, _OTHER_STREAMS = 80, 60, 24
 _CHANGED_DAY = 31
@@ -64,7 +68,9 @@ _HOURS = World(5, 0.2, 200, season=24, length_us=HOUR_US)
 
 
 class Calm(NamedTuple):
-    """The false alarms of one stream: all, for single windows, and for lasting shifts; and the notes on the budget."""
+    """The false alarms of one stream: all, for single windows, and for lasting shifts;
+    and the notes on the budget.
+    """
 
     alarms: int
     jumps: int
@@ -174,8 +180,9 @@ def _endpoint_lines(streams: int) -> Iterator[Line]:
 
 
 def _endpoint(seed: int) -> list[int]:
-    """Return the false alarms of five monitors that share one alarm per year. The last column is the prediction; the
-    requirements are kept by a small margin."""
+    """Return the false alarms of five monitors that share one alarm per year. The last
+    column is the prediction; the requirements are kept by a small margin.
+    """
     stream, per_year = simulate(_ENDPOINT, seed, 90, _CALM_DAYS), 1 / len(_MONITORS)
     counts = []
     for kind in _MONITORS[:3]:
@@ -209,7 +216,9 @@ def _is_violated(requirement: Requirement, is_hit: Array, confidence: float) -> 
 
 
 def _delay(task: tuple[World, Change, int]) -> float:
-    """Return the day of the first alarm after a change on the first judged day; infinity without one."""
+    """Return the day of the first alarm after a change on the first judged day;
+    infinity without one.
+    """
     world, change, seed = task
     with Monitor(
         simulate(world, seed, _reference_days(world), _LATER_DAYS, change),
@@ -238,8 +247,9 @@ def _onset_lines(streams: int) -> Iterator[Line]:
 
 
 def _onset(seed: int) -> tuple[int, bool, bool] | None:
-    """Return the error of the onset in days, whether column and direction are right, and whether the interval contains
-    the change; None if no lasting shift was found."""
+    """Return the error of the onset in days, whether column and direction are right,
+    and whether the interval contains the change; None if no lasting shift was found.
+    """
     start = _CHANGED_DAY - 1
     change = Change(shift=2, start=start)
     with Monitor(simulate(INDEPENDENT, seed, 90, start + _LATER_DAYS, change), 1.0) as monitor:
@@ -269,7 +279,9 @@ def _later_lines(streams: int) -> Iterator[Line]:
 
 
 def _end(seed: int) -> float | None:
-    """Return the days from the return of the level until no alarm is open; None if no alarm is open at the return."""
+    """Return the days from the return of the level until no alarm is open; None if no
+    alarm is open at the return.
+    """
     change = Change(shift=2, end=_SHIFTED_DAYS)
     with Monitor(
         simulate(INDEPENDENT, seed, 90, _SHIFTED_DAYS + _LATER_DAYS, change),
@@ -284,7 +296,9 @@ def _end(seed: int) -> float | None:
 
 
 def _accepted(seed: int) -> int | None:
-    """Return the alarms in 120 days after the user has accepted a shift; None if no lasting shift was found."""
+    """Return the alarms in 120 days after the user has accepted a shift; None if no
+    lasting shift was found.
+    """
     stream = simulate(INDEPENDENT, seed, 90, 2 * _LATER_DAYS, Change(shift=2))
     with Monitor(stream, 1.0) as monitor:
         day = first_alarm(monitor.shift_alarms)

@@ -1,8 +1,10 @@
-"""Measure how often a change of only the relations between columns is called drifted, on real columns.
+"""Measure how often a change of only the relations between columns is called drifted,
+on real columns.
 
-A changed day has the same values in each column as a calm day, but in another order in all or half of the columns. Two
-worlds have a reference of 90 days: the 30 columns of scikit-learn's breast cancer data, and New York's flights of 2013
-with weather. Their rows are drawn with probabilities that change from day to day.
+A changed day has the same values in each column as a calm day, but in another order in
+all or half of the columns. Two worlds have a reference of 90 days: the 30 columns of
+scikit-learn's breast cancer data, and New York's flights of 2013 with weather. Their
+rows are drawn with probabilities that change from day to day.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +29,9 @@ _CHANGES: Mapping[str, float] = {
 
 
 def lines(share: float) -> Iterator[Line]:
-    """Yield the shares of days that are called drifted. `share` is the part of the streams that is used."""
+    """Yield the shares of days that are called drifted. `share` is the part of the
+    streams that is used.
+    """
     for title in _WORLDS:
         streams = on_all_cores(
             _judged,
@@ -42,8 +46,9 @@ def lines(share: float) -> Iterator[Line]:
 
 
 def _judged(task: tuple[str, int]) -> tuple[list[bool | None], list[list[bool]], list[bool]]:
-    """Return the verdicts on the calm days, those on the days of each change, and whether their alarms are about
-    relations."""
+    """Return the verdicts on the calm days, those on the days of each change, and
+    whether their alarms are about relations.
+    """
     title, seed = task
     rng = np.random.default_rng([seed, len(title)])
     days = _WORLDS[title](rng)
@@ -99,8 +104,10 @@ def _flight_days(rng: np.random.Generator) -> Rows:
 
 
 def _drawn_days(rng: np.random.Generator, table: pa.Table, values: Array) -> Rows:
-    """Return days with rows of the table. The level of a day favours rows with small or large `values`, [N]; it has a
-    standard deviation of 0.3 standard deviations of the values."""
+    """Return days with rows of the table. The level of a day favours rows with small or
+    large `values`, [N]; it has a standard deviation of 0.3 standard deviations of the
+    values.
+    """
     score = (values - values.mean()) / values.std()
     drawn = []
     for level in rng.normal(0, 0.3, CALM_DAYS + _DAYS):

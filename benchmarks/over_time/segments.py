@@ -1,4 +1,6 @@
-"""Measure when the exchange of two segments' distributions is found, which does not change the rows of all segments."""
+"""Measure when the exchange of two segments' distributions is found, which does not
+change the rows of all segments.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +30,9 @@ _REFERENCE, _CALM_DAYS, _LATER_DAYS = 90, 365, 30
 _STREAMS = 60
 _WITHIN = 7
 _OFFSETS = (0.25, 0.35)
-"""Half of the distance between the means of the two segments, in standard deviations of rows."""
+"""Half of the distance between the means of the two segments, in standard deviations of
+rows.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,9 @@ def _monitor(task: _Task) -> Monitor:
 
 
 def _simulate(task: _Task) -> Stream:
-    """Return a stream whose rows belong to the sides a and b in equal numbers. Each side has its own levels of days."""
+    """Return a stream whose rows belong to the sides a and b in equal numbers. Each
+    side has its own levels of days.
+    """
     rng = np.random.default_rng([task.seed, task.judged, 40])
     days = _REFERENCE + task.judged
     sides = np.stack([_WORLD.levels(rng, days) for _ in "ab"], axis=1)

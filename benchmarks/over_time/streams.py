@@ -1,8 +1,10 @@
-"""Streams of windows whose rows have levels with known changes, and their alarms under a budget of false alarms.
+"""Streams of windows whose rows have levels with known changes, and their alarms under
+a budget of false alarms.
 
-The verdicts are the product's: `WindowComparison.verdict` for the jumps of each window, and `shifts.follow` for lasting
-shifts. The detector is a pure function of the windows' figures, so it follows all windows at once; `agrees` checks that
-judging each window with the windows before it gives the same alarms.
+The verdicts are the product's: `WindowComparison.verdict` for the jumps of each window,
+and `shifts.follow` for lasting shifts. The detector is a pure function of the windows'
+figures, so it follows all windows at once; `agrees` checks that judging each window
+with the windows before it gives the same alarms.
 """
 
 import math
@@ -51,11 +53,14 @@ class World:
     """Levels of columns over windows.
 
     Attributes:
-        deviation: the standard deviation of the levels between windows, in deviations of rows.
+        deviation: the standard deviation of the levels between windows, in deviations
+            of rows.
         correlation: of the levels of consecutive windows (an autoregressive process).
-        tails: the degrees of freedom of Student's distribution of the levels; 0 for a normal distribution.
+        tails: the degrees of freedom of Student's distribution of the levels; 0 for a
+            normal distribution.
         walk: the steps of the first two levels, a random walk.
-        season: the number of windows in the cycle; the last two of seven windows differ, or a sine of 24 windows.
+        season: the number of windows in the cycle; the last two of seven windows
+            differ, or a sine of 24 windows.
         missing: the usual share of missing values.
     """
 
@@ -97,7 +102,9 @@ class World:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the level of one column, in deviations of its levels, in the judged windows `start` <= t < `end`."""
+    """A change of the level of one column, in deviations of its levels, in the judged
+    windows `start` <= t < `end`.
+    """
 
     shift: float = 0.0
     slope: float = 0.0
@@ -118,7 +125,9 @@ CALM = Change()
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """The reference of a monitor and the profiles of the windows after it; `parts` are those of segments."""
+    """The reference of a monitor and the profiles of the windows after it; `parts` are
+    those of segments.
+    """
 
     reference: DriftReference
     profiles: Sequence[Profile]
@@ -133,7 +142,9 @@ class Stream:
 
 
 def simulate(world: World, seed: int, reference: int, judged: int, change: Change = CALM) -> Stream:
-    """Return a stream with `reference` windows in the reference and `judged` windows after it."""
+    """Return a stream with `reference` windows in the reference and `judged` windows
+    after it.
+    """
     rng = np.random.default_rng([seed, judged, world.columns])
     windows = reference + judged
     levels = world.levels(rng, windows)
@@ -159,7 +170,9 @@ def stream_of(table: pa.Table, numbers: Array, world: World, reference: int, jud
 
 
 class Monitor:
-    """Judges the windows of a stream with a share of a budget; `columns` are judged, by default all."""
+    """Judges the windows of a stream with a share of a budget; `columns` are judged, by
+    default all.
+    """
 
     def __init__(
         self,
@@ -262,7 +275,9 @@ class Monitor:
 
     @cached_property
     def course(self) -> shifts.Course | None:
-        """The windows and shifts of the whole stream; None if no series can be followed."""
+        """The windows and shifts of the whole stream; None if no series can be
+        followed.
+        """
         reference, last = self.stream.reference, len(self.stream.profiles) - 1
         request = self.comparison(last).request
         return shifts.follow(
@@ -310,7 +325,9 @@ class Monitor:
         return comparison.shifts(comparison.verdict(self.columns)).findings
 
     def agrees(self) -> bool:
-        """Return True if judging each window with the windows before it gives the same alarms of the detector."""
+        """Return True if judging each window with the windows before it gives the same
+        alarms of the detector.
+        """
         own = [bool(self.findings(number)) for number in range(len(self.stream.profiles))]
         return own == [
             bool(self.tracking(number).shifts) for number in range(len(self.stream.profiles))
@@ -318,22 +335,27 @@ class Monitor:
 
 
 def count_alarms(flags: Array, consecutive: int = 1) -> int:
-    """Return the number of alarms: stretches of at least `consecutive` windows with a flag."""
+    """Return the number of alarms: stretches of at least `consecutive` windows with a
+    flag.
+    """
     edges = np.diff(np.concatenate([[False], flags, [False]]).astype(np.int64))
     lengths = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
     return int((lengths >= consecutive).sum())
 
 
 def first_alarm(flags: Array) -> float:
-    """Return the number of the first window with an alarm, from 1; infinity without one."""
+    """Return the number of the first window with an alarm, from 1; infinity without
+    one.
+    """
     return float(flags.argmax()) + 1 if flags.any() else math.inf
 
 
 def yearly_line(what: str, counts: Sequence[int], years: float, most: float | None = None) -> Line:
     """Return the alarms per year; each count is that of one stream of `years`.
 
-    The interval is exact for a Poisson distribution (Garwood, Biometrika 28, 1936). Streams differ by chance, so the
-    years are divided by the ratio of the variance between streams and the mean.
+    The interval is exact for a Poisson distribution (Garwood, Biometrika 28, 1936).
+    Streams differ by chance, so the years are divided by the ratio of the variance
+    between streams and the mean.
     """
     total, exposure = sum(counts), years * len(counts)
     effect = (
@@ -355,7 +377,9 @@ def yearly_line(what: str, counts: Sequence[int], years: float, most: float | No
 
 
 def median_line(what: str, values: Collection[float], most: float | None = None) -> Line:
-    """Return the median with its interval from order statistics; infinite values are alarms that were not raised."""
+    """Return the median with its interval from order statistics; infinite values are
+    alarms that were not raised.
+    """
     ordered, count = np.sort(np.array([*values])), len(values)
     low, high = stats.binom.ppf([0.025, 0.975], count, 0.5).astype(int)
     middle = float(ordered[(count - 1) // 2])

@@ -1,8 +1,10 @@
-"""Many agents of `onnxserve serve` in a few processes, and real servers, that report each version they answer with.
+"""Many agents of `onnxserve serve` in a few processes, and real servers, that report
+each version they answer with.
 
-A server takes 100 MB, so most agents are followers: the agent's own code (`Follower`, `VersionResolver`,
-`FeedFollower`) with a state folder, a model cache and connections to MLflow, in two threads. A follower answers with a
-version when its wanted.json names the version. A real server is asked for predictions in a loop.
+A server takes 100 MB, so most agents are followers: the agent's own code (`Follower`,
+`VersionResolver`, `FeedFollower`) with a state folder, a model cache and connections to
+MLflow, in two threads. A follower answers with a version when its wanted.json names the
+version. A real server is asked for predictions in a loop.
 """
 
 import http.client
@@ -36,7 +38,9 @@ _BODY = json.dumps({"inputs": [[1.0] * 3]})
 
 @dataclass(frozen=True)
 class Arrival:
-    """An agent answers with a version of a model since `moment` (monotonic, equal in all processes)."""
+    """An agent answers with a version of a model since `moment` (monotonic, equal in
+    all processes).
+    """
 
     agent: int
     model: str
@@ -46,7 +50,9 @@ class Arrival:
 
 @dataclass
 class Agents:
-    """Running agents. `models` has the model of each agent, and `servers` of the agents are real servers."""
+    """Running agents. `models` has the model of each agent, and `servers` of the agents
+    are real servers.
+    """
 
     models: list[str]
     servers: int
@@ -68,7 +74,9 @@ class Agents:
         ]
 
     def wait_for(self, versions: dict[str, str], seconds: float) -> list[int]:
-        """Wait until all agents answer with these versions. Return the agents that do not after `seconds`."""
+        """Wait until all agents answer with these versions. Return the agents that do
+        not after `seconds`.
+        """
         with self.has_arrived:
             self.has_arrived.wait_for(lambda: not self.lacking(versions), seconds)
             return self.lacking(versions)
@@ -83,7 +91,9 @@ def running_agents(
     has_feed: bool,
     cache: Path,
 ) -> Iterator[Agents]:
-    """Run an agent per entry of `models`, the first `servers` of them as real servers. `cache` has all versions."""
+    """Run an agent per entry of `models`, the first `servers` of them as real servers.
+    `cache` has all versions.
+    """
     agents, stop = Agents(models, servers), threading.Event()
     os.environ["ONNXSERVE_POLL_SECONDS"] = str(poll_seconds)
     context = multiprocessing.get_context("spawn")
@@ -141,7 +151,9 @@ def running_agents(
 
 
 def ask(agent: int, model: str, served: Served, agents: Agents, stop: threading.Event) -> None:
-    """Ask a real server for predictions until `stop`, and report a version when it is first seen."""
+    """Ask a real server for predictions until `stop`, and report a version when it is
+    first seen.
+    """
     address = urlsplit(served.url).netloc
     connection, version = http.client.HTTPConnection(address, timeout=30), ""
     while not stop.wait(_ASK_SECONDS):
@@ -198,8 +210,9 @@ def follow(
     poll_seconds: float,
     has_feed: bool,
 ) -> None:
-    """Run an agent like `serve/agent/__main__.py`, without the spool. Report a version after its wanted.json is
-    written."""
+    """Run an agent like `serve/agent/__main__.py`, without the spool. Report a version
+    after its wanted.json is written.
+    """
     from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
     from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
     from mlflow_deploy_plugin.serve.agent.follow import Follower

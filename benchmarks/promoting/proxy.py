@@ -1,4 +1,6 @@
-"""A TCP proxy in front of MLflow. It counts HTTP requests, and can delay bytes, cut connections, or hang."""
+"""A TCP proxy in front of MLflow. It counts HTTP requests, and can delay bytes, cut
+connections, or hang.
+"""
 
 import asyncio
 import re
@@ -12,7 +14,9 @@ _CHUNK_BYTES = 65_536
 
 
 class _Connection:
-    """A connection of a client. If `is_stuck` is True, its bytes are never forwarded, and it is never closed."""
+    """A connection of a client. If `is_stuck` is True, its bytes are never forwarded,
+    and it is never closed.
+    """
 
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.writers = [client]
@@ -23,7 +27,8 @@ class Proxy:
     """A proxy that runs in a thread.
 
     Attributes:
-        requests: path → number of requests that were forwarded, without their queries. A stream is one request.
+        requests: path → number of requests that were forwarded, without their queries.
+            A stream is one request.
         delay_seconds: the time by which bytes are delayed in both directions.
     """
 
@@ -40,7 +45,9 @@ class Proxy:
         return asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
 
     def hang(self) -> None:
-        """Stop forwarding bytes. Existing and new connections remain open, and stay silent forever."""
+        """Stop forwarding bytes. Existing and new connections remain open, and stay
+        silent forever.
+        """
         self._hangs = True
         for connection in list(self._connections):
             connection.is_stuck = True
@@ -86,7 +93,9 @@ class Proxy:
         target: asyncio.StreamWriter,
         requests: Counter[str] | None = None,
     ) -> None:
-        """Forward bytes until the source ends, and then close both sides unless the connection is stuck."""
+        """Forward bytes until the source ends, and then close both sides unless the
+        connection is stuck.
+        """
         while piece := await source.read(_CHUNK_BYTES):
             if self.delay_seconds:
                 await asyncio.sleep(self.delay_seconds)

@@ -1,4 +1,6 @@
-"""Separate environments for the peers, made by uv and kept in `~/.cache/onnxserve-benchmarks`."""
+"""Separate environments for the peers, made by uv and kept in
+`~/.cache/onnxserve-benchmarks`.
+"""
 
 import hashlib
 import shutil
@@ -14,7 +16,8 @@ class NotInstalled(Exception):
 
 
 def environment(name: str, requirements: tuple[str, ...]) -> Path:
-    """Return the folder of the environment's programs, and create the environment if it does not exist.
+    """Return the folder of the environment's programs, and create the environment if it
+    does not exist.
 
     Raises:
         NotInstalled: uv cannot install the requirements.
@@ -33,7 +36,10 @@ def environment(name: str, requirements: tuple[str, ...]) -> Path:
 
 def versions(programs: Path, *packages: str) -> str:
     """Return `name version` of each package of an environment."""
-    code = "import sys; from importlib.metadata import version as v; print(', '.join(f'{n} {v(n)}' for n in sys.argv[1:]))"
+    code = (
+        "import sys; from importlib.metadata import version as v; print(', '.join(f'{n} {v(n)}' "
+        "for n in sys.argv[1:]))"
+    )
     shown = subprocess.run(
         [programs / "python", "-c", code, *packages],
         capture_output=True,

@@ -1,9 +1,12 @@
-"""A load client with a closed loop: the next request follows the response. `size` has the client with an open loop.
+"""A load client with a closed loop: the next request follows the response. `size` has
+the client with an open loop.
 
-It reads responses on uvloop without a library, so that one core sends requests faster than any of the servers answers.
-It never sleeps: on a virtual machine, waking a sleeping core costs the server tens of microseconds, which only servers
-that are slow enough to keep the client busy avoid (the same server: 6,800 requests/s with a sleeping client, 9,200 with
-this client). Every response is checked: its status is 200 and it contains the expected bytes.
+It reads responses on uvloop without a library, so that one core sends requests faster
+than any of the servers answers. It never sleeps: on a virtual machine, waking a
+sleeping core costs the server tens of microseconds, which only servers that are slow
+enough to keep the client busy avoid (the same server: 6,800 requests/s with a sleeping
+client, 9,200 with this client). Every response is checked: its status is 200 and it
+contains the expected bytes.
 """
 
 import asyncio
@@ -40,7 +43,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Measured:
-    """The results of a run, with latencies in seconds. `requests` are the correct responses, and `wrong` all others."""
+    """The results of a run, with latencies in seconds. `requests` are the correct
+    responses, and `wrong` all others.
+    """
 
     requests: int
     seconds: float
@@ -66,7 +71,9 @@ def post(path: str, body: bytes, content_type: str = "application/json", **heade
 
 
 def closed_loop(target: Target, connections: int, seconds: float, warm_up: float = 0.3) -> Measured:
-    """Send the next request of every connection after its response; continue until there are some responses."""
+    """Send the next request of every connection after its response; continue until
+    there are some responses.
+    """
     return uvloop.run(_closed_loop(target, connections, seconds, warm_up))
 
 
@@ -77,8 +84,9 @@ def constant_rate(target: Target, seconds: float, rate: float) -> Measured:
 
 
 def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
-    """Run a closed loop with wrk, a client in C that sleeps until a response arrives and checks the status, but not the
-    body."""
+    """Run a closed loop with wrk, a client in C that sleeps until a response arrives
+    and checks the status, but not the body.
+    """
     head, _, body = target.raw.partition(b"\r\n\r\n")
     line, *fields = head.decode().split("\r\n")
     method, path, _ = line.split(" ")
@@ -88,8 +96,9 @@ def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
         if name not in ("Host", "Content-Length"):
             script.append(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}")
     script.append(
-        "done = function(s, l, r) io.write(string.format('figures %d %d %d %d %d', s.requests, s.duration, "
-        "l:percentile(50), l:percentile(99), s.errors.status + s.errors.read + s.errors.write + s.errors.timeout)) end",
+        "done = function(s, l, r) io.write(string.format('figures %d %d %d %d %d', s.requests, "
+        "s.duration, l:percentile(50), l:percentile(99), s.errors.status + s.errors.read + "
+        "s.errors.write + s.errors.timeout)) end",
     )
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write("\n".join(script))
@@ -109,7 +118,9 @@ def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
 
 
 class _Connection(asyncio.Protocol):
-    """A connection with one request in flight; `on_answer(connection, is_right)` is called for each response."""
+    """A connection with one request in flight; `on_answer(connection, is_right)` is
+    called for each response.
+    """
 
     def __init__(self, target: Target, on_answer: Callable[["_Connection", bool], None]) -> None:
         self._target = target
@@ -145,7 +156,9 @@ class _Connection(asyncio.Protocol):
 
 
 def answer_length(answer: bytes | bytearray) -> int | None:
-    """Return the length of the first response in the bytes; None: its head or its chunks are not complete yet."""
+    """Return the length of the first response in the bytes; None: its head or its
+    chunks are not complete yet.
+    """
     end = answer.find(b"\r\n\r\n")
     if end < 0:
         return None

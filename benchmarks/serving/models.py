@@ -40,23 +40,27 @@ class Model:
 
 
 def small(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
-    """Return a scaler and a logistic regression for breast cancer, 30 columns of floats, with scikit-learn's
-    predictions."""
+    """Return a scaler and a logistic regression for breast cancer, 30 columns of
+    floats, with scikit-learn's predictions.
+    """
     data, target = load_breast_cancer(return_X_y=True, as_frame=True)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
     return _saved(pipeline, data.head(), folder / "small"), data, pipeline.predict(data)
 
 
 def small_array(folder: Path) -> Model:
-    """Return the pipeline of `small`, trained on an array and wrapped with an array as its example."""
+    """Return the pipeline of `small`, trained on an array and wrapped with an array as
+    its example.
+    """
     data, target = load_breast_cancer(return_X_y=True)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
     return _saved(pipeline, data[:5], folder / "array")
 
 
 def flights(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
-    """Return the flight-delay pipeline, trained on a sample, with rows of mixed columns and scikit-learn's
-    predictions."""
+    """Return the flight-delay pipeline, trained on a sample, with rows of mixed columns
+    and scikit-learn's predictions.
+    """
     parts = split(load_flights(), 0)
     sample, columns = parts.train.sample(20_000, random_state=0), list(FEATURES)
     pipeline = build_pipeline(max_iter=60, learning_rate=0.1).fit(sample[columns], sample[LABEL])
@@ -102,7 +106,9 @@ def as_json(**document: Any) -> bytes:
 
 
 def as_split(rows: pd.DataFrame) -> bytes:
-    """Return the rows as MLflow's `dataframe_split`, which pandas calls split, without an index."""
+    """Return the rows as MLflow's `dataframe_split`, which pandas calls split, without
+    an index.
+    """
     split = json.loads(rows.to_json(orient="split", double_precision=15))
     return as_json(dataframe_split={"columns": split["columns"], "data": split["data"]})
 
@@ -119,14 +125,18 @@ def as_arrow(rows: pd.DataFrame) -> bytes:
 
 
 def digits_cnn(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
-    """Return the untrained network of `projects/digits_cnn`, with one image and torch's output."""
+    """Return the untrained network of `projects/digits_cnn`, with one image and torch's
+    output.
+    """
     from projects.digits_cnn.fitting import DigitsCNN
 
     return _network(DigitsCNN(), (1, 8, 8), folder / "digits")
 
 
 def resnet18(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
-    """Return an untrained ResNet18 (He et al., 2015) like torchvision's, for images of 32 × 32."""
+    """Return an untrained ResNet18 (He et al., 2015) like torchvision's, for images of
+    32 × 32.
+    """
     from projects.image_resnet18.network import resnet18 as build
 
     return _network(build(), (3, 32, 32), folder / "resnet18")

@@ -42,7 +42,9 @@ class Server:
         return [parent, *parent.children(recursive=True)]
 
     def pause(self) -> None:
-        """Take the server off its core while another server is measured, because idle servers poll."""
+        """Take the server off its core while another server is measured, because idle
+        servers poll.
+        """
         os.killpg(self.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -69,7 +71,8 @@ def running(
     environment: Mapping[str, str],
     question: urllib.request.Request,
 ) -> Iterator[Server]:
-    """Start a server that is pinned to its core, and yield it when it answers `question` with 200.
+    """Start a server that is pinned to its core, and yield it when it answers
+    `question` with 200.
 
     Raises:
         NotStarted: the server ended, or did not answer.
@@ -102,7 +105,9 @@ def answers(question: urllib.request.Request) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Send SIGTERM to the server, and SIGKILL to the remaining processes of its session."""
+    """Send SIGTERM to the server, and SIGKILL to the remaining processes of its
+    session.
+    """
     members = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     for number in (signal.SIGCONT, signal.SIGTERM):
         _signal_group(process.pid, number)

@@ -12,7 +12,8 @@ class Row:
     """A comparison of onnxserve with another server, round by round.
 
     Attributes:
-        ratio: the median over the rounds of ours ÷ theirs (of a duration or a size: theirs ÷ ours).
+        ratio: the median over the rounds of ours ÷ theirs (of a duration or a size:
+            theirs ÷ ours).
         target: the smallest ratio that meets the target; None: for information.
     """
 
@@ -59,7 +60,9 @@ def times_less(
     unit: str,
     target: float | None,
 ) -> Row:
-    """Compare durations or sizes, where smaller values are better: the ratio is theirs ÷ ours."""
+    """Compare durations or sizes, where smaller values are better: the ratio is theirs
+    ÷ ours.
+    """
     ratios = [other / mine for mine, other in zip(ours, theirs, strict=True)]
     mine, other = (f"{median(values):.3g} {unit}" for values in (ours, theirs))
     return Row(work, against, mine, other, median(ratios), min(ratios), max(ratios), target)
@@ -76,13 +79,17 @@ def shown(rounds: Sequence[Measured]) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """Return the table, with the smallest and the largest ratio of the rounds."""
     lines = [
-        "| work | compared with | onnxserve: rate, p50 / p99 | the other | ratio (least–greatest) | target | met |",
+        (
+            "| work | compared with | onnxserve: rate, p50 / p99 | the other | ratio "
+            "(least–greatest) | target | met |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         target = "" if row.target is None else f"≥ {row.target:g}"
         spread = f"{row.ratio:.2f} ({row.low:.2f}–{row.high:.2f})"
         lines.append(
-            f"| {row.work} | {row.against} | {row.ours} | {row.theirs} | {spread} | {target} | {row.holds} |",
+            f"| {row.work} | {row.against} | {row.ours} | {row.theirs} | {spread} | {target} | "
+            f"{row.holds} |",
         )
     return "\n".join(lines)

@@ -1,8 +1,10 @@
-"""An open loop that keeps every response: when it was due, its latency, its version, and if its value is that
-version's. It runs in a separate process, so that the process that changes the server does not slow it down.
+"""An open loop that keeps every response: when it was due, its latency, its version,
+and if its value is that version's. It runs in a separate process, so that the process
+that changes the server does not slow it down.
 
-As in `ship/sizing/load.py`, latency counts from the scheduled time of a request. Unlike there, the client sleeps
-between requests, so that the servers can use the cores. A lost connection counts as a failed response.
+As in `ship/sizing/load.py`, latency counts from the scheduled time of a request. Unlike
+there, the client sleeps between requests, so that the servers can use the cores. A lost
+connection counts as a failed response.
 """
 
 import asyncio
@@ -24,17 +26,20 @@ from .load import answer_length
 FAILED, MIXED = -1, -2
 _VERSION = re.compile(rb"\r\nx-model-version: *(\d+)\r\n", re.IGNORECASE)
 _PATIENCE = 30.0
-"""Seconds without any response after which all missing responses count as failed: a server may be slow."""
+"""Seconds without any response after which all missing responses count as failed: a
+server may be slow.
+"""
 _TICK_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
 class Answers:
-    """All responses, by the time at which they were due (seconds of the monotonic clock).
+    """All responses, by the time at which they were due (seconds of the monotonic
+    clock).
 
     Attributes:
-        version: the number of the version that gave the response; FAILED: no response, or not 200; MIXED: its value
-            belongs to another version.
+        version: the number of the version that gave the response; FAILED: no response,
+            or not 200; MIXED: its value belongs to another version.
     """
 
     due: np.ndarray
@@ -58,7 +63,8 @@ class Answers:
 
 
 class OpenLoop:
-    """Sends `rate` requests per second from `__enter__`, which waits for its process; `stop` returns the responses.
+    """Sends `rate` requests per second from `__enter__`, which waits for its process;
+    `stop` returns the responses.
 
     Args:
         raw: the complete request.

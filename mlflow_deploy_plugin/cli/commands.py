@@ -1,4 +1,6 @@
-"""The group `onnxserve`, which imports the module of a command on demand and prints an error as one line."""
+"""The group `onnxserve`, which imports the module of a command on demand and prints an
+error as one line.
+"""
 
 import builtins
 import errno
@@ -71,12 +73,16 @@ _GROUPS = {
         "controller": ("controller", "Run rollouts, monitors and retrainings until stopped."),
     },
 }
-"""A group of commands in `--help` → the name of a command → its module in `cli`, and its help line."""
+"""A group of commands in `--help` → the name of a command → its module in `cli`, and
+its help line.
+"""
 _COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
 _MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {
     "deploy": "create",
 }
-"""A command that `onnxserve` does not have → the command of `mlflow deployments` that users need instead."""
+"""A command that `onnxserve` does not have → the command of `mlflow deployments` that
+users need instead.
+"""
 _BACKTEST = "onnxserve backtest NAME --against URI"
 _REMOVED_OPTIONS = {
     "log query --sql": "onnxserve log sql NAME STATEMENT",
@@ -93,7 +99,9 @@ _NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""Environment variables that disable the telemetry of MLflow and Evidently, and a line that MLflow prints to stdout."""
+"""Environment variables that disable the telemetry of MLflow and Evidently, and a line
+that MLflow prints to stdout.
+"""
 
 
 class _Interrupted(BaseException):
@@ -101,7 +109,9 @@ class _Interrupted(BaseException):
 
 
 class _LazyCommands(Commands):
-    """A group that imports a command on demand, so that `onnxserve --help` and `serve` do not wait for MLflow."""
+    """A group that imports a command on demand, so that `onnxserve --help` and `serve`
+    do not wait for MLflow.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -116,7 +126,10 @@ class _LazyCommands(Commands):
 
     def hint(self, name: str, ctx: click.Context) -> str:
         if name in _MLFLOW_COMMANDS:
-            return f"; use MLflow's command: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t onnxserve --name NAME`"
+            return (
+                f"; use MLflow's command: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t "
+                "onnxserve --name NAME`"
+            )
         return did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -135,7 +148,9 @@ class _LazyCommands(Commands):
         return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run the command. After Ctrl-C, end by SIGINT, because a shell's loop would continue after a normal exit."""
+        """Run the command. After Ctrl-C, end by SIGINT, because a shell's loop would
+        continue after a normal exit.
+        """
         try:
             return super().main(*args, **options)
         except _Interrupted:
@@ -155,7 +170,8 @@ class _LazyCommands(Commands):
             if error.name is None or error.name.startswith("mlflow_deploy_plugin"):
                 raise
             _fail(
-                f"this command needs {error.name}, which is not installed: {_where_to_get(error.name)}",
+                f"this command needs {error.name}, which is not installed: "
+                f"{_where_to_get(error.name)}",
             )
         except OSError as error:
             if error.errno not in (
@@ -174,7 +190,9 @@ class _LazyCommands(Commands):
 
 
 def _with_replacement(error: click.NoSuchOption, root: click.Context) -> click.UsageError:
-    """Return the error for an unknown option, or for a removed option an error that names the new command."""
+    """Return the error for an unknown option, or for a removed option an error that
+    names the new command.
+    """
     command = error.ctx.command_path.removeprefix(f"{root.command_path} ") if error.ctx else ""
     replacement = _REMOVED_OPTIONS.get(f"{command} {error.option_name}")
     if replacement is None:
@@ -183,7 +201,9 @@ def _with_replacement(error: click.NoSuchOption, root: click.Context) -> click.U
 
 
 def _where_to_get(module: str) -> str:
-    """Return the pip command that installs a missing module. If an extra contains the module, install the extra."""
+    """Return the pip command that installs a missing module. If an extra contains the
+    module, install the extra.
+    """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -199,7 +219,9 @@ def _where_to_get(module: str) -> str:
 
 
 def disable_telemetry() -> None:
-    """Switch off the telemetry of MLflow and Evidently before their import, unless the environment sets it."""
+    """Switch off the telemetry of MLflow and Evidently before their import, unless the
+    environment sets it.
+    """
     for variable, value in _NO_TELEMETRY.items():
         os.environ.setdefault(variable, value)
 
@@ -214,16 +236,17 @@ def _fail(message: str) -> None:
 def main() -> None:
     """Serve MLflow models as ONNX, and monitor them.
 
-    Create a deployment with MLflow's command. The model is an alias, a stage, a version or a folder:
+    Create a deployment with MLflow's command. The model is an alias, a stage, a version
+    or a folder:
 
     \b
-      mlflow deployments create -t onnxserve --name flights -m models:/flight-delay@champion
-      onnxserve list
-      mlflow deployments help -t onnxserve
+      mlflow deployments create -t onnxserve --name flights -m
+      models:/flight-delay@champion onnxserve list mlflow deployments help -t onnxserve
 
-    Exit status: 0 if the command succeeds, 1 if it fails or is refused, and 2 if an option is unknown, missing,
-    invalid or incompatible with another option. The reason follows "Error:" on standard error. The help of a command
-    lists any other reason for status 1. After Ctrl-C, a command ends by SIGINT, which a shell shows as 130.
+    Exit status: 0 if the command succeeds, 1 if it fails or is refused, and 2 if an
+    option is unknown, missing, invalid or incompatible with another option. The reason
+    follows "Error:" on standard error. The help of a command lists any other reason for
+    status 1. After Ctrl-C, a command ends by SIGINT, which a shell shows as 130.
     """
     os.umask(
         os.umask(0o077) | 0o002,

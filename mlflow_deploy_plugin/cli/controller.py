@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.5
 _END_SECONDS = 8.0
-"""The time to finish the current work, less than the ten seconds after which Docker kills a process."""
+"""The time to finish the current work, less than the ten seconds after which Docker
+kills a process.
+"""
 _port_option = partial(
     option,
     type=click.IntRange(1, 65535),
@@ -70,8 +72,9 @@ _port_option = partial(
 def controller(metrics_port: int | None, webhook_port: int | None, **options: Any) -> None:
     """Run rollouts, monitors and retrainings until stopped.
 
-    If several controllers share a store, one controller runs the monitors and retrainings, and the other controllers
-    wait to take over. A rollout needs a controller on the machine of the servers or with write access to the cluster.
+    If several controllers share a store, one controller runs the monitors and
+    retrainings, and the other controllers wait to take over. A rollout needs a
+    controller on the machine of the servers or with write access to the cluster.
     """
     ended = threading.Event()
     end_on_signals(ended)  # Handle signals before the imports, which take seconds.
@@ -94,11 +97,14 @@ def controller(metrics_port: int | None, webhook_port: int | None, **options: An
 
 
 def _leave_in_time(ended: threading.Event) -> None:
-    """End this process soon after `ended`, even if a call hangs. The next controller continues the work."""
+    """End this process soon after `ended`, even if a call hangs. The next controller
+    continues the work.
+    """
     ended.wait()
     time.sleep(_END_SECONDS)
     click.echo(
-        f"the controller ends with unfinished work after {_END_SECONDS:g} s: a cluster or server hangs",
+        f"the controller ends with unfinished work after {_END_SECONDS:g} s: a cluster or server "
+        "hangs",
         err=True,
     )
     os._exit(1)
@@ -108,8 +114,9 @@ def _leave_in_time(ended: threading.Event) -> None:
 def migrate() -> None:
     """Create the store, or upgrade it to this version.
 
-    Every command that opens the store also upgrades it. This command upgrades the store in a separate step, for
-    example in the Helm chart's job. Older versions of onnxserve cannot open the store afterwards.
+    Every command that opens the store also upgrades it. This command upgrades the store
+    in a separate step, for example in the Helm chart's job. Older versions of onnxserve
+    cannot open the store afterwards.
     """
     with opened_store():
         click.echo(f"the store is up to date with onnxserve {__version__}")
@@ -127,13 +134,19 @@ def migrate() -> None:
     "--mode",
     type=click.Choice(["full", "incremental"]),
     show_default="the monitor's",
-    help="Train a new model on all labelled rows, or the served model on the window's rows and its `retrain.sample`.",
+    help=(
+        "Train a new model on all labelled rows, or the served model on the window's rows and its "
+        "`retrain.sample`."
+    ),
 )
 @option(
     "--window",
     metavar="START/END",
     show_default="the latest complete window",
-    help="Window of event time in UTC with the new labelled rows: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
+    help=(
+        "Window of event time in UTC with the new labelled rows: 2013-07-01/2013-08-01 or "
+        "2013-07-01/1d."
+    ),
 )
 @why_option
 @option(
@@ -144,9 +157,10 @@ def migrate() -> None:
 def retrain(name: str, window: str | None, wait: bool, **request: Any) -> None:
     """Retrain the served model on captured, labelled rows.
 
-    The `retrain` settings of the monitor specify how the model of the endpoint NAME is trained. The gate compares the
-    new version with the served version. The new version is then rolled out, proposed or not used. The command ignores
-    cool-down and budget, which limit only automatic retrainings. `onnxserve controller` runs the retraining.
+    The `retrain` settings of the monitor specify how the model of the endpoint NAME is
+    trained. The gate compares the new version with the served version. The new version
+    is then rolled out, proposed or not used. The command ignores cool-down and budget,
+    which limit only automatic retrainings. `onnxserve controller` runs the retraining.
 
     \b
       onnxserve retrain flights --mode incremental --why 'new carrier'
@@ -195,7 +209,9 @@ def retrainings(name: str | None, output: str) -> None:
 
 
 def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:
-    """Show the progress of a retraining until its end. If no controller runs the retraining, run it in this process."""
+    """Show the progress of a retraining until its end. If no controller runs the
+    retraining, run it in this process.
+    """
     from mlflow_deploy_plugin.core.store.retrainings import Retrainings
     from mlflow_deploy_plugin.watch.controller.service import run_retrainings
     from mlflow_deploy_plugin.watch.retraining.plan import retraining_summary

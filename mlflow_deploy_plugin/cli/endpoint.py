@@ -1,6 +1,8 @@
-"""`onnxserve endpoint …`, `list`, `start`, `stop`, `logs` and `history`: endpoints, their deployments and changes.
+"""`onnxserve endpoint …`, `list`, `start`, `stop`, `logs` and `history`: endpoints,
+their deployments and changes.
 
-`onnxserve endpoint create` exists because `mlflow deployments create-endpoint` raises a TypeError in MLflow.
+`onnxserve endpoint create` exists because `mlflow deployments create-endpoint` raises a
+TypeError in MLflow.
 """
 
 import re
@@ -48,7 +50,9 @@ _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/V
 _NORMAL_STATES = ("waiting", "judging")
 """The usual monitor states, which `list` does not print after the verdict."""
 _STEP = re.compile(r"step \d+ % of a rollout")
-"""The pattern of the reason with which a rollout changes the traffic (`promote/rollouts/controller.py`)."""
+"""The pattern of the reason with which a rollout changes the traffic
+(`promote/rollouts/controller.py`).
+"""
 _UNSHOWN = ("spec", "begun")
 _UNITS = {"every": " s", "seconds": " s"}
 
@@ -57,12 +61,13 @@ _UNITS = {"every": " s", "seconds": " s"}
 def endpoint() -> None:
     """Create, change, show and delete endpoints and their traffic.
 
-    An endpoint is a server. Its deployments share the traffic in proportion to their weights:
+    An endpoint is a server. Its deployments share the traffic in proportion to their
+    weights:
 
     \b
-      onnxserve endpoint create flights
-      mlflow deployments create -t onnxserve --endpoint flights --name champion -m models:/flight-delay/3
-      mlflow deployments create -t onnxserve --endpoint flights --name challenger -m models:/flight-delay/4
+      onnxserve endpoint create flights mlflow deployments create -t onnxserve
+      --endpoint flights --name champion -m models:/flight-delay/3 mlflow deployments
+      create -t onnxserve --endpoint flights --name challenger -m models:/flight-delay/4
       onnxserve endpoint traffic flights champion=95 challenger=5
     """
 
@@ -74,7 +79,10 @@ def endpoint() -> None:
     "--target",
     default="onnxserve",
     metavar="URI",
-    help="Target that runs the server. onnxserve is this machine; `mlflow deployments help -t onnxserve` lists all.",
+    help=(
+        "Target that runs the server. onnxserve is this machine; `mlflow deployments help -t "
+        "onnxserve` lists all."
+    ),
 )
 @config_option
 @why_option
@@ -96,7 +104,8 @@ def create(name: str, target: str, config: tuple[str, ...], why: str, output: st
 def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     """Change fields of the endpoint NAME.
 
-    Only a change of a server.… field restarts the server. If the command fails, no field is changed.
+    Only a change of a server.… field restarts the server. If the command fails, no
+    field is changed.
     """
     changes = key_values(config)
     with opened_deployments() as deployments:
@@ -118,8 +127,9 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
 def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
     """Set the traffic weights of the deployments of the endpoint NAME.
 
-    The endpoint serves during the change. Weights are whole numbers from 0 to 100; the share of a deployment is its
-    weight divided by the sum of the weights. A deployment that is not listed gets the weight 0:
+    The endpoint serves during the change. Weights are whole numbers from 0 to 100; the
+    share of a deployment is its weight divided by the sum of the weights. A deployment
+    that is not listed gets the weight 0:
 
     \b
       onnxserve endpoint traffic flights champion=95 challenger=5
@@ -155,8 +165,9 @@ def follow(
 ) -> None:
     """Make the endpoint NAME follow an alias instead of a stage.
 
-    The version that is in the stage gets the alias, and the deployments of the stage then follow the alias. The server
-    answers with the same version during the change. If the command is interrupted, run it again.
+    The version that is in the stage gets the alias, and the deployments of the stage
+    then follow the alias. The server answers with the same version during the change.
+    If the command is interrupted, run it again.
 
     \b
       onnxserve endpoint follow flights --alias champion
@@ -196,7 +207,8 @@ def delete(name: str, why: str) -> None:
 def get(name: str, output: str) -> None:
     """Show the endpoint NAME and its deployments.
 
-    The output contains the state of the server, the traffic, and the version of each deployment per worker.
+    The output contains the state of the server, the traffic, and the version of each
+    deployment per worker.
     """
     with opened_deployments() as deployments:
         _show(deployments.get_endpoint(name), output)
@@ -250,10 +262,11 @@ def list_endpoints(output: str) -> None:
 def list_(output: str) -> None:
     """List the deployments with their servers and monitors.
 
-    Each line is a deployment of any target. It contains NAME, or ENDPOINT/NAME if the endpoint has several deployments;
-    the requested model and the version that the workers serve; the share of the traffic; the state of the server
-    (running, starting, stopped, failed, empty), its workers and restarts; and each monitor of the endpoint with its
-    latest verdict. Reasons for problems follow below the table.
+    Each line is a deployment of any target. It contains NAME, or ENDPOINT/NAME if the
+    endpoint has several deployments; the requested model and the version that the
+    workers serve; the share of the traffic; the state of the server (running, starting,
+    stopped, failed, empty), its workers and restarts; and each monitor of the endpoint
+    with its latest verdict. Reasons for problems follow below the table.
 
     \b
       onnxserve list
@@ -342,7 +355,8 @@ def stop(name: str) -> None:
 def logs(name: str, lines: int, follow: bool) -> None:
     """Show the log of the server of the deployment NAME.
 
-    The captured requests of the server are in a different log, which `onnxserve log` queries.
+    The captured requests of the server are in a different log, which `onnxserve log`
+    queries.
     """
     is_empty = True
     with opened_deployments() as deployments:
@@ -379,9 +393,10 @@ def logs(name: str, lines: int, follow: bool) -> None:
 def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
     """Show who changed what, when and why.
 
-    The list contains the events of the endpoint NAME and of its models, oldest first. Without NAME, it contains all
-    events. The history of a deleted endpoint is kept. In the text format, a rollout step, a promotion or a rollback is
-    one entry. JSON also contains the events that belong to it: traffic, gate, tags, the move in MLflow.
+    The list contains the events of the endpoint NAME and of its models, oldest first.
+    Without NAME, it contains all events. The history of a deleted endpoint is kept. In
+    the text format, a rollout step, a promotion or a rollback is one entry. JSON also
+    contains the events that belong to it: traffic, gate, tags, the move in MLflow.
     """
     from mlflow_deploy_plugin.core.registry.transitions import (
         event_as_json,
@@ -428,7 +443,10 @@ def _show(observed: "ObservedEndpoint", output: str) -> None:
 
 
 def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{described['name']}: {described['state']}{' at ' + described['url'] if described['url'] else ''}"
+    yield (
+        f"{described['name']}: "
+        f"{described['state']}{' at ' + described['url'] if described['url'] else ''}"
+    )
     rows = []
     for name, deployment in described["deployments"].items():
         share = _share(deployment)
@@ -462,7 +480,9 @@ def _deployment_rows(
     endpoint: Mapping[str, Any],
     monitors: "Sequence[MonitorOverview]",
 ) -> Iterator[tuple[str, ...]]:
-    """Yield a table row for each deployment of an endpoint, or one row for an endpoint without deployments."""
+    """Yield a table row for each deployment of an endpoint, or one row for an endpoint
+    without deployments.
+    """
     workers = str(len(endpoint["workers"])) if endpoint["workers"] else "-"
     restarts = "-" if endpoint["restarts"] == "" else str(endpoint["restarts"])
     states = [

@@ -1,4 +1,6 @@
-"""`onnxserve robustness`, `explain`, `optimize`, `auto-optimize` and `profile`: measurements of a version."""
+"""`onnxserve robustness`, `explain`, `optimize`, `auto-optimize` and `profile`:
+measurements of a version.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -75,7 +77,10 @@ def _show_places(
     multiple=True,
     metavar="NAME[=S,S,…]",
     show_default="all that apply to the model",
-    help=f"Disturbance and its strengths. May be repeated. The disturbances are {', '.join(DISTURBANCES)}.",
+    help=(
+        "Disturbance and its strengths. May be repeated. The disturbances are "
+        f"{', '.join(DISTURBANCES)}."
+    ),
 )
 @option(
     "--original",
@@ -113,7 +118,8 @@ def robustness(
 
     \b
       onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed
-      onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed \\
+      onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed
+      \\
         --metric roc_auc --strengths noise=0.1,0.2 --strengths missing --log
     """
     from mlflow_deploy_plugin.wrap.evaluation.curves import robustness as measure
@@ -184,13 +190,15 @@ def explain(
 ) -> None:
     """Measure how much each column contributes to predictions.
 
-    MODEL_URI is a version, such as models:/flight-delay/7, or a folder. With labels, the command also measures how much
-    the metric drops when a column is permuted. To explain rows with a deployment, use `mlflow deployments explain -t
-    onnxserve --name NAME`.
+    MODEL_URI is a version, such as models:/flight-delay/7, or a folder. With labels,
+    the command also measures how much the metric drops when a column is permuted. To
+    explain rows with a deployment, use `mlflow deployments explain -t onnxserve --name
+    NAME`.
 
     \b
       onnxserve explain models:/flight-delay/7 --data held_out.csv --target delayed
-      onnxserve explain models:/flight-delay/7 --data reference --contributions rows.csv --log
+      onnxserve explain models:/flight-delay/7 --data reference --contributions rows.csv
+      --log
     """
     from mlflow_deploy_plugin.wrap.evaluation.explanation import contributions_format
     from mlflow_deploy_plugin.wrap.evaluation.explanation import explain as explain_file
@@ -216,7 +224,8 @@ def explain(
         else ""
     )
     click.echo(
-        f"{len(result.values):,} rows explained against {result.background}, seed {result.seed}{left_out}",
+        f"{len(result.values):,} rows explained against {result.background}, seed "
+        f"{result.seed}{left_out}",
     )
     if contributions:
         click.echo(f"contributions in {contributions}")
@@ -229,7 +238,10 @@ _optimization_options = combine_options(
         default="",
         metavar="FILE",
         show_default="the dataset of the gate policy, otherwise the reference of the model",
-        help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half for calibration, half to measure the loss.",
+        help=(
+            "Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half for calibration, half to "
+            "measure the loss."
+        ),
     ),
     option("--target", default="", metavar="COLUMN", help="Label column of --data."),
     metric_option,
@@ -238,8 +250,10 @@ _optimization_options = combine_options(
         type=NumberRange(min=0),
         metavar="LOSS",
         default=0.01,
-        help="Largest loss of the metric. Without labels: largest share of changed classes, or mean difference "
-        "of numbers as a share of their spread.",
+        help=(
+            "Largest loss of the metric. Without labels: largest share of changed classes, or mean "
+            "difference of numbers as a share of their spread."
+        ),
     ),
     option(
         "--original",
@@ -284,15 +298,17 @@ _optimization_options = combine_options(
 def optimize(model_uri: str, output: str, **options: Any) -> None:
     """Make a version smaller or faster, and measure the loss.
 
-    The command compares size, load time, latency and agreement of the new form with the version MODEL_URI. If the loss
-    is within --max-loss, the form is registered as a new version. Exit status 1 if the loss is larger.
+    The command compares size, load time, latency and agreement of the new form with the
+    version MODEL_URI. If the loss is within --max-loss, the form is registered as a new
+    version. Exit status 1 if the loss is larger.
 
     \b
       onnxserve optimize models:/digits-cnn/1 --int8 static
     """
     if not (options["int8"] or options["fp16"] or options["prune"] is not None):
         raise click.UsageError(
-            "specify --int8 dynamic|static, --fp16 or --prune SHARE; `onnxserve auto-optimize` tries all",
+            "specify --int8 dynamic|static, --fp16 or --prune SHARE; `onnxserve auto-optimize` "
+            "tries all",
         )
     _optimize(model_uri, output, **options)
 
@@ -310,11 +326,13 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
 def auto_optimize(model_uri: str, output: str, **options: Any) -> None:
     """Make all forms of a version, and register the fastest.
 
-    The forms are those of `onnxserve optimize`. The fastest form within --max-loss is registered as a new version of
-    MODEL_URI if it is faster than MODEL_URI. If no form is faster, no version is registered, and the exit status is 0.
+    The forms are those of `onnxserve optimize`. The fastest form within --max-loss is
+    registered as a new version of MODEL_URI if it is faster than MODEL_URI. If no form
+    is faster, no version is registered, and the exit status is 0.
 
     \b
-      onnxserve auto-optimize models:/digits-cnn/1 --data test.parquet --target digit --max-loss 0.005
+      onnxserve auto-optimize models:/digits-cnn/1 --data test.parquet --target digit
+      --max-loss 0.005
     """
     _optimize(model_uri, output, auto=True, **options)
 
@@ -377,8 +395,9 @@ def _optimization_lines(done: "Optimization") -> Iterator[str]:
 def profile(model_uri: str, output: str, **options: Any) -> None:
     """Show which nodes of a version take the most time.
 
-    The output lists the share of each operator and node, followed by advice. ONNX Runtime's profiler measures requests
-    to the optimized graph of MODEL_URI in one CPU thread.
+    The output lists the share of each operator and node, followed by advice. ONNX
+    Runtime's profiler measures requests to the optimized graph of MODEL_URI in one CPU
+    thread.
 
     \b
       onnxserve profile models:/digits-cnn/1
@@ -391,8 +410,14 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
 
 
 def _profile_lines(done: "GraphProfile") -> Iterator[str]:
-    yield f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs per run (node times include profiler overhead)"
-    yield f"outside of the nodes: {done.outside_us:,.0f} µs (memory and dispatch, minus profiler overhead)"
+    yield (
+        f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs per run (node times include "
+        "profiler overhead)"
+    )
+    yield (
+        f"outside of the nodes: {done.outside_us:,.0f} µs (memory and dispatch, minus profiler "
+        "overhead)"
+    )
     for entries, head in ((done.operators, "operator"), (done.nodes[:_SHOWN_NODES], "node")):
         yield ""
         rows = [(head, "share", "µs", "calls", "provider", "input types")]

@@ -1,4 +1,6 @@
-"""`onnxserve export`, `build-docker`, `render` and `size`: files, images, manifests and the resources of pods."""
+"""`onnxserve export`, `build-docker`, `render` and `size`: files, images, manifests and
+the resources of pods.
+"""
 
 import os
 import shlex
@@ -58,7 +60,10 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
     "-o",
     "--output-path",
     required=True,
-    help="File to write. A bundle may be a folder. If a wheel is written to a folder, it gets the standard file name.",
+    help=(
+        "File to write. A bundle may be a folder. If a wheel is written to a folder, it gets the "
+        "standard file name."
+    ),
 )
 @path_option(
     "--rows",
@@ -87,14 +92,16 @@ def export(
     """Export a version as files that run without onnxserve.
 
     \b
-      onnxserve export models:/flight-delay/3 --format wheel -o dist
-      onnxserve export models:/flight-delay@champion --format bundle -o flights.zip --download-wheels
+      onnxserve export models:/flight-delay/3 --format wheel -o dist onnxserve export
+      models:/flight-delay@champion --format bundle -o flights.zip --download-wheels
 
-    The formats are: onnx, the graph with metadata; ort, ONNX Runtime's own format; wheel, a Python package with
-    predict(); bundle, a folder or .zip file for machines without a network; conda, the same with an environment.yml;
-    tflite, a neural network for TensorFlow Lite (LiteRT); pmml, a scikit-learn, XGBoost or LightGBM model for PMML
-    engines; desktop, a folder with a program for this machine's platform. The export is run on rows in a separate
-    process. If its predictions differ from the predictions of the served version, FILE is not written.
+    The formats are: onnx, the graph with metadata; ort, ONNX Runtime's own format;
+    wheel, a Python package with predict(); bundle, a folder or .zip file for machines
+    without a network; conda, the same with an environment.yml; tflite, a neural network
+    for TensorFlow Lite (LiteRT); pmml, a scikit-learn, XGBoost or LightGBM model for
+    PMML engines; desktop, a folder with a program for this machine's platform. The
+    export is run on rows in a separate process. If its predictions differ from the
+    predictions of the served version, FILE is not written.
     """
     if options["name"] is not None and export_format != "wheel":
         raise click.UsageError(f"--name is for a wheel; the format is {export_format}")
@@ -177,10 +184,12 @@ def build_docker(
       onnxserve build-docker -m models:/flight-delay/3 -n flights:3
       docker run -p 8080:8080 flights:3
 
-    The image contains the model and starts without a network. With --follow, it loads the model from the registry
-    (-e MLFLOW_TRACKING_URI=http://…). The server's image is built once from this installation. The model is added as a
-    layer, which is identical for identical inputs. An image that fails its --test is kept but not pushed. The image
-    meets the container contracts of MLflow, SageMaker, Vertex AI, Azure ML, KServe and Cloud Run.
+    The image contains the model and starts without a network. With --follow, it loads
+    the model from the registry (-e MLFLOW_TRACKING_URI=http://…). The server's image is
+    built once from this installation. The model is added as a layer, which is identical
+    for identical inputs. An image that fails its --test is kept but not pushed. The
+    image meets the container contracts of MLflow, SageMaker, Vertex AI, Azure ML,
+    KServe and Cloud Run.
     """
     from mlflow_deploy_plugin.ship.images.build import build_image, planned_image
     from mlflow_deploy_plugin.ship.images.engine import image_sbom, push_image
@@ -211,7 +220,8 @@ def build_docker(
         served = f"follows {model_uri}" if follow else f"{plan.resolved.name}{version}"
         size = f"{built.size / 1e6:,.0f} MB"
         click.echo(
-            f"{built.name}: {served}, {size} for {built.platform}, {built.id} on {plan.server_image}",
+            f"{built.name}: {served}, {size} for {built.platform}, {built.id} on "
+            f"{plan.server_image}",
         )
         if test and plan.folder:
             from mlflow_deploy_plugin.ship.images.trial import try_image  # Importing numpy is slow.
@@ -221,7 +231,10 @@ def build_docker(
                 signal.default_int_handler,
             )  # The container must end with this process.
             trial = try_image(built.name, plan.folder, gpu)
-            used = f"difference {trial.max_difference:.1g}, answer after {trial.seconds:.1f} s, {trial.memory} memory"
+            used = (
+                f"difference {trial.max_difference:.1g}, answer after {trial.seconds:.1f} s, "
+                f"{trial.memory} memory"
+            )
             click.echo(f"{built.name}: answers {trial.rows} as {served}, {used}, {size} on disk")
     if sbom is not None:
         sbom.write_bytes(image_sbom(built.name))
@@ -268,10 +281,11 @@ def render(
     """Show an endpoint as manifests for GitOps.
 
     \b
-      onnxserve render --for kubernetes -n flights -m models:/flight-delay@champion --namespace ml
-      onnxserve render --for kubernetes --spec flights.yaml > flights.kubernetes.yaml
-      onnxserve render --for kubernetes -n flights -C kubernetes.replicas=5
-      onnxserve render --for compose -n flights -m models:/flight-delay@champion -o deploy/
+      onnxserve render --for kubernetes -n flights -m models:/flight-delay@champion
+      --namespace ml onnxserve render --for kubernetes --spec flights.yaml >
+      flights.kubernetes.yaml onnxserve render --for kubernetes -n flights -C
+      kubernetes.replicas=5 onnxserve render --for compose -n flights -m
+      models:/flight-delay@champion -o deploy/
 
     The command does not apply manifests or change endpoints.
     """
@@ -357,11 +371,13 @@ def size(
 ) -> None:
     """Measure the pods, cores and memory that a load needs.
 
-    The command serves the version on this machine, and searches the highest rate at which the 99th percentile of the
-    latency is at most --p99. This takes two to six minutes. The requests have the rows of the version's input example.
+    The command serves the version on this machine, and searches the highest rate at
+    which the 99th percentile of the latency is at most --p99. This takes two to six
+    minutes. The requests have the rows of the version's input example.
 
     \b
-      onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms -C capture.fraction=0.1
+      onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms -C
+      capture.fraction=0.1
     """
     from mlflow_deploy_plugin.core.registry.resolution import resolve
     from mlflow_deploy_plugin.serve.device import require_device
@@ -383,11 +399,17 @@ def size(
         ("pods", f"{plan.pods} for {rate:,g} requests/s"),
         (
             "rate per pod",
-            f"{load.rate:,.1f} requests/s; at most {highest:,.1f}, of which {HEADROOM:.0%} stay free",
+            (
+                f"{load.rate:,.1f} requests/s; at most {highest:,.1f}, of which {HEADROOM:.0%} "
+                "stay free"
+            ),
         ),
         (
             "p99",
-            f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} cores",
+            (
+                f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} "
+                "cores"
+            ),
         ),
         (
             "server",

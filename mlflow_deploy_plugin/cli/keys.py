@@ -35,8 +35,9 @@ _SCOPES: tuple[Scope, ...] = get_args(Scope)
 def keys() -> None:
     """Create, list and revoke API keys.
 
-    A server with -C server.api_keys=true answers only callers that send a key (Authorization: Bearer KEY). A change
-    reaches every server of the store within seconds.
+    A server with -C server.api_keys=true answers only callers that send a key
+    (Authorization: Bearer KEY). A change reaches every server of the store within
+    seconds.
     """
 
 
@@ -48,8 +49,10 @@ def keys() -> None:
     multiple=True,
     type=click.Choice(_SCOPES),
     default=("infer",),
-    help="Permission: predictions, explanations and feedback (infer); metrics, metadata and pages (read); loading and "
-    "unloading models (admin). May be repeated.",
+    help=(
+        "Permission: predictions, explanations and feedback (infer); metrics, metadata and pages "
+        "(read); loading and unloading models (admin). May be repeated."
+    ),
 )
 @option(
     "--endpoint",
@@ -71,8 +74,10 @@ def keys() -> None:
     multiple=True,
     metavar="RATE",
     show_default="none",
-    help="Rate limit or quota of predictions, e.g. 100/second or 1000000/day. May be repeated. Each worker counts "
-    "separately from its start, unless ONNXSERVE_REDIS_URL sets a shared counter.",
+    help=(
+        "Rate limit or quota of predictions, e.g. 100/second or 1000000/day. May be repeated. Each "
+        "worker counts separately from its start, unless ONNXSERVE_REDIS_URL sets a shared counter."
+    ),
 )
 @output_option
 def create(
@@ -88,8 +93,8 @@ def create(
     NAME identifies the user of the key in logs and in the audit trail.
 
     \b
-      onnxserve keys create shop --endpoint flights --expires 90d --limit 100/second --limit 1000000/day
-      onnxserve keys create prometheus --scope read
+      onnxserve keys create shop --endpoint flights --expires 90d --limit 100/second
+      --limit 1000000/day onnxserve keys create prometheus --scope read
     """
     for identifier in (name, *endpoints):
         empty_endpoint(identifier)  # This raises an error if the name is not valid.
@@ -186,7 +191,8 @@ def revoke(name: str, why: str) -> None:
         if stored.revoke(name, why) is None:
             valid = [key.name for key in stored.valid()]
             raise NotFound(
-                f"there is no valid key {name!r}{did_you_mean(name, valid, 'onnxserve keys list shows them')}",
+                "there is no valid key "
+                f"{name!r}{did_you_mean(name, valid, 'onnxserve keys list shows them')}",
             )
     click.echo(f"the key {name} is revoked")
 

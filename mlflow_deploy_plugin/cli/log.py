@@ -1,4 +1,6 @@
-"""`onnxserve log …` and `onnxserve errors`: query, count, compact and expire captured rows; failures by cause."""
+"""`onnxserve log …` and `onnxserve errors`: query, count, compact and expire captured
+rows; failures by cause.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,26 +52,38 @@ _HIDDEN_COLUMNS = (
     "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
 )
 _HIDDEN_COLUMNS_OF_FAILED = "_received_time, _shadow, _segment, _offset, _row"
-"""The columns that a table omits by default, because only programs need these columns."""
+"""The columns that a table omits by default, because only programs need these columns.
+"""
 _REMEDIES = {
-    "BAD_REQUEST": "correct the callers' requests; if only a new version refuses them, run `onnxserve rollback {0}`",
+    "BAD_REQUEST": (
+        "correct the callers' requests; if only a new version refuses them, run `onnxserve "
+        "rollback {0}`"
+    ),
     "TEMPORARILY_UNAVAILABLE": "callers may retry; `onnxserve list` and `onnxserve logs {0}` show why no model answers",
     "REQUEST_LIMIT_EXCEEDED": "add workers or pods (`onnxserve size`), or raise server.max_queue_size",
     "DEADLINE_EXCEEDED": "add workers or pods (`onnxserve size`), or raise the timeout of the callers or the server",
 }
-"""The code of a failed request → a remedy for the operator of the endpoint `{0}`, in addition to the message."""
-_OTHER_REMEDY = "search for the request id in `onnxserve logs {0}`, which has the traceback of an internal error"
+"""The code of a failed request → a remedy for the operator of the endpoint `{0}`, in
+addition to the message.
+"""
+_OTHER_REMEDY = (
+    "search for the request id in `onnxserve logs {0}`, which has the traceback of an internal "
+    "error"
+)
 _VARIABLE_PARTS = (
     (r"[;:] (?:did you mean|the allowed values are) .*", ""),  # This hint depends on the value.
     (
-        r"""\B'(?:[^'\\]|\\.)*'|\B"(?:[^"\\]|\\.)*"|"""  # \B, because the apostrophe of "model's" is not a quote.
+        # \B, because the apostrophe of "model's" is not a quote.
+        r"""\B'(?:[^'\\]|\\.)*'|\B"(?:[^"\\]|\\.)*"|"""
         r"\b[0-9A-Fa-f]{8}[0-9A-Fa-f-]{4,}\b|"  # an id
         r"[-+]?\b\d+(?:\.\d+)?(?:[eE][-+]?\d+)?\b|\b(?:null|true|false|nan|inf)\b",
         "…",
     ),
     (r"[\[({]*…(?:[\[\](){}.,:… ]*[…\])}])?", "…"),  # a list, an object or a sequence of values
 )
-"""The regular expressions (RE2) of the parts that differ between messages of the same cause, and their replacements."""
+"""The regular expressions (RE2) of the parts that differ between messages of the same
+cause, and their replacements.
+"""
 
 
 @click.group(cls=Commands)
@@ -134,8 +148,9 @@ def query(name: str, where: str, select: str, order_by: str, **rows: Any) -> Non
       onnxserve log query flights --since 2013-07-01/1d --where "carrier = 'UA'" -o csv
       onnxserve log query flights labelled.parquet --where "_label IS NOT NULL"
 
-    The SQL dialect is DuckDB's. The label of a row is the latest label for its prediction id or key. A column name that
-    contains a dot must be quoted: "output.probabilities".
+    The SQL dialect is DuckDB's. The label of a row is the latest label for its
+    prediction id or key. A column name that contains a dot must be quoted:
+    "output.probabilities".
     """
     _show_rows(name, **rows, where=where, columns=select, order_by=order_by)
 
@@ -147,12 +162,13 @@ def query(name: str, where: str, select: str, order_by: str, **rows: Any) -> Non
 def sql(name: str, statement: str, **rows: Any) -> None:
     """Run a SELECT over the captured rows of the endpoint NAME.
 
-    The only table of STATEMENT is log. Its dialect and its columns are those of `onnxserve log query`. Write the rows
-    of the result to FILE or to standard output.
+    The only table of STATEMENT is log. Its dialect and its columns are those of
+    `onnxserve log query`. Write the rows of the result to FILE or to standard output.
 
     \b
       onnxserve log sql flights "SELECT _version, count(*) FROM log GROUP BY ALL"
-      onnxserve log sql flights "SELECT _version, count(*) FROM log GROUP BY ALL" versions.csv --since 7d
+      onnxserve log sql flights "SELECT _version, count(*) FROM log GROUP BY ALL"
+      versions.csv --since 7d
     """
     _show_rows(name, **rows, statement=statement)
 
@@ -170,7 +186,9 @@ def _show_rows(
     columns: str = "",
     **clauses: str,
 ) -> None:
-    """Write the captured rows that a query with these clauses selects to the file, in the output format."""
+    """Write the captured rows that a query with these clauses selects to the file, in
+    the output format.
+    """
     output = output or format_of(file) or "table"
     is_table = output == "table"
     if is_table and file != "-":
@@ -233,9 +251,10 @@ def _show_rows(
 def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     """Count the captured rows of the endpoint NAME.
 
-    Count rows by version, variant and time, and count labels and missing rows. To find answered rows that are not in
-    the log, the command uses the counters of the agents: answered, captured, dropped and shipped rows since the first
-    start of each server. If a deleted endpoint had the same name, its rows are counted only with --since.
+    Count rows by version, variant and time, and count labels and missing rows. To find
+    answered rows that are not in the log, the command uses the counters of the agents:
+    answered, captured, dropped and shipped rows since the first start of each server.
+    If a deleted endpoint had the same name, its rows are counted only with --since.
     """
     from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
@@ -251,7 +270,10 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
             present = store.endpoint(name)
     opened = _open(present.rows_since if present is not None else None)
     if opened.since is not None:
-        older = f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint of this name"
+        older = (
+            f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint "
+            "of this name"
+        )
         click.echo(f"{name}: {older} and are not counted (--since counts them)", err=True)
     figures = log_stats(opened, name, span)
     show_result(output, asdict(figures), stats_lines(figures, opened.location.shown))
@@ -270,8 +292,8 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
 def expire(name: str, keep: str, dry_run: bool) -> None:
     """Delete old rows and labels of the endpoint NAME.
 
-    The age of a row depends on its event time, the age of a label on the day of its receipt. The row profiles that
-    monitors store are deleted by day.
+    The age of a row depends on its event time, the age of a label on the day of its
+    receipt. The row profiles that monitors store are deleted by day.
     """
     from mlflow_deploy_plugin.serve.inference_log.maintenance import expire as delete
 
@@ -282,7 +304,8 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)
     outcome = "would be deleted" if dry_run else "deleted"
     click.echo(
-        f"{name}: {done.expired_files:,} files older than {keep} {outcome}, {size_text(done.expired_bytes)}",
+        f"{name}: {done.expired_files:,} files older than {keep} {outcome}, "
+        f"{size_text(done.expired_bytes)}",
     )
 
 
@@ -291,8 +314,9 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 def compact(name: str) -> None:
     """Compact the small files of the endpoint NAME.
 
-    The files of each past hour are merged into one file. The rows do not change, and readers and agents may run at the
-    same time. `onnxserve controller` does the same once per hour.
+    The files of each past hour are merged into one file. The rows do not change, and
+    readers and agents may run at the same time. `onnxserve controller` does the same
+    once per hour.
     """
     from mlflow_deploy_plugin.serve.inference_log.maintenance import compact as make_one
 
@@ -315,7 +339,8 @@ def compact(name: str) -> None:
 def errors(name: str, last: str, output: str) -> None:
     """Group the failed requests of the endpoint NAME by cause.
 
-    A cause is a status, an error code, a column and a message without values. Only captured requests are counted.
+    A cause is a status, an error code, a column and a message without values. Only
+    captured requests are counted.
 
     \b
       onnxserve errors flights --last 24h
@@ -350,7 +375,9 @@ def errors(name: str, last: str, output: str) -> None:
 
 
 def _causes_statement() -> str:
-    """Return the SQL that groups failures. `newest` is the last request of a cause. Masked messages are NULL."""
+    """Return the SQL that groups failures. `newest` is the last request of a cause.
+    Masked messages are NULL.
+    """
     cause = "ifnull(_message, '')"
     for pattern, replacement in _VARIABLE_PARTS:
         quoted = pattern.replace("'", "''")
@@ -373,16 +400,24 @@ def _cause_lines(
     yield f"{failed:,} of {answered + failed:,} requests failed in the last {last}"
     for cause in causes:
         column, newest = f" column {cause['column']!r}" if cause["column"] else "", cause["newest"]
-        yield f"{cause['count']:,} ({cause['share']:.2%})  {cause['status']} {cause['error_code']}{column}"
+        yield (
+            f"{cause['count']:,} ({cause['share']:.2%})  {cause['status']} "
+            f"{cause['error_code']}{column}"
+        )
         yield f"  time      {_time(cause['first'])} to {_time(cause['last'])}"
         yield f"  versions  {', '.join(cause['versions'])}"
-        yield f"  example   {newest['message'] or 'the message is not captured if capture drops or masks columns'}"
+        yield (
+            "  example   "
+            f"{newest['message'] or 'the message is not captured if capture drops or masks columns'}"
+        )
         yield f"            request {newest['request_id']}, prediction {newest['prediction_id']}"
         yield f"  remedy    {cause['remedy']}"
 
 
 def _require_logged(opened: "InferenceLog", name: str) -> None:
-    """Raise NotFound if the log contains no rows, no labels (which outlive rows) and no failures of the endpoint."""
+    """Raise NotFound if the log contains no rows, no labels (which outlive rows) and no
+    failures of the endpoint.
+    """
     from mlflow_deploy_plugin.serve.inference_log.labels import LABELS
     from mlflow_deploy_plugin.serve.inference_log.reader import require_endpoint
     from mlflow_deploy_plugin.serve.inference_log.storage import list_endpoints
@@ -411,7 +446,9 @@ def table_lines(
     bound: int | None,
     widest: int = _WIDEST_CELL,
 ) -> Iterator[str]:
-    """Yield at most `bound` rows as a table. The first rows set the column widths, at most `widest` characters."""
+    """Yield at most `bound` rows as a table. The first rows set the column widths, at
+    most `widest` characters.
+    """
     numeric = [
         str(field.type).startswith(("int", "uint", "float", "double", "halffloat"))
         for field in result.schema
@@ -458,11 +495,14 @@ def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
         way = account.captured - account.shipped
         on_their_way = f", {way:,} on their way" if way > 0 else ""
         yield (
-            f"  account   {account.answered:,} rows were answered, {account.captured:,} of them captured, "
-            f"{account.dropped:,} dropped; {account.shipped:,} shipped{on_their_way}"
+            f"  account   {account.answered:,} rows were answered, {account.captured:,} of them "
+            f"captured, {account.dropped:,} dropped; {account.shipped:,} shipped{on_their_way}"
         )
         if labels.unmatched is not None and (gone := account.gone(stats.rows)):
-            yield f"            {gone:,} shipped rows are no longer in the log: they expired or were deleted"
+            yield (
+                f"            {gone:,} shipped rows are no longer in the log: they expired or were "
+                "deleted"
+            )
         yield f"            the log is complete until {_time(account.complete_until)}"
     yield from _histogram(stats.by_hour)
 

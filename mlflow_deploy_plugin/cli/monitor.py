@@ -1,4 +1,6 @@
-"""`onnxserve monitor …`, `drift run` and `silence`: monitors of endpoints with their windows, results and alerts."""
+"""`onnxserve monitor …`, `drift run` and `silence`: monitors of endpoints with their
+windows, results and alerts.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -84,7 +86,8 @@ _window_option = option(
 def monitor() -> None:
     """Judge captured traffic on a schedule or by hand.
 
-    `onnxserve controller` runs the schedule. The commands show results, change monitors and judge windows immediately.
+    `onnxserve controller` runs the schedule. The commands show results, change monitors
+    and judge windows immediately.
 
     \b
       onnxserve monitor add flights daily --kind drift --every 1d
@@ -154,7 +157,8 @@ def list_(name: str | None, output: str) -> None:
             show_lines([f"{item.endpoint} {item.monitor}: {item.why}"])
         if item.given_up:
             click.echo(
-                f"{item.endpoint} {item.monitor}: {item.given_up} of its windows could not be judged",
+                f"{item.endpoint} {item.monitor}: {item.given_up} of its windows could not be "
+                "judged",
             )
     if not is_run:
         click.echo(
@@ -178,9 +182,10 @@ def list_(name: str | None, output: str) -> None:
 def expire(keep: str, dry_run: bool) -> None:
     """Delete old windows and alerts of all monitors.
 
-    Controllers may run at the same time. If ONNXSERVE_MONITOR_RETENTION_DAYS is set, they do the same once per hour.
-    The command keeps windows that wait for a judgement, active alerts, the newest 200 windows of each monitor, the runs
-    in MLflow, the audit trail, rollouts and retrainings.
+    Controllers may run at the same time. If ONNXSERVE_MONITOR_RETENTION_DAYS is set,
+    they do the same once per hour. The command keeps windows that wait for a judgement,
+    active alerts, the newest 200 windows of each monitor, the runs in MLflow, the audit
+    trail, rollouts and retrainings.
     """
     from mlflow_deploy_plugin.core.store.expiry import MIN_DAYS
     from mlflow_deploy_plugin.core.store.expiry import expire as delete
@@ -202,12 +207,16 @@ def expire(keep: str, dry_run: bool) -> None:
 @_monitor_option
 @_window_option
 @engine_option(
-    "Engine that aggregates the rows: this process, or Spark for large logs. Both give the same numbers.",
+    "Engine that aggregates the rows: this process, or Spark for large logs. Both give the same "
+    "numbers.",
 )
 @option(
     "--due",
     is_flag=True,
-    help="Judge all due windows like the controller, with alerts and retrainings. Intended for a CronJob.",
+    help=(
+        "Judge all due windows like the controller, with alerts and retrainings. Intended for a "
+        "CronJob."
+    ),
 )
 @output_option
 def run(
@@ -220,9 +229,9 @@ def run(
 ) -> None:
     """Judge a window of the endpoint NAME now.
 
-    The result is logged to MLflow and stored like a scheduled result. Without --due, the command sends no alert and
-    starts no retraining. The verdict does not change the exit status. With --due, exit status 1 if a window could not
-    be judged.
+    The result is logged to MLflow and stored like a scheduled result. Without --due,
+    the command sends no alert and starts no retraining. The verdict does not change the
+    exit status. With --due, exit status 1 if a window could not be judged.
     """
     if not due:
         _judge_window(name, monitor_name, window, output, engine)
@@ -252,7 +261,8 @@ def run(
 def pause(name: str, monitor_name: str, why: str) -> None:
     """Pause the monitor MONITOR of the endpoint NAME.
 
-    The monitor judges no windows until it is resumed. It then judges the windows that it missed.
+    The monitor judges no windows until it is resumed. It then judges the windows that
+    it missed.
     """
     _pause(name, monitor_name, True, why)
 
@@ -280,8 +290,9 @@ def resume(name: str, monitor_name: str, why: str) -> None:
 def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     """Judge the windows of an interval that were not judged yet.
 
-    The monitor MONITOR judges at most 10,000 windows per command, oldest first. After Ctrl-C, repeat the command to
-    continue with the first window that is not judged. Exit status 1 if a window could not be judged.
+    The monitor MONITOR judges at most 10,000 windows per command, oldest first. After
+    Ctrl-C, repeat the command to continue with the first window that is not judged.
+    Exit status 1 if a window could not be judged.
     """
     from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 
@@ -320,7 +331,8 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
             )
             sys.exit(130)
     click.echo(
-        f"{judged - failed} windows judged, {passed_over} already judged, {failed} could not be judged",
+        f"{judged - failed} windows judged, {passed_over} already judged, {failed} could not be "
+        "judged",
     )
     sys.exit(1 if failed else 0)
 
@@ -376,8 +388,9 @@ def add(
 ) -> None:
     """Add the monitor MONITOR to the endpoint NAME.
 
-    `onnxserve controller` judges its windows from its next poll on. The field alarms.false_per_year of -C belongs to
-    the endpoint, and all other fields to the monitor.
+    `onnxserve controller` judges its windows from its next poll on. The field
+    alarms.false_per_year of -C belongs to the endpoint, and all other fields to the
+    monitor.
     """
     changes = {key: value for key, value in fields.items() if value is not None} | key_values(
         config,
@@ -388,8 +401,8 @@ def add(
         stored = deployments.get_endpoint(name).endpoint
         if monitor_name in stored.spec.monitors:
             raise AlreadyExists(
-                f"endpoint {name!r} already has a monitor {monitor_name!r}: change it with `onnxserve endpoint update "
-                f"{name} -C monitors.{monitor_name}.FIELD=VALUE`",
+                f"endpoint {name!r} already has a monitor {monitor_name!r}: change it with "
+                f"`onnxserve endpoint update {name} -C monitors.{monitor_name}.FIELD=VALUE`",
             )
         dotted = {
             field if field.startswith("alarms.") else f"monitors.{monitor_name}.{field}": value
@@ -415,9 +428,10 @@ def add(
 def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> None:
     """Accept the open alarms of the monitor MONITOR as normal.
 
-    The baseline of each column with an alarm in the newest window of the endpoint NAME now begins with its shift. If no
-    alarm of the window remains open, the window is shown as `accepted`, and the alert of the monitor ends. The endpoint
-    needs a budget of alarms (alarms.false_per_year).
+    The baseline of each column with an alarm in the newest window of the endpoint NAME
+    now begins with its shift. If no alarm of the window remains open, the window is
+    shown as `accepted`, and the alert of the monitor ends. The endpoint needs a budget
+    of alarms (alarms.false_per_year).
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.watch.monitors.budget import accept_alarms
@@ -460,8 +474,10 @@ def drift() -> None:
 @option(
     "--rows",
     metavar="FILE",
-    help="Rows to judge instead of captured rows, Parquet or CSV. The report is logged to the experiment "
-    "onnxserve/NAME; the endpoint NAME need not exist.",
+    help=(
+        "Rows to judge instead of captured rows, Parquet or CSV. The report is logged to the "
+        "experiment onnxserve/NAME; the endpoint NAME need not exist."
+    ),
 )
 @option("--reference", metavar="FILE", help="Rows to compare --rows with, e.g. the training rows.")
 @option(
@@ -504,9 +520,9 @@ def run_drift(
 ) -> None:
     """Judge a window of the endpoint NAME now, with other bounds.
 
-    Without other bounds or columns, the command is equal to `onnxserve monitor run`. With other bounds or columns, the
-    result is logged only to MLflow and is not a verdict of the monitor. The same applies to a file of rows, which needs
-    no endpoint:
+    Without other bounds or columns, the command is equal to `onnxserve monitor run`.
+    With other bounds or columns, the result is logged only to MLflow and is not a
+    verdict of the monitor. The same applies to a file of rows, which needs no endpoint:
 
     \b
       onnxserve drift run cancer --rows recent.csv --reference training.csv
@@ -563,7 +579,8 @@ def silence(
 ) -> None:
     """Silence the alerts of an endpoint for a limited time.
 
-    The monitors of the endpoint NAME continue to judge. When the silence ends, alarms that are still active are sent.
+    The monitors of the endpoint NAME continue to judge. When the silence ends, alarms
+    that are still active are sent.
 
     \b
       onnxserve silence flights --monitor daily --for 2h --why 'a known storm'
@@ -583,7 +600,8 @@ def silence(
         if number is not None:
             if silences.end(number, why) is None:
                 raise NotFound(
-                    f"there is no silence {number}; `onnxserve silence --list` shows the active silences",
+                    f"there is no silence {number}; `onnxserve silence --list` shows the active "
+                    "silences",
                 )
             click.echo(f"silence {number} is over")
         elif name is not None and length is not None:
@@ -610,7 +628,9 @@ def _judge_window(
     engine: "Engine" = "local",
     **tried: Any,
 ) -> None:
-    """Judge a window now and show the result. The result is not stored if the command overrides fields of the spec."""
+    """Judge a window now and show the result. The result is not stored if the command
+    overrides fields of the spec.
+    """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
         from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_window
@@ -686,7 +706,9 @@ def _window_document(window: "MonitorWindow") -> dict[str, object]:
 
 
 def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[str]:
-    """Yield the lines of `monitor run`: the verdict, the worst findings and the address of the report."""
+    """Yield the lines of `monitor run`: the verdict, the worst findings and the address
+    of the report.
+    """
     from mlflow_deploy_plugin.watch.result import SD_LEGEND
 
     revision = f" (revision {window.revision})" if window.revision > 1 else ""
@@ -711,7 +733,10 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
         yield f"  and {rest} more {'finding' if rest == 1 else 'findings'}, in the report"
     for note in result.notes:
         yield f"  note: {note}"
-    yield f"  report: {result.run.url or f'run {result.run.run_id} in experiment {result.run.experiment}'}"
+    yield (
+        "  report: "
+        f"{result.run.url or f'run {result.run.run_id} in experiment {result.run.experiment}'}"
+    )
 
 
 def _silence_line(silence: "Silence") -> str:

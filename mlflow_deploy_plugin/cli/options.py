@@ -1,6 +1,8 @@
-"""Options, terminal output and access to the user's deployments and store, which several commands share.
+"""Options, terminal output and access to the user's deployments and store, which
+several commands share.
 
-Commands import MLflow, pandas, pyarrow and other slow libraries inside functions to keep `--help` fast.
+Commands import MLflow, pandas, pyarrow and other slow libraries inside functions to
+keep `--help` fast.
 """
 
 import math
@@ -54,14 +56,18 @@ class Commands(click.Group):
 
 
 def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
-    """Return click's option with these names. The help shows the default, unless the default is empty or False."""
+    """Return click's option with these names. The help shows the default, unless the
+    default is empty or False.
+    """
     default = attributes.get("default")
     attributes.setdefault("show_default", default is not False and default not in (None, ""))
     return click.option(*names, **attributes)
 
 
 def combine_options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
-    """Return the options and arguments of several commands as one decorator, in the order of the help."""
+    """Return the options and arguments of several commands as one decorator, in the
+    order of the help.
+    """
 
     def add(command: _Command) -> _Command:
         for decorate in reversed(decorators):
@@ -101,8 +107,10 @@ config_option = option(
     "--config",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Field to set, e.g. server.workers=2. May be repeated. `mlflow deployments help -t onnxserve` lists the "
-    "fields.",
+    help=(
+        "Field to set, e.g. server.workers=2. May be repeated. `mlflow deployments help -t "
+        "onnxserve` lists the fields."
+    ),
 )
 why_option = option(
     "--why",
@@ -117,8 +125,10 @@ since_option = option(
     "since",
     metavar="WHEN",
     show_default="everything",
-    help="Start: an age by the time of receipt (90s, 1h, 7d), an event time in UTC (2013-07-01T12:00), or a window of "
-    "event time (2013-07-01/1d).",
+    help=(
+        "Start: an age by the time of receipt (90s, 1h, 7d), an event time in UTC "
+        "(2013-07-01T12:00), or a window of event time (2013-07-01/1d)."
+    ),
 )
 until_option = option(
     "--until",
@@ -130,7 +140,9 @@ until_option = option(
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Convert InvalidConfig to a usage error, which ends the command with exit status 2."""
+    """Convert InvalidConfig to a usage error, which ends the command with exit status
+    2.
+    """
     try:
         yield
     except InvalidConfig as error:
@@ -138,7 +150,9 @@ def usage_errors() -> Iterator[None]:
 
 
 def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
-    """Return `["server.workers=2"]` as a mapping; raise UsageError for an entry without `=` or a repeated name."""
+    """Return `["server.workers=2"]` as a mapping; raise UsageError for an entry without
+    `=` or a repeated name.
+    """
     values: dict[str, str] = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
@@ -155,13 +169,17 @@ def to_names(
     _parameter: click.Parameter,
     text: str | None,
 ) -> tuple[str, ...]:
-    """Return the value `id,image` of an option as a tuple of names, without empty names."""
+    """Return the value `id,image` of an option as a tuple of names, without empty
+    names.
+    """
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 @contextmanager
 def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deployments"]:
-    """Open the user's deployments (of one target). Report long steps on standard error, unless `quiet`."""
+    """Open the user's deployments (of one target). Report long steps on standard error,
+    unless `quiet`.
+    """
     from mlflow_deploy_plugin.ship.deployments.backends.targets import parse_target
     from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 
@@ -181,7 +199,9 @@ def opened_store() -> Iterator["Store"]:
 
 
 def show_progress(line: str) -> None:
-    """Print a progress line on standard error; standard output contains only the result."""
+    """Print a progress line on standard error; standard output contains only the
+    result.
+    """
     click.echo(printable(line), err=True)
 
 
@@ -192,13 +212,17 @@ def show_lines(lines: Iterable[str]) -> None:
 
 
 def show_json(document: object) -> None:
-    """Print a document on standard output as JSON: times in ISO 8601, NaN and infinity as null."""
+    """Print a document on standard output as JSON: times in ISO 8601, NaN and infinity
+    as null.
+    """
     option = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
     click.echo(orjson.dumps(document, default=str, option=option))
 
 
 def show_result(output: str, document: object, lines: Iterable[str]) -> None:
-    """Print a result in the format of the option -o: the document as JSON, or the lines."""
+    """Print a result in the format of the option -o: the document as JSON, or the
+    lines.
+    """
     if output == "json":
         show_json(document)
     else:
@@ -211,7 +235,9 @@ def show_table(
     table: Sequence[tuple[str, ...]],
     empty: str,
 ) -> None:
-    """Print a list in the format of the option -o. A table without rows is replaced by the line `empty`."""
+    """Print a list in the format of the option -o. A table without rows is replaced by
+    the line `empty`.
+    """
     show_result(output, documents, align_columns(table) if len(table) > 1 else [empty])
 
 
@@ -222,7 +248,9 @@ def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """Return the text without control characters, because text from a client must not control the terminal."""
+    """Return the text without control characters, because text from a client must not
+    control the terminal.
+    """
     return (
         text
         if text.isprintable()
@@ -232,7 +260,9 @@ def printable(text: str) -> str:
 
 @contextmanager
 def working(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run `work` in a thread within the `with` block. At the end of the block, set the event and join the thread."""
+    """Run `work` in a thread within the `with` block. At the end of the block, set the
+    event and join the thread.
+    """
     ended = threading.Event()
     worker = threading.Thread(target=work, args=(ended,), name="controller")
     worker.start()

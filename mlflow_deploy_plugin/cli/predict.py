@@ -1,4 +1,6 @@
-"""`onnxserve predict`, `batch` and `feedback`: predictions for files, and labels of earlier predictions."""
+"""`onnxserve predict`, `batch` and `feedback`: predictions for files, and labels of
+earlier predictions.
+"""
 
 import sys
 import time
@@ -88,15 +90,17 @@ def feedback(
 ) -> None:
     """Import labels of earlier predictions from a file.
 
-    The file is CSV, JSON Lines or Parquet. It contains labels for predictions of the endpoint NAME.
+    The file is CSV, JSON Lines or Parquet. It contains labels for predictions of the
+    endpoint NAME.
 
     \b
-      onnxserve feedback flights --file labels.csv
-      onnxserve feedback flights --file delays.parquet --key flight,day --label-column delayed
+      onnxserve feedback flights --file labels.csv onnxserve feedback flights --file
+      delays.parquet --key flight,day --label-column delayed
 
-    If the server of the endpoint runs, it receives the labels. Otherwise, the command writes them to the inference log.
-    If a row has several labels, the last label is used. A label without a row is kept, because its row may be logged
-    later. Bad rows are reported and skipped; the exit status is then 1.
+    If the server of the endpoint runs, it receives the labels. Otherwise, the command
+    writes them to the inference log. If a row has several labels, the last label is
+    used. A label without a row is kept, because its row may be logged later. Bad rows
+    are reported and skipped; the exit status is then 1.
     """
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.store import unknown_endpoint
@@ -148,7 +152,9 @@ def feedback(
 
 @contextmanager
 def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["BadRow"], None]]:
-    """Yield a function that reports a bad row: the first rows on standard error, and all rows in the file `rejects`."""
+    """Yield a function that reports a bad row: the first rows on standard error, and
+    all rows in the file `rejects`.
+    """
     if rejects and Path(rejects).resolve() == Path(labels).resolve():
         raise InvalidConfig(f"--rejects {rejects} is also the file of labels: specify another file")
     count = 0
@@ -217,8 +223,10 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
     "--event-time",
     metavar="COLUMN",
     default="",
-    help="Column with the time of each row's event, for the inference log and monitors. Times without an offset are in "
-    "UTC. Rows with equal consecutive times share a request.",
+    help=(
+        "Column with the time of each row's event, for the inference log and monitors. Times "
+        "without an offset are in UTC. Rows with equal consecutive times share a request."
+    ),
 )
 def predict(
     model_uri: str | None,
@@ -239,11 +247,12 @@ def predict(
       onnxserve predict -m models:/flight-delay/3 -i rows.parquet -o predictions.parquet
       cat rows.jsonl | onnxserve predict -n flights -t jsonl
 
-    The predictions are equal to the predictions of /invocations, one per row, in the order of the rows. If the endpoint
-    has capture.keys, the output also contains the keys, prediction_id and row, which `onnxserve feedback` reads.
+    The predictions are equal to the predictions of /invocations, one per row, in the
+    order of the rows. If the endpoint has capture.keys, the output also contains the
+    keys, prediction_id and row, which `onnxserve feedback` reads.
 
-    If a row cannot be predicted, the command reports its line and ends with exit status 1. The output file is then not
-    created or changed.
+    If a row cannot be predicted, the command reports its line and ends with exit status
+    1. The output file is then not created or changed.
     """
     if (model_uri is None) == (name is None):
         raise click.UsageError("specify either -m MODEL_URI or -n DEPLOYMENT")
@@ -299,7 +308,9 @@ def predict(
 
 @contextmanager
 def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
-    """Yield the batches of rows. If the file's length is known, a terminal shows a progress bar on standard error."""
+    """Yield the batches of rows. If the file's length is known, a terminal shows a
+    progress bar on standard error.
+    """
     if rows.length is None or not sys.stderr.isatty():
         yield rows.batches
         return
@@ -369,7 +380,10 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
     "--on-error",
     type=click.Choice(["fail", "skip-row", "skip-part"]),
     default="fail",
-    help="Action for a bad row: end the batch, skip the row and write it to _rejected/, or skip its file.",
+    help=(
+        "Action for a bad row: end the batch, skip the row and write it to _rejected/, or skip its "
+        "file."
+    ),
 )
 @option(
     "--workers",
@@ -395,15 +409,18 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
 def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     """Predict files of any size with a model, without a server.
 
-    Each input file is a part. The output contains a file for each part, at the same relative path and in the same row
-    order. Input files are CSV, JSON Lines or Parquet, optionally compressed.
+    Each input file is a part. The output contains a file for each part, at the same
+    relative path and in the same row order. Input files are CSV, JSON Lines or Parquet,
+    optionally compressed.
 
     \b
-      onnxserve batch -m models:/flight-delay@champion -i flights/ -o predictions/ --keep flight,day
-      onnxserve batch -m models:/flight-delay/3 -i s3://lake/flights -o s3://lake/predictions --format parquet
+      onnxserve batch -m models:/flight-delay@champion -i flights/ -o predictions/
+      --keep flight,day onnxserve batch -m models:/flight-delay/3 -i s3://lake/flights
+      -o s3://lake/predictions --format parquet
 
-    If a batch is killed, repeat the command to continue. _batch.json describes the batch, and _SUCCESS is written when
-    the output is complete. The exit status is 1 if a part was skipped.
+    If a batch is killed, repeat the command to continue. _batch.json describes the
+    batch, and _SUCCESS is written when the output is complete. The exit status is 1 if
+    a part was skipped.
     """
     from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
 
@@ -415,9 +432,9 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     done = result.progress
     version = f"{result.model.name} {result.model.version}".strip()
     click.echo(
-        f"{done.rows:,} predictions of {version} in {done.seconds:,.1f} s ({done.rows_per_second:,.0f} rows/s), "
-        f"{done.parts - len(result.failed)} of {done.parts} parts"
-        + (f", {done.finished_before} finished earlier" if done.finished_before else ""),
+        f"{done.rows:,} predictions of {version} in {done.seconds:,.1f} s "
+        f"({done.rows_per_second:,.0f} rows/s), {done.parts - len(result.failed)} of {done.parts} "
+        "parts" + (f", {done.finished_before} finished earlier" if done.finished_before else ""),
     )
     if result.rejected:
         click.echo(
@@ -433,7 +450,9 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
 
 
 class _ProgressLines:
-    """The progress display of a batch: one updated line on a terminal, otherwise a line every ten seconds."""
+    """The progress display of a batch: one updated line on a terminal, otherwise a line
+    every ten seconds.
+    """
 
     def __init__(self) -> None:
         self._is_terminal = sys.stderr.isatty()
@@ -455,6 +474,7 @@ def _progress_line(progress: "BatchProgress") -> str:
     left = progress.seconds_left
     return (
         f"{progress.rows:,} rows, {progress.rows_per_second:,.0f} rows/s, "
-        f"{progress.parts_done + progress.finished_before} of {progress.parts + progress.finished_before} parts"
+        f"{progress.parts_done + progress.finished_before} of "
+        f"{progress.parts + progress.finished_before} parts"
         + ("" if left is None else f", about {timedelta(seconds=round(left))} left")
     )

@@ -1,7 +1,8 @@
-"""`onnxserve diff`, `card`, `gate`, `promote`, `requests`, `approve` and `decline`: the evidence about versions, their
-checks, and their moves to a stage or alias.
+"""`onnxserve diff`, `card`, `gate`, `promote`, `requests`, `approve` and `decline`: the
+evidence about versions, their checks, and their moves to a stage or alias.
 
-MLflow's server records requests and approvals of promotions. `promote` waits until the version is served.
+MLflow's server records requests and approvals of promotions. `promote` waits until the
+version is served.
 """
 
 import sys
@@ -46,7 +47,9 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 _POLL_SECONDS = 0.2
 _STATE_TEXT = {"waiting": "does not serve it yet", "stopped": "is not running"}
 _PERMANENT_CAUSES = ("artifact", "consent", "load")
-"""The causes for which agents refuse a version for good. A missing gate tag or a failed download may be temporary."""
+"""The causes for which agents refuse a version for good. A missing gate tag or a failed
+download may be temporary.
+"""
 
 
 ServingState = Literal["serves it", "stopped", "refused", "waiting"]
@@ -56,7 +59,9 @@ _model_argument = click.argument(
     "model",
     callback=lambda _context, _parameter, model: check_registered_name(model),
 )
-"""The argument MODEL. A URI such as models:/flight-delay/7 is refused before click reports a missing VERSION."""
+"""The argument MODEL. A URI such as models:/flight-delay/7 is refused before click
+reports a missing VERSION.
+"""
 
 
 _to_option = option(
@@ -71,13 +76,18 @@ _original_option = option(
     default="",
     metavar="URI",
     show_default="the model that the version or its base names",
-    help="Torch model that VERSION was made from. Needed if the policy requires fgsm or pgd. Its code is run.",
+    help=(
+        "Torch model that VERSION was made from. Needed if the policy requires fgsm or pgd. Its "
+        "code is run."
+    ),
 )
 
 
 @dataclass(frozen=True)
 class ServedAfterPromotion:
-    """The state of a deployment that follows the stage or alias, and the seconds since the move."""
+    """The state of a deployment that follows the stage or alias, and the seconds since
+    the move.
+    """
 
     endpoint: str
     deployment: str
@@ -93,13 +103,19 @@ class ServedAfterPromotion:
     "--policy",
     "policy_file",
     show_default="the model's tag onnxserve.gate.policy, otherwise the built-in policy",
-    help="YAML file of the policy. If the policy differs from the model's policy, the verdict is not stored as a tag.",
+    help=(
+        "YAML file of the policy. If the policy differs from the model's policy, the verdict is "
+        "not stored as a tag."
+    ),
 )
 @option(
     "--against",
     metavar="URI",
     show_default="the version with the gated alias or stage",
-    help="Model to compare with. The verdict of a comparison with another model is not stored as a tag.",
+    help=(
+        "Model to compare with. The verdict of a comparison with another model is not stored as a "
+        "tag."
+    ),
 )
 @_original_option
 @output_option
@@ -113,9 +129,10 @@ def gate(
 ) -> None:
     """Check whether a version may be promoted.
 
-    The command checks VERSION of the registered MODEL against its gate policy, prints one line per check, logs a report
-    to MLflow and stores the verdict in the version's tag onnxserve.gate. Exit status 1 if the version does not pass. If
-    VERSION is already served and --against is not set, its stored verdict is shown.
+    The command checks VERSION of the registered MODEL against its gate policy, prints
+    one line per check, logs a report to MLflow and stores the verdict in the version's
+    tag onnxserve.gate. Exit status 1 if the version does not pass. If VERSION is
+    already served and --against is not set, its stored verdict is shown.
 
     \b
       onnxserve gate flight-delay 7
@@ -189,7 +206,10 @@ def gate(
     type=NumberRange(min=0),
     default=60.0,
     metavar="SECONDS",
-    help="Maximum seconds to wait until the deployments that follow the stage or alias serve VERSION.",
+    help=(
+        "Maximum seconds to wait until the deployments that follow the stage or alias serve "
+        "VERSION."
+    ),
 )
 @output_option
 def promote(
@@ -202,17 +222,18 @@ def promote(
 ) -> None:
     """Move a version to a stage or alias if it passes its gate.
 
-    The gate of VERSION of the registered MODEL is run, unless a recent verdict is `passed`. Other versions in
-    Production or Staging are archived when VERSION moves there. A version that was rolled back is refused, unless
-    --force and --why are specified. If the policy requires approvals, --request requests them, and the same command
-    without --request moves VERSION after the last approval. Exit status 1 if VERSION is refused, or if a deployment
-    does not serve it in time.
+    The gate of VERSION of the registered MODEL is run, unless a recent verdict is
+    `passed`. Other versions in Production or Staging are archived when VERSION moves
+    there. A version that was rolled back is refused, unless --force and --why are
+    specified. If the policy requires approvals, --request requests them, and the same
+    command without --request moves VERSION after the last approval. Exit status 1 if
+    VERSION is refused, or if a deployment does not serve it in time.
 
     \b
-      onnxserve promote flight-delay 7 --to @champion
-      onnxserve promote flight-delay 7 --to Production
-      onnxserve promote flight-delay 7 --to @champion --force --why 'version 6 answers nonsense'
-      onnxserve promote flight-delay 7 --to @champion --to-registry https://mlflow.example.com
+      onnxserve promote flight-delay 7 --to @champion onnxserve promote flight-delay 7
+      --to Production onnxserve promote flight-delay 7 --to @champion --force --why
+      'version 6 answers nonsense' onnxserve promote flight-delay 7 --to @champion
+      --to-registry https://mlflow.example.com
     """
     if options["force"] and not options["why"].strip():
         raise click.UsageError("--force requires --why REASON")
@@ -262,7 +283,8 @@ def promote(
 def requests(model: str, output: str) -> None:
     """List the promotions that people requested, and their approvals.
 
-    The MLflow server at MLFLOW_TRACKING_URI lists the open requests for models that you may read, or only for MODEL.
+    The MLflow server at MLFLOW_TRACKING_URI lists the open requests for models that you
+    may read, or only for MODEL.
 
     \b
       onnxserve requests
@@ -300,9 +322,10 @@ def requests(model: str, output: str) -> None:
 def approve(model: str, version: str, to: str, why: str) -> None:
     """Approve a requested promotion.
 
-    The command prints the gate report of VERSION of the registered MODEL, and approves the promotion on the MLflow
-    server at MLFLOW_TRACKING_URI. The approval records the digest of this report. You need an account that the policy
-    of MODEL accepts as an approver.
+    The command prints the gate report of VERSION of the registered MODEL, and approves
+    the promotion on the MLflow server at MLFLOW_TRACKING_URI. The approval records the
+    digest of this report. You need an account that the policy of MODEL accepts as an
+    approver.
 
     \b
       onnxserve approve flight-delay 7 --to @champion --why 'the report is fine'
@@ -326,8 +349,9 @@ def approve(model: str, version: str, to: str, why: str) -> None:
 def decline(model: str, version: str, to: str, why: str) -> None:
     """Decline a requested promotion.
 
-    The request for VERSION of the registered MODEL and its approvals end on the MLflow server at MLFLOW_TRACKING_URI.
-    People who may approve the promotion may also decline it, and the requester may withdraw it.
+    The request for VERSION of the registered MODEL and its approvals end on the MLflow
+    server at MLFLOW_TRACKING_URI. People who may approve the promotion may also decline
+    it, and the requester may withdraw it.
 
     \b
       onnxserve decline flight-delay 7 --to @champion --why 'version 8 is better'
@@ -342,7 +366,9 @@ def _wait(
     promotion: "Promotion",
     seconds: float,
 ) -> Iterator[ServedAfterPromotion]:
-    """Yield each deployment that follows the stage or alias once it serves or refuses the version, or times out."""
+    """Yield each deployment that follows the stage or alias once it serves or refuses
+    the version, or times out.
+    """
     start = time.monotonic()
     deployments.poll_registry(promotion.model)
     destination, pending = parse_model_uri(promotion.uri), []
@@ -427,7 +453,10 @@ def _verdict_lines(gated: "GateRun") -> Iterator[str]:
         yield f"  {check.state:7}  {check.name:{width}}  {check.reason}"
         for note in check.notes:
             yield f"  {'':7}  {'':{width}}  note: {note}"
-    yield f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (trial: the tags did not change)'}"
+    yield (
+        "  policy: "
+        f"{verdict.policy_from}{'' if gated.is_tagged else ' (trial: the tags did not change)'}"
+    )
     where = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
     yield f"  report: {gated.report if gated.run.url else where}"
 
@@ -437,7 +466,10 @@ def _request_lines(entry: "ListedRequest") -> Iterator[str]:
     if entry.report_digest:
         yield f"  gate: {entry.verdict}; report: {entry.report} (sha256 {entry.report_digest})"
     else:
-        yield "  gate: MLflow's server has no report; run `onnxserve gate` with the store of this server"
+        yield (
+            "  gate: MLflow's server has no report; run `onnxserve gate` with the store of this "
+            "server"
+        )
     yield f"  approvals: {entry.reason or 'complete'}"
 
 
@@ -449,8 +481,9 @@ def _request_lines(entry: "ListedRequest") -> Iterator[str]:
 def diff(before: str, after: str, shows_all: bool, output: str) -> None:
     """Compare two versions of a registered model.
 
-    The command shows which recorded metrics, gate reports, parameters, data, code, signatures, parity, environments
-    and graphs differ, and compares the predictions of the ONNX forms for the example rows.
+    The command shows which recorded metrics, gate reports, parameters, data, code,
+    signatures, parity, environments and graphs differ, and compares the predictions of
+    the ONNX forms for the example rows.
 
     \b
       onnxserve diff models:/flight-delay/3 models:/flight-delay/4
@@ -501,8 +534,9 @@ def _text(value: str | float | None) -> str:
 def card(model_uri: str, output_path: Path | None) -> None:
     """Write the model card of a version.
 
-    The files model_card.html and model_card.json have the recorded facts about the version, from its purpose to its
-    monitors. Each sentence has a link to its run, tag or audit event.
+    The files model_card.html and model_card.json have the recorded facts about the
+    version, from its purpose to its monitors. Each sentence has a link to its run, tag
+    or audit event.
 
     \b
       onnxserve card models:/flight-delay/4

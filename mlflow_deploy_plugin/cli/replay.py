@@ -1,4 +1,6 @@
-"""`onnxserve replay` and `backtest`: captured requests, computed again by their own version or by a candidate."""
+"""`onnxserve replay` and `backtest`: captured requests, computed again by their own
+version or by a candidate.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -55,14 +57,15 @@ if TYPE_CHECKING:
 def replay(prediction_id: str, endpoint: str, row: int, nodes: int, pdb: bool, output: str) -> None:
     """Compute a captured request again.
 
-    Compute the request of PREDICTION_ID, the X-Prediction-Id of a response, again with the version that answered,
-    compare the outputs bit by bit, explain the prediction, and print the intermediate values of the graph. The exit
-    status is 0 if all outputs are equal, and 1 if they differ.
+    Compute the request of PREDICTION_ID, the X-Prediction-Id of a response, again with
+    the version that answered, compare the outputs bit by bit, explain the prediction,
+    and print the intermediate values of the graph. The exit status is 0 if all outputs
+    are equal, and 1 if they differ.
 
     \b
-      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440
-      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --endpoint flights --row 3 --nodes 100
-      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
+      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 onnxserve replay
+      5efaf1fa6c44faceda69fbe3e173c440 --endpoint flights --row 3 --nodes 100 onnxserve
+      replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
     """
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.promote.replay.prediction import find_request, replay_prediction
@@ -99,7 +102,8 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
         yield f"not explained: {explained.reason}"
         return
     values, base = explained.values[0], explained.base_values
-    # For two classes, the contributions to the first mirror the contributions to the second.
+    # For two classes, the contributions to the first mirror the contributions to the
+    # second.
     output = 1 if len(base) == 2 else int((base + values.sum(axis=0)).argmax())
     total, mean = (
         base[output] + values[:, output].sum(),
@@ -158,8 +162,8 @@ def backtest(
 ) -> None:
     """Compare a candidate with the captured answers.
 
-    Predict the captured rows of the endpoint NAME with the candidate, and compare its predictions with the captured
-    answers and with the labels.
+    Predict the captured rows of the endpoint NAME with the candidate, and compare its
+    predictions with the captured answers and with the labels.
 
     \b
       onnxserve backtest flights --window 2013-07-01/7d --against models:/flight-delay/8
@@ -188,10 +192,16 @@ def _backtest_lines(report: "BacktestReport") -> Iterator[str]:
         yield f"  {rows:,} rows were answered by {version}"
     yield f"  disagreement: {report.disagreement:.2%} of the answers"
     if not isnan(report.max_difference):
-        yield f"  differences: {report.mean_difference:.3g} on average, at most {report.max_difference:.3g}"
+        yield (
+            f"  differences: {report.mean_difference:.3g} on average, at most "
+            f"{report.max_difference:.3g}"
+        )
     yield f"  refusals: {report.refused_rows:,} rows"
     served = f"{report.served_request_us:,.0f} µs per served request with queues (median)"
-    yield f"  latency: {report.candidate_row_us:,.1f} µs per row in batches without a server; {served}"
+    yield (
+        f"  latency: {report.candidate_row_us:,.1f} µs per row in batches without a server; "
+        f"{served}"
+    )
     if isinstance(quality := report.comparison, Refused):
         yield f"  quality: {quality.reason}"
     else:

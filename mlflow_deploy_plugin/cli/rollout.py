@@ -1,4 +1,6 @@
-"""`onnxserve rollout` and `rollback`: give the traffic to a new version in steps, or back to the previous version."""
+"""`onnxserve rollout` and `rollback`: give the traffic to a new version in steps, or
+back to the previous version.
+"""
 
 import threading
 import time
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.2
 _QUIET_SECONDS = 5.0
-"""The minimum time between two output lines about one step of a rollout, whose reason changes with every poll."""
+"""The minimum time between two output lines about one step of a rollout, whose reason
+changes with every poll.
+"""
 _PLACE_SECONDS = 3.0
 
 
@@ -38,7 +42,9 @@ _wait_option = option(
 
 
 class _RolloutCommands(Commands):
-    """The commands of rollouts. The error for a name without a command shows the order of command and name."""
+    """The commands of rollouts. The error for a name without a command shows the order
+    of command and name.
+    """
 
     def hint(self, name: str, ctx: click.Context) -> str:
         return f"{super().hint(name, ctx)}, as in `onnxserve rollout status {name}`"
@@ -48,9 +54,9 @@ class _RolloutCommands(Commands):
 def rollout() -> None:
     """Roll out a new version in steps, with automatic rollback.
 
-    Each step moves more traffic of an endpoint to the new version and compares its live metrics with the current
-    version. After the last step, the new version is promoted. `onnxserve controller` runs the rollout. Without a
-    controller, use --wait.
+    Each step moves more traffic of an endpoint to the new version and compares its live
+    metrics with the current version. After the last step, the new version is promoted.
+    `onnxserve controller` runs the rollout. Without a controller, use --wait.
     """
 
 
@@ -78,7 +84,10 @@ def rollout() -> None:
     "--abort-on",
     default="error_rate>1%,p99>2x",
     metavar="CRITERIA",
-    help="Criteria for a rollback: error_rate>1%, p99>2x (also p50, p90, p95, or p99>250ms), disagreement>20%.",
+    help=(
+        "Criteria for a rollback: error_rate>1%, p99>2x (also p50, p90, p95, or p99>250ms), "
+        "disagreement>20%."
+    ),
 )
 @option(
     "--min-requests",
@@ -92,11 +101,12 @@ def rollout() -> None:
 def start(name: str, to: str, why: str, wait: bool, **plan: Any) -> None:
     """Start a rollout of the endpoint NAME.
 
-    A version that meets a criterion of --abort-on is rolled back. Exit status 1 if a rollout with --wait does not end
-    with the promotion.
+    A version that meets a criterion of --abort-on is rolled back. Exit status 1 if a
+    rollout with --wait does not end with the promotion.
 
     \b
-      onnxserve rollout start flights --to models:/flight-delay/7 --steps 1,10,50,100 --every 5m \\
+      onnxserve rollout start flights --to models:/flight-delay/7 --steps 1,10,50,100
+      --every 5m \\
           --abort-on 'error_rate>1%,p99>2x,disagreement>20%'
       onnxserve rollout status flights
     """
@@ -179,8 +189,8 @@ def abort(name: str, why: str) -> None:
 def wait(name: str) -> None:
     """Show the progress of a rollout until its end.
 
-    The rollout is the last one of the endpoint NAME. Without a controller, it is run here. Exit status 1 if it does not
-    end with the promotion.
+    The rollout is the last one of the endpoint NAME. Without a controller, it is run
+    here. Exit status 1 if it does not end with the promotion.
     """
     with _opened(name) as deployments:
         _show_progress(deployments, name, wait=True)
@@ -188,7 +198,9 @@ def wait(name: str) -> None:
 
 @contextmanager
 def _opened(name: str, quiet: bool = True) -> Iterator["Deployments"]:
-    """Open the deployments. Raise NotFound if there is neither an endpoint nor a rollout of this name."""
+    """Open the deployments. Raise NotFound if there is neither an endpoint nor a
+    rollout of this name.
+    """
     with opened_deployments(quiet=quiet) as deployments:
         if not deployments.store.rollouts(
             name,
@@ -212,7 +224,9 @@ def _lease(deployments: "Deployments", name: str) -> str:
 
 
 def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
-    """Show the progress of the last rollout until its end, or without `wait`, whether a controller runs it."""
+    """Show the progress of the last rollout until its end, or without `wait`, whether a
+    controller runs it.
+    """
     from mlflow_deploy_plugin.promote.rollouts.commands import (
         controller_status,
         last_rollout,
@@ -247,8 +261,9 @@ def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
 def rollback(name: str, to: str | None, why: str) -> None:
     """Go back to the version that was served before.
 
-    The command ends when the endpoint NAME serves the earlier version. The followed stage or alias moves back to the
-    earlier version, and the newer version is archived. A running rollout is aborted.
+    The command ends when the endpoint NAME serves the earlier version. The followed
+    stage or alias moves back to the earlier version, and the newer version is archived.
+    A running rollout is aborted.
     """
     from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
 
@@ -258,12 +273,15 @@ def rollback(name: str, to: str | None, why: str) -> None:
     with opened_deployments() as deployments:
         done = go_back(deployments, name, why=why, to=to)
     click.echo(
-        f"{name}: {done['model']} {done['to']} instead of {done['from']} after {done['seconds']} s; {done['source']}",
+        f"{name}: {done['model']} {done['to']} instead of {done['from']} after {done['seconds']} "
+        f"s; {done['source']}",
     )
 
 
 def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
-    """Show the progress of a rollout until its end. If no controller runs the rollout, run it in this process."""
+    """Show the progress of a rollout until its end. If no controller runs the rollout,
+    run it in this process.
+    """
     from mlflow_deploy_plugin.promote.rollouts.state_machine import rollout_summary
 
     run = partial(_run_rollouts_of, deployments, begun.endpoint)
@@ -285,7 +303,8 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
                 time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
             click.echo(
-                f"the rollout continues if a controller runs; `onnxserve rollout abort {begun.endpoint}` rolls it back",
+                "the rollout continues if a controller runs; `onnxserve rollout abort "
+                f"{begun.endpoint}` rolls it back",
                 err=True,
             )
             raise
@@ -294,7 +313,9 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
 
 
 def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading.Event) -> None:
-    """Run the rollouts at the place of an endpoint's server until `ended` is set. Retry while it is unreachable."""
+    """Run the rollouts at the place of an endpoint's server until `ended` is set. Retry
+    while it is unreachable.
+    """
     from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions, RolloutController
     from mlflow_deploy_plugin.promote.rollouts.leadership import controller_name, process_name
 

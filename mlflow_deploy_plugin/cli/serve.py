@@ -32,7 +32,9 @@ from mlflow_deploy_plugin.ship.manifests.served import SPEC_FILE, SPEC_FOLDER
 
 _log = logging.getLogger(__name__)
 MOUNTED_SPEC = Path(SPEC_FOLDER, SPEC_FILE)
-"""The spec in a pod or container of a manifest, such as the ConfigMap of an endpoint on Kubernetes."""
+"""The spec in a pod or container of a manifest, such as the ConfigMap of an endpoint on
+Kubernetes.
+"""
 
 
 @click.command()
@@ -40,12 +42,18 @@ MOUNTED_SPEC = Path(SPEC_FOLDER, SPEC_FILE)
     "-m",
     "--model-uri",
     metavar="URI",
-    help="Model to serve: a folder or a URI, e.g. models:/flight-delay@champion. A stage or alias is followed.",
+    help=(
+        "Model to serve: a folder or a URI, e.g. models:/flight-delay@champion. A stage or alias "
+        "is followed."
+    ),
 )
 @path_option(
     "--spec",
     "spec_file",
-    help="YAML file with the endpoints to serve. Changes of the file are served without a restart, except `server`.",
+    help=(
+        "YAML file with the endpoints to serve. Changes of the file are served without a restart, "
+        "except `server`."
+    ),
 )
 @option("-h", "--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
 @option(
@@ -82,7 +90,10 @@ MOUNTED_SPEC = Path(SPEC_FOLDER, SPEC_FILE)
     "--insecure",
     is_flag=True,
     default=None,
-    help="Accept callers from other machines without an API key. The alternative is -C server.api_keys=true.",
+    help=(
+        "Accept callers from other machines without an API key. The alternative is -C "
+        "server.api_keys=true."
+    ),
 )
 @option("--no-follow", is_flag=True, help="Resolve a stage or alias only once, at the start.")
 @config_option
@@ -90,7 +101,10 @@ MOUNTED_SPEC = Path(SPEC_FOLDER, SPEC_FILE)
     "--state-dir",
     metavar="FOLDER",
     show_default="ONNXSERVE_HOME/serve/NAME, or NAME-PORT with -p",
-    help="Folder for the state of the server. After a restart, the server can serve from it without the registry.",
+    help=(
+        "Folder for the state of the server. After a restart, the server can serve from it without "
+        "the registry."
+    ),
 )
 def serve(
     model_uri: str | None,
@@ -103,8 +117,8 @@ def serve(
 ) -> None:
     """Serve a model or the endpoints of a spec in the foreground.
 
-    On SIGTERM or Ctrl-C, the server finishes the requests in flight and ends. `mlflow deployments create -t onnxserve`
-    serves in the background instead.
+    On SIGTERM or Ctrl-C, the server finishes the requests in flight and ends. `mlflow
+    deployments create -t onnxserve` serves in the background instead.
 
     \b
       onnxserve serve -m models:/flight-delay@champion -p 8123
@@ -176,15 +190,19 @@ def serve(
 
 
 def _is_stored(file: Path, state_dir: Path | None) -> bool:
-    """Return True for a spec that a version of onnxserve has written, which may be older than this version."""
+    """Return True for a spec that a version of onnxserve has written, which may be
+    older than this version.
+    """
     of_server = absolute_path(state_dir) / SPEC if state_dir is not None else None
     return file.absolute() in (MOUNTED_SPEC, of_server)
 
 
 class _WatchedSpec:
-    """The spec file of a running server, whose changes are served. Only a change of `server` needs a restart.
+    """The spec file of a running server, whose changes are served. Only a change of
+    `server` needs a restart.
 
-    The content of the file is compared, because a mounted ConfigMap is changed through a symbolic link in its path.
+    The content of the file is compared, because a mounted ConfigMap is changed through
+    a symbolic link in its path.
     """
 
     def __init__(
@@ -198,7 +216,9 @@ class _WatchedSpec:
         self._text, self._error = read_text(path, "the spec"), ""
 
     def refresh(self) -> None:
-        """Pass a changed spec to the agent. If it cannot be read or written, log the error and keep the old spec."""
+        """Pass a changed spec to the agent. If it cannot be read or written, log the
+        error and keep the old spec.
+        """
         try:
             if (text := read_text(self._path, "the spec")) != self._text:
                 first, *others = load_specs(text, _is_stored(self._path, self._folder))

@@ -1,4 +1,6 @@
-"""`onnxserve wrap` converts an existing model to checked ONNX and registers it as the next version."""
+"""`onnxserve wrap` converts an existing model to checked ONNX and registers it as the
+next version.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="FILE",
     show_default="the input example, otherwise rows generated from the signature",
-    help="Rows for the check and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are ignored.",
+    help=(
+        "Rows for the check and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are "
+        "ignored."
+    ),
 )
 @option(
     "-t",
@@ -71,11 +76,13 @@ def wrap(
 ) -> None:
     """Convert a model to checked ONNX as a new registered version.
 
-    MODEL is a registered version of any MLflow flavor. With --register, it may also be the model of a run, the folder
-    of an MLmodel file, or a joblib, pickle, ONNX, Keras, torch or PMML file. A PMML file is not converted: it becomes a
-    pyfunc. The new version keeps signature, input example, tags, description and run. Stages and aliases do not move;
-    use `onnxserve promote`. Exit status 1 if MODEL cannot be converted, or if its ONNX form predicts differently. MODEL
-    can still be served without conversion.
+    MODEL is a registered version of any MLflow flavor. With --register, it may also be
+    the model of a run, the folder of an MLmodel file, or a joblib, pickle, ONNX, Keras,
+    torch or PMML file. A PMML file is not converted: it becomes a pyfunc. The new
+    version keeps signature, input example, tags, description and run. Stages and
+    aliases do not move; use `onnxserve promote`. Exit status 1 if MODEL cannot be
+    converted, or if its ONNX form predicts differently. MODEL can still be served
+    without conversion.
 
     \b
       onnxserve wrap models:/old/3 --dry-run
@@ -136,8 +143,14 @@ def _lines(made: "WrappedVersion") -> Iterator[str]:
         agrees = ""
         if proof := proofs.get(output.name):
             ties = f", {proof.ties} ties" if proof.ties else ""
-            largest = f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the tolerance"
-            agrees = f"agrees on {proof.agreement:.4%} of the rows{'' if proof.role == 'label' else largest}{ties}"
+            largest = (
+                f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the "
+                "tolerance"
+            )
+            agrees = (
+                f"agrees on {proof.agreement:.4%} of the "
+                f"rows{'' if proof.role == 'label' else largest}{ties}"
+            )
         rows.append(("output", output.name, output.dtype, str(list(output.shape)), agrees))
     yield from (f"  {line}" for line in align_columns(rows))
     if made.report.repair:

@@ -1,4 +1,5 @@
-"""All errors of onnxserve in one class tree, and `Refused` for an outcome that is not an error.
+"""All errors of onnxserve in one class tree, and `Refused` for an outcome that is not
+an error.
 
     OnnxserveError                  500 INTERNAL_ERROR
     ├── InvalidRequest              400 BAD_REQUEST              the body cannot be read
@@ -39,11 +40,12 @@
     ├── CommandFailed               500 INTERNAL_ERROR           external program that failed or took too long
     └── InternalError               500 INTERNAL_ERROR           unexpected error; its traceback is in the log
 
-The message is for the person who made the mistake: it describes the problem, its location and a correct value.
-`http_status` and `error_code` (a code of MLflow, so that MLflow's clients understand it) are for programs. The errors
-become HTTP responses in `serve/http/responses.py`, gRPC responses in `serve/grpc/service.py`, an `MlflowException` in
-`ship/deployments/client.py`, and a line on stderr with exit status 1 in `cli`. `serve/client/` turns responses into
-errors again.
+The message is for the person who made the mistake: it describes the problem, its
+location and a correct value. `http_status` and `error_code` (a code of MLflow, so that
+MLflow's clients understand it) are for programs. The errors become HTTP responses in
+`serve/http/responses.py`, gRPC responses in `serve/grpc/service.py`, an
+`MlflowException` in `ship/deployments/client.py`, and a line on stderr with exit status
+1 in `cli`. `serve/client/` turns responses into errors again.
 """
 
 from dataclasses import dataclass
@@ -56,9 +58,12 @@ class OnnxserveError(Exception):
     """Base class of all errors that onnxserve raises on purpose.
 
     Attributes:
-        retry_after: seconds after which the same request may succeed (HTTP's `Retry-After`); None if unknown.
-        status / request_id: the response's status and request id; None and empty if this process raised the error.
-        column: the name of the column or tensor that the message is about; empty for several names or none.
+        retry_after: seconds after which the same request may succeed (HTTP's
+            `Retry-After`); None if unknown.
+        status / request_id: the response's status and request id; None and empty if
+            this process raised the error.
+        column: the name of the column or tensor that the message is about; empty for
+            several names or none.
     """
 
     http_status: ClassVar[int] = 500
@@ -89,7 +94,9 @@ class InvalidRequest(OnnxserveError, http_status=400, error_code="BAD_REQUEST"):
 
 
 class SchemaMismatch(InvalidRequest):
-    """The data can be parsed, but the column or tensor in the message is missing or has a wrong type or shape."""
+    """The data can be parsed, but the column or tensor in the message is missing or has
+    a wrong type or shape.
+    """
 
 
 class UnsupportedMediaType(InvalidRequest, http_status=415):
@@ -97,7 +104,9 @@ class UnsupportedMediaType(InvalidRequest, http_status=415):
 
 
 class BodyTooLarge(InvalidRequest, http_status=413):
-    """The body is larger than the server's limit, or has more rows than the server answers at once."""
+    """The body is larger than the server's limit, or has more rows than the server
+    answers at once.
+    """
 
 
 class RequestTimeout(InvalidRequest, http_status=408):
@@ -105,7 +114,9 @@ class RequestTimeout(InvalidRequest, http_status=408):
 
 
 class UnfitPath(InvalidRequest):
-    """The target of the request is not a path. `path` is this target, which determines the response's form."""
+    """The target of the request is not a path. `path` is this target, which determines
+    the response's form.
+    """
 
     def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
@@ -121,7 +132,9 @@ class ExpectationFailed(InvalidRequest, http_status=417):
 
 
 class HeadersTooLarge(InvalidRequest, http_status=431):
-    """The number of header fields, or the length of a field, exceeds the server's limit."""
+    """The number of header fields, or the length of a field, exceeds the server's
+    limit.
+    """
 
 
 class UnknownTransferCoding(InvalidRequest, http_status=501, error_code="NOT_IMPLEMENTED"):
@@ -129,7 +142,9 @@ class UnknownTransferCoding(InvalidRequest, http_status=501, error_code="NOT_IMP
 
 
 class InvalidConfig(OnnxserveError, http_status=400, error_code="INVALID_PARAMETER_VALUE"):
-    """A setting, a command-line option or a field of a spec is unknown or has an invalid value."""
+    """A setting, a command-line option or a field of a spec is unknown or has an
+    invalid value.
+    """
 
 
 class NotFound(OnnxserveError, http_status=404, error_code="RESOURCE_DOES_NOT_EXIST"):
@@ -141,23 +156,33 @@ class AlreadyExists(OnnxserveError, http_status=409, error_code="RESOURCE_ALREAD
 
 
 class NotInstalled(OnnxserveError, http_status=501, error_code="NOT_IMPLEMENTED"):
-    """A package that a feature needs is not installed; the message contains the install command."""
+    """A package that a feature needs is not installed; the message contains the install
+    command.
+    """
 
 
 class NotReady(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
-    """The server runs, but has no loaded version, no keys yet, or no memory or disk space left."""
+    """The server runs, but has no loaded version, no keys yet, or no memory or disk
+    space left.
+    """
 
 
 class TooManyRequests(OnnxserveError, http_status=429, error_code="REQUEST_LIMIT_EXCEEDED"):
-    """The caller's rate, this worker's requests in flight or the queue of a batcher are at their limit."""
+    """The caller's rate, this worker's requests in flight or the queue of a batcher are
+    at their limit.
+    """
 
 
 class DeadlineExceeded(OnnxserveError, http_status=504, error_code="DEADLINE_EXCEEDED"):
-    """The caller's or the server's time limit passed before the model ran; no prediction was computed."""
+    """The caller's or the server's time limit passed before the model ran; no
+    prediction was computed.
+    """
 
 
 class ClientDisconnected(OnnxserveError, http_status=499, error_code="CANCELLED"):
-    """The caller has closed the connection. The status 499, which nginx defines, is counted but never sent."""
+    """The caller has closed the connection. The status 499, which nginx defines, is
+    counted but never sent.
+    """
 
 
 class ModelError(OnnxserveError, http_status=400, error_code="INVALID_PARAMETER_VALUE"):
@@ -169,31 +194,45 @@ class ConversionError(ModelError):
 
 
 class ParityError(ModelError):
-    """The outputs of the ONNX form differ from the outputs of the original; the message shows the worst rows."""
+    """The outputs of the ONNX form differ from the outputs of the original; the message
+    shows the worst rows.
+    """
 
 
 class InvalidArtifact(ModelError):
-    """A file in the model's folder is missing, or differs from its description in the MLmodel file."""
+    """A file in the model's folder is missing, or differs from its description in the
+    MLmodel file.
+    """
 
 
 class InferenceError(OnnxserveError, http_status=400, error_code="BAD_REQUEST"):
-    """ONNX Runtime refused an input that fits the signature (an unseen category, a shape the graph cannot take)."""
+    """ONNX Runtime refused an input that fits the signature (an unseen category, a
+    shape the graph cannot take).
+    """
 
 
 class Unauthenticated(OnnxserveError, http_status=401, error_code="UNAUTHENTICATED"):
-    """The caller sent no credentials, or credentials that are unknown, expired or revoked."""
+    """The caller sent no credentials, or credentials that are unknown, expired or
+    revoked.
+    """
 
 
 class ScopeMissing(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """The caller's credentials are valid, but not for the scope or the endpoint of the request."""
+    """The caller's credentials are valid, but not for the scope or the endpoint of the
+    request.
+    """
 
 
 class GateRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """A version cannot be promoted or served, because it has not passed its gate; the message contains the reason."""
+    """A version cannot be promoted or served, because it has not passed its gate; the
+    message contains the reason.
+    """
 
 
 class CallerRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """A request that loads or unloads a model comes, or may come, from a web page of another site."""
+    """A request that loads or unloads a model comes, or may come, from a web page of
+    another site.
+    """
 
 
 class CodeRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
@@ -201,7 +240,9 @@ class CodeRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED
 
 
 class RuntimeMissing(OnnxserveError):
-    """ONNX Runtime is not installed (neither the `cpu` nor the `gpu` extra), or is too old."""
+    """ONNX Runtime is not installed (neither the `cpu` nor the `gpu` extra), or is too
+    old.
+    """
 
 
 class DeviceUnavailable(OnnxserveError):
@@ -213,11 +254,15 @@ class RegistryUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARI
 
 
 class RegistryRefused(RegistryUnavailable):
-    """The MLflow server rejects the account, or the account lacks a permission; a person must correct this."""
+    """The MLflow server rejects the account, or the account lacks a permission; a
+    person must correct this.
+    """
 
 
 class StoreUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
-    """The database of the store cannot be reached, or does not have the schema of this release."""
+    """The database of the store cannot be reached, or does not have the schema of this
+    release.
+    """
 
 
 class DeploymentFailed(OnnxserveError):
@@ -225,11 +270,15 @@ class DeploymentFailed(OnnxserveError):
 
 
 class BuildFailed(OnnxserveError):
-    """An image was not built, run or pushed; the message contains the end of Docker's output."""
+    """An image was not built, run or pushed; the message contains the end of Docker's
+    output.
+    """
 
 
 class CommandFailed(OnnxserveError):
-    """An external program failed. The message is its last line of output; the caller adds the context."""
+    """An external program failed. The message is its last line of output; the caller
+    adds the context.
+    """
 
 
 class InternalError(OnnxserveError):
@@ -238,24 +287,31 @@ class InternalError(OnnxserveError):
 
 @dataclass(frozen=True)
 class Refused:
-    """An expected outcome without a value, such as a failed precondition. Never branch on the text of `reason`."""
+    """An expected outcome without a value, such as a failed precondition. Never branch
+    on the text of `reason`.
+    """
 
     reason: str
 
 
 def pass_exit(error: BaseException) -> None:
-    """Raise an error that ends the program, thread or generator on purpose; return for any other error.
+    """Raise an error that ends the program, thread or generator on purpose; return for
+    any other error.
 
-    Every `except BaseException` at a boundary calls this function first. Such a boundary is needed around libraries in
-    Rust (tokenizers, cryptography, pydantic), which raise `pyo3_runtime.PanicException`: it is not an Exception, and
-    each library has its own class of it. A CancelledError does not pass, because no boundary is a coroutine.
+    Every `except BaseException` at a boundary calls this function first. Such a
+    boundary is needed around libraries in Rust (tokenizers, cryptography, pydantic),
+    which raise `pyo3_runtime.PanicException`: it is not an Exception, and each library
+    has its own class of it. A CancelledError does not pass, because no boundary is a
+    coroutine.
     """
     if isinstance(error, _EXITS):
         raise error
 
 
 def error_of_status(status: int) -> type[OnnxserveError]:
-    """Return the most general error class with this HTTP status, or OnnxserveError if no class has this status."""
+    """Return the most general error class with this HTTP status, or OnnxserveError if
+    no class has this status.
+    """
     level = [OnnxserveError]
     while level:
         if matches := [error for error in level if error.http_status == status]:

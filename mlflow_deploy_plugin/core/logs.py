@@ -1,6 +1,8 @@
-"""Logging for the server and the controller: lines for people, or JSON for a log store (`ONNXSERVE_LOG_FORMAT=ecs`).
+"""Logging for the server and the controller: lines for people, or JSON for a log store
+(`ONNXSERVE_LOG_FORMAT=ecs`).
 
-The JSON is one object per line in the Elastic Common Schema (https://www.elastic.co/docs/reference/ecs).
+The JSON is one object per line in the Elastic Common Schema
+(https://www.elastic.co/docs/reference/ecs).
 """
 
 import logging
@@ -18,12 +20,16 @@ ProgressCallback = Callable[[str], None]
 """A function that receives one line for each step of a long operation."""
 _ECS_VERSION = "8.11.0"
 _MANY = {"worker", "pyfunc", "explainer", "monitor"}
-"""The roles that several processes may have; such processes add their id to log lines in the text format."""
+"""The roles that several processes may have; such processes add their id to log lines
+in the text format.
+"""
 _REPEAT_SECONDS, _MOST_REMEMBERED = 60.0, 1000
 
 
 def configure_logging(settings: Settings, process: str) -> None:
-    """Send all logs of this process, including gunicorn's, to stderr. `process` is this process's role in log lines."""
+    """Send all logs of this process, including gunicorn's, to stderr. `process` is this
+    process's role in log lines.
+    """
     journal = os.environ.get(
         "JOURNAL_STREAM",
     )  # Any child process inherits this variable: systemd.exec(5)
@@ -36,7 +42,8 @@ def configure_logging(settings: Settings, process: str) -> None:
         import ecs_logging  # Imported here, because only this format needs the package.
 
         service = {"name": "onnxserve", "version": __version__, "node": {"role": process}}
-        # ecs_logging 1.6 adds the field log.original, which repeats the message and which ECS has removed.
+        # ecs_logging 1.6 adds the field log.original, which repeats the message and
+        # which ECS has removed.
         extra = {"service": service, "ecs": {"version": _ECS_VERSION}}
         exclude = ["ecs.version", "log.original"]
         handler.setFormatter(ecs_logging.StdlibFormatter(extra=extra, exclude_fields=exclude))
@@ -52,7 +59,9 @@ def configure_logging(settings: Settings, process: str) -> None:
 
 
 class _JournalHandler(logging.StreamHandler[TextIO]):
-    """A handler that begins each line with its priority, which journald removes again (sd-daemon(3))."""
+    """A handler that begins each line with its priority, which journald removes again
+    (sd-daemon(3)).
+    """
 
     _PRIORITIES: ClassVar[dict[str, int]] = {
         "CRITICAL": 2,
@@ -68,7 +77,9 @@ class _JournalHandler(logging.StreamHandler[TextIO]):
 
 
 class _RepeatFilter(logging.Filter):
-    """A filter that passes the same warning once per minute, so that an outage does not fill the log."""
+    """A filter that passes the same warning once per minute, so that an outage does not
+    fill the log.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +99,9 @@ class _RepeatFilter(logging.Filter):
 
 
 class _LineFormatter(logging.Formatter):
-    """A formatter that writes one line per record and escapes control characters, so that input cannot forge a line."""
+    """A formatter that writes one line per record and escapes control characters, so
+    that input cannot forge a line.
+    """
 
     _ESCAPES: ClassVar[dict[int, str]] = {
         code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)

@@ -1,4 +1,6 @@
-"""Build the parts of messages: external text on one line, lists of names, and suggestions for misspelt names."""
+"""Build the parts of messages: external text on one line, lists of names, and
+suggestions for misspelt names.
+"""
 
 import difflib
 import re
@@ -6,25 +8,35 @@ from collections.abc import Container, Iterable
 from itertools import islice
 
 _LEAST_LIKENESS = 0.5
-"""The lowest `difflib.SequenceMatcher.ratio` of a suggestion; `port` is just similar enough to `server.port`."""
+"""The lowest `difflib.SequenceMatcher.ratio` of a suggestion; `port` is just similar
+enough to `server.port`.
+"""
 _MOST_COMPARED, _MOST_CHARACTERS = 2000, 100
-"""The maximum number and length of compared names: clients choose the names, and each comparison takes 10 µs."""
+"""The maximum number and length of compared names: clients choose the names, and each
+comparison takes 10 µs.
+"""
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")  # The messages of Keras contain terminal colours.
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MOST_UNKNOWN = 5
 _MOST_LISTED = 10
 REPEATED_HEADER = "X-Onnxserve-Repeated"
-"""The header of a request with rows of a refused request. If these rows are refused, this is not captured again."""
+"""The header of a request with rows of a refused request. If these rows are refused,
+this is not captured again.
+"""
 
 
 def one_line(text: object, most: int | None = None) -> str:
-    """Return a text on one line of at most `most` characters. For an error without a text, return its class name."""
+    """Return a text on one line of at most `most` characters. For an error without a
+    text, return its class name.
+    """
     line = " ".join(_COLOUR.sub("", str(text)).split())[:most]
     return line or (type(text).__name__ if isinstance(text, BaseException) else "")
 
 
 def without_row_number(message: str) -> str:
-    """Remove the row number from a message about a single row, because the row has another number in its file."""
+    """Remove the row number from a message about a single row, because the row has
+    another number in its file.
+    """
     return (
         message.replace(", row 0", "", 1)
         .replace(" in row 0", "", 1)
@@ -33,7 +45,9 @@ def without_row_number(message: str) -> str:
 
 
 def close_matches(name: str, known: Iterable[str], most: int) -> list[str]:
-    """Return the most similar known names, the best match first. Only the first 2,000 names are compared."""
+    """Return the most similar known names, the best match first. Only the first 2,000
+    names are compared.
+    """
     names = [text for text in islice(known, _MOST_COMPARED) if len(text) <= _MOST_CHARACTERS]
     return difflib.get_close_matches(name[:_MOST_CHARACTERS], names, n=most, cutoff=_LEAST_LIKENESS)
 
@@ -44,14 +58,18 @@ def closest_match(name: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return the end of a message: a suggestion of the most similar known name, or `otherwise` without such a name."""
+    """Return the end of a message: a suggestion of the most similar known name, or
+    `otherwise` without such a name.
+    """
     match = closest_match(name, known)
     hint = f"did you mean {match!r}?" if match else otherwise
     return f"; {hint}" if hint else ""
 
 
 def hint_for_missing(missing: Iterable[str], unknown: Iterable[str]) -> str:
-    """Return the end of a message about missing names: an unknown name that may be misspelt, or an empty text."""
+    """Return the end of a message about missing names: an unknown name that may be
+    misspelt, or an empty text.
+    """
     missing_names, unknown_names = list(missing), list(islice(unknown, _MOST_UNKNOWN))
     for name in unknown_names:
         if match := closest_match(name, missing_names):
@@ -60,7 +78,8 @@ def hint_for_missing(missing: Iterable[str], unknown: Iterable[str]) -> str:
 
 
 def wrong_separator(header: Iterable[str], known: Container[str]) -> str:
-    """Return the message for a CSV header that was read as one name although it separates known names differently.
+    """Return the message for a CSV header that was read as one name although it
+    separates known names differently.
 
     Return an empty text for any other header.
     """
@@ -73,7 +92,9 @@ def wrong_separator(header: Iterable[str], known: Container[str]) -> str:
 
 
 def join_names(names: Iterable[str], name: str = "") -> str:
-    """Return at most ten names on one line. If some names are left out, the name most similar to `name` is first."""
+    """Return at most ten names on one line. If some names are left out, the name most
+    similar to `name` is first.
+    """
     known = list(names)
     if len(known) <= _MOST_LISTED:
         return ", ".join(known)
@@ -87,5 +108,7 @@ def join_names(names: Iterable[str], name: str = "") -> str:
 
 
 def format_time(iso: str) -> str:
-    """Return the UTC time to the minute, `2013-06-29 14:00`, or `2013-06-29` at midnight."""
+    """Return the UTC time to the minute, `2013-06-29 14:00`, or `2013-06-29` at
+    midnight.
+    """
     return iso[:16].replace("T", " ").removesuffix(" 00:00")

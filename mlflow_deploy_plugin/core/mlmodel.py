@@ -1,4 +1,5 @@
-"""The MLmodel file in the folder of a saved model, and the digests of the folder's files.
+"""The MLmodel file in the folder of a saved model, and the digests of the folder's
+files.
 
 Recent documents are cached, because several functions read the same file.
 """
@@ -18,12 +19,18 @@ from mlflow_deploy_plugin.core.yaml_text import load_yaml
 
 MLMODEL = "MLmodel"
 INPUT_EXAMPLE = "serving_input_example.json"
-"""The file that MLflow writes if a model is logged with an input example; it contains a body for `/invocations`."""
+"""The file that MLflow writes if a model is logged with an input example; it contains a
+body for `/invocations`.
+"""
 _IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")
 _IDENTIFIER = re.compile(r"[!-~]{1,256}")
-"""The allowed identifiers. Identifiers appear in headers, metrics and logs, and the MLmodel file may be untrusted."""
+"""The allowed identifiers. Identifiers appear in headers, metrics and logs, and the
+MLmodel file may be untrusted.
+"""
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-"""The errors that a reader raises if a value is not the expected mapping, list or string."""
+"""The errors that a reader raises if a value is not the expected mapping, list or
+string.
+"""
 FLAVOR = "onnxserve"
 _MAPPINGS = (
     "categories",
@@ -37,7 +44,9 @@ _MAPPINGS = (
 )
 _PLAIN_LISTS = ("classes", "prediction")
 _LISTS = ("inputs", "outputs", *_PLAIN_LISTS)
-"""The entries of the section `flavors.onnxserve` that are mappings, lists of plain values, and lists of any kind."""
+"""The entries of the section `flavors.onnxserve` that are mappings, lists of plain
+values, and lists of any kind.
+"""
 _PLAIN = (str, int, float)
 PYTHON_FUNCTION: Final = "python_function"
 
@@ -49,13 +58,17 @@ COLUMN_TYPES: dict[str, str] = {
     "boolean": "bool",
     "string": "str",
 }
-"""The MLflow column types that an ONNX graph can take, each with its numpy dtype (`str`: an object array of str)."""
+"""The MLflow column types that an ONNX graph can take, each with its numpy dtype
+(`str`: an object array of str).
+"""
 
 
 def read_mlmodel(folder: Path) -> Mapping[str, Any]:
-    """Return the parsed MLmodel file in `folder` without null entries. Callers share it and must not modify it.
+    """Return the parsed MLmodel file in `folder` without null entries. Callers share it
+    and must not modify it.
 
-    Raises InvalidArtifact if the file is missing, is not a YAML mapping, or has a malformed identifier or section.
+    Raises InvalidArtifact if the file is missing, is not a YAML mapping, or has a
+    malformed identifier or section.
     """
     file = folder / MLMODEL
     try:
@@ -79,13 +92,16 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
     for name, value in identifiers.items():
         if not _IDENTIFIER.fullmatch(value):
             raise InvalidArtifact(
-                f"the MLmodel file has {name} {value[:80]!r}: at most 256 visible ASCII characters are expected",
+                f"the MLmodel file has {name} {value[:80]!r}: at most 256 visible ASCII "
+                "characters are expected",
             )
     return document
 
 
 def _checked_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a document without null entries, whose sections have the types that all readers expect."""
+    """Return a document without null entries, whose sections have the types that all
+    readers expect.
+    """
     document = _checked_mappings(document, "", ("flavors", "metadata", "signature"))
     flavors = document.get("flavors", {})
     flavors = _checked_mappings(flavors, "flavors.", tuple(flavors))
@@ -137,7 +153,8 @@ def _check_type(
 ) -> None:
     if not isinstance(value, expected):
         raise InvalidArtifact(
-            f"the MLmodel file cannot be understood: {where} is {one_line(repr(value), 80)}; {description} is expected",
+            f"the MLmodel file cannot be understood: {where} is {one_line(repr(value), 80)}; "
+            f"{description} is expected",
         )
 
 
@@ -155,7 +172,9 @@ def hash_files(folder: Path) -> dict[Path, str]:
 
 
 def combine_hashes(hashes: Mapping[Path, str]) -> str:
-    """Return a SHA-256 over the paths and hashes of all files, which identifies the bytes of a version."""
+    """Return a SHA-256 over the paths and hashes of all files, which identifies the
+    bytes of a version.
+    """
     digest = hashlib.sha256()
     for path in sorted(hashes):
         digest.update(f"{path}\0{hashes[path]}\n".encode())

@@ -1,9 +1,11 @@
 """All `ONNXSERVE_*` settings of a process, typed and documented.
 
-A setting specifies where this machine stores files and how long this process waits; the spec (`core/spec/`) specifies
-what is served and how. Settings are environment variables: `ONNXSERVE_HOME=/var/lib/onnxserve onnxserve serve …`.
+A setting specifies where this machine stores files and how long this process waits; the
+spec (`core/spec/`) specifies what is served and how. Settings are environment
+variables: `ONNXSERVE_HOME=/var/lib/onnxserve onnxserve serve …`.
 
-The class is a plain pydantic model, because pydantic-settings would add 0.1 s to the start of each server process.
+The class is a plain pydantic model, because pydantic-settings would add 0.1 s to the
+start of each server process.
 """
 
 import os
@@ -26,7 +28,8 @@ _OF_WORKSPACE = "{workspace}"
 
 
 def active_workspace() -> str:
-    """Return this process's MLflow workspace, or within MLflow's server the request's; empty for the default workspace.
+    """Return this process's MLflow workspace, or within MLflow's server the request's;
+    empty for the default workspace.
 
     Raises:
         InvalidConfig: the name is not a valid workspace name.
@@ -40,7 +43,8 @@ def active_workspace() -> str:
 
 
 def workspace_of(environment: Mapping[str, str]) -> str:
-    """Return the MLflow workspace of a process with this environment; empty for the default workspace.
+    """Return the MLflow workspace of a process with this environment; empty for the
+    default workspace.
 
     Raises:
         InvalidConfig: the name is not a valid workspace name.
@@ -53,98 +57,142 @@ def workspace_of(environment: Mapping[str, str]) -> str:
 
 
 def workspace_query() -> str:
-    """Return the URL query that selects this workspace on a page of MLflow; empty for the default workspace."""
+    """Return the URL query that selects this workspace on a page of MLflow; empty for
+    the default workspace.
+    """
     return f"?workspace={name}" if (name := active_workspace()) else ""
 
 
 def workspace_environment() -> dict[str, str]:
-    """Return the environment variable that gives a child process this workspace; empty for the default workspace."""
+    """Return the environment variable that gives a child process this workspace; empty
+    for the default workspace.
+    """
     return {_MLFLOW_WORKSPACE: name} if (name := active_workspace()) else {}
 
 
 class Settings(BaseModel):
-    """The settings of this process. The reference page of the docs is generated from these fields and docstrings."""
+    """The settings of this process. The reference page of the docs is generated from
+    these fields and docstrings.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     home: Path = Path("~/.onnxserve")
     """Folder for the default store, the logs, the model cache and the inference log."""
     store_uri: str = Field(default="", repr=False)  # may contain a password
-    """SQLAlchemy URI of the store, such as postgresql+psycopg://user@host/db. {workspace} is replaced by the name of
-    the MLflow workspace. Default: SQLite in HOME."""
+    """SQLAlchemy URI of the store, such as postgresql+psycopg://user@host/db.
+    {workspace} is replaced by the name of the MLflow workspace. Default: SQLite in
+    HOME.
+    """
     log_uri: str = ""
-    """Folder or URI to which the inference log is written as Parquet. Default: HOME/inference_log."""
+    """Folder or URI to which the inference log is written as Parquet. Default:
+    HOME/inference_log.
+    """
     log_sse: str = Field(default="", pattern=r"^(AES256|aws:kms(:[^\s]+)?)?$")
-    """Encryption of the inference log's objects at s3://: AES256, aws:kms or aws:kms:KEY-ID. Default: the encryption of
-    the bucket."""
+    """Encryption of the inference log's objects at s3://: AES256, aws:kms or
+    aws:kms:KEY-ID. Default: the encryption of the bucket.
+    """
     artifact_folders: str = ""
-    """Folders of this machine, besides a local server's `mlruns`, in which MLflow's server may name a version's files;
-    separated by commas. Default: none."""
+    """Folders of this machine, besides a local server's `mlruns`, in which MLflow's
+    server may name a version's files; separated by commas. Default: none.
+    """
     keys_file: Path | None = None
-    """File with the valid API keys, for servers without a store. `onnxserve keys export` prints it. Default: the keys
-    in the store."""
+    """File with the valid API keys, for servers without a store. `onnxserve keys
+    export` prints it. Default: the keys in the store.
+    """
     secrets: Path | None = None
-    """Folder whose files set the environment variables of their names, such as Docker's /run/secrets or systemd's
-    credentials. A variable that is set takes precedence."""
+    """Folder whose files set the environment variables of their names, such as Docker's
+    /run/secrets or systemd's credentials. A variable that is set takes precedence.
+    """
     redis_url: str = Field(default="", repr=False)  # may contain a password
-    """Redis server that stores rate limits and the response cache for all workers, such as redis://host:6379/0.
-    Default: each worker has its own in memory."""
+    """Redis server that stores rate limits and the response cache for all workers, such
+    as redis://host:6379/0. Default: each worker has its own in memory.
+    """
     host: str = "127.0.0.1"
-    """Address that `onnxserve serve` listens on if neither the spec nor an option specifies an address."""
+    """Address that `onnxserve serve` listens on if neither the spec nor an option
+    specifies an address.
+    """
     port: int | None = Field(default=None, ge=1, le=65535)
-    """Port of `onnxserve serve` if neither the spec nor an option specifies it. Default: the first free from 8080."""
+    """Port of `onnxserve serve` if neither the spec nor an option specifies it.
+    Default: the first free from 8080.
+    """
     device: str = ""
-    """Device for models, as in `onnxserve serve --device`, if neither the spec nor the option specifies a device."""
+    """Device for models, as in `onnxserve serve --device`, if neither the spec nor the
+    option specifies a device.
+    """
     model_uri: str = ""
-    """Model that `onnxserve serve` serves if neither an option nor a spec specifies a model; it is set in images that
-    follow the registry."""
+    """Model that `onnxserve serve` serves if neither an option nor a spec specifies a
+    model; it is set in images that follow the registry.
+    """
     listener: Path | None = None
-    """Unix socket from which a server receives its predecessor's listening socket. It also listens at 127.0.0.1. The
-    docker target sets it."""
+    """Unix socket from which a server receives its predecessor's listening socket. It
+    also listens at 127.0.0.1. The docker target sets it.
+    """
     insecure: bool = False
-    """As `onnxserve serve --insecure`; for containers behind a gateway that authenticates callers."""
+    """As `onnxserve serve --insecure`; for containers behind a gateway that
+    authenticates callers.
+    """
     poll_seconds: float = Field(default=30.0, ge=0.1, le=3600)
-    """Seconds between two polls of the registry for a followed reference. An MLflow server with `--app-name onnxserve`
-    sends changes, and is polled once per hour."""
+    """Seconds between two polls of the registry for a followed reference. An MLflow
+    server with `--app-name onnxserve` sends changes, and is polled once per hour.
+    """
     log_format: Literal["text", "ecs"] = "text"
-    """Log format of servers and controllers: text for people, or JSON in the Elastic Common Schema."""
+    """Log format of servers and controllers: text for people, or JSON in the Elastic
+    Common Schema.
+    """
     log_requests: bool = False
     """Log one line for every request."""
     ready_timeout_seconds: float = Field(default=120.0, gt=0)
     """Seconds that `mlflow deployments create` waits until the server is ready."""
 
     kube_context: str | None = None
-    """Context of KUBECONFIG that deployments on Kubernetes use. Default: the current context; in a pod without a
-    configuration, the pod's own cluster."""
+    """Context of KUBECONFIG that deployments on Kubernetes use. Default: the current
+    context; in a pod without a configuration, the pod's own cluster.
+    """
     alert_config: Path | None = None
-    """File of the channels that receive alerts, in Apprise's YAML or text format; tags select among the channels.
-    Default: no alert is sent."""
+    """File of the channels that receive alerts, in Apprise's YAML or text format; tags
+    select among the channels. Default: no alert is sent.
+    """
     alert_repeat_seconds: float = Field(default=86400.0, ge=60)
     """Seconds after which an alert that still fires is sent again."""
     monitor_retention_days: int | None = Field(default=None, ge=7, le=36500)
-    """Days after which the controller deletes judged windows of monitors and resolved alerts from the store. Default:
-    never."""
+    """Days after which the controller deletes judged windows of monitors and resolved
+    alerts from the store. Default: never.
+    """
     webhook_secret: str = Field(default="", repr=False)
-    """Secret with which MLflow signs the webhooks for `onnxserve controller --webhook-port`."""
+    """Secret with which MLflow signs the webhooks for `onnxserve controller
+    --webhook-port`.
+    """
     mlflow_url: str = ""
-    """Address of an MLflow server for the processes that its page starts. Default: its port, or the browser's address
-    if `--allowed-hosts` lists it without *."""
+    """Address of an MLflow server for the processes that its page starts. Default: its
+    port, or the browser's address if `--allowed-hosts` lists it without *.
+    """
 
     mlflow_app: str = ""
-    """Login of `mlflow server --app-name onnxserve`: the name of an app of the entry point group `mlflow.app`, such as
-    basic-auth or oidc-auth. Default: no accounts."""
+    """Login of `mlflow server --app-name onnxserve`: the name of an app of the entry
+    point group `mlflow.app`, such as basic-auth or oidc-auth. Default: no accounts.
+    """
     user_header: str = ""
-    """Header with the caller's name from a proxy before MLflow's server, such as X-Forwarded-User. Only health checks
-    may lack it. Default: no accounts."""
+    """Header with the caller's name from a proxy before MLflow's server, such as
+    X-Forwarded-User. Only health checks may lack it. Default: no accounts.
+    """
     groups_header: str = ""
-    """Header in which the proxy sends the groups of the caller, separated by commas, such as X-Forwarded-Groups."""
+    """Header in which the proxy sends the groups of the caller, separated by commas,
+    such as X-Forwarded-Groups.
+    """
     trusted_proxies: str = ""
-    """Addresses and networks from which ONNXSERVE_USER_HEADER is accepted, separated by commas, such as 10.1.0.0/16."""
+    """Addresses and networks from which ONNXSERVE_USER_HEADER is accepted, separated by
+    commas, such as 10.1.0.0/16.
+    """
     admin_groups: str = ""
-    """Groups in ONNXSERVE_GROUPS_HEADER whose members are administrators of the console, separated by commas."""
+    """Groups in ONNXSERVE_GROUPS_HEADER whose members are administrators of the
+    console, separated by commas.
+    """
     edit_groups: str = ""
-    """Groups in ONNXSERVE_GROUPS_HEADER that may change models and runs, separated by commas. Others may read and, in a
-    policy's groups, decide. Default: every named caller."""
+    """Groups in ONNXSERVE_GROUPS_HEADER that may change models and runs, separated by
+    commas. Others may read and, in a policy's groups, decide. Default: every named
+    caller.
+    """
 
     _workspace: str = PrivateAttr(default_factory=active_workspace)
 
@@ -160,11 +208,14 @@ class Settings(BaseModel):
 
     @property
     def store_url(self) -> str:
-        """The SQLAlchemy URI of the store. Raises InvalidConfig if all workspaces would have the same URI."""
+        """The SQLAlchemy URI of the store. Raises InvalidConfig if all workspaces would
+        have the same URI.
+        """
         if self._workspace and self.store_uri and _OF_WORKSPACE not in self.store_uri:
             raise InvalidConfig(
-                f"ONNXSERVE_STORE_URI is one store for all MLflow workspaces, and {self._workspace} needs its own: put "
-                f"{_OF_WORKSPACE} in the URI, such as postgresql+psycopg://user@host/{_OF_WORKSPACE}",
+                "ONNXSERVE_STORE_URI is one store for all MLflow workspaces, and "
+                f"{self._workspace} needs its own: put {_OF_WORKSPACE} in the URI, such as "
+                f"postgresql+psycopg://user@host/{_OF_WORKSPACE}",
             )
         file = str(self.home_path / "onnxserve.db").replace("%", "%25").replace("?", "%3F")
         return (
@@ -178,7 +229,9 @@ class Settings(BaseModel):
 
     @property
     def log_root(self) -> str:
-        """A URI, or an absolute path, because servers do not run in the folder of the command that starts them."""
+        """A URI, or an absolute path, because servers do not run in the folder of the
+        command that starts them.
+        """
         if ":" in self.log_uri:
             return self.log_uri
         return str(
@@ -203,15 +256,19 @@ class Settings(BaseModel):
         return f"{path.rstrip('/')}/workspaces/{self._workspace}" if self._workspace else path
 
     def state_dir(self, endpoint: str) -> Path:
-        """Return the state folder of an endpoint's server on this machine. It may not exist."""
+        """Return the state folder of an endpoint's server on this machine. It may not
+        exist.
+        """
         return self.deployments_path / endpoint
 
 
 def absolute_path(path: Path | str) -> Path:
-    """Return an absolute path for a path that a person wrote; ~ and ~USER become the home folder.
+    """Return an absolute path for a path that a person wrote; ~ and ~USER become the
+    home folder.
 
     Raises:
-        InvalidConfig: the user does not exist or has no home folder, or the current folder was deleted.
+        InvalidConfig: the user does not exist or has no home folder, or the current
+            folder was deleted.
     """
     try:
         return Path(path).expanduser().absolute()
@@ -246,7 +303,9 @@ def load_settings() -> Settings:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Return the text of a file, called `what` in messages. Raises InvalidConfig if the file cannot be read."""
+    """Return the text of a file, called `what` in messages. Raises InvalidConfig if the
+    file cannot be read.
+    """
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -255,10 +314,12 @@ def read_text(path: Path, what: str) -> str:
 
 
 def load_secrets() -> None:
-    """Set environment variables from the files of ONNXSERVE_SECRETS, without the line break at the end of a file.
+    """Set environment variables from the files of ONNXSERVE_SECRETS, without the line
+    break at the end of a file.
 
     Raises:
-        InvalidConfig: the folder or a file cannot be read. The message contains the path but never a value.
+        InvalidConfig: the folder or a file cannot be read. The message contains the
+            path but never a value.
     """
     folder = os.environ.get(f"{_PREFIX}SECRETS")
     try:

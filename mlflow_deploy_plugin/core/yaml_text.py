@@ -1,4 +1,6 @@
-"""YAML texts from people and models, parsed with libyaml: 1.7 ms for an MLmodel file, instead of 5.8 ms by PyYAML."""
+"""YAML texts from people and models, parsed with libyaml: 1.7 ms for an MLmodel file,
+instead of 5.8 ms by PyYAML.
+"""
 
 from typing import Any
 
@@ -11,21 +13,27 @@ _LOADER = getattr(
 )  # PyYAML may have been built without libyaml.
 _MAX_DEPTH = 100
 _MAX_ALIASED = 1_000_000
-"""The maximum number of characters and values that the aliases of a document may expand to."""
+"""The maximum number of characters and values that the aliases of a document may expand
+to.
+"""
 _MAX_COLONS, _WITH_COLONS = 100, "+-.:_0123456789"
 
 
 def load_yaml(text: str) -> Any:
-    """Parse a YAML text with libyaml. Raises YAMLError like `check_yaml`, and ValueError for a date like 2001-99-99."""
+    """Parse a YAML text with libyaml. Raises YAMLError like `check_yaml`, and
+    ValueError for a date like 2001-99-99.
+    """
     check_yaml(text)
     return yaml.load(text, Loader=_LOADER)
 
 
 def check_yaml(text: str) -> None:
-    """Raise YAMLError if the syntax, the depth, the aliases or the numbers of a YAML text are not acceptable.
+    """Raise YAMLError if the syntax, the depth, the aliases or the numbers of a YAML
+    text are not acceptable.
 
-    Deep nesting crashes the process, because libyaml recurses in C. A few hundred characters of aliases can expand to
-    gigabytes of text. The time to parse a number with colons (1:59:59) is quadratic in the number of its parts.
+    Deep nesting crashes the process, because libyaml recurses in C. A few hundred
+    characters of aliases can expand to gigabytes of text. The time to parse a number
+    with colons (1:59:59) is quadratic in the number of its parts.
     """
     open_anchors: list[str | None] = []
     open_sizes = [0]  # The sizes of the open collections, with the document first.

@@ -1,1 +1,3 @@
-"""PROMOTE: the gate, the evidence about a version, replays of captured requests, and rollouts."""
+"""PROMOTE: the gate, the evidence about a version, replays of captured requests, and
+rollouts.
+"""

@@ -1,1 +1,3 @@
-"""SERVE: the server that answers prediction requests. The server imports neither mlflow nor pandas."""
+"""SERVE: the server that answers prediction requests. The server imports neither mlflow
+nor pandas.
+"""

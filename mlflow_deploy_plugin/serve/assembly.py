@@ -42,15 +42,19 @@ from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
 _ENGINE_CACHE = "engines"
 _LEAST_VALUES = 2**24
-"""The lowest limit for the number of values in a response, because even small requests can have large responses."""
+"""The lowest limit for the number of values in a response, because even small requests
+can have large responses.
+"""
 _KEPT_BYTES = 16 * 1024 * 1024
 
 
 def open_worker(state_dir: str) -> Server:
-    """Open the server of a gunicorn worker after the fork. Raises the errors of `open_server`.
+    """Open the server of a gunicorn worker after the fork. Raises the errors of
+    `open_server`.
 
-    The garbage collector ignores the imported modules, because a body of 10,000 rows otherwise causes full
-    collections of 50 ms. glibc keeps freed memory, because 100 rows of 30 numbers otherwise cause 50 page faults.
+    The garbage collector ignores the imported modules, because a body of 10,000 rows
+    otherwise causes full collections of 50 ms. glibc keeps freed memory, because 100
+    rows of 30 numbers otherwise cause 50 page faults.
     """
     configure_logging(load_settings(), "worker")
     gc.freeze()
@@ -61,7 +65,9 @@ def open_worker(state_dir: str) -> Server:
 
 
 def open_server(state_dir: Path) -> Server:
-    """Open the server, which loads its models in a thread. Raises InvalidConfig if spec.yaml is invalid."""
+    """Open the server, which loads its models in a thread. Raises InvalidConfig if
+    spec.yaml is invalid.
+    """
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or available_cores(spec.workers)
     metrics = Metrics(state_dir / METRICS)
@@ -157,7 +163,9 @@ def open_server(state_dir: Path) -> Server:
 
 
 def read_server_spec(state_dir: Path) -> ServerSpec:
-    """Return the `server:` part of spec.yaml, or the defaults. Raises InvalidConfig if spec.yaml is invalid."""
+    """Return the `server:` part of spec.yaml, or the defaults. Raises InvalidConfig if
+    spec.yaml is invalid.
+    """
     try:
         text = (state_dir / SPEC).read_text()
     except FileNotFoundError:

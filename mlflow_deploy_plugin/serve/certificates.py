@@ -1,4 +1,6 @@
-"""The TLS certificates of a server. Handshakes look for changed files, so that a renewal does not need a restart."""
+"""The TLS certificates of a server. Handshakes look for changed files, so that a
+renewal does not need a restart.
+"""
 
 import logging
 import ssl
@@ -18,7 +20,8 @@ _Made = TypeVar("_Made")
 
 
 def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContext:
-    """Return the TLS context of a server. With `ca_certs`, a certificate that a client sends is verified.
+    """Return the TLS context of a server. With `ca_certs`, a certificate that a client
+    sends is verified.
 
     Raises InvalidConfig if a file cannot be read or the files do not match.
     """
@@ -46,10 +49,11 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
 
 
 def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[], _Made]:
-    """Return a function that calls `make` again when the files have changed, and returns the last result of `make`.
+    """Return a function that calls `make` again when the files have changed, and
+    returns the last result of `make`.
 
-    If the new files are unusable, the last result is kept, because a certificate may be replaced before its key. If
-    the first files are unusable, raises InvalidConfig.
+    If the new files are unusable, the last result is kept, because a certificate may be
+    replaced before its key. If the first files are unusable, raises InvalidConfig.
     """
 
     def identify() -> list[object]:
@@ -75,7 +79,9 @@ def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[],
 
 
 def open_following_tls(config: "Config") -> ssl.SSLContext:
-    """Return a TLS context for the listeners of gunicorn's configuration; a new connection uses the current files."""
+    """Return a TLS context for the listeners of gunicorn's configuration; a new
+    connection uses the current files.
+    """
     look = follow_files(open_tls, config.certfile, config.keyfile, config.ca_certs)
 
     def switch(

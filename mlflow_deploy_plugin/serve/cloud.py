@@ -1,4 +1,5 @@
-"""The settings of the platforms that run a container with a model, and the routes that each platform calls.
+"""The settings of the platforms that run a container with a model, and the routes that
+each platform calls.
 
 | platform | recognised by | port | routes | model |
 |---|---|---|---|---|
@@ -8,11 +9,13 @@
 | SageMaker | `SAGEMAKER_BIND_TO_PORT`, or the model | as set (8080) | `/ping`, `/invocations` | /opt/ml/model |
 | KServe | `KUBERNETES_SERVICE_HOST` and the model | 8080 | V2 | /mnt/models |
 
-The model of an image is also in /opt/ml/model, but a model that the platform specifies takes precedence.
+The model of an image is also in /opt/ml/model, but a model that the platform specifies
+takes precedence.
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements,
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html,
 https://learn.microsoft.com/azure/machine-learning/how-to-deploy-custom-container,
-https://cloud.google.com/run/docs/container-contract, https://kserve.github.io/website (storage initializer)
+https://cloud.google.com/run/docs/container-contract, https://kserve.github.io/website
+(storage initializer)
 
 `onnxserve health [URL]` checks the health of the server in a container.
 """
@@ -38,9 +41,11 @@ _MLMODEL = "MLmodel"
 
 @dataclass(frozen=True)
 class Cloud:
-    """The settings from the platform. An empty value or None means that the platform does not specify the setting.
+    """The settings from the platform. An empty value or None means that the platform
+    does not specify the setting.
 
-    Vertex AI's `health_route` and `predict_route` take precedence over onnxserve's routes with the same path.
+    Vertex AI's `health_route` and `predict_route` take precedence over onnxserve's
+    routes with the same path.
     """
 
     port: int | None = None
@@ -57,7 +62,9 @@ def read_cloud(
     environment: Mapping[str, str] = os.environ,
     folders: tuple[Path, Path] = (SAGEMAKER_MODEL, KSERVE_MODEL),
 ) -> Cloud:
-    """Return the settings that the platform specifies. Raises InvalidConfig if a port or a route is malformed."""
+    """Return the settings that the platform specifies. Raises InvalidConfig if a port
+    or a route is malformed.
+    """
     sagemaker, kserve = folders
     local_model = str(sagemaker) if (sagemaker / _MLMODEL).exists() else ""
     if "KUBERNETES_SERVICE_HOST" in environment and (kserve / _MLMODEL).exists():
@@ -104,7 +111,9 @@ def _route(environment: Mapping[str, str], name: str) -> str:
 
 
 def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bool:
-    """Return True if the server at `url` (default: in this container) answers `/ping` with 200 within four seconds."""
+    """Return True if the server at `url` (default: in this container) answers `/ping`
+    with 200 within four seconds.
+    """
     if not url:
         port = read_cloud(environment).port or int(environment.get("ONNXSERVE_PORT", _DEFAULT_PORT))
         url = f"http://127.0.0.1:{port}"

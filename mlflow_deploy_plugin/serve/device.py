@@ -1,4 +1,6 @@
-"""The check of a server's device before the start, and the assignment of a GPU to each worker."""
+"""The check of a server's device before the start, and the assignment of a GPU to each
+worker.
+"""
 
 import fcntl
 import os
@@ -20,14 +22,15 @@ from mlflow_deploy_plugin.serve.runtime.session import (
 
 # The ONNX graph y = x + x, float32 of shape (1).
 _ADDITION = bytes.fromhex(
-    "080812003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02"
-    "080142040a00100d",
+    "080812003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d",
 )
 _TIMEOUT_SECONDS = 120.0  # TensorRT first compiles even the graph of one addition.
 
 
 def require_device(server: ServerSpec) -> None:
-    """Raise DeviceUnavailable unless ONNX Runtime computes on the device, each of its GPUs, and each provider."""
+    """Raise DeviceUnavailable unless ONNX Runtime computes on the device, each of its
+    GPUs, and each provider.
+    """
     placement = Placement(server.device, listed=server.providers)
     if placement == Placement():
         return
@@ -58,7 +61,8 @@ def require_device(server: ServerSpec) -> None:
 def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
     """Claim the GPU with the fewest workers for this worker, and return its id.
 
-    The claim is a flock on a file in the state folder. It ends with the process, so a new worker can claim the GPU.
+    The claim is a flock on a file in the state folder. It ends with the process, so a
+    new worker can claim the GPU.
     """
     folder = state_dir / "gpus"
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,11 +84,14 @@ def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
 
 
 def _compute_on(server: ServerSpec) -> None:
-    import numpy as np  # Imported here, because this function runs in its own process; the supervisor needs no numpy.
+    # Imported here, because this function runs in its own process; the supervisor needs
+    # no numpy.
+    import numpy as np
 
     base = Placement(server.device, listed=server.providers)
     check_device_libraries(import_onnxruntime(), base)
-    # Each listed provider is tested separately, because the first one would compute the only node.
+    # Each listed provider is tested separately, because the first one would compute the
+    # only node.
     tests = [replace(base, listed=(entry,)) for entry in server.providers]
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(_ADDITION)
@@ -99,6 +106,7 @@ def _compute_on(server: ServerSpec) -> None:
                     raise
                 which = f"GPU {placement.device_id}" if server.device_ids else "it"
                 raise DeviceUnavailable(
-                    f"{placement} was requested, but ONNX Runtime cannot compute on {which}: the GPU is missing "
-                    "or not usable, its driver is too old, or a CUDA library is missing",
+                    f"{placement} was requested, but ONNX Runtime cannot compute on {which}: the "
+                    "GPU is missing or not usable, its driver is too old, or a CUDA library is "
+                    "missing",
                 ) from None

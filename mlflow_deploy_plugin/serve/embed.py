@@ -1,4 +1,5 @@
-"""Mount a model into another application: the scoring routes of one endpoint under a prefix.
+"""Mount a model into another application: the scoring routes of one endpoint under a
+prefix.
 
 app.mount("/flights", asgi_app("models:/flight-delay@champion"))
 """
@@ -37,20 +38,26 @@ def asgi_app(
     state_dir: Path | str | None = None,
     wait_seconds: float = _WAIT_SECONDS,
 ) -> AsgiApp:
-    """Return an ASGI application that serves the model. The function returns once the model is loaded (docs/extend.md).
+    """Return an ASGI application that serves the model. The function returns once the
+    model is loaded (docs/extend.md).
 
-    Call the function after a fork, in the process that serves. The model ends with `close()` or with the process.
+    Call the function after a fork, in the process that serves. The model ends with
+    `close()` or with the process.
 
     Args:
         model_uri: as in `onnxserve serve -m`.
-        name: the endpoint's name in metrics, the inference log and paths; None for the model's name.
-        config: fields of the endpoint's spec by their dotted names, such as `{"capture.fraction": 0.1}`.
+        name: the endpoint's name in metrics, the inference log and paths; None for the
+            model's name.
+        config: fields of the endpoint's spec by their dotted names, such as
+            `{"capture.fraction": 0.1}`.
         follow: True to follow a stage or alias; False to resolve it once.
-        state_dir: the folder of this process; None for the first free folder of the endpoint in ONNXSERVE_HOME.
+        state_dir: the folder of this process; None for the first free folder of the
+            endpoint in ONNXSERVE_HOME.
         wait_seconds: the time limit for the registry and the load.
 
-    Raises InvalidConfig if a field is unknown or mistyped or the folder is not writable, and DeploymentFailed if the
-    model cannot be resolved, downloaded or loaded.
+    Raises InvalidConfig if a field is unknown or mistyped or the folder is not
+    writable, and DeploymentFailed if the model cannot be resolved, downloaded or
+    loaded.
     """
     return AsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
 
@@ -64,20 +71,26 @@ def wsgi_app(
     state_dir: Path | str | None = None,
     wait_seconds: float = _WAIT_SECONDS,
 ) -> WsgiApp:
-    """Return a WSGI application that serves the model. The function returns once the model is loaded (docs/extend.md).
+    """Return a WSGI application that serves the model. The function returns once the
+    model is loaded (docs/extend.md).
 
-    Call the function after a fork, in the process that serves. The model ends with `close()` or with the process.
+    Call the function after a fork, in the process that serves. The model ends with
+    `close()` or with the process.
 
     Args:
         model_uri: as in `onnxserve serve -m`.
-        name: the endpoint's name in metrics, the inference log and paths; None for the model's name.
-        config: fields of the endpoint's spec by their dotted names, such as `{"capture.fraction": 0.1}`.
+        name: the endpoint's name in metrics, the inference log and paths; None for the
+            model's name.
+        config: fields of the endpoint's spec by their dotted names, such as
+            `{"capture.fraction": 0.1}`.
         follow: True to follow a stage or alias; False to resolve it once.
-        state_dir: the folder of this process; None for the first free folder of the endpoint in ONNXSERVE_HOME.
+        state_dir: the folder of this process; None for the first free folder of the
+            endpoint in ONNXSERVE_HOME.
         wait_seconds: the time limit for the registry and the load.
 
-    Raises InvalidConfig if a field is unknown or mistyped or the folder is not writable, and DeploymentFailed if the
-    model cannot be resolved, downloaded or loaded.
+    Raises InvalidConfig if a field is unknown or mistyped or the folder is not
+    writable, and DeploymentFailed if the model cannot be resolved, downloaded or
+    loaded.
     """
     return WsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
 
@@ -91,12 +104,15 @@ def local_server(
     port: str,
     key: str = "",
 ) -> Iterator[str]:
-    """Serve the version in an MLmodel folder in a thread during the block, without a registry, and yield the address.
+    """Serve the version in an MLmodel folder in a thread during the block, without a
+    registry, and yield the address.
 
-    The server has the routes and pages of `onnxserve serve`. It neither captures nor explains requests. `key` is the
-    only valid API key; an empty key leaves the routes open. Current requests have five seconds to end.
+    The server has the routes and pages of `onnxserve serve`. It neither captures nor
+    explains requests. `key` is the only valid API key; an empty key leaves the routes
+    open. Current requests have five seconds to end.
 
-    Raises InvalidConfig if the port cannot be used, and DeploymentFailed if the version cannot be loaded.
+    Raises InvalidConfig if the port cannot be used, and DeploymentFailed if the version
+    cannot be loaded.
     """
     import uvicorn  # The applications above run in any server.
 

@@ -1,4 +1,6 @@
-"""The command line of gunicorn for one server, and the hooks of its configuration (`-c python:…gunicorn_conf`)."""
+"""The command line of gunicorn for one server, and the hooks of its configuration (`-c
+python:…gunicorn_conf`).
+"""
 
 import contextlib
 import gc
@@ -35,12 +37,16 @@ _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
 _MAX_FILES = 65536
 _HTTP = f"{__package__}.http"
 control_socket_disable = True
-"""gunicorn 25.1 opens a control socket unless this setting is true. Earlier versions ignore the setting."""
+"""gunicorn 25.1 opens a control socket unless this setting is true. Earlier versions
+ignore the setting.
+"""
 _WORKERS: dict[WorkerClass, tuple[str, str]] = {
     "fast": (f"{_HTTP}.workers.fast_worker.FastWorker", "workers.worker_app:create_worker_app"),
     "gthread": ("gthread", "app:create_app"),
 }
-"""The worker class in gunicorn's syntax, and the function that creates the worker's application, by kind of worker."""
+"""The worker class in gunicorn's syntax, and the function that creates the worker's
+application, by kind of worker.
+"""
 
 
 def gunicorn_command(
@@ -51,12 +57,14 @@ def gunicorn_command(
 ) -> list[str]:
     """Return the command that serves the state folder until SIGTERM.
 
-    Modules are imported before the fork. Each worker loads ONNX Runtime and its models after the fork, because ONNX
-    Runtime's threads do not survive a fork.
+    Modules are imported before the fork. Each worker loads ONNX Runtime and its models
+    after the fork, because ONNX Runtime's threads do not survive a fork.
 
     Args:
-        listeners: inherited file descriptors of bound sockets; the second socket is shared with other servers.
-        may_fork: an inherited file descriptor; workers are forked once it reaches end of file (None: at once).
+        listeners: inherited file descriptors of bound sockets; the second socket is
+            shared with other servers.
+        may_fork: an inherited file descriptor; workers are forked once it reaches end
+            of file (None: at once).
     """
     worker, application = _WORKERS[server.worker_class]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -65,7 +73,8 @@ def gunicorn_command(
         "--workers": server.workers,
         "--worker-class": worker,
         "--threads": server.threads,
-        # At this limit, new clients replace idle clients. The spool and the models need the remaining descriptors.
+        # At this limit, new clients replace idle clients. The spool and the models need
+        # the remaining descriptors.
         "--worker-connections": min(limits.MAX_CONNECTIONS, files * 3 // 4),
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
@@ -90,7 +99,8 @@ def gunicorn_command(
         command += [name, str(value)]
     threads = server.intra_op_num_threads or available_cores(server.workers)
     if "OMP_NUM_THREADS" not in os.environ and threads < (os.cpu_count() or 1):
-        # Limit the threads of a pyfunc's libraries (torch, boosters, BLAS), which ignore CPU quotas and other workers.
+        # Limit the threads of a pyfunc's libraries (torch, boosters, BLAS), which
+        # ignore CPU quotas and other workers.
         command += ["--env", f"OMP_NUM_THREADS={threads}"]
     if may_fork is not None:
         command += ["--env", f"{_MAY_FORK}={may_fork}"]
@@ -103,7 +113,9 @@ def gunicorn_command(
 
 
 def on_starting(arbiter: "Arbiter") -> None:
-    """Import the workers' modules, wait until workers may be forked, and recreate the workers' folders."""
+    """Import the workers' modules, wait until workers may be forked, and recreate the
+    workers' folders.
+    """
     configure_logging(load_settings(), "gunicorn")
     gc.disable()  # Otherwise the collector would scan the imported modules repeatedly.
     import_module(arbiter.app.app_uri.partition(":")[0])
@@ -134,10 +146,12 @@ def on_exit(arbiter: "Arbiter") -> None:
 
 
 def post_worker_init(worker: "Worker") -> None:
-    """Wait until the versions are loaded, and open the gRPC listener if the spec has a port.
+    """Wait until the versions are loaded, and open the gRPC listener if the spec has a
+    port.
 
-    In the meantime, new clients wait in the kernel's queue. After `_MAX_LOAD_SECONDS` the worker accepts clients, so
-    that `/ping` can report the reason. A worker that shares its listener with another server continues to wait.
+    In the meantime, new clients wait in the kernel's queue. After `_MAX_LOAD_SECONDS`
+    the worker accepts clients, so that `/ping` can report the reason. A worker that
+    shares its listener with another server continues to wait.
     """
     deadline = time.monotonic() + _MAX_LOAD_SECONDS
     server, is_shared = worker.wsgi.server, len(worker.sockets) > 1

@@ -1,7 +1,9 @@
-"""A listening socket that servers share, so that a new server can replace a server without refusing connections.
+"""A listening socket that servers share, so that a new server can replace a server
+without refusing connections.
 
 `onnxserve hold-socket SOCKET PORT` runs the holder of the socket. The holder sends the
-socket to each server that connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), even from another container.
+socket to each server that connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)),
+even from another container.
 """
 
 import os
@@ -28,13 +30,16 @@ class SharedListener:
 
     @property
     def is_gone(self) -> bool:
-        """True if the holder has exited, so that clients can no longer reach the socket."""
+        """True if the holder has exited, so that clients can no longer reach the
+        socket.
+        """
         return bool(_ended([self.holder]))
 
 
 @contextmanager
 def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
-    """Yield the listening socket of the holder at `path`, a process that may start later; None without a path.
+    """Yield the listening socket of the holder at `path`, a process that may start
+    later; None without a path.
 
     Raises DeploymentFailed if there is no holder.
     """
@@ -71,7 +76,9 @@ def _ended(connections: list[socket.socket]) -> list[socket.socket]:
 
 
 def hold(path: Path, port: int) -> None:
-    """Listen on `port` of all addresses, and send the socket to servers that connect to `path`, until SIGTERM."""
+    """Listen on `port` of all addresses, and send the socket to servers that connect to
+    `path`, until SIGTERM.
+    """
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     path.unlink(missing_ok=True)
     with (

@@ -1,4 +1,5 @@
-"""Requests and replies of every transport as plain values, and the parsing of their headers.
+"""Requests and replies of every transport as plain values, and the parsing of their
+headers.
 
 A gRPC call becomes a POST whose path is the method and whose headers are the metadata.
 """
@@ -16,9 +17,13 @@ from mlflow_deploy_plugin.serve.protocols.content import JSON
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
-"""The earliest event time that every reader of the inference log can represent; pandas' nanoseconds begin in 1677."""
+"""The earliest event time that every reader of the inference log can represent; pandas'
+nanoseconds begin in 1677.
+"""
 _MOST_AHEAD = timedelta(days=1)
-"""The tolerance for event times in the future (wrong clock or zone). Monitors ignore a row until its event time."""
+"""The tolerance for event times in the future (wrong clock or zone). Monitors ignore a
+row until its event time.
+"""
 _KEY = re.compile(r"onnxserve_[A-Za-z0-9_-]{43}")
 """The text form of an API key (`core/store/keys.py`)."""
 _REQUEST_ID = re.compile(rf"(?!.*{_KEY.pattern})[!-~]{{1,128}}")
@@ -30,16 +35,22 @@ _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 class RawRequest:
     """A complete request. Header names are in lower case.
 
-    Only authentication, limits and plans change requests. A frozen class would cost half a microsecond per request.
+    Only authentication, limits and plans change requests. A frozen class would cost
+    half a microsecond per request.
 
     Attributes:
         client: the address of the caller.
         query: the part of the target after the question mark, as it was sent.
-        caller: the name of the API key after authentication; until then the name in the client certificate, or empty.
-        arrived: `time.perf_counter()` when the request was complete. The deadline includes the wait for a thread.
-        is_counted: True once the rate limits have counted the request (`RequestLimits.check_rates`).
-        refusal: the reason why a rate limit refused the request, and the seconds until a retry.
-        draw: the number in [0, 1) with which a plan selected a weighted variant; None if no plan drew a number.
+        caller: the name of the API key after authentication; until then the name in the
+            client certificate, or empty.
+        arrived: `time.perf_counter()` when the request was complete. The deadline
+            includes the wait for a thread.
+        is_counted: True once the rate limits have counted the request
+            (`RequestLimits.check_rates`).
+        refusal: the reason why a rate limit refused the request, and the seconds until
+            a retry.
+        draw: the number in [0, 1) with which a plan selected a weighted variant; None
+            if no plan drew a number.
     """
 
     method: str
@@ -57,9 +68,11 @@ class RawRequest:
 
 @dataclass(slots=True)
 class Reply:
-    """The result of a request before its transport writes it. With an `error`, `body` is empty.
+    """The result of a request before its transport writes it. With an `error`, `body`
+    is empty.
 
-    In gRPC, `headers` become trailing metadata. `pieces` is a body in parts; the transport must close it.
+    In gRPC, `headers` become trailing metadata. `pieces` is a body in parts; the
+    transport must close it.
     """
 
     headers: dict[str, str]
@@ -74,7 +87,9 @@ class Reply:
 
 
 def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply for an error, with Retry-After and WWW-Authenticate (RFC 9110 §11.6.1) if needed."""
+    """Return the reply for an error, with Retry-After and WWW-Authenticate (RFC 9110
+    §11.6.1) if needed.
+    """
     more = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if isinstance(error, Unauthenticated):
         more["WWW-Authenticate"] = 'Basic realm="onnxserve", Bearer realm="onnxserve"'
@@ -82,7 +97,9 @@ def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) ->
 
 
 def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Percent-encode % and all characters except visible ASCII in the header values, against header injection."""
+    """Percent-encode % and all characters except visible ASCII in the header values,
+    against header injection.
+    """
     text = "".join(headers.values())
     if text.isascii() and text.isprintable() and "%" not in text:
         return headers
@@ -95,7 +112,9 @@ def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def request_id(headers: Mapping[str, str]) -> str:
-    """Return the caller's `X-Request-Id`; a new id if it is not 1–128 visible ASCII characters or has an API key."""
+    """Return the caller's `X-Request-Id`; a new id if it is not 1–128 visible ASCII
+    characters or has an API key.
+    """
     header = headers.get("x-request-id", "")
     return header if header and _REQUEST_ID.fullmatch(header) else new_id()
 
@@ -106,9 +125,11 @@ def without_keys(text: str) -> str:
 
 
 def event_time(headers: Mapping[str, str]) -> int | None:
-    """Return `X-Event-Time` in microseconds since 1970 (UTC), or None if the header is missing.
+    """Return `X-Event-Time` in microseconds since 1970 (UTC), or None if the header is
+    missing.
 
-    Raises InvalidRequest if the header is not an RFC 3339 time with an offset, or is too far from the current time.
+    Raises InvalidRequest if the header is not an RFC 3339 time with an offset, or is
+    too far from the current time.
     """
     header = headers.get("x-event-time")
     if header is None:
@@ -119,7 +140,8 @@ def event_time(headers: Mapping[str, str]) -> int | None:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise InvalidRequest(
-            f"X-Event-Time is {header[:60]!r}; an RFC 3339 time with an offset is expected, as 2013-07-01T12:30:00Z",
+            f"X-Event-Time is {header[:60]!r}; an RFC 3339 time with an offset is expected, as "
+            "2013-07-01T12:30:00Z",
         )
     if moment < _FIRST_EVENT:
         raise InvalidRequest(
@@ -128,8 +150,8 @@ def event_time(headers: Mapping[str, str]) -> int | None:
     now = datetime.now(UTC)
     if moment - now > _MOST_AHEAD:
         raise InvalidRequest(
-            f"X-Event-Time is {header[:60]!r}, more than a day ahead of the server's clock, {now:%FT%TZ}; the time "
-            "of the event is expected",
+            f"X-Event-Time is {header[:60]!r}, more than a day ahead of the server's clock, "
+            f"{now:%FT%TZ}; the time of the event is expected",
         )
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
@@ -139,7 +161,9 @@ _ready: list[str] = []
 
 
 def new_id() -> str:
-    """Return a new identifier. One system call fetches the random bits of many identifiers, to save system calls."""
+    """Return a new identifier. One system call fetches the random bits of many
+    identifiers, to save system calls.
+    """
     while True:
         try:
             return _ready.pop()

@@ -1,8 +1,10 @@
-"""`onnxserve serve`: a small supervisor (process 1 in the image) of gunicorn and the agent.
+"""`onnxserve serve`: a small supervisor (process 1 in the image) of gunicorn and the
+agent.
 
-gunicorn imports its modules while the agent resolves and downloads the models, and then forks its workers. A
-crashed agent is restarted. A killed gunicorn is restarted on the same socket when its old workers have exited. The
-server ends if gunicorn exits by itself or is killed repeatedly. On SIGTERM, gunicorn finishes the current requests, and
+gunicorn imports its modules while the agent resolves and downloads the models, and then
+forks its workers. A crashed agent is restarted. A killed gunicorn is restarted on the
+same socket when its old workers have exited. The server ends if gunicorn exits by
+itself or is killed repeatedly. On SIGTERM, gunicorn finishes the current requests, and
 then the agent ships the captured rows.
 """
 
@@ -54,9 +56,13 @@ _AGENT_END_SECONDS = 30.0
 _METRICS_MODULE, _METRICS_SECONDS = "mlflow_deploy_plugin.serve.observability.metrics_port", 5.0
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
-"""The number of deaths of gunicorn, each within a minute of its start, after which the server ends."""
+"""The number of deaths of gunicorn, each within a minute of its start, after which the
+server ends.
+"""
 _ORPHAN_SECONDS = 2.0
-"""The time for the workers of a killed gunicorn to finish current requests; new requests wait."""
+"""The time for the workers of a killed gunicorn to finish current requests; new
+requests wait.
+"""
 
 
 def supervise(
@@ -67,12 +73,14 @@ def supervise(
 ) -> None:
     """Serve the spec in `state_dir` until SIGTERM or SIGINT; return after a clean end.
 
-    Call it within `claim_state_dir`, in a process without other threads. `refresh` is called about once per second
-    while the server serves, and may replace spec.yaml.
+    Call it within `claim_state_dir`, in a process without other threads. `refresh` is
+    called about once per second while the server serves, and may replace spec.yaml.
 
     Raises:
-        InvalidConfig: the spec is invalid, or one of its ports or TLS files cannot be used.
-        RuntimeMissing, NotInstalled: the spec needs grpcio or PyJWT, which is not installed.
+        InvalidConfig: the spec is invalid, or one of its ports or TLS files cannot be
+            used.
+        RuntimeMissing, NotInstalled: the spec needs grpcio or PyJWT, which is not
+            installed.
         DeploymentFailed: the server did not become ready, or gunicorn exited.
     """
     server = load_stored_specs((state_dir / files.SPEC).read_text())[0].server
@@ -86,20 +94,22 @@ def supervise(
         and importlib.util.find_spec("sqlalchemy") is None
     ):
         raise NotInstalled(
-            "server.api_keys needs the store, which needs SQLAlchemy; or mount the file of `onnxserve keys export` "
-            "and set ONNXSERVE_KEYS_FILE to its path",
+            "server.api_keys needs the store, which needs SQLAlchemy; or mount the file of "
+            "`onnxserve keys export` and set ONNXSERVE_KEYS_FILE to its path",
         )
     if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
         raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
     with reserve_grpc_port(server), shared_listener(load_settings().listener) as shared:
-        # Open the metrics port before a server without `port` takes the first free port.
+        # Open the metrics port before a server without `port` takes the first free
+        # port.
         port = server.metrics_port
         metrics = (
             open_listener(server.host, port, "-C server.metrics_port=…")
             if port is not None
             else None
         )
-        # Clients connect to the shared listener; the server's own address is for the readiness check.
+        # Clients connect to the shared listener; the server's own address is for the
+        # readiness check.
         listener = open_listener(server.host if shared is None else "127.0.0.1", server.port)
         adopt_orphans()
         try:
@@ -168,7 +178,8 @@ class _Supervisor:
 
     def run(self, refresh: Callable[[], None]) -> None:
         self._write("starting")
-        # Process ids repeat in a container, so an earlier agent's state file could be mistaken for this agent's.
+        # Process ids repeat in a container, so an earlier agent's state file could be
+        # mistaken for this agent's.
         (self.state_dir / files.AGENT).unlink(missing_ok=True)
         self._may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
         with (
@@ -198,7 +209,9 @@ class _Supervisor:
                 self._end()
 
     def _wait_until(self, done: Callable[[], bool | None]) -> None:
-        """Wait for signals and check the children, until `done` returns True. Raises _Stop and DeploymentFailed."""
+        """Wait for signals and check the children, until `done` returns True. Raises
+        _Stop and DeploymentFailed.
+        """
         while not done():
             if self.wait_for_signal(1.0 if self._phase == "serving" else _TICK_SECONDS) not in (
                 None,
@@ -213,7 +226,9 @@ class _Supervisor:
                 raise DeploymentFailed("the process that provides the listening socket has exited")
 
     def _check_gunicorn(self) -> None:
-        """Restart gunicorn after a pause if it was killed; raise DeploymentFailed if it has exited."""
+        """Restart gunicorn after a pause if it was killed; raise DeploymentFailed if it
+        has exited.
+        """
         gunicorn, now = self._gunicorn, time.monotonic()
         if gunicorn is None:
             return
@@ -244,7 +259,9 @@ class _Supervisor:
         self._write("starting")
 
     def _has_orphans(self, dead: SupervisedChild) -> bool:
-        """Return True if a worker of the dead gunicorn still runs; kill such workers after a time limit."""
+        """Return True if a worker of the dead gunicorn still runs; kill such workers
+        after a time limit.
+        """
         return signal_group(
             dead.pid,
             signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0,
@@ -265,7 +282,9 @@ class _Supervisor:
         self._restart_agent_later(exit_reason(self._agent.exit_status), self._agent.started_at)
 
     def _restart_agent_later(self, how: str, started_at: float | None) -> None:
-        """Set the pause before the agent's next start. Raises DeploymentFailed if the agent was never ready."""
+        """Set the pause before the agent's next start. Raises DeploymentFailed if the
+        agent was never ready.
+        """
         pause = self._agent_crashes.add(started_at)
         if not self._is_ready and self._agent_crashes.in_a_row >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} repeatedly{files.SEE_LOG}")
@@ -274,7 +293,9 @@ class _Supervisor:
         self._restart_agent_at = time.monotonic() + pause
 
     def _check_metrics_process(self) -> None:
-        """Start the process of the metrics port, and start it again after it has ended. Scrapes wait meanwhile."""
+        """Start the process of the metrics port, and start it again after it has ended.
+        Scrapes wait meanwhile.
+        """
         process = self._metrics_process
         if (
             process
@@ -302,7 +323,9 @@ class _Supervisor:
         self._restart_gunicorn_at = math.inf
 
     def _agent_state(self) -> AgentState | None:
-        """Return the state that the running (or just exited) agent has written, never an earlier agent's state."""
+        """Return the state that the running (or just exited) agent has written, never
+        an earlier agent's state.
+        """
         state = files.read_state(self.state_dir / files.AGENT, AgentState)
         return (
             state
@@ -311,7 +334,9 @@ class _Supervisor:
         )
 
     def _answers(self) -> bool:
-        """Return True if the server is healthy and every worker of this gunicorn serves the wanted state."""
+        """Return True if the server is healthy and every worker of this gunicorn serves
+        the wanted state.
+        """
         if self._restart_gunicorn_at < math.inf:
             return False
         wanted = files.read_state(self.state_dir / files.WANTED, Wanted) or Wanted()
@@ -325,7 +350,8 @@ class _Supervisor:
         return len(loaded) >= self.server.workers and is_healthy(self._url)
 
     def _end(self) -> None:
-        self.listener.close()  # Connections are refused once gunicorn also closes its copy of the socket.
+        # Connections are refused once gunicorn also closes its copy of the socket.
+        self.listener.close()
         if self.shared is not None:
             self.shared.listener.close()
         if self._gunicorn is not None:
@@ -347,7 +373,8 @@ class _Supervisor:
         if (self._agent is None or self._agent.exit_status) and any(
             (self.state_dir / files.SPOOL).glob("*.seg"),
         ):
-            # A killed agent has not shipped these rows, and a container's disk may be deleted when this process exits.
+            # A killed agent has not shipped these rows, and a container's disk may be
+            # deleted when this process exits.
             self._wait_or_kill(
                 self._children.start([*self._agent_command, "--ship"]),
                 _AGENT_END_SECONDS,
@@ -421,14 +448,16 @@ class _Supervisor:
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
-    """Announce a server that other machines can use without keys. Raises InvalidConfig if the spec forbids this."""
+    """Announce a server that other machines can use without keys. Raises InvalidConfig
+    if the spec forbids this.
+    """
     if server.authenticates or is_loopback(server.host):
         return
     if not server.insecure:
         raise InvalidConfig(
             f"{server.host} is reachable from other machines, and no caller would need a key: set "
-            "-C server.api_keys=true (and `onnxserve keys create`) or -C server.jwt_issuer=…; or set --insecure "
-            "(-C server.insecure=true) if a proxy authenticates callers",
+            "-C server.api_keys=true (and `onnxserve keys create`) or -C server.jwt_issuer=…; or "
+            "set --insecure (-C server.insecure=true) if a proxy authenticates callers",
         )
     announce(f"insecure: everybody who can connect to {server.host} may use this server")
 
@@ -438,9 +467,11 @@ def open_listener(
     port: int | None,
     option: str = "--port (-C server.port=…)",
 ) -> socket.socket:
-    """Open a listening socket on `port`, or on the first free port from 8080, for gunicorn to inherit.
+    """Open a listening socket on `port`, or on the first free port from 8080, for
+    gunicorn to inherit.
 
-    Raises InvalidConfig with the `option` if the port is in use or not permitted, or the host is not this machine's.
+    Raises InvalidConfig with the `option` if the port is in use or not permitted, or
+    the host is not this machine's.
     """
     for candidate in range(_FIRST_PORT, _LAST_PORT + 1) if port is None else [port]:
         try:
@@ -451,7 +482,8 @@ def open_listener(
                 flags=socket.AI_PASSIVE,
             )
             family, _, _, _, address = addresses[0]
-            # Listen at once, because with SO_REUSEADDR two sockets can bind the same port until one of them listens.
+            # Listen at once, because with SO_REUSEADDR two sockets can bind the same
+            # port until one of them listens.
             takes_ipv4 = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
             return socket.create_server(address, family=family, dualstack_ipv6=takes_ipv4)
         except OSError as error:
@@ -478,18 +510,21 @@ def open_listener(
 
 @contextmanager
 def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
-    """Reserve `grpc_port`, if it is set, for the workers, which bind it after the fork with SO_REUSEPORT.
+    """Reserve `grpc_port`, if it is set, for the workers, which bind it after the fork
+    with SO_REUSEPORT.
 
-    With SO_REUSEPORT, another server could silently share the port, so the port is first bound without this option.
-    Then a socket that never listens reserves the port while a worker is replaced. Raises InvalidConfig if the port or
-    host cannot be used, and RuntimeMissing if grpcio is not installed.
+    With SO_REUSEPORT, another server could silently share the port, so the port is
+    first bound without this option. Then a socket that never listens reserves the port
+    while a worker is replaced. Raises InvalidConfig if the port or host cannot be used,
+    and RuntimeMissing if grpcio is not installed.
     """
     if spec.grpc_port is None:
         yield
         return
     if any(importlib.util.find_spec(name) is None for name in ("grpc", "google.protobuf")):
         raise RuntimeMissing(
-            "server.grpc_port is set, and grpcio is not installed: pip install 'mlflow-onnxserve[grpc]'",
+            "server.grpc_port is set, and grpcio is not installed: pip install "
+            "'mlflow-onnxserve[grpc]'",
         )
     taken = open_listener(spec.host, spec.grpc_port, "-C server.grpc_port=…")
     family, address = taken.family, taken.getsockname()

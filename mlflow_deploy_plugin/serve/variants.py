@@ -1,4 +1,6 @@
-"""The variants of the served endpoints as immutable values, and the selection of the variant that answers a request."""
+"""The variants of the served endpoints as immutable values, and the selection of the
+variant that answers a request.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +22,13 @@ from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
-    """A version in memory. With `eq=False`, two loads of the same version are not equal.
+    """A version in memory. With `eq=False`, two loads of the same version are not
+    equal.
 
     Attributes:
         batcher: combines requests into batches; None if each request is run separately.
-        is_deterministic: True if the graph always computes the same outputs from the same feeds.
+        is_deterministic: True if the graph always computes the same outputs from the
+            same feeds.
     """
 
     model: str
@@ -37,7 +41,9 @@ class LoadedVersion:
 
     @cached_property
     def identity(self) -> tuple[str, ...]:
-        """The model, version, ids and file digests (or the folder), which are unique to this version."""
+        """The model, version, ids and file digests (or the folder), which are unique to
+        this version.
+        """
         artifact = self.predictor.artifact
         files = artifact.digests.values() or [str(self.folder)]
         return self.model, self.version, artifact.model_id, artifact.run_id, *files
@@ -45,12 +51,16 @@ class LoadedVersion:
 
 @dataclass(frozen=True)
 class ServedVariant:
-    """A variant that answers requests with a loaded version, which other variants may share.
+    """A variant that answers requests with a loaded version, which other variants may
+    share.
 
     Attributes:
-        shadows: the endpoint's shadows with another version; each receives a copy of every request.
-        key: the input column whose value selects the answering variant; None without such a column.
-        has_others: True if the endpoint has other variants, so that responses contain the variant's name.
+        shadows: the endpoint's shadows with another version; each receives a copy of
+            every request.
+        key: the input column whose value selects the answering variant; None without
+            such a column.
+        has_others: True if the endpoint has other variants, so that responses contain
+            the variant's name.
     """
 
     endpoint: str
@@ -72,13 +82,17 @@ class ServedVariant:
 
     @cached_property
     def labels(self) -> tuple[str, str, str, str]:
-        """The values of the metric labels `metric_files.OF_VARIANT`: endpoint, variant, model and version."""
+        """The values of the metric labels `metric_files.OF_VARIANT`: endpoint, variant,
+        model and version.
+        """
         return self.endpoint, self.name, self.loaded.model, self.loaded.version
 
 
 @dataclass(frozen=True)
 class ServedEndpoint:
-    """The variants of an endpoint in memory, the answering variants, and the setting for sticky variants."""
+    """The variants of an endpoint in memory, the answering variants, and the setting
+    for sticky variants.
+    """
 
     variants: Mapping[str, ServedVariant]
     answering: tuple[ServedVariant, ...]
@@ -93,7 +107,9 @@ def make_served_endpoint(
     variants: Mapping[str, ServedVariant],
     sticky: StickySpec | None = None,
 ) -> ServedEndpoint:
-    """Return the endpoint of these variants. Each variant receives a reference to the shadows."""
+    """Return the endpoint of these variants. Each variant receives a reference to the
+    shadows.
+    """
     shadows = [variant for variant in variants.values() if variant.shadow]
     if len(answering_variants(variants.values())) < 2:
         sticky = None
@@ -115,12 +131,16 @@ ServedTable = Mapping[str, ServedEndpoint]
 
 
 def answering_variants(variants: Iterable[ServedVariant]) -> tuple[ServedVariant, ...]:
-    """Return the variants that may answer: their weight is positive, and they are not shadows."""
+    """Return the variants that may answer: their weight is positive, and they are not
+    shadows.
+    """
     return tuple(variant for variant in variants if variant.weight > 0 and not variant.shadow)
 
 
 def weighted_variant(variants: Sequence[ServedVariant], draw: float) -> ServedVariant:
-    """Return the variant whose share of the weights contains `draw`, a number in [0, 1)."""
+    """Return the variant whose share of the weights contains `draw`, a number in [0,
+    1).
+    """
     if len(variants) == 1:
         return variants[0]
     mark = draw * sum(variant.weight for variant in variants)
@@ -132,11 +152,13 @@ def weighted_variant(variants: Sequence[ServedVariant], draw: float) -> ServedVa
 
 
 def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -> ServedVariant:
-    """Return the variant of `key`, the same in all workers and after a restart; weights set the shares of keys.
+    """Return the variant of `key`, the same in all workers and after a restart; weights
+    set the shares of keys.
 
-    Weighted rendezvous hashing: a hash of endpoint, variant and key gives an exponential number with the weight as its
-    rate, and the smallest number wins. A variant whose weight grows only gains keys. No stateless method moves fewer
-    keys (Bavarian et al., "The Optimality of Correlated Sampling", 2016).
+    Weighted rendezvous hashing: a hash of endpoint, variant and key gives an
+    exponential number with the weight as its rate, and the smallest number wins. A
+    variant whose weight grows only gains keys. No stateless method moves fewer keys
+    (Bavarian et al., "The Optimality of Correlated Sampling", 2016).
     """
     if len(variants) == 1:
         return variants[0]
@@ -156,9 +178,11 @@ def has_sticky_column(schema: Schema, column: str) -> bool:
 
 
 def sticky_key(schema: Schema, feeds: Feeds, column: str) -> str | None:
-    """Return the first row's value of a column (of a tensor, its first number) as text; None if the value is missing.
+    """Return the first row's value of a column (of a tensor, its first number) as text;
+    None if the value is missing.
 
-    Whole numbers and booleans have the same text in all types, so that clients keep their variant across versions.
+    Whole numbers and booleans have the same text in all types, so that clients keep
+    their variant across versions.
     """
     arrays = sent_arrays(feeds)
     for entry in schema.sent_inputs:

@@ -1,1 +1,3 @@
-"""SHIP: deployments and their targets, manifests, images, batch prediction, and the resources that a load needs."""
+"""SHIP: deployments and their targets, manifests, images, batch prediction, and the
+resources that a load needs.
+"""

@@ -1,1 +1,3 @@
-"""MLflow's server, extended by the gate in its API, the audit trail and the console page."""
+"""MLflow's server, extended by the gate in its API, the audit trail and the console
+page.
+"""

@@ -1,7 +1,9 @@
-"""The caller of a page, the caller's permissions from the server's login (`logins/`), and protection against CSRF.
+"""The caller of a page, the caller's permissions from the server's login (`logins/`),
+and protection against CSRF.
 
-A form must come from this origin according to `Sec-Fetch-Site`, or `Origin` if `Sec-Fetch-Site` is missing. A client
-that sends neither header is not a browser. The form must also contain the Flask-WTF token of the caller's session.
+A form must come from this origin according to `Sec-Fetch-Site`, or `Origin` if
+`Sec-Fetch-Site` is missing. A client that sends neither header is not a browser. The
+form must also contain the Flask-WTF token of the caller's session.
 """
 
 import hashlib
@@ -43,7 +45,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """The sender of a request. `user` is empty without accounts, and `address` may be the address of a proxy."""
+    """The sender of a request. `user` is empty without accounts, and `address` may be
+    the address of a proxy.
+    """
 
     user: str
     address: str
@@ -54,7 +58,9 @@ class Caller:
 
 
 def static_prefix() -> str:
-    """Return the path below which MLflow serves its pages (`--static-prefix`), without a slash at the end."""
+    """Return the path below which MLflow serves its pages (`--static-prefix`), without
+    a slash at the end.
+    """
     from mlflow.server.handlers import _add_static_prefix
 
     return str(_add_static_prefix("/")).rstrip("/")
@@ -79,7 +85,9 @@ def may_read(model: str) -> bool:
 
 
 def may_list(model: str) -> bool:
-    """Return True if MLflow lists this model for the caller. `may_read` may need several queries per model."""
+    """Return True if MLflow lists this model for the caller. `may_read` may need
+    several queries per model.
+    """
     if is_administrator():
         return True
     if "onnxserve_is_listed" not in g:
@@ -88,7 +96,8 @@ def may_list(model: str) -> bool:
 
 
 def may_act_on(models: Sequence[str]) -> bool:
-    """Return True if the caller may move versions of all `models`. Without accounts, every caller may move versions.
+    """Return True if the caller may move versions of all `models`. Without accounts,
+    every caller may move versions.
 
     Only administrators may act on an endpoint without a registered model.
     """
@@ -98,14 +107,18 @@ def may_act_on(models: Sequence[str]) -> bool:
 
 
 def is_administrator() -> bool:
-    """Return True for an administrator. Without accounts, every caller is an administrator."""
+    """Return True for an administrator. Without accounts, every caller is an
+    administrator.
+    """
     if "onnxserve_administrator" not in g:
         g.onnxserve_administrator = login().is_administrator()
     return bool(g.onnxserve_administrator)
 
 
 def seen_workspaces() -> list[str]:
-    """Return the caller's workspaces and the workspace of the request; an empty list if workspaces are disabled."""
+    """Return the caller's workspaces and the workspace of the request; an empty list if
+    workspaces are disabled.
+    """
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     from mlflow.server.handlers import _get_workspace_store
     from mlflow.utils.workspace_context import get_request_workspace
@@ -119,7 +132,9 @@ def seen_workspaces() -> list[str]:
 
 
 def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
-    """Return the endpoints that serve or served an unknown model, or a model that the caller may not read."""
+    """Return the endpoints that serve or served an unknown model, or a model that the
+    caller may not read.
+    """
     if is_administrator():
         return frozenset()
     requested, known = set(names), g.setdefault("onnxserve_hidden_endpoints", {})
@@ -132,7 +147,9 @@ def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
 
 
 def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:
-    """Return the events that the caller may see. Only administrators see events with neither endpoint nor model."""
+    """Return the events that the caller may see. Only administrators see events with
+    neither endpoint nor model.
+    """
     if is_administrator():
         return list(events)
     hidden = hidden_endpoints(store, (event.endpoint for event in events if event.endpoint))
@@ -153,7 +170,9 @@ def _permission(model: str) -> ModelPermission:
 
 
 def add_sessions(app: Flask, key_file: Path) -> None:
-    """Add sessions to the app. If the login sets no key, the workers share the key in `key_file`."""
+    """Add sessions to the app. If the login sets no key, the workers share the key in
+    `key_file`.
+    """
     if not app.secret_key:
         try:
             key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -167,7 +186,8 @@ def add_sessions(app: Flask, key_file: Path) -> None:
             app.secret_key = secrets.token_bytes(_KEY_BYTES)
     app.session_interface = _Sessions()
     app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
-    # Browsers share a cookie between all ports of a host, and a server with another key must not replace our cookie.
+    # Browsers share a cookie between all ports of a host, and a server with another key
+    # must not replace our cookie.
     key = app.secret_key.encode() if isinstance(app.secret_key, str) else app.secret_key
     app.config["SESSION_COOKIE_NAME"] = f"onnxserve_{hashlib.sha256(key).hexdigest()[:8]}"
 
@@ -177,7 +197,9 @@ def form_token(user: str) -> str:
 
 
 def is_host_allowed() -> bool:
-    """Return True if the operator allows the Host of the request. A caller can send any Host header."""
+    """Return True if the operator allows the Host of the request. A caller can send any
+    Host header.
+    """
     from mlflow.server.security_utils import get_allowed_hosts_from_env
 
     return request.host in (get_allowed_hosts_from_env() or ())
@@ -186,7 +208,8 @@ def is_host_allowed() -> bool:
 def require_own_site() -> None:
     """Raise CallerRefused if a page of another site has sent the request."""
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    # A form cannot set X-Forwarded-Host, so the hosts in this header, which proxies set, are also ours.
+    # A form cannot set X-Forwarded-Host, so the hosts in this header, which proxies
+    # set, are also ours.
     hosts = {
         host.strip()
         for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))
@@ -199,7 +222,9 @@ def require_own_site() -> None:
 
 
 def require_own_form(user: str) -> None:
-    """Raise CallerRefused if the form was not sent from a page that this user has loaded."""
+    """Raise CallerRefused if the form was not sent from a page that this user has
+    loaded.
+    """
     require_own_site()
     try:
         validate_csrf(
@@ -218,5 +243,7 @@ class _Sessions(SecureCookieSessionInterface):
 
 
 def _session_key(user: str) -> str:
-    """Return the session's key for the token of this user: a form is only valid for the user who loaded the page."""
+    """Return the session's key for the token of this user: a form is only valid for the
+    user who loaded the page.
+    """
     return f"onnxserve_csrf_token_{user}"

@@ -1,10 +1,13 @@
-"""The actions of the console: their blockers, their forms, and the process that executes them.
+"""The actions of the console: their blockers, their forms, and the process that
+executes them.
 
-`python -m mlflow_deploy_plugin.ui.actions FILE` executes the action of a button with the functions of the command line
-and stores the outcome. The audit trail records the user who pressed the button.
+`python -m mlflow_deploy_plugin.ui.actions FILE` executes the action of a button with
+the functions of the command line and stores the outcome. The audit trail records the
+user who pressed the button.
 
-A blocker is the reason why an action would be refused now, or an empty text. With a blocker, the page disables the
-button, and the action is refused. Reasons that need an attempt, such as the gate's verdict, are not blockers.
+A blocker is the reason why an action would be refused now, or an empty text. With a
+blocker, the page disables the button, and the action is refused. Reasons that need an
+attempt, such as the gate's verdict, are not blockers.
 """
 
 import os
@@ -50,16 +53,22 @@ if TYPE_CHECKING:
 ALREADY_THERE = "already there"
 _TIMEOUT_SECONDS = 10
 _MLFLOW_SECONDS = "30"
-"""The timeout of a request to MLflow. Each request includes a password check, which is slow on a loaded server."""
+"""The timeout of a request to MLflow. Each request includes a password check, which is
+slow on a loaded server.
+"""
 _MAX_WHY_CHARACTERS = 500
 _WEIGHT = "weight:"
 _MAX_WEIGHT = 100
 DECISIONS = ("approve", "decline")
-"""The actions that MLflow's server executes itself, because it authenticates the person who decides."""
+"""The actions that MLflow's server executes itself, because it authenticates the person
+who decides.
+"""
 
 
 def server_blocker(observed: ObservedEndpoint) -> str:
-    """Return the blocker of a stopped endpoint, because a server started here would keep the caller's credentials."""
+    """Return the blocker of a stopped endpoint, because a server started here would
+    keep the caller's credentials.
+    """
     if observed.observation.state in ("running", "starting"):
         return ""
     name = observed.endpoint.name
@@ -77,10 +86,11 @@ def rollback_target_of(
     registry: "Registry",
     metrics: MetricsByServer = MappingProxyType({}),
 ) -> PreviousVersion:
-    """Return the rollback target of the endpoint. For `registry` and `metrics`, see `rollback_target`.
+    """Return the rollback target of the endpoint. For `registry` and `metrics`, see
+    `rollback_target`.
 
-    Raises NotFound if no earlier version or model is known, InvalidConfig if the endpoint cannot be rolled back now,
-    and RegistryUnavailable.
+    Raises NotFound if no earlier version or model is known, InvalidConfig if the
+    endpoint cannot be rolled back now, and RegistryUnavailable.
     """
     try:
         target = rollback_target(store, observed, registry, metrics)
@@ -99,7 +109,8 @@ def require_shown_target(
 ) -> None:
     """Raise InvalidConfig if the rollback target has changed since the page was loaded.
 
-    Another user may have rolled back or promoted, and two users who press the button intend only one step back.
+    Another user may have rolled back or promoted, and two users who press the button
+    intend only one step back.
     """
     try:
         version = rollback_target(store, observed, None, metrics).version
@@ -121,7 +132,9 @@ def promotion_blocker(
     policy: GatePolicy,
     holders: frozenset[str],
 ) -> str:
-    """Return the blocker of a promotion to a stage or alias that the versions `holders` have now."""
+    """Return the blocker of a promotion to a stage or alias that the versions `holders`
+    have now.
+    """
     is_settled = holders == {version} and (gate_status_of(tags).passed or not policy.gates(place))
     return transitions.rolled_back_refusal(model, version, place, tags) or (
         ALREADY_THERE if is_settled else ""
@@ -142,7 +155,8 @@ def refusal_of(check: Callable[[], object]) -> str:
 
 
 def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[str]]:
-    """Return the validated arguments of a form's action, its description, and the models that the caller must edit.
+    """Return the validated arguments of a form's action, its description, and the
+    models that the caller must edit.
 
     Raises InvalidConfig or NotFound with a message for the page.
     """
@@ -193,7 +207,8 @@ def _weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:
         weight = form.get(f"{_WEIGHT}{name}", "").strip()
         if not weight.isdecimal() or int(weight) > _MAX_WEIGHT:
             raise InvalidConfig(
-                f"the weight of {name} is {weight or 'empty'!r}; a whole number from 0 to {_MAX_WEIGHT} is expected",
+                f"the weight of {name} is {weight or 'empty'!r}; a whole number from 0 to "
+                f"{_MAX_WEIGHT} is expected",
             )
         weights[name] = int(weight)
     if not any(weights.values()):
@@ -224,7 +239,8 @@ def main(path: Path) -> int:
     except Exception as error:
         from mlflow.exceptions import MlflowException
 
-        # For an exception of another type, the traceback is logged, and the console shows the last line of the log.
+        # For an exception of another type, the traceback is logged, and the console
+        # shows the last line of the log.
         if not isinstance(error, OnnxserveError | MlflowException):
             raise
         write_state(path, job.ended("failed", one_line(error)))
@@ -234,7 +250,9 @@ def main(path: Path) -> int:
 
 
 def _send_cookies() -> None:
-    """Send the caller's session cookies to MLflow, if the caller has a session instead of a password or a token."""
+    """Send the caller's session cookies to MLflow, if the caller has a session instead
+    of a password or a token.
+    """
     from mlflow.tracking.request_header import registry
     from mlflow.tracking.request_header.abstract_request_header_provider import (
         RequestHeaderProvider,
@@ -253,7 +271,9 @@ def _send_cookies() -> None:
 
 
 def _reachable(servers: tuple[str, ...]) -> str:
-    """Return the first URL at which this MLflow accepts our requests, because MLflow may refuse unknown host names."""
+    """Return the first URL at which this MLflow accepts our requests, because MLflow
+    may refuse unknown host names.
+    """
     from mlflow.utils.credentials import get_default_host_creds
 
     remedy = "ONNXSERVE_MLFLOW_URL set to the server's address"
@@ -272,8 +292,8 @@ def _reachable(servers: tuple[str, ...]) -> str:
         except requests.RequestException:
             continue
     raise RegistryUnavailable(
-        f"this MLflow server cannot send requests to itself{' at ' * bool(servers)}{' or at '.join(servers)}: "
-        f"start it with {remedy}",
+        "this MLflow server cannot send requests to "
+        f"itself{' at ' * bool(servers)}{' or at '.join(servers)}: start it with {remedy}",
     )
 
 
@@ -290,10 +310,16 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
         if to:
             require_shown_target(store, observed, to, deployments.server_metrics(observed))
         done = rollback(deployments, endpoint, why, job.actor, to or None)
-        return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
+        return (
+            f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s "
+            f"({done['source']})."
+        )
     weights = job.arguments["weights"]
     deployments.set_traffic(endpoint, weights, why=why, actor=job.actor)
-    return f"The traffic of {endpoint} is {', '.join(f'{name} {weight}' for name, weight in weights.items())}."
+    return (
+        f"The traffic of {endpoint} is "
+        f"{', '.join(f'{name} {weight}' for name, weight in weights.items())}."
+    )
 
 
 def _change_version(job: Job, store: Store, settings: Settings) -> str:
@@ -315,7 +341,10 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
     if action == "request":
         promote(model, version, to, why=why, is_request=True, **options)
         requested = send_decision("request", model, version, to, why)
-        return f"Gate {requested.verdict or 'without a report'}; {requested.reason or 'all approvals are there'}."
+        return (
+            f"Gate {requested.verdict or 'without a report'}; "
+            f"{requested.reason or 'all approvals are there'}."
+        )
     moved = promote(model, version, to, why=why, **options)
     if not moved.is_moved:
         return f"Version {moved.version} {moved.location_text} already; no change."

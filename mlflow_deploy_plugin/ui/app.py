@@ -1,4 +1,6 @@
-"""The gate, the audit trail and the console in MLflow's Flask app. The console is the page `/onnxserve`."""
+"""The gate, the audit trail and the console in MLflow's Flask app. The console is the
+page `/onnxserve`.
+"""
 
 import json
 from collections.abc import Iterator
@@ -62,8 +64,8 @@ _STATIC = Path(__file__).parent / "static"
 _MLFLOW_SCRIPT, _INDEX_VIEW = "mlflow.js", "serve"
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
-        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src "
+        "'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",  # Without a referrer, the Origin of a form is `null`.
@@ -72,7 +74,9 @@ _HEADERS = {
 
 
 def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
-    """Add the gate, the audit trail and the console to MLflow's Flask app, once. For `served`, see `Login.install`."""
+    """Add the gate, the audit trail and the console to MLflow's Flask app, once. For
+    `served`, see `Login.install`.
+    """
     if _EXTENSION in app.extensions:
         return
     _compare_versions_as_numbers()
@@ -113,9 +117,11 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
 
     @pages.before_request
     def enter_workspace() -> Response | None:
-        """Select the workspace from ?workspace=, like MLflow's pages, because a link cannot set the workspace header.
+        """Select the workspace from ?workspace=, like MLflow's pages, because a link
+        cannot set the workspace header.
 
-        A server that only serves artifacts has no registry, so it refuses the request, as in MLflow's own views.
+        A server that only serves artifacts has no registry, so it refuses the request,
+        as in MLflow's own views.
         """
         from mlflow.exceptions import MlflowException
         from mlflow.server.handlers import _disable_if_artifacts_only
@@ -156,11 +162,15 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
 
 
 def _link_from_mlflow(app: Flask, script: str) -> None:
-    """Add a script to MLflow's pages. On the page of a registered model, the script adds a link to the console."""
+    """Add a script to MLflow's pages. On the page of a registered model, the script
+    adds a link to the console.
+    """
     serve = app.view_functions[_INDEX_VIEW]
 
     def serve_with_script() -> Response:
-        """Return the page with the script, without an ETag, because a cached copy may lack the script."""
+        """Return the page with the script, without an ETag, because a cached copy may
+        lack the script.
+        """
         request.environ.pop("HTTP_IF_NONE_MATCH", None)
         request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
         response = make_response(serve())  # The login may have replaced MLflow's view.
@@ -182,9 +192,11 @@ def _link_from_mlflow(app: Flask, script: str) -> None:
 
 @cache  # The cache ensures that several apps of a process wrap MLflow's method only once.
 def _compare_versions_as_numbers() -> None:
-    """Make MLflow pass a number instead of a string to its store as the version that moves to a stage.
+    """Make MLflow pass a number instead of a string to its store as the version that
+    moves to a stage.
 
-    To archive other versions, MLflow 3.17 compares the string with an integer column, which fails with psycopg 3.
+    To archive other versions, MLflow 3.17 compares the string with an integer column,
+    which fails with psycopg 3.
     """
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
@@ -220,7 +232,9 @@ class _Console:
         return self._render(job=self._jobs.get(request.args.get("job", "")))
 
     def pictures(self) -> Response:
-        """Return the charts of ?endpoint= as HTML: with ?whole=1 for an endpoint's page, otherwise for the overview."""
+        """Return the charts of ?endpoint= as HTML: with ?whole=1 for an endpoint's
+        page, otherwise for the overview.
+        """
         name, only_traffic = request.args.get("endpoint", ""), not request.args.get("whole")
         store = self._trail.store()
         if access.hidden_endpoints(store, [name]) or store.endpoint(name) is None:
@@ -237,7 +251,9 @@ class _Console:
         return make_response(render_template("onnxserve_pictures.html", pictures=drawings), 200)
 
     def diff(self) -> Response:
-        """Compare the records of the versions ?before= and ?after= of ?model=, without running a model."""
+        """Compare the records of the versions ?before= and ?after= of ?model=, without
+        running a model.
+        """
         model, stores = request.args.get("model", ""), guard.OwnStores()
         versions = [request.args.get(side, "") for side in ("before", "after")]
         diff = compare(
@@ -253,7 +269,9 @@ class _Console:
         return make_response(html, 200)
 
     def act(self) -> Response:
-        """Start the job of a form's action, and redirect to the form's page, which shows the progress of the job."""
+        """Start the job of a form's action, and redirect to the form's page, which
+        shows the progress of the job.
+        """
         who = access.caller()
         try:
             access.require_own_form(who.user)
@@ -320,7 +338,9 @@ class _Console:
         return self.feed.subscribe(self._trail.store())
 
     def export(self) -> Response:
-        """Return the audit trail as JSON lines: all events, or only events of ?endpoint= or ?model=."""
+        """Return the audit trail as JSON lines: all events, or only events of
+        ?endpoint= or ?model=.
+        """
         store = self._trail.store()
         events = event_history(
             store,
@@ -406,7 +426,9 @@ class _Console:
         return self._link(job=job, **kept)
 
     def _servers(self) -> tuple[str, ...]:
-        """Return the URLs of this MLflow server for a local process, which trusts the URLs; best URL first."""
+        """Return the URLs of this MLflow server for a local process, which trusts the
+        URLs; best URL first.
+        """
         if known := settings.load_settings().mlflow_url:
             return (known.rstrip("/"),)
         addresses = []

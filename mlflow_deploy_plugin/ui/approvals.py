@@ -1,4 +1,6 @@
-"""Requests for promotions on MLflow's server: the list of requests, and the decisions of the server's callers."""
+"""Requests for promotions on MLflow's server: the list of requests, and the decisions
+of the server's callers.
+"""
 
 import logging
 import threading
@@ -26,7 +28,9 @@ _log = logging.getLogger(__name__)
 
 
 class RequestRow(ListedRequest):
-    """A request for the caller. The last two are the reasons why the caller may not approve or decline it, or empty."""
+    """A request for the caller. The last two are the reasons why the caller may not
+    approve or decline it, or empty.
+    """
 
     no_approval: str = ""
     no_decline: str = ""
@@ -35,8 +39,8 @@ class RequestRow(ListedRequest):
 def request_rows(store: Store, models: Collection[str] | None = None) -> list[RequestRow]:
     """Return the open requests that the caller may read, newest first.
 
-    `models` restricts the list. The files of the versions are not read here, because the artifact store may be slow or
-    down. Decisions and promotions read the files.
+    `models` restricts the list. The files of the versions are not read here, because
+    the artifact store may be slow or down. Decisions and promotions read the files.
     """
     requested = {event.model for event in store.events(actions=("request",))}
     names = [
@@ -88,7 +92,8 @@ def _person(model: str) -> Person:
 def parse_decision(store: Store) -> Json:
     """Return the decision in the JSON body of the current request.
 
-    Other sites cannot send JSON, because browsers first ask for the permission of this server.
+    Other sites cannot send JSON, because browsers first ask for the permission of this
+    server.
     """
     access.require_own_site()
     form = request.get_json(silent=True)
@@ -105,10 +110,12 @@ def parse_decision(store: Store) -> Json:
 
 
 def decide(store: Store, arguments: Json) -> RequestRow:
-    """Request, approve or decline a promotion as the caller, and return the request. See `parse_form`.
+    """Request, approve or decline a promotion as the caller, and return the request.
+    See `parse_form`.
 
-    Raises like the functions of `promote.gate.approvals`, NotFound if the caller may not read the model, and
-    GateRefused if MLflow shows another report than the gate has logged.
+    Raises like the functions of `promote.gate.approvals`, NotFound if the caller may
+    not read the model, and GateRefused if MLflow shows another report than the gate has
+    logged.
     """
     from mlflow.exceptions import MlflowException
 
@@ -142,7 +149,8 @@ def decide(store: Store, arguments: Json) -> RequestRow:
             and guard.report_digest(known.report_run) != known.report_digest
         ):
             raise GateRefused(
-                f"the gate report {known.report} was changed after the run of the gate; run the gate again",
+                f"the gate report {known.report} was changed after the run of the gate; run the "
+                "gate again",
             )
         entry, _ = approvals.approve(store, policy, subject, who, arguments["report"], why)
     else:
@@ -153,15 +161,20 @@ def decide(store: Store, arguments: Json) -> RequestRow:
 
 
 def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
-    """Send the request through the alert channels. A failure is logged, because the request is already recorded.
+    """Send the request through the alert channels. A failure is logged, because the
+    request is already recorded.
 
-    This server sends the message in the background, and repeats failed attempts for a few minutes. A controller repeats
-    them afterwards. The message is dropped if the request ends, or has `count` approvals, before it was sent.
+    This server sends the message in the background, and repeats failed attempts for a
+    few minutes. A controller repeats them afterwards. The message is dropped if the
+    request ends, or has `count` approvals, before it was sent.
     """
     settings = load_settings()
     link = guard.model_page(entry.model) if settings.mlflow_url or access.is_host_allowed() else ""
     text = f"{entry.requested_by} requests {entry}{entry.why and f': {entry.why}'}"
-    step = f"next: onnxserve approve {entry.model} {entry.version} --to {entry.to}, or onnxserve decline with a reason"
+    step = (
+        f"next: onnxserve approve {entry.model} {entry.version} --to {entry.to}, or onnxserve "
+        "decline with a reason"
+    )
     request = {**approvals.request_identity(entry), "count": count}
     try:
         announce_request(store, entry.model, text, link, step, request)

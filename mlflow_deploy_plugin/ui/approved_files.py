@@ -1,7 +1,8 @@
-"""The approved files of versions, which agents ask from MLflow's server, and the search for changed files.
+"""The approved files of versions, which agents ask from MLflow's server, and the search
+for changed files.
 
-Only this server knows them: the audit trail has the approvals and the digests, and its store may be unreachable for
-agents.
+Only this server knows them: the audit trail has the approvals and the digests, and its
+store may be unreachable for agents.
 """
 
 import math
@@ -24,11 +25,15 @@ if TYPE_CHECKING:
 
 _MODELS_AT_ONCE = 1000
 _PAUSE_SECONDS = 60.0
-"""The time after which this process reads the files again, so that callers cannot keep the artifact store busy."""
+"""The time after which this process reads the files again, so that callers cannot keep
+the artifact store busy.
+"""
 
 
 def version_approval(trail: guard.AuditTrail, model: str, version: str) -> Approval:
-    """Return the approval of a version. Raises NotFound, InvalidConfig for an invalid policy, and StoreUnavailable."""
+    """Return the approval of a version. Raises NotFound, InvalidConfig for an invalid
+    policy, and StoreUnavailable.
+    """
     from mlflow.exceptions import MlflowException
 
     if not access.may_read(model):
@@ -50,7 +55,9 @@ def version_approval(trail: guard.AuditTrail, model: str, version: str) -> Appro
 
 
 class ChangedFilesSearch:
-    """The search for versions in gated places whose files are not the recorded files. One search runs at a time."""
+    """The search for versions in gated places whose files are not the recorded files.
+    One search runs at a time.
+    """
 
     def __init__(self, trail: guard.AuditTrail) -> None:
         self._trail = trail
@@ -59,9 +66,11 @@ class ChangedFilesSearch:
         """The time and the result of the last search, by workspace and model."""
 
     def find(self) -> list[ChangedFiles]:
-        """Return the versions of the models that the caller may read. A result is used for `_PAUSE_SECONDS`.
+        """Return the versions of the models that the caller may read. A result is used
+        for `_PAUSE_SECONDS`.
 
-        During another search, the last results are returned, because a caller must not wait for the artifact store.
+        During another search, the last results are returned, because a caller must not
+        wait for the artifact store.
         """
         readable = [model for model in _models() if access.may_read(model.name)]
         if self._lock.acquire(blocking=False):

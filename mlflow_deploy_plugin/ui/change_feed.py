@@ -1,10 +1,13 @@
-"""The change feed in MLflow's server, which agents follow instead of polling (`core/registry/change_feed.py`).
+"""The change feed in MLflow's server, which agents follow instead of polling
+(`core/registry/change_feed.py`).
 
-A Flask view checks the caller's permissions and registers a subscription. An ASGI middleware around all other apps
-replaces the view's answer with the events, so that an open stream does not occupy a thread. One thread per worker reads
-`Store.recent_changes`, resolves the URIs of changed models in MLflow's own store, and passes new results to the
-subscriptions. It also resolves all URIs every few seconds, to find changes that were made without this app. The thread
-resolves URIs in short slices, in which callers take turns, so that a caller with many URIs does not delay the others.
+A Flask view checks the caller's permissions and registers a subscription. An ASGI
+middleware around all other apps replaces the view's answer with the events, so that an
+open stream does not occupy a thread. One thread per worker reads
+`Store.recent_changes`, resolves the URIs of changed models in MLflow's own store, and
+passes new results to the subscriptions. It also resolves all URIs every few seconds, to
+find changes that were made without this app. The thread resolves URIs in short slices,
+in which callers take turns, so that a caller with many URIs does not delay the others.
 """
 
 import asyncio
@@ -52,24 +55,34 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _WATCH_SECONDS, _RESOLVE_SECONDS, _STALE_SECONDS = 0.1, 10.0, 30.0
-"""The pauses between two reads of the counters, and between two resolutions of all URIs. A stream ends if the registry
-has not answered for `_STALE_SECONDS`, so that the client finds changes itself."""
+"""The pauses between two reads of the counters, and between two resolutions of all
+URIs. A stream ends if the registry has not answered for `_STALE_SECONDS`, so that the
+client finds changes itself.
+"""
 _STREAM_SECONDS = 600.0
-"""The time after which a stream ends, so that the client's permissions are checked again."""
+"""The time after which a stream ends, so that the client's permissions are checked
+again.
+"""
 _WAKE_SECONDS = 0.5
 _DUE_AT_ONCE = 20
-"""The number of URIs that are resolved regularly between two reads of the counters. A resolution takes about 2 ms."""
+"""The number of URIs that are resolved regularly between two reads of the counters. A
+resolution takes about 2 ms.
+"""
 _SLICE_SECONDS = 0.2
-"""The time for new and changed URIs, and the time for regular resolutions, between two reads of the counters. The
-resolution of a tag took 31 ms in a large registry."""
+"""The time for new and changed URIs, and the time for regular resolutions, between two
+reads of the counters. The resolution of a tag took 31 ms in a large registry.
+"""
 _MAX_STREAMS = 2000
 _MAX_STREAMS_OF_CALLER = 1000
-"""The limit of a caller leaves streams for others. All servers of a company may have the same account."""
+"""The limit of a caller leaves streams for others. All servers of a company may have
+the same account.
+"""
 _MAX_URIS_OF_CALLER = 5 * MAX_URIS
 """The number of URIs that are resolved in `_RESOLVE_SECONDS` at 2 ms each."""
 _HEADERS = {
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # Without this header, nginx would collect events before it sends them.
+    # Without this header, nginx would collect events before it sends them.
+    "X-Accel-Buffering": "no",
 }
 
 _log = logging.getLogger(__name__)
@@ -83,9 +96,11 @@ class _Subscription:
         models: each URI → the registered model.
         caller: the account, or the address without accounts.
         context: the context of the request, with its workspace.
-        due: the URIs that must be resolved, because they are new or their model has changed.
+        due: the URIs that must be resolved, because they are new or their model has
+            changed.
         known: the last result of each URI.
-        answered_at: the last time at which the registry answered; initially the time of the request.
+        answered_at: the last time at which the registry answered; initially the time of
+            the request.
     """
 
     models: Mapping[str, str]
@@ -102,7 +117,8 @@ class _Subscription:
 
 @dataclass
 class _Watched:
-    """The counters of the models of a workspace, and the URIs of each caller that wait for a regular resolution.
+    """The counters of the models of a workspace, and the URIs of each caller that wait
+    for a regular resolution.
 
     Attributes:
         due_at: each caller → the time of the next regular resolution of its URIs.
@@ -113,7 +129,9 @@ class _Watched:
     due_at: dict[str, float] = field(default_factory=dict)
 
     def next_waiting(self, subscriptions: Sequence[_Subscription], now: float) -> list[str]:
-        """Return the URIs that are resolved regularly now. They wait until they are removed from `waiting`."""
+        """Return the URIs that are resolved regularly now. They wait until they are
+        removed from `waiting`.
+        """
         models: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
         for subscription in subscriptions:
             models[subscription.caller].append(subscription.models)
@@ -127,7 +145,9 @@ class _Watched:
 
 
 _subscribed: ContextVar[list[_Subscription] | None] = ContextVar("subscribed", default=None)
-"""The subscriptions that the view registers in the current request. A WSGI server does not have this list."""
+"""The subscriptions that the view registers in the current request. A WSGI server does
+not have this list.
+"""
 
 
 class ChangeFeed:
@@ -139,15 +159,19 @@ class ChangeFeed:
         self._thread: threading.Thread | None = None
 
     def install(self, served: "Flask | FastAPI", path: str) -> None:
-        """Prepare the app that contains the view of `path`. A WSGI server would need a thread for each open stream."""
+        """Prepare the app that contains the view of `path`. A WSGI server would need a
+        thread for each open stream.
+        """
         if not isinstance(served, Flask):
             served.add_middleware(self._enclose, path=path)
 
     def subscribe(self, store: Store) -> Response:
-        """Register the URIs of the current request, whose answer the middleware then replaces with the stream.
+        """Register the URIs of the current request, whose answer the middleware then
+        replaces with the stream.
 
-        Raises NotFound on a WSGI server, InvalidConfig for URIs that no agent can follow, ScopeMissing for a model that
-        the caller may not read, and TooManyRequests.
+        Raises NotFound on a WSGI server, InvalidConfig for URIs that no agent can
+        follow, ScopeMissing for a model that the caller may not read, and
+        TooManyRequests.
         """
         if (subscribed := _subscribed.get()) is None:
             raise NotFound("the change feed needs uvicorn, the default server of MLflow")
@@ -189,19 +213,22 @@ class ChangeFeed:
         ]
         if len(of_caller) >= _MAX_STREAMS_OF_CALLER:
             raise TooManyRequests(
-                f"{added.caller} already has {_MAX_STREAMS_OF_CALLER:,} open streams of this worker",
+                f"{added.caller} already has {_MAX_STREAMS_OF_CALLER:,} open streams of this "
+                "worker",
             )
         if (
             len(set(added.models).union(*(subscription.models for subscription in of_caller)))
             > _MAX_URIS_OF_CALLER
         ):
             raise TooManyRequests(
-                f"{added.caller} already follows so many URIs that there would be more than {_MAX_URIS_OF_CALLER:,} of "
-                "them in this worker: close other streams first",
+                f"{added.caller} already follows so many URIs that there would be more than "
+                f"{_MAX_URIS_OF_CALLER:,} of them in this worker: close other streams first",
             )
 
     def _enclose(self, app: "ASGIApp", path: str) -> "ASGIApp":
-        """Return `app`, except that the answers of `subscribe` at `path` are replaced with streams."""
+        """Return `app`, except that the answers of `subscribe` at `path` are replaced
+        with streams.
+        """
         from starlette.responses import StreamingResponse  # A WSGI server does not need Starlette.
 
         async def enclosing(scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -233,7 +260,9 @@ class ChangeFeed:
         return enclosing
 
     async def _events(self, subscription: _Subscription) -> AsyncIterator[bytes]:
-        """Yield the events of a subscription until the server stops, the registry is down, or the time is over."""
+        """Yield the events of a subscription until the server stops, the registry is
+        down, or the time is over.
+        """
         arrived = asyncio.Event()
         subscription.wake = partial(asyncio.get_running_loop().call_soon_threadsafe, arrived.set)
         last_sent = time.monotonic()
@@ -269,7 +298,9 @@ class ChangeFeed:
                     _log.exception("the change feed cannot read the changes of the registry")
 
     def _update(self, subscriptions: Sequence[_Subscription], watched: _Watched) -> None:
-        """Resolve URIs that are new or may have changed, and some of the others. Pass new results to subscriptions."""
+        """Resolve URIs that are new or may have changed, and some of the others. Pass
+        new results to subscriptions.
+        """
         begun_at = time.monotonic()
         before = dict(watched.counts)
         waiting = watched.next_waiting(subscriptions, begun_at)
@@ -325,7 +356,9 @@ class _Answer:
 
 
 def _resolve(uris: Iterable[str]) -> dict[str, _Answer | None]:
-    """Resolve URIs in this process, at least one, until `_SLICE_SECONDS` are over. None means no answer."""
+    """Resolve URIs in this process, at least one, until `_SLICE_SECONDS` are over. None
+    means no answer.
+    """
     results: dict[str, _Answer | None] = {}
     end = time.monotonic() + _SLICE_SECONDS
     for uri in uris:
@@ -341,7 +374,9 @@ def _resolve(uris: Iterable[str]) -> dict[str, _Answer | None]:
 
 
 def _due_by_caller(subscriptions: Iterable[_Subscription]) -> Collection[Collection[str]]:
-    """Return the URIs that must be resolved for each caller. The streams with the fewest such URIs come first."""
+    """Return the URIs that must be resolved for each caller. The streams with the
+    fewest such URIs come first.
+    """
     waiting = [subscription for subscription in subscriptions if subscription.due]
     due: defaultdict[str, dict[str, None]] = defaultdict(dict)
     for subscription in sorted(waiting, key=lambda subscription: len(subscription.due)):
@@ -350,7 +385,9 @@ def _due_by_caller(subscriptions: Iterable[_Subscription]) -> Collection[Collect
 
 
 def _in_turn(queues: Iterable[Iterable[str]]) -> Iterator[str]:
-    """Yield each URI once: the first of each queue, then the second of each queue, and so on."""
+    """Yield each URI once: the first of each queue, then the second of each queue, and
+    so on.
+    """
     yielded: set[str | None] = {None}
     for turn in zip_longest(*queues):
         for uri in turn:
@@ -360,6 +397,8 @@ def _in_turn(queues: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def _is_stopping() -> bool:
-    """Return True if uvicorn stops, which waits for open streams. Its `Server` handles SIGTERM in each worker."""
+    """Return True if uvicorn stops, which waits for open streams. Its `Server` handles
+    SIGTERM in each worker.
+    """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return bool(getattr(server, "should_exit", False))

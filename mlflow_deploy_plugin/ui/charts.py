@@ -1,7 +1,8 @@
 """Line charts over time as plain values, which the templates render as SVG and HTML.
 
-A plot is an SVG of 1000 × 100 units, stretched to any width. Labels and numbers are HTML next to the SVG, so that
-their size is the text size of the page. Colours are classes of the stylesheet, because inline styles are not allowed.
+A plot is an SVG of 1000 × 100 units, stretched to any width. Labels and numbers are
+HTML next to the SVG, so that their size is the text size of the page. Colours are
+classes of the stylesheet, because inline styles are not allowed.
 """
 
 import math
@@ -18,9 +19,13 @@ _LARGEST = 1e12
 _LEAST_TOP = 1.0
 """The smallest top of a value axis, so that noise around 0 does not fill the chart."""
 _STEPS = (1, 2, 4, 5, 6, 8, 10)
-"""The tops of value axes, to be multiplied by a power of ten. Each top and its half are short numbers."""
+"""The tops of value axes, to be multiplied by a power of ten. Each top and its half are
+short numbers.
+"""
 _LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 172800, 345600)
-"""Lengths of time axes in seconds. A quarter of a length, the distance of the labels, is a short number."""
+"""Lengths of time axes in seconds. A quarter of a length, the distance of the labels,
+is a short number.
+"""
 _PARTS = 4
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -34,7 +39,8 @@ class Series:
 
     Attributes:
         colour: the colour index, which is the same for a version in all charts.
-        is_thin: True for a second line of the same colour, which the legend shows after the first line.
+        is_thin: True for a second line of the same colour, which the legend shows after
+            the first line.
         label: the name in the legend; if it is empty, the legend shows `name`.
     """
 
@@ -47,7 +53,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart. `path` is its SVG path within WIDTH × HEIGHT, and `last` is the last value with its unit."""
+    """A line of a chart. `path` is its SVG path within WIDTH × HEIGHT, and `last` is
+    the last value with its unit.
+    """
 
     name: str
     label: str
@@ -100,10 +108,12 @@ def line_chart(
     is_growing: bool = False,
     empty: str = "",
 ) -> LineChart:
-    """Return the chart of these series, whose values extend from the left end to the right end of the chart.
+    """Return the chart of these series, whose values extend from the left end to the
+    right end of the chart.
 
-    `limit` is a value to mark. `empty` is the text of a chart without values. With `is_growing`, the right end is in
-    the future, so the legend shows the last known value of a series.
+    `limit` is a value to mark. `empty` is the text of a chart without values. With
+    `is_growing`, the right end is in the future, so the legend shows the last known
+    value of a series.
     """
     drawn = [
         [
@@ -143,7 +153,9 @@ def ago_axis(end: datetime, seconds: float) -> TimeAxis:
 
 
 def since_axis(begin: datetime, seconds: float) -> TimeAxis:
-    """Return the axis of a process that has run for `seconds`, with space for its remaining time."""
+    """Return the axis of a process that has run for `seconds`, with space for its
+    remaining time.
+    """
     length = next(
         (size for size in _LENGTHS if size >= seconds),
         math.ceil(seconds / _LENGTHS[-1]) * _LENGTHS[-1],
@@ -153,14 +165,18 @@ def since_axis(begin: datetime, seconds: float) -> TimeAxis:
 
 
 def nice_top(value: float) -> float:
-    """Return the top of a value axis whose largest value is `value`. The top and its half are short numbers."""
+    """Return the top of a value axis whose largest value is `value`. The top and its
+    half are short numbers.
+    """
     exponent = math.floor(math.log10(value))
     ends = (step * 10.0**exponent for step in _STEPS)
     return next((end for end in ends if end >= value), 10.0 ** (exponent + 1))
 
 
 def shown(value: float | None, unit: str) -> str:
-    """Return the value with its unit, such as `12.3 /s`, `9.5 s`, `4 ms` (below a second), `0.2 %`; – for None."""
+    """Return the value with its unit, such as `12.3 /s`, `9.5 s`, `4 ms` (below a
+    second), `0.2 %`; – for None.
+    """
     if value is None:
         return "–"
     if unit == "s" and value < 0.9995:  # From 0.9995 s on, rounding would give 1,000 ms.
@@ -175,7 +191,9 @@ def duration(seconds: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Return the number with at most three digits (`0.05`, `12.3`), or with thousands separators (`1,234`)."""
+    """Return the number with at most three digits (`0.05`, `12.3`), or with thousands
+    separators (`1,234`).
+    """
     for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= least:
             return f"{value / size:.3g} {letter}"
@@ -183,7 +201,9 @@ def _number(value: float) -> str:
 
 
 def _path(values: Values, top: float) -> Iterator[str]:
-    """Yield the parts of an SVG path. A single value between gaps becomes a dot: a line of length 0 with round ends."""
+    """Yield the parts of an SVG path. A single value between gaps becomes a dot: a line
+    of length 0 with round ends.
+    """
     is_down = False
     for index, value in enumerate(values):
         if value is None:

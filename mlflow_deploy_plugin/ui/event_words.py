@@ -1,4 +1,6 @@
-"""Events of the audit trail in words, such as `promoted version 7 of flight-delay to @champion`."""
+"""Events of the audit trail in words, such as `promoted version 7 of flight-delay to
+@champion`.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,7 +54,9 @@ _OF_A_MODEL = {
     "refused": "was refused a change of <bdi>{model}</bdi>",
     "tag": "changed the tag {tag} of <bdi>{model}</bdi>",
 }
-"""The words for an event of a whole model, whose action may also concern an endpoint or a version."""
+"""The words for an event of a whole model, whose action may also concern an endpoint or
+a version.
+"""
 _OF_AN_OUTCOME = {
     ("load", "failed"): "failed to load {endpoint} by model control",
     ("unload", "failed"): "failed to unload {endpoint} by model control",
@@ -65,7 +69,9 @@ _WITHOUT_CHANGE = ("load", "unload", "register", "gate", "request", "approve", "
 
 @dataclass(frozen=True)
 class EventRow:
-    """An event, a phrase about its actor, and the values before and after that the phrase lacks, or an empty text."""
+    """An event, a phrase about its actor, and the values before and after that the
+    phrase lacks, or an empty text.
+    """
 
     event: AuditEvent
     words: Markup

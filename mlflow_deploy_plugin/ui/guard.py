@@ -1,19 +1,25 @@
-"""The gate and the audit trail in MLflow's API, which check and record every change of a stage or an alias.
+"""The gate and the audit trail in MLflow's API, which check and record every change of
+a stage or an alias.
 
-The guard wraps MLflow's view functions, which `/api` and `/ajax-api` share and which run after the basic auth. A
-refusal is 403 PERMISSION_DENIED, which MLflow's UI shows and its clients do not retry. Direct changes in the database
-bypass the guard; `require: gate=passed` in an endpoint's spec covers them.
+The guard wraps MLflow's view functions, which `/api` and `/ajax-api` share and which
+run after the basic auth. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows
+and its clients do not retry. Direct changes in the database bypass the guard; `require:
+gate=passed` in an endpoint's spec covers them.
 
-If the policy requires approvals, only administrators may change the policy, or rename or delete the model, because the
-approvals would otherwise not be required. A promotion is refused while the approvals cannot be read.
+If the policy requires approvals, only administrators may change the policy, or rename
+or delete the model, because the approvals would otherwise not be required. A promotion
+is refused while the approvals cannot be read.
 
-Every version in a gated stage or alias has the files that were judged or, with approvals, approved. `_decide` and
-`_uncovering_refusal` list the exceptions with their reasons. For this purpose, each move to a gated place records the
-digest of the version's files (`core/store/served_files.py`). Without a policy, no files are read.
+Every version in a gated stage or alias has the files that were judged or, with
+approvals, approved. `_decide` and `_uncovering_refusal` list the exceptions with their
+reasons. For this purpose, each move to a gated place records the digest of the
+version's files (`core/store/served_files.py`). Without a policy, no files are read.
 
-A verdict covers the files of a version. All files of the version are read once, and again if a file name, a size or the
-MLmodel file changes, or for each decision if the policy requires approvals. The MLmodel file contains the digests of
-our flavor's files. A failure of the audit trail or of the notification of the agents never fails a request to MLflow.
+A verdict covers the files of a version. All files of the version are read once, and
+again if a file name, a size or the MLmodel file changes, or for each decision if the
+policy requires approvals. The MLmodel file contains the digests of our flavor's files.
+A failure of the audit trail or of the notification of the agents never fails a request
+to MLflow.
 """
 
 import logging
@@ -66,7 +72,9 @@ _log = logging.getLogger(__name__)
 _ROLLBACK = "rollback"
 _NEW_VERSION = "_create_model_version"
 _WAIT_SECONDS = 2.0
-"""The maximum time that a response waits until its event is stored. A slow database may store the event later."""
+"""The maximum time that a response waits until its event is stored. A slow database may
+store the event later.
+"""
 _RECORD_BYTES = 50_000_000
 """The maximum size of a file that this process reads for a record."""
 _UNSERVED_STAGES = ("None", "Archived")
@@ -75,9 +83,11 @@ _MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
 
 
 class AuditTrail:
-    """The audit trail in the stores, one per MLflow workspace. A store is opened at its first event.
+    """The audit trail in the stores, one per MLflow workspace. A store is opened at its
+    first event.
 
-    A single thread writes the events in the order of the calls. If an event cannot be written, it is logged completely.
+    A single thread writes the events in the order of the calls. If an event cannot be
+    written, it is logged completely.
     """
 
     def __init__(self) -> None:
@@ -86,7 +96,9 @@ class AuditTrail:
         self._lock = threading.Lock()
 
     def record(self, action: str, actor: str, **event: Any) -> None:
-        """Write an event with `Store.record`, and wait until it is written, at most `_WAIT_SECONDS`."""
+        """Write an event with `Store.record`, and wait until it is written, at most
+        `_WAIT_SECONDS`.
+        """
         what = f"not in the audit trail: {action} by {actor}, {event}"
         written = self._submit(
             lambda: self.store().record(action, actor=actor, **event),
@@ -99,12 +111,16 @@ class AuditTrail:
             _log.warning("the audit trail is slow: %s by %s is written later", action, actor)
 
     def notify_agents(self, model: str) -> None:
-        """Send the change of a model to the agents that follow it, from all workers (`change_feed.py`)."""
+        """Send the change of a model to the agents that follow it, from all workers
+        (`change_feed.py`).
+        """
         what = f"the agents are not notified of {model}"
         self._submit(lambda: self.store().count_change(model), logging.WARNING, what)
 
     def store(self) -> Store:
-        """Return the store of the request's workspace. Raises StoreUnavailable, or InvalidConfig if no store is set."""
+        """Return the store of the request's workspace. Raises StoreUnavailable, or
+        InvalidConfig if no store is set.
+        """
         url = load_settings().store_url
         with self._lock:
             if url not in self._stores:
@@ -112,7 +128,9 @@ class AuditTrail:
             return self._stores[url]
 
     def _submit(self, work: Callable[[], object], level: int, what: str) -> Future[None]:
-        """Run `work` in the writing thread, after earlier work. `what` is logged if `work` fails."""
+        """Run `work` in the writing thread, after earlier work. `what` is logged if
+        `work` fails.
+        """
 
         def attempt() -> None:
             try:
@@ -130,14 +148,20 @@ class AuditTrail:
 
 @dataclass(frozen=True)
 class RegistryChange:
-    """A change of a model, a stage, an alias or a tag in the registry, as the audit trail records the change.
+    """A change of a model, a stage, an alias or a tag in the registry, as the audit
+    trail records the change.
 
     Attributes:
-        action: `transition`, `alias`, `tag` or `register`, or `rename` or `delete` of a registered model.
-        before / after: the stage of the version, the version with the alias, the value of the tag, or the model's name.
-        why: the reason why the gate accepts or refuses the change; empty if the change is not gated.
-        is_served_again: True if a version that was rolled back moves to a stage or alias that may be served.
-        has_new_files: True if people have approved files of the version that are not recorded for its place yet.
+        action: `transition`, `alias`, `tag` or `register`, or `rename` or `delete` of a
+            registered model.
+        before / after: the stage of the version, the version with the alias, the value
+            of the tag, or the model's name.
+        why: the reason why the gate accepts or refuses the change; empty if the change
+            is not gated.
+        is_served_again: True if a version that was rolled back moves to a stage or
+            alias that may be served.
+        has_new_files: True if people have approved files of the version that are not
+            recorded for its place yet.
     """
 
     action: str
@@ -199,7 +223,9 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
 
 
 def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange | None:
-    """Read the request to delete a version. Endpoints that follow its stage then serve the previous version."""
+    """Read the request to delete a version. Endpoints that follow its stage then serve
+    the previous version.
+    """
     version = registry().get_model_version(message.name, message.version)
     if version.current_stage in _UNSERVED_STAGES and not version.aliases:
         return None
@@ -222,7 +248,9 @@ def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange | None:
 
 
 def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
-    """Read the request to rename or delete a model. After a rename, the policy applies to the new name."""
+    """Read the request to rename or delete a model. After a rename, the policy applies
+    to the new name.
+    """
     model = registry().get_registered_model(message.name)
     if _is_only_a_prompt(model):
         return None
@@ -241,7 +269,9 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
 
 
 def holders(model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str]]:
-    """Yield the stages and aliases that endpoints may follow, with the version that they serve."""
+    """Yield the stages and aliases that endpoints may follow, with the version that
+    they serve.
+    """
     for version in model.latest_versions:
         if version.current_stage not in _UNSERVED_STAGES:
             yield StageOrAlias(stage=version.current_stage), str(version.version)
@@ -250,17 +280,20 @@ def holders(model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str]]:
 
 
 def recorded_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias) -> str:
-    """Return the digest of the files with which the version moved to the place; empty if it is not known."""
+    """Return the digest of the files with which the version moved to the place; empty
+    if it is not known.
+    """
     with suppress(OnnxserveError):
         return served_files(trail.store(), model, version, str(place))
     return ""
 
 
 def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> list[Json]:
-    """Return the files of the versions in the places that a new policy gates, and of the versions that they replaced.
+    """Return the files of the versions in the places that a new policy gates, and of
+    the versions that they replaced.
 
-    Files that are already recorded are not returned. The other versions moved there without this server, or before the
-    policy. They stay served, and may return.
+    Files that are already recorded are not returned. The other versions moved there
+    without this server, or before the policy. They stay served, and may return.
     """
     try:
         gates = policy_from_tags(model.name, {tags.GATE_POLICY_TAG: policy})
@@ -284,7 +317,9 @@ def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> 
 
 
 def _tag(trail: AuditTrail, message: "Message") -> RegistryChange | None:
-    """Read the request to set or delete a tag. Only this server sets the tags of a verdict (`ui/verdicts.py`)."""
+    """Read the request to set or delete a tag. Only this server sets the tags of a
+    verdict (`ui/verdicts.py`).
+    """
     is_of_version, is_deleted = hasattr(message, "version"), not hasattr(message, "value")
     is_of_verdict = is_of_version and message.key.startswith(tags.GATE_TAG)
     is_rolled_back = is_of_version and is_deleted and message.key == ROLLED_BACK_TAG
@@ -300,8 +335,8 @@ def _tag(trail: AuditTrail, message: "Message") -> RegistryChange | None:
         why = _policy_refusal(tagged, f"change its tag {message.key}")
     if is_of_verdict:
         why = (
-            f"only MLflow's server writes the tag {message.key}: `onnxserve gate {message.name} {number}` judges the "
-            "version and records the verdict"
+            f"only MLflow's server writes the tag {message.key}: `onnxserve gate {message.name} "
+            f"{number}` judges the version and records the verdict"
         )
     before, after = tagged.tags.get(message.key, ""), getattr(message, "value", "")
     detail: Json = {"tag": message.key}
@@ -323,11 +358,15 @@ _READERS: dict[str, tuple[str, _Reader]] = {
     "_set_registered_model_tag": ("SetRegisteredModelTag", _tag),
     "_delete_registered_model_tag": ("DeleteRegisteredModelTag", _tag),
 }
-"""The name of a view of MLflow → the protobuf message of the view's requests, and the reader of the message."""
+"""The name of a view of MLflow → the protobuf message of the view's requests, and the
+reader of the message.
+"""
 
 
 def _policy_refusal(model: "RegisteredModel", change: str) -> str:
-    """Return why the caller may not make a change that removes required approvals; empty if the caller may make it."""
+    """Return why the caller may not make a change that removes required approvals;
+    empty if the caller may make it.
+    """
     try:
         policy = policy_from_tags(model.name, model.tags)
         has_approvals = policy is not None and policy.approvals is not None
@@ -335,16 +374,23 @@ def _policy_refusal(model: "RegisteredModel", change: str) -> str:
         has_approvals = "approvals" in model.tags[tags.GATE_POLICY_TAG]
     if not has_approvals or is_administrator():
         return ""
-    return f"only an administrator may {change}, because the gate policy of {model.name} requires approvals"
+    return (
+        f"only an administrator may {change}, because the gate policy of {model.name} requires "
+        "approvals"
+    )
 
 
 def _is_only_a_prompt(model: "RegisteredModel") -> bool:
-    """Return True for a prompt. A model with a policy is not a prompt, because any user can set the prompt tag."""
+    """Return True for a prompt. A model with a policy is not a prompt, because any user
+    can set the prompt tag.
+    """
     return bool(model._is_prompt()) and tags.GATE_POLICY_TAG not in model.tags
 
 
 def _read(message: str) -> "Message":
-    """Return the current request as MLflow reads it. Raise MlflowException if MLflow refuses it."""
+    """Return the current request as MLflow reads it. Raise MlflowException if MLflow
+    refuses it.
+    """
     from mlflow.protos import model_registry_pb2
     from mlflow.server import handlers
 
@@ -357,7 +403,9 @@ def _read(message: str) -> "Message":
 
 
 def registry() -> "Registry":
-    """Return MLflow's registry store, which runs in this process and needs no HTTP request."""
+    """Return MLflow's registry store, which runs in this process and needs no HTTP
+    request.
+    """
     from mlflow.server import handlers
 
     return handlers._get_model_registry_store()
@@ -371,17 +419,22 @@ def _decide(
     place: StageOrAlias,
     holder: str,
 ) -> RegistryChange:
-    """Return the change with the gate's reason for accepting or refusing the version instead of `holder`.
+    """Return the change with the gate's reason for accepting or refusing the version
+    instead of `holder`.
 
-    A version needs a passed verdict on its files, and the approvals of these files. The exceptions are:
+    A version needs a passed verdict on its files, and the approvals of these files. The
+    exceptions are:
 
-    - The policy does not gate the place. If it requires approvals, the files are recorded, because a later policy may
-      gate the place. Otherwise, `_adopted_files` records the files when a policy gates the place.
-    - The version is already there. No version moves, and the recorded files stay the approved ones, unless the files
-      that it has now have their own verdict and approvals.
-    - The version returns, because `holder` replaced it. A rollback must not wait for a gate or for people. The version
-      needs the files with which it was served.
-    - The verdict is `forced`. It counts under any policy, because a person answers for these files.
+    - The policy does not gate the place. If it requires approvals, the files are
+      recorded, because a later policy may gate the place. Otherwise, `_adopted_files`
+      records the files when a policy gates the place.
+    - The version is already there. No version moves, and the recorded files stay the
+      approved ones, unless the files that it has now have their own verdict and
+      approvals.
+    - The version returns, because `holder` replaced it. A rollback must not wait for a
+      gate or for people. The version needs the files with which it was served.
+    - The verdict is `forced`. It counts under any policy, because a person answers for
+      these files.
     """
     number, subject = change.version, f"version {version.version} of {model.name}"
     is_rolled_back = ROLLED_BACK_TAG in version.tags
@@ -414,7 +467,10 @@ def _decide(
     status = _status(version, policy)
     if status.passed:
         status = tags.GateStatus(False, "", unreadable) if unreadable else status.on_files(files)
-    how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
+    how = (
+        f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the "
+        "failed checks"
+    )
     refusal = f"{subject} may not become {place}: {status.reason}. {how}"
     if status.passed:
         refusal = _missing_approvals(trail, policy, subject_of(version, place, files, policy))
@@ -462,7 +518,9 @@ def _changed_files(
     place: StageOrAlias,
     files: str,
 ) -> str:
-    """Return why `files` are not the files with which the version moved to the place; empty if they are."""
+    """Return why `files` are not the files with which the version moved to the place;
+    empty if they are.
+    """
     try:
         recorded = served_files(trail.store(), model, version, str(place))
     except OnnxserveError as error:
@@ -472,7 +530,10 @@ def _changed_files(
     if not recorded:
         return "the audit trail does not have the digest of the files that were served"
     compared = f"sha256 {files[:12] or 'unknown'}, served {recorded[:12]}"
-    return f"its files differ from the files that were served there ({compared}); restore the served files"
+    return (
+        f"its files differ from the files that were served there ({compared}); restore the served "
+        "files"
+    )
 
 
 def _uncovering_refusal(
@@ -482,9 +543,11 @@ def _uncovering_refusal(
 ) -> str:
     """Return why the version may not leave its stage; empty if it may.
 
-    In a stage, endpoints serve the highest version. If it leaves, the next version is served, as after a move. Neither
-    a new verdict nor new approvals are needed, because the next version was let in, but its files must be the same. If
-    they are not recorded, a verdict on its files counts too or, with approvals, the approvals of its files.
+    In a stage, endpoints serve the highest version. If it leaves, the next version is
+    served, as after a move. Neither a new verdict nor new approvals are needed, because
+    the next version was let in, but its files must be the same. If they are not
+    recorded, a verdict on its files counts too or, with approvals, the approvals of its
+    files.
     """
     stage = StageOrAlias(stage=version.current_stage)
     try:
@@ -507,8 +570,9 @@ def _uncovering_refusal(
     except OnnxserveError as error:
         changed = error.message
     return changed and (
-        f"version {version.version} of {model.name} may not leave {stage}, because version {below.version} would then "
-        f"be served: {changed}, or archive version {below.version} first"
+        f"version {version.version} of {model.name} may not leave {stage}, because version "
+        f"{below.version} would then be served: {changed}, or archive version {below.version} "
+        "first"
     )
 
 
@@ -518,7 +582,9 @@ def _changed_or_unapproved(
     version: "ModelVersion",
     stage: StageOrAlias,
 ) -> str:
-    """Return why the version may not be served in its stage; empty if it may. Raises NotFound and StoreUnavailable."""
+    """Return why the version may not be served in its stage; empty if it may. Raises
+    NotFound and StoreUnavailable.
+    """
     files = files_digest(version.name, str(version.version), policy)
     if policy.approvals is None:
         is_right = _status(version, policy).on_files(files).passed
@@ -542,7 +608,9 @@ def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) 
 
 
 def model_page(model: str) -> str:
-    """Return the URL of a model's page in the console, with the request's Host unless ONNXSERVE_MLFLOW_URL is set."""
+    """Return the URL of a model's page in the console, with the request's Host unless
+    ONNXSERVE_MLFLOW_URL is set.
+    """
     here = f"{request.host_url.rstrip('/')}{static_prefix()}"
     base = load_settings().mlflow_url.rstrip("/") or here
     parameters = {"model": model} | ({"workspace": name} if (name := active_workspace()) else {})
@@ -550,10 +618,11 @@ def model_page(model: str) -> str:
 
 
 def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePolicy, Subject]:
-    """Return the model's gate policy, and the promotion of the version as it is now, for an approval.
+    """Return the model's gate policy, and the promotion of the version as it is now,
+    for an approval.
 
-    Raises InvalidConfig if the policy is missing or invalid, NotFound if the files cannot be read, and MLflow's
-    exception if the version does not exist.
+    Raises InvalidConfig if the policy is missing or invalid, NotFound if the files
+    cannot be read, and MLflow's exception if the version does not exist.
     """
     registered, entry = (
         registry().get_registered_model(model),
@@ -562,13 +631,15 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     policy = policy_from_tags(model, registered.tags)
     if policy is None:
         raise InvalidConfig(
-            f"model {model} has no gate policy (tag {tags.GATE_POLICY_TAG}), so it needs no approvals",
+            f"model {model} has no gate policy (tag {tags.GATE_POLICY_TAG}), so it needs no "
+            "approvals",
         )
     return policy, subject_of(entry, place, files_digest(model, str(entry.version), policy), policy)
 
 
 def report_digest(run_id: str) -> str:
-    """Return the SHA-256 of the gate report that MLflow now shows, which people who may edit the run can replace.
+    """Return the SHA-256 of the gate report that MLflow now shows, which people who may
+    edit the run can replace.
 
     Raises NotFound if the report cannot be read.
     """
@@ -582,9 +653,11 @@ def report_digest(run_id: str) -> str:
 
 
 class OwnStores:
-    """The stores of this process with the caller's permissions, and with methods of MLflow's client for `record_of`.
+    """The stores of this process with the caller's permissions, and with methods of
+    MLflow's client for `record_of`.
 
-    Only administrators may read runs, because a login does not report permissions for experiments.
+    Only administrators may read runs, because a login does not report permissions for
+    experiments.
     """
 
     def get_model_version(self, name: str, version: str) -> "ModelVersion":
@@ -604,7 +677,9 @@ class OwnStores:
 
 
 def fetch_file(address: str, folder: Path, name: str) -> Path:
-    """Copy the file `name` of the folder at `address` to `folder`. Raises NotFound, also for a large file."""
+    """Copy the file `name` of the folder at `address` to `folder`. Raises NotFound,
+    also for a large file.
+    """
     with _reading(f"the file {name}"):
         store, root = _artifact_store(address)
         path = f"{root}/{name}".lstrip("/")
@@ -616,7 +691,9 @@ def fetch_file(address: str, folder: Path, name: str) -> Path:
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Raise NotFound if an artifact store, which has its own exceptions, cannot read `what` within the block."""
+    """Raise NotFound if an artifact store, which has its own exceptions, cannot read
+    `what` within the block.
+    """
     try:
         yield
     except Exception:  # noqa: BLE001 - It becomes an error of onnxserve.
@@ -625,10 +702,11 @@ def _reading(what: str) -> Iterator[None]:
 
 
 def files_digest(model: str, version: str, policy: GatePolicy | None) -> str:
-    """Return the digest of all files of a version. Raises NotFound if they cannot be read.
+    """Return the digest of all files of a version. Raises NotFound if they cannot be
+    read.
 
-    If the policy requires approvals, all files are read. Otherwise, files with the same names and sizes and the same
-    MLmodel file are read only once.
+    If the policy requires approvals, all files are read. Otherwise, files with the same
+    names and sizes and the same MLmodel file are read only once.
     """
     with _reading(f"version {version} of {model}"):
         uri = registry().get_model_version_download_uri(model, version)
@@ -651,13 +729,17 @@ def files_digest(model: str, version: str, policy: GatePolicy | None) -> str:
 
 @lru_cache(maxsize=256)
 def _digest_of_files(uri: str, root: str, files: tuple[tuple[str, int], ...], _mlmodel: str) -> str:
-    """Return the digest of `files` (with sizes) in `root` of the artifact store. `_mlmodel` is a cache key."""
+    """Return the digest of `files` (with sizes) in `root` of the artifact store.
+    `_mlmodel` is a cache key.
+    """
     store, _ = _artifact_store(uri)
     return combine_hashes({Path(path).relative_to(root): _sha256(store, path) for path, _ in files})
 
 
 def _artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
-    """Return the artifact store of `uri` and its folder there, as MLflow's server resolves them."""
+    """Return the artifact store of `uri` and its folder there, as MLflow's server
+    resolves them.
+    """
     from mlflow.server import handlers
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -684,7 +766,8 @@ def _is_rollback_target(
     holder: str,
     once: bool,
 ) -> bool:
-    """Return True if, according to the audit trail, `version` had the stage or alias before `holder`.
+    """Return True if, according to the audit trail, `version` had the stage or alias
+    before `holder`.
 
     With `once`, return False if `holder` itself came by a rollback.
     """
@@ -694,7 +777,8 @@ def _is_rollback_target(
 
 
 def _moves_to(trail: AuditTrail, model: str, holder: str, place: StageOrAlias) -> list[AuditEvent]:
-    """Return the events of the last move of `holder` to the stage or alias, newest first; none if they are not known.
+    """Return the events of the last move of `holder` to the stage or alias, newest
+    first; none if they are not known.
 
     A move may have several events, by MLflow and by a command.
     """
@@ -717,7 +801,9 @@ def _moves_to(trail: AuditTrail, model: str, holder: str, place: StageOrAlias) -
 
 
 def install(app: Flask, trail: AuditTrail) -> None:
-    """Wrap MLflow's views with the gate. Raises OnnxserveError if this MLflow lacks one of the views."""
+    """Wrap MLflow's views with the gate. Raises OnnxserveError if this MLflow lacks one
+    of the views.
+    """
     from mlflow.server.handlers import catch_mlflow_exception
 
     for view in (*_READERS, _NEW_VERSION):
@@ -732,7 +818,9 @@ def install(app: Flask, trail: AuditTrail) -> None:
     create = app.view_functions[_NEW_VERSION]
 
     def create_without_verdict(**arguments: Any) -> Response:
-        """Create a version without gate tags, because MLflow may copy the tags of a version of another model."""
+        """Create a version without gate tags, because MLflow may copy the tags of a
+        version of another model.
+        """
         response = make_response(create(**arguments))
         if response.status_code == 200:
             version = response.get_json()["model_version"]
@@ -754,7 +842,9 @@ def install(app: Flask, trail: AuditTrail) -> None:
 
 
 def _record_authors(trail: AuditTrail, version: Json) -> None:
-    """Record who created a version. The authors of a copied version are also authors of the copy."""
+    """Record who created a version. The authors of a copied version are also authors of
+    the copy.
+    """
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.utils.models import _parse_model_uri
 

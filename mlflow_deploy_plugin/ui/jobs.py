@@ -1,7 +1,8 @@
-"""Jobs of the console: each action runs in a separate process, which writes its result to a file.
+"""Jobs of the console: each action runs in a separate process, which writes its result
+to a file.
 
-The process uses MLflow over HTTP with the credentials of the user who pressed the button, so that MLflow checks the
-user's permissions.
+The process uses MLflow over HTTP with the credentials of the user who pressed the
+button, so that MLflow checks the user's permissions.
 """
 
 import os
@@ -25,12 +26,16 @@ from mlflow_deploy_plugin.core.store.tables import Json
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
 _MAX_RUNNING, _MAX_RUNNING_OF_ONE = 8, 4
-"""The maximum numbers of running jobs, in total and per user, so that no user can block the rollbacks of others."""
+"""The maximum numbers of running jobs, in total and per user, so that no user can block
+the rollbacks of others.
+"""
 GATE_ACTIONS = ("gate", "promote", "request")
 """The actions that run the gate, at least without a fresh verdict."""
 _KEPT_SECONDS = 24 * 3600
 _MAX_SECONDS = 3600.0
-"""The timeout of a job. A gate takes minutes, and a job that hangs must not block other jobs."""
+"""The timeout of a job. A gate takes minutes, and a job that hangs must not block other
+jobs.
+"""
 _KILLED_SECONDS = 60
 _SERVER_VARIABLES = (
     "_MLFLOW_",
@@ -52,7 +57,9 @@ _SERVER_VARIABLES = (
     "SECRET_KEY",
     "SESSION_TOKEN_ENCRYPTION_KEY",
 )
-"""Prefixes of environment variables of the server, such as secrets, which a job must not inherit."""
+"""Prefixes of environment variables of the server, such as secrets, which a job must
+not inherit.
+"""
 
 
 class Job(State):
@@ -63,7 +70,8 @@ class Job(State):
         arguments: the action and its arguments, which `actions.py` reads.
         message: the result or the reason for a failure, in one line.
         servers: URLs of this MLflow server, best URL first.
-        has_account: True if the caller has an account. Other accounts may then have fewer permissions.
+        has_account: True if the caller has an account. Other accounts may then have
+            fewer permissions.
     """
 
     id: str = Field(default_factory=lambda: secrets.token_hex(8))
@@ -83,16 +91,20 @@ class Job(State):
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs whose files are in a folder. A job that takes longer than `longest` seconds is killed."""
+    """The jobs whose files are in a folder. A job that takes longer than `longest`
+    seconds is killed.
+    """
 
     folder: Path
     longest: float = _MAX_SECONDS
 
     def start(self, job: Job, secret: Mapping[str, str]) -> Job:
-        """Start a job and return immediately. Delete the files of jobs that started more than a day ago.
+        """Start a job and return immediately. Delete the files of jobs that started
+        more than a day ago.
 
-        If a job with the same arguments already runs, return it. `secret` contains the caller's credentials as
-        environment variables, which are not written to a file. Raises TooManyRequests if too many jobs run.
+        If a job with the same arguments already runs, return it. `secret` contains the
+        caller's credentials as environment variables, which are not written to a file.
+        Raises TooManyRequests if too many jobs run.
         """
         actors: list[str] = []
         for path in self.folder.glob("*.json"):

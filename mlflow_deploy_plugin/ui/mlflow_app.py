@@ -1,10 +1,12 @@
-"""The apps of the entry point group `mlflow.app`: MLflow's server with the gate, the audit trail and the console.
+"""The apps of the entry point group `mlflow.app`: MLflow's server with the gate, the
+audit trail and the console.
 
     mlflow server --app-name onnxserve …                                   without accounts, or behind a proxy's login
     ONNXSERVE_MLFLOW_APP=oidc-auth mlflow server --app-name onnxserve …    on top of the login of another app
 
-MLflow's command imports this module before it starts its server, and the import checks the settings and loads the other
-app. Without this check, uvicorn would restart failing workers forever.
+MLflow's command imports this module before it starts its server, and the import checks
+the settings and loads the other app. Without this check, uvicorn would restart failing
+workers forever.
 """
 
 import os
@@ -47,7 +49,8 @@ def _create(name: str) -> "Flask | FastAPI":
     other, login = _app_and_login(name)
     served: Flask | FastAPI = other() if isinstance(other, FunctionType) else other or app
     inner = served if isinstance(served, Flask) else app
-    # MLflow sets this variable to the name of its WSGI or ASGI server. uvicorn cannot serve a Flask app.
+    # MLflow sets this variable to the name of its WSGI or ASGI server. uvicorn cannot
+    # serve a Flask app.
     if isinstance(served, Flask) and os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         served = fastapi = create_fastapi_app(served)
         if (
@@ -61,10 +64,12 @@ def _create(name: str) -> "Flask | FastAPI":
 
 
 def _app_and_login(name: str) -> tuple[Any, Login]:
-    """Return the app that another distribution registers, or its factory, and the adapter of its login.
+    """Return the app that another distribution registers, or its factory, and the
+    adapter of its login.
 
-    Without a name, return None and the adapter of the proxy, if there is one. Raises InvalidConfig if a setting is not
-    valid, or if the app or its adapter cannot be loaded.
+    Without a name, return None and the adapter of the proxy, if there is one. Raises
+    InvalidConfig if a setting is not valid, or if the app or its adapter cannot be
+    loaded.
     """
     settings = load_settings()
     if not name:
@@ -82,7 +87,8 @@ def _app_and_login(name: str) -> tuple[Any, Login]:
     if name not in apps:
         installed = ", ".join(sorted(apps)) or "none"
         raise InvalidConfig(
-            f"ONNXSERVE_MLFLOW_APP: {name} is not the name of an installed app of MLflow: {installed}",
+            f"ONNXSERVE_MLFLOW_APP: {name} is not the name of an installed app of MLflow: "
+            f"{installed}",
         )
     try:
         return apps[name].load(), login_of(name)
@@ -97,9 +103,11 @@ def _app_and_login(name: str) -> tuple[Any, Login]:
 
 
 def _check_settings() -> None:
-    """Exit with one line if the app cannot be created. For a proxy's header, keep the address of the proxy.
+    """Exit with one line if the app cannot be created. For a proxy's header, keep the
+    address of the proxy.
 
-    By default, uvicorn replaces the address of a local proxy with the address that the proxy reports.
+    By default, uvicorn replaces the address of a local proxy with the address that the
+    proxy reports.
     """
     try:
         settings = load_settings()

@@ -36,7 +36,9 @@ class MonitorVerdict:
 
     @property
     def window(self) -> str:
-        """Return the bounds of the window: `2013-07-04`, `2013-07-01 – 2013-07-03` or `2013-07-04 14:00 – 15:00`."""
+        """Return the bounds of the window: `2013-07-04`, `2013-07-01 – 2013-07-03` or
+        `2013-07-04 14:00 – 15:00`.
+        """
         start, end = self.stored.start, self.stored.end
         if start.time() == end.time() == time() and start < end:
             return " – ".join(
@@ -47,7 +49,8 @@ class MonitorVerdict:
 
     @property
     def sentence(self) -> str:
-        """Return the verdict without its statistics: the columns and criteria of an alarm, at most three by name.
+        """Return the verdict without its statistics: the columns and criteria of an
+        alarm, at most three by name.
 
         Alarms that a user has accepted are named only if no other alarm is left.
         """
@@ -71,7 +74,10 @@ class MonitorVerdict:
         share, reason = self.stored.figures.get("labelled_share"), self.stored.reason
         labels = f", labels for {share:.0%} of its rows" if share is not None else ""
         who = ", judged by hand" if self.stored.by_hand else ""
-        return f"{self.stored.monitor}, {self.window}: {self.state}{who}{labels}{f'. {reason}' if reason else ''}"
+        return (
+            f"{self.stored.monitor}, {self.window}: "
+            f"{self.state}{who}{labels}{f'. {reason}' if reason else ''}"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,9 @@ class MlflowPages:
         return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}{workspace_query()}"
 
     def report(self, tag: str) -> str:
-        """Return the URL of a report from its tag, which is a URL or RUN_ID[/PATH]; an empty text for any other tag."""
+        """Return the URL of a report from its tag, which is a URL or RUN_ID[/PATH]; an
+        empty text for any other tag.
+        """
         from mlflow.exceptions import MlflowException
 
         if tag.startswith(("http://", "https://")):

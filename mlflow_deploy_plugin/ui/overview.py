@@ -1,4 +1,6 @@
-"""The content of the console page, from the store, the servers of the endpoints and the registry of this MLflow."""
+"""The content of the console page, from the store, the servers of the endpoints and the
+registry of this MLflow.
+"""
 
 from bisect import bisect_right
 from collections import defaultdict
@@ -56,7 +58,9 @@ _VERSIONS = 6
 _LOOKED_AT = 4
 """The number of newest windows per monitor that are searched for the latest verdict."""
 _DRAWN = 6
-"""The number of endpoints whose charts are part of the page. The script loads the other endpoints' charts on demand."""
+"""The number of endpoints whose charts are part of the page. The script loads the other
+endpoints' charts on demand.
+"""
 _SHOWN = 30
 """The number of endpoints per page, in the order of their names."""
 _METRICS_SECONDS = 1.5
@@ -65,7 +69,9 @@ _ASKED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class PromotionTarget:
-    """A stage or @alias for a promotion. `refusal` is the reason why the promotion is not possible, or empty."""
+    """A stage or @alias for a promotion. `refusal` is the reason why the promotion is
+    not possible, or empty.
+    """
 
     place: str
     refusal: str = ""
@@ -76,8 +82,9 @@ class PromotionTarget:
 class VersionRow:
     """A version of a registered model.
 
-    `rolled_back` contains the endpoint and the reason if the version was rolled back, or is empty. `targets` contains
-    the followed stages and aliases (the gated aliases, if no endpoint follows one), then the other stages.
+    `rolled_back` contains the endpoint and the reason if the version was rolled back,
+    or is empty. `targets` contains the followed stages and aliases (the gated aliases,
+    if no endpoint follows one), then the other stages.
     """
 
     number: str
@@ -90,11 +97,13 @@ class VersionRow:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A registered model with its newest versions and all versions in Production, in Staging or with an alias.
+    """A registered model with its newest versions and all versions in Production, in
+    Staging or with an alias.
 
     Attributes:
         gated: the stages and aliases that need a version with a passed gate.
-        error: the reason why the model cannot be read; it can then neither be promoted nor judged.
+        error: the reason why the model cannot be read; it can then neither be promoted
+            nor judged.
         no_gate: the reason why the gate cannot run here, or empty.
     """
 
@@ -108,7 +117,8 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant with its served version, and the counters of all versions that it has served since its servers started.
+    """A variant with its served version, and the counters of all versions that it has
+    served since its servers started.
 
     `page` is the URL of the version in MLflow, or empty.
     """
@@ -126,15 +136,19 @@ class EndpointCard:
     """An endpoint on the page.
 
     Attributes:
-        health: a word for the state, such as `alarm` while a monitor has an alarm. If the word is not `healthy`,
-            `reason` contains the reason.
-        no_traffic / no_rollback: the reason why a traffic change or a rollback is not possible now, or empty.
+        health: a word for the state, such as `alarm` while a monitor has an alarm. If
+            the word is not `healthy`, `reason` contains the reason.
+        no_traffic / no_rollback: the reason why a traffic change or a rollback is not
+            possible now, or empty.
         has_rollback: True if an earlier version is known.
-        unapproved: a sentence for each model that answers without the approvals that it requires.
-        rollback_to: the version or model to which a rollback would return; empty if unknown.
+        unapproved: a sentence for each model that answers without the approvals that it
+            requires.
+        rollback_to: the version or model to which a rollback would return; empty if
+            unknown.
         monitors: the monitors with their newest windows.
         spec: the spec, or None if it cannot be read.
-        pictures: the charts, or None if the page's script loads the charts when they become visible.
+        pictures: the charts, or None if the page's script loads the charts when they
+            become visible.
     """
 
     name: str
@@ -186,11 +200,14 @@ def build_overview(
 ) -> Overview:
     """Return the content that the caller of the current request may see.
 
-    `only` is a single endpoint, shown with all its charts. `model` restricts the page to the endpoints of a model, and
-    shows the versions of this model also without an endpoint, because its first promotion comes before its endpoint.
-    Without `only` and `model`, all endpoints are shown. `beginning` is a name that is sorted onto the requested page.
+    `only` is a single endpoint, shown with all its charts. `model` restricts the page
+    to the endpoints of a model, and shows the versions of this model also without an
+    endpoint, because its first promotion comes before its endpoint. Without `only` and
+    `model`, all endpoints are shown. `beginning` is a name that is sorted onto the
+    requested page.
 
-    Raises NotFound if the endpoint `only` does not exist or the caller may not see it, and StoreUnavailable.
+    Raises NotFound if the endpoint `only` does not exist or the caller may not see it,
+    and StoreUnavailable.
     """
     deployments = Deployments(store, settings, lambda line: None)
     if only and (only not in store.names() or access.hidden_endpoints(store, [only])):
@@ -204,7 +221,8 @@ def build_overview(
     seen = [
         item.name for item in stored if all(map(access.may_list, registered_model_names(item.spec)))
     ]
-    # The models of unreadable endpoints are unknown, so only administrators may see these endpoints.
+    # The models of unreadable endpoints are unknown, so only administrators may see
+    # these endpoints.
     names = sorted([*seen, *(item.name for item in unreadable if access.is_administrator())])
     page_index = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
     listed = names[page_index * _SHOWN :][:_SHOWN]
@@ -259,7 +277,8 @@ def build_overview(
             access.visible_events(store, transitions.without_step_events(events))[::-1][:_EVENTS],
         ),
         requests=tuple(request_rows(store, {model} if model else of_endpoint)),
-        # The page of a model shows no count, which would reveal whether endpoints serve a model of that name.
+        # The page of a model shows no count, which would reveal whether endpoints serve
+        # a model of that name.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
     )
 
@@ -326,10 +345,11 @@ def _endpoint_card(
 
 
 def _alarms(spec: EndpointSpec, store: Store) -> list[str]:
-    """Return a sentence for each monitor with an alarm, with the number of its alarms in a row.
+    """Return a sentence for each monitor with an alarm, with the number of its alarms
+    in a row.
 
-    A monitor with the field `consecutive` raises an alarm only after this number of windows. Undecided, failed and
-    accepted windows, and windows by hand, do not count.
+    A monitor with the field `consecutive` raises an alarm only after this number of
+    windows. Undecided, failed and accepted windows, and windows by hand, do not count.
     """
     sentences = []
     for state in Monitors(store).states(spec.name):
@@ -367,7 +387,9 @@ def _variant_row(
 
 
 def _model_cards(specs: Iterable[EndpointSpec], model: str) -> list[ModelCard]:
-    """Return the models that the endpoints serve, and the `model` of the page if the caller may read it."""
+    """Return the models that the endpoints serve, and the `model` of the page if the
+    caller may read it.
+    """
     followed: defaultdict[str, set[str]] = defaultdict(set)
     if model and access.may_read(model):
         followed[model] = set()

@@ -1,6 +1,8 @@
-"""The charts of an endpoint: traffic, latency and errors per version, labels, rollout evidence, monitor windows.
+"""The charts of an endpoint: traffic, latency and errors per version, labels, rollout
+evidence, monitor windows.
 
-The traffic figures are read from the history of the servers (`core/statedir/history.py`), other figures from the store.
+The traffic figures are read from the history of the servers
+(`core/statedir/history.py`), other figures from the store.
 """
 
 import math
@@ -41,12 +43,18 @@ _LENGTHS: Mapping[Span, tuple[int, ...]] = {
     "hour": (480, 1200, 2400, 3600),
     "day": (14400, 28800, 43200, 86400),
 }
-"""The lengths of the time axis in seconds. The shortest length that contains all figures is used."""
+"""The lengths of the time axis in seconds. The shortest length that contains all
+figures is used.
+"""
 _POINTS = 120
 _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
-"""The age of its newest figures from which a server counts as silent. Figures are written every 10 s (day: 5 min)."""
+"""The age of its newest figures from which a server counts as silent. Figures are
+written every 10 s (day: 5 min).
+"""
 _CLOCK_SECONDS = 60.0
-"""The maximum difference between the clocks of two machines for which the page does not show a notice."""
+"""The maximum difference between the clocks of two machines for which the page does not
+show a notice.
+"""
 _HISTORY_SECONDS = 1.5
 _BARS = 60
 _QUANTILES = {"p99": 0.99, "median": 0.5}
@@ -57,7 +65,9 @@ _Version = tuple[str, str]
 
 @dataclass(frozen=True)
 class Timeline:
-    """The newest windows of a monitor, oldest first. `note` is why the monitor is paused, or its problem."""
+    """The newest windows of a monitor, oldest first. `note` is why the monitor is
+    paused, or its problem.
+    """
 
     monitor: str
     windows: tuple[MonitorVerdict, ...]
@@ -65,7 +75,9 @@ class Timeline:
 
     @property
     def latest(self) -> MonitorVerdict | None:
-        """Return the newest window that does not wait for a verdict; otherwise the newest window, or None."""
+        """Return the newest window that does not wait for a verdict; otherwise the
+        newest window, or None.
+        """
         newest = self.windows[::-1]
         return next(
             (window for window in newest if window.mark != "waiting"),
@@ -75,7 +87,9 @@ class Timeline:
 
 @dataclass(frozen=True)
 class RolloutPicture:
-    """A rollout with its evidence. `steps` has the traffic share and state (done, now, to come) of each step."""
+    """A rollout with its evidence. `steps` has the traffic share and state (done, now,
+    to come) of each step.
+    """
 
     title: str
     state: str
@@ -87,7 +101,9 @@ class RolloutPicture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The charts of an endpoint. `notice` is the reason for missing traffic figures, or empty."""
+    """The charts of an endpoint. `notice` is the reason for missing traffic figures, or
+    empty.
+    """
 
     endpoint: str
     charts: tuple[LineChart, ...]
@@ -104,7 +120,9 @@ def endpoint_pictures(
     *,
     only_traffic: bool,
 ) -> Pictures:
-    """Return the charts of an endpoint. With `only_traffic`, omit charts that need the store or MLflow."""
+    """Return the charts of an endpoint. With `only_traffic`, omit charts that need the
+    store or MLflow.
+    """
     store = deployments.store
     name, now = observed.endpoint.name, store.now()
     charts, notice = traffic_charts(
@@ -135,7 +153,9 @@ def traffic_charts(
     span: Span,
     now: datetime,
 ) -> tuple[tuple[LineChart, ...], str]:
-    """Return the charts of traffic, summed over the servers, and the reason why newer figures are missing, or ""."""
+    """Return the charts of traffic, summed over the servers, and the reason why newer
+    figures are missing, or "".
+    """
     read = {
         server: intervals
         for server, intervals in histories.items()
@@ -215,7 +235,9 @@ def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
 
 
 def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tuple[datetime, str]:
-    """Return the time at the right end of the charts, and the reason why newer figures are missing, or ""."""
+    """Return the time at the right end of the charts, and the reason why newer figures
+    are missing, or "".
+    """
     unread = {
         server: answer.reason for server, answer in histories.items() if isinstance(answer, Refused)
     }
@@ -240,7 +262,8 @@ def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tu
         )
     if late < -_CLOCK_SECONDS:
         notice = f"The server's clock is {duration(-late)} ahead of this machine's clock"
-    # End the charts at the oldest of the servers' newest figures, because the servers' clocks may differ.
+    # End the charts at the oldest of the servers' newest figures, because the servers'
+    # clocks may differ.
     counted = min(at for at in ends if newest - at <= _LATE_SECONDS[span])
     return datetime.fromtimestamp(counted, UTC), notice
 
@@ -248,7 +271,8 @@ def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tu
 class _Slots:
     """The counts of an endpoint's servers before `end`, in slots of equal length.
 
-    An interval belongs to every slot that it overlaps, so that a long interval does not leave gaps.
+    An interval belongs to every slot that it overlaps, so that a long interval does not
+    leave gaps.
     """
 
     def __init__(
@@ -304,7 +328,9 @@ class _Slots:
         )
 
     def rates(self, number: Callable[[CountedInterval], float]) -> list[float | None]:
-        """Return a count per second for each slot, summed over all servers; None for a slot without an interval."""
+        """Return a count per second for each slot, summed over all servers; None for a
+        slot without an interval.
+        """
         return [
             sum(
                 sum(map(number, entries)) / sum(entry.seconds for entry in entries)
@@ -360,7 +386,8 @@ def _evidence(
     until: float,
     seconds: float,
 ) -> list[Series]:
-    """Return a line per abort criterion. Each point is the last measured share in percent before the time of the point.
+    """Return a line per abort criterion. Each point is the last measured share in
+    percent before the time of the point.
 
     The chart covers `seconds`, of which `until` seconds have passed.
     """
@@ -410,7 +437,8 @@ def monitor_timelines(
 
 
 def newest_verdicts(windows: Iterable[MonitorVerdict], count: int) -> tuple[MonitorVerdict, ...]:
-    """Return a verdict for each of the newest windows of a monitor, from its last judged revision or its last revision.
+    """Return a verdict for each of the newest windows of a monitor, from its last
+    judged revision or its last revision.
 
     `windows` contains the revisions of a window in order.
     """

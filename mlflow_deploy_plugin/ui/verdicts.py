@@ -1,7 +1,9 @@
-"""Verdicts of the gate on MLflow's server, which records them and refuses other changes of their tags.
+"""Verdicts of the gate on MLflow's server, which records them and refuses other changes
+of their tags.
 
-Everybody who may edit a model may record a verdict, under the own name. The server compares the record with the files
-of the version, the policy of the model and, if people must approve, the report, but does not repeat the checks.
+Everybody who may edit a model may record a verdict, under the own name. The server
+compares the record with the files of the version, the policy of the model and, if
+people must approve, the report, but does not repeat the checks.
 """
 
 from flask import request
@@ -18,8 +20,9 @@ from mlflow_deploy_plugin.ui import access, guard
 def record_verdict(trail: guard.AuditTrail) -> None:
     """Record the verdict in the JSON body of the current request as the caller.
 
-    Raises InvalidConfig if it is not a verdict, NotFound if the caller may not read the model, ScopeMissing if the
-    caller may not edit it, GateRefused if the verdict does not match the version, and StoreUnavailable.
+    Raises InvalidConfig if it is not a verdict, NotFound if the caller may not read the
+    model, ScopeMissing if the caller may not edit it, GateRefused if the verdict does
+    not match the version, and StoreUnavailable.
     """
     from mlflow.entities.model_registry import ModelVersionTag
     from mlflow.exceptions import MlflowException
@@ -61,7 +64,9 @@ def record_verdict(trail: guard.AuditTrail) -> None:
 
 
 def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
-    """Raise GateRefused if the verdict is on other files or by another policy, or if its report was replaced."""
+    """Raise GateRefused if the verdict is on other files or by another policy, or if
+    its report was replaced.
+    """
     subject = f"{record.model} version {record.version}"
     again = f"run `onnxserve gate {record.model} {record.version}` again"
     try:
@@ -75,22 +80,27 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
     if now != record.files:
         compared = f"sha256 {now[:12]}, judged {record.files[:12] or 'unknown'}"
         raise GateRefused(
-            f"the files of {subject} differ from the files that the gate judged ({compared}); {again}",
+            f"the files of {subject} differ from the files that the gate judged ({compared}); "
+            f"{again}",
         )
     if policy is None or record.state == "forced":
         return
     if record.policy_digest != policy.digest:
         raise GateRefused(
-            f"the policy of {record.model} has changed since the gate judged version {record.version}; {again}",
+            f"the policy of {record.model} has changed since the gate judged version "
+            f"{record.version}; {again}",
         )
     if policy.approvals is not None and guard.report_digest(record.run_id) != record.report_digest:
         raise GateRefused(
-            f"the report of the gate on {subject} in MLflow is not the report of this verdict; {again}",
+            f"the report of the gate on {subject} in MLflow is not the report of this verdict; "
+            f"{again}",
         )
 
 
 def _without_report(record: VerdictRecord) -> VerdictRecord:
-    """Return a forced record without its report and policy. Its event would otherwise count as a run of the gate."""
+    """Return a forced record without its report and policy. Its event would otherwise
+    count as a run of the gate.
+    """
     if record.state != "forced":
         return record
     return record.model_copy(
@@ -99,7 +109,9 @@ def _without_report(record: VerdictRecord) -> VerdictRecord:
 
 
 def _require_new(record: VerdictRecord, store: Store) -> None:
-    """Raise GateRefused if the report is recorded already: a repeated verdict would replace a later failure."""
+    """Raise GateRefused if the report is recorded already: a repeated verdict would
+    replace a later failure.
+    """
     for event in store.events(model=record.model, actions=("gate",)):
         is_same_run = bool(record.run_id) and event.detail.get("run_id") == record.run_id
         is_same_report = (
@@ -107,6 +119,6 @@ def _require_new(record: VerdictRecord, store: Store) -> None:
         )
         if event.version == record.version and (is_same_run or is_same_report):
             raise GateRefused(
-                f"the verdict on {record.model} version {record.version} with this report is recorded already; run "
-                f"`onnxserve gate {record.model} {record.version}` again",
+                f"the verdict on {record.model} version {record.version} with this report is "
+                f"recorded already; run `onnxserve gate {record.model} {record.version}` again",
             )

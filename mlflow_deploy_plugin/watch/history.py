@@ -1,7 +1,7 @@
 """The history of a finding: the change of its value, and the start of its alarm.
 
-Columns are compared with the reference; criteria are compared with earlier windows. Undecided windows are skipped when
-alarms are counted.
+Columns are compared with the reference; criteria are compared with earlier windows.
+Undecided windows are skipped when alarms are counted.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,9 @@ def with_history(request: WindowRequest, findings: Iterable[Finding]) -> list[Fi
 
 
 def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool | None:
-    """Return True if the finding was an alarm in the past window (a column: in any check); None if it is unknown."""
+    """Return True if the finding was an alarm in the past window (a column: in any
+    check); None if it is unknown.
+    """
     outcomes = window.evidence.outcomes
     if finding.key in window.evidence.alarms:
         return True
@@ -39,7 +41,8 @@ def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool
         )
     if finding.key in outcomes:
         return None if outcomes[finding.key].state in UNDECIDED else False
-    # Data quality has findings only for columns that violate a requirement, so other columns were not an alarm.
+    # Data quality has findings only for columns that violate a requirement, so other
+    # columns were not an alarm.
     return False if kind == "data_quality" and window.state not in UNDECIDED else None
 
 
@@ -62,7 +65,9 @@ def _with_start(request: WindowRequest, finding: Finding) -> Finding:
 
 
 def _with_change(request: WindowRequest, finding: Finding) -> Finding:
-    """Return the finding with the change from the windows before its alarm, by preference of the same phase."""
+    """Return the finding with the change from the windows before its alarm, by
+    preference of the same phase.
+    """
     if finding.check != "criterion" or finding.value is None or finding.change:
         return finding
     begin = datetime.fromisoformat(finding.since) if finding.since else request.window.start

@@ -1,4 +1,6 @@
-"""The request to judge a window, and the result, as plain values for all kinds of monitors, reports and alerts."""
+"""The request to judge a window, and the result, as plain values for all kinds of
+monitors, reports and alerts.
+"""
 
 import calendar
 import math
@@ -29,7 +31,9 @@ from mlflow_deploy_plugin.watch.sequential.evidence import (
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""Drift kinds use the first two states, `require` the next three, data_quality all five, and every kind the last."""
+"""Drift kinds use the first two states, `require` the next three, data_quality all
+five, and every kind the last.
+"""
 ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal[
@@ -44,9 +48,14 @@ Check = Literal[
     "shift",
 ]
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
-"""Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
+"""Checks without the threshold that all other checks of columns share: any value above
+0 is an alarm.
+"""
 
-SD_LEGEND = "SD: standard deviations of the measure in the reference's own windows, counted from its mean there"
+SD_LEGEND = (
+    "SD: standard deviations of the measure in the reference's own windows, counted from its mean "
+    "there"
+)
 _NOT_IN_DOCUMENT = ("report", "evidence", "log_rows", "run")
 _SHOWN_ORDER: tuple[State, ...] = (
     "violated",
@@ -60,7 +69,9 @@ _DAY_US, _WEEK_US, _FEWEST_IN_PHASE = 86_400_000_000, 7 * 86_400_000_000, 3
 NOT_LOGGED = LoggedRun("", "", "")
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
-"""The states that neither raise nor end an alarm, and that are skipped when consecutive alarms are counted."""
+"""The states that neither raise nor end an alarm, and that are skipped when consecutive
+alarms are counted.
+"""
 
 
 def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
@@ -73,18 +84,23 @@ class Finding:
 
     Attributes:
         subject: the column, or the figure of the criterion (`accuracy`).
-        value, threshold: in `unit`; None if the check was not judged. A value is also None if only its bounds are
-            known.
+        value, threshold: in `unit`; None if the check was not judged. A value is also
+            None if only its bounds are known.
         reason: an explanation of the state, or the reason why the check was not judged.
         segment: the segment, such as `carrier=AA`; empty for all rows.
-        change: the change from the reference or earlier windows, such as `mean 3.2 → 8.9, higher`; empty if unknown.
-        since, since_end: the start and end of the first window of the alarm, in ISO 8601; empty without an alarm. For a
-            shift, this is the window in which the shift began by estimation, and `since_range` is the start and end of
-            the 95 % interval.
-        in_a_row: the number of consecutive judged windows of the alarm, including this window; 0 without an alarm.
-        measure: the measured figure of a column, such as `Wasserstein distance`; empty if the subject is the figure.
-        unit: `SD`: the value is the difference of the measure from its mean in the reference's own windows, in standard
-            deviations of these windows; `s` for seconds; empty for shares, counts and exact checks.
+        change: the change from the reference or earlier windows, such as `mean 3.2 →
+            8.9, higher`; empty if unknown.
+        since, since_end: the start and end of the first window of the alarm, in ISO
+            8601; empty without an alarm. For a shift, this is the window in which the
+            shift began by estimation, and `since_range` is the start and end of the 95
+            % interval.
+        in_a_row: the number of consecutive judged windows of the alarm, including this
+            window; 0 without an alarm.
+        measure: the measured figure of a column, such as `Wasserstein distance`; empty
+            if the subject is the figure.
+        unit: `SD`: the value is the difference of the measure from its mean in the
+            reference's own windows, in standard deviations of these windows; `s` for
+            seconds; empty for shares, counts and exact checks.
     """
 
     subject: str
@@ -117,7 +133,9 @@ class Finding:
 
     @property
     def value_text(self) -> str:
-        """Return the value with its unit, such as `6.13 SD`, with a sign for a shift; empty without a value to show."""
+        """Return the value with its unit, such as `6.13 SD`, with a sign for a shift;
+        empty without a value to show.
+        """
         return self._with_unit(self.value)
 
     @property
@@ -140,7 +158,9 @@ class Finding:
 
     @property
     def account(self) -> str:
-        """Return the reason; for an alarm or an undecided check, the history precedes the reason."""
+        """Return the reason; for an alarm or an undecided check, the history precedes
+        the reason.
+        """
         is_open = self.state in (*ALARMS, *UNDECIDED)
         return (
             f"{self.history}; {self.reason}"
@@ -150,7 +170,9 @@ class Finding:
 
     @property
     def history(self) -> str:
-        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since the window of 29 June …`."""
+        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since
+        the window of 29 June …`.
+        """
         if not self.since:
             return self.change
         row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
@@ -159,7 +181,9 @@ class Finding:
 
     @property
     def since_text(self) -> str:
-        """Return the alarm's first window with its interval: `8 June 2013 (95 % interval: 5 to 10 June 2013)`."""
+        """Return the alarm's first window with its interval: `8 June 2013 (95 %
+        interval: 5 to 10 June 2013)`.
+        """
         window = describe_span(*map(datetime.fromisoformat, (self.since, self.since_end)))
         if self.since_range is None:
             return window
@@ -168,14 +192,17 @@ class Finding:
 
 
 def format_number(number: float) -> str:
-    """Return a whole number with separators, and any other number with four significant digits."""
+    """Return a whole number with separators, and any other number with four significant
+    digits.
+    """
     is_whole = number == int(min(max(number, -1e15), 1e15))
     return f"{number:,.0f}" if is_whole else f"{number:.4g}"
 
 
 def describe_span(start: datetime, end: datetime) -> str:
-    """Return the interval [start, end) in words and in UTC: `29 to 31 August 2026` for whole days, otherwise `31 August
-    2026, 14:00 to 15:00 UTC`."""
+    """Return the interval [start, end) in words and in UTC: `29 to 31 August 2026` for
+    whole days, otherwise `31 August 2026, 14:00 to 15:00 UTC`.
+    """
     first = start.astimezone(UTC)
     last = end.astimezone(UTC)
     is_of_days = first.time() == last.time() == time() and first < last
@@ -202,9 +229,11 @@ def same_phase(
     starts_us: Sequence[int],
     season_us: int = _WEEK_US,
 ) -> tuple[list[int], str]:
-    """Return the indices of the windows that begin at `starts_us` in the same phase of the season as the window of this
-    start and length, and their name, such as `Mondays`. Times are in microseconds since 1970. Both values are empty if
-    fewer than three windows are in the phase, or if the season is not longer than a window."""
+    """Return the indices of the windows that begin at `starts_us` in the same phase of
+    the season as the window of this start and length, and their name, such as
+    `Mondays`. Times are in microseconds since 1970. Both values are empty if fewer than
+    three windows are in the phase, or if the season is not longer than a window.
+    """
     in_phase = [
         index for index, other in enumerate(starts_us) if (start_us - other) % season_us == 0
     ]
@@ -217,9 +246,11 @@ def same_phase(
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """Additional data for the report. `pairs` has, per column, a bounded, seeded sample of the reference and of the
-    window, [N] and [M] values with the same N and M for all columns. `artifacts` are additional files by name.
-    `levels` are the charts over the windows: at most five columns with an alarm, the worst first, then the accuracy."""
+    """Additional data for the report. `pairs` has, per column, a bounded, seeded sample
+    of the reference and of the window, [N] and [M] values with the same N and M for all
+    columns. `artifacts` are additional files by name. `levels` are the charts over the
+    windows: at most five columns with an alarm, the worst first, then the accuracy.
+    """
 
     pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
@@ -232,9 +263,12 @@ class MonitorResult:
 
     Attributes:
         revision: 1 for the first result; late rows lead to the next revision.
-        findings: the worst finding first. Every column has a finding; for an unjudged column, it has the reason.
-        tried: settings overridden for one run, such as `min_rows=50`; such a result is not a verdict of the monitor.
-        endpoint_created: the creation time, because an earlier endpoint may have the same name; empty if unknown.
+        findings: the worst finding first. Every column has a finding; for an unjudged
+            column, it has the reason.
+        tried: settings overridden for one run, such as `min_rows=50`; such a result is
+            not a verdict of the monitor.
+        endpoint_created: the creation time, because an earlier endpoint may have the
+            same name; empty if unknown.
         report: the data for the report; empty in a logged result.
         evidence: the figures and outcomes that the store keeps for later judgements.
         log_rows: the rows of the window in the log before the judgement.
@@ -268,7 +302,9 @@ class MonitorResult:
 
 
 def to_document(result: MonitorResult) -> dict[str, object]:
-    """Return the result in the format of `verdict.json` and the command line. NaN and infinity become null."""
+    """Return the result in the format of `verdict.json` and the command line. NaN and
+    infinity become null.
+    """
     window = {"start": result.window.start.isoformat(), "end": result.window.end.isoformat()}
     document = {**asdict(replace(result, report=ReportData())), "window": window}
     return {name: _plain(value) for name, value in document.items() if name not in _NOT_IN_DOCUMENT}
@@ -293,15 +329,20 @@ class WindowRequest:
     """A window to judge. The request can be pickled until its log has been read.
 
     Attributes:
-        engine: the engine that computes the sketches: this process or Spark. Both give the same numbers.
+        engine: the engine that computes the sketches: this process or Spark. Both give
+            the same numbers.
         tried, endpoint_created: as in `MonitorResult`.
         columns, exclude: the columns that the user has included or excluded.
         progress: a function that receives a line before each step that takes seconds.
-        rows_since: as in `core.store.store.Endpoint`; rows of a deleted endpoint of the same name are not read.
-        false_per_year: the monitor's share of the endpoint's budget of alarms; None without a budget.
+        rows_since: as in `core.store.store.Endpoint`; rows of a deleted endpoint of the
+            same name are not read.
+        false_per_year: the monitor's share of the endpoint's budget of alarms; None
+            without a budget.
         past: the earlier windows of the monitor in their last revision, oldest first.
-        baseline: the columns whose shift a user has accepted (`alarm_key`), each with the start of the new baseline.
-        accuracy: a metric of the model over the same windows, from a monitor of kind performance; None if unknown.
+        baseline: the columns whose shift a user has accepted (`alarm_key`), each with
+            the start of the new baseline.
+        accuracy: a metric of the model over the same windows, from a monitor of kind
+            performance; None if unknown.
     """
 
     endpoint: str
@@ -326,7 +367,9 @@ class WindowRequest:
 
     @cached_property
     def log(self) -> InferenceLog:
-        """The inference log from the settings. The log records the files that could not be read."""
+        """The inference log from the settings. The log records the files that could not
+        be read.
+        """
         return open_log(self.settings.inference_log, self.rows_since)
 
     @cached_property
@@ -335,7 +378,9 @@ class WindowRequest:
 
     @property
     def requirement_rate(self) -> float:
-        """The rate of false violations per window: the window's share of a budget, and at most the spec's rate."""
+        """The rate of false violations per window: the window's share of a budget, and
+        at most the spec's rate.
+        """
         rate = self.spec.false_alarm_rate
         if self.false_per_year is None:
             return rate
@@ -355,8 +400,9 @@ class WindowRequest:
         report: ReportData | None = None,
         evidence: Evidence | None = None,
     ) -> MonitorResult:
-        """Return a result with sorted findings. The rows are added to the figures, and the alarms and outcomes of the
-        findings to the evidence."""
+        """Return a result with sorted findings. The rows are added to the figures, and
+        the alarms and outcomes of the findings to the evidence.
+        """
         ordered = tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state)))
         return MonitorResult(
             endpoint=self.endpoint,
@@ -381,8 +427,9 @@ class WindowRequest:
 
 
 def with_outcomes(evidence: Evidence, findings: Iterable[Finding]) -> Evidence:
-    """Return the evidence with the alarms of the findings, and with the first outcome of each column and criterion.
-    Shifts have their own evidence."""
+    """Return the evidence with the alarms of the findings, and with the first outcome
+    of each column and criterion. Shifts have their own evidence.
+    """
     alarms: dict[str, None] = {}
     outcomes: dict[str, Outcome] = {}
     for finding in findings:

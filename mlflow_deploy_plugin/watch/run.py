@@ -20,11 +20,13 @@ KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {
 
 
 def run_monitor(request: WindowRequest, log_rows: int = 0) -> MonitorResult:
-    """Judge the window, log the result, and return the result with its MLflow run. Problems with the rows, the
-    reference or the labels give the state "not judged". `log_rows` is as in `MonitorResult`.
+    """Judge the window, log the result, and return the result with its MLflow run.
+    Problems with the rows, the reference or the labels give the state "not judged".
+    `log_rows` is as in `MonitorResult`.
 
-    Raises NotInstalled without matplotlib, OnnxserveError if the log is unreachable, and RegistryUnavailable if MLflow
-    does not answer."""
+    Raises NotInstalled without matplotlib, OnnxserveError if the log is unreachable,
+    and RegistryUnavailable if MLflow does not answer.
+    """
     require_matplotlib()
     result = KINDS[request.spec.kind](request)
     request.progress("drawing the report")

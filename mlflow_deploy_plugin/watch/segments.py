@@ -1,4 +1,6 @@
-"""Segments: the rows of a window grouped by the values of a column. Each segment is judged separately."""
+"""Segments: the rows of a window grouped by the values of a column. Each segment is
+judged separately.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,8 +20,10 @@ def find_segments(
     min_rows: int,
     countable: Array,
 ) -> tuple[list[tuple[str, Array]], list[str]]:
-    """Return the largest segments of each column, with at least `min_rows` of the `countable` rows, [N] bool, and notes
-    on skipped values. A segment has a name, such as `carrier=AA`, and a row mask, [N] bool."""
+    """Return the largest segments of each column, with at least `min_rows` of the
+    `countable` rows, [N] bool, and notes on skipped values. A segment has a name, such
+    as `carrier=AA`, and a row mask, [N] bool.
+    """
     segments: list[tuple[str, Array]] = []
     notes: list[str] = []
     for column in columns:
@@ -49,19 +53,22 @@ def largest_values(
     column: str,
     min_rows: int,
 ) -> tuple[list[str], list[str]]:
-    """Return the most frequent values of a column, each of which becomes a segment, and notes on skipped values."""
+    """Return the most frequent values of a column, each of which becomes a segment, and
+    notes on skipped values.
+    """
     order = sorted(counts, key=lambda value: (-counts[value], value))
     large = [value for value in order if counts[value] >= min_rows]
     notes = []
     if len(large) > MAX_SEGMENTS:
         notes.append(
-            f"segments: only the {MAX_SEGMENTS} largest of {len(large):,} values of {column} are judged",
+            f"segments: only the {MAX_SEGMENTS} largest of {len(large):,} values of {column} are "
+            "judged",
         )
     if small := order[len(large) :]:
         rows = sum(counts[value] for value in small)
         notes.append(
-            f"segments: {len(small):,} values of {column} with fewer than {min_rows} rows each, {rows:,} rows in "
-            "total, are not judged",
+            f"segments: {len(small):,} values of {column} with fewer than {min_rows} rows each, "
+            f"{rows:,} rows in total, are not judged",
         )
     return large[:MAX_SEGMENTS], notes
 
@@ -79,7 +86,9 @@ def segment_name(column: str, value: str) -> str:
 
 
 def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
-    """Return a mask, [N] bool: True if the row's value is this text. If the column is missing, every row is False."""
+    """Return a mask, [N] bool: True if the row's value is this text. If the column is
+    missing, every row is False.
+    """
     texts = as_texts(table.column(column)) if column in table.column_names else None
     if texts is None:
         return pa.array(np.zeros(len(table), dtype=bool))
@@ -87,8 +96,10 @@ def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
 
 
 def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
-    """Return the column as text, [N], with null for missing values; None if the type has no text form. A number has the
-    same text in every numeric type. Booleans become 0 and 1, because a reference may store them as numbers."""
+    """Return the column as text, [N], with null for missing values; None if the type
+    has no text form. A number has the same text in every numeric type. Booleans become
+    0 and 1, because a reference may store them as numbers.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type

@@ -1,1 +1,3 @@
-"""A random forest that predicts which customers leave, from a CSV file or synthetic rows."""
+"""A random forest that predicts which customers leave, from a CSV file or synthetic
+rows.
+"""

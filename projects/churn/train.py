@@ -1,4 +1,5 @@
-"""Train a random forest for two classes on a CSV file, log it as checked ONNX and register it.
+"""Train a random forest for two classes on a CSV file, log it as checked ONNX and
+register it.
 
     mlflow run projects/churn -e churn --env-manager local  # or: python -m projects.churn.train
     mlflow run projects/churn -e churn --env-manager local -P data=customers.csv -P target=churned -P trees=200
@@ -32,7 +33,9 @@ class Training(TableOptions):
 
 
 def generate(seed: int) -> pd.DataFrame:
-    """Return synthetic customers. A quarter of them leave, mostly early, after support calls, on monthly contracts."""
+    """Return synthetic customers. A quarter of them leave, mostly early, after support
+    calls, on monthly contracts.
+    """
     random = np.random.default_rng(seed)
     contract = random.choice(["monthly", "one year", "two years"], ROWS, p=[0.55, 0.25, 0.2])
     months = random.exponential(24, ROWS).clip(1, 72).round()
@@ -61,7 +64,9 @@ def generate(seed: int) -> pd.DataFrame:
 
 
 def score(pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> dict[str, float]:
-    """Return ROC AUC, average precision, log loss, accuracy, and the accuracy of the most frequent class."""
+    """Return ROC AUC, average precision, log loss, accuracy, and the accuracy of the
+    most frequent class.
+    """
     probabilities = pipeline.predict_proba(features)
     positive = truth == pipeline.classes_[1]
     return {

@@ -1,4 +1,5 @@
-"""The complete loop on real data: wrap, register, promote, deploy, predict, judge. Run it by `python -m projects.demo`.
+"""The complete loop on real data: wrap, register, promote, deploy, predict, judge. Run
+it by `python -m projects.demo`.
 
 | module             | content                                                                           |
 |--------------------|-----------------------------------------------------------------------------------|

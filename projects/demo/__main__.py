@@ -1,6 +1,8 @@
-"""`python -m projects.demo` runs the demo, and `python -m projects.demo stop` stops its servers.
+"""`python -m projects.demo` runs the demo, and `python -m projects.demo stop` stops its
+servers.
 
-With DEMO_EXIT=1 in the environment, all servers are stopped at the end, even after a failure.
+With DEMO_EXIT=1 in the environment, all servers are stopped at the end, even after a
+failure.
 """
 
 import argparse
@@ -57,7 +59,8 @@ def _run(workspace: Workspace, printer: StepPrinter) -> None:
             stop(workspace, printer)
     if os.environ.get("DEMO_EXIT") == "1":
         print(
-            f"The servers are stopped, because DEMO_EXIT=1 is set; the reports are in {workspace.reports}",
+            "The servers are stopped, because DEMO_EXIT=1 is set; the reports are in "
+            f"{workspace.reports}",
         )
     else:
         print(f"The servers are still running. To stop them:   {workspace.stop_command}")

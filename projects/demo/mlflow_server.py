@@ -1,6 +1,8 @@
-"""Start and stop the MLflow server of the demo. Only processes that the demo has started are stopped.
+"""Start and stop the MLflow server of the demo. Only processes that the demo has
+started are stopped.
 
-A process is identified by its id and start time, because the id may be reused by a different process.
+A process is identified by its id and start time, because the id may be reused by a
+different process.
 """
 
 import contextlib
@@ -27,10 +29,12 @@ _LOG_LINES = 15
 
 
 def start_mlflow(workspace: Workspace) -> str:
-    """Start MLflow's server with its UI on a free port, wait until it answers, and return its URL.
+    """Start MLflow's server with its UI on a free port, wait until it answers, and
+    return its URL.
 
     Raises:
-        DeploymentFailed: the server does not start; the message contains the end of its log.
+        DeploymentFailed: the server does not start; the message contains the end of its
+            log.
     """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
@@ -69,7 +73,9 @@ def start_mlflow(workspace: Workspace) -> str:
 
 
 def stop_mlflow(workspace: Workspace) -> bool:
-    """Stop the MLflow server of this workspace and its children. Return True if a server was running."""
+    """Stop the MLflow server of this workspace and its children. Return True if a
+    server was running.
+    """
     process = _remembered(workspace)
     if process is None:
         workspace.server_file.unlink(missing_ok=True)

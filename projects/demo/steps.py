@@ -1,7 +1,8 @@
-"""The steps of the demo, each a function of MLflow, the deployment client and the flights.
+"""The steps of the demo, each a function of MLflow, the deployment client and the
+flights.
 
-The steps use only public interfaces: `mlflow run` and the Python API of MLflow, `get_deploy_client("onnxserve")`, HTTP,
-and a drift monitor.
+The steps use only public interfaces: `mlflow run` and the Python API of MLflow,
+`get_deploy_client("onnxserve")`, HTTP, and a drift monitor.
 """
 
 import os
@@ -117,7 +118,9 @@ def train(say: Say, **parameters: float) -> Version:
 
 
 def _is_progress(line: str) -> bool:
-    """Return True for an output line of train.py, and False for log lines and warnings of libraries."""
+    """Return True for an output line of train.py, and False for log lines and warnings
+    of libraries.
+    """
     return line.startswith(
         ("training", "train ", "validation", "converting", "parity", "registered"),
     )
@@ -154,7 +157,9 @@ def promote(version: Version) -> None:
 
 
 def undeploy_all(say: Say) -> int:
-    """Delete every deployment of this ONNXSERVE_HOME, and return the number of deployments."""
+    """Delete every deployment of this ONNXSERVE_HOME, and return the number of
+    deployments.
+    """
     client = get_deploy_client("onnxserve")
     deployments = client.list_deployments()
     for deployment in deployments:
@@ -164,13 +169,17 @@ def undeploy_all(say: Say) -> int:
 
 
 def add_monitor() -> None:
-    """Add a monitor to the deployment, like `onnxserve monitor add flights daily …`. The console shows its windows."""
+    """Add a monitor to the deployment, like `onnxserve monitor add flights daily …`.
+    The console shows its windows.
+    """
     config = {"monitors.daily.kind": "drift", "monitors.daily.every": "1d"}
     get_deploy_client("onnxserve").update_endpoint(DEPLOYMENT, config)
 
 
 def judge_days(flights: pd.DataFrame, say: Say) -> list[MonitorResult]:
-    """Run the monitor on each day of the flights, with a verdict and an MLflow run per day."""
+    """Run the monitor on each day of the flights, with a verdict and an MLflow run per
+    day.
+    """
     results = []
     for day in sorted(flights[DAY].unique()):
         start = pd.Timestamp(day).to_pydatetime()
@@ -181,7 +190,9 @@ def judge_days(flights: pd.DataFrame, say: Say) -> list[MonitorResult]:
 
 
 def keep_report(results: list[MonitorResult], state: str, target: Path) -> MonitorResult | None:
-    """Copy the Evidently report of the first day with this verdict to the file `target`."""
+    """Copy the Evidently report of the first day with this verdict to the file
+    `target`.
+    """
     for result in results:
         if result.state == state:
             mlflow.artifacts.download_artifacts(
@@ -208,10 +219,12 @@ def served_version(url: str, flight: pd.DataFrame) -> str:
 
 
 def wait_until_served(url: str, flight: pd.DataFrame, version: Version) -> tuple[float, int]:
-    """Send requests until this version is served. Return the seconds and the number of requests until then.
+    """Send requests until this version is served. Return the seconds and the number of
+    requests until then.
 
     Raises:
-        NotReady: a request failed, which must not happen, or the version is not served in time.
+        NotReady: a request failed, which must not happen, or the version is not served
+            in time.
     """
     start = time.monotonic()
     requests_answered = 1
@@ -226,7 +239,9 @@ def wait_until_served(url: str, flight: pd.DataFrame, version: Version) -> tuple
 
 
 def compare_with_pyfunc(url: str, flights: pd.DataFrame) -> Agreement:
-    """Predict the same flights with `mlflow.pyfunc.load_model` in this process and with the server."""
+    """Predict the same flights with `mlflow.pyfunc.load_model` in this process and with
+    the server.
+    """
     answer = requests.post(
         f"{url}/invocations",
         data=request_body(flights),

@@ -20,7 +20,9 @@ from projects.model_runs import parity_line
 
 
 class StepPrinter:
-    """A printer of numbered steps with the seconds since the start, progress lines and a table, without buffering."""
+    """A printer of numbered steps with the seconds since the start, progress lines and
+    a table, without buffering.
+    """
 
     def __init__(self, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -95,7 +97,9 @@ class Promoted:
 
 
 def stop(workspace: Workspace, printer: StepPrinter) -> bool:
-    """Stop the servers of an earlier run of the demo. Return True if a server was running."""
+    """Stop the servers of an earlier run of the demo. Return True if a server was
+    running.
+    """
     workspace.check()
     workspace.use(mlflow_url(workspace))
     deployed = workspace.onnxserve_home.exists() and steps.undeploy_all(printer.line) > 0
@@ -186,7 +190,8 @@ def _promote(server: str, first: steps.Version, watched: Watched, printer: StepP
     steps.promote(second)
     seconds, requests = steps.wait_until_served(server, watched.flights.head(1), second)
     printer.line(
-        f"X-Model-Version: {second.number} after {seconds:.1f} s; {requests} requests meanwhile, none failed",
+        f"X-Model-Version: {second.number} after {seconds:.1f} s; {requests} requests meanwhile, "
+        "none failed",
     )
 
     printer.step("mlflow.pyfunc.load_model and the server, on the same flights")
@@ -209,15 +214,24 @@ def _promotion_rows(promoted: Promoted) -> list[tuple[str, str]]:
     return [
         (
             "Promotion",
-            f"version {number} was served {promoted.seconds:.1f} s after the alias moved, no request failed",
+            (
+                f"version {number} was served {promoted.seconds:.1f} s after the alias moved, no "
+                "request failed"
+            ),
         ),
         (
             "",
-            f"it predicts {promoted.changed} of {agreement.rows} flights differently from the first version",
+            (
+                f"it predicts {promoted.changed} of {agreement.rows} flights differently from the "
+                "first version"
+            ),
         ),
         (
             "Agreement",
-            f"{agreement.equal} of {agreement.rows} predictions are equal to mlflow.pyfunc.load_model",
+            (
+                f"{agreement.equal} of {agreement.rows} predictions are equal to "
+                "mlflow.pyfunc.load_model"
+            ),
         ),
     ]
 

@@ -1,4 +1,6 @@
-"""The folder of the demo, and the environment variables that point MLflow and onnxserve to it."""
+"""The folder of the demo, and the environment variables that point MLflow and onnxserve
+to it.
+"""
 
 import os
 import shlex
@@ -30,7 +32,9 @@ _MARKER = "This folder belongs to the demo of onnxserve; each run of the demo em
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder of the demo. The demo writes only to it and does not change any other MLflow server or deployment."""
+    """The folder of the demo. The demo writes only to it and does not change any other
+    MLflow server or deployment.
+    """
 
     home: Path
 
@@ -69,20 +73,25 @@ class Workspace:
         """
         if self.home.exists() and not self.marker.exists() and any(self.home.iterdir()):
             raise InvalidConfig(
-                f"{self.home} is not empty and does not belong to the demo: specify another folder with --home",
+                f"{self.home} is not empty and does not belong to the demo: specify another "
+                "folder with --home",
             )
 
     def empty(self) -> None:
-        """Delete and recreate the folder. Call `check` and stop the servers of the earlier run first."""
+        """Delete and recreate the folder. Call `check` and stop the servers of the
+        earlier run first.
+        """
         shutil.rmtree(self.home, ignore_errors=True)
         for folder in (self.mlflow, self.onnxserve_home, self.reports):
             folder.mkdir(parents=True)
         self.marker.write_text(_MARKER)
 
     def use(self, tracking_uri: str | None = None) -> None:
-        """Point this process and its children to the folder: the MLflow server and the home of onnxserve.
+        """Point this process and its children to the folder: the MLflow server and the
+        home of onnxserve.
 
-        PATH must begin with the commands of this Python, because `mlflow run --env-manager local` calls `python`.
+        PATH must begin with the commands of this Python, because `mlflow run
+        --env-manager local` calls `python`.
         """
         for inherited in _LEADS_ELSEWHERE:
             os.environ.pop(inherited, None)

@@ -21,7 +21,9 @@ except ModuleNotFoundError:
 
 WEIGHTS = "weights.pt"
 REPLAYED = 2
-"""The number of built-in images per new image. A network that is tuned only on new images forgets the others."""
+"""The number of built-in images per new image. A network that is tuned only on new
+images forgets the others.
+"""
 BATCH = 64
 RATE, TUNING_RATE = 2e-3, 1e-3
 _SHAPE = (1, 8, 8)
@@ -32,7 +34,9 @@ Labelled = tuple[np.ndarray, np.ndarray]
 
 
 class DigitsCNN(nn.Module):
-    """A network from images [N, 1, 8, 8], float32 in 0..1, to scores [N, 10], one per digit, not normalised."""
+    """A network from images [N, 1, 8, 8], float32 in 0..1, to scores [N, 10], one per
+    digit, not normalised.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,10 +69,12 @@ def fit_incremental(
     epochs: int,
     seed: int,
 ) -> tuple[DigitsCNN, str]:
-    """Return the network of `base_model` trained further on the new images, and the method.
+    """Return the network of `base_model` trained further on the new images, and the
+    method.
 
-    The weights of the base are tuned on the new images and a sample of the built-in images, with a quarter of the
-    epochs and a smaller learning rate. If the run of the base has no weights, a new network is trained instead.
+    The weights of the base are tuned on the new images and a sample of the built-in
+    images, with a quarter of the epochs and a smaller learning rate. If the run of the
+    base has no weights, a new network is trained instead.
 
     Raises:
         InvalidConfig: there are no new images, or no base is specified.
@@ -105,19 +111,25 @@ def accuracy(network: DigitsCNN, images: np.ndarray, digits: np.ndarray) -> floa
 
 
 def save_weights(network: DigitsCNN) -> None:
-    """Log the weights to the active run, so that an incremental training can start from them."""
+    """Log the weights to the active run, so that an incremental training can start from
+    them.
+    """
     with logged_file(WEIGHTS) as path:
         torch.save(network.state_dict(), path)
 
 
 def save_labelled(images: np.ndarray, digits: np.ndarray, name: str) -> None:
-    """Log images and their digits to the active run, as the columns `image` and `digit` of a Parquet file."""
+    """Log images and their digits to the active run, as the columns `image` and `digit`
+    of a Parquet file.
+    """
     with logged_file(name) as path:
         pq.write_table(pa.table({"image": images.tolist(), "digit": digits}), path)
 
 
 def read_labelled(path: Path) -> Labelled:
-    """Read the labelled images of a file, which has a single column without `_` prefix. Raises InvalidConfig."""
+    """Read the labelled images of a file, which has a single column without `_` prefix.
+    Raises InvalidConfig.
+    """
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -128,7 +140,8 @@ def read_labelled(path: Path) -> Labelled:
     if len(names) != 1 or _LABEL not in table.column_names:
         columns = ", ".join(table.column_names)
         raise InvalidConfig(
-            f"the labelled images {path} need one column of images and {_LABEL}; the columns are {columns}",
+            f"the labelled images {path} need one column of images and {_LABEL}; the columns are "
+            f"{columns}",
         )
     table = table.drop_null()
     try:

@@ -4,8 +4,9 @@
     mlflow run projects/digits_cnn -e train_digits --env-manager local -P mode=incremental -P data=labelled.parquet \\
         -P base_model=models:/digits-cnn/1
 
-Data: the 1,797 images of scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998), a fifth of them for testing.
-`full` trains a new network on these and the labelled images. `incremental` tunes the weights of a base (`fitting.py`).
+Data: the 1,797 images of scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998),
+a fifth of them for testing. `full` trains a new network on these and the labelled
+images. `incremental` tunes the weights of a base (`fitting.py`).
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ class Training:
 
 
 def load_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return training images, test images (float32 [N, 1, 8, 8] in 0..1), training digits, test digits (int64 [N])."""
+    """Return training images, test images (float32 [N, 1, 8, 8] in 0..1), training
+    digits, test digits (int64 [N]).
+    """
     digits = load_digits()
     images = (digits.images / BRIGHTEST).astype(np.float32)[:, np.newaxis]
     return train_test_split(
@@ -66,7 +69,8 @@ def train(options: Training) -> Any:
     Raises:
         InvalidConfig: the file or an option is not valid.
         ParityError: the predictions of the ONNX form would differ from the network.
-        NotFound / RegistryUnavailable: the base does not exist, or MLflow does not respond.
+        NotFound / RegistryUnavailable: the base does not exist, or MLflow does not
+            respond.
     """
     with mlflow.start_run():
         train_images, test_images, train_digits, test_digits = load_images(options.seed)

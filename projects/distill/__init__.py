@@ -1,1 +1,3 @@
-"""A small model (student) that is trained on the predictions of a served model (teacher)."""
+"""A small model (student) that is trained on the predictions of a served model
+(teacher).
+"""

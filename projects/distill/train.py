@@ -1,14 +1,17 @@
-"""Train a small model (student) on the predictions of a served model (teacher), and register it as checked ONNX.
+"""Train a small model (student) on the predictions of a served model (teacher), and
+register it as checked ONNX.
 
-    mlflow run projects/distill -e distill --env-manager local -P teacher=models:/flight-delay@champion
-    mlflow run projects/distill -e distill --env-manager local -P teacher=models:/digits-cnn/1 \\
+    mlflow run projects/distill -e distill --env-manager local -P
+    teacher=models:/flight-delay@champion mlflow run projects/distill -e distill
+    --env-manager local -P teacher=models:/digits-cnn/1 \\
         -P data=images.parquet -P student=mlp
 
-The rows need no labels: a file, the captured rows of an endpoint, or the reference of the teacher. The student is
-trained on the teacher's probabilities, which contain more information than its labels (Hinton et al. 2015,
-"Distilling the Knowledge in a Neural Network"). The student of a table is boosted trees or a small network of
-scikit-learn; the student of a tensor is a torch network. Teacher and student are compared on a held-out fifth of the
-rows.
+The rows need no labels: a file, the captured rows of an endpoint, or the reference of
+the teacher. The student is trained on the teacher's probabilities, which contain more
+information than its labels (Hinton et al. 2015, "Distilling the Knowledge in a Neural
+Network"). The student of a table is boosted trees or a small network of scikit-learn;
+the student of a tensor is a torch network. Teacher and student are compared on a
+held-out fifth of the rows.
 """
 
 from dataclasses import dataclass
@@ -97,8 +100,10 @@ def train(options: Training) -> Any:
 
     Raises:
         InvalidConfig: an option is not valid, or there are too few rows.
-        NotFound / RegistryUnavailable: the teacher does not exist, or MLflow does not respond.
-        ParityError: the predictions of the student's ONNX form would differ from the student.
+        NotFound / RegistryUnavailable: the teacher does not exist, or MLflow does not
+            respond.
+        ParityError: the predictions of the student's ONNX form would differ from the
+            student.
     """
     if options.student not in ("boosting", "mlp"):
         raise InvalidConfig(f"student {options.student!r} is neither boosting nor mlp")
@@ -112,7 +117,8 @@ def train(options: Training) -> Any:
         order = np.random.default_rng(options.seed).permutation(row_count(rows))
         held_out, learned = np.split(order, [len(order) // 5])
         print(
-            f"{len(learned):,} rows for training, {len(held_out):,} for the comparison, from {origin}",
+            f"{len(learned):,} rows for training, {len(held_out):,} for the comparison, from "
+            f"{origin}",
             flush=True,
         )
         some = None if truth is None else truth[held_out]
@@ -136,7 +142,8 @@ def load_rows(
     options: Training,
     teacher: LoadedModel,
 ) -> tuple[NamedArrays, np.ndarray | None, str]:
-    """Return the rows with the teacher's types, their labels or None, and a description of their origin.
+    """Return the rows with the teacher's types, their labels or None, and a description
+    of their origin.
 
     Raises:
         InvalidConfig: there are too few rows, or they do not have the target.
@@ -161,7 +168,8 @@ def load_rows(
     truth = columns.pop(options.target) if options.target else None
     if row_count(columns) < MIN_ROWS:
         raise InvalidConfig(
-            f"{origin}: {row_count(columns)} rows; a student needs {MIN_ROWS} or more (data, endpoint)",
+            f"{origin}: {row_count(columns)} rows; a student needs {MIN_ROWS} or more (data, "
+            "endpoint)",
         )
     picked = slice(0, MAX_ROWS)
     rows = own_columns(artifact, cast_to_signature(artifact, take_rows(columns, picked)))
@@ -169,7 +177,9 @@ def load_rows(
 
 
 def captured(endpoint: str, with_labels: bool) -> pd.DataFrame:
-    """Return at most `MAX_ROWS` captured rows of the endpoint, without rows of shadows. Raises NotFound."""
+    """Return at most `MAX_ROWS` captured rows of the endpoint, without rows of shadows.
+    Raises NotFound.
+    """
     log, view = open_log(load_settings().inference_log), View(endpoint, labels=with_labels)
     names = [
         name for name in view_schema(log, view).names if not name.startswith("_") or name in LABELS
@@ -220,7 +230,9 @@ def fit_and_register(
 
 
 def fit_table(options: Training, features: pd.DataFrame, answers: ModelPredictions) -> Any:
-    """Return a pipeline that is fitted on the probabilities, or otherwise on the labels or numbers."""
+    """Return a pipeline that is fitted on the probabilities, or otherwise on the labels
+    or numbers.
+    """
     trees, units = options.size or 50, options.size or 32
     is_mlp, seed = options.student == "mlp", options.seed
     estimator: Any
@@ -244,7 +256,8 @@ def fit_table(options: Training, features: pd.DataFrame, answers: ModelPredictio
     pipeline = make_pipeline(preprocessing(features, is_mlp), estimator)
     if answers.probabilities is None or not answers.classes:
         return pipeline.fit(features, answers.prediction)
-    # Each row is repeated per class with its probability as the weight, which gives the cross-entropy loss.
+    # Each row is repeated per class with its probability as the weight, which gives the
+    # cross-entropy loss.
     places, classes = np.nonzero(answers.probabilities >= _LEAST_WEIGHT)
     weights = answers.probabilities[places, classes]
     labels = np.array(answers.classes)[classes]
@@ -256,7 +269,8 @@ def fit_table(options: Training, features: pd.DataFrame, answers: ModelPredictio
 
 
 def fit_tensor(options: Training, values: np.ndarray, answers: ModelPredictions) -> Any:
-    """Return a torch module with one hidden layer that is fitted on the scores, values or probabilities.
+    """Return a torch module with one hidden layer that is fitted on the scores, values
+    or probabilities.
 
     Raises:
         InvalidConfig: torch is not installed, or the teacher returns only labels.
@@ -345,7 +359,9 @@ class Score(NamedTuple):
 
 
 def metric_of(model: LoadedModel, rows: NamedArrays, truth: np.ndarray | None) -> Score | None:
-    """Return the score on the labelled rows, or None without labels. Raises InvalidConfig for unsuitable labels."""
+    """Return the score on the labelled rows, or None without labels. Raises
+    InvalidConfig for unsuitable labels.
+    """
     known = np.zeros(0, bool) if truth is None else ~pd.isna(pd.Series(list(truth))).to_numpy()
     if truth is None or not known.any():
         return None
@@ -359,7 +375,9 @@ def metric_of(model: LoadedModel, rows: NamedArrays, truth: np.ndarray | None) -
 
 
 def agreement_of(teacher: ModelPredictions, student: ModelPredictions) -> float:
-    """Return the share of equal labels (for scores: equal positions of the highest score), or R² for numbers."""
+    """Return the share of equal labels (for scores: equal positions of the highest
+    score), or R² for numbers.
+    """
     expected, predicted = teacher.prediction, student.prediction
     if not teacher.is_label and expected.ndim == 2:
         expected, predicted = expected.argmax(axis=1), predicted.argmax(axis=1)

@@ -1,1 +1,3 @@
-"""A model that predicts late arrivals from real flights that left New York in 2013 and the hourly weather."""
+"""A model that predicts late arrivals from real flights that left New York in 2013 and
+the hourly weather.
+"""

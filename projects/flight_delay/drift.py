@@ -1,9 +1,10 @@
-"""Judge the requests of a deployment in a window of event time against the model's training days.
+"""Judge the requests of a deployment in a window of event time against the model's
+training days.
 
     mlflow run . -e drift -P window=2013-07-04/1d        # or: onnxserve monitor run flights --window 2013-07-04/1d
 
-The verdict, the report and the figures are logged to the run of `mlflow run`, or otherwise to a new run in the
-experiment onnxserve/DEPLOYMENT.
+The verdict, the report and the figures are logged to the run of `mlflow run`, or
+otherwise to a new run in the experiment onnxserve/DEPLOYMENT.
 """
 
 import argparse
@@ -28,7 +29,9 @@ def judge_window(deployment: str, window: Window | None) -> MonitorResult:
 
 
 def describe(result: MonitorResult) -> str:
-    """Return the verdict in one line: the state, the score and its threshold, and the most drifted column."""
+    """Return the verdict in one line: the state, the score and its threshold, and the
+    most drifted column.
+    """
     statistic, threshold = (result.figures.get(name) for name in ("statistic", "threshold"))
     if statistic is None or threshold is None:
         return f"{result.state}: {result.reason}"

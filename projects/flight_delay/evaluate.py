@@ -17,10 +17,12 @@ from projects.flight_delay.fitting import score
 
 
 def evaluate(model_uri: str, first_month: int, last_month: int) -> dict[str, float]:
-    """Score the model on the months of 2013, and log the scores to the active run or a new one.
+    """Score the model on the months of 2013, and log the scores to the active run or a
+    new one.
 
     Raises:
-        InvalidConfig: the months are not a range within 1 to 12, or the model has no ONNX form or other columns.
+        InvalidConfig: the months are not a range within 1 to 12, or the model has no
+            ONNX form or other columns.
     """
     if not 1 <= first_month <= last_month <= 12:
         raise InvalidConfig(
@@ -53,7 +55,9 @@ def evaluate(model_uri: str, first_month: int, last_month: int) -> dict[str, flo
 
 
 def delay_probability(model: mlflow.pyfunc.PyFuncModel, features: pd.DataFrame) -> np.ndarray:
-    """Return the probability of a delay, [N], from the graph, because `predict` returns only labels."""
+    """Return the probability of a delay, [N], from the graph, because `predict` returns
+    only labels.
+    """
     onnx = model.get_raw_model()
     probabilities = next(
         output.name for output in onnx.artifact.outputs if output.role == "probabilities"

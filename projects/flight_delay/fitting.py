@@ -1,4 +1,6 @@
-"""Fit the pipeline, from scratch or from the pipeline of a registered version, and compute its scores."""
+"""Fit the pipeline, from scratch or from the pipeline of a registered version, and
+compute its scores.
+"""
 
 import joblib
 import numpy as np
@@ -16,11 +18,15 @@ from projects.model_runs import load_run_artifact, logged_file
 
 PIPELINE = "pipeline.joblib"
 REPLAYED = 2
-"""The number of built-in rows per new row, if the base cannot be trained further and a new model is fitted."""
+"""The number of built-in rows per new row, if the base cannot be trained further and a
+new model is fitted.
+"""
 
 
 def build_pipeline(max_iter: int, learning_rate: float) -> Pipeline:
-    """Return a pipeline of one-hot encoding, with other columns unchanged, and boosted trees, which accept NaN."""
+    """Return a pipeline of one-hot encoding, with other columns unchanged, and boosted
+    trees, which accept NaN.
+    """
     encode = ColumnTransformer(
         [
             (
@@ -55,11 +61,13 @@ def fit_incremental(
     more_trees: int,
     seed: int,
 ) -> tuple[Pipeline, str]:
-    """Return the pipeline of `base_model` trained further on the new rows, and the method.
+    """Return the pipeline of `base_model` trained further on the new rows, and the
+    method.
 
-    The added trees fit the residuals of the existing trees on the new rows (scikit-learn's `warm_start`). If the run of
-    the base has no pipeline, or the new rows have only one outcome, a new pipeline is fitted on the new rows and a
-    sample of the built-in rows.
+    The added trees fit the residuals of the existing trees on the new rows
+    (scikit-learn's `warm_start`). If the run of the base has no pipeline, or the new
+    rows have only one outcome, a new pipeline is fitted on the new rows and a sample of
+    the built-in rows.
 
     Raises:
         InvalidConfig: there are no new rows, or no base is specified.
@@ -70,7 +78,8 @@ def fit_incremental(
         )
     if not base_model:
         raise InvalidConfig(
-            "mode incremental needs the version to train further: base_model=models:/flight-delay/1",
+            "mode incremental needs the version to train further: "
+            "base_model=models:/flight-delay/1",
         )
     base = load_run_artifact(base_model, PIPELINE, _read)
     if base is None or training_data.new[LABEL].nunique() < 2:
@@ -85,7 +94,9 @@ def fit_incremental(
 
 
 def save_pipeline(pipeline: Pipeline) -> None:
-    """Log the pipeline to the active run, so that an incremental training can start from it."""
+    """Log the pipeline to the active run, so that an incremental training can start
+    from it.
+    """
     with logged_file(PIPELINE) as path:
         joblib.dump(pipeline, path, compress=3)
 

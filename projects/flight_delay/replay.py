@@ -1,12 +1,14 @@
-"""Replay months of 2013 on a real endpoint that is monitored and retrained automatically.
+"""Replay months of 2013 on a real endpoint that is monitored and retrained
+automatically.
 
     mlflow run . -e replay -P months=1-12           # or: python -m projects.flight_delay.replay --months 1-12
     mlflow run . -e replay -P months=1-9 -P inject=celsius:6
 
-Flights are sent in the order of event time at high speed. Their labels follow one day later by POST /feedback. The
-controller judges accuracy every four weeks, and drift in the last week. An alarm starts a retraining, and its version
-passes a gate and a rollout. The accuracy per month, with and without retraining, is logged to MLflow as a table and a
-plot. Drift is injected only if `inject` is set.
+Flights are sent in the order of event time at high speed. Their labels follow one day
+later by POST /feedback. The controller judges accuracy every four weeks, and drift in
+the last week. An alarm starts a retraining, and its version passes a gate and a
+rollout. The accuracy per month, with and without retraining, is logged to MLflow as a
+table and a plot. Drift is injected only if `inject` is set.
 """
 
 import argparse
@@ -116,7 +118,9 @@ def _play(
     feed: Feed,
     flights: pd.DataFrame,
 ) -> list[results.JudgedWindow]:
-    """Send the flights day by day. A window is judged one day after its end, when its last labels are received."""
+    """Send the flights day by day. A window is judged one day after its end, when its
+    last labels are received.
+    """
     log = open_log(deployments.settings.inference_log)
     weeks: list[results.JudgedWindow] = []
     waiting = None
@@ -280,7 +284,8 @@ def main() -> None:
         _say(line)
     counts = result.counts
     _say(
-        f"{counts.requests:,} requests, {counts.lost} lost; {counts.labels:,} labels, {counts.labels_lost} lost",
+        f"{counts.requests:,} requests, {counts.lost} lost; {counts.labels:,} labels, "
+        f"{counts.labels_lost} lost",
     )
     _say(f"onnxserve history {setting.endpoint}    shows all events")
 

@@ -1,9 +1,11 @@
-"""Send real flights of selected days to a server, hour by hour, as an airline's system would.
+"""Send real flights of selected days to a server, hour by hour, as an airline's system
+would.
 
-    python -m projects.flight_delay.traffic --url http://127.0.0.1:8080 --day 2013-07-04 --day 2013-07-05
+    python -m projects.flight_delay.traffic --url http://127.0.0.1:8080 --day 2013-07-04
+    --day 2013-07-05
 
-Each request sets `X-Event-Time` to the hour of its flights, so that the inference log and the monitors see the days of
-2013 instead of the time of the replay.
+Each request sets `X-Event-Time` to the hour of its flights, so that the inference log
+and the monitors see the days of 2013 instead of the time of the replay.
 """
 
 import argparse
@@ -30,8 +32,9 @@ class Answers:
     """The responses for some flights.
 
     Attributes:
-        table: one row per flight, in the order of sending: prediction_id, row (in its request), event_time, prediction,
-            and LABEL. A real system receives the label hours later and joins it by prediction_id and row.
+        table: one row per flight, in the order of sending: prediction_id, row (in its
+            request), event_time, prediction, and LABEL. A real system receives the
+            label hours later and joins it by prediction_id and row.
         versions: the number of answered requests by model version.
     """
 
@@ -44,7 +47,8 @@ def send(
     flights: pd.DataFrame,
     on_day: Callable[[pd.Timestamp, int], None] | None = None,
 ) -> Answers:
-    """Send the flights in the order of event time. `on_day` is called after each day, with its number of flights.
+    """Send the flights in the order of event time. `on_day` is called after each day,
+    with its number of flights.
 
     Raises:
         NotReady: the server does not respond, or responds with 5xx.
@@ -137,7 +141,8 @@ def main() -> None:
         )
     right = (answers.table["prediction"].astype(bool) == answers.table[LABEL]).mean()
     print(
-        f"{len(answers.table):,} flights, {right:.1%} predicted correctly, by versions {dict(answers.versions)}",
+        f"{len(answers.table):,} flights, {right:.1%} predicted correctly, by versions "
+        f"{dict(answers.versions)}",
     )
 
 

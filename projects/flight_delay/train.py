@@ -4,9 +4,11 @@
     mlflow run . -e train -P mode=full -P data=labelled.parquet
     mlflow run . -e train -P mode=incremental -P data=labelled.parquet -P base_model=models:/flight-delay/1
 
-By default, the model is trained on January to March. Ten whole days of these months, chosen by the seed, are held out
-to validate the model. They also serve as traffic in which a drift monitor should not find drift. `full` trains a new
-model on the months and the labelled rows. `incremental` trains the base further on the labelled rows (`fitting.py`).
+By default, the model is trained on January to March. Ten whole days of these months,
+chosen by the seed, are held out to validate the model. They also serve as traffic in
+which a drift monitor should not find drift. `full` trains a new model on the months and
+the labelled rows. `incremental` trains the base further on the labelled rows
+(`fitting.py`).
 """
 
 from dataclasses import dataclass
@@ -65,12 +67,13 @@ def train(options: Training) -> Any:
 
     Raises:
         InvalidConfig: a number, the rows or the base are not valid.
-        NotFound / RegistryUnavailable: the base does not exist, or MLflow does not respond.
+        NotFound / RegistryUnavailable: the base does not exist, or MLflow does not
+            respond.
         ParityError: the predictions of the ONNX form would differ from the pipeline.
     """
     _check(options)
-    # Two threads on cores that servers also use wait for each other. The fit takes 8 s with one thread, and up to 50 s
-    # with two threads.
+    # Two threads on cores that servers also use wait for each other. The fit takes 8 s
+    # with one thread, and up to 50 s with two threads.
     with threadpool_limits(1, user_api="openmp"), mlflow.start_run():
         training_data = load_training_data(options.seed, options.months, options.data)
         pipeline, way = _fit(training_data, options)
@@ -101,7 +104,8 @@ def _check(options: Training) -> None:
     if options.base_model:
         if not parse_model_uri(options.base_model).is_registered:
             raise InvalidConfig(
-                f"base_model {options.base_model}: a registered version, models:/NAME/1, is expected",
+                f"base_model {options.base_model}: a registered version, models:/NAME/1, is "
+                "expected",
             )
         resolve(options.base_model)
 

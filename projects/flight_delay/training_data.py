@@ -1,7 +1,8 @@
 """The training data: the built-in months, and labelled rows that were captured later.
 
-A file of labelled rows contains the model's columns as in the inference log, the label in `_label_number` (0 or 1) or
-in `delayed`, and the time in `_event_time` or `event_time`.
+A file of labelled rows contains the model's columns as in the inference log, the label
+in `_label_number` (0 or 1) or in `delayed`, and the time in `_event_time` or
+`event_time`.
 """
 
 import hashlib
@@ -61,7 +62,8 @@ def load_training_data(seed: int, months: str, data: str) -> TrainingData:
     Args:
         seed: the seed for the choice of the ten held-out days.
         months: the built-in months of 2013, e.g. `1-3` or `2`.
-        data: a Parquet file of labelled rows, or empty. Rows of the built-in months are ignored as duplicates.
+        data: a Parquet file of labelled rows, or empty. Rows of the built-in months are
+            ignored as duplicates.
 
     Raises:
         InvalidConfig: the months or the file are not valid.
@@ -85,11 +87,13 @@ def load_training_data(seed: int, months: str, data: str) -> TrainingData:
 def as_measured(captured: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """Restore the measured numbers of rows that were stored in 32 bits.
 
-    Trees could set a threshold between 39.02 and the stored 39.0200005, which the graph cannot distinguish in 32 bits.
-    In a measurement, 575 of 4,712 rows were on the wrong side of a threshold, and the parity check failed.
+    Trees could set a threshold between 39.02 and the stored 39.0200005, which the graph
+    cannot distinguish in 32 bits. In a measurement, 575 of 4,712 rows were on the wrong
+    side of a threshold, and the parity check failed.
 
     Args:
-        known: rows with the measured values. Other values become the shortest decimal with the same 32-bit value.
+        known: rows with the measured values. Other values become the shortest decimal
+            with the same 32-bit value.
     """
     measured = captured.copy()
     for name in WEATHER:
@@ -103,7 +107,9 @@ def as_measured(captured: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_labelled(path: Path, like: pd.DataFrame) -> pd.DataFrame:
-    """Read the labelled rows of a file with the types of the flights `like`. Raises InvalidConfig."""
+    """Read the labelled rows of a file with the types of the flights `like`. Raises
+    InvalidConfig.
+    """
     try:
         rows = pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors.

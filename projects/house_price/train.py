@@ -1,4 +1,5 @@
-"""Train a linear regression of prices on a CSV file, log it as checked ONNX and register it.
+"""Train a linear regression of prices on a CSV file, log it as checked ONNX and
+register it.
 
     mlflow run projects/house_price -e house_price --env-manager local  # or: python -m projects.house_price.train
     mlflow run projects/house_price -e house_price --env-manager local -P data=houses.csv -P target=price
@@ -31,7 +32,9 @@ class Training(TableOptions):
 
 
 def generate(seed: int) -> pd.DataFrame:
-    """Return synthetic houses with prices in thousands: a linear formula with noise. 10 % of the ages are missing."""
+    """Return synthetic houses with prices in thousands: a linear formula with noise. 10
+    % of the ages are missing.
+    """
     random = np.random.default_rng(seed)
     district = random.integers(0, 8, ROWS)
     area = random.gamma(9, 13, ROWS).clip(25, 400).round(1)
@@ -56,7 +59,9 @@ def generate(seed: int) -> pd.DataFrame:
 
 
 def score(pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> dict[str, float]:
-    """Return R², root mean squared error, mean absolute error, and the mean absolute error of the median."""
+    """Return R², root mean squared error, mean absolute error, and the mean absolute
+    error of the median.
+    """
     predicted = pipeline.predict(features)
     return {
         "r2": float(r2_score(truth, predicted)),

@@ -1,4 +1,6 @@
-"""ResNet18 (He et al., 2015) with torchvision's architecture. torchvision has no CPU build for this torch version."""
+"""ResNet18 (He et al., 2015) with torchvision's architecture. torchvision has no CPU
+build for this torch version.
+"""
 
 import torch
 from torch import nn
@@ -26,10 +28,12 @@ class Block(nn.Module):
 
 
 def resnet18(classes: int = 1000, channels: int = 3, width: int = 64) -> nn.Module:
-    """Return a network from images [N, channels, H, W] to scores [N, classes], not normalised.
+    """Return a network from images [N, channels, H, W] to scores [N, classes], not
+    normalised.
 
     Args:
-        width: the channels of the first stage. Each of the next three stages doubles the number.
+        width: the channels of the first stage. Each of the next three stages doubles
+            the number.
     """
     layers: list[nn.Module] = [
         nn.Conv2d(channels, width, 7, 2, 3, bias=False),

@@ -3,8 +3,9 @@
     mlflow run projects/image_resnet18 -e image_resnet18 --env-manager local
     python -m projects.image_resnet18.train             # the same
 
-Data: the 1,797 images of `load_digits` (UCI, Alpaydin and Kaynak 1998), scaled from 8 × 8 to 32 × 32 pixels. A fifth is
-held out. ResNet18 is far larger than these digits need; it is an example of networks for larger images.
+Data: the 1,797 images of `load_digits` (UCI, Alpaydin and Kaynak 1998), scaled from 8 ×
+8 to 32 × 32 pixels. A fifth is held out. ResNet18 is far larger than these digits need;
+it is an example of networks for larger images.
 """
 
 import json
@@ -57,7 +58,9 @@ def stretched(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def fit(images: np.ndarray, digits: np.ndarray, options: Training) -> nn.Module:
-    """Return a network trained on the images by AdamW with one cycle of the learning rate, in `eval` mode."""
+    """Return a network trained on the images by AdamW with one cycle of the learning
+    rate, in `eval` mode.
+    """
     torch.manual_seed(options.seed)
     network = resnet18(classes=10, channels=1, width=options.width).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)

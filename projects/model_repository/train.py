@@ -1,4 +1,5 @@
-"""Train a logistic regression on half of scikit-learn's breast cancer data, and register it as checked ONNX.
+"""Train a logistic regression on half of scikit-learn's breast cancer data, and
+register it as checked ONNX.
 
 held_out.csv contains the other half and was written by `python train.py --held-out`.
 """
@@ -19,7 +20,9 @@ TARGET = "benign"
 
 
 def load_rows(is_held_out: bool) -> tuple[pd.DataFrame, pd.Series]:
-    """Return features [N, 3] and labels [N] of the training rows or of the held-out rows."""
+    """Return features [N, 3] and labels [N] of the training rows or of the held-out
+    rows.
+    """
     rows, truth = load_breast_cancer(return_X_y=True, as_frame=True)
     chosen = slice(int(is_held_out), None, 2)
     return rows[COLUMNS][chosen], truth[chosen].rename(TARGET)

@@ -1,16 +1,19 @@
-"""Search for the best model of the delayed flights with Optuna, register it, run the gate, and roll it out.
+"""Search for the best model of the delayed flights with Optuna, register it, run the
+gate, and roll it out.
 
     mlflow run projects/search -e search --env-manager local  # or: python -m projects.search.train
     mlflow run projects/search -e search --env-manager local -P trials=60 -P minutes=30
     mlflow run projects/search -e search --env-manager local -P deploy=flights
 
-Each trial is a nested run. Optuna's tree-structured Parzen estimator selects a family (boosted trees, forest, logistic
-regression) and its parameters. The model is trained on a sample of the training flights and scored on ten whole days,
-chosen by the seed. The best model is then trained on all these flights. Its final scores are from ten other days that
-no trial has used, because the score that selected the best model is too optimistic.
+Each trial is a nested run. Optuna's tree-structured Parzen estimator selects a family
+(boosted trees, forest, logistic regression) and its parameters. The model is trained on
+a sample of the training flights and scored on ten whole days, chosen by the seed. The
+best model is then trained on all these flights. Its final scores are from ten other
+days that no trial has used, because the score that selected the best model is too
+optimistic.
 
-With `deploy`, the version that passes the gate is rolled out on this endpoint. The search does not start if the version
-could not be rolled out.
+With `deploy`, the version that passes the gate is rolled out on this endpoint. The
+search does not start if the version could not be rolled out.
 """
 
 import subprocess
@@ -129,12 +132,14 @@ FAMILIES: dict[str, Callable[[BaseTrial, pd.DataFrame], Pipeline]] = {
 
 
 def search(options: Search) -> Any:
-    """Try the models, register the best model, run the gate, roll the version out, and return MLflow's ModelInfo.
+    """Try the models, register the best model, run the gate, roll the version out, and
+    return MLflow's ModelInfo.
 
     Raises:
         InvalidConfig: a number or the months are not valid.
         ParityError: the predictions of the ONNX form would differ from the best model.
-        GateRefused / SystemExit: the version that should be deployed has not passed the gate, or its rollout failed.
+        GateRefused / SystemExit: the version that should be deployed has not passed the
+            gate, or its rollout failed.
         OnnxserveError: the errors of `deployed_model`.
     """
     for name in ("trials", "minutes", "rows", "min_requests"):
@@ -178,7 +183,8 @@ def search(options: Search) -> Any:
         print(f"gate {verdict.state}: {verdict.reason}", flush=True)
         if options.deploy and verdict.state not in PASSED_STATES:
             raise GateRefused(
-                f"{model} version {version} is not deployed: gate {verdict.state}: {verdict.reason}",
+                f"{model} version {version} is not deployed: gate {verdict.state}: "
+                f"{verdict.reason}",
             )
         if is_new:
             promote(model, version, f"@{ALIAS}", why=REASON, policy_file=policy)
@@ -214,12 +220,16 @@ def search(options: Search) -> Any:
 
 
 def deployed_model(options: Search) -> tuple[str, bool]:
-    """Return the model under which the best version is registered, and True if its endpoint must be created.
+    """Return the model under which the best version is registered, and True if its
+    endpoint must be created.
 
     Raises:
-        InvalidConfig: an option or the gate policy is not valid, or the endpoint does not serve a version of the model.
-        NotReady / AlreadyExists: the endpoint's server is not running, or a rollout of the endpoint is live.
-        OnnxserveError: the store or the endpoint's server is not accessible from this machine.
+        InvalidConfig: an option or the gate policy is not valid, or the endpoint does
+            not serve a version of the model.
+        NotReady / AlreadyExists: the endpoint's server is not running, or a rollout of
+            the endpoint is live.
+        OnnxserveError: the store or the endpoint's server is not accessible from this
+            machine.
     """
     model, name = options.registered_model or MODEL, options.deploy
     if not (model.strip() and model.isprintable()) or {"/", ":"} & set(model):
@@ -259,7 +269,8 @@ def deployed_model(options: Search) -> tuple[str, bool]:
 def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> Study:
     """Run each trial as a nested run of the active run."""
     print(
-        f"up to {options.trials} trials on {len(sample):,} flights, scored on {len(choice):,} flights of ten days",
+        f"up to {options.trials} trials on {len(sample):,} flights, scored on {len(choice):,} "
+        "flights of ten days",
         flush=True,
     )
 
@@ -282,7 +293,8 @@ def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> 
     study.optimize(objective, n_trials=options.trials, timeout=60 * options.minutes)
     if not study.trials:
         raise InvalidConfig(
-            f"minutes {options.minutes}: the time was over before the first trial; specify more minutes",
+            f"minutes {options.minutes}: the time was over before the first trial; specify more "
+            "minutes",
         )
     return study
 
@@ -313,7 +325,9 @@ def _draw(study: Study) -> None:
 
 @contextmanager
 def _policy(model: str, run_id: str) -> Iterator[Path | None]:
-    """Yield a gate policy with the held-out days as its dataset; None if the model has a policy of its own."""
+    """Yield a gate policy with the held-out days as its dataset; None if the model has
+    a policy of its own.
+    """
     if GATE_POLICY_TAG in MlflowClient().get_registered_model(model).tags:
         yield None
         return

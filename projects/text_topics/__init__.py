@@ -1,1 +1,3 @@
-"""Topics of texts, which are found by NMF on TF-IDF and served as a classifier of new texts."""
+"""Topics of texts, which are found by NMF on TF-IDF and served as a classifier of new
+texts.
+"""

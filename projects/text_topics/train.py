@@ -1,12 +1,15 @@
-"""Find the topics of texts, train a classifier of topics, log it as checked ONNX and register it.
+"""Find the topics of texts, train a classifier of topics, log it as checked ONNX and
+register it.
 
     mlflow run projects/text_topics -e text_topics --env-manager local  # or: python -m projects.text_topics.train
     mlflow run projects/text_topics -e text_topics --env-manager local -P data=tickets.csv -P column=body -P topics=12
 
-The texts are a column of a CSV file. By default, the texts are English docstrings of five installed libraries. Topics
-are found by NMF (Lee and Seung 1999) on TF-IDF and named after their words with the largest weights. NMF solves an
-optimisation problem for each new text, which has no ONNX form. A logistic regression is therefore trained to predict
-the strongest topic from the same TF-IDF. Its agreement with NMF on held-out texts is logged as a metric.
+The texts are a column of a CSV file. By default, the texts are English docstrings of
+five installed libraries. Topics are found by NMF (Lee and Seung 1999) on TF-IDF and
+named after their words with the largest weights. NMF solves an optimisation problem for
+each new text, which has no ONNX form. A logistic regression is therefore trained to
+predict the strongest topic from the same TF-IDF. Its agreement with NMF on held-out
+texts is logged as a metric.
 """
 
 import ast
@@ -60,12 +63,14 @@ def train(options: Training) -> Any:
     texts, origin = load_texts(options)
     if len(texts) < 20 * options.topics:
         raise InvalidConfig(
-            f"{origin}: {len(texts)} texts; {options.topics} topics need at least {20 * options.topics}",
+            f"{origin}: {len(texts)} texts; {options.topics} topics need at least "
+            f"{20 * options.topics}",
         )
     with mlflow.start_run():
         log_options(options)
         known, new = train_test_split(texts, test_size=0.2, random_state=options.seed)
-        # ONNX and scikit-learn find the same tokens with this pattern, but not with the default pattern.
+        # ONNX and scikit-learn find the same tokens with this pattern, but not with the
+        # default pattern.
         tfidf = TfidfVectorizer(
             token_pattern="[a-zA-Z]{3,}",
             stop_words="english",
@@ -104,7 +109,9 @@ def train(options: Training) -> Any:
 
 
 def load_texts(options: Training) -> tuple[pd.DataFrame, str]:
-    """Return the texts in the column `text`, with their `source` if it is known, and a description of their origin."""
+    """Return the texts in the column `text`, with their `source` if it is known, and a
+    description of their origin.
+    """
     if options.data:
         rows, origin = read_rows(Path(options.data), options.column, "column")
         texts = rows[options.column].dropna().astype(str).drop_duplicates()
@@ -125,7 +132,9 @@ def load_texts(options: Training) -> tuple[pd.DataFrame, str]:
 
 
 def docstrings(library: str) -> list[str]:
-    """Return a library's docstrings with at least 40 words, without importing the library."""
+    """Return a library's docstrings with at least 40 words, without importing the
+    library.
+    """
     spec = find_spec(library)
     if spec is None or not spec.submodule_search_locations:
         return []

@@ -1,4 +1,6 @@
-"""The judge of benchmarks/coverage.py finds wrong models, and accepts the models that we convert."""
+"""The judge of benchmarks/coverage.py finds wrong models, and accepts the models that
+we convert.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -49,7 +51,9 @@ def test_the_judge_finds_what_is_wrong_refused_and_crashed(
     case: Case,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Log models that differ from the judge's: one threshold is changed by a step, and one model has other sums."""
+    """Log models that differ from the judge's: one threshold is changed by a step, and
+    one model has other sums.
+    """
     off = DecisionTreeRegressor(max_depth=4, random_state=0).fit(case.example, target(case.example))
     off.tree_.threshold[0] = (
         np.nextafter(np.float32(off.tree_.threshold[0]), np.float32(np.inf)) + 1e-4

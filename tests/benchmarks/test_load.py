@@ -64,10 +64,12 @@ def slow(status: int = 200) -> tuple[str, ...]:
 def test_the_closed_loop_asks_as_fast_as_it_is_answered() -> None:
     with listening(*slow()) as port:
         measured = closed_loop(Target(port, post("/", b"body"), b"ok"), connections=2, seconds=0.5)
-    # two connections, 20 ms per response, and one more response per connection at the edges
+    # two connections, 20 ms per response, and one more response per connection at the
+    # edges
     assert measured.rate <= 104
     assert measured.p50 >= 0.02
-    # Both connections always wait for a response (Little's law), independently of the machine's speed.
+    # Both connections always wait for a response (Little's law), independently of the
+    # machine's speed.
     assert measured.rate * measured.p99 > 1.5
     assert measured.wrong == 0
 

@@ -1,5 +1,6 @@
-"""Three servers behind a real nginx, with Redis, PostgreSQL and S3: one is killed, and one rate limit applies to
-all."""
+"""Three servers behind a real nginx, with Redis, PostgreSQL and S3: one is killed, and
+one rate limit applies to all.
+"""
 
 import os
 import shutil

@@ -1,4 +1,6 @@
-"""The workflow of a model repository, step by step: real trainings, a real MLflow server, an endpoint under traffic."""
+"""The workflow of a model repository, step by step: real trainings, a real MLflow
+server, an endpoint under traffic.
+"""
 
 import os
 import runpy
@@ -178,7 +180,9 @@ def held_out() -> pd.DataFrame:
 
 
 def doubtful_rows() -> pd.DataFrame:
-    """Return held-out rows for which strengths of 0.8 and 0.05 give different predictions."""
+    """Return held-out rows for which strengths of 0.8 and 0.05 give different
+    predictions.
+    """
     fit, rows = runpy.run_path(str(EXAMPLE / "train.py"))["fit"], held_out()
     return rows[fit(0.8).predict(rows) != fit(0.05).predict(rows)]
 

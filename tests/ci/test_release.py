@@ -101,7 +101,9 @@ def test_a_tag_that_does_not_fit_is_refused_in_one_line(
 
 
 def test_the_version_stands_in_one_place() -> None:
-    """Only version.py contains the version, and charts, whose format requires it as text."""
+    """Only version.py contains the version, and charts, whose format requires it as
+    text.
+    """
     places = ("mlflow_deploy_plugin", "docker", "setup.cfg", "pyproject.toml", "Makefile")
     named = git(ROOT, "grep", "-lwF", __version__, "--", *places).split()
     assert [name for name in named if not name.endswith("Chart.yaml")] == [

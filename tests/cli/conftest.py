@@ -25,7 +25,9 @@ _numbers = itertools.count(1)
 
 
 def counter() -> onnx.ModelProto:
-    """Counts to the number it is given, one step after the other: a request that takes as long as one likes."""
+    """Counts to the number it is given, one step after the other: a request that takes
+    as long as one likes.
+    """
     return parse_graph(
         """counter (int64[N] x) => (int64[N] y)
         <int64[1] axes = {0}, int64[1] first = {0}, int64[1] zero = {0}, bool go = {1}> {
@@ -42,7 +44,9 @@ def counter() -> onnx.ModelProto:
 
 @pytest.fixture(scope="session")
 def logged(mlflow_server: MlflowServer) -> dict[str, str]:
-    """Return URIs of logged models: adders by their summand, a slow model, and models without or with broken ONNX."""
+    """Return URIs of logged models: adders by their summand, a slow model, and models
+    without or with broken ONNX.
+    """
     requirements: dict[str, Any] = {"pip_requirements": ["onnxruntime"]}
     with tracking_at(mlflow_server.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         uris = {

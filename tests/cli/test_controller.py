@@ -1,4 +1,6 @@
-"""Tests of `onnxserve rollback`, `retrain` and `controller` with valid and invalid options."""
+"""Tests of `onnxserve rollback`, `retrain` and `controller` with valid and invalid
+options.
+"""
 
 import json
 import os
@@ -176,7 +178,10 @@ def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.Monk
     assert asked.exit_code == 1
     assert asked.stdout.splitlines() == [
         "flights: retraining 1 of X, full: waiting",
-        "flights: retraining 1 of X, full: failed; endpoint 'flights' was deleted during the retraining",
+        (
+            "flights: retraining 1 of X, full: failed; endpoint 'flights' was deleted during the "
+            "retraining"
+        ),
     ]
     assert store.lease("controller") is None
 

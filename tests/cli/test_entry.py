@@ -14,8 +14,9 @@ HEAVY = ("click", "orjson", "pydantic", "requests", "yaml")
 @pytest.mark.parametrize("arguments", [["health", "http://127.0.0.1:1"], ["list-packages"]])
 def test_a_command_of_containers_starts_without_heavy_modules(arguments: list[str]) -> None:
     code = (
-        f"import atexit, sys; sys.argv[1:] = {arguments}; from mlflow_deploy_plugin.cli.entry import main; "
-        f"atexit.register(lambda: print([name for name in {HEAVY} if name in sys.modules])); main()"
+        f"import atexit, sys; sys.argv[1:] = {arguments}; from mlflow_deploy_plugin.cli.entry "
+        f"import main; atexit.register(lambda: print([name for name in {HEAVY} if name in "
+        "sys.modules])); main()"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,4 +1,6 @@
-"""Tests of the output of `onnxserve explain`. See tests/wrap/evaluation for the explanations."""
+"""Tests of the output of `onnxserve explain`. See tests/wrap/evaluation for the
+explanations.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Tests of the output and exit statuses of `onnxserve optimize`. See tests/wrap/optimization for the forms."""
+"""Tests of the output and exit statuses of `onnxserve optimize`. See
+tests/wrap/optimization for the forms.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -23,7 +25,9 @@ def net(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
 ) -> Iterator[Command]:
-    """The command, on a registry with version 1 of `net`; `test.parquet` has labelled rows."""
+    """The command, on a registry with version 1 of `net`; `test.parquet` has labelled
+    rows.
+    """
     folder = tmp_path_factory.mktemp("optimize")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))

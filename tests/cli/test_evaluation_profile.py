@@ -1,4 +1,6 @@
-"""Tests of the output of `onnxserve profile`. See tests/wrap/optimization for the profile."""
+"""Tests of the output of `onnxserve profile`. See tests/wrap/optimization for the
+profile.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""Tests of the output of `onnxserve robustness`. See tests/wrap/evaluation for the curves."""
+"""Tests of the output of `onnxserve robustness`. See tests/wrap/evaluation for the
+curves.
+"""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,6 @@
-"""Tests of `onnxserve build-docker` without Docker: output and errors. See tests/docker for builds."""
+"""Tests of `onnxserve build-docker` without Docker: output and errors. See tests/docker
+for builds.
+"""
 
 from pathlib import Path
 

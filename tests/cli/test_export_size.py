@@ -1,4 +1,6 @@
-"""Tests of the output and the errors of `onnxserve size`. See tests/ship/sizing for the measurement and the plan."""
+"""Tests of the output and the errors of `onnxserve size`. See tests/ship/sizing for the
+measurement and the plan.
+"""
 
 import json
 import shlex

@@ -1,4 +1,6 @@
-"""Tests of the help of every command: complete sentences, imperative mood, no truncation, defaults by click."""
+"""Tests of the help of every command: complete sentences, imperative mood, no
+truncation, defaults by click.
+"""
 
 import re
 from collections.abc import Iterator
@@ -160,7 +162,9 @@ def test_each_option_has_a_sentence_a_metavar_in_our_words_and_its_default_by_cl
 
 
 def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> None:
-    """The commands do not import these modules for their help, which would take a second."""
+    """The commands do not import these modules for their help, which would take a
+    second.
+    """
     from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
     from mlflow_deploy_plugin.ship.batch.part import OnError
     from mlflow_deploy_plugin.ship.batch.run import Engine as BatchEngine

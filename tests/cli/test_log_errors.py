@@ -47,7 +47,9 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogWriter:
 
 @pytest.fixture
 def fail(writer: LogWriter) -> Callable[..., None]:
-    """A function that logs failed requests of the endpoint, the first at a given age, each one second later."""
+    """A function that logs failed requests of the endpoint, the first at a given age,
+    each one second later.
+    """
 
     def fail(
         messages: list[str | None],
@@ -137,8 +139,14 @@ def test_failures_are_grouped_by_cause_with_share_times_example_and_remedy(
             ]
         ],
         [
-            "column 'carrier', row 3: 'XX' is not a known category of the model; did you mean 'AA'?",
-            "column 'carrier', row 12: 'Z' is not a known category of the model; the allowed values are AA, UA",
+            (
+                "column 'carrier', row 3: 'XX' is not a known category of the model; did you mean "
+                "'AA'?"
+            ),
+            (
+                "column 'carrier', row 12: 'Z' is not a known category of the model; the allowed "
+                "values are AA, UA"
+            ),
         ],
         [
             "the model's answer 3f2a9b1c4d5e6f708192a3b4c5d6e7f8 failed",

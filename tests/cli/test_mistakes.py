@@ -38,7 +38,9 @@ def typed(line: str) -> Result:
 
 
 def usage_error(line: str) -> str:
-    """Return the last line on stderr, behind "Error: ", of a command that ends with 2 and prints nothing else."""
+    """Return the last line on stderr, behind "Error: ", of a command that ends with 2
+    and prints nothing else.
+    """
     result = typed(line)
     assert (result.exit_code, result.stdout) == (2, "")
     start, error, message = result.stderr.splitlines()[-1].partition("Error: ")

@@ -1,4 +1,6 @@
-"""Tests of the output and errors of `onnxserve monitor …`. See tests/watch/monitors for the schedule."""
+"""Tests of the output and errors of `onnxserve monitor …`. See tests/watch/monitors for
+the schedule.
+"""
 
 import json
 import re
@@ -30,7 +32,9 @@ def home(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
 ) -> Iterator[Path]:
-    """An endpoint `flights` with a calm day and a shifted one in its log, and `other` without a monitor."""
+    """An endpoint `flights` with a calm day and a shifted one in its log, and `other`
+    without a monitor.
+    """
     folder = tmp_path_factory.mktemp("monitor")
     make_endpoint(folder / "home")
     for day, shift in ((CALM, 0.0), (SHIFTED, 9.0)):
@@ -53,7 +57,9 @@ def invoke(*arguments: str) -> Result:
 
 
 def figures(result: Result) -> list[int]:
-    """Return the numbers of windows in the last line of a backfill: judged now, already judged, not judged."""
+    """Return the numbers of windows in the last line of a backfill: judged now, already
+    judged, not judged.
+    """
     return [int(number) for number in re.findall(r"\d+", result.stdout.splitlines()[-1])]
 
 

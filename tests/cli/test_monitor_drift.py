@@ -1,4 +1,6 @@
-"""Tests of the output and errors of `onnxserve drift run`. See tests/watch/monitors/test_manual_runs.py."""
+"""Tests of the output and errors of `onnxserve drift run`. See
+tests/watch/monitors/test_manual_runs.py.
+"""
 
 import json
 import re
@@ -74,7 +76,8 @@ def write_day(log: Path, day: datetime, values: np.ndarray) -> None:
         "_event_time": pa.array([day + timedelta(seconds=row) for row in range(rows)], TIME),
         "_model": ["model"] * rows,
         "_version": ["unknown"] * rows,
-        # The segment must not be random, because it determines the rows that are compared.
+        # The segment must not be random, because it determines the rows that are
+        # compared.
         "_segment": [f"{day:%Y%m%d}"] * rows,
         "_offset": pa.array([0] * rows, pa.int64()),
         "_row": pa.array(range(rows), pa.int32()),

@@ -1,4 +1,6 @@
-"""Tests of `onnxserve predict`: every file format, with a model and with a deployment, and every error."""
+"""Tests of `onnxserve predict`: every file format, with a model and with a deployment,
+and every error.
+"""
 
 import json
 import os
@@ -347,7 +349,9 @@ def typed(
     given: bytes = b"",
     after: str = "",
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the command in a process of its own, which has imported nothing yet, and the code `after` it."""
+    """Run the command in a process of its own, which has imported nothing yet, and the
+    code `after` it.
+    """
     code = (
         "import sys; from mlflow_deploy_plugin.cli.commands import main; "
         f"main(sys.argv[1:], standalone_mode=False); {after}"

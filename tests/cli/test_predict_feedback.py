@@ -28,7 +28,9 @@ ROWS = 6
 
 @pytest.fixture(scope="module")
 def ids(home: BaseDeploymentClient, models: Models) -> list[str]:
-    """An endpoint `sums` that has answered a few requests of two rows; their X-Prediction-Ids."""
+    """An endpoint `sums` that has answered a few requests of two rows; their
+    X-Prediction-Ids.
+    """
     deployed = home.create_deployment("sums", models.once, config={"capture.mask": "b"})
     answers = [
         requests.post(
@@ -74,7 +76,12 @@ def test_labels_go_by_the_server_and_what_is_bad_or_unmatched_is_said(
 ) -> None:
     file, rejects = tmp_path / "labels.csv", tmp_path / "bad.jsonl"
     file.write_text(
-        f"prediction_id,row,label\n{ids[0]},0,1\n{ids[0]},1,0\n{ids[1]},,late\nunknown,0,1\n{ids[2]},0\n",
+        "prediction_id,row,label\n"
+        f"{ids[0]},0,1\n"
+        f"{ids[0]},1,0\n"
+        f"{ids[1]},,late\n"
+        "unknown,0,1\n"
+        f"{ids[2]},0\n",
     )
 
     result = feedback("sums", "--file", str(file), "--rejects", str(rejects))

@@ -1,4 +1,6 @@
-"""Tests of `onnxserve requests`, `approve`, `decline` and `promote --request`, on a server with MLflow's basic auth."""
+"""Tests of `onnxserve requests`, `approve`, `decline` and `promote --request`, on a
+server with MLflow's basic auth.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""Tests of the output of `onnxserve diff`. See tests/promote/evidence for the comparison."""
+"""Tests of the output of `onnxserve diff`. See tests/promote/evidence for the
+comparison.
+"""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,6 @@
-"""Tests of the output of `onnxserve gate` and `promote`. See tests/promote/gate for the gate."""
+"""Tests of the output of `onnxserve gate` and `promote`. See tests/promote/gate for the
+gate.
+"""
 
 import json
 import os
@@ -25,7 +27,9 @@ def toy(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
 ) -> Iterator[Command]:
-    """The command, on a registry whose `toy` 1 is in Production; 2 is as good, and 3 was not proven."""
+    """The command, on a registry whose `toy` 1 is in Production; 2 is as good, and 3
+    was not proven.
+    """
     folder = tmp_path_factory.mktemp("gate")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
@@ -138,7 +142,10 @@ def test_promote_of_what_is_there_already_is_one_line(toy: Command) -> None:
     done = toy("promote", "toy", "2", "--to", "@same")
     assert done.exit_code == 0
     assert done.stdout.splitlines() == [
-        "toy version 2 has the alias @same already: no change (gate: not asked; the policy does not gate @same)",
+        (
+            "toy version 2 has the alias @same already: no change (gate: not asked; the policy "
+            "does not gate @same)"
+        ),
     ]
 
 

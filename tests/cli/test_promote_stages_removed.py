@@ -1,4 +1,6 @@
-"""Tests of the commands and of a running server after MLflow's server has removed the stages of versions."""
+"""Tests of the commands and of a running server after MLflow's server has removed the
+stages of versions.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -36,7 +38,9 @@ def without_stages(body: bytes) -> bytes:
 
 @pytest.fixture
 def proxy(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Yield a proxy to MLflow, which `remove_stages` changes to an MLflow without stages."""
+    """Yield a proxy to MLflow, which `remove_stages` changes to an MLflow without
+    stages.
+    """
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy:
         yield proxy
 

@@ -36,7 +36,9 @@ def replay(*arguments: str, typed: str | None = None) -> Result:
 
 @pytest.fixture
 def identity(answering: Answering) -> str:
-    """The id of a request of three rows, of which the last is logged with another probability."""
+    """The id of a request of three rows, of which the last is logged with another
+    probability.
+    """
 
     def change(outputs: Outputs) -> None:
         outputs["probabilities"][2, 0] += np.float32(0.25)

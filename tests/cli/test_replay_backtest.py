@@ -29,7 +29,9 @@ def served(
     new_database: Callable[[Path], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[None]:
-    """The endpoint `flights`, whose version 1 has answered 300 rows, of which 100 have a label."""
+    """The endpoint `flights`, whose version 1 has answered 300 rows, of which 100 have
+    a label.
+    """
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,6 @@
-"""Tests of `onnxserve serve` with a real MLflow server: following, failures of MLflow, ending, errors."""
+"""Tests of `onnxserve serve` with a real MLflow server: following, failures of MLflow,
+ending, errors.
+"""
 
 import threading
 import time
@@ -340,7 +342,11 @@ def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part
     mounted = tmp_path / "spec.yaml"
     for folder, version, threads in zip(data, (1, 2), (3, 5), strict=True):
         folder.mkdir()
-        spec = f"name: e\nvariants: {{e: {{model: 'models:/{model}/{version}'}}}}\nserver: {{threads: {threads}}}\n"
+        spec = (
+            "name: e\n"
+            f"variants: {{e: {{model: 'models:/{model}/{version}'}}}}\n"
+            f"server: {{threads: {threads}}}\n"
+        )
         (folder / "spec.yaml").write_text(spec)
     link = tmp_path / "..data"
     link.symlink_to(data[0])

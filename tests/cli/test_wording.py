@@ -1,4 +1,6 @@
-"""The wording of the most frequent messages of the command line: each row is a command and its last line."""
+"""The wording of the most frequent messages of the command line: each row is a command
+and its last line.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Tests of the output of `onnxserve wrap`. See tests/wrap/flavor/test_registered.py for the conversion."""
+"""Tests of the output of `onnxserve wrap`. See tests/wrap/flavor/test_registered.py for
+the conversion.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -23,7 +25,9 @@ def wrapped(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
 ) -> Iterator[Command]:
-    """Return the command with a registry that contains models:/old/1, in a folder with rows.csv and model.pkl."""
+    """Return the command with a registry that contains models:/old/1, in a folder with
+    rows.csv and model.pkl.
+    """
     folder = tmp_path_factory.mktemp("wrap")
     table = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [0.5, 0.1, 0.9]})
     table.to_csv(folder / "rows.csv", index=False)

@@ -1,4 +1,6 @@
-"""The private names of MLflow that onnxserve uses: this module lists all of them, and MLflow's versions have them."""
+"""The private names of MLflow that onnxserve uses: this module lists all of them, and
+MLflow's versions have them.
+"""
 
 import ast
 import subprocess
@@ -50,7 +52,8 @@ NAMES = {
     "mlflow.utils.model_utils._validate_and_prepare_target_save_path",
     "mlflow.utils.rest_utils._get_http_response_with_retries",
 }
-"""Private names that the package imports, or reads from an imported module of MLflow."""
+"""Private names that the package imports, or reads from an imported module of MLflow.
+"""
 
 METHODS = {
     "mlflow.data.dataset.Dataset._to_mlflow_entity",
@@ -67,15 +70,20 @@ REPLACED = {
 }
 """Public functions that the package replaces in its own processes.
 
-The package also replaces `get_default_host_creds` in `mlflow_artifacts_repo`, which only MLflow 3.17 imports there.
+The package also replaces `get_default_host_creds` in `mlflow_artifacts_repo`, which
+only MLflow 3.17 imports there.
 """
 
 VIEWS = {f"mlflow.server.handlers.{view}" for view in (*_READERS, _NEW_VERSION)}
-"""MLflow's functions for the requests that the guard checks. Flask names its views after them."""
+"""MLflow's functions for the requests that the guard checks. Flask names its views
+after them.
+"""
 
 
 def used_names(path: Path) -> Iterator[str]:
-    """Yield the private names of MLflow that a module imports, or reads from a name that it imports."""
+    """Yield the private names of MLflow that a module imports, or reads from a name
+    that it imports.
+    """
     tree = ast.parse(path.read_text())
     imported: dict[str, str] = {}
     for node in ast.walk(tree):
@@ -108,7 +116,9 @@ def test_each_private_name_that_the_package_uses_is_listed() -> None:
 
 @cache
 def definitions(module: Path) -> frozenset[str]:
-    """Return the names that a module defines or imports, and `Class.method` of each class."""
+    """Return the names that a module defines or imports, and `Class.method` of each
+    class.
+    """
     names: set[str] = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -138,7 +148,9 @@ def is_defined(site: Path, name: str) -> bool:
 
 
 def admitted_versions() -> str:
-    """Return the versions of MLflow that setup.cfg admits, such as `mlflow >= 3.17, < 4`."""
+    """Return the versions of MLflow that setup.cfg admits, such as `mlflow >= 3.17, <
+    4`.
+    """
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     lines = setup["options.extras_require"]["ui"].splitlines()

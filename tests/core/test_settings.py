@@ -1,4 +1,6 @@
-"""Settings are read from the environment, and an invalid setting is named in the message."""
+"""Settings are read from the environment, and an invalid setting is named in the
+message.
+"""
 
 import os
 import pickle

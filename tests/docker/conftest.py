@@ -1,4 +1,6 @@
-"""A Docker engine, the image of this checkout, containers that are removed with their test, and tiny models."""
+"""A Docker engine, the image of this checkout, containers that are removed with their
+test, and tiny models.
+"""
 
 import json
 import os
@@ -65,8 +67,9 @@ def run_docker(
 
 @contextmanager
 def built_image(target: str, timeout: float) -> Iterator[str]:
-    """Return the tag of an image of this checkout's Dockerfile, which is removed at the end; Docker's build cache is
-    kept."""
+    """Return the tag of an image of this checkout's Dockerfile, which is removed at the
+    end; Docker's build cache is kept.
+    """
     tag = f"onnxserve-test:{target}-{uuid.uuid4().hex[:12]}"
     run_docker(
         "build",
@@ -100,8 +103,9 @@ def docker() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def image(docker: Any, alone: Callable[[str], AbstractContextManager[Path]]) -> Iterator[str]:
-    """Return the cpu image as built by `onnxserve build-docker`; the first worker of a test run fills Docker's
-    cache."""
+    """Return the cpu image as built by `onnxserve build-docker`; the first worker of a
+    test run fills Docker's cache.
+    """
     tag = f"onnxserve-test:cpu-{uuid.uuid4().hex[:12]}"
     try:
         with alone("image"):
@@ -131,7 +135,9 @@ class Answer:
 
 
 def send(url: str, document: Any = None) -> Answer:
-    """Send a JSON document by POST, or GET without a document. The body of the response is JSON or text."""
+    """Send a JSON document by POST, or GET without a document. The body of the response
+    is JSON or text.
+    """
     data = None if document is None else json.dumps(document).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
@@ -152,7 +158,9 @@ def send(url: str, document: Any = None) -> Answer:
 
 @dataclass(frozen=True)
 class Container:
-    """A running container of the image, whose port 8080 is published on a free port of this machine."""
+    """A running container of the image, whose port 8080 is published on a free port of
+    this machine.
+    """
 
     name: str
 
@@ -208,13 +216,16 @@ def started(image: str, *options: str, command: list[str]) -> Iterator[Container
 def times() -> Callable[[float], onnx.ModelProto]:
     """Write the graph y = factor · x, float32 (batch, 2) → (batch, 2)."""
     return lambda factor: parse_graph(
-        f"times (float[N,2] x) => (float[N,2] y) <float[1] factor = {{{float(factor)}}}> {{ y = Mul(x, factor) }}",
+        f"times (float[N,2] x) => (float[N,2] y) <float[1] factor = {{{float(factor)}}}> {{ y = "
+        "Mul(x, factor) }",
     )
 
 
 @pytest.fixture(scope="session")
 def model_folder(times: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a stock `mlflow.onnx` model that doubles its input and is readable for every user."""
+    """Return a stock `mlflow.onnx` model that doubles its input and is readable for
+    every user.
+    """
     folder = tmp_path_factory.mktemp("docker") / "model"
     example = np.ones((1, 2), np.float32)
     mlflow.onnx.save_model(
@@ -229,7 +240,9 @@ def model_folder(times: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start() -> Callable[..., AbstractContextManager[Container]]:
-    """Return a function that starts containers; each and its anonymous volume are removed at the end of its `with`."""
+    """Return a function that starts containers; each and its anonymous volume are
+    removed at the end of its `with`.
+    """
     return started
 
 
@@ -244,7 +257,9 @@ def hardened(image: str, model_folder: Path) -> Iterator[Container]:
 
 @pytest.fixture(scope="session")
 def gateway(docker: Any) -> str:
-    """Return docker0's address: the default route of a container. The engine does not always report it."""
+    """Return docker0's address: the default route of a container. The engine does not
+    always report it.
+    """
     routes = run_docker("run", "--rm", BASE_IMAGE, "cat", "/proc/net/route").stdout.splitlines()
     default = next(fields[2] for fields in map(str.split, routes) if fields[1] == "00000000")
     return socket.inet_ntoa(bytes.fromhex(default)[::-1])
@@ -256,7 +271,9 @@ def tracking_uri(
     new_database: Callable[[Path], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
-    """Run an MLflow server on docker0's address, where containers reach it; this process uses it as well."""
+    """Run an MLflow server on docker0's address, where containers reach it; this
+    process uses it as well.
+    """
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"), gateway)
     new_database(server.folder)
     try:
@@ -274,7 +291,9 @@ def two_days(
     serve: Callable[..., Served],
     tmp_path: Path,
 ) -> Iterator[TwoDays]:
-    """Return two captured days whose data containers can reach; the S3 API must also be reachable."""
+    """Return two captured days whose data containers can reach; the S3 API must also be
+    reachable.
+    """
     if "//127." in os.environ.get("AWS_ENDPOINT_URL", ""):
         pytest.skip("the S3 API at AWS_ENDPOINT_URL is out of containers' reach")
     server = MlflowServer(tmp_path, gateway)

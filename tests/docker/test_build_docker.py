@@ -1,4 +1,6 @@
-"""`onnxserve build-docker` on a real engine: equal layers, a followed model, a push, and failures."""
+"""`onnxserve build-docker` on a real engine: equal layers, a followed model, a push,
+and failures.
+"""
 
 import json
 import os
@@ -228,7 +230,10 @@ def test_the_workflow_of_a_model_repository_pushes_the_image_of_a_version(
         (["--server-image", "127.0.0.1:9/onnxserve:cpu"], "was not built: .*127.0.0.1:9"),
         (
             ["--server-image", "python:3.11-slim-bookworm"],
-            "the image 127.0.0.1:9/x:1 cannot serve: python:3.11-slim-bookworm is not an onnxserve image",
+            (
+                "the image 127.0.0.1:9/x:1 cannot serve: python:3.11-slim-bookworm is not an "
+                "onnxserve image"
+            ),
         ),
         (["--push"], "the image 127.0.0.1:9/x:1 was not pushed: .*127.0.0.1:9"),
     ],

@@ -1,4 +1,6 @@
-"""An image with a model, started like on each platform, with the requests of that platform."""
+"""An image with a model, started like on each platform, with the requests of that
+platform.
+"""
 
 import tarfile
 from collections.abc import Iterator
@@ -47,7 +49,9 @@ def baked(image: str, registered: Path) -> Iterator[str]:
 
 @pytest.fixture
 def run(docker: Any, start: Any) -> Iterator[Any]:
-    """Start a container without any rights, wait until it is healthy, and yield it with its address."""
+    """Start a container without any rights, wait until it is healthy, and yield it with
+    its address.
+    """
     with ExitStack() as stack:
 
         def started(
@@ -68,7 +72,9 @@ def run(docker: Any, start: Any) -> Iterator[Any]:
 
 
 def test_mlflows_own_contract(baked: str, run: Any) -> None:
-    """Check mlflow/pyfunc/scoring_server: /ping and /health, /version, and the four forms of /invocations, on 8080."""
+    """Check mlflow/pyfunc/scoring_server: /ping and /health, /version, and the four
+    forms of /invocations, on 8080.
+    """
     _, url = run(baked, command=[])
     assert [send(f"{url}/{route}").status for route in ("ping", "health")] == [200, 200]
     assert send(f"{url}/version").body == MLFLOW_VERSION
@@ -93,7 +99,9 @@ def test_sagemaker(
     run: Any,
     tmp_path: Path,
 ) -> None:
-    """Check `docker run IMAGE serve` with the model's tar unpacked in /opt/ml/model: /ping and /invocations on 8080."""
+    """Check `docker run IMAGE serve` with the model's tar unpacked in /opt/ml/model:
+    /ping and /invocations on 8080.
+    """
     if given == "in the image":
         _, url = run(baked, command=["serve"])
     else:

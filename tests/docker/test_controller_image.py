@@ -1,4 +1,6 @@
-"""The controller image: hardened, with settings only in the environment, judging the captured rows of a real server."""
+"""The controller image: hardened, with settings only in the environment, judging the
+captured rows of a real server.
+"""
 
 import re
 import subprocess

@@ -1,4 +1,6 @@
-"""The target `onnxserve:/docker` on a real engine: the life of an endpoint, another image under load, failures."""
+"""The target `onnxserve:/docker` on a real engine: the life of an endpoint, another
+image under load, failures.
+"""
 
 import json
 import os
@@ -57,7 +59,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.fixture(scope="module")
 def home(docker: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a separate home, whose containers, volumes and folders are removed at the end."""
+    """Return a separate home, whose containers, volumes and folders are removed at the
+    end.
+    """
     folder = tmp_path_factory.mktemp("docker_target") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder))
@@ -137,7 +141,9 @@ def predictions(client: BaseDeploymentClient, name: str) -> Any:
 
 @contextmanager
 def load(url: str) -> Iterator[Counter[str]]:
-    """Four clients that send requests without pauses, two on connections that they keep, and their responses."""
+    """Four clients that send requests without pauses, two on connections that they
+    keep, and their responses.
+    """
     answers: Counter[str] = Counter()
     is_over = threading.Event()
 

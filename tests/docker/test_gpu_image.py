@@ -1,5 +1,6 @@
-"""The gpu image on a machine without a GPU. Its build downloads gigabytes, so the test runs only with `make
-test-all`."""
+"""The gpu image on a machine without a GPU. Its build downloads gigabytes, so the test
+runs only with `make test-all`.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,6 @@
-"""The Helm chart on a real cluster: the store is migrated, controllers judge, and endpoints answer and follow
-values."""
+"""The Helm chart on a real cluster: the store is migrated, controllers judge, and
+endpoints answer and follow values.
+"""
 
 from collections.abc import Iterator
 from functools import partial

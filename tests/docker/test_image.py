@@ -1,4 +1,6 @@
-"""The cpu image: hardened, with requests, stopped, following a stage. The tests are skipped without Docker."""
+"""The cpu image: hardened, with requests, stopped, following a stage. The tests are
+skipped without Docker.
+"""
 
 import json
 import re
@@ -85,7 +87,10 @@ def test_what_was_answered_is_captured_in_the_inference_log(hardened: Any) -> No
 
 
 def test_installed_are_the_tested_versions(hardened: Any) -> None:
-    listed = "import importlib.metadata as m, json; print(json.dumps([[d.name, d.version] for d in m.distributions()]))"
+    listed = (
+        "import importlib.metadata as m, json; print(json.dumps([[d.name, d.version] for d in "
+        "m.distributions()]))"
+    )
     installed = {
         canonical(name): number
         for name, number in json.loads(hardened.run("python", "-P", "-c", listed))
@@ -108,7 +113,10 @@ def test_installed_are_the_tested_versions(hardened: Any) -> None:
 
 
 def test_its_code_is_compiled_when_the_image_is_built(hardened: Any) -> None:
-    compiled = "from mlflow_deploy_plugin.core import settings as s; import os; print(os.path.exists(s.__cached__))"
+    compiled = (
+        "from mlflow_deploy_plugin.core import settings as s; import os; "
+        "print(os.path.exists(s.__cached__))"
+    )
     assert hardened.run("python", "-c", compiled).strip() == "True"
 
 
@@ -147,7 +155,8 @@ def test_a_spec_is_served_where_the_environment_says_and_the_health_check_asks_t
         "ONNXSERVE_PORT=9000",
         command=["serve", "--spec", "/spec.yaml", "--insecure"],
     ) as container:
-        container.wait_healthy()  # the worker answers shortly before the supervisor logs the address
+        # the worker answers shortly before the supervisor logs the address
+        container.wait_healthy()
         wait_until(lambda: "http://127.0.0.1:9000" in container.logs, what="the address in the log")
 
 
@@ -227,7 +236,10 @@ def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(
     docker: Any,
 ) -> None:
     assert int(docker("image", "inspect", "-f", "{{.Size}}", image).stdout) <= 310e6
-    look = "find / -xdev -perm /6000 -type f; command -v apt apt-get dpkg-deb perl pip su; dpkg --audit; true"
+    look = (
+        "find / -xdev -perm /6000 -type f; command -v apt apt-get dpkg-deb perl pip su; dpkg "
+        "--audit; true"
+    )
     assert (
         docker("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", look).stdout == ""
     )
@@ -253,7 +265,9 @@ def test_what_was_taken_out_is_missed_by_no_protocol(
     docker: Any,
     model_folder: Path,
 ) -> None:
-    """Check that Arrow and gRPC work, and that the modules for a token, a trace and a shared limit can be imported."""
+    """Check that Arrow and gRPC work, and that the modules for a token, a trace and a
+    shared limit can be imported.
+    """
     options = ["-v", f"{model_folder}:/model:ro", "-p", "127.0.0.1::8081"]
     with start(
         image,
@@ -299,5 +313,8 @@ def test_what_was_taken_out_is_missed_by_no_protocol(
         run.run(
             "python",
             "-c",
-            "import opentelemetry.exporter.otlp.proto.http.trace_exporter, boto3; boto3.client('s3')",
+            (
+                "import opentelemetry.exporter.otlp.proto.http.trace_exporter, boto3; "
+                "boto3.client('s3')"
+            ),
         )

@@ -1,7 +1,8 @@
 """The manifests on a real cluster, whose pods judge the captured rows of a real server.
 
-Pods must reach all services: MLflow and PostgreSQL listen on docker0's address. AWS_ENDPOINT_URL must name such an
-address of the S3 API, and kubectl must be configured for the cluster.
+Pods must reach all services: MLflow and PostgreSQL listen on docker0's address.
+AWS_ENDPOINT_URL must name such an address of the S3 API, and kubectl must be configured
+for the cluster.
 """
 
 from collections.abc import Iterator
@@ -42,7 +43,9 @@ def cluster(two_days: TwoDays) -> Iterator[Cluster]:
 
 
 def shipped(name: str, image: str) -> tuple[Manifest, Manifest, list[Manifest]]:
-    """Return the shipped manifest with another image, its container, and its other documents."""
+    """Return the shipped manifest with another image, its container, and its other
+    documents.
+    """
     manifest, *around = yaml.safe_load_all((MANIFESTS / name).read_text())
     spec = manifest["spec"]
     pods = spec["jobTemplate"]["spec"] if manifest["kind"] == "CronJob" else spec

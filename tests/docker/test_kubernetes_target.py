@@ -1,4 +1,5 @@
-"""`-t onnxserve:/kubernetes/NAMESPACE` on a real cluster (KUBECONFIG), with images of this machine's Docker engine.
+"""`-t onnxserve:/kubernetes/NAMESPACE` on a real cluster (KUBECONFIG), with images of
+this machine's Docker engine.
 
 Pods follow an MLflow server on docker0's address.
 """
@@ -61,7 +62,8 @@ def registry(
 ) -> Iterator[MlflowServer]:
     """Run an MLflow server that pods reach, with the model `adder`.
 
-    Versions 1 and 2 add their number. Version 3 adds 1, and fails in one of five requests of `Traffic`.
+    Versions 1 and 2 add their number. Version 3 adds 1, and fails in one of five
+    requests of `Traffic`.
     """
     server = MlflowServer(tmp_path_factory.mktemp("registry"), gateway)
     new_database(server.folder)
@@ -108,7 +110,9 @@ class Endpoint:
     url: str
 
     def predict(self, session: requests.Session | None = None) -> float:
-        """Send a request on a new connection, or with a session that keeps its connections."""
+        """Send a request on a new connection, or with a session that keeps its
+        connections.
+        """
         answer = (session or requests).post(f"{self.url}/invocations", json=ROW, timeout=10)
         assert answer.ok, answer.text
         return float(answer.json()["predictions"]["y"][0][0])
@@ -128,7 +132,9 @@ class Endpoint:
         self.client.update_deployment(self.name, config=config)
 
     def refused(self, **fields: Any) -> str:
-        """Return the one-line error of a failing update, after which the same pods serve the same version."""
+        """Return the one-line error of a failing update, after which the same pods
+        serve the same version.
+        """
         before = self.pods()
         with pytest.raises(MlflowException) as error:
             self.update(**fields)
@@ -184,7 +190,9 @@ class Load:
 
 @contextmanager
 def under_load(endpoint: Endpoint, threads: int = 4, kept: int = 0) -> Iterator[Load]:
-    """Send requests in several threads; `kept` of them keep their connections, and the others open one per request."""
+    """Send requests in several threads; `kept` of them keep their connections, and the
+    others open one per request.
+    """
     load, stop = Load(), threading.Event()
 
     def ask(session: requests.Session | None) -> None:
@@ -400,7 +408,9 @@ def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(
 
 
 def objects_of(name: str, cluster: Cluster) -> dict[tuple[str, str], Manifest]:
-    """Return the objects with an endpoint's name, without the fields that the cluster maintains."""
+    """Return the objects with an endpoint's name, without the fields that the cluster
+    maintains.
+    """
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb"
     found = {}
     for one in cluster.items(kinds, "-l", f"app.kubernetes.io/instance={name}"):

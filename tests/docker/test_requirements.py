@@ -1,4 +1,6 @@
-"""Compare the requirements of the serving images with the import graph of their processes; needs no Docker."""
+"""Compare the requirements of the serving images with the import graph of their
+processes; needs no Docker.
+"""
 
 import re
 import subprocess
@@ -45,13 +47,16 @@ NOT_TAKEN = [
     ("mlflow_deploy_plugin.serve.agent.control", "mlflow_deploy_plugin.core.store"),
     ("mlflow_deploy_plugin.serve.agent.keys", "mlflow_deploy_plugin.core.store"),
 ]
-"""Imports within functions that need SQLAlchemy: options of other commands, the audit trail, and keys of a store."""
+"""Imports within functions that need SQLAlchemy: options of other commands, the audit
+trail, and keys of a store.
+"""
 
 
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
-    """Return top-level third-party modules that the server, the agent and `serve` import, directly or through our
-    modules."""
+    """Return top-level third-party modules that the server, the agent and `serve`
+    import, directly or through our modules.
+    """
     graph = grimp.build_graph(
         PACKAGE,
         include_external_packages=True,
@@ -90,5 +95,6 @@ def test_every_module_that_is_imported_is_listed_and_no_other(imported: set[str]
     ).stdout.splitlines()
     listed = {re.split(r"[ \[<>=]", line)[0] for line in lines}
     modules = {MODULE_OF.get(name, name.replace("-", "_")) for name in listed - NOT_IMPORTED_BY_US}
-    # Add the modules of the stage for CPU or GPU, of boto3, and of tokenizers, which is installed without dependencies.
+    # Add the modules of the stage for CPU or GPU, of boto3, and of tokenizers, which is
+    # installed without dependencies.
     assert modules | {"onnxruntime", "pynvml", "botocore", "tokenizers"} == imported

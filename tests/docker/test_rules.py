@@ -1,4 +1,6 @@
-"""Prometheus' rules: checked by promtool, and limited to existing metrics. The tests need no Docker."""
+"""Prometheus' rules: checked by promtool, and limited to existing metrics. The tests
+need no Docker.
+"""
 
 import re
 import shutil

@@ -15,7 +15,9 @@ SLIM = Path(__file__).parents[2] / "docker" / "slim.py"
 
 @pytest.fixture
 def packages(tmp_path: Path) -> Path:
-    """Return packages after `keep_what_serves`; the modules in `imported` were imported by the image's build."""
+    """Return packages after `keep_what_serves`; the modules in `imported` were imported
+    by the image's build.
+    """
     folder = tmp_path / "lib" / "site-packages"
     for name in ("other/used", "other/unused", "mlflow/__init__", "mlflow/sklearn/__init__", "anyio/__init__",
                  "mlflow_deploy_plugin/serve/app", "mlflow_deploy_plugin/wrap/save"):  # fmt: skip

@@ -1,4 +1,6 @@
-"""Rendered units, started by Debian's systemd as process 1 of a container, with the server of the image."""
+"""Rendered units, started by Debian's systemd as process 1 of a container, with the
+server of the image.
+"""
 
 import json
 import subprocess
@@ -25,7 +27,8 @@ COPY --from={image} /opt/onnxserve /opt/onnxserve
 RIGHTS = ["--cap-add", "SYS_ADMIN", "--cgroupns", "private"]
 UNCONFINED = [f"--security-opt={one}=unconfined" for one in ("seccomp", "apparmor", "systempaths")]
 PLACES = ["--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp", "-e", "container=docker"]
-SHARED = "mount --make-rshared / && exec /lib/systemd/systemd"  # otherwise services receive no credentials
+# otherwise services receive no credentials
+SHARED = "mount --make-rshared / && exec /lib/systemd/systemd"
 ROW = '{"inputs": [[1.0, 2.0]]}'
 
 
@@ -33,7 +36,9 @@ class Machine(Container):
     """A container whose process 1 is systemd."""
 
     def install(self, name: str, model: str, folder: Path, **config: str) -> str:
-        """Copy the rendered files of an endpoint to their places, and return the unit's name."""
+        """Copy the rendered files of an endpoint to their places, and return the unit's
+        name.
+        """
         fields = {key.replace("__", "."): value for key, value in config.items()}
         for path, text in FORMATS["systemd"](new_endpoint(name, model, fields), Place()).items():
             (folder / "file").write_text(text)
@@ -92,7 +97,8 @@ def machine(
         )
         if begun.returncode:
             pytest.skip(
-                f"no container may have the rights of a systemd: {begun.stderr.strip().splitlines()[-1]}",
+                "no container may have the rights of a systemd: "
+                f"{begun.stderr.strip().splitlines()[-1]}",
             )
         made = Machine(name)
         try:
@@ -147,11 +153,17 @@ def test_two_units_side_by_side_have_their_secrets_and_privileged_port(
     tmp_path: Path,
 ) -> None:
     secrets = "/etc/onnxserve/secrets"
-    made = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {secrets}/tls.key -out {secrets}/tls.crt -subj /CN=a"
+    made = (
+        f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {secrets}/tls.key -out "
+        f"{secrets}/tls.crt -subj /CN=a"
+    )
     machine.run(
         "sh",
         "-ec",
-        f"mkdir -p {Path(secrets).parent}; umask 077; mkdir {secrets}; echo token > {secrets}/token; {made}",
+        (
+            f"mkdir -p {Path(secrets).parent}; umask 077; mkdir {secrets}; echo token > "
+            f"{secrets}/token; {made}"
+        ),
     )
     machine.run("sh", "-ec", "mkdir -p /home/ada; cp -r /srv/model /home/ada/; chmod 700 /home/ada")
     one = machine.install("one", "/srv/model", tmp_path, server__port="8081")

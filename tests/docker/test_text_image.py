@@ -1,4 +1,6 @@
-"""The cpu image serves a text model: the image contains tokenizers, but neither torch nor transformers."""
+"""The cpu image serves a text model: the image contains tokenizers, but neither torch
+nor transformers.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -34,5 +36,8 @@ def test_the_image_answers_texts_without_a_training_framework(
             [0.5],
         )  # The mean of [CLS] and [SEP].
         assert container.ask(["x" * 200_001]).status == 400
-        frameworks = "import importlib.util as u; print([n for n in ('torch', 'transformers') if u.find_spec(n)])"
+        frameworks = (
+            "import importlib.util as u; print([n for n in ('torch', 'transformers') if "
+            "u.find_spec(n)])"
+        )
         assert container.run("python", "-c", frameworks).strip() == "[]"

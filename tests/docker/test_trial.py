@@ -1,4 +1,6 @@
-"""`onnxserve build-docker --test` on a real engine: images that pass, and images that must not ship."""
+"""`onnxserve build-docker --test` on a real engine: images that pass, and images that
+must not ship.
+"""
 
 import json
 import os
@@ -35,7 +37,9 @@ def tag(image: str, docker: Any) -> Iterator[str]:
 
 @pytest.fixture
 def derived(image: str, docker: Any, tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Return a function that builds a server image which runs a shell command instead of the server."""
+    """Return a function that builds a server image which runs a shell command instead
+    of the server.
+    """
     name = f"{image}-derived"
 
     def build(command: str) -> str:

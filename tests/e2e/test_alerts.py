@@ -1,4 +1,6 @@
-"""Tests of the path from rows in the log to a message, with a controller that is started as users start it."""
+"""Tests of the path from rows in the log to a message, with a controller that is
+started as users start it.
+"""
 
 import os
 import subprocess
@@ -34,7 +36,9 @@ class Watched:
 
 @pytest.fixture
 def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
-    """Start an endpoint with an hourly monitor. Its first hour is like the reference; its second hour has drifted."""
+    """Start an endpoint with an hourly monitor. Its first hour is like the reference;
+    its second hour has drifted.
+    """
     home, log, port = tmp_path / "home", tmp_path / "controller.log", free_port()
     begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 2 * HOUR
     # A grace of 1 s makes the window due in the first minutes of an hour.

@@ -1,4 +1,6 @@
-"""Tests of canary and shadow variants on a server whose spec is changed while it answers."""
+"""Tests of canary and shadow variants on a server whose spec is changed while it
+answers.
+"""
 
 import sys
 import threading
@@ -46,7 +48,9 @@ def sums(folder: Path, more: float) -> Path:
 
 
 def troubled(folder: Path) -> Path:
-    """Write a model without an ONNX form that does the action in its input, or returns the input."""
+    """Write a model without an ONNX form that does the action in its input, or returns
+    the input.
+    """
     cloudpickle.register_pickle_by_value(sys.modules[Troubled.__module__])
     signature = infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"]))
     with warnings.catch_warnings():
@@ -69,7 +73,9 @@ class Canary:
         self.grpc_port = documents[0]["server"].get("grpc_port")
 
     def weigh(self, endpoint: str, **weights: int) -> None:
-        """Write the spec as `update_endpoint` does, and wait until every worker has applied it."""
+        """Write the spec as `update_endpoint` does, and wait until every worker has
+        applied it.
+        """
         before = self._wanted().generation
         variants = self._documents[endpoint]["variants"]
         changed = {name: variants[name] | {"weight": weight} for name, weight in weights.items()}
@@ -122,7 +128,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def canary(home: Path) -> Iterator[Canary]:
-    """Start two workers with four endpoints, whose models add 0 or 1000 to the sum of a row."""
+    """Start two workers with four endpoints, whose models add 0 or 1000 to the sum of a
+    row.
+    """
     first, second = str(sums(home / "first", 0.0)), str(sums(home / "second", 1000.0))
     halves = {"first": {"model": first, "weight": 50}, "second": {"model": second, "weight": 50}}
     documents: list[dict[str, Any]] = [
@@ -162,7 +170,9 @@ def served_at(home: Path, documents: list[dict[str, Any]]) -> Iterator[Canary]:
 
 @pytest.fixture
 def load(canary: Canary) -> Iterator[Counter[str]]:
-    """Send requests to the weighted endpoint from two threads, and yield the count of answers by variant."""
+    """Send requests to the weighted endpoint from two threads, and yield the count of
+    answers by variant.
+    """
     answered: Counter[str] = Counter()
     errors: list[BaseException] = []
     stop, lock = threading.Event(), threading.Lock()

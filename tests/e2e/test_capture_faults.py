@@ -1,8 +1,10 @@
-"""Tests that answered requests reach the log, even if processes are killed or a disk or service fails.
+"""Tests that answered requests reach the log, even if processes are killed or a disk or
+service fails.
 
-Each row of an answered request is finally in the log, once for its reader, or is counted as dropped. A failure of the
-log never makes a request fail. The name of the endpoint is unique, because another server of this machine may get the
-port of a killed server and answer with another log.
+Each row of an answered request is finally in the log, once for its reader, or is
+counted as dropped. A failure of the log never makes a request fail. The name of the
+endpoint is unique, because another server of this machine may get the port of a killed
+server and answer with another log.
 """
 
 import os
@@ -44,8 +46,9 @@ class Load:
     """Clients that send requests continuously, and the results of these requests.
 
     Attributes:
-        answered: the prediction ids of responses with 200. `refused`: other statuses. `broken`: connections that ended
-            without a response, or with a response of a server that does not have the endpoint.
+        answered: the prediction ids of responses with 200. `refused`: other statuses.
+            `broken`: connections that ended without a response, or with a response of a
+            server that does not have the endpoint.
     """
 
     url: str
@@ -160,7 +163,9 @@ def worker_of(served: Served) -> psutil.Process:
 
 
 def gunicorn_of(served: Served) -> psutil.Process:
-    """Return the parent of the workers. After it is killed, its orphaned workers are children of the supervisor."""
+    """Return the parent of the workers. After it is killed, its orphaned workers are
+    children of the supervisor.
+    """
 
     def found() -> list[psutil.Process]:
         children = psutil.Process(served.process.pid).children()
@@ -172,7 +177,9 @@ def gunicorn_of(served: Served) -> psutil.Process:
 
 
 def kill_all_of(served: Served) -> None:
-    """Kill all processes at once, so that no process notices the end of the supervisor and shuts down orderly."""
+    """Kill all processes at once, so that no process notices the end of the supervisor
+    and shuts down orderly.
+    """
     for pid in sorted(one.pid for one in served.members()):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""Tests of the console's charts in a real browser, on MLflow's server, for a real endpoint with traffic and a rollout.
+"""Tests of the console's charts in a real browser, on MLflow's server, for a real
+endpoint with traffic and a rollout.
 
 The tests run in order, because the last test ends MLflow.
 """

@@ -1,4 +1,6 @@
-"""Test that `make demo DEMO_EXIT=1` runs the complete loop on real data and leaves no running process."""
+"""Test that `make demo DEMO_EXIT=1` runs the complete loop on real data and leaves no
+running process.
+"""
 
 import os
 import re
@@ -12,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-# The test takes minutes; test_install.py tests its steps: a training, a deployment, a day and its verdict.
+# The test takes minutes; test_install.py tests its steps: a training, a deployment, a
+# day and its verdict.
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_demo_tells_the_whole_loop_and_leaves_nothing_running(tmp_path: Path) -> None:

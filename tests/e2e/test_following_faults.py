@@ -1,4 +1,6 @@
-"""Tests of following a stage during failures, with real processes, a real MLflow server, and a proxy in front of it."""
+"""Tests of following a stage during failures, with real processes, a real MLflow
+server, and a proxy in front of it.
+"""
 
 import os
 import resource
@@ -33,7 +35,9 @@ from tests.support.waiting import wait_until
 PATIENCE = 60.0
 BODY = b'{"inputs": [[10.0]]}'
 BALLAST = 32_768
-"""The count of unused numbers in the graph of each version, so that its file has 128 KiB."""
+"""The count of unused numbers in the graph of each version, so that its file has 128
+KiB.
+"""
 
 Serve = Callable[..., Served]
 
@@ -143,7 +147,9 @@ def loaded(served: Served) -> list[str]:
 
 
 def serves(served: Served, version: str) -> bool:
-    """Return True if this version answers; fail if the response is not a correct answer of any version."""
+    """Return True if this version answers; fail if the response is not a correct answer
+    of any version.
+    """
     answer = served.predict(10.0)
     assert answer.status_code == 200, answer.text
     number = answer.headers["X-Model-Version"]
@@ -411,8 +417,9 @@ def test_a_version_for_which_memory_lacks_is_refused_politely(
     with tracking_at(model.mlflow.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         many = ", ".join(["1"] * (8 * 2**20 // 4))
         graph = parse_graph(
-            f"big (float[N,1] x) => (float[N,1] y) <float[{8 * 2**20 // 4}] many = {{{many}}}, int64[1] at = {{7}}> "
-            "{ one = Gather(many, at)\n y = Add(x, one) }",
+            f"big (float[N,1] x) => (float[N,1] y) <float[{8 * 2**20 // 4}] many = {{{many}}}, "
+            "int64[1] at = {7}> { one = Gather(many, at)\n"
+            " y = Add(x, one) }",
         )
         mlflow.onnx.log_model(
             graph,

@@ -1,5 +1,6 @@
-"""Tests of the gate on a real registry and a real endpoint that requires it: passing versions are promoted and served,
-failing versions are refused with their figures, versions that bypass the gate are not served, and force is recorded.
+"""Tests of the gate on a real registry and a real endpoint that requires it: passing
+versions are promoted and served, failing versions are refused with their figures,
+versions that bypass the gate are not served, and force is recorded.
 """
 
 import json
@@ -50,7 +51,9 @@ def journey(
     mlflow_server: MlflowServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Journey]:
-    """Register versions 1 and 2 (the best possible), 3 (worse) and 4 (like 1). The policy is in the model's tag."""
+    """Register versions 1 and 2 (the best possible), 3 (worse) and 4 (like 1). The
+    policy is in the model's tag.
+    """
     folder = tmp_path_factory.mktemp("gate")
     holdout = write_rows(folder / "holdout.parquet", labelled(600))
     rows = labelled(300, seed=1)
@@ -128,7 +131,9 @@ def is_refused(journey: Journey) -> None:
 
 
 def by_force(journey: Journey) -> None:
-    """A user forces the worse version: it is served, and the user and the reason are recorded."""
+    """A user forces the worse version: it is served, and the user and the reason are
+    recorded.
+    """
     forced = journey.run("promote", MODEL, "3", "--to", "Production", "--force", "--why", "a drill")
     assert forced.exit_code == 0, forced.output
     assert mentions(forced.stdout, "toy/toy serves")
@@ -148,7 +153,9 @@ def by_force(journey: Journey) -> None:
 
 
 def behind_its_back(journey: Journey) -> None:
-    """A version that the API moves to Production without the gate is not served, and the reason is visible to users."""
+    """A version that the API moves to Production without the gate is not served, and
+    the reason is visible to users.
+    """
     journey.client.transition_model_version_stage(MODEL, "4", "Production")
     wait_until(
         lambda: "onnxserve.error" in journey.tags(4),

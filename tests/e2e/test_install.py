@@ -1,6 +1,8 @@
-"""Tests of the package in empty environments with the newest dependencies, following README from its `pip install` on.
+"""Tests of the package in empty environments with the newest dependencies, following
+README from its `pip install` on.
 
-`make test-install` runs these tests, because they need a package index. `make test` does not run them.
+`make test-install` runs these tests, because they need a package index. `make test`
+does not run them.
 """
 
 import re
@@ -40,8 +42,11 @@ LEFT_OUT = {
 IMPORTS_OF_EXTRAS = {
     "cpu": "from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime; "
     "import_onnxruntime().InferenceSession",
-    "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.serve.inference_log.query, "
-    "mlflow_deploy_plugin.watch.run, mlflow_deploy_plugin.watch.reports, mlflow_deploy_plugin.cli.monitor",
+    "monitoring": (
+        "import evidently, matplotlib, apprise, mlflow_deploy_plugin.serve.inference_log.query, "
+        "mlflow_deploy_plugin.watch.run, mlflow_deploy_plugin.watch.reports, "
+        "mlflow_deploy_plugin.cli.monitor"
+    ),
     "controller": "import mlflow_deploy_plugin.cli.controller, mlflow_deploy_plugin.cli.rollout, "
     "mlflow_deploy_plugin.promote.rollouts.leadership",
     "ui": "import mlflow_deploy_plugin.ui.app",
@@ -59,12 +64,17 @@ IMPORTS_OF_EXTRAS = {
     "grpc": "import mlflow_deploy_plugin.serve.grpc.server, mlflow_deploy_plugin.serve.grpc.service",
     "redis": "from mlflow_deploy_plugin.serve.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",
-    "docker": "import mlflow_deploy_plugin.ship.deployments.backends.docker, mlflow_deploy_plugin.ship.images.engine",
+    "docker": (
+        "import mlflow_deploy_plugin.ship.deployments.backends.docker, "
+        "mlflow_deploy_plugin.ship.images.engine"
+    ),
     "kubernetes": "import mlflow_deploy_plugin.ship.deployments.backends.kubernetes",
     "explain": "import mlflow_deploy_plugin.serve.pyfunc.explainer",
     "spark": "import pyspark.sql, mlflow_deploy_plugin.ship.batch.spark",
-    "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
-    "from mlflow_deploy_plugin.serve.observability.tracing import open_tracer; assert open_tracer()",
+    "otel": (
+        "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; from "
+        "mlflow_deploy_plugin.serve.observability.tracing import open_tracer; assert open_tracer()"
+    ),
 }
 NEEDS_AN_EXTRA = {
     *(
@@ -87,7 +97,9 @@ NEEDS_AN_EXTRA = {
     ),
     *("tensorflow", "torch"),
 }
-"""The imports that may be missing for a module of the package in an environment without extras and other logins."""
+"""The imports that may be missing for a module of the package in an environment without
+extras and other logins.
+"""
 
 _IMPORT_ALL = f"""
 import importlib, pkgutil, {PACKAGE}
@@ -130,7 +142,9 @@ def wheel(checkout: Path) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path, wheel: Path) -> Iterator[Callable[[str], Path]]:
-    """Yield a function that installs the wheel with extras in an empty virtual environment, without constraints."""
+    """Yield a function that installs the wheel with extras in an empty virtual
+    environment, without constraints.
+    """
     folder = tmp_path / "environment"
 
     def make(extras: str) -> Path:
@@ -149,7 +163,9 @@ def test_what_a_release_builds_holds_every_file_of_the_package_and_installs(
     wheel: Path,
     tmp_path: Path,
 ) -> None:
-    """`python -m build` makes the sdist, and the wheel from the sdist (.github/workflows/release.yaml)."""
+    """`python -m build` makes the sdist, and the wheel from the sdist
+    (.github/workflows/release.yaml).
+    """
     _output([sys.executable, "-m", "build", "--outdir", tmp_path], cwd=checkout)
     (built,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     _output([sys.executable, "-m", "twine", "check", "--strict", built, sdist])
@@ -193,14 +209,17 @@ def test_the_page_on_installing_is_walked_and_a_saved_model_names_what_it_instal
     checkout: Path,
     tmp_path: Path,
 ) -> None:
-    """The second block upgrades an older build. Here the older build is the first block's build without one module."""
+    """The second block upgrades an older build. Here the older build is the first
+    block's build without one module.
+    """
     folder = tmp_path / "environment"
     _output([sys.executable, "-m", "venv", folder])
     install, upgrade = (block for block in blocks("sh", INSTALL) if "pip wheel" in block)
     installed = "import mlflow_deploy_plugin.core.version as version; print(version.__file__)"
     save = (
-        "import mlflow_deploy_plugin as onnxserve, numpy as np; from sklearn.linear_model import LinearRegression; "
-        "X = np.eye(3); onnxserve.save_model(LinearRegression().fit(X, X[:, 0]), 'model', input_example=X)"
+        "import mlflow_deploy_plugin as onnxserve, numpy as np; from sklearn.linear_model import "
+        "LinearRegression; X = np.eye(3); onnxserve.save_model(LinearRegression().fit(X, X[:, "
+        "0]), 'model', input_example=X)"
     )
     script = f"""
         set -euo pipefail
@@ -267,7 +286,9 @@ def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
     environment: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
-    """`pip install 'mlflow-onnxserve[redis]'` finds the installed package, although it is not in any index."""
+    """`pip install 'mlflow-onnxserve[redis]'` finds the installed package, although it
+    is not in any index.
+    """
     folder = environment("cpu")
     _output(
         [
@@ -293,8 +314,8 @@ def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_
     checkout: Path,
     tmp_path: Path,
 ) -> None:
-    """uv installs the oldest version of each direct dependency of a source tree. For a wheel, it would install the
-    newest.
+    """uv installs the oldest version of each direct dependency of a source tree. For a
+    wheel, it would install the newest.
     """
     folder = tmp_path / "environment"
     _output([UV, "venv", "-q", "--python", sys.executable, folder])
@@ -322,7 +343,9 @@ def test_by_hand_is_walked_with_the_wheel(
     checkout: Path,
     tmp_path: Path,
 ) -> None:
-    """The folder contains only the files of the checkout that the page requires, without the package."""
+    """The folder contains only the files of the checkout that the page requires,
+    without the package.
+    """
     folder = tmp_path / "examples"
     folder.mkdir()
     shutil.copytree(checkout / "projects", folder / "projects")
@@ -343,8 +366,8 @@ def _install(environment: Path, *arguments: str) -> None:
 
 
 def _install_torch(environment: Path) -> None:
-    """Install torch's pinned CPU build with pip, because uv does not find it. The build on PyPI needs gigabytes of
-    CUDA.
+    """Install torch's pinned CPU build with pip, because uv does not find it. The build
+    on PyPI needs gigabytes of CUDA.
     """
     version = _torch_version()
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
@@ -361,7 +384,9 @@ def _torch_version() -> str:
 
 
 def _output(command: list[str | Path], cwd: Path | None = None) -> str:
-    """Return the output of the command. If the command fails, fail the test with its errors."""
+    """Return the output of the command. If the command fails, fail the test with its
+    errors.
+    """
     variables = shell(Path(sys.prefix), cwd or Path.cwd())
     result = subprocess.run(
         command,

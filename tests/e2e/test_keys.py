@@ -1,4 +1,6 @@
-"""Tests of a deployment with API keys: a caller's key from creation to revocation, and calls from its own machine."""
+"""Tests of a deployment with API keys: a caller's key from creation to revocation, and
+calls from its own machine.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def deployed(home: Path) -> Iterator[BaseDeploymentClient]:
-    """Create the deployment `sum`, which requires keys, allows unloading and has a gRPC port."""
+    """Create the deployment `sum`, which requires keys, allows unloading and has a gRPC
+    port.
+    """
     config = {
         "server.api_keys": "true",
         "server.model_control_mode": "explicit",

@@ -1,4 +1,6 @@
-"""Tests of a short replay: flights are answered, labelled a day late, judged and learned, and no request is lost."""
+"""Tests of a short replay: flights are answered, labelled a day late, judged and
+learned, and no request is lost.
+"""
 
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from tests.support.tracking import DEFAULT_EXPERIMENT
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 POLICY = "evaluation: {margin: 0.5}\nskip: [robustness, budget]"
-"""A policy that passes every version that answers, because few flights and trees do not make a version reliably better.
+"""A policy that passes every version that answers, because few flights and trees do not
+make a version reliably better.
 """
 
 
@@ -29,7 +32,8 @@ def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
 ) -> None:
     folder = tmp_path / "outcome"
     folder.mkdir()
-    # No model is correct for 99 of 100 flights, so that the first window raises an alarm, and only this window trains.
+    # No model is correct for 99 of 100 flights, so that the first window raises an
+    # alarm, and only this window trains.
     setting = ReplaySettings(every="7d", at_least=0.99, max_iter=10, min_requests=3, cooldown="1h")
     MlflowClient().create_registered_model(setting.model, tags={GATE_POLICY_TAG: POLICY})
     with empty_home(tmp_path), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):

@@ -1,4 +1,6 @@
-"""Tests of the workflow on a simulated Mac (`tests/support/macos`): wrap, judge, ship, and try the server."""
+"""Tests of the workflow on a simulated Mac (`tests/support/macos`): wrap, judge, ship,
+and try the server.
+"""
 
 import os
 import signal
@@ -40,7 +42,9 @@ ROW = {"inputs": [[1.0] * 30]}
 
 
 class Mac:
-    """A shell of the Mac that runs programs of this environment, with the model registry in a folder."""
+    """A shell of the Mac that runs programs of this environment, with the model
+    registry in a folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,7 +83,9 @@ def mac(tmp_path_factory: pytest.TempPathFactory) -> Mac:
 
 @pytest.fixture
 def endpoint(mac: Mac) -> Iterator[tuple[str, int]]:
-    """Return the address of a deployment on the Mac, and the process id of its supervisor."""
+    """Return the address of a deployment on the Mac, and the process id of its
+    supervisor.
+    """
     port = free_port()
     create = (
         "deployments",

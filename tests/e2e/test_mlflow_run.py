@@ -1,5 +1,6 @@
-"""Tests of `mlflow run` in new environments, at the root and in a project's folder. README and the demo use
-`--env-manager local`."""
+"""Tests of `mlflow run` in new environments, at the root and in a project's folder.
+README and the demo use `--env-manager local`.
+"""
 
 import os
 import shutil

@@ -1,4 +1,6 @@
-"""Tests of the pages that begin with README's deployment `flights`. Their blocks run in the order of this table."""
+"""Tests of the pages that begin with README's deployment `flights`. Their blocks run in
+the order of this table.
+"""
 
 import re
 import sys

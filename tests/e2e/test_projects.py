@@ -61,7 +61,9 @@ def test_the_three_commands_of_a_readme_train_serve_and_ask(
 
 
 def see_the_picture_recognised(url: str, picture: Path) -> None:
-    """Upload the picture in Chromium; the page shows as many probabilities as there are digits."""
+    """Upload the picture in Chromium; the page shows as many probabilities as there are
+    digits.
+    """
     with chromium() as browser:
         page = browser.new_page()
         page.goto(url)

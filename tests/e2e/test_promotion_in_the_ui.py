@@ -1,7 +1,8 @@
 """Tests that "Transition to → Production" in MLflow's UI deploys the version.
 
-All tests of this module share an MLflow server (`--app-name onnxserve`), an endpoint under load and a browser. Each
-test also checks that no request failed and that no answer mixed two versions.
+All tests of this module share an MLflow server (`--app-name onnxserve`), an endpoint
+under load and a browser. Each test also checks that no request failed and that no
+answer mixed two versions.
 """
 
 import threading
@@ -86,8 +87,8 @@ class Traffic(threading.Thread):
 
 @dataclass(frozen=True)
 class Platform:
-    """MLflow with the onnxserve app, an endpoint that follows Production of a model with three versions, load, and a
-    browser.
+    """MLflow with the onnxserve app, an endpoint that follows Production of a model
+    with three versions, load, and a browser.
     """
 
     mlflow: MlflowServer
@@ -171,7 +172,9 @@ def register_three_versions() -> None:
 
 
 def use_the_stages(page: Page, url: str) -> None:
-    """Switch off MLflow's "New model registry UI", which supports aliases but not stages."""
+    """Switch off MLflow's "New model registry UI", which supports aliases but not
+    stages.
+    """
     page.goto(f"{url}/#/models/{MODEL}/versions/1")
     page.get_by_role("switch").first.click()
     page.get_by_role("button", name="Disable").click()

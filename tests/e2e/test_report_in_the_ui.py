@@ -1,4 +1,6 @@
-"""Tests of a report in MLflow's own viewer, which is a sandboxed frame, in a real browser."""
+"""Tests of a report in MLflow's own viewer, which is a sandboxed frame, in a real
+browser.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -25,7 +27,9 @@ RNG = np.random.default_rng(0)
 
 @dataclass(frozen=True)
 class Reader:
-    """A browser that cannot reach servers other than MLflow, and the URLs that it requested elsewhere."""
+    """A browser that cannot reach servers other than MLflow, and the URLs that it
+    requested elsewhere.
+    """
 
     mlflow: MlflowServer
     page: Page
@@ -69,8 +73,11 @@ def features(shift: float) -> tuple[ColumnValues, ColumnValues]:
 
 
 def log(judgement: MonitorResult, evidence: ReportData, *past: MonitorResult) -> str:
-    """Report the judgement after the results of earlier windows, and return the page of its run."""
-    # The import of Evidently takes seconds, and every worker of a test run imports every test module.
+    """Report the judgement after the results of earlier windows, and return the page of
+    its run.
+    """
+    # The import of Evidently takes seconds, and every worker of a test run imports
+    # every test module.
     from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
 
     return log_result(

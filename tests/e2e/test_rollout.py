@@ -1,5 +1,6 @@
-"""Tests of rollouts from the command line, on a real MLflow server and an endpoint under traffic: a good version is
-promoted, a bad version is rolled back, and `rollback` restores the previous version.
+"""Tests of rollouts from the command line, on a real MLflow server and an endpoint
+under traffic: a good version is promoted, a bad version is rolled back, and `rollback`
+restores the previous version.
 """
 
 import os
@@ -37,9 +38,11 @@ PATIENCE = 90.0
 
 @dataclass
 class Arena:
-    """An endpoint under traffic that follows models:/NAME/Production, where version 1 is.
+    """An endpoint under traffic that follows models:/NAME/Production, where version 1
+    is.
 
-    Version 2 answers as version 1 does, version 3 answers differently, and version 4 fails for one of five requests.
+    Version 2 answers as version 1 does, version 3 answers differently, and version 4
+    fails for one of five requests.
     """
 
     model: str
@@ -62,8 +65,8 @@ class Arena:
         return process
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """Return the exit status and output of `onnxserve ARGUMENTS`, run in this process, which has already imported
-        MLflow.
+        """Return the exit status and output of `onnxserve ARGUMENTS`, run in this
+        process, which has already imported MLflow.
         """
         result = CliRunner().invoke(main, arguments)
         return result.exit_code, result.output
@@ -108,7 +111,9 @@ class Arena:
         return stored.spec.variants["arena"].model, answer.headers["X-Model-Version"]
 
     def back_to_the_beginning(self) -> None:
-        """Restore the initial state: only version 1, in Production, and no version with the tag of a rollback."""
+        """Restore the initial state: only version 1, in Production, and no version with
+        the tag of a rollback.
+        """
         client = MlflowClient()
         for version in ("2", "3", "4"):
             client.delete_model_version_tag(self.model, version, "onnxserve.rolled_back")

@@ -1,4 +1,6 @@
-"""Tests of models, MLflow's artifacts and the inference log in a bucket with a real S3 API."""
+"""Tests of models, MLflow's artifacts and the inference log in a bucket with a real S3
+API.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

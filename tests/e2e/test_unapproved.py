@@ -1,4 +1,6 @@
-"""Tests of a model with approvals, on a server with accounts: which versions answer the requests of its endpoint."""
+"""Tests of a model with approvals, on a server with accounts: which versions answer the
+requests of its endpoint.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -31,7 +33,9 @@ pytestmark = pytest.mark.long
 
 @dataclass
 class Credit:
-    """A model whose version 1 is approved and served by the endpoint `credit`, and whose version 2 is not approved."""
+    """A model whose version 1 is approved and served by the endpoint `credit`, and
+    whose version 2 is not approved.
+    """
 
     server: People
     model: str

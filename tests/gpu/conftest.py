@@ -1,4 +1,6 @@
-"""Tests on a real GPU. They skip, with the reason, if ONNX Runtime's GPU build, a driver or a device is missing."""
+"""Tests on a real GPU. They skip, with the reason, if ONNX Runtime's GPU build, a
+driver or a device is missing.
+"""
 
 import pytest
 

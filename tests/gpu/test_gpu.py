@@ -1,4 +1,6 @@
-"""Tests that a graph computes the same on GPU and CPU through every API, and that the provider gets its options."""
+"""Tests that a graph computes the same on GPU and CPU through every API, and that the
+provider gets its options.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,6 @@
-"""Installs ONNX Runtime's OpenVINO build into a folder, and runs the tests of this folder in a process that uses it."""
+"""Installs ONNX Runtime's OpenVINO build into a folder, and runs the tests of this
+folder in a process that uses it.
+"""
 
 import fcntl
 import os
@@ -18,7 +20,9 @@ TESTS = (
 
 
 def installed_build() -> Path:
-    """Return the folder of the build, which all runs of this machine share. Skip the test if PyPI cannot be reached."""
+    """Return the folder of the build, which all runs of this machine share. Skip the
+    test if PyPI cannot be reached.
+    """
     folder = (
         Path(tempfile.gettempdir())
         / f"{BUILD}-python{sys.version_info.major}.{sys.version_info.minor}"

@@ -1,4 +1,6 @@
-"""Tests that OpenVINO computes the outputs of the CPU provider, and refuses inputs that it computes incorrectly."""
+"""Tests that OpenVINO computes the outputs of the CPU provider, and refuses inputs that
+it computes incorrectly.
+"""
 
 import json
 import time
@@ -46,7 +48,10 @@ ON_OPENVINO = Placement(listed=({OPENVINO: {}},))
 MIXED = Placement(listed=({OPENVINO: {}}, {CPU: {}}))
 SIDE = 64
 DOUBLES = "doubles (double[N,1] x) => (double[N,1] y) { y = Add(x, x) }"
-HALF_DOUBLES = "half (float[N,1] x) => (double[N,1] y) { a = Add(x, x) r = Relu(a) d = Cast<to=11>(r) y = Mul(d, d) }"
+HALF_DOUBLES = (
+    "half (float[N,1] x) => (double[N,1] y) { a = Add(x, x) r = Relu(a) d = Cast<to=11>(r) y = "
+    "Mul(d, d) }"
+)
 FLOATS = "floats (float[N,1] x) => (float[N,1] y) { a = Add(x, x) y = Relu(a) }"
 INTEGERS = "sums (int64[N,1] x) => (int64[N,1] y) { y = Add(x, x) }"
 
@@ -180,7 +185,8 @@ def test_a_missing_value_is_refused_because_openvino_makes_it_a_number(tmp_path:
 def test_a_version_whose_example_openvino_computes_incorrectly_is_not_loaded(
     tmp_path: Path,
 ) -> None:
-    graph = "bytes (uint8[N,1] x) => (uint8[N,1] y) { y = Add(x, x) }"  # OpenVINO limits the sum to 255.
+    # OpenVINO limits the sum to 255.
+    graph = "bytes (uint8[N,1] x) => (uint8[N,1] y) { y = Add(x, x) }"
     load_warm(one_tensor(tmp_path / "small", graph, "uint8", example=[[100]]), ON_OPENVINO, 1)
     with refused(InvalidArtifact, "OpenVINO", "y", "device cpu"):
         load_warm(one_tensor(tmp_path / "large", graph, "uint8", example=[[200]]), ON_OPENVINO, 1)

@@ -1,4 +1,6 @@
-"""The programs of projects/clients call a real server, with the commands of projects/clients/README.md."""
+"""The programs of projects/clients call a real server, with the commands of
+projects/clients/README.md.
+"""
 
 import os
 import re
@@ -40,7 +42,8 @@ class Language:
 
     Attributes:
         folder: the folder of the program.
-        tools: the programs and the files that the commands need, in addition to OpenAPI Generator.
+        tools: the programs and the files that the commands need, in addition to OpenAPI
+            Generator.
     """
 
     heading: str
@@ -143,7 +146,9 @@ def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the program openapi-generator-cli and its library, from PATH or from PyPI."""
+    """A folder with the program openapi-generator-cli and its library, from PATH or
+    from PyPI.
+    """
     if not shutil.which("java"):
         pytest.skip("OpenAPI Generator needs java")
     environment = tmp_path_factory.mktemp("generator")
@@ -166,9 +171,11 @@ def of_model(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def workplace(language: Language, folder: Path, generator: Path) -> tuple[Path, dict[str, str]]:
-    """Return a copy of the program's folder, next to the .proto file, and the variables of a shell that can build it.
+    """Return a copy of the program's folder, next to the .proto file, and the variables
+    of a shell that can build it.
 
-    The libraries are Debian's packages, because the tests cannot download from Maven Central or the Go proxy.
+    The libraries are Debian's packages, because the tests cannot download from Maven
+    Central or the Go proxy.
     """
     home = (
         folder / "go" / "src" / "flights" if language.folder == "go" else folder / language.folder
@@ -211,7 +218,9 @@ def build(
     state_dir: Path,
     folder: Path,
 ) -> None:
-    """Run the commands of the smallest example and then the language's commands, while the model is served."""
+    """Run the commands of the smallest example and then the language's commands, while
+    the model is served.
+    """
     fetch, curl = blocks("sh", guide_section("The smallest example"))
     exports = fetch.partition("\n")[0]
     with gunicorn(state_dir, of_model(folder), ServerSpec(api_keys=True)) as running:
@@ -229,7 +238,9 @@ def output_while_the_model_is_loaded(
     state_dir: Path,
     folder: Path,
 ) -> str:
-    """Return the output of a program whose first request is answered with 503, because the model has no files yet."""
+    """Return the output of a program whose first request is answered with 503, because
+    the model has no files yet.
+    """
     grpc_port = free_port()
     spec = ServerSpec(api_keys=True, grpc_port=grpc_port)
     with gunicorn(state_dir, of_model(folder / "missing"), spec, awaited=503) as running:

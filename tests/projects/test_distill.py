@@ -1,4 +1,6 @@
-"""Tests of the training of a student on a teacher's predictions, and of their comparison."""
+"""Tests of the training of a student on a teacher's predictions, and of their
+comparison.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -28,7 +30,9 @@ def client(
     new_database: Callable[[Path], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MlflowClient]:
-    """A registry of teachers: `labels` and `values` of two columns with a reference, and `net` of tensors."""
+    """A registry of teachers: `labels` and `values` of two columns with a reference,
+    and `net` of tensors.
+    """
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):

@@ -1,4 +1,6 @@
-"""Tests that MLflow can read the MLproject files, and that their parameters are the options of the modules."""
+"""Tests that MLflow can read the MLproject files, and that their parameters are the
+options of the modules.
+"""
 
 import argparse
 import runpy
@@ -19,7 +21,9 @@ PROJECTS = sorted(
     {path.parent for path in ROOT.glob("projects/*/MLproject")}
     - {ROOT / "projects" / "model_repository"},
 )
-"""The folders with an MLproject. `model_repository` is an example of another repository (tests/ci)."""
+"""The folders with an MLproject. `model_repository` is an example of another repository
+(tests/ci).
+"""
 ENTRY_POINTS = [
     pytest.param(folder, name, id=name)
     for folder in (ROOT, *PROJECTS)
@@ -42,7 +46,9 @@ def parameters(folder: Path, name: str) -> dict[str, dict[str, Any]]:
 
 
 def words(folder: Path, name: str) -> list[str]:
-    """Return the command that MLflow makes from the defaults, without the words that start the module."""
+    """Return the command that MLflow makes from the defaults, without the words that
+    start the module.
+    """
     command = shlex.split(
         load_project(str(folder)).get_entry_point(name).compute_command({}, storage_dir=None),
     )

@@ -1,4 +1,6 @@
-"""Tests that run.py starts modules at the root, and installs the package only into environments of MLflow."""
+"""Tests that run.py starts modules at the root, and installs the package only into
+environments of MLflow.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""Tests that each project trains a small model, logs the results and registers a version that predicts."""
+"""Tests that each project trains a small model, logs the results and registers a
+version that predicts.
+"""
 
 import json
 import re

@@ -46,7 +46,8 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Open servers in this process for endpoint → variant → fields, and wait until they are ready.
+    """Open servers in this process for endpoint → variant → fields, and wait until they
+    are ready.
 
     `server` contains fields of the spec's server.
     """

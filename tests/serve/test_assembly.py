@@ -55,7 +55,9 @@ def test_no_loop_waits_for_a_redis_that_a_limit_may_ask(
     settings: str,
     may_wait: bool,
 ) -> None:
-    """Not even the first request of a key waits, although its limits are not known before."""
+    """Not even the first request of a key waits, although its limits are not known
+    before.
+    """
     (tmp_path / SPEC).write_text(f"name: e\nvariants: {{e: {{model: m}}}}\nserver: {settings}\n")
     for url, expected in ((redis_url, may_wait), ("", False)):
         monkeypatch.setenv("ONNXSERVE_REDIS_URL", url)

@@ -1,4 +1,6 @@
-"""Callers with and without a client certificate, over HTTP and gRPC, with authorities that the tests create."""
+"""Callers with and without a client certificate, over HTTP and gRPC, with authorities
+that the tests create.
+"""
 
 import os
 import re
@@ -42,7 +44,9 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass
 class Authority:
-    """Signs certificates; `folder` contains each certificate and its key as NAME.pem and NAME.key."""
+    """Signs certificates; `folder` contains each certificate and its key as NAME.pem
+    and NAME.key.
+    """
 
     folder: Path
     name: str
@@ -58,7 +62,9 @@ class Authority:
         )
 
     def issue(self, name: str) -> tuple[str, str]:
-        """Return the files of a certificate for `name` and 127.0.0.1, with its authority's, and of its key."""
+        """Return the files of a certificate for `name` and 127.0.0.1, with its
+        authority's, and of its key.
+        """
         key = generate_private_key(SECP256R1())
         certificate = self._write(name, key, self._built(name, key, is_authority=False))
         return certificate, str(self.folder / f"{name}.key")

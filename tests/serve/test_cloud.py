@@ -1,4 +1,6 @@
-"""The environment of each cloud is read, and the server answers the requests that the cloud sends."""
+"""The environment of each cloud is read, and the server answers the requests that the
+cloud sends.
+"""
 
 import json
 import ssl
@@ -156,7 +158,9 @@ def test_vertex_is_answered_on_its_port_at_its_routes(
     port: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The route is `/predict`, which most containers choose, and which is also a route of ours."""
+    """The route is `/predict`, which most containers choose, and which is also a route
+    of ours.
+    """
     told = {
         "AIP_HTTP_PORT": str(port),
         "AIP_HEALTH_ROUTE": "/healthz",

@@ -1,4 +1,6 @@
-"""A missing device is refused. A machine with a GPU cannot provoke the refusals, and skips them."""
+"""A missing device is refused. A machine with a GPU cannot provoke the refusals, and
+skips them.
+"""
 
 import os
 import subprocess
@@ -112,8 +114,9 @@ def test_serve_refuses_it_in_one_line_before_it_fetches_anything(tmp_path: Path)
 @pytest.mark.long
 def test_each_gpu_gets_a_worker_and_the_successor_of_a_dead_one_its_gpu(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mlflow_deploy_plugin.serve.device import claim_device_id as claim;"
-        "print(claim(Path(sys.argv[1]), [0, 2]), flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from mlflow_deploy_plugin.serve.device import "
+        "claim_device_id as claim;print(claim(Path(sys.argv[1]), [0, 2]), flush=True); "
+        "sys.stdin.read()"
     )
 
     def worker() -> tuple["subprocess.Popen[str]", str]:

@@ -1,4 +1,6 @@
-"""The supervisor and its children are real processes; each of them is killed in at least one test."""
+"""The supervisor and its children are real processes; each of them is killed in at
+least one test.
+"""
 
 import errno
 import os

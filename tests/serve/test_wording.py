@@ -43,8 +43,8 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         {},
         400,
         (
-            "the JSON object must have exactly one of the fields dataframe_split, dataframe_records, "
-            "instances, inputs; this object has 'rows'"
+            "the JSON object must have exactly one of the fields dataframe_split, "
+            "dataframe_records, instances, inputs; this object has 'rows'"
         ),
     ),
     "an unknown content type": (
@@ -53,9 +53,10 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         {"content_type": "image/png"},
         415,
         (
-            "this route does not accept the Content-Type 'image/png'; it accepts application/json or text/csv or "
-            "application/vnd.apache.arrow.stream or application/vnd.apache.arrow.file or application/jsonl "
-            "or application/x-ndjson or application/jsonlines"
+            "this route does not accept the Content-Type 'image/png'; it accepts application/json "
+            "or text/csv or application/vnd.apache.arrow.stream or "
+            "application/vnd.apache.arrow.file or application/jsonl or application/x-ndjson or "
+            "application/jsonlines"
         ),
     ),
     "an unknown encoding": (
@@ -63,7 +64,10 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         b"x",
         {"content_encoding": "br"},
         415,
-        "the Content-Encoding is 'br'; this encoding is not supported: send gzip, deflate, zstd or identity",
+        (
+            "the Content-Encoding is 'br'; this encoding is not supported: send gzip, deflate, "
+            "zstd or identity"
+        ),
     ),
     "a damaged encoding": (
         "/invocations",
@@ -127,8 +131,8 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         {},
         404,
         (
-            "the path /invocation does not exist; the nearest are /invocations, /endpoints/NAME/invocations, "
-            "/version; /docs lists all routes"
+            "the path /invocation does not exist; the nearest are /invocations, "
+            "/endpoints/NAME/invocations, /version; /docs lists all routes"
         ),
     ),
     "a tensor of another shape": (

@@ -37,7 +37,9 @@ def stack(
     alerts: Receiver,
     traces: Collector,
 ) -> Iterator[NativeStack]:
-    """Run the core and the metrics, with windows of a minute instead of an hour, and a log line per request."""
+    """Run the core and the metrics, with windows of a minute instead of an hour, and a
+    log line per request.
+    """
     if not os.environ.get("AWS_ENDPOINT_URL"):
         pytest.skip(
             "no S3 API is named by AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -54,7 +56,9 @@ def stack(
         changed={
             "s3://onnxserve/": f"s3://{bucket}/",
             "every: 1h, grace: 5m": "every: 1m, grace: 2s",
-            "every: 1h\n    grace: 5m\n    labels_within: 1h": "every: 1m\n    grace: 2s\n    labels_within: 20s",
+            "every: 1h\n    grace: 5m\n    labels_within: 1h": (
+                "every: 1m\n    grace: 2s\n    labels_within: 20s"
+            ),
             "scrape_interval: 15s, evaluation_interval: 15s": "scrape_interval: 1s, evaluation_interval: 1s",
             "group_wait: 10s": "group_wait: 1s",
         },
@@ -86,7 +90,9 @@ def stack(
 
 
 def _fill_databases(url: str) -> None:
-    """Create the user's own database and run the scripts of its folder, like PostgreSQL's image."""
+    """Create the user's own database and run the scripts of its folder, like
+    PostgreSQL's image.
+    """
     script = (
         "CREATE DATABASE onnxserve;\n" + (COMPOSE.parent / "stack" / "databases.sql").read_text()
     )

@@ -1,9 +1,10 @@
-"""docker/compose.yaml without Docker: each service runs with its own command, environment and files, on its own
-address.
+"""docker/compose.yaml without Docker: each service runs with its own command,
+environment and files, on its own address.
 
-A service is a process of this machine that listens on 127.x.y.z instead of a container. Ports are therefore unchanged.
-Three texts are replaced in commands, environments and mounted files: a service's name before a port is replaced by its
-address, 0.0.0.0 by the address of the service, and the path of a mount by the path of the file.
+A service is a process of this machine that listens on 127.x.y.z instead of a container.
+Ports are therefore unchanged. Three texts are replaced in commands, environments and
+mounted files: a service's name before a port is replaced by its address, 0.0.0.0 by the
+address of the service, and the path of a mount by the path of the file.
 """
 
 import os
@@ -35,7 +36,8 @@ class NativeStack:
 
     Attributes:
         outside: addresses of external services, such as S3's "minio:9000".
-        changed: texts of mounted files that a test changes, such as the length of a window.
+        changed: texts of mounted files that a test changes, such as the length of a
+            window.
         settings: the variables of the file .env.
     """
 
@@ -111,7 +113,9 @@ class NativeStack:
         return self.processes[name]
 
     def execute(self, name: str, *command: str) -> str:
-        """Run `docker compose exec NAME COMMAND`, and return its output, including stderr."""
+        """Run `docker compose exec NAME COMMAND`, and return its output, including
+        stderr.
+        """
         prepared, environment = self._prepare(name, self._program(list(command)))
         output = subprocess.PIPE, subprocess.STDOUT
         return subprocess.run(
@@ -125,7 +129,9 @@ class NativeStack:
         ).stdout
 
     def _prepare(self, name: str, command: list[str]) -> tuple[list[str], dict[str, str]]:
-        """Return the command and the environment of a process of a service, and write its files."""
+        """Return the command and the environment of a process of a service, and write
+        its files.
+        """
         home = self.folder / name
         home.mkdir(exist_ok=True)
         mounts = self._mounts(name, home)
@@ -207,7 +213,9 @@ class NativeStack:
         return [*ours.get(command[0], command[:1]), *command[1:]]
 
     def _mounts(self, name: str, home: Path) -> dict[str, str]:
-        """Return the path on this machine for each path in the container; mounted files are rendered to `home`."""
+        """Return the path on this machine for each path in the container; mounted files
+        are rendered to `home`.
+        """
         service = self.services[name]
         mounts: dict[str, str] = {}
         sources: dict[str, Path] = {}

@@ -1,4 +1,6 @@
-"""docker/compose.yaml as Compose reads it: every profile, the reachable ports, and the rights of our services."""
+"""docker/compose.yaml as Compose reads it: every profile, the reachable ports, and the
+rights of our services.
+"""
 
 import json
 import os

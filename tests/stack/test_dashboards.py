@@ -1,4 +1,6 @@
-"""Grafana's dashboards: generated from their description, for Grafana 11, and limited to existing metrics."""
+"""Grafana's dashboards: generated from their description, for Grafana 11, and limited
+to existing metrics.
+"""
 
 import importlib.util
 import json

@@ -1,4 +1,6 @@
-"""docker/stack/nginx.conf under Debian's nginx with two servers; the first server dies during the request."""
+"""docker/stack/nginx.conf under Debian's nginx with two servers; the first server dies
+during the request.
+"""
 
 import subprocess
 import sys
@@ -17,7 +19,9 @@ asked: list[str] = []
 
 
 class Server(BaseHTTPRequestHandler):
-    """Close the connection of the first request without a response, and answer the next request."""
+    """Close the connection of the first request without a response, and answer the next
+    request.
+    """
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))

@@ -1,4 +1,5 @@
-"""The stack of docker/compose.yaml at work: TLS, gRPC, a killed server, the loop, alerts, traces, logs, dashboards.
+"""The stack of docker/compose.yaml at work: TLS, gRPC, a killed server, the loop,
+alerts, traces, logs, dashboards.
 
 The tests depend on each other in this order.
 """
@@ -49,7 +50,9 @@ class Traffic:
     """The versions of the latest responses."""
 
     def ask(self) -> None:
-        """Send about twenty requests per second. After the shift, a row is late if it is above the new mean."""
+        """Send about twenty requests per second. After the shift, a row is late if it
+        is above the new mean.
+        """
         rng = np.random.default_rng(1)
         with requests.Session() as session:
             while not self.ended.wait(0.05):
@@ -176,7 +179,8 @@ def test_every_line_of_servers_and_nginx_is_ecs(stack: NativeStack, traffic: Tra
     assert answer.ok
     for name in ("server-a", "server-b", "nginx"):
         lines = stack.log(name).read_text().splitlines()
-        other = r"onnxserve: |\d{4}/\d\d/\d\d .* \[(error|warn)\] "  # startup messages, and nginx's own error log
+        # startup messages, and nginx's own error log
+        other = r"onnxserve: |\d{4}/\d\d/\d\d .* \[(error|warn)\] "
         fields = [read_line(line) for line in lines[:-1] if not re.match(other, line)]
         assert {one["service.name"] for one in fields} == {
             "nginx" if name == "nginx" else "onnxserve",

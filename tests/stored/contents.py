@@ -1,4 +1,6 @@
-"""The contents of a stored folder, as plain values: `write.py` records them, and `test_stored.py` compares them."""
+"""The contents of a stored folder, as plain values: `write.py` records them, and
+`test_stored.py` compares them.
+"""
 
 import json
 import sqlite3
@@ -110,7 +112,9 @@ WRITTEN = {
 
 
 def model_contents(folder: Path, rows: dict[str, list[Any]]) -> dict[str, Any]:
-    """Return the answers of both loaders of the model for these columns, and the values that are stored with it."""
+    """Return the answers of both loaders of the model for these columns, and the values
+    that are stored with it.
+    """
     frame = pd.DataFrame(rows)
     pyfunc = mlflow.pyfunc.load_model(str(folder))
     model = onnxserve.load_model(str(folder))
@@ -128,7 +132,9 @@ def model_contents(folder: Path, rows: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def reference_contents(folder: Path, state_dir: Path) -> dict[str, Any]:
-    """Return the reference sample of the model. `state_dir` becomes the state folder of a server of this model."""
+    """Return the reference sample of the model. `state_dir` becomes the state folder of
+    a server of this model.
+    """
     variant = WantedVariant(model_uri=str(folder), model=MODEL, version="1", folder=folder)
     write_state(
         state_dir / WANTED,

@@ -1,4 +1,6 @@
-"""The spec files and the gate policy that `write.py` stores. Together, they set every field."""
+"""The spec files and the gate policy that `write.py` stores. Together, they set every
+field.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -197,7 +199,9 @@ unapproved: {share: 5, for: 1h}
 
 
 def reduced_to(document: Any, part: Any) -> Any:
-    """Return the entries of the document that `part` has, at all levels. A newer version may have more entries."""
+    """Return the entries of the document that `part` has, at all levels. A newer
+    version may have more entries.
+    """
     if isinstance(document, dict) and isinstance(part, dict):
         return {
             name: reduced_to(document[name], value)

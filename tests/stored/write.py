@@ -1,12 +1,15 @@
-"""Write what this version of onnxserve stores: a model, a store, specs, a policy, state files, and a log.
+"""Write what this version of onnxserve stores: a model, a store, specs, a policy, state
+files, and a log.
 
     python -m tests.stored.write 0.1.0
 
-Run this script once per release, with the version as the name of a new folder, and commit the folder. Never run it into
-an existing folder: the folders show that a newer version reads the files of every older version. The files come from a
-real server, real judgements, a rollout, a retraining and a promotion, which takes about two minutes.
+Run this script once per release, with the version as the name of a new folder, and
+commit the folder. Never run it into an existing folder: the folders show that a newer
+version reads the files of every older version. The files come from a real server, real
+judgements, a rollout, a retraining and a promotion, which takes about two minutes.
 
-If the release has new fields of specs or policies, add them to `documents.py` first. Older folders keep their files.
+If the release has new fields of specs or policies, add them to `documents.py` first.
+Older folders keep their files.
 """
 
 import argparse
@@ -178,7 +181,9 @@ def save(folder: Path, strength: float, rows: int) -> None:
 
 @contextlib.contextmanager
 def workspace() -> Iterator[Path]:
-    """Yield a temporary folder with an empty MLflow store and an empty ONNXSERVE_HOME, in which ada@laptop works."""
+    """Yield a temporary folder with an empty MLflow store and an empty ONNXSERVE_HOME,
+    in which ada@laptop works.
+    """
     before = Path.cwd()
     with (
         tempfile.TemporaryDirectory(prefix="stored-") as name,
@@ -218,7 +223,9 @@ def register_models(folder: Path) -> MlflowClient:
 
 
 def capture_days(url: str) -> None:
-    """Send two days of requests, of which the second has a drift, and the labels of all requests."""
+    """Send two days of requests, of which the second has a drift, and the labels of all
+    requests.
+    """
     client = onnxserve.Client(url, ENDPOINT)
     for hour in range(48):
         rows, labels = flights(10, seed=100 + hour, shift=2000.0 if hour >= 24 else 0.0)
@@ -233,7 +240,8 @@ def capture_days(url: str) -> None:
 def judge_days(deployments: Deployments, clock: Clock[datetime]) -> None:
     """Judge the days by all monitors, with an alert and a retraining.
 
-    Afterwards a person judges the second day again, accepts its alarm, pauses a monitor and silences another one.
+    Afterwards a person judges the second day again, accepts its alarm, pauses a monitor
+    and silences another one.
     """
     store = deployments.store
     monitors = Monitors(store)
@@ -258,7 +266,9 @@ def judge_days(deployments: Deployments, clock: Clock[datetime]) -> None:
 
 
 def retrain(deployments: Deployments) -> None:
-    """Take all steps of the retraining that the drift has started. It proposes version 3."""
+    """Take all steps of the retraining that the drift has started. It proposes version
+    3.
+    """
     context = RetrainingContext(deployments, "controller@laptop")
     retrainings = Retrainings(deployments.store)
 
@@ -301,7 +311,9 @@ def roll_out(
 
 
 def roll_out_twice(deployments: Deployments, url: str) -> None:
-    """Roll out version 2, and then version 1 up to a pause in the first step, with evidence of all kinds."""
+    """Roll out version 2, and then version 1 up to a pause in the first step, with
+    evidence of all kinds.
+    """
     first = RolloutRequest(
         "2",
         steps="50,100",
@@ -323,7 +335,9 @@ def roll_out_twice(deployments: Deployments, url: str) -> None:
 
 
 def approve_versions(store: Store, client: MlflowClient, clock: Clock[datetime]) -> None:
-    """Promote version 3 with two approvals, and request the promotion of version 4, which one person approves."""
+    """Promote version 3 with two approvals, and request the promotion of version 4,
+    which one person approves.
+    """
     folder = client.get_model_version(MODEL, "2").source
     client.create_model_version(MODEL, folder)
     client.set_registered_model_tag(MODEL, "onnxserve.gate.policy", APPROVALS)
@@ -352,7 +366,9 @@ def approve_versions(store: Store, client: MlflowClient, clock: Clock[datetime])
 
 
 def _record_moves_of_server(store: Store) -> None:
-    """Record moves as MLflow's server does, which also records the digests of the files, and count the changes."""
+    """Record moves as MLflow's server does, which also records the digests of the
+    files, and count the changes.
+    """
     for version, place, action in (
         ("2", "@champion", "alias"),
         ("3", "@champion", "alias"),
@@ -372,7 +388,9 @@ def make_keys(store: Store) -> None:
 
 
 def add_unapproved(store: Store) -> None:
-    """Add an endpoint on Kubernetes whose version 2 answers without the approvals that the model requires."""
+    """Add an endpoint on Kubernetes whose version 2 answers without the approvals that
+    the model requires.
+    """
     since = store.now()
     answer = UnapprovedAnswer(
         model_uri=f"models:/{MODEL}/2",
@@ -391,7 +409,9 @@ def add_unapproved(store: Store) -> None:
 
 
 def load_more(url: str) -> None:
-    """Load two endpoints that are not in the spec, and unload one of them, which control.json remembers."""
+    """Load two endpoints that are not in the spec, and unload one of them, which
+    control.json remembers.
+    """
     load = {"parameters": {"model_uri": f"models:/{MODEL}/1"}}
     for name, action, body in (
         ("extra", "load", load),
@@ -407,7 +427,9 @@ def load_more(url: str) -> None:
 
 
 def write_store_and_server(folder: Path, work: Path) -> datetime:
-    """Write the store's dump, the state files and an hour of the log. Return the last time of the store's clock."""
+    """Write the store's dump, the state files and an hour of the log. Return the last
+    time of the store's clock.
+    """
     clock = Clock(BEGIN)
     settings = load_settings()
     store = open_store(settings.store_url, clock)
@@ -455,7 +477,9 @@ def copy_server_files(folder: Path, work: Path) -> None:
 
 
 def write_dump(work: Path, folder: Path) -> None:
-    """Write the store as SQL, without the white space that SQLAlchemy writes at the ends of lines of the schema."""
+    """Write the store as SQL, without the white space that SQLAlchemy writes at the
+    ends of lines of the schema.
+    """
     database = load_settings().store_url.removeprefix("sqlite:///")
     with contextlib.closing(sqlite3.connect(database)) as connection:
         text = "\n".join(connection.iterdump())

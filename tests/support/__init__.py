@@ -1,1 +1,3 @@
-"""Support code that the tests of several folders share; `from tests.support.waiting import wait_until`."""
+"""Support code that the tests of several folders share; `from tests.support.waiting
+import wait_until`.
+"""

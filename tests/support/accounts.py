@@ -36,7 +36,9 @@ class People:
             yield MlflowClient()
 
     def add_role(self, role: str, *users: str) -> None:
-        """Create a role that may read all registered models, and assign it to the users."""
+        """Create a role that may read all registered models, and assign it to the
+        users.
+        """
         created = self._administer("create", workspace="default", name=role)["role"]["id"]
         allowed = {
             "resource_type": "registered_model",
@@ -55,7 +57,9 @@ class People:
         return content
 
     def register(self, user: str, policy: str, parity: str = "proven") -> str:
-        """Register a model with this gate policy and a version as the user, and return its name."""
+        """Register a model with this gate policy and a version as the user, and return
+        its name.
+        """
         name = f"toy-{next(_numbers)}"
         with self.logged_in(user) as client:
             client.create_registered_model(name, tags={"onnxserve.gate.policy": policy})
@@ -68,7 +72,9 @@ class People:
 
 @contextmanager
 def people(folder: Path, new_database: Callable[[Path], str], *users: str) -> Iterator[People]:
-    """Run a server with these accounts. It is the MLflow of this process, and both use the same store."""
+    """Run a server with these accounts. It is the MLflow of this process, and both use
+    the same store.
+    """
     new_database(folder)
     with (
         basic_auth_server(folder, *users) as server,

@@ -1,4 +1,6 @@
-"""Headless Chromium for tests of pages. The tests are skipped if Chromium is not installed."""
+"""Headless Chromium for tests of pages. The tests are skipped if Chromium is not
+installed.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -19,7 +21,8 @@ NEEDS_CHROMIUM = [
 ]
 """The marks of a module whose tests look at pages."""
 
-# If other processes use the core, drawing a page may take longer than the default of five seconds.
+# If other processes use the core, drawing a page may take longer than the default of
+# five seconds.
 expect.set_options(timeout=60_000)
 
 
@@ -36,7 +39,8 @@ def chromium(*options: str) -> Iterator[Browser]:
 
 
 def accessibility_findings(page: Page) -> list[str]:
-    """Return the violations that axe-core reports for the page, on a phone with the dark scheme or on a desktop.
+    """Return the violations that axe-core reports for the page, on a phone with the
+    dark scheme or on a desktop.
 
     The rules are WCAG 2.2 A and AA, and the good practice of axe.
     """

@@ -1,4 +1,6 @@
-"""Two days that a real server has captured into a bucket, with everything that another process needs to judge them."""
+"""Two days that a real server has captured into a bucket, with everything that another
+process needs to judge them.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -25,13 +27,15 @@ from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 DAY = timedelta(days=1)
 BEGIN = (datetime.now(UTC) - DAY / 24).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY
-"""The start of the first day. Both days are over, and the monitor no longer waits for their rows."""
+"""The start of the first day. Both days are over, and the monitor no longer waits for
+their rows.
+"""
 
 
 @dataclass(frozen=True)
 class TwoDays:
-    """An endpoint `flights` whose second day has drifted. It has two daily monitors: `daily` for all columns, `answers`
-    for the predictions.
+    """An endpoint `flights` whose second day has drifted. It has two daily monitors:
+    `daily` for all columns, `answers` for the predictions.
 
     Attributes:
         settings: the environment variables of a process that judges.
@@ -51,7 +55,8 @@ def two_captured_days(
     store_url: str,
     serve: Callable[..., Served],
 ) -> Iterator[TwoDays]:
-    """Capture the days. The process that judges must reach MLflow's server, the store and the environment's S3 API.
+    """Capture the days. The process that judges must reach MLflow's server, the store
+    and the environment's S3 API.
 
     Args:
         server: starts in this function.

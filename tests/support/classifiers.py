@@ -1,4 +1,6 @@
-"""Small linear models of known quality, as MLmodel folders and as versions of a registered model."""
+"""Small linear models of known quality, as MLmodel folders and as versions of a
+registered model.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ TRUTH = (2.0, -1.0)
 
 
 def labelled(count: int, seed: int = 0, noise: float = 0.5) -> dict[str, np.ndarray]:
-    """Return columns a, b, `label` (0 or 1, from the noisy score) and `value` (the noisy score)."""
+    """Return columns a, b, `label` (0 or 1, from the noisy score) and `value` (the
+    noisy score).
+    """
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=count), rng.normal(size=count)
     score = TRUTH[0] * a + TRUTH[1] * b + rng.normal(size=count) * noise
@@ -37,7 +41,8 @@ def write_classifier(
     reference: dict[str, Any] | None = None,
     extra: str = "",
 ) -> Path:
-    """Write a model of the onnxserve flavor that returns label (0, 1) and probabilities of a weighted sum.
+    """Write a model of the onnxserve flavor that returns label (0, 1) and probabilities
+    of a weighted sum.
 
     Args:
         extra: nodes before the sum, which may change `x` into `z`; default: none.
@@ -113,7 +118,9 @@ def _write(
 
 
 def registered_toy(client: Any, folder: Path) -> None:
-    """Register `toy`: version 1 (the best possible) is in Production, 2 gives equal answers, 3 has no parity proof."""
+    """Register `toy`: version 1 (the best possible) is in Production, 2 gives equal
+    answers, 3 has no parity proof.
+    """
     client.create_registered_model("toy")
     for number, (weights, parity) in enumerate(
         [(TRUTH, "proven"), ((4.0, -2.0), "proven"), (TRUTH, "warned")],

@@ -26,7 +26,9 @@ def kubeconfig(folder: Path, server: str) -> Path:
 
 @contextmanager
 def silent_api(folder: Path) -> Iterator[tuple[Path, socket.socket]]:
-    """Yield the configuration and listener of a cluster whose API server accepts connections but never responds."""
+    """Yield the configuration and listener of a cluster whose API server accepts
+    connections but never responds.
+    """
     with socket.create_server(("127.0.0.1", free_port()), backlog=64) as listener:
         listener.settimeout(60)
         yield kubeconfig(folder, f"http://127.0.0.1:{listener.getsockname()[1]}"), listener

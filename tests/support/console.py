@@ -1,4 +1,6 @@
-"""Requests to MLflow's server with the console in it: its registry, the page and its forms."""
+"""Requests to MLflow's server with the console in it: its registry, the page and its
+forms.
+"""
 
 import re
 from typing import Any

@@ -1,4 +1,6 @@
-"""Deployments of tiny models in a separate home. All their processes are ended after the test."""
+"""Deployments of tiny models in a separate home. All their processes are ended after
+the test.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -36,7 +38,9 @@ def weighted_sum(factor: float) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Models:
-    """Folders of saved models: `once` answers a + b, `twice` answers 2 (a + b); the other models cannot be served."""
+    """Folders of saved models: `once` answers a + b, `twice` answers 2 (a + b); the
+    other models cannot be served.
+    """
 
     once: str
     twice: str
@@ -64,10 +68,13 @@ def save_models(folder: Path) -> Models:
 
 @contextmanager
 def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
-    """Yield a client with an empty home. At the end, remove the home and check that no process is left."""
+    """Yield a client with an empty home. At the end, remove the home and check that no
+    process is left.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
-        # Homes do not share their list of used ports, so that concurrent tests must begin at different ports.
+        # Homes do not share their list of used ports, so that concurrent tests must
+        # begin at different ports.
         patch.setattr(local, "FIRST_PORT", free_port() - 10_000)
         try:
             yield get_deploy_client("onnxserve")
@@ -75,8 +82,8 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
             settings = load_settings()
             store = open_store(settings.store_url)
             for endpoint in store.endpoints():
-                # An endpoint without variants has no server, and checking this needs Docker, which may not be
-                # installed.
+                # An endpoint without variants has no server, and checking this needs
+                # Docker, which may not be installed.
                 if endpoint.spec.variants:
                     parse_target(endpoint.target).backend(settings).remove(endpoint.name)
             store.close()

@@ -12,9 +12,11 @@ import pytest
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Let writes beyond `size` bytes be truncated, then fail with EFBIG (Python ignores SIGXFSZ).
+    """Let writes beyond `size` bytes be truncated, then fail with EFBIG (Python ignores
+    SIGXFSZ).
 
-    The limit also applies to a file that receives the tests' output, so use it only around the call under test.
+    The limit also applies to a file that receives the tests' output, so use it only
+    around the call under test.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -26,7 +28,9 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Make creating, replacing and removing files in the folder fail. Open files can still be written."""
+    """Make creating, replacing and removing files in the folder fail. Open files can
+    still be written.
+    """
     if os.geteuid():
         below = [
             folder,

@@ -46,7 +46,9 @@ FIELDS = {
     "user.name": _TEXT,
 }
 OWN = ("onnxserve.", "labels.")
-"""Custom fields, in a namespace that the schema does not use. `labels` is reserved for users."""
+"""Custom fields, in a namespace that the schema does not use. `labels` is reserved for
+users.
+"""
 
 
 def read_line(line: str) -> dict[str, Any]:

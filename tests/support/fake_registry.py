@@ -1,4 +1,6 @@
-"""A registry that answers as the test specifies, and a follower whose clock the test sets."""
+"""A registry that answers as the test specifies, and a follower whose clock the test
+sets.
+"""
 
 import os
 from collections.abc import Callable
@@ -72,7 +74,9 @@ class Later(Executor):
                 future.set_result(work())
 
     def go_on_once_asked(self) -> None:
-        """Let another thread run the next submitted function while the submitting thread waits."""
+        """Let another thread run the next submitted function while the submitting
+        thread waits.
+        """
 
         def go_on() -> None:
             wait_until(lambda: self.waiting)
@@ -83,7 +87,9 @@ class Later(Executor):
 
 @dataclass
 class World:
-    """A registry that answers with `versions[uri]` (or raises it), and versions that are already on this disk."""
+    """A registry that answers with `versions[uri]` (or raises it), and versions that
+    are already on this disk.
+    """
 
     make_model: Callable[..., Path]
     root: Path
@@ -95,7 +101,9 @@ class World:
     failures: list[tuple[str, str]] = field(default_factory=list)
     gates: dict[str, str] = field(default_factory=dict)
     judged: dict[str, str] = field(default_factory=dict)
-    """The digest of the files that the gate judged; by default, the digest of the version's files."""
+    """The digest of the files that the gate judged; by default, the digest of the
+    version's files.
+    """
     unapproved: set[str] = field(default_factory=set)
     """The versions without the approvals that Production requires."""
     calls: int = 0
@@ -180,7 +188,9 @@ class Case:
         return Follower(self.state_dir, resolver, lambda: self.now + self.jumped)
 
     def serving(self, version: str) -> Follower:
-        """Return a follower of the stage after the round that makes it serve this version."""
+        """Return a follower of the stage after the round that makes it serve this
+        version.
+        """
         self.spec(STAGE)
         self.world.versions[STAGE] = version
         follower = self.follower()

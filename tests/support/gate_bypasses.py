@@ -1,7 +1,9 @@
-"""Attempts to move a version past the gate through MLflow's API, for servers with any login.
+"""Attempts to move a version past the gate through MLflow's API, for servers with any
+login.
 
-Each attempt has a model `GATED` whose version 1 did not pass the gate. Some attempts also have a model `FREE` without a
-policy, whose version 1 is in Production and has the alias champion. The names are placeholders in paths and bodies.
+Each attempt has a model `GATED` whose version 1 did not pass the gate. Some attempts
+also have a model `FREE` without a policy, whose version 1 is in Production and has the
+alias champion. The names are placeholders in paths and bodies.
 """
 
 import json
@@ -37,7 +39,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The requests of an attempt. The last request must be refused, unless MLflow ignores it and answers 200."""
+    """The requests of an attempt. The last request must be refused, unless MLflow
+    ignores it and answers 200.
+    """
 
     steps: tuple[Step, ...]
     is_ignored: bool = False
@@ -49,7 +53,8 @@ class GatedRegistry:
 
     Attributes:
         session: the session of the caller, who may create models.
-        admin: the session of an administrator, or of any caller of a server without accounts.
+        admin: the session of an administrator, or of any caller of a server without
+            accounts.
     """
 
     url: str
@@ -78,7 +83,9 @@ class GatedRegistry:
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """Return the placeholders of a run of the caller and of its folder, which is the source of all versions."""
+        """Return the placeholders of a run of the caller and of its folder, which is
+        the source of all versions.
+        """
         experiment = self._post("/experiments/create", name=f"experiment-{uuid.uuid4().hex[:12]}")[
             "experiment_id"
         ]
@@ -86,7 +93,9 @@ class GatedRegistry:
         return {RUN: run["run_id"], SOURCE: f"{run['artifact_uri']}/model"}
 
     def create_models(self, attempt: Attempt) -> dict[str, str]:
-        """Create the models of an attempt. Return the placeholder of each name and the name."""
+        """Create the models of an attempt. Return the placeholder of each name and the
+        name.
+        """
         names = {GATED: self.create_model(POLICY)}
         if any(FREE.encode() in step.body for step in attempt.steps):
             names[FREE] = self.create_model()
@@ -113,7 +122,9 @@ class GatedRegistry:
 
 
 def check_refused(registry: GatedRegistry, attempt: Attempt) -> None:
-    """Fail if the attempt moves a version of the gated model, or if its last request is not refused."""
+    """Fail if the attempt moves a version of the gated model, or if its last request is
+    not refused.
+    """
     names, answer = run(registry, attempt)
     assert not is_moved(registry, names[GATED]), answer.text
     if not attempt.is_ignored:
@@ -121,7 +132,9 @@ def check_refused(registry: GatedRegistry, attempt: Attempt) -> None:
 
 
 def run(registry: GatedRegistry, attempt: Attempt) -> tuple[dict[str, str], requests.Response]:
-    """Send the requests of the attempt. Return the names of its models and the last answer."""
+    """Send the requests of the attempt. Return the names of its models and the last
+    answer.
+    """
     names = registry.create_models(attempt)
     *first, last = (_named(step, names | registry.files) for step in attempt.steps)
     for step in first:
@@ -133,12 +146,16 @@ def run(registry: GatedRegistry, attempt: Attempt) -> tuple[dict[str, str], requ
 
 
 def is_moved(registry: GatedRegistry, model: str) -> bool:
-    """Return True if a version of the model has the stage or the alias that the policy gates."""
+    """Return True if a version of the model has the stage or the alias that the policy
+    gates.
+    """
     return not registry.placed(model).isdisjoint({"production", "champion"})
 
 
 def is_refusal(answer: requests.Response) -> bool:
-    """Return True for a status that is not 2xx, and for a GraphQL answer that contains only errors."""
+    """Return True for a status that is not 2xx, and for a GraphQL answer that contains
+    only errors.
+    """
     if not answer.ok or answer.is_redirect:
         return True
     if answer.request.path_url.startswith("/graphql"):
@@ -339,7 +356,9 @@ def _paths() -> Iterator[tuple[str, Attempt]]:
 
 
 def _other_calls() -> Iterator[tuple[str, Attempt]]:
-    """Yield calls that change other things, with the fields of a stage or an alias in them."""
+    """Yield calls that change other things, with the fields of a stage or an alias in
+    them.
+    """
     placed = {"stage": "Production", "current_stage": "Production", "currentStage": "Production"}
     aliased = {"aliases": [{"alias": "champion", "version": "1"}], "alias": "champion"}
     version = {"name": GATED, "version": "1"}

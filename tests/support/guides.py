@@ -1,4 +1,6 @@
-"""README and the guides as scripts: the tests extract the examples and commands from the pages and run them."""
+"""README and the guides as scripts: the tests extract the examples and commands from
+the pages and run them.
+"""
 
 import os
 import re
@@ -35,7 +37,8 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 
 def shell(environment: Path, folder: Path) -> dict[str, str]:
-    """Return the variables of a user's shell in which that virtual environment is active.
+    """Return the variables of a user's shell in which that virtual environment is
+    active.
 
     Args:
         folder: the user's home.
@@ -54,7 +57,9 @@ def shell(environment: Path, folder: Path) -> dict[str, str]:
 
 
 def run_smallest_example(environment: Path, folder: Path) -> None:
-    """Run the example in that virtual environment and an empty folder, and check that it predicts."""
+    """Run the example in that virtual environment and an empty folder, and check that
+    it predicts.
+    """
     (code,) = blocks("python", section("The smallest example"))
     command = [str(environment / "bin" / "python"), "-c", code]
     result = subprocess.run(
@@ -71,7 +76,9 @@ def run_smallest_example(environment: Path, folder: Path) -> None:
 
 
 def walk_by_hand(environment: Path, checkout: Path, folder: Path) -> None:
-    """Run the commands of "By hand" in order, and check their results and that they leave no running process."""
+    """Run the commands of "By hand" in order, and check their results and that they
+    leave no running process.
+    """
     script = "set -euo pipefail\n" + "".join(blocks("sh", section("By hand")))
     for port in ("5000", "8123"):
         script = script.replace(port, str(free_port()))
@@ -128,7 +135,9 @@ _TIMEOUT_SECONDS = 300
 
 @dataclass(frozen=True)
 class Reader:
-    """A reader who runs the commands of several pages in order, in one folder and with the same ports."""
+    """A reader who runs the commands of several pages in order, in one folder and with
+    the same ports.
+    """
 
     folder: Path
     environment: Mapping[str, str]
@@ -137,7 +146,9 @@ class Reader:
     )
 
     def run_page(self, name: str) -> list[str]:
-        """Return the output of each `sh` and `python` block of docs/NAME. Each block must end with status 0."""
+        """Return the output of each `sh` and `python` block of docs/NAME. Each block
+        must end with status 0.
+        """
         page = (ROOT / "docs" / name).read_text()
         return [
             self.run(code, language)
@@ -166,16 +177,20 @@ class Reader:
 
 
 def run_page(name: str, folder: Path, tracking_uri: str) -> list[str]:
-    """Return the output of each `sh` and `python` block of docs/NAME. Each block must end with status 0.
+    """Return the output of each `sh` and `python` block of docs/NAME. Each block must
+    end with status 0.
 
     Args:
-        folder: the working directory; deployments are in the home that this process's environment specifies.
+        folder: the working directory; deployments are in the home that this process's
+            environment specifies.
     """
     return page_reader(folder, tracking_uri).run_page(name)
 
 
 def page_reader(folder: Path, tracking_uri: str) -> Reader:
-    """Return a reader whose deployments are in the home that this process's environment specifies."""
+    """Return a reader whose deployments are in the home that this process's environment
+    specifies.
+    """
     own = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": tracking_uri,

@@ -23,8 +23,8 @@ _building = threading.Lock()
 
 
 def handle(server: Server, request: RawRequest) -> RawResponse:
-    """Answer a request with the server's application, which is built once because werkzeug needs milliseconds for its
-    rules.
+    """Answer a request with the server's application, which is built once because
+    werkzeug needs milliseconds for its rules.
     """
     with _building:
         app = _apps.get(id(server))
@@ -54,7 +54,8 @@ def wsgi_environ(
     headers: Mapping[str, str],
     body: IO[bytes],
 ) -> dict[str, Any]:
-    """Return the environ that gunicorn makes of a request. The target and the headers are not checked.
+    """Return the environ that gunicorn makes of a request. The target and the headers
+    are not checked.
 
     The input ends where the body ends.
     """
@@ -87,7 +88,9 @@ def ask_wsgi(
     headers: Mapping[str, str],
     body: bytes = b"",
 ) -> tuple[int, dict[str, str], bytes]:
-    """Answer a request with the WSGI application; return the status, the headers in lower case and the body."""
+    """Answer a request with the WSGI application; return the status, the headers in
+    lower case and the body.
+    """
     content, status, fields = run_wsgi_app(
         app,
         wsgi_environ(method, target, headers, io.BytesIO(body)),

@@ -43,7 +43,8 @@ class LogWriter:
         suffix: str = "",
     ) -> str:
         """Write one request with these rows, one file per hour, and return its segment."""
-        # The segment must not be random, because it determines the rows that are compared.
+        # The segment must not be random, because it determines the rows that are
+        # compared.
         segment = segment or f"segment-{next(_segments)}"
         table = event_table(columns)
         rows = len(table)
@@ -96,8 +97,9 @@ def write_answers(
     start: datetime,
     version: str = "1",
 ) -> None:
-    """Write the rows with the answers of the version in `folder`, one row per second, as if a server had answered. The
-    prediction ids are `VERSION-0`, `VERSION-1`, …"""
+    """Write the rows with the answers of the version in `folder`, one row per second,
+    as if a server had answered. The prediction ids are `VERSION-0`, `VERSION-1`, …
+    """
     model = OnnxModel.load(folder)
     feeds = model.schema.from_columns(columns)
     rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))

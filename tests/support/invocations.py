@@ -1,4 +1,6 @@
-"""The requests to `/invocations` of MLflow's scoring server and of onnxserve, for each form and each value."""
+"""The requests to `/invocations` of MLflow's scoring server and of onnxserve, for each
+form and each value.
+"""
 
 import json
 from typing import Any
@@ -9,7 +11,9 @@ JSON, CSV = "application/json", "text/csv"
 
 
 def case(name: str, model: str, body: Any, content_type: str | None = JSON) -> Any:
-    """One request: its model, its content (bytes, or a document that is sent as JSON), and its content type."""
+    """One request: its model, its content (bytes, or a document that is sent as JSON),
+    and its content type.
+    """
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
     return pytest.param(name, model, sent, content_type, id=name)
 

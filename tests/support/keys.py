@@ -9,6 +9,8 @@ from mlflow_deploy_plugin.core.statedir.models import KeyEntry, ValidKeys
 
 
 def write_keys(state_dir: Path, entries: Mapping[str, KeyEntry]) -> None:
-    """Write the key file as the agent does. `entries` maps the text of each key to its permissions."""
+    """Write the key file as the agent does. `entries` maps the text of each key to its
+    permissions.
+    """
     keys = {hashlib.sha256(text.encode()).hexdigest(): entry for text, entry in entries.items()}
     write_state(state_dir / KEYS, ValidKeys(keys=keys))

@@ -43,7 +43,9 @@ def serving(
     pages: dict[str, str],
     wrap: Callable[[HTTPServer], str] = lambda server: "http",
 ) -> Iterator[str]:
-    """Serve pages by their path; `wrap` changes the server before it starts, and returns its scheme."""
+    """Serve pages by their path; `wrap` changes the server before it starts, and
+    returns its scheme.
+    """
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

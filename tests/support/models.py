@@ -45,7 +45,8 @@ def dense_layer(side: int) -> onnx.ModelProto:
 def adder(amount: float) -> onnx.ModelProto:
     """Return the model y = x + amount, whose answers identify the version."""
     return parse_graph(
-        f"adder (float[N,1] x) => (float[N,1] y) <float[1] amount = {{{amount}}}> {{ y = Add(x, amount) }}",
+        f"adder (float[N,1] x) => (float[N,1] y) <float[1] amount = {{{amount}}}> {{ y = Add(x, "
+        "amount) }",
     )
 
 
@@ -56,7 +57,9 @@ def write_model(
     section: dict[str, Any] | None = None,
     model_id: str = "m-1",
 ) -> Path:
-    """Write an MLmodel folder; `section`: the rest of flavors.onnxserve, None for a model of the stock onnx flavor."""
+    """Write an MLmodel folder; `section`: the rest of flavors.onnxserve, None for a
+    model of the stock onnx flavor.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(parse_graph(graph), folder / "model.onnx")
     flavors: dict[str, Any] = {"onnx": {"data": "model.onnx", "onnx_version": "1.23.2"}}

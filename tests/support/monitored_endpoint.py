@@ -1,4 +1,6 @@
-"""A small endpoint for monitors: a model with a reference, an inference log, and an endpoint in the store."""
+"""A small endpoint for monitors: a model with a reference, an inference log, and an
+endpoint in the store.
+"""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,7 +30,9 @@ def make_endpoint(
     begin: datetime = CALM,
     **more: str,
 ) -> None:
-    """Create an endpoint with a monitor `daily`. Its creation time in the store is `begin`."""
+    """Create an endpoint with a monitor `daily`. Its creation time in the store is
+    `begin`.
+    """
     rng = np.random.default_rng(0)
     model = home.parent / f"model-of-{name}"
     model.mkdir(parents=True)

@@ -1,4 +1,6 @@
-"""A store whose clock the test sets, an inference log, and a scheduler with a fake judge."""
+"""A store whose clock the test sets, an inference log, and a scheduler with a fake
+judge.
+"""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -80,7 +82,9 @@ class MonitoredWorld:
         self.store.add_endpoint("onnxserve", self.spec(name, **monitors))
 
     def spoil(self, name: str = "flights") -> None:
-        """Replace the endpoint's spec by a spec with fields of another version of onnxserve."""
+        """Replace the endpoint's spec by a spec with fields of another version of
+        onnxserve.
+        """
         with self.store.transaction() as session:
             row = session.get(EndpointRow, name)
             assert row is not None
@@ -101,7 +105,9 @@ class MonitoredWorld:
             self.writer.write({"_event_time": times, "x": [1.0] * rows}, endpoint=endpoint)
 
     def due(self, **monitors: Mapping[str, Any]) -> None:
-        """Add an endpoint as `endpoint` does, and rows for the hour from NOON, which is due."""
+        """Add an endpoint as `endpoint` does, and rows for the hour from NOON, which is
+        due.
+        """
         self.endpoint("flights", **monitors)
         self.rows(NOON)
         self.now = NOON + HOUR + timedelta(minutes=6)
@@ -150,7 +156,9 @@ class MonitoredWorld:
         lease_seconds: float = 15,
         **more: Any,
     ) -> threading.Event:
-        """Run a scheduler during the test. The yielded event stops it; otherwise it stops at the end of the test."""
+        """Run a scheduler during the test. The yielded event stops it; otherwise it
+        stops at the end of the test.
+        """
         store = store or self.store
         deployments = Deployments(store, self.settings, self.said.append)
         evaluator = Evaluator(self.answer, more.pop("count", count_rows))
@@ -171,8 +179,8 @@ class MonitoredWorld:
         return over
 
     def count_looks(self) -> Callable[[], int]:
-        """Return a function that counts the reads of the clock since this call. A scheduler reads the clock in each
-        poll.
+        """Return a function that counts the reads of the clock since this call. A
+        scheduler reads the clock in each poll.
         """
         before = self.looks
         return lambda: self.looks - before
@@ -199,7 +207,9 @@ class MonitoredWorld:
         monitor: str | None = None,
         state: str = "judged",
     ) -> list[MonitorWindow]:
-        """Wait until this number of windows are in this state, and return these windows."""
+        """Wait until this number of windows are in this state, and return these
+        windows.
+        """
 
         def found() -> list[MonitorWindow]:
             windows = [one for one in self.monitors.windows(monitor=monitor) if one.state == state]

@@ -1,4 +1,6 @@
-"""A small network of dense layers as an ONNX graph, an MLmodel folder, and a registered model."""
+"""A small network of dense layers as an ONNX graph, an MLmodel folder, and a registered
+model.
+"""
 
 from itertools import pairwise
 from pathlib import Path
@@ -16,10 +18,12 @@ WIDTHS = (16, 128, 128, 3)
 
 
 def network(widths: tuple[int, ...] = WIDTHS, gain: float = 1.0, seed: int = 0) -> onnx.ModelProto:
-    """Return a classifier of x (float[N, widths[0]]): label (int64[N]) and probabilities (float[N, widths[-1]]).
+    """Return a classifier of x (float[N, widths[0]]): label (int64[N]) and
+    probabilities (float[N, widths[-1]]).
 
     Args:
-        gain: the gain of the first layer. The second layer divides by it, so that only the numbers in between are
+        gain: the gain of the first layer. The second layer divides by it, so that only
+            the numbers in between are
         large.
     """
     rng = np.random.default_rng(seed)
@@ -63,8 +67,8 @@ def network_rows(count: int, seed: int = 1, width: int = WIDTHS[0]) -> np.ndarra
 
 
 def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None = None) -> Path:
-    """Write a model of the onnxserve flavor with a parity proof, and a reference with this number of rows; 0: no
-    reference.
+    """Write a model of the onnxserve flavor with a parity proof, and a reference with
+    this number of rows; 0: no reference.
     """
     section: dict[str, Any] = {
         "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, WIDTHS[0]]}],
@@ -98,7 +102,9 @@ def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None =
 
 
 def write_labelled(path: Path, rows: int = 400, share_wrong: float = 0.0) -> Path:
-    """Write a dataset of `x` and `label`. The labels are the answers of `network()`, except for some wrong rows."""
+    """Write a dataset of `x` and `label`. The labels are the answers of `network()`,
+    except for some wrong rows.
+    """
     import onnxruntime
 
     x = network_rows(rows, seed=2)

@@ -1,4 +1,6 @@
-"""ONNX's own node test cases, limited to cases that ONNX Runtime runs and whose tensors V2 can represent."""
+"""ONNX's own node test cases, limited to cases that ONNX Runtime runs and whose tensors
+V2 can represent.
+"""
 
 import warnings
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class NodeCase:
-    """A graph of one operator, its input arrays, and the arrays that ONNX Runtime returns."""
+    """A graph of one operator, its input arrays, and the arrays that ONNX Runtime
+    returns.
+    """
 
     name: str
     graph: bytes
@@ -46,7 +50,8 @@ def _read(case: Any) -> NodeCase | None:
         names = [node.name for node in session.get_inputs()]
         given = dict(zip(names, (np.asarray(array) for array in case.data_sets[0][0]), strict=True))
         answers = [session.run(None, given) for _ in range(2)]
-        # Operators that draw random numbers return different arrays, so that they are excluded here.
+        # Operators that draw random numbers return different arrays, so that they are
+        # excluded here.
         np.testing.assert_equal(*answers)
         answered = dict(zip([node.name for node in session.get_outputs()], answers[0], strict=True))
     except Exception:  # noqa: BLE001 - Cases that ONNX Runtime does not run are excluded.

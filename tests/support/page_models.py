@@ -1,4 +1,6 @@
-"""Models for the pages and the OpenAPI document, each with an example: pictures, and names that contain HTML."""
+"""Models for the pages and the OpenAPI document, each with an example: pictures, and
+names that contain HTML.
+"""
 
 import json
 from pathlib import Path

@@ -34,7 +34,9 @@ DELAY = """<?xml version="1.0"?>
   </RegressionModel>
 </PMML>
 """
-"""delay = 2 + 0.01 distance, and 5 minutes more for the carrier UA. Carriers other than AA and UA are refused."""
+"""delay = 2 + 0.01 distance, and 5 minutes more for the carrier UA. Carriers other than
+AA and UA are refused.
+"""
 
 
 def write_pmml(folder: Path, text: str = DELAY) -> Path:

@@ -14,7 +14,9 @@ JSON_FORMS = {
 
 
 def protocol_paths(protocol: Protocol, endpoint: str, version: str, label: str) -> list[str]:
-    """Return all paths of the protocol for an endpoint; a path without a name is the default endpoint's."""
+    """Return all paths of the protocol for an endpoint; a path without a name is the
+    default endpoint's.
+    """
     templates = [written for path in protocol.paths for written in expand_path(path, "{{{}}}")]
     return [
         template.format(endpoint=endpoint, version=version, label=label) for template in templates

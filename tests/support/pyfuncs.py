@@ -1,4 +1,5 @@
-"""Models without an ONNX form, as MLflow saves them. They are served from a side process.
+"""Models without an ONNX form, as MLflow saves them. They are served from a side
+process.
 
 `predict` has no annotations, because MLflow would infer a signature from them.
 """
@@ -70,7 +71,9 @@ class Troubled(PythonModel):
 
 
 class Anything(PythonModel):
-    """A model without a signature that returns its input, and values that JSON cannot represent as numbers."""
+    """A model without a signature that returns its input, and values that JSON cannot
+    represent as numbers.
+    """
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         if isinstance(model_input, pd.DataFrame):
@@ -89,7 +92,9 @@ class Nested(PythonModel):
 
 
 class Bytes(PythonModel):
-    """A model of bytes that returns numbers; it has an optional column and an optional param."""
+    """A model of bytes that returns numbers; it has an optional column and an optional
+    param.
+    """
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         return [len(blob) for blob in model_input["blob"]]
@@ -106,7 +111,9 @@ class Tensors(PythonModel):
 
 
 def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
-    """Save each model, or only the models of `only` that are a PythonModel, and return the folders by name."""
+    """Save each model, or only the models of `only` that are a PythonModel, and return
+    the folders by name.
+    """
     import cloudpickle
     import mlflow
     from mlflow.models import ModelSignature, infer_signature

@@ -2,7 +2,9 @@
 
 
 class Panic(BaseException):
-    """An error like `pyo3_runtime.PanicException` of libraries in Rust, which is not an Exception."""
+    """An error like `pyo3_runtime.PanicException` of libraries in Rust, which is not an
+    Exception.
+    """
 
 
 def raise_it(error: BaseException) -> None:

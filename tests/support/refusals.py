@@ -14,7 +14,9 @@ def mentions(text: str, *names: str) -> bool:
 
 
 def refused(error: type[E], *names: str, code: str = "") -> pytest.RaisesExc[E]:
-    """Expect an error of a class, each name in its message, and its `error_code` if the class has several codes."""
+    """Expect an error of a class, each name in its message, and its `error_code` if the
+    class has several codes.
+    """
 
     def check(raised: E) -> bool:
         assert mentions(str(raised), *names), f"{names} in {raised}"

@@ -16,7 +16,9 @@ def result_of(
     findings: tuple[Finding, ...] = (),
     **said: Any,
 ) -> MonitorResult:
-    """Return the result of a day, with one finding per column (drifted beyond 3), or with any field."""
+    """Return the result of a day, with one finding per column (drifted beyond 3), or
+    with any field.
+    """
     fields = MonitorResult.__dataclass_fields__
     scores = {name: value for name, value in said.items() if name not in fields}
     measured: dict[str, Any] = {"measure": "Wasserstein distance", "unit": "SD"}

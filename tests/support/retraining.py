@@ -1,4 +1,6 @@
-"""An endpoint with a poor model, labelled rows in its inference log, and a project that trains a better model."""
+"""An endpoint with a poor model, labelled rows in its inference log, and a project that
+trains a better model.
+"""
 
 import atexit
 import shutil
@@ -227,7 +229,9 @@ class RetrainingWorld:
         share_labelled: float = 1.0,
         change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda rows: rows,
     ) -> None:
-        """Write the rows of a day, with one request every four hours, the answers of version 1 and the labels."""
+        """Write the rows of a day, with one request every four hours, the answers of
+        version 1 and the labels.
+        """
         writer = LogWriter(Path(self.deployments.settings.inference_log))
         plain = labelled(rows, seed=seed)
         found = change(plain)
@@ -273,7 +277,9 @@ def _models() -> Path:
 
 @contextmanager
 def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
-    """MLflow must use a store for the folder's models, and ONNXSERVE_HOME must be below the folder."""
+    """MLflow must use a store for the folder's models, and ONNXSERVE_HOME must be below
+    the folder.
+    """
     settings = load_settings()
     store = open_store(settings.store_url, lambda: utc_now() + world.ahead)
     said: list[str] = []

@@ -33,7 +33,9 @@ def counted(
     same: float = 0,
     different: float = 0,
 ) -> VersionCounters:
-    """Return requests of which `slow` took between 0.1 and 1 s and the other requests less than 10 ms."""
+    """Return requests of which `slow` took between 0.1 and 1 s and the other requests
+    less than 10 ms.
+    """
     timed = {0.01: requests - slow, 0.1: requests - slow, 1.0: requests, math.inf: requests}
     return VersionCounters(requests, errors, timed, same, different)
 
@@ -60,7 +62,9 @@ def versions_counted(
 
 
 def variants(share: int | None) -> dict[str, VariantSpec]:
-    """Return the deployments while the candidate has this share; None: before it is deployed."""
+    """Return the deployments while the candidate has this share; None: before it is
+    deployed.
+    """
     champion = VariantSpec(model="models:/X/Production", weight=100 - (share or 0))
     if share is None:
         return {"champion": champion}

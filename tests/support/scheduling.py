@@ -1,14 +1,18 @@
-"""The distribution of test files to the workers of a run, which goes on after the crash of a worker."""
+"""The distribution of test files to the workers of a run, which goes on after the crash
+of a worker.
+"""
 
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 
 class ContinuedScheduling(LoadFileScheduling):
-    """Runs the tests that a crashed worker left, with the exception of the test that crashed.
+    """Runs the tests that a crashed worker left, with the exception of the test that
+    crashed.
 
-    pytest-xdist gives one file to the worker that replaces the crashed worker, and waits. A worker starts its last
-    test only when it knows what follows, so the run hung if a file had one test left. The crashed test ran again.
+    pytest-xdist gives one file to the worker that replaces the crashed worker, and
+    waits. A worker starts its last test only when it knows what follows, so the run
+    hung if a file had one test left. The crashed test ran again.
     """
 
     def remove_node(self, node: WorkerController) -> str | None:

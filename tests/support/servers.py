@@ -1,4 +1,6 @@
-"""Tiny models whose bias identifies the version, and servers of a state folder, in this process or with gunicorn."""
+"""Tiny models whose bias identifies the version, and servers of a state folder, in this
+process or with gunicorn.
+"""
 
 import os
 import signal
@@ -34,7 +36,9 @@ single (float[N,{width}] X) => (float[N,1] y) <float[1] bias = {{{bias}}}, int64
 
 
 def single_model(folder: Path, bias: float = 0.0) -> Path:
-    """Make a model of the columns a, b, c, which are stacked into X. The bias of y identifies the version."""
+    """Make a model of the columns a, b, c, which are stacked into X. The bias of y
+    identifies the version.
+    """
     section = {
         "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["a", "b", "c"]}],
         "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
@@ -63,7 +67,9 @@ def one_endpoint(
     version: str = "1",
     **more: Any,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the endpoint e with one variant, for `gunicorn`, `want` and the fixture `serve_here`."""
+    """Return the endpoint e with one variant, for `gunicorn`, `want` and the fixture
+    `serve_here`.
+    """
     return {"e": {"v": variant(folder, version, **more)}}
 
 
@@ -111,7 +117,9 @@ def opened(
     spec: ServerSpec | None = None,
     **capture: Any,
 ) -> Iterator[Server]:
-    """Open a server of endpoint → variant → fields in this process, and yield it when it is ready."""
+    """Open a server of endpoint → variant → fields in this process, and yield it when
+    it is ready.
+    """
     want(state_dir, 1, endpoints, **capture)
     write_spec(state_dir, next(iter(endpoints), "e"), spec or ServerSpec())
     with closing(open_server(state_dir)) as server:
@@ -130,7 +138,8 @@ def gunicorn(
     awaited: int = 200,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
-    """Run and yield a real server of endpoint → variant → fields (None: the content of the state folder).
+    """Run and yield a real server of endpoint → variant → fields (None: the content of
+    the state folder).
 
     Args:
         config: a file that replaces onnxserve's configuration of gunicorn.

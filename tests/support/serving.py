@@ -40,7 +40,9 @@ class Served:
         return self
 
     def predict(self, *row: float, **headers: str) -> requests.Response:
-        """Return the response for one row. Names of headers have underscores instead of hyphens: `X_Event_Time`."""
+        """Return the response for one row. Names of headers have underscores instead of
+        hyphens: `X_Event_Time`.
+        """
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.post(
             f"{self.url}/invocations",
@@ -59,7 +61,9 @@ class Served:
         ]
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End the session if it has not ended, wait until all its processes are gone, and return its exit status."""
+        """End the session if it has not ended, wait until all its processes are gone,
+        and return its exit status.
+        """
         if self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(timeout=40)
@@ -84,8 +88,8 @@ def _session(process: psutil.Process) -> int:
 
 @contextmanager
 def servers_below(folder: Path) -> Iterator[Callable[..., Served]]:
-    """Yield a function that starts `onnxserve serve ARGUMENTS --state-dir FOLDER/state`. At the end, all servers are
-    ended.
+    """Yield a function that starts `onnxserve serve ARGUMENTS --state-dir
+    FOLDER/state`. At the end, all servers are ended.
     """
     started: list[Served] = []
 

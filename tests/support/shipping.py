@@ -58,6 +58,8 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def forget_what_is_shipped(folder: Path) -> None:
-    """Simulate a crash between writing rows to the log and recording that they were written."""
+    """Simulate a crash between writing rows to the log and recording that they were
+    written.
+    """
     (shipped,) = (folder / "spool").glob("*.shipped")
     shipped.unlink()

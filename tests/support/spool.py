@@ -1,4 +1,6 @@
-"""A reader of the spool that reads one request at a time. Tests compare the batch reader with it."""
+"""A reader of the spool that reads one request at a time. Tests compare the batch
+reader with it.
+"""
 
 import struct
 from collections.abc import Mapping
@@ -27,7 +29,8 @@ class CapturedRequest:
     """A captured request; (segment, offset) identifies duplicates.
 
     Attributes:
-        feeds: arrays by ONNX input, with the rows as the first axis (strings: object arrays).
+        feeds: arrays by ONNX input, with the rows as the first axis (strings: object
+            arrays).
         outputs: arrays by ONNX output, only outputs with one entry per row.
         masked: hashes by column.
     """
@@ -42,7 +45,8 @@ class CapturedRequest:
 
 
 def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], int]:
-    """Return the requests from offset `start` on (0, or the offset from an earlier call), and the next offset.
+    """Return the requests from offset `start` on (0, or the offset from an earlier
+    call), and the next offset.
 
     Stop without an error at a torn or incomplete frame.
     """
@@ -71,7 +75,9 @@ def _unpack(
     layout: Mapping[str, Any],
     packed: memoryview,
 ) -> tuple[RequestRecord, dict[str, dict[str, Array]]]:
-    """Return the record and the arrays of a request that was packed with this (parsed) layout."""
+    """Return the record and the arrays of a request that was packed with this (parsed)
+    layout.
+    """
     rows, event_time, received_time, latency, status, request_length, prediction_length = (
         _HEAD.unpack_from(packed)
     )

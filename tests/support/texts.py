@@ -1,4 +1,6 @@
-"""Small tokenizers of three kinds, trained on the guides; hostile texts; and a text model that needs no framework."""
+"""Small tokenizers of three kinds, trained on the guides; hostile texts; and a text
+model that needs no framework.
+"""
 
 from collections.abc import Iterator
 from functools import cache
@@ -93,7 +95,9 @@ GUIDES = Path(__file__).parents[2] / "docs"
 
 @cache
 def tokenizer_json(kind: str, size: int = 500) -> str:
-    """Return the file of a tokenizer of BERT's kind (WordPiece), RoBERTa's (BPE) or XLM-RoBERTa's (Unigram)."""
+    """Return the file of a tokenizer of BERT's kind (WordPiece), RoBERTa's (BPE) or
+    XLM-RoBERTa's (Unigram).
+    """
     texts = [(GUIDES / name).read_text() for name in ("wrap.md", "serve.md", "monitor.md")]
     first, last, pad, unknown = (
         ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
@@ -154,13 +158,17 @@ def original_tokenizer(kind: str, **options: Any) -> Any:
 
 
 def texts() -> st.SearchStrategy[str]:
-    """Return texts of any Unicode characters, special tokens and fragments that tokenizers treat differently."""
+    """Return texts of any Unicode characters, special tokens and fragments that
+    tokenizers treat differently.
+    """
     parts = st.one_of(st.text(), st.sampled_from(SPECIAL), st.sampled_from(FRAGMENTS))
     return st.lists(parts, max_size=8).map("".join)
 
 
 def hostile_texts(count: int, seed: int = 0) -> Iterator[str]:
-    """Yield random texts: fragments, special tokens, and characters of all planes except surrogates."""
+    """Yield random texts: fragments, special tokens, and characters of all planes
+    except surrogates.
+    """
     random = np.random.default_rng(seed)
     known = (*SPECIAL, *FRAGMENTS)
     for _ in range(count):
@@ -189,11 +197,15 @@ mean (int64[N,L] input_ids, int64[N,L] attention_mask) => (float[N,1] embedding)
 
 
 PANIC = "a" * 40 + "!"
-"""A text that exceeds the retries of the regular expression of `panicking_model`, so that the tokenizer panics."""
+"""A text that exceeds the retries of the regular expression of `panicking_model`, so
+that the tokenizer panics.
+"""
 
 
 def panicking_model(folder: Path) -> Path:
-    """Write the text model with a pre-tokenizer whose regular expression needs exponential time for some texts."""
+    """Write the text model with a pre-tokenizer whose regular expression needs
+    exponential time for some texts.
+    """
     text_model(folder)
     file = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(file))
@@ -203,7 +215,9 @@ def panicking_model(folder: Path) -> Path:
 
 
 def text_model(folder: Path, max_length: int = 32, truncates: bool = True, **section: Any) -> Path:
-    """Write a model whose embedding [N, 1] is the mean of a text's token ids, without padding."""
+    """Write a model whose embedding [N, 1] is the mean of a text's token ids, without
+    padding.
+    """
     tokenizer = Tokenizer.from_str(tokenizer_json("WordPiece"))
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), pad_token="[PAD]")
     if truncates:

@@ -1,6 +1,7 @@
 """The MLflow store of this process, and the empty database of an MLflow store.
 
-MLflow is imported in the functions, because its import takes seconds and most tests do not need it.
+MLflow is imported in the functions, because its import takes seconds and most tests do
+not need it.
 """
 
 import os
@@ -12,20 +13,26 @@ DEFAULT_EXPERIMENT = "0"
 
 
 def create_database(path: Path) -> None:
-    """Make an SQLite file with MLflow's tables and no rows. Tests copy it, because the migrations take seconds."""
+    """Make an SQLite file with MLflow's tables and no rows. Tests copy it, because the
+    migrations take seconds.
+    """
     from mlflow import MlflowClient
 
-    # Open only the registry's store: the tracking store would add an experiment with its artifacts in this folder.
+    # Open only the registry's store: the tracking store would add an experiment with
+    # its artifacts in this folder.
     MlflowClient("http://127.0.0.1:9", f"sqlite:///{path}").search_registered_models()
 
 
 @contextmanager
 def tracking_at(uri: str) -> Iterator[None]:
-    """Set MLflow's tracking URI, and thereby its registry URI, to `uri`. Afterwards restore the URI of the environment.
+    """Set MLflow's tracking URI, and thereby its registry URI, to `uri`. Afterwards
+    restore the URI of the environment.
 
-    At the end, an experiment that was set in the meantime is reset: MLflow would look for it in every other store.
+    At the end, an experiment that was set in the meantime is reset: MLflow would look
+    for it in every other store.
 
-    Do not call `mlflow.set_registry_uri`: after a call, the registry URI no longer follows the tracking URI.
+    Do not call `mlflow.set_registry_uri`: after a call, the registry URI no longer
+    follows the tracking URI.
     """
     import mlflow
     from mlflow.tracking import fluent
@@ -47,7 +54,9 @@ def tracking_at(uri: str) -> Iterator[None]:
 
 
 def pass_gate(model: str, version: str, state: str = "passed", reason: str = "") -> None:
-    """Record a verdict on the files of a version of the current registry, as `onnxserve gate` does."""
+    """Record a verdict on the files of a version of the current registry, as `onnxserve
+    gate` does.
+    """
     from contextlib import closing
 
     from mlflow_deploy_plugin.core.registry.model_files import version_digest

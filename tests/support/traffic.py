@@ -7,7 +7,9 @@ import requests
 
 
 class Traffic(threading.Thread):
-    """A thread that sends requests with x = 0 … 4 in turn, in `width` columns, until it is stopped."""
+    """A thread that sends requests with x = 0 … 4 in turn, in `width` columns, until it
+    is stopped.
+    """
 
     def __init__(self, url: str, width: int = 1) -> None:
         super().__init__(daemon=True)

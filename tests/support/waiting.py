@@ -1,4 +1,6 @@
-"""Waiting for a condition instead of for a time, processes that have ended, and unused ports."""
+"""Waiting for a condition instead of for a time, processes that have ended, and unused
+ports.
+"""
 
 import contextlib
 import itertools
@@ -13,11 +15,13 @@ import psutil
 import requests
 
 EXPLAINER_SECONDS = 250
-"""The process that explains imports shap at a low priority: on a busy machine, the import took 150 s."""
+"""The process that explains imports shap at a low priority: on a busy machine, the
+import took 150 s.
+"""
 
-# The ports are different for each pytest worker, and below the system's range (32768). The system may assign a port to
-# another process while its server still starts: of 20,000 ports, 8 were assigned again within the next five
-# assignments.
+# The ports are different for each pytest worker, and below the system's range (32768).
+# The system may assign a port to another process while its server still starts: of
+# 20,000 ports, 8 were assigned again within the next five assignments.
 _FIRST_PORT = 20_000 + 750 * (
     int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
 )
@@ -33,8 +37,9 @@ def wait_until(
 ) -> Any:
     """Return the first true value of `condition`. After `seconds`, fail with `what`.
 
-    After a slow check, the pause is longer, because the awaited process needs the core. The default timeout only ends a
-    test that hangs: on a busy machine, a controller took 22 s to start.
+    After a slow check, the pause is longer, because the awaited process needs the core.
+    The default timeout only ends a test that hangs: on a busy machine, a controller
+    took 22 s to start.
     """
     begun = time.monotonic()
     deadline = begun + seconds
@@ -55,7 +60,9 @@ def is_gone(pid: int) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a free port of this machine that is not given to any other test of the run."""
+    """Return a free port of this machine that is not given to any other test of the
+    run.
+    """
     for port in itertools.islice(_OWN_PORTS, 750):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((host, port))

@@ -1,6 +1,8 @@
-"""GitHub's workflows as scripts: the `run:` steps of a job are executed in order on this machine, as by a runner.
+"""GitHub's workflows as scripts: the `run:` steps of a job are executed in order on
+this machine, as by a runner.
 
-Steps with `uses:` (a checkout, a Python, a registry's login) are skipped, because their results already exist here.
+Steps with `uses:` (a checkout, a Python, a registry's login) are skipped, because their
+results already exist here.
 """
 
 import os
@@ -45,7 +47,8 @@ class Workflow:
 
     Attributes:
         folder: the checkout, in which steps run.
-        environment: the variables of every process, in addition to the variables of the workflow.
+        environment: the variables of every process, in addition to the variables of the
+            workflow.
     """
 
     file: Path
@@ -77,7 +80,8 @@ class Workflow:
         }
 
     def run(self, job: str, leave_out: Collection[str] = ()) -> list[StepResult]:
-        """Run one job; the jobs after it see its outputs. Steps that a condition skips are not in the result.
+        """Run one job; the jobs after it see its outputs. Steps that a condition skips
+        are not in the result.
 
         Args:
             leave_out: names of steps that are not run.
@@ -122,7 +126,8 @@ class Workflow:
             env={
                 **os.environ,
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "PIP_NO_INDEX": "1",  # The packages that a step installs are already in this environment.
+                # The packages that a step installs are already in this environment.
+                "PIP_NO_INDEX": "1",
                 "GITHUB_OUTPUT": str(output),
                 "GITHUB_STEP_SUMMARY": str(self.folder / "summary.md"),
                 **self.environment,
@@ -148,7 +153,9 @@ class Workflow:
         return str(value)
 
     def _holds(self, condition: str, has_failed: bool) -> bool:
-        """Evaluate a condition of comparisons, `!cancelled()`, `cancelled()`, `&&` and `||`."""
+        """Evaluate a condition of comparisons, `!cancelled()`, `cancelled()`, `&&` and
+        `||`.
+        """
         is_always = "cancelled()" in condition or "always()" in condition
         inner = condition.strip().removeprefix("${{").removesuffix("}}")
         words = _LOOKUP.sub(

@@ -1,4 +1,6 @@
-"""MLflow's Flask app with a separate SQLite database, extended like by `mlflow server --app-name onnxserve`."""
+"""MLflow's Flask app with a separate SQLite database, extended like by `mlflow server
+--app-name onnxserve`.
+"""
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
@@ -80,7 +82,9 @@ def mlflow_app(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
 ) -> Iterator[Mlflow]:
-    """Yield the app of this module's tests. Afterwards, restore the MLflow state of this process."""
+    """Yield the app of this module's tests. Afterwards, restore the MLflow state of
+    this process.
+    """
     import mlflow.server
     from mlflow.server import handlers
     from mlflow.tracking._model_registry import utils as registry_utils

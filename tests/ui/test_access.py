@@ -1,4 +1,6 @@
-"""Tests of the permissions of callers and of forms from other sites. See test_access_accounts.py for accounts."""
+"""Tests of the permissions of callers and of forms from other sites. See
+test_access_accounts.py for accounts.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Tests of the gate and the console with MLflow's basic auth: a separate server with four accounts."""
+"""Tests of the gate and the console with MLflow's basic auth: a separate server with
+four accounts.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -29,7 +31,9 @@ BUTTON = "Promote version 1 of X"
 
 @dataclass
 class Accounts:
-    """The server and its store. `x` serves alice's X (readable for bob only), `y` bob's Y and `z` carol's Z."""
+    """The server and its store. `x` serves alice's X (readable for bob only), `y` bob's
+    Y and `z` carol's Z.
+    """
 
     server: MlflowServer
     store: Store
@@ -43,7 +47,9 @@ class Accounts:
         return self.browser(user).get(f"{self.server.url}/onnxserve", params=query, timeout=60).text
 
     def press(self, user: str, form: dict[str, str]) -> tuple[int, str]:
-        """Send a form with the token of the user's page, and return the status and the resulting page."""
+        """Send a form with the token of the user's page, and return the status and the
+        resulting page.
+        """
         browser, url = self.browser(user), f"{self.server.url}/onnxserve"
         token = re.findall(
             r'name="csrf_token" value="([\w.-]+)"',

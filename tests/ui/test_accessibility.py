@@ -193,7 +193,10 @@ def page(url: str) -> Iterator[Any]:
 )
 def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
     page.goto(path)
-    unfold = "document.querySelectorAll('details').forEach(form => { form.removeAttribute('name'); form.open = true })"
+    unfold = (
+        "document.querySelectorAll('details').forEach(form => { form.removeAttribute('name'); "
+        "form.open = true })"
+    )
     page.evaluate(unfold)
     assert accessibility_findings(page) == []
 
@@ -248,7 +251,10 @@ def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(
         ),
     )
     page.locator("summary").click()
-    too_wide = "[...document.querySelectorAll('html, .scroll')].filter(one => one.scrollWidth > one.clientWidth).length"
+    too_wide = (
+        "[...document.querySelectorAll('html, .scroll')].filter(one => one.scrollWidth > "
+        "one.clientWidth).length"
+    )
     assert page.evaluate(too_wide) == 0
     corner = imread(io.BytesIO(page.get_by_role("img").screenshot()))[0, 0, :3]
     assert (corner * 255).round().tolist() == [ground] * 3

@@ -1,4 +1,6 @@
-"""Tests of the actions of the console: blockers, invalid forms, and the process of an action."""
+"""Tests of the actions of the console: blockers, invalid forms, and the process of an
+action.
+"""
 
 import ssl
 import subprocess
@@ -229,7 +231,9 @@ def observed(mlflow_app: Any, uri: str, beside: str = "") -> ObservedEndpoint:
 
 
 def followed(mlflow_app: Any, model: str, *stood: str) -> ObservedEndpoint:
-    """Return an endpoint that follows Production, which contained these versions one after another."""
+    """Return an endpoint that follows Production, which contained these versions one
+    after another.
+    """
     for version in stood:
         mlflow_app.registry.transition_model_version_stage(model, version, "Production", True)
     return observed(mlflow_app, f"models:/{model}/Production")
@@ -241,7 +245,10 @@ def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(
     one = followed(mlflow_app, mlflow_app.model(), "1", "2")
     for state in ("stopped", "failed", "empty"):
         down = replace(one, observation=Observation(state))  # type: ignore[arg-type]
-        said = f"the server of {one.endpoint.name} does not run: start it with `onnxserve start {one.endpoint.name}`"
+        said = (
+            f"the server of {one.endpoint.name} does not run: start it with `onnxserve start "
+            f"{one.endpoint.name}`"
+        )
         assert server_blocker(down) == said
         assert traffic_blocker(mlflow_app.store, down) == said
         assert refusal(mlflow_app, down) == said

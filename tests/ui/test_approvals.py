@@ -1,4 +1,6 @@
-"""Tests of requests for promotions on MLflow's server: the JSON API, the section of the page and its forms."""
+"""Tests of requests for promotions on MLflow's server: the JSON API, the section of the
+page and its forms.
+"""
 
 import re
 from collections.abc import Iterator, Mapping

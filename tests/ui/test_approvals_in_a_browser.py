@@ -1,4 +1,6 @@
-"""Tests of approvals with two accounts in Chromium: MLflow's server with its basic auth, where roles are the groups."""
+"""Tests of approvals with two accounts in Chromium: MLflow's server with its basic
+auth, where roles are the groups.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -63,7 +65,9 @@ def open_as(server: People, browser: Any) -> Iterator[Callable[[str, str], Any]]
 
 
 def refusal_of(server: People, user: str, model: str, version: str = "1") -> str:
-    """Try to set the alias with MLflow's API as the user, and return the message of the refusal."""
+    """Try to set the alias with MLflow's API as the user, and return the message of the
+    refusal.
+    """
     with server.logged_in(user) as client, pytest.raises(MlflowException) as refusal:
         client.set_registered_model_alias(model, TO[1:], version)
     assert refusal.value.error_code == "PERMISSION_DENIED"

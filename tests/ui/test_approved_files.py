@@ -1,4 +1,6 @@
-"""Tests of the search for changed files on MLflow's server: its callers cannot keep the artifact store busy."""
+"""Tests of the search for changed files on MLflow's server: its callers cannot keep the
+artifact store busy.
+"""
 
 import threading
 from typing import Any

@@ -1,4 +1,6 @@
-"""The change feed of MLflow's server: who may follow what, and that every change arrives through any worker."""
+"""The change feed of MLflow's server: who may follow what, and that every change
+arrives through any worker.
+"""
 
 import http.client
 import os
@@ -67,7 +69,9 @@ def next_event(events: Iterator[Selected]) -> dict[str, str]:
 
 
 def first_events(events: Iterator[Selected], count: int) -> dict[str, str]:
-    """Return the versions of the first `count` URIs. The worker may send them in several events."""
+    """Return the versions of the first `count` URIs. The worker may send them in
+    several events.
+    """
     arrived = next_event(events)
     while len(arrived) < count:
         arrived |= next_event(events)

@@ -1,4 +1,6 @@
-"""Tests that charts of any values are well-formed, remain within their box and have a summary in words."""
+"""Tests that charts of any values are well-formed, remain within their box and have a
+summary in words.
+"""
 
 import math
 import re

@@ -1,4 +1,6 @@
-"""Tests of the console in headless Chromium with a keyboard, a screen reader and a small screen."""
+"""Tests of the console in headless Chromium with a keyboard, a screen reader and a
+small screen.
+"""
 
 import re
 import threading
@@ -88,7 +90,10 @@ def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(url)
     expect(page.locator(".versions summary").first).to_be_visible()
-    hidden = "[...document.querySelectorAll('.scroll')].filter(table => table.scrollWidth > table.clientWidth).length"
+    hidden = (
+        "[...document.querySelectorAll('.scroll')].filter(table => table.scrollWidth > "
+        "table.clientWidth).length"
+    )
     assert page.evaluate(hidden) == 0
     assert page.locator('.versions td[data-label="Gate"]').first.bounding_box()["width"] > 200
 
@@ -112,7 +117,8 @@ def test_on_a_phone_no_label_covers_a_value_and_the_name_of_the_model_is_complet
         '.versions td[data-label="Stage and aliases"]',
         has_text="@challenger-of-the-week",
     )
-    # The label is a float, which is in front of the value and makes the cell at least as high as the label.
+    # The label is a float, which is in front of the value and makes the cell at least
+    # as high as the label.
     label = aliases.evaluate(
         "cell => getComputedStyle(cell, '::before').getPropertyValue('height')",
     )

@@ -1,4 +1,5 @@
-"""Tests of attempts to move a version past the gate: without accounts, with MLflow's basic auth, and behind a proxy.
+"""Tests of attempts to move a version past the gate: without accounts, with MLflow's
+basic auth, and behind a proxy.
 
 The tests of mlflow-oidc-auth in test_oidc.py run the same table.
 """
@@ -24,7 +25,9 @@ def without_accounts(folder: Path) -> Iterator[GatedRegistry]:
 
 
 def with_basic_auth(folder: Path) -> Iterator[GatedRegistry]:
-    """The caller is not an administrator, and may manage the models that the caller creates."""
+    """The caller is not an administrator, and may manage the models that the caller
+    creates.
+    """
     pytest.importorskip(
         "flask_wtf",
         reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])",
@@ -36,7 +39,9 @@ def with_basic_auth(folder: Path) -> Iterator[GatedRegistry]:
 
 
 def behind_a_proxy(folder: Path) -> Iterator[GatedRegistry]:
-    """The requests come from the address of the proxy, with the header in which the proxy names the caller."""
+    """The requests come from the address of the proxy, with the header in which the
+    proxy names the caller.
+    """
     variables = {
         "ONNXSERVE_USER_HEADER": "X-Forwarded-User",
         "ONNXSERVE_TRUSTED_PROXIES": "127.0.0.1",

@@ -1,4 +1,6 @@
-"""Tests of the gate in MLflow's API: refused requests, the audit trail, and unchanged requests."""
+"""Tests of the gate in MLflow's API: refused requests, the audit trail, and unchanged
+requests.
+"""
 
 import shutil
 from itertools import count

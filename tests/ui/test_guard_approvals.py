@@ -1,4 +1,6 @@
-"""Tests of approvals in MLflow's API: attempts to move a version without the approvals that the policy requires."""
+"""Tests of approvals in MLflow's API: attempts to move a version without the approvals
+that the policy requires.
+"""
 
 import hashlib
 import shutil
@@ -36,7 +38,9 @@ POLICY_TAG = "onnxserve.gate.policy"
 
 @dataclass
 class Caller:
-    """The caller of MLflow's API. Most bypass attempts are made by an editor who is not an administrator."""
+    """The caller of MLflow's API. Most bypass attempts are made by an editor who is not
+    an administrator.
+    """
 
     user: str = "mallory"
     is_administrator: bool = False

@@ -1,4 +1,6 @@
-"""Tests of the apps of `mlflow server --app-name onnxserve`, alone and on top of the app of another distribution."""
+"""Tests of the apps of `mlflow server --app-name onnxserve`, alone and on top of the
+app of another distribution.
+"""
 
 import os
 import subprocess
@@ -49,7 +51,9 @@ company = company_app:CompanyLogin
 
 @pytest.fixture
 def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of a distribution whose app of MLflow's server is a Flask app with a login."""
+    """Return the folder of a distribution whose app of MLflow's server is a Flask app
+    with a login.
+    """
     folder = tmp_path / "site"
     (folder / "company-1.0.dist-info").mkdir(parents=True)
     (folder / "company-1.0.dist-info" / "METADATA").write_text(
@@ -74,7 +78,9 @@ class CompanyLogin(Login):
 
 @pytest.fixture
 def company(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
-    """Return a function that registers an app of the group `mlflow.app`, together with its login adapter."""
+    """Return a function that registers an app of the group `mlflow.app`, together with
+    its login adapter.
+    """
 
     def register(app: object) -> None:
         monkeypatch.setattr(sys.modules[__name__], "company_app", app, raising=False)
@@ -216,7 +222,8 @@ def test_a_flask_app_of_another_distribution_checks_every_request_first(
     server = MlflowServer(distribution, app="onnxserve", options=options)
     server.start()
     try:
-        artifact = "/api/2.0/mlflow-artifacts/artifacts/x"  # FastAPI answers this path and /v1/traces without Flask.
+        # FastAPI answers this path and /v1/traces without Flask.
+        artifact = "/api/2.0/mlflow-artifacts/artifacts/x"
         for path in ("/onnxserve", "/onnxserve/console.css", "/", artifact, "/v1/traces"):
             assert requests.get(f"{server.url}{path}", timeout=60).status_code == 401, path
         page = requests.get(f"{server.url}/onnxserve", headers={"Account": "dora"}, timeout=60)

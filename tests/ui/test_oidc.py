@@ -1,4 +1,6 @@
-"""Tests of the gate and the console on top of mlflow-oidc-auth: users of a loopback issuer log in, also in Chromium."""
+"""Tests of the gate and the console on top of mlflow-oidc-auth: users of a loopback
+issuer log in, also in Chromium.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -34,8 +36,9 @@ MODELS = {
     "Reading": "reading",
     "Strange": "strange",
 }
-"""Each model and its endpoint. The editor may edit X and Shared, the reader may read X, and only admins see Hidden. The
-reader and the stranger have a model each, so that their pages have forms.
+"""Each model and its endpoint. The editor may edit X and Shared, the reader may read X,
+and only admins see Hidden. The reader and the stranger have a model each, so that their
+pages have forms.
 """
 OWNERS = {"Reading": "reader", "Strange": "stranger"}
 SECONDS = 60
@@ -86,7 +89,9 @@ class Platform:
         )
 
     def decide(self, user: str, decision: dict[str, str]) -> requests.Response:
-        """Send a decision about the request of a promotion, with the report that the console lists."""
+        """Send a decision about the request of a promotion, with the report that the
+        console lists.
+        """
         (entry,) = (
             self.sessions[user]
             .get(f"{self.console}/requests?model={decision['model']}", timeout=SECONDS)
@@ -105,7 +110,9 @@ class Platform:
 
 @pytest.fixture(scope="module")
 def new_server(new_database: Callable[[Path], str]) -> Callable[[Path], OidcServer]:
-    """Return a function that prepares a server in a folder, and starts neither the server nor its issuer."""
+    """Return a function that prepares a server in a folder, and starts neither the
+    server nor its issuer.
+    """
 
     def prepare(folder: Path) -> OidcServer:
         new_database(folder)
@@ -161,7 +168,9 @@ def in_chromium(test: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def logged_in(browser: Browser, platform: Platform, user: str) -> Iterator[Page]:
-    """Open the console in a new context of the browser, and log in at the issuer, to which the browser is sent."""
+    """Open the console in a new context of the browser, and log in at the issuer, to
+    which the browser is sent.
+    """
     context = browser.new_context()
     try:
         page = context.new_page()
@@ -177,7 +186,9 @@ def logged_in(browser: Browser, platform: Platform, user: str) -> Iterator[Page]
 
 
 def press(page: Page, button: str, model: str, target: str) -> None:
-    """Select a target for version 1 of the model on the console's page, and press the button."""
+    """Select a target for version 1 of the model on the console's page, and press the
+    button.
+    """
     field = page.get_by_label(f"Target of version 1 of {model}")
     page.locator("details", has=field).locator("summary").click()
     field.select_option(target)
@@ -214,7 +225,8 @@ def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_edit
             entry["value"] for entry in page.context.cookies() if entry["name"] == "session"
         )
     assert platform.stage("Shared") == "Staging"
-    # The process of the action calls MLflow with the editor's session, and MLflow records the same name.
+    # The process of the action calls MLflow with the editor's session, and MLflow
+    # records the same name.
     moves = [*platform.events("Shared", "transition"), *platform.events("Shared", "promote")]
     editor = USERS["editor"].email
     assert [(event.actor, event.version) for event in moves] == [(editor, "1"), (editor, "1")]
@@ -384,7 +396,9 @@ def test_a_client_with_a_token_is_recorded_by_name_and_held_to_the_gate_and_the_
 
 @pytest.fixture(scope="module", params=["editor", "admin"])
 def registry(platform: Platform, request: pytest.FixtureRequest) -> GatedRegistry:
-    """The callers have a session. The editor may manage the models that the editor creates."""
+    """The callers have a session. The editor may manage the models that the editor
+    creates.
+    """
     return GatedRegistry(
         platform.server.url,
         platform.sessions[request.param],

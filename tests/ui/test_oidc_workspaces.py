@@ -1,6 +1,7 @@
 """Tests of permissions in MLflow's workspaces with mlflow-oidc-auth.
 
-The console reads its workspace from the URL, and the plugin reads the workspace of a request from a header.
+The console reads its workspace from the URL, and the plugin reads the workspace of a
+request from a header.
 """
 
 import re
@@ -25,10 +26,11 @@ HEADERS = [{}, {HEADER: "default"}, {HEADER: "team"}]
 
 @dataclass
 class Workspaces:
-    """A server with the workspaces default and team, which have a model X and an endpoint each.
+    """A server with the workspaces default and team, which have a model X and an
+    endpoint each.
 
-    The editor may edit X in default, and the stranger may read the workspace team. Without a grant, a user may read
-    models only in requests that name no workspace.
+    The editor may edit X in default, and the stranger may read the workspace team.
+    Without a grant, a user may read models only in requests that name no workspace.
     """
 
     server: OidcServer

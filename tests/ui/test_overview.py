@@ -146,7 +146,10 @@ def test_a_version_that_answers_without_an_approval_is_named_until_it_is_promote
     }
     spec = new_endpoint("credit", f"models:/{model}/2")
     mlflow_app.store.add_endpoint("onnxserve", spec, unapproved=[answer | times])
-    text = f"models:/{model}/2 answers 5 % of the requests without an approval, until 2026-11-26 13:00 UTC"
+    text = (
+        f"models:/{model}/2 answers 5 % of the requests without an approval, until 2026-11-26 "
+        "13:00 UTC"
+    )
     assert f'<p class="reason">{text}</p>' in mlflow_app.client.get(PAGE).text
 
     promoted = move_detail("@champion", "", "f" * 64)
@@ -201,7 +204,8 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
     counted = counters[endpoint]["champion", "6"]
     numbers = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
     assert (counted.requests, counted.errors) == (100, 5)
-    # The errors of a rollout are the refused and the failed requests. The page also counts 8 requests to version 5.
+    # The errors of a rollout are the refused and the failed requests. The page also
+    # counts 8 requests to version 5.
     assert numbers == ["108", "3", "2", "100 ms"]
 
 
@@ -632,9 +636,11 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(
     mlflow_app: Any,
     endpoint: str,
 ) -> None:
-    """The server of this endpoint does not run, and version 1 of its model was rolled back.
+    """The server of this endpoint does not run, and version 1 of its model was rolled
+    back.
 
-    The policy of the second model is invalid, so its versions cannot be promoted or judged.
+    The policy of the second model is invalid, so its versions cannot be promoted or
+    judged.
     """
     from mlflow.entities.model_registry import ModelVersionTag
 

@@ -1,4 +1,6 @@
-"""Tests of the pictures of an endpoint from its server, the store and MLflow, and on the page."""
+"""Tests of the pictures of an endpoint from its server, the store and MLflow, and on
+the page.
+"""
 
 import math
 import re
@@ -52,8 +54,8 @@ def interval(
     labels: float = 0,
     **requests: float,
 ) -> CountedInterval:
-    """Return ten seconds in which versions of `m` answered these numbers of requests, each in 2 to 4 ms; 6 % failed, 4
-    % were refused.
+    """Return ten seconds in which versions of `m` answered these numbers of requests,
+    each in 2 to 4 ms; 6 % failed, 4 % were refused.
     """
     counters = {
         ("f", "main", "m", version.removeprefix("v")): VersionCounters(
@@ -321,7 +323,9 @@ def test_a_server_without_a_folder_here_is_asked(mlflow_app: Any) -> None:
 
 @pytest.fixture
 def drawn(mlflow_app: Any) -> Iterator[str]:
-    """Yield the URL of an endpoint `f` whose server has just ended, after an hour of requests."""
+    """Yield the URL of an endpoint `f` whose server has just ended, after an hour of
+    requests.
+    """
     folder = load_settings().state_dir("f") / "history"
     folder.mkdir(parents=True)
     lines = [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(1, 361))]
@@ -477,7 +481,8 @@ def test_pictures_do_not_make_a_page_of_endpoints_slow(
     for number in range(30):
         mlflow_app.store.remove_endpoint(f"many-{number}")
 
-    # Six endpoints take half as long as the page; all thirty would take three times as long.
+    # Six endpoints take half as long as the page; all thirty would take three times as
+    # long.
     assert min(seconds[6]) < 2.5 * min(seconds[0])
 
 

@@ -1,4 +1,6 @@
-"""Tests of an MLflow server behind nginx, which logs callers in with a password and passes their names in a header."""
+"""Tests of an MLflow server behind nginx, which logs callers in with a password and
+passes their names in a header.
+"""
 
 import getpass
 import shutil

@@ -1,4 +1,6 @@
-"""Tests of verdicts that `onnxserve gate` sends to MLflow's server, which writes their tags and events."""
+"""Tests of verdicts that `onnxserve gate` sends to MLflow's server, which writes their
+tags and events.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +20,9 @@ APPROVALS = f"{POLICY}\napprovals: {{count: 1}}"
 
 
 class Editors(Login):
-    """A login that believes the name in a header. Eva may edit all models, and rob may read them."""
+    """A login that believes the name in a header. Eva may edit all models, and rob may
+    read them.
+    """
 
     def user(self) -> str:
         return request.headers.get("X-User", "")

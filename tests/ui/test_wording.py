@@ -11,14 +11,20 @@ import pytest
         (
             "",
             "",
-            "version 1 of delay may not become Production: it has not been through the gate. `onnxserve promote "
-            "delay 1 --to Production` runs the gate and lists the failed checks",
+            (
+                "version 1 of delay may not become Production: it has not been through the gate. "
+                "`onnxserve promote delay 1 --to Production` runs the gate and lists the failed "
+                "checks"
+            ),
         ),
         (
             "failed",
             "evaluation: accuracy 0.71 against 0.80",
-            "version 1 of delay may not become Production: evaluation: accuracy 0.71 against 0.80. `onnxserve "
-            "promote delay 1 --to Production` runs the gate and lists the failed checks",
+            (
+                "version 1 of delay may not become Production: evaluation: accuracy 0.71 against "
+                "0.80. `onnxserve promote delay 1 --to Production` runs the gate and lists the "
+                "failed checks"
+            ),
         ),
     ],
 )

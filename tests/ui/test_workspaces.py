@@ -1,4 +1,6 @@
-"""Tests of an MLflow server with workspaces, in which two workspaces have equal names of models and endpoints."""
+"""Tests of an MLflow server with workspaces, in which two workspaces have equal names
+of models and endpoints.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +31,9 @@ GATED, FREE = "team-a", "team-b"
 
 @dataclass(frozen=True)
 class Workspaces:
-    """Return the server. Each workspace has a model X with two versions, which is gated only in `GATED`."""
+    """Return the server. Each workspace has a model X with two versions, which is gated
+    only in `GATED`.
+    """
 
     url: str
     folder: Path

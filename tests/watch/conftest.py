@@ -31,7 +31,9 @@ def day_of_rows(
     shift: float = 0.0,
     rows: int = DAY_ROWS,
 ) -> dict[str, Any]:
-    """Return rows of one day: a temperature shared by the day, noise, a text, a boolean, a prediction."""
+    """Return rows of one day: a temperature shared by the day, noise, a text, a
+    boolean, a prediction.
+    """
     temperature = rng.normal(rng.normal(0, 1) + shift, 1, rows)
     temperature[rng.random(rows) < 0.05] = np.nan
     seconds = np.sort(rng.integers(0, 86400, rows))

@@ -49,7 +49,9 @@ def judged(day: int, *findings: Finding, kind: str = "performance") -> MonitorRe
 
 
 def days(*windows: tuple[State, float | None]) -> list[JudgedWindow]:
-    """Return the days up to the ninth, one per window: state and accuracy, with the requirement 0.8."""
+    """Return the days up to the ninth, one per window: state and accuracy, with the
+    requirement 0.8.
+    """
     first = 10 - len(windows)
     return past_of(
         *(judged(first + place, accuracy(*window)) for place, window in enumerate(windows)),
@@ -227,7 +229,9 @@ def test_of_data_quality_a_window_without_the_column_among_its_findings_ends_the
 
 
 def columns(*scores: float | None) -> list[JudgedWindow]:
-    """Return days up to the eighth, each with the score of a column; None: the column was not judged."""
+    """Return days up to the eighth, each with the score of a column; None: the column
+    was not judged.
+    """
     said = [
         {"state": "not judged"} if score is None else {"temperature": score} for score in scores
     ]
@@ -286,7 +290,9 @@ def test_a_window_of_an_earlier_release_ends_a_row_unless_the_column_was_an_alar
 
 
 def shift(state: State = "drift", subject: str = "delay", segment: str = "") -> Finding:
-    """Return the finding of a shift that began on 2013-07-04 to 2013-07-06, and probably on 2013-07-05."""
+    """Return the finding of a shift that began on 2013-07-04 to 2013-07-06, and
+    probably on 2013-07-05.
+    """
     if state != "drift":
         return Finding(subject, "shift", state, segment=segment)
     start, end, earliest, latest = ((FIRST + day * DAY).isoformat() for day in (4, 5, 3, 6))

@@ -37,8 +37,11 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
             CLASSIFIER,
             {"prediction": np.zeros(300, int)},
             DRIFT,
-            "model flight-delay version 1 has no reference; log the model with "
-            "mlflow_deploy_plugin.log_model, which stores a sample of the data (reference_data=, event_time=)",
+            (
+                "model flight-delay version 1 has no reference; log the model with "
+                "mlflow_deploy_plugin.log_model, which stores a sample of the data "
+                "(reference_data=, event_time=)"
+            ),
         ),
         (
             CLASSIFIER,
@@ -50,9 +53,11 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
             CLASSIFIER,
             {"prediction": np.zeros(300, int)},
             ACCURACY,
-            "accuracy: 0 of 300 rows have a label; min_rows is 100; the metric is not estimated: "
-            "the class probabilities, which an estimate needs, are not available: they are read from the log for at "
-            "most 8 labels, and the model has 2",
+            (
+                "accuracy: 0 of 300 rows have a label; min_rows is 100; the metric is not "
+                "estimated: the class probabilities, which an estimate needs, are not available: "
+                "they are read from the log for at most 8 labels, and the model has 2"
+            ),
         ),
         (
             CLASSIFIER,
@@ -64,8 +69,11 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
             REGRESSOR,
             {"prediction": np.ones(300)},
             ACCURACY,
-            "accuracy: 0 of 300 rows have a label; min_rows is 100; the metric is not estimated: the model "
-            "returns numbers, and their errors cannot be estimated without labels",
+            (
+                "accuracy: 0 of 300 rows have a label; min_rows is 100; the metric is not "
+                "estimated: the model returns numbers, and their errors cannot be estimated "
+                "without labels"
+            ),
         ),
     ],
 )

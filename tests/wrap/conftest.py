@@ -31,7 +31,9 @@ def tracking(
 
 @pytest.fixture(scope="session")
 def weather() -> tuple[pd.DataFrame, pd.Series]:
-    """A table of strings, floats with gaps, integers, codes and booleans, and a label that depends on all columns."""
+    """A table of strings, floats with gaps, integers, codes and booleans, and a label
+    that depends on all columns.
+    """
     random = np.random.default_rng(0)
     count = 800
     table = pd.DataFrame(
@@ -53,7 +55,9 @@ def weather() -> tuple[pd.DataFrame, pd.Series]:
 
 @pytest.fixture(scope="session")
 def matrix() -> tuple[np.ndarray, np.ndarray]:
-    """Numbers with one decimal, like sensor data: many rows are near the thresholds of trees."""
+    """Numbers with one decimal, like sensor data: many rows are near the thresholds of
+    trees.
+    """
     random = np.random.default_rng(1)
     rows = np.round(random.normal(size=(1500, 5)) * 10, 1)
     return rows, rows[:, 0] * 2 + rows[:, 1]

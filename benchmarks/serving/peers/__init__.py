@@ -1,4 +1,6 @@
-"""The compared servers, each with one worker and little logging, as its own documentation recommends."""
+"""The compared servers, each with one worker and little logging, as its own
+documentation recommends.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -16,10 +18,12 @@ class Peer:
     Attributes:
         requirements: of its environment; empty: it runs in ours.
         shown: the packages whose versions the table names.
-        command: `{bin}`, `{port}`, `{here}` and the names of `variables` are replaced in it.
+        command: `{bin}`, `{port}`, `{here}` and the names of `variables` are replaced
+            in it.
         environment: variables, replaced likewise.
         path: where it takes `{"inputs": [[…]]}` (MLServer: its V2 form).
-        polls: it is busy without requests, and is stopped while other servers are measured.
+        polls: it is busy without requests, and is stopped while other servers are
+            measured.
     """
 
     name: str

@@ -1,5 +1,6 @@
-"""A server without a model: uvloop and httptools send a fixed body after each complete request. `echo.py PORT
-BODY_BYTES`."""
+"""A server without a model: uvloop and httptools send a fixed body after each complete
+request. `echo.py PORT BODY_BYTES`.
+"""
 
 import asyncio
 import sys

@@ -1,4 +1,6 @@
-"""FastAPI as documented: a pydantic body, and a plain function that runs in the thread pool."""
+"""FastAPI as documented: a pydantic body, and a plain function that runs in the thread
+pool.
+"""
 
 import os
 import pickle

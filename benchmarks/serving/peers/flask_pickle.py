@@ -1,4 +1,6 @@
-"""The usual snippet: a pickled scikit-learn model behind Flask; run by gunicorn with threads."""
+"""The usual snippet: a pickled scikit-learn model behind Flask; run by gunicorn with
+threads.
+"""
 
 import os
 import pickle

@@ -1,4 +1,6 @@
-"""mosec with ONNX Runtime and orjson: Rust receives the requests, and one Python worker answers them."""
+"""mosec with ONNX Runtime and orjson: Rust receives the requests, and one Python worker
+answers them.
+"""
 
 import os
 

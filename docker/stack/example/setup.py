@@ -1,7 +1,9 @@
-"""Create the data that the core needs before its servers start. Existing data is not changed.
+"""Create the data that the core needs before its servers start. Existing data is not
+changed.
 
-`setup.py SPEC` creates the bucket, the store's tables, a first version of the model that the spec follows, with its
-aliases, and the endpoint with its monitors in the store.
+`setup.py SPEC` creates the bucket, the store's tables, a first version of the model
+that the spec follows, with its aliases, and the endpoint with its monitors in the
+store.
 """
 
 import sys

@@ -1,7 +1,9 @@
-"""The stack's example: a classifier of two numbers. A row is late if the sum of its numbers is above a threshold.
+"""The stack's example: a classifier of two numbers. A row is late if the sum of its
+numbers is above a threshold.
 
-`train.py DATA MODEL` learns the threshold from labelled rows of the log, and registers a version. The controller runs
-it when the monitor `accuracy` raises an alarm. Replace it with your own project.
+`train.py DATA MODEL` learns the threshold from labelled rows of the log, and registers
+a version. The controller runs it when the monitor `accuracy` raises an alarm. Replace
+it with your own project.
 """
 
 import sys
@@ -18,7 +20,9 @@ COLUMNS = ["a", "b"]
 
 
 def register(rows: pd.DataFrame, late: pd.Series, event_time: str, model: str) -> str:
-    """Learn, log and register a version, with the rows as the reference of its monitors, and return the version."""
+    """Learn, log and register a version, with the rows as the reference of its
+    monitors, and return the version.
+    """
     classifier = LogisticRegression().fit(rows[COLUMNS], late)
     with mlflow.start_run():
         mlflow.log_metric("accuracy", classifier.score(rows[COLUMNS], late))

@@ -1,7 +1,9 @@
-"""Generate Grafana's dashboards from the panels below: `python docker/stack/grafana/make_dashboards.py`.
+"""Generate Grafana's dashboards from the panels below: `python
+docker/stack/grafana/make_dashboards.py`.
 
-Grafana 11 is provisioned with the JSON files in dashboards/. A test compares the files with this script, and sends
-every query to a real Prometheus. In a query, `$endpoint` stands for the endpoints that are selected above the panels.
+Grafana 11 is provisioned with the JSON files in dashboards/. A test compares the files
+with this script, and sends every query to a real Prometheus. In a query, `$endpoint`
+stands for the endpoints that are selected above the panels.
 """
 
 import json
@@ -88,7 +90,10 @@ DASHBOARDS = {
                     0.95,
                     0.99,
                 ),
-                "From the complete request to the complete response; interpolated between the histogram's bounds.",
+                (
+                    "From the complete request to the complete response; interpolated between the "
+                    "histogram's bounds."
+                ),
             ),
             Panel(
                 "Runs of the graph: waiting and computing",
@@ -124,7 +129,10 @@ DASHBOARDS = {
                 "Served versions",
                 "short",
                 {
-                    "": f"sum by (endpoint, variant, model, version) (onnxserve_served_version{{{_OF}}}) > 0",
+                    "": (
+                        "sum by (endpoint, variant, model, version) "
+                        f"(onnxserve_served_version{{{_OF}}}) > 0"
+                    ),
                 },
                 "The number of workers that have loaded the version.",
                 "table",
@@ -147,8 +155,10 @@ DASHBOARDS = {
                 "Share of the traffic",
                 "percentunit",
                 {
-                    _VARIANT: f"{_rate('onnxserve_requests_total', 'endpoint, variant, version')} / on (endpoint) "
-                    f"group_left () {_rate('onnxserve_requests_total', 'endpoint')}",
+                    _VARIANT: (
+                        f"{_rate('onnxserve_requests_total', 'endpoint, variant, version')} / on "
+                        f"(endpoint) group_left () {_rate('onnxserve_requests_total', 'endpoint')}"
+                    ),
                 },
             ),
             Panel(
@@ -183,9 +193,12 @@ DASHBOARDS = {
                 "Predicted labels",
                 "percentunit",
                 {
-                    "{{model_version}}: {{prediction}}": "sum by (model_version, prediction) "
-                    "(rate(ml_predictions_total[$__rate_interval])) / on (model_version) group_left () "
-                    "sum by (model_version) (rate(ml_predictions_total[$__rate_interval]))",
+                    "{{model_version}}: {{prediction}}": (
+                        "sum by (model_version, prediction) "
+                        "(rate(ml_predictions_total[$__rate_interval])) / on (model_version) "
+                        "group_left () sum by (model_version) "
+                        "(rate(ml_predictions_total[$__rate_interval]))"
+                    ),
                 },
                 "By version, of all endpoints.",
             ),

@@ -1,13 +1,17 @@
-"""A child process and the process group that it leads, from the parent's and the child's point of view.
+"""A child process and the process group that it leads, from the parent's and the
+child's point of view.
 
-A child leads a process group (or a session). A signal of the terminal therefore reaches only the parent, and the child
-can be stopped with all its descendants. A child detects the end of its parent in one of two ways. The first way is to
-read from a socket that only the parent has open (`requests_of_parent`), which needs the GIL in the child. The second
-way is a signal from the kernel (`die_with_parent`): PR_SET_PDEATHSIG is bound to the *thread* that started the child,
-so this thread must live as long as the child is needed. On macOS, a small process watches the parent instead.
+A child leads a process group (or a session). A signal of the terminal therefore reaches
+only the parent, and the child can be stopped with all its descendants. A child detects
+the end of its parent in one of two ways. The first way is to read from a socket that
+only the parent has open (`requests_of_parent`), which needs the GIL in the child. The
+second way is a signal from the kernel (`die_with_parent`): PR_SET_PDEATHSIG is bound to
+the *thread* that started the child, so this thread must live as long as the child is
+needed. On macOS, a small process watches the parent instead.
 
-`SupervisedChildren` are the children of a process with a single thread, which reaps all child processes, including the
-workers of a killed gunicorn (PR_SET_CHILD_SUBREAPER). A `Child` reaps itself, so a process cannot use both classes.
+`SupervisedChildren` are the children of a process with a single thread, which reaps all
+child processes, including the workers of a killed gunicorn (PR_SET_CHILD_SUBREAPER). A
+`Child` reaps itself, so a process cannot use both classes.
 """
 
 import contextlib
@@ -36,7 +40,9 @@ _STABLE_SECONDS = 60.0
 """A crash after a run of this length is counted as the first crash."""
 _LONGEST_RESTART_SECONDS = 30.0
 _FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
-"""The variable without which macOS kills a child's forks (gunicorn's workers) when a library uses Objective-C."""
+"""The variable without which macOS kills a child's forks (gunicorn's workers) when a
+library uses Objective-C.
+"""
 _prctl: Callable[[int, int], int] | None = getattr(
     ctypes.CDLL(None),
     "prctl",
@@ -45,22 +51,30 @@ _prctl: Callable[[int, int], int] | None = getattr(
 
 Request = TypeVar("Request")
 Output = int | IO[bytes] | None
-"""A file or descriptor to which a child writes its output; None for the parent's output."""
+"""A file or descriptor to which a child writes its output; None for the parent's
+output.
+"""
 
 
 class Child:
-    """A process that runs `command` and leads its own process group. Any thread may call its methods.
+    """A process that runs `command` and leads its own process group. Any thread may
+    call its methods.
 
-    After the child is reaped, its group receives no signal, because another group may reuse the id (fork(2)).
+    After the child is reaped, its group receives no signal, because another group may
+    reuse the id (fork(2)).
 
     Args:
-        environment: all environment variables of the child; None for the parent's variables.
-        own_session: True if the child leads a session and therefore outlives the parent's terminal.
-        kills_group: True if the child's remaining descendants are killed when the child exits.
+        environment: all environment variables of the child; None for the parent's
+            variables.
+        own_session: True if the child leads a session and therefore outlives the
+            parent's terminal.
+        kills_group: True if the child's remaining descendants are killed when the child
+            exits.
 
     Attributes:
         started_at: the start time by `time.monotonic()`.
-        exit_status: as in `subprocess`, negative for a signal; None until `wait` has observed the exit.
+        exit_status: as in `subprocess`, negative for a signal; None until `wait` has
+            observed the exit.
     """
 
     def __init__(
@@ -101,12 +115,16 @@ class Child:
                 signal_group(self.pid, signal.SIGKILL)
 
     def kill_after(self, seconds: float) -> None:
-        """Kill the child if it does not exit within this time. A child that exits in time keeps its exit status."""
+        """Kill the child if it does not exit within this time. A child that exits in
+        time keeps its exit status.
+        """
         if self.wait(seconds) is None:
             self.kill()
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Return the exit status; None if the child still runs after `seconds`. By default, wait without a limit."""
+        """Return the exit status; None if the child still runs after `seconds`. By
+        default, wait without a limit.
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         with self._lock:
@@ -117,7 +135,9 @@ class Child:
             return self.exit_status
 
     def detach(self) -> int:
-        """Return the id of the child, which outlives this object. This object must not be used afterwards."""
+        """Return the id of the child, which outlives this object. This object must not
+        be used afterwards.
+        """
         self._process.returncode = 0  # Prevent Popen's warning about a running child.
         return self.pid
 
@@ -129,7 +149,9 @@ def signal_process(pid: int, number: int) -> None:
 
 
 def signal_group(leader: int, number: int) -> bool:
-    """Send a signal to a process group. Return False if the group has no process. Signal 0 only checks the group."""
+    """Send a signal to a process group. Return False if the group has no process.
+    Signal 0 only checks the group.
+    """
     try:
         os.killpg(leader, number)
     except (
@@ -141,7 +163,9 @@ def signal_group(leader: int, number: int) -> bool:
 
 
 def backoff_seconds(failures: int, longest: float, first: float = 1.0) -> float:
-    """Return the pause after consecutive failures (from 1): `first`, doubled each time, at most `longest`."""
+    """Return the pause after consecutive failures (from 1): `first`, doubled each time,
+    at most `longest`.
+    """
     return min(first * 2.0 ** min(failures - 1, 64), longest)
 
 
@@ -152,15 +176,19 @@ class Crashes:
     in_a_row: int = 0
 
     def add(self, started_at: float | None) -> float:
-        """Count a crash, and return the seconds until the next start: 1, doubled each time, at most 30. The count
-        restarts if the child ran for a minute since `started_at` (monotonic; None if it did not start)."""
+        """Count a crash, and return the seconds until the next start: 1, doubled each
+        time, at most 30. The count restarts if the child ran for a minute since
+        `started_at` (monotonic; None if it did not start).
+        """
         is_stable = started_at is not None and time.monotonic() - started_at > _STABLE_SECONDS
         self.in_a_row = 1 if is_stable else self.in_a_row + 1
         return backoff_seconds(self.in_a_row, _LONGEST_RESTART_SECONDS)
 
 
 def exit_reason(status: int) -> str:
-    """Return a description of a process's end: "ended with status 3", "was killed by SIGKILL"."""
+    """Return a description of a process's end: "ended with status 3", "was killed by
+    SIGKILL".
+    """
     if status >= 0:
         return f"ended with status {status}"
     try:
@@ -171,7 +199,9 @@ def exit_reason(status: int) -> str:
 
 
 def read_log_tail(log: Path, size: int = 64 * 1024) -> list[str]:
-    """Return the last non-empty lines of a child's log; an empty list if the log cannot be read."""
+    """Return the last non-empty lines of a child's log; an empty list if the log cannot
+    be read.
+    """
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
@@ -186,10 +216,12 @@ def run_to_end(
     seconds: float,
     reason_of: Callable[[str], str] | None = None,
 ) -> None:
-    """Run a command, which is killed with this process. Raise CommandFailed with its last line or its exit reason.
+    """Run a command, which is killed with this process. Raise CommandFailed with its
+    last line or its exit reason.
 
     Args:
-        reason_of: returns the reason of a failure from the command's output; None for the last line.
+        reason_of: returns the reason of a failure from the command's output; None for
+            the last line.
     """
     ending = partial(die_with_parent, parent=os.getpid())
     try:
@@ -214,8 +246,10 @@ def run_to_end(
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
-    """Let this process receive a signal when the thread that started it ends; on macOS, when its parent ends. If the
-    process `parent` has already ended, this process exits immediately."""
+    """Let this process receive a signal when the thread that started it ends; on macOS,
+    when its parent ends. If the process `parent` has already ended, this process exits
+    immediately.
+    """
     if _prctl is None:
         _signal_after(os.getppid() if parent is None else parent, number)
     else:
@@ -225,8 +259,10 @@ def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
 
 
 def _signal_after(parent: int, number: int) -> None:
-    """Fork a process that sends a signal to this process when the parent has ended, and that ends with this process.
-    A thread cannot watch: gunicorn's master must fork single-threaded, and other commands do not run our code."""
+    """Fork a process that sends a signal to this process when the parent has ended, and
+    that ends with this process. A thread cannot watch: gunicorn's master must fork
+    single-threaded, and other commands do not run our code.
+    """
     import psutil  # This import is only needed on systems without PR_SET_PDEATHSIG.
 
     watched = os.getpid()
@@ -235,7 +271,8 @@ def _signal_after(parent: int, number: int) -> None:
     try:
         os.setpgid(0, 0)  # Leave the group, so that its end does not wait for this process.
         os.closerange(0, _MOST_FILES)  # Close inherited pipes so that their readers see the end.
-        # A parent that has ended still has its id until it is reaped, but no longer has children.
+        # A parent that has ended still has its id until it is reaped, but no longer has
+        # children.
         while psutil.Process(watched).ppid() == parent:
             time.sleep(_WATCH_SECONDS)
         if os.getppid() == watched:
@@ -248,9 +285,11 @@ def requests_of_parent(
     receive: Callable[[], Request | None],
     end_seconds: float = 0.0,
 ) -> Iterator[Request]:
-    """Return an iterator over the parent's requests, which a thread reads. The iterator ends when the parent has ended.
-    Then, after `end_seconds`, the thread kills this process and its descendants, even during a request. `receive`
-    blocks until the next request; it returns None or raises an error if the parent has ended."""
+    """Return an iterator over the parent's requests, which a thread reads. The iterator
+    ends when the parent has ended. Then, after `end_seconds`, the thread kills this
+    process and its descendants, even during a request. `receive` blocks until the next
+    request; it returns None or raises an error if the parent has ended.
+    """
     requests: queue.Queue[Request | None] = queue.Queue(1)
 
     def read() -> None:
@@ -270,9 +309,11 @@ def requests_of_parent(
 
 @contextlib.contextmanager
 def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
-    """Catch the signals that a supervisor waits for, and yield a function that waits at most the given seconds for a
-    signal and returns the signal's number or None. Call this in the main thread. An ignored SIGHUP (nohup) remains
-    ignored. Raises OSError if this process has too many open files."""
+    """Catch the signals that a supervisor waits for, and yield a function that waits at
+    most the given seconds for a signal and returns the signal's number or None. Call
+    this in the main thread. An ignored SIGHUP (nohup) remains ignored. Raises OSError
+    if this process has too many open files.
+    """
     numbers = {signal.SIGCHLD, *_ending_signals()}
     arrived: set[int] = set()
     receiver, sender = socket.socketpair()
@@ -315,10 +356,12 @@ def _ending_signals() -> set[signal.Signals]:
 
 
 def end_on_signals(ended: threading.Event) -> None:
-    """Set the event at the first SIGTERM or SIGINT, and ignore later signals. Call this in the main thread.
+    """Set the event at the first SIGTERM or SIGINT, and ignore later signals. Call this
+    in the main thread.
 
-    A thread sets the event, because the handler would deadlock if the main thread has the event's lock.
-    Repeated signals are common, because each thread of a dying parent sends the signal of `die_with_parent`.
+    A thread sets the event, because the handler would deadlock if the main thread has
+    the event's lock. Repeated signals are common, because each thread of a dying parent
+    sends the signal of `die_with_parent`.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
 
@@ -332,21 +375,27 @@ def end_on_signals(ended: threading.Event) -> None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of its orphaned descendants. On macOS, process 1 becomes their parent."""
+    """Make this process the parent of its orphaned descendants. On macOS, process 1
+    becomes their parent.
+    """
     if _prctl is not None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 @dataclass
 class SupervisedChild:
-    """A supervised process. `started_at` and `exit_status` are as in `Child`; a running process has no status."""
+    """A supervised process. `started_at` and `exit_status` are as in `Child`; a running
+    process has no status.
+    """
 
     pid: int
     started_at: float = field(default_factory=time.monotonic)
     exit_status: int | None = None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to this process only; gunicorn's master forwards it to its workers."""
+        """Send a signal to this process only; gunicorn's master forwards it to its
+        workers.
+        """
         if self.exit_status is None:
             os.kill(self.pid, number)
 
@@ -356,7 +405,9 @@ class SupervisedChildren:
         self._running: dict[int, SupervisedChild] = {}
 
     def start(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> SupervisedChild:
-        """Start a child, which inherits the descriptors and receives SIGTERM if this process ends or is killed."""
+        """Start a child, which inherits the descriptors and receives SIGTERM if this
+        process ends or is killed.
+        """
         supervisor = os.getpid()
 
         def prepare() -> None:
@@ -370,7 +421,8 @@ class SupervisedChildren:
             command,
             env={**_FORKING, **os.environ},
             pass_fds=descriptors,
-            process_group=0,  # Ctrl-C must reach only the supervisor, which stops its children in order.
+            # Ctrl-C must reach only the supervisor, which stops its children in order.
+            process_group=0,
             preexec_fn=prepare,  # noqa: PLW1509 - forking is safe, because the supervisor has one thread
             stdin=subprocess.DEVNULL,
         )

@@ -1,7 +1,8 @@
-"""Attempts at rollouts, retrainings and monitors in threads of this process, and the fire times of schedules.
+"""Attempts at rollouts, retrainings and monitors in threads of this process, and the
+fire times of schedules.
 
-All pending work is in the store, so the next holder of the lease repeats an interrupted attempt. The state of
-a `WorkRunner` (running attempts and pauses) may be lost.
+All pending work is in the store, so the next holder of the lease repeats an interrupted
+attempt. The state of a `WorkRunner` (running attempts and pauses) may be lost.
 """
 
 import logging
@@ -27,18 +28,25 @@ MAX_BACKOFF = timedelta(minutes=10)
 
 PlanT = TypeVar("PlanT")
 Attempt = Callable[[], float]
-"""A function that attempts some work once and returns the seconds until the next attempt."""
+"""A function that attempts some work once and returns the seconds until the next
+attempt.
+"""
 
 
 def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
-    """Return the first UTC time after `after` that matches a crontab line (`crontab_times`). Raises InvalidConfig."""
+    """Return the first UTC time after `after` that matches a crontab line
+    (`crontab_times`). Raises InvalidConfig.
+    """
     times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
-    # If an hour occurs twice (DST), `crontab_times` starts in the first hour, even if `after` is in the second hour.
+    # If an hour occurs twice (DST), `crontab_times` starts in the first hour, even if
+    # `after` is in the second hour.
     return next(time for time in (time.astimezone(UTC) for time in times) if time > after)
 
 
 def backoff(failures: int) -> timedelta:
-    """Return the pause after this number of failed attempts: 15 s, doubled after each failure, at most 10 minutes."""
+    """Return the pause after this number of failed attempts: 15 s, doubled after each
+    failure, at most 10 minutes.
+    """
     return timedelta(seconds=backoff_seconds(failures, MAX_BACKOFF.total_seconds(), first=15.0))
 
 
@@ -51,10 +59,12 @@ class _Work:
 
 @dataclass(eq=False)
 class WorkRunner:
-    """A pool of daemon threads that runs attempts: one at a time per key, in the order in which they were added.
+    """A pool of daemon threads that runs attempts: one at a time per key, in the order
+    in which they were added.
 
-    `failure_seconds` is the pause after an unexpected exception. The exception is logged, and `on_defect` is called
-    with the key, the exception and the number of consecutive exceptions.
+    `failure_seconds` is the pause after an unexpected exception. The exception is
+    logged, and `on_defect` is called with the key, the exception and the number of
+    consecutive exceptions.
     """
 
     name: str
@@ -71,12 +81,16 @@ class WorkRunner:
         self._threads: set[threading.Thread] = set()
 
     def is_free(self, key: Hashable) -> bool:
-        """Return True if no attempt with this key is running or queued and the key's pause is over."""
+        """Return True if no attempt with this key is running or queued and the key's
+        pause is over.
+        """
         work = self._works.get(key)
         return work is None or not (work.is_running or work.not_before > self.monotonic())
 
     def start(self, key: Hashable, attempt: Attempt) -> None:
-        """Start the attempt when a thread is free. Ignore the attempt if the key is not free (`is_free`)."""
+        """Start the attempt when a thread is free. Ignore the attempt if the key is not
+        free (`is_free`).
+        """
         with self._lock:
             if not self.is_free(key):
                 return
@@ -129,7 +143,9 @@ class WorkRunner:
 
 
 def read_plan(kind: TypeAdapter[PlanT], written: object, what: str) -> PlanT:
-    """Return the plan that was stored as `written`. Raise InvalidConfig if its format is not valid."""
+    """Return the plan that was stored as `written`. Raise InvalidConfig if its format
+    is not valid.
+    """
     try:
         return kind.validate_python(written)
     except ValidationError as error:

@@ -19,16 +19,23 @@ _ALONE = {
     "spark.driver.host": "127.0.0.1",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    # Limit JIT compilation: our tasks run in Python, and full compilation took half of a small batch's CPU time.
+    # Limit JIT compilation: our tasks run in Python, and full compilation took half of
+    # a small batch's CPU time.
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
 }
-NO_CONNECT = "a batch needs Spark's own session, not Spark Connect: specify a master such as spark://host:7077"
+NO_CONNECT = (
+    "a batch needs Spark's own session, not Spark Connect: specify a master such as "
+    "spark://host:7077"
+)
 
 
 def spark_session(master: str | None = None) -> "SparkSession":
-    """Return the current session or a new session. If `master` is None, use the master of `spark-submit`,
-    spark-defaults.conf or the environment (SPARK_HOME, SPARK_CONF_DIR, PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER).
-    Without any configuration, run Spark on this machine, with ports only on 127.0.0.1. Raises as `spark_context`."""
+    """Return the current session or a new session. If `master` is None, use the master
+    of `spark-submit`, spark-defaults.conf or the environment (SPARK_HOME,
+    SPARK_CONF_DIR, PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER). Without any
+    configuration, run Spark on this machine, with ports only on 127.0.0.1. Raises as
+    `spark_context`.
+    """
     with _starting():
         from pyspark.sql import SparkSession  # This import needs an extra and takes a second.
 
@@ -39,9 +46,11 @@ def spark_session(master: str | None = None) -> "SparkSession":
 
 
 def spark_context() -> "SparkContext":
-    """Return the current context, or a new context with the master of `spark_session`. A context starts in half the
-    time of a session. Raises InvalidConfig for Spark Connect (which lacks contexts), NotInstalled without pyspark, and
-    OnnxserveError if Spark does not start (for example, without Java or with an unknown master)."""
+    """Return the current context, or a new context with the master of `spark_session`.
+    A context starts in half the time of a session. Raises InvalidConfig for Spark
+    Connect (which lacks contexts), NotInstalled without pyspark, and OnnxserveError if
+    Spark does not start (for example, without Java or with an unknown master).
+    """
     if any(os.environ.get(name) for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED")):
         raise InvalidConfig(NO_CONNECT)
     with _starting():

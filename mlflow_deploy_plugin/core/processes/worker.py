@@ -1,5 +1,7 @@
-"""Worker processes that call functions, so that a call that hangs, crashes or leaks memory is isolated.
-Unlike multiprocessing, a worker does not import the main module, so `if __name__ == "__main__"` is optional."""
+"""Worker processes that call functions, so that a call that hangs, crashes or leaks
+memory is isolated. Unlike multiprocessing, a worker does not import the main module, so
+`if __name__ == "__main__"` is optional.
+"""
 
 import contextlib
 import logging
@@ -36,13 +38,17 @@ class ProcessCrashed(OnnxserveError):
 
 @dataclass(eq=False)
 class Worker:
-    """Calls functions in a separate process, which is started at the first call. Only one thread may call at a time.
+    """Calls functions in a separate process, which is started at the first call. Only
+    one thread may call at a time.
 
     Args:
         prepare: a module-level function that is called first in the new process.
-        max_calls: the number of calls after which the process is replaced, to free leaked memory.
-        kept_errors: the error classes that are raised unchanged in the caller; other errors become OnnxserveError.
-        stderr: the error output of the process, which also receives its standard output.
+        max_calls: the number of calls after which the process is replaced, to free
+            leaked memory.
+        kept_errors: the error classes that are raised unchanged in the caller; other
+            errors become OnnxserveError.
+        stderr: the error output of the process, which also receives its standard
+            output.
     """
 
     prepare: Callable[[], object] | None = None
@@ -59,12 +65,15 @@ class Worker:
         self._is_ended = False
 
     def call(self, function: Callable[..., Result], *arguments: object, seconds: float) -> Result:
-        """Return the result of `function`, a module-level function. The arguments and the result are pickled.
+        """Return the result of `function`, a module-level function. The arguments and
+        the result are pickled.
 
         Raises:
             OnnxserveError: the function raised an error that is not in `kept_errors`.
-            DeadlineExceeded: the call took longer than `seconds`, and the process was killed.
-            ProcessCrashed: the process exited, was killed for its memory use, or cannot be started.
+            DeadlineExceeded: the call took longer than `seconds`, and the process was
+                killed.
+            ProcessCrashed: the process exited, was killed for its memory use, or cannot
+                be started.
             ProcessEnded: `end` was called.
         """
         connection = self._connect()
@@ -91,12 +100,16 @@ class Worker:
         return result
 
     def end_if_idle(self, seconds: float) -> None:
-        """End the process if it has been idle for this time. Call this only from a thread that may use `call`."""
+        """End the process if it has been idle for this time. Call this only from a
+        thread that may use `call`.
+        """
         if self._child is not None and time.monotonic() - self._used_at > seconds:
             self._kill()
 
     def end(self) -> None:
-        """End the worker permanently. A thread that waits for a result receives `ProcessEnded`."""
+        """End the worker permanently. A thread that waits for a result receives
+        `ProcessEnded`.
+        """
         self._is_ended = True
         self._kill()
 
@@ -130,7 +143,9 @@ class Worker:
             return self._connection
 
     def _kill(self) -> int | None:
-        """Kill the process if it does not exit within a short time, and return its exit status."""
+        """Kill the process if it does not exit within a short time, and return its exit
+        status.
+        """
         with self._lock:
             child, self._child = self._child, None
             if child is None:
@@ -153,7 +168,9 @@ class WorkerPool:
             self._free.put(worker)
 
     def call(self, function: Callable[..., Result], *arguments: object, seconds: float) -> Result:
-        """Wait for a free worker, and return the result of `function` as `Worker.call` does."""
+        """Wait for a free worker, and return the result of `function` as `Worker.call`
+        does.
+        """
         worker = self._free.get()
         try:
             return worker.call(function, *arguments, seconds=seconds)
@@ -176,7 +193,9 @@ class WorkerPool:
 
 
 def serve(descriptor: int) -> None:
-    """Call the functions that the parent sends. The parent first sends its `sys.path` and the `prepare` function."""
+    """Call the functions that the parent sends. The parent first sends its `sys.path`
+    and the `prepare` function.
+    """
     connection = Connection(descriptor)
     requests = requests_of_parent(connection.recv_bytes)
     sys.path[:] = pickle.loads(next(requests))
@@ -190,7 +209,9 @@ def serve(descriptor: int) -> None:
 
 
 def _answer(request: bytes) -> bytes:
-    """Return the pickled response to a request: None and the call's result, or the class and message of an error."""
+    """Return the pickled response to a request: None and the call's result, or the
+    class and message of an error.
+    """
     try:
         function, arguments = pickle.loads(request)
         return pickle.dumps((None, function(*arguments)))

@@ -1,4 +1,6 @@
-"""Limits for the answers that requests, MLflow's client and Apprise read in a process of onnxserve."""
+"""Limits for the answers that requests, MLflow's client and Apprise read in a process
+of onnxserve.
+"""
 
 import socket
 import threading
@@ -18,13 +20,17 @@ def bounded_answers(
     most_bytes: int = _ANSWER_BYTES,
     seconds: float = _ANSWER_SECONDS,
 ) -> Iterator[None]:
-    """Limit each answer that this context reads in the block. A longer answer closes the connection.
+    """Limit each answer that this context reads in the block. A longer answer closes
+    the connection.
 
-    A read timeout is not enough: it limits only the pause between two packets, so a server could answer forever.
-    `most_bytes` limits the decompressed body, and `seconds` the time from the end of the request to the last byte. A
-    longer read timeout of the caller replaces `seconds`. The library that reads the answer raises its own error.
+    A read timeout is not enough: it limits only the pause between two packets, so a
+    server could answer forever. `most_bytes` limits the decompressed body, and
+    `seconds` the time from the end of the request to the last byte. A longer read
+    timeout of the caller replaces `seconds`. The library that reads the answer raises
+    its own error.
 
-    This context replaces a function of urllib3, so it must not be used in a process of a user.
+    This context replaces a function of urllib3, so it must not be used in a process of
+    a user.
     """
     _extend_urllib3()
     token = _answer_bound.set((most_bytes, seconds))
@@ -39,7 +45,8 @@ class _Deadline:
 
     def __init__(self, reading: socket.socket, seconds: float) -> None:
         self._seconds, self._is_over = seconds, threading.Event()
-        # A bound method would create a reference cycle, and only garbage collection would free the socket.
+        # A bound method would create a reference cycle, and only garbage collection
+        # would free the socket.
         self._timer = threading.Timer(seconds, _end_reading, (reading, self._is_over))
         self._timer.daemon = True
         self._timer.start()
@@ -49,7 +56,9 @@ class _Deadline:
 
     @contextmanager
     def enforced(self) -> Iterator[None]:
-        """Raise ProtocolError if the deadline passes within the block, instead of the error that the read raises."""
+        """Raise ProtocolError if the deadline passes within the block, instead of the
+        error that the read raises.
+        """
         from urllib3.exceptions import ProtocolError  # The import is slow (see `_extend_urllib3`).
 
         try:
@@ -69,7 +78,9 @@ def _end_reading(reading: socket.socket, is_over: threading.Event) -> None:
 
 @cache
 def _extend_urllib3() -> None:
-    """Make urllib3 respect `bounded_answers`. requests, MLflow's client and Apprise use urllib3."""
+    """Make urllib3 respect `bounded_answers`. requests, MLflow's client and Apprise use
+    urllib3.
+    """
     from urllib3.connection import (
         HTTPConnection,
     )  # The import takes 27 ms, which each command would pay.
@@ -91,7 +102,9 @@ def _extend_urllib3() -> None:
                     for piece in super().stream(amt, decode_content):
                         size += len(piece)
                         if size > self.most_bytes:
-                            self.close()  # Without this, requests reads the rest of a redirect response.
+                            # Without this, requests reads the rest of a redirect
+                            # response.
+                            self.close()
                             raise ProtocolError(
                                 f"the answer is larger than {self.most_bytes:,} bytes",
                             )

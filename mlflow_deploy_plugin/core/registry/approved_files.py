@@ -1,4 +1,5 @@
-"""The files of a version that people have approved, which MLflow's server with onnxserve knows from its audit trail.
+"""The files of a version that people have approved, which MLflow's server with
+onnxserve knows from its audit trail.
 
     GET /onnxserve/approved?model=X&version=7                 the `Approval` of the version
     GET /onnxserve/changed-files                              each `ChangedFiles` of the models that the caller may read
@@ -29,10 +30,12 @@ class Approval(BaseModel):
 
     Attributes:
         is_required: True if the policy of the model requires approvals.
-        files: the digests of all files (`core.mlmodel.combine_hashes`) that people have approved, or with which the
-            version moved to a gated place; digests of open requests come first. Empty if the version is not approved.
-        earlier: the digests of files that once had all approvals. A version whose request has ended keeps its traffic
-            at an endpoint, but only with these files.
+        files: the digests of all files (`core.mlmodel.combine_hashes`) that people have
+            approved, or with which the version moved to a gated place; digests of open
+            requests come first. Empty if the version is not approved.
+        earlier: the digests of files that once had all approvals. A version whose
+            request has ended keeps its traffic at an endpoint, but only with these
+            files.
         places: the stages and @aliases that the policy gates.
     """
 
@@ -45,7 +48,9 @@ class Approval(BaseModel):
 
 
 class ChangedFiles(BaseModel):
-    """A version in a gated stage or @alias whose files are not the recorded files. An empty `now` is unreadable."""
+    """A version in a gated stage or @alias whose files are not the recorded files. An
+    empty `now` is unreadable.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +62,8 @@ class ChangedFiles(BaseModel):
 
 
 def approval_of(model: str, version: str) -> Approval:
-    """Return the approval of a version. Without the app, a model that requires approvals has no approved versions.
+    """Return the approval of a version. Without the app, a model that requires
+    approvals has no approved versions.
 
     Raises NotFound, RegistryRefused and RegistryUnavailable.
     """
@@ -71,13 +77,17 @@ def approval_of(model: str, version: str) -> Approval:
 
 
 def changed_files() -> list[ChangedFiles]:
-    """Return the changed files that MLflow's server finds now; an empty list without the app."""
+    """Return the changed files that MLflow's server finds now; an empty list without
+    the app.
+    """
     document = _read(CHANGED_FILES, {}, _READING_SECONDS)
     return TypeAdapter(list[ChangedFiles]).validate_python(document or [])
 
 
 def _read(path: str, query: dict[str, str], seconds: float) -> Any:
-    """Return the answer of MLflow's server, or None without the app. Any failure of the app is RegistryUnavailable."""
+    """Return the answer of MLflow's server, or None without the app. Any failure of the
+    app is RegistryUnavailable.
+    """
     try:
         return app_document(_WHAT, path, "GET", query, seconds, is_optional=True)
     except OnnxserveError as error:

@@ -1,10 +1,12 @@
-"""The change feed of an MLflow server with onnxserve: server-sent events with the versions that model URIs select.
+"""The change feed of an MLflow server with onnxserve: server-sent events with the
+versions that model URIs select.
 
     GET /onnxserve/changes?uri=models:/X@champion&uri=…      the URIs are stages, aliases and tags
     data: {"models:/X@champion": {"name": "X", "version": "7", …}}
 
-The first events have all URIs, and a later event the URIs that select another version or whose version has other tags.
-The value null means that the client must resolve the URI itself. A comment is sent every few seconds.
+The first events have all URIs, and a later event the URIs that select another version
+or whose version has other tags. The value null means that the client must resolve the
+URI itself. A comment is sent every few seconds.
 """
 
 from collections.abc import Generator, Mapping
@@ -24,27 +26,35 @@ MAX_URIS = 1000
 HEARTBEAT_SECONDS = 5.0
 _SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
 _HEAD_SECONDS = HEARTBEAT_SECONDS + 3.0
-"""The time limit for the head of the answer. A replica of MLflow that hangs behind a proxy sends no head, and the next
-connection may reach another replica. The limit is longer than the pause between two comments, because it remains in
-force if the connection is not known (`_allow_silence`)."""
+"""The time limit for the head of the answer. A replica of MLflow that hangs behind a
+proxy sends no head, and the next connection may reach another replica. The limit is
+longer than the pause between two comments, because it remains in force if the
+connection is not known (`_allow_silence`).
+"""
 _MAX_EVENT_BYTES = 4 * 1024 * MAX_URIS
 _CHUNK_BYTES = 65_536
 _EVENTS = TypeAdapter(dict[str, ResolvedModel | None])
 _NAME = b"data: "
 
 Selected = Mapping[str, ResolvedModel | None]
-"""A model URI → the version that it selects, or None if the URI must be resolved by the client."""
+"""A model URI → the version that it selects, or None if the URI must be resolved by the
+client.
+"""
 
 
 def event_bytes(selected: Selected) -> bytes:
-    """Return the server-sent event of URIs; without URIs, the comment that keeps the connection open."""
+    """Return the server-sent event of URIs; without URIs, the comment that keeps the
+    connection open.
+    """
     return _NAME + _EVENTS.dump_json(dict(selected)) + b"\n\n" if selected else b":\n\n"
 
 
 def read_changes(uris: list[str]) -> Generator[Selected]:
-    """Follow the feed of the configured registry until the server ends it. A comment yields an empty mapping.
+    """Follow the feed of the configured registry until the server ends it. A comment
+    yields an empty mapping.
 
-    Raises NotFound if the registry has no feed, and RegistryUnavailable if it refuses the URIs or stops sending bytes.
+    Raises NotFound if the registry has no feed, and RegistryUnavailable if it refuses
+    the URIs or stops sending bytes.
     """
     with (
         registry_errors("the change feed"),

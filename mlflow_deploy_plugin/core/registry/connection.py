@@ -1,4 +1,6 @@
-"""The connection to MLflow: the client, timeouts, limits for answers, and the translation of MLflow's errors."""
+"""The connection to MLflow: the client, timeouts, limits for answers, and the
+translation of MLflow's errors.
+"""
 
 import errno
 import os
@@ -47,7 +49,8 @@ _SERVICE_SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 CALLER = "/onnxserve/caller"
-"""The path at which onnxserve's app in MLflow's server returns the name of the caller."""
+"""The path at which onnxserve's app in MLflow's server returns the name of the caller.
+"""
 _CALLER_SECONDS = 3
 _JSON = "application/json"
 _LOCAL_ARTIFACTS = "mlruns"
@@ -58,9 +61,13 @@ _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
 _HTTP_FAILURE = re.compile(
     r"API request to endpoint (\S+) failed with error code (\d{3})\b(?:.{,20}Response body: '(<))?",
 )
-"""The message of MLflow's client about a web page instead of JSON: the route, the status, and the page's beginning."""
+"""The message of MLflow's client about a web page instead of JSON: the route, the
+status, and the page's beginning.
+"""
 _PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(.*?)"\}')
-"""The answer of an MLflow server about a file in an artifact store for which the server is the proxy."""
+"""The answer of an MLflow server about a file in an artifact store for which the server
+is the proxy.
+"""
 _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(
     r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$",
@@ -101,8 +108,10 @@ class _Process:
     """The kind of this process, which its entry point sets.
 
     Attributes:
-        is_own: True in a process of onnxserve. MLflow and urllib3 stay as they are in any other process.
-        imports_mlflow: False in the agent, which uses `MlflowRest` for an MLflow server.
+        is_own: True in a process of onnxserve. MLflow and urllib3 stay as they are in
+            any other process.
+        imports_mlflow: False in the agent, which uses `MlflowRest` for an MLflow
+            server.
     """
 
     is_own: bool = False
@@ -113,25 +122,31 @@ _process = _Process()
 
 
 def own_process(imports_mlflow: bool = True) -> None:
-    """Declare that this process belongs to onnxserve: the limits of `_replace_functions` apply to MLflow's client.
+    """Declare that this process belongs to onnxserve: the limits of
+    `_replace_functions` apply to MLflow's client.
 
-    The entry points of our processes call this function, which must not be called in a process of a user.
+    The entry points of our processes call this function, which must not be called in a
+    process of a user.
     """
     _process.is_own = True
     _process.imports_mlflow = imports_mlflow
 
 
 def set_service_timeouts() -> None:
-    """Set MLflow's timeouts to seconds instead of ten minutes. Environment variables that are already set are kept."""
+    """Set MLflow's timeouts to seconds instead of ten minutes. Environment variables
+    that are already set are kept.
+    """
     for variable, value in _SERVICE_SETTINGS.items():
         os.environ.setdefault(variable, value)
 
 
 class _NoRequestTimeout(AbstractContextManager[None]):
-    """A context that removes the timeout of `set_service_timeouts` while at least one thread downloads files.
+    """A context that removes the timeout of `set_service_timeouts` while at least one
+    thread downloads files.
 
-    MLflow's server fetches a complete file from its artifact store before it sends the first byte. The timeout applies
-    to the process, so calls of other threads have no timeout during a download.
+    MLflow's server fetches a complete file from its artifact store before it sends the
+    first byte. The timeout applies to the process, so calls of other threads have no
+    timeout during a download.
     """
 
     def __init__(self) -> None:
@@ -156,7 +171,9 @@ no_request_timeout = _NoRequestTimeout()
 
 
 def child_environment() -> dict[str, str]:
-    """Return a child process's environment: with the same MLflow and default timeouts, without run or experiment."""
+    """Return a child process's environment: with the same MLflow and default timeouts,
+    without run or experiment.
+    """
     tracking, registry = mlflow_addresses()
     environment = {
         variable: value
@@ -169,10 +186,12 @@ def child_environment() -> dict[str, str]:
 
 @contextmanager
 def hidden_pandas() -> Iterator[None]:
-    """Make imports of pandas by MLflow, pyarrow and this package fail, to save 0.6 s of CPU and 40 MB.
+    """Make imports of pandas by MLflow, pyarrow and this package fail, to save 0.6 s of
+    CPU and 40 MB.
 
-    Other modules can still import pandas: a store plugin of MLflow may need it. Setting `sys.modules["pandas"]` to None
-    would not work, because pyarrow would use None as the module.
+    Other modules can still import pandas: a store plugin of MLflow may need it. Setting
+    `sys.modules["pandas"]` to None would not work, because pyarrow would use None as
+    the module.
     """
     sys.meta_path.insert(0, _NoPandas)
     try:
@@ -197,20 +216,26 @@ class _NoPandas:
 
 
 def import_mlflow_without_pandas() -> None:
-    """Import MLflow in a process that only calls the registry. MLflow then runs without pandas, like mlflow-skinny."""
+    """Import MLflow in a process that only calls the registry. MLflow then runs without
+    pandas, like mlflow-skinny.
+    """
     if "mlflow" not in sys.modules and "pandas" not in sys.modules:
         with hidden_pandas():
             import mlflow  # noqa: F401
 
 
 def _import_mlflow() -> None:
-    """Import MLflow in one thread at a time: with its circular imports, concurrent threads get a _DeadlockError."""
+    """Import MLflow in one thread at a time: with its circular imports, concurrent
+    threads get a _DeadlockError.
+    """
     with _importing:
         import mlflow.exceptions  # noqa: F401
 
 
 def mlflow_addresses() -> tuple[str, str]:
-    """Return MLflow's tracking URI and registry URI. MLflow is imported only if the environment does not have both."""
+    """Return MLflow's tracking URI and registry URI. MLflow is imported only if the
+    environment does not have both.
+    """
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     registry = os.environ.get("MLFLOW_REGISTRY_URI", "") or tracking
     if "mlflow" not in sys.modules and _is_web(tracking) and _is_web(registry):
@@ -222,7 +247,9 @@ def mlflow_addresses() -> tuple[str, str]:
 
 
 def is_mlflow_set() -> bool:
-    """Return True if MLflow's address is set. Otherwise, MLflow uses a file on this machine."""
+    """Return True if MLflow's address is set. Otherwise, MLflow uses a file on this
+    machine.
+    """
     if rest_client() is not None:
         return True
     import mlflow
@@ -235,12 +262,16 @@ def _is_web(uri: str) -> bool:
 
 
 def rest_client() -> MlflowRest | None:
-    """Return the client that this process uses instead of MLflow's; None if the process or MLflow needs MLflow's."""
+    """Return the client that this process uses instead of MLflow's; None if the process
+    or MLflow needs MLflow's.
+    """
     return None if _process.imports_mlflow else MlflowRest.at(*mlflow_addresses())
 
 
 def registry_client() -> "MlflowClient":
-    """Return a client for the configured MLflow. Raises InvalidConfig for an unsupported address or a bad setting."""
+    """Return a client for the configured MLflow. Raises InvalidConfig for an
+    unsupported address or a bad setting.
+    """
     http_settings()  # Report an invalid setting before the first call.
     if (client := rest_client()) is not None:
         return client
@@ -256,7 +287,8 @@ def registry_client() -> "MlflowClient":
             not mlflow.is_tracking_uri_set()
         ):  # MLflow's default is SQLite, which the Docker image `cpu` cannot open.
             raise InvalidConfig(
-                "MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow server, such as http://mlflow:5000",
+                "MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow server, such "
+                "as http://mlflow:5000",
             ) from None
         raise InvalidConfig(
             f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}",
@@ -271,11 +303,14 @@ def harden_mlflow_client() -> None:
 
 @cache  # The cache lets the function patch MLflow's modules only once.
 def _replace_functions() -> None:
-    """Limit the answers that MLflow's client reads, and the hosts to which it sends credentials.
+    """Limit the answers that MLflow's client reads, and the hosts to which it sends
+    credentials.
 
-    The client reads at most `MOST_JSON` bytes of JSON; a file download has no limit. The client sends MLflow
-    credentials only to MLflow's own addresses, and Azure credentials only to Azure. Unpatched, MLflow 3.17 sends
-    credentials also to the source of a version and the folder of a run. Authors of models choose these addresses.
+    The client reads at most `MOST_JSON` bytes of JSON; a file download has no limit.
+    The client sends MLflow credentials only to MLflow's own addresses, and Azure
+    credentials only to Azure. Unpatched, MLflow 3.17 sends credentials also to the
+    source of a version and the folder of a run. Authors of models choose these
+    addresses.
     """
     from mlflow.store.artifact import (
         azure_data_lake_artifact_repo,
@@ -323,9 +358,11 @@ def app_answer(
     query: Mapping[str, object],
     **options: Any,
 ) -> "Response":
-    """Return the answer of onnxserve's app in MLflow's server, with any status. The query contains the workspace.
+    """Return the answer of onnxserve's app in MLflow's server, with any status. The
+    query contains the workspace.
 
-    Raises NotFound if MLflow is not a server with the app. `registry_errors` converts the other errors.
+    Raises NotFound if MLflow is not a server with the app. `registry_errors` converts
+    the other errors.
     """
     address = mlflow_addresses()[1]
     if _is_web(address):
@@ -361,13 +398,15 @@ def app_document(
     document: object = None,
     is_optional: bool = False,
 ) -> Any:
-    """Return the JSON document with which onnxserve's app in MLflow's server answers; None without the app.
+    """Return the JSON document with which onnxserve's app in MLflow's server answers;
+    None without the app.
 
     Args:
         what: the subject of error messages.
         document: the JSON document to send.
-        is_optional: if a proxy refuses the path, return None. The server behind a proxy that refuses an unknown path
-            does not have the app, whose own refusals are JSON documents with an error code.
+        is_optional: if a proxy refuses the path, return None. The server behind a proxy
+            that refuses an unknown path does not have the app, whose own refusals are
+            JSON documents with an error code.
 
     Raises:
         OnnxserveError: the error of the app, with the class of its status.
@@ -387,9 +426,11 @@ def app_document(
 
 
 def login_name() -> str:
-    """Return the name under which MLflow's server has authenticated this user; empty without our app or a login.
+    """Return the name under which MLflow's server has authenticated this user; empty
+    without our app or a login.
 
-    A server that fails has no effect, because a command must not depend on the name in its audit event.
+    A server that fails has no effect, because a command must not depend on the name in
+    its audit event.
     """
     addresses = [
         os.environ.get(variable, "") for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
@@ -404,7 +445,8 @@ def login_name() -> str:
 
 
 def check_address(address: str, is_of_server: bool) -> None:
-    """Raise InvalidConfig if the files at an address must not be read with the permissions or credentials of this user.
+    """Raise InvalidConfig if the files at an address must not be read with the
+    permissions or credentials of this user.
 
     Args:
         address: the address of an artifact store.
@@ -421,13 +463,15 @@ def check_address(address: str, is_of_server: bool) -> None:
         return
     host = urlsplit(address).netloc.rpartition("@")[2]
     raise InvalidConfig(
-        f"the files are at {host}, which is not the address of MLflow, and MLflow's client would send the credentials "
-        "of MLflow to it; only a command of onnxserve can read them",
+        f"the files are at {host}, which is not the address of MLflow, and MLflow's client would "
+        "send the credentials of MLflow to it; only a command of onnxserve can read them",
     )
 
 
 def refuse_foreign_azure(address: str) -> None:
-    """Raise InvalidConfig if an address of the scheme abfss is not at Azure, whose credentials MLflow would send."""
+    """Raise InvalidConfig if an address of the scheme abfss is not at Azure, whose
+    credentials MLflow would send.
+    """
     if urlsplit(address).scheme == "abfss" and not _AZURE.match(address):
         host = urlsplit(address).netloc.rpartition("@")[2]
         raise InvalidConfig(
@@ -436,11 +480,13 @@ def refuse_foreign_azure(address: str) -> None:
 
 
 def refuse_folder(location: str) -> None:
-    """Raise InvalidConfig if MLflow is a server and names a folder of this machine, or a folder that is mounted here.
+    """Raise InvalidConfig if MLflow is a server and names a folder of this machine, or
+    a folder that is mounted here.
 
-    The server, or a user who may change it, could otherwise make this process copy and serve any file of its user. A
-    server on this machine may name a folder below `mlruns`, where MLflow stores artifacts without a server, and each
-    server may name a folder below ONNXSERVE_ARTIFACT_FOLDERS.
+    The server, or a user who may change it, could otherwise make this process copy and
+    serve any file of its user. A server on this machine may name a folder below
+    `mlruns`, where MLflow stores artifacts without a server, and each server may name a
+    folder below ONNXSERVE_ARTIFACT_FOLDERS.
     """
     servers = [urlsplit(uri) for uri in mlflow_addresses() if _is_web(uri)]
     try:
@@ -459,18 +505,21 @@ def refuse_folder(location: str) -> None:
     ):
         return
     raise InvalidConfig(
-        f"MLflow at {registry_address()} names the folder {redact_credentials(location)} of this machine, and a folder "
-        "that a server names is not read: specify the folder as the model, set MLFLOW_TRACKING_URI to the database of "
-        "MLflow, log the model again in an experiment whose artifacts the server serves "
-        "(`mlflow server --artifacts-destination FOLDER`, without --no-serve-artifacts), or set "
-        "ONNXSERVE_ARTIFACT_FOLDERS to the server's artifact folder",
+        f"MLflow at {registry_address()} names the folder {redact_credentials(location)} of this "
+        "machine, and a folder that a server names is not read: specify the folder as the model, "
+        "set MLFLOW_TRACKING_URI to the database of MLflow, log the model again in an experiment "
+        "whose artifacts the server serves (`mlflow server --artifacts-destination FOLDER`, "
+        "without --no-serve-artifacts), or set ONNXSERVE_ARTIFACT_FOLDERS to the server's "
+        "artifact folder",
     )
 
 
 def _folders_at(location: str) -> list[Path]:
-    """Return the folders of this machine that an address may mean, without links and `..`; none for another scheme.
+    """Return the folders of this machine that an address may mean, without links and
+    `..`; none for another scheme.
 
-    MLflow's client also decodes %2e in a plain path. Raises ValueError if the address is invalid.
+    MLflow's client also decodes %2e in a plain path. Raises ValueError if the address
+    is invalid.
     """
     parts = urlsplit(location)
     if parts.scheme not in ("", "file"):
@@ -480,7 +529,9 @@ def _folders_at(location: str) -> list[Path]:
 
 
 def is_mlflow(uri: str) -> bool:
-    """Return True if a web address has the scheme, host and port of one of MLflow's own addresses."""
+    """Return True if a web address has the scheme, host and port of one of MLflow's own
+    addresses.
+    """
     from urllib3.util import (
         parse_url,
     )  # Use the parser of requests, because another parser may extract another host.
@@ -509,12 +560,16 @@ def redact_credentials(text: str) -> str:
 
 
 def redact_addresses(text: str) -> str:
-    """Remove the addresses of MLflow and of its files from a text that any client of the server can read."""
+    """Remove the addresses of MLflow and of its files from a text that any client of
+    the server can read.
+    """
     return _ADDRESS.sub("…", _MLFLOW_AT.sub("", text))
 
 
 def ignore_warnings() -> None:
-    """Ignore the warnings that MLflow's client issues at every call: stages, and MLFLOW_TRACKING_INSECURE_TLS."""
+    """Ignore the warnings that MLflow's client issues at every call: stages, and
+    MLFLOW_TRACKING_INSECURE_TLS.
+    """
     from urllib3.exceptions import InsecureRequestWarning
 
     for category in (FutureWarning, InsecureRequestWarning):
@@ -523,7 +578,9 @@ def ignore_warnings() -> None:
 
 @contextmanager
 def registry_errors(what: str) -> Iterator[None]:
-    """Convert errors of MLflow and of its store to NotFound, RegistryUnavailable or RegistryRefused about `what`."""
+    """Convert errors of MLflow and of its store to NotFound, RegistryUnavailable or
+    RegistryRefused about `what`.
+    """
     try:
         with warnings.catch_warnings():
             ignore_warnings()
@@ -539,7 +596,9 @@ def registry_errors(what: str) -> Iterator[None]:
 
 
 def _is_mlflow_error(error: Exception, name: str) -> bool:
-    """Return True if this is an exception of MLflow's class `name`. This check does not import MLflow."""
+    """Return True if this is an exception of MLflow's class `name`. This check does not
+    import MLflow.
+    """
     exceptions = sys.modules.get("mlflow.exceptions")
     return exceptions is not None and isinstance(error, getattr(exceptions, name, ()))
 
@@ -583,7 +642,9 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
 
 
 def store_failure(what: str, store: str, error: Exception) -> NotFound | RegistryUnavailable:
-    """Return the error with a one-line message without credentials. An empty `store` means MLflow's server."""
+    """Return the error with a one-line message without credentials. An empty `store`
+    means MLflow's server.
+    """
     text, code = redact_credentials(one_line(error)), getattr(error, "error_code", "")
     if full := _OWN_DISK.search(text):
         return RegistryUnavailable(
@@ -636,16 +697,28 @@ def _reason(error: object) -> str:
         if match := re.search(r"certificate verify failed: ([^(]+?) \(", text):
             if "expired" in match[1] or "not yet valid" in match[1]:
                 return f"{match[1]} according to the clock of this machine"
-            return f"{match[1]} (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the trusted authority)"
+            return (
+                f"{match[1]} (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the "
+                "trusted authority)"
+            )
         if "timed out" in text:
-            return f"no answer in time ({_TIMEOUT}, in seconds: {os.environ.get(_TIMEOUT, 'the default')})"
+            return (
+                f"no answer in time ({_TIMEOUT}, in seconds: "
+                f"{os.environ.get(_TIMEOUT, 'the default')})"
+            )
         if match := _UNREACHED.search(text):
             name = f"the name {match[1]} does not resolve: " if match[1] else ""
             return f"{name}{match[2].lower()}"
         return f"…{text[-200:]}"
     if failure := _HTTP_FAILURE.match(text):
         if failure[2] == "404":
-            return f"it has no {failure[1]}: the address is wrong, or its MLflow is older than version 3"
+            return (
+                f"it has no {failure[1]}: the address is wrong, or its MLflow is older than "
+                "version 3"
+            )
         if failure[3]:
-            return f"it returned a web page with the status {failure[2]} instead of JSON, probably from a proxy"
+            return (
+                f"it returned a web page with the status {failure[2]} instead of JSON, probably "
+                "from a proxy"
+            )
     return text if len(text) <= 300 else text[:297] + "…"

@@ -1,4 +1,6 @@
-"""The address of the console, a page of MLflow's server if the app `onnxserve` is installed in it."""
+"""The address of the console, a page of MLflow's server if the app `onnxserve` is
+installed in it.
+"""
 
 from contextlib import suppress
 from urllib.parse import urlencode
@@ -12,11 +14,15 @@ from mlflow_deploy_plugin.core.registry.connection import (
 from mlflow_deploy_plugin.core.settings import active_workspace
 
 _CONSOLE_FILE, _CONSOLE_SECONDS = "/onnxserve/console.css", 3
-"""A file that MLflow's server serves only if the console is installed, and the timeout of the check."""
+"""A file that MLflow's server serves only if the console is installed, and the timeout
+of the check.
+"""
 
 
 def console_page(**query: str) -> str:
-    """Return the URL of the console's page with this query; empty if MLflow's server does not have the console."""
+    """Return the URL of the console's page with this query; empty if MLflow's server
+    does not have the console.
+    """
     with suppress(OnnxserveError), registry_errors("the console"):
         if app_answer(_CONSOLE_FILE, "", "GET", {}, timeout=_CONSOLE_SECONDS).ok:
             query |= {"workspace": name} if (name := active_workspace()) else {}

@@ -1,4 +1,6 @@
-"""Datasets that users name by a path or a URI: Parquet or CSV files, or folders of such files."""
+"""Datasets that users name by a path or a URI: Parquet or CSV files, or folders of such
+files.
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +23,9 @@ _HIDDEN = (".", "_")
 
 
 def dataset_columns(uri: str) -> tuple[str, ...]:
-    """Return a dataset's column names without reading rows of a local file. Raises the errors of `dataset_path`."""
+    """Return a dataset's column names without reading rows of a local file. Raises the
+    errors of `dataset_path`.
+    """
     with dataset_path(uri) as path:
         if files := csv_files(path):
             return tuple(
@@ -39,7 +43,8 @@ def dataset_name(uri: str) -> str:
 def dataset_path(uri: str) -> Iterator[Path]:
     """Yield the path of the dataset or of a downloaded copy.
 
-    Raises NotFound, InvalidConfig if the dataset cannot be read, and RegistryUnavailable.
+    Raises NotFound, InvalidConfig if the dataset cannot be read, and
+    RegistryUnavailable.
     """
     shown, parsed = dataset_name(uri), urlparse(uri)
     with ExitStack() as stack:
@@ -56,7 +61,9 @@ def dataset_path(uri: str) -> Iterator[Path]:
 
 @contextmanager
 def reading(shown: str) -> Iterator[None]:
-    """Convert the errors of files and of Arrow to NotFound and InvalidConfig about the dataset `shown`."""
+    """Convert the errors of files and of Arrow to NotFound and InvalidConfig about the
+    dataset `shown`.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -79,6 +86,7 @@ def csv_files(path: Path) -> list[Path]:
 
 def open_parquet(path: Path) -> pa_dataset.Dataset:
     """Open a Parquet file, or a folder of Parquet files, without reading rows."""
-    # A buffered stream reads a file of one large row group without holding its compressed bytes.
+    # A buffered stream reads a file of one large row group without holding its
+    # compressed bytes.
     options = {**SPARK_TIMES, "use_buffered_stream": True, "pre_buffer": False}
     return pa_dataset.dataset(path, format=pa_dataset.ParquetFileFormat(**options))

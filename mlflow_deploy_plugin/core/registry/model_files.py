@@ -1,4 +1,6 @@
-"""The files of a resolved version: downloading them from MLflow's storage, and reading the MLmodel file."""
+"""The files of a resolved version: downloading them from MLflow's storage, and reading
+the MLmodel file.
+"""
 
 import os
 import shutil
@@ -33,20 +35,26 @@ _PACKAGES = {
     "abfss": "azure-storage-file-datalake azure-identity",
     "sftp": "pysftp",
 }
-"""The packages, as pip arguments, that MLflow needs to download from a store with this scheme."""
+"""The packages, as pip arguments, that MLflow needs to download from a store with this
+scheme.
+"""
 
 
 def download(source: str, destination: Path) -> Path:
-    """Copy the files at `source` (of a `ResolvedModel`) into an empty folder. Return the folder of the MLmodel file.
+    """Copy the files at `source` (of a `ResolvedModel`) into an empty folder. Return
+    the folder of the MLmodel file.
 
-    Files that MLflow or Python writes when it loads a model in place (`is_loading_trace`) are not copied.
+    Files that MLflow or Python writes when it loads a model in place
+    (`is_loading_trace`) are not copied.
 
     Raises:
         NotFound: the files of the version do not exist.
         InvalidArtifact: one of the files is a link.
-        InvalidConfig: MLflow has no artifact store for the scheme, or the path has a segment `..`.
+        InvalidConfig: MLflow has no artifact store for the scheme, or the path has a
+            segment `..`.
         NotInstalled: the artifact store needs a package that is not installed.
-        RegistryUnavailable: MLflow or its artifact store does not answer, or the disk is full.
+        RegistryUnavailable: MLflow or its artifact store does not answer, or the disk
+            is full.
     """
     location = _location(source)
     folder = _local_folder(location)
@@ -75,12 +83,16 @@ def download(source: str, destination: Path) -> Path:
 
 
 def is_loading_trace(path: Path) -> bool:
-    """Return True if MLflow or Python writes this file when a model is loaded in place. It is not part of a version."""
+    """Return True if MLflow or Python writes this file when a model is loaded in place.
+    It is not part of a version.
+    """
     return "__pycache__" in path.parts or path == Path(REGISTERED_META)
 
 
 def version_digest(source: str) -> str:
-    """Return the digest of all files at `source` (of a `ResolvedModel`). Raises the errors of `download`."""
+    """Return the digest of all files at `source` (of a `ResolvedModel`). Raises the
+    errors of `download`.
+    """
     from mlflow_deploy_plugin.core.mlmodel import (
         combine_hashes,
         hash_files,
@@ -91,10 +103,11 @@ def version_digest(source: str) -> str:
 
 
 def fetch_mlmodel(source: str) -> "Model":
-    """Return the MLmodel file at `source` (of a `ResolvedModel`). Raises the errors of `download`, NotFound, and
-    InvalidArtifact.
+    """Return the MLmodel file at `source` (of a `ResolvedModel`). Raises the errors of
+    `download`, NotFound, and InvalidArtifact.
 
-    This function replaces MLflow's `Model.load`, which leaves a copy in TMPDIR unless the source is a local folder.
+    This function replaces MLflow's `Model.load`, which leaves a copy in TMPDIR unless
+    the source is a local folder.
     """
     from mlflow.models import Model  # The import takes a second, and few commands need it.
 
@@ -118,7 +131,9 @@ def fetch_mlmodel(source: str) -> "Model":
 
 
 def _location(source: str) -> str:
-    """Return the path or the download address of the files at `source` (of a `ResolvedModel`)."""
+    """Return the path or the download address of the files at `source` (of a
+    `ResolvedModel`).
+    """
     reference, location = parse_model_uri(source), source
     if reference.kind == "version":
         with connection.registry_errors(f"model {reference.name} version {reference.selector}"):
@@ -148,7 +163,9 @@ def _local_folder(location: str) -> Path | None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise InvalidArtifact unless the folder has only plain files. A link could expose any file of this machine."""
+    """Raise InvalidArtifact unless the folder has only plain files. A link could expose
+    any file of this machine.
+    """
     for parent, folders, files in os.walk(folder):
         for name in folders + files:
             path = Path(parent, name)
@@ -165,12 +182,15 @@ def refuse_links(folder: Path) -> None:
 
 
 def fetch(location: str, destination: Path, what: str) -> Path:
-    """Download a file or folder, called `what` in messages, and return the copy. Raises the errors of `download`."""
+    """Download a file or folder, called `what` in messages, and return the copy. Raises
+    the errors of `download`.
+    """
     scheme = urlparse(location).scheme
     # Both clients would follow `..` out of the folder of a run, or of the copy.
     if scheme != "file" and ".." in unquote(location).split("/"):
         raise InvalidConfig(
-            f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; remove it",
+            f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; "
+            "remove it",
         )
     if (client := connection.rest_client()) is not None and client.serves(location):
         with connection.registry_errors(what), connection.no_request_timeout:
@@ -204,9 +224,11 @@ def fetch(location: str, destination: Path, what: str) -> Path:
 
 
 def open_repository(location: str) -> tuple["ArtifactRepository", str]:
-    """Return MLflow's artifact store for an address, and the path of the files in this store.
+    """Return MLflow's artifact store for an address, and the path of the files in this
+    store.
 
-    Raises InvalidConfig if the files must not be read (`check_address`), and MLflow's exceptions.
+    Raises InvalidConfig if the files must not be read (`check_address`), and MLflow's
+    exceptions.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
@@ -241,8 +263,10 @@ class LoggedColumns:
     """The columns of one or several models in the inference log.
 
     Attributes:
-        inputs: the input columns; empty if the signature has no inputs, or if the only tensor has no name.
-        outputs: the columns `prediction` and `output.NAME`; None if the MLmodel file lists no outputs (other flavors).
+        inputs: the input columns; empty if the signature has no inputs, or if the only
+            tensor has no name.
+        outputs: the columns `prediction` and `output.NAME`; None if the MLmodel file
+            lists no outputs (other flavors).
         dtypes: the numpy dtypes of the signature's columns by name, `str` for text.
     """
 
@@ -256,7 +280,9 @@ class LoggedColumns:
 
 
 def logged_columns(source: str) -> LoggedColumns:
-    """Return the columns of the model at `source` (of a `ResolvedModel`). Raises the errors of `fetch_mlmodel`."""
+    """Return the columns of the model at `source` (of a `ResolvedModel`). Raises the
+    errors of `fetch_mlmodel`.
+    """
     from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
     from mlflow_deploy_plugin.core.mlmodel import (
         COLUMN_TYPES,

@@ -1,4 +1,6 @@
-"""Model URIs, which are parsed without a call to the registry and without importing mlflow."""
+"""Model URIs, which are parsed without a call to the registry and without importing
+mlflow.
+"""
 
 import re
 from dataclasses import dataclass
@@ -25,9 +27,9 @@ URIKind = Literal[
 ]
 
 _FORMS = (
-    "a registered model (models:/NAME@ALIAS, models:/NAME/Production, models:/NAME/tag:KEY=VALUE, models:/NAME/3, "
-    "models:/NAME/latest), "
-    "a logged model (models:/m-…), a run's artifact (runs:/RUN_ID/PATH), an artifact store's URI (s3://…) or a folder"
+    "a registered model (models:/NAME@ALIAS, models:/NAME/Production, models:/NAME/tag:KEY=VALUE, "
+    "models:/NAME/3, models:/NAME/latest), a logged model (models:/m-…), a run's artifact "
+    "(runs:/RUN_ID/PATH), an artifact store's URI (s3://…) or a folder"
 )
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 _TAG = "tag:"
@@ -38,7 +40,9 @@ _REGISTERED = re.compile(r"(?P<name>[^/.~@][^/@]*)(?:[/@][^/@]+)?")
 """A URI of a registered model without the scheme: NAME, NAME/STAGE, NAME@ALIAS."""
 
 REGISTERED_META = "registered_model_meta"
-"""The file that MLflow adds to the files of a registered version when it downloads them."""
+"""The file that MLflow adds to the files of a registered version when it downloads
+them.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,10 @@ class ModelURI:
     """A parsed model URI.
 
     Attributes:
-        name: the name of a registered model; for other kinds of URIs, the model id, the run id, the folder or the URI.
-        selector: the stage, alias, version, KEY=VALUE of a tag, or artifact path in a run; for other URIs empty.
+        name: the name of a registered model; for other kinds of URIs, the model id, the
+            run id, the folder or the URI.
+        selector: the stage, alias, version, KEY=VALUE of a tag, or artifact path in a
+            run; for other URIs empty.
     """
 
     kind: URIKind
@@ -56,7 +62,9 @@ class ModelURI:
 
     @property
     def followed(self) -> bool:
-        """True for a stage, an alias or a tag, because each of them can move to another version."""
+        """True for a stage, an alias or a tag, because each of them can move to another
+        version.
+        """
         return self.kind in ("stage", "alias", "tag")
 
     @property
@@ -84,7 +92,9 @@ def registered_model_names(spec: "EndpointSpec") -> list[str]:
 
 
 def parse_model_uri(model_uri: str) -> ModelURI:
-    """Parse the URI by MLflow's rules. Raises InvalidConfig if the URI does not have a known form."""
+    """Parse the URI by MLflow's rules. Raises InvalidConfig if the URI does not have a
+    known form.
+    """
     if not isinstance(model_uri, str):  # The caller may not check types.
         raise InvalidConfig(f"{model_uri!r} is not a string; a model is {_FORMS}")
     if not model_uri.strip():
@@ -118,17 +128,23 @@ def parse_model_uri(model_uri: str) -> ModelURI:
                     (page["name"], page["version"] or "VERSION") if page else ("NAME", "VERSION")
                 )
                 raise InvalidConfig(
-                    f"a model cannot be fetched from the web address {server}{address.path}: if MLflow runs there, set "
-                    f"MLFLOW_TRACKING_URI={server} and use models:/{name}/{version}; otherwise use a folder or s3://…",
+                    f"a model cannot be fetched from the web address {server}{address.path}: if "
+                    f"MLflow runs there, set MLFLOW_TRACKING_URI={server} and use "
+                    f"models:/{name}/{version}; otherwise use a folder or s3://…",
                 )
     return ModelURI("remote", model_uri)
 
 
 def missing_folder_message(text: str) -> str:
-    """Return the error message for a folder that does not exist, with the URI that the user probably meant."""
+    """Return the error message for a folder that does not exist, with the URI that the
+    user probably meant.
+    """
     path = absolute_path(text)
     if path.is_file():
-        return f"{path} is a file; a model is a folder with an MLmodel file (mlflow_deploy_plugin.save_model writes it)"
+        return (
+            f"{path} is a file; a model is a folder with an MLmodel file "
+            "(mlflow_deploy_plugin.save_model writes it)"
+        )
     message = f"the folder {path} does not exist"
     here = f"{absolute_path('.')}/"  # Undo the absolute path of a deployment.
     text = text.removeprefix(here)
@@ -138,11 +154,16 @@ def missing_folder_message(text: str) -> str:
     name = registered["name"]
     if text != name:
         return f"{message}; a registered model is models:/{text}"
-    return f"{message}; a registered model is models:/{name}@ALIAS, models:/{name}/Production or models:/{name}/VERSION"
+    return (
+        f"{message}; a registered model is models:/{name}@ALIAS, models:/{name}/Production or "
+        f"models:/{name}/VERSION"
+    )
 
 
 def default_endpoint_name(model_uri: str) -> str:
-    """Return an endpoint name: models:/flight-delay/Production → flight-delay. Raises like `parse_model_uri`."""
+    """Return an endpoint name: models:/flight-delay/Production → flight-delay. Raises
+    like `parse_model_uri`.
+    """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(parse_model_uri(model_uri))).strip("-._")
     return name[:63] or "model"
 
@@ -162,7 +183,9 @@ def model_name(uri: ModelURI) -> str:
 
 
 def registered_meta(folder: Path) -> dict[str, str]:
-    """Return `model_name` and `model_version` if the folder is a downloaded registered version; otherwise empty."""
+    """Return `model_name` and `model_version` if the folder is a downloaded registered
+    version; otherwise empty.
+    """
     try:
         text = (folder / REGISTERED_META).read_text()
     except (OSError, ValueError):
@@ -221,11 +244,14 @@ def _path_of(model_uri: str) -> str:
 
 
 def served_version_uri(model: str, version: str) -> str:
-    """Return the URI of the model and version in a row of the inference log. Raises NotFound if MLflow lacks them."""
+    """Return the URI of the model and version in a row of the inference log. Raises
+    NotFound if MLflow lacks them.
+    """
     if version.isdigit():
         return f"models:/{model}/{version}"
     if version.startswith("m-"):
         return f"models:/{version}"
     raise NotFound(
-        f"model {model} version {version} is neither served nor in the registry: serve models:/NAME/VERSION",
+        f"model {model} version {version} is neither served nor in the registry: serve "
+        "models:/NAME/VERSION",
     )

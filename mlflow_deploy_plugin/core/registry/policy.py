@@ -1,13 +1,13 @@
-"""The gate policy of a registered model: its requirements for a version, as a YAML or JSON document with defaults.
+"""The gate policy of a registered model: its requirements for a version, as a YAML or
+JSON document with defaults.
 
-    gated_aliases: [champion]
-    gated_stages: [Production]
-    evaluation: {dataset: "data/holdout.parquet", target: delayed, metric: roc_auc, margin: 0.01}
-    robustness: {noise: 0.05, max_flips: 0.1}
-    budget: {max_latency_ratio: 1.5}
+    gated_aliases: [champion] gated_stages: [Production] evaluation: {dataset:
+    "data/holdout.parquet", target: delayed, metric: roc_auc, margin: 0.01} robustness:
+    {noise: 0.05, max_flips: 0.1} budget: {max_latency_ratio: 1.5}
 
-The policy is the value of the tag `onnxserve.gate.policy` of the registered model, or a file that is passed to a
-command. A model without a policy is not gated; on request, it is judged with the default policy.
+The policy is the value of the tag `onnxserve.gate.policy` of the registered model, or a
+file that is passed to a command. A model without a policy is not gated; on request, it
+is judged with the default policy.
 """
 
 import hashlib
@@ -56,8 +56,11 @@ class EvaluationPolicy(_Part):
 
     dataset: str = Field(
         default="",
-        description="A file (.csv, .parquet, .npz), a logged file (runs:/RUN_ID/PATH), a dataset logged to MLflow "
-        "(dataset:/RUN_ID[/NAME]), or `reference`, the sample stored with the model. Default: not evaluated.",
+        description=(
+            "A file (.csv, .parquet, .npz), a logged file (runs:/RUN_ID/PATH), a dataset logged to "
+            "MLflow (dataset:/RUN_ID[/NAME]), or `reference`, the sample stored with the model. "
+            "Default: not evaluated."
+        ),
     )
     target: str = Field(default="", description="The label column of the dataset.")
     metric: MetricName | None = Field(
@@ -128,8 +131,11 @@ class RobustnessPolicy(_Part):
     max_loss: float = Field(
         default=0.05,
         ge=0,
-        description="The largest loss of the metric under noise; needs an evaluation dataset. The unit is the unit of "
-        "`margin`. For rmse and mae, the share is relative to the larger of the metric and the predictions' std.",
+        description=(
+            "The largest loss of the metric under noise; needs an evaluation dataset. The unit is "
+            "the unit of `margin`. For rmse and mae, the share is relative to the larger of the "
+            "metric and the predictions' std."
+        ),
     )
     refusals: Literal["report", "fail"] = Field(
         default="report",
@@ -147,7 +153,10 @@ class RobustnessPolicy(_Part):
     max_drop: float = Field(
         default=0.1,
         ge=0,
-        description="The largest loss of the metric under each of `disturbances`, in the unit of `max_loss`.",
+        description=(
+            "The largest loss of the metric under each of `disturbances`, in the unit of "
+            "`max_loss`."
+        ),
     )
     dataset: str = Field(
         default="",
@@ -164,7 +173,8 @@ class RobustnessPolicy(_Part):
     def _with_strengths(cls, strengths: object) -> object:
         if not isinstance(strengths, Mapping):
             raise ValueError(
-                "a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: [0.1, 0.2]}",
+                "a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: "
+                "[0.1, 0.2]}",
             )
         try:
             return check_strengths(
@@ -177,7 +187,9 @@ class RobustnessPolicy(_Part):
 
 
 class BudgetPolicy(_Part):
-    """The limits of a version's time and memory relative to the current version on this machine."""
+    """The limits of a version's time and memory relative to the current version on this
+    machine.
+    """
 
     max_latency_ratio: float | None = Field(
         default=2.0,
@@ -280,7 +292,9 @@ def _percent(share: object) -> object:
 
 
 class UnapprovedPolicy(_Part):
-    """The requests that versions without the required approvals may answer, for example in a rollout."""
+    """The requests that versions without the required approvals may answer, for example
+    in a rollout.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -322,7 +336,10 @@ class GatePolicy(_Part):
         default=24.0,
         gt=0,
         le=87_600,
-        description="The number of hours for which `promote` reuses a passed verdict against the same version.",
+        description=(
+            "The number of hours for which `promote` reuses a passed verdict against the same "
+            "version."
+        ),
     )
     approvals: ApprovalPolicy | None = Field(
         default=None,
@@ -346,7 +363,9 @@ class GatePolicy(_Part):
         return self.approvals if self.gates(place) else None
 
     def required_approvals(self, model: str, place: StageOrAlias | str) -> ApprovalPolicy:
-        """Return the approvals that a promotion to `place` requires. Raises InvalidConfig if it requires none."""
+        """Return the approvals that a promotion to `place` requires. Raises
+        InvalidConfig if it requires none.
+        """
         if (approvals := self.approvals_for(place)) is None:
             raise InvalidConfig(f"the policy of {model} requires no approvals for {place}")
         return approvals
@@ -357,7 +376,8 @@ class GatePolicy(_Part):
             self.robustness.dataset or self.evaluation.dataset
         ):
             raise ValueError(
-                "robustness.disturbances need labelled rows: set robustness.dataset or evaluation.dataset",
+                "robustness.disturbances need labelled rows: set robustness.dataset or "
+                "evaluation.dataset",
             )
         return self
 
@@ -370,7 +390,9 @@ class GatePolicy(_Part):
 
     @property
     def digest(self) -> str:
-        """The digest of the requirements for a promotion. Later fields with their default value do not change it."""
+        """The digest of the requirements for a promotion. Later fields with their
+        default value do not change it.
+        """
         has_default = self.approvals is None or self.approvals.evaluation == "required"
         omitted = {"unapproved": True} | ({"approvals": {"evaluation"}} if has_default else {})
         return hashlib.sha256(self.model_dump_json(exclude=omitted).encode()).hexdigest()[:16]
@@ -380,8 +402,9 @@ class GatePolicy(_Part):
 class PolicyChoice:
     """The policy of a verdict. `where` describes the origin of the policy.
 
-    `is_models_own` is True for the policy of the registered model, or for the defaults if the model has no policy. A
-    verdict with any other policy is a trial and is not stored in the tags of the version.
+    `is_models_own` is True for the policy of the registered model, or for the defaults
+    if the model has no policy. A verdict with any other policy is a trial and is not
+    stored in the tags of the version.
     """
 
     policy: GatePolicy
@@ -390,10 +413,12 @@ class PolicyChoice:
 
 
 def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
-    """Return the policy in `file`, otherwise in the registered model's tag, otherwise the default policy.
+    """Return the policy in `file`, otherwise in the registered model's tag, otherwise
+    the default policy.
 
-    A file counts as the model's own policy if the model has no policy or an equal policy. Raises NotFound if the model
-    does not exist, InvalidConfig if the file or the tag is not a policy, and RegistryUnavailable if MLflow fails.
+    A file counts as the model's own policy if the model has no policy or an equal
+    policy. Raises NotFound if the model does not exist, InvalidConfig if the file or
+    the tag is not a policy, and RegistryUnavailable if MLflow fails.
     """
     with registry_errors(f"model {model}"):
         tags = registry_client().get_registered_model(model).tags
@@ -407,7 +432,9 @@ def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
 
 
 def parse_policy(text: str, where: str) -> GatePolicy:
-    """Parse a YAML or JSON document. If it is not a policy, raise InvalidConfig with `where` and the field."""
+    """Parse a YAML or JSON document. If it is not a policy, raise InvalidConfig with
+    `where` and the field.
+    """
     try:
         document = load_yaml(text)
     except (
@@ -417,7 +444,8 @@ def parse_policy(text: str, where: str) -> GatePolicy:
         raise InvalidConfig(f"{where} is not YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise InvalidConfig(
-            f"{where} is not a mapping; a policy has the fields {', '.join(GatePolicy.model_fields)}",
+            f"{where} is not a mapping; a policy has the fields "
+            f"{', '.join(GatePolicy.model_fields)}",
         )
     try:
         return GatePolicy.model_validate(document)
@@ -435,7 +463,9 @@ def parse_policy(text: str, where: str) -> GatePolicy:
 
 
 def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
-    """Return the policy in the tags of a registered model, or None. Raises InvalidConfig if the tag is not a policy."""
+    """Return the policy in the tags of a registered model, or None. Raises
+    InvalidConfig if the tag is not a policy.
+    """
     text = tags.get(GATE_POLICY_TAG)
     return (
         None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
@@ -443,7 +473,9 @@ def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
 
 
 def require_mlflow_data(policy: GatePolicy) -> None:
-    """Raise InvalidConfig if a check reads data that is not an artifact that MLflow serves to its clients."""
+    """Raise InvalidConfig if a check reads data that is not an artifact that MLflow
+    serves to its clients.
+    """
     evaluated, robustness, endpoint = (
         policy.evaluation.dataset,
         policy.robustness,
@@ -459,15 +491,18 @@ def require_mlflow_data(policy: GatePolicy) -> None:
         if name in policy.skip or dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
             continue
         raise InvalidConfig(
-            f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of MLflow (runs:/RUN_ID/PATH, "
-            "models:/NAME/VERSION/PATH) and `reference`. `onnxserve gate MODEL VERSION` reads any data",
+            f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of "
+            "MLflow (runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH) and `reference`. `onnxserve "
+            "gate MODEL VERSION` reads any data",
         )
 
 
 @dataclass(frozen=True)
 class Permissions:
-    """The permissions of a process that judges a version. With `code`, it may load versions without an ONNX form, which
-    runs their code. With `files`, it may read the inference log, and datasets that are not artifacts of MLflow."""
+    """The permissions of a process that judges a version. With `code`, it may load
+    versions without an ONNX form, which runs their code. With `files`, it may read the
+    inference log, and datasets that are not artifacts of MLflow.
+    """
 
     code: bool = True
     files: bool = True

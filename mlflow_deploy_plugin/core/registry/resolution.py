@@ -1,8 +1,9 @@
 """Resolution of a model URI to one version, before any download.
 
-A stage, an alias or a tag needs one call: `get_registered_model` has the newest version of each stage, and a search
-returns only the newest version with a tag, because a model may have thousands of versions. If a version passed its gate
-without an evaluation, another call reads the policy of the model.
+A stage, an alias or a tag needs one call: `get_registered_model` has the newest version
+of each stage, and a search returns only the newest version with a tag, because a model
+may have thousands of versions. If a version passed its gate without an evaluation,
+another call reads the policy of the model.
 """
 
 import re
@@ -44,12 +45,17 @@ class ResolvedModel:
     """One version of a model.
 
     Attributes:
-        name: the registered model, the logged model, or otherwise the last part of the path.
-        version: the registry's number or the model id. Empty for a path, a URI or a run's artifact, of which the agent
-            reads the `model_id` from the downloaded MLmodel file.
-        source: an immutable address of the files: models:/X/3, models:/m-…, runs:/…, a URI, a folder.
-        followed: True if the URI can move to another version (a stage, an alias or a tag).
-        aspects: the values of stage, alias, tag, gate, run_id, model_id, parity and git_commit that are known.
+        name: the registered model, the logged model, or otherwise the last part of the
+            path.
+        version: the registry's number or the model id. Empty for a path, a URI or a
+            run's artifact, of which the agent reads the `model_id` from the downloaded
+            MLmodel file.
+        source: an immutable address of the files: models:/X/3, models:/m-…, runs:/…, a
+            URI, a folder.
+        followed: True if the URI can move to another version (a stage, an alias or a
+            tag).
+        aspects: the values of stage, alias, tag, gate, run_id, model_id, parity and
+            git_commit that are known.
         registered_at: milliseconds since 1970; 0 if the version is not registered.
     """
 
@@ -63,16 +69,21 @@ class ResolvedModel:
     registered_at: int = 0
 
     def __post_init__(self) -> None:
-        """Raise InvalidConfig for control characters, which MLflow allows. Names are written to headers and logs."""
+        """Raise InvalidConfig for control characters, which MLflow allows. Names are
+        written to headers and logs.
+        """
         for what, text in (("name", self.name), ("version", self.version)):
             if _CONTROL.search(text):
                 raise InvalidConfig(
-                    f"the {what} {text[:200]!r} of a model has control characters, which is not allowed",
+                    f"the {what} {text[:200]!r} of a model has control characters, which is not "
+                    "allowed",
                 )
 
     @property
     def identity(self) -> str:
-        """A text that differs between versions, even if a version number is registered again after its deletion."""
+        """A text that differs between versions, even if a version number is registered
+        again after its deletion.
+        """
         return f"{self.source} {self.registered_at}"
 
 
@@ -80,10 +91,12 @@ Resolution = ResolvedModel | OnnxserveError
 
 
 def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedModel:
-    """Look up the version that the URI currently selects, with one call to the registry (no call for a folder).
+    """Look up the version that the URI currently selects, with one call to the registry
+    (no call for a folder).
 
-    The registry of a registered model is MLflow's client or, in MLflow's server, the store `registry`. Raises
-    InvalidConfig if it is not a model URI, and NotFound with the existing names if it does not select a version.
+    The registry of a registered model is MLflow's client or, in MLflow's server, the
+    store `registry`. Raises InvalidConfig if it is not a model URI, and NotFound with
+    the existing names if it does not select a version.
     """
     uri = parse_model_uri(model_uri)
     match uri.kind:
@@ -135,19 +148,27 @@ def check_new_name(model: str) -> None:
 
 
 def check_registered_name(model: str) -> str:
-    """Return the name. Raises InvalidConfig if it is a URI or a path, for example a folder named like the model."""
+    """Return the name. Raises InvalidConfig if it is a URI or a path, for example a
+    folder named like the model.
+    """
     if "/" in model or ":" in model or model in (".", ".."):
         name, _, version = model.removeprefix("models:/").partition("@")[0].partition("/")
-        right = f"use the name and the version: {name or 'NAME'} {version if version.isdigit() else 'VERSION'}"
+        right = (
+            f"use the name and the version: {name or 'NAME'} "
+            f"{version if version.isdigit() else 'VERSION'}"
+        )
         folder = "mlflow.register_model registers the model in a folder"
         raise InvalidConfig(
-            f"{model!r} is not the name of a registered model; {right if model.startswith('models:/') else folder}",
+            f"{model!r} is not the name of a registered model; "
+            f"{right if model.startswith('models:/') else folder}",
         )
     return model
 
 
 def registered_version(model: str, version: str) -> ResolvedModel:
-    """Return a version of a registered model. Raises InvalidConfig for a bad name or number, and NotFound."""
+    """Return a version of a registered model. Raises InvalidConfig for a bad name or
+    number, and NotFound.
+    """
     check_registered_name(model)
     if not version.isdigit():
         raise InvalidConfig(f"{version!r} is not a version of {model}; a number is expected")
@@ -194,7 +215,9 @@ def _gate_status(
     name: str,
     version_tags: Mapping[str, str],
 ) -> tags.GateStatus:
-    """Return the gate status of a version. If the policy has a dataset, a pass without an evaluation is void."""
+    """Return the gate status of a version. If the policy has a dataset, a pass without
+    an evaluation is void.
+    """
     status = tags.gate_status_of(version_tags)
     if status.state != tags.PASSED_WITHOUT_EVALUATION:
         return status
@@ -203,8 +226,8 @@ def _gate_status(
     if not tags.names_dataset(policy):
         return status
     reason = (
-        f"it {status.state}, and the policy of {name} now has a dataset; run `onnxserve gate` again with a policy that "
-        "does not skip the evaluation"
+        f"it {status.state}, and the policy of {name} now has a dataset; run `onnxserve gate` "
+        "again with a policy that does not skip the evaluation"
     )
     return tags.GateStatus(False, "", reason, status.report)
 
@@ -214,7 +237,9 @@ def _non_empty(**aspects: str | None) -> dict[str, str]:
 
 
 def _find_version(client: "MlflowClient", uri: ModelURI) -> "ModelVersion | None":
-    """Return the version that the URI selects, or None. Of several versions, return the highest, as in MLflow."""
+    """Return the version that the URI selects, or None. Of several versions, return the
+    highest, as in MLflow.
+    """
     try:
         with registry_errors(f"model {uri.name}"):
             match uri.kind:
@@ -225,9 +250,10 @@ def _find_version(client: "MlflowClient", uri: ModelURI) -> "ModelVersion | None
                 case "stage":
                     if uri.selector.lower() not in STAGES:
                         raise InvalidConfig(
-                            f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a version, `latest` nor "
-                            f"a stage ({', '.join(STAGES.values())}); for an alias use "
-                            f"models:/{uri.name}@{uri.selector}, for a tag models:/{uri.name}/tag:KEY=VALUE",
+                            f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a "
+                            f"version, `latest` nor a stage ({', '.join(STAGES.values())}); for "
+                            f"an alias use models:/{uri.name}@{uri.selector}, for a tag "
+                            f"models:/{uri.name}/tag:KEY=VALUE",
                         )
                     latest = client.get_registered_model(uri.name).latest_versions
                     return newest([version for version in latest if selects(uri, version)])
@@ -255,7 +281,9 @@ def _newest_versions(
     most: int,
     tag: tuple[str, str] | None = None,
 ) -> "list[ModelVersion]":
-    """Return the versions with the highest numbers in descending order; with `tag`, only versions with this tag."""
+    """Return the versions with the highest numbers in descending order; with `tag`,
+    only versions with this tag.
+    """
     query = f"name = {_quoted(name)}" + (f" and tags.`{tag[0]}` = {_quoted(tag[1])}" if tag else "")
     return list(
         client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]),
@@ -267,19 +295,24 @@ def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
 
 
 def _quoted(text: str) -> str:
-    """Return the text quoted for MLflow's filters, which have no escape. Raises InvalidConfig if it has both quotes."""
+    """Return the text quoted for MLflow's filters, which have no escape. Raises
+    InvalidConfig if it has both quotes.
+    """
     if {"'", '"'} <= set(text):
         raise InvalidConfig(
-            f"{text!r} has both kinds of quotes: MLflow cannot search for the versions of such a name",
+            f"{text!r} has both kinds of quotes: MLflow cannot search for the versions of such a "
+            "name",
         )
     quote = '"' if "'" in text else "'"
     return f"{quote}{text}{quote}"
 
 
 def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
-    """Return a message with the existing versions of the model or, if the model does not exist, the existing models.
+    """Return a message with the existing versions of the model or, if the model does
+    not exist, the existing models.
 
-    In the second case, the message also contains the registry, which is a local file without MLFLOW_TRACKING_URI.
+    In the second case, the message also contains the registry, which is a local file
+    without MLFLOW_TRACKING_URI.
     """
     name = uri.name
     selected = {

@@ -1,7 +1,9 @@
-"""A small client of MLflow's REST API for the agent, because MLflow's client takes 40 MB and a second to import.
+"""A small client of MLflow's REST API for the agent, because MLflow's client takes 40
+MB and a second to import.
 
-The client reads versions, runs and files from an MLflow server, and sets tags. It has the same names, settings and
-errors as MLflow's client. `MlflowRest.at` returns None for a registry that only MLflow's client can use.
+The client reads versions, runs and files from an MLflow server, and sets tags. It has
+the same names, settings and errors as MLflow's client. `MlflowRest.at` returns None for
+a registry that only MLflow's client can use.
 """
 
 import base64
@@ -29,21 +31,27 @@ if TYPE_CHECKING:
 _API = "/api/2.0/mlflow"
 _FILES = "/api/2.0/mlflow-artifacts/artifacts"
 _SERVER_INFO = ("/api/3.0/mlflow/server-info", "/api/3.0/mlflow/server-features")
-"""The routes that show whether a server has workspaces. An older server has only the second one."""
+"""The routes that show whether a server has workspaces. An older server has only the
+second one.
+"""
 _PREFIX = "MLFLOW_"
 _CREDENTIALS = Path("~/.mlflow/credentials")
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _CHUNK_BYTES = 1024 * 1024
 _FILE_THREADS = 8
 MOST_JSON = 32_000_000
-"""The maximum size of an answer from MLflow in bytes. A search returns up to 10,000 versions of 1.2 kB each."""
+"""The maximum size of an answer from MLflow in bytes. A search returns up to 10,000
+versions of 1.2 kB each.
+"""
 _IS_NO_PROMPT = "tag.`mlflow.prompt.is_prompt` != 'true'"
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
 def _boolean(text: str) -> str:
-    """Refuse the values, such as `yes`, that pydantic accepts and MLflow's client does not."""
+    """Refuse the values, such as `yes`, that pydantic accepts and MLflow's client does
+    not.
+    """
     if text.lower() not in ("true", "false", "1", "0"):
         raise ValueError("true, false, 1 or 0 is expected")
     return text
@@ -53,7 +61,9 @@ _Boolean = Annotated[bool, BeforeValidator(_boolean)]
 
 
 def _header_text(text: str) -> str:
-    """Refuse the characters that a header cannot contain, because the error of requests would contain the token."""
+    """Refuse the characters that a header cannot contain, because the error of requests
+    would contain the token.
+    """
     if not (text.isascii() and text.isprintable()):
         raise ValueError(
             "only printable ASCII characters are expected, without a line break at the end",
@@ -62,7 +72,9 @@ def _header_text(text: str) -> str:
 
 
 class HttpSettings(BaseModel):
-    """The variables MLFLOW_… of MLflow's HTTP client, with MLflow's defaults and bounds."""
+    """The variables MLFLOW_… of MLflow's HTTP client, with MLflow's defaults and
+    bounds.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -85,7 +97,9 @@ class HttpSettings(BaseModel):
 
     @property
     def authorization(self) -> dict[str, str]:
-        """Return the header with the credentials of the environment or of MLflow's file; empty without credentials."""
+        """Return the header with the credentials of the environment or of MLflow's
+        file; empty without credentials.
+        """
         username = self.tracking_username
         password = self.tracking_password
         file = configparser.ConfigParser(interpolation=None)
@@ -103,7 +117,9 @@ class HttpSettings(BaseModel):
 
 
 def http_settings() -> HttpSettings:
-    """Return the settings of the environment. Raises InvalidConfig if a value is not valid, with the variable."""
+    """Return the settings of the environment. Raises InvalidConfig if a value is not
+    valid, with the variable.
+    """
     variables = {
         name.removeprefix(_PREFIX): text
         for name, text in os.environ.items()
@@ -129,7 +145,9 @@ def http_settings() -> HttpSettings:
 
 
 class RestError(OSError):
-    """An answer of MLflow's server that is an error. The text is the text of MLflow's client."""
+    """An answer of MLflow's server that is an error. The text is the text of MLflow's
+    client.
+    """
 
     def __init__(self, message: str, error_code: str = "") -> None:
         super().__init__(message)
@@ -137,7 +155,9 @@ class RestError(OSError):
 
 
 def checked_json(answer: "Response", path: str) -> Any:
-    """Return the document of an answer to a request for `path`. Raises RestError for an error or another content."""
+    """Return the document of an answer to a request for `path`. Raises RestError for an
+    error or another content.
+    """
     try:
         document = answer.json()
     except ValueError:
@@ -148,7 +168,8 @@ def checked_json(answer: "Response", path: str) -> Any:
             raise RestError(f"{code}: {document.get('message', '')}", code)
         body = f"Response body: '{answer.text}'"
         raise RestError(
-            f"API request to endpoint {path} failed with error code {answer.status_code} != 200. {body}",
+            f"API request to endpoint {path} failed with error code {answer.status_code} != 200. "
+            f"{body}",
         )
     if document is None:
         raise _invalid(answer.text)
@@ -156,12 +177,17 @@ def checked_json(answer: "Response", path: str) -> Any:
 
 
 def _invalid(answer: object) -> RestError:
-    message = "API request to endpoint was successful but the response body was not in a valid JSON format"
+    message = (
+        "API request to endpoint was successful but the response body was not in a valid JSON "
+        "format"
+    )
     return RestError(f"{message}. Response body: '{answer}'")
 
 
 def _mapping(key: str, value: str) -> BeforeValidator:
-    """Return a validator that converts MLflow's list of pairs to a mapping, as in the entities of MLflow's client."""
+    """Return a validator that converts MLflow's list of pairs to a mapping, as in the
+    entities of MLflow's client.
+    """
 
     def convert(pairs: Any) -> Any:
         if not isinstance(pairs, list):
@@ -236,7 +262,9 @@ def _session(
     jitter: float,
     respects_retry_after: bool,
 ) -> "Session":
-    """Return the session of all threads for requests with these retries. Without retries, any status is an answer."""
+    """Return the session of all threads for requests with these retries. Without
+    retries, any status is an answer.
+    """
     import requests  # The import takes 70 ms, which each command would pay.
     from requests.adapters import HTTPAdapter
     from urllib3 import Retry
@@ -268,14 +296,16 @@ def send(
 
     Args:
         address: the tracking or the registry URI, an http or https address.
-        timeout: the time limit for the connection and for each pause. By default, the setting of the environment.
+        timeout: the time limit for the connection and for each pause. By default, the
+            setting of the environment.
         is_sent_once: do not retry the request. The answer may then have any status.
-        options: arguments of `requests.Session.request`. The answer is limited to `MOST_JSON` bytes, unless it is a
-            stream.
+        options: arguments of `requests.Session.request`. The answer is limited to
+            `MOST_JSON` bytes, unless it is a stream.
 
     Raises:
         InvalidConfig: a variable of the environment is not valid.
-        requests.RequestException: the server does not answer, or answers with a status that was retried.
+        requests.RequestException: the server does not answer, or answers with a status
+            that was retried.
     """
     settings = http_settings()
     session = _session(
@@ -302,20 +332,26 @@ def send(
 
 @cache
 def _has_plugins() -> bool:
-    """Return True if another distribution adds headers to the requests of MLflow's client."""
+    """Return True if another distribution adds headers to the requests of MLflow's
+    client.
+    """
     return bool(entry_points(group="mlflow.request_header_provider"))
 
 
 @dataclass(frozen=True)
 class MlflowRest:
-    """The calls of MLflow's client that the agent needs, with the same arguments, results and errors."""
+    """The calls of MLflow's client that the agent needs, with the same arguments,
+    results and errors.
+    """
 
     tracking_uri: str
     registry_uri: str
 
     @classmethod
     def at(cls, tracking_uri: str, registry_uri: str) -> "MlflowRest | None":
-        """Return the client for these addresses; None if they are not servers or need a plugin of MLflow's client."""
+        """Return the client for these addresses; None if they are not servers or need a
+        plugin of MLflow's client.
+        """
         settings = http_settings()
         if not tracking_uri.startswith(("http://", "https://")) or not registry_uri.startswith(
             ("http://", "https://"),
@@ -382,13 +418,17 @@ class MlflowRest:
         self._call(self.registry_uri, "DELETE", "model-versions/delete-tag", json=document)
 
     def serves(self, location: str) -> bool:
-        """Return True if MLflow's server is the proxy for the files at this address, and sends complete files."""
+        """Return True if MLflow's server is the proxy for the files at this address,
+        and sends complete files.
+        """
         parts = urlsplit(location)
         is_proxied = parts.scheme == "mlflow-artifacts" and not parts.netloc
         return is_proxied and not http_settings().enable_proxy_multipart_download
 
     def download(self, location: str, destination: Path) -> Path:
-        """Copy a file or a folder that MLflow's server `serves` into the folder `destination`, and return the copy."""
+        """Copy a file or a folder that MLflow's server `serves` into the folder
+        `destination`, and return the copy.
+        """
         root = urlsplit(location).path.strip("/")
         _check_workspace(self.tracking_uri, active_workspace())
         copied = destination / PurePosixPath(root).name
@@ -414,7 +454,8 @@ class MlflowRest:
                 or "\0" in entry.path
             ):
                 raise RestError(
-                    f"MLflow's server lists a file with the name {entry.path!r}, which is not allowed",
+                    f"MLflow's server lists a file with the name {entry.path!r}, which is not "
+                    "allowed",
                 )
             if not entry.is_dir:
                 yield entry.path
@@ -431,7 +472,9 @@ class MlflowRest:
                     file.write(chunk)
 
     def _read(self, route: str, field: str, default: Any = None, **query: Any) -> Any:
-        """Return a field of the registry's answer to a GET request. Raises RestError if it is missing."""
+        """Return a field of the registry's answer to a GET request. Raises RestError if
+        it is missing.
+        """
         document = self._call(self.registry_uri, "GET", route, params=query)
         value = document.get(field, default)
         if value is None:
@@ -458,8 +501,9 @@ def _check_workspace(address: str, workspace: str) -> None:
             break
     if answer.status_code == 404 or not checked_json(answer, path).get("workspaces_enabled"):
         raise RestError(
-            f"Active workspace '{workspace}' cannot be used because the remote server does not support workspaces. "
-            "Restart the server with --enable-workspaces or unset the active workspace.",
+            f"Active workspace '{workspace}' cannot be used because the remote server does not "
+            "support workspaces. Restart the server with --enable-workspaces or unset the active "
+            "workspace.",
         )
 
 

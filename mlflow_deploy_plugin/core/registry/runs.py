@@ -1,9 +1,10 @@
 """MLflow runs: logs to the project's run or to a new run, tags, and metrics in batches.
 
-MLflow does not have unique keys. Therefore tags identify an `IdempotentRun`, and a process searches for these tags
-before it creates a run. If two processes create a run at the same time, each process searches again after the creation
-and after all content is logged. All such processes then choose the same primary run: the oldest complete run, otherwise
-the oldest run.
+MLflow does not have unique keys. Therefore tags identify an `IdempotentRun`, and a
+process searches for these tags before it creates a run. If two processes create a run
+at the same time, each process searches again after the creation and after all content
+is logged. All such processes then choose the same primary run: the oldest complete run,
+otherwise the oldest run.
 """
 
 import os
@@ -38,7 +39,9 @@ SUPERSEDED = "onnxserve.superseded_by"
 _TIMES = "onnxserve.reported"
 """The tag of a run with the number of starts of the run."""
 EVALUATED_TAG = "onnxserve.evaluated"
-"""The tag of a run with the evaluations of a logged model that has no run. The value is the id of the model."""
+"""The tag of a run with the evaluations of a logged model that has no run. The value is
+the id of the model.
+"""
 _MAX_RUNS = 50
 _MAX_ATTEMPTS = 5
 _OF_LOGGED_MODELS = ("flavor_name", "model_id", "model_type", "params", "step")
@@ -46,14 +49,18 @@ _OF_LOGGED_MODELS = ("flavor_name", "model_id", "model_type", "params", "step")
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """A run in MLflow. `url` is empty if the tracking server has no web pages (a database URI)."""
+    """A run in MLflow. `url` is empty if the tracking server has no web pages (a
+    database URI).
+    """
 
     run_id: str
     experiment: str
     url: str
 
     def page_of(self, file: str) -> str:
-        """Return the address of a file's page in MLflow, or the path of the artifact if there is no page."""
+        """Return the address of a file's page in MLflow, or the path of the artifact if
+        there is no page.
+        """
         page, mark, workspace = self.url.partition("?")
         return f"{page}/artifacts/{file}{mark}{workspace}" if page else f"{self.run_id}/{file}"
 
@@ -65,9 +72,11 @@ def log_run(
     experiment_id: "Callable[[MlflowClient], str]",
     log_content: "Callable[[MlflowClient, str], None]",
 ) -> LoggedRun:
-    """Log to the run of the MLflow project that started this process (`mlflow run . -e …`), or to a new run.
+    """Log to the run of the MLflow project that started this process (`mlflow run . -e
+    …`), or to a new run.
 
-    `experiment_id` is called only for a new run. A new run ends as FAILED if `log_content` (client, run id) fails.
+    `experiment_id` is called only for a new run. A new run ends as FAILED if
+    `log_content` (client, run id) fails.
     """
     client = registry_client()
     with registry_errors(what), no_request_timeout:
@@ -89,9 +98,11 @@ def log_run(
 
 @dataclass(frozen=True)
 class ModelRun:
-    """The run of a model: the run that logged the model, otherwise a run for evaluations in the model's experiment.
+    """The run of a model: the run that logged the model, otherwise a run for
+    evaluations in the model's experiment.
 
-    `run_id` is empty if the run must still be created, and `model_id` is empty if no logged model exists.
+    `run_id` is empty if the run must still be created, and `model_id` is empty if no
+    logged model exists.
     """
 
     run_id: str
@@ -104,7 +115,9 @@ class ModelRun:
         under: str,
         figures: Iterable[tuple[str, float, int]] = (),
     ) -> LoggedRun:
-        """Log the files of a folder as artifacts below `under`, and metrics (name, value, step)."""
+        """Log the files of a folder as artifacts below `under`, and metrics (name,
+        value, step).
+        """
         client, run_id = registry_client(), self.run_id
         with registry_errors(f"run {run_id}"), no_request_timeout:
             if not run_id:
@@ -125,7 +138,9 @@ class ModelRun:
 
 
 def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun:
-    """Return the run of a model. Raises InvalidConfig if the model was never logged, NotFound if the run is missing."""
+    """Return the run of a model. Raises InvalidConfig if the model was never logged,
+    NotFound if the run is missing.
+    """
     run_id, model_id = (
         model.aspects.get("run_id") or run_id,
         model.aspects.get("model_id") or model_id,
@@ -140,7 +155,8 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
             return ModelRun(run_id, str(client.get_run(run_id).info.experiment_id), model_id)
     with registry_errors(f"logged model {model_id}"):
         known = client.get_logged_model(model_id)
-        # Use the id that MLflow returned, because over REST the id `m-1?` in a file would select m-1.
+        # Use the id that MLflow returned, because over REST the id `m-1?` in a file
+        # would select m-1.
         model_id, experiment_id = str(known.model_id), str(known.experiment_id)
         runs = client.search_runs(
             [experiment_id],
@@ -151,7 +167,9 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
 
 
 def has_logged_models(client: "MlflowClient") -> bool:
-    """Return False if the tracking server is older than MLflow 3, where models are only artifacts of runs."""
+    """Return False if the tracking server is older than MLflow 3, where models are only
+    artifacts of runs.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -172,10 +190,12 @@ def log_flavor(
     tags: Mapping[str, object] | None = None,
     **options: object,
 ) -> "ModelInfo":
-    """Log a model with the arguments of `mlflow.models.Model.log`, and register the model if a name is set.
+    """Log a model with the arguments of `mlflow.models.Model.log`, and register the
+    model if a name is set.
 
-    With a server older than MLflow 3, the model becomes an artifact of `run_id` or a new run. A suffix is added to the
-    path `name` if the run already has files there. Options for logged models are ignored.
+    With a server older than MLflow 3, the model becomes an artifact of `run_id` or a
+    new run. A suffix is added to the path `name` if the run already has files there.
+    Options for logged models are ignored.
     """
     import mlflow
     from mlflow.models.model import Model
@@ -224,7 +244,9 @@ def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:
 
 
 def mlflow_page(route: str) -> str:
-    """Return the URL of a page of MLflow's UI, such as `models/X/versions/3`; empty if the server has no pages."""
+    """Return the URL of a page of MLflow's UI, such as `models/X/versions/3`; empty if
+    the server has no pages.
+    """
     from mlflow.tracking import get_tracking_uri
 
     uri = str(get_tracking_uri()).rstrip("/")
@@ -256,9 +278,11 @@ def log_metrics(
     at_ms: int | None = None,
     step: int = 0,
 ) -> None:
-    """Log names and values as metrics of the run, and of the model if this tracking server has the model.
+    """Log names and values as metrics of the run, and of the model if this tracking
+    server has the model.
 
-    `at_ms` is in milliseconds since 1970. For equal names and times, MLflow shows the highest `step`.
+    `at_ms` is in milliseconds since 1970. For equal names and times, MLflow shows the
+    highest `step`.
     """
     from mlflow.entities import LoggedModelInput, Metric
     from mlflow.exceptions import MlflowException
@@ -277,7 +301,9 @@ def log_metrics(
 
 
 def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run. MLflow 3.17's `set_tag` would fail if two processes set the same tag at the same time."""
+    """Set tags of a run. MLflow 3.17's `set_tag` would fail if two processes set the
+    same tag at the same time.
+    """
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -289,7 +315,9 @@ def project_run_id() -> str | None:
 
 @dataclass(frozen=True)
 class IdempotentRun:
-    """The run of one subject, which the tags `identity` (without quotes) identify. The tag `done` is set last."""
+    """The run of one subject, which the tags `identity` (without quotes) identify. The
+    tag `done` is set last.
+    """
 
     what: str
     experiment: str
@@ -297,10 +325,12 @@ class IdempotentRun:
     done: tuple[str, str]
 
     def log(self, name: str, tags: Mapping[str, str], log_content: "LogContent") -> LoggedRun:
-        """Log to the run of the MLflow project of this process, to the existing run, or to a new run.
+        """Log to the run of the MLflow project of this process, to the existing run, or
+        to a new run.
 
-        `log_content` receives the client, the run id and the number of earlier starts of the run. If MLflow does not
-        answer (RegistryUnavailable), the next call continues the run.
+        `log_content` receives the client, the run id and the number of earlier starts
+        of the run. If MLflow does not answer (RegistryUnavailable), the next call
+        continues the run.
         """
         os.environ.setdefault(
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
@@ -321,7 +351,8 @@ class IdempotentRun:
         tags: Mapping[str, str],
         log_content: "LogContent",
     ) -> str | None:
-        """Return the id of the complete primary run, or None if another process deleted the run.
+        """Return the id of the complete primary run, or None if another process deleted
+        the run.
 
         A process deletes only a run that it created and that is not the primary.
         """
@@ -372,7 +403,9 @@ class IdempotentRun:
         return project_run_id() or str((runs or [run])[0].info.run_id)
 
     def _runs(self, client: "MlflowClient", experiment_id: str) -> "list[Run]":
-        """Return the runs of this subject that are not superseded. The first run is the primary run."""
+        """Return the runs of this subject that are not superseded. The first run is the
+        primary run.
+        """
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self.identity.items())
         found = client.search_runs([experiment_id], query, max_results=_MAX_RUNS)
         runs = [run for run in found if SUPERSEDED not in run.data.tags]

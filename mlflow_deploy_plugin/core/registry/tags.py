@@ -12,51 +12,76 @@ from mlflow_deploy_plugin.core.registry.connection import registry_client, regis
 ERROR_TAG = "onnxserve.error"
 
 GATE_TAG = "onnxserve.gate"
-"""The state of the gate's verdict: a `VerdictState` or `forced`. A version without this tag was not judged."""
+"""The state of the gate's verdict: a `VerdictState` or `forced`. A version without this
+tag was not judged.
+"""
 VerdictState = Literal["passed", "passed without an evaluation", "failed"]
 PASSED_WITHOUT_EVALUATION: VerdictState = "passed without an evaluation"
 """The state of a version that was judged without labelled rows."""
 PASSED_STATES = ("passed", PASSED_WITHOUT_EVALUATION, "forced")
 GATE_REASON_TAG = "onnxserve.gate.reason"
-"""The reason for the state in one line: the failed check, the passed checks, or who forced the version and why."""
+"""The reason for the state in one line: the failed check, the passed checks, or who
+forced the version and why.
+"""
 GATE_REPORT_TAG = "onnxserve.gate.report"
-"""The address of the report in MLflow, or RUN_ID/gate_report.html if the tracking server has no pages."""
+"""The address of the report in MLflow, or RUN_ID/gate_report.html if the tracking
+server has no pages.
+"""
 GATE_REPORT_FILE = "gate_report.html"
 GATE_AGAINST_TAG = "onnxserve.gate.against"
-"""The version that the judged version was compared with, e.g. models:/flight-delay/6; empty without a comparison."""
+"""The version that the judged version was compared with, e.g. models:/flight-delay/6;
+empty without a comparison.
+"""
 GATE_AT_TAG = "onnxserve.gate.at"
 """The time of the verdict, such as 2026-11-20T14:41:47+00:00."""
 GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
-"""The digest of the verdict's policy. A verdict based on another policy is not valid."""
+"""The digest of the verdict's policy. A verdict based on another policy is not valid.
+"""
 GATE_DIGEST_TAG = "onnxserve.gate.digest"
-"""The digest of all judged files (`core.mlmodel.combine_hashes`). The verdict is valid only for these files."""
+"""The digest of all judged files (`core.mlmodel.combine_hashes`). The verdict is valid
+only for these files.
+"""
 GATE_POLICY_TAG = "onnxserve.gate.policy"
-"""The gate policy of a registered model, as YAML or JSON (`core/registry/policy.py`)."""
+"""The gate policy of a registered model, as YAML or JSON (`core/registry/policy.py`).
+"""
 
 PARENT_TAG = "onnxserve.parent"
-"""The version that was served when this version was trained. Incremental training started from that version."""
+"""The version that was served when this version was trained. Incremental training
+started from that version.
+"""
 TRAINING_TAG = "onnxserve.training"
 """`full`, or `incremental` and the method."""
 DATA_DIGEST_TAG = "onnxserve.training.data"
-"""SHA-256 of the file of additional labelled rows for the training; empty if only the built-in rows were used."""
+"""SHA-256 of the file of additional labelled rows for the training; empty if only the
+built-in rows were used.
+"""
 CAUSE_TAG = "onnxserve.cause"
 """The reason for the training, as a sentence."""
 CANDIDATE_TAG = "onnxserve.candidate"
-"""The state of a retrained version: `proposed`, `left`, or the rollout that deploys the version."""
+"""The state of a retrained version: `proposed`, `left`, or the rollout that deploys the
+version.
+"""
 
 WRAPPED_FROM_TAG = "onnxserve.wrapped_from"
-"""The version (models:/old/3) or path that a version was made from. The version and its logged model have this tag."""
+"""The version (models:/old/3) or path that a version was made from. The version and its
+logged model have this tag.
+"""
 
 FALLBACK_TAG = "onnxserve.fallback"
-"""The reason why a version has no ONNX form. The run and the logged model of the version have this tag."""
+"""The reason why a version has no ONNX form. The run and the logged model of the
+version have this tag.
+"""
 
 OPTIMIZED_FROM_TAG = "onnxserve.optimized_from"
-"""The version that this optimized (smaller or faster) version was made from, as models:/X/3."""
+"""The version that this optimized (smaller or faster) version was made from, as
+models:/X/3.
+"""
 OPTIMIZED_WITH_TAG = "onnxserve.optimized_with"
 """The kind of optimization, such as `int8 static` or `prune 0.5, fp16`."""
 
 COPIED_FROM_TAG = "onnxserve.copied_from"
-"""The page of the version, in this or another registry, that this version is a copy of."""
+"""The page of the version, in this or another registry, that this version is a copy of.
+"""
 
 MAX_TAG_LENGTH = 5000
 MAX_DESCRIPTION_LENGTH = 5000
@@ -69,7 +94,9 @@ _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_TABLE}\n*(?:{re.escape(_END)})?
 
 
 def kept_tags(tags: Mapping[str, str], *kept: str) -> dict[str, str]:
-    """Return the tags that a copy keeps. Of MLflow and onnxserve, these are the tags of the training and `kept`."""
+    """Return the tags that a copy keeps. Of MLflow and onnxserve, these are the tags of
+    the training and `kept`.
+    """
     kept += (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
     return {
         key: value
@@ -83,9 +110,12 @@ class GateStatus:
     """The verdict of the gate on a version, read from its tags.
 
     Attributes:
-        passed: True if the version may be promoted and served, because it passed or a person forced it.
-        state: a `VerdictState`, `forced`, or empty if there is no verdict on the version's files.
-        digest: the digest of all judged files; empty if the verdict does not have a digest.
+        passed: True if the version may be promoted and served, because it passed or a
+            person forced it.
+        state: a `VerdictState`, `forced`, or empty if there is no verdict on the
+            version's files.
+        digest: the digest of all judged files; empty if the verdict does not have a
+            digest.
     """
 
     passed: bool
@@ -95,13 +125,15 @@ class GateStatus:
     digest: str = ""
 
     def on_files(self, digest: str) -> "GateStatus":
-        """Return the status of a version whose files have this digest. A verdict on other files is invalid."""
+        """Return the status of a version whose files have this digest. A verdict on
+        other files is invalid.
+        """
         if not self.state or self.digest == digest:
             return self
         compared = f"sha256 {digest[:12]}, judged {self.digest[:12] or 'unknown'}"
         reason = (
-            f"its files differ from the files that the gate judged ({compared}); restore the judged files, or judge "
-            "the version again with `onnxserve gate`"
+            f"its files differ from the files that the gate judged ({compared}); restore the "
+            "judged files, or judge the version again with `onnxserve gate`"
         )
         return GateStatus(False, "", reason, self.report)
 
@@ -117,7 +149,10 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
     digest = tags.get(GATE_DIGEST_TAG, "")
     if state in PASSED_STATES and not digest:
         command = "promote --force --why" if state == "forced" else "gate"
-        reason = f"its verdict ({state}) has no digest of the judged files; run `onnxserve {command}` again"
+        reason = (
+            f"its verdict ({state}) has no digest of the judged files; run `onnxserve {command}` "
+            "again"
+        )
         return GateStatus(False, "", reason, report)
     return GateStatus(
         state in PASSED_STATES,
@@ -129,7 +164,9 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
 
 
 def names_dataset(policy: str) -> bool:
-    """Return True if a gate policy, as YAML, specifies labelled rows for the evaluation, or is not valid."""
+    """Return True if a gate policy, as YAML, specifies labelled rows for the
+    evaluation, or is not valid.
+    """
     from mlflow_deploy_plugin.core.yaml_text import (
         load_yaml,
     )  # PyYAML is not needed by most commands.
@@ -145,7 +182,9 @@ def names_dataset(policy: str) -> bool:
 
 
 def requires_approvals(policy: str) -> bool:
-    """Return True if a gate policy, as YAML, requires approvals of people, or is not valid and may require them."""
+    """Return True if a gate policy, as YAML, requires approvals of people, or is not
+    valid and may require them.
+    """
     from mlflow_deploy_plugin.core.yaml_text import (
         load_yaml,
     )  # PyYAML is not needed by most commands.
@@ -161,7 +200,9 @@ def requires_approvals(policy: str) -> bool:
 
 
 def wrapped_from(name: str, version: str) -> str:
-    """Return the address of the source model of a registered version (or of a logged model, by its id), or ""."""
+    """Return the address of the source model of a registered version (or of a logged
+    model, by its id), or "".
+    """
     if not version:
         return ""
     with registry_errors(f"model {name} version {version}"):
@@ -175,19 +216,25 @@ def wrapped_from(name: str, version: str) -> str:
 
 
 def tag_version(name: str, version: str, key: str, value: str) -> None:
-    """Set a tag of a registered version. A long value is truncated. Raises NotFound if the version does not exist."""
+    """Set a tag of a registered version. A long value is truncated. Raises NotFound if
+    the version does not exist.
+    """
     with registry_errors(f"model {name} version {version}"):
         registry_client().set_model_version_tag(name, version, key, value[:MAX_TAG_LENGTH])
 
 
 def untag_version(name: str, version: str, key: str) -> None:
-    """Delete a tag of a registered version, if the tag exists. Raises NotFound if the version does not exist."""
+    """Delete a tag of a registered version, if the tag exists. Raises NotFound if the
+    version does not exist.
+    """
     with registry_errors(f"model {name} version {version}"):
         registry_client().delete_model_version_tag(name, version, key)
 
 
 def write_description_section(name: str, version: str, lines: list[str]) -> None:
-    """Replace onnxserve's section of the description with as many of the table `lines` as fit. Raises NotFound."""
+    """Replace onnxserve's section of the description with as many of the table `lines`
+    as fit. Raises NotFound.
+    """
     with registry_errors(f"model {name} version {version}"):
         client = registry_client()
         before = client.get_model_version(name, version).description or ""
@@ -197,7 +244,9 @@ def write_description_section(name: str, version: str, lines: list[str]) -> None
 
 
 def with_description_section(description: str, lines: list[str]) -> str:
-    """Return the description with onnxserve's section at the end, or without this section if no line fits."""
+    """Return the description with onnxserve's section at the end, or without this
+    section if no line fits.
+    """
     own = _SECTION.sub("\n\n", description).strip("\n")
     head = f"{own}\n\n{_BEGIN}\n" if own else f"{_BEGIN}\n"
     kept: list[str] = []

@@ -1,4 +1,6 @@
-"""Stages, aliases and tags of a registered model: selecting and moving versions, and the audit trail of the moves."""
+"""Stages, aliases and tags of a registered model: selecting and moving versions, and
+the audit trail of the moves.
+"""
 
 import json
 from bisect import bisect_right
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.store import Store
 
 STARTED_AT = "begun"
-"""The key of the start time in the detail of a promotion or rollback event. The event's `at` is the end time."""
+"""The key of the start time in the detail of a promotion or rollback event. The event's
+`at` is the end time.
+"""
 _STEPS = ("gate", "tag", "transition", "alias")
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
 """The tag of a version that was rolled back: the endpoint and the reason."""
@@ -53,9 +57,11 @@ def event_history(
     model: str | None,
     limit: int | None,
 ) -> "Iterator[AuditEvent]":
-    """Yield the events of an endpoint and its registered models (or only of `model`), oldest first.
+    """Yield the events of an endpoint and its registered models (or only of `model`),
+    oldest first.
 
-    If `limit` is set, only the newest events are returned. The trail may not fit in memory.
+    If `limit` is set, only the newest events are returned. The trail may not fit in
+    memory.
     """
     newest_first = limit is not None
     streams = [store.events(endpoint, model, newest_first=newest_first)]
@@ -69,9 +75,11 @@ def event_history(
 
 
 def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
-    """Remove the steps of a promotion or a rollback, because the promotion or rollback has its own event.
+    """Remove the steps of a promotion or a rollback, because the promotion or rollback
+    has its own event.
 
-    The steps are the gate run, the tags of its verdict, and the moves to the stage and to the archive.
+    The steps are the gate run, the tags of its verdict, and the moves to the stage and
+    to the archive.
     """
     acts: defaultdict[tuple[str, str | None], list[tuple[datetime, datetime]]] = defaultdict(list)
     for act in events:
@@ -106,7 +114,9 @@ def event_as_json(event: "AuditEvent") -> str:
 
 
 def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
-    """Return the registered models that an endpoint serves or last served; None if the spec is missing or too new."""
+    """Return the registered models that an endpoint serves or last served; None if the
+    spec is missing or too new.
+    """
     with suppress(InvalidConfig):
         stored = store.endpoint(endpoint)
         if stored is not None and stored.spec.variants:
@@ -138,7 +148,9 @@ class StageOrAlias:
 
     @property
     def is_served_from(self) -> bool:
-        """True for Production and an alias, because endpoints follow them. Other stages are not served."""
+        """True for Production and an alias, because endpoints follow them. Other stages
+        are not served.
+        """
         return bool(self.alias) or self.stage == "Production"
 
     def uri(self, model: str) -> str:
@@ -146,7 +158,9 @@ class StageOrAlias:
 
 
 def parse_stage_or_alias(text: str) -> StageOrAlias:
-    """Parse `Production`, in any case, or `@champion`. Raises InvalidConfig for any other text."""
+    """Parse `Production`, in any case, or `@champion`. Raises InvalidConfig for any
+    other text.
+    """
     if text.startswith("@") and len(text) > 1:
         return StageOrAlias(alias=text[1:])
     if stage := STAGES.get(text.lower()):
@@ -158,7 +172,9 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
 
 
 def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedModel | None:
-    """Return the version that now has the stage or alias, or None. Raises NotFound if there is no such model."""
+    """Return the version that now has the stage or alias, or None. Raises NotFound if
+    there is no such model.
+    """
     if number := current_version(parse_model_uri(place.uri(model)), exclude=exclude):
         return resolve(f"models:/{model}/{number}")
     with registry_errors(f"model {model}"):
@@ -173,7 +189,9 @@ def current_version(
     registry: "MlflowClient | None" = None,
     exclude: str = "",
 ) -> str:
-    """Return the version that the URI's stage, alias or tag selects (the highest number if several match), or ""."""
+    """Return the version that the URI's stage, alias or tag selects (the highest number
+    if several match), or "".
+    """
     with registry_errors(f"model {uri.name}"):
         client = registry or registry_client()
         if uri.kind == "alias":
@@ -186,9 +204,11 @@ def current_version(
 
 
 def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> None:
-    """Make the stage, alias or tag select only `version`. With `clears_rollback`, delete the version's rolled-back tag.
-    Other versions in Production or Staging are archived, because the highest number is served. A tag is removed from
-    other versions. Raises InvalidConfig if MLflow or the gate refuses the move, and NotFound if the version is missing.
+    """Make the stage, alias or tag select only `version`. With `clears_rollback`,
+    delete the version's rolled-back tag. Other versions in Production or Staging are
+    archived, because the highest number is served. A tag is removed from other
+    versions. Raises InvalidConfig if MLflow or the gate refuses the move, and NotFound
+    if the version is missing.
     """
     from mlflow.exceptions import MlflowException  # The import takes a second.
 
@@ -208,8 +228,8 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
                 "NOT_IMPLEMENTED",
             ):
                 raise InvalidConfig(
-                    f"{name} version {version} cannot be moved to {uri.place}, because MLflow at {registry_address()} "
-                    "has no stages: use an alias, such as @champion",
+                    f"{name} version {version} cannot be moved to {uri.place}, because MLflow at "
+                    f"{registry_address()} has no stages: use an alias, such as @champion",
                 ) from None
             if error.error_code not in ("PERMISSION_DENIED", "INVALID_PARAMETER_VALUE"):
                 raise
@@ -221,7 +241,9 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
 
 
 def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
-    """Move the version to the stage or tag, and remove the earlier versions from the stage or tag."""
+    """Move the version to the stage or tag, and remove the earlier versions from the
+    stage or tag.
+    """
     name, before = uri.name, _selected(client, uri)
     if before.keys() == {version}:
         return
@@ -237,7 +259,8 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
         return
     client.transition_model_version_stage(name, version, uri.selector)
     if uri.selector.capitalize() in ("Production", "Staging"):  # MLflow archives the same stages.
-        # Move the versions one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3).
+        # Move the versions one by one: MLflow's archive_existing_versions fails on
+        # PostgreSQL (psycopg 3).
         for other in _superseded(uri, version, before, _selected(client, uri)):
             client.transition_model_version_stage(name, other, "Archived")
 
@@ -254,11 +277,13 @@ def _superseded(
     before: "Mapping[str, ModelVersion]",
     after: "Mapping[str, ModelVersion]",
 ) -> list[str]:
-    """Return the versions that must leave a stage or a tag after `version` was moved to it.
+    """Return the versions that must leave a stage or a tag after `version` was moved to
+    it.
 
-    Other clients may have moved versions at the same time. In a stage, the version that was moved last remains, so
-    `version` may have to leave. MLflow does not record the time of a tag, so all versions that were tagged at the same
-    time keep the tag, and the highest number is used.
+    Other clients may have moved versions at the same time. In a stage, the version that
+    was moved last remains, so `version` may have to leave. MLflow does not record the
+    time of a tag, so all versions that were tagged at the same time keep the tag, and
+    the highest number is used.
     """
     if version not in after:
         return []
@@ -279,7 +304,9 @@ def _superseded(
 
 @dataclass(frozen=True)
 class PreviousVersion:
-    """The version that was served before a later version, and the source of this information."""
+    """The version that was served before a later version, and the source of this
+    information.
+    """
 
     version: str
     source: str
@@ -290,7 +317,9 @@ def previous_in_registry(
     version: str,
     registry: "MlflowClient | None" = None,
 ) -> PreviousVersion | None:
-    """Return the version that had the stage before `version`. Skip rolled-back versions. Aliases have no history."""
+    """Return the version that had the stage before `version`. Skip rolled-back
+    versions. Aliases have no history.
+    """
     if uri.kind != "stage":
         return None
     with registry_errors(f"model {uri.name}"):
@@ -312,7 +341,9 @@ def previous_in_registry(
 
 
 def was_rolled_back(name: str, version: str, registry: "MlflowClient | None" = None) -> bool:
-    """Return True if the version has the rolled-back tag. Raises NotFound if the version does not exist."""
+    """Return True if the version has the rolled-back tag. Raises NotFound if the
+    version does not exist.
+    """
     with registry_errors(f"model {name} version {version}"):
         return (
             ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
@@ -325,11 +356,13 @@ def rolled_back_refusal(
     place: StageOrAlias,
     tags: Mapping[str, str],
 ) -> str:
-    """Return why a rolled-back version is not promoted to a served stage or alias; empty if the move is allowed."""
+    """Return why a rolled-back version is not promoted to a served stage or alias;
+    empty if the move is allowed.
+    """
     if not place.is_served_from or ROLLED_BACK_TAG not in tags:
         return ""
     return (
-        f"{model} version {version} is not promoted to {place}, because it was rolled back ({tags[ROLLED_BACK_TAG]}): "
-        f"`onnxserve promote {model} {version} --to {place} --force --why TEXT` promotes it anyway and removes its tag "
-        f"{ROLLED_BACK_TAG}"
+        f"{model} version {version} is not promoted to {place}, because it was rolled back "
+        f"({tags[ROLLED_BACK_TAG]}): `onnxserve promote {model} {version} --to {place} --force "
+        f"--why TEXT` promotes it anyway and removes its tag {ROLLED_BACK_TAG}"
     )

@@ -23,17 +23,23 @@ START_TAG, END_TAG, REVISION_TAG = (
 )
 CREATED_TAG = "onnxserve.endpoint.created"
 TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
-"""Tags of a run with overridden settings. The run has no `VERDICT_TAG`, so it is not used as a verdict."""
+"""Tags of a run with overridden settings. The run has no `VERDICT_TAG`, so it is not
+used as a verdict.
+"""
 SERIES_TAG, SERIES_UNTIL_TAG = "onnxserve.series", "onnxserve.series.until"
 PREFIX = "onnxserve.monitor."
-"""The prefix of version tags: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names may contain dots but no slash."""
+"""The prefix of version tags: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names
+may contain dots but no slash.
+"""
 PAGE_RUNS = 120
 """The number of runs per page of the search: twice the windows that a report draws."""
 _MOST_PAGES = 10
 
 
 def runs_of_windows(endpoint: str, monitor: str) -> "Iterator[Run]":
-    """Yield the runs of the monitor's windows, the newest first, page by page: a late window has many newer runs."""
+    """Yield the runs of the monitor's windows, the newest first, page by page: a late
+    window has many newer runs.
+    """
     token = None
     for _ in range(_MOST_PAGES):
         with registry_errors(f"the experiment of endpoint {endpoint}"):

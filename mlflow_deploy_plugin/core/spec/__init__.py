@@ -1,6 +1,7 @@
 """EndpointSpec: the description of an endpoint and its server.
 
-An endpoint is a server, and a deployment is a variant in it. Each YAML document describes an endpoint:
+An endpoint is a server, and a deployment is a variant in it. Each YAML document
+describes an endpoint:
 
     apiVersion: onnxserve/v1
     name: flights
@@ -11,6 +12,7 @@ An endpoint is a server, and a deployment is a variant in it. Each YAML document
     monitors:
       daily: {kind: drift, every: 1d, min_rows: 200}
 
-Field names, defaults, bounds and descriptions are defined only here. `-C server.port=8123`, `onnxserve serve --help`,
-`mlflow deployments help -t onnxserve` and the reference page of the docs are generated from them.
+Field names, defaults, bounds and descriptions are defined only here. `-C
+server.port=8123`, `onnxserve serve --help`, `mlflow deployments help -t onnxserve` and
+the reference page of the docs are generated from them.
 """

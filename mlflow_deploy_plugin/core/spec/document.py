@@ -1,4 +1,6 @@
-"""Conversion of specs to and from YAML, changes of fields by dotted names, and the list of the dotted names."""
+"""Conversion of specs to and from YAML, changes of fields by dotted names, and the list
+of the dotted names.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -34,7 +36,8 @@ _EXPECTED = {
     "less_than": "less than {lt} is expected",
     "literal_error": "{expected} is expected",
 }
-"""The description of the expected value in a message, by the type of pydantic's error."""
+"""The description of the expected value in a message, by the type of pydantic's error.
+"""
 _NOT_BY_NAME = {
     "api_version",
     "name",
@@ -59,14 +62,18 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "kubernetes.": KubernetesSpec,
     "": EndpointSpec,
 }
-"""The parts of a spec by the prefix of their dotted names. A field that contains a part has no dotted name."""
+"""The parts of a spec by the prefix of their dotted names. A field that contains a part
+has no dotted name.
+"""
 _RETRAIN = ".retrain."
 
 
 def load_specs(text: str, is_stored: bool = False) -> list[EndpointSpec]:
-    """Return the endpoints of a YAML text, one per document, which share the server of the first document.
+    """Return the endpoints of a YAML text, one per document, which share the server of
+    the first document.
 
-    With `is_stored`, removed fields are dropped, as in `load_stored_specs`. Raises InvalidConfig for any other text.
+    With `is_stored`, removed fields are dropped, as in `load_stored_specs`. Raises
+    InvalidConfig for any other text.
     """
     specs = load_stored_specs(text) if is_stored else _read(_documents(text))
     if empty := [spec.name for spec in specs if not spec.variants]:
@@ -77,7 +84,8 @@ def load_specs(text: str, is_stored: bool = False) -> list[EndpointSpec]:
 
 
 def load_stored_specs(text: str) -> list[EndpointSpec]:
-    """Return the endpoints of a text that a version of onnxserve has written, without removed fields.
+    """Return the endpoints of a text that a version of onnxserve has written, without
+    removed fields.
 
     Raises InvalidConfig like `load_specs`, but endpoints may have no variants.
     """
@@ -99,7 +107,9 @@ def _documents(text: str) -> list[object]:
 
 
 def _read(documents: list[object]) -> list[EndpointSpec]:
-    """Return the specs. Raise InvalidConfig for a repeated endpoint, or an endpoint with another server."""
+    """Return the specs. Raise InvalidConfig for a repeated endpoint, or an endpoint
+    with another server.
+    """
     specs = [validate_spec(document) for document in documents]
     names = [spec.name for spec in specs]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -107,14 +117,16 @@ def _read(documents: list[object]) -> list[EndpointSpec]:
     for spec in specs[1:]:
         if "server" in spec.model_fields_set and spec.server != specs[0].server:
             raise InvalidConfig(
-                f"endpoint {spec.name!r} has another `server`, but all endpoints of a spec share one server: specify "
-                f"it in the first endpoint, {specs[0].name!r}",
+                f"endpoint {spec.name!r} has another `server`, but all endpoints of a spec share "
+                f"one server: specify it in the first endpoint, {specs[0].name!r}",
             )
     return specs
 
 
 def dump_spec(spec: EndpointSpec) -> str:
-    """Return the spec as YAML without default values. `load_specs` is the inverse function."""
+    """Return the spec as YAML without default values. `load_specs` is the inverse
+    function.
+    """
     document = {"apiVersion": spec.api_version, **spec_document(spec)}
     return yaml.safe_dump(document, sort_keys=False)
 
@@ -125,7 +137,9 @@ def spec_document(spec: EndpointSpec) -> dict[str, Any]:
 
 
 def validate_spec(document: object) -> EndpointSpec:
-    """Return the spec from a document of plain values. Raise InvalidConfig, with the field, if a field is not valid."""
+    """Return the spec from a document of plain values. Raise InvalidConfig, with the
+    field, if a field is not valid.
+    """
     if not isinstance(document, Mapping):
         raise InvalidConfig(
             f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}",
@@ -190,20 +204,26 @@ def new_endpoint(
     config: Mapping[str, object] | None = None,
     variant: str | None = None,
 ) -> EndpointSpec:
-    """Return the endpoint `name` with one variant (default: of this name) and with `config`, as in `apply_config`."""
+    """Return the endpoint `name` with one variant (default: of this name) and with
+    `config`, as in `apply_config`.
+    """
     document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
     return apply_config(validate_spec(document), config or {})
 
 
 def empty_endpoint(name: str) -> EndpointSpec:
-    """Return the endpoint `name` without a variant. Such an endpoint cannot be served. Raises InvalidConfig."""
+    """Return the endpoint `name` without a variant. Such an endpoint cannot be served.
+    Raises InvalidConfig.
+    """
     return validate_spec({"name": name, "variants": {}})
 
 
 def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSpec:
-    """Return `spec` with new values of fields by dotted names: `{"server.port": "8123"}`. "" restores the default.
+    """Return `spec` with new values of fields by dotted names: `{"server.port":
+    "8123"}`. "" restores the default.
 
-    Raises InvalidConfig for an unknown name (the message contains the nearest valid name) or an invalid value.
+    Raises InvalidConfig for an unknown name (the message contains the nearest valid
+    name) or an invalid value.
     """
     document = spec_document(spec)
     if any(dotted.startswith("sticky.") for dotted in config):
@@ -243,7 +263,9 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
 
 
 def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
-    """Return `spec` with another variant, without traffic if there are others. Raises AlreadyExists, InvalidConfig."""
+    """Return `spec` with another variant, without traffic if there are others. Raises
+    AlreadyExists, InvalidConfig.
+    """
     if name in spec.variants:
         raise AlreadyExists(
             f"the endpoint {spec.name!r} already has a deployment {name!r}: update or delete it",
@@ -254,7 +276,9 @@ def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
 
 
 def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
-    """Return `spec` without a variant. Raise InvalidConfig if only variants without traffic would remain."""
+    """Return `spec` without a variant. Raise InvalidConfig if only variants without
+    traffic would remain.
+    """
     variants = {
         key: variant for key, variant in spec_document(spec)["variants"].items() if key != name
     }
@@ -271,7 +295,9 @@ def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
 
 
 def _path(dotted: str) -> list[str]:
-    """Split a dotted name into keys. The names of variants and monitors may contain dots."""
+    """Split a dotted name into keys. The names of variants and monitors may contain
+    dots.
+    """
     part, _, rest = dotted.partition(".")
     if part == "monitors" and _RETRAIN in rest:
         name, _, field = rest.rpartition(_RETRAIN)

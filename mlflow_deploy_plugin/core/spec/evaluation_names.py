@@ -1,4 +1,6 @@
-"""The names of metrics and disturbances, and the allowed strengths. This module has no heavy imports."""
+"""The names of metrics and disturbances, and the allowed strengths. This module has no
+heavy imports.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +22,9 @@ _MAX_STRENGTH = 1e6
 
 @dataclass(frozen=True)
 class Disturbance:
-    """A disturbance of rows. `unit` describes the strength, which is between 0 and 1 if `is_share`."""
+    """A disturbance of rows. `unit` describes the strength, which is between 0 and 1 if
+    `is_share`.
+    """
 
     unit: str
     strengths: tuple[float, ...]
@@ -63,11 +67,14 @@ def check_metric(metric: str | None) -> None:
 
 
 def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
-    """Return the strengths per disturbance, ascending; an empty sequence selects the defaults. Raises InvalidConfig."""
+    """Return the strengths per disturbance, ascending; an empty sequence selects the
+    defaults. Raises InvalidConfig.
+    """
     if unknown := [name for name in requested if name not in DISTURBANCES]:
         listed = f"the disturbances are {', '.join(DISTURBANCES)}"
         raise InvalidConfig(
-            f"there is no disturbance {unknown[0]!r}{did_you_mean(unknown[0], DISTURBANCES, listed)}",
+            "there is no disturbance "
+            f"{unknown[0]!r}{did_you_mean(unknown[0], DISTURBANCES, listed)}",
         )
     checked: dict[str, tuple[float, ...]] = {}
     for name, disturbance in DISTURBANCES.items():
@@ -105,7 +112,9 @@ def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, .
 
 
 def parse_strengths(entries: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Parse `noise=0.1,0.5`, or `noise` for the default strengths; raise InvalidConfig for another form."""
+    """Parse `noise=0.1,0.5`, or `noise` for the default strengths; raise InvalidConfig
+    for another form.
+    """
     parsed: dict[str, tuple[float, ...]] = {}
     for entry in entries:
         name, equals, values = entry.partition("=")
@@ -115,6 +124,7 @@ def parse_strengths(entries: Sequence[str]) -> dict[str, tuple[float, ...]]:
             parsed[name] = tuple(float(value) for value in values.split(",")) if equals else ()
         except ValueError:
             raise InvalidConfig(
-                f"--strengths {entry!r} is not NAME=STRENGTH,STRENGTH,… with numbers, such as noise=0.1,0.5",
+                f"--strengths {entry!r} is not NAME=STRENGTH,STRENGTH,… with numbers, such as "
+                "noise=0.1,0.5",
             ) from None
     return parsed

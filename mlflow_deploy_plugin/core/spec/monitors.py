@@ -1,7 +1,8 @@
 """The parts of a spec for monitors and for the retraining that an alarm starts.
 
-A monitor's `require` and a rollout's `--abort-on` share the syntax of conditions: `accuracy>=0.8`,
-`missing(temp)<=10%`, `p99>250ms`, `p99>2x`. Each of these options has its own names and units.
+A monitor's `require` and a rollout's `--abort-on` share the syntax of conditions:
+`accuracy>=0.8`, `missing(temp)<=10%`, `p99>250ms`, `p99>2x`. Each of these options has
+its own names and units.
 """
 
 import re
@@ -68,7 +69,9 @@ def parse_condition(text: str) -> Condition | None:
 
 @dataclass(frozen=True)
 class MonitorMetric:
-    """A metric for requirements. `sign` is >= if higher is better. `argument` is the kind of name in brackets."""
+    """A metric for requirements. `sign` is >= if higher is better. `argument` is the
+    kind of name in brackets.
+    """
 
     scale: Scale
     sign: Literal[">=", "<="]
@@ -77,7 +80,8 @@ class MonitorMetric:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A condition that must hold in a window. `argument` is the column or variant in `metric(NAME)`, or empty for all.
+    """A condition that must hold in a window. `argument` is the column or variant in
+    `metric(NAME)`, or empty for all.
 
     `value` is a share, a number of seconds, or a number in the unit of the metric.
     """
@@ -95,13 +99,15 @@ class Requirement:
         if condition is None:
             example = "0.8" if first.sign == ">=" else "0.1"
             raise InvalidConfig(
-                f"require: {text!r} is not a requirement; e.g. {name}{first.sign}{example} is expected",
+                f"require: {text!r} is not a requirement; e.g. {name}{first.sign}{example} is "
+                "expected",
             )
         metric = metrics.get(condition.name)
         if metric is None:
             hint = did_you_mean(condition.name, metrics)
             raise InvalidConfig(
-                f"require: {subject} has no metric {condition.name!r}; its metrics are {', '.join(metrics)}{hint}",
+                f"require: {subject} has no metric {condition.name!r}; its metrics are "
+                f"{', '.join(metrics)}{hint}",
             )
         if condition.argument and not metric.argument:
             raise InvalidConfig(f"require: {text}: {condition.name} does not accept brackets")
@@ -109,13 +115,15 @@ class Requirement:
         if condition.unit not in units:
             allowed = ", ".join(unit or "a bare number" for unit in units)
             raise InvalidConfig(
-                f"require: {text}: {condition.unit!r} is not a unit of {condition.name}; allowed: {allowed}",
+                f"require: {text}: {condition.unit!r} is not a unit of {condition.name}; allowed: "
+                f"{allowed}",
             )
         if condition.sign[0] != metric.sign[0]:
             better = f"{condition.name}{metric.sign}{condition.number:g}{condition.unit}"
             direction = "higher" if metric.sign == ">=" else "lower"
             raise InvalidConfig(
-                f"require: {text} has the wrong direction; {condition.name} is better when {direction}: {better}",
+                f"require: {text} has the wrong direction; {condition.name} is better when "
+                f"{direction}: {better}",
             )
         value = condition.number * units[condition.unit]
         if metric.scale == "share" and not 0 <= value <= 1:
@@ -125,7 +133,9 @@ class Requirement:
         return cls(text, condition.name, condition.argument, condition.sign, value)
 
     def holds(self, value: float) -> bool:
-        """Return True if the value of the metric meets the requirement. NaN never meets a requirement."""
+        """Return True if the value of the metric meets the requirement. NaN never meets
+        a requirement.
+        """
         return _COMPARE[self.sign](value, self.value)
 
 
@@ -134,9 +144,11 @@ def parse_requirements(
     metrics: Mapping[str, MonitorMetric],
     subject: str,
 ) -> tuple[Requirement, ...]:
-    """Return the requirements of a monitor with the metrics of its kind. `subject` describes the kind in messages.
+    """Return the requirements of a monitor with the metrics of its kind. `subject`
+    describes the kind in messages.
 
-    Raises InvalidConfig if a requirement is malformed, for another kind, in the wrong direction or repeated.
+    Raises InvalidConfig if a requirement is malformed, for another kind, in the wrong
+    direction or repeated.
     """
     requirements = tuple(
         Requirement.parse(text.strip(), metrics, subject) for text in texts if text.strip()
@@ -146,7 +158,8 @@ def parse_requirements(
         key = requirement.name, requirement.argument, requirement.sign.startswith(">")
         if key in seen:
             raise InvalidConfig(
-                f"require: {seen[key]} and {requirement.text} set the same limit; remove one of them",
+                f"require: {seen[key]} and {requirement.text} set the same limit; remove one of "
+                "them",
             )
         seen[key] = requirement.text
     return requirements
@@ -200,37 +213,54 @@ _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
     "labels_within": ("performance",),
     "estimate": ("performance",),
 }
-"""The fields that only some kinds of monitors use. All other kinds of monitors refuse the fields."""
+"""The fields that only some kinds of monitors use. All other kinds of monitors refuse
+the fields.
+"""
 
 REGRESSION = ("mae", "rmse", "mape", "r2")
 """The metrics of regression models, which cannot be estimated without labels."""
 REPEATED_WINDOWS = 5
-"""The number of windows in a row after which labels are trusted that differ from the probabilities in one direction."""
+"""The number of windows in a row after which labels are trusted that differ from the
+probabilities in one direction.
+"""
 
 
 class SampleSpec(SpecPart):
-    """The rows before the window that an incremental retraining uses, in addition to all rows of the window."""
+    """The rows before the window that an incremental retraining uses, in addition to
+    all rows of the window.
+    """
 
     recent: Length
-    """Maximum age of the rows at the end of the judged window, longer than `every`: 30d."""
+    """Maximum age of the rows at the end of the judged window, longer than `every`:
+    30d.
+    """
     fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of the labelled rows before the window that is used. All rows of the window are used in any case."""
+    """Share of the labelled rows before the window that is used. All rows of the window
+    are used in any case.
+    """
     stratify: str | None = None
-    """Column with at most 200 values, or _label. The fraction is taken of the rows of each value, at least one row."""
+    """Column with at most 200 values, or _label. The fraction is taken of the rows of
+    each value, at least one row.
+    """
     weight: Length | None = None
-    """Half-life: 14d. Each such period between a row and the window halves the probability that the row is used."""
+    """Half-life: 14d. Each such period between a row and the window halves the
+    probability that the row is used.
+    """
 
 
 class RetrainSpec(SpecPart):
-    """The retraining that an alarm of the monitor starts: an MLflow project run that creates a candidate version."""
+    """The retraining that an alarm of the monitor starts: an MLflow project run that
+    creates a candidate version.
+    """
 
     project: str = Field(min_length=1)
     """Folder or URI of the MLflow project."""
     entry_point: str = Field(default="train", min_length=1)
     """Entry point of the project."""
     mode: Literal["full", "incremental"] = "full"
-    """full: train a new model on all labelled rows; incremental: train the served model further on the window's rows
-    and those that `sample` selects."""
+    """full: train a new model on all labelled rows; incremental: train the served model
+    further on the window's rows and those that `sample` selects.
+    """
     sample: SampleSpec | None = None
     """Rows before the window for an incremental retraining."""
     parameters: dict[str, str | float] = Field(default_factory=dict)
@@ -238,15 +268,21 @@ class RetrainSpec(SpecPart):
     env_manager: Literal["virtualenv", "uv", "conda", "local"] = "virtualenv"
     """Environment manager of the run, as in `mlflow run --env-manager`."""
     schedule: Crontab | None = None
-    """Additional times of retrainings in crontab syntax (0 3 * * 1), in the monitor's time zone."""
+    """Additional times of retrainings in crontab syntax (0 3 * * 1), in the monitor's
+    time zone.
+    """
     cooldown: Duration = "1d"
     """Minimum time between two runs for a model."""
     max_runs: int = Field(default=10, ge=1)
-    """Maximum number of runs for a model in 30 days. Further retrainings need a user's request."""
+    """Maximum number of runs for a model in 30 days. Further retrainings need a user's
+    request.
+    """
     timeout: Duration = "6h"
     """Timeout of a run."""
     then: Literal["rollout", "propose", "leave"] = "propose"
-    """Action for a candidate that passes its gate: roll it out, propose it, or do nothing."""
+    """Action for a candidate that passes its gate: roll it out, propose it, or do
+    nothing.
+    """
     steps: str = "10,50,100"
     """Steps of the rollout, in percent."""
     step_every: Duration = "5m"
@@ -263,40 +299,54 @@ class MonitorSpec(SpecPart):
     every: Length = "1d"
     """Length of a window in event time: 30m, 1h, 1d, 1w."""
     schedule: Crontab | None = None
-    """Times of the judgements in crontab syntax: 15 6 * * *. Default: at the end of a window and its grace period."""
+    """Times of the judgements in crontab syntax: 15 6 * * *. Default: at the end of a
+    window and its grace period.
+    """
     time_zone: TimeZone = "UTC"
     """Time zone of the schedule, e.g. Europe/Berlin."""
     grace: Length = "5m"
     """Time to wait for rows after the end of a window."""
     reference: Reference = "training"
-    """Data to compare a window with: training; rolling:7d (the same window 7 days earlier); window:START/END;
-    dataset:URI (Parquet or CSV)."""
+    """Data to compare a window with: training; rolling:7d (the same window 7 days
+    earlier); window:START/END; dataset:URI (Parquet or CSV).
+    """
     min_rows: int = Field(default=200, ge=1)
     """Minimum number of rows in a window. A smaller window is not judged."""
     false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
     """Share of windows without drift that may be reported as drifted."""
     season: Length | None = None
-    """Cycle of the rows, a multiple of `every`: 7d, 1d. With alarms.false_per_year, it is removed before windows are
-    compared over time. Default: 7d."""
+    """Cycle of the rows, a multiple of `every`: 7d, 1d. With alarms.false_per_year, it
+    is removed before windows are compared over time. Default: 7d.
+    """
     independent_rows: bool = False
-    """true: rows do not depend on neighbouring rows in time, so that single rows may be resampled."""
+    """true: rows do not depend on neighbouring rows in time, so that single rows may be
+    resampled.
+    """
     columns: TextList = ()
-    """Columns to judge, including their parts (image.mean of image). Default: all columns."""
+    """Columns to judge, including their parts (image.mean of image). Default: all
+    columns.
+    """
     segment_by: TextList = ()
-    """Columns for segments. Each value of such a column is judged separately, in addition to all rows."""
+    """Columns for segments. Each value of such a column is judged separately, in
+    addition to all rows.
+    """
     consecutive: int = Field(default=1, ge=1, le=100)
     """Number of consecutive windows for an alarm."""
     require: TextList = ()
-    """Requirements: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05 (shadow); p99<=0.2,
-    error_rate<=0.01 (service_level, in seconds and shares); missing<=0.1 (data_quality)."""
+    """Requirements: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05
+    (shadow); p99<=0.2, error_rate<=0.01 (service_level, in seconds and shares);
+    missing<=0.1 (data_quality).
+    """
     labels_within: Length | None = None
     """performance: time to wait for labels after the end of a window."""
     labels: Literal["sampled", "reported", "late"] | None = None
-    """performance: which rows get labels. sampled: a random sample; reported: mostly one outcome, such as complaints;
-    late: all. Default: the rows and answers decide."""
+    """performance: which rows get labels. sampled: a random sample; reported: mostly
+    one outcome, such as complaints; late: all. Default: the rows and answers decide.
+    """
     estimate: Literal["informs", "decides"] = "informs"
-    """performance: use of an estimate if labels are missing. informs: the estimate is only reported; decides: it may
-    also raise an alarm."""
+    """performance: use of an estimate if labels are missing. informs: the estimate is
+    only reported; decides: it may also raise an alarm.
+    """
     alert: TextList = ()
     """Tags of the receivers in ONNXSERVE_ALERT_CONFIG. Default: all receivers."""
     retrain: RetrainSpec | None = None
@@ -324,7 +374,8 @@ class MonitorSpec(SpecPart):
             ):
                 takers = f"kind{'s' if len(kinds) > 1 else ''} {', '.join(kinds)}"
                 raise ValueError(
-                    f"a monitor of kind {self.kind} does not accept `{name}`, which is for {takers}",
+                    f"a monitor of kind {self.kind} does not accept `{name}`, which is for "
+                    f"{takers}",
                 )
         if self.is_rolling:
             validate_lag(self.reference.partition(":")[2], self.every)
@@ -338,7 +389,8 @@ class MonitorSpec(SpecPart):
             )
         if self.retrain is not None and self.sample is not None and self.retrain.mode == "full":
             raise ValueError(
-                "retrain.sample requires retrain.mode incremental: set the mode, or remove the sample",
+                "retrain.sample requires retrain.mode incremental: set the mode, or remove the "
+                "sample",
             )
         tells_by_pairs = (
             self.is_rolling and self.kind != "data_quality" and not self.independent_rows
@@ -346,7 +398,8 @@ class MonitorSpec(SpecPart):
         rate, least = self.false_alarm_rate, SMALLEST_ROLLING_RATE
         if tells_by_pairs and rate < least:
             raise ValueError(
-                f"false_alarm_rate {rate:g} with a rolling reference: at least {least:g} is expected",
+                f"false_alarm_rate {rate:g} with a rolling reference: at least {least:g} is "
+                "expected",
             )
         try:
             _ = self.requirements
@@ -375,7 +428,9 @@ class MonitorSpec(SpecPart):
 
     @property
     def history(self) -> timedelta:
-        """The span of the log before a window that a rolling reference, or the trust in labels and estimates, needs."""
+        """The span of the log before a window that a rolling reference, or the trust in
+        labels and estimates, needs.
+        """
         every = length_of(self.every)
         if self.is_rolling:
             return rolling_span(
@@ -399,7 +454,9 @@ class MonitorSpec(SpecPart):
 
     @property
     def max_row_age(self) -> timedelta:
-        """The age of the oldest rows that the monitor reads if a window is judged in time."""
+        """The age of the oldest rows that the monitor reads if a window is judged in
+        time.
+        """
         waited = length_of(self.grace) + length_of(self.labels_within or "0s")
         sampled = length_of(self.sample.recent) if self.sample is not None else timedelta()
         return max(self.history + length_of(self.every), sampled) + waited

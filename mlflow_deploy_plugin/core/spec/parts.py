@@ -61,29 +61,44 @@ class VariantSpec(SpecPart):
     """A model of an endpoint."""
 
     model: str = Field(min_length=1)
-    """Model URI: models:/X@alias, models:/X/Production, models:/X/tag:KEY=VALUE, models:/X/3, runs:/…, s3://… or a
-    path."""
+    """Model URI: models:/X@alias, models:/X/Production, models:/X/tag:KEY=VALUE,
+    models:/X/3, runs:/…, s3://… or a path.
+    """
     weight: int = Field(default=100, ge=0, le=100)
-    """Weight of the variant. Its share of the traffic is its weight divided by the sum of all weights."""
+    """Weight of the variant. Its share of the traffic is its weight divided by the sum
+    of all weights.
+    """
     shadow: bool = False
-    """true: the variant receives a copy of the traffic, but its predictions are only compared and never returned."""
+    """true: the variant receives a copy of the traffic, but its predictions are only
+    compared and never returned.
+    """
     allow_pyfunc: bool = False
-    """Allow a stage, alias or tag to move to a version without an ONNX form, which runs its own Python code."""
+    """Allow a stage, alias or tag to move to a version without an ONNX form, which runs
+    its own Python code.
+    """
 
 
 class ProviderOptions(SpecPart):
-    """Options of ONNX Runtime's GPU providers, by ONNX Runtime's names. Unset options have ONNX Runtime's defaults."""
+    """Options of ONNX Runtime's GPU providers, by ONNX Runtime's names. Unset options
+    have ONNX Runtime's defaults.
+    """
 
     gpu_mem_limit: int | None = Field(default=None, ge=1024**2)
     """Maximum bytes of GPU memory in the arena of a session."""
     arena_extend_strategy: Literal["kNextPowerOfTwo", "kSameAsRequested"] | None = None
     """Growth of the arena: by powers of two, or by the requested size."""
     cudnn_conv_algo_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] | None = None
-    """Selection of cuDNN's convolution algorithm. EXHAUSTIVE tries all algorithms for each shape."""
+    """Selection of cuDNN's convolution algorithm. EXHAUSTIVE tries all algorithms for
+    each shape.
+    """
     use_tf32: bool | None = None
-    """false: multiply in full float32, for which parity was proven. ONNX Runtime's default is true."""
+    """false: multiply in full float32, for which parity was proven. ONNX Runtime's
+    default is true.
+    """
     enable_cuda_graph: bool = False
-    """Replay captured CUDA graphs for the batch sizes of the warm-up. Runs are then sequential."""
+    """Replay captured CUDA graphs for the batch sizes of the warm-up. Runs are then
+    sequential.
+    """
 
 
 class ServerSpec(SpecPart):
@@ -94,39 +109,53 @@ class ServerSpec(SpecPart):
     port: int | None = Field(default=None, ge=1, le=65535)
     """Port to listen on. Default: the first free port from 8080."""
     api_keys: bool = False
-    """Require an API key (onnxserve keys create) for every request except health checks."""
+    """Require an API key (onnxserve keys create) for every request except health
+    checks.
+    """
     jwt_issuer: str | None = Field(default=None, pattern=HTTP_URL)
-    """OpenID Connect issuer whose tokens are accepted instead of a key. Requires jwt_audience."""
+    """OpenID Connect issuer whose tokens are accepted instead of a key. Requires
+    jwt_audience.
+    """
     jwt_audience: str | None = Field(default=None, min_length=1)
     """Name of this server in the claim aud of the issuer's tokens."""
     insecure: bool = False
-    """Allow a server without authentication to accept other machines, e.g. behind a gateway that authenticates."""
+    """Allow a server without authentication to accept other machines, e.g. behind a
+    gateway that authenticates.
+    """
     grpc_port: int | None = Field(default=None, ge=1, le=65535)
     """Port for the Open Inference Protocol over gRPC. Default: no gRPC."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port for GET /metrics over plain HTTP without authentication, in addition to /metrics on port. Default: none."""
+    """Port for GET /metrics over plain HTTP without authentication, in addition to
+    /metrics on port. Default: none.
+    """
     workers: int = Field(default=1, ge=1, le=256)
     """Number of worker processes. Each worker loads every model."""
     threads: int = Field(default=4, ge=1, le=256)
     """Number of requests that a worker handles in parallel."""
     worker_class: WorkerClass = "fast"
-    """Class of the HTTP workers: fast uses an event loop; gthread is gunicorn's own class, for debugging."""
+    """Class of the HTTP workers: fast uses an event loop; gthread is gunicorn's own
+    class, for debugging.
+    """
     certfile: str | None = Field(default=None, min_length=1)
-    """Certificate chain in PEM format. With keyfile, the server accepts only https. On kubernetes, each file is
-    SECRET/KEY: flights-tls/tls.crt."""
+    """Certificate chain in PEM format. With keyfile, the server accepts only https. On
+    kubernetes, each file is SECRET/KEY: flights-tls/tls.crt.
+    """
     keyfile: str | None = Field(default=None, min_length=1)
     """Private key of certfile in PEM format."""
     ca_certs: str | None = Field(default=None, min_length=1)
-    """Certificate authorities in PEM format. Callers need a client certificate from one of these authorities (mutual
-    TLS). Requires certfile."""
+    """Certificate authorities in PEM format. Callers need a client certificate from one
+    of these authorities (mutual TLS). Requires certfile.
+    """
     device: Device = "cpu"
     """Device of ONNX Runtime. cuda and tensorrt do not fall back to another device."""
     providers: Annotated[tuple[Provider, ...], BeforeValidator(split_providers)] = Field(
         default=(),
         max_length=8,
     )
-    """Providers of ONNX Runtime in order of preference, instead of device: CUDAExecutionProvider,CPUExecutionProvider.
-    All except CPUExecutionProvider must compute a part of every model."""
+    """Providers of ONNX Runtime in order of preference, instead of device:
+    CUDAExecutionProvider,CPUExecutionProvider. All except CPUExecutionProvider must
+    compute a part of every model.
+    """
     device_ids: Annotated[
         tuple[Annotated[int, Field(ge=0, le=1023)], ...],
         BeforeValidator(split_list),
@@ -134,58 +163,80 @@ class ServerSpec(SpecPart):
     """GPUs to distribute the workers over: 0,1. Default: all workers use GPU 0."""
     provider_options: ProviderOptions = ProviderOptions()
     intra_op_num_threads: int | None = Field(default=None, ge=1)
-    """Number of threads per session of ONNX Runtime, and of the libraries of a pyfunc. Default: the available cores
-    divided by the workers."""
+    """Number of threads per session of ONNX Runtime, and of the libraries of a pyfunc.
+    Default: the available cores divided by the workers.
+    """
     max_worker_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
-    """Memory limit of a worker. A version that would exceed it is refused. Default: the worker's share of its
-    container's or unit's limit."""
+    """Memory limit of a worker. A version that would exceed it is refused. Default: the
+    worker's share of its container's or unit's limit.
+    """
     max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
-    """Maximum size of a request body, and (at least 16777216) of the values of a response. Above the limit, the
-    response is 413."""
+    """Maximum size of a request body, and (at least 16777216) of the values of a
+    response. Above the limit, the response is 413.
+    """
     max_text_characters: int = Field(default=1_000_000, ge=1000)
-    """Maximum number of characters that a text model tokenizes per request, without a truncated end. Above the limit,
-    the response is 413."""
+    """Maximum number of characters that a text model tokenizes per request, without a
+    truncated end. Above the limit, the response is 413.
+    """
     request_timeout_seconds: int = Field(default=60, ge=1, le=3600)
-    """Timeout to receive a request, and of a pyfunc's prediction. A worker that is silent for this time is replaced."""
+    """Timeout to receive a request, and of a pyfunc's prediction. A worker that is
+    silent for this time is replaced.
+    """
     graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)
     """Timeout of the requests in flight after SIGTERM."""
     model_control_mode: ModelControlMode = "none"
-    """explicit: all callers may load and unload endpoints (V2 model repository), except web pages of other origins."""
+    """explicit: all callers may load and unload endpoints (V2 model repository), except
+    web pages of other origins.
+    """
     allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(split_list)] = Field(
         default=(),
         max_length=64,
     )
-    """Host names that callers may use for the routes that load and unload: flights.svc,models.example. IP addresses,
-    localhost and `host` are always allowed."""
+    """Host names that callers may use for the routes that load and unload:
+    flights.svc,models.example. IP addresses, localhost and `host` are always allowed.
+    """
     max_batch_size: int | None = Field(default=None, ge=1, le=65536)
-    """Maximum number of rows in a batch of several requests; 1 disables batching. Default: 1 on a CPU, 32 on a GPU."""
+    """Maximum number of rows in a batch of several requests; 1 disables batching.
+    Default: 1 on a CPU, 32 on a GPU.
+    """
     preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(split_list)] = Field(
         default=(),
         max_length=16,
     )
-    """Batch sizes that are computed immediately, without waiting for more rows: 8,32."""
+    """Batch sizes that are computed immediately, without waiting for more rows: 8,32.
+    """
     max_queue_delay_microseconds: int = Field(default=500, ge=0, le=10_000_000)
     """Maximum time that a request waits for other requests of its batch."""
     max_queue_size: int = Field(default=1024, ge=1, le=1_000_000)
-    """Maximum number of requests that wait for a batch of a version. Above the limit, the response is 429."""
+    """Maximum number of requests that wait for a batch of a version. Above the limit,
+    the response is 429.
+    """
     default_timeout_microseconds: int = Field(default=0, ge=0)
-    """Timeout until the computation of a request starts (0: none). After it, the response is 504. The parameter
-    `timeout` of a request shortens it."""
+    """Timeout until the computation of a request starts (0: none). After it, the
+    response is 504. The parameter `timeout` of a request shortens it.
+    """
     max_concurrent_requests: int | None = Field(default=None, ge=1, le=1000)
-    """Maximum number of predict requests in flight per worker. Above the limit, the response is 429. A gthread worker
-    has at most `threads` requests."""
+    """Maximum number of predict requests in flight per worker. Above the limit, the
+    response is 429. A gthread worker has at most `threads` requests.
+    """
     rate_limit: Rate | None = None
-    """Rate limit of predict requests per caller, e.g. 100/minute. Above the limit, the response is 429. Each worker
-    counts separately, unless ONNXSERVE_REDIS_URL is set."""
+    """Rate limit of predict requests per caller, e.g. 100/minute. Above the limit, the
+    response is 429. Each worker counts separately, unless ONNXSERVE_REDIS_URL is set.
+    """
     rate_limit_header: HeaderName | None = None
-    """Header that identifies the caller for the rate limit. Default: the IP address, or the /64 of an IPv6 address."""
+    """Header that identifies the caller for the rate limit. Default: the IP address, or
+    the /64 of an IPv6 address.
+    """
     response_cache_bytes: int = Field(default=0, ge=0)
     """Memory of the cache of responses to equal requests; 0 disables the cache."""
     explain_max_rows: int = Field(default=100, ge=0, le=10_000)
-    """Maximum number of rows in an explain request (POST /explain); 0 disables explanations."""
+    """Maximum number of rows in an explain request (POST /explain); 0 disables
+    explanations.
+    """
     max_spool_bytes: int = Field(default=1024**3, ge=1024**2)
-    """Disk space for captured requests while the inference log is down. When it is full, requests are answered but not
-    captured."""
+    """Disk space for captured requests while the inference log is down. When it is
+    full, requests are answered but not captured.
+    """
     response_cache_seconds: int = Field(default=300, ge=1, le=86400)
     """Time that a response stays in the cache."""
 
@@ -195,7 +246,9 @@ class ServerSpec(SpecPart):
 
     @property
     def stop_seconds(self) -> int:
-        """The timeout for stopping the server: for the requests in flight, and for the agent to ship captured rows."""
+        """The timeout for stopping the server: for the requests in flight, and for the
+        agent to ship captured rows.
+        """
         return self.graceful_timeout_seconds + _SHIP_SECONDS
 
     @property
@@ -245,7 +298,8 @@ class ServerSpec(SpecPart):
         others = (["device"] if self.device != "cpu" else []) + fields
         if self.providers and others:
             raise ValueError(
-                f"{others[0]} and providers are both set: providers replaces device, with all options",
+                f"{others[0]} and providers are both set: providers replaces device, with all "
+                "options",
             )
         if len({name for entry in self.providers if len(entry) == 1 for name in entry}) < len(
             self.providers,
@@ -255,14 +309,15 @@ class ServerSpec(SpecPart):
             )
         if self.device == "cpu" and fields:
             raise ValueError(
-                f"{fields[0]} requires a GPU, but device is cpu: device cuda or tensorrt is expected",
+                f"{fields[0]} requires a GPU, but device is cpu: device cuda or tensorrt is "
+                "expected",
             )
         if self.device_ids and (
             len(set(self.device_ids)) < len(self.device_ids) or self.workers < len(self.device_ids)
         ):
             raise ValueError(
-                f"device_ids {', '.join(map(str, self.device_ids))} with {self.workers} workers: different GPUs "
-                "and at least one worker for each GPU are expected",
+                f"device_ids {', '.join(map(str, self.device_ids))} with {self.workers} workers: "
+                "different GPUs and at least one worker for each GPU are expected",
             )
         return self
 
@@ -271,27 +326,34 @@ class ContainerSpec(SpecPart):
     """The container of an endpoint's server, for every target that runs an image."""
 
     image: str | None = Field(default=None, pattern=IMAGE)
-    """Image of the server, built from docker/Dockerfile or by `onnxserve build-docker`. Default: onnxserve:cpu, or
-    onnxserve:gpu for an NVIDIA GPU."""
+    """Image of the server, built from docker/Dockerfile or by `onnxserve build-docker`.
+    Default: onnxserve:cpu, or onnxserve:gpu for an NVIDIA GPU.
+    """
     cpus: float | None = Field(default=None, ge=0.01, le=1024)
     """CPU limit of the container: 1.5. Default: no limit."""
     memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
-    """Memory limit of the container. The kernel kills a process that exceeds it. Default: no limit."""
+    """Memory limit of the container. The kernel kills a process that exceeds it.
+    Default: no limit.
+    """
     environment: dict[VariableName, VariableValue] = Field(default={})
     """Environment variable of the server. Its value is in the spec."""
     secrets: dict[VariableName, str] = Field(default={})
-    """Environment variable whose value is not in the spec. On docker, the path of a file with the value; on kubernetes,
-    SECRET/KEY in the namespace."""
+    """Environment variable whose value is not in the spec. On docker, the path of a
+    file with the value; on kubernetes, SECRET/KEY in the namespace.
+    """
     secret_files: dict[VariableName, str] = Field(default={})
-    """Environment variable with the path of a mounted file, e.g. GOOGLE_APPLICATION_CREDENTIALS. On docker, the path of
-    the file; on kubernetes, SECRET/KEY in the namespace."""
+    """Environment variable with the path of a mounted file, e.g.
+    GOOGLE_APPLICATION_CREDENTIALS. On docker, the path of the file; on kubernetes,
+    SECRET/KEY in the namespace.
+    """
     restart: Literal["unless-stopped", "on-failure", "no"] = "unless-stopped"
     """Docker's restart policy. Kubernetes always restarts."""
     pids: int = Field(default=1024, ge=32, le=65536)
     """Docker's limit of processes and threads in the container."""
     network: str | None = Field(default=None, pattern=NETWORK)
-    """Docker network on which containers reach each other by name; host: this machine's network. Default: a network on
-    which only this machine reaches the server."""
+    """Docker network on which containers reach each other by name; host: this machine's
+    network. Default: a network on which only this machine reaches the server.
+    """
 
     @model_validator(mode="after")
     def _each_once(self) -> "ContainerSpec":
@@ -300,7 +362,9 @@ class ContainerSpec(SpecPart):
         return self
 
     def image_for(self, server: ServerSpec) -> str:
-        """Return the image of the server. Raise InvalidConfig if none of our images has the server's providers."""
+        """Return the image of the server. Raise InvalidConfig if none of our images has
+        the server's providers.
+        """
         if self.image or server.is_on_nvidia:
             return self.image or "onnxserve:gpu"
         if not server.providers:
@@ -322,16 +386,20 @@ class CaptureSpec(SpecPart):
     max_rows_per_request: int = Field(default=10_000, ge=1)
     """Maximum number of captured rows per request."""
     drop: TextList = ()
-    """Columns that are not captured: names of the signature, prediction, output.NAME."""
+    """Columns that are not captured: names of the signature, prediction, output.NAME.
+    """
     mask: TextList = ()
-    """Columns that are captured as keyed hashes; equal values have equal hashes. The key is a file in the server's
-    state folder."""
+    """Columns that are captured as keyed hashes; equal values have equal hashes. The
+    key is a file in the server's state folder.
+    """
     keys: TextList = ()
-    """Additional columns of requests, such as customer_id. They are captured to match labels with rows, and are not
-    passed to the model."""
+    """Additional columns of requests, such as customer_id. They are captured to match
+    labels with rows, and are not passed to the model.
+    """
     retention: Length | None = None
-    """Maximum age of rows and labels in the log: 90d. The controller deletes older ones, except those that a monitor
-    still needs. Default: no limit."""
+    """Maximum age of rows and labels in the log: 90d. The controller deletes older
+    ones, except those that a monitor still needs. Default: no limit.
+    """
 
     @model_validator(mode="after")
     def _each_once(self) -> "CaptureSpec":
@@ -342,19 +410,25 @@ class CaptureSpec(SpecPart):
             "",
         ):
             raise ValueError(
-                f"keys contains {reserved!r}, which the log reserves: a name other than prediction is expected, "
-                "without the prefix _ or output.",
+                f"keys contains {reserved!r}, which the log reserves: a name other than "
+                "prediction is expected, without the prefix _ or output.",
             )
         return self
 
 
 class StickySpec(SpecPart):
-    """The key that routes all requests of a caller to the same variant, in every worker."""
+    """The key that routes all requests of a caller to the same variant, in every
+    worker.
+    """
 
     header: HeaderName | None = None
-    """Header (gRPC: metadata) for the routing: X-User-Id. Requests with equal values go to the same variant."""
+    """Header (gRPC: metadata) for the routing: X-User-Id. Requests with equal values go
+    to the same variant.
+    """
     key: str | None = Field(default=None, min_length=1)
-    """Input column for the routing. Requests with equal values in the first row go to the same variant."""
+    """Input column for the routing. Requests with equal values in the first row go to
+    the same variant.
+    """
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "StickySpec":
@@ -364,24 +438,37 @@ class StickySpec(SpecPart):
 
 
 class KubernetesSpec(SpecPart):
-    """The settings of an endpoint's server that apply only to Kubernetes. For other settings, see `container`."""
+    """The settings of an endpoint's server that apply only to Kubernetes. For other
+    settings, see `container`.
+    """
 
     replicas: int = Field(default=3, ge=0, le=1000)
-    """Number of pods; with max_replicas, the minimum. 0: your own autoscaler sets the number."""
+    """Number of pods; with max_replicas, the minimum. 0: your own autoscaler sets the
+    number.
+    """
     max_replicas: int | None = Field(default=None, ge=2, le=1000)
-    """Maximum number of pods of a HorizontalPodAutoscaler (needs container.cpus) or of KEDA. Default: no autoscaler."""
+    """Maximum number of pods of a HorizontalPodAutoscaler (needs container.cpus) or of
+    KEDA. Default: no autoscaler.
+    """
     target_cpu_percent: int = Field(default=70, ge=1, le=100)
-    """Target CPU utilization of the autoscaler, in percent of container.cpus. It may never be reached with small models
-    and fewer workers than cores."""
+    """Target CPU utilization of the autoscaler, in percent of container.cpus. It may
+    never be reached with small models and fewer workers than cores.
+    """
     requests_per_second: float | None = Field(default=None, ge=0.001, le=1_000_000)
-    """Requests per second and pod above which KEDA adds pods, up to max_replicas. Only `render --for keda` uses it."""
+    """Requests per second and pod above which KEDA adds pods, up to max_replicas. Only
+    `render --for keda` uses it.
+    """
     prometheus_url: str = Field(
         default="http://prometheus-operated.monitoring.svc:9090",
         pattern=HTTP_URL,
     )
-    """Address of the Prometheus that KEDA queries. The default is a Service of the Prometheus operator."""
+    """Address of the Prometheus that KEDA queries. The default is a Service of the
+    Prometheus operator.
+    """
     gpus: int | None = Field(default=None, ge=0, le=64)
-    """Number of GPUs per pod (nvidia.com/gpu). Default: the number of server.device_ids, or 1 for other GPU servers."""
+    """Number of GPUs per pod (nvidia.com/gpu). Default: the number of
+    server.device_ids, or 1 for other GPU servers.
+    """
     host: HostName | None = None
     """Public host name of an Ingress, or of an HTTPRoute if `gateway` is set."""
     ingress_class: DnsName | None = None
@@ -391,13 +478,19 @@ class KubernetesSpec(SpecPart):
     gateway: DnsName | None = None
     """Gateway in the endpoint's namespace for an HTTPRoute."""
     allowed_namespaces: TextList = ()
-    """Other namespaces whose pods may call the endpoint; * for all. With `host`, all namespaces are allowed."""
+    """Other namespaces whose pods may call the endpoint; * for all. With `host`, all
+    namespaces are allowed.
+    """
     service_monitor: bool = False
     """Create a ServiceMonitor for the Prometheus operator."""
     service_monitor_key: str | None = Field(default=None, pattern=SECRET_KEY)
-    """API key with scope `read` for Prometheus, if the server requires keys: SECRET/KEY."""
+    """API key with scope `read` for Prometheus, if the server requires keys:
+    SECRET/KEY.
+    """
     service_account: DnsName | None = None
-    """ServiceAccount of the pods. Default: a separate ServiceAccount without permissions."""
+    """ServiceAccount of the pods. Default: a separate ServiceAccount without
+    permissions.
+    """
     image_pull_secrets: TextList = ()
     """Secrets to pull the image with: a,b."""
     node_selector: Annotated[tuple[NodeLabel, ...], BeforeValidator(split_list)] = ()
@@ -406,7 +499,9 @@ class KubernetesSpec(SpecPart):
     """Taints that the pods tolerate, in kubectl's syntax: dedicated=ml:NoSchedule."""
 
     force_conflicts: bool = False
-    """Overwrite fields of the endpoint's objects that another client, such as kubectl, has set."""
+    """Overwrite fields of the endpoint's objects that another client, such as kubectl,
+    has set.
+    """
 
     @property
     def is_autoscaled(self) -> bool:
@@ -417,7 +512,8 @@ class KubernetesSpec(SpecPart):
     def _go_together(self) -> "KubernetesSpec":
         if self.max_replicas is not None and not 0 < self.replicas < self.max_replicas:
             raise ValueError(
-                f"max_replicas {self.max_replicas} must exceed replicas {self.replicas}, which must be at least 1",
+                f"max_replicas {self.max_replicas} must exceed replicas {self.replicas}, which "
+                "must be at least 1",
             )
         if self.service_monitor_key is not None and not self.service_monitor:
             raise ValueError("service_monitor_key requires `service_monitor`, which is not set")
@@ -426,7 +522,8 @@ class KubernetesSpec(SpecPart):
                 raise ValueError(f"{name} requires `host`, which is not set")
             if name != "gateway" and self.gateway is not None and getattr(self, name) is not None:
                 raise ValueError(
-                    f"{name} is for an Ingress, but `gateway` selects an HTTPRoute: remove one of them",
+                    f"{name} is for an Ingress, but `gateway` selects an HTTPRoute: remove one of "
+                    "them",
                 )
         return self
 
@@ -435,8 +532,9 @@ class AlarmsSpec(SpecPart):
     """The alarms of all monitors of an endpoint together."""
 
     false_per_year: float | None = Field(default=None, ge=0.1, le=365)
-    """Number of false alarms per year that all monitors of the endpoint together may raise. Default: no budget, but
-    each monitor's false_alarm_rate per window."""
+    """Number of false alarms per year that all monitors of the endpoint together may
+    raise. Default: no budget, but each monitor's false_alarm_rate per window.
+    """
 
 
 class EndpointSpec(SpecPart):
@@ -472,7 +570,9 @@ class EndpointSpec(SpecPart):
 
     @property
     def budget_share(self) -> float | None:
-        """The number of false alarms per year that each monitor may raise; None without a budget of alarms."""
+        """The number of false alarms per year that each monitor may raise; None without
+        a budget of alarms.
+        """
         budget = self.alarms.false_per_year
         return None if budget is None else budget / max(len(self.monitors), 1)
 
@@ -490,7 +590,10 @@ class EndpointSpec(SpecPart):
         for name, monitor in self.monitors.items():
             column = monitor.sample.stratify if monitor.sample is not None else None
             if column in {*capture.drop, *capture.mask, *capture.keys}:
-                why = f"{column!r} is in capture.drop, capture.mask or capture.keys: name another column"
+                why = (
+                    f"{column!r} is in capture.drop, capture.mask or capture.keys: name another "
+                    "column"
+                )
                 raise ValueError(
                     f"monitors.{name}.retrain.sample.stratify: {why}, or remove it there",
                 )
@@ -498,7 +601,7 @@ class EndpointSpec(SpecPart):
                 hours = -(-monitor.max_row_age // timedelta(hours=1))
                 least = f"{-(-hours // 24)}d" if hours > 48 else f"{hours}h"
                 raise ValueError(
-                    f"capture.retention {keep} is shorter than the period of the log that monitor {name!r} reads: "
-                    f"at least {least} is expected",
+                    f"capture.retention {keep} is shorter than the period of the log that monitor "
+                    f"{name!r} reads: at least {least} is expected",
                 )
         return self

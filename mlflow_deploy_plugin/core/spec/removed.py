@@ -1,7 +1,8 @@
 """The fields and values that specs no longer have, with their replacements.
 
-A spec that a user gives is refused, and the message names the replacement. A spec that an older version has stored is
-read without the removed fields, so that a newer version reads every stored spec.
+A spec that a user gives is refused, and the message names the replacement. A spec that
+an older version has stored is read without the removed fields, so that a newer version
+reads every stored spec.
 """
 
 import copy
@@ -34,16 +35,20 @@ _REMOVED = {
         {"providers": [{_OPENVINO: {}}]},
     ),
     "server.io_binding": Removed(
-        "omit it, because it was slower; server.provider_options.enable_cuda_graph makes small models faster",
+        "omit it, because it was slower; server.provider_options.enable_cuda_graph makes small "
+        "models faster",
     ),
     "server.provider_options.trt_fp16_enable": Removed(_OF_TENSORRT),
     "server.provider_options.trt_engine_cache_path": Removed(_OF_TENSORRT),
 }
-"""The removed fields, as `FIELD`, and the removed values of fields, as `FIELD=VALUE`."""
+"""The removed fields, as `FIELD`, and the removed values of fields, as `FIELD=VALUE`.
+"""
 
 
 def removal_reason(dotted: str, value: object = None) -> str:
-    """Return why a field or its value is refused, with the replacement. Return an empty text if it was not removed."""
+    """Return why a field or its value is refused, with the replacement. Return an empty
+    text if it was not removed.
+    """
     for name in (dotted, f"{dotted}={value}" if isinstance(value, str) else ""):
         if name in _REMOVED:
             return f"{name} was removed: {_REMOVED[name].advice}"
@@ -51,7 +56,9 @@ def removal_reason(dotted: str, value: object = None) -> str:
 
 
 def without_removed(document: object) -> object:
-    """Return a stored spec, as plain values, without the removed fields and values. Log a warning if one was set."""
+    """Return a stored spec, as plain values, without the removed fields and values. Log
+    a warning if one was set.
+    """
     converted = copy.deepcopy(document)
     for name, removed in _REMOVED.items():
         dotted, _, value = name.partition("=")
@@ -69,5 +76,7 @@ def without_removed(document: object) -> object:
 
 @cache
 def _warn_once(name: str) -> None:
-    """Log that stored specs have a removed field. The controller reads every spec every few seconds."""
+    """Log that stored specs have a removed field. The controller reads every spec every
+    few seconds.
+    """
     _log.warning("a stored spec is read without a removed field: %s", removal_reason(name))

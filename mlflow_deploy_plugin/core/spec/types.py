@@ -1,4 +1,6 @@
-"""The types of a spec's fields: names, durations, times, references of monitors, and schedules (crontab(5))."""
+"""The types of a spec's fields: names, durations, times, references of monitors, and
+schedules (crontab(5)).
+"""
 
 import ast
 import inspect
@@ -56,16 +58,22 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 LONGEST_DAYS = 3660
 """Ten years, the longest duration that a monitor may use."""
 _PAIRS = 2.0
-"""The number of window pairs to read, as a multiple of 1 / false alarm rate: 40 pairs for 5 %."""
+"""The number of window pairs to read, as a multiple of 1 / false alarm rate: 40 pairs
+for 5 %.
+"""
 SMALLEST_ROLLING_RATE = 0.002
-"""The smallest false alarm rate that the log's stored counts support (`watch/drift/references/windows.py`)."""
+"""The smallest false alarm rate that the log's stored counts support
+(`watch/drift/references/windows.py`).
+"""
 _LONGEST_SPAN = timedelta(days=10 * LONGEST_DAYS)
 _SPANS_AN_ERA = 4
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def is_loopback(host: str) -> bool:
-    """Return True if a host name or an address, with or without the brackets of a URL, is a loopback address."""
+    """Return True if a host name or an address, with or without the brackets of a URL,
+    is a loopback address.
+    """
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -79,7 +87,9 @@ def reachable_url(host: str, port: int | None, scheme: str = "http") -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """Return an ISO 8601 time in UTC, the default zone. Raises ValueError, or OverflowError outside years 1 to 9999."""
+    """Return an ISO 8601 time in UTC, the default zone. Raises ValueError, or
+    OverflowError outside years 1 to 9999.
+    """
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -88,7 +98,9 @@ def parse_time(text: str) -> datetime:
 
 
 def parse_interval(text: str) -> tuple[datetime, datetime]:
-    """Return the start and the end of `START/END` or `START/DURATION` in UTC. Raises like `parse_time`."""
+    """Return the start and the end of `START/END` or `START/DURATION` in UTC. Raises
+    like `parse_time`.
+    """
     begin, _, end = text.partition("/")
     start = parse_time(begin)
     stop = start + length_of(end) if is_duration(end) else parse_time(end)
@@ -98,12 +110,16 @@ def parse_interval(text: str) -> tuple[datetime, datetime]:
 
 
 def is_duration(text: str) -> bool:
-    """Return True if the text is a duration such as `"90s"`, `"5m"`, `"1h"`, `"1d"` or `"1w"`."""
+    """Return True if the text is a duration such as `"90s"`, `"5m"`, `"1h"`, `"1d"` or
+    `"1w"`.
+    """
     return re.fullmatch(_LENGTH, text) is not None
 
 
 def parse_duration(text: str, option: str) -> timedelta:
-    """Return the duration that a user specified for an option. Raise InvalidConfig for any other text."""
+    """Return the duration that a user specified for an option. Raise InvalidConfig for
+    any other text.
+    """
     if not is_duration(text):
         raise InvalidConfig(
             f"{option} {text!r} cannot be read; a duration like 30s, 5m, 1h, 90d or 1w is expected",
@@ -112,7 +128,9 @@ def parse_duration(text: str, option: str) -> timedelta:
 
 
 def parse_latency(text: str, option: str) -> float:
-    """Return the seconds of a latency above 0 such as `"20ms"` or `"1.5s"`. Raise InvalidConfig for another text."""
+    """Return the seconds of a latency above 0 such as `"20ms"` or `"1.5s"`. Raise
+    InvalidConfig for another text.
+    """
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s)", text)
     if match is None or not float(match[1]):
         raise InvalidConfig(
@@ -130,18 +148,24 @@ def duration_seconds(duration: str) -> int:
 
 
 def duration_text(seconds: int) -> str:
-    """Return a duration as a text with a whole number of the largest possible unit up to a day, e.g. `"7d"`."""
+    """Return a duration as a text with a whole number of the largest possible unit up
+    to a day, e.g. `"7d"`.
+    """
     unit = max((key for key in "smhd" if seconds % _SECONDS[key] == 0), key=_SECONDS.__getitem__)
     return f"{seconds // _SECONDS[unit]}{unit}"
 
 
 def split_list(value: object) -> object:
-    """Split a list from a command line, such as `"8,32"`; return any other value unchanged."""
+    """Split a list from a command line, such as `"8,32"`; return any other value
+    unchanged.
+    """
     return value.split(",") if isinstance(value, str) else value
 
 
 def split_providers(value: object) -> object:
-    """Return the entries of a list of ONNX Runtime's providers as mappings. An entry may be a name without options."""
+    """Return the entries of a list of ONNX Runtime's providers as mappings. An entry
+    may be a name without options.
+    """
     entries = split_list(value)
     return (
         [{entry: {}} if isinstance(entry, str) else entry for entry in entries]
@@ -154,7 +178,8 @@ def split_providers(value: object) -> object:
 def field_descriptions(model: type[BaseModel]) -> Mapping[str, str]:
     """Return the text below each field of a class, by field name.
 
-    The source file is read on demand, because pydantic's `use_attribute_docstrings` delays each process by 25 ms.
+    The source file is read on demand, because pydantic's `use_attribute_docstrings`
+    delays each process by 25 ms.
     """
     (declared,) = ast.parse(inspect.getsource(model)).body
     assert isinstance(declared, ast.ClassDef)
@@ -174,22 +199,28 @@ def _describe(schema: dict[str, Any], part: type[BaseModel]) -> None:
 
 
 class SpecPart(BaseModel):
-    """A part of a spec. The text below a field is its description in the help, the reference and the schema."""
+    """A part of a spec. The text below a field is its description in the help, the
+    reference and the schema.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_describe)
 
 
 def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> timedelta:
-    """Return the span of the log that `rolling:LAG` reads before a window, to compare pairs of windows."""
+    """Return the span of the log that `rolling:LAG` reads before a window, to compare
+    pairs of windows.
+    """
     pairs = ceil(_PAIRS / max(false_alarm_rate, SMALLEST_ROLLING_RATE))
     return lag + max(lag, min(pairs * length, _LONGEST_SPAN))
 
 
 def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datetime, datetime]:
-    """Return the period of the log whose rows define the bins of a `rolling:` reference that reads `span` of the log.
+    """Return the period of the log whose rows define the bins of a `rolling:` reference
+    that reads `span` of the log.
 
-    The period is the span before the last change of the bins, or the first span if the log is younger. The bins change
-    only once every four spans, so that the stored counts of an hour serve many windows.
+    The period is the span before the last change of the bins, or the first span if the
+    log is younger. The bins change only once every four spans, so that the stored
+    counts of an hour serve many windows.
     """
     era = _SPANS_AN_ERA * span
     turn = EPOCH + (start - EPOCH) // era * era
@@ -197,7 +228,9 @@ def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datet
 
 
 def validate_reference(text: str) -> str:
-    """Return the reference. Raise ValueError if the reference has a malformed window, or a lag above `LONGEST_DAYS`."""
+    """Return the reference. Raise ValueError if the reference has a malformed window,
+    or a lag above `LONGEST_DAYS`.
+    """
     kind, _, rest = text.partition(":")
     if kind == "rolling":
         validate_length(rest)
@@ -212,14 +245,18 @@ def validate_reference(text: str) -> str:
 
 
 def validate_length(duration: str) -> str:
-    """Return the duration unchanged. Raise ValueError if it is longer than `LONGEST_DAYS`."""
+    """Return the duration unchanged. Raise ValueError if it is longer than
+    `LONGEST_DAYS`.
+    """
     if duration_seconds(duration) > LONGEST_DAYS * 86400:
         raise ValueError(f"at most {LONGEST_DAYS}d are expected")
     return duration
 
 
 def validate_lag(lag: str, every: str) -> None:
-    """Raise ValueError if the lag of a rolling reference is not a multiple of the window length of the monitor."""
+    """Raise ValueError if the lag of a rolling reference is not a multiple of the
+    window length of the monitor.
+    """
     long_ago, length = duration_seconds(lag), duration_seconds(every)
     if long_ago < length:
         raise ValueError(f"reference rolling:{lag} is shorter than the window of {every}")
@@ -228,12 +265,15 @@ def validate_lag(lag: str, every: str) -> None:
 
 
 def validate_season(season: str, every: str) -> None:
-    """Raise ValueError if the season is not a multiple of the monitor's window length, and longer."""
+    """Raise ValueError if the season is not a multiple of the monitor's window length,
+    and longer.
+    """
     cycle, length = duration_seconds(season), duration_seconds(every)
     if cycle % length or cycle < 2 * length:
         nearest = duration_text(max(round(cycle / length), 2) * length)
         raise ValueError(
-            f"season {season}: a longer multiple of the window of {every} is expected, e.g. {nearest}",
+            f"season {season}: a longer multiple of the window of {every} is expected, e.g. "
+            f"{nearest}",
         )
 
 
@@ -244,11 +284,14 @@ def validate_crontab(text: str) -> str:
 
 
 def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
-    """Return the times of a crontab line like `15 6 * * 1-5` after `after`, in the zone of `after`, as Debian's cron.
+    """Return the times of a crontab line like `15 6 * * 1-5` after `after`, in the zone
+    of `after`, as Debian's cron.
 
-    Sunday is 0 and 7. If the line has a day of the month and a day of the week, a day matches by either of them. If a
-    clock change skips a time, the time is moved after the change. If a clock change repeats a time, the time occurs
-    once, unless the hour is an asterisk. Raises ValueError if a field cannot be read, or if no day matches the line.
+    Sunday is 0 and 7. If the line has a day of the month and a day of the week, a day
+    matches by either of them. If a clock change skips a time, the time is moved after
+    the change. If a clock change repeats a time, the time occurs once, unless the hour
+    is an asterisk. Raises ValueError if a field cannot be read, or if no day matches
+    the line.
     """
     try:
         if len(text.split()) != 5:
@@ -264,7 +307,9 @@ def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
 
 
 def load_time_zone(name: str) -> ZoneInfo:
-    """Return the time zone. Raise InvalidConfig if the time zone is not in the database of this machine."""
+    """Return the time zone. Raise InvalidConfig if the time zone is not in the database
+    of this machine.
+    """
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):

@@ -1,4 +1,5 @@
-"""The files that the processes of a server share: small files in the server's state folder.
+"""The files that the processes of a server share: small files in the server's state
+folder.
 
     spec.yaml           deployment → agent          the endpoints, one YAML document each
     wanted.json         agent → workers             the versions that workers must serve, already on this disk
@@ -22,7 +23,8 @@
     progress.json       agent                       the rows that the agent has shipped (`serve/agent/progress.py`)
     mask.key            workers                     the key of masked columns (`serve/spool/captured_model.py`)
 
-Each JSON file has one writer, which replaces the file by an atomic rename, so a reader sees either the old or the new
-content. Workers serve the versions in `wanted.json`, even while the registry is down and after a restart. If a file of
-the agent is lost, the agent writes it again (`assert_state`).
+Each JSON file has one writer, which replaces the file by an atomic rename, so a reader
+sees either the old or the new content. Workers serve the versions in `wanted.json`,
+even while the registry is down and after a restart. If a file of the agent is lost, the
+agent writes it again (`assert_state`).
 """

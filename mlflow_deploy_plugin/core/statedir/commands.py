@@ -1,7 +1,8 @@
 """The files of model control commands, and the errors in their answers.
 
-File names contain the creation time by the machine's monotonic clock, so that commands are executed in order. The
-worker that wrote a command removes the command and its answer. The agent removes the files of dead workers.
+File names contain the creation time by the machine's monotonic clock, so that commands
+are executed in order. The worker that wrote a command removes the command and its
+answer. The agent removes the files of dead workers.
 """
 
 from pathlib import Path
@@ -27,7 +28,9 @@ _ERRORS: dict[str, type[OnnxserveError]] = {error.__name__: error for error in _
 
 
 def command_answer(error: OnnxserveError | None) -> CommandAnswer:
-    """Return the answer to a command that failed with `error`; if `error` is None, to a command that succeeded."""
+    """Return the answer to a command that failed with `error`; if `error` is None, to a
+    command that succeeded.
+    """
     if error is None:
         return CommandAnswer()
     kinds = [kind.__name__ for kind in type(error).__mro__]

@@ -1,4 +1,6 @@
-"""Files that processes share: files that are replaced atomically, caches with digests as names, and lock files."""
+"""Files that processes share: files that are replaced atomically, caches with digests
+as names, and lock files.
+"""
 
 import fcntl
 import os
@@ -27,7 +29,9 @@ WANTED, AGENT, SERVER, SPEC, LOG = (
     "server.log",
 )
 SEE_LOG = "; the log says why"
-"""The end of a server's error in LOG; the command that started the server replaces it with the logged reason."""
+"""The end of a server's error in LOG; the command that started the server replaces it
+with the logged reason.
+"""
 FOLLOWED = "followed.json"
 COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
 METRICS, SPOOL = "metrics", "spool"
@@ -40,14 +44,19 @@ StateT = TypeVar("StateT", bound=State)
 
 
 def write_state(path: Path, state: State) -> None:
-    """Replace the file atomically, so that readers see either the old or the new content."""
+    """Replace the file atomically, so that readers see either the old or the new
+    content.
+    """
     write_atomically(path, state.model_dump_json().encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file atomically, and create its folder if needed. On failure, keep the old file and raise OSError."""
+    """Replace the file atomically, and create its folder if needed. On failure, keep
+    the old file and raise OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A process id would not be unique: containers that share a volume have the same process ids.
+    # A process id would not be unique: containers that share a volume have the same
+    # process ids.
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
         temporary.write_bytes(content)
@@ -64,8 +73,10 @@ def assert_state(path: Path, state: State) -> bool:
 
 
 def assert_content(path: Path, content: bytes) -> bool:
-    """Write the content unless the file already has this content, and return True if the file was written. The owner of
-    a file calls this function repeatedly to restore a lost or damaged file. Raises OSError as `write_atomically`."""
+    """Write the content unless the file already has this content, and return True if
+    the file was written. The owner of a file calls this function repeatedly to restore
+    a lost or damaged file. Raises OSError as `write_atomically`.
+    """
     with suppress(FileNotFoundError, PermissionError):
         if path.read_bytes() == content:
             return False
@@ -74,7 +85,9 @@ def assert_content(path: Path, content: bytes) -> bool:
 
 
 def read_state(path: Path, kind: type[StateT]) -> StateT | None:
-    """Return the content of the file, or None if the file does not exist or cannot be read."""
+    """Return the content of the file, or None if the file does not exist or cannot be
+    read.
+    """
     try:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, PermissionError, ValidationError):
@@ -82,7 +95,9 @@ def read_state(path: Path, kind: type[StateT]) -> StateT | None:
 
 
 def file_identity(path: Path) -> tuple[int, int, int] | None:
-    """Return a value that changes when the file is replaced; None if the file does not exist."""
+    """Return a value that changes when the file is replaced; None if the file does not
+    exist.
+    """
     try:
         status = path.stat()
     except OSError:
@@ -91,15 +106,19 @@ def file_identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def make_local_key(state_dir: Path) -> None:
-    """Write a new API key for processes of the server's user on this machine. Other users cannot read the file."""
+    """Write a new API key for processes of the server's user on this machine. Other
+    users cannot read the file.
+    """
     path = state_dir / LOCAL_KEY
     path.unlink(missing_ok=True)
     read_or_make_secret(path, secrets.token_urlsafe(32).encode())
 
 
 def read_or_make_secret(path: Path, content: bytes) -> bytes:
-    """Return the secret in the file, which only this user can read. If the file does not exist, create it with
-    `content`. Concurrent calls create one file. Raises OSError if the file cannot be read or written."""
+    """Return the secret in the file, which only this user can read. If the file does
+    not exist, create it with `content`. Concurrent calls create one file. Raises
+    OSError if the file cannot be read or written.
+    """
     if not path.exists():
         with locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
@@ -123,7 +142,9 @@ def worker_file(state_dir: Path, pid: int) -> Path:
 
 
 def read_workers(state_dir: Path) -> list[WorkerState]:
-    """Return the states of all workers that have written a state, including workers that have died."""
+    """Return the states of all workers that have written a state, including workers
+    that have died.
+    """
     try:
         files = sorted((state_dir / "workers").glob("*.json"))
     except FileNotFoundError:  # A server that starts may remove the folder.
@@ -133,7 +154,9 @@ def read_workers(state_dir: Path) -> list[WorkerState]:
 
 @contextmanager
 def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
-    """Record during the block that this worker loads the version in `folder`, so that the agent detects its death."""
+    """Record during the block that this worker loads the version in `folder`, so that
+    the agent detects its death.
+    """
     file = state_dir / LOADING / f"{os.getpid()}.json"
     with suppress(OSError):  # Load the version even if the disk is full.
         write_state(file, LoadingState(pid=os.getpid(), folder=folder))
@@ -145,7 +168,9 @@ def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
 
 
 def take_load_deaths(state_dir: Path) -> list[Path]:
-    """Return the folder of each version during whose loading a worker has died since the last call."""
+    """Return the folder of each version during whose loading a worker has died since
+    the last call.
+    """
     folders = []
     for file in sorted((state_dir / LOADING).glob("[!.]*.json")):
         state = read_state(file, LoadingState)
@@ -156,7 +181,9 @@ def take_load_deaths(state_dir: Path) -> list[Path]:
 
 
 def is_alive(pid: int) -> bool:
-    """Return True if a process has this id. The id may have been reused by another process."""
+    """Return True if a process has this id. The id may have been reused by another
+    process.
+    """
     try:
         with suppress(PermissionError):  # The process belongs to another user.
             os.kill(pid, 0)
@@ -167,8 +194,9 @@ def is_alive(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class FileCache:
-    """A folder of files. Each name is a digest of everything that the content depends on. A file is always complete.
-    The least recently used files are deleted."""
+    """A folder of files. Each name is a digest of everything that the content depends
+    on. A file is always complete. The least recently used files are deleted.
+    """
 
     folder: Path
     suffix: str
@@ -180,7 +208,9 @@ class FileCache:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
-        """Yield a temporary path whose file replaces `path` after the block. If the disk is full, no file is kept."""
+        """Yield a temporary path whose file replaces `path` after the block. If the
+        disk is full, no file is kept.
+        """
         temporary = self.folder / f".{os.urandom(8).hex()}{self.suffix}"
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -211,8 +241,10 @@ class FileCache:
 
 @contextmanager
 def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
-    """Wait for a lock between processes of this machine (flock), and hold it during the block. Raises BlockingIOError
-    if another process holds the lock for longer than `seconds` (None: wait without a limit)."""
+    """Wait for a lock between processes of this machine (flock), and hold it during the
+    block. Raises BlockingIOError if another process holds the lock for longer than
+    `seconds` (None: wait without a limit).
+    """
     path.parent.mkdir(
         parents=True,
         exist_ok=True,
@@ -239,15 +271,18 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # The disk may have become read-only.
-            # Remove the file before the lock is released, so that waiting processes notice that it is gone.
+            # Remove the file before the lock is released, so that waiting processes
+            # notice that it is gone.
             path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 @contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """Yield an empty folder during the block. A lock file next to each folder shows that the folder's process is
-    running. Unlike `tempfile.TemporaryDirectory`, this function also deletes the folders of killed processes."""
+    """Yield an empty folder during the block. A lock file next to each folder shows
+    that the folder's process is running. Unlike `tempfile.TemporaryDirectory`, this
+    function also deletes the folders of killed processes.
+    """
     root = Path(tempfile.gettempdir())
     for lock in root.glob(f"{prefix}*.lock"):
         with (
@@ -275,12 +310,16 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def claim_state_dir(state_dir: Path) -> Iterator[Path]:
-    """Claim the state folder for one server, and yield the folder. The kernel releases the claim when the process ends.
-    Raises AlreadyExists if another server uses the folder, and InvalidConfig if the folder cannot be written."""
+    """Claim the state folder for one server, and yield the folder. The kernel releases
+    the claim when the process ends. Raises AlreadyExists if another server uses the
+    folder, and InvalidConfig if the folder cannot be written.
+    """
     try:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # The folder contains captured rows.
         with ExitStack() as held:
-            try:  # Only the lock is in this block, because a failed fork also raises BlockingIOError.
+            # Only the lock is in this block, because a failed fork also raises
+            # BlockingIOError.
+            try:
                 held.enter_context(
                     locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2),
                 )  # Wait out `is_locked`.
@@ -297,8 +336,10 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
 
 @contextmanager
 def claim_free_state_dir(folder: Path) -> Iterator[Path]:
-    """Claim this state folder for one server, or the first free folder of `FOLDER.2`, `FOLDER.3` and so on. Raises
-    AlreadyExists if 100 servers of this name are running, and InvalidConfig for the reasons of `claim_state_dir`."""
+    """Claim this state folder for one server, or the first free folder of `FOLDER.2`,
+    `FOLDER.3` and so on. Raises AlreadyExists if 100 servers of this name are running,
+    and InvalidConfig for the reasons of `claim_state_dir`.
+    """
     with ExitStack() as held:
         for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):
             candidate = folder if number == 1 else folder.with_name(f"{folder.name}.{number}")
@@ -307,6 +348,7 @@ def claim_free_state_dir(folder: Path) -> Iterator[Path]:
                 break
         else:
             raise AlreadyExists(
-                f"{_MOST_SERVERS_OF_A_NAME} servers named {folder.name} already run on this machine",
+                f"{_MOST_SERVERS_OF_A_NAME} servers named {folder.name} already run on this "
+                "machine",
             )
         yield candidate

@@ -1,15 +1,19 @@
-"""The history of a server for the console: the workers' counts per interval in the last hour and in the last day.
+"""The history of a server for the console: the workers' counts per interval in the last
+hour and in the last day.
 
     history/hour.jsonl      agent → workers     360 lines of 10 s
     history/day.jsonl       agent → workers     288 lines of 5 min
 
-    {"at": 1700000000.0, "seconds": 10.0, "requests": [[endpoint, variant, model, version, status, number], …],
-     "durations": [[endpoint, variant, model, version, {"0.005": number, …}], …], "rows": {endpoint: number},
-     "labels": number}
+    {"at": 1700000000.0, "seconds": 10.0, "requests": [[endpoint, variant, model,
+    version, status, number], …],
+     "durations": [[endpoint, variant, model, version, {"0.005": number, …}], …],
+     "rows": {endpoint: number}, "labels": number}
 
-A line contains the increments of its interval, so lines can be summed, and a restart does not look like a decrease.
-`at` is the interval's end by the wall clock, and `seconds` is its length by the monotonic clock. The number of a bucket
-excludes the buckets below. Explanations do not have durations. An interval without a server does not have a line.
+A line contains the increments of its interval, so lines can be summed, and a restart
+does not look like a decrease. `at` is the interval's end by the wall clock, and
+`seconds` is its length by the monotonic clock. The number of a bucket excludes the
+buckets below. Explanations do not have durations. An interval without a server does not
+have a line.
 """
 
 import logging
@@ -58,7 +62,9 @@ class HistoryWriter:
         ]
 
     def round(self) -> None:
-        """Write a line if the last interval is over. If the disk is full, the line is lost."""
+        """Write a line if the last interval is over. If the disk is full, the line is
+        lost.
+        """
         now = self._monotonic()
         if self._run and now - self._seen_at < HISTORY_INTERVALS["hour"][0]:
             return
@@ -84,7 +90,9 @@ class HistoryWriter:
 
 
 class _Ring:
-    """A file of the last `kept` lines. A line is appended; a file of 2 * `kept` lines is rewritten."""
+    """A file of the last `kept` lines. A line is appended; a file of 2 * `kept` lines
+    is rewritten.
+    """
 
     def __init__(self, path: Path, seconds: float, kept: int) -> None:
         self._path, self._seconds, self._kept = path, seconds, kept
@@ -109,7 +117,9 @@ class _Ring:
 
 
 def read_history(state_dir: Path, span: Span) -> bytes:
-    """Return the last lines of a history file, oldest first, without lines that a crash has cut off."""
+    """Return the last lines of a history file, oldest first, without lines that a crash
+    has cut off.
+    """
     return b"\n".join(
         deque(_lines(state_dir / HISTORY / f"{span}.jsonl"), HISTORY_INTERVALS[span][1]),
     )

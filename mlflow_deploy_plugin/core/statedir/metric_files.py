@@ -1,10 +1,12 @@
-"""The metrics of all workers: stored in memory-mapped files, summed, and formatted as text for Prometheus.
+"""The metrics of all workers: stored in memory-mapped files, summed, and formatted as
+text for Prometheus.
 
-A file contains the number of bytes in use, followed by entries. An entry consists of the key's length, the number of
-cells, the key, and the cells, which are doubles. The key is JSON: a metric's kind, name, help text and bounds, and the
-labels. A counter or gauge has one cell; a histogram has its sum and its buckets. The multi-process mode of
-prometheus_client is not used, because it creates several objects per bucket and holds the GIL far longer.
-https://prometheus.io/docs/instrumenting/exposition_formats/
+A file contains the number of bytes in use, followed by entries. An entry consists of
+the key's length, the number of cells, the key, and the cells, which are doubles. The
+key is JSON: a metric's kind, name, help text and bounds, and the labels. A counter or
+gauge has one cell; a histogram has its sum and its buckets. The multi-process mode of
+prometheus_client is not used, because it creates several objects per bucket and holds
+the GIL far longer. https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 import contextlib
@@ -38,7 +40,9 @@ _KINDS: tuple[MetricKind, ...] = ("counter", "gauge", "histogram")
 _ESCAPED = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _ENTRIES_AT_ONCE, _SERIES_AT_ONCE = 500, 60
 _PAUSE_SECONDS = 1e-4
-"""The duration of a sleep that releases the GIL, which a computing thread keeps for 5 ms (`sys.getswitchinterval`)."""
+"""The duration of a sleep that releases the GIL, which a computing thread keeps for 5
+ms (`sys.getswitchinterval`).
+"""
 _STEP_BYTES = 64 * 1024
 _SHARED_MEMORY, _FOLDERS, _STATE = Path("/dev/shm"), "onnxserve-metrics-", "state"
 _LEAST_SHARED_BYTES = 4 * 1024 * 1024
@@ -52,7 +56,9 @@ CAPTURE_ROWS, FEEDBACK_LABELS = "onnxserve_capture_rows", "onnxserve_feedback_la
 OF_VARIANT = ("endpoint", "variant", "model", "version")
 """The labels of the metrics of a served version."""
 COUNTED = "counted.json"
-"""The file that keeps the last servers' row counts after the removal of the servers' metrics."""
+"""The file that keeps the last servers' row counts after the removal of the servers'
+metrics.
+"""
 _MAX_SAVED = 8
 Rows = Mapping[str, Mapping[str, int]]
 """Outcome ("answered", "captured", "dropped") → endpoint → number of rows."""
@@ -60,8 +66,10 @@ Rows = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """The declaration of a metric. The sample of a counter is named name + "_total". A metric with `bounds` is a
-    histogram; the bounds are ascending and have the format of the label `le`."""
+    """The declaration of a metric. The sample of a counter is named name + "_total". A
+    metric with `bounds` is a histogram; the bounds are ascending and have the format of
+    the label `le`.
+    """
 
     name: str
     help: str
@@ -77,14 +85,18 @@ _LOST = {
     )
     for kind, suffix in zip(_KINDS, ("", "_gauges", "_histograms"), strict=True)
 }
-"""Kind → the metric of values for which shared memory lacks space. The histogram has enough cells for any buckets."""
+"""Kind → the metric of values for which shared memory lacks space. The histogram has
+enough cells for any buckets.
+"""
 
 
 class MmapCounters:
-    """The metrics of this worker in a file, which is locked until this object is deleted. Callers synchronize threads.
+    """The metrics of this worker in a file, which is locked until this object is
+    deleted. Callers synchronize threads.
 
-    Existing values of the file are kept. `cells` contains all doubles of the file, and `cells[slot]` is the value
-    of a slot. Raises BlockingIOError if a running worker uses the file, and OSError if there is no space for the file.
+    Existing values of the file are kept. `cells` contains all doubles of the file, and
+    `cells[slot]` is the value of a slot. Raises BlockingIOError if a running worker
+    uses the file, and OSError if there is no space for the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,8 +115,10 @@ class MmapCounters:
         self._lost = {kind: self.slot(metric, {}) for kind, metric in _LOST.items()}
 
     def slot(self, metric: Metric, labels: Mapping[str, str]) -> int:
-        """Return the slot of a label set, whose initial value is 0. A histogram's slot is the sum, followed by the
-        buckets. If shared memory is full, return the slot of the unrecorded values, so that the response succeeds."""
+        """Return the slot of a label set, whose initial value is 0. A histogram's slot
+        is the sum, followed by the buckets. If shared memory is full, return the slot
+        of the unrecorded values, so that the response succeeds.
+        """
         kind = "histogram" if metric.bounds else metric.kind
         # Replace lone surrogates, which cannot be encoded.
         spelled = {
@@ -136,8 +150,10 @@ class MmapCounters:
         return slot
 
     def _grow(self) -> None:
-        """Allocate more bytes of the file now, because a later write without space would kill the worker (SIGBUS).
-        A thread may still use an earlier mapping, which maps the same memory."""
+        """Allocate more bytes of the file now, because a later write without space
+        would kill the worker (SIGBUS). A thread may still use an earlier mapping, which
+        maps the same memory.
+        """
         size = self._size + _STEP_BYTES
         with open(self._file, "ab", closefd=False) as end:  # macOS has no posix_fallocate(3).
             end.write(bytes(size - end.tell()))
@@ -148,8 +164,10 @@ class MmapCounters:
 
 @dataclass(slots=True)
 class MetricSeries:
-    """The values of a label set. For a histogram, `value` is the sum of the observations, and `buckets` contains the
-    ascending bounds, each with the number of observations up to the bound."""
+    """The values of a label set. For a histogram, `value` is the sum of the
+    observations, and `buckets` contains the ascending bounds, each with the number of
+    observations up to the bound.
+    """
 
     labels: dict[str, str]
     value: float = 0.0
@@ -169,8 +187,10 @@ class MetricFamily:
 
 
 def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
-    """Return all workers' metrics of these kinds, sorted by name. Counters and histograms include dead workers. Gauges
-    in files `gauges_PID` are summed; other gauges are maxima. The call sleeps so that other threads can run."""
+    """Return all workers' metrics of these kinds, sorted by name. Counters and
+    histograms include dead workers. Gauges in files `gauges_PID` are summed; other
+    gauges are maxima. The call sleeps so that other threads can run.
+    """
     families: dict[str, MetricFamily] = {}
     for key, cells in _unhurried(_sum_files(folder, kinds).items(), _ENTRIES_AT_ONCE):
         kind, name, text, bounds, labels = orjson.loads(key)
@@ -188,7 +208,9 @@ def read_series(
     folder: Path,
     kinds: tuple[MetricKind, ...] = _KINDS,
 ) -> defaultdict[str, list[MetricSeries]]:
-    """Return the series of `read_families` by metric name; an empty list for an unknown name."""
+    """Return the series of `read_families` by metric name; an empty list for an unknown
+    name.
+    """
     by_name = defaultdict[str, list[MetricSeries]](list)
     for family in read_families(folder, kinds):
         by_name[family.name] += family.series
@@ -244,7 +266,9 @@ def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[
 
 
 def _entries(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each key of a file with the slot of the key's first cell and the number of cells."""
+    """Yield each key of a file with the slot of the key's first cell and the number of
+    cells.
+    """
     position, used = (
         _HEADER.size,
         _HEADER.unpack_from(content)[0] if content else 0,
@@ -267,14 +291,18 @@ def _unhurried(items: Iterable[Item], at_once: int) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class CaptureCounters:
-    """The numbers of rows that were answered, captured and dropped since the start of the server `run`."""
+    """The numbers of rows that were answered, captured and dropped since the start of
+    the server `run`.
+    """
 
     run: str
     rows: Rows
 
 
 def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
-    """Return the row counts of all workers, including dead workers; if the server has ended, its saved counts."""
+    """Return the row counts of all workers, including dead workers; if the server has
+    ended, its saved counts.
+    """
     link = state_dir / METRICS
     with contextlib.suppress(OSError):
         folder = link.readlink()
@@ -288,7 +316,9 @@ def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
 
 
 def saved_capture_counters(state_dir: Path) -> list[CaptureCounters]:
-    """Return the row counts that the last servers have saved, oldest first. The agent may not have read all counts."""
+    """Return the row counts that the last servers have saved, oldest first. The agent
+    may not have read all counts.
+    """
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         saved = orjson.loads((state_dir / COUNTED).read_bytes())
         return [CaptureCounters(entry["run"], entry["rows"]) for entry in saved]
@@ -304,7 +334,9 @@ def save_capture_counters(state_dir: Path) -> None:
 
 
 def shared_memory() -> Path | None:
-    """Return the shared memory's folder; None if the folder does not exist, is not writable or has too little space."""
+    """Return the shared memory's folder; None if the folder does not exist, is not
+    writable or has too little space.
+    """
     is_writable = os.access(_SHARED_MEMORY, os.W_OK)
     return (
         _SHARED_MEMORY
@@ -314,9 +346,12 @@ def shared_memory() -> Path | None:
 
 
 def make_metrics_folder(state_dir: Path) -> int:
-    """Create an empty folder for the metrics of a starting server, and remove the last server's metrics. Return the
-    descriptor of a lock on the folder. While this process or a fork keeps it open, no other server removes the folder.
-    The files are in shared memory, because a write to a mapped file on a full disk would kill the worker (SIGBUS)."""
+    """Create an empty folder for the metrics of a starting server, and remove the last
+    server's metrics. Return the descriptor of a lock on the folder. While this process
+    or a fork keeps it open, no other server removes the folder. The files are in shared
+    memory, because a write to a mapped file on a full disk would kill the worker
+    (SIGBUS).
+    """
     remove_metrics(state_dir)
     _remove_abandoned_metrics()
     folder = Path(tempfile.mkdtemp(prefix=_FOLDERS, dir=shared_memory()))
@@ -328,8 +363,10 @@ def make_metrics_folder(state_dir: Path) -> int:
 
 
 def _remove_abandoned_metrics() -> None:
-    """Remove a killed server's metrics if no state folder links to them any more. If a state folder still links to the
-    metrics, the next server of that folder saves the counts first."""
+    """Remove a killed server's metrics if no state folder links to them any more. If a
+    state folder still links to the metrics, the next server of that folder saves the
+    counts first.
+    """
     for folder in (shared_memory() or Path(tempfile.gettempdir())).glob(f"{_FOLDERS}*"):
         with contextlib.suppress(OSError):
             back = (folder / _STATE).readlink() / METRICS
@@ -346,8 +383,9 @@ def _remove_abandoned_metrics() -> None:
 
 
 def remove_metrics(state_dir: Path) -> None:
-    """Remove the metrics of the state folder's last server, and save its row counts. Raises OSError if the state folder
-    cannot be written; the metrics are then kept."""
+    """Remove the metrics of the state folder's last server, and save its row counts.
+    Raises OSError if the state folder cannot be written; the metrics are then kept.
+    """
     link = state_dir / METRICS
     if link.is_symlink():
         save_capture_counters(state_dir)

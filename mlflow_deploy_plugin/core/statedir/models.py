@@ -10,7 +10,9 @@ from mlflow_deploy_plugin.core.spec.removed import without_removed
 
 
 class State(BaseModel):
-    """The content of a state file. Unknown fields are ignored, so that old readers accept files of newer writers."""
+    """The content of a state file. Unknown fields are ignored, so that old readers
+    accept files of newer writers.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -20,9 +22,11 @@ class WantedVariant(State):
 
     Attributes:
         model_uri: the URI in the spec, such as models:/flight-delay@champion.
-        version: the registry's version number, or the model id of a model that is not registered.
+        version: the registry's version number, or the model id of a model that is not
+            registered.
         folder: the MLmodel folder on this disk, which the agent has verified.
-        aspects: details that are reported with the version: stage, run_id, parity, git_commit, …
+        aspects: details that are reported with the version: stage, run_id, parity,
+            git_commit, …
     """
 
     model_uri: str
@@ -35,7 +39,9 @@ class WantedVariant(State):
 
 
 class WantedEndpoint(State):
-    """The variants that have a version. `errors` explains why others do not; any caller may read these texts."""
+    """The variants that have a version. `errors` explains why others do not; any caller
+    may read these texts.
+    """
 
     variants: dict[str, WantedVariant]
     capture: CaptureSpec = CaptureSpec()
@@ -44,8 +50,9 @@ class WantedEndpoint(State):
 
 
 class Wanted(State):
-    """The endpoints that every worker must serve. Every change increments `generation`. The endpoints in `unloaded`
-    were unloaded by commands, and may be loaded again."""
+    """The endpoints that every worker must serve. Every change increments `generation`.
+    The endpoints in `unloaded` were unloaded by commands, and may be loaded again.
+    """
 
     generation: int = 0
     endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
@@ -53,8 +60,10 @@ class Wanted(State):
 
 
 class Command(State):
-    """A request to the agent to load or unload an endpoint. `created_at` is a time by the machine's monotonic clock.
-    `actor` is the name of the caller's key; empty if the server requires no keys."""
+    """A request to the agent to load or unload an endpoint. `created_at` is a time by
+    the machine's monotonic clock. `actor` is the name of the caller's key; empty if the
+    server requires no keys.
+    """
 
     action: Literal["load", "unload"]
     endpoint: str
@@ -64,14 +73,18 @@ class Command(State):
 
 
 class CommandAnswer(State):
-    """The result of a command. `error` is empty after a success on all workers; `kind` is the error's class."""
+    """The result of a command. `error` is empty after a success on all workers; `kind`
+    is the error's class.
+    """
 
     error: str = ""
     kind: str = ""
 
 
 class Control(State):
-    """The changes that commands have made to the spec: endpoints that were unloaded, and endpoints that were added."""
+    """The changes that commands have made to the spec: endpoints that were unloaded,
+    and endpoints that were added.
+    """
 
     unloaded: tuple[str, ...] = ()
     added: dict[str, Annotated[EndpointSpec, BeforeValidator(without_removed)]] = Field(
@@ -80,7 +93,9 @@ class Control(State):
 
 
 Scope = Literal["infer", "read", "admin"]
-"""A caller's right: `infer` (predict, explain, feedback), `read` (metrics, metadata, pages), `admin` (load, unload)."""
+"""A caller's right: `infer` (predict, explain, feedback), `read` (metrics, metadata,
+pages), `admin` (load, unload).
+"""
 
 
 class KeyEntry(State):
@@ -88,9 +103,12 @@ class KeyEntry(State):
 
     Attributes:
         endpoints: the endpoints that the key gives access to; empty for all endpoints.
-        expires_at: the key's end in seconds since 1970; None if the key does not expire.
-        limits: rate limits for predictions in the syntax of `server.rate_limit`, with the shortest period first.
-        counted_as: the name in metrics, common to all callers of a token issuer; if empty, `name` is used.
+        expires_at: the key's end in seconds since 1970; None if the key does not
+            expire.
+        limits: rate limits for predictions in the syntax of `server.rate_limit`, with
+            the shortest period first.
+        counted_as: the name in metrics, common to all callers of a token issuer; if
+            empty, `name` is used.
     """
 
     name: str
@@ -108,8 +126,10 @@ class ValidKeys(State):
 
 
 class LoadedVariant(State):
-    """The version that a worker serves for a variant; empty if no version is loaded. `error` is the reason why the
-    wanted version is not loaded, and `no_batch` why the graph has no batch dimension; otherwise, these are empty."""
+    """The version that a worker serves for a variant; empty if no version is loaded.
+    `error` is the reason why the wanted version is not loaded, and `no_batch` why the
+    graph has no batch dimension; otherwise, these are empty.
+    """
 
     version: str = ""
     error: str = ""
@@ -117,14 +137,18 @@ class LoadedVariant(State):
 
 
 class WorkerState(State):
-    """The versions that a worker has loaded, by endpoint and variant, for the `Wanted` of the same generation."""
+    """The versions that a worker has loaded, by endpoint and variant, for the `Wanted`
+    of the same generation.
+    """
 
     pid: int
     generation: int
     endpoints: dict[str, dict[str, LoadedVariant]] = Field(default_factory=dict)
 
     def loaded(self, endpoint: str, variant: str) -> LoadedVariant:
-        """Return the loaded version of a variant; empty if the worker has not tried to load a version yet."""
+        """Return the loaded version of a variant; empty if the worker has not tried to
+        load a version yet.
+        """
         return self.endpoints.get(endpoint, {}).get(variant, LoadedVariant())
 
     @property
@@ -135,7 +159,9 @@ class WorkerState(State):
 
 
 class LoadingState(State):
-    """The version that a worker is loading. If the worker dies during loading, the file remains."""
+    """The version that a worker is loading. If the worker dies during loading, the file
+    remains.
+    """
 
     pid: int
     folder: Path
@@ -145,10 +171,14 @@ class ShippingState(State):
     """The state of shipping the spool to the inference log.
 
     Attributes:
-        error: the reason why the log cannot be written; empty if the log can be written.
-        torn_segments: the number of segments with an incomplete last frame since the agent's start (killed workers).
-        broken_segments: the number of malformed segments that were set aside since the agent's start.
-        complete_until: the time before which all answered rows are in the log; seconds since 1970, in steps of 10.
+        error: the reason why the log cannot be written; empty if the log can be
+            written.
+        torn_segments: the number of segments with an incomplete last frame since the
+            agent's start (killed workers).
+        broken_segments: the number of malformed segments that were set aside since the
+            agent's start.
+        complete_until: the time before which all answered rows are in the log; seconds
+            since 1970, in steps of 10.
     """
 
     error: str = ""
@@ -158,8 +188,9 @@ class ShippingState(State):
 
 
 class RefusedVersion(State):
-    """A version that the registry names for a variant and that is not served. `cause` is gate, fetch, artifact, load or
-    consent (the version would run its own code)."""
+    """A version that the registry names for a variant and that is not served. `cause`
+    is gate, fetch, artifact, load or consent (the version would run its own code).
+    """
 
     endpoint: str
     variant: str
@@ -173,10 +204,13 @@ class AgentState(State):
     """The agent's status report.
 
     Attributes:
-        checked_at: the end of the registry's last poll, even if the poll failed; in seconds since 1970.
+        checked_at: the end of the registry's last poll, even if the poll failed; in
+            seconds since 1970.
         looks: the number of completed polls since the agent's start.
-        fatal: True if no version can be served: none could be fetched, and there is no earlier version.
-        keys_fetched_at: the time of the last fetch of API keys or an issuer's keys, in seconds since 1970; 0 if none.
+        fatal: True if no version can be served: none could be fetched, and there is no
+            earlier version.
+        keys_fetched_at: the time of the last fetch of API keys or an issuer's keys, in
+            seconds since 1970; 0 if none.
     """
 
     pid: int
@@ -191,10 +225,12 @@ class AgentState(State):
 
 
 class FetchedVersion(State):
-    """A version whose verified files from `source` are on this disk. `identity` is empty for a version that was
-    restored from wanted.json. `runs_code` is True for a version without an ONNX form. `digest` is the digest of all
-    fetched files; empty for a folder that is served in place. `unapproved_at` has the gated stages and @aliases of the
-    model if it requires approvals and the version has none."""
+    """A version whose verified files from `source` are on this disk. `identity` is
+    empty for a version that was restored from wanted.json. `runs_code` is True for a
+    version without an ONNX form. `digest` is the digest of all fetched files; empty for
+    a folder that is served in place. `unapproved_at` has the gated stages and @aliases
+    of the model if it requires approvals and the version has none.
+    """
 
     model: str
     version: str
@@ -208,7 +244,9 @@ class FetchedVersion(State):
 
 
 class FollowedReference(State):
-    """The served and the previous version of a reference. `told` is the source and error in the last written tag."""
+    """The served and the previous version of a reference. `told` is the source and
+    error in the last written tag.
+    """
 
     model_uri: str
     require: str = ""
@@ -227,8 +265,10 @@ Phase = Literal["starting", "serving", "stopping"]
 
 
 class ServerState(State):
-    """The supervisor's status report, which is written when the port is known and removed at a normal end. `restarts`
-    is the number of gunicorn's restarts since `started_at`."""
+    """The supervisor's status report, which is written when the port is known and
+    removed at a normal end. `restarts` is the number of gunicorn's restarts since
+    `started_at`.
+    """
 
     pid: int
     host: str

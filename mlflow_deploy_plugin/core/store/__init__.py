@@ -1,1 +1,3 @@
-"""The store: endpoints, audit events, rollouts, monitors, alerts, retrainings and leases, in an SQL database."""
+"""The store: endpoints, audit events, rollouts, monitors, alerts, retrainings and
+leases, in an SQL database.
+"""

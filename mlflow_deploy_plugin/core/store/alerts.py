@@ -22,7 +22,9 @@ from mlflow_deploy_plugin.core.store.tables import (
 
 FIRING = "firing"
 _REMEMBERED = timedelta(days=7)
-"""The time during which a resolved alert can still be sent, from the last change of the alert."""
+"""The time during which a resolved alert can still be sent, from the last change of the
+alert.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,11 @@ class Alert:
     """An alert, from its start until it is resolved.
 
     Attributes:
-        fingerprint: the identifier of the alert's subject; at most one alert per fingerprint is firing.
+        fingerprint: the identifier of the alert's subject; at most one alert per
+            fingerprint is firing.
         state: `said` is an announcement, which is never resolved.
-        first_at / last_at / told_at: the times of the first and last observation and of the last notification (None if
-            never sent), by the store's clock.
+        first_at / last_at / told_at: the times of the first and last observation and of
+            the last notification (None if never sent), by the store's clock.
         detail: the content and the recipients (`watch/alerts`).
     """
 
@@ -51,7 +54,9 @@ class Alert:
 
 @dataclass(frozen=True)
 class Silence:
-    """A period without alerts for an endpoint or one of its monitors. An empty `monitor` means all monitors."""
+    """A period without alerts for an endpoint or one of its monitors. An empty
+    `monitor` means all monitors.
+    """
 
     id: int
     endpoint: str
@@ -78,7 +83,9 @@ class Alerts:
         return self._store.read(query, Alert)
 
     def recent(self) -> list[Alert]:
-        """Return the alerts that are firing or changed within the last 7 days, oldest first."""
+        """Return the alerts that are firing or changed within the last 7 days, oldest
+        first.
+        """
         since = self._store.now() - _REMEMBERED
         query = (
             select(AlertRow)
@@ -92,7 +99,9 @@ class Alerts:
         fingerprint: str,
         change: "Callable[[Alert | None], Alert | None]",
     ) -> Alert | None:
-        """Write the alert that `change` makes of the firing alert (or of None), unless `change` returns None."""
+        """Write the alert that `change` makes of the firing alert (or of None), unless
+        `change` returns None.
+        """
         stored = storable_text(fingerprint, 255)
         query = select(AlertRow).where(AlertRow.fingerprint == stored, AlertRow.state == FIRING)
         with self._store.transaction(alone_with=f"alert/{stored}") as session:
@@ -102,7 +111,9 @@ class Alerts:
             return _write(session, row, change(None if row is None else from_row(row, Alert)))
 
     def add_once(self, alert: Alert) -> Alert | None:
-        """Write the alert. Return None if the store already has an alert with this fingerprint, in any state."""
+        """Write the alert. Return None if the store already has an alert with this
+        fingerprint, in any state.
+        """
         stored = storable_text(alert.fingerprint, 255)
         query = select(AlertRow.id).where(AlertRow.fingerprint == stored).limit(1)
         with self._store.transaction(alone_with=f"alert/{stored}") as session:
@@ -111,7 +122,9 @@ class Alerts:
             )
 
     def change_by_id(self, number: int, change: "Callable[[Alert], Alert | None]") -> Alert | None:
-        """Write the result of `change` for the alert with this id, in any state. Return None if it does not exist."""
+        """Write the result of `change` for the alert with this id, in any state. Return
+        None if it does not exist.
+        """
         with self._store.transaction() as session:
             row = session.get(AlertRow, number, with_for_update=True)
             return None if row is None else _write(session, row, change(from_row(row, Alert)))
@@ -148,7 +161,9 @@ class Silences:
         return self._store.read(query, Silence)
 
     def end(self, number: int, why: str = "") -> Silence | None:
-        """End the silence now with an audit event. Return None if no active silence has this id."""
+        """End the silence now with an audit event. Return None if no active silence has
+        this id.
+        """
         now = self._store.now()
         user = self._store.user
         query = (

@@ -1,4 +1,6 @@
-"""Audit events: the actor, subject and time of a change, the values before and after, the reason and the figures."""
+"""Audit events: the actor, subject and time of a change, the values before and after,
+the reason and the figures.
+"""
 
 import getpass
 import socket
@@ -20,7 +22,8 @@ from mlflow_deploy_plugin.core.store.tables import (
 )
 
 USER = "user"
-"""The key in `Session.info` of the user of this process, if the user was needed so far."""
+"""The key in `Session.info` of the user of this process, if the user was needed so far.
+"""
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
 
@@ -30,12 +33,15 @@ class AuditEvent:
 
     Attributes:
         actor: the user that a server has authenticated, otherwise user@machine.
-        action: create update delete start stop traffic transition alias register promote gate request approve decline
-            refused rollout.start rollout.step rollout.end rollback retrain.start retrain.refused retrain.run
-            retrain.version retrain.end copy monitor.pause monitor.resume monitor.accept.
+        action: create update delete start stop traffic transition alias register
+            promote gate request approve decline refused rollout.start rollout.step
+            rollout.end rollback retrain.start retrain.refused retrain.run
+            retrain.version retrain.end copy monitor.pause monitor.resume
+            monitor.accept.
         model / version: set for changes of a registered model.
         before / after: texts of the values before and after the change.
-        detail: the resulting spec, the figures of the decision, or the `move_detail` of a move in the registry.
+        detail: the resulting spec, the figures of the decision, or the `move_detail` of
+            a move in the registry.
     """
 
     at: datetime
@@ -55,9 +61,10 @@ def move_detail(place: str, before: str, files: str | None = None) -> Json:
 
     Args:
         before: the replaced version, or empty.
-        files: the digest of the files of the moved version (`core.mlmodel.combine_hashes`), or empty if they cannot be
-            read.
-            None if the event is not by MLflow's server, which has an event of its own for the move.
+        files: the digest of the files of the moved version
+            (`core.mlmodel.combine_hashes`), or empty if they cannot be read. None if
+            the event is not by MLflow's server, which has an event of its own for the
+            move.
     """
     return {
         "moved": {"place": place, "before": before} | ({} if files is None else {"files": files}),
@@ -74,9 +81,11 @@ def current_actor() -> str:
 
 
 def write_event(session: Session, event: AuditEvent) -> None:
-    """Write the event. Characters that cannot be stored are replaced, because an event must never be rejected.
+    """Write the event. Characters that cannot be stored are replaced, because an event
+    must never be rejected.
 
-    If the actor is this process's user under the name of a login, the detail `machine` has the name user@machine.
+    If the actor is this process's user under the name of a login, the detail `machine`
+    has the name user@machine.
     """
     machine = current_actor()
     is_of_login = session.info.get(USER) == event.actor != machine
@@ -95,7 +104,9 @@ def save_row(
     kind: type[ValueT],
     event: AuditEvent | None = None,
 ) -> ValueT:
-    """Write the row and its event. Return the row as a dataclass with the values that the database has set."""
+    """Write the row and its event. Return the row as a dataclass with the values that
+    the database has set.
+    """
     session.add(row)
     session.flush()
     if event is not None:
@@ -104,7 +115,9 @@ def save_row(
 
 
 def describe_traffic(spec: EndpointSpec) -> str:
-    """Return an endpoint's variants in one line: `champion models:/X/3 95, candidate models:/X/4 5`."""
+    """Return an endpoint's variants in one line: `champion models:/X/3 95, candidate
+    models:/X/4 5`.
+    """
     return ", ".join(
         f"{name} {variant.model} {'shadow' if variant.shadow else variant.weight}"
         for name, variant in spec.variants.items()
@@ -112,7 +125,9 @@ def describe_traffic(spec: EndpointSpec) -> str:
 
 
 def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[str], list[str]]:
-    """Return the variants whose model or share changed, as texts before and after; a model only if it changed."""
+    """Return the variants whose model or share changed, as texts before and after; a
+    model only if it changed.
+    """
     texts: tuple[list[str], list[str]] = [], []
     for name in dict.fromkeys([*before.variants, *after.variants]):
         both = [spec.variants.get(name) for spec in (before, after)]
@@ -131,10 +146,11 @@ def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[
 
 
 def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
-    """Return the changed parts before and after, such as `champion 100, candidate 0` and `champion 95, candidate 5`.
+    """Return the changed parts before and after, such as `champion 100, candidate 0`
+    and `champion 95, candidate 5`.
 
-    A variant is listed with its model if the model changed, an added or removed monitor with its kind and fields, and
-    any other field with its dotted name.
+    A variant is listed with its model if the model changed, an added or removed monitor
+    with its kind and fields, and any other field with its dotted name.
     """
     texts = _describe_variants(before, after)
     specs = before, after
@@ -162,7 +178,9 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, object]:
-    """Return the fields that are not default, by dotted name, without the traffic and without `shown_monitors`."""
+    """Return the fields that are not default, by dotted name, without the traffic and
+    without `shown_monitors`.
+    """
     document = spec_document(spec)
     for name in shown_monitors & set(spec.monitors):
         del document["monitors"][name]

@@ -1,7 +1,9 @@
-"""Opens the store: connects to the database, creates or upgrades the schema, and returns a `Store`.
+"""Opens the store: connects to the database, creates or upgrades the schema, and
+returns a `Store`.
 
-If two processes open a new store, one process migrates while the other waits. On SQLite, each writing transaction takes
-the write lock at its start; on PostgreSQL, the migration takes an advisory lock first.
+If two processes open a new store, one process migrates while the other waits. On
+SQLite, each writing transaction takes the write lock at its start; on PostgreSQL, the
+migration takes an advisory lock first.
 """
 
 import sqlite3
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 SCHEMA = max(script.name[:4] for script in (MIGRATIONS / "versions").glob("0*"))
-"""The newest Alembic revision, read from the script names, because the import of Alembic takes 0.2 s."""
+"""The newest Alembic revision, read from the script names, because the import of
+Alembic takes 0.2 s.
+"""
 _ADVISORY_LOCK = 0x6F6E6E78  # the letters "onnx": any number, but the same in all processes
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
@@ -35,7 +39,8 @@ _LOST_MACHINE = {
     "keepalives_interval": 5,
     "keepalives_count": 2,
 }
-"""With these options, a connection to a failed machine ends after 20 s instead of Linux's 15 minutes to two hours
+"""With these options, a connection to a failed machine ends after 20 s instead of
+Linux's 15 minutes to two hours
 (https://www.postgresql.org/docs/current/libpq-connect.html).
 """
 
@@ -52,11 +57,11 @@ def open_store(
 ) -> Store:
     """Return the store at an SQLAlchemy URL. Create or upgrade its schema if needed.
 
-    `login` returns the name under which a server has authenticated the user of this process, or an empty text. It is
-    called when the name is needed first.
+    `login` returns the name under which a server has authenticated the user of this
+    process, or an empty text. It is called when the name is needed first.
 
-    Raises InvalidConfig if the URL or its database is not supported, and StoreUnavailable if the store cannot be
-    reached or its schema is unknown.
+    Raises InvalidConfig if the URL or its database is not supported, and
+    StoreUnavailable if the store cannot be reached or its schema is unknown.
     """
     try:
         parsed = make_url(url)
@@ -87,7 +92,9 @@ def open_store(
 
 
 def migration_config(connection: Connection) -> "Config":
-    """Return Alembic's configuration, which passes the connection to `migrations/env.py`."""
+    """Return Alembic's configuration, which passes the connection to
+    `migrations/env.py`.
+    """
     from alembic.config import (
         Config,
     )  # Import Alembic only for migrations, because the import takes 0.2 s.
@@ -118,9 +125,10 @@ def _migrate(connection: Connection) -> None:
     known = {script.revision for script in scripts.walk_revisions()}
     if current is not None and current not in known:
         raise StoreUnavailable(
-            f"the store at {redacted_url(connection.engine.url)} has the schema {current}, which onnxserve "
-            f"{__version__} does not support: upgrade onnxserve if a newer version created the store; if a build "
-            "before the first release created the store, move its tables away and run `onnxserve migrate`",
+            f"the store at {redacted_url(connection.engine.url)} has the schema {current}, which "
+            f"onnxserve {__version__} does not support: upgrade onnxserve if a newer version "
+            "created the store; if a build before the first release created the store, move its "
+            "tables away and run `onnxserve migrate`",
         )
     if current != scripts.get_current_head():
         command.upgrade(config, "head")
@@ -156,7 +164,8 @@ def _engine(url: URL) -> Engine:
         ours = 'pip install "mlflow-onnxserve[postgresql]"'
         hint = ours if backend == "postgresql" else "onnxserve is tested with SQLite and PostgreSQL"
         raise InvalidConfig(
-            f"ONNXSERVE_STORE_URI: the driver of {url.drivername!r} is not installed ({error}): {hint}",
+            f"ONNXSERVE_STORE_URI: the driver of {url.drivername!r} is not installed ({error}): "
+            f"{hint}",
         ) from None
     if backend == "sqlite":
         _take_write_lock_at_start(engine)
@@ -164,9 +173,11 @@ def _engine(url: URL) -> Engine:
 
 
 def _take_write_lock_at_start(engine: Engine) -> None:
-    """Take the write lock at the start of each writing transaction, because taking the lock after a read can fail.
+    """Take the write lock at the start of each writing transaction, because taking the
+    lock after a read can fail.
 
-    A read-only transaction sees the store as it was at the transaction's start, and blocks no other transaction.
+    A read-only transaction sees the store as it was at the transaction's start, and
+    blocks no other transaction.
     """
 
     @event.listens_for(engine, "connect")

@@ -1,4 +1,6 @@
-"""Deletes old judged windows and resolved alerts, which monitors create continuously. All other rows are kept."""
+"""Deletes old judged windows and resolved alerts, which monitors create continuously.
+All other rows are kept.
+"""
 
 import time
 from collections import Counter
@@ -16,9 +18,13 @@ from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AlertRow, MonitorRow, MonitorWindowRow
 
 MIN_DAYS = 7
-"""The shortest retention: late labels add revisions to windows, and alerts are sent again, for up to this time."""
+"""The shortest retention: late labels add revisions to windows, and alerts are sent
+again, for up to this time.
+"""
 KEPT_WINDOWS = 200
-"""The number of judged windows that are kept per monitor. Consecutive alarms are counted over these newest windows."""
+"""The number of judged windows that are kept per monitor. Consecutive alarms are
+counted over these newest windows.
+"""
 _AT_ONCE = 1000
 _COUNTED = tuple(
     getattr(MonitorWindowRow, name)
@@ -40,11 +46,14 @@ def expire(
     only_count: bool = False,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> Expired:
-    """Delete the windows and alerts that last changed longer ago than `keep`, and return their numbers.
+    """Delete the windows and alerts that last changed longer ago than `keep`, and
+    return their numbers.
 
-    For each monitor, the newest window and the newest `KEPT_WINDOWS` judged windows are kept, separately for scheduled
-    windows and windows requested by hand. Pending windows and firing alerts are also kept. Each transaction deletes at
-    most 1,000 rows and is followed by a pause of the same duration. The deletion stops when `goes_on` returns False.
+    For each monitor, the newest window and the newest `KEPT_WINDOWS` judged windows are
+    kept, separately for scheduled windows and windows requested by hand. Pending
+    windows and firing alerts are also kept. Each transaction deletes at most 1,000 rows
+    and is followed by a pause of the same duration. The deletion stops when `goes_on`
+    returns False.
     """
     try:
         before = store.now() - keep

@@ -30,7 +30,8 @@ class ApiKey:
         digest: SHA-256 of the text, in hexadecimal.
         endpoints: the endpoints to which the key gives access; empty for all endpoints.
         actor: the user who created the key.
-        limits: rate limits for predictions with the key, such as 100/second, with the shortest period first.
+        limits: rate limits for predictions with the key, such as 100/second, with the
+            shortest period first.
     """
 
     name: str
@@ -67,9 +68,11 @@ class ApiKeys:
         actor: str | None = None,
         limits: Collection[str] = (),
     ) -> tuple[ApiKey, str]:
-        """Create a key with an audit event. Return the key and the text of the key, which is not stored.
+        """Create a key with an audit event. Return the key and the text of the key,
+        which is not stored.
 
-        The audit trail and the logs identify keys by name, so AlreadyExists is raised if a key ever had the name.
+        The audit trail and the logs identify keys by name, so AlreadyExists is raised
+        if a key ever had the name.
         """
         from limits import parse  # This import is slow, and most commands do not create a key.
 
@@ -80,7 +83,8 @@ class ApiKeys:
             digest=hashlib.sha256(text.encode()).hexdigest(),
             scopes=sorted(scopes),
             endpoints=sorted(endpoints),
-            # Short limits are checked first, so that a refused request does not count against longer limits.
+            # Short limits are checked first, so that a refused request does not count
+            # against longer limits.
             limits=sorted(limits, key=lambda rate: parse(rate).get_expiry()),
             actor=storable_text(by, 255),
             created_at=now,
@@ -97,7 +101,9 @@ class ApiKeys:
             ) from None
 
     def revoke(self, name: str, why: str = "") -> ApiKey | None:
-        """Revoke the key now with an audit event. Return None if no valid key has this name."""
+        """Revoke the key now with an audit event. Return None if no valid key has this
+        name.
+        """
         user = self._store.user
         with self._store.transaction() as session:
             row = session.scalars(_UNREVOKED.where(ApiKeyRow.name == name)).one_or_none()
@@ -107,7 +113,8 @@ class ApiKeys:
             return save_row(session, row, ApiKey)
 
     def withdraw(self, endpoint: str) -> list[str]:
-        """Remove a deleted endpoint from all keys, so that no key can access a new endpoint of the same name.
+        """Remove a deleted endpoint from all keys, so that no key can access a new
+        endpoint of the same name.
 
         Keys for only this endpoint are revoked. Return the names of the revoked keys.
         """

@@ -1,10 +1,13 @@
-"""Leases: at most one process holds a lease of a given name, among all processes and machines that share the store.
+"""Leases: at most one process holds a lease of a given name, among all processes and
+machines that share the store.
 
-No time in the store is compared with a wall clock, because wall clocks jump and differ. A process takes over a lease
-after it has observed, by its own monotonic clock, no renewal for the lease's duration (like DynamoDB's lock client;
-Gray and Cheriton 1989). A holder measures the duration from before its request, so the holder stops before another
-process can take over. Each acquisition has a new token, and a write with an old token is rejected. A holder that was
-suspended until its lease expired can therefore do no harm.
+No time in the store is compared with a wall clock, because wall clocks jump and differ.
+A process takes over a lease after it has observed, by its own monotonic clock, no
+renewal for the lease's duration (like DynamoDB's lock client; Gray and Cheriton 1989).
+A holder measures the duration from before its request, so the holder stops before
+another process can take over. Each acquisition has a new token, and a write with an old
+token is rejected. A holder that was suspended until its lease expired can therefore do
+no harm.
 """
 
 import logging
@@ -35,7 +38,9 @@ _LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease as its holder sees it. The lease is valid while the holder's monotonic clock is below `until`."""
+    """A lease as its holder sees it. The lease is valid while the holder's monotonic
+    clock is below `until`.
+    """
 
     name: str
     holder: str
@@ -46,7 +51,9 @@ class Lease:
 
 @dataclass(frozen=True)
 class LeaseView:
-    """A lease as other processes than its holder see it. `expires_at` and `is_current` are only for display."""
+    """A lease as other processes than its holder see it. `expires_at` and `is_current`
+    are only for display.
+    """
 
     name: str
     holder: str
@@ -57,7 +64,8 @@ class LeaseView:
 class LeaseKeeper:
     """Renews a lease during the `with`, and releases it at the end.
 
-    If the store does not answer, the lease is lost after its duration. A lost lease cannot be regained.
+    If the store does not answer, the lease is lost after its duration. A lost lease
+    cannot be regained.
     """
 
     def __init__(
@@ -121,7 +129,8 @@ def held_lease(
 ) -> Iterator[LeaseKeeper]:
     """Wait for a lease, and hold it during the `with`.
 
-    `waits_for` is called with the holder's name five times per second. An error in `waits_for` stops the wait.
+    `waits_for` is called with the holder's name five times per second. An error in
+    `waits_for` stops the wait.
     """
     this = f"{current_actor()} (process {os.getpid()})"
     while (lease := store.acquire_lease(name, this, _LEASE_SECONDS)) is None:
@@ -133,6 +142,8 @@ def held_lease(
 
 
 def held_row(session: Session, lease: Lease) -> LeaseRow | None:
-    """Return the lease's row, locked for this transaction; None if another process has taken the lease."""
+    """Return the lease's row, locked for this transaction; None if another process has
+    taken the lease.
+    """
     row = session.get(LeaseRow, lease.name, with_for_update=True)
     return row if row is not None and row.token == lease.token else None

@@ -28,7 +28,9 @@ WindowState = Literal["pending", "running", "judged", "failed"]
 MonitorKey = tuple[str, str]
 """The names of an endpoint and of one of its monitors."""
 NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
-"""left_out: windows were skipped; cannot_run: the monitor failed; late_data_failed: the search for late data failed."""
+"""left_out: windows were skipped; cannot_run: the monitor failed; late_data_failed: the
+search for late data failed.
+"""
 
 _NEWEST_FIRST = (
     MonitorWindowRow.start.desc(),
@@ -55,14 +57,17 @@ class MonitorWindow:
     Attributes:
         start / end: the window contains event times t with start <= t < end.
         revision: from 1; each new judgement of the window adds a revision.
-        by_hand: True if a user requested the window, even if a scheduled window has the same times.
+        by_hand: True if a user requested the window, even if a scheduled window has the
+            same times.
         state: `failed` means that the window is not retried.
         verdict: the state of the result; empty until the window is judged.
         reason: the reason for the verdict or for the last failure.
         rows: the number of judged rows.
-        log_rows / log_digest: the rows in the log when the window was judged, and a digest of its hours' files.
+        log_rows / log_digest: the rows in the log when the window was judged, and a
+            digest of its hours' files.
         attempts: the number of failed attempts.
-        evidence: the signed figures and the alarms of the window, as in `watch/sequential/evidence.py`.
+        evidence: the signed figures and the alarms of the window, as in
+            `watch/sequential/evidence.py`.
     """
 
     id: int
@@ -103,9 +108,10 @@ class MonitorWindow:
 class MonitorState:
     """The state of a monitor.
 
-    Each window that ends by `made_up_to` (None before the first window) is stored or skipped. `consecutive` is the
-    number of consecutive alarms up to the newest window. `note` is a message for users about `note_kind`. `baseline`
-    maps each column whose alarm a user has accepted to the start of its new baseline, in ISO 8601.
+    Each window that ends by `made_up_to` (None before the first window) is stored or
+    skipped. `consecutive` is the number of consecutive alarms up to the newest window.
+    `note` is a message for users about `note_kind`. `baseline` maps each column whose
+    alarm a user has accepted to the start of its new baseline, in ISO 8601.
     """
 
     endpoint: str
@@ -145,7 +151,9 @@ class Monitors:
         actor: str | None = None,
         why: str = "",
     ) -> bool:
-        """Pause or resume the monitor with an audit event. Return False if the monitor already is in this state."""
+        """Pause or resume the monitor with an audit event. Return False if the monitor
+        already is in this state.
+        """
         by = actor or self._store.user
         with self._row(endpoint, monitor) as (session, row):
             if row.paused == paused:
@@ -183,7 +191,9 @@ class Monitors:
                 row.note, row.note_kind = tables.storable_text(note, None), note_kind
 
     def go_back(self, endpoint: str, monitor: str, to: datetime) -> None:
-        """Continue the schedule at `to`, and delete scheduled windows after `to`, created while a clock was ahead."""
+        """Continue the schedule at `to`, and delete scheduled windows after `to`,
+        created while a clock was ahead.
+        """
         with self._row(endpoint, monitor) as (session, row):
             row.made_up_to, row.note, row.note_kind = to, "", ""
             scheduled = delete(MonitorWindowRow).filter_by(
@@ -243,7 +253,9 @@ class Monitors:
         return self._store.read(query, MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
-        """Write the mutable fields of a window. Return None if the lease is lost or the window is already judged."""
+        """Write the mutable fields of a window. Return None if the lease is lost or the
+        window is already judged.
+        """
         with self._store.transaction() as session:
             if lease is not None and held_row(session, lease) is None:
                 return None
@@ -278,9 +290,11 @@ class Monitors:
         by_hand: bool | None = None,
         limit: int | None = None,
     ) -> list[MonitorWindow]:
-        """Return windows, oldest first, with their revisions in order. `limit` selects the newest windows.
+        """Return windows, oldest first, with their revisions in order. `limit` selects
+        the newest windows.
 
-        The default is all states, both scheduled and by hand. `since` selects windows that end after this time.
+        The default is all states, both scheduled and by hand. `since` selects windows
+        that end after this time.
         """
         of, query = (
             tables.given(endpoint=endpoint, monitor=monitor, by_hand=by_hand),
@@ -309,11 +323,13 @@ class Monitors:
         until: datetime | None = None,
         aligned_to: datetime = EPOCH,
     ) -> "list[Row[Any]]":
-        """Return the start and these columns of the last revision of each judged window, oldest first.
+        """Return the start and these columns of the last revision of each judged
+        window, oldest first.
 
-        The windows have this length, and their starts differ from `aligned_to` by multiples of the length. The default
-        is the schedule. `until` selects windows of the two years before this time. At most 1,000 windows are read: with
-        40 columns, their evidence takes about 40 MB.
+        The windows have this length, and their starts differ from `aligned_to` by
+        multiples of the length. The default is the schedule. `until` selects windows of
+        the two years before this time. At most 1,000 windows are read: with 40 columns,
+        their evidence takes about 40 MB.
         """
         row = MonitorWindowRow
         last = select(func.max(row.id)).filter_by(endpoint=key[0], monitor=key[1], state="judged")
@@ -337,9 +353,11 @@ class Monitors:
         why: str = "",
         window: tuple[datetime, datetime] | None = None,
     ) -> str:
-        """Set the start of the baseline of these columns, and keep other columns. Write an event; return its actor.
+        """Set the start of the baseline of these columns, and keep other columns. Write
+        an event; return its actor.
 
-        The last revision of the judged `window` (start and end) records that its alarms of these columns are accepted.
+        The last revision of the judged `window` (start and end) records that its alarms
+        of these columns are accepted.
         """
         texts = (f"{key} since {since}" for key, since in baseline.items())
         actor = self._store.user
@@ -378,7 +396,9 @@ class Monitors:
         return {window.id: window for window in self._store.read(query, MonitorWindow)}
 
     def newest(self, endpoint: str, monitor: str, limit: int) -> "Sequence[Row[int, bool, str]]":
-        """Return `id`, `by_hand` and `state` of the newest windows, oldest first. All fields would take more memory."""
+        """Return `id`, `by_hand` and `state` of the newest windows, oldest first. All
+        fields would take more memory.
+        """
         query = select(MonitorWindowRow.id, MonitorWindowRow.by_hand, MonitorWindowRow.state)
         query = (
             query.filter_by(endpoint=endpoint, monitor=monitor)
@@ -389,7 +409,9 @@ class Monitors:
             return session.execute(query).all()[::-1]
 
     def with_windows(self, by_hand: bool) -> Iterator[MonitorKey]:
-        """Yield the monitors that have windows. Each step is an index lookup; `DISTINCT` would read the full index."""
+        """Yield the monitors that have windows. Each step is an index lookup;
+        `DISTINCT` would read the full index.
+        """
         row, last = MonitorWindowRow, ("", "")
         query = (
             select(row.endpoint, row.monitor)
@@ -411,7 +433,9 @@ class Monitors:
         monitors: Iterable[str],
         limit: int,
     ) -> list[MonitorWindow]:
-        """Return each monitor's newest `limit` windows with their revisions, oldest first."""
+        """Return each monitor's newest `limit` windows with their revisions, oldest
+        first.
+        """
         row = MonitorWindowRow
         windows: list[MonitorWindow] = []
         with self._store.transaction(is_read_only=True) as session:
@@ -447,11 +471,16 @@ class StoreCounts:
     """The counts of a store for Prometheus. Windows by hand are not counted.
 
     Attributes:
-        judged / newest: monitor → its newest judged window, and its newest window in any state.
-        figures: monitor → the requested figure, from the newest judged window that has this figure.
-        judged_windows: endpoint, monitor and verdict → number of judged windows, including expired windows.
-        failures: monitor → number of failed attempts, including attempts at expired windows.
-        retrainings: endpoint, monitor and state → number of retrainings since the endpoint was created.
+        judged / newest: monitor → its newest judged window, and its newest window in
+            any state.
+        figures: monitor → the requested figure, from the newest judged window that has
+            this figure.
+        judged_windows: endpoint, monitor and verdict → number of judged windows,
+            including expired windows.
+        failures: monitor → number of failed attempts, including attempts at expired
+            windows.
+        retrainings: endpoint, monitor and state → number of retrainings since the
+            endpoint was created.
     """
 
     judged: Mapping[MonitorKey, MonitorWindow]
@@ -470,9 +499,11 @@ def read_counts(
     figure: str,
     looked_back: int,
 ) -> StoreCounts:
-    """Return the counts of these monitors and of the complete store, in one transaction.
+    """Return the counts of these monitors and of the complete store, in one
+    transaction.
 
-    `figure` is the name of the figure that is searched in the newest `looked_back` judged windows of each monitor.
+    `figure` is the name of the figure that is searched in the newest `looked_back`
+    judged windows of each monitor.
     """
     window, alert, retraining = MonitorWindowRow, AlertRow, RetrainingRow
     judged: dict[MonitorKey, MonitorWindow] = {}
@@ -502,7 +533,8 @@ def read_counts(
             counted.c.endpoint == MonitorRow.endpoint,
             counted.c.monitor == MonitorRow.monitor,
         )
-        # Use one statement: a window that expires between two statements would be counted twice or not at all.
+        # Use one statement: a window that expires between two statements would be
+        # counted twice or not at all.
         with_expired = select(counted, MonitorRow.expired, MonitorRow.expired_failures)
         windows = session.execute(with_expired.outerjoin(MonitorRow, and_(*of_counted))).all()
         of_monitor = alert.endpoint, alert.monitor

@@ -1,9 +1,13 @@
-"""The names of people, as logins report them: the usable names, and the spellings that belong to one person."""
+"""The names of people, as logins report them: the usable names, and the spellings that
+belong to one person.
+"""
 
 import unicodedata
 
 MOST_CHARACTERS = 255
-"""The length of an actor's name in the tables. A longer name would be stored without its end."""
+"""The length of an actor's name in the tables. A longer name would be stored without
+its end.
+"""
 _ANONYMOUS = "anonymous@"
 _IGNORABLE_RANGES = (
     (0x034F, 0x034F),
@@ -17,20 +21,26 @@ _IGNORABLE_RANGES = (
     (0xFFF0, 0xFFF8),
     (0xE0000, 0xE0FFF),
 )
-"""The ranges of Unicode's Default_Ignorable_Code_Point that have another general category than Cf."""
+"""The ranges of Unicode's Default_Ignorable_Code_Point that have another general
+category than Cf.
+"""
 _CONTROL = ("Cc", "Cs")
 """Control characters, and halves of surrogate pairs, which UTF-8 cannot store."""
 
 
 _BLANK = "\u2800"
-"""The braille pattern without dots, which looks like a space, but is not white space in Unicode."""
+"""The braille pattern without dots, which looks like a space, but is not white space in
+Unicode.
+"""
 
 
 def person_key(name: str) -> str:
-    """Return the form of a name that is equal for all spellings of the name that look the same or differ only in case.
+    """Return the form of a name that is equal for all spellings of the name that look
+    the same or differ only in case.
 
-    This is Unicode's compatibility caseless matching (definition D146) without ignorable and control characters,
-    without outer spaces, and with one space in place of each run of spaces of any kind.
+    This is Unicode's compatibility caseless matching (definition D146) without
+    ignorable and control characters, without outer spaces, and with one space in place
+    of each run of spaces of any kind.
     """
     visible = "".join(
         character for character in name.replace(_BLANK, " ") if not _is_invisible(character)

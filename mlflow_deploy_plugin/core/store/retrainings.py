@@ -19,7 +19,9 @@ from mlflow_deploy_plugin.core.store.tables import (
 )
 
 WaitsFor = Literal["", "local_controller"]
-"""The controller that a retraining waits for, if any: a controller that can reach the server, to start a rollout."""
+"""The controller that a retraining waits for, if any: a controller that can reach the
+server, to start a rollout.
+"""
 
 _WRITTEN = (
     "state",
@@ -39,10 +41,13 @@ class Retraining:
 
     Attributes:
         monitor: the monitor whose alarm or spec requested the retraining.
-        cause: the result, the schedule or the user; `why` contains the cause as a sentence.
+        cause: the result, the schedule or the user; `why` contains the cause as a
+            sentence.
         spec: the plan (`watch/retraining/plan.py`); never changed.
-        state: a state of `watch/retraining/runner.py`; `reason` explains the state to users.
-        run_id / version: the MLflow run of the training, and the version that the run registered; empty until known.
+        state: a state of `watch/retraining/runner.py`; `reason` explains the state to
+            users.
+        run_id / version: the MLflow run of the training, and the version that the run
+            registered; empty until known.
         rollout_id: the rollout of the version.
         ended_at: None while the retraining is live.
         waits_for: another process that must advance the retraining.
@@ -88,7 +93,9 @@ class Retrainings:
         spec: Json,
         event: AuditEvent | None = None,
     ) -> Retraining:
-        """Add a waiting retraining with its event. Raises AlreadyExists if the model has a live retraining."""
+        """Add a waiting retraining with its event. Raises AlreadyExists if the model
+        has a live retraining.
+        """
         now = self._store.now()
         with self._store.transaction(alone_with=f"retraining of {model}") as session:
             live = select(RetrainingRow).where(
@@ -97,7 +104,8 @@ class Retrainings:
             )
             if (other := session.scalars(live.limit(1)).first()) is not None:
                 raise AlreadyExists(
-                    f"model {model} is already being trained: retraining {other.id} is {other.state}",
+                    f"model {model} is already being trained: retraining {other.id} is "
+                    f"{other.state}",
                 )
             row = RetrainingRow(
                 endpoint=endpoint,
@@ -116,7 +124,9 @@ class Retrainings:
         model: str | None = None,
         live: bool = False,
     ) -> list[Retraining]:
-        """Return retrainings, oldest first. If `live` is True, return only live retrainings."""
+        """Return retrainings, oldest first. If `live` is True, return only live
+        retrainings.
+        """
         query = (
             select(RetrainingRow)
             .filter_by(**given(endpoint=endpoint, model=model))
@@ -132,7 +142,9 @@ class Retrainings:
             return None if row is None else from_row(row, Retraining)
 
     def update(self, retraining: Retraining, event: AuditEvent | None = None) -> Retraining | None:
-        """Write the mutable fields and the event. Return None if the row has ended or was changed since it was read."""
+        """Write the mutable fields and the event. Return None if the row has ended or
+        was changed since it was read.
+        """
         with self._store.transaction() as session:
             row = session.get(RetrainingRow, retraining.id, with_for_update=True)
             if row is None or row.ended_at is not None or row.updated_at != retraining.updated_at:

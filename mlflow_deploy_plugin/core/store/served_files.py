@@ -1,7 +1,8 @@
-"""The files with which versions moved to stages and aliases, as events of MLflow's server in the audit trail.
+"""The files with which versions moved to stages and aliases, as events of MLflow's
+server in the audit trail.
 
-A version may return to a place, and stay there, only with these files. Tags are not read, because the people who may
-edit a model can replace its files.
+A version may return to a place, and stay there, only with these files. Tags are not
+read, because the people who may edit a model can replace its files.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 
 SERVED = "served"
-"""The key of the list of `served_entry` in the detail of an event that sets a policy or renames a model."""
+"""The key of the list of `served_entry` in the detail of an event that sets a policy or
+renames a model.
+"""
 _ACTIONS = ("transition", "alias", "tag", "rename", "delete")
 
 
@@ -20,9 +23,11 @@ def served_entry(version: str, place: str, files: str) -> Json:
 
 
 def served_files(store: Store, model: str, version: str, place: str) -> str:
-    """Return the digest of the files with which the version last moved to the stage or @alias.
+    """Return the digest of the files with which the version last moved to the stage or
+    @alias.
 
-    Return an empty text if there is no such move, or if the files could not be read then. Raises StoreUnavailable.
+    Return an empty text if there is no such move, or if the files could not be read
+    then. Raises StoreUnavailable.
     """
     for event in store.events(model=model, actions=_ACTIONS, newest_first=True):
         for entry in _entries(event):

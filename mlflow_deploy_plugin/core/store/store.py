@@ -1,4 +1,6 @@
-"""Endpoints, audit events, rollouts and leases in the store: small transactions that return frozen dataclasses."""
+"""Endpoints, audit events, rollouts and leases in the store: small transactions that
+return frozen dataclasses.
+"""
 
 import secrets
 import sqlite3
@@ -51,7 +53,9 @@ from mlflow_deploy_plugin.core.store.tables import (
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
 _EVENTS_AT_ONCE = 1000
 _RECENT = timedelta(minutes=1)
-"""The age up to which changes are read again. A transaction may be committed long after its `changed_at`."""
+"""The age up to which changes are read again. A transaction may be committed long after
+its `changed_at`.
+"""
 _NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 
@@ -59,9 +63,10 @@ _NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CA
 class Endpoint:
     """An endpoint with its deployment target and its spec.
 
-    Rows captured under the endpoint's name before `rows_since` belong to a deleted endpoint. If there was no earlier
-    endpoint of this name, `rows_since` is None. `unapproved` has the models that answer without the approvals that they
-    require (`ship/deployments/unapproved.py`).
+    Rows captured under the endpoint's name before `rows_since` belong to a deleted
+    endpoint. If there was no earlier endpoint of this name, `rows_since` is None.
+    `unapproved` has the models that answer without the approvals that they require
+    (`ship/deployments/unapproved.py`).
     """
 
     name: str
@@ -75,7 +80,9 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class UnreadableEndpoint:
-    """An endpoint whose spec (`text`) cannot be read, because another version of onnxserve or a user wrote it."""
+    """An endpoint whose spec (`text`) cannot be read, because another version of
+    onnxserve or a user wrote it.
+    """
 
     name: str
     target: str
@@ -92,7 +99,8 @@ class Rollout:
         state: a state of `promote/rollouts/state_machine.py`.
         step: the index of the current step in the steps of `spec`.
         step_at: the start of the current step; only for display.
-        revision: incremented by every write; a write with an older revision is rejected.
+        revision: incremented by every write; a write with an older revision is
+            rejected.
         ended_at: None while the rollout is live.
     """
 
@@ -115,9 +123,11 @@ class Rollout:
 
 
 class Store:
-    """The endpoints, audit events, rollouts and leases of a database; created by `open_store`.
+    """The endpoints, audit events, rollouts and leases of a database; created by
+    `open_store`.
 
-    An endpoint and its audit event are written in one transaction. By default, `actor` is the `user` of this process.
+    An endpoint and its audit event are written in one transaction. By default, `actor`
+    is the `user` of this process.
     """
 
     def __init__(
@@ -134,11 +144,15 @@ class Store:
         self._login = login
         self._user = ""
         self._leases_seen: dict[str, tuple[tuple[int, int], float]] = {}
-        """Lease name → the last seen token and renewals of another holder, and the time when they were first seen."""
+        """Lease name → the last seen token and renewals of another holder, and the time
+        when they were first seen.
+        """
 
     @property
     def user(self) -> str:
-        """The user of this process: the name of the user's login if there is one, otherwise user@machine."""
+        """The user of this process: the name of the user's login if there is one,
+        otherwise user@machine.
+        """
         if not self._user:
             self._user = self._login() or audit.current_actor()
         return self._user
@@ -151,7 +165,9 @@ class Store:
         why: str = "",
         unapproved: Sequence[Json] = (),
     ) -> Endpoint:
-        """Add an endpoint under the name of `spec`. Raises AlreadyExists, even if two processes add it at once."""
+        """Add an endpoint under the name of `spec`. Raises AlreadyExists, even if two
+        processes add it at once.
+        """
         now = self._clock()
         row = EndpointRow(
             name=spec.name,
@@ -190,7 +206,9 @@ class Store:
         actor: str | None = None,
         unapproved: Sequence[Json] = (),
     ) -> Endpoint:
-        """Replace the spec of the endpoint. `detail` is added to the audit event. Raises NotFound."""
+        """Replace the spec of the endpoint. `detail` is added to the audit event.
+        Raises NotFound.
+        """
         by = actor or self.user
         with self.transaction() as session:
             row = session.get(EndpointRow, spec.name)
@@ -207,8 +225,9 @@ class Store:
             return _to_endpoint(row, _deleted_names(session, spec.name))
 
     def remove_endpoint(self, name: str, *, why: str = "") -> bool:
-        """Delete the endpoint and its monitors' windows, and end its rollout. MLflow runs and audit events are kept.
-        Return False if the endpoint does not exist."""
+        """Delete the endpoint and its monitors' windows, and end its rollout. MLflow
+        runs and audit events are kept. Return False if the endpoint does not exist.
+        """
         user = self.user
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
@@ -242,25 +261,33 @@ class Store:
             return True
 
     def clear_if_deleted(self, name: str) -> None:
-        """Delete rows that other processes wrote for the endpoint's monitors after the endpoint was deleted."""
+        """Delete rows that other processes wrote for the endpoint's monitors after the
+        endpoint was deleted.
+        """
         with self.transaction() as session:
             if session.get(EndpointRow, name) is None:
                 _delete_monitors(session, name, self._clock())
 
     def endpoint(self, name: str) -> Endpoint | None:
-        """Return the endpoint; None if there is no such endpoint. Raises InvalidConfig if the spec cannot be read."""
+        """Return the endpoint; None if there is no such endpoint. Raises InvalidConfig
+        if the spec cannot be read.
+        """
         with self.transaction(is_read_only=True) as session:
             row = session.get(EndpointRow, name)
             return None if row is None else _to_endpoint(row, _deleted_names(session, name))
 
     def require_endpoint(self, name: str) -> Endpoint:
-        """Return the endpoint. Raises NotFound if there is none, and InvalidConfig if its spec cannot be read."""
+        """Return the endpoint. Raises NotFound if there is none, and InvalidConfig if
+        its spec cannot be read.
+        """
         if (endpoint := self.endpoint(name)) is None:
             raise unknown_endpoint(name, self.names())
         return endpoint
 
     def names(self, *, deleted: bool = False) -> list[str]:
-        """Return the sorted names of all endpoints, readable or not; with `deleted`, also of deleted endpoints."""
+        """Return the sorted names of all endpoints, readable or not; with `deleted`,
+        also of deleted endpoints.
+        """
         with self.transaction(is_read_only=True) as session:
             return sorted(
                 {
@@ -280,13 +307,17 @@ class Store:
         ]
 
     def record(self, action: str, *, actor: str | None = None, **fields: Any) -> None:
-        """Write an audit event of a change outside the store, such as a start, a promotion or a rollout step."""
+        """Write an audit event of a change outside the store, such as a start, a
+        promotion or a rollout step.
+        """
         by = actor or self.user
         with self.transaction() as session:
             self._audit(session, action, by, **fields)
 
     def count_change(self, model: str) -> None:
-        """Count a change of a model, its versions, aliases, stages or tags, for the workers of MLflow's servers."""
+        """Count a change of a model, its versions, aliases, stages or tags, for the
+        workers of MLflow's servers.
+        """
         with self.transaction(alone_with=f"changes of {model}") as session:
             row = session.get(RegistryChangeRow, model, with_for_update=True) or RegistryChangeRow(
                 model=model,
@@ -303,7 +334,9 @@ class Store:
             return dict(session.execute(recent).all())
 
     def record_unless_repeated(self, event: AuditEvent) -> None:
-        """Write the event unless the last event with this endpoint, monitor and kind of action had the same reason."""
+        """Write the event unless the last event with this endpoint, monitor and kind of
+        action had the same reason.
+        """
         kind = event.action.partition(".")[0]
         of_monitor = AuditRow.detail["monitor"].as_string() == event.detail["monitor"]
         earlier = (
@@ -326,9 +359,11 @@ class Store:
         actions: Collection[str],
         decide: Callable[[list[AuditEvent]], AuditEvent | None],
     ) -> bool:
-        """Write the event that `decide` derives from the model's events with one of the `actions`, oldest first.
+        """Write the event that `decide` derives from the model's events with one of the
+        `actions`, oldest first.
 
-        Return False if there is no such event. The events are read and written in one transaction.
+        Return False if there is no such event. The events are read and written in one
+        transaction.
         """
         query = (
             select(AuditRow)
@@ -348,10 +383,11 @@ class Store:
         actions: Collection[str] = (),
         newest_first: bool = False,
     ) -> Iterator[AuditEvent]:
-        """Yield the audit events of the endpoint and model (None: of all) with one of the `actions` (empty: all).
+        """Yield the audit events of the endpoint and model (None: of all) with one of
+        the `actions` (empty: all).
 
-        Events are read oldest first, in pages of 1,000, because the trail may not fit in memory. New events may be
-        included.
+        Events are read oldest first, in pages of 1,000, because the trail may not fit
+        in memory. New events may be included.
         """
         query = select(
             AuditRow.id,
@@ -378,7 +414,9 @@ class Store:
         state: str,
         event: AuditEvent | None = None,
     ) -> Rollout:
-        """Add a rollout, together with its event. Raises AlreadyExists if the endpoint has a live rollout."""
+        """Add a rollout, together with its event. Raises AlreadyExists if the endpoint
+        has a live rollout.
+        """
         now = self._clock()
         row = RolloutRow(
             endpoint=endpoint,
@@ -404,7 +442,9 @@ class Store:
         live: bool = False,
         limit: int | None = None,
     ) -> list[Rollout]:
-        """Return rollouts, oldest first: only live rollouts if `live` is True, and the newest if `limit` is set."""
+        """Return rollouts, oldest first: only live rollouts if `live` is True, and the
+        newest if `limit` is set.
+        """
         query = (
             select(RolloutRow)
             .filter_by(**given(endpoint=endpoint))
@@ -426,9 +466,11 @@ class Store:
         lease: Lease | None,
         event: AuditEvent | None = None,
     ) -> Rollout | None:
-        """Write the mutable fields of `rollout` and the event. Return the rollout with its new revision.
+        """Write the mutable fields of `rollout` and the event. Return the rollout with
+        its new revision.
 
-        Return None if the lease was lost, or if the rollout has ended or was changed since it was read.
+        Return None if the lease was lost, or if the rollout has ended or was changed
+        since it was read.
         """
         with self.transaction() as session:
             if lease is not None and held_row(session, lease) is None:
@@ -443,7 +485,8 @@ class Store:
     def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
         """Return the lease of this name, or None while another process holds it.
 
-        Repeat the call to take over from a killed holder: the lease is free if no renewal is seen for its duration.
+        Repeat the call to take over from a killed holder: the lease is free if no
+        renewal is seen for its duration.
         """
         monotonic = self._monotonic()
         try:
@@ -472,7 +515,9 @@ class Store:
             return None
 
     def renew_lease(self, lease: Lease) -> Lease | None:
-        """Return the lease, renewed for its duration from now; None if the lease was lost."""
+        """Return the lease, renewed for its duration from now; None if the lease was
+        lost.
+        """
         monotonic = self._monotonic()
         with self.transaction() as session:
             row = held_row(session, lease)
@@ -483,7 +528,9 @@ class Store:
             return replace(lease, until=monotonic + lease.seconds)
 
     def release_lease(self, lease: Lease) -> None:
-        """Release the lease so that another process can take it immediately. If the lease is lost, do nothing."""
+        """Release the lease so that another process can take it immediately. If the
+        lease is lost, do nothing.
+        """
         with self.transaction() as session:
             if (row := held_row(session, lease)) is not None:
                 session.delete(row)
@@ -507,19 +554,25 @@ class Store:
         return self._clock()
 
     def shared_now(self) -> ColumnElement[datetime] | datetime:
-        """Return the time of a shared clock: PostgreSQL's clock (an SQL function), otherwise this machine's clock."""
+        """Return the time of a shared clock: PostgreSQL's clock (an SQL function),
+        otherwise this machine's clock.
+        """
         return func.now() if self._engine.dialect.name == "postgresql" else self._clock()
 
     @contextmanager
     def transaction(self, alone_with: str = "", *, is_read_only: bool = False) -> Iterator[Session]:
-        """Open a transaction, which is committed completely or not at all. For the modules of this package.
+        """Open a transaction, which is committed completely or not at all. For the
+        modules of this package.
 
         Args:
-            is_read_only: True if the transaction only reads. On SQLite, other processes can then write concurrently.
-            alone_with: transactions with the same name exclude each other, because a row that does not exist yet cannot
-                be locked. SQLite always excludes concurrent writing transactions.
+            is_read_only: True if the transaction only reads. On SQLite, other processes
+                can then write concurrently.
+            alone_with: transactions with the same name exclude each other, because a
+                row that does not exist yet cannot be locked. SQLite always excludes
+                concurrent writing transactions.
 
-        Raises IntegrityError if a unique value already exists, and StoreUnavailable if the database does not answer.
+        Raises IntegrityError if a unique value already exists, and StoreUnavailable if
+        the database does not answer.
         """
         try:
             engine = self._reading if is_read_only else self._engine
@@ -535,7 +588,9 @@ class Store:
             raise store_unavailable(self._engine.url, error) from None
 
     def read(self, query: Select[RowT], kind: type[ValueT]) -> list[ValueT]:
-        """Return the rows of a query as frozen dataclasses. For the modules of this package."""
+        """Return the rows of a query as frozen dataclasses. For the modules of this
+        package.
+        """
         with self.transaction(is_read_only=True) as session:
             return read_rows(session, query, kind)
 
@@ -553,7 +608,9 @@ class Store:
 
 
 def _deleted_names(session: Session, name: str | None = None) -> set[str]:
-    """Return all names of deleted endpoints, or only `name` if it was deleted. New endpoints may have these names."""
+    """Return all names of deleted endpoints, or only `name` if it was deleted. New
+    endpoints may have these names.
+    """
     query = select(AuditRow.endpoint).where(IS_DELETED, AuditRow.endpoint != "").distinct()
     return set(session.scalars(query.filter_by(**given(endpoint=name))))
 
@@ -563,7 +620,9 @@ def _unapproved_detail(unapproved: Sequence[Json]) -> Json:
 
 
 def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
-    """Return the row's endpoint. `deleted` has deleted names. Raises InvalidConfig if the spec is malformed."""
+    """Return the row's endpoint. `deleted` has deleted names. Raises InvalidConfig if
+    the spec is malformed.
+    """
     since = row.created_at if row.name in deleted else None
     try:
         spec = _read_spec(row.spec)
@@ -578,14 +637,16 @@ def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
         )
     except InvalidConfig as error:
         raise InvalidConfig(
-            f"the spec of endpoint {row.name!r} in the store cannot be read: {error.message}; use the version of "
-            f"onnxserve that wrote it, or delete the endpoint with `onnxserve endpoint delete {row.name}`",
+            f"the spec of endpoint {row.name!r} in the store cannot be read: {error.message}; use "
+            "the version of onnxserve that wrote it, or delete the endpoint with `onnxserve "
+            f"endpoint delete {row.name}`",
         ) from None
 
 
 @lru_cache(maxsize=16_384)
 def _read_spec(text: str) -> EndpointSpec:
-    """Return the spec from a cache, because the controller reads every endpoint every few seconds. Specs are frozen.
+    """Return the spec from a cache, because the controller reads every endpoint every
+    few seconds. Specs are frozen.
 
     Without the cache, reading 10,000 endpoints takes 2.4 s instead of 0.2 s.
     """
@@ -600,23 +661,30 @@ def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> No
 
 
 def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:
-    """Delete states and windows, resolve alerts and end silences, so that they do not affect a new endpoint."""
+    """Delete states and windows, resolve alerts and end silences, so that they do not
+    affect a new endpoint.
+    """
     firing = (AlertRow.endpoint == endpoint, AlertRow.state == "firing")
     session.execute(update(AlertRow).where(*firing).values(state="resolved"))
     silences = update(SilenceRow).where(SilenceRow.endpoint == endpoint, SilenceRow.until > now)
     session.execute(silences.values(until=now))
-    # `expire` locks the tables in this order too, so that the two transactions do not deadlock.
+    # `expire` locks the tables in this order too, so that the two transactions do not
+    # deadlock.
     for table in (MonitorWindowRow, MonitorRow):
         session.execute(delete(table).where(table.endpoint == endpoint))
 
 
 def redacted_url(url: URL) -> str:
-    """Return the URL for messages, without the password and the query, which may contain a password too."""
+    """Return the URL for messages, without the password and the query, which may
+    contain a password too.
+    """
     return url.set(query={}).render_as_string(hide_password=True)
 
 
 def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
-    """Return the error for a database that cannot be used, as one line without the database's password."""
+    """Return the error for a database that cannot be used, as one line without the
+    database's password.
+    """
     cause = getattr(error, "orig", None) or error
     text = str(cause)
     for secret in (url.password, url.query.get("password")):

@@ -1,6 +1,8 @@
-"""The tables of the store for SQLAlchemy. A test compares the tables with Alembic's `migrations/versions`.
+"""The tables of the store for SQLAlchemy. A test compares the tables with Alembic's
+`migrations/versions`.
 
-Each table name starts with `onnxserve_`, because MLflow's tables may be in the same database.
+Each table name starts with `onnxserve_`, because MLflow's tables may be in the same
+database.
 """
 
 from collections.abc import Mapping
@@ -19,11 +21,15 @@ Json = dict[str, Any]
 """A JSON object in a column."""
 VERSION_TABLE = "onnxserve_alembic_version"
 READS_ONLY = "onnxserve_reads_only"
-"""The name of the execution option that marks a connection whose transactions only read."""
+"""The name of the execution option that marks a connection whose transactions only
+read.
+"""
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
-    """A time in UTC. SQLite stores no time zone, so the time zone is removed on writes and added on reads."""
+    """A time in UTC. SQLite stores no time zone, so the time zone is removed on writes
+    and added on reads.
+    """
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -39,19 +45,24 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 
 @dataclass(frozen=True)
 class RetrainingFigures:
-    """The figures of a retraining. A figure is None, and omitted in JSON, until the step that sets the figure.
+    """The figures of a retraining. A figure is None, and omitted in JSON, until the
+    step that sets the figure.
 
     Attributes:
         attempt: the number of the training, from 1.
         host: the machine of the training (`process.host`).
-        rows / held_out_rows: the number of labelled rows for the training, and for the evaluation of the version.
+        rows / held_out_rows: the number of labelled rows for the training, and for the
+            evaluation of the version.
         data_digest: SHA-256 of the training rows.
         window: `START/END` of the rows.
         dataset / target: the URI and the label column of the held-out rows.
-        evaluation: the figures of the gate's evaluation by name; in JSON, each key is `evaluation.NAME`.
-        gate / gate_reason / gate_report: the state, the reason and the report of the gate's verdict.
+        evaluation: the figures of the gate's evaluation by name; in JSON, each key is
+            `evaluation.NAME`.
+        gate / gate_reason / gate_report: the state, the reason and the report of the
+            gate's verdict.
         against: the version that the new version was compared with.
-        compared: False if the versions were not compared on labelled rows, although the policy requires it.
+        compared: False if the versions were not compared on labelled rows, although the
+            policy requires it.
     """
 
     attempt: int | None = None
@@ -132,14 +143,18 @@ def from_row(row: Base, kind: type[ValueT]) -> ValueT:
 
 
 def read_rows(session: Session, query: sa.Select[RowT], kind: type[ValueT]) -> list[ValueT]:
-    """Return the rows of a query as frozen dataclasses. This takes up to half the time of ORM entities."""
+    """Return the rows of a query as frozen dataclasses. This takes up to half the time
+    of ORM entities.
+    """
     row = query.column_descriptions[0]["entity"]
     columns = query.with_only_columns(*(getattr(row, field.name) for field in fields(kind)))
     return [kind(*values) for values in session.execute(columns)]
 
 
 def storable_text(text: str, longest: int | None) -> str:
-    """Replace characters that PostgreSQL or UTF-8 cannot store. A text longer than `longest` is cut and ends with …"""
+    """Replace characters that PostgreSQL or UTF-8 cannot store. A text longer than
+    `longest` is cut and ends with …
+    """
     kept = (
         text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     )
@@ -169,7 +184,9 @@ class EndpointRow(Base):
 
 
 IS_DELETED = sa.text("action = 'delete'")
-"""The condition of a partial index. A query uses the index only if the query's condition has the same text."""
+"""The condition of a partial index. A query uses the index only if the query's
+condition has the same text.
+"""
 
 
 class AuditRow(Base):
@@ -237,7 +254,9 @@ class RolloutRow(Base):
 
 
 class LeaseRow(Base):
-    """A lease that is held. The row of a killed holder remains until the next holder takes the lease."""
+    """A lease that is held. The row of a killed holder remains until the next holder
+    takes the lease.
+    """
 
     __tablename__ = "onnxserve_leases"
 
@@ -306,7 +325,8 @@ class MonitorRow(Base):
     note: Mapped[str] = mapped_column(sa.Text, default="")
     note_kind: Mapped[str] = mapped_column(sa.String(31), default="", server_default="")
     baseline: Mapped[Json] = mapped_column(sa.JSON, default=dict, server_default="{}")
-    # The counts of expired scheduled windows: judged windows by verdict, and failed attempts.
+    # The counts of expired scheduled windows: judged windows by verdict, and failed
+    # attempts.
     expired: Mapped[dict[str, int]] = mapped_column(sa.JSON, default=dict, server_default="{}")
     expired_failures: Mapped[int] = mapped_column(sa.Integer, default=0, server_default="0")
 
@@ -345,7 +365,9 @@ class SilenceRow(Base):
 
 
 class ApiKeyRow(Base):
-    """An API key, identified by the digest of its text. The row of a revoked key is kept."""
+    """An API key, identified by the digest of its text. The row of a revoked key is
+    kept.
+    """
 
     __tablename__ = "onnxserve_api_keys"
 

@@ -1,4 +1,6 @@
-"""Read the records of a CSV file with their positions and errors, without pyarrow, which the server does not import."""
+"""Read the records of a CSV file with their positions and errors, without pyarrow,
+which the server does not import.
+"""
 
 import csv
 from collections import deque
@@ -24,7 +26,9 @@ MISSING_TEXTS = frozenset(
     }
     | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"},
 )
-"""The texts that pandas reads as missing values. In a string column, these texts are ordinary values: NA is Namibia."""
+"""The texts that pandas reads as missing values. In a string column, these texts are
+ordinary values: NA is Namibia.
+"""
 
 
 class CsvRecord(NamedTuple):
@@ -32,7 +36,8 @@ class CsvRecord(NamedTuple):
 
     Attributes:
         line: the number of the record's first line, from 1.
-        fields: the texts of the fields; a byte that is not UTF-8 is decoded as a lone surrogate.
+        fields: the texts of the fields; a byte that is not UTF-8 is decoded as a lone
+            surrogate.
         raw: the bytes of the record, including a line end.
         position: the position in the file after the record, in bytes.
         error: the reason why the record is not valid CSV; empty if the record is valid.
@@ -45,8 +50,9 @@ class CsvRecord(NamedTuple):
     error: str = ""
 
     def fault(self, width: int, positions: Iterable[int] | None = None) -> str:
-        """Return the reason why the record is not a row of `width` columns, or "". Only columns at `positions` must be
-        UTF-8."""
+        """Return the reason why the record is not a row of `width` columns, or "". Only
+        columns at `positions` must be UTF-8.
+        """
         if self.error:
             return f"not valid CSV: {self.error}"
         if len(self.fields) != width:
@@ -63,9 +69,12 @@ class CsvRecord(NamedTuple):
 
 
 def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
-    """Yield the records of a CSV file. An invalid record has an `error`, and reading continues with the next line. If a
-    quotation mark is not closed, the csv module reads later lines into the same value, up to the next mark, the end of
-    the file or `csv.field_size_limit`. Only the first of these lines is invalid, so the later lines are read again."""
+    """Yield the records of a CSV file. An invalid record has an `error`, and reading
+    continues with the next line. If a quotation mark is not closed, the csv module
+    reads later lines into the same value, up to the next mark, the end of the file or
+    `csv.field_size_limit`. Only the first of these lines is invalid, so the later lines
+    are read again.
+    """
     lines: list[bytes] = []
     again: deque[bytes] = deque()
     number = position = 0
@@ -100,7 +109,10 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
         except csv.Error as refused:
             fields, error = (
                 [],
-                f"{refused}; quotation marks must enclose a value, and marks inside it must be doubled",
+                (
+                    f"{refused}; quotation marks must enclose a value, and marks inside it must be "
+                    "doubled"
+                ),
             )
             again.extendleft(reversed(lines[1:]))
             number = start

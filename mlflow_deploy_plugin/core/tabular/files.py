@@ -1,4 +1,6 @@
-"""Detect, open, read and write files of rows. The format follows from the file's ending, and rows are streamed."""
+"""Detect, open, read and write files of rows. The format follows from the file's
+ending, and rows are streamed.
+"""
 
 import base64
 import contextlib
@@ -33,7 +35,9 @@ _SUFFIXES: Mapping[str, FileFormat] = {
     ".pq": "parquet",
 }
 SPARK_TIMES: Mapping[str, str] = {"coerce_int96_timestamp_unit": "us"}
-"""The pyarrow option for Spark's times (Parquet's INT96). Times after the year 2262 would overflow in nanoseconds."""
+"""The pyarrow option for Spark's times (Parquet's INT96). Times after the year 2262
+would overflow in nanoseconds.
+"""
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -46,18 +50,23 @@ def compression_of(path: str) -> str | None:
 
 
 def output_format(path: str, default: FileFormat) -> FileFormat:
-    """Return the format for a file's ending, or `default` without ending; raise InvalidConfig for unknown endings."""
+    """Return the format for a file's ending, or `default` without ending; raise
+    InvalidConfig for unknown endings.
+    """
     kind, ending = format_of(path), Path(path).suffix
     if kind is None and ending:
         raise InvalidConfig(
-            f"{path}: {ending} is not a known ending ({' '.join(_SUFFIXES)}); set the format with -O",
+            f"{path}: {ending} is not a known ending ({' '.join(_SUFFIXES)}); set the format with "
+            "-O",
         )
     return kind or default
 
 
 @contextmanager
 def open_input(path: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Open the file, or standard input for `-`; raise InvalidConfig if the file cannot be read."""
+    """Open the file, or standard input for `-`; raise InvalidConfig if the file cannot
+    be read.
+    """
     if path == "-":
         yield stdin
         return
@@ -71,7 +80,9 @@ def open_input(path: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_output(path: str, stdout: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `path` on exit, or use stdout for `-`; raise InvalidConfig if writing fails."""
+    """Open a file that replaces `path` on exit, or use stdout for `-`; raise
+    InvalidConfig if writing fails.
+    """
     if path == "-":
         yield stdout
         stdout.flush()
@@ -87,7 +98,9 @@ def open_output(path: str, stdout: IO[bytes]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `path` when it is completely written; after an error `path` is unchanged."""
+    """Open a file that replaces `path` when it is completely written; after an error
+    `path` is unchanged.
+    """
     if path.exists() and not path.is_file():  # A pipe or a device cannot be replaced.
         with path.open("wb") as file:
             yield file
@@ -112,13 +125,17 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def unfinished_stem(name: str) -> str:
-    """Return the name of an unfinished file of `atomic_file` up to the last dot: `a/.b.csv` for `a/b.csv`."""
+    """Return the name of an unfinished file of `atomic_file` up to the last dot:
+    `a/.b.csv` for `a/b.csv`.
+    """
     folder, slash, base = name.rpartition("/")
     return f"{folder}{slash}.{base}"
 
 
 def json_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes, int]]:
-    """Yield the lines that are not blank: the line number from 1, the bytes, and the byte position after the line."""
+    """Yield the lines that are not blank: the line number from 1, the bytes, and the
+    byte position after the line.
+    """
     position = 0
     for number, line in enumerate(file, 1):
         position += len(line)
@@ -147,9 +164,12 @@ def value_writer(
     file: IO[bytes],
     name: str,
 ) -> Iterator[Callable[[list[object]], object]]:
-    """Yield a function that writes rows. A row is a mapping of columns, or a value of the column `name`. JSON is
-    written as `{"predictions": […]}`, like the response of /invocations. CSV has a column for each value of a list:
-    prediction_0, prediction_1. Raises InvalidRequest if rows have different columns or cannot be written as Parquet."""
+    """Yield a function that writes rows. A row is a mapping of columns, or a value of
+    the column `name`. JSON is written as `{"predictions": […]}`, like the response of
+    /invocations. CSV has a column for each value of a list: prediction_0, prediction_1.
+    Raises InvalidRequest if rows have different columns or cannot be written as
+    Parquet.
+    """
 
     def named(row: object) -> Mapping[str, object]:
         return row if isinstance(row, Mapping) else {name: row}
@@ -180,9 +200,11 @@ def table_writer(
     file: IO[bytes],
     advice: str,
 ) -> Iterator[Callable[["pa.RecordBatch"], object]]:
-    """Yield a function that writes batches of the schema. In CSV, JSON and JSON Lines, times are written as RFC 3339
-    and bytes as base64. In CSV, lists and structures are JSON text. In JSON, NaN is null. Raises InvalidConfig with the
-    advice if the format does not support a column's type, such as an interval in Parquet."""
+    """Yield a function that writes batches of the schema. In CSV, JSON and JSON Lines,
+    times are written as RFC 3339 and bytes as base64. In CSV, lists and structures are
+    JSON text. In JSON, NaN is null. Raises InvalidConfig with the advice if the format
+    does not support a column's type, such as an interval in Parquet.
+    """
     import pyarrow as pa  # Imported here, because `value_writer` needs pyarrow only for Parquet.
     import pyarrow.csv
     import pyarrow.parquet as pq
@@ -209,7 +231,9 @@ def table_writer(
 
 
 def values_of(column: "pa.Array") -> list[object]:
-    """Return the [N] values of a column, as texts if Python cannot represent a time, such as infinity or the year 0."""
+    """Return the [N] values of a column, as texts if Python cannot represent a time,
+    such as infinity or the year 0.
+    """
     try:
         values: list[object] = column.to_pylist()
     except (OverflowError, ValueError):
@@ -225,7 +249,9 @@ def _json_array(
     closing: bytes,
     empty: bytes,
 ) -> Iterator[Callable[[Iterable[bytes]], None]]:
-    """Yield a function that writes items of a JSON array; `empty` is written instead if there are no items."""
+    """Yield a function that writes items of a JSON array; `empty` is written instead if
+    there are no items.
+    """
     before = opening
 
     def write(items: Iterable[bytes]) -> None:
@@ -239,7 +265,9 @@ def _json_array(
 
 
 def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes:
-    """Return the rows as lines of a CSV file. An empty `header` is filled and becomes the first line."""
+    """Return the rows as lines of a CSV file. An empty `header` is filled and becomes
+    the first line.
+    """
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     for row in rows:
@@ -268,7 +296,9 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
 
 @contextmanager
 def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, object]]], None]]:
-    """Yield a function that writes rows. Rows are buffered in a temporary file until all column types are known."""
+    """Yield a function that writes rows. Rows are buffered in a temporary file until
+    all column types are known.
+    """
     import pyarrow as pa  # Imported here, because only Parquet needs pyarrow.
     import pyarrow.parquet as pq
 

@@ -1,8 +1,10 @@
-"""Read files of rows of any size as a sequence of Arrow tables of a few megabytes: CSV, JSON Lines and Parquet.
+"""Read files of rows of any size as a sequence of Arrow tables of a few megabytes: CSV,
+JSON Lines and Parquet.
 
-CSV columns are texts, and an empty field is null; `typed_tables` converts the texts to typed values. JSON Lines columns
-have the types that the caller specifies, otherwise the types inferred from the first block. Rows are counted from 0,
-without the header and blank lines.
+CSV columns are texts, and an empty field is null; `typed_tables` converts the texts to
+typed values. JSON Lines columns have the types that the caller specifies, otherwise the
+types inferred from the first block. Rows are counted from 0, without the header and
+blank lines.
 """
 
 import codecs
@@ -37,7 +39,9 @@ _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
 _HEADER_BYTES = 2**20
 _TEXT_BYTES = 2
-"""The limit of bytes per text below which a Parquet column is read as a dictionary. Other texts need over 4 bytes."""
+"""The limit of bytes per text below which a Parquet column is read as a dictionary.
+Other texts need over 4 bytes.
+"""
 MAX_BYTES, _MAX_VALUES = 2_000_000_000, 200_000_000
 """The limits in bytes and in values for a file that is read into memory at once."""
 _STREAMED = ("csv", "jsonl", "parquet")
@@ -45,15 +49,21 @@ _CSV_TYPES = (
     *(pa.int64(), pa.uint64(), pa.float64(), pa.bool_(), pa.date32()),
     *(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")),
 )
-"""The types that a CSV column may have. The first type that fits is used; otherwise the column is text."""
+"""The types that a CSV column may have. The first type that fits is used; otherwise the
+column is text.
+"""
 _LEADING_ZERO = r"^[+-]?0[0-9xX]"
 _BESIDE_MARKS = np.isin(np.arange(256), list(b',\r\n"'))
-"""True for the bytes that may precede an opening quotation mark or follow a closing quotation mark."""
+"""True for the bytes that may precede an opening quotation mark or follow a closing
+quotation mark.
+"""
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that cannot be read or predicted: the row number in the file, from 0, the reason, and the content."""
+    """A row that cannot be read or predicted: the row number in the file, from 0, the
+    reason, and the content.
+    """
 
     number: int
     why: str
@@ -62,8 +72,9 @@ class RejectedRow:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Consecutive rows of a file: valid rows with their numbers in the file, and bad rows. `position` is the
-    approximate number of bytes of the file that have been read."""
+    """Consecutive rows of a file: valid rows with their numbers in the file, and bad
+    rows. `position` is the approximate number of bytes of the file that have been read.
+    """
 
     table: pa.Table
     numbers: Sequence[int]
@@ -75,9 +86,12 @@ class RowBlock:
 
 
 class RowStream:
-    """The rows of an open file, which is a seekable `pyarrow.NativeFile`. For JSON Lines, `types` maps column names to
-    Arrow types, and `keep` names columns to include even if only a few late lines contain them. The constructor raises
-    InvalidConfig if the format cannot be streamed. Reading raises InvalidRequest if the file has another format."""
+    """The rows of an open file, which is a seekable `pyarrow.NativeFile`. For JSON
+    Lines, `types` maps column names to Arrow types, and `keep` names columns to include
+    even if only a few late lines contain them. The constructor raises InvalidConfig if
+    the format cannot be streamed. Reading raises InvalidRequest if the file has another
+    format.
+    """
 
     def __init__(
         self,
@@ -128,7 +142,9 @@ class RowStream:
         columns: Sequence[str],
         dictionaries: Collection[str] = (),
     ) -> Iterator[RowBlock]:
-        """Yield the rows with the `columns` of the schema; text columns in `dictionaries` may be dictionary-encoded."""
+        """Yield the rows with the `columns` of the schema; text columns in
+        `dictionaries` may be dictionary-encoded.
+        """
         row = 0
         try:
             if self._kind == "parquet":
@@ -186,7 +202,9 @@ class RowStream:
         )
 
     def _csv_records_block(self, position: int, first: int, columns: list[str]) -> RowBlock:
-        """Return the rows of one block of about `_BLOCK_BYTES`. Each row is checked separately."""
+        """Return the rows of one block of about `_BLOCK_BYTES`. Each row is checked
+        separately.
+        """
         names = self.schema.names
         positions = [names.index(name) for name in columns]
         good: list[bytes] = []
@@ -280,7 +298,9 @@ class RowStream:
             first = numbers.stop
             try:
                 content = b"\n".join(lines)
-                content.decode()  # Check first: Arrow accepts invalid UTF-8, and crashes if the first line is null.
+                # Check first: Arrow accepts invalid UTF-8, and crashes if the first
+                # line is null.
+                content.decode()
                 if not all(line.lstrip().startswith(b"{") for line in lines):
                     raise ValueError
                 reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
@@ -300,7 +320,9 @@ class RowStream:
         lines: list[bytes],
         fields: pa.Schema,
     ) -> RowBlock:
-        """Return the rows of these lines. Each row is checked separately; 20.0 is accepted as an integer."""
+        """Return the rows of these lines. Each row is checked separately; 20.0 is
+        accepted as an integer.
+        """
         parts, kept, bad = [fields.empty_table()], [], []
         for number, line in zip(numbers, lines, strict=True):
             try:
@@ -310,7 +332,8 @@ class RowStream:
                 for field in fields:
                     if _is_changed(record.get(field.name), field.type):
                         raise ValueError(
-                            f"column {field.name!r}: {record[field.name]!r} is not of type {field.type}",
+                            f"column {field.name!r}: {record[field.name]!r} is not of type "
+                            f"{field.type}",
                         )
                 parts.append(pa.Table.from_pylist([record], fields))
                 kept.append(number)
@@ -328,7 +351,8 @@ class RowStream:
         return self._open_parquet()
 
     def _open_parquet(self, **options: object) -> pq.ParquetFile:
-        # With a buffer, only the pages being read are in memory; without a buffer, the entire row group is in memory.
+        # With a buffer, only the pages being read are in memory; without a buffer, the
+        # entire row group is in memory.
         return pq.ParquetFile(
             self._file,
             buffer_size=_BLOCK_BYTES // 4,
@@ -370,7 +394,9 @@ class RowStream:
 
 
 def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
-    """Yield the names and values of the JSON objects among the lines. Invalid lines are reported when rows are read."""
+    """Yield the names and values of the JSON objects among the lines. Invalid lines are
+    reported when rows are read.
+    """
     for line in lines:
         try:
             record = orjson.loads(line)
@@ -381,7 +407,9 @@ def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
 
 
 def open_csv(path: Path) -> RowStream:
-    """Open a CSV file, which may be compressed. Raises OSError if the file cannot be read."""
+    """Open a CSV file, which may be compressed. Raises OSError if the file cannot be
+    read.
+    """
     codec = compression_of(path.name)
     file = (
         pa.BufferReader(pa.input_stream(str(path), codec).read()) if codec else pa.OSFile(str(path))
@@ -390,8 +418,10 @@ def open_csv(path: Path) -> RowStream:
 
 
 def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table]:
-    """Yield first an empty table, then the rows of a CSV file as tables of texts; an empty field is null. Only the
-    first `most_columns` columns are read. Raises OSError or pyarrow.ArrowException if the file cannot be read."""
+    """Yield first an empty table, then the rows of a CSV file as tables of texts; an
+    empty field is null. Only the first `most_columns` columns are read. Raises OSError
+    or pyarrow.ArrowException if the file cannot be read.
+    """
     try:
         stream = open_csv(path)
         if twice := [name for name, count in Counter(stream.schema.names).items() if count > 1]:
@@ -407,14 +437,18 @@ def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table
 
 
 def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Read a Parquet file, or a CSV file with the `types` or inferred types. Raises the errors of `csv_tables`."""
+    """Read a Parquet file, or a CSV file with the `types` or inferred types. Raises the
+    errors of `csv_tables`.
+    """
     if format_of(str(path)) == "parquet":
         return read_parquet(path)
     return typed_tables([pa.concat_tables(csv_tables(path))], types)[0]
 
 
 def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[list[pa.Table]]:
-    """Group consecutive tables so that each group, except the last, has at least `rows` rows or `size` bytes."""
+    """Group consecutive tables so that each group, except the last, has at least `rows`
+    rows or `size` bytes.
+    """
     held: list[pa.Table] = []
     held_rows = held_bytes = 0
     for table in tables:
@@ -429,10 +463,12 @@ def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[l
 
 
 def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -> list[pa.Table]:
-    """Convert tables of texts to typed tables. A column has the same type in all tables. A column has its `known` type
-    if every text fits. Otherwise the type is inferred: integer, float, boolean, date or time if every text fits.
-    Numbers with a leading zero (01234) remain text, because a number would lose the zero. In a column that is not text,
-    the texts that pandas reads as missing become null."""
+    """Convert tables of texts to typed tables. A column has the same type in all
+    tables. A column has its `known` type if every text fits. Otherwise the type is
+    inferred: integer, float, boolean, date or time if every text fits. Numbers with a
+    leading zero (01234) remain text, because a number would lose the zero. In a column
+    that is not text, the texts that pandas reads as missing become null.
+    """
     whole = pa.concat_tables(tables, promote_options="default")
     values = {name: _typed(whole.column(name), known.get(name)) for name in whole.column_names}
     typed, ends = pa.table(values), np.cumsum([len(table) for table in tables]).tolist()
@@ -474,7 +510,9 @@ def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file. Raises OSError or pyarrow.ArrowException if the file cannot be read or is too large."""
+    """Read a Parquet file. Raises OSError or pyarrow.ArrowException if the file cannot
+    be read or is too large.
+    """
     metadata = pq.read_metadata(path)
     require_few_values([metadata])
     leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
@@ -500,7 +538,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:
-    """Raise pyarrow.ArrowInvalid if the `share` to be read has too many values, which may take no bytes."""
+    """Raise pyarrow.ArrowInvalid if the `share` to be read has too many values, which
+    may take no bytes.
+    """
     groups = [file.row_group(group) for file in files for group in range(file.num_row_groups)]
     count = sum(
         group.column(index).num_values for group in groups for index in range(group.num_columns)
@@ -511,7 +551,9 @@ def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> 
 
 
 def _text_bytes(array: pa.Array) -> int:
-    """Return the size in bytes of dictionary-encoded texts. A text counts in each row or list that contains it."""
+    """Return the size in bytes of dictionary-encoded texts. A text counts in each row
+    or list that contains it.
+    """
     if isinstance(array, pa.StructArray):
         return sum(map(_text_bytes, array.flatten()))
     if isinstance(array, pa.MapArray):
@@ -526,9 +568,11 @@ def _text_bytes(array: pa.Array) -> int:
 
 
 def _whole_rows(content: bytes, is_last: bool) -> int:
-    """Return the length in bytes of the complete rows in `content`, which begins with a row of a CSV file. Return 0 if
-    no row is complete, or if a quotation mark violates RFC 4180: marks enclose a value, and a mark inside a value is
-    doubled. Arrow reads such rows in its own way without an error."""
+    """Return the length in bytes of the complete rows in `content`, which begins with a
+    row of a CSV file. Return 0 if no row is complete, or if a quotation mark violates
+    RFC 4180: marks enclose a value, and a mark inside a value is doubled. Arrow reads
+    such rows in its own way without an error.
+    """
     line_end = b"\n" if b"\n" in content else b"\r"
     if b'"' not in content:
         return len(content) if is_last else content.rfind(line_end) + 1
@@ -544,7 +588,8 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
         ) == 0 and count:
             count -= 2
             stop = int(marks[count])
-    # A mark at the edge of the content has no neighbour, so the index is clamped to the mark itself.
+    # A mark at the edge of the content has no neighbour, so the index is clamped to the
+    # mark itself.
     before, after = (
         signs[np.maximum(marks[:count:2], 1) - 1],
         signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)],
@@ -553,7 +598,9 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
 
 
 def _is_changed(value: object, kind: pa.DataType) -> bool:
-    """Return True if Arrow would change the value: 2.5 into the integer 2, or true into 1."""
+    """Return True if Arrow would change the value: 2.5 into the integer 2, or true into
+    1.
+    """
     if isinstance(value, bool):
         return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
     if isinstance(value, float):

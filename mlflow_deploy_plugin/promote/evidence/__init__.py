@@ -1,1 +1,3 @@
-"""The evidence about a registered version: its record, and documents that are made from the record."""
+"""The evidence about a registered version: its record, and documents that are made from
+the record.
+"""

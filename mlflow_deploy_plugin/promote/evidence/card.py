@@ -1,7 +1,9 @@
-"""The model card of a registered version: sentences about the facts that MLflow and the audit trail have recorded.
+"""The model card of a registered version: sentences about the facts that MLflow and the
+audit trail have recorded.
 
-Each sentence has a source: a run, a tag, an audit event or a page of the registry. The groups are those of Google's
-Model Card Toolkit (https://github.com/tensorflow/model-card-toolkit).
+Each sentence has a source: a run, a tag, an audit event or a page of the registry. The
+groups are those of Google's Model Card Toolkit
+(https://github.com/tensorflow/model-card-toolkit).
 """
 
 import json
@@ -67,7 +69,9 @@ _LINEAGE = (
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence with the name and the page of its source. `url` is empty if MLflow's server does not have the page."""
+    """A sentence with the name and the page of its source. `url` is empty if MLflow's
+    server does not have the page.
+    """
 
     text: str
     kind: Literal["registry", "run", "tag", "event"]
@@ -81,7 +85,9 @@ Sections = Mapping[str, Sequence[Statement]]
 
 @dataclass(frozen=True)
 class VersionCard:
-    """The statements about a version by group and section. A section without facts is left out."""
+    """The statements about a version by group and section. A section without facts is
+    left out.
+    """
 
     name: str
     version: str
@@ -91,7 +97,9 @@ class VersionCard:
     considerations: Sections
 
     def write(self, folder: Path) -> None:
-        """Write model_card.html and model_card.json. Raises InvalidConfig if the folder cannot be written."""
+        """Write model_card.html and model_card.json. Raises InvalidConfig if the folder
+        cannot be written.
+        """
         page = report_templates(Path(__file__).parent).get_template("card.html").render(card=self)
         files = {
             "html": page,
@@ -107,7 +115,9 @@ class VersionCard:
 
 
 def make_card(model_uri: str, store: Store) -> VersionCard:
-    """Return the card of a version with the audit trail of `store`. Raises StoreUnavailable, and like `read_record`."""
+    """Return the card of a version with the audit trail of `store`. Raises
+    StoreUnavailable, and like `read_record`.
+    """
     record, run, groups = read_record(model_uri), None, dict[str, dict[str, list[Statement]]]()
     model_id = str(record.mlmodel.get("model_id") or "")
     with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.
@@ -143,7 +153,9 @@ def _statement(
 
 
 def _column_text(entry: Mapping[str, Any]) -> str:
-    """Return an entry of MLflow's signature: `age (long, optional)`, or `float32 [-1, 4]` for a tensor without name."""
+    """Return an entry of MLflow's signature: `age (long, optional)`, or `float32 [-1,
+    4]` for a tensor without name.
+    """
     tensor = entry.get("tensor-spec")
     kind = f"{tensor.get('dtype')} {tensor.get('shape')}" if tensor else str(entry.get("type"))
     if not entry.get("required", True):
@@ -163,14 +175,18 @@ def _read_json(run_id: str, file: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class _Facts:
-    """The facts about a version, with a method per section. `run` has the evaluations of the version."""
+    """The facts about a version, with a method per section. `run` has the evaluations
+    of the version.
+    """
 
     record: VersionRecord
     run: LoggedRun | None
     events: Sequence[AuditEvent]
 
     def statements(self, section: str) -> list[Statement]:
-        """Return the statements of a section, and a statement about a record that cannot be understood."""
+        """Return the statements of a section, and a statement about a record that
+        cannot be understood.
+        """
         statements: list[Statement] = []
         try:
             with registry_errors(f"the {section} of {self.record.uri}"):
@@ -209,7 +225,10 @@ class _Facts:
         page = console_page(model=self.record.name) if events else ""
         for event in events:
             change = " → ".join(filter(None, (event.before, event.after or event.detail.get("to"))))
-            text = f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action} ({change})"
+            text = (
+                f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action} "
+                f"({change})"
+            )
             where, why = (
                 event.endpoint and f", on the endpoint {event.endpoint}",
                 event.why and f": {event.why}",
@@ -222,7 +241,9 @@ class _Facts:
             )
 
     def in_gate(self, *names: str) -> Statements:
-        """Yield the checks of the gate's report, or only the checks `names` that were not skipped."""
+        """Yield the checks of the gate's report, or only the checks `names` that were
+        not skipped.
+        """
         if gate := self.record.gate:
             made = [
                 check for check in gate.checks if check.name in names and check.state != "skipped"
@@ -237,7 +258,9 @@ class _Facts:
                 )
 
     def measured(self, file: str) -> Mapping[str, Any]:
-        """Return a JSON file of the run; empty if the file does not exist or is about another version."""
+        """Return a JSON file of the run; empty if the file does not exist or is about
+        another version.
+        """
         document = _read_json(self.run.run_id, file) if self.run else {}
         own = (
             self.record.uri,
@@ -250,7 +273,9 @@ class _Facts:
         )
 
     def windows(self) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:
-        """Yield each monitor, the run of its newest window, and the tags of its windows, the newest window first."""
+        """Yield each monitor, the run of its newest window, and the tags of its
+        windows, the newest window first.
+        """
         own = {"onnxserve.model": self.record.name, "onnxserve.version": self.record.version}
         begin = self.record.created_at.timestamp() * 1000
         for tag in (
@@ -300,7 +325,10 @@ class _Facts:
             params = join_names(f"{name} {value}" for name, value in run.params.items()) or "none"
             user = run.tags.get("mlflow.user")
             who = f" of {user}" if user else ""
-            text = f"The run {run.tags.get('mlflow.runName')}{who} of {run.started_at:%Y-%m-%d} logged the model"
+            text = (
+                f"The run {run.tags.get('mlflow.runName')}{who} of {run.started_at:%Y-%m-%d} "
+                "logged the model"
+            )
             yield self.in_run(f"{text} with the parameters: {params}")
         if record.git_commit:
             dirty = (
@@ -311,7 +339,9 @@ class _Facts:
             yield self.in_registry(f"The code is the git commit {record.git_commit}{dirty}")
 
     def algorithm(self) -> Statements:
-        """Yield the class of the model, and the framework. MLflow's autologging tags the run with the class."""
+        """Yield the class of the model, and the framework. MLflow's autologging tags
+        the run with the class.
+        """
         section, run = self.record.section, self.record.run
         framework = " ".join(
             str(section[name]) for name in ("framework", "framework_version") if section.get(name)
@@ -373,7 +403,8 @@ class _Facts:
                 if key in parity
             )
             yield self.in_registry(
-                f"The proof of parity is {parity['state']} on {parity.get('rows', 0)} rows{reasons}",
+                f"The proof of parity is {parity['state']} on {parity.get('rows', 0)} "
+                f"rows{reasons}",
             )
             for output in parity.get("outputs", ()):
                 text = f"The largest absolute error of the output {output['name']} in the proof is"
@@ -391,7 +422,9 @@ class _Facts:
             yield self.in_registry(f"The report of the gate cannot be read: {reason}")
 
     def verdict_of_served(self) -> Statements:
-        """Yield the verdict on the other version in the first gated alias or stage that has one."""
+        """Yield the verdict on the other version in the first gated alias or stage that
+        has one.
+        """
         name, version = self.record.name, self.record.version
         try:
             policy = choose_policy(name).policy
@@ -417,7 +450,10 @@ class _Facts:
     def robustness(self) -> Statements:
         yield from self.in_gate("robustness", "disturbances")
         if report := self.measured(file := "robustness/robustness.json"):
-            text = f"The {report['metric']} of {report['model']} without a disturbance is {report['clean']:.4f}"
+            text = (
+                f"The {report['metric']} of {report['model']} without a disturbance is "
+                f"{report['clean']:.4f}"
+            )
             yield self.in_run(
                 f"{text} on {report['rows']} rows of {report['dataset'] or 'a table'}",
                 file,
@@ -436,14 +472,20 @@ class _Facts:
             columns = join_names(
                 f"{entry['column']} {entry['mean_abs']:.4g}" for entry in report["importance"]
             )
-            text = f"The mean absolute contributions to {report['rows']} predictions of {report['model']} are"
+            text = (
+                f"The mean absolute contributions to {report['rows']} predictions of "
+                f"{report['model']} are"
+            )
             yield self.in_run(f"{text}: {columns}", file)
 
     def segments(self) -> Statements:
         for monitor, newest, _ in self.windows():
             for finding in _read_json(newest.run_id, window_runs.DOCUMENT).get("findings", ()):
                 if finding["segment"]:
-                    text = f"The state of {finding['subject']} for {finding['segment']} is {finding['state']}"
+                    text = (
+                        f"The state of {finding['subject']} for {finding['segment']} is "
+                        f"{finding['state']}"
+                    )
                     yield self.in_run(
                         f"{text}, judged by {monitor}: {finding['reason']}",
                         window_runs.PAGE,
@@ -473,7 +515,10 @@ class _Facts:
                 "",
                 newest,
             )
-            text = f"The verdict of {monitor} on the window of {format_time(own[window_runs.START_TAG])} is"
+            text = (
+                f"The verdict of {monitor} on the window of "
+                f"{format_time(own[window_runs.START_TAG])} is"
+            )
             yield self.in_run(
                 f"{text} {own[window_runs.VERDICT_TAG]}: {own['onnxserve.reason']}",
                 window_runs.PAGE,

@@ -1,4 +1,6 @@
-"""The comparison of two versions of a registered model: their records, and their predictions for the example rows."""
+"""The comparison of two versions of a registered model: their records, and their
+predictions for the example rows.
+"""
 
 import re
 from collections.abc import Mapping
@@ -24,17 +26,21 @@ _HIGHER_IS_BETTER = frozenset(("accuracy", "auc", "f1", "precision", "r2", "reca
 _LOWER_IS_BETTER = frozenset(
     ("brier", "error", "latency", "logloss", "loss", "mae", "mape", "mse", "rmse"),
 )
-"""The words in the name of a metric, such as `val_loss`, that have a known direction. A lower value is better if the
-name has words of both sets, such as `brier_score`."""
+"""The words in the name of a metric, such as `val_loss`, that have a known direction. A
+lower value is better if the name has words of both sets, such as `brier_score`.
+"""
 _NEGATED = re.compile(rf"\bneg .*\b({'|'.join(sorted(_LOWER_IS_BETTER))})\b|\bd2 .*\bscore\b")
-"""The words of scikit-learn's negated errors and D² scores, such as `neg log loss`, for which higher is better."""
+"""The words of scikit-learn's negated errors and D² scores, such as `neg log loss`, for
+which higher is better.
+"""
 
 
 @dataclass(frozen=True)
 class DiffRow:
     """A fact about two versions. The value of a version without the fact is None.
 
-    `trend` is empty if the values are equal, or if neither direction is known to be better.
+    `trend` is empty if the values are equal, or if neither direction is known to be
+    better.
     """
 
     section: str
@@ -46,7 +52,9 @@ class DiffRow:
 
     @property
     def difference(self) -> float | None:
-        """The number by which the value has grown; None unless both values are numbers. True and False are not."""
+        """The number by which the value has grown; None unless both values are numbers.
+        True and False are not.
+        """
         if isinstance(self.before, str | bool | None) or isinstance(self.after, str | bool | None):
             return None
         return self.after - self.before
@@ -54,7 +62,9 @@ class DiffRow:
 
 @dataclass(frozen=True)
 class OutputChange:
-    """The number of example rows with another output, and the largest absolute difference of floats, or None."""
+    """The number of example rows with another output, and the largest absolute
+    difference of floats, or None.
+    """
 
     output: str
     rows: int
@@ -66,7 +76,8 @@ class OutputChange:
 class VersionDiff:
     """The comparison of two versions, with their addresses models:/NAME/VERSION.
 
-    `notes` are lines about copies and missing parts. `predictions` may be the reason why no predictions are compared.
+    `notes` are lines about copies and missing parts. `predictions` may be the reason
+    why no predictions are compared.
     """
 
     before: str
@@ -77,13 +88,17 @@ class VersionDiff:
 
 
 def diff_versions(before: str, after: str) -> VersionDiff:
-    """Compare the versions that two URIs select, with MLflow's client. Raises like `compare` and `read_record`."""
+    """Compare the versions that two URIs select, with MLflow's client. Raises like
+    `compare` and `read_record`.
+    """
     diff = compare(read_record(before), read_record(after))
     return replace(diff, predictions=_compare_predictions(diff.before, diff.after))
 
 
 def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
-    """Compare two records without running a model. Raises InvalidConfig for versions of different models."""
+    """Compare two records without running a model. Raises InvalidConfig for versions of
+    different models.
+    """
     if before.name != after.name:
         names = f"{before.name} and {after.name}"
         raise InvalidConfig(
@@ -147,7 +162,9 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
 
 
 def _trend(row: DiffRow) -> Trend:
-    """Return whether the second version is better, from the direction of a metric or the state of a gate's check."""
+    """Return whether the second version is better, from the direction of a metric or
+    the state of a gate's check.
+    """
     if (
         row.section == "gate"
         and row.is_changed
@@ -169,12 +186,16 @@ def _trend(row: DiffRow) -> Trend:
 
 
 def _plain(value: object) -> Value:
-    """Return a value of the MLmodel file, which may be a list or a date, as a text unless it is a text or a number."""
+    """Return a value of the MLmodel file, which may be a list or a date, as a text
+    unless it is a text or a number.
+    """
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:
-    """Compare the predictions for the example rows of the last version or, without an example, of the first."""
+    """Compare the predictions for the example rows of the last version or, without an
+    example, of the first.
+    """
     with temporary_folder("onnxserve-diff-") as temporary:
         folders = [download(uri, temporary / str(side)) for side, uri in enumerate(uris)]
         examples = [

@@ -1,7 +1,9 @@
-"""The record of a registered version: the facts about it in MLflow's registry, its files, its run and its gate report.
+"""The record of a registered version: the facts about it in MLflow's registry, its
+files, its run and its gate report.
 
-A version that MLflow's `copy_model_version` created has the source models:/X/7. It has the gate of this original
-version, unless the copy itself was judged. A fact that cannot be read is empty, and `missing` has the reason.
+A version that MLflow's `copy_model_version` created has the source models:/X/7. It has
+the gate of this original version, unless the copy itself was judged. A fact that cannot
+be read is empty, and `missing` has the reason.
 """
 
 import json
@@ -49,13 +51,17 @@ REPORT_RUN = re.compile(r"(?:^|/runs/)([0-9a-f]{32})(?![0-9a-f])")
 """The id of the run in the address of a gate report."""
 _T = TypeVar("_T")
 FetchFile = Callable[[str, Path, str], Path]
-"""A function that copies a file (URI of its folder, local folder, name). Raises NotFound."""
+"""A function that copies a file (URI of its folder, local folder, name). Raises
+NotFound.
+"""
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """The run that logged the version. `datasets` has the digest of each dataset by its name, and `dataset_rows` the
-    number of rows of each dataset whose profile has the number."""
+    """The run that logged the version. `datasets` has the digest of each dataset by its
+    name, and `dataset_rows` the number of rows of each dataset whose profile has the
+    number.
+    """
 
     run_id: str
     started_at: datetime
@@ -68,7 +74,8 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class GateEvidence:
-    """A verdict of the gate on the version `judged` (models:/X/7), which may be the original of a copy.
+    """A verdict of the gate on the version `judged` (models:/X/7), which may be the
+    original of a copy.
 
     `run_id` is the run with the report. `checks` is empty if the report cannot be read.
     """
@@ -84,12 +91,18 @@ class VersionRecord:
     """The facts about one registered version.
 
     Attributes:
-        uri / url: the address models:/NAME/VERSION, and the URL of the version's page or an empty text.
-        registered_by: the account that registered the version, if the registry has recorded it; otherwise empty.
-        original: the version that this version is a copy of, such as models:/X/7; empty for any other version.
-        mlmodel / signature: the content of the MLmodel file, and the type of each input, output and parameter.
-        requirements / environment: the versions of the packages for serving, and of all packages of the training.
-        graph: the number of bytes, the opsets, and the number of nodes per operator of the ONNX file.
+        uri / url: the address models:/NAME/VERSION, and the URL of the version's page
+            or an empty text.
+        registered_by: the account that registered the version, if the registry has
+            recorded it; otherwise empty.
+        original: the version that this version is a copy of, such as models:/X/7; empty
+            for any other version.
+        mlmodel / signature: the content of the MLmodel file, and the type of each
+            input, output and parameter.
+        requirements / environment: the versions of the packages for serving, and of all
+            packages of the training.
+        graph: the number of bytes, the opsets, and the number of nodes per operator of
+            the ONNX file.
         missing: the reason for each missing part, by the name of the part.
     """
 
@@ -113,7 +126,9 @@ class VersionRecord:
 
     @property
     def section(self) -> Mapping[str, Any]:
-        """The section of the flavor `onnxserve` in the MLmodel file; empty for any other flavor."""
+        """The section of the flavor `onnxserve` in the MLmodel file; empty for any
+        other flavor.
+        """
         return dict(self.mlmodel.get("flavors", {}).get(FLAVOR, {}))
 
     @property
@@ -125,7 +140,9 @@ class VersionRecord:
 
     @property
     def datasets(self) -> Mapping[str, str]:
-        """The digest of each dataset by name: the saved dataset, the rows of a retraining, the datasets of the run."""
+        """The digest of each dataset by name: the saved dataset, the rows of a
+        retraining, the datasets of the run.
+        """
         saved = self.section.get("provenance", {})
         named = {str(saved.get("dataset_name", "dataset")): str(saved.get("dataset_digest", ""))}
         named |= {
@@ -138,12 +155,14 @@ class VersionRecord:
 def read_record(model_uri: str) -> VersionRecord:
     """Read the record of the version that the URI selects, with MLflow's client.
 
-    Raises InvalidConfig if the URI does not select a registered version, NotFound, and RegistryUnavailable.
+    Raises InvalidConfig if the URI does not select a registered version, NotFound, and
+    RegistryUnavailable.
     """
     resolved = resolve(model_uri)
     if parse_model_uri(resolved.source).kind != "version":
         raise InvalidConfig(
-            f"{model_uri} is not a registered version; use models:/NAME/VERSION or models:/NAME@ALIAS",
+            f"{model_uri} is not a registered version; use models:/NAME/VERSION or "
+            "models:/NAME@ALIAS",
         )
     client = registry_client()
     return record_of(resolved.name, resolved.version, client, _fetch_file)
@@ -157,12 +176,15 @@ def _fetch_file(folder_uri: str, to: Path, name: str) -> Path:
 def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> VersionRecord:
     """Read the record of a version. Raises NotFound and RegistryUnavailable.
 
-    `client` is MLflow's client or, in MLflow's server, an object with the same methods (`ui/guard.py`).
+    `client` is MLflow's client or, in MLflow's server, an object with the same methods
+    (`ui/guard.py`).
     """
     uri, missing = f"models:/{name}/{version}", dict[str, str]()
 
     def attempt(part: str, read: Callable[[], _T], otherwise: _T) -> _T:
-        """Return the part, or `otherwise` if it does not exist, may not be read or is damaged."""
+        """Return the part, or `otherwise` if it does not exist, may not be read or is
+        damaged.
+        """
         try:
             with registry_errors(f"the {part} of {uri}"):
                 return read()
@@ -223,7 +245,9 @@ def _time(milliseconds: int) -> datetime:
 
 
 def original_of(entry: "ModelVersion", client: Any) -> "ModelVersion":
-    """Return the version from which MLflow copied this version, or the version itself. Raises NotFound."""
+    """Return the version from which MLflow copied this version, or the version itself.
+    Raises NotFound.
+    """
     source = parse_model_uri(str(entry.source))
     is_copy = source.kind == "version"
     return (
@@ -248,7 +272,9 @@ def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _packages(file: Path) -> dict[str, str]:
-    """Return the version of each package in a file for `pip install -r`. A line without == has an empty version."""
+    """Return the version of each package in a file for `pip install -r`. A line without
+    == has an empty version.
+    """
     lines = (line.partition("#")[0].strip() for line in file.read_text().splitlines())
     return {name: version for name, _, version in (line.partition("==") for line in lines if line)}
 
@@ -307,7 +333,9 @@ def _training_run(run_id: str, client: Any) -> RecordedRun:
 
 
 def _rows_of(profile: str | None) -> int | None:
-    """Return the number of rows in the profile of an MLflow dataset; None if the profile has no such number."""
+    """Return the number of rows in the profile of an MLflow dataset; None if the
+    profile has no such number.
+    """
     with suppress(ValueError, AttributeError):
         count = json.loads(profile or "{}").get("num_rows")
         return count if isinstance(count, int) else None
@@ -329,7 +357,9 @@ def _with_checks(
     fetch_file: FetchFile,
     folder: Path,
 ) -> GateEvidence:
-    """Return the verdict with the checks of its report. A copy has the tags of its original, which was judged."""
+    """Return the verdict with the checks of its report. A copy has the tags of its
+    original, which was judged.
+    """
     file = fetch_file(client.get_run(gate.run_id).info.artifact_uri, folder, JSON)
     verdict = TypeAdapter(GateVerdict).validate_json(file.read_bytes())
     return replace(gate, judged=f"models:/{verdict.model}/{verdict.version}", checks=verdict.checks)

@@ -1,8 +1,11 @@
-"""Transfer of a version with its evidence to another MLflow registry, or to another model of the same registry.
+"""Transfer of a version with its evidence to another MLflow registry, or to another
+model of the same registry.
 
-MLflow copies versions only within one registry. Between two registries, the files, the training run and the gate report
-become a run of the target. The version is registered after the uploaded files have the digest of the source. Each step
-finds the result of an interrupted attempt by tags. The verdict is not copied, because the gate of the target judges.
+MLflow copies versions only within one registry. Between two registries, the files, the
+training run and the gate report become a run of the target. The version is registered
+after the uploaded files have the digest of the source. Each step finds the result of an
+interrupted attempt by tags. The verdict is not copied, because the gate of the target
+judges.
 """
 
 import os
@@ -66,12 +69,16 @@ _FILES_TAG, _RUN_TAG, _GATE_TAG = (
     "onnxserve.copied_run",
     "onnxserve.copied_gate",
 )
-"""The digest of all files; the page of the training run, and the gate's state and report, in the source's registry."""
+"""The digest of all files; the page of the training run, and the gate's state and
+report, in the source's registry.
+"""
 _OF_TARGET = re.compile(r"TARGET_((?:MLFLOW|ONNXSERVE|AWS|AZURE|GOOGLE)_.+)")
 _OF_SOURCE = re.compile(
     r"MLFLOW_(TRACKING_|REGISTRY_URI|WORKSPACE|RUN_|EXPERIMENT_)|ONNXSERVE_(STORE|HOME|LOG_URI)",
 )
-"""The environment variables of the source, such as its credentials, which do not apply to the target."""
+"""The environment variables of the source, such as its credentials, which do not apply
+to the target.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ class CopiedVersion:
     """A copy of a version, and its source. Addresses have no credentials.
 
     Attributes:
-        copied_from / source_run: the pages of the source and of its training run (empty without a run) in MLflow.
+        copied_from / source_run: the pages of the source and of its training run (empty
+            without a run) in MLflow.
         files: the digest of all files, which is equal in both registries.
     """
 
@@ -94,10 +102,15 @@ class CopiedVersion:
 
     def __str__(self) -> str:
         source = f"{self.source_model} version {self.source_version}"
-        return f"{source} is copied to {self.model} version {self.version} in MLflow at {self.registry}"
+        return (
+            f"{source} is copied to {self.model} version {self.version} in MLflow at "
+            f"{self.registry}"
+        )
 
     def record(self, promotion: Promotion | None = None, *, at_target: bool = False) -> None:
-        """Record the copy or its promotion once in the store of the current registry: the source, or the target."""
+        """Record the copy or its promotion once in the store of the current registry:
+        the source, or the target.
+        """
         action, place, detail, is_new = "copy", self.registry, asdict(self), False
         if promotion is not None:
             action, place, is_new = (
@@ -133,17 +146,21 @@ def copied_version(
     to_model: str,
     progress: ProgressCallback = lambda line: None,
 ) -> Iterator[CopiedVersion]:
-    """Copy a version to another registry, or to another model, and use the target registry within the block.
+    """Copy a version to another registry, or to another model, and use the target
+    registry within the block.
 
-    An empty `to_registry` is the current registry, and an empty `to_model` is the name of the model. Environment
-    variables with the prefix TARGET_ apply to the target. An error within the block reports that the copy exists.
+    An empty `to_registry` is the current registry, and an empty `to_model` is the name
+    of the model. Environment variables with the prefix TARGET_ apply to the target. An
+    error within the block reports that the copy exists.
 
-    Raises InvalidArtifact if the files of a copy differ, InvalidConfig if the address is not valid or the target is the
-    source, NotFound, and RegistryUnavailable or StoreUnavailable if a registry or a store fails or refuses the account.
+    Raises InvalidArtifact if the files of a copy differ, InvalidConfig if the address
+    is not valid or the target is the source, NotFound, and RegistryUnavailable or
+    StoreUnavailable if a registry or a store fails or refuses the account.
     """
     if to_registry and "://" not in to_registry:
         raise InvalidConfig(
-            f"--to-registry {to_registry!r} is not the address of a registry, such as https://mlflow",
+            f"--to-registry {to_registry!r} is not the address of a registry, such as "
+            "https://mlflow",
         )
     resolution.check_new_name(to_model)
     source, name = _read_source(model, version), to_model or model
@@ -189,7 +206,9 @@ def _remedy(text: str) -> Iterator[None]:
 
 @contextmanager
 def _commands_for_target(copied: CopiedVersion) -> Iterator[None]:
-    """Make the commands in the message of an error work here, where MLFLOW_TRACKING_URI is the source."""
+    """Make the commands in the message of an error work here, where MLFLOW_TRACKING_URI
+    is the source.
+    """
     options = f" --to-registry {copied.registry}"
     if copied.model != copied.source_model:
         options += f" --to-model {copied.model}"
@@ -210,7 +229,9 @@ def _commands_for_target(copied: CopiedVersion) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Source:
-    """The version that is copied. `gate` has the verdict on it, or on the original of a copy that was not judged."""
+    """The version that is copied. `gate` has the verdict on it, or on the original of a
+    copy that was not judged.
+    """
 
     entry: ModelVersion
     uri: str
@@ -224,7 +245,9 @@ class _Source:
         return f"{self.entry.name} version {self.entry.version}"
 
     def copies(self, name: str, digest: str | None = None) -> list[str]:
-        """Return the copies of this version (with these files) in the model `name` of the current registry."""
+        """Return the copies of this version (with these files) in the model `name` of
+        the current registry.
+        """
         with registry_errors(f"model {name}"):
             versions = resolution.all_versions(registry_client(), name)
         # In the registry of the source, MLflow's copy_model_version sets this address.
@@ -259,13 +282,17 @@ def _read_source(model: str, version: str) -> _Source:
 
 
 def _page_of(entry: ModelVersion) -> str:
-    """Return the page of a version in the current registry, without quotes, because MLflow's filters cannot escape."""
+    """Return the page of a version in the current registry, without quotes, because
+    MLflow's filters cannot escape.
+    """
     page = f"{registry_address().rstrip('/')}/#/models/{quote(entry.name)}/versions/{entry.version}{workspace_query()}"
     return page.replace("'", "%27")
 
 
 def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None:
-    """Download the files of the version to `model` in the folder, and its gate report to `source_gate`."""
+    """Download the files of the version to `model` in the folder, and its gate report
+    to `source_gate`.
+    """
     progress(f"reading {source} from {source.registry}")
     download(source.uri, folder / "download").rename(folder / "model")
     runs = REPORT_RUN.findall(source.gate.report)
@@ -281,8 +308,10 @@ def _copy(
     is_same: bool,
     progress: ProgressCallback,
 ) -> CopiedVersion:
-    """Return the copy in the model `name` of the target, which is the current registry. It is created if necessary.
-    Raises InvalidArtifact if the files of the copy, or of the run for the copy, differ from the source."""
+    """Return the copy in the model `name` of the target, which is the current registry.
+    It is created if necessary. Raises InvalidArtifact if the files of the copy, or of
+    the run for the copy, differ from the source.
+    """
     client, entry, digest = (
         registry_client(),
         source.entry,
@@ -345,7 +374,9 @@ def _log_run(
     origin: dict[str, str],
     progress: ProgressCallback,
 ) -> tuple[str, str]:
-    """Log the training run and the folder to a run of the target. Return its id and the address of the folder model."""
+    """Log the training run and the folder to a run of the target. Return its id and the
+    address of the folder model.
+    """
     run = source.run
 
     def log_content(client: MlflowClient, run_id: str, _: int) -> None:
@@ -379,10 +410,12 @@ def _log_run(
 
 @contextmanager
 def _registry_at(address: str) -> Iterator[None]:
-    """Use another registry in this process, with the variables TARGET_…, and without the credentials of the source.
+    """Use another registry in this process, with the variables TARGET_…, and without
+    the credentials of the source.
 
-    Without its own home or store, the audit trail of the target is in a folder of this machine's home, because the
-    events of two models with the same name must not be mixed.
+    Without its own home or store, the audit trail of the target is in a folder of this
+    machine's home, because the events of two models with the same name must not be
+    mixed.
     """
     tracking_uri, environment, find_file = (
         mlflow.get_tracking_uri(),
@@ -412,7 +445,9 @@ def _registry_at(address: str) -> Iterator[None]:
 
 
 def _set_environment(variables: dict[str, str]) -> None:
-    """Replace the environment variables, and forget the clients that have the credentials of the variables before."""
+    """Replace the environment variables, and forget the clients that have the
+    credentials of the variables before.
+    """
     for name in os.environ.keys() - variables.keys():
         del os.environ[name]
     os.environ.update(variables)

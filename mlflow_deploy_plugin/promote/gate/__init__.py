@@ -1,1 +1,3 @@
-"""The gate, which checks a version against a policy before its promotion, and the promotion."""
+"""The gate, which checks a version against a policy before its promotion, and the
+promotion.
+"""

@@ -1,6 +1,8 @@
-"""Requests for promotions over HTTP: the form of a request, and a client of MLflow's server, which keeps the requests.
+"""Requests for promotions over HTTP: the form of a request, and a client of MLflow's
+server, which keeps the requests.
 
-Only the server records requests and approvals, because it authenticates the person who sends them.
+Only the server records requests and approvals, because it authenticates the person who
+sends them.
 """
 
 from datetime import datetime
@@ -17,11 +19,14 @@ _SECONDS = 120
 
 
 class ListedRequest(BaseModel):
-    """A requested promotion to the stage or @alias `to`, with its gate report and its approvals.
+    """A requested promotion to the stage or @alias `to`, with its gate report and its
+    approvals.
 
     Attributes:
-        verdict / report / report_digest: the state, the URL and the SHA-256 of the gate report; empty without a report.
-        missing: the number of missing approvals. `reason` describes them in one line, and is empty if none is missing.
+        verdict / report / report_digest: the state, the URL and the SHA-256 of the gate
+            report; empty without a report.
+        missing: the number of missing approvals. `reason` describes them in one line,
+            and is empty if none is missing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,7 +49,9 @@ class ListedRequest(BaseModel):
 
 
 def listed_requests(model: str = "") -> list[ListedRequest]:
-    """Return the open requests that this user may read, or only the requests for a model."""
+    """Return the open requests that this user may read, or only the requests for a
+    model.
+    """
     return [ListedRequest.model_validate(entry) for entry in _call("GET", {"model": model})]
 
 
@@ -56,7 +63,9 @@ def send_decision(
     why: str = "",
     report: str = "",
 ) -> ListedRequest:
-    """Request, approve or decline a promotion. `report` is the SHA-256 that the user saw. Raises the server's error."""
+    """Request, approve or decline a promotion. `report` is the SHA-256 that the user
+    saw. Raises the server's error.
+    """
     document = {
         "action": action,
         "model": model,
@@ -72,7 +81,8 @@ def _call(method: str, query: dict[str, str], document: dict[str, str] | None = 
     answer = app_document("the requests for promotions", PATH, method, query, _SECONDS, document)
     if answer is None:
         raise InvalidConfig(
-            f"MLflow at {registry_address()} does not run the app of onnxserve, which keeps requests for promotions: "
-            "start it with `--app-name onnxserve` and a login, and set MLFLOW_TRACKING_URI to its address",
+            f"MLflow at {registry_address()} does not run the app of onnxserve, which keeps "
+            "requests for promotions: start it with `--app-name onnxserve` and a login, and set "
+            "MLFLOW_TRACKING_URI to its address",
         )
     return answer

@@ -1,8 +1,10 @@
-"""Approvals of a promotion: requests, approvals and refusals by people, as events in the audit trail of the store.
+"""Approvals of a promotion: requests, approvals and refusals by people, as events in
+the audit trail of the store.
 
-The events are the only record. Tags are not read, because everybody who may edit a model may set its tags. A request
-ends with the promotion, a refusal, a newer request, or the renaming or deletion of the model. Its approvals end with
-it, so that each promotion needs new approvals.
+The events are the only record. Tags are not read, because everybody who may edit a
+model may set its tags. A request ends with the promotion, a refusal, a newer request,
+or the renaming or deletion of the model. Its approvals end with it, so that each
+promotion needs new approvals.
 """
 
 from collections.abc import Callable, Iterable
@@ -51,8 +53,8 @@ class Subject:
 
     Attributes:
         place: the stage or @alias.
-        created: MLflow's creation time of the version in milliseconds. A version or a model that was deleted and
-            created again has another time.
+        created: MLflow's creation time of the version in milliseconds. A version or a
+            model that was deleted and created again has another time.
         files: the digest of all files of the version (`core.mlmodel.combine_hashes`).
         policy: the digest of the model's gate policy.
     """
@@ -87,13 +89,17 @@ def subject_of(
     files: str,
     policy: GatePolicy,
 ) -> Subject:
-    """Return the promotion of a version of MLflow's registry. `files` is the digest of the version's files."""
+    """Return the promotion of a version of MLflow's registry. `files` is the digest of
+    the version's files.
+    """
     created = int(version.creation_timestamp)
     return Subject(version.name, str(version.version), str(place), created, files, policy.digest)
 
 
 class Person(NamedTuple):
-    """The caller of MLflow's server. `user` is the name of the account, and empty for an anonymous caller."""
+    """The caller of MLflow's server. `user` is the name of the account, and empty for
+    an anonymous caller.
+    """
 
     user: str
     groups: frozenset[str]
@@ -105,10 +111,13 @@ class PromotionRequest(ListedRequest):
     """An open request for a promotion with its approvals.
 
     Attributes:
-        authors: the people who registered the version, as known at the time of the request.
-        report_run: the MLflow run of the gate report. The report is by the policy and on the files of the request.
-        approvals: the last approval of each person, oldest first, including approvals that no longer count. The detail
-            has the SHA-256 of the gate report that the person saw (`report`), and its state (`verdict`).
+        authors: the people who registered the version, as known at the time of the
+            request.
+        report_run: the MLflow run of the gate report. The report is by the policy and
+            on the files of the request.
+        approvals: the last approval of each person, oldest first, including approvals
+            that no longer count. The detail has the SHA-256 of the gate report that the
+            person saw (`report`), and its state (`verdict`).
     """
 
     subject: Subject = Field(exclude=True)
@@ -126,7 +135,8 @@ class ApprovalStatus:
 
     Attributes:
         approved_by: the people whose approvals count.
-        discounted: a line for each reason why an approval or the request does not count.
+        discounted: a line for each reason why an approval or the request does not
+            count.
     """
 
     required: ApprovalPolicy
@@ -144,7 +154,9 @@ class ApprovalStatus:
 
     @property
     def reason(self) -> str:
-        """One line that names the missing approvals, and the reasons for approvals that do not count."""
+        """One line that names the missing approvals, and the reasons for approvals that
+        do not count.
+        """
         groups = f" from group {' or '.join(self.required.groups)}" if self.required.groups else ""
         verb = "is" if self.missing == 1 else "are"
         text = f"{self.missing} of {self.required.count} approvals{groups} {verb} missing"
@@ -158,12 +170,16 @@ def promotion_requests(store: Store, model: str) -> list[PromotionRequest]:
 
 
 def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
-    """Return the open request for this model, version and stage or alias. The request may have lapsed."""
+    """Return the open request for this model, version and stage or alias. The request
+    may have lapsed.
+    """
     return _open(promotion_requests(store, subject.model), subject)
 
 
 def request_is_over(store: Store, alert: Alert) -> bool:
-    """Return True for a message about a request that has ended, or that has as many approvals as it needed."""
+    """Return True for a message about a request that has ended, or that has as many
+    approvals as it needed.
+    """
     if (request := alert.detail.get("request")) is None:
         return False
     for entry in promotion_requests(store, request["model"]):
@@ -173,7 +189,9 @@ def request_is_over(store: Store, alert: Alert) -> bool:
 
 
 def request_identity(entry: PromotionRequest) -> Json:
-    """Return the values that distinguish the request from all other requests, for the detail of its message."""
+    """Return the values that distinguish the request from all other requests, for the
+    detail of its message.
+    """
     return {
         "model": entry.model,
         "version": entry.version,
@@ -183,7 +201,9 @@ def request_identity(entry: PromotionRequest) -> Json:
 
 
 def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: str = "") -> str:
-    """Return why a promotion lacks approvals; empty if it needs none, or has all. `page` is the URL of its requests."""
+    """Return why a promotion lacks approvals; empty if it needs none, or has all.
+    `page` is the URL of its requests.
+    """
     if (required := policy.approvals_for(subject.place)) is None:
         return ""
     status = approval_status(required, open_request(store, subject), subject, store.now())
@@ -202,8 +222,9 @@ def approval_status(
 ) -> ApprovalStatus:
     """Return which approvals of the request count for `subject`.
 
-    If the last gate run failed, an approval counts only if the approver saw the report of this run. The promotion is
-    then forced, or somebody has changed the tags of the verdict.
+    If the last gate run failed, an approval counts only if the approver saw the report
+    of this run. The promotion is then forced, or somebody has changed the tags of the
+    verdict.
     """
     if request is None:
         return ApprovalStatus(policy, (), ("there is no open request",))
@@ -234,16 +255,19 @@ def request_promotion(
 ) -> tuple[PromotionRequest, bool]:
     """Request a promotion. Return the open request, and True if it is new.
 
-    A request for the same subject is kept with its approvals. A request that has lapsed is replaced.
+    A request for the same subject is kept with its approvals. A request that has lapsed
+    is replaced.
 
-    Raises InvalidConfig if the promotion needs no approvals, GateRefused if the gate passed without an evaluation that
-    the policy requires, Unauthenticated, and ScopeMissing.
+    Raises InvalidConfig if the promotion needs no approvals, GateRefused if the gate
+    passed without an evaluation that the policy requires, Unauthenticated, and
+    ScopeMissing.
     """
     required = policy.required_approvals(subject.model, subject.place)
     _require_login(person)
     if not person.may_edit:
         raise ScopeMissing(
-            f"{person.user} may not request {subject}, because {person.user} may not edit the model",
+            f"{person.user} may not request {subject}, because {person.user} may not edit the "
+            "model",
         )
     reports = _gate_reports(store.events(model=subject.model, actions=("gate",)))
     report = reports.get((subject.version, subject.files, subject.policy), {})
@@ -273,12 +297,14 @@ def approve(
     report: str,
     why: str = "",
 ) -> tuple[PromotionRequest, bool]:
-    """Approve the open request. Return it, and True if the approval is new: a person has at most one approval.
+    """Approve the open request. Return it, and True if the approval is new: a person
+    has at most one approval.
 
-    `subject` is the promotion as it is now, and `report` the SHA-256 of the gate report that the person saw. Raises
-    GateRefused if the request has lapsed, there is no report, or the person saw another report, InvalidConfig if no
-    approvals are required, NotFound without an open request, and ScopeMissing or Unauthenticated if the person may not
-    approve.
+    `subject` is the promotion as it is now, and `report` the SHA-256 of the gate report
+    that the person saw. Raises GateRefused if the request has lapsed, there is no
+    report, or the person saw another report, InvalidConfig if no approvals are
+    required, NotFound without an open request, and ScopeMissing or Unauthenticated if
+    the person may not approve.
     """
     required = policy.required_approvals(subject.model, subject.place)
 
@@ -287,7 +313,8 @@ def approve(
         require_may_approve(required, known, subject, person)
         if report != known.report_digest:
             raise GateRefused(
-                f"the gate report has changed since {person.user} opened it; read {known.report} again",
+                f"the gate report has changed since {person.user} opened it; read {known.report} "
+                "again",
             )
         status = approval_status(required, known, subject, store.now())
         if any(_same(person.user, name) for name in status.approved_by):
@@ -307,9 +334,11 @@ def decline(
     person: Person,
     why: str,
 ) -> PromotionRequest:
-    """End the open request without a promotion, and return it. Approvers and the requester may do this, with a reason.
+    """End the open request without a promotion, and return it. Approvers and the
+    requester may do this, with a reason.
 
-    Only the model, the version and the stage or alias of `subject` matter. Raises like `approve`.
+    Only the model, the version and the stage or alias of `subject` matter. Raises like
+    `approve`.
     """
     required, known = (
         policy.required_approvals(subject.model, subject.place),
@@ -369,7 +398,9 @@ def require_may_decline(
 
 
 def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]:
-    """Return the people who registered the version that was created at this time, under any name of its model."""
+    """Return the people who registered the version that was created at this time, under
+    any name of its model.
+    """
     details = [
         event.detail for event in store.events(actions=("register",)) if event.version == version
     ]
@@ -417,7 +448,9 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
 
 
 def _gate_reports(events: Iterable[AuditEvent]) -> dict[tuple[str, str, str], Json]:
-    """Return the fields of a request about its gate report, by the version, its files and the policy of the report."""
+    """Return the fields of a request about its gate report, by the version, its files
+    and the policy of the report.
+    """
     reports: dict[tuple[str, str, str], Json] = {}
     for event in events:
         detail = event.detail
@@ -444,7 +477,8 @@ def _open(requests: Iterable[PromotionRequest], subject: Subject) -> PromotionRe
 def _require_open(request: PromotionRequest | None, subject: Subject) -> PromotionRequest:
     if request is None:
         raise NotFound(
-            f"there is no open request for {subject}; {subject.request_command} requests the promotion",
+            f"there is no open request for {subject}; {subject.request_command} requests the "
+            "promotion",
         )
     return request
 
@@ -454,9 +488,11 @@ def _record(
     subject: Subject,
     decide: Callable[[PromotionRequest | None], AuditEvent | None],
 ) -> tuple[PromotionRequest, bool]:
-    """Write the event that `decide` derives from the open request. Return the request after it, and True for an event.
+    """Write the event that `decide` derives from the open request. Return the request
+    after it, and True for an event.
 
-    The request is read and the event is written in one transaction, so that racing calls cannot both count.
+    The request is read and the event is written in one transaction, so that racing
+    calls cannot both count.
     """
     is_new = store.record_next(
         subject.model,
@@ -489,19 +525,23 @@ def _event(
 
 
 def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str) -> None:
-    """Raise GateRefused if the approvers would see no figure of the version's quality, unless the policy allows it."""
+    """Raise GateRefused if the approvers would see no figure of the version's quality,
+    unless the policy allows it.
+    """
     if required.evaluation == "required" and verdict == PASSED_WITHOUT_EVALUATION:
         raise GateRefused(
-            f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no figure of its "
-            f"quality. Set evaluation.dataset and evaluation.target in the policy of {subject.model}, and run "
-            f"`onnxserve gate {subject.model} {subject.version}`; or set approvals.evaluation: optional in the policy",
+            f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no "
+            "figure of its quality. Set evaluation.dataset and evaluation.target in the policy of "
+            f"{subject.model}, and run `onnxserve gate {subject.model} {subject.version}`; or set "
+            "approvals.evaluation: optional in the policy",
         )
 
 
 def _require_login(person: Person) -> None:
     if not person.user:
         raise Unauthenticated(
-            "a login is required: an anonymous caller may not request, approve or decline promotions",
+            "a login is required: an anonymous caller may not request, approve or decline "
+            "promotions",
         )
     if refusal := name_refusal(person.user):
         raise ScopeMissing(
@@ -521,5 +561,7 @@ def _require_approver(required: ApprovalPolicy, subject: Subject, person: Person
 
 
 def _same(user: str, other: str) -> bool:
-    """Return True for two spellings of one name, because a login may accept an account under several spellings."""
+    """Return True for two spellings of one name, because a login may accept an account
+    under several spellings.
+    """
     return person_key(user) == person_key(other)

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 def approved_files(store: Store, policy: GatePolicy, version: "ModelVersion") -> tuple[str, ...]:
-    """Return the digests of the files of the version that may be served, if the policy requires approvals.
+    """Return the digests of the files of the version that may be served, if the policy
+    requires approvals.
 
-    These are the files of promotions with all approvals, also before the version is moved, and the files with which the
-    version moved to a gated place. The former come first, because they are newer. Raises StoreUnavailable.
+    These are the files of promotions with all approvals, also before the version is
+    moved, and the files with which the version moved to a gated place. The former come
+    first, because they are newer. Raises StoreUnavailable.
     """
     name, number = version.name, str(version.version)
     requests = [request for request in promotion_requests(store, name) if request.version == number]
@@ -39,9 +41,11 @@ def approved_files(store: Store, policy: GatePolicy, version: "ModelVersion") ->
 
 
 def earlier_files(store: Store, version: "ModelVersion") -> tuple[str, ...]:
-    """Return the digests of the files of the version that once had all approvals, newest first.
+    """Return the digests of the files of the version that once had all approvals,
+    newest first.
 
-    The request may have lapsed, or may have been declined or replaced since. Raises StoreUnavailable.
+    The request may have lapsed, or may have been declined or replaced since. Raises
+    StoreUnavailable.
     """
     created = int(version.creation_timestamp)
     events = store.events(model=version.name, actions=("approve",), newest_first=True)

@@ -71,7 +71,9 @@ class EvaluationData:
 
 @dataclass(eq=False)
 class _Checks:
-    """The checks of a version, and inputs of the checks. An input that cannot be loaded is None for later checks."""
+    """The checks of a version, and inputs of the checks. An input that cannot be loaded
+    is None for later checks.
+    """
 
     policy: GatePolicy
     progress: ProgressCallback
@@ -95,7 +97,9 @@ class _Checks:
         folders: ExitStack,
         allowed: Permissions,
     ) -> None:
-        """Load the current version. If loading fails, judge the candidate without a comparison."""
+        """Load the current version. If loading fails, judge the candidate without a
+        comparison.
+        """
         self.against = current.source
         try:
             folder = folders.enter_context(downloaded_version(current))
@@ -132,7 +136,9 @@ class _Checks:
             self.notes.clear()
 
     def parity(self) -> CheckResult:
-        """Check the version's parity. If it is optimized, check the base's parity and the agreement with the base."""
+        """Check the version's parity. If it is optimized, check the base's parity and
+        the agreement with the base.
+        """
         record = self.candidate.artifact.optimization
         if not record or not isinstance(self.candidate, LoadedOnnx):
             return check_parity(self.candidate.artifact, self.policy)
@@ -316,15 +322,20 @@ def judge(
     store: Store | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> tuple[GateVerdict, EvaluationData | None]:
-    """Run the checks and return the verdict. An error of the version or of the policy's dataset is a failed check.
+    """Run the checks and return the verdict. An error of the version or of the policy's
+    dataset is a failed check.
 
     Args:
-        current: the version to compare with, e.g. the served version; None for no comparison.
-        original: the URI of the torch model that the candidate was made from; default: named by the candidate.
-        store: knows the masked columns of the back-tested endpoint; None if it is not available.
+        current: the version to compare with, e.g. the served version; None for no
+            comparison.
+        original: the URI of the torch model that the candidate was made from; default:
+            named by the candidate.
+        store: knows the masked columns of the back-tested endpoint; None if it is not
+            available.
 
-    Raises CodeRefused if a version has no ONNX form and its code may not run, InvalidConfig if the data of the policy
-    may not be read, NotFound if the files of the version are missing, and RegistryUnavailable if MLflow fails.
+    Raises CodeRefused if a version has no ONNX form and its code may not run,
+    InvalidConfig if the data of the policy may not be read, NotFound if the files of
+    the version are missing, and RegistryUnavailable if MLflow fails.
     """
     if not allowed.files:
         require_mlflow_data(policy)
@@ -332,7 +343,8 @@ def judge(
     evaluation = None
     with ExitStack() as folders:
         progress(
-            f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}",
+            "fetching version "
+            f"{candidate.version}{f' and version {current.version}' if current else ''}",
         )
         folder = folders.enter_context(downloaded_version(candidate))
         digest = combine_hashes(hash_files(folder))

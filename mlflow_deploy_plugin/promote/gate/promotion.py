@@ -1,4 +1,6 @@
-"""Promotion: run the gate, move the stage or the alias, and record the gate and the move in the audit trail."""
+"""Promotion: run the gate, move the stage or the alias, and record the gate and the
+move in the audit trail.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,7 +45,8 @@ class Promotion:
     Attributes:
         to: the stage or @alias.
         before: the previous version in the stage or alias, or empty.
-        gate: a passed `VerdictState`, `forced`, or `not asked` if the policy does not gate the stage or alias.
+        gate: a passed `VerdictState`, `forced`, or `not asked` if the policy does not
+            gate the stage or alias.
         report: the URL of the gate's report, or empty.
         is_moved: False if the version already had the stage or alias.
     """
@@ -78,24 +81,30 @@ def promote(
     original: str = "",
     is_request: bool = False,
 ) -> Promotion:
-    """Move a version to a stage or an alias if it passes the gate that the policy requires.
+    """Move a version to a stage or an alias if it passes the gate that the policy
+    requires.
 
-    A fresh passed verdict is reused, and with `force` also a fresh failed verdict. A verdict is fresh if the policy,
-    the files of the version and the compared version have not changed, and if its age is below the policy's limit.
-    Otherwise the gate is run. If only this version has the stage or alias and it passed the gate, no change is made.
-    The approvals that the policy requires are read from the store. `force` does not replace approvals.
+    A fresh passed verdict is reused, and with `force` also a fresh failed verdict. A
+    verdict is fresh if the policy, the files of the version and the compared version
+    have not changed, and if its age is below the policy's limit. Otherwise the gate is
+    run. If only this version has the stage or alias and it passed the gate, no change
+    is made. The approvals that the policy requires are read from the store. `force`
+    does not replace approvals.
 
     Args:
         to: a stage or @alias.
-        force: ignore the gate's verdict, and record this in the version's tag and in the audit trail.
+        force: ignore the gate's verdict, and record this in the version's tag and in
+            the audit trail.
         actor: the user in the audit trail; default: the user of this process.
         store: the store of the audit trail; default: the store of this machine.
         allowed / original: see `promote.gate.judge.judge`.
-        is_request: only run the gate, because people must approve the promotion before the version is moved.
+        is_request: only run the gate, because people must approve the promotion before
+            the version is moved.
 
-    Raises GateRefused if the version failed the gate, was rolled back without `force` or lacks approvals, InvalidConfig
-    if an argument or the policy is not valid or MLflow refuses the move, CodeRefused (see `promote.gate.judge.judge`),
-    NotFound, RegistryUnavailable, and StoreUnavailable.
+    Raises GateRefused if the version failed the gate, was rolled back without `force`
+    or lacks approvals, InvalidConfig if an argument or the policy is not valid or
+    MLflow refuses the move, CodeRefused (see `promote.gate.judge.judge`), NotFound,
+    RegistryUnavailable, and StoreUnavailable.
     """
     if force and not why.strip():
         raise InvalidConfig("a forced promotion requires a reason (--why)")
@@ -151,8 +160,8 @@ def promote(
             request.record(trail, "refused", status)
             report = f"; report: {status.report}" if status.report else ""
             raise GateRefused(
-                f"{candidate.name} version {candidate.version} cannot be promoted to {target}, because it has not "
-                f"passed its gate: {status.reason}{report}",
+                f"{candidate.name} version {candidate.version} cannot be promoted to {target}, "
+                f"because it has not passed its gate: {status.reason}{report}",
             )
         if is_request:
             return request.promotion(
@@ -174,8 +183,9 @@ def promote(
             now = transitions.version_at(model, target, exclude=candidate.version)
             if now is not None and (before is None or now.version != before.version):
                 raise GateRefused(
-                    f"version {now.version} moved to {target} while version {candidate.version} was judged; "
-                    f"promote version {candidate.version} again to compare both versions",
+                    f"version {now.version} moved to {target} while version {candidate.version} "
+                    f"was judged; promote version {candidate.version} again to compare both "
+                    "versions",
                 )
         progress(f"moving version {candidate.version} to {target}")
         request.move()
@@ -185,7 +195,8 @@ def promote(
 
 @dataclass(frozen=True)
 class _Request:
-    """A requested promotion. `entry` is the candidate in the registry, and `before` the current version in `place`.
+    """A requested promotion. `entry` is the candidate in the registry, and `before` the
+    current version in `place`.
 
     `run_gate` judges the candidate now.
     """
@@ -207,7 +218,9 @@ class _Request:
         return known.on_files(version_digest(self.candidate.source)) if known.state else known
 
     def gate_status(self, force: bool, progress: ProgressCallback) -> tags.GateStatus:
-        """Return the gate status of the version for `place`. The gate is run unless there is a fresh verdict."""
+        """Return the gate status of the version for `place`. The gate is run unless
+        there is a fresh verdict.
+        """
         if (ungated := self.ungated()) is not None:
             return ungated
         # With `force`, a fresh failed verdict is reused too.
@@ -245,7 +258,9 @@ class _Request:
         return tags.GateStatus(True, "not asked", f"the policy does not gate {self.place}")
 
     def has_approvals(self, store: Store) -> bool:
-        """Return True if the version, with the files of its verdict, has approvals for `place` that are not used up."""
+        """Return True if the version, with the files of its verdict, has approvals for
+        `place` that are not used up.
+        """
         policy = self.chosen.policy
         if policy.approvals_for(self.place) is None:
             return False
@@ -256,13 +271,17 @@ class _Request:
         )
 
     def stay(self, store: Store, status: tags.GateStatus) -> Promotion:
-        """Return the promotion of a version in `place`. MLflow's server records files that were approved again."""
+        """Return the promotion of a version in `place`. MLflow's server records files
+        that were approved again.
+        """
         if self.has_approvals(store):
             self.move()
         return self.promotion(status, before=self.candidate.version, is_moved=False)
 
     def move(self) -> None:
-        """Move the version to `place`, without a timeout, because MLflow's server may first read all its files."""
+        """Move the version to `place`, without a timeout, because MLflow's server may
+        first read all its files.
+        """
         reference = parse_model_uri(self.place.uri(self.candidate.name))
         with no_request_timeout:
             transitions.move_version(
@@ -284,7 +303,9 @@ class _Request:
         )
 
     def record_forced(self, store: Store, status: tags.GateStatus) -> tags.GateStatus:
-        """Record that the version is forced before the move, because endpoints that require the gate read its tag."""
+        """Record that the version is forced before the move, because endpoints that
+        require the gate read its tag.
+        """
         reason = f"forced by {self.actor}: {self.why} (the gate: {status.reason})"
         name, version = self.candidate.name, self.candidate.version
         forced = VerdictRecord(

@@ -1,8 +1,8 @@
 """Records of verdicts: the tags of a version and an event in the audit trail.
 
-MLflow's server with onnxserve writes both, because it refuses changes of these tags by its callers. It compares the
-files of the version, the policy and the report with the record, and names the account that sent it. Without the app,
-this process writes both.
+MLflow's server with onnxserve writes both, because it refuses changes of these tags by
+its callers. It compares the files of the version, the policy and the report with the
+record, and names the account that sent it. Without the app, this process writes both.
 """
 
 import math
@@ -26,16 +26,19 @@ _SECONDS = 120
 
 
 class VerdictRecord(BaseModel):
-    """A verdict of the gate on the files of a version, or a forced promotion of these files.
+    """A verdict of the gate on the files of a version, or a forced promotion of these
+    files.
 
     Attributes:
         files: the digest of all files (`core.mlmodel.combine_hashes`).
         policy / policy_digest: the origin and the digest of the policy.
         against: the compared version, or empty.
         at: the time of the verdict in ISO 8601.
-        report / run_id / report_digest: the URL, the MLflow run and the SHA-256 of the report; empty without a report.
+        report / run_id / report_digest: the URL, the MLflow run and the SHA-256 of the
+            report; empty without a report.
         checks: the state and the figures of each check.
-        actor / machine: the name of the person, and user@machine of the process that judged the version.
+        actor / machine: the name of the person, and user@machine of the process that
+            judged the version.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,7 +61,9 @@ class VerdictRecord(BaseModel):
 
     @property
     def tags(self) -> dict[str, str]:
-        """Return the tags in the order in which they replace an earlier verdict. The last one makes it valid."""
+        """Return the tags in the order in which they replace an earlier verdict. The
+        last one makes it valid.
+        """
         verdict = {tags.GATE_TAG: self.state, tags.GATE_DIGEST_TAG: self.files}
         reason = {tags.GATE_REASON_TAG: self.reason[: tags.MAX_TAG_LENGTH]}
         if self.state == "forced":
@@ -72,9 +77,11 @@ class VerdictRecord(BaseModel):
         return details | reason | verdict
 
     def tags_after(self, earlier: Mapping[str, str]) -> dict[str, str]:
-        """Return the tags in the order in which they are set on a version with the tags `earlier`.
+        """Return the tags in the order in which they are set on a version with the tags
+        `earlier`.
 
-        The digest of a first verdict is set first, because a verdict without a digest asks for another gate.
+        The digest of a first verdict is set first, because a verdict without a digest
+        asks for another gate.
         """
         if tags.GATE_TAG in earlier:
             return self.tags
@@ -110,10 +117,12 @@ def finite(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def write_verdict(record: VerdictRecord, store: Store) -> None:
-    """Write the verdict through MLflow's server or, if the server does not run the app, from this process.
+    """Write the verdict through MLflow's server or, if the server does not run the app,
+    from this process.
 
-    If `store` is not the store of MLflow's server, the event is written to both. Raises GateRefused if the files, the
-    policy or the report have changed, ScopeMissing, NotFound, RegistryUnavailable and StoreUnavailable.
+    If `store` is not the store of MLflow's server, the event is written to both. Raises
+    GateRefused if the files, the policy or the report have changed, ScopeMissing,
+    NotFound, RegistryUnavailable and StoreUnavailable.
     """
     name = f"{record.model} version {record.version}"
     document = record.model_dump(mode="json")

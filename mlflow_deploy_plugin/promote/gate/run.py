@@ -1,4 +1,6 @@
-"""A run of the gate: judge the version, log the report, tag the version and record the event."""
+"""A run of the gate: judge the version, log the report, tag the version and record the
+event.
+"""
 
 import hashlib
 import logging
@@ -54,7 +56,9 @@ JSON = "gate.json"
 
 @dataclass(frozen=True)
 class GateRun:
-    """A verdict and the MLflow run with its report. `is_tagged` is True if the verdict is in the version's tags."""
+    """A verdict and the MLflow run with its report. `is_tagged` is True if the verdict
+    is in the version's tags.
+    """
 
     verdict: GateVerdict
     run: LoggedRun
@@ -67,7 +71,9 @@ class GateRun:
 
 @dataclass(frozen=True)
 class ServedVerdict:
-    """The verdict on the served version. `stands` lists the gated aliases and stages of this version."""
+    """The verdict on the served version. `stands` lists the gated aliases and stages of
+    this version.
+    """
 
     model: str
     version: str
@@ -77,8 +83,8 @@ class ServedVerdict:
 
     def __str__(self) -> str:
         return (
-            f"{self.model} version {self.version} is the served version ({self.stands}), and there is no version to "
-            f"compare it with; its gate remains {self.state}: {self.reason}"
+            f"{self.model} version {self.version} is the served version ({self.stands}), and "
+            f"there is no version to compare it with; its gate remains {self.state}: {self.reason}"
         )
 
 
@@ -87,16 +93,18 @@ def verdict_of_served(
     version: str,
     policy_file: Path | None = None,
 ) -> ServedVerdict | None:
-    """Return the passed verdict on the only version in the gated aliases and stages, or None.
+    """Return the passed verdict on the only version in the gated aliases and stages, or
+    None.
 
-    A new verdict would have no version to compare with. The stored verdict must be for this policy and the current
-    files. A forced promotion counts as passed.
+    A new verdict would have no version to compare with. The stored verdict must be for
+    this policy and the current files. A forced promotion counts as passed.
     """
     candidate, chosen = registered_version(model, version), choose_policy(model, policy_file)
     status = candidate.gate_status
     if not chosen.is_models_own or not status.passed or _served_version(candidate, chosen.policy):
         return None
-    # No other version has a gated stage or alias, so a non-empty stage or alias contains the candidate.
+    # No other version has a gated stage or alias, so a non-empty stage or alias
+    # contains the candidate.
     places = [place for place in chosen.policy.gated_places if version_at(model, place) is not None]
     with registry_errors(f"model {model} version {version}"):
         version_tags = registry_client().get_model_version(model, candidate.version).tags
@@ -129,14 +137,17 @@ def run_gate(
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
 ) -> GateRun:
-    """Judge a version, log the report to MLflow, tag the version and record the verdict in the audit trail.
+    """Judge a version, log the report to MLflow, tag the version and record the verdict
+    in the audit trail.
 
     Args:
-        against: the model URI to compare with; default: the version in the first gated alias or stage that contains
-            another version. A verdict against any other version is not stored in the tags of the version.
+        against: the model URI to compare with; default: the version in the first gated
+            alias or stage that contains another version. A verdict against any other
+            version is not stored in the tags of the version.
         actor / store / allowed / original: see `promote`.
 
-    Raises CodeRefused, InvalidConfig, NotFound, RegistryUnavailable and StoreUnavailable like `promote`.
+    Raises CodeRefused, InvalidConfig, NotFound, RegistryUnavailable and
+    StoreUnavailable like `promote`.
     """
     candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
@@ -177,7 +188,9 @@ def gate_version(
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
 ) -> GateRun:
-    """Judge the candidate against the current version. Log and record the verdict, and set tags if `is_official`."""
+    """Judge the candidate against the current version. Log and record the verdict, and
+    set tags if `is_official`.
+    """
     with store_or_default(store) as trail:
         verdict, evaluation = judge(
             candidate,
@@ -243,7 +256,9 @@ def _log_verdict(
     evaluation: EvaluationData | None,
     verdict_tags: dict[str, str],
 ) -> LoggedRun:
-    """Log the verdict to the run of this MLflow project, or to a new run in the experiment of the model's run."""
+    """Log the verdict to the run of this MLflow project, or to a new run in the
+    experiment of the model's run.
+    """
 
     def experiment_id(client: MlflowClient) -> str:
         try:
@@ -277,9 +292,11 @@ def _log_verdict(
 
 
 def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
-    """Log MLflow's evaluation of the predictions of both versions, with metrics and plots.
+    """Log MLflow's evaluation of the predictions of both versions, with metrics and
+    plots.
 
-    The verdict does not use this evaluation, which has no margin or interval. Errors of MLflow are written to a tag.
+    The verdict does not use this evaluation, which has no margin or interval. Errors of
+    MLflow are written to a tag.
     """
     sides = {"candidate": evaluation.candidate, "current": evaluation.current}
     logger = logging.getLogger("mlflow.models.evaluation")

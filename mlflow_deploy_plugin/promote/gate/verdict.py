@@ -1,4 +1,6 @@
-"""The result of a check, the verdict on a version from all checks, and the report in JSON and HTML."""
+"""The result of a check, the verdict on a version from all checks, and the report in
+JSON and HTML.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,7 +28,9 @@ class ReportTable:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of a check. `reason` is one line with the decisive figures. `figures` are logged as metrics."""
+    """The result of a check. `reason` is one line with the decisive figures. `figures`
+    are logged as metrics.
+    """
 
     name: str
     state: CheckState
@@ -40,7 +44,8 @@ class CheckResult:
 class GateVerdict:
     """The gate's verdict on a version.
 
-    `digest` covers all judged files (`core.mlmodel.combine_hashes`). `against` is the compared version, or empty.
+    `digest` covers all judged files (`core.mlmodel.combine_hashes`). `against` is the
+    compared version, or empty.
     """
 
     model: str
@@ -68,7 +73,9 @@ class GateVerdict:
 
     @property
     def reason(self) -> str:
-        """One line with the failed checks or, if no check failed, with the passed and the skipped checks."""
+        """One line with the failed checks or, if no check failed, with the passed and
+        the skipped checks.
+        """
         failed = [check for check in self.checks if check.state == "failed"]
         if failed:
             return "; ".join(f"{check.name}: {check.reason}" for check in failed)
@@ -88,14 +95,18 @@ def verdict_as_json(verdict: GateVerdict) -> dict[str, object]:
 
 
 def verdict_as_html(verdict: GateVerdict) -> str:
-    """Return the verdict as a page without external resources, because MLflow shows it in a sandboxed frame."""
+    """Return the verdict as a page without external resources, because MLflow shows it
+    in a sandboxed frame.
+    """
     policy = yaml.safe_dump(dict(verdict.policy), sort_keys=False)
     page = report_templates(Path(__file__).parent).get_template("report.html")
     return page.render(verdict=verdict, policy=policy, interval=_interval)
 
 
 def report_templates(folder: Path) -> Environment:
-    """Return the templates of reports in a folder. The texts of a report are escaped, because they may be hostile."""
+    """Return the templates of reports in a folder. The texts of a report are escaped,
+    because they may be hostile.
+    """
     return Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
@@ -105,7 +116,9 @@ def report_templates(folder: Path) -> Environment:
 
 
 def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
-    """Return the x coordinates of the difference, its bounds, the margin and zero in a plot of width 600, or None."""
+    """Return the x coordinates of the difference, its bounds, the margin and zero in a
+    plot of width 600, or None.
+    """
     if not {"difference", "margin"} <= figures.keys():
         return None
     bounds = {name: figures[name] for name in ("difference_low", "difference", "difference_high")}

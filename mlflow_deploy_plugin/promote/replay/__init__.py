@@ -1,1 +1,3 @@
-"""Captured requests, computed again: a single prediction, and the traffic of a window against a candidate."""
+"""Captured requests, computed again: a single prediction, and the traffic of a window
+against a candidate.
+"""

@@ -1,5 +1,6 @@
-"""A back-test: a candidate predicts captured rows, and its predictions are compared with the captured answers. Memory
-holds the replayed rows."""
+"""A back-test: a candidate predicts captured rows, and its predictions are compared
+with the captured answers. Memory holds the replayed rows.
+"""
 
 import math
 import time
@@ -45,7 +46,9 @@ _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", 
 
 @dataclass(frozen=True)
 class NotedRow:
-    """The first of `rows` captured rows with a text: the reason of a refusal, or two different answers."""
+    """The first of `rows` captured rows with a text: the reason of a refusal, or two
+    different answers.
+    """
 
     prediction_id: str
     row: int
@@ -58,14 +61,20 @@ class BacktestReport:
     """A candidate's answers to captured rows, compared with the captured answers.
 
     Attributes:
-        captured_rows, rows: the number of rows in the time range, and of the replayed rows.
+        captured_rows, rows: the number of rows in the time range, and of the replayed
+            rows.
         versions: the number of accepted rows by served version.
-        disagreement: the share of accepted rows with different answers, by `serve/runtime/shadow_compare.py`.
-        mean_difference, max_difference: of the largest finite difference of each row's numbers; NaN without numbers.
-        refused: one row per reason for which the candidate refuses rows, the most frequent reason first.
+        disagreement: the share of accepted rows with different answers, by
+            `serve/runtime/shadow_compare.py`.
+        mean_difference, max_difference: of the largest finite difference of each row's
+            numbers; NaN without numbers.
+        refused: one row per reason for which the candidate refuses rows, the most
+            frequent reason first.
         candidate_row_us: microseconds per row in batches, without a server.
-        served_request_us: the median of the server's microseconds per request with its queues; NaN if not captured.
-        comparison: the metric of the labelled rows; `current` is the metric of the captured answers.
+        served_request_us: the median of the server's microseconds per request with its
+            queues; NaN if not captured.
+        comparison: the metric of the labelled rows; `current` is the metric of the
+            captured answers.
         disagreeing: the rows with the largest differences.
     """
 
@@ -95,11 +104,13 @@ def backtest(
     resamples: int = 1000,
     seed: int = 0,
 ) -> BacktestReport:
-    """Predict at most `max_rows` captured rows of the time range with the candidate, which messages call `shown`.
+    """Predict at most `max_rows` captured rows of the time range with the candidate,
+    which messages call `shown`.
 
-    The metric is accuracy for labels and rmse for numbers by default. Raises NotFound without rows, InvalidConfig if
-    the log lacks columns of the candidate, if the answers have another type or if no row is accepted, and
-    OnnxserveError if the log or MLflow is unavailable.
+    The metric is accuracy for labels and rmse for numbers by default. Raises NotFound
+    without rows, InvalidConfig if the log lacks columns of the candidate, if the
+    answers have another type or if no row is accepted, and OnnxserveError if the log or
+    MLflow is unavailable.
     """
     table, captured = _read_sample(traffic, times, candidate.artifact, shown, max_rows)
     refused: dict[str, NotedRow] = {}
@@ -119,7 +130,8 @@ def backtest(
     ]
     if not names:
         raise InvalidConfig(
-            f"{shown} returns arrays of different shapes for different rows, which cannot be compared",
+            f"{shown} returns arrays of different shapes for different rows, which cannot be "
+            "compared",
         )
     outputs = {name: np.concatenate([arrays[name] for _, arrays in parts]) for name in names}
     artifact = candidate.artifact
@@ -130,12 +142,14 @@ def backtest(
         name = output_column((PREDICTION,), PREDICTION, outputs[PREDICTION])
         artifact = describe_answers(None, pa.table({name: list(outputs[PREDICTION])}), ())
     served, answered = artifact, traffic.answers(artifact, accepted)
-    # The candidate describes the captured answers. If their outputs have other names, the log's columns describe them.
+    # The candidate describes the captured answers. If their outputs have other names,
+    # the log's columns describe them.
     if not (answers := captured_outputs(served, answered, ())):
         served = describe_answers(None, answered, ())
         if not (answers := captured_outputs(served, answered, ())):
             raise InvalidConfig(
-                f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop and capture.mask",
+                f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop "
+                "and capture.mask",
             )
     sides = predictions_of(artifact, outputs), predictions_of(served, answers)
     kinds = []
@@ -220,14 +234,16 @@ def _read_sample(
     if not rows:
         require_endpoint(log, traffic.endpoint)
         raise NotFound(
-            f"endpoint {traffic.endpoint!r} has no rows in {times.window or 'the time range'}: choose a window in the "
-            f"range that `onnxserve log stats {traffic.endpoint}` shows",
+            f"endpoint {traffic.endpoint!r} has no rows in {times.window or 'the time range'}: "
+            f"choose a window in the range that `onnxserve log stats {traffic.endpoint}` shows",
         )
     return join_labels(sample.table(), labels), rows
 
 
 def _columns(artifact: Artifact) -> list[str]:
-    """Return the columns that a version reads. The log names an unnamed tensor like the input of the graph."""
+    """Return the columns that a version reads. The log names an unnamed tensor like the
+    input of the graph.
+    """
     fields = artifact.columns or artifact.tensors
     return [field.name for field in fields if field.name] or [
         entry.name for entry in artifact.inputs
@@ -239,8 +255,9 @@ def _accepted_parts(
     part: pa.Table,
     refused: dict[str, NotedRow],
 ) -> Iterator[tuple[pa.Table, NamedArrays]]:
-    """Yield the accepted rows with the candidate's outputs, and add the refused rows to `refused` by reason. A refused
-    part is halved until its refused rows are known."""
+    """Yield the accepted rows with the candidate's outputs, and add the refused rows to
+    `refused` by reason. A refused part is halved until its refused rows are known.
+    """
     try:
         rows = own_columns(candidate.artifact, arrays_of(part, _columns(candidate.artifact)))
         if isinstance(candidate, LoadedOnnx):

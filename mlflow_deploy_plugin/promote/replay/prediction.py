@@ -1,6 +1,8 @@
-"""A captured prediction, computed again by its version, with an explanation and the graph's intermediate values.
+"""A captured prediction, computed again by its version, with an explanation and the
+graph's intermediate values.
 
-The whole request is computed, because the sums of a row may depend on the other rows of the batch.
+The whole request is computed, because the sums of a row may depend on the other rows of
+the batch.
 """
 
 import sys
@@ -52,8 +54,10 @@ _TO_THE_BIT = Tolerance(numbers="fiub", has_signed_zeros=True)
 
 @dataclass(frozen=True)
 class OutputComparison:
-    """A captured and a recomputed output. `captured` and `computed` are the values at `index` (row, position, …), where
-    the difference is largest, or the types and shapes if `index` is empty."""
+    """A captured and a recomputed output. `captured` and `computed` are the values at
+    `index` (row, position, …), where the difference is largest, or the types and shapes
+    if `index` is empty.
+    """
 
     column: str
     is_equal: bool
@@ -64,8 +68,9 @@ class OutputComparison:
 
 @dataclass(frozen=True)
 class NodeOutput:
-    """An output of a node of the graph: its type and shape, its first five values, and its numbers of NaN and infinite
-    values."""
+    """An output of a node of the graph: its type and shape, its first five values, and
+    its numbers of NaN and infinite values.
+    """
 
     operator: str
     output: str
@@ -77,8 +82,9 @@ class NodeOutput:
 
 @dataclass(frozen=True)
 class Replay:
-    """A repeated prediction. `inputs` are the captured columns, [N, …]. `explanation` and `nodes` are of one row.
-    `left_out` is the number of nodes that `nodes` lacks."""
+    """A repeated prediction. `inputs` are the captured columns, [N, …]. `explanation`
+    and `nodes` are of one row. `left_out` is the number of nodes that `nodes` lacks.
+    """
 
     endpoint: str
     version: str
@@ -91,8 +97,9 @@ class Replay:
 
 
 def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> tuple[str, pa.Table]:
-    """Return the endpoint and the rows of a request, to any endpoint unless it is specified. The table has the columns
-    of the log (docs/log.md) in the order of `_row`. Raises NotFound with possible reasons.
+    """Return the endpoint and the rows of a request, to any endpoint unless it is
+    specified. The table has the columns of the log (docs/log.md) in the order of
+    `_row`. Raises NotFound with possible reasons.
 
     The hours are read from the newest to the oldest, and only their ids.
     """
@@ -106,9 +113,10 @@ def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> t
                 rows = [table.filter(is_request) for table in log.scan(hour, TimeRange(), None)]
                 return name, concat_tables([table for table in rows if len(table)]).sort_by("_row")
     raise NotFound(
-        f"the inference log {log.location.shown} has no prediction {prediction_id!r} of {endpoint or 'any endpoint'}: "
-        "it arrives some seconds after the response, expires after capture.retention, and is not captured if it is not "
-        "sampled (capture.fraction) or failed (`onnxserve log query NAME --failed`)",
+        f"the inference log {log.location.shown} has no prediction {prediction_id!r} of "
+        f"{endpoint or 'any endpoint'}: it arrives some seconds after the response, expires after "
+        "capture.retention, and is not captured if it is not sampled (capture.fraction) or failed "
+        "(`onnxserve log query NAME --failed`)",
     )
 
 
@@ -120,16 +128,19 @@ def replay_prediction(
     nodes: int = 20,
     debug: bool = False,
 ) -> Replay:
-    """Compute a request again with the version that answered it, and compare the captured outputs.
+    """Compute a request again with the version that answered it, and compare the
+    captured outputs.
 
     Args:
         table: the rows of the request, by `find_request`.
-        row: the row whose explanation and nodes are in the result. All rows are compared.
+        row: the row whose explanation and nodes are in the result. All rows are
+            compared.
         nodes: the maximum number of the graph's nodes in the result.
         debug: True to run `predict` of a model without an ONNX form in pdb.
 
-    Raises InvalidConfig if the row or a column is not in the log, or `debug` is not possible; NotFound if the version
-    was deleted; InvalidArtifact or InferenceError if it cannot compute; and the errors of `resolve`.
+    Raises InvalidConfig if the row or a column is not in the log, or `debug` is not
+    possible; NotFound if the version was deleted; InvalidArtifact or InferenceError if
+    it cannot compute; and the errors of `resolve`.
     """
     if row >= len(table):
         raise InvalidConfig(f"--row {row}: the log has rows 0 to {len(table) - 1} of this request")
@@ -205,8 +216,8 @@ def _pyfunc_outputs(
 
     if artifact.undescribed:
         raise InvalidConfig(
-            "the log lacks the inputs of a pyfunc whose signature has neither columns of numbers and texts nor named "
-            "tensors: log the model with such a signature",
+            "the log lacks the inputs of a pyfunc whose signature has neither columns of numbers "
+            "and texts nor named tensors: log the model with such a signature",
         )
     schema = pyfunc_schema(artifact)
     traffic.require("the version", artifact, schema.dtypes, table.column_names)
@@ -244,9 +255,11 @@ def _node_outputs(
     feeds: Feeds,
     most: int,
 ) -> tuple[list[NodeOutput] | Refused, int]:
-    """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without constants. A loop is a node.
+    """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without
+    constants. A loop is a node.
 
-    Optimization is off, because it removes nodes. The graph with all outputs is written next to its external weights.
+    Optimization is off, because it removes nodes. The graph with all outputs is written
+    next to its external weights.
     """
     import onnx  # The import takes 0.2 s, and a pyfunc does not need it.
 

@@ -18,7 +18,9 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays
 
 @dataclass(frozen=True)
 class Traffic:
-    """The captured rows of an endpoint. By `capture`, the log lacks columns or has hashes instead of values."""
+    """The captured rows of an endpoint. By `capture`, the log lacks columns or has
+    hashes instead of values.
+    """
 
     log: InferenceLog
     endpoint: str
@@ -31,7 +33,9 @@ class Traffic:
         names: Iterable[str],
         present: Collection[str],
     ) -> None:
-        """Raise InvalidConfig if rows with the columns `present` lack values of the inputs `names` of a version."""
+        """Raise InvalidConfig if rows with the columns `present` lack values of the
+        inputs `names` of a version.
+        """
         optional = {column.name for column in artifact.columns if not column.required} - {
             *self.capture.drop,
         }
@@ -42,18 +46,23 @@ class Traffic:
         ]
         if missing:
             raise InvalidConfig(
-                f"{shown} needs {join_names(missing)}, which captured rows of {self.endpoint} lack or mask: change "
-                "capture.drop, capture.mask or capture.keys by `onnxserve endpoint update`, and replay later rows",
+                f"{shown} needs {join_names(missing)}, which captured rows of {self.endpoint} "
+                "lack or mask: change capture.drop, capture.mask or capture.keys by `onnxserve "
+                "endpoint update`, and replay later rows",
             )
 
     def answers(self, artifact: Artifact | None, table: pa.Table) -> pa.Table:
-        """Return the table without masked columns. A masked answer may have another name in the log."""
+        """Return the table without masked columns. A masked answer may have another
+        name in the log.
+        """
         masked = with_both_names(self.capture.mask, artifact)
         return table.drop_columns([name for name in table.column_names if name in masked])
 
 
 def open_traffic(name: str, endpoint: Endpoint | None) -> Traffic:
-    """Return the traffic of an endpoint; `endpoint` is None if the store does not have it."""
+    """Return the traffic of an endpoint; `endpoint` is None if the store does not have
+    it.
+    """
     since, capture = (
         (None, CaptureSpec()) if endpoint is None else (endpoint.rows_since, endpoint.spec.capture)
     )
@@ -61,7 +70,9 @@ def open_traffic(name: str, endpoint: Endpoint | None) -> Traffic:
 
 
 def arrays_of(table: pa.Table, names: Iterable[str]) -> NamedArrays:
-    """Return the columns that the table has, [N] or [N, …] by name. Raises SchemaMismatch if lists differ in length."""
+    """Return the columns that the table has, [N] or [N, …] by name. Raises
+    SchemaMismatch if lists differ in length.
+    """
     arrays = {}
     for name in names:
         if name in table.column_names:

@@ -1,4 +1,6 @@
-"""Commands that start, pause, resume and abort a rollout, and the description of a rollout for users."""
+"""Commands that start, pause, resume and abort a rollout, and the description of a
+rollout for users.
+"""
 
 import time
 from collections.abc import Callable, Iterable
@@ -56,7 +58,8 @@ _DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """A rollout that a user requests. `to` is a model URI or a version of the model that is served now.
+    """A rollout that a user requests. `to` is a model URI or a version of the model
+    that is served now.
 
     Raises InvalidConfig if the steps, their duration or the criteria are not valid.
     """
@@ -83,11 +86,12 @@ def start_rollout(
 ) -> Rollout:
     """Store the rollout, which a controller then runs.
 
-    `before_it_starts` is called after the request was validated. If this call raises, the rollout is not started.
+    `before_it_starts` is called after the request was validated. If this call raises,
+    the rollout is not started.
 
-    Raises NotFound, InvalidConfig if the request is not valid, NotReady if the endpoint's server does not answer,
-    GateRefused if the version lacks approvals beyond the limit of the policy, and AlreadyExists if the endpoint has a
-    live rollout.
+    Raises NotFound, InvalidConfig if the request is not valid, NotReady if the
+    endpoint's server does not answer, GateRefused if the version lacks approvals beyond
+    the limit of the policy, and AlreadyExists if the endpoint has a live rollout.
     """
     deployments.store.require_no_rollout(
         endpoint,
@@ -151,18 +155,21 @@ def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) ->
     resolved = resolve(f"models:/{served.name}/{to}" if to.isdecimal() else to)
     if not resolved.version.isdigit():
         raise InvalidConfig(
-            f"{resolved.model_uri} is not a version of a registered model; use a URI like models:/NAME/7",
+            f"{resolved.model_uri} is not a version of a registered model; use a URI like "
+            "models:/NAME/7",
         )
     what = f"{resolved.name} version {resolved.version}"
     if served.followed and served.name != resolved.name:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} follows model {served.name}, so {what} cannot be rolled out to it",
+            f"endpoint {spec.name!r} follows model {served.name}, so {what} cannot be rolled out "
+            "to it",
         )
     if (resolved.name, resolved.version) == (served.name, before):
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {what}")
     if spec.require and not resolved.gate_status.passed:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} requires {spec.require}, which {what} does not have: {resolved.gate_status.reason}",
+            f"endpoint {spec.name!r} requires {spec.require}, which {what} does not have: "
+            f"{resolved.gate_status.reason}",
         )
     return resolved
 
@@ -173,7 +180,9 @@ def _free_name(preferred: str, taken: Iterable[str]) -> str:
 
 
 def last_rollout(store: Store, endpoint: str) -> Rollout:
-    """Return the endpoint's live rollout, or its last rollout if none is live. Raises NotFound without any rollout."""
+    """Return the endpoint's live rollout, or its last rollout if none is live. Raises
+    NotFound without any rollout.
+    """
     rollouts = store.rollouts(endpoint, limit=1)
     if not rollouts:
         raise NotFound(f"endpoint {endpoint!r} has had no rollout")
@@ -187,7 +196,9 @@ def command_rollout(
     why: str = "",
     actor: str | None = None,
 ) -> str:
-    """Pause, resume or abort the live rollout, and return its state. Raises NotFound or InvalidConfig."""
+    """Pause, resume or abort the live rollout, and return its state. Raises NotFound or
+    InvalidConfig.
+    """
     actor = actor or deployments.store.user
     reason = f"{_DONE[command]} by {actor}" + (f": {why}" if why else "")
     if command == "abort":
@@ -197,7 +208,9 @@ def command_rollout(
 
 
 def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
-    """End the live rollout and, if its plan can be read, restore the earlier version. Raises NotFound."""
+    """End the live rollout and, if its plan can be read, restore the earlier version.
+    Raises NotFound.
+    """
     store = deployments.store
     for live in store.rollouts(endpoint, live=True):
         try:
@@ -234,19 +247,24 @@ def describe_rollout(rollout: Rollout) -> str:
 
 
 def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
-    """Wait for a controller to take the lease. Raises NotReady if no controller does: the rollout would hang."""
+    """Wait for a controller to take the lease. Raises NotReady if no controller does:
+    the rollout would hang.
+    """
     deadline = time.monotonic() + patience
     while (view := store.lease(lease)) is None or not view.is_current:
         if time.monotonic() > deadline:
             raise NotReady(
-                "no controller that can reach the server is running, so the rollout was not started: start "
-                "`onnxserve controller` first, or use --wait to run the rollout in this command",
+                "no controller that can reach the server is running, so the rollout was not "
+                "started: start `onnxserve controller` first, or use --wait to run the rollout in "
+                "this command",
             )
         time.sleep(_POLL_SECONDS)
 
 
 def controller_status(store: Store, lease: str, look: str) -> str:
-    """Return a sentence about the lease's controller. `look` is the command with which a user sees the progress."""
+    """Return a sentence about the lease's controller. `look` is the command with which
+    a user sees the progress.
+    """
     view = store.lease(lease)
     if view is None:
         return "no controller is running: start `onnxserve controller`, or use --wait"
@@ -256,15 +274,23 @@ def controller_status(store: Store, lease: str, look: str) -> str:
 
 
 def stall_reason(deployments: Deployments, endpoint: str) -> str:
-    """Return the reason why the endpoint's rollout does not advance, if this machine can detect it; otherwise empty."""
+    """Return the reason why the endpoint's rollout does not advance, if this machine
+    can detect it; otherwise empty.
+    """
     try:
         location = deployments.place(endpoint)
     except OnnxserveError as error:
-        return f"only a controller that can reach the server can continue the rollout; from here: {error.message}"
+        return (
+            "only a controller that can reach the server can continue the rollout; from here: "
+            f"{error.message}"
+        )
     view = deployments.store.lease(rollouts_lease_name(location))
     if view is not None and view.is_current:
         return ""
-    return "the rollout is stalled: no controller that can reach the server is running; start `onnxserve controller`"
+    return (
+        "the rollout is stalled: no controller that can reach the server is running; start "
+        "`onnxserve controller`"
+    )
 
 
 def _change(

@@ -1,7 +1,9 @@
-"""Runs the rollouts of a location: the holder of the location's lease repeatedly advances each rollout by one decision.
+"""Runs the rollouts of a location: the holder of the location's lease repeatedly
+advances each rollout by one decision.
 
-A location is a machine or a namespace of a cluster: a process that can reach one of its servers can reach all. After a
-crash, the next holder continues from the store (`state_machine.py`). Decisions use only the monotonic clock.
+A location is a machine or a namespace of a cluster: a process that can reach one of its
+servers can reach all. After a crash, the next holder continues from the store
+(`state_machine.py`). Decisions use only the monotonic clock.
 """
 
 import logging
@@ -47,14 +49,18 @@ _FAILURE_SECONDS = 30.0
 _PLACES_SECONDS = 3.0
 _MAX_PLACES = 100
 _AT_ONCE = 8
-"""The number of rollouts that are advanced at the same time, so that a slow server does not delay other rollouts."""
+"""The number of rollouts that are advanced at the same time, so that a slow server does
+not delay other rollouts.
+"""
 
 
 @dataclass(frozen=True)
 class RolloutActions:
-    """The actions of rollouts: add and remove deployments, set the traffic, and move the stage, alias or tag.
+    """The actions of rollouts: add and remove deployments, set the traffic, and move
+    the stage, alias or tag.
 
-    An action that is already done has no effect, so it may be repeated after a crash. `say` receives a line per change.
+    An action that is already done has no effect, so it may be repeated after a crash.
+    `say` receives a line per change.
     """
 
     deployments: Deployments
@@ -72,7 +78,9 @@ class RolloutActions:
         return take_snapshot(observed, self.deployments.server_metrics(observed))
 
     def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
-        """Do the action. Raises the errors of `Deployments` and of the registry; the action may then be repeated."""
+        """Do the action. Raises the errors of `Deployments` and of the registry; the
+        action may then be repeated.
+        """
         match action:
             case "prepare":
                 variants, why = self._variants(plan), f"rollout to version {plan.version}"
@@ -119,7 +127,9 @@ class RolloutActions:
             tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
 
     def _point(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
-        """Move the stage, alias or tag from the version `before` (empty if there is none) to `version`."""
+        """Move the stage, alias or tag from the version `before` (empty if there is
+        none) to `version`.
+        """
         reference = parse_model_uri(plan.before_uri)
         move_version(reference, version)
         self.deployments.poll_registry(reference.name)
@@ -137,7 +147,9 @@ class RolloutActions:
         )
 
     def _clear(self, plan: RolloutPlan, why: str) -> None:
-        """Send all traffic to the main deployment, and remove the deployments that the rollout added."""
+        """Send all traffic to the main deployment, and remove the deployments that the
+        rollout added.
+        """
         self._set_weights(plan, {plan.main: 100}, why, restores=True)
         for name in (plan.candidate, plan.shadow):
             if name and name in self._variants(plan):
@@ -185,7 +197,8 @@ class RolloutActions:
 
 @dataclass(eq=False)
 class RolloutController:
-    """A controller for the rollouts of one location (`Deployments.place`). `servers` names its servers in messages.
+    """A controller for the rollouts of one location (`Deployments.place`). `servers`
+    names its servers in messages.
 
     The `background` tasks run while the lease is held, each in its own thread.
     """
@@ -284,7 +297,9 @@ class RolloutController:
         return 0.0
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
-        """Write the progress. Return None if the lease is lost or a user has changed the rollout in the meantime."""
+        """Write the progress. Return None if the lease is lost or a user has changed
+        the rollout in the meantime.
+        """
         written = write_progress(self.store, rollout, progress, self.actions.actor, keeper.lease)
         if written is not None and _news(written) != _news(rollout):
             self.actions.say(state_machine.rollout_summary(written))
@@ -298,7 +313,9 @@ def write_progress(
     actor: str,
     lease: Lease | None = None,
 ) -> Rollout | None:
-    """Write the progress and its audit event. `lease` and the return value are as in `Store.update_rollout`."""
+    """Write the progress and its audit event. `lease` and the return value are as in
+    `Store.update_rollout`.
+    """
     now = store.now()
     event = state_machine.progress_event(rollout, progress, actor, now)
     return store.update_rollout(state_machine.with_progress(rollout, progress, now), lease, event)
@@ -309,10 +326,11 @@ def run_rollouts(
     controller_at: Callable[[str, str], RolloutController],
     ended: threading.Event,
 ) -> None:
-    """Run a controller for each location that this process can reach, including new locations, until `ended` is set.
+    """Run a controller for each location that this process can reach, including new
+    locations, until `ended` is set.
 
-    If a location can no longer be reached, its controller is stopped, because the lease would block another controller
-    that can reach the location.
+    If a location can no longer be reached, its controller is stopped, because the lease
+    would block another controller that can reach the location.
     """
     running: dict[str, tuple[Future[None], threading.Event]] = {}
     reported: set[str] = set()

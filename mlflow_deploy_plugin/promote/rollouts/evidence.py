@@ -1,4 +1,6 @@
-"""The evidence in a rollout's step: the counts since the step began, and the results of the sequential tests."""
+"""The evidence in a rollout's step: the counts since the step began, and the results of
+the sequential tests.
+"""
 
 import math
 from collections.abc import Mapping
@@ -13,9 +15,13 @@ from mlflow_deploy_plugin.promote.rollouts.sequential import SequentialTest, upp
 from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, VersionCounters
 
 _MIN_TIMED = 100
-"""The number of timed requests that the current version needs before its latency quantiles are used."""
+"""The number of timed requests that the current version needs before its latency
+quantiles are used.
+"""
 _UNREAD = 100
-"""The maximum number of unavailable servers whose last counters are kept in case such a server returns."""
+"""The maximum number of unavailable servers whose last counters are kept in case such a
+server returns.
+"""
 _ROLES = ("current", "candidate", "shadow")
 _COUNTERS = TypeAdapter(Mapping[str, VersionCounters])
 
@@ -25,10 +31,12 @@ class StepEvidence:
     """The counts of requests in a rollout, and the tests of its current step.
 
     Attributes:
-        last: server → role → the counters that were read last, ordered by the time of reading; empty at first.
+        last: server → role → the counters that were read last, ordered by the time of
+            reading; empty at first.
         step: role → the counts since the step began.
-        history: the counts of the current version, from before the rollout to the last reading. The latency bounds of a
-            reading are computed from the history before that reading.
+        history: the counts of the current version, from before the rollout to the last
+            reading. The latency bounds of a reading are computed from the history
+            before that reading.
         before_step: the value of `history` when the step began.
     """
 
@@ -97,8 +105,9 @@ def add_counters(
 ) -> StepEvidence:
     """Return the evidence with the counts since the last reading.
 
-    For each server, the difference to its last counters is added, so the counts do not fall if a server ends. A
-    server's first counters are not added to the step, because these counters may include requests from before the step.
+    For each server, the difference to its last counters is added, so the counts do not
+    fall if a server ends. A server's first counters are not added to the step, because
+    these counters may include requests from before the step.
     """
     variants = {
         "current": (plan.main, plan.before_version),
@@ -123,7 +132,8 @@ def add_counters(
     is_alone = plan.steps[step] == 100
     for criterion in plan.criteria if tests else ():
         if criterion.is_of_shadow:
-            # The current version answered all these rows: the candidate's requests are not copied to the shadow.
+            # The current version answered all these rows: the candidate's requests are
+            # not copied to the shadow.
             tests[criterion.text].look(*_events(criterion, added["shadow"]))
         else:
             slow_from = _slow_from(
@@ -148,7 +158,9 @@ def add_counters(
 
 
 def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
-    """Return the reason for rejecting the candidate, with figures; empty if the evidence does not suffice."""
+    """Return the reason for rejecting the candidate, with figures; empty if the
+    evidence does not suffice.
+    """
     for criterion in plan.criteria:
         test = evidence.tests.get(criterion.text)
         if test is None or not test.rejects:
@@ -159,16 +171,24 @@ def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
             else evidence.step["candidate"].requests
         )
         if counted >= plan.min_requests:
-            proof = f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, {1 / test.level:.0f} is needed"
+            proof = (
+                f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, "
+                f"{1 / test.level:.0f} is needed"
+            )
             return f"{criterion.text}: {_figures(plan, criterion, evidence)}; {proof}"
     return ""
 
 
 def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> str:
-    """Return a text about the counts that the step needs before it may end; empty if the counts suffice."""
+    """Return a text about the counts that the step needs before it may end; empty if
+    the counts suffice.
+    """
     answered = evidence.step["candidate"].requests if evidence.step else 0
     if answered < plan.min_requests:
-        return f"the candidate has answered {answered:.0f} of the {plan.min_requests} required requests"
+        return (
+            f"the candidate has answered {answered:.0f} of the {plan.min_requests} required "
+            "requests"
+        )
     is_compared = plan.steps[step] < 100 and any(
         criterion.is_of_shadow for criterion in plan.criteria
     )
@@ -178,7 +198,9 @@ def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> st
 
 
 def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
-    """Return the counts and test results of the step for the audit trail; empty before the first step."""
+    """Return the counts and test results of the step for the audit trail; empty before
+    the first step.
+    """
     if not evidence.step:
         return {}
     judged = {}
@@ -203,8 +225,9 @@ def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
 def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str, SequentialTest]:
     """Return the tests of a step.
 
-    At 100 %, the current version receives no requests. The candidate is then compared with an upper limit for the
-    current version's share of events in the history. The limit and the test each use half of the level.
+    At 100 %, the current version receives no requests. The candidate is then compared
+    with an upper limit for the current version's share of events in the history. The
+    limit and the test each use half of the level.
     """
     tests = {}
     for criterion in plan.criteria:
@@ -225,9 +248,11 @@ def _events(
     counted: VersionCounters,
     slow_from: float | None = None,
 ) -> tuple[float, float]:
-    """Return the number of requests (or rows) with the criterion's event, and the number of all requests (or rows).
+    """Return the number of requests (or rows) with the criterion's event, and the
+    number of all requests (or rows).
 
-    For a latency criterion, the event is a latency above `slow_from` seconds. Without `slow_from`, both numbers are 0.
+    For a latency criterion, the event is a latency above `slow_from` seconds. Without
+    `slow_from`, both numbers are 0.
     """
     match criterion.kind:
         case "error_rate":
@@ -242,9 +267,11 @@ def _events(
 
 
 def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
-    """Return the latency in seconds above which a request is slow: the criterion's bound rounded up to a bucket.
+    """Return the latency in seconds above which a request is slow: the criterion's
+    bound rounded up to a bucket.
 
-    Return None if the current version has answered too few requests, or if the bound is above the last bucket.
+    Return None if the current version has answered too few requests, or if the bound is
+    above the last bucket.
     """
     seconds = criterion.seconds
     if criterion.factor is not None and history.timed.get(math.inf, 0) >= _MIN_TIMED:

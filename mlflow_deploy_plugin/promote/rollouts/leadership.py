@@ -1,6 +1,8 @@
-"""Run tasks only while this process holds a lease of the store (`core/store/leases.py`). Each task has its own thread.
+"""Run tasks only while this process holds a lease of the store
+(`core/store/leases.py`). Each task has its own thread.
 
-The process that holds `STORE_LEASE` runs the monitors, alerts and retrainings of the store.
+The process that holds `STORE_LEASE` runs the monitors, alerts and retrainings of the
+store.
 """
 
 import logging
@@ -48,7 +50,8 @@ def process_name() -> str:
 
 
 BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]
-"""A function that works in the background until the lease is lost or the event is set."""
+"""A function that works in the background until the lease is lost or the event is set.
+"""
 
 
 def lead(
@@ -62,9 +65,11 @@ def lead(
     ended: threading.Event,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Wait for the lease and run the tasks while it is held. Repeat this until `ended` is set.
+    """Wait for the lease and run the tasks while it is held. Repeat this until `ended`
+    is set.
 
-    `say` is called with a line that contains the holder's name and `role` whenever the holder changes.
+    `say` is called with a line that contains the holder's name and `role` whenever the
+    holder changes.
     """
     last_holder = ""
     while not ended.is_set():
@@ -118,7 +123,9 @@ def lead_store(
 
 @contextmanager
 def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Iterator[None]:
-    """Run the tasks during the `with`. A failed task is restarted, because no other process may run it."""
+    """Run the tasks during the `with`. A failed task is restarted, because no other
+    process may run it.
+    """
     over = threading.Event()
     with ThreadPoolExecutor(max(len(tasks), 1), "background") as pool:
         for task in tasks:
@@ -130,7 +137,9 @@ def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Itera
 
 
 def repeat(function: Callable[[], object], seconds: float) -> BackgroundTask:
-    """Return a task that calls the function repeatedly, with a pause of `seconds`, and logs errors of the function."""
+    """Return a task that calls the function repeatedly, with a pause of `seconds`, and
+    logs errors of the function.
+    """
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:
         while keeper.is_held and not over.is_set():
@@ -150,7 +159,9 @@ def log_errors(function: Callable[[], object]) -> None:
 
 
 def rollouts_lease_name(location: str) -> str:
-    """Return the name of the lease for the rollouts at a location (`Deployments.place`), held by one controller."""
+    """Return the name of the lease for the rollouts at a location
+    (`Deployments.place`), held by one controller.
+    """
     return f"rollouts/{location}"
 
 
@@ -158,10 +169,12 @@ def reached_places(
     deployments: Deployments,
     fail: Callable[[str], None],
 ) -> Iterator[tuple[str, str]]:
-    """Yield each location whose servers this process can reach, with a text that names the servers.
+    """Yield each location whose servers this process can reach, with a text that names
+    the servers.
 
-    Endpoints on other machines are skipped. `fail` is called with a line for each target that fails.
-    This machine comes first, because an unavailable cluster delays the next location until a timeout.
+    Endpoints on other machines are skipped. `fail` is called with a line for each
+    target that fails. This machine comes first, because an unavailable cluster delays
+    the next location until a timeout.
     """
     reached: set[str] = set()
     failures: dict[str, str] = {}
@@ -191,7 +204,9 @@ def _is_elsewhere(stored: Endpoint) -> bool:
 
 
 def reaches(deployments: Deployments, endpoint: str, place: str | None = None) -> bool:
-    """Return True if this process can reach the endpoint's server, and the server is at `place` if `place` is set."""
+    """Return True if this process can reach the endpoint's server, and the server is at
+    `place` if `place` is set.
+    """
     try:
         return place in (None, deployments.place(endpoint))
     except OnnxserveError:

@@ -1,13 +1,16 @@
-"""The plan of a rollout, which is fixed when the rollout is requested, and the criteria that abort the rollout.
+"""The plan of a rollout, which is fixed when the rollout is requested, and the criteria
+that abort the rollout.
 
-A user writes the criteria as `error_rate>1%,p99>2x,disagreement>20%`. Each criterion limits a share of the candidate's
-requests:
+A user writes the criteria as `error_rate>1%,p99>2x,disagreement>20%`. Each criterion
+limits a share of the candidate's requests:
 
-- `error_rate>1%`: more than 1 % of the candidate's requests fail, and a larger share than of the current version's.
-- `p99>2x`: more than 1 % of the candidate's requests take longer than twice the current version's p99, and a larger
-  share than of the current version's requests. `p50`, `p90` and `p95` are also supported, and absolute bounds such as
-  `p99>250ms` and `p99>1s`.
-- `disagreement>20%`: the candidate's shadow answers more than 20 % of the rows differently from the current version.
+- `error_rate>1%`: more than 1 % of the candidate's requests fail, and a larger share
+  than of the current version's.
+- `p99>2x`: more than 1 % of the candidate's requests take longer than twice the current
+  version's p99, and a larger share than of the current version's requests. `p50`, `p90`
+  and `p95` are also supported, and absolute bounds such as `p99>250ms` and `p99>1s`.
+- `disagreement>20%`: the candidate's shadow answers more than 20 % of the rows
+  differently from the current version.
 """
 
 import math
@@ -42,8 +45,10 @@ class Criterion:
 
     Attributes:
         text: the criterion as the user wrote it, without blanks.
-        share: the maximum share of requests (or rows) that may fail, be slow or disagree.
-        factor: a request is slow above `factor` times the current version's latency quantile; None if `seconds` is set.
+        share: the maximum share of requests (or rows) that may fail, be slow or
+            disagree.
+        factor: a request is slow above `factor` times the current version's latency
+            quantile; None if `seconds` is set.
     """
 
     text: str
@@ -54,12 +59,16 @@ class Criterion:
 
     @property
     def is_of_shadow(self) -> bool:
-        """True if the criterion counts the rows of a shadow instead of the candidate's requests."""
+        """True if the criterion counts the rows of a shadow instead of the candidate's
+        requests.
+        """
         return self.kind == "disagreement"
 
 
 def parse_criteria(text: str) -> tuple[Criterion, ...]:
-    """Return the criteria of a comma-separated text. Raise InvalidConfig if a criterion is unknown or repeated."""
+    """Return the criteria of a comma-separated text. Raise InvalidConfig if a criterion
+    is unknown or repeated.
+    """
     parts = [part for part in (re.sub(r"\s+", "", part) for part in text.split(",")) if part]
     criteria = tuple(_parse(part) for part in parts)
     if not criteria:
@@ -72,7 +81,8 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
         ]
         if len(names) > 1:
             raise InvalidConfig(
-                f"--abort-on: {' and '.join(names)} limit the same quantity; specify only one of them",
+                f"--abort-on: {' and '.join(names)} limit the same quantity; specify only one of "
+                "them",
             )
     return criteria
 
@@ -82,15 +92,23 @@ class RolloutPlan:
     """The plan of a rollout.
 
     Attributes:
-        main: the variant that answers now and serves the new version after the promotion.
-        candidate / shadow: the variants that the rollout adds; `shadow` is empty if no criterion needs a shadow.
-        to_uri / model / version: the model URI, registered model and version that the candidate serves.
-        before_uri / before_version: the URI that `main` has in the spec, and the version that `main` serves now.
-        kind / selector: the stage, alias or tag that the promotion moves; for `pinned`, the spec's model is changed.
-        steps: shares of the traffic in percent, ascending. The promotion follows the last step.
+        main: the variant that answers now and serves the new version after the
+            promotion.
+        candidate / shadow: the variants that the rollout adds; `shadow` is empty if no
+            criterion needs a shadow.
+        to_uri / model / version: the model URI, registered model and version that the
+            candidate serves.
+        before_uri / before_version: the URI that `main` has in the spec, and the
+            version that `main` serves now.
+        kind / selector: the stage, alias or tag that the promotion moves; for `pinned`,
+            the spec's model is changed.
+        steps: shares of the traffic in percent, ascending. The promotion follows the
+            last step.
         every: the minimum duration of a step in seconds.
-        level: the maximum probability of aborting the rollout of a version that meets the criteria.
-        min_requests: the number of the candidate's requests (or compared rows) that a step needs before it is judged.
+        level: the maximum probability of aborting the rollout of a version that meets
+            the criteria.
+        min_requests: the number of the candidate's requests (or compared rows) that a
+            step needs before it is judged.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -120,7 +138,9 @@ class RolloutPlan:
 
     @property
     def level_of_a_test(self) -> float:
-        """Return the level of each test (one per step and criterion), so that all tests together keep to `level`."""
+        """Return the level of each test (one per step and criterion), so that all tests
+        together keep to `level`.
+        """
         return self.level / (len(self.steps) * len(self.criteria))
 
     def to_json(self) -> Json:
@@ -136,7 +156,9 @@ def plan_of(rollout: Rollout) -> RolloutPlan:
 
 
 def parse_steps(text: str) -> tuple[int, ...]:
-    """Return the percentages in a text like `"1,10,50,100"`. Raise InvalidConfig unless they ascend within 1 to 100."""
+    """Return the percentages in a text like `"1,10,50,100"`. Raise InvalidConfig unless
+    they ascend within 1 to 100.
+    """
     try:
         steps = tuple(int(part.strip().removesuffix("%")) for part in text.split(","))
     except ValueError:

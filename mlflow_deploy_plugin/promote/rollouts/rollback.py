@@ -1,4 +1,6 @@
-"""Rollback: restore the earlier version of an endpoint in the registry and on the servers with one call."""
+"""Rollback: restore the earlier version of an endpoint in the registry and on the
+servers with one call.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -36,17 +38,21 @@ def rollback(
     actor: str | None = None,
     to: str | None = None,
 ) -> dict[str, str]:
-    """Restore the version that `endpoint` served before, and return when it answers requests.
+    """Restore the version that `endpoint` served before, and return when it answers
+    requests.
 
-    A live rollout is only aborted. Otherwise, the stage, alias or tag that the endpoint follows is moved to the earlier
-    version, and the newer version is archived. If the endpoint follows nothing, its earlier model is set. A tag
-    excludes the newer version from later rollbacks.
+    A live rollout is only aborted. Otherwise, the stage, alias or tag that the endpoint
+    follows is moved to the earlier version, and the newer version is archived. If the
+    endpoint follows nothing, its earlier model is set. A tag excludes the newer version
+    from later rollbacks.
 
-    `to` is a version, or a model URI if the endpoint follows nothing. If `to` is None, the earlier version or model is
-    found. The result has the keys model, from, to, source (of the earlier version) and seconds.
+    `to` is a version, or a model URI if the endpoint follows nothing. If `to` is None,
+    the earlier version or model is found. The result has the keys model, from, to,
+    source (of the earlier version) and seconds.
 
-    Raises NotFound, InvalidConfig if several deployments answer or MLflow rejects the earlier version, and
-    DeploymentFailed if the earlier version cannot be served; the newer version is then kept in the registry and served.
+    Raises NotFound, InvalidConfig if several deployments answer or MLflow rejects the
+    earlier version, and DeploymentFailed if the earlier version cannot be served; the
+    newer version is then kept in the registry and served.
     """
     by = actor or deployments.store.user
     begun, store = time.monotonic(), deployments.store
@@ -103,9 +109,11 @@ def rollback_target(
     registry: Any = None,
     metrics: MetricsByServer = MappingProxyType({}),
 ) -> PreviousVersion:
-    """Return the current target of `rollback`: a version, or the model URI if the endpoint follows nothing.
+    """Return the current target of `rollback`: a version, or the model URI if the
+    endpoint follows nothing.
 
-    `registry` is MLflow's registry store inside MLflow's server, and None in a client. Raises as `rollback`.
+    `registry` is MLflow's registry store inside MLflow's server, and None in a client.
+    Raises as `rollback`.
     """
     spec = observed.endpoint.spec
     for rollout in store.rollouts(spec.name, live=True):
@@ -166,7 +174,8 @@ def _move_back(
     if earlier == current:
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {current}")
     config = {f"variants.{main}.model": earlier}
-    # A model that answered before must not wait for people. A model that a user names, or that had no traffic, may.
+    # A model that answered before must not wait for people. A model that a user names,
+    # or that had no traffic, may.
     restores = not to and has_answered(deployments.store, spec.name, earlier)
     deployments.update_endpoint(spec.name, config, why or "rollback", actor, restores=restores)
     return _Move(parse_model_uri(earlier).name, current, earlier, source)
@@ -187,7 +196,8 @@ def _repoint(
         requested = parse_model_uri(f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to)
         if (requested.kind, requested.name) != ("version", reference.name):
             raise InvalidConfig(
-                f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, for example 6",
+                f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, "
+                "for example 6",
             )
         current, earlier = (
             follower.current(),
@@ -226,10 +236,12 @@ def _repoint(
 
 @dataclass(frozen=True)
 class _Follower:
-    """An endpoint that follows a stage, alias or tag, and the sources that name the versions that it served before.
+    """An endpoint that follows a stage, alias or tag, and the sources that name the
+    versions that it served before.
 
-    `main` is the variant that answers, and `reference` is its model. `metrics` returns the counters of the endpoint's
-    servers, and is called only if the audit trail does not name the version. `registry` is as in `rollback_target`.
+    `main` is the variant that answers, and `reference` is its model. `metrics` returns
+    the counters of the endpoint's servers, and is called only if the audit trail does
+    not name the version. `registry` is as in `rollback_target`.
     """
 
     store: Store
@@ -240,12 +252,16 @@ class _Follower:
     registry: Any = None
 
     def current(self) -> str:
-        """Return the version that the reference names; if there is none, the served version, or an empty text."""
+        """Return the version that the reference names; if there is none, the served
+        version, or an empty text.
+        """
         followed = transitions.current_version(self.reference, self.registry)
         return followed or take_snapshot(self.observed).versions.get(self.main, "")
 
     def current_and_earlier(self) -> tuple[str, PreviousVersion]:
-        """Return the current version, and the version that was served before it, by the most reliable source."""
+        """Return the current version, and the version that was served before it, by the
+        most reliable source.
+        """
         name, current = self.observed.endpoint.name, self.current()
         for earlier in self._candidates(current):
             try:
@@ -259,12 +275,15 @@ class _Follower:
             if not is_back:
                 return current, earlier
         raise NotFound(
-            f"the audit trail, the server and MLflow at {registry_address()} have no record of what endpoint {name!r} "
-            f"served before version {current} of {self.reference.name}: use `onnxserve rollback {name} --to VERSION`",
+            f"the audit trail, the server and MLflow at {registry_address()} have no record of "
+            f"what endpoint {name!r} served before version {current} of {self.reference.name}: "
+            f"use `onnxserve rollback {name} --to VERSION`",
         )
 
     def _candidates(self, current: str) -> Iterator[PreviousVersion]:
-        """Yield the versions except `current` that may have been served before, from the most reliable source on."""
+        """Yield the versions except `current` that may have been served before, from
+        the most reliable source on.
+        """
         followed = self._versions_in_trail()
         source = f"listed before version {current} in the audit trail"
         in_trail = [PreviousVersion(version, source) for version in followed if version != current]
@@ -275,7 +294,10 @@ class _Follower:
         registered = transitions.previous_in_registry(self.reference, current, self.registry)
         passed = ""
         if registered is not None and registered.version not in answered:
-            passed = f"; skipped version {registered.version}: {registered.source}, but it answered no request here"
+            passed = (
+                f"; skipped version {registered.version}: {registered.source}, but it answered no "
+                "request here"
+            )
         source = (
             f"the last version to answer before version {current}, by the server's metrics{passed}"
         )
@@ -288,10 +310,12 @@ class _Follower:
         yield from in_trail
 
     def _versions_in_trail(self) -> list[str]:
-        """Return the followed versions, newest first: the new and the previous version of each move.
+        """Return the followed versions, newest first: the new and the previous version
+        of each move.
 
-        Only moves of this model count. A move to an empty stage has no previous version. Before the endpoint was
-        converted to an alias (`Deployments.follow_alias`), the moves of its former stage count.
+        Only moves of this model count. A move to an empty stage has no previous
+        version. Before the endpoint was converted to an alias
+        (`Deployments.follow_alias`), the moves of its former stage count.
         """
         versions: list[str] = []
         name = self.observed.endpoint.name
@@ -320,7 +344,8 @@ class _Follower:
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> PreviousVersion:
-    """Return the earlier model of the deployment `main`, from the audit trail since the endpoint was created.
+    """Return the earlier model of the deployment `main`, from the audit trail since the
+    endpoint was created.
 
     Skip models that failed, and models that were rolled back and not deployed again.
     """
@@ -358,7 +383,7 @@ def _wait_until_served(deployments: Deployments, endpoint: str, main: str, versi
             raise DeploymentFailed(f"{endpoint}: version {version} could not be restored: {error}")
         if time.monotonic() > deadline:
             raise DeploymentFailed(
-                f"{endpoint}: the registry names version {version} again, but it is not served after "
-                f"{_SERVED_SECONDS:g} s: {snapshot.reason or 'no reason is known'}",
+                f"{endpoint}: the registry names version {version} again, but it is not served "
+                f"after {_SERVED_SECONDS:g} s: {snapshot.reason or 'no reason is known'}",
             )
         time.sleep(_POLL_SECONDS)

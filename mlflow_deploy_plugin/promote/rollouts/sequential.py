@@ -1,28 +1,35 @@
-"""The test that judges a rollout: a mixture sequential probability ratio test (mSPRT), which is valid at any time.
+"""The test that judges a rollout: a mixture sequential probability ratio test (mSPRT),
+which is valid at any time.
 
-A fixed-sample test is not valid if it is repeated: a 5 % test after every request eventually finds a difference in most
-A/A comparisons. Here, the evidence is an e-process: a mixture of likelihood ratios. Under the null hypothesis, the
-mixture is a non-negative supermartingale that starts at 1. By Ville's inequality, the probability that the mixture
-*ever* reaches 1/level is at most `level`, independent of the number and times of the evaluations.
+A fixed-sample test is not valid if it is repeated: a 5 % test after every request
+eventually finds a difference in most A/A comparisons. Here, the evidence is an
+e-process: a mixture of likelihood ratios. Under the null hypothesis, the mixture is a
+non-negative supermartingale that starts at 1. By Ville's inequality, the probability
+that the mixture *ever* reaches 1/level is at most `level`, independent of the number
+and times of the evaluations.
 
-    H. Robbins, Statistical methods related to the law of the iterated logarithm, Ann. Math. Statist. 41, 1970
-    R. Johari, P. Koomen, L. Pekelis, D. Walsh, Peeking at A/B tests, KDD 2017 (the mSPRT)
-    S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, Time-uniform, nonparametric, nonasymptotic confidence sequences,
+    H. Robbins, Statistical methods related to the law of the iterated logarithm, Ann.
+    Math. Statist. 41, 1970 R. Johari, P. Koomen, L. Pekelis, D. Walsh, Peeking at A/B
+    tests, KDD 2017 (the mSPRT) S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon,
+    Time-uniform, nonparametric, nonasymptotic confidence sequences,
         Ann. Statist. 49, 2021
 
-The candidate is rejected if two null hypotheses are both rejected at the full level (an intersection-union test,
-R. Berger 1982):
+The candidate is rejected if two null hypotheses are both rejected at the full level (an
+intersection-union test, R. Berger 1982):
 
-1. *The candidate's share of events is at most the threshold.* The test is binomial against the threshold.
-2. *The candidate's share is at most the current version's share.* If both versions together had f events since the
-   last evaluation, the number of the candidate's events is binomial with the candidate's share of the requests (the
-   conditional test of the maximized SPRT, M. Kulldorff et al., Sequential Analysis 30, 2011). The exact distribution is
-   hypergeometric. A binomial distribution dominates this distribution in convex order (W. Hoeffding, J. Amer. Statist.
-   Assoc. 58, 1963, theorem 4), so the test is conservative. Only requests between the same two evaluations are
-   compared, so an outage of both versions is not evidence against either version.
+1. *The candidate's share of events is at most the threshold.* The test is binomial
+   against the threshold.
+2. *The candidate's share is at most the current version's share.* If both versions
+   together had f events since the last evaluation, the number of the candidate's events
+   is binomial with the candidate's share of the requests (the conditional test of the
+   maximized SPRT, M. Kulldorff et al., Sequential Analysis 30, 2011). The exact
+   distribution is hypergeometric. A binomial distribution dominates this distribution
+   in convex order (W. Hoeffding, J. Amer. Statist. Assoc. 58, 1963, theorem 4), so the
+   test is conservative. Only requests between the same two evaluations are compared, so
+   an outage of both versions is not evidence against either version.
 
-For the alternative that the odds are θ times the odds of the null hypothesis, both tests have the likelihood ratio
-θ^events / (1 + p(θ-1))^n.
+For the alternative that the odds are θ times the odds of the null hypothesis, both
+tests have the likelihood ratio θ^events / (1 + p(θ-1))^n.
 """
 
 import math
@@ -34,13 +41,17 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 ODDS_RATIOS: Floats = np.array([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0])
-"""The odds ratios of the alternatives, mixed with equal weights: from 25 % worse odds to 30 times the odds."""
+"""The odds ratios of the alternatives, mixed with equal weights: from 25 % worse odds
+to 30 times the odds.
+"""
 
 
 def growth(events: ArrayLike, trials: ArrayLike, probability: ArrayLike) -> Floats:
-    """Return the logarithm of each alternative's likelihood ratio for `events` of `trials` against `probability`.
+    """Return the logarithm of each alternative's likelihood ratio for `events` of
+    `trials` against `probability`.
 
-    The arguments broadcast to one shape. The result has this shape and an additional last axis for ODDS_RATIOS.
+    The arguments broadcast to one shape. The result has this shape and an additional
+    last axis for ODDS_RATIOS.
     """
     events, trials, probability = (
         np.asarray(value, float)[..., None] for value in (events, trials, probability)
@@ -52,16 +63,20 @@ def growth(events: ArrayLike, trials: ArrayLike, probability: ArrayLike) -> Floa
 
 
 def log_evidence(wealth: Floats) -> Floats:
-    """Return the logarithm of the e-value, which is the mean of the alternatives' likelihood ratios."""
+    """Return the logarithm of the e-value, which is the mean of the alternatives'
+    likelihood ratios.
+    """
     evidence: Floats = np.logaddexp.reduce(wealth, axis=-1) - math.log(wealth.shape[-1])
     return evidence
 
 
 def upper_limit(events: float, trials: float, level: float) -> float:
-    """Return an upper limit (Chernoff's bound) for the share of events after `events` of `trials`; 1 without trials.
+    """Return an upper limit (Chernoff's bound) for the share of events after `events`
+    of `trials`; 1 without trials.
 
-    H. Chernoff, Ann. Math. Statist. 23, 1952: for a share p, the probability of at most this number of events is at
-    most exp(-n KL(events/n, p)). The exact limit needs scipy, which installations that run rollouts may lack.
+    H. Chernoff, Ann. Math. Statist. 23, 1952: for a share p, the probability of at most
+    this number of events is at most exp(-n KL(events/n, p)). The exact limit needs
+    scipy, which installations that run rollouts may lack.
     """
     if trials <= 0:
         return 1.0
@@ -85,10 +100,13 @@ class SequentialTest:
     """The evidence of one step for one kind of event.
 
     Attributes:
-        threshold: the share of the candidate's requests that may have the event; an array if several tests run at once.
+        threshold: the share of the candidate's requests that may have the event; an
+            array if several tests run at once.
         level: the probability of a false rejection, over all evaluations.
-        against_current: True if the candidate must also be worse than the current version.
-        above_threshold / above_current: the log likelihood ratios of both tests; the last axis has the alternatives.
+        against_current: True if the candidate must also be worse than the current
+            version.
+        above_threshold / above_current: the log likelihood ratios of both tests; the
+            last axis has the alternatives.
     """
 
     threshold: float | Floats
@@ -118,7 +136,9 @@ class SequentialTest:
 
     @property
     def log_evidence(self) -> Floats:
-        """Return the log evidence against the candidate: the smaller value if both null hypotheses must be rejected."""
+        """Return the log evidence against the candidate: the smaller value if both null
+        hypotheses must be rejected.
+        """
         evidence = log_evidence(self.above_threshold)
         return (
             np.minimum(evidence, log_evidence(self.above_current))

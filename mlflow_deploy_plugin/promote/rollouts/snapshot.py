@@ -1,4 +1,6 @@
-"""A snapshot of an endpoint: the main model, the versions that answer, and the counters of their requests."""
+"""A snapshot of an endpoint: the main model, the versions that answer, and the counters
+of their requests.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,10 +26,13 @@ class EndpointSnapshot:
 
     Attributes:
         reason: the reason why the endpoint waits or is not running.
-        versions: variant → the version that all workers serve; missing if the workers serve different versions.
+        versions: variant → the version that all workers serve; missing if the workers
+            serve different versions.
         errors: variant → the reason why a worker could not load the variant's version.
-        refused: variant and version → the reason why the agent does not serve the version.
-        unread: the reason why the counters of a server are missing; empty if all counters were read.
+        refused: variant and version → the reason why the agent does not serve the
+            version.
+        unread: the reason why the counters of a server are missing; empty if all
+            counters were read.
     """
 
     variants: Mapping[str, VariantSpec]
@@ -41,14 +46,17 @@ class EndpointSnapshot:
 
 
 def main_variant(spec: EndpointSpec) -> str:
-    """Return the only variant that answers requests. Raises InvalidConfig unless exactly one variant does."""
+    """Return the only variant that answers requests. Raises InvalidConfig unless
+    exactly one variant does.
+    """
     answering = [
         name for name, variant in spec.variants.items() if variant.weight > 0 and not variant.shadow
     ]
     if len(answering) != 1:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} is answered by {' and '.join(answering) or 'no deployment'}, but exactly one "
-            f"deployment is expected: set it with `onnxserve endpoint traffic {spec.name} NAME=100`",
+            f"endpoint {spec.name!r} is answered by {' and '.join(answering) or 'no deployment'}, "
+            "but exactly one deployment is expected: set it with `onnxserve endpoint traffic "
+            f"{spec.name} NAME=100`",
         )
     return answering[0]
 
@@ -57,7 +65,9 @@ def take_snapshot(
     observed: ObservedEndpoint,
     metrics: MetricsByServer = MappingProxyType({}),
 ) -> EndpointSnapshot:
-    """Return a snapshot of the endpoint, with the counters in `metrics` (`Deployments.server_metrics`)."""
+    """Return a snapshot of the endpoint, with the counters in `metrics`
+    (`Deployments.server_metrics`).
+    """
     spec, observation = observed.endpoint.spec, observed.observation
     answering = {}
     for name in spec.variants:
@@ -94,7 +104,9 @@ class ServedModelChanged(InvalidConfig):
 
 
 def served_model(observed: ObservedEndpoint) -> str:
-    """Return the endpoint's model name. Raises InvalidConfig if the model is not registered, or as `main_variant`."""
+    """Return the endpoint's model name. Raises InvalidConfig if the model is not
+    registered, or as `main_variant`.
+    """
     spec = observed.endpoint.spec
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)
     if not reference.is_registered:
@@ -105,17 +117,20 @@ def served_model(observed: ObservedEndpoint) -> str:
 
 
 def served_version(observed: ObservedEndpoint) -> str:
-    """Return the version that answers or, without a server, that a server would serve. Raises like `served_model`."""
+    """Return the version that answers or, without a server, that a server would serve.
+    Raises like `served_model`.
+    """
     spec = observed.endpoint.spec
     main = main_variant(spec)
     return take_snapshot(observed).versions.get(main) or resolve(spec.variants[main].model).version
 
 
 def answering_version(deployments: Deployments, endpoint: str, model: str) -> str:
-    """Return the version of `model` that answers requests; empty during a rollout or if the version is unknown.
+    """Return the version of `model` that answers requests; empty during a rollout or if
+    the version is unknown.
 
-    Raises ServedModelChanged if the endpoint now serves another model, NotFound if the endpoint does not exist, and
-    RegistryUnavailable if the version cannot be read.
+    Raises ServedModelChanged if the endpoint now serves another model, NotFound if the
+    endpoint does not exist, and RegistryUnavailable if the version cannot be read.
     """
     observed = deployments.get_endpoint(endpoint)
     try:

@@ -1,12 +1,15 @@
-"""A rollout as a state machine: `decide` returns the next action for a plan, a progress and a snapshot.
+"""A rollout as a state machine: `decide` returns the next action for a plan, a progress
+and a snapshot.
 
     starting → stepping ⇄ paused → promoting → promoted
         └──────────┴──────────┴────────┴─────→ rolling_back → rolled_back
                                                             (abandoned: the endpoint was deleted)
 
-`decide` has no side effects. A controller stores the progress before it does the action. A new controller continues
-from the stored progress, because actions may be repeated. Time is measured as the sum of the seconds during which a
-controller watched the step: clocks of machines are not compared, and time without a controller does not count.
+`decide` has no side effects. A controller stores the progress before it does the
+action. A new controller continues from the stored progress, because actions may be
+repeated. Time is measured as the sum of the seconds during which a controller watched
+the step: clocks of machines are not compared, and time without a controller does not
+count.
 """
 
 from dataclasses import dataclass, field, replace
@@ -50,8 +53,9 @@ _TRACED_POINTS = 120
 class Progress:
     """The progress of a rollout.
 
-    `elapsed` is the watched time in the state or step, in seconds. `trouble` is the reason of the last failed action,
-    and `failures` is the number of consecutive failures.
+    `elapsed` is the watched time in the state or step, in seconds. `trouble` is the
+    reason of the last failed action, and `failures` is the number of consecutive
+    failures.
     """
 
     state: RolloutState = "starting"
@@ -67,7 +71,8 @@ class Progress:
 class Decision:
     """The next action of a rollout, which is repeated until it succeeds.
 
-    `progress` is stored before the action, and `then` after the action. If `then` is None, `progress` remains stored.
+    `progress` is stored before the action, and `then` after the action. If `then` is
+    None, `progress` remains stored.
     """
 
     progress: Progress
@@ -81,9 +86,11 @@ def decide(
     snapshot: EndpointSnapshot | None,
     seconds: float,
 ) -> Decision:
-    """Return the next action of the rollout. `snapshot` is None if the endpoint does not exist.
+    """Return the next action of the rollout. `snapshot` is None if the endpoint does
+    not exist.
 
-    `seconds` is the time since the last decision of the same controller, or 0 for the controller's first decision.
+    `seconds` is the time since the last decision of the same controller, or 0 for the
+    controller's first decision.
     """
     if progress.state in ENDED:
         return Decision(progress)
@@ -122,7 +129,9 @@ def after_failure(
     reason: str,
     is_transient: bool,
 ) -> Progress:
-    """Return the progress after a failed action. If `is_transient` is True, the action is retried."""
+    """Return the progress after a failed action. If `is_transient` is True, the action
+    is retried.
+    """
     is_worth_another = action == "set_traffic" and progress.failures + 1 < MAX_FAILURES
     if is_transient or is_worth_another or action in ("finish", "roll_back"):
         return replace(progress, trouble=reason, failures=progress.failures + 1)
@@ -138,7 +147,9 @@ def after_success(progress: Progress) -> Progress:
 
 
 def paused(progress: Progress, reason: str) -> Progress | None:
-    """Return the progress of a paused step; None if the rollout cannot be paused in its current state."""
+    """Return the progress of a paused step; None if the rollout cannot be paused in its
+    current state.
+    """
     return (
         replace(progress, state="paused", reason=reason) if progress.state == "stepping" else None
     )
@@ -149,7 +160,9 @@ def resumed(progress: Progress) -> Progress | None:
 
 
 def aborted(progress: Progress, reason: str) -> Progress | None:
-    """Return the progress of an aborted rollout; None if the rollout has ended. A rollback keeps its reason."""
+    """Return the progress of an aborted rollout; None if the rollout has ended. A
+    rollback keeps its reason.
+    """
     if progress.state == "rolling_back":
         return progress
     return None if progress.state in ENDED else _turned_back(progress, reason)
@@ -160,7 +173,9 @@ def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
 
 
 def _moved(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
-    """Return the change if a user has moved the main deployment to another version or model; empty otherwise."""
+    """Return the change if a user has moved the main deployment to another version or
+    model; empty otherwise.
+    """
     model, version = (
         snapshot.variants[plan.main].model,
         snapshot.versions.get(plan.main, plan.before_version),
@@ -306,8 +321,9 @@ def progress_of(rollout: Rollout) -> Progress:
 def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollout:
     """Return a copy of the rollout with this progress.
 
-    The figures are for users, except for `ledger`, the evidence to continue from. The charts use `trace`: per decision,
-    the seconds since the rollout began, the step, and per criterion the share of the required evidence.
+    The figures are for users, except for `ledger`, the evidence to continue from. The
+    charts use `trace`: per decision, the seconds since the rollout began, the step, and
+    per criterion the share of the required evidence.
     """
     is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
     trouble = (
@@ -355,7 +371,10 @@ def rollout_summary(rollout: Rollout) -> str:
         return (
             f"{rollout.endpoint}: rollout {rollout.id}: {state}; {rollout.reason or error.message}"
         )
-    line = f"{rollout.endpoint}: version {plan.before_version} → {plan.version}: {rollout.state.replace('_', ' ')}"
+    line = (
+        f"{rollout.endpoint}: version {plan.before_version} → {plan.version}: "
+        f"{rollout.state.replace('_', ' ')}"
+    )
     if rollout.state in ("stepping", "paused"):
         line += f" {plan.steps[rollout.step]} % (step {rollout.step + 1} of {len(plan.steps)})"
     line += f"; {rollout.reason}" if rollout.reason else ""
@@ -376,7 +395,9 @@ def progress_event(
     actor: str,
     now: datetime,
 ) -> AuditEvent | None:
-    """Return the audit event of the change from `rollout` to `progress`; None if the change is not audited."""
+    """Return the audit event of the change from `rollout` to `progress`; None if the
+    change is not audited.
+    """
     plan = plan_of(rollout)
     if progress.state in ENDED:
         after = plan.version if progress.state == "promoted" else plan.before_version

@@ -1,4 +1,6 @@
-"""The end of the time for which versions may answer requests without the approvals that their model requires."""
+"""The end of the time for which versions may answer requests without the approvals that
+their model requires.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -20,9 +22,11 @@ _log = logging.getLogger(__name__)
 
 
 def end_unapproved(deployments: Deployments, location: str, actor: str) -> None:
-    """Take the traffic from the versions at this location whose time without an approval is over.
+    """Take the traffic from the versions at this location whose time without an
+    approval is over.
 
-    An endpoint that fails is logged, and does not extend the time at the other endpoints.
+    An endpoint that fails is logged, and does not extend the time at the other
+    endpoints.
     """
     for stored in deployments.store.endpoints():
         if stored.unapproved:
@@ -58,7 +62,10 @@ def _end(
 ) -> None:
     name = stored.name
     models = {answer.model_uri for answer in overdue}
-    reason = f"the time is over for which the policy permits {' and '.join(sorted(models))} without an approval"
+    reason = (
+        f"the time is over for which the policy permits {' and '.join(sorted(models))} without an "
+        "approval"
+    )
     if deployments.store.rollouts(name, live=True):
         abort_rollout(deployments, name, reason, actor)
         return

@@ -1,1 +1,3 @@
-"""The agent: a process next to the workers that follows the registry, fetches versions and ships the spool."""
+"""The agent: a process next to the workers that follows the registry, fetches versions
+and ships the spool.
+"""

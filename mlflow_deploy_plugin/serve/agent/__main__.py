@@ -1,8 +1,10 @@
-"""`python -m mlflow_deploy_plugin.serve.agent STATE_DIR [--no-follow | --ship]`: the agent, run by the supervisor.
+"""`python -m mlflow_deploy_plugin.serve.agent STATE_DIR [--no-follow | --ship]`: the
+agent, run by the supervisor.
 
-The supervisor sends SIGTERM after gunicorn has drained, so that all captured rows are shipped. Exit status 1 with
-`fatal` in agent.json means that no version can be served. After any other failure, the supervisor restarts the agent.
-`--ship` ships the rows that a killed agent has left, and exits. `--parent PID` ends the agent after its parent.
+The supervisor sends SIGTERM after gunicorn has drained, so that all captured rows are
+shipped. Exit status 1 with `fatal` in agent.json means that no version can be served.
+After any other failure, the supervisor restarts the agent. `--ship` ships the rows that
+a killed agent has left, and exits. `--parent PID` ends the agent after its parent.
 """
 
 import argparse
@@ -58,11 +60,15 @@ _NICE = 10
 _LOCK, _LOCK_SECONDS = "agent.lock", 3.0
 _PARENT_END_SECONDS = 2.0
 _COLLECTION, _COLLECTION_OF_IMPORT = gc.get_threshold(), 100_000
-"""The GC thresholds after the first round, and during the import of MLflow, which would trigger many collections."""
+"""The GC thresholds after the first round, and during the import of MLflow, which would
+trigger many collections.
+"""
 
 
 def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) -> None:
-    """Follow the registry until `stop`. If no version can be served or following fails, set `failed` and `stop`."""
+    """Follow the registry until `stop`. If no version can be served or following fails,
+    set `failed` and `stop`.
+    """
     try:
         while not stop.is_set():
             is_fatal = follower.round().fatal
@@ -92,7 +98,8 @@ def main() -> int:
     end_on_signals(stop)
     try:
         configure_logging(load_settings(), "agent")
-        # Two agents would overwrite each other's files. Wait, because a killed server's agent may still be exiting.
+        # Two agents would overwrite each other's files. Wait, because a killed server's
+        # agent may still be exiting.
         with ExitStack() as held:
             held.enter_context(hidden_pandas())
             try:
@@ -104,7 +111,8 @@ def main() -> int:
                 )
                 return 1
             status = _run(options.state_dir, not options.no_follow, options.ship, stop)
-            # If the parent was killed or ended without its atexit functions, remove the server's metrics here.
+            # If the parent was killed or ended without its atexit functions, remove the
+            # server's metrics here.
             if (
                 (options.state_dir / METRICS).is_symlink()
                 and options.parent
@@ -127,7 +135,9 @@ def main() -> int:
 
 
 def _has_ended(parent: int) -> bool:
-    """Return True if the parent ends soon: the kernel sends the signal before all threads of the parent have ended."""
+    """Return True if the parent ends soon: the kernel sends the signal before all
+    threads of the parent have ended.
+    """
     until = time.monotonic() + _PARENT_END_SECONDS
     while os.getppid() == parent and time.monotonic() < until:
         time.sleep(0.01)
@@ -135,13 +145,17 @@ def _has_ended(parent: int) -> bool:
 
 
 def _log_end(error: Exception) -> None:
-    """Log the error that ends the agent. The traceback is omitted if the disk is full or fails."""
+    """Log the error that ends the agent. The traceback is omitted if the disk is full
+    or fails.
+    """
     line = "the agent exits and will be restarted by the supervisor: %s"
     _log.error(line, error, exc_info=None if isinstance(error, OSError) else error)
 
 
 def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:
-    """Follow the registry and ship rows until `stop` is set, then ship the last rows; with `only_ship`, only these."""
+    """Follow the registry and ship rows until `stop` is set, then ship the last rows;
+    with `only_ship`, only these.
+    """
     settings = load_settings()
     shipper = Shipper(state_dir / SPOOL, settings.inference_log)
     watermark = WatermarkWriter(state_dir, shipper.location, shipper.progress)
@@ -188,7 +202,8 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
             record,
             feed,
         )
-        # Following has its own thread, because a slow registry must not delay shipping or the exit.
+        # Following has its own thread, because a slow registry must not delay shipping
+        # or the exit.
         threading.Thread(
             target=_follow,
             args=(follower, stop, failed),
@@ -197,8 +212,9 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         ).start()
         for thread in (*fetchers, feed) if follow else fetchers:
             thread.start()
-        # Shipping has a lower priority than the workers. On Linux, nice applies only to this thread and to threads that
-        # it starts later. A promotion waits for `_follow`, whose thread was started before and is not slowed down.
+        # Shipping has a lower priority than the workers. On Linux, nice applies only to
+        # this thread and to threads that it starts later. A promotion waits for
+        # `_follow`, whose thread was started before and is not slowed down.
         os.nice(_NICE)
         history = HistoryWriter(state_dir)
         while not stop.wait(_SHIP_SECONDS):

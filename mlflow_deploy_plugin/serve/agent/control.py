@@ -1,8 +1,9 @@
 """Model control: commands load and unload endpoints in addition to the spec.
 
-`control.json` stores the unloaded and the added endpoints, so that a restart keeps them; commands never change
-spec.yaml. An added endpoint cannot replace an endpoint of the spec, and with `model_control_mode: none` all commands
-are ignored. A load is saved in control.json when every worker serves the endpoint. A failed load changes nothing.
+`control.json` stores the unloaded and the added endpoints, so that a restart keeps
+them; commands never change spec.yaml. An added endpoint cannot replace an endpoint of
+the spec, and with `model_control_mode: none` all commands are ignored. A load is saved
+in control.json when every worker serves the endpoint. A failed load changes nothing.
 """
 
 import logging
@@ -35,13 +36,19 @@ from mlflow_deploy_plugin.core.statedir.models import Command, Control
 _log = logging.getLogger(__name__)
 
 MOST_ADDED = 1000
-"""The maximum number of added endpoints. A new endpoint replaces the oldest unloaded endpoint."""
+"""The maximum number of added endpoints. A new endpoint replaces the oldest unloaded
+endpoint.
+"""
 
 Recorder = Callable[[Command, str], None]
-"""A function that writes a command and its error (empty if it succeeded) to the audit trail."""
+"""A function that writes a command and its error (empty if it succeeded) to the audit
+trail.
+"""
 
 Outcome = Callable[[str], OnnxserveError | None]
-"""A function that returns an endpoint's load or unload error, or None. Raises `Pending` until every worker is done."""
+"""A function that returns an endpoint's load or unload error, or None. Raises `Pending`
+until every worker is done.
+"""
 
 
 def record_nothing(command: Command, error: str) -> None:
@@ -53,7 +60,9 @@ class Pending(Exception):
 
 
 def audit_recorder(store_url: str, kind: str) -> Recorder:
-    """Return a function that writes commands to the audit trail of a store, each in a separate thread."""
+    """Return a function that writes commands to the audit trail of a store, each in a
+    separate thread.
+    """
 
     def write(command: Command, error: str) -> None:
         actor, action = f"{kind} {command.actor}", command.action
@@ -82,7 +91,9 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
 
 @dataclass(frozen=True)
 class _RunningCommand:
-    """A running command. `spec` is the endpoint that is loaded, or None if an endpoint is unloaded."""
+    """A running command. `spec` is the endpoint that is loaded, or None if an endpoint
+    is unloaded.
+    """
 
     file: Path
     command: Command
@@ -91,7 +102,9 @@ class _RunningCommand:
 
 @dataclass
 class EndpointControl:
-    """The commands of a server, which the agent executes between two polls. `specs` are the endpoints of spec.yaml."""
+    """The commands of a server, which the agent executes between two polls. `specs` are
+    the endpoints of spec.yaml.
+    """
 
     state_dir: Path
     clock: Callable[[], float] = time.monotonic
@@ -103,7 +116,9 @@ class EndpointControl:
         saved = read_state(self.state_dir / CONTROL, Control)
         self._control = saved or Control()
         self._content = saved.model_dump_json().encode() if saved is not None else None
-        """The content of control.json, cached because serializing 1,000 added endpoints takes 23 ms."""
+        """The content of control.json, cached because serializing 1,000 added endpoints
+        takes 23 ms.
+        """
         self._write_failure = ""
         self._answered: deque[str] = deque(maxlen=4 * MAX_WAITING)
 
@@ -113,7 +128,9 @@ class EndpointControl:
 
     @property
     def endpoints(self) -> list[EndpointSpec]:
-        """The endpoints to serve: the spec's and the added endpoints, without the unloaded endpoints."""
+        """The endpoints to serve: the spec's and the added endpoints, without the
+        unloaded endpoints.
+        """
         if not self._is_allowed:
             return list(self.specs)
         loading = {
@@ -142,8 +159,10 @@ class EndpointControl:
         return endpoint in self._running and self._running[endpoint].spec is not None
 
     def take(self) -> list[EndpointSpec] | None:
-        """Start the waiting commands, and return the endpoints to load, or None if no command was started. A command
-        waits while another command for the same endpoint is running."""
+        """Start the waiting commands, and return the endpoints to load, or None if no
+        command was started. A command waits while another command for the same endpoint
+        is running.
+        """
         loading: list[EndpointSpec] = []
         has_started = False
         for file, command in self._waiting_commands():
@@ -192,7 +211,9 @@ class EndpointControl:
         return own | {name: spec for name, spec in self._control.added.items() if name not in own}
 
     def _start(self, command: Command) -> EndpointSpec | None:
-        """Return the endpoint that the command loads, or None for an unload, which is saved immediately."""
+        """Return the endpoint that the command loads, or None for an unload, which is
+        saved immediately.
+        """
         if not self._is_allowed:
             raise InvalidConfig("model_control_mode is not explicit in the server's spec")
         known = self._all_endpoints
@@ -211,7 +232,8 @@ class EndpointControl:
         if command.endpoint not in known:
             named = repr(command.endpoint[:100])
             raise NotFound(
-                f"there is no endpoint {named}; a new endpoint needs the parameter model_uri or config",
+                f"there is no endpoint {named}; a new endpoint needs the parameter model_uri or "
+                "config",
             )
         if command.action == "load":
             return known[command.endpoint]
@@ -227,7 +249,9 @@ class EndpointControl:
         self._assert_file()
 
     def _assert_file(self) -> None:
-        """Write control.json if it does not have the current content. The next round repeats a failed write."""
+        """Write control.json if it does not have the current content. The next round
+        repeats a failed write.
+        """
         failure = ""
         try:
             if self._content is not None:
@@ -242,14 +266,17 @@ class EndpointControl:
         self._write_failure = failure
 
     def _waiting_commands(self) -> Iterator[tuple[Path, Command]]:
-        """Yield the commands to start, oldest first. Remove the files that no worker waits for any more."""
+        """Yield the commands to start, oldest first. Remove the files that no worker
+        waits for any more.
+        """
         under_way = {running.file.name for running in self._running.values()}
         for file in command_files(self.state_dir):
             answer = self.state_dir / ANSWERS / file.name
             if file.name in under_way or file.name in self._answered or answer.exists():
                 continue
             command = read_state(file, Command)
-            # A creation time in the future means that the machine was restarted after the command was written.
+            # A creation time in the future means that the machine was restarted after
+            # the command was written.
             if (
                 command is not None
                 and 0 <= self.clock() - command.created_at < MAX_COMMAND_AGE_SECONDS

@@ -1,4 +1,6 @@
-"""Following the change feed of MLflow's server in a thread, so that references are rarely polled."""
+"""Following the change feed of MLflow's server in a thread, so that references are
+rarely polled.
+"""
 
 import logging
 import random
@@ -17,7 +19,8 @@ _log = logging.getLogger(__name__)
 
 
 class FeedFollower(threading.Thread):
-    """A thread that follows the feed for `uris`, which another thread may replace at any time.
+    """A thread that follows the feed for `uris`, which another thread may replace at
+    any time.
 
     Attributes:
         covered: the URIs that the feed has sent in the current connection.
@@ -54,7 +57,8 @@ class FeedFollower(threading.Thread):
                 pause = _WITHOUT_FEED_SECONDS
             except Exception as error:  # noqa: BLE001 - A proxy may send anything, and the connection may end anywhere.
                 failures = 1 if self.messages > before else failures + 1
-                # A replica that hangs takes some seconds to fail, after which the next replica is tried at once.
+                # A replica that hangs takes some seconds to fail, after which the next
+                # replica is tried at once.
                 spent = time.monotonic() - begun_at
                 pause = max(
                     backoff_seconds(failures, _LONGEST_PAUSE_SECONDS) - spent,

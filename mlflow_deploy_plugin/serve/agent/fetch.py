@@ -1,12 +1,14 @@
-"""Fetching: resolved model references become verified files on this disk, in a cache that agents share.
+"""Fetching: resolved model references become verified files on this disk, in a cache
+that agents share.
 
     CACHE/models/<digest>/          the MLmodel folder, which is never changed
     CACHE/sources/<key>             the digest of a fetched version, so that a restart does not need the artifact store
     CACHE/users/<key>               the path of a state folder whose wanted.json may name models in the cache
     CACHE/fetching-*/               running downloads, which are moved to models/ by an atomic rename
 
-If two agents fetch a version at the same time, both agents download it, and the first copy is kept. A model is kept
-while a wanted.json or followed.json names it, while it is among the latest models, and for an hour after its last use.
+If two agents fetch a version at the same time, both agents download it, and the first
+copy is kept. A model is kept while a wanted.json or followed.json names it, while it is
+among the latest models, and for an hour after its last use.
 """
 
 import gc
@@ -54,11 +56,15 @@ _KEPT_LATEST = 5
 _HOUR = 3600
 _DAY = 24 * _HOUR
 _FIRST_PAUSE = 50
-"""The seconds until refused files are downloaded again. The resolver tries a refused version again after a minute."""
+"""The seconds until refused files are downloaded again. The resolver tries a refused
+version again after a minute.
+"""
 
 
 class ModelCache:
-    """The cache at `root` for the agent of a state folder. Raises InvalidConfig if the cache cannot be written."""
+    """The cache at `root` for the agent of a state folder. Raises InvalidConfig if the
+    cache cannot be written.
+    """
 
     def __init__(self, root: Path, state_dir: Path) -> None:
         self._root = root
@@ -82,16 +88,21 @@ class ModelCache:
             ) from None
 
     def fetch(self, source: str, identity: str | None, judged: str = "") -> Path:
-        """Return the folder with the files of `source`. Download the files if they are not cached.
+        """Return the folder with the files of `source`. Download the files if they are
+        not cached.
 
         Args:
-            identity: the registry and the version, whose files are fetched only once; None for files that may change.
-            judged: the digest of the judged or approved files; a cached copy with a different digest is not used.
+            identity: the registry and the version, whose files are fetched only once;
+                None for files that may change.
+            judged: the digest of the judged or approved files; a cached copy with a
+                different digest is not used.
 
         Raises:
-            InvalidArtifact: the files are not a model that can be served, or they contain links.
+            InvalidArtifact: the files are not a model that can be served, or they
+                contain links.
             OnnxserveError: the disk is full, or the cache cannot be written.
-            NotFound, RegistryUnavailable: see `core.registry.model_files.download` and `verify_files`.
+            NotFound, RegistryUnavailable: see `core.registry.model_files.download` and
+                `verify_files`.
         """
         entry = None if identity is None else self._root / "sources" / _key(identity)
         try:
@@ -124,7 +135,9 @@ class ModelCache:
         return folder
 
     def received_bytes(self, source: str) -> int:
-        """Return the size on this disk of the running download of `source`; 0 if there is no download."""
+        """Return the size on this disk of the running download of `source`; 0 if there
+        is no download.
+        """
         walk = os.walk(
             self._downloads.get(source, ""),
         )  # `walk` skips missing folders, because the download may end.
@@ -133,7 +146,9 @@ class ModelCache:
         )
 
     def prune(self, now: float | None = None) -> None:
-        """Delete the models that no server uses, and forget servers whose state folder was deleted."""
+        """Delete the models that no server uses, and forget servers whose state folder
+        was deleted.
+        """
         now = time.time() if now is None else now
         by_age = sorted(
             self._models.iterdir(),
@@ -150,7 +165,9 @@ class ModelCache:
                 shutil.rmtree(left_over, ignore_errors=True)
 
     def _used_models(self) -> Iterator[str]:
-        """Yield the names of the folders that servers use, and forget servers whose state folder was deleted."""
+        """Yield the names of the folders that servers use, and forget servers whose
+        state folder was deleted.
+        """
         for user in (self._root / "users").glob("[!.]*"):
             try:
                 state_dir = Path(user.read_text())
@@ -171,7 +188,9 @@ class ModelCache:
                 )
 
     def _find_cached(self, entry: Path | None, judged: str) -> Path | None:
-        """Return the folder of an earlier fetch; None if its files have changed or are not the judged files."""
+        """Return the folder of an earlier fetch; None if its files have changed or are
+        not the judged files.
+        """
         if entry is None or not entry.exists():
             return None
         folder = self._models / entry.read_text()
@@ -189,7 +208,9 @@ class ModelCache:
 
 @dataclass(frozen=True)
 class _RefusedFiles:
-    """Files of a version that are not the approved files. They are not downloaded again before `until` (monotonic)."""
+    """Files of a version that are not the approved files. They are not downloaded again
+    before `until` (monotonic).
+    """
 
     approved: tuple[str, ...]
     message: str
@@ -199,7 +220,9 @@ class _RefusedFiles:
 
 @dataclass(frozen=True)
 class MlflowRegistry:
-    """The `Registry` of the resolver, which uses MLflow and the cache. `_refused` has the refused files by identity."""
+    """The `Registry` of the resolver, which uses MLflow and the cache. `_refused` has
+    the refused files by identity.
+    """
 
     cache: ModelCache
     clock: Callable[[], float] = time.monotonic
@@ -211,8 +234,9 @@ class MlflowRegistry:
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
         """Fetch and verify a version. A folder on this disk is not copied.
 
-        If the model requires approvals, an approved version needs the files that were approved. Raises as
-        `ModelCache.fetch`, GateRefused for other files, and the errors of `approval_of`.
+        If the model requires approvals, an approved version needs the files that were
+        approved. Raises as `ModelCache.fetch`, GateRefused for other files, and the
+        errors of `approval_of`.
         """
         kind = parse_model_uri(resolved.source).kind
         approval = approval_of(resolved.name, resolved.version) if kind == "version" else Approval()
@@ -222,7 +246,8 @@ class MlflowRegistry:
             artifact = read_served_artifact(folder)
             check_digests(artifact)
         else:
-            # The files of a registered or logged model never change; files of a URI or a run's artifact may change.
+            # The files of a registered or logged model never change; files of a URI or
+            # a run's artifact may change.
             is_lasting = kind in ("version", "logged_model")
             identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
             approved = approval.files or approval.earlier
@@ -257,13 +282,17 @@ class MlflowRegistry:
         )
 
     def _refuse_known(self, identity: str, approved: tuple[str, ...]) -> None:
-        """Raise GateRefused if the files were refused a short time ago and no other files have been approved since."""
+        """Raise GateRefused if the files were refused a short time ago and no other
+        files have been approved since.
+        """
         known = self._refused.get(identity)
         if known is not None and known.approved == approved and self.clock() < known.until:
             raise GateRefused(known.message)
 
     def _refuse(self, resolved: ResolvedModel, digest: str, approved: tuple[str, ...]) -> NoReturn:
-        """Raise GateRefused. The time until the next download doubles, because all files of the version are loaded."""
+        """Raise GateRefused. The time until the next download doubles, because all
+        files of the version are loaded.
+        """
         known = self._refused.get(resolved.identity)
         pause = (
             _FIRST_PAUSE
@@ -283,7 +312,9 @@ class MlflowRegistry:
         return self.cache.received_bytes(resolved.source)
 
     def report_failure(self, source: str, error: str) -> bool:
-        """Tag the version `source` with the error (empty: remove the tag). Return False if the registry is down."""
+        """Tag the version `source` with the error (empty: remove the tag). Return False
+        if the registry is down.
+        """
         reference = parse_model_uri(source)
         if reference.kind != "version":
             return True
@@ -302,8 +333,9 @@ class MlflowRegistry:
 
 def _unapproved_files(resolved: ResolvedModel, digest: str, approved: str) -> str:
     return (
-        f"its files differ from the files that were approved (sha256 {digest[:12]}, approved {approved[:12]}); restore "
-        f"the approved files, or request the promotion of {resolved.name} version {resolved.version} again"
+        f"its files differ from the files that were approved (sha256 {digest[:12]}, approved "
+        f"{approved[:12]}); restore the approved files, or request the promotion of "
+        f"{resolved.name} version {resolved.version} again"
     )
 
 
@@ -312,7 +344,9 @@ def _key(text: str) -> str:
 
 
 def _status(path: Path) -> os.stat_result:
-    """Return the status of a file or folder. If another thread or process has deleted it, all values are 0."""
+    """Return the status of a file or folder. If another thread or process has deleted
+    it, all values are 0.
+    """
     try:
         return path.stat()
     except FileNotFoundError:
@@ -323,14 +357,18 @@ def verify_files(folder: Path) -> str:
     """Check the fetched files of a version, and return a digest of all these files.
 
     Raises:
-        InvalidArtifact: the files are not a model that can be served, or they contain links.
-        NotFound: a file is missing; MLflow may list and return fewer files than were saved.
-        RegistryUnavailable: a file differs from the saved file; a later download may return the right file.
+        InvalidArtifact: the files are not a model that can be served, or they contain
+            links.
+        NotFound: a file is missing; MLflow may list and return fewer files than were
+            saved.
+        RegistryUnavailable: a file differs from the saved file; a later download may
+            return the right file.
     """
     refuse_links(folder)
     if not (folder / MLMODEL).is_file():
         raise NotFound(
-            "its files in the artifact store were deleted or are not an MLflow model: MLmodel is missing",
+            "its files in the artifact store were deleted or are not an MLflow model: MLmodel is "
+            "missing",
         )
     mlmodel = read_mlmodel(folder)
     for name in (FLAVOR, "onnx"):
@@ -349,7 +387,9 @@ def verify_files(folder: Path) -> str:
 
 
 def _entry(document: object, *keys: str) -> object:
-    """Return the entry at the path `keys` of nested mappings; None if it does not exist, as in a malformed file."""
+    """Return the entry at the path `keys` of nested mappings; None if it does not
+    exist, as in a malformed file.
+    """
     for key in keys:
         document = document.get(key) if isinstance(document, Mapping) else None
     return document

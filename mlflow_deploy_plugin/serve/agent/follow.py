@@ -1,9 +1,11 @@
-"""Following: the spec and the registry determine the wanted versions, which wanted.json passes to the workers.
+"""Following: the spec and the registry determine the wanted versions, which wanted.json
+passes to the workers.
 
-A round checks all inputs without blocking: the spec, commands (`serve/agent/control.py`), results of the registry and
-fetched versions (`serve/agent/resolver.py`), and the workers' reports. References to a stage, alias or tag are polled
-repeatedly; a pinned reference is polled until it is resolved. If a newer version fails, the version that was served
-remains wanted.
+A round checks all inputs without blocking: the spec, commands
+(`serve/agent/control.py`), results of the registry and fetched versions
+(`serve/agent/resolver.py`), and the workers' reports. References to a stage, alias or
+tag are polled repeatedly; a pinned reference is polled until it is resolved. If a newer
+version fails, the version that was served remains wanted.
 """
 
 import logging
@@ -60,16 +62,24 @@ from mlflow_deploy_plugin.serve.agent.resolver import PyfuncPolicy, VersionResol
 _log = logging.getLogger(__name__)
 
 _ROUND_SECONDS, _COMMAND_SECONDS = 0.25, 0.05
-"""The pause between two rounds: the normal pause, and the pause while a caller waits for a command."""
+"""The pause between two rounds: the normal pause, and the pause while a caller waits
+for a command.
+"""
 _FIRST_POLL_SECONDS = 5.0
-"""The time that the agent waits for the registry after a restart before it serves the earlier versions."""
+"""The time that the agent waits for the registry after a restart before it serves the
+earlier versions.
+"""
 _MOST_DEATHS = 2
-"""The number of worker deaths after which a version is rolled back. A single death may have another cause."""
+"""The number of worker deaths after which a version is rolled back. A single death may
+have another cause.
+"""
 
 
 @dataclass
 class Follower:
-    """The state of following across rounds. `wall_clock` returns seconds since 1970 for agent.json."""
+    """The state of following across rounds. `wall_clock` returns seconds since 1970 for
+    agent.json.
+    """
 
     state_dir: Path
     resolver: VersionResolver
@@ -81,7 +91,8 @@ class Follower:
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
-        # Versions that were served before a restart remain served, independent of the registry's answer.
+        # Versions that were served before a restart remain served, independent of the
+        # registry's answer.
         self._restored = restore_checkpoint(self.state_dir)
         self._control = EndpointControl(self.state_dir, record=self.record)
         self._specs: list[EndpointSpec] = []
@@ -90,14 +101,18 @@ class Follower:
         self._spec_error = ""
         self._written: AgentState | None = None
         self._deaths = Counter[Path]()
-        """Folder of a version → number of workers that died while they loaded the version."""
+        """Folder of a version → number of workers that died while they loaded the
+        version.
+        """
         take_load_deaths(
             self.state_dir,
         )  # Discard the deaths of workers of an earlier server that was killed.
 
     def round(self) -> AgentState:
-        """Check all inputs once, write each state file that has changed or was lost, and return the agent's state.
-        In this state, `fatal` means that no version can be served and that waiting does not help."""
+        """Check all inputs once, write each state file that has changed or was lost,
+        and return the agent's state. In this state, `fatal` means that no version can
+        be served and that waiting does not help.
+        """
         is_first = self._written is None
         self._update_specs()
         look_file = self.state_dir / LOOK
@@ -133,7 +148,9 @@ class Follower:
         return self._publish(fatal)
 
     def wait(self, stop: threading.Event) -> None:
-        """Wait until the next round is due: a poll or fetch has ended, or the pause is over. `stop` ends the wait."""
+        """Wait until the next round is due: a poll or fetch has ended, or the pause is
+        over. `stop` ends the wait.
+        """
         seconds = _COMMAND_SECONDS if self._control.is_busy else _ROUND_SECONDS
         if pending := self.resolver.pending():
             wait(pending, seconds, FIRST_COMPLETED)
@@ -141,7 +158,9 @@ class Follower:
             self.feed.arrived.wait(seconds)
 
     def _update_specs(self) -> None:
-        """Read the spec if it has changed, and start the waiting commands. Poll the models to load immediately."""
+        """Read the spec if it has changed, and start the waiting commands. Poll the
+        models to load immediately.
+        """
         try:
             text = (self.state_dir / SPEC).read_text()
             if text != self._spec_text:
@@ -175,7 +194,9 @@ class Follower:
         self._is_forced = self._is_forced or commanded is not None
 
     def _lacks_versions(self) -> bool:
-        """Return True if the server lacks the versions to start. Of several endpoints, one must have a version."""
+        """Return True if the server lacks the versions to start. Of several endpoints,
+        one must have a version.
+        """
         lacking = [model.version is None for model in self.resolver.models.values()]
         if len(self._specs) > 1:
             return all(lacking)
@@ -184,7 +205,8 @@ class Follower:
     def _update_wanted(self) -> None:
         before, endpoints = self._wanted, {}
         for spec in self._specs:
-            # Workers must not receive an endpoint of a load command before its models are on this disk.
+            # Workers must not receive an endpoint of a load command before its models
+            # are on this disk.
             is_new = spec.name not in before.endpoints and self._control.is_loading(spec.name)
             if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
                 endpoints[spec.name] = self._wanted_endpoint(spec)
@@ -238,8 +260,10 @@ class Follower:
         )
 
     def _roll_back_unloadable(self) -> bool:
-        """Restore the previous version of a model if the workers could not load the wanted version. Return True if a
-        version without a predecessor failed and no worker has loaded any version."""
+        """Restore the previous version of a model if the workers could not load the
+        wanted version. Return True if a version without a predecessor failed and no
+        worker has loaded any version.
+        """
         workers = [
             worker
             for worker in self._living_workers()
@@ -255,7 +279,10 @@ class Follower:
             error = _load_error(workers, spec.name, name)
             if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
                 del self._deaths[model.version.folder]
-                error = f"{_MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
+                error = (
+                    f"{_MOST_DEATHS} workers died during loading, because of a crash or "
+                    "insufficient memory"
+                )
             if not error or model.unloadable == model.version.identity:
                 continue
             is_commanded = self._control.is_loading(
@@ -281,8 +308,9 @@ class Follower:
         return None
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
-        """Return the error that prevents a model of the endpoint from being served. The error's message may be sent to
-        callers."""
+        """Return the error that prevents a model of the endpoint from being served. The
+        error's message may be sent to callers.
+        """
         for variant in spec.variants.values():
             model = self._model(spec, variant)
             if model.is_settled and (failure := model.failure(variant.model)):
@@ -304,7 +332,9 @@ class Follower:
         return self.resolver.models[model_ref(spec, variant)]
 
     def _publish(self, fatal: bool) -> AgentState:
-        """Write agent.json. Log an error when it appears, changes or ends. A fatal error is left to the supervisor."""
+        """Write agent.json. Log an error when it appears, changes or ends. A fatal
+        error is left to the supervisor.
+        """
         of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
         errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
         before, polls = self._written, self.resolver.finished_polls + self.feed.messages
@@ -336,5 +366,7 @@ class Follower:
 
 
 def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:
-    """Return the error of a worker that could not load a variant; empty if no worker has reported an error."""
+    """Return the error of a worker that could not load a variant; empty if no worker
+    has reported an error.
+    """
     return next(filter(None, (worker.loaded(endpoint, variant).error for worker in workers)), "")

@@ -1,5 +1,7 @@
-"""The models that the agent follows, one `FollowedModel` per reference, and their checkpoint followed.json. For each
-reference, the file has the served version, and the previous version in case the served version cannot be loaded."""
+"""The models that the agent follows, one `FollowedModel` per reference, and their
+checkpoint followed.json. For each reference, the file has the served version, and the
+previous version in case the served version cannot be loaded.
+"""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -36,14 +38,18 @@ _CAUSE_TEXTS: dict[RejectionCause, str] = {
 
 
 class ModelRef(NamedTuple):
-    """A model URI of the spec, and the endpoint's requirements for its versions; empty if there are none."""
+    """A model URI of the spec, and the endpoint's requirements for its versions; empty
+    if there are none.
+    """
 
     uri: str
     require: str = ""
 
     @property
     def is_followed(self) -> bool:
-        """True if the URI can select another version later. A poll reports the error of a malformed URI."""
+        """True if the URI can select another version later. A poll reports the error of
+        a malformed URI.
+        """
         try:
             return parse_model_uri(self.uri).followed
         except InvalidConfig:
@@ -63,8 +69,10 @@ def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
 
 @dataclass(frozen=True)
 class Rejection:
-    """The reason why a version that the registry names is not served. The version is retried at `retry_at`. If
-    `retry_at` is `NEVER`, the version is retried only when the reference moves or a command loads the version."""
+    """The reason why a version that the registry names is not served. The version is
+    retried at `retry_at`. If `retry_at` is `NEVER`, the version is retried only when
+    the reference moves or a command loads the version.
+    """
 
     identity: str
     source: str
@@ -82,13 +90,17 @@ class FollowedModel:
 
     Attributes:
         version: the version to serve; None until a version was fetched.
-        previous: the version that was served before, which is restored if the workers cannot load `version`.
-        is_verified: True if the files of `version` were checked after the agent's start.
+        previous: the version that was served before, which is restored if the workers
+            cannot load `version`.
+        is_verified: True if the files of `version` were checked after the agent's
+            start.
         target: the version that the registry named last.
         unloadable: the identity of a version that the workers could not load.
         next_poll: the time of the next poll; `NEVER` during a poll.
-        reported: the source of a version, and the error that was last written to the version's tag in the registry.
-        report: the running write of `reporting` (source and error) to the tag; the next write starts at `report_at`.
+        reported: the source of a version, and the error that was last written to the
+            version's tag in the registry.
+        report: the running write of `reporting` (source and error) to the tag; the next
+            write starts at `report_at`.
     """
 
     version: FetchedVersion | None = None
@@ -122,13 +134,17 @@ class FollowedModel:
         return bool(self.error or self.rejection or (self.serves_target and self.is_verified))
 
     def failure(self, uri: str) -> OnnxserveError | None:
-        """Return the error that prevents the newest version from being fetched or loaded; None if there is none."""
+        """Return the error that prevents the newest version from being fetched or
+        loaded; None if there is none.
+        """
         if self.rejection is not None:
             return self.rejection.error_class(self.message(uri))
         return self.error
 
     def message(self, uri: str) -> str:
-        """Return the error of the reference for the status and the log; empty if there is none."""
+        """Return the error of the reference for the status and the log; empty if there
+        is none.
+        """
         rejection = self.rejection
         error = self.error.message if self.error is not None else ""
         if rejection is None:
@@ -165,7 +181,9 @@ class FollowedModel:
         self.next_poll, self.rejection, self.unloadable, self.fetch_failures = 0.0, None, None, 0
 
     def pending_report(self) -> tuple[str, str] | None:
-        """Return a version's source and the error for its tag (empty: remove the tag); None if the tag is current."""
+        """Return a version's source and the error for its tag (empty: remove the tag);
+        None if the tag is current.
+        """
         if self.rejection is not None:
             report = self.rejection.source, self.rejection.reason
         elif (
@@ -197,8 +215,10 @@ def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> Non
 
 
 def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
-    """Return the models that were served before this start if their files are complete. If a reference is only in
-    wanted.json, it is restored without the requirements of its endpoint."""
+    """Return the models that were served before this start if their files are complete.
+    If a reference is only in wanted.json, it is restored without the requirements of
+    its endpoint.
+    """
     models = {}
     for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
         for variant in endpoint.variants.values():
@@ -231,7 +251,9 @@ def carry_over(
     served: WantedVariant | None,
     known: Mapping[ModelRef, FollowedModel],
 ) -> FollowedModel:
-    """Return the state of a reference. Its served version is kept even if the endpoint's requirements have changed."""
+    """Return the state of a reference. Its served version is kept even if the
+    endpoint's requirements have changed.
+    """
     if (model := known.get(ref)) is not None:
         return model
     for other, model in known.items():

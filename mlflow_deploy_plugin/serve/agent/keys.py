@@ -1,4 +1,6 @@
-"""Fetches the keys for authenticating callers: API keys into `keys.json`, and an issuer's keys into `jwks.json`."""
+"""Fetches the keys for authenticating callers: API keys into `keys.json`, and an
+issuer's keys into `jwks.json`.
+"""
 
 import logging
 import threading
@@ -26,8 +28,10 @@ _ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
 
 
 class KeyFetcher(threading.Thread):
-    """A thread that repeatedly fetches keys into a file. If a fetch fails, the last keys remain valid, and a new reason
-    is logged. `fetched_at` is the time of the last successful fetch (initially of the start), in seconds since 1970."""
+    """A thread that repeatedly fetches keys into a file. If a fetch fails, the last
+    keys remain valid, and a new reason is logged. `fetched_at` is the time of the last
+    successful fetch (initially of the start), in seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -67,7 +71,9 @@ class KeyFetcher(threading.Thread):
             self._ended.wait(self._again_seconds if error else self._seconds)
 
     def assert_file(self) -> bool:
-        """Write the last fetched keys unless the file already has these keys. Return True if the file was written."""
+        """Write the last fetched keys unless the file already has these keys. Return
+        True if the file was written.
+        """
         with (
             self._writing
         ):  # Two threads write the file: without a lock, older keys could replace newer keys.
@@ -125,7 +131,9 @@ def issuer_key_fetcher(
     from jwt.exceptions import PyJWTError
 
     def fetch() -> bytes:
-        """Return the keys from the address in the issuer's discovery document (OpenID Connect Discovery 1.0 §4)."""
+        """Return the keys from the address in the issuer's discovery document (OpenID
+        Connect Discovery 1.0 §4).
+        """
         with requests.Session() as session, bounded_answers():
             session.max_redirects = 3
             where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
@@ -135,7 +143,8 @@ def issuer_key_fetcher(
             named = document.get("issuer") if isinstance(document, dict) else None
             if named != issuer or not isinstance(document.get("jwks_uri"), str):
                 raise ValueError(
-                    f"{where} is not the discovery document of server.jwt_issuer: it names {named!r}",
+                    f"{where} is not the discovery document of server.jwt_issuer: it names "
+                    f"{named!r}",
                 )
             answer = session.get(document["jwks_uri"], timeout=_TIMEOUT_SECONDS)
             answer.raise_for_status()

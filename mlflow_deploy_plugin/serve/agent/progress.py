@@ -1,7 +1,9 @@
-"""Shipping progress: the part of the spool that is in the inference log, and the watermark for readers of the log.
+"""Shipping progress: the part of the spool that is in the inference log, and the
+watermark for readers of the log.
 
-`progress.json` is written before `<segment>.shipped` in the spool. Rows that are shipped again after a crash are
-therefore counted only once. The agent of a copied state folder takes a new name and counts from zero.
+`progress.json` is written before `<segment>.shipped` in the spool. Rows that are
+shipped again after a crash are therefore counted only once. The agent of a copied state
+folder takes a new name and counts from zero.
 """
 
 import contextlib
@@ -30,7 +32,9 @@ _log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 BUSY_SECONDS, IDLE_SECONDS = 5.0, 30.0
-"""The intervals between two watermarks if the counts have changed, and if the counts have not changed."""
+"""The intervals between two watermarks if the counts have changed, and if the counts
+have not changed.
+"""
 _MOST_ENDED = 16
 
 Rows = dict[str, int]
@@ -42,12 +46,18 @@ class Totals:
     """The counts since the state folder was created, as stored in progress.json.
 
     Attributes:
-        complete_until: seconds since 1970; all rows answered before this time were in the log at the last `save`.
-        shipped: the number of rows in the log; `lost` is the number of rows that the log cannot store.
-        counted: segment → the offset up to which the segment's rows are counted in `shipped` or `lost`.
-        run: the run of the server whose counts are in `seen`; `earlier` contains the counts of earlier runs.
-        ended: the newest earlier runs, whose counts may still be on the disk and must not be added again.
-        folder: the inode of the state folder, which detects a copied folder; 0 if unknown.
+        complete_until: seconds since 1970; all rows answered before this time were in
+            the log at the last `save`.
+        shipped: the number of rows in the log; `lost` is the number of rows that the
+            log cannot store.
+        counted: segment → the offset up to which the segment's rows are counted in
+            `shipped` or `lost`.
+        run: the run of the server whose counts are in `seen`; `earlier` contains the
+            counts of earlier runs.
+        ended: the newest earlier runs, whose counts may still be on the disk and must
+            not be added again.
+        folder: the inode of the state folder, which detects a copied folder; 0 if
+            unknown.
     """
 
     agent: str
@@ -63,8 +73,9 @@ class Totals:
 
     @staticmethod
     def load(folder: Path) -> "Totals":
-        """Return the totals of progress.json in the state folder, or new totals under a new name. If this file is
-        missing, the counts of ended servers are added; if it is malformed, their rows are already in the log.
+        """Return the totals of progress.json in the state folder, or new totals under a
+        new name. If this file is missing, the counts of ended servers are added; if it
+        is malformed, their rows are already in the log.
         """
         left_runs = [left.run for left in saved_capture_counters(folder)]
         try:
@@ -95,7 +106,9 @@ class Totals:
 
 
 class ShippingProgress:
-    """The totals of a state folder, and the time up to which each segment is in the log."""
+    """The totals of a state folder, and the time up to which each segment is in the
+    log.
+    """
 
     def __init__(self, spool: Path) -> None:
         self._spool = spool
@@ -110,7 +123,9 @@ class ShippingProgress:
         return min([self._listed_at, *self._complete.values()])
 
     def set_segments(self, names: set[str], moment: float) -> None:
-        """Set the list of segments at `moment`. A segment that is new in this list has no rows from before the last."""
+        """Set the list of segments at `moment`. A segment that is new in this list has
+        no rows from before the last.
+        """
         self._complete = {name: self._complete.get(name, self._listed_at) for name in names}
         self._listed_at = moment
 
@@ -128,8 +143,10 @@ class ShippingProgress:
         rows: Mapping[str, int],
         lost: Mapping[str, int],
     ) -> None:
-        """Record that these rows of the segment, up to the byte `end`, are in the log. If the disk is full, record the
-        rows only in memory and do not fail, because further shipping frees space."""
+        """Record that these rows of the segment, up to the byte `end`, are in the log.
+        If the disk is full, record the rows only in memory and do not fail, because
+        further shipping frees space.
+        """
         totals = self.totals
         counted = {
             name: offset for name, offset in totals.counted.items() if (self._spool / name).exists()
@@ -145,7 +162,9 @@ class ShippingProgress:
             self._write()
 
     def add_counted(self) -> None:
-        """Add the rows that the workers have counted: first for ended servers, then for the last server."""
+        """Add the rows that the workers have counted: first for ended servers, then for
+        the last server.
+        """
         totals, state_dir = self.totals, self._spool.parent
         for count in (*saved_capture_counters(state_dir), read_capture_counters(state_dir)):
             if count is None or count.run in totals.ended:
@@ -155,14 +174,17 @@ class ShippingProgress:
                     totals.earlier[outcome] = add_rows(totals.earlier.get(outcome, {}), rows)
                 totals.ended = [*totals.ended, totals.run][-_MOST_ENDED:]
                 totals.run, totals.seen = count.run, {}
-            # Counts only increase. Ignore a smaller count, which was read while the workers' files were being removed.
+            # Counts only increase. Ignore a smaller count, which was read while the
+            # workers' files were being removed.
             for outcome, rows_now in count.rows.items():
                 seen = totals.seen.setdefault(outcome, {})
                 for name, number in rows_now.items():
                     seen[name] = max(seen.get(name, 0), number)
 
     def rows(self, outcome: str) -> Rows:
-        """Return the rows with this outcome ("answered", "captured", "dropped") in all runs."""
+        """Return the rows with this outcome ("answered", "captured", "dropped") in all
+        runs.
+        """
         return add_rows(self.totals.earlier.get(outcome, {}), self.totals.seen.get(outcome, {}))
 
     def save(self) -> None:
@@ -176,7 +198,9 @@ class ShippingProgress:
 
 @dataclass
 class WatermarkWriter:
-    """Writes the watermark of a server to its log. `clock` is monotonic, and `now` returns seconds since 1970."""
+    """Writes the watermark of a server to its log. `clock` is monotonic, and `now`
+    returns seconds since 1970.
+    """
 
     state_dir: Path
     location: LogLocation
@@ -187,7 +211,9 @@ class WatermarkWriter:
     _written: Watermark | None = field(default=None, init=False)
 
     def round(self) -> None:
-        """Write the watermark if it is due. A failure is not logged, because shipping reports that the log is down."""
+        """Write the watermark if it is due. A failure is not logged, because shipping
+        reports that the log is down.
+        """
         waited = self.clock() - self._written_at
         if waited >= BUSY_SECONDS:
             mark = self._watermark(False)
@@ -199,7 +225,9 @@ class WatermarkWriter:
                 self._write(mark)
 
     def end(self, is_shipped: bool) -> None:
-        """Write the last watermark. If `is_shipped` is True, the watermark declares that no more rows will follow."""
+        """Write the last watermark. If `is_shipped` is True, the watermark declares
+        that no more rows will follow.
+        """
         self._write(self._watermark(is_shipped))
 
     def _write(self, mark: Watermark) -> None:

@@ -1,8 +1,9 @@
 """Version resolution: model references become versions on this disk, without blocking.
 
-Polls of the registry and a few fetches at a time run in separate threads, so that a slow poll or fetch does not delay
-other models or changes that need no registry. One thread owns the agent's state and processes the results. A fetch that
-receives no bytes for minutes continues, but is reported as a failure.
+Polls of the registry and a few fetches at a time run in separate threads, so that a
+slow poll or fetch does not delay other models or changes that need no registry. One
+thread owns the agent's state and processes the results. A fetch that receives no bytes
+for minutes continues, but is reported as a failure.
 """
 
 import logging
@@ -32,14 +33,21 @@ _log = logging.getLogger(__name__)
 _LONGEST_BACKOFF_SECONDS = 30.0
 _JITTER = 0.2
 _COVERED_SECONDS = 3600.0
-"""The interval for references that the change feed covers. The feed sends all versions again when it is reopened."""
+"""The interval for references that the change feed covers. The feed sends all versions
+again when it is reopened.
+"""
 _TURNS, _TURN_SECONDS = 2, 30.0
 _STALL_SECONDS = 600.0
-"""The time without bytes after which a fetch has stalled. MLflow's server may need minutes before the first byte."""
+"""The time without bytes after which a fetch has stalled. MLflow's server may need
+minutes before the first byte.
+"""
 _REFUSED_SECONDS = 60.0
-"""The time after which a version without an approval, or with other files than the approved files, is tried again."""
+"""The time after which a version without an approval, or with other files than the
+approved files, is tried again.
+"""
 _REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
-"""The registry's metadata that can change while the resolved version remains the same."""
+"""The registry's metadata that can change while the resolved version remains the same.
+"""
 
 
 class Registry(Protocol):
@@ -53,7 +61,9 @@ class Registry(Protocol):
 
 @dataclass
 class PollPolicy:
-    """The times of the registry's polls, on a monotonic clock. If `follow` is False, each reference is polled once."""
+    """The times of the registry's polls, on a monotonic clock. If `follow` is False,
+    each reference is polled once.
+    """
 
     poll_seconds: float
     follow: bool
@@ -61,18 +71,23 @@ class PollPolicy:
     uniform: Callable[[float, float], float] = random.uniform
 
     def pause(self, failures: int, is_covered: bool = False) -> float:
-        """Return the seconds until the next poll after `failures` failed polls. The change feed may cover the URI."""
+        """Return the seconds until the next poll after `failures` failed polls. The
+        change feed may cover the URI.
+        """
         first = _COVERED_SECONDS if is_covered else self.poll_seconds
         seconds = backoff_seconds(failures + 1, max(first, _LONGEST_BACKOFF_SECONDS), first)
         return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 class PyfuncPolicy:
-    """A server's rule for versions without an ONNX form, which run Python code as this server's user.
+    """A server's rule for versions without an ONNX form, which run Python code as this
+    server's user.
 
-    A model may run if the spec names it by a reference to a fixed version. `allow_pyfunc` is needed for a stage, alias
-    or tag, which may mean a different version later, and for a model that a caller loads over HTTP. `named` has the
-    model URIs of the spec. `refused` maps each URI that must not be a pyfunc to the name of its variant.
+    A model may run if the spec names it by a reference to a fixed version.
+    `allow_pyfunc` is needed for a stage, alias or tag, which may mean a different
+    version later, and for a model that a caller loads over HTTP. `named` has the model
+    URIs of the spec. `refused` maps each URI that must not be a pyfunc to the name of
+    its variant.
     """
 
     def __init__(self, specs: Sequence[EndpointSpec] = ()) -> None:
@@ -83,14 +98,17 @@ class PyfuncPolicy:
         }
 
     def check(self, model_uri: str, is_followed: bool) -> None:
-        """Raise InvalidArtifact if a version without an ONNX form must not be served for this URI."""
+        """Raise InvalidArtifact if a version without an ONNX form must not be served
+        for this URI.
+        """
         if model_uri in self.named and not (is_followed and model_uri in self.refused):
             return
         what = "the version has no ONNX form, so serving it would run its own code"
         if model_uri in self.named:
             raise errors.InvalidArtifact(
-                f"{what}; for a stage, an alias or a tag, set -C variants.{self.refused[model_uri]}.allow_pyfunc=true "
-                "(or --flavor python_function in `mlflow deployments create` and `update`)",
+                f"{what}; for a stage, an alias or a tag, set -C "
+                f"variants.{self.refused[model_uri]}.allow_pyfunc=true (or --flavor "
+                "python_function in `mlflow deployments create` and `update`)",
             )
         raise errors.InvalidArtifact(f"{what}, which can be allowed only in the server's spec")
 
@@ -100,8 +118,10 @@ class _Fetch:
     """A fetch of a version.
 
     Attributes:
-        received: the number of bytes that had arrived at `moved_at` (`PollPolicy.clock`).
-        is_kept: True if the fetch has ended, and its result is kept for a model that is being polled.
+        received: the number of bytes that had arrived at `moved_at`
+            (`PollPolicy.clock`).
+        is_kept: True if the fetch has ended, and its result is kept for a model that is
+            being polled.
     """
 
     future: "Future[FetchedVersion]"
@@ -113,9 +133,11 @@ class _Fetch:
 
 @dataclass
 class VersionResolver:
-    """Updates each followed model to the version that the registry names. `poll_pool` polls the registry, and
-    `fetch_pool` fetches files; a slow fetch occupies its thread. `finished_polls` includes failed polls. `covered` has
-    the URIs whose changes the change feed sends."""
+    """Updates each followed model to the version that the registry names. `poll_pool`
+    polls the registry, and `fetch_pool` fetches files; a slow fetch occupies its
+    thread. `finished_polls` includes failed polls. `covered` has the URIs whose changes
+    the change feed sends.
+    """
 
     registry: Registry
     poll_pool: Executor
@@ -128,7 +150,9 @@ class VersionResolver:
     _fetches: dict[str, _Fetch] = field(default_factory=dict)
 
     def pending(self) -> list["Future[Any]"]:
-        """Return the polls and fetches for which `advance` waits. A kept result waits for a poll itself."""
+        """Return the polls and fetches for which `advance` waits. A kept result waits
+        for a poll itself.
+        """
         polls = [model.poll for model in self.models.values() if model.poll is not None]
         return [*polls, *(fetch.future for fetch in self._fetches.values() if not fetch.is_kept)]
 
@@ -146,13 +170,17 @@ class VersionResolver:
         self.pyfunc_policy = policy
 
     def poll_now(self) -> None:
-        """Poll all followed references immediately. If a reference is being polled, poll it again afterwards."""
+        """Poll all followed references immediately. If a reference is being polled,
+        poll it again afterwards.
+        """
         for model in self.models.values():
             if model.next_poll < NEVER or model.poll is not None:
                 model.next_poll = 0.0
 
     def take_feed(self, covered: frozenset[str], selected: Selected) -> None:
-        """Process versions from the change feed like results of polls. Poll the URIs that are no longer covered."""
+        """Process versions from the change feed like results of polls. Poll the URIs
+        that are no longer covered.
+        """
         lost, self.covered = self.covered - covered, covered
         for ref, model in self.models.items():
             if ref.uri in lost and model.next_poll < NEVER:
@@ -179,7 +207,8 @@ class VersionResolver:
             and model.poll is None
             and self._fetch_unless_served(ref, model, model.target)
         ]
-        # `done` is evaluated once, so that all waiting models process the result of a fetch in the same round.
+        # `done` is evaluated once, so that all waiting models process the result of a
+        # fetch in the same round.
         ended = {
             identity: fetch.future
             for identity, fetch in self._fetches.items()
@@ -193,7 +222,8 @@ class VersionResolver:
         targets = {
             model.target.identity for model in self.models.values() if model.target is not None
         }
-        # A model that is being polled takes the result afterwards. With a slow registry, it is polled almost always.
+        # A model that is being polled takes the result afterwards. With a slow
+        # registry, it is polled almost always.
         polled = {
             model.target.identity
             for model in self.models.values()
@@ -247,7 +277,8 @@ class VersionResolver:
                 model.error = resolution
                 if isinstance(resolution, errors.NotFound):
                     model.error = errors.NotFound(f"{ref.uri}: {resolution.message}")
-                # A missing, malformed or forbidden version may be corrected at any time, so poll at the normal rate.
+                # A missing, malformed or forbidden version may be corrected at any
+                # time, so poll at the normal rate.
                 if not isinstance(
                     resolution,
                     errors.NotFound | errors.InvalidConfig | errors.RegistryRefused,
@@ -263,7 +294,9 @@ class VersionResolver:
         model: FollowedModel,
         target: ResolvedModel,
     ) -> bool:
-        """Start a fetch of the target as soon as possible. Return False if the target is served or rejected."""
+        """Start a fetch of the target as soon as possible. Return False if the target
+        is served or rejected.
+        """
         now, rejection = self.polling.clock(), model.rejection
         if (
             rejection is not None
@@ -295,14 +328,19 @@ class VersionResolver:
         return True
 
     def _tell_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
-        """Reject the target while its fetch receives no bytes, and clear the rejection when bytes arrive."""
+        """Reject the target while its fetch receives no bytes, and clear the rejection
+        when bytes arrive.
+        """
         now = self.polling.clock()
         if now - fetch.started_at < _TURN_SECONDS:
             return
         if (received := self.registry.received_bytes(target)) != fetch.received:
             fetch.received, fetch.moved_at, model.rejection = received, now, None
         elif now - fetch.moved_at >= _STALL_SECONDS:
-            reason = f"the download stalls: {received:,} bytes of its files have arrived, and none in ten minutes"
+            reason = (
+                f"the download stalls: {received:,} bytes of its files have arrived, and none in "
+                "ten minutes"
+            )
             model.rejection = _rejection(
                 target,
                 "fetch",
@@ -357,9 +395,10 @@ class VersionResolver:
             return
         if not is_served and ref.is_gated_by(fetched.unapproved_at):
             reason = (
-                f"MLflow's server has no record of approved files of {target.name} version {target.version}. The agent "
-                "needs MLflow's server with onnxserve. There, an administrator can set the policy again, also "
-                "unchanged, which records the files of the served versions; or request the promotion again"
+                f"MLflow's server has no record of approved files of {target.name} version "
+                f"{target.version}. The agent needs MLflow's server with onnxserve. There, an "
+                "administrator can set the policy again, also unchanged, which records the files "
+                "of the served versions; or request the promotion again"
             )
             model.rejection = _rejection(
                 target,
@@ -379,7 +418,9 @@ class VersionResolver:
         model.version, model.is_verified, model.rejection = fetched, True, None
 
     def _report_failures(self) -> None:
-        """Write the errors of versions to their tags. If the registry is down, retry the write later."""
+        """Write the errors of versions to their tags. If the registry is down, retry
+        the write later.
+        """
         for model in self.models.values():
             if model.report is not None and model.report.done():
                 if model.report.exception() is None and model.report.result():

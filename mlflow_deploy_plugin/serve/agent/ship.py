@@ -1,14 +1,16 @@
-"""Shipping: write the workers' spool to the inference log, as Parquet partitioned by endpoint and hour of event time.
+"""Shipping: write the workers' spool to the inference log, as Parquet partitioned by
+endpoint and hour of event time.
 
     LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<first offset>-<last offset>.parquet
     LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       labels from feedback on these rows
     LOG/_failed/endpoint=…      failed requests, with the reason and without the model's columns
 
-Rows are shipped at least once: the shipped offset is written to `<segment>.shipped` after the rows are in the log. A
-segment is deleted when its worker has released it and all its rows are shipped. If rows are shipped again after a crash
-together with new rows, the file has a different name. No name is therefore used for two contents, and a compactor may
-delete a file. Readers drop duplicates by (`_segment`, `_offset`, `_row`). Shipping waits while a busy worker's segment
-grows, which reduces the number of files.
+Rows are shipped at least once: the shipped offset is written to `<segment>.shipped`
+after the rows are in the log. A segment is deleted when its worker has released it and
+all its rows are shipped. If rows are shipped again after a crash together with new
+rows, the file has a different name. No name is therefore used for two contents, and a
+compactor may delete a file. Readers drop duplicates by (`_segment`, `_offset`, `_row`).
+Shipping waits while a busy worker's segment grows, which reduces the number of files.
 """
 
 import logging
@@ -61,7 +63,9 @@ _log = logging.getLogger(__name__)
 
 _BROKEN = ".broken"
 _MOST_BROKEN = 4
-"""The number of malformed segments that are kept for inspection; in total at most 64 MiB without larger requests."""
+"""The number of malformed segments that are kept for inspection; in total at most 64
+MiB without larger requests.
+"""
 _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 _STATE_SECONDS = 10.0
@@ -71,12 +75,16 @@ _MICROSECONDS_A_DAY = 86_400_000_000
 
 
 class _SegmentError(Exception):
-    """A failure (first argument) of one segment's files, and its reason. The next segments are still shipped."""
+    """A failure (first argument) of one segment's files, and its reason. The next
+    segments are still shipped.
+    """
 
 
 class Shipper:
-    """Ships the segments in `spool` to the log at `log_uri`. Another thread may read `state`, the shipping state for
-    agent.json. Raises InvalidConfig for a URI that cannot be written."""
+    """Ships the segments in `spool` to the log at `log_uri`. Another thread may read
+    `state`, the shipping state for agent.json. Raises InvalidConfig for a URI that
+    cannot be written.
+    """
 
     def __init__(
         self,
@@ -91,7 +99,9 @@ class Shipper:
         self.progress = ShippingProgress(spool)
         self._clock = clock
         self._growing: dict[str, tuple[int, float]] = {}
-        """Segment → the segment's size in the last round, and the time since which a part of the segment has waited."""
+        """Segment → the segment's size in the last round, and the time since which a
+        part of the segment has waited.
+        """
         self._failing = ""
         self._failures = 0
         self._retry_at = float("-inf")
@@ -99,8 +109,10 @@ class Shipper:
         self._list_segments()  # A segment that is created later has no rows from before this list.
 
     def round(self) -> int:
-        """Ship the segments that are due, and return the number of rows. A segment is due if its worker has released
-        it, if it has not grown since the last round, or if a part of it has waited for `_LONGEST_WAIT_SECONDS`."""
+        """Ship the segments that are due, and return the number of rows. A segment is
+        due if its worker has released it, if it has not grown since the last round, or
+        if a part of it has waited for `_LONGEST_WAIT_SECONDS`.
+        """
         if self._clock() < self._retry_at:
             return 0
         return self._ship([segment for segment in self._list_segments() if self._is_due(segment)])
@@ -172,7 +184,8 @@ class Shipper:
             if not left_over.with_suffix(SUFFIX).exists():
                 left_over.unlink(missing_ok=True)
         if rows:
-            # Free the memory of the segments' tables, which is about ten times the agent's other memory.
+            # Free the memory of the segments' tables, which is about ten times the
+            # agent's other memory.
             pa.default_memory_pool().release_unused()
         return rows
 
@@ -197,7 +210,9 @@ class Shipper:
         end, lost_bytes = captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
         lost_bytes += size - end if is_final else 0
-        if lost_bytes:  # The worker was killed during a write, another program wrote to the file, or the disk failed.
+        # The worker was killed during a write, another program wrote to the file, or
+        # the disk failed.
+        if lost_bytes:
             _log.warning(
                 "%d bytes of segment %s are not a complete frame and are lost",
                 lost_bytes,
@@ -221,7 +236,9 @@ class Shipper:
         return rows
 
     def _write(self, segment: Path, captured: CapturedSegment) -> int:
-        """Write the content of a segment to the log, record the progress, and return the number of rows."""
+        """Write the content of a segment to the log, record the progress, and return
+        the number of rows.
+        """
         counted = self.progress.totals.counted.get(segment.name, 0)
         shipped, lost = Counter[str](), Counter[str]()
         rows = 0
@@ -244,7 +261,9 @@ class Shipper:
         return rows
 
     def _write_files(self, what: str, tables: Iterator[tuple[str, pa.Table]]) -> int:
-        """Write each table to its file, and return the number of rows. If a table cannot be encoded, skip all files."""
+        """Write each table to its file, and return the number of rows. If a table
+        cannot be encoded, skip all files.
+        """
         try:
             files = [(name, encode_parquet(table), len(table)) for name, table in tables]
         except MemoryError:  # A later attempt may have enough memory.
@@ -257,7 +276,9 @@ class Shipper:
         return sum(rows for _, _, rows in files)
 
     def _keep_broken_copy(self, segment: Path, malformed: int) -> None:
-        """Copy a segment with malformed frames for inspection. Only the last few copies are kept."""
+        """Copy a segment with malformed frames for inspection. Only the last few copies
+        are kept.
+        """
         copy = segment.with_suffix(_BROKEN)
         _log.error(
             "%d frames of segment %s are malformed and are omitted: see %s",
@@ -283,7 +304,9 @@ class Shipper:
 
 
 def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedBatch]]:
-    """Group the batches by endpoint, hour and typed columns. Failed requests have separate files."""
+    """Group the batches by endpoint, hour and typed columns. Failed requests have
+    separate files.
+    """
     groups: dict[tuple[object, ...], list[CapturedBatch]] = defaultdict(list)
     for batch in batches:
         arrays = [*batch.feeds.items(), *batch.outputs.items(), *batch.masked.items()]
@@ -293,8 +316,10 @@ def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedB
 
 
 def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the file name of a group of batches, and its table with one row per captured row, identified by `_segment`,
-    `_offset` and `_row`. A column has the type of the signature, or a wider type if the values need it."""
+    """Yield the file name of a group of batches, and its table with one row per
+    captured row, identified by `_segment`, `_offset` and `_row`. A column has the type
+    of the signature, or a wider type if the values need it.
+    """
     first = group[0]
     moment = datetime.fromtimestamp(first.hour * 3600, UTC)
     root = f"{FAILURES}/" if first.is_failed else ""
@@ -307,7 +332,9 @@ def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tu
 
 
 def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the name and the table of each file of labels: one file per endpoint and day."""
+    """Yield the name and the table of each file of labels: one file per endpoint and
+    day.
+    """
     groups: dict[tuple[str, int], list[FeedbackFrame]] = defaultdict(list)
     for frame in frames:
         groups[frame.endpoint, frame.received_time // _MICROSECONDS_A_DAY].append(frame)
@@ -376,7 +403,9 @@ def _strings(texts: Utf8Array) -> pa.Array:
 
 
 def _key_column(array: Array) -> pa.Array:
-    """Return the values of a key column unchanged, or as texts if callers have sent values of several types."""
+    """Return the values of a key column unchanged, or as texts if callers have sent
+    values of several types.
+    """
     try:
         return pa.array(array.tolist() if array.dtype == object else array, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -384,7 +413,9 @@ def _key_column(array: Array) -> pa.Array:
 
 
 def _model_column(array: Array) -> pa.Array:
-    """Return a column of the model as an Arrow array; an array of shape [N, a, b] becomes N nested lists."""
+    """Return a column of the model as an Arrow array; an array of shape [N, a, b]
+    becomes N nested lists.
+    """
     flat = array.reshape(-1)
     values = pa.array(flat, pa.string()) if flat.dtype == object else pa.array(flat)
     for axis in range(array.ndim - 1, 0, -1):

@@ -1,4 +1,6 @@
-"""`Client` and `AsyncClient` request predictions and explanations from a running endpoint, and send labels."""
+"""`Client` and `AsyncClient` request predictions and explanations from a running
+endpoint, and send labels.
+"""
 
 import asyncio
 import random
@@ -46,7 +48,9 @@ _CONNECT_SECONDS = 5.0
 _MOST_LABELS = 10_000
 """The maximum number of labels per request, as in `serve/protocols/feedback.py`."""
 _REFUSED_UNDONE = (429, 503)
-"""The statuses after which a request is sent again, because the server has not computed anything."""
+"""The statuses after which a request is sent again, because the server has not computed
+anything.
+"""
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -56,10 +60,12 @@ _Result = TypeVar("_Result")
 class RetryPolicy:
     """The number of tries of a request, and the pauses between the tries.
 
-    A request is sent again after a failed connection or a status 429 or 503: the server has not computed anything then.
-    The pause is drawn between zero and a bound that doubles from the first pause to the longest pause ("full jitter",
-    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server specifies a pause
-    (`Retry-After`), the client waits for up to 1.1 times the pause, so that not all clients retry at the same moment.
+    A request is sent again after a failed connection or a status 429 or 503: the server
+    has not computed anything then. The pause is drawn between zero and a bound that
+    doubles from the first pause to the longest pause ("full jitter",
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the
+    server specifies a pause (`Retry-After`), the client waits for up to 1.1 times the
+    pause, so that not all clients retry at the same moment.
 
     Attributes:
         tries: the maximum number of times that a request is sent.
@@ -88,11 +94,14 @@ class RetryPolicy:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The predictions for the rows of a request. `np.asarray(prediction)` returns the only output.
+    """The predictions for the rows of a request. `np.asarray(prediction)` returns the
+    only output.
 
     Attributes:
-        values: the output as an array, rows first; for several outputs, a dict from their names to arrays.
-        id: the X-Prediction-Id, for `feedback`; this and each field below is empty if the server omits its header.
+        values: the output as an array, rows first; for several outputs, a dict from
+            their names to arrays.
+        id: the X-Prediction-Id, for `feedback`; this and each field below is empty if
+            the server omits its header.
         model: the registered model that answered.
         version: the version of the model.
         request_id: the X-Request-Id of the request.
@@ -112,25 +121,32 @@ class Prediction:
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         if isinstance(self.values, dict):
             raise TypeError(
-                f"the prediction has the outputs {', '.join(self.values)}: select an output from `values`",
+                f"the prediction has the outputs {', '.join(self.values)}: select an output from "
+                "`values`",
             )
         return np.array(self.values, dtype=dtype, copy=copy)
 
 
 @dataclass
 class Client:
-    """A client of one endpoint. Any number of threads may share it. Raises InvalidConfig for a URL without a host.
+    """A client of one endpoint. Any number of threads may share it. Raises
+    InvalidConfig for a URL without a host.
 
     Args:
-        url: the address of the server, or of a mounted model (`http://HOST:PORT[/PREFIX]`).
+        url: the address of the server, or of a mounted model
+            (`http://HOST:PORT[/PREFIX]`).
         endpoint: the name of the endpoint; None for the server's default endpoint.
         timeout_seconds: the time limit of a call, including its retries and pauses.
-        headers: the header fields of every request, such as `{"Authorization": "Bearer KEY"}`.
+        headers: the header fields of every request, such as `{"Authorization": "Bearer
+            KEY"}`.
         retries: the number of tries of a request, and the pauses between them.
-        connections: the number of connections that are kept open. Additional threads open a new connection per request.
-        only_json: never send Arrow. The client sets this after a server has refused Arrow (MLflow's does, with 415).
-        pool: the connection pool for all requests. Specify a pool for a proxy (`urllib3.ProxyManager`) or for your own
-            certificates (`urllib3.PoolManager(ca_certs=…)`).
+        connections: the number of connections that are kept open. Additional threads
+            open a new connection per request.
+        only_json: never send Arrow. The client sets this after a server has refused
+            Arrow (MLflow's does, with 415).
+        pool: the connection pool for all requests. Specify a pool for a proxy
+            (`urllib3.ProxyManager`) or for your own certificates
+            (`urllib3.PoolManager(ca_certs=…)`).
         generator: the source of the random pauses.
     """
 
@@ -185,18 +201,23 @@ class Client:
         """Return the predictions of the model's `predict` for these rows.
 
         Args:
-            rows: a frame; a pandas Series, if the model has one column; an array of [rows, columns] in the signature's
-                order, or the model's tensor; a dict of columns or tensors by name; a list of records or rows; or a
-                single record.
+            rows: a frame; a pandas Series, if the model has one column; an array of
+                [rows, columns] in the signature's order, or the model's tensor; a dict
+                of columns or tensors by name; a list of records or rows; or a single
+                record.
             params: MLflow's params.
-            event_time: the time of the event that the rows describe, with a time zone; default: the request's time.
-            request_id: the id of the request in the server's logs, 1 to 128 visible ASCII characters.
+            event_time: the time of the event that the rows describe, with a time zone;
+                default: the request's time.
+            request_id: the id of the request in the server's logs, 1 to 128 visible
+                ASCII characters.
 
         Raises:
             InvalidRequest: the rows cannot be encoded, or the server rejects them.
-            TooManyRequests, NotReady: the server refuses the request or does not respond, and no time or try is left.
+            TooManyRequests, NotReady: the server refuses the request or does not
+                respond, and no time or try is left.
             DeadlineExceeded: the time limit has passed.
-            OnnxserveError: any other error. The errors of a server have its `request_id` and `status`.
+            OnnxserveError: any other error. The errors of a server have its
+                `request_id` and `status`.
         """
         named = {"X-Request-Id": request_id, "X-Event-Time": event_time and event_time.isoformat()}
         headers = {name: value for name, value in named.items() if value}
@@ -217,10 +238,12 @@ class Client:
         inputs: Mapping[str, object],
         outputs: Sequence[str] | None = None,
     ) -> Prediction:
-        """Return outputs of the graph by name, including outputs that `predict` omits, such as `probabilities`.
+        """Return outputs of the graph by name, including outputs that `predict` omits,
+        such as `probabilities`.
 
-        `inputs` are the graph's tensors, or the signature's columns as [N] or [N, 1]. By default the response contains
-        all outputs. Raises the errors of `predict`, and InvalidRequest if V2 has no datatype for an array.
+        `inputs` are the graph's tensors, or the signature's columns as [N] or [N, 1].
+        By default the response contains all outputs. Raises the errors of `predict`,
+        and InvalidRequest if V2 has no datatype for an array.
         """
         head, tensors = encode_tensors(inputs, outputs)
         sent = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
@@ -243,11 +266,13 @@ class Client:
         seed: int | None = None,
         version: str | None = None,
     ) -> dict[str, Any]:
-        """Return the response of `/explain` (docs/examine.md#explanations); `values` and `base_values` are arrays.
+        """Return the response of `/explain` (docs/examine.md#explanations); `values`
+        and `base_values` are arrays.
 
-        `max_evals` limits the model evaluations per row. The `version` must be loaded; None selects the version that
-        would answer `predict`. Raises the errors of `predict`, InvalidRequest if the model cannot be explained, and
-        NotInstalled if the server has no SHAP.
+        `max_evals` limits the model evaluations per row. The `version` must be loaded;
+        None selects the version that would answer `predict`. Raises the errors of
+        `predict`, InvalidRequest if the model cannot be explained, and NotInstalled if
+        the server has no SHAP.
         """
         params = {"max_evals": max_evals, "seed": seed, "version": version}
         params = {name: value for name, value in params.items() if value is not None}
@@ -260,14 +285,17 @@ class Client:
             }
 
     def feedback(self, prediction: Prediction | str, labels: Any) -> int:
-        """Send the true labels of an earlier prediction, and return the number of labels that the server has accepted.
+        """Send the true labels of an earlier prediction, and return the number of
+        labels that the server has accepted.
 
         Args:
-            labels: a label per row, in order; a dict from row numbers (from 0) to labels; or one label for all rows.
-                The label None withdraws an earlier label.
+            labels: a label per row, in order; a dict from row numbers (from 0) to
+                labels; or one label for all rows. The label None withdraws an earlier
+                label.
 
-        Raises the errors of `predict`, and InvalidRequest if the prediction has no id, or a label is not a text, number
-        or boolean. Labels that were accepted before an error remain; sending the labels again is harmless.
+        Raises the errors of `predict`, and InvalidRequest if the prediction has no id,
+        or a label is not a text, number or boolean. Labels that were accepted before an
+        error remain; sending the labels again is harmless.
         """
         prediction_id = prediction.id if isinstance(prediction, Prediction) else prediction
         if not prediction_id:
@@ -287,13 +315,17 @@ class Client:
         return len(entries)
 
     def metadata(self) -> dict[str, Any]:
-        """Return V2's metadata of the model: the name, versions, inputs and outputs of the graph."""
+        """Return V2's metadata of the model: the name, versions, inputs and outputs of
+        the graph.
+        """
         response = self._send("GET", f"{self._base}/v2/models/{self._name()}")
         with _answer_errors(response):
             return {**orjson.loads(response.data)}
 
     def ready(self) -> bool:
-        """Return True if the endpoint can predict now. The client asks once, without a retry."""
+        """Return True if the endpoint can predict now. The client asks once, without a
+        retry.
+        """
         url = (
             f"{self._base}/ping"
             if self.endpoint is None
@@ -306,7 +338,9 @@ class Client:
         return True
 
     def _name(self) -> str:
-        """Return the endpoint's name for request paths. The default endpoint is the first in the server's index."""
+        """Return the endpoint's name for request paths. The default endpoint is the
+        first in the server's index.
+        """
         if self.endpoint is not None:
             return quote(self.endpoint, safe="")
         try:
@@ -401,7 +435,8 @@ def _in_thread(
 
 
 class AsyncClient:
-    """A `Client` for asyncio. Each call runs in a thread; a native async client would be slower (docs/client.md).
+    """A `Client` for asyncio. Each call runs in a thread; a native async client would
+    be slower (docs/client.md).
 
     Args:
         url: the address of the server, as for `Client`.
@@ -457,7 +492,9 @@ def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> O
 
 @contextmanager
 def _answer_errors(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
-    """Raise OnnxserveError if the `with` block cannot parse the response, such as a proxy's login page."""
+    """Raise OnnxserveError if the `with` block cannot parse the response, such as a
+    proxy's login page.
+    """
     try:
         yield
     except (

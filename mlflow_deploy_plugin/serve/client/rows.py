@@ -1,6 +1,7 @@
 """Encode the rows of a request as bytes, and decode the bytes of a response as arrays.
 
-A frame of pandas, polars or pyarrow is recognised by `__arrow_c_stream__`, without importing its library:
+A frame of pandas, polars or pyarrow is recognised by `__arrow_c_stream__`, without
+importing its library:
 https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
 """
 
@@ -40,14 +41,18 @@ Array = npt.NDArray[Any]
 
 
 def encode_json(rows: Any, params: Mapping[str, object] | None = None) -> bytes:
-    """Return the JSON body of `/invocations` for rows and params as in `Client.predict`. NaN and NaT become null.
-    Raises InvalidRequest if the rows have an unknown type, or contain a value that JSON cannot represent."""
+    """Return the JSON body of `/invocations` for rows and params as in
+    `Client.predict`. NaN and NaT become null. Raises InvalidRequest if the rows have an
+    unknown type, or contain a value that JSON cannot represent.
+    """
     return dump_json({**_rows_document(rows), **({"params": params} if params else {})})
 
 
 def encode_rows(rows: Any) -> tuple[bytes, str, str]:
-    """Return the body of `/invocations`, its Content-Type and the Accept header. The body is Arrow, or JSON if Arrow
-    would not keep the types of the rows (dates, for example). An array becomes an Arrow column without a name."""
+    """Return the body of `/invocations`, its Content-Type and the Accept header. The
+    body is Arrow, or JSON if Arrow would not keep the types of the rows (dates, for
+    example). An array becomes an Arrow column without a name.
+    """
     rows = _without_series(rows)
     columns: Mapping[str, object] | None = None
     if isinstance(rows, np.ndarray) and rows.ndim and rows.dtype.kind in "fiub":
@@ -60,7 +65,8 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
         is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique
     ):
         dtype, *rest = set(rows.dtypes)
-        # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata, and reads a named index as a column.
+        # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata, and
+        # reads a named index as a column.
         if (
             not rest
             and isinstance(dtype, np.dtype)
@@ -96,7 +102,9 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
 
 
 def _to_arrow(array: Array) -> "pa.Array":
-    """Return an array [N, …] as an Arrow column; its elements are lists if the array has more than one dimension."""
+    """Return an array [N, …] as an Arrow column; its elements are lists if the array
+    has more than one dimension.
+    """
     import pyarrow as pa
 
     column = pa.array(array.reshape(-1), from_pandas=True)
@@ -116,7 +124,9 @@ def _from_arrow(column: "pa.ChunkedArray") -> Array:
 
 
 def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:
-    """Return predictions: an array, or a dict by output. Raises LookupError, TypeError, or an orjson or Arrow error."""
+    """Return predictions: an array, or a dict by output. Raises LookupError, TypeError,
+    or an orjson or Arrow error.
+    """
     if content_type.startswith(_ARROW):
         import pyarrow as pa
 
@@ -139,7 +149,9 @@ def encode_tensors(
     inputs: Mapping[str, object],
     outputs: Sequence[str] | None,
 ) -> tuple[bytes, bytes]:
-    """Return the JSON header and the binary tensors of a V2 request; raise InvalidRequest for a dtype that V2 lacks."""
+    """Return the JSON header and the binary tensors of a V2 request; raise
+    InvalidRequest for a dtype that V2 lacks.
+    """
     from mlflow_deploy_plugin.serve.protocols import (
         v2_tensors,
     )  # Imported here, because only V2 requests need it.
@@ -163,7 +175,9 @@ def encode_tensors(
 
 
 def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
-    """Return the outputs of a V2 response. Each output is binary, or is in the JSON header."""
+    """Return the outputs of a V2 response. Each output is binary, or is in the JSON
+    header.
+    """
     from mlflow_deploy_plugin.serve.protocols import (
         v2_tensors,
     )  # Imported here, as in `encode_tensors`.
@@ -182,7 +196,9 @@ def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
 
 
 def as_array(values: object) -> Array:
-    """Return values as an array; texts and ragged rows give an object array. None among numbers becomes NaN."""
+    """Return values as an array; texts and ragged rows give an object array. None among
+    numbers becomes NaN.
+    """
     try:
         array = np.asarray(values)
     except ValueError:
@@ -210,7 +226,9 @@ def _is_pandas_series(rows: Any) -> bool:
 
 
 def _without_series(rows: Any) -> Any:
-    """Return the rows with a pandas Series as a frame of one column, and each Series in a mapping as an array."""
+    """Return the rows with a pandas Series as a frame of one column, and each Series in
+    a mapping as an array.
+    """
     if _is_pandas_series(rows):
         return rows.to_frame()
     if not isinstance(rows, Mapping) or not any(map(_is_pandas_series, rows.values())):
@@ -222,7 +240,9 @@ def _without_series(rows: Any) -> Any:
 
 
 def _cells(values: Any) -> Array:
-    """Return a pandas Series or DataFrame as an object array of plain values, with None for missing values."""
+    """Return a pandas Series or DataFrame as an object array of plain values, with None
+    for missing values.
+    """
     cells: Array = values.astype(object).where(values.notna(), None).to_numpy()
     return cells
 
@@ -230,7 +250,8 @@ def _cells(values: Any) -> Array:
 def _rows_document(rows: Any) -> Mapping[str, object]:
     rows = _without_series(rows)
     refusal = InvalidRequest(
-        f"cannot predict on {type(rows).__name__}: pass a DataFrame, an array, a dict of columns, or a list of rows",
+        f"cannot predict on {type(rows).__name__}: pass a DataFrame, an array, a dict of columns, "
+        "or a list of rows",
     )
     if isinstance(rows, np.ndarray):
         return {"inputs": rows.tolist()}
@@ -272,7 +293,9 @@ def dump_json(document: Mapping[str, object]) -> bytes:
 
 
 def _json_value(value: object) -> object:
-    """Convert a numpy scalar or array, a timestamp or a decimal to a value that orjson can encode."""
+    """Convert a numpy scalar or array, a timestamp or a decimal to a value that orjson
+    can encode.
+    """
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, datetime):

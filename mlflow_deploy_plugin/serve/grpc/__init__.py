@@ -1,1 +1,3 @@
-"""The Open Inference Protocol V2 over gRPC, imported only if `grpc_port` is set, because grpcio takes much memory."""
+"""The Open Inference Protocol V2 over gRPC, imported only if `grpc_port` is set,
+because grpcio takes much memory.
+"""

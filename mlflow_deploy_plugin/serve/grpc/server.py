@@ -1,4 +1,6 @@
-"""The gRPC server of a worker. The server starts after the fork, and stops together with the HTTP server."""
+"""The gRPC server of a worker. The server starts after the fork, and stops together
+with the HTTP server.
+"""
 
 import threading
 from pathlib import Path
@@ -12,17 +14,25 @@ from mlflow_deploy_plugin.serve.inference.limits import RequestThreads, request_
 from mlflow_deploy_plugin.serve.inference.server import Server
 
 _MAX_STREAMS = 32
-"""The maximum number of streams per worker, and separately of public streams; each stream has its own thread."""
+"""The maximum number of streams per worker, and separately of public streams; each
+stream has its own thread.
+"""
 
 _MAX_WAITING = 128
-"""The maximum number of calls that wait for a thread; gRPC rejects further calls with RESOURCE_EXHAUSTED."""
+"""The maximum number of calls that wait for a thread; gRPC rejects further calls with
+RESOURCE_EXHAUSTED.
+"""
 
 _LOOK_SECONDS = 0.1
 _QUIET_SECONDS = 1.0
-"""The seconds without a call after which a drained server stops; by then every accepted call has a thread."""
+"""The seconds without a call after which a drained server stops; by then every accepted
+call has a thread.
+"""
 
 _FRAMING_BYTES = 64 * 1024
-"""The size limit for the names, shapes and parameters of a message, in addition to `max_body_bytes` for tensors."""
+"""The size limit for the names, shapes and parameters of a message, in addition to
+`max_body_bytes` for tensors.
+"""
 
 _OPTIONS = {
     "grpc.so_reuseport": 1,
@@ -36,7 +46,9 @@ _OPTIONS = {
 
 
 class GrpcServer:
-    """A gRPC server on `grpc_port`. Raises InvalidConfig if the port or the certificate cannot be used."""
+    """A gRPC server on `grpc_port`. Raises InvalidConfig if the port or the certificate
+    cannot be used.
+    """
 
     def __init__(self, server: Server) -> None:
         spec = server.spec
@@ -50,7 +62,8 @@ class GrpcServer:
         options = {
             **_OPTIONS,
             "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES,
-            "grpc.max_concurrent_streams": most,  # Otherwise a client that resets many calls cancels other calls.
+            # Otherwise a client that resets many calls cancels other calls.
+            "grpc.max_concurrent_streams": most,
         }
         self._grpc = grpc.server(
             RequestThreads(threads),
@@ -77,14 +90,18 @@ class GrpcServer:
         self._ended: threading.Event | None = None
 
     def drain(self) -> None:
-        """Reject new calls and finish current calls within `graceful_timeout_seconds`; return immediately."""
+        """Reject new calls and finish current calls within `graceful_timeout_seconds`;
+        return immediately.
+        """
         self._calls.drain()
         self._ended = self._grpc.stop(self._grace)
 
     def wait(self) -> None:
-        """Wait until all calls are finished. Drain first if needed, because gunicorn's threaded worker does not drain.
+        """Wait until all calls are finished. Drain first if needed, because gunicorn's
+        threaded worker does not drain.
 
-        gRPC itself would wait up to 20 s longer, until each client has acknowledged the end of its connection.
+        gRPC itself would wait up to 20 s longer, until each client has acknowledged the
+        end of its connection.
         """
         if self._ended is None:
             self.drain()
@@ -101,7 +118,9 @@ def _read_certificates(
     keyfile: str,
     ca_certs: str | None,
 ) -> grpc.ServerCertificateConfiguration:
-    """Check the TLS files, because gRPC would silently ignore invalid new files, and return them in gRPC's form."""
+    """Check the TLS files, because gRPC would silently ignore invalid new files, and
+    return them in gRPC's form.
+    """
     open_tls(certfile, keyfile, ca_certs)
     authorities = Path(ca_certs).read_bytes() if ca_certs is not None else None
     return grpc.ssl_server_certificate_configuration(

@@ -1,10 +1,14 @@
-"""The methods of the gRPC services: metadata, status codes, deadlines and streams around `serve/inference/`.
+"""The methods of the gRPC services: metadata, status codes, deadlines and streams
+around `serve/inference/`.
 
-HTTP status codes become gRPC codes as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto,
-except that 413 and 429 both become RESOURCE_EXHAUSTED, as gRPC itself does for a message above its limit.
+HTTP status codes become gRPC codes as in
+https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto, except that
+413 and 429 both become RESOURCE_EXHAUSTED, as gRPC itself does for a message above its
+limit.
 
-While grpcio waits for the rest of a message, it occupies a thread without a time limit. Therefore every method is
-registered as a stream, which is the same on the wire. The wait is then bounded, and ends when the server drains.
+While grpcio waits for the rest of a message, it occupies a thread without a time limit.
+Therefore every method is registered as a stream, which is the same on the wire. The
+wait is then bounded, and ends when the server drains.
 """
 
 import threading
@@ -46,7 +50,9 @@ from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 _CHECK_SECONDS = 0.5
 MAX_STRANGERS = 64
-"""The maximum number of callers without a key whose messages are awaited; an additional caller replaces the oldest."""
+"""The maximum number of callers without a key whose messages are awaited; an additional
+caller replaces the oldest.
+"""
 _MICROSECONDS = 1_000_000
 
 _CODES = {
@@ -67,20 +73,27 @@ _NEEDS: Mapping[str, Need | None] = {
     **dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), "admin"),
     **dict.fromkeys(("ModelReady", "ModelMetadata", "ModelConfig"), "describe"),
 }
-"""The scope that a method needs; None if no key is needed. Methods that are not in this table need `read`."""
+"""The scope that a method needs; None if no key is needed. Methods that are not in this
+table need `read`.
+"""
 _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
 ManagementMethod = Callable[..., dict[str, object]]
-"""A function that returns the response's fields from the server, the message and, for `admin`, the caller."""
+"""A function that returns the response's fields from the server, the message and, for
+`admin`, the caller.
+"""
 
 
 class OpenCalls:
-    """The open calls of one worker. A call is open until its response is on the way to the client.
+    """The open calls of one worker. A call is open until its response is on the way to
+    the client.
 
     Args:
-        max_streams: the maximum number of concurrent streams, and of concurrent public streams (which need no key).
-        message_seconds: the time limit for receiving the complete message of a unary call.
+        max_streams: the maximum number of concurrent streams, and of concurrent public
+            streams (which need no key).
+        message_seconds: the time limit for receiving the complete message of a unary
+            call.
     """
 
     def __init__(
@@ -112,8 +125,8 @@ class OpenCalls:
     ) -> bytes | None:
         """Return the message of a unary call, or None if the call has no message.
 
-        Raises grpc.RpcError if the client has closed the call, the time limit has passed, or a later caller without a
-        key needs the thread.
+        Raises grpc.RpcError if the client has closed the call, the time limit has
+        passed, or a later caller without a key needs the thread.
         """
         self._open_call(context)
         with self._lock:
@@ -130,7 +143,9 @@ class OpenCalls:
 
     @contextmanager
     def stream(self, context: grpc.ServicerContext, is_public: bool = False) -> Iterator[None]:
-        """Reserve a slot for a stream. If all slots are taken, end the call with RESOURCE_EXHAUSTED."""
+        """Reserve a slot for a stream. If all slots are taken, end the call with
+        RESOURCE_EXHAUSTED.
+        """
         self._open_call(context)
         streams = self._public_streams if is_public else self._streams
         with self._lock:
@@ -169,7 +184,9 @@ class OpenCalls:
             yield body
 
     def drain(self) -> None:
-        """Cancel the streams that wait for a message. The other streams end after their current response."""
+        """Cancel the streams that wait for a message. The other streams end after their
+        current response.
+        """
         with self._lock:
             self.draining.set()
             idle = list(self._idle)
@@ -198,7 +215,9 @@ class OpenCalls:
 
 
 def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
-    """Return the handlers of all methods; gRPC itself returns UNIMPLEMENTED for unknown methods."""
+    """Return the handlers of all methods; gRPC itself returns UNIMPLEMENTED for unknown
+    methods.
+    """
 
     def infer_one(body: bytes, context: grpc.ServicerContext) -> bytes:
         request = _raw_request(server, "ModelInfer", body, context)
@@ -233,7 +252,9 @@ def _unary(
     name: str,
     answer: Callable[[bytes, grpc.ServicerContext], bytes],
 ) -> grpc.RpcMethodHandler:
-    """Return the handler of a unary method, which does not wait for a message that is empty or will be rejected."""
+    """Return the handler of a unary method, which does not wait for a message that is
+    empty or will be rejected.
+    """
     is_empty = not getattr(messages, f"{name}Request").DESCRIPTOR.fields
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
@@ -281,9 +302,11 @@ def _model_stream_infer(
     bodies: Iterator[bytes],
     context: grpc.ServicerContext,
 ) -> Iterator[bytes]:
-    """Yield one response per request, in order. The stream continues after an error, as in Triton.
+    """Yield one response per request, in order. The stream continues after an error, as
+    in Triton.
 
-    A response in a stream has no metadata, so its ids are parameters. `triton_final_response` is for Triton's clients.
+    A response in a stream has no metadata, so its ids are parameters.
+    `triton_final_response` is for Triton's clients.
     """
     if _is_stranger(server, context):
         _finish(
@@ -350,7 +373,9 @@ def with_deadline(
     parameters: Mapping[str, object],
     seconds_left: float | None,
 ) -> Mapping[str, object]:
-    """Return parameters with the call's deadline as `timeout` in microseconds, unless they have a shorter timeout."""
+    """Return parameters with the call's deadline as `timeout` in microseconds, unless
+    they have a shorter timeout.
+    """
     if seconds_left is None:
         return parameters
     left = max(1, int(seconds_left * _MICROSECONDS))
@@ -362,7 +387,9 @@ def with_deadline(
 
 
 def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], Reply]) -> Reply:
-    """Answer a request, with the same trace and log entry as an HTTP request. Never raises."""
+    """Answer a request, with the same trace and log entry as an HTTP request. Never
+    raises.
+    """
 
     def guarded() -> Reply:
         try:
@@ -375,7 +402,9 @@ def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], 
 
 
 def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
-    """Set the trailing metadata and return the message, or end the call if the reply is an error."""
+    """Set the trailing metadata and return the message, or end the call if the reply is
+    an error.
+    """
     context.set_trailing_metadata(metadata_of(reply.headers))
     if reply.error is not None:
         context.abort(code_of(reply.error), reply.error.message)
@@ -404,13 +433,17 @@ def _raw_request(
 
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
-    """Return True if the caller needs a key and has none: waiting for this caller's message would occupy a thread."""
+    """Return True if the caller needs a key and has none: waiting for this caller's
+    message would occupy a thread.
+    """
     request = _raw_request(server, "", b"", context) if server.auth.is_required else None
     return request is not None and server.auth.is_stranger(request.headers, request.caller)
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
-    """Return the gRPC code for an error; a status outside `_CODES` becomes INVALID_ARGUMENT or INTERNAL."""
+    """Return the gRPC code for an error; a status outside `_CODES` becomes
+    INVALID_ARGUMENT or INTERNAL.
+    """
     other = (
         grpc.StatusCode.INVALID_ARGUMENT if error.http_status < 500 else grpc.StatusCode.INTERNAL
     )
@@ -422,7 +455,9 @@ def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def address_of(peer: str) -> str:
-    """Return the address in a peer string of gRPC, such as `ipv4:127.0.0.1:5001` or `ipv6:%5B::1%5D:5001`."""
+    """Return the address in a peer string of gRPC, such as `ipv4:127.0.0.1:5001` or
+    `ipv6:%5B::1%5D:5001`.
+    """
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
@@ -439,9 +474,11 @@ def watch_health(
     bodies: Iterator[bytes],
     context: grpc.ServicerContext,
 ) -> Iterator[bytes]:
-    """Answer `grpc.health.v1.Health/Watch` with the current status, and again after every change.
+    """Answer `grpc.health.v1.Health/Watch` with the current status, and again after
+    every change.
 
-    https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service has a status, not an error.
+    https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service
+    has a status, not an error.
     """
     with calls.stream(context, is_public=True):
         try:
@@ -472,7 +509,9 @@ def _health_status(server: Server, service: str) -> messages.HealthCheckResponse
 
 
 def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[str, object]:
-    """Report a missing model as not ready, as Triton does, because the clients' `is_model_ready` raises on an error."""
+    """Report a missing model as not ready, as Triton does, because the clients'
+    `is_model_ready` raises on an error.
+    """
     try:
         return documents.model_ready(server, message.name, message.version or None)
     except (NotFound, NotReady):

@@ -1,7 +1,9 @@
-"""Convert the messages of an infer call to named arrays and back, with the same checks in `serve/protocols/` as REST.
+"""Convert the messages of an infer call to named arrays and back, with the same checks
+in `serve/protocols/` as REST.
 
-https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md: all tensors are
-bytes (`raw_input_contents`) or all are typed (`contents`), and the response has the request's form. FP16 needs bytes.
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md:
+all tensors are bytes (`raw_input_contents`) or all are typed (`contents`), and the
+response has the request's form. FP16 needs bytes.
 """
 
 import base64
@@ -41,9 +43,11 @@ _VARINT_BYTES = 10
 
 
 def read_message(kind: type[Message], body: bytes) -> Any:
-    """Parse a message. Raises InvalidRequest if it is malformed or has more than `MAX_FIELDS` fields.
+    """Parse a message. Raises InvalidRequest if it is malformed or has more than
+    `MAX_FIELDS` fields.
 
-    The fields are counted before parsing, because protobuf may create an object of 80 bytes from two bytes.
+    The fields are counted before parsing, because protobuf may create an object of 80
+    bytes from two bytes.
     """
     if len(body) > MAX_FIELDS:
         _check_fields(memoryview(body))
@@ -56,7 +60,9 @@ def read_message(kind: type[Message], body: bytes) -> Any:
 
 
 def _check_fields(view: memoryview) -> None:
-    """Count the fields (https://protobuf.dev/programming-guides/encoding). Protobuf reports malformed bytes later."""
+    """Count the fields (https://protobuf.dev/programming-guides/encoding). Protobuf
+    reports malformed bytes later.
+    """
     at = fields = 0
     with suppress(ValueError, IndexError):
         while at < len(view):
@@ -77,7 +83,9 @@ def _check_fields(view: memoryview) -> None:
 
 
 def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
-    """Return the LEB128 number at `at`, and its end. Raises ValueError above ten bytes, IndexError if truncated."""
+    """Return the LEB128 number at `at`, and its end. Raises ValueError above ten bytes,
+    IndexError if truncated.
+    """
     value = 0
     for position in range(_VARINT_BYTES):
         byte = view[at + position]
@@ -88,9 +96,11 @@ def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
 
 
 def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> v2.V2Request:
-    """Decode an infer request. Raises InvalidRequest if it is malformed or not supported.
+    """Decode an infer request. Raises InvalidRequest if it is malformed or not
+    supported.
 
-    Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit its shape, datatype or model.
+    Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit
+    its shape, datatype or model.
     """
     parameters = v2.parameters_of(
         "the request",
@@ -113,7 +123,9 @@ def encode(
     version: str,
     outputs: Mapping[str, Array],
 ) -> messages.ModelInferResponse:
-    """Encode the response, as bytes if `is_raw`. The response's id is the request's id or `request_id`."""
+    """Encode the response, as bytes if `is_raw`. The response's id is the request's id
+    or `request_id`.
+    """
     response = messages.ModelInferResponse(
         model_name=endpoint,
         model_version=version,
@@ -139,7 +151,9 @@ def encode(
 
 
 def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:
-    """Return the parameters as Python values; None for an empty parameter. Raises InvalidRequest for too many."""
+    """Return the parameters as Python values; None for an empty parameter. Raises
+    InvalidRequest for too many.
+    """
     if len(parameters) > _MAX_PARAMETERS:
         raise InvalidRequest(
             f"an object has {len(parameters)} parameters; at most {_MAX_PARAMETERS} are allowed",
@@ -198,7 +212,8 @@ def _from_contents(
     contents: messages.InferTensorContents,
     is_binary: bool,
 ) -> Array:
-    """Return the array of a tensor from its typed values, which must be in the field of its datatype.
+    """Return the array of a tensor from its typed values, which must be in the field of
+    its datatype.
 
     8-bit and 16-bit integers are sent as 32-bit integers.
     """
@@ -224,7 +239,8 @@ def _from_contents(
         return np.array(texts, dtype=object).reshape(head.shape)
     dtype = v2_tensors.dtype_of(head.datatype)
     if dtype.kind in "fb" and len(values):
-        # Read protobuf's packed values (after a tag and a length) directly: 30,000 values take 4 instead of 1,600 µs.
+        # Read protobuf's packed values (after a tag and a length) directly: 30,000
+        # values take 4 instead of 1,600 µs.
         contents.DiscardUnknownFields()
         packed = memoryview(contents.SerializeToString())
         return from_binary(head, packed[_read_varint(packed, 1)[1] :])

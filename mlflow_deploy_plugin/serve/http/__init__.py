@@ -1,1 +1,3 @@
-"""HTTP: `routes.py` answers requests without a framework; `app.py` (Flask) and `workers/` read and write the bytes."""
+"""HTTP: `routes.py` answers requests without a framework; `app.py` (Flask) and
+`workers/` read and write the bytes.
+"""

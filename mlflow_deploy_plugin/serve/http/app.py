@@ -1,4 +1,6 @@
-"""The Flask and WSGI application. Predictions and health checks bypass Flask; all other routes are in blueprints."""
+"""The Flask and WSGI application. Predictions and health checks bypass Flask; all other
+routes are in blueprints.
+"""
 
 import errno
 import io
@@ -52,14 +54,18 @@ _PIECE_BYTES = 64 * 1024
 
 
 def create_app(state_dir: str) -> Flask:
-    """Return the application of a worker. Call it after the fork. Raises InvalidConfig if spec.yaml is invalid."""
+    """Return the application of a worker. Call it after the fork. Raises InvalidConfig
+    if spec.yaml is invalid.
+    """
     return ServerApp(open_worker(state_dir))
 
 
 class ServerApp(Flask):
-    """The Flask application around a server. The fast worker calls `handle`; WSGI servers call `wsgi_app`.
+    """The Flask application around a server. The fast worker calls `handle`; WSGI
+    servers call `wsgi_app`.
 
-    Predictions and health checks are answered before Flask looks for a route. All other routes are in blueprints.
+    Predictions and health checks are answered before Flask looks for a route. All other
+    routes are in blueprints.
     """
 
     def __init__(self, server: Server) -> None:
@@ -70,7 +76,9 @@ class ServerApp(Flask):
         register_blueprints(self)
 
     def handle(self, raw: RawRequest) -> RawResponse:
-        """Answer any request. Never raises: an unexpected error is logged with its traceback, then answered."""
+        """Answer any request. Never raises: an unexpected error is logged with its
+        traceback, then answered.
+        """
         server = self.server
         response = observe_request(
             raw,
@@ -96,7 +104,9 @@ class ServerApp(Flask):
         environ: "WSGIEnvironment",
         start_response: "StartResponse",
     ) -> Iterable[bytes]:
-        """Answer a WSGI request. As in the fast worker, `handle` then calls Flask for the routes of blueprints."""
+        """Answer a WSGI request. As in the fast worker, `handle` then calls Flask for
+        the routes of blueprints.
+        """
         return self._answer_wsgi(Request(environ))(environ, start_response)
 
     def _answer_wsgi(self, request: Request) -> Response:
@@ -159,7 +169,9 @@ class ServerApp(Flask):
         return flask_response(self.handle(raw))
 
     def _identify(self) -> None:
-        """Authenticate the caller of a view from another distribution; `_view` authenticates for onnxserve's views."""
+        """Authenticate the caller of a view from another distribution; `_view`
+        authenticates for onnxserve's views.
+        """
         g.raw_request = raw = request.environ[_RAW_REQUEST]
         if request.blueprint not in (None, BLUEPRINT):
             self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
@@ -179,7 +191,9 @@ class ServerApp(Flask):
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
-    """Answer a request with a view of the application. HEAD is handled as GET; the worker omits the body."""
+    """Answer a request with a view of the application. HEAD is handled as GET; the
+    worker omits the body.
+    """
     host, _, port = raw.headers.get("host", "localhost").partition(":")
     environ = {
         **{f"HTTP_{name.upper().replace('-', '_')}": value for name, value in raw.headers.items()},
@@ -221,9 +235,11 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
 
 
 def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
-    """Return the complete body. Raises BodyTooLarge above `limit`, and the errors of `_pieces`.
+    """Return the complete body. Raises BodyTooLarge above `limit`, and the errors of
+    `_pieces`.
 
-    werkzeug 3.1's own limit silently truncates a chunked body, and accepts a body that ends too early.
+    werkzeug 3.1's own limit silently truncates a chunked body, and accepts a body that
+    ends too early.
     """
     content_length = request.content_length
     if content_length is None and not request.environ.get("wsgi.input_terminated"):
@@ -239,9 +255,11 @@ def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it arrives. Do not read beyond the body, because some servers would wait for more bytes.
+    """Yield the body as it arrives. Do not read beyond the body, because some servers
+    would wait for more bytes.
 
-    Raises InvalidRequest if the body ends before its declared length, or the server could not read it.
+    Raises InvalidRequest if the body ends before its declared length, or the server
+    could not read it.
     """
     left = sys.maxsize if content_length is None else content_length
     try:
@@ -252,14 +270,17 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
         raise InvalidRequest(TORN_BODY) from None
     if content_length is not None and left:
         raise InvalidRequest(
-            f"only {content_length - left} of the {content_length} bytes of the body arrived in time",
+            f"only {content_length - left} of the {content_length} bytes of the body arrived in "
+            "time",
         )
 
 
 def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
-    """Yield the response in parts of more than `limit` bytes, and the remaining bytes at its end.
+    """Yield the response in parts of more than `limit` bytes, and the remaining bytes
+    at its end.
 
-    Most clients send everything before they read, and a WSGI server cannot read while its send is blocked.
+    Most clients send everything before they read, and a WSGI server cannot read while
+    its send is blocked.
     """
     held = bytearray()
     try:
@@ -281,7 +302,9 @@ class NameConverter(BaseConverter):
 
 
 def register_blueprints(app: ServerApp) -> None:
-    """Register onnxserve's routes, then the blueprints of other distributions. Log blueprints that cannot be loaded."""
+    """Register onnxserve's routes, then the blueprints of other distributions. Log
+    blueprints that cannot be loaded.
+    """
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False
     blueprint = Blueprint(BLUEPRINT, __name__)

@@ -1,6 +1,8 @@
-"""An endpoint within the process of another application, as a WSGI and an ASGI application.
+"""An endpoint within the process of another application, as a WSGI and an ASGI
+application.
 
-The endpoint works like a worker of `onnxserve serve`. The agent is a child process, so that MLflow is not loaded here.
+The endpoint works like a worker of `onnxserve serve`. The agent is a child process, so
+that MLflow is not loaded here.
 """
 
 import asyncio
@@ -50,7 +52,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PAGES = re.compile(r"/(?:docs|requests|pages/.*|endpoints/[^/]+(?:/docs|/requests)?)?")
-"""The paths of the pages, which are not served here, because links in the pages do not contain the mount prefix."""
+"""The paths of the pages, which are not served here, because links in the pages do not
+contain the mount prefix.
+"""
 _TICK_SECONDS = 0.05
 _AGENT_END_SECONDS = 30.0
 
@@ -62,12 +66,15 @@ _Send = Callable[[Message], Coroutine[None, None, None]]
 class EmbeddedModel:
     """An endpoint in this process. The endpoint is ready when the constructor returns.
 
-    Raises DeploymentFailed if the model cannot be loaded, and InvalidConfig if the folder cannot be written.
+    Raises DeploymentFailed if the model cannot be loaded, and InvalidConfig if the
+    folder cannot be written.
 
     Args:
-        folder: the state folder; if another process uses this folder, `FOLDER.2`, `FOLDER.3` and so on are tried.
-        follow: True to follow a stage or alias; False to resolve it once; None to serve the version in the folder's
-            WANTED without an agent, with the pages at `/` and `/docs`.
+        folder: the state folder; if another process uses this folder, `FOLDER.2`,
+            `FOLDER.3` and so on are tried.
+        follow: True to follow a stage or alias; False to resolve it once; None to serve
+            the version in the folder's WANTED without an agent, with the pages at `/`
+            and `/docs`.
         wait_seconds: the time limit for the registry and the load.
     """
 
@@ -84,7 +91,8 @@ class EmbeddedModel:
         try:
             self.state_dir = self._held.enter_context(claim_free_state_dir(folder))
             write_atomically(self.state_dir / SPEC, dump_spec(spec).encode())
-            # Process ids are reused, so that the states of an earlier run could seem to belong to this run.
+            # Process ids are reused, so that the states of an earlier run could seem to
+            # belong to this run.
             (self.state_dir / AGENT).unlink(missing_ok=True)
             shutil.rmtree(self.state_dir / "workers", ignore_errors=True)
             deadline = time.monotonic() + wait_seconds
@@ -110,7 +118,9 @@ class EmbeddedModel:
             raise
 
     def close(self) -> None:
-        """Unload the model, ship the captured requests, and stop the agent. All requests must have ended."""
+        """Unload the model, ship the captured requests, and stop the agent. All
+        requests must have ended.
+        """
         if (
             os.getpid() == self._process
         ):  # A forked child must not close its parent's model when it exits.
@@ -133,14 +143,18 @@ class _AgentKeeper:
         self._thread.start()
 
     def is_ready(self) -> bool:
-        """Return True once the agent has written its state. Raises DeploymentFailed if the state is a fatal error."""
+        """Return True once the agent has written its state. Raises DeploymentFailed if
+        the state is a fatal error.
+        """
         state = read_state(self._state_dir / AGENT, AgentState)
         if state is not None and state.fatal:
             raise DeploymentFailed(state.error)
         return state is not None
 
     def stop(self) -> None:
-        """Let the agent ship the remaining requests and exit; kill it after a time limit."""
+        """Let the agent ship the remaining requests and exit; kill it after a time
+        limit.
+        """
         self._stopping.set()
         if (child := self._child) is not None and child.exit_status is None:
             signal_process(child.pid, signal.SIGTERM)
@@ -194,7 +208,8 @@ class WsgiApp:
 class AsgiApp:
     """The ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html).
 
-    A request is answered in one of `server.threads` threads, after its complete body was read.
+    A request is answered in one of `server.threads` threads, after its complete body
+    was read.
     """
 
     def __init__(self, model: EmbeddedModel) -> None:
@@ -244,7 +259,8 @@ class AsgiApp:
         ]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         if response.pieces is not None:
-            # The future is done when the client has closed the connection, which uvicorn's `send` does not report.
+            # The future is done when the client has closed the connection, which
+            # uvicorn's `send` does not report.
             gone = asyncio.ensure_future(receive())
             try:
                 await loop.run_in_executor(
@@ -271,7 +287,9 @@ def _send_pieces(
     gone: asyncio.Future[Message],
     loop: asyncio.AbstractEventLoop,
 ) -> None:
-    """Send a body piece by piece, in the thread that computes the pieces, until the client closes the connection."""
+    """Send a body piece by piece, in the thread that computes the pieces, until the
+    client closes the connection.
+    """
     with closing(pieces):
         for piece in pieces:
             if gone.done():

@@ -1,4 +1,6 @@
-"""The content encodings gzip (RFC 1952) and zstd (RFC 8878), and deflate for requests only."""
+"""The content encodings gzip (RFC 1952) and zstd (RFC 8878), and deflate for requests
+only.
+"""
 
 import zlib
 from collections.abc import Callable
@@ -14,16 +16,22 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.invocations import parse_accept
 
 COMPRESSED_FROM_BYTES = 16 * 1024
-"""The size from which a response is compressed. Smaller responses fit into the first packets of a connection."""
+"""The size from which a response is compressed. Smaller responses fit into the first
+packets of a connection.
+"""
 
 _GZIP = zlib.MAX_WBITS + 16
 _PIECE_BYTES = 16 * 1024
-"""The number of bytes that zlib receives at once, because zlib copies the remaining bytes after every member."""
+"""The number of bytes that zlib receives at once, because zlib copies the remaining
+bytes after every member.
+"""
 _MOST_MEMBERS = 10_000
 _ZSTD_WINDOW = 8 * 1024 * 1024
 """The window that RFC 9659 allows for the content encoding `zstd`."""
 _LEVEL = 1
-"""The level of both encodings: several times faster than the default level; responses are a few per cent larger."""
+"""The level of both encodings: several times faster than the default level; responses
+are a few per cent larger.
+"""
 
 _COMPRESSIBLE = (
     "application/json",
@@ -35,9 +43,11 @@ _COMPRESSIBLE = (
 
 
 def decode_body(request: RawRequest, limit: int) -> RawRequest:
-    """Return the request with its body decompressed. Raises BodyTooLarge above `limit` bytes.
+    """Return the request with its body decompressed. Raises BodyTooLarge above `limit`
+    bytes.
 
-    Raises UnsupportedMediaType for several or unknown encodings, and InvalidRequest for invalid or truncated data.
+    Raises UnsupportedMediaType for several or unknown encodings, and InvalidRequest for
+    invalid or truncated data.
     """
     encoding = request.headers.get("content-encoding")
     if encoding is None or not request.body:
@@ -49,15 +59,18 @@ def decode_body(request: RawRequest, limit: int) -> RawRequest:
     if decompress is None:
         what = "only one encoding is allowed" if "," in name else "this encoding is not supported"
         raise UnsupportedMediaType(
-            f"the Content-Encoding is {encoding[:60]!r}; {what}: send gzip, deflate, zstd or identity",
+            f"the Content-Encoding is {encoding[:60]!r}; {what}: send gzip, deflate, zstd or "
+            "identity",
         )
     return replace(request, body=decompress(request.body, limit))
 
 
 def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
-    """Return the response, compressed if it is large and Accept-Encoding allows it; zstd is preferred.
+    """Return the response, compressed if it is large and Accept-Encoding allows it;
+    zstd is preferred.
 
-    A compressible response always has `Vary`, so that a cache sends it only to clients that accept its encoding.
+    A compressible response always has `Vary`, so that a cache sends it only to clients
+    that accept its encoding.
     """
     if len(response.body) < COMPRESSED_FROM_BYTES or not response.content_type.startswith(
         _COMPRESSIBLE,
@@ -76,7 +89,9 @@ def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
 
 
 def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:
-    """Decompress the members of a gzip body (RFC 1952), or the stream of a deflate body, up to the limit."""
+    """Decompress the members of a gzip body (RFC 1952), or the stream of a deflate
+    body, up to the limit.
+    """
     most_members = _MOST_MEMBERS if wbits == _GZIP else 1
     view, position, left = memoryview(body), 0, limit
     pieces: list[bytes] = []
@@ -106,7 +121,9 @@ def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:
 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
-    """Decompress a zstd frame (RFC 8878). The size that the frame declares is trusted only up to the limit."""
+    """Decompress a zstd frame (RFC 8878). The size that the frame declares is trusted
+    only up to the limit.
+    """
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
         size = zstandard.get_frame_parameters(body).content_size

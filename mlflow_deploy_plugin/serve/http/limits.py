@@ -1,20 +1,30 @@
-"""The limits of HTTP requests and connections, as documented in `docs/server-settings.md`."""
+"""The limits of HTTP requests and connections, as documented in
+`docs/server-settings.md`.
+"""
 
 from dataclasses import dataclass
 
 REQUEST_LINE_BYTES, FIELD_BYTES, FIELDS = 8190, 8190, 100
 HEAD_BYTES = 128 * 1024
-"""The limit in bytes of all header fields together; each field also has its own limit."""
+"""The limit in bytes of all header fields together; each field also has its own limit.
+"""
 CHUNK_LINE_BYTES = 1024
 KEEP_ALIVE_SECONDS = 75
-"""The limit of an idle connection: longer than load balancers' 60 s, because a load balancer must close it first."""
+"""The limit of an idle connection: longer than load balancers' 60 s, because a load
+balancer must close it first.
+"""
 MAX_CONNECTIONS = 1000
 SLOWEST_BYTES_PER_SECOND = 1024
-"""The speed below which a request counts as idle if other clients need its connection."""
+"""The speed below which a request counts as idle if other clients need its connection.
+"""
 MAX_UNSENT_BYTES = 256 * 1024 * 1024
-"""The limit of unsent response bytes per worker; above this limit, the response that has waited longest is aborted."""
+"""The limit of unsent response bytes per worker; above this limit, the response that
+has waited longest is aborted.
+"""
 LINGER_SECONDS, LINGER_BYTES = 5.0, 64 * 1024 * 1024
-"""The limits for discarding the bytes that a client still sends before its connection is closed."""
+"""The limits for discarding the bytes that a client still sends before its connection
+is closed.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +32,11 @@ class ConnectionLimits:
     """gunicorn's settings for the connections of one worker.
 
     Attributes:
-        request_seconds: `--timeout`: the limit for receiving a request, and for a client to read a part of a response.
+        request_seconds: `--timeout`: the limit for receiving a request, and for a
+            client to read a part of a response.
         keep_alive_seconds: `--keep-alive`: the limit for an idle connection.
-        connections: `--worker-connections`: an additional connection replaces an idle connection, or is refused.
+        connections: `--worker-connections`: an additional connection replaces an idle
+            connection, or is refused.
         body_bytes: the limit of all incomplete or unanswered bodies together.
     """
 

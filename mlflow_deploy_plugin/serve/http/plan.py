@@ -1,10 +1,11 @@
 """Plans: the pipeline of a prediction, composed when a version is swapped in.
 
-A plan decides once everything that is the same for all requests to a path (protocol, rates, tracer, cache, shadows,
-sticky key, batcher, deadline). A request that its plan does not cover, or that fails in the plan, is handled by the
-general path (`routes.handle_direct`), which creates all error responses. A plan intentionally repeats the rules of
-`pipeline.infer`, because each saved call shortens every request. Change a rule in both modules;
-`tests/serve/http/test_plan.py` compares them.
+A plan decides once everything that is the same for all requests to a path (protocol,
+rates, tracer, cache, shadows, sticky key, batcher, deadline). A request that its plan
+does not cover, or that fails in the plan, is handled by the general path
+(`routes.handle_direct`), which creates all error responses. A plan intentionally
+repeats the rules of `pipeline.infer`, because each saved call shortens every request.
+Change a rule in both modules; `tests/serve/http/test_plan.py` compares them.
 """
 
 import random
@@ -31,15 +32,21 @@ from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.variants import ServedTable, ServedVariant, weighted_variant
 
 Plan = Callable[[RawRequest], RawResponse | None]
-"""A function that answers a POST. If it returns None, the general path answers with the same draw."""
+"""A function that answers a POST. If it returns None, the general path answers with the
+same draw.
+"""
 
 _Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _Decoded = tuple[Feeds, _Encode | None, str]
-"""The feeds (empty: the general path answers), the encoder (None: MLflow's JSON), and the id in the body."""
+"""The feeds (empty: the general path answers), the encoder (None: MLflow's JSON), and
+the id in the body.
+"""
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
-"""The largest body that a plan handles. A plan does not speed up larger bodies, and decodes invalid bodies twice."""
+"""The largest body that a plan handles. A plan does not speed up larger bodies, and
+decodes invalid bodies twice.
+"""
 
 
 _PATHS = {
@@ -52,7 +59,9 @@ _PATHS = {
 
 
 class PlanTable:
-    """The plans of a worker, by path; empty if the server has a tracer, a request log, a cache or a deadline."""
+    """The plans of a worker, by path; empty if the server has a tracer, a request log,
+    a cache or a deadline.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -67,7 +76,9 @@ class PlanTable:
         return plan(request) if plan is not None and request.method == "POST" else None
 
     def covers(self, path: str) -> bool:
-        """Return True if the path has a plan, so that an ONNX model in this worker answers."""
+        """Return True if the path has a plan, so that an ONNX model in this worker
+        answers.
+        """
         return path in self._plans
 
     def _compose(self, table: ServedTable) -> None:
@@ -113,7 +124,9 @@ class PlanTable:
 
 
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:
-    """Return the plan of a variant for a protocol, with the steps of `pipeline.infer` and `DataPlane.infer`."""
+    """Return the plan of a variant for a protocol, with the steps of `pipeline.infer`
+    and `DataPlane.infer`.
+    """
     endpoint, name, loaded, captured = (
         variant.endpoint,
         variant.name,
@@ -205,7 +218,9 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
 
 
 def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
-    """Return the plan for a server with a limit of concurrent requests; above this limit, the general path answers."""
+    """Return the plan for a server with a limit of concurrent requests; above this
+    limit, the general path answers.
+    """
 
     def answer(request: RawRequest) -> RawResponse | None:
         if not limits.take_place():
@@ -219,7 +234,9 @@ def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
 
 
 def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> _Decode:
-    """Return the decoder of a plan. MLflow's JSON takes the shortest path; other bodies use the protocol's decoder."""
+    """Return the decoder of a plan. MLflow's JSON takes the shortest path; other bodies
+    use the protocol's decoder.
+    """
     schema = variant.schema
     takes_documents = protocol is INVOCATIONS and variant.loaded.predictor.artifact.has_signature
 

@@ -1,4 +1,6 @@
-"""HTTP responses as plain values and as bytes. An error has the form of its route's protocol."""
+"""HTTP responses as plain values and as bytes. An error has the form of its route's
+protocol.
+"""
 
 import time
 from collections.abc import Generator, Mapping
@@ -20,8 +22,8 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class RawResponse:
     """An HTTP response.
 
-    `fields` are the serialized headers, if available (`header_fields`). `pieces` is a body in parts; the caller must
-    close it.
+    `fields` are the serialized headers, if available (`header_fields`). `pieces` is a
+    body in parts; the caller must close it.
     """
 
     status: int
@@ -33,7 +35,9 @@ class RawResponse:
 
 
 def http_response(path: str, reply: Reply) -> RawResponse:
-    """Return the reply to a request for this path as HTTP; an error has the form of the path's protocol."""
+    """Return the reply to a request for this path as HTTP; an error has the form of the
+    path's protocol.
+    """
     error = reply.error
     if error is None:
         return RawResponse(200, reply.body, reply.content_type, reply.headers, pieces=reply.pieces)
@@ -46,7 +50,9 @@ def exception_response(path: str, error: OnnxserveError) -> RawResponse:
 
 
 def failure_response(request: RawRequest | None, error: BaseException) -> RawResponse:
-    """Return the response to a request that failed with any exception; see `pipeline.failure`."""
+    """Return the response to a request that failed with any exception; see
+    `pipeline.failure`.
+    """
     return http_response(request.path if request else "", failure(request, error))
 
 
@@ -57,7 +63,9 @@ def error_response(
     message: str,
     headers: dict[str, str] | None = None,
 ) -> RawResponse:
-    """Return an error in the form of the path's protocol: V2, TensorFlow, OpenAI, or otherwise MLflow."""
+    """Return an error in the form of the path's protocol: V2, TensorFlow, OpenAI, or
+    otherwise MLflow.
+    """
     document: dict[str, object] = {"error_code": error_code, "message": message}
     if path == "/v2" or path.startswith(("/v2/", "/v1/models/")):
         document = {"error": message}
@@ -72,7 +80,9 @@ def header_fields(headers: Mapping[str, str]) -> str:
 
 
 def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool = True) -> bytes:
-    """Return the head and the body as bytes for a single write. The body is left out for HEAD."""
+    """Return the head and the body as bytes for a single write. The body is left out
+    for HEAD.
+    """
     fields = response.fields or header_fields(response.headers)
     start = _head_start(response.status, keep_alive, int(time.time()))
     if response.status == 204:
@@ -80,12 +90,18 @@ def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool 
             "latin-1",
         )  # A 204 has neither a body nor a length (RFC 9110, 8.6).
     body = response.body
-    head = f"{start}Content-Type: {response.content_type}\r\nContent-Length: {len(body)}\r\n{fields}\r\n"
+    head = (
+        f"{start}Content-Type: {response.content_type}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        f"{fields}\r\n"
+    )
     return head.encode("latin-1") + body if with_body else head.encode("latin-1")
 
 
 def serialize_streamed_head(response: RawResponse, keep_alive: bool, is_chunked: bool) -> bytes:
-    """Return the head of a response whose body follows in chunks, or until the connection is closed."""
+    """Return the head of a response whose body follows in chunks, or until the
+    connection is closed.
+    """
     start = _head_start(response.status, keep_alive, int(time.time()))
     coding = "Transfer-Encoding: chunked\r\n" if is_chunked else ""
     content = f"Content-Type: {response.content_type}\r\n{coding}"
@@ -94,7 +110,9 @@ def serialize_streamed_head(response: RawResponse, keep_alive: bool, is_chunked:
 
 @lru_cache(maxsize=64)
 def _head_start(status: int, keep_alive: bool, second: int) -> str:
-    """Return the status line and the first fields of a response that is sent at `second` since 1970."""
+    """Return the status line and the first fields of a response that is sent at
+    `second` since 1970.
+    """
     phrase = responses.get(status, "Unknown")
     date, connection = formatdate(second, usegmt=True), "keep-alive" if keep_alive else "close"
     return f"HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\nConnection: {connection}\r\n"

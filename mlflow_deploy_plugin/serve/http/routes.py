@@ -1,6 +1,7 @@
 """The table of the HTTP routes, and the dispatch of predictions and health checks.
 
-In a route's path, `NAME` is an endpoint, `V` a version and `L` a label; a part in brackets is optional.
+In a route's path, `NAME` is an endpoint, `V` a version and `L` a label; a part in
+brackets is optional.
 """
 
 import re
@@ -35,7 +36,8 @@ _SUGGESTED_PATHS = 3
 _ENDPOINT = re.compile(r"/(?:endpoints|v[12]/(?:repository/)?models)/([^/:]+)")
 
 View = Callable[..., RawResponse]
-"""A function that answers the request; its keyword arguments are the names in the path."""
+"""A function that answers the request; its keyword arguments are the names in the path.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,15 @@ class Route:
 
     Attributes:
         operation: the description for OpenAPI.
-        protocol: the protocol of a prediction; None for other routes, and if the body may name the endpoint.
-        is_direct: True for a prediction or a health check, which the fast worker answers without Flask.
-        need: the scope that a caller needs; None if no key is needed. `RequestContext.admit` checks it for direct
-            routes, `app.py` for all other routes.
-        is_server_wide: True if a key for all endpoints is needed. Otherwise, NAME defaults to the default endpoint.
+        protocol: the protocol of a prediction; None for other routes, and if the body
+            may name the endpoint.
+        is_direct: True for a prediction or a health check, which the fast worker
+            answers without Flask.
+        need: the scope that a caller needs; None if no key is needed.
+            `RequestContext.admit` checks it for direct routes, `app.py` for all other
+            routes.
+        is_server_wide: True if a key for all endpoints is needed. Otherwise, NAME
+            defaults to the default endpoint.
     """
 
     path: str
@@ -93,7 +99,9 @@ def _direct(
 
 
 def _page(name: str, otherwise: bytes = b"") -> View:
-    """Return the view of a page or file. Pages are imported on the first request. `otherwise` is a JSON response."""
+    """Return the view of a page or file. Pages are imported on the first request.
+    `otherwise` is a JSON response.
+    """
 
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         if otherwise and "text/" not in request.headers.get("accept", "text/html"):
@@ -187,14 +195,18 @@ ROUTES = (
 
 
 def name_placeholders(path: str, written: str) -> str:
-    """Return a path template whose placeholders are replaced by their keywords in the format `written`: `<{}>`."""
+    """Return a path template whose placeholders are replaced by their keywords in the
+    format `written`: `<{}>`.
+    """
     for placeholder, keyword in (("NAME", "endpoint"), ("V", "version"), ("L", "label")):
         path = re.sub(rf"(?<=/){placeholder}(?=\W|$)", written.format(keyword), path)
     return path
 
 
 def expand_path(path: str, written: str) -> list[str]:
-    """Return the paths of a template: without the part in brackets, and with each of its alternatives."""
+    """Return the paths of a template: without the part in brackets, and with each of
+    its alternatives.
+    """
     head, _, rest = path.partition("[")
     options, bracket, tail = rest.partition("]")
     return [
@@ -222,7 +234,9 @@ _NOTHING_NAMED: Mapping[str, str] = {}
 
 
 def list_routes() -> list[Route]:
-    """Return every route with each of its paths in OpenAPI's form, such as `/v2/models/{endpoint}/infer`."""
+    """Return every route with each of its paths in OpenAPI's form, such as
+    `/v2/models/{endpoint}/infer`.
+    """
     return [
         replace(route, path=path) for route in ROUTES for path in expand_path(route.path, "{{{}}}")
     ]
@@ -235,8 +249,9 @@ def handle_request_async(
 ) -> bool:
     """Answer a prediction of a batched version without blocking, for an event loop.
 
-    Return True if `done`, which must not raise, is called once with the response in any thread. Return False if the
-    request was not started; the caller must then use `handle_direct` in a thread.
+    Return True if `done`, which must not raise, is called once with the response in any
+    thread. Return False if the request was not started; the caller must then use
+    `handle_direct` in a thread.
     """
     if (
         server.tracer
@@ -263,7 +278,9 @@ def handle_request_async(
 
 
 def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
-    """Answer a prediction or a health check; return None for other paths. Log unexpected errors, and never raise."""
+    """Answer a prediction or a health check; return None for other paths. Log
+    unexpected errors, and never raise.
+    """
     path = request.path
     routes, named = (
         _match(path)
@@ -300,7 +317,9 @@ def not_found(path: str) -> RawResponse:
 
 
 def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawResponse:
-    """Return the response for a method that a path does not accept; for OPTIONS, the methods that it accepts."""
+    """Return the response for a method that a path does not accept; for OPTIONS, the
+    methods that it accepts.
+    """
     named = sorted({*methods} - {"HEAD", "OPTIONS"})
     allowed = ", ".join([*named, *(["HEAD"] if "GET" in named else []), "OPTIONS"])
     if request.method == "OPTIONS":
@@ -310,7 +329,9 @@ def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawRespon
 
 
 def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
-    """Return the direct routes of a path by method, and the names in the path; both are empty if no route matches."""
+    """Return the direct routes of a path by method, and the names in the path; both are
+    empty if no route matches.
+    """
     if path in _BY_PATH:
         return _BY_PATH[path], _NOTHING_NAMED
     for pattern, routes in _BY_PATTERN:
@@ -320,7 +341,9 @@ def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
 
 
 def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
-    """Return the routes of a path that Vertex AI specifies, which may also be the path of an onnxserve route."""
+    """Return the routes of a path that Vertex AI specifies, which may also be the path
+    of an onnxserve route.
+    """
     routes: dict[str, Route] = {}
     if path == server.cloud.health_route:
         routes["GET"] = _get(path, _healthy, operations.HEALTH)

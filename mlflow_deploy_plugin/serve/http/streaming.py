@@ -1,7 +1,8 @@
-"""Responses that are sent while they are computed: JSON Lines predictions, and the events of a streaming model.
+"""Responses that are sent while they are computed: JSON Lines predictions, and the
+events of a streaming model.
 
-If an error occurs after the head was sent, the response ends without its last chunk, so that a client does not treat it
-as complete.
+If an error occurs after the head was sent, the response ends without its last chunk, so
+that a client does not treat it as complete.
 """
 
 import asyncio
@@ -22,9 +23,12 @@ from mlflow_deploy_plugin.serve.protocols import jsonlines
 from mlflow_deploy_plugin.serve.protocols.content import media_name
 
 MAX_STREAMS = 4
-"""The maximum number of concurrent streams per worker; each stream has its own thread."""
+"""The maximum number of concurrent streams per worker; each stream has its own thread.
+"""
 _AHEAD_BYTES = 1024 * 1024
-"""The number of received bytes that may wait for the answering thread; above this number, reading is paused."""
+"""The number of received bytes that may wait for the answering thread; above this
+number, reading is paused.
+"""
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
 
 
@@ -52,15 +56,19 @@ def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[byt
 
 @dataclass(eq=False)
 class StreamedExchange:
-    """A streamed request and its response, between a connection on the loop and the thread that answers.
+    """A streamed request and its response, between a connection on the loop and the
+    thread that answers.
 
-    Most clients read only after they have sent everything, so the response may be buffered here.
-    `receive`, `fail`, `resume_sending` and all callbacks run on the loop, `run` in a thread.
+    Most clients read only after they have sent everything, so the response may be
+    buffered here. `receive`, `fail`, `resume_sending` and all callbacks run on the
+    loop, `run` in a thread.
 
     Attributes:
         max_unsent_bytes: the maximum number of response bytes that wait for the client.
-        begin: a callback that sends the head of a streamed response; `write` sends a part.
-        end: a callback that sends any other response, or ends a streamed response: complete (True) or aborted (False).
+        begin: a callback that sends the head of a streamed response; `write` sends a
+            part.
+        end: a callback that sends any other response, or ends a streamed response:
+            complete (True) or aborted (False).
     """
 
     body: BodyParser
@@ -80,14 +88,18 @@ class StreamedExchange:
         self.awaits_client = False
         """True while the thread waits for bytes from the client."""
         self.is_paused = False
-        """True while reading is paused, because too many bytes wait. After the exchange, the connection reads again."""
+        """True while reading is paused, because too many bytes wait. After the
+        exchange, the connection reads again.
+        """
 
     @property
     def is_whole(self) -> bool:
         return self.body.is_whole or self._error is not None
 
     def receive(self, data: bytes) -> bytes:
-        """Add bytes to the body and return the unused bytes. After an InvalidRequest, the caller must call `fail`."""
+        """Add bytes to the body and return the unused bytes. After an InvalidRequest,
+        the caller must call `fail`.
+        """
         with (
             self._condition
         ):  # Otherwise the thread could see the end of the body before its last bytes.
@@ -106,7 +118,9 @@ class StreamedExchange:
             self._condition.notify()
 
     def resume_sending(self, is_gone: bool = False) -> None:
-        """Let the thread continue, because the client has read the response so far or has closed the connection."""
+        """Let the thread continue, because the client has read the response so far or
+        has closed the connection.
+        """
         self._is_gone = self._is_gone or is_gone
         self._may_send.set()
         if is_gone:
@@ -126,7 +140,9 @@ class StreamedExchange:
                 self.send(response, response.pieces)
 
     def send(self, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
-        """Send a response while it is computed, and close its pieces. Raises RuntimeError if the loop has ended."""
+        """Send a response while it is computed, and close its pieces. Raises
+        RuntimeError if the loop has ended.
+        """
         with closing(pieces):
             self.loop.call_soon_threadsafe(self.begin, response)
             is_whole = False

@@ -1,6 +1,8 @@
-"""The views of routes other than predictions, and the views that select the protocol or endpoint of a prediction.
+"""The views of routes other than predictions, and the views that select the protocol or
+endpoint of a prediction.
 
-A view receives the server, the request and the names in its path: `endpoint`, `version`, `label`.
+A view receives the server, the request and the names in its path: `endpoint`,
+`version`, `label`.
 """
 
 import ipaddress
@@ -36,7 +38,9 @@ from mlflow_deploy_plugin.serve.variants import ServedEndpoint
 
 _RETRY_SECONDS = 30
 _REQUEST_ID_COLUMN = "_request_id"
-"""The log's column with the request id that the caller sent. A feedback key may use this column like a model column."""
+"""The log's column with the request id that the caller sent. A feedback key may use
+this column like a model column.
+"""
 _HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
 
 
@@ -55,9 +59,11 @@ def predict_by_model(
     protocol: Protocol,
     endpoint: str | None = None,
 ) -> RawResponse:
-    """Return predictions of the endpoint in the path, or in `model` of the body, as in requests of OpenAI's clients.
+    """Return predictions of the endpoint in the path, or in `model` of the body, as in
+    requests of OpenAI's clients.
 
-    If `model` is not an endpoint that this caller may use, the default endpoint answers.
+    If `model` is not an endpoint that this caller may use, the default endpoint
+    answers.
     """
     if endpoint is None and len(server.repository.table) > 1:
         with suppress(OnnxserveError):  # The prediction raises the error again.
@@ -75,13 +81,17 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
 
 
 def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
-    """Answer Vertex AI's `AIP_PREDICT_ROUTE`. `rawPredict` also sends other formats of `/invocations`."""
+    """Answer Vertex AI's `AIP_PREDICT_ROUTE`. `rawPredict` also sends other formats of
+    `/invocations`.
+    """
     is_json = media_name(request.headers.get("content-type")) == JSON
     return predict(server, request, VERTEX if is_json else INVOCATIONS)
 
 
 def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
-    """Return 200 with `body` if an endpoint can answer or no endpoint is configured; otherwise 503 with the reason."""
+    """Return 200 with `body` if an endpoint can answer or no endpoint is configured;
+    otherwise 503 with the reason.
+    """
     if reason := server.repository.not_ready_reason():
         if server.auth.is_stranger(request.headers, request.caller):
             reason = "the server cannot predict now; send a key to get the reason"
@@ -103,7 +113,9 @@ def metrics_page(server: Server, request: RawRequest) -> RawResponse:
 
 
 def metrics_history(server: Server, request: RawRequest) -> RawResponse:
-    """Return the metrics of the last hour, or with `?span=day` of the last day, as the agent has written them."""
+    """Return the metrics of the last hour, or with `?span=day` of the last day, as the
+    agent has written them.
+    """
     requested = parse_qs(request.query).get("span", ["hour"])[-1]
     if span := next((span for span in SPANS if span == requested), None):
         return RawResponse(
@@ -115,7 +127,9 @@ def metrics_history(server: Server, request: RawRequest) -> RawResponse:
 
 
 def v2_document(document: Callable[..., dict[str, object]]) -> Callable[..., RawResponse]:
-    """Return the view of a document of `management` about the server, an endpoint or a version."""
+    """Return the view of a document of `management` about the server, an endpoint or a
+    version.
+    """
 
     def view(
         server: Server,
@@ -136,7 +150,9 @@ def v2_repository_index(server: Server, request: RawRequest) -> RawResponse:
 def v2_control(
     change: Callable[[Server, str, Mapping[str, object], str], None],
 ) -> Callable[..., RawResponse]:
-    """Return the view of a load or an unload, which rejects pages of other sites. (Browsers do not support gRPC.)"""
+    """Return the view of a load or an unload, which rejects pages of other sites.
+    (Browsers do not support gRPC.)
+    """
 
     def view(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
         check_same_site(request, server.spec)
@@ -147,13 +163,16 @@ def v2_control(
 
 
 def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
-    """Reject a request that a browser sends for a page of another site, because a server without keys would accept it.
+    """Reject a request that a browser sends for a page of another site, because a
+    server without keys would accept it.
 
-    A page cannot change `Origin` and `Sec-Fetch-Site`. A browser may send a `Content-Type` other than JSON without
-    asking the server first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header), so such a type raises
-    UnsupportedMediaType. If the page's name resolves to this server (DNS rebinding), `Host` contains that name; an
-    address in `Host` cannot be rebound. All other checks raise CallerRefused. A missing Content-Type is accepted,
-    because Triton's client does not send it.
+    A page cannot change `Origin` and `Sec-Fetch-Site`. A browser may send a
+    `Content-Type` other than JSON without asking the server first
+    (https://fetch.spec.whatwg.org/#cors-safelisted-request-header), so such a type
+    raises UnsupportedMediaType. If the page's name resolves to this server (DNS
+    rebinding), `Host` contains that name; an address in `Host` cannot be rebound. All
+    other checks raise CallerRefused. A missing Content-Type is accepted, because
+    Triton's client does not send it.
     """
     if "content-type" in request.headers:
         media_type(request.headers["content-type"], (JSON,))
@@ -165,8 +184,8 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
         is_ours = bool(ipaddress.ip_address(name))
     if not is_ours:
         raise CallerRefused(
-            f"the Host {host[:100]!r} is not a name of this server: use its address or localhost, or add the name "
-            "to server.allowed_hosts (-C server.allowed_hosts=NAME)",
+            f"the Host {host[:100]!r} is not a name of this server: use its address or localhost, "
+            "or add the name to server.allowed_hosts (-C server.allowed_hosts=NAME)",
         )
     if origin is not None and origin.partition("://")[2].lower() != host.lower():
         raise CallerRefused(f"a web page of {origin[:100]!r} may not change the served models")
@@ -181,7 +200,9 @@ def tf_status(
     version: str | None,
     label: str | None,
 ) -> RawResponse:
-    """Return the state of the version that the path specifies by number or label, or of all loaded versions."""
+    """Return the state of the version that the path specifies by number or label, or of
+    all loaded versions.
+    """
     if version is None and label is None:
         return RawResponse(200, tfserving.status(endpoint, server.repository.versions(endpoint)))
     variant = server.repository.select_variant(endpoint, version, label=label)
@@ -206,7 +227,8 @@ def tf_metadata(
 def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
     """Return 202 after the labels were written to the spool.
 
-    Raises NotReady, NotFound or TooManyRequests, and the errors of `serve/protocols/feedback.py` for an invalid body.
+    Raises NotReady, NotFound or TooManyRequests, and the errors of
+    `serve/protocols/feedback.py` for an invalid body.
     """
     try:
         with server.limits.admitted(request):
@@ -235,7 +257,9 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
 
 
 def _captured_columns(served: ServedEndpoint) -> set[str]:
-    """Return the columns that a captured row of the endpoint may have; empty if a model does not name its columns."""
+    """Return the columns that a captured row of the endpoint may have; empty if a model
+    does not name its columns.
+    """
     names: set[str] = set()
     for variant in served.variants.values():
         captured, schema = variant.captured, variant.loaded.captured.schema

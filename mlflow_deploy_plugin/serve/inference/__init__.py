@@ -1,1 +1,3 @@
-"""The transport-independent request path: data plane, limits, response cache and shadows."""
+"""The transport-independent request path: data plane, limits, response cache and
+shadows.
+"""

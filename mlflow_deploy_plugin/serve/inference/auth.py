@@ -1,14 +1,18 @@
-"""Authentication of callers by API key, by an issuer's token or by certificate, and the permissions of each caller.
+"""Authentication of callers by API key, by an issuer's token or by certificate, and the
+permissions of each caller.
 
-The agent writes the SHA-256 of the valid keys (`keys.json`). A key has 256 random bits, so a slower hash would not make
-it harder to guess. Clients send a key as Bearer (RFC 6750), and browsers send it as the password of Basic (RFC 7617).
+The agent writes the SHA-256 of the valid keys (`keys.json`). A key has 256 random bits,
+so a slower hash would not make it harder to guess. Clients send a key as Bearer (RFC
+6750), and browsers send it as the password of Basic (RFC 7617).
 
-A token is a JWT (RFC 7519) of an OpenID Connect issuer. Its claim `scope` (RFC 9068) contains infer, read and admin,
-and its optional claim `onnxserve_endpoints` lists the endpoints. The agent fetches the issuer's public keys
-(`jwks.json`), so that no worker waits for the issuer. A token's signature is verified only once (100 µs).
+A token is a JWT (RFC 7519) of an OpenID Connect issuer. Its claim `scope` (RFC 9068)
+contains infer, read and admin, and its optional claim `onnxserve_endpoints` lists the
+endpoints. The agent fetches the issuer's public keys (`jwks.json`), so that no worker
+waits for the issuer. A token's signature is verified only once (100 µs).
 
-With `server.ca_certs`, all routes except health checks need a verified client certificate, in addition to the key. On a
-server without keys, the certificate is sufficient. Commands on this machine use the local key.
+With `server.ca_certs`, all routes except health checks need a verified client
+certificate, in addition to the key. On a server without keys, the certificate is
+sufficient. Commands on this machine use the local key.
 """
 
 import base64
@@ -39,7 +43,9 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 logger = logging.getLogger(__name__)
 
 Need = Scope | Literal["describe"]
-"""A scope, or `describe` (the metadata and readiness of a model), for which either `infer` or `read` is sufficient."""
+"""A scope, or `describe` (the metadata and readiness of a model), for which either
+`infer` or `read` is sufficient.
+"""
 _DESCRIBERS: tuple[Scope, ...] = "infer", "read"
 
 _LOOK_SECONDS = 1.0
@@ -51,7 +57,9 @@ _MOST_SECONDS = 2**53
 _ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + [
     "EdDSA",
 ]
-"""Public-key signature algorithms; with `none` or a symmetric algorithm, callers could forge tokens."""
+"""Public-key signature algorithms; with `none` or a symmetric algorithm, callers could
+forge tokens.
+"""
 _NO_CERTIFICATE = "this server requires a client certificate of one of its authorities"
 _HOW = "send Authorization: Bearer KEY; `onnxserve keys create` creates a key"
 
@@ -62,7 +70,8 @@ class Authenticator:
     Args:
         count: a function that counts a request of a key.
         clock: the seconds since 1970, with which the expiry of keys is checked.
-        monotonic: the clock for checking the key files; a wall clock that is set back would keep revoked keys valid.
+        monotonic: the clock for checking the key files; a wall clock that is set back
+            would keep revoked keys valid.
 
     Attributes:
         is_required: if False, no key is needed, and `require` must not be called.
@@ -115,9 +124,11 @@ class Authenticator:
         endpoint: str | None = None,
         certificate: str = "",
     ) -> KeyEntry:
-        """Return the caller's key if it permits the request. `endpoint` is None for a request about the server.
+        """Return the caller's key if it permits the request. `endpoint` is None for a
+        request about the server.
 
-        Raises the errors of `find`, and ScopeMissing if the key does not permit the request.
+        Raises the errors of `find`, and ScopeMissing if the key does not permit the
+        request.
         """
         entry = self.find(headers, certificate)
         if need not in entry.scopes and not any(
@@ -125,17 +136,21 @@ class Authenticator:
         ):
             scopes = ", ".join(entry.scopes) or "nothing here"
             raise ScopeMissing(
-                f"the key {entry.name!r} is for {scopes}; this needs {' or '.join(scopes_for(need))}",
+                f"the key {entry.name!r} is for {scopes}; this needs "
+                f"{' or '.join(scopes_for(need))}",
             )
         if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
             target = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
             raise ScopeMissing(
-                f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {target}",
+                f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about "
+                f"{target}",
             )
         return entry
 
     def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
-        """Return True if the caller needs a valid key and has none; the body of the request need not be read then."""
+        """Return True if the caller needs a valid key and has none; the body of the
+        request need not be read then.
+        """
         try:
             if self.is_required:
                 self.find(headers, certificate)
@@ -148,11 +163,13 @@ class Authenticator:
 
         Args:
             headers: the headers with names in lower case, or the metadata of gRPC.
-            certificate: the name in the client's verified certificate; empty without a certificate.
+            certificate: the name in the client's verified certificate; empty without a
+                certificate.
 
         Raises:
             Unauthenticated: the key is missing or not valid.
-            NotReady: the caller has a token, and the issuer's keys have not been fetched yet.
+            NotReady: the caller has a token, and the issuer's keys have not been
+                fetched yet.
         """
         if certificate and not self._takes_keys:
             return _of_certificate(certificate)
@@ -177,7 +194,9 @@ class Authenticator:
         return entry
 
     def known(self, request: RawRequest) -> KeyEntry | None:
-        """Return the caller's key if an earlier request has used it. The key may have been revoked since."""
+        """Return the caller's key if an earlier request has used it. The key may have
+        been revoked since.
+        """
         if request.caller and not self._takes_keys:
             return _of_certificate(request.caller)
         return self._known.get(_short(request.headers.get("authorization", "")))
@@ -200,7 +219,8 @@ class Authenticator:
                     "the token's claims scope and onnxserve_endpoints are not lists of names",
                 )
             return KeyEntry(
-                # The name contains the issuer, because a bare subject could equal the name of a key.
+                # The name contains the issuer, because a bare subject could equal the
+                # name of a key.
                 name=f"{one_line(subject, 100)}@{urlsplit(self._issuer).hostname}",
                 scopes=()
                 if endpoints == []
@@ -214,7 +234,9 @@ class Authenticator:
         raise Unauthenticated(f"the key in Authorization is unknown, expired or revoked; {_HOW}")
 
     def _read_keys(self) -> None:
-        """Read the key files if they have changed. If keys.json cannot be read, the last keys remain valid."""
+        """Read the key files if they have changed. If keys.json cannot be read, the
+        last keys remain valid.
+        """
         paths = self._state_dir / KEYS, self._state_dir / LOCAL_KEY, self._state_dir / JWKS
         files = [file_identity(path) for path in paths]
         if files == self._files:
@@ -241,7 +263,8 @@ class Authenticator:
     def _verify(self, token: bytes) -> Mapping[str, Any]:
         """Return the claims of a token.
 
-        Raises Unauthenticated if the token's issuer, audience or time is wrong, and NotReady without the issuer's keys.
+        Raises Unauthenticated if the token's issuer, audience or time is wrong, and
+        NotReady without the issuer's keys.
         """
         import jwt
 
@@ -280,7 +303,8 @@ class Authenticator:
         except BaseException as error:  # noqa: BLE001 - a panic of cryptography; the caller may be the event loop
             pass_exit(error)
             raise Unauthenticated(f"the token is not valid: {type(error).__name__}") from None
-        # PyJWT also accepts booleans, strings of digits, and integers that are too large for a float.
+        # PyJWT also accepts booleans, strings of digits, and integers that are too
+        # large for a float.
         times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
         if not all(
             type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times
@@ -302,7 +326,9 @@ def _of_certificate(name: str) -> KeyEntry:
 
 
 def certificate_name(certificate: Mapping[str, Any] | None) -> str:
-    """Return the common name, or the first alternative name, of `getpeercert()`; empty without a certificate."""
+    """Return the common name, or the first alternative name, of `getpeercert()`; empty
+    without a certificate.
+    """
     if not certificate:
         return ""
     names = {kind: value for part in certificate.get("subject", ()) for kind, value in part}
@@ -311,7 +337,9 @@ def certificate_name(certificate: Mapping[str, Any] | None) -> str:
 
 
 def _short(authorization: str) -> str | bytes:
-    """Return the header, or its digest if the header is long; many long headers would fill the memory."""
+    """Return the header, or its digest if the header is long; many long headers would
+    fill the memory.
+    """
     if len(authorization) <= _MAX_KNOWN_CHARACTERS:
         return authorization
     return hashlib.sha256(authorization.encode("utf-8", "surrogateescape")).digest()

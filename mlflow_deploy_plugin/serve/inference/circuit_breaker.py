@@ -19,12 +19,17 @@ TIMEOUTS = {"socket_connect_timeout": 0.25, "socket_timeout": 0.25}
 
 
 def import_redis(url: str) -> Any:
-    """Import Redis' client and check the URL. Raises InvalidConfig if the client is missing or `url` is malformed."""
+    """Import Redis' client and check the URL. Raises InvalidConfig if the client is
+    missing or `url` is malformed.
+    """
     try:
-        import redis  # Import the client here, because it is optional and costs memory and time at the start.
+        # Import the client here, because it is optional and costs memory and time at
+        # the start.
+        import redis
     except ImportError:
         raise InvalidConfig(
-            "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install 'mlflow-onnxserve[redis]'",
+            "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install "
+            "'mlflow-onnxserve[redis]'",
         ) from None
     try:
         redis.connection.parse_url(url)
@@ -37,14 +42,17 @@ def import_redis(url: str) -> Any:
 
 @dataclass(eq=False)
 class CircuitBreaker:
-    """A circuit breaker that stops requests to Redis after a failure, until the ping of a background thread succeeds.
+    """A circuit breaker that stops requests to Redis after a failure, until the ping of
+    a background thread succeeds.
 
-    The thread pings at once, so that a slow response costs only milliseconds, but after a second failure in
-    `pause_seconds` it pauses first. Requests do not ping: resolving a host name may exceed any client timeout.
+    The thread pings at once, so that a slow response costs only milliseconds, but after
+    a second failure in `pause_seconds` it pauses first. Requests do not ping: resolving
+    a host name may exceed any client timeout.
 
     Attributes:
         consequence: the effect on requests, for the log.
-        ping: a function that sends a ping to Redis, and raises if Redis does not respond.
+        ping: a function that sends a ping to Redis, and raises if Redis does not
+            respond.
         count_failure: called at each failure of Redis, including failed pings.
     """
 
@@ -89,7 +97,8 @@ class CircuitBreaker:
 
     def _tell(self, error: Exception) -> None:
         self.count_failure()
-        # Do not log the client's own message, because it may contain the address with its password.
+        # Do not log the client's own message, because it may contain the address with
+        # its password.
         system = error.__cause__ or error.__context__
         reason = system.strerror if isinstance(system, OSError) else None
         logger.error(

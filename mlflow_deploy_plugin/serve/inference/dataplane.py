@@ -1,4 +1,6 @@
-"""The data plane, which computes named output arrays from named input arrays for every transport."""
+"""The data plane, which computes named output arrays from named input arrays for every
+transport.
+"""
 
 import math
 import random
@@ -31,23 +33,32 @@ from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.serve.variants import ServedVariant, sticky_key
 
 _MOST_CAPTURED_BYTES = 1024 * 1024
-"""The maximum number of captured bytes of a streamed response. Later parts of the response are not captured."""
+"""The maximum number of captured bytes of a streamed response. Later parts of the
+response are not captured.
+"""
 _MESSAGE_CHARACTERS, _COLUMN_CHARACTERS = 500, 100
-"""The maximum captured lengths of an error's message and column name, which may quote values of the caller."""
+"""The maximum captured lengths of an error's message and column name, which may quote
+values of the caller.
+"""
 _REASON_COLUMNS = ("_error_code", "_message", "_column")
 
 
 @dataclass(slots=True)
 class InferRequest:
-    """Named arrays for a variant. Treat requests and responses as immutable: `frozen=True` would cost 1 µs each.
+    """Named arrays for a variant. Treat requests and responses as immutable:
+    `frozen=True` would cost 1 µs each.
 
     Attributes:
         id: the client's id, or an id that the transport created; not always unique.
         inputs: arrays by ONNX input name.
-        parameters: the parameters of the protocol. `timeout` in microseconds (Triton's) is the client's deadline.
-        event_time: the time of the event that the rows describe, in µs since 1970 (UTC); None for the time of arrival.
-        body: the body, instead of `inputs`, for a version of the flavor python_function that parses the body itself.
-        arrived: the time of arrival in `time.perf_counter()`, from which the deadline counts.
+        parameters: the parameters of the protocol. `timeout` in microseconds (Triton's)
+            is the client's deadline.
+        event_time: the time of the event that the rows describe, in µs since 1970
+            (UTC); None for the time of arrival.
+        body: the body, instead of `inputs`, for a version of the flavor python_function
+            that parses the body itself.
+        arrived: the time of arrival in `time.perf_counter()`, from which the deadline
+            counts.
     """
 
     id: str
@@ -60,9 +71,11 @@ class InferRequest:
 
 @dataclass(eq=False)
 class DataPlane:
-    """The component that runs requests on the versions of a repository, and captures the requests.
+    """The component that runs requests on the versions of a repository, and captures
+    the requests.
 
-    A request is rejected if it has not begun after `default_timeout_microseconds` (0: no limit). `cache` is optional.
+    A request is rejected if it has not begun after `default_timeout_microseconds` (0:
+    no limit). `cache` is optional.
     """
 
     repository: Repository
@@ -76,7 +89,9 @@ class DataPlane:
         self._timeout = self.default_timeout_microseconds / 1e6 or math.inf
 
     def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
-        """Return the variant for the value of `variant.key` in `feeds`. Raises the errors of `select_variant`."""
+        """Return the variant for the value of `variant.key` in `feeds`. Raises the
+        errors of `select_variant`.
+        """
         key = (
             sticky_key(variant.loaded.predictor.schema, feeds, variant.key)
             if variant.key is not None
@@ -85,12 +100,14 @@ class DataPlane:
         return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
-        """Run the request on this variant, and capture it before returning. The caller waits, even with a batcher.
+        """Run the request on this variant, and capture it before returning. The caller
+        waits, even with a batcher.
 
         Raises:
             InferenceError: the model rejects the input.
             InvalidRequest: the parameter `timeout` is invalid.
-            DeadlineExceeded, TooManyRequests: the deadline has passed, or the batcher's queue is full, before the run.
+            DeadlineExceeded, TooManyRequests: the deadline has passed, or the batcher's
+                queue is full, before the run.
         """
         arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
@@ -136,7 +153,9 @@ class DataPlane:
         request: InferRequest,
         prediction_id: str,
     ) -> Generator[bytes, None, None]:
-        """Yield the parts of the response, then capture them as a JSON list. Raises the errors of `infer`."""
+        """Yield the parts of the response, then capture them as a JSON list. Raises the
+        errors of `infer`.
+        """
         arrived = time.time_ns() // 1000
         predictor, deadline = variant.loaded.predictor, self._deadline(request)
         assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
@@ -193,11 +212,13 @@ class DataPlane:
         seconds: float,
         event_time: int | None = None,
     ) -> None:
-        """Capture a failed request. The sampling is the same as for all requests, so that error rates are correct.
+        """Capture a failed request. The sampling is the same as for all requests, so
+        that error rates are correct.
 
-        `ids` are the request id and the prediction id. If `capture` drops or masks columns, the message is not
-        captured, because it may quote a value. Columns outside the signature are not captured either, because the
-        header of a CSV body may be a row.
+        `ids` are the request id and the prediction id. If `capture` drops or masks
+        columns, the message is not captured, because it may quote a value. Columns
+        outside the signature are not captured either, because the header of a CSV body
+        may be a row.
         """
         capture = variant.capture
         if capture.fraction == 1.0 or capture.fraction > random.random():
@@ -224,7 +245,9 @@ class DataPlane:
             self.capture.write(record, variant.captured, {}, texts, max_rows=1)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
-        """Return True if `infer_async` can run all variants of the endpoint. With a cache, no variant can."""
+        """Return True if `infer_async` can run all variants of the endpoint. With a
+        cache, no variant can.
+        """
         named = self.repository.default_endpoint if endpoint is None else endpoint
         served = self.repository.table.get(named or "")
         if served is None or self.cache is not None:
@@ -237,7 +260,8 @@ class DataPlane:
         request: InferRequest,
         done: Callable[[InferResponse | BaseException], None],
     ) -> None:
-        """Run like `infer`, and call `done` with the response or the error in another thread.
+        """Run like `infer`, and call `done` with the response or the error in another
+        thread.
 
         Raises InvalidRequest if the parameter `timeout` is invalid.
         """
@@ -264,7 +288,9 @@ class DataPlane:
         is_cached: bool | None = None,
         prediction_id: str = "",
     ) -> InferResponse:
-        """Write the request to the spool, and return the response. Shadows do not receive streamed requests."""
+        """Write the request to the spool, and return the response. Shadows do not
+        receive streamed requests.
+        """
         loaded, capture = variant.loaded, variant.capture
         prediction_id = prediction_id or new_id()
         shadows = () if request.body is not None and request.body.is_streamed else variant.shadows
@@ -327,12 +353,15 @@ class DataPlane:
         return outputs
 
     def _deadline(self, request: InferRequest) -> float:
-        """Return the deadline in `time.perf_counter()`: the earlier of the server's and the client's deadlines."""
+        """Return the deadline in `time.perf_counter()`: the earlier of the server's and
+        the client's deadlines.
+        """
         timeout = self._timeout
         if request.parameters and (requested := request.parameters.get("timeout")) is not None:
             if type(requested) is not int or requested < 0:
                 raise InvalidRequest(
-                    f"the parameter timeout is {short_repr(requested)}; a whole number of microseconds is expected",
+                    f"the parameter timeout is {short_repr(requested)}; a whole number of "
+                    "microseconds is expected",
                 )
             timeout = min(timeout, requested / 1e6 or math.inf)
         return request.arrived + timeout

@@ -1,6 +1,7 @@
 """`POST /explain`: the contribution of each column of a row to its prediction.
 
-The response has the names and shapes of `shap.Explanation`, so that SHAP's plots accept it.
+The response has the names and shapes of `shap.Explanation`, so that SHAP's plots accept
+it.
 """
 
 from collections.abc import Mapping
@@ -31,7 +32,9 @@ _PARAMS = ("max_evals", "seed", "version")
 
 
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> Reply:
-    """Explain the predictions of the endpoint (None: the default endpoint). Explanations are not captured."""
+    """Explain the predictions of the endpoint (None: the default endpoint).
+    Explanations are not captured.
+    """
     with RequestContext(server, request, "explain") as context:
         try:
             context.admit(endpoint)
@@ -49,7 +52,10 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             predictor = variant.loaded.predictor
             # Check everything before asking the explainer's process.
             if (rows := row_count(feeds)) > (most := server.spec.explain_max_rows):
-                message = f"the request has {rows} rows; at most {most} can be explained (server.explain_max_rows)"
+                message = (
+                    f"the request has {rows} rows; at most {most} can be explained "
+                    "(server.explain_max_rows)"
+                )
                 raise SchemaMismatch(message)
             columns = len(explained_features(predictor.artifact, feeds))
             once = 2 * columns + 1  # `once` is the number of model evaluations per permutation.
@@ -79,10 +85,12 @@ def _decode(
     request: RawRequest,
     variant: ServedVariant,
 ) -> tuple[Feeds, Mapping[str, Any]]:
-    """Decode a table, or a JSON document of `/invocations` and its `params`, for this variant.
+    """Decode a table, or a JSON document of `/invocations` and its `params`, for this
+    variant.
 
-    The params are `max_evals` (model evaluations per row), `seed`, and the loaded `version` to explain. Raises the
-    errors of `decode_rows`, and InvalidRequest if the variant cannot be explained or a param is unknown or invalid.
+    The params are `max_evals` (model evaluations per row), `seed`, and the loaded
+    `version` to explain. Raises the errors of `decode_rows`, and InvalidRequest if the
+    variant cannot be explained or a param is unknown or invalid.
     """
     if server.spec.explain_max_rows == 0:
         raise InvalidRequest("explanations are disabled (server.explain_max_rows is 0)")
@@ -114,9 +122,11 @@ def encode_explanation(
     prediction: Array | dict[str, Array],
     max_evals: int,
 ) -> bytes:
-    """Return the explanation as JSON: `values` [rows][columns][outputs] and `base_values` [rows][outputs].
+    """Return the explanation as JSON: `values` [rows][columns][outputs] and
+    `base_values` [rows][outputs].
 
-    If the model returns a single number per row, `values` and `base_values` omit their last dimension.
+    If the model returns a single number per row, `values` and `base_values` omit their
+    last dimension.
     """
     arrays = explanation.arrays["explained"]
     values = arrays["values"]

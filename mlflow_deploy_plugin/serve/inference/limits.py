@@ -1,8 +1,10 @@
-"""The limits of a worker: concurrent requests, requests per client and period, and threads for requests.
+"""The limits of a worker: concurrent requests, requests per client and period, and
+threads for requests.
 
-A rate that all workers share is counted in Redis. For a busy client, Redis counts several requests ahead of time (like
-Envoy's quotas), so that most requests do not wait for Redis. Each request is counted before it is admitted, so that the
-workers never exceed the rate.
+A rate that all workers share is counted in Redis. For a busy client, Redis counts
+several requests ahead of time (like Envoy's quotas), so that most requests do not wait
+for Redis. Each request is counted before it is admitted, so that the workers never
+exceed the rate.
 """
 
 import hashlib
@@ -33,15 +35,18 @@ if TYPE_CHECKING:
     from limits import RateLimitItem
 
 MAX_CLIENTS = 65_536
-"""The maximum number of clients that a worker remembers; a new client replaces the client that was idle longest."""
+"""The maximum number of clients that a worker remembers; a new client replaces the
+client that was idle longest.
+"""
 
 _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
 _GPU_BATCH_SIZE = 32
 
 _RESERVED_SHARE, _KEPT_SHARE, _EXPECTED_SECONDS = 0.01, 0.1, 0.05
-"""A reservation covers the demand of `_EXPECTED_SECONDS`, at most `_RESERVED_SHARE` of the rate; it is valid for
-`_KEPT_SHARE` of the period."""
+"""A reservation covers the demand of `_EXPECTED_SECONDS`, at most `_RESERVED_SHARE` of
+the rate; it is valid for `_KEPT_SHARE` of the period.
+"""
 
 
 @dataclass(eq=False)
@@ -49,12 +54,16 @@ class RequestLimits:
     """The limits of a worker.
 
     Attributes:
-        max_concurrent_requests: the maximum number of concurrent requests; None for no limit.
+        max_concurrent_requests: the maximum number of concurrent requests; None for no
+            limit.
         rate: the rate for each client, in the spec's syntax; empty for no limit.
-        rate_header: the header (in lower case) that identifies the client; if empty, the address identifies it.
+        rate_header: the header (in lower case) that identifies the client; if empty,
+            the address identifies it.
         count_refused: called with the reason of each refusal: concurrency, rate or key.
-        are_shared: True if the server's limit, or a limit that a key may have, is counted in Redis; see `may_wait`.
-        has_rate: if False, `check_rates` need not be called for a request whose key has no limits.
+        are_shared: True if the server's limit, or a limit that a key may have, is
+            counted in Redis; see `may_wait`.
+        has_rate: if False, `check_rates` need not be called for a request whose key has
+            no limits.
         has_places: if False, `take_place` and `release` need not be called.
     """
 
@@ -73,9 +82,11 @@ class RequestLimits:
         self._in_flight = 0
 
     def check_rates(self, request: RawRequest, key: KeyEntry | None) -> None:
-        """Count a request in the rates of its key, then in the server's rate. Raises TooManyRequests above a rate.
+        """Count a request in the rates of its key, then in the server's rate. Raises
+        TooManyRequests above a rate.
 
-        A request is counted once, even if its plan fails and the general path checks it again.
+        A request is counted once, even if its plan fails and the general path checks it
+        again.
         """
         if not request.is_counted:
             request.is_counted = True
@@ -97,7 +108,9 @@ class RequestLimits:
         request: RawRequest,
         key: KeyEntry | None,
     ) -> Iterator[tuple[str, "RateLimiter", bytes]]:
-        """Yield each rate of the key, then an empty string for the server's rate, each with its limiter and client."""
+        """Yield each rate of the key, then an empty string for the server's rate, each
+        with its limiter and client.
+        """
         for rate in key.limits if key is not None else ():
             name = key.name if key is not None else ""
             if (limiter_and_client := self._of_keys.get((name, rate))) is None:
@@ -114,7 +127,9 @@ class RequestLimits:
             )
 
     def take_place(self) -> bool:
-        """Reserve a place for a concurrent request, to be `release`d; return False if all places are in use."""
+        """Reserve a place for a concurrent request, to be `release`d; return False if
+        all places are in use.
+        """
         with self._lock:
             if (
                 self.max_concurrent_requests is not None
@@ -125,14 +140,21 @@ class RequestLimits:
         return True
 
     def acquire(self) -> None:
-        """Reserve one of the concurrent requests, to be `release`d. Raises TooManyRequests if all are in use."""
+        """Reserve one of the concurrent requests, to be `release`d. Raises
+        TooManyRequests if all are in use.
+        """
         if self.has_places and not self.take_place():
             self.count_refused("concurrency")
-            message = f"the limit of {self.max_concurrent_requests} concurrent requests is reached; retry later"
+            message = (
+                f"the limit of {self.max_concurrent_requests} concurrent requests is reached; "
+                "retry later"
+            )
             raise TooManyRequests(message, _BUSY_RETRY_SECONDS)
 
     def may_wait(self, request: RawRequest, key: KeyEntry | None) -> bool:
-        """Return True if checking a limit of this request may block on Redis; an event loop must not check it then."""
+        """Return True if checking a limit of this request may block on Redis; an event
+        loop must not check it then.
+        """
         return any(limiter.may_wait(client) for _, limiter, client in self._limiters(request, key))
 
     def release(self) -> None:
@@ -151,7 +173,9 @@ class RequestLimits:
 
 
 def _network(address: str) -> str:
-    """Return the address under which a caller is counted; for IPv6 its /64 network, which one caller owns."""
+    """Return the address under which a caller is counted; for IPv6 its /64 network,
+    which one caller owns.
+    """
     if ":" not in address:
         return address
     try:
@@ -162,17 +186,22 @@ def _network(address: str) -> str:
 
 
 def _digest(source: str) -> bytes:
-    """Return a hash of the text that identifies a client, because Redis must not store API keys in plain text."""
+    """Return a hash of the text that identifies a client, because Redis must not store
+    API keys in plain text.
+    """
     return hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 @dataclass(eq=False)
 class MemoryRateLimiter:
-    """A rate limiter per worker, with a sliding window of two counters; `clock` is in seconds.
+    """A rate limiter per worker, with a sliding window of two counters; `clock` is in
+    seconds.
 
-    The requests of the previous window are weighted by the share of this window that is within the last period. The
-    average rate is exact; a single period admits less than twice the rate. The memory storage of the `limits` library
-    is not used: it does not bound the number of clients, and starts a thread every 10 ms that checks all of them.
+    The requests of the previous window are weighted by the share of this window that is
+    within the last period. The average rate is exact; a single period admits less than
+    twice the rate. The memory storage of the `limits` library is not used: it does not
+    bound the number of clients, and starts a thread every 10 ms that checks all of
+    them.
     """
 
     amount: int
@@ -207,9 +236,11 @@ class MemoryRateLimiter:
 
 
 class RedisRates:
-    """Counters in Redis for all workers with the same URL. While Redis does not respond, every request is admitted.
+    """Counters in Redis for all workers with the same URL. While Redis does not
+    respond, every request is admitted.
 
-    All limits of a worker share this object's connections and circuit breaker. Raises the errors of `import_redis`.
+    All limits of a worker share this object's connections and circuit breaker. Raises
+    the errors of `import_redis`.
     """
 
     def __init__(self, url: str, count_failure: Callable[[], None] = lambda: None) -> None:
@@ -239,9 +270,11 @@ class RedisRates:
         return self._circuit.is_open
 
     def count(self, item: "RateLimitItem", client: bytes, requests: int) -> tuple[int, float]:
-        """Count as many requests of the client as `requests`; if the rate does not admit them all, count one request.
+        """Count as many requests of the client as `requests`; if the rate does not
+        admit them all, count one request.
 
-        Return the number of admitted requests, and if it is 0, the seconds until a request is admitted.
+        Return the number of admitted requests, and if it is 0, the seconds until a
+        request is admitted.
         """
         from limits.errors import StorageError
 
@@ -258,12 +291,14 @@ class RedisRates:
 
 @dataclass(slots=True)
 class _Reservation:
-    """The requests of a client that Redis has counted and this worker may still admit, or the refusal of a client.
+    """The requests of a client that Redis has counted and this worker may still admit,
+    or the refusal of a client.
 
     Attributes:
         began / ends: the period of validity, by the limiter's clock.
         size: the number of requests that were counted at once.
-        passes_at: the time when a refused client may retry; 0 if the client was not refused.
+        passes_at: the time when a refused client may retry; 0 if the client was not
+            refused.
         is_renewed: True while a thread requests the next reservation.
     """
 
@@ -277,10 +312,12 @@ class _Reservation:
 
 
 class SharedRateLimiter:
-    """A rate limiter that counts in Redis, together with all other workers, and in advance for a busy client.
+    """A rate limiter that counts in Redis, together with all other workers, and in
+    advance for a busy client.
 
-    A reservation is renewed when half of its requests were admitted, and expires after a tenth of the period. A refusal
-    is remembered briefly, so that a client above its rate does not keep Redis busy.
+    A reservation is renewed when half of its requests were admitted, and expires after
+    a tenth of the period. A refusal is remembered briefly, so that a client above its
+    rate does not keep Redis busy.
     """
 
     def __init__(
@@ -328,7 +365,9 @@ class SharedRateLimiter:
         return None
 
     def _count(self, client: bytes, cost: int, passed: int) -> float | None:
-        """Count `cost` requests, of which `passed` are admitted at once. Return None, or the seconds to wait."""
+        """Count `cost` requests, of which `passed` are admitted at once. Return None,
+        or the seconds to wait.
+        """
         passing, seconds = self._redis.count(self._item, client, cost)
         with self._lock:
             reservation, now = self._clients.get(client), self._clock()
@@ -375,12 +414,16 @@ class SharedRateLimiter:
 
 
 RateLimiter = MemoryRateLimiter | SharedRateLimiter
-"""A limiter counts a request of the client with a key, and returns None to admit it, otherwise the seconds to wait.
-If `may_wait` returns True, the next call for the client may block on Redis; an event loop must not make this call."""
+"""A limiter counts a request of the client with a key, and returns None to admit it,
+otherwise the seconds to wait. If `may_wait` returns True, the next call for the client
+may block on Redis; an event loop must not make this call.
+"""
 
 
 def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
-    """Return the limiter for `rate`, in the syntax of the `limits` library. Without Redis, it counts in this worker."""
+    """Return the limiter for `rate`, in the syntax of the `limits` library. Without
+    Redis, it counts in this worker.
+    """
     from limits import (
         parse,
     )  # Import the library here, because it costs memory and time at the start.
@@ -394,7 +437,9 @@ def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
 
 
 class RequestThreads(ThreadPoolExecutor):
-    """A pool that continues with fewer threads at `ulimit -u`, where the base class raises and yet queues the call."""
+    """A pool that continues with fewer threads at `ulimit -u`, where the base class
+    raises and yet queues the call.
+    """
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, thread_name_prefix="onnxserve-request")
@@ -409,7 +454,9 @@ class RequestThreads(ThreadPoolExecutor):
 
 
 def request_threads(spec: ServerSpec) -> int:
-    """Return the number of a worker's request threads: enough to fill a batch and to refuse more requests."""
+    """Return the number of a worker's request threads: enough to fill a batch and to
+    refuse more requests.
+    """
     batch = max_batch_rows(spec)
     filling = 2 * batch if batch > 1 else 1
     refusing = spec.max_concurrent_requests + spec.threads if spec.max_concurrent_requests else 1

@@ -1,9 +1,11 @@
-"""V2's documents about models and the server, and the commands to load and unload a model, for REST and gRPC.
+"""V2's documents about models and the server, and the commands to load and unload a
+model, for REST and gRPC.
 
-The metadata are V2's. The model repository, configuration and statistics are Triton's extensions
-(https://github.com/triton-inference-server/server/tree/main/docs/protocol, protobuf/model_config.proto). A "model" is
-an endpoint here. The parameter `config` of a load is an endpoint in our spec, instead of Triton's ModelConfig. If the
-endpoint or version is not served, the functions raise the errors of `Repository.select_variant`.
+The metadata are V2's. The model repository, configuration and statistics are Triton's
+extensions (https://github.com/triton-inference-server/server/tree/main/docs/protocol,
+protobuf/model_config.proto). A "model" is an endpoint here. The parameter `config` of a
+load is an endpoint in our spec, instead of Triton's ModelConfig. If the endpoint or
+version is not served, the functions raise the errors of `Repository.select_variant`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +38,9 @@ _NANOSECONDS = 1_000_000_000
 
 
 def list_models(server: Server, endpoint: str | None, version: str | None) -> Document:
-    """Return the endpoints in the forms of OpenAI (`data`) and of KServe's V1 (`models`)."""
+    """Return the endpoints in the forms of OpenAI (`data`) and of KServe's V1
+    (`models`).
+    """
     names = [*server.repository.table]
     data = [
         {"id": name, "object": "model", "created": 0, "owned_by": "onnxserve"} for name in names
@@ -54,7 +58,9 @@ def model_metadata(server: Server, endpoint: str, version: str | None = None) ->
 
 
 def model_ready(server: Server, endpoint: str, version: str | None = None) -> Document:
-    """Return the document of a model that is ready. Otherwise raise NotReady with the reason."""
+    """Return the document of a model that is ready. Otherwise raise NotReady with the
+    reason.
+    """
     if reason := server.repository.select_variant(
         endpoint,
         version,
@@ -83,7 +89,9 @@ def unload_model(
 
 
 def repository_index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
-    """Return the index: an entry per version in memory, per endpoint without a version, and per unloaded endpoint."""
+    """Return the index: an entry per version in memory, per endpoint without a version,
+    and per unloaded endpoint.
+    """
     entries: list[dict[str, str]] = []
     for name, served in repository.table.items():
         for loaded in {
@@ -108,7 +116,9 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
 
 
 def decode_index(body: bytes) -> bool:
-    """Return True if the body of an index request selects only models that are ready. Raises InvalidRequest."""
+    """Return True if the body of an index request selects only models that are ready.
+    Raises InvalidRequest.
+    """
     ready = _optional_object(body).get("ready")
     if not isinstance(ready, bool | None):
         raise InvalidRequest(f"ready is {short_repr(ready)}; true or false is expected")
@@ -116,7 +126,9 @@ def decode_index(body: bytes) -> bool:
 
 
 def decode_parameters(body: bytes) -> Mapping[str, object]:
-    """Return the optional `parameters` in the optional body of a load or unload request. Raises InvalidRequest."""
+    """Return the optional `parameters` in the optional body of a load or unload
+    request. Raises InvalidRequest.
+    """
     parameters = _optional_object(body).get("parameters")
     if not isinstance(parameters, dict | None):
         raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
@@ -124,15 +136,17 @@ def decode_parameters(body: bytes) -> Mapping[str, object]:
 
 
 def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec | None:
-    """Return the endpoint that the parameters of a load describe; None without parameters.
+    """Return the endpoint that the parameters of a load describe; None without
+    parameters.
 
-    Raises InvalidRequest for an unknown parameter or both parameters, and InvalidConfig for an invalid endpoint.
+    Raises InvalidRequest for an unknown parameter or both parameters, and InvalidConfig
+    for an invalid endpoint.
     """
     for key, value in parameters.items():
         if key not in ("config", "model_uri"):
             raise InvalidRequest(
-                f"the parameter {key[:60]!r} of a load is not known; the parameters are config, an endpoint as in the "
-                "server's spec (YAML or JSON), and model_uri",
+                f"the parameter {key[:60]!r} of a load is not known; the parameters are config, "
+                "an endpoint as in the server's spec (YAML or JSON), and model_uri",
             )
         if not isinstance(value, str):
             raise InvalidRequest(
@@ -173,7 +187,9 @@ def _read_config(name: str, config: str) -> EndpointSpec:
 
 
 def check_unload_parameters(parameters: Mapping[str, object]) -> None:
-    """Raise InvalidRequest for parameters other than `unload_dependents`, which Triton's clients send."""
+    """Raise InvalidRequest for parameters other than `unload_dependents`, which
+    Triton's clients send.
+    """
     for key in parameters.keys() - {"unload_dependents"}:
         raise InvalidRequest(
             f"the parameter {key[:60]!r} of an unload is not known; only unload_dependents is",
@@ -185,9 +201,12 @@ def _optional_object(body: bytes) -> Mapping[str, object]:
 
 
 def triton_config(variant: ServedVariant, versions: Sequence[str], server: ServerSpec) -> Document:
-    """Return a version of an endpoint as Triton's ModelConfig; with batching, `dims` omit the batch dimension."""
+    """Return a version of an endpoint as Triton's ModelConfig; with batching, `dims`
+    omit the batch dimension.
+    """
     policy: Document = {"latest": {"num_versions": len(versions)}}
-    # Triton's versions are numbers, but the version of an unregistered model is not a number.
+    # Triton's versions are numbers, but the version of an unregistered model is not a
+    # number.
     if all(
         version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS
         for version in versions
@@ -223,7 +242,9 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
 
 
 def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Document]:
-    """Return the tensors that have a V2 datatype. `dims` must not be empty, so a scalar has `reshape`."""
+    """Return the tensors that have a V2 datatype. `dims` must not be empty, so a scalar
+    has `reshape`.
+    """
     tensors = []
     for entry in entries:
         if datatype := datatype_of(entry.dtype):

@@ -1,10 +1,13 @@
-"""The pipeline of a request: authenticate → limits → variant → decode → infer → encode → count.
+"""The pipeline of a request: authenticate → limits → variant → decode → infer → encode
+→ count.
 
-`infer` runs in one thread. `infer_async` decodes on an event loop, and encodes in the thread that computed the batch.
-`infer_lines` answers JSON Lines, and `explain.py` returns explanations. All use `RequestContext`.
+`infer` runs in one thread. `infer_async` decodes on an event loop, and encodes in the
+thread that computed the batch. `infer_lines` answers JSON Lines, and `explain.py`
+returns explanations. All use `RequestContext`.
 
-A plan (`http/plan.py`) composes these steps once for the usual request, and intentionally repeats the rules of `infer`.
-Change a rule in both modules together; `tests/serve/http/test_plan.py` compares them.
+A plan (`http/plan.py`) composes these steps once for the usual request, and
+intentionally repeats the rules of `infer`. Change a rule in both modules together;
+`tests/serve/http/test_plan.py` compares them.
 """
 
 import logging
@@ -49,14 +52,16 @@ _REFUSALS = (InvalidRequest, InferenceError)
 
 
 class BrokenResponse(Exception):
-    """An error after the head of the response was sent; the response must not look complete."""
+    """An error after the head of the response was sent; the response must not look
+    complete.
+    """
 
 
 class RequestContext:
     """The state of a request in the pipeline.
 
-    `headers` are the headers of the reply. `variant` is None until it is selected. `id` is the prediction id, also of a
-    failed request. `rows` is 0 if it is unknown.
+    `headers` are the headers of the reply. `variant` is None until it is selected. `id`
+    is the prediction id, also of a failed request. `rows` is 0 if it is unknown.
     """
 
     __slots__ = (
@@ -88,7 +93,9 @@ class RequestContext:
         self.release()
 
     def admit(self, endpoint: str | None) -> None:
-        """Authenticate and count the caller. Raises the errors of `Authenticator.require` and `RequestLimits`."""
+        """Authenticate and count the caller. Raises the errors of
+        `Authenticator.require` and `RequestLimits`.
+        """
         server, request = self.server, self.request
         named = server.repository.default_endpoint if endpoint is None else endpoint
         key = server.auth.identify(request, "infer", named)
@@ -102,7 +109,9 @@ class RequestContext:
             self.server.limits.release()
 
     def hand_over(self) -> "RequestContext":
-        """Return a second context of the request, which remains admitted after this context ends."""
+        """Return a second context of the request, which remains admitted after this
+        context ends.
+        """
         kept = copy(self)
         self._is_admitted = False
         return kept
@@ -125,7 +134,9 @@ class RequestContext:
         )
 
     def answer_by(self, variant: ServedVariant) -> ServedVariant:
-        """Use this variant for the answer, and set the model and version in the headers of the reply."""
+        """Use this variant for the answer, and set the model and version in the headers
+        of the reply.
+        """
         self.variant = variant
         self.headers["X-Model-Name"], self.headers["X-Model-Version"] = (
             variant.loaded.model,
@@ -141,7 +152,9 @@ class RequestContext:
         return reply
 
     def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
-        """Count and remember the reply, and return the seconds since the request arrived."""
+        """Count and remember the reply, and return the seconds since the request
+        arrived.
+        """
         variant, seconds = self.variant, time.perf_counter() - self.request.arrived
         self.server.metrics.count_response(
             variant,
@@ -156,9 +169,12 @@ class RequestContext:
         return seconds
 
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
-        """Count the reply to a prediction. If it failed, capture the failure, at the caller's event time if valid."""
+        """Count the reply to a prediction. If it failed, capture the failure, at the
+        caller's event time if valid.
+        """
         seconds = self.count(reply.status, outputs)
-        # `onnxserve predict` sends rows of a refused request again to find the refused row. Its cause counts once.
+        # `onnxserve predict` sends rows of a refused request again to find the refused
+        # row. Its cause counts once.
         is_repeated = REPEATED_HEADER.lower() in self.request.headers
         not_captured = (ClientDisconnected, *_REFUSALS) if is_repeated else ClientDisconnected
         if (
@@ -178,7 +194,9 @@ class RequestContext:
         protocol: Protocol,
         variant: ServedVariant,
     ) -> tuple[DecodedRequest, InferRequest]:
-        """Decode a prediction for this variant. An id in the body becomes the request id of the reply."""
+        """Decode a prediction for this variant. An id in the body becomes the request
+        id of the reply.
+        """
         sent_headers, headers = self.request.headers, self.headers
         moment = event_time(sent_headers) if "x-event-time" in sent_headers else None
         decoded = protocol.decode(
@@ -221,7 +239,9 @@ def failure(
     error: BaseException,
     headers: dict[str, str] | None = None,
 ) -> Reply:
-    """Return the reply to a failed request (None if it could not be parsed), and log an unexpected error."""
+    """Return the reply to a failed request (None if it could not be parsed), and log an
+    unexpected error.
+    """
     if isinstance(error, MemoryError):
         error = errors.NotReady(
             "the server lacks memory for this request; retry in a moment, or send less data",
@@ -250,7 +270,9 @@ def infer(
     version: str | None = None,
     label: str | None = None,
 ) -> Reply:
-    """Return predictions of the endpoint (None: the default). The same version decodes, computes and encodes."""
+    """Return predictions of the endpoint (None: the default). The same version decodes,
+    computes and encodes.
+    """
     dataplane, tracer = server.dataplane, server.tracer
     outputs: Mapping[str, Array] | None = None
     began = time.perf_counter()
@@ -289,7 +311,9 @@ def infer(
 
 
 def may_wait_for_limits(server: Server, request: RawRequest) -> bool:
-    """Return True if checking a limit of this request may block on Redis; an event loop must not check it then."""
+    """Return True if checking a limit of this request may block on Redis; an event loop
+    must not check it then.
+    """
     if not server.limits.are_shared:
         return False
     key = server.auth.known(request)
@@ -307,8 +331,8 @@ def infer_async(
 ) -> bool:
     """Submit the request to its version's batcher, without blocking.
 
-    Return True if `done` is called once with the reply in any thread. Return False if the request was not started; the
-    caller must then call `infer`.
+    Return True if `done` is called once with the reply in any thread. Return False if
+    the request was not started; the caller must then call `infer`.
     """
     dataplane = server.dataplane
     if not dataplane.can_infer_async(endpoint) or may_wait_for_limits(server, request):
@@ -351,11 +375,14 @@ def infer_lines(
     endpoint: str | None,
     pieces: Iterable[bytes],
 ) -> Reply:
-    """Answer JSON Lines while they arrive; `request` has no body. Body and response are never completely in memory.
+    """Answer JSON Lines while they arrive; `request` has no body. Body and response are
+    never completely in memory.
 
-    The same version answers the complete stream, in pieces of up to a thousand lines, each captured as a request. If
-    the first piece fails, the reply is an error. If a later piece fails, the last line is an object with `error_code`
-    and `message`, and the response then ends with `BrokenResponse`. An error of `pieces` ends the response.
+    The same version answers the complete stream, in pieces of up to a thousand lines,
+    each captured as a request. If the first piece fails, the reply is an error. If a
+    later piece fails, the last line is an object with `error_code` and `message`, and
+    the response then ends with `BrokenResponse`. An error of `pieces` ends the
+    response.
     """
     context = RequestContext(server, request, INVOCATIONS.name)
     try:
@@ -411,10 +438,12 @@ def _predict_lines(
 
 
 def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:
-    """Return the reply that sends the parts of a response, each a JSON text, as server-sent events.
+    """Return the reply that sends the parts of a response, each a JSON text, as
+    server-sent events.
 
-    The events are the same as OpenAI's and MLflow's. If the first part fails, the reply is an error; after a later
-    error, the event before the last event is an object with `error`.
+    The events are the same as OpenAI's and MLflow's. If the first part fails, the reply
+    is an error; after a later error, the event before the last event is an object with
+    `error`.
     """
     try:
         first = next(parts, None)
@@ -448,7 +477,9 @@ def _finish_pieces(
     end: Callable[[OnnxserveError], bytes],
     breaks_off: bool = False,
 ) -> Generator[bytes, None, None]:
-    """Yield the pieces and count the response. After an error, yield `end`; with `breaks_off`, raise BrokenResponse."""
+    """Yield the pieces and count the response. After an error, yield `end`; with
+    `breaks_off`, raise BrokenResponse.
+    """
 
     def finish() -> Generator[bytes, None, None]:
         reply, status = None, ClientDisconnected.http_status

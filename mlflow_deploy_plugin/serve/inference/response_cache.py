@@ -1,7 +1,8 @@
 """The response cache: outputs that a version has already computed for the same feeds.
 
-The cache is in the worker's memory (evicting the least recently used outputs) or in a shared Redis. Only graphs without
-random nodes are cached (`models/loading.py`). Arrays are stored instead of bodies, for all protocols.
+The cache is in the worker's memory (evicting the least recently used outputs) or in a
+shared Redis. Only graphs without random nodes are cached (`models/loading.py`). Arrays
+are stored instead of bodies, for all protocols.
 """
 
 import hashlib
@@ -29,14 +30,18 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 logger = logging.getLogger(__name__)
 
 _ENTRY_BYTES = 1024
-"""The memory of an entry in addition to its arrays: the key, Python objects, and the position in the order of use."""
+"""The memory of an entry in addition to its arrays: the key, Python objects, and the
+position in the order of use.
+"""
 _PREFIX = b"onnxserve:answer:"
 
 Outputs = dict[str, Array]
 
 
 def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
-    """Return a digest of `LoadedVersion.identity` and the feeds; None if a feed has objects other than strings."""
+    """Return a digest of `LoadedVersion.identity` and the feeds; None if a feed has
+    objects other than strings.
+    """
     if (packed := _pack({name: feeds[name] for name in sorted(feeds)})) is None:
         return None
     layout = orjson.dumps(version) + packed[0]
@@ -74,7 +79,9 @@ class MemoryCache:
         return dict(entry[2])
 
     def put(self, key: bytes, outputs: Outputs) -> None:
-        """Store copies, because outputs may be views of a batch's arrays. Objects other than strings are not stored."""
+        """Store copies, because outputs may be views of a batch's arrays. Objects other
+        than strings are not stored.
+        """
         if not _are_plain(outputs):
             return
         size = _ENTRY_BYTES + array_bytes(outputs)
@@ -96,7 +103,8 @@ class MemoryCache:
 
 
 class RedisCache:
-    """A cache in Redis of outputs of up to `max_bytes` for `seconds`. Without Redis, all outputs are computed.
+    """A cache in Redis of outputs of up to `max_bytes` for `seconds`. Without Redis,
+    all outputs are computed.
 
     Redis itself bounds its memory (`maxmemory`, `maxmemory-policy allkeys-lru`).
     """
@@ -158,7 +166,8 @@ def open_cache(
 
 
 def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
-    """Return the outputs as bytes: the length of a JSON header with the layouts, the header, and the arrays.
+    """Return the outputs as bytes: the length of a JSON header with the layouts, the
+    header, and the arrays.
 
     Return None if an output contains objects other than strings.
     """
@@ -168,7 +177,9 @@ def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
 
 
 def decode_outputs(content: bytes) -> Outputs | None:
-    """Return the outputs that `encode_outputs` has encoded, or None if the bytes are malformed."""
+    """Return the outputs that `encode_outputs` has encoded, or None if the bytes are
+    malformed.
+    """
     try:
         end = 4 + int.from_bytes(content[:4], "little")
         return unpack_arrays(orjson.loads(content[4:end]), memoryview(content)[end:], orjson.loads)[
@@ -180,7 +191,9 @@ def decode_outputs(content: bytes) -> Outputs | None:
 
 
 def _pack(arrays: Mapping[str, Array]) -> tuple[bytes, list[memoryview]] | None:
-    """Return the layout of the arrays as JSON, and their contents; None if an array has objects other than strings."""
+    """Return the layout of the arrays as JSON, and their contents; None if an array has
+    objects other than strings.
+    """
     if not _are_plain(arrays):
         return None
     try:

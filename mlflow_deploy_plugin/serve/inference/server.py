@@ -20,7 +20,9 @@ from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
 @dataclass(frozen=True)
 class Server:
-    """The parts that answer requests in this process. Every transport receives this object."""
+    """The parts that answer requests in this process. Every transport receives this
+    object.
+    """
 
     dataplane: DataPlane
     repository: Repository
@@ -39,7 +41,9 @@ class Server:
     cloud: Cloud = field(default_factory=Cloud)
 
     def close(self) -> None:
-        """Stop following the wanted state, release the spool's segment, and remove the worker's state file."""
+        """Stop following the wanted state, release the spool's segment, and remove the
+        worker's state file.
+        """
         self.repository.stop()
         self.recent.close()
         self.shadows.close()

@@ -1,8 +1,9 @@
-"""Shadows: variants that run a copy of each request. Their outputs are compared with the response, and never sent.
+"""Shadows: variants that run a copy of each request. Their outputs are compared with
+the response, and never sent.
 
-One thread per worker empties a queue of copies with a low priority. If the shadow's rows are independent, it runs
-requests of the same kind together. If the queue is full, a copy is dropped and counted, so that responses are not
-delayed.
+One thread per worker empties a queue of copies with a low priority. If the shadow's
+rows are independent, it runs requests of the same kind together. If the queue is full,
+a copy is dropped and counted, so that responses are not delayed.
 """
 
 import logging
@@ -46,11 +47,17 @@ MAX_BYTES = 64 * 1024 * 1024
 _MAX_BATCH_ROWS, _MAX_BATCH_COPIES = 1024, 32
 _NICE = 10
 _PAUSE_SECONDS = 0.05
-"""The pause before the queue is emptied, so that the response is sent undisturbed and copies can be batched."""
+"""The pause before the queue is emptied, so that the response is sent undisturbed and
+copies can be batched.
+"""
 _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
-"""The thread sleeps briefly after some writes, because otherwise it releases the interpreter only after 5 ms."""
+"""The thread sleeps briefly after some writes, because otherwise it releases the
+interpreter only after 5 ms.
+"""
 _REST, _MAX_REST_SECONDS = 9.0, 0.25
-"""The pause of the thread, as a multiple of the time in the interpreter. A running graph is outside the interpreter."""
+"""The pause of the thread, as a multiple of the time in the interpreter. A running
+graph is outside the interpreter.
+"""
 
 
 @dataclass(slots=True)
@@ -58,8 +65,10 @@ class MirroredRequest:
     """A request for a shadow.
 
     Attributes:
-        record: the record of the response. The shadow's captured rows have the same ids and times.
-        is_captured: True if the response, and therefore the shadow's outputs, are captured.
+        record: the record of the response. The shadow's captured rows have the same ids
+            and times.
+        is_captured: True if the response, and therefore the shadow's outputs, are
+            captured.
         feeds / outputs: the arrays of the answering variant.
         body: the body of a request that a pyfunc has parsed itself.
         size: the size of this request in bytes.
@@ -97,9 +106,11 @@ class MirroredRequest:
 
 @dataclass(eq=False)
 class Shadows:
-    """The queue of a worker's copies, and the thread that runs them, which starts with the first copy.
+    """The queue of a worker's copies, and the thread that runs them, which starts with
+    the first copy.
 
-    `capture` is a separate writer for the shadows' rows, so that no response waits for it.
+    `capture` is a separate writer for the shadows' rows, so that no response waits for
+    it.
     """
 
     capture: CaptureWriter
@@ -133,7 +144,9 @@ class Shadows:
         outputs: Mapping[str, Array],
         body: OpaqueBody | None = None,
     ) -> None:
-        """Queue a copy of a request to `variant` for each of its shadows. Never fails or waits."""
+        """Queue a copy of a request to `variant` for each of its shadows. Never fails
+        or waits.
+        """
         try:
             outputs = {name: detach(array) for name, array in outputs.items()}
             size = array_bytes({**feeds, **sent_arrays(feeds)}) + array_bytes(outputs)
@@ -155,7 +168,9 @@ class Shadows:
             logger.exception("a copy for the shadows of %s could not be created", variant.endpoint)
 
     def close(self, seconds: float = 1.0) -> None:
-        """Drop the queued copies, and wait for the thread's current run, for at most `seconds`."""
+        """Drop the queued copies, and wait for the thread's current run, for at most
+        `seconds`.
+        """
         self._is_stopping = True
         self._wake.set()
         if self._thread is not None:
@@ -211,7 +226,9 @@ class Shadows:
                 time.sleep(max(_HANDOVER_SECONDS, min(_REST * held_seconds, _MAX_REST_SECONDS)))
 
     def _take_batch(self) -> list[MirroredRequest]:
-        """Remove the next copy from the queue, and the following copies that can be run together with it."""
+        """Remove the next copy from the queue, and the following copies that can be run
+        together with it.
+        """
         batch = [self._copies.popleft()]
         first, rows, kind = batch[0], batch[0].rows, batch[0].kind
         while len(batch) < _MAX_BATCH_COPIES and self._copies and self._copies[0].kind == kind:
@@ -238,7 +255,9 @@ class Shadows:
         return known
 
     def _process(self, batch: list[MirroredRequest]) -> None:
-        """Run the batch and compare the outputs. If this fails, process each copy separately."""
+        """Run the batch and compare the outputs. If this fails, process each copy
+        separately.
+        """
         shadow = batch[0].shadow
         try:
             self._compare(batch)
@@ -292,7 +311,9 @@ class Shadows:
         computed: Mapping[str, Array],
         latency: int,
     ) -> None:
-        """Write the shadow's rows to the spool, request by request. `latency` is the run's time in microseconds."""
+        """Write the shadow's rows to the spool, request by request. `latency` is the
+        run's time in microseconds.
+        """
         start = 0
         for number, copy in enumerate(batch, 1):
             if number % _WRITES_AT_ONCE == 0:
@@ -311,7 +332,9 @@ class Shadows:
 
 
 def detach(array: Array) -> Array:
-    """Return the array, or a copy if the array is a view that would keep the larger array of a batch in memory."""
+    """Return the array, or a copy if the array is a view that would keep the larger
+    array of a batch in memory.
+    """
     base = array.base
     return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
 
@@ -319,8 +342,9 @@ def detach(array: Array) -> Array:
 def translate_feeds(feeds: Feeds, source_schema: Schema, target_schema: Schema) -> Feeds:
     """Convert feeds of `source_schema` to feeds of `target_schema`.
 
-    The result lacks columns that `source_schema` lacks, and digits that a narrower type has truncated. Raises
-    SchemaMismatch if `target_schema` needs a column that is missing or has another type.
+    The result lacks columns that `source_schema` lacks, and digits that a narrower type
+    has truncated. Raises SchemaMismatch if `target_schema` needs a column that is
+    missing or has another type.
     """
     if source_schema == target_schema:
         return feeds

@@ -1,5 +1,7 @@
-"""Label files: CSV, JSON Lines or Parquet. A bad row does not affect other rows. A row identifies its prediction by
-`prediction_id` and, for a request with several rows, `row`; or by key columns, such as the flight and the day."""
+"""Label files: CSV, JSON Lines or Parquet. A bad row does not affect other rows. A row
+identifies its prediction by `prediction_id` and, for a request with several rows,
+`row`; or by key columns, such as the flight and the day.
+"""
 
 import math
 import re
@@ -28,8 +30,10 @@ _FRACTION = re.compile(r"[+-]?(?:[0-9]{1,17}\.[0-9]{0,17}|\.[0-9]{1,17})(?:[eE][
 
 @dataclass(frozen=True)
 class LabelColumns:
-    """The column names of a label file. Rows are identified by the `key` columns, or by `prediction_id` and `row` if
-    `key` is empty. Columns in `numbers` are numeric in the log, so that 7.0 in a CSV file matches 7 in the log."""
+    """The column names of a label file. Rows are identified by the `key` columns, or by
+    `prediction_id` and `row` if `key` is empty. Columns in `numbers` are numeric in the
+    log, so that 7.0 in a CSV file matches 7 in the log.
+    """
 
     key: tuple[str, ...] = ()
     label: str = LABEL
@@ -58,7 +62,9 @@ class BadRow:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the file. `values` has its columns, later an entry of `POST /feedback`. Messages quote `content`."""
+    """A row of the file. `values` has its columns, later an entry of `POST /feedback`.
+    Messages quote `content`.
+    """
 
     number: int
     place: str
@@ -72,7 +78,9 @@ def read_label_file(
     kind: FileFormat,
     columns: LabelColumns,
 ) -> Iterator[LabelEntry | BadRow]:
-    """Yield the labels of an open file in order; raise InvalidConfig for a missing column or a wrong format."""
+    """Yield the labels of an open file in order; raise InvalidConfig for a missing
+    column or a wrong format.
+    """
     if kind == "csv":
         rows = _csv_rows(file, name, columns)
     else:
@@ -84,7 +92,9 @@ def read_label_file(
 
 
 def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
-    """Apply the rules of `POST /feedback` to all rows at once; if a row breaks a rule, again to each row separately."""
+    """Apply the rules of `POST /feedback` to all rows at once; if a row breaks a rule,
+    again to each row separately.
+    """
     good = [row.values for row in rows if isinstance(row, _Row)]
     try:
         decoded = iter(_decode(good) if good else ())
@@ -195,7 +205,9 @@ def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator
 
 
 def _plain(value: object) -> object:
-    """Return a JSON-compatible value: dates and decimals become text, and bytes are decoded."""
+    """Return a JSON-compatible value: dates and decimals become text, and bytes are
+    decoded.
+    """
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,12 +1,16 @@
-"""Labels: the true values of predictions. A true value becomes known later than its prediction.
+"""Labels: the true values of predictions. A true value becomes known later than its
+prediction.
 
-A label identifies its prediction by id (and row, if the request had several rows), or by the values of key columns.
-Labels are never changed, only added. If a row has several labels, the last label is used, ordered by time of receipt,
-segment and offset, so that the order of the files does not matter. A label without a value withdraws an earlier label.
+A label identifies its prediction by id (and row, if the request had several rows), or
+by the values of key columns. Labels are never changed, only added. If a row has several
+labels, the last label is used, ordered by time of receipt, segment and offset, so that
+the order of the files does not matter. A label without a value withdraws an earlier
+label.
 
-Rows and labels are matched by hashes of join keys. The *kind* of a join key is the tuple of its column names. The first
-join streams the labels past the rows. The second join indexes the labels, for all later joins. A large index is stored
-in temporary files by ranges of hashes, so that memory does not grow with the number of labels.
+Rows and labels are matched by hashes of join keys. The *kind* of a join key is the
+tuple of its column names. The first join streams the labels past the rows. The second
+join indexes the labels, for all later joins. A large index is stored in temporary files
+by ranges of hashes, so that memory does not grow with the number of labels.
 """
 
 import json
@@ -57,25 +61,35 @@ SCHEMA = pa.schema(
         ("_offset", pa.int64()),
     ],
 )
-"""The columns of labels, with `_prediction_id` or `_key`. Without `_row`, a label applies to the whole request."""
+"""The columns of labels, with `_prediction_id` or `_key`. Without `_row`, a label
+applies to the whole request.
+"""
 MOST_KEPT_BYTES = 32 * 2**20
-"""The maximum size of labels in memory. Larger labels are streamed for the first join and then indexed."""
+"""The maximum size of labels in memory. Larger labels are streamed for the first join
+and then indexed.
+"""
 MOST_HELD_LABELS = 500_000
-"""The number of labels that are sorted in memory. A larger index is sorted in runs of this size, in temporary files."""
+"""The number of labels that are sorted in memory. A larger index is sorted in runs of
+this size, in temporary files.
+"""
 _BATCH_ROWS = 65_536
 _TRUTH: Mapping[str | float, float] = {
     "true": 1.0,
     "false": 0.0,
 }  # as booleans are written in CSV files
 _CLOCK_SKEW = timedelta(days=1)
-"""The maximum clock difference of two machines, by which a label may appear to precede its prediction."""
+"""The maximum clock difference of two machines, by which a label may appear to precede
+its prediction.
+"""
 _ORDER = ("_received_time", "_segment", "_offset")
 _INDEXED = pa.schema(
     [*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())],
 )
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 MOST_KEY_SETS = 64
-"""The maximum number of sets of key columns. Each row is looked up by each set; callers may send many."""
+"""The maximum number of sets of key columns. Each row is looked up by each set; callers
+may send many.
+"""
 _MOST_COUNTED_SETS = 4096
 _HELD_KINDS, _HELD_COLUMNS = 8, 16
 _TEXT = r'"(?:[^"\\]|\\.)*"'
@@ -89,12 +103,15 @@ class Label:
     """The true value of one row, or of all rows of a request.
 
     Attributes:
-        prediction_id: `X-Prediction-Id` of the answer; None if `key` identifies the row.
+        prediction_id: `X-Prediction-Id` of the answer; None if `key` identifies the
+            row.
         row: the row of the request, from 0; None for all rows.
-        key: the values of the row's key columns by name, or a JSON object of these values.
+        key: the values of the row's key columns by name, or a JSON object of these
+            values.
         label: a text, number or boolean; None withdraws an earlier label.
         received_us: the time of receipt, in microseconds since 1970.
-        segment, offset: identify duplicates. `offset` is the frame's offset plus the label's position in the frame.
+        segment, offset: identify duplicates. `offset` is the frame's offset plus the
+            label's position in the frame.
     """
 
     prediction_id: str | None
@@ -126,14 +143,18 @@ def labels_table(entries: Sequence[Label]) -> pa.Table:
 
 
 def canonical_key(values: Mapping[str, object]) -> str:
-    """Return the key in the format of the log: JSON with sorted names and every value as text. 7, 7.0 (a model may
-    convert numbers to floats) and the text 7 of a CSV file are the same key, and so are true, True and 1."""
+    """Return the key in the format of the log: JSON with sorted names and every value
+    as text. 7, 7.0 (a model may convert numbers to floats) and the text 7 of a CSV file
+    are the same key, and so are true, True and 1.
+    """
     texts = {str(name): as_key(value) for name, value in values.items()}
     return json.dumps(texts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def as_number(value: str | float | bool | None) -> float | None:
-    """Return a label's value as a number (1 for true, 0 for false), or None if the value is not a number."""
+    """Return a label's value as a number (1 for true, 0 for false), or None if the
+    value is not a number.
+    """
     if value is None:
         return None
     try:
@@ -148,7 +169,9 @@ def labels_folder(location: LogLocation, endpoint: str) -> str:
 
 
 def write_labels(location: LogLocation, endpoint: str, day: str, labels: pa.Table) -> None:
-    """Write labels received on a day (2013-07-01) to the log; raise OnnxserveError if the log is unreachable."""
+    """Write labels received on a day (2013-07-01) to the log; raise OnnxserveError if
+    the log is unreachable.
+    """
     name = f"{LABELS}/endpoint={endpoint}/date={day}/file-{uuid4().hex}.parquet"
     with storage.wrap_log_errors(location):
         storage.write_file(location, name, storage.encode_parquet(labels))
@@ -161,8 +184,10 @@ def read_labels(
     since: datetime | None = None,
     columns: Sequence[str] = SCHEMA.names,
 ) -> Iterator[pa.Table]:
-    """Yield the labels of an endpoint as tables of `SCHEMA`; labels may be repeated. Labels before `since` that
-    identify a prediction by id may be skipped. Columns that are not in `columns` are null."""
+    """Yield the labels of an endpoint as tables of `SCHEMA`; labels may be repeated.
+    Labels before `since` that identify a prediction by id may be skipped. Columns that
+    are not in `columns` are null.
+    """
     for day, folder in storage.list_days(location, labels_folder(location, endpoint)):
         is_early = since is not None and day + storage.DAY <= since
         for table in read_folder(
@@ -177,7 +202,9 @@ def read_labels(
 
 
 class EndpointLabels:
-    """The labels of an endpoint for repeated joins. Few labels are kept in memory; many labels are indexed once."""
+    """The labels of an endpoint for repeated joins. Few labels are kept in memory; many
+    labels are indexed once.
+    """
 
     def __init__(self, location: LogLocation, endpoint: str, unreadable: dict[str, str]) -> None:
         self._source = location, endpoint, unreadable
@@ -185,8 +212,10 @@ class EndpointLabels:
         self._index: LabelIndex | None = None
 
     def latest(self, rows: "RowKeys") -> pa.Table:
-        """Return the last label of each key in `rows`, with the hash of the key in `_name`. The first call streams the
-        labels, which takes a third of the time of building an index."""
+        """Return the last label of each key in `rows`, with the hash of the key in
+        `_name`. The first call streams the labels, which takes a third of the time of
+        building an index.
+        """
         if self._index is None and not self._was_joined:
             self._was_joined = True
             return self._read_index(rows.earliest_label, rows).latest(rows)
@@ -203,14 +232,18 @@ class EndpointLabels:
         since: datetime | None = None,
         rows: "RowKeys | None" = None,
     ) -> "LabelIndex":
-        """Read the labels once and return an index. Sets of key columns are counted only if there are too many."""
+        """Read the labels once and return an index. Sets of key columns are counted
+        only if there are too many.
+        """
         with suppress(_TooManyKeySets):
             return LabelIndex(self.batches(since), None, rows)
         return LabelIndex(self.batches(since), self.key_sets, rows)
 
     @cached_property
     def key_sets(self) -> set[Kind]:
-        """The most frequent sets of key columns. To limit the memory, the rarest sets are dropped during the count."""
+        """The most frequent sets of key columns. To limit the memory, the rarest sets
+        are dropped during the count.
+        """
         counts = Counter[Kind]()
         for table in _grouped(self.batches(columns=["_key"])):
             kinds, which = _key_kinds(table.column("_key").drop_null())
@@ -230,7 +263,9 @@ class EndpointLabels:
         since: datetime | None = None,
         columns: Sequence[str] = SCHEMA.names,
     ) -> Iterator[pa.Table]:
-        """Yield the labels like `read_labels`. Labels that are kept in memory have all columns."""
+        """Yield the labels like `read_labels`. Labels that are kept in memory have all
+        columns.
+        """
         yield from read_labels(*self._source, since, columns) if self._few is None else self._few
 
     @cached_property
@@ -246,8 +281,10 @@ class EndpointLabels:
 
 
 def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
-    """Return the table with the columns `_label` (text) and `_label_number` (float64), which are null without a label.
-    The table must have `_prediction_id`, `_row`, `_received_time` and the key columns."""
+    """Return the table with the columns `_label` (text) and `_label_number` (float64),
+    which are null without a label. The table must have `_prediction_id`, `_row`,
+    `_received_time` and the key columns.
+    """
     rows = RowKeys(table)
     candidates = labels.latest(rows)
     chosen = rows.choose_labels(candidates) if len(candidates) else None
@@ -262,8 +299,10 @@ class _TooManyKeySets(Exception):
 
 
 class LabelIndex:
-    """The last label of each join key, ascending by the key's hash. Labels are limited to the key columns in `key_sets`
-    and to keys in `rows` (None: no limit). Raises _TooManyKeySets above `MOST_KEY_SETS` without `key_sets`."""
+    """The last label of each join key, ascending by the key's hash. Labels are limited
+    to the key columns in `key_sets` and to keys in `rows` (None: no limit). Raises
+    _TooManyKeySets above `MOST_KEY_SETS` without `key_sets`.
+    """
 
     def __init__(
         self,
@@ -291,7 +330,9 @@ class LabelIndex:
         return pa.concat_tables(tables)
 
     def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
-        """Yield labels with the hash of their key in `_name`. With `rows`, yield only labels that match a row."""
+        """Yield labels with the hash of their key in `_name`. With `rows`, yield only
+        labels that match a row.
+        """
         for kind, which, hashes in label_keys(labels):
             if kind not in (_BY_ID, _BY_ROW):
                 self._seen.add(kind)
@@ -309,8 +350,10 @@ class LabelIndex:
 
 
 def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
-    """Return the last label of each `_name` in tables of about `MOST_HELD_LABELS` labels, ascending by `_name`. This is
-    an external merge sort: sorted runs, then one table for each range of `_name`."""
+    """Return the last label of each `_name` in tables of about `MOST_HELD_LABELS`
+    labels, ascending by `_name`. This is an external merge sort: sorted runs, then one
+    table for each range of `_name`.
+    """
     runs: list[pa.Table] = []
     for tables in group_tables(named, MOST_HELD_LABELS, MOST_KEPT_BYTES):
         run = _latest_labels(pa.concat_tables(tables))
@@ -327,7 +370,9 @@ def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
 
 
 def _spill(table: pa.Table) -> pa.Table:
-    """Return the same table as one chunk of an unnamed temporary file, which is deleted with the table."""
+    """Return the same table as one chunk of an unnamed temporary file, which is deleted
+    with the table.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="onnxserve-labels-") as folder:
             path = f"{folder}/labels.arrow"
@@ -342,7 +387,9 @@ def _spill(table: pa.Table) -> pa.Table:
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Combine small tables into larger tables, because each table takes about twenty calls to process."""
+    """Combine small tables into larger tables, because each table takes about twenty
+    calls to process.
+    """
     return map(pa.concat_tables, group_tables(tables, _BATCH_ROWS, MOST_KEPT_BYTES))
 
 
@@ -361,14 +408,18 @@ class RowKeys:
 
     @property
     def earliest_label(self) -> datetime | None:
-        """The earliest time of a label that can identify one of these rows by prediction id."""
+        """The earliest time of a label that can identify one of these rows by
+        prediction id.
+        """
         if not len(self._table) or "_received_time" not in self._table.column_names:
             return None
         first: datetime | None = pc.min(self._table.column("_received_time")).cast(TIME).as_py()
         return None if first is None else first - _CLOCK_SKEW
 
     def choose_labels(self, labels: pa.Table) -> pa.Table:
-        """Return the last label of each row, [N], from the result of `LabelIndex.latest`, or null."""
+        """Return the last label of each row, [N], from the result of
+        `LabelIndex.latest`, or null.
+        """
         # After sorting, the last label has the highest index.
         labels = labels.sort_by([(name, "ascending") for name in (*_ORDER, "_name")])
         names = labels.column("_name").to_numpy()
@@ -384,7 +435,9 @@ class RowKeys:
         return labels.take(pa.array(best, mask=best < 0))
 
     def contain(self, kind: Kind, hashes: Array) -> Array:
-        """Return, for each hash of a key, True if a row has this key: [M] bool for [M] uint64."""
+        """Return, for each hash of a key, True if a row has this key: [M] bool for [M]
+        uint64.
+        """
         order = np.argsort(hashes)  # Ascending values are found in a third of the time.
         is_known = np.empty(len(hashes), bool)
         is_known[order] = contains(self._hashes(kind)[1], hashes[order])
@@ -392,8 +445,10 @@ class RowKeys:
         return is_known
 
     def find(self, kind: Kind, parts: Sequence[Array]) -> list[Array]:
-        """Return, for each part of the names, the indices of the names that are the key of a row. The parts are not
-        empty, ascending and disjoint. The work grows with the number of rows, not with the number of names."""
+        """Return, for each part of the names, the indices of the names that are the key
+        of a row. The parts are not empty, ascending and disjoint. The work grows with
+        the number of rows, not with the number of names.
+        """
         hashes, indices = self._hashes(kind)[1], []
         for names in parts:
             within = hashes[
@@ -410,8 +465,9 @@ class RowKeys:
             del self._kinds[kind]  # Save memory: there may be thousands of kinds.
 
     def _hashes(self, kind: Kind) -> tuple[Array, Array]:
-        """Return the order of the rows by key hash, [N] int64, and the sorted hashes, [N] uint64. Both arrays are empty
-        if a key column is missing or nested."""
+        """Return the order of the rows by key hash, [N] int64, and the sorted hashes,
+        [N] uint64. Both arrays are empty if a key column is missing or nested.
+        """
         if kind not in self._kinds:
             hashes = np.empty(0, np.uint64)
             if len(self._table) and set(kind) <= set(self._table.column_names):
@@ -431,7 +487,9 @@ class RowKeys:
 
 
 class LabelMatches:
-    """The distinct join keys of labels, each with a flag that is True if a row has the key; 9 bytes per key."""
+    """The distinct join keys of labels, each with a flag that is True if a row has the
+    key; 9 bytes per key.
+    """
 
     def __init__(self, index: LabelIndex | None = None) -> None:
         self._parts = [] if index is None else [index.names]
@@ -440,7 +498,9 @@ class LabelMatches:
         )  # a copy, because `add` extends the set
 
     def add(self, labels: pa.Table) -> None:
-        """Add the keys of labels, a table of `SCHEMA`. All keys must be added before the first call of `match`."""
+        """Add the keys of labels, a table of `SCHEMA`. All keys must be added before
+        the first call of `match`.
+        """
         for kind, _, hashes in label_keys(labels):
             self._kinds.add(kind)
             self._parts.append(distinct(np.sort(hashes)))
@@ -473,7 +533,9 @@ class LabelMatches:
 
 
 def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
-    """Yield the kinds of keys among the labels, each with the indices of its labels, [M], and the key hashes, [M]."""
+    """Yield the kinds of keys among the labels, each with the indices of its labels,
+    [M], and the key hashes, [M].
+    """
     has_id = np.asarray(pc.is_valid(labels.column("_prediction_id")))
     has_row = np.asarray(pc.is_valid(labels.column("_row")))
     has_key = np.asarray(pc.is_valid(labels.column("_key"))) & ~has_id
@@ -497,7 +559,9 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
 
 
 def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
-    """Return the distinct kinds of keys, and for each of the M keys the index of its kind, [M]."""
+    """Return the distinct kinds of keys, and for each of the M keys the index of its
+    kind, [M].
+    """
     shapes = (
         pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
     )
@@ -515,12 +579,16 @@ def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
 
 
 def _hash_keys(texts: pa.ChunkedArray) -> Array:
-    """Return the hashes of keys, [N] uint64. A key and a prediction id with the same text have different hashes."""
+    """Return the hashes of keys, [N] uint64. A key and a prediction id with the same
+    text have different hashes.
+    """
     return splitmix64(hash_ids(texts))
 
 
 def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
-    """Return the keys of N rows in the format of `canonical_key`, from the JSON of each key column, by sorted name."""
+    """Return the keys of N rows in the format of `canonical_key`, from the JSON of each
+    key column, by sorted name.
+    """
     pieces: list[pa.Array | str] = []
     for name, texts in columns.items():
         start = ("," if pieces else "{") + json.dumps(name, ensure_ascii=False) + ":"

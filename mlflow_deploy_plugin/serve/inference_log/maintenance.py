@@ -1,12 +1,16 @@
-"""Maintenance of the log: compact the many small files of an hour into one file, and delete expired rows.
+"""Maintenance of the log: compact the many small files of an hour into one file, and
+delete expired rows.
 
-**Compaction.** Each small file costs a reader a round trip. When an hour is over and its files no longer change, their
-rows are written to a new file, and then the old files are deleted. Readers drop the temporary duplicates (`scan.py`),
-and a writer deletes only files that it has copied. Therefore a crash or two concurrent writers lose no rows. Malformed
-files, and files that changed after the copy, are kept. Files with different columns or types are not merged.
+**Compaction.** Each small file costs a reader a round trip. When an hour is over and
+its files no longer change, their rows are written to a new file, and then the old files
+are deleted. Readers drop the temporary duplicates (`scan.py`), and a writer deletes
+only files that it has copied. Therefore a crash or two concurrent writers lose no rows.
+Malformed files, and files that changed after the copy, are kept. Files with different
+columns or types are not merged.
 
-**Retention.** Rows expire by the hour of event time, labels by the day of receipt, and files in `_sketches` by their
-day. Protected windows are kept. If the log is unreachable, OnnxserveError is raised, and the next call continues.
+**Retention.** Rows expire by the hour of event time, labels by the day of receipt, and
+files in `_sketches` by their day. Protected windows are kept. If the log is
+unreachable, OnnxserveError is raised, and the next call continues.
 """
 
 import logging
@@ -41,7 +45,9 @@ from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 QUIET = timedelta(minutes=10)
-"""The time without a write after which a file is compacted. Until then, its agent may rewrite the file."""
+"""The time without a write after which a file is compacted. Until then, its agent may
+rewrite the file.
+"""
 LARGE_BYTES = 32 * 2**20
 """The size from which a file is not compacted."""
 GROUP_BYTES = 64 * 2**20
@@ -52,7 +58,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaintenanceResult:
-    """The numbers of compacted files, newly written files and expired files, and the bytes of expired files."""
+    """The numbers of compacted files, newly written files and expired files, and the
+    bytes of expired files.
+    """
 
     compacted_files: int = 0
     written_files: int = 0
@@ -67,7 +75,9 @@ def maintain(
     keep: timedelta | None,
     spared: Sequence[Window] = (),
 ) -> MaintenanceResult:
-    """Compact finished hours, and delete rows older than `keep` (None: never) outside of the `spared` windows."""
+    """Compact finished hours, and delete rows older than `keep` (None: never) outside
+    of the `spared` windows.
+    """
     compacted = compact(log, endpoint, now)
     if keep is None:
         return compacted
@@ -87,8 +97,10 @@ def expire(
     spared: Sequence[Window] = (),
     only_count: bool = False,
 ) -> MaintenanceResult:
-    """Delete rows, labels and sketches of the endpoint older than `keep`, in units of hours and days. Rows with an
-    event time in the `spared` windows, and labels received in these windows, are not deleted."""
+    """Delete rows, labels and sketches of the endpoint older than `keep`, in units of
+    hours and days. Rows with an event time in the `spared` windows, and labels received
+    in these windows, are not deleted.
+    """
     location = log.location
     try:
         oldest = now - keep
@@ -130,7 +142,9 @@ def expire(
 
 
 def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResult:
-    """Merge the small files of each finished hour, and of each finished day of labels, into larger files."""
+    """Merge the small files of each finished hour, and of each finished day of labels,
+    into larger files.
+    """
     location = log.location
     compacted = written = 0
     folders = [(hour.folder, hour.end, files) for hour, files in _all_hours(log, endpoint)]
@@ -155,14 +169,17 @@ def _groups(
     location: LogLocation,
     files: Sequence[LogFile],
 ) -> Iterator[Mapping[LogFile, pa.Schema]]:
-    """Yield groups of files to be merged, with their schemas: two or more with the same columns, limited in size."""
+    """Yield groups of files to be merged, with their schemas: two or more with the same
+    columns, limited in size.
+    """
     if len(files) < 2:
         return
     by_columns: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
     for file in files:
         with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
             schema = pq.read_schema(file.path, filesystem=location.filesystem)
-            # Compare only the model's columns, because a later version of this package may add log columns.
+            # Compare only the model's columns, because a later version of this package
+            # may add log columns.
             model = sorted(
                 f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")
             )
@@ -210,7 +227,9 @@ def _distinct_rows(
     group: Iterable[LogFile],
     whole: list[LogFile],
 ) -> Iterator[pa.Table]:
-    """Yield the distinct rows of the files, and append each completely read file to `whole`."""
+    """Yield the distinct rows of the files, and append each completely read file to
+    `whole`.
+    """
     seen = Deduplicator()
     for file in group:
         unreadable: dict[str, str] = {}
@@ -246,7 +265,9 @@ def _hash_labels(table: pa.Table) -> Array:
 
 
 def _delete(location: LogLocation, file: LogFile) -> bool:
-    """Delete a file unless its agent has rewritten it, and return True if the file no longer exists."""
+    """Delete a file unless its agent has rewritten it, and return True if the file no
+    longer exists.
+    """
     info = location.filesystem.get_file_info(file.path)
     if info.type == fs.FileType.NotFound:
         return True

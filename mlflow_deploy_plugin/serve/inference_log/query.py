@@ -1,8 +1,11 @@
-"""SQL queries over the log. DuckDB streams the rows; each row appears exactly once, with its label.
+"""SQL queries over the log. DuckDB streams the rows; each row appears exactly once,
+with its label.
 
-DuckDB can access only the table `log`: files, network and extensions are disabled. The query is planned over an empty
-table first, to report mistakes and to find the columns to read. A sort or a grouping larger than `MEMORY_MB` uses a
-temporary folder, limited to half of the free space. A statement without progress for `TIMEOUT_SECONDS` is interrupted.
+DuckDB can access only the table `log`: files, network and extensions are disabled. The
+query is planned over an empty table first, to report mistakes and to find the columns
+to read. A sort or a grouping larger than `MEMORY_MB` uses a temporary folder, limited
+to half of the free space. A statement without progress for `TIMEOUT_SECONDS` is
+interrupted.
 """
 
 import json
@@ -37,7 +40,9 @@ from mlflow_deploy_plugin.serve.runtime.session import available_cores
 _Result = TypeVar("_Result")
 MEMORY_MB = 512
 _THREAD_MB = 128
-"""The memory per sorting thread. A sort of 8 million rows failed with 61 MB per thread and succeeded with 122 MB."""
+"""The memory per sorting thread. A sort of 8 million rows failed with 61 MB per thread
+and succeeded with 122 MB.
+"""
 TIMEOUT_SECONDS = 300.0
 _CHECKS_PER_TIMEOUT = 10
 _BATCH_ROWS = 10_000
@@ -49,13 +54,17 @@ _NO_TABLE = re.compile(r'Referenced table "([^"]+)" not found')
 _NO_MEMORY = re.compile(
     r"failed to allocate|Allocation failure|malloc of size|Out of Memory|max_temp_directory_size",
 )
-_TIMED_OUT = "the SQL was ended: it has neither read nor returned a row for {:.0f} s; does it join the log with itself?"
+_TIMED_OUT = (
+    "the SQL was ended: it has neither read nor returned a row for {:.0f} s; does it join the log "
+    "with itself?"
+)
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query over the rows of `view`: a complete `statement`, which is a SELECT over the table `log`, or the clauses
-    `select`, `where` and `order_by` in DuckDB's SQL."""
+    """A query over the rows of `view`: a complete `statement`, which is a SELECT over
+    the table `log`, or the clauses `select`, `where` and `order_by` in DuckDB's SQL.
+    """
 
     view: View
     select: str = "*"
@@ -65,7 +74,9 @@ class Query:
     limit: int | None = None
 
     def sql(self) -> str:
-        """Return the statement. Clauses are on separate lines, so that a comment does not hide the next clause."""
+        """Return the statement. Clauses are on separate lines, so that a comment does
+        not hide the next clause.
+        """
         if self.statement:
             sql = self.statement.rstrip().rstrip(";")
             return sql if self.limit is None else f"FROM (\n{sql}\n) LIMIT {self.limit}"
@@ -86,8 +97,10 @@ class QueryResult(NamedTuple):
 
 @contextmanager
 def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
-    """Run a query and yield its result, whose batches are streamed. Raises NotFound if the endpoint has no rows,
-    InvalidConfig for invalid SQL (the message suggests a column), and OnnxserveError if the log is unreachable."""
+    """Run a query and yield its result, whose batches are streamed. Raises NotFound if
+    the endpoint has no rows, InvalidConfig for invalid SQL (the message suggests a
+    column), and OnnxserveError if the log is unreachable.
+    """
     schema = view_schema(log, query.view)
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
@@ -126,8 +139,9 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
 
 @contextmanager
 def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]:
-    """Yield a thread. On exit, interrupt the thread's work until it is idle: DuckDB drops an interruption between two
-    statements and would complete the next statement."""
+    """Yield a thread. On exit, interrupt the thread's work until it is idle: DuckDB
+    drops an interruption between two statements and would complete the next statement.
+    """
     with ThreadPoolExecutor(1) as thread:
         thread.submit(
             bool,
@@ -141,8 +155,10 @@ def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]
 
 
 class _Run:
-    """A run of a statement in a separate thread. The waiting thread receives Ctrl-C, because DuckDB may ignore Ctrl-C
-    during a computation, or report Ctrl-C as an SQL error."""
+    """A run of a statement in a separate thread. The waiting thread receives Ctrl-C,
+    because DuckDB may ignore Ctrl-C during a computation, or report Ctrl-C as an SQL
+    error.
+    """
 
     def __init__(self, schema: pa.Schema, interrupt: Callable[[], None], thread: Executor) -> None:
         self._schema = schema
@@ -152,7 +168,9 @@ class _Run:
         self._failures: list[OnnxserveError] = []
 
     def read(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows. An OnnxserveError is stored in the run, because DuckDB would replace it by another error."""
+        """Yield the rows. An OnnxserveError is stored in the run, because DuckDB would
+        replace it by another error.
+        """
         try:
             while True:
                 with self._timeout.reading():
@@ -169,7 +187,9 @@ class _Run:
             yield batch
 
     def call(self, function: Callable[[], _Result]) -> _Result:
-        """Call a DuckDB function and return its result. DuckDB errors become InvalidConfig with a one-line message."""
+        """Call a DuckDB function and return its result. DuckDB errors become
+        InvalidConfig with a one-line message.
+        """
         self._timeout.restart()
         is_over = False
         future = self._thread.submit(function)
@@ -205,7 +225,9 @@ def _plan(
     query: Query,
     schema: pa.Schema,
 ) -> tuple[set[str], int]:
-    """Return the needed columns and the number of scans; raise InvalidConfig unless the query is a single SELECT."""
+    """Return the needed columns and the number of scans; raise InvalidConfig unless the
+    query is a single SELECT.
+    """
     for sql in filter(None, (query.statement, query.sql())):
         try:
             sql.encode()
@@ -260,8 +282,10 @@ def _message(text: str, schema: pa.Schema) -> str:
 
 
 class StatementTimeout:
-    """A timeout that stops a statement when it has neither read nor returned a row for `seconds`. The time for reading
-    the log and the time in which the caller uses the result do not count."""
+    """A timeout that stops a statement when it has neither read nor returned a row for
+    `seconds`. The time for reading the log and the time in which the caller uses the
+    result do not count.
+    """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -288,8 +312,10 @@ class StatementTimeout:
 
 @contextmanager
 def limit_memory(size: int) -> Iterator[None]:
-    """Limit this process to `size` bytes more memory than now (Linux only); larger allocations fail. DuckDB's
-    `memory_limit` does not include the rows of a giant `repeat()`. The limit applies to all threads of the process."""
+    """Limit this process to `size` bytes more memory than now (Linux only); larger
+    allocations fail. DuckDB's `memory_limit` does not include the rows of a giant
+    `repeat()`. The limit applies to all threads of the process.
+    """
     if sys.platform != "linux":
         yield
         return

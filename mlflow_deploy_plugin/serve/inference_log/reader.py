@@ -1,5 +1,7 @@
-"""The reader of the inference log. It returns the rows of a time range, each row exactly once, with bounded memory.
-`InferenceLog` reads the rows of a window as stored. A `View` is a table with labels and the columns of all files."""
+"""The reader of the inference log. It returns the rows of a time range, each row
+exactly once, with bounded memory. `InferenceLog` reads the rows of a window as stored.
+A `View` is a table with labels and the columns of all files.
+"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +64,9 @@ _LAST = {
     "_offset": pa.int64(),
     "_row": pa.int32(),
 }
-"""The log's own columns that follow the model's columns. The columns `_FIRST` precede the model's columns."""
+"""The log's own columns that follow the model's columns. The columns `_FIRST` precede
+the model's columns.
+"""
 _LABEL_NEEDS = ("_prediction_id", "_row", RECEIVED_TIME)
 _LABELLED_ROWS, _LABELLED_BYTES = 200_000, 64 * 2**20
 _READERS = 8
@@ -71,9 +75,11 @@ _TRIES = 5
 
 @dataclass(frozen=True, eq=False)
 class WindowRows:
-    """The rows that one version answered in a window, without shadow rows. `table` has at most `MAX_ROWS` rows in the
-    order of their hashes, with lists summarised. `rows` is the number of rows, estimated if `is_sampled`.
-    `other_versions` maps "MODEL version N" to the number of rows of other versions."""
+    """The rows that one version answered in a window, without shadow rows. `table` has
+    at most `MAX_ROWS` rows in the order of their hashes, with lists summarised. `rows`
+    is the number of rows, estimated if `is_sampled`. `other_versions` maps "MODEL
+    version N" to the number of rows of other versions.
+    """
 
     model: str
     version: str
@@ -85,8 +91,10 @@ class WindowRows:
 
 @dataclass(frozen=True)
 class InferenceLog:
-    """An inference log. `unreadable` maps each malformed file, which is skipped, to the reason. Rows received before
-    `since` are skipped: for example, rows of a deleted endpoint of the same name."""
+    """An inference log. `unreadable` maps each malformed file, which is skipped, to the
+    reason. Rows received before `since` are skipped: for example, rows of a deleted
+    endpoint of the same name.
+    """
 
     location: LogLocation
     unreadable: dict[str, str] = field(default_factory=dict, compare=False)
@@ -94,7 +102,9 @@ class InferenceLog:
 
     @property
     def failures(self) -> "InferenceLog":
-        """The log of requests without an answer. This log contains the reasons, and no columns of the model."""
+        """The log of requests without an answer. This log contains the reasons, and no
+        columns of the model.
+        """
         root, title = (
             f"{name.rstrip('/')}/{storage.FAILURES}"
             for name in (self.location.root, self.location.shown)
@@ -108,7 +118,9 @@ class InferenceLog:
         return storage.list_endpoints(self.location)
 
     def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
-        """Return the hours that have rows, in ascending order. With a window, return only overlapping hours."""
+        """Return the hours that have rows, in ascending order. With a window, return
+        only overlapping hours.
+        """
         return list(self.walk_hours(endpoint, window))
 
     def walk_hours(
@@ -117,13 +129,15 @@ class InferenceLog:
         window: Window | None = None,
         newest_first: bool = False,
     ) -> Iterator[Hour]:
-        """Yield the hours that have rows, ascending unless `newest_first`; list each folder when it is reached."""
+        """Yield the hours that have rows, ascending unless `newest_first`; list each
+        folder when it is reached.
+        """
         since = self.since
         if since is None:
             yield from storage.iter_hours(self.location, endpoint, window, newest_first)
             return
-        # Scan the rows of an hour before `since`: old files may be compacted or shipped later, and new rows may have
-        # old event times.
+        # Scan the rows of an hour before `since`: old files may be compacted or shipped
+        # later, and new rows may have old event times.
         for hour in sorted(self.all_files(endpoint, window), reverse=newest_first):
             if (
                 hour.start >= since
@@ -136,7 +150,9 @@ class InferenceLog:
         return [file for file in files if self._received.may_have_rows(file.changed)]
 
     def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
-        """Return the hours in order with their files. With a window, return only hours that overlap the window."""
+        """Return the hours in order with their files. With a window, return only hours
+        that overlap the window.
+        """
         if window is None:
             return _with_rows(storage.list_files_by_hour(self.location, endpoint), self._received)
         hours = storage.iter_hours(self.location, endpoint, window)
@@ -149,8 +165,10 @@ class InferenceLog:
         columns: Sequence[str] | None = None,
         shadows: bool = False,
     ) -> Iterator[pa.Table]:
-        """Yield the distinct rows of a window, hour by hour in tables of some thousand rows. Only `columns` are read. A
-        table lacks the columns that its file lacks. Raises OnnxserveError if the log is unreachable."""
+        """Yield the distinct rows of a window, hour by hour in tables of some thousand
+        rows. Only `columns` are read. A table lacks the columns that its file lacks.
+        Raises OnnxserveError if the log is unreachable.
+        """
         for hour in storage.iter_hours(self.location, endpoint, window):
             yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
 
@@ -172,7 +190,9 @@ class InferenceLog:
         )
 
     def schema(self, view: "View") -> pa.Schema:
-        """Return the union of the columns of all files in the view. Without files, the schema is empty."""
+        """Return the union of the columns of all files in the view. Without files, the
+        schema is empty.
+        """
 
         def read_schema(file: LogFile) -> pa.Schema | None:
             try:
@@ -198,7 +218,9 @@ class InferenceLog:
         return sum(len(batch) for batch in self.batches(endpoint, window, columns=["_row"]))
 
     def latest_window(self, endpoint: str, every: str, now: datetime) -> Window:
-        """Return the last finished window of length `every` that has rows, or raise NotFound."""
+        """Return the last finished window of length `every` that has rows, or raise
+        NotFound.
+        """
         unfinished = None
         for hour in self.walk_hours(endpoint, newest_first=True):
             for window in self._windows_of(hour, every):
@@ -207,15 +229,17 @@ class InferenceLog:
                 unfinished = window
         if unfinished is not None:
             raise NotFound(
-                f"no finished window of {every} has rows of endpoint {endpoint!r}; {unfinished} is not over yet: use "
-                f"--window {unfinished} to judge its rows so far",
+                f"no finished window of {every} has rows of endpoint {endpoint!r}; {unfinished} "
+                f"is not over yet: use --window {unfinished} to judge its rows so far",
             )
         raise NotFound(
             f"no rows of endpoint {endpoint!r} have been captured yet in {self.location.shown}",
         )
 
     def read(self, endpoint: str, window: Window, max_rows: int = MAX_ROWS) -> WindowRows | None:
-        """Return the window's rows of the version that has the most rows in the window, or None without rows."""
+        """Return the window's rows of the version that has the most rows in the window,
+        or None without rows.
+        """
         samples: dict[tuple[str, str], Sample] = {}
         for batch in self.batches(endpoint, window):
             identities = pc.binary_join_element_wise(
@@ -249,7 +273,9 @@ class InferenceLog:
         max_rows: int = MAX_ROWS,
         labels: EndpointLabels | None = None,
     ) -> WindowRows | None:
-        """Return the rows of `read` with `_label` (text) and `_label_number` (float64), null without a label."""
+        """Return the rows of `read` with `_label` (text) and `_label_number` (float64),
+        null without a label.
+        """
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
             return None
@@ -276,8 +302,9 @@ class InferenceLog:
 
 
 def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
-    """Return the log at `log_uri`. If an earlier endpoint had the same name, `since` is the endpoint's `rows_since`.
-    Raises InvalidConfig for an unsupported URI."""
+    """Return the log at `log_uri`. If an earlier endpoint had the same name, `since` is
+    the endpoint's `rows_since`. Raises InvalidConfig for an unsupported URI.
+    """
     return InferenceLog(storage.locate_log(log_uri), since=since)
 
 
@@ -292,7 +319,9 @@ class View:
 
 
 def view_schema(log: InferenceLog, view: View) -> pa.Schema:
-    """Return the union of the columns of all files; raise NotFound if the endpoint has no rows."""
+    """Return the union of the columns of all files; raise NotFound if the endpoint has
+    no rows.
+    """
     schema = log.schema(view)
     if not len(schema):
         require_endpoint(log, view.endpoint)
@@ -310,8 +339,10 @@ def view_tables(
     columns: Collection[str],
     labels: EndpointLabels | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield the rows with at least `columns`, if a file has them. Labels are joined if `columns` includes a label
-    column; the caller may pass the labels. Raises OnnxserveError if the log is unreachable."""
+    """Yield the rows with at least `columns`, if a file has them. Labels are joined if
+    `columns` includes a label column; the caller may pass the labels. Raises
+    OnnxserveError if the log is unreachable.
+    """
     if not {LABEL, LABEL_NUMBER} & set(columns):
         yield from _tables(log, view, set(columns))
         return
@@ -322,7 +353,8 @@ def view_tables(
         _LABELLED_ROWS,
         _LABELLED_BYTES,
     ):
-        # Concatenate only tables whose keys have the same types, because a conversion may change a large integer.
+        # Concatenate only tables whose keys have the same types, because a conversion
+        # may change a large integer.
         alike: dict[tuple[str, ...], list[pa.Table]] = {}
         for table in tables:
             types = tuple(str(field.type) for field in table.schema if field.name in keys)
@@ -332,7 +364,9 @@ def view_tables(
 
 
 def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
-    """Match labels with rows, newest hour first, until all labels match; raise the errors of `view_tables`."""
+    """Match labels with rows, newest hour first, until all labels match; raise the
+    errors of `view_tables`.
+    """
     for hour in reversed(log.all_files(endpoint)) if matches.count else ():
         if matches.matched == matches.count:
             return
@@ -346,7 +380,9 @@ def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> Non
 
 
 def require_endpoint(log: InferenceLog, endpoint: str) -> None:
-    """Raise NotFound if the log has no rows of the endpoint; the message names the endpoints in the log."""
+    """Raise NotFound if the log has no rows of the endpoint; the message names the
+    endpoints in the log.
+    """
     known = log.endpoints()
     if endpoint in known:
         return
@@ -380,7 +416,9 @@ def _with_rows(
 
 
 def _for_duckdb(kind: pa.DataType) -> pa.DataType:
-    """Return the type, or a similar type if DuckDB does not support it: half floats and untyped columns."""
+    """Return the type, or a similar type if DuckDB does not support it: half floats and
+    untyped columns.
+    """
     if pa.types.is_float16(kind):
         return pa.float32()
     if pa.types.is_null(kind):

@@ -1,8 +1,9 @@
 """The scan of one hour of the log, which returns each row exactly once.
 
-Rows are written at least once (`serve/agent/ship.py`), and compaction (`maintenance.py`) writes rows again before it
-deletes the old files, so a row may be in two files of the hour. If a file vanishes during reading, it was compacted or
-has expired, and the folder is listed again. Malformed files are skipped and reported.
+Rows are written at least once (`serve/agent/ship.py`), and compaction
+(`maintenance.py`) writes rows again before it deletes the old files, so a row may be in
+two files of the hour. If a file vanishes during reading, it was compacted or has
+expired, and the folder is listed again. Malformed files are skipped and reported.
 """
 
 from collections import deque
@@ -30,12 +31,16 @@ _BATCH_ROWS = 65_536
 BATCH_BYTES = 32 * 2**20
 """The approximate size of a returned table in bytes."""
 _THREADED_BYTES = 2**20
-"""The size below which a file is read by one thread. For 2,000 labels this halves the CPU time and the wall time."""
+"""The size below which a file is read by one thread. For 2,000 labels this halves the
+CPU time and the wall time.
+"""
 _TRIES = 2
 _PREFETCHED_FILES, _SMALL_BYTES = 8, 4 * 2**20
 PASS_BYTES = 512 * 2**20
-"""The size above which an hour is read in several passes. Each pass reads all files and keeps a part of the rows. This
-limits the memory for row identities: about 8 bytes per row, which takes at least 20 bytes in Parquet."""
+"""The size above which an hour is read in several passes. Each pass reads all files and
+keeps a part of the rows. This limits the memory for row identities: about 8 bytes per
+row, which takes at least 20 bytes in Parquet.
+"""
 
 
 class FileVanished(Exception):
@@ -44,7 +49,9 @@ class FileVanished(Exception):
 
 @dataclass(frozen=True)
 class RowFilter:
-    """The selected rows (by time range, with or without shadow rows) and columns, in order (None: all columns)."""
+    """The selected rows (by time range, with or without shadow rows) and columns, in
+    order (None: all columns).
+    """
 
     columns: Sequence[str] | None
     times: TimeRange
@@ -87,8 +94,10 @@ def scan_hour(
     rows: RowFilter,
     unreadable: dict[str, str],
 ) -> Iterator[pa.Table]:
-    """Yield the rows of an hour's folder in tables of some thousand rows. The path of each malformed file and the
-    reason are added to `unreadable`. Raises OnnxserveError if the log is unreachable."""
+    """Yield the rows of an hour's folder in tables of some thousand rows. The path of
+    each malformed file and the reason are added to `unreadable`. Raises OnnxserveError
+    if the log is unreachable.
+    """
 
     def may_have_rows(file: LogFile) -> bool:
         return rows.times.may_have_rows(file.changed)
@@ -134,8 +143,10 @@ def read_folder(
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
     may_have_rows: Callable[[LogFile], bool] = lambda file: True,
 ) -> Iterator[pa.Table]:
-    """Yield the tables of a folder's files, including files that appear during reading; rows may be repeated. The path
-    of each malformed file and the reason are added to `unreadable`. A file that `convert` rejects is malformed."""
+    """Yield the tables of a folder's files, including files that appear during reading;
+    rows may be repeated. The path of each malformed file and the reason are added to
+    `unreadable`. A file that `convert` rejects is malformed.
+    """
     done: set[str] = set()
     while files := [
         file
@@ -168,7 +179,9 @@ def prefetch(
     location: LogLocation,
     files: Iterable[LogFile],
 ) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
-    """Yield the files. The contents of small files in a bucket are fetched ahead, to hide the round trips."""
+    """Yield the files. The contents of small files in a bucket are fetched ahead, to
+    hide the round trips.
+    """
     if location.is_local:
         yield from ((file, None) for file in files)
         return
@@ -202,8 +215,10 @@ def read_file(
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
     content: Future[bytes] | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield the rows of a file in tables of some tens of MiB. Rows may be repeated after a connection error. `content`
-    is the prefetched content. Raises FileVanished if the file was deleted, OnnxserveError if the log is unreachable."""
+    """Yield the rows of a file in tables of some tens of MiB. Rows may be repeated
+    after a connection error. `content` is the prefetched content. Raises FileVanished
+    if the file was deleted, OnnxserveError if the log is unreachable.
+    """
     why = ""
     for attempt in range(_TRIES):
         try:
@@ -212,7 +227,8 @@ def read_file(
                 if content is not None and attempt == 0
                 else location.filesystem.open_input_file(path)
             ) as source:
-                # From a bucket, large ranges save round trips. From a disk, a buffered stream saves their memory.
+                # From a bucket, large ranges save round trips. From a disk, a buffered
+                # stream saves their memory.
                 is_local = location.is_local
                 parquet = pq.ParquetFile(
                     source,
@@ -233,7 +249,8 @@ def read_file(
                     metadata.row_group(number).total_byte_size
                     for number in range(metadata.num_row_groups)
                 )
-                # Limit the rows per batch by size, because a row with a tensor may be large.
+                # Limit the rows per batch by size, because a row with a tensor may be
+                # large.
                 batch_rows = int(
                     np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS),
                 )
@@ -253,7 +270,9 @@ def read_file(
 
 
 def is_answered_by(table: pa.Table, model: str, version: str) -> Array:
-    """Return True for each row that this version answered, or computed as a shadow: [N] bool."""
+    """Return True for each row that this version answered, or computed as a shadow: [N]
+    bool.
+    """
     of_model = pc.equal(table.column("_model"), model)
     return np.asarray(
         pc.fill_null(pc.and_(of_model, pc.equal(table.column("_version"), version)), False),
@@ -261,7 +280,9 @@ def is_answered_by(table: pa.Table, model: str, version: str) -> Array:
 
 
 def microseconds_of(column: pa.ChunkedArray) -> Array:
-    """Return the times in microseconds since 1970, [N] int64. Files that pandas wrote have nanoseconds."""
+    """Return the times in microseconds since 1970, [N] int64. Files that pandas wrote
+    have nanoseconds.
+    """
     times: Array = column.cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64()).to_numpy()
     return times
 
@@ -283,8 +304,10 @@ def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
 
 
 def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> str:
-    """Return the reason why a file cannot be read. Arrow raises the same exceptions for a damaged file and for a broken
-    connection, so all bytes are read to distinguish the two causes."""
+    """Return the reason why a file cannot be read. Arrow raises the same exceptions for
+    a damaged file and for a broken connection, so all bytes are read to distinguish the
+    two causes.
+    """
     try:
         with location.filesystem.open_input_stream(path) as stream:
             while stream.read(BATCH_BYTES):

@@ -1,7 +1,9 @@
-"""Statistics of an endpoint's log: the numbers of rows, files and labels, and of missing rows.
+"""Statistics of an endpoint's log: the numbers of rows, files and labels, and of
+missing rows.
 
-Each agent, which belongs to one state folder, writes a watermark, LOG/_watermarks/<agent>.json. It contains the time up
-to which the log is complete, and row counts since the state folder was created. It is deleted after `GONE_AFTER`.
+Each agent, which belongs to one state folder, writes a watermark,
+LOG/_watermarks/<agent>.json. It contains the time up to which the log is complete, and
+row counts since the state folder was created. It is deleted after `GONE_AFTER`.
 """
 
 from collections import Counter
@@ -37,13 +39,17 @@ from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, TimeRange
 
 WATERMARKS = "_watermarks"
 GONE_AFTER = timedelta(days=30)
-"""The age at which a watermark is deleted. A running agent writes its watermark every 30 seconds."""
+"""The age at which a watermark is deleted. A running agent writes its watermark every
+30 seconds.
+"""
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Counts of labels: labelled `rows` in the time range, distinct label keys (`names`), and keys that match no row in
-    the log (`unmatched`; None if only a part of the log was read)."""
+    """Counts of labels: labelled `rows` in the time range, distinct label keys
+    (`names`), and keys that match no row in the log (`unmatched`; None if only a part
+    of the log was read).
+    """
 
     rows: int = 0
     names: int = 0
@@ -52,7 +58,9 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class AgentCounts:
-    """The rows that the agents have counted since their first start, from their `Watermark`; without shadow rows."""
+    """The rows that the agents have counted since their first start, from their
+    `Watermark`; without shadow rows.
+    """
 
     answered: int
     captured: int
@@ -61,7 +69,9 @@ class AgentCounts:
     complete_until: datetime
 
     def gone(self, rows: int) -> int:
-        """Return the number of rows that were shipped and are no longer among the `rows` in the log."""
+        """Return the number of rows that were shipped and are no longer among the
+        `rows` in the log.
+        """
         return max(0, self.shipped - rows)
 
 
@@ -71,9 +81,12 @@ class LogStats:
 
     Attributes:
         rows: the number of distinct rows in the time range, without shadow rows.
-        failed_rows: the number of rows of requests without an answer. Only this count includes such rows.
-        first, last: event times of rows, including shadow rows; None if there are no rows.
-        by_version, by_variant, by_hour: row counts by "MODEL version N", by variant, and by the start of the hour.
+        failed_rows: the number of rows of requests without an answer. Only this count
+            includes such rows.
+        first, last: event times of rows, including shadow rows; None if there are no
+            rows.
+        by_version, by_variant, by_hour: row counts by "MODEL version N", by variant,
+            and by the start of the hour.
         files, size: number of files in the log, and their size in bytes.
         account: None if no agent has written a watermark for the endpoint.
         unreadable: malformed files, which no count includes, with the reasons.
@@ -96,8 +109,10 @@ class LogStats:
 
 
 def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) -> LogStats:
-    """Count the rows of an endpoint, optionally in a time range. Raises NotFound for an unknown endpoint (the message
-    names the known endpoints), and OnnxserveError if the log is unreachable."""
+    """Count the rows of an endpoint, optionally in a time range. Raises NotFound for an
+    unknown endpoint (the message names the known endpoints), and OnnxserveError if the
+    log is unreachable.
+    """
     account = _agent_counts(log, endpoint)
     if (
         account is None and endpoint not in log.failures.endpoints()
@@ -204,11 +219,14 @@ class Watermark:
     Attributes:
         agent: the agent's name, which is the same after a restart.
         endpoints: the endpoints that the agent's server serves, or has served.
-        complete_until: every row that was answered before this time is in the log, unless it was dropped.
+        complete_until: every row that was answered before this time is in the log,
+            unless it was dropped.
         ended: True if the server was shut down and all captured rows are in the log.
-        captured_rows: answered rows that are in the log or being shipped. Rows excluded by the spec
-            (`capture.fraction`, `capture.max_rows_per_request`) are not captured.
-        dropped_rows: rows that should have been captured but were not, or that were lost before they reached the log.
+        captured_rows: answered rows that are in the log or being shipped. Rows excluded
+            by the spec (`capture.fraction`, `capture.max_rows_per_request`) are not
+            captured.
+        dropped_rows: rows that should have been captured but were not, or that were
+            lost before they reached the log.
     """
 
     agent: str
@@ -226,12 +244,16 @@ _WATERMARK = TypeAdapter(Watermark)
 
 
 def write_watermark(location: LogLocation, mark: Watermark) -> None:
-    """Write the agent's watermark and replace the previous watermark. Raises OSError if the log cannot be written."""
+    """Write the agent's watermark and replace the previous watermark. Raises OSError if
+    the log cannot be written.
+    """
     write_file(location, f"{WATERMARKS}/{mark.agent}.json", orjson.dumps(mark))
 
 
 def read_watermarks(location: LogLocation) -> list[Watermark]:
-    """Return all watermarks sorted by agent, without malformed files. Raises OSError if the log is unreachable."""
+    """Return all watermarks sorted by agent, without malformed files. Raises OSError if
+    the log is unreachable.
+    """
     marks = []
     for info in _files(location):
         with suppress(FileNotFoundError):  # Another process may delete the file.
@@ -243,7 +265,9 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
 
 
 def expire_watermarks(location: LogLocation, now: datetime) -> list[str]:
-    """Delete watermarks after `GONE_AFTER` and return the agents' names; raise OSError if the log is unreachable."""
+    """Delete watermarks after `GONE_AFTER` and return the agents' names; raise OSError
+    if the log is unreachable.
+    """
     gone = [
         info
         for info in _files(location)

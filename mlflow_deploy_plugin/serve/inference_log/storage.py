@@ -1,4 +1,6 @@
-"""Storage of the inference log: its location (a folder or an S3-compatible bucket), its files, and atomic writes."""
+"""Storage of the inference log: its location (a folder or an S3-compatible bucket), its
+files, and atomic writes.
+"""
 
 import io
 import os
@@ -25,9 +27,13 @@ from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
 FAILURES = "_failed"
-"""The log of requests without an answer, in a folder of the log's root. This log has no columns of the model."""
+"""The log of requests without an answer, in a folder of the log's root. This log has no
+columns of the model.
+"""
 SKETCHES = "_sketches"
-"""The folder of sketches, which are computed from the rows (`watch/drift/sketches/hourly.py`)."""
+"""The folder of sketches, which are computed from the rows
+(`watch/drift/sketches/hourly.py`).
+"""
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 PART_BYTES = 8 * 1024 * 1024
@@ -39,8 +45,10 @@ _HOUR_FOLDER = re.compile(r"/date=([^/]+)/hour=([^/]+)$")
 
 @dataclass(frozen=True)
 class LogLocation:
-    """A file system and the log's `root` on it. `shown` is the location in messages. If `is_local`, files are renamed
-    into place; an object store shows only complete objects. `endpoint` is the URL of the S3 API (None: Amazon's)."""
+    """A file system and the log's `root` on it. `shown` is the location in messages. If
+    `is_local`, files are renamed into place; an object store shows only complete
+    objects. `endpoint` is the URL of the S3 API (None: Amazon's).
+    """
 
     filesystem: fs.FileSystem
     root: str
@@ -64,7 +72,9 @@ class Hour:
 
 @dataclass(frozen=True, order=True)
 class LogFile:
-    """A file of rows or labels: its path, its size in bytes, and the time of the last write."""
+    """A file of rows or labels: its path, its size in bytes, and the time of the last
+    write.
+    """
 
     path: str
     size: int
@@ -72,8 +82,10 @@ class LogFile:
 
 
 def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
-    """Return the location of a log, or of other files, from a folder, a file:// URI or an s3:// URI. Messages call the
-    URI `setting`. `AWS_ENDPOINT_URL` selects an S3 API other than Amazon's. Raises InvalidConfig, without secrets."""
+    """Return the location of a log, or of other files, from a folder, a file:// URI or
+    an s3:// URI. Messages call the URI `setting`. `AWS_ENDPOINT_URL` selects an S3 API
+    other than Amazon's. Raises InvalidConfig, without secrets.
+    """
     if log_uri.startswith("/") or ":" not in log_uri:  # An absolute path may contain a colon.
         return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
     try:
@@ -110,7 +122,9 @@ def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
 
 
 def list_endpoints(location: LogLocation, folder: str = "") -> list[str]:
-    """Return the endpoints that have files in the log, or in one of its folders such as `_labels`."""
+    """Return the endpoints that have files in the log, or in one of its folders such as
+    `_labels`.
+    """
     root = f"{location.root}/{folder}" if folder else location.root
     return [value for value, _ in _partitions(location, root, "endpoint")]
 
@@ -121,8 +135,10 @@ def iter_hours(
     window: Window | None = None,
     newest_first: bool = False,
 ) -> Iterator[Hour]:
-    """Yield the hours that have rows, in ascending order unless `newest_first`. With a window, yield only overlapping
-    hours. Each day is listed only when it is reached, because a listing costs a round trip to the bucket."""
+    """Yield the hours that have rows, in ascending order unless `newest_first`. With a
+    window, yield only overlapping hours. Each day is listed only when it is reached,
+    because a listing costs a round trip to the bucket.
+    """
 
     def overlaps(start: datetime, length: timedelta) -> bool:
         return window is None or (start < window.end and start + length > window.start)
@@ -141,7 +157,9 @@ def iter_hours(
 
 
 def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[LogFile]]:
-    """Return every hour that has files, in ascending order, with its files. One listing is fastest in a bucket."""
+    """Return every hour that has files, in ascending order, with its files. One listing
+    is fastest in a bucket.
+    """
     with wrap_log_errors(location):
         root = f"{location.root}/endpoint={endpoint}"
         entries = location.filesystem.get_file_info(
@@ -167,13 +185,17 @@ def list_days(location: LogLocation, folder: str) -> list[tuple[datetime, str]]:
 
 
 def list_files(location: LogLocation, folder: str) -> list[LogFile]:
-    """Return the Parquet files in a folder, sorted by name. A name that begins with a dot is an unfinished file."""
+    """Return the Parquet files in a folder, sorted by name. A name that begins with a
+    dot is an unfinished file.
+    """
     return _parquet_files(_list_folder(location, folder))
 
 
 @contextmanager
 def wrap_log_errors(location: LogLocation) -> Iterator[None]:
-    """Convert errors of an unreachable log to an OnnxserveError with a one-line message that names the log."""
+    """Convert errors of an unreachable log to an OnnxserveError with a one-line message
+    that names the log.
+    """
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -183,8 +205,10 @@ def wrap_log_errors(location: LogLocation) -> Iterator[None]:
 
 
 def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: bool = False) -> None:
-    """Write the content of an open file as `name` in the bucket. Raises the errors of `write_file`. The upload uses
-    boto3, because Arrow's writer lacks server-side encryption, which a bucket policy may require (API_PutObject)."""
+    """Write the content of an open file as `name` in the bucket. Raises the errors of
+    `write_file`. The upload uses boto3, because Arrow's writer lacks server-side
+    encryption, which a bucket policy may require (API_PutObject).
+    """
     encryption = load_settings().log_sse  # If empty, the bucket's default applies.
     arguments = {"ServerSideEncryption": encryption} if encryption else {}
     if encryption.startswith(_KMS + ":"):
@@ -220,8 +244,10 @@ def write_file(
     content: bytes | pa.Buffer,
     is_new: bool = False,
 ) -> None:
-    """Write `content` as `name` in the log's root and replace a file of that name. Raises FileExistsError if `is_new`
-    and the bucket has the object, OSError if the log cannot be written, and NotInstalled if boto3 is missing."""
+    """Write `content` as `name` in the log's root and replace a file of that name.
+    Raises FileExistsError if `is_new` and the bucket has the object, OSError if the log
+    cannot be written, and NotInstalled if boto3 is missing.
+    """
     if location.is_local:
         write_atomically(Path(location.root, name), content)
     else:
@@ -235,8 +261,10 @@ def encode_parquet(table: pa.Table) -> pa.Buffer:
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, object]:
-    """Return Parquet writer options for a log file. Compared with Arrow's defaults, writing takes a quarter of the time
-    and files are a third smaller. Only repetitive strings have a dictionary; only the event time has statistics."""
+    """Return Parquet writer options for a log file. Compared with Arrow's defaults,
+    writing takes a quarter of the time and files are a third smaller. Only repetitive
+    strings have a dictionary; only the event time has statistics.
+    """
     ascending = [name for name in (EVENT_TIME, "_received_time", "_offset") if name in schema.names]
     return {
         "compression": "zstd",
@@ -253,7 +281,9 @@ def parquet_options(schema: pa.Schema) -> dict[str, object]:
 
 @lru_cache(maxsize=4)
 def _s3_client(endpoint: str | None, region: str) -> tuple[Any, Any, tuple[type[Exception], ...]]:
-    """Return a boto3 client, its transfer configuration, and the exceptions that boto3 raises."""
+    """Return a boto3 client, its transfer configuration, and the exceptions that boto3
+    raises.
+    """
     try:
         import boto3
     except ImportError:
@@ -269,7 +299,8 @@ def _s3_client(endpoint: str | None, region: str) -> tuple[Any, Any, tuple[type[
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
         retries={"mode": "standard", "max_attempts": _ATTEMPTS},
-        # S3 APIs other than Amazon's reject the checksums that boto3 adds by default since 1.36.
+        # S3 APIs other than Amazon's reject the checksums that boto3 adds by default
+        # since 1.36.
         request_checksum_calculation=os.environ.get(
             "AWS_REQUEST_CHECKSUM_CALCULATION",
             "when_required",
@@ -302,7 +333,9 @@ def _parquet_files(entries: Iterable[fs.FileInfo]) -> list[LogFile]:
 
 
 def _partitions(location: LogLocation, folder: str, key: str) -> list[tuple[str, str]]:
-    """Return the values of the partition `key` in the folder, in ascending order, each with its path."""
+    """Return the values of the partition `key` in the folder, in ascending order, each
+    with its path.
+    """
     prefix = f"{key}="
     return sorted(
         (entry.base_name.removeprefix(prefix), entry.path)
@@ -319,7 +352,9 @@ def _list_folder(location: LogLocation, folder: str) -> list[fs.FileInfo]:
 
 
 def _parse_partition(text: str, form: str) -> datetime | None:
-    """Return the time in a folder name, or None if the folder does not belong to the log."""
+    """Return the time in a folder name, or None if the folder does not belong to the
+    log.
+    """
     try:
         return datetime.strptime(text, form).replace(tzinfo=UTC)
     except ValueError:

@@ -1,6 +1,7 @@
-"""Tables of the log: unify schemas, summarise lists as numbers, convert captured answers to the outputs of their
-version, and identify rows by (`_segment`, `_offset`, `_row`). Hashes of these identities reveal duplicates and select a
-reproducible sample."""
+"""Tables of the log: unify schemas, summarise lists as numbers, convert captured
+answers to the outputs of their version, and identify rows by (`_segment`, `_offset`,
+`_row`). Hashes of these identities reveal duplicates and select a reproducible sample.
+"""
 
 import hashlib
 import json
@@ -24,8 +25,10 @@ IDENTITY = ("_segment", "_offset", "_row")
 
 
 def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Return the union of the schemas' columns. Two numeric types become the wider type; booleans with numbers become 1
-    and 0. Integers with floats become float64, which is exact up to 2**53. Any other pair of types becomes text."""
+    """Return the union of the schemas' columns. Two numeric types become the wider
+    type; booleans with numbers become 1 and 0. Integers with floats become float64,
+    which is exact up to 2**53. Any other pair of types becomes text.
+    """
     types: dict[str, pa.DataType] = {}
     for schema in schemas:
         for field in schema:
@@ -47,7 +50,9 @@ def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the same rows with the columns and types of `schema`. A column that the table lacks is null."""
+    """Return the same rows with the columns and types of `schema`. A column that the
+    table lacks is null.
+    """
     names = set(table.column_names)
     columns = [
         _as_type(table.column(field.name), field.type)
@@ -66,13 +71,16 @@ def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
-    """Replace each column of numeric lists with a few numeric columns. Other lists are unchanged.
+    """Replace each column of numeric lists with a few numeric columns. Other lists are
+    unchanged.
 
-    A short vector (a list in Parquet) becomes its components: `probabilities.0`, `probabilities.1`. A long vector or a
-    tensor becomes the mean and standard deviation of each row, `image.mean` and `image.std`, and projections on eight
-    random directions, `image.projection.0` (Johnson and Lindenstrauss; with signs as directions: Achlioptas, PODS
-    2001). Columns in `known` are always created, so that the result does not depend on the rows: `x.mean` requests
-    mean, std and projections; `x.0` and `x.1` request at least these components.
+    A short vector (a list in Parquet) becomes its components: `probabilities.0`,
+    `probabilities.1`. A long vector or a tensor becomes the mean and standard deviation
+    of each row, `image.mean` and `image.std`, and projections on eight random
+    directions, `image.projection.0` (Johnson and Lindenstrauss; with signs as
+    directions: Achlioptas, PODS 2001). Columns in `known` are always created, so that
+    the result does not depend on the rows: `x.mean` requests mean, std and projections;
+    `x.0` and `x.1` request at least these components.
     """
     for name in table.column_names:
         column = table.column(name)
@@ -92,7 +100,9 @@ def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
 
 
 def _boolean_as(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Return `other` if `kind` is boolean and `other` is numeric, also within lists. Otherwise return `kind`."""
+    """Return `other` if `kind` is boolean and `other` is numeric, also within lists.
+    Otherwise return `kind`.
+    """
     if pa.types.is_list(kind) and pa.types.is_list(other):
         return pa.list_(_boolean_as(kind.value_type, other.value_type))
     is_number = pa.types.is_integer(other) or pa.types.is_floating(other)
@@ -128,7 +138,9 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -> dict[str, Array]:
-    """Return columns of [N] float64 by suffix, with NaN for absent values. Return {} if the values are not numeric."""
+    """Return columns of [N] float64 by suffix, with NaN for absent values. Return {} if
+    the values are not numeric.
+    """
     rows = np.arange(len(column))
     flat = column.combine_chunks()
     depth = 0
@@ -185,7 +197,9 @@ def most_first(counts: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], i
 
 
 def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[str]:
-    """Return the columns; a single answer is added under both of its names, `prediction` and `output.NAME`."""
+    """Return the columns; a single answer is added under both of its names,
+    `prediction` and `output.NAME`.
+    """
     names = {*columns}
     only_answer = only_answer_columns(artifact.prediction) if artifact is not None else set()
     return names | only_answer if names & only_answer else names
@@ -196,8 +210,9 @@ def describe_answers(
     rows: pa.Table,
     masked: Collection[str],
 ) -> Artifact:
-    """Return the version's description of its outputs, or a guess from the `rows` if the version no longer exists.
-    Masked predictions are treated as numbers."""
+    """Return the version's description of its outputs, or a guess from the `rows` if
+    the version no longer exists. Masked predictions are treated as numbers.
+    """
     if artifact is not None and artifact.outputs:
         return artifact
     outputs = []
@@ -226,8 +241,10 @@ def captured_outputs(
     rows: pa.Table,
     masked: Collection[str],
 ) -> dict[str, Array]:
-    """Return the arrays of the outputs that the log has for every row, by name. Masked labels are equal if their hashes
-    are equal. Masked numbers are excluded, because they cannot be compared."""
+    """Return the arrays of the outputs that the log has for every row, by name. Masked
+    labels are equal if their hashes are equal. Masked numbers are excluded, because
+    they cannot be compared.
+    """
     hidden = with_both_names(masked, artifact)
     arrays = {}
     for output in artifact.outputs:
@@ -246,7 +263,9 @@ def captured_outputs(
 
 
 def as_array(column: pa.Array) -> Array | None:
-    """Return the column as an array, [N], or [N, …] for lists of equal length; None if the lengths differ."""
+    """Return the column as an array, [N], or [N, …] for lists of equal length; None if
+    the lengths differ.
+    """
     shape = [len(column)]
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         lengths = pc.unique(pc.list_value_length(column)).to_pylist()
@@ -265,7 +284,9 @@ class Deduplicator:
         self._sorted: list[Array] = []  # Each array is at least twice as long as the next.
 
     def first_seen(self, hashes: Array) -> Array:
-        """Return True, [N] bool, for each hash that did not occur before, in this call or an earlier call."""
+        """Return True, [N] bool, for each hash that did not occur before, in this call
+        or an earlier call.
+        """
         distinct, first = np.unique(hashes, return_index=True)
         is_new = np.ones(len(distinct), dtype=bool)
         for known in self._sorted:
@@ -282,8 +303,10 @@ class Deduplicator:
 
 
 class Sample:
-    """A sample of at most `bound` distinct rows: the rows with the smallest hashes. Duplicates have equal hashes, so
-    duplicates are dropped for any order of the files (bottom-k sampling: Cohen and Kaplan, PODC 2007)."""
+    """A sample of at most `bound` distinct rows: the rows with the smallest hashes.
+    Duplicates have equal hashes, so duplicates are dropped for any order of the files
+    (bottom-k sampling: Cohen and Kaplan, PODC 2007).
+    """
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
@@ -300,7 +323,9 @@ class Sample:
             self._compact()
 
     def rows(self) -> int:
-        """Return the number of distinct rows so far. Above `bound` it is an estimate with an error of 1/sqrt(bound)."""
+        """Return the number of distinct rows so far. Above `bound` it is an estimate
+        with an error of 1/sqrt(bound).
+        """
         self._compact()
         if not self.is_full:
             return self._held
@@ -324,7 +349,9 @@ class Sample:
 
 
 def hash_rows(table: pa.Table) -> Array:
-    """Return uniform hashes of (segment, offset, row), [N] uint64. Collisions are practically impossible."""
+    """Return uniform hashes of (segment, offset, row), [N] uint64. Collisions are
+    practically impossible.
+    """
     hashes = hash_texts(table.column("_segment"))
     for name in ("_offset", "_row"):
         hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
@@ -332,7 +359,9 @@ def hash_rows(table: pa.Table) -> Array:
 
 
 def hash_texts(column: pa.ChunkedArray) -> Array:
-    """Return hashes of texts, [N] uint64, which are the same in every process. Null has a separate hash."""
+    """Return hashes of texts, [N] uint64, which are the same in every process. Null has
+    a separate hash.
+    """
     texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
     seeds = [
         hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -343,7 +372,9 @@ def hash_texts(column: pa.ChunkedArray) -> Array:
 
 
 def hash_ids(column: pa.ChunkedArray) -> Array:
-    """Return hashes of texts, [N] uint64: for ids, keys and other short texts, 12 times as fast as `hash_texts`."""
+    """Return hashes of texts, [N] uint64: for ids, keys and other short texts, 12 times
+    as fast as `hash_texts`.
+    """
     texts = pc.fill_null(column.combine_chunks().cast(pa.string()), "\0")
     lengths = np.asarray(pc.binary_length(texts))
     hashes = np.empty(len(texts), np.uint64)
@@ -366,7 +397,9 @@ def hash_ids(column: pa.ChunkedArray) -> Array:
 
 
 def distinct(ascending: Array) -> Array:
-    """Return each value of the ascending array once. NumPy 2.4's `unique` takes 65 times as long for hashes."""
+    """Return each value of the ascending array once. NumPy 2.4's `unique` takes 65
+    times as long for hashes.
+    """
     return np.compress(np.append(True, ascending[1:] > ascending[:-1])[: len(ascending)], ascending)
 
 
@@ -385,7 +418,9 @@ def combine_hashes(hashes: Array, values: Array) -> Array:
 
 
 def splitmix64(values: Array) -> Array:
-    """Return hashes, [N] uint64, whose bits depend on all bits of the value (Steele, Lea, Flood: OOPSLA 2014)."""
+    """Return hashes, [N] uint64, whose bits depend on all bits of the value (Steele,
+    Lea, Flood: OOPSLA 2014).
+    """
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

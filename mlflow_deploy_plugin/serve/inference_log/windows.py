@@ -1,6 +1,7 @@
 """Windows and time ranges: half-open time intervals in UTC, in microseconds.
 
-A `Window` limits the event time. A `TimeRange` (`--since`, `--until`) limits the event time and the time of receipt.
+A `Window` limits the event time. A `TimeRange` (`--since`, `--until`) limits the event
+time and the time of receipt.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +22,10 @@ CLOCK_SKEW = timedelta(hours=1)
 """The maximum expected clock difference between a server and a bucket."""
 _FIRST = datetime(1, 1, 2, tzinfo=UTC)
 _LAST = datetime(9999, 12, 30, tzinfo=UTC)
-_EXPECTED_WINDOW = "a window is START/END or START/DURATION in UTC, e.g. 2013-07-01/2013-07-02, 2013-07-01T12:00/6h"
+_EXPECTED_WINDOW = (
+    "a window is START/END or START/DURATION in UTC, e.g. 2013-07-01/2013-07-02, "
+    "2013-07-01T12:00/6h"
+)
 _EXPECTED_TIME = (
     "a duration before now (90s, 15m, 1h, 7d), a time of the events (2013-07-01, 2013-07-01T12:00Z)"
 )
@@ -53,8 +57,10 @@ class Window:
 
 @dataclass(frozen=True)
 class TimeRange:
-    """Two half-open intervals: the event time (`start`, `end`), and the time of receipt by the server's wall clock
-    (`received_from`, `received_until`). A row must be in both intervals."""
+    """Two half-open intervals: the event time (`start`, `end`), and the time of receipt
+    by the server's wall clock (`received_from`, `received_until`). A row must be in
+    both intervals.
+    """
 
     start: datetime = _FIRST
     end: datetime = _LAST
@@ -68,13 +74,17 @@ class TimeRange:
 
     @property
     def received_us(self) -> tuple[int, int] | None:
-        """The interval of receipt in microseconds since 1970, or None if the time of receipt is unbounded."""
+        """The interval of receipt in microseconds since 1970, or None if the time of
+        receipt is unbounded.
+        """
         if (self.received_from, self.received_until) == (_FIRST, _LAST):
             return None
         return microseconds(self.received_from), microseconds(self.received_until)
 
     def may_have_rows(self, written: datetime) -> bool:
-        """Return False if a file last `written` at this time can only contain rows received before the range."""
+        """Return False if a file last `written` at this time can only contain rows
+        received before the range.
+        """
         return self.received_from == _FIRST or written >= self.received_from - CLOCK_SKEW
 
 
@@ -84,7 +94,9 @@ def microseconds(time: datetime) -> int:
 
 
 def parse_window(text: str) -> Window:
-    """Parse `2013-07-01/2013-07-02`, `2013-07-01/1d` or `2013-07-01T12:00Z/6h`, in UTC; raises InvalidConfig."""
+    """Parse `2013-07-01/2013-07-02`, `2013-07-01/1d` or `2013-07-01T12:00Z/6h`, in UTC;
+    raises InvalidConfig.
+    """
     try:
         return Window(*parse_interval(text.strip()))
     except OverflowError:
@@ -94,16 +106,20 @@ def parse_window(text: str) -> Window:
 
 
 def window_at(time_us: int, every: str) -> Window:
-    """Return the window of length `every` that contains the time. Windows count from 1970, so days begin at 00:00."""
+    """Return the window of length `every` that contains the time. Windows count from
+    1970, so days begin at 00:00.
+    """
     length = duration_seconds(every)
     start = EPOCH + timedelta(seconds=time_us // (length * 1_000_000) * length)
     return Window(start, start + timedelta(seconds=length))
 
 
 def parse_time_range(since: str | None, until: str | None, now: datetime) -> TimeRange:
-    """Parse `--since` and `--until` (exclusive). `--since 1h` selects the rows received in the last hour, `--since
-    2013-07-01` selects event times from that day on, and `--since 2013-07-01/1d` selects the event times in that
-    window. Raises InvalidConfig if a value cannot be parsed or the range is empty."""
+    """Parse `--since` and `--until` (exclusive). `--since 1h` selects the rows received
+    in the last hour, `--since 2013-07-01` selects event times from that day on, and
+    `--since 2013-07-01/1d` selects the event times in that window. Raises InvalidConfig
+    if a value cannot be parsed or the range is empty.
+    """
     times = TimeRange()
     if since is not None:
         if is_duration(since):

@@ -1,1 +1,3 @@
-"""The versions in a worker's memory: repository, loading, routing, side processes and model control."""
+"""The versions in a worker's memory: repository, loading, routing, side processes and
+model control.
+"""

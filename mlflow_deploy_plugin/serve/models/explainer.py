@@ -1,6 +1,8 @@
-"""Explanations of predictions, from a process next to the worker that runs only while it is used.
+"""Explanations of predictions, from a process next to the worker that runs only while
+it is used.
 
-Importing SHAP takes seconds and 250 MB. A single process explains the predictions of all versions of the worker.
+Importing SHAP takes seconds and 250 MB. A single process explains the predictions of
+all versions of the worker.
 """
 
 import importlib.util
@@ -30,11 +32,14 @@ _GRACE_SECONDS = 5.0
 
 
 class ExplainerClient:
-    """A client that starts the explainer process at the first request and sends requests to it.
+    """A client that starts the explainer process at the first request and sends
+    requests to it.
 
     Args:
-        timeout_seconds: the time limit for an explanation, including the wait for a turn and the process start.
-        max_waiting: the maximum number of requests in this worker that wait or are being explained.
+        timeout_seconds: the time limit for an explanation, including the wait for a
+            turn and the process start.
+        max_waiting: the maximum number of requests in this worker that wait or are
+            being explained.
         idle_seconds: the time without a request after which the process ends.
     """
 
@@ -61,19 +66,22 @@ class ExplainerClient:
         return process.pid if process else None
 
     def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> SideMessage:
-        """Return the result of `serve.pyfunc.explainer.answer` for these rows of the model in `folder`.
+        """Return the result of `serve.pyfunc.explainer.answer` for these rows of the
+        model in `folder`.
 
         Raises:
             NotInstalled: shap is missing.
             InvalidRequest, InferenceError: the model cannot be explained.
             DeadlineExceeded: the explanation took longer than `timeout_seconds`.
             TooManyRequests: `max_waiting` requests are already waiting.
-            NotReady: the process cannot be started, is still starting, or exited during this request.
+            NotReady: the process cannot be started, is still starting, or exited during
+                this request.
         """
         deadline = time.perf_counter() + self._timeout_seconds
         if importlib.util.find_spec("shap") is None:
             raise NotInstalled(
-                "explanations need shap, which is not installed on this server: pip install 'mlflow-onnxserve[explain]'",
+                "explanations need shap, which is not installed on this server: pip install "
+                "'mlflow-onnxserve[explain]'",
             )
         with self._admit():
             process, left = self._start(deadline), max(0.0, deadline - time.perf_counter())
@@ -91,7 +99,9 @@ class ExplainerClient:
 
     @contextmanager
     def _admit(self) -> Iterator[None]:
-        """Limit the waiting requests, and do not end the process while requests are active."""
+        """Limit the waiting requests, and do not end the process while requests are
+        active.
+        """
         with self._lock:
             if self._active >= self._max_waiting:
                 raise TooManyRequests(
@@ -124,7 +134,9 @@ class ExplainerClient:
         process.close()
 
     def _start(self, deadline: float) -> SideProcess:
-        """Return the process. The first request starts it, and other requests wait for the start."""
+        """Return the process. The first request starts it, and other requests wait for
+        the start.
+        """
         if not self._starting.acquire(timeout=max(0.0, deadline - time.perf_counter())):
             raise NotReady("the explainer process is still starting", 1)
         try:

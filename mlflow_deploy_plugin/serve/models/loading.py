@@ -1,4 +1,6 @@
-"""Loading a version: its memory limit, the warm-up before its first request, and batching if it is possible."""
+"""Loading a version: its memory limit, the warm-up before its first request, and
+batching if it is possible.
+"""
 
 import logging
 import mmap
@@ -48,23 +50,32 @@ from mlflow_deploy_plugin.serve.variants import LoadedVersion
 
 logger = logging.getLogger(__name__)
 
-# The op_type of a node in protobuf: field 4, the length, the text (onnx.proto, NodeProto).
+# The op_type of a node in protobuf: field 4, the length, the text (onnx.proto,
+# NodeProto).
 _RANDOM = re.compile(
     rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)',
 )
 _OTHERS_BYTES = 384 * 2**20
-"""The memory of supervisor, gunicorn and agent in a container; at most a quarter of its limit is reserved for them."""
+"""The memory of supervisor, gunicorn and agent in a container; at most a quarter of its
+limit is reserved for them.
+"""
 _MEASURABLE_BYTES = 4 * 2**20
-"""The size of files from which their load is measured; loading smaller files mostly takes memory for libraries."""
+"""The size of files from which their load is measured; loading smaller files mostly
+takes memory for libraries.
+"""
 _DEFAULT_FACTOR = 2.0
 _TOLERANCE = Tolerance(absolute=1e-6, relative=1e-3, of_row=1e-3)
-"""The tolerance of OpenVINO's outputs in float32. The measured differences are 1e-6 of the largest value."""
+"""The tolerance of OpenVINO's outputs in float32. The measured differences are 1e-6 of
+the largest value.
+"""
 _MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
 
 
 @dataclass(frozen=True, eq=False)
 class WarmVersion:
-    """A version that is ready to answer. The attributes have the same meaning as in `LoadedVersion`."""
+    """A version that is ready to answer. The attributes have the same meaning as in
+    `LoadedVersion`.
+    """
 
     predictor: Predictor
     batcher: Batcher | None = None
@@ -76,9 +87,11 @@ def load_version(
     load: Callable[[Path], WarmVersion],
     want: WantedVariant,
 ) -> LoadedVersion:
-    """Load and warm up the version. If the worker dies during the load, a state file reports the folder to the agent.
+    """Load and warm up the version. If the worker dies during the load, a state file
+    reports the folder to the agent.
 
-    Raises OnnxserveError if the version cannot be loaded; the message may be sent to clients.
+    Raises OnnxserveError if the version cannot be loaded; the message may be sent to
+    clients.
     """
     try:
         with mark_loading(state_dir, want.folder):
@@ -119,16 +132,21 @@ def load_warm(
     timeout_seconds: float = 60.0,
     concurrency: int = 1,
 ) -> WarmVersion:
-    """Load the MLmodel folder, and run the model once on its own example, or if it has none, on a row of zeros.
+    """Load the MLmodel folder, and run the model once on its own example, or if it has
+    none, on a row of zeros.
 
     Args:
-        policy: the policy for running requests together, if the model allows it; None to run them separately.
-        check_determinism: True to search the graph for random nodes, which takes a second per gigabyte.
-        timeout_seconds: the time limit of the first run, and of every request to a pyfunc (`SideProcess`).
+        policy: the policy for running requests together, if the model allows it; None
+            to run them separately.
+        check_determinism: True to search the graph for random nodes, which takes a
+            second per gigabyte.
+        timeout_seconds: the time limit of the first run, and of every request to a
+            pyfunc (`SideProcess`).
         concurrency: the maximum number of concurrent requests to a pyfunc.
 
     Raises:
-        InvalidArtifact: the model cannot be used, or cannot answer its own example, or OpenVINO answers incorrectly.
+        InvalidArtifact: the model cannot be used, or cannot answer its own example, or
+            OpenVINO answers incorrectly.
         DeviceUnavailable, RuntimeMissing: see `serve.runtime.session.open_session`.
     """
     artifact = read_served_artifact(folder)
@@ -155,7 +173,8 @@ def load_warm(
         try:
             model.try_out(feeds, timeout_seconds)
         except InferenceError as error:
-            # A graph may legitimately reject a row of zeros. Serve it without a warm-up.
+            # A graph may legitimately reject a row of zeros. Serve it without a
+            # warm-up.
             logger.info(
                 "%s: no warm-up, because the model rejects a row of zeros: %s",
                 folder.name,
@@ -174,7 +193,8 @@ def load_warm(
         else:
             for size in policy.sizes:
                 model.run(repeat_row(feeds, 0, size))
-            # The tokenizer divides a batch by the lengths of its texts. Padding rows would only be more work.
+            # The tokenizer divides a batch by the lengths of its texts. Padding rows
+            # would only be more work.
             pads = policy.pads and model.artifact.tokenizer is None
             batcher = Batcher(model.run, replace(policy, pads=pads))
     if not no_batch_dimension_reason(model.artifact):
@@ -183,7 +203,9 @@ def load_warm(
 
 
 def _compare_with_cpu(model: OnnxModel, feeds: Feeds) -> None:
-    """Raise InvalidArtifact if an output of OpenVINO differs from the CPU provider's output by more than rounding."""
+    """Raise InvalidArtifact if an output of OpenVINO differs from the CPU provider's
+    output by more than rounding.
+    """
     on_cpu = OnnxModel(model.artifact, open_session(model.artifact.onnx_file), ON_CPU).run(feeds)
     for name, array in model.run(feeds).items():
         if not is_close(array, on_cpu[name], _TOLERANCE):
@@ -193,7 +215,9 @@ def _compare_with_cpu(model: OnnxModel, feeds: Feeds) -> None:
 
 
 def has_random_nodes(onnx_file: Path) -> bool:
-    """Return True if the graph may draw random numbers. The search in its bytes takes 0.1 s per 100 MB."""
+    """Return True if the graph may draw random numbers. The search in its bytes takes
+    0.1 s per 100 MB.
+    """
     with (
         onnx_file.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -202,11 +226,14 @@ def has_random_nodes(onnx_file: Path) -> bool:
 
 
 class MemoryLimit:
-    """The memory limit of a worker in bytes, or None. A version is loaded next to the served version if both fit.
+    """The memory limit of a worker in bytes, or None. A version is loaded next to the
+    served version if both fit.
 
-    A container that exceeds its limit is killed. Therefore the memory of a load is estimated first: the file size times
-    a factor, which the last load of large files has measured (2 without a measurement). The first version is refused
-    only if its files exceed the limit. Loads wait for each other, because the memory of a current load is unknown.
+    A container that exceeds its limit is killed. Therefore the memory of a load is
+    estimated first: the file size times a factor, which the last load of large files
+    has measured (2 without a measurement). The first version is refused only if its
+    files exceed the limit. Loads wait for each other, because the memory of a current
+    load is unknown.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -216,7 +243,8 @@ class MemoryLimit:
 
     @contextmanager
     def loading(self, folder: Path) -> Iterator[None]:
-        """Check that the version in `folder` fits, and measure the memory that the context allocates.
+        """Check that the version in `folder` fits, and measure the memory that the
+        context allocates.
 
         Raises ModelError if the version would exceed the limit.
         """
@@ -232,8 +260,8 @@ class MemoryLimit:
                     f"{size / 2**20:,.0f} MiB" for size in (needed, before, self._limit)
                 )
                 raise ModelError(
-                    f"loading it would take about {about} in addition to the {used} of this worker, and the worker's "
-                    f"limit is {limit} (server.max_worker_memory_bytes)",
+                    f"loading it would take about {about} in addition to the {used} of this "
+                    f"worker, and the worker's limit is {limit} (server.max_worker_memory_bytes)",
                 )
             yield
             taken = (
@@ -250,7 +278,9 @@ class MemoryLimit:
 
 
 def worker_limit(configured: int | None, workers: int) -> int | None:
-    """Return the limit of a worker: the configured limit, or a share of the cgroup's memory if that is limited."""
+    """Return the limit of a worker: the configured limit, or a share of the cgroup's
+    memory if that is limited.
+    """
     if configured is not None:
         return configured
     limit = memory_limit()

@@ -1,7 +1,9 @@
-"""Model control: a request to a worker loads an endpoint into the memory of all workers, or unloads it.
+"""Model control: a request to a worker loads an endpoint into the memory of all
+workers, or unloads it.
 
-Only the agent writes the wanted state. Therefore a worker writes a command file (`core/statedir/commands.py`), and the
-agent (`serve/agent/control.py`) answers once all workers have applied the change.
+Only the agent writes the wanted state. Therefore a worker writes a command file
+(`core/statedir/commands.py`), and the agent (`serve/agent/control.py`) answers once all
+workers have applied the change.
 """
 
 import os
@@ -37,18 +39,23 @@ from mlflow_deploy_plugin.core.statedir.models import AgentState, Command, Comma
 
 _MAX_COMMAND_BYTES = 256 * 1024
 _AGENT_SECONDS = 10.0
-"""The longest downtime of the agent: after a crash it is restarted within a second, and then imports MLflow."""
+"""The longest downtime of the agent: after a crash it is restarted within a second, and
+then imports MLflow.
+"""
 _POLL_SECONDS = 0.05
 
 
 @dataclass(eq=False)
 class ModelControl:
-    """The part of a worker that loads and unloads endpoints on request, if the mode is "explicit".
+    """The part of a worker that loads and unloads endpoints on request, if the mode is
+    "explicit".
 
     Attributes:
-        max_waiting: the maximum number of this worker's requests that wait for an answer, each in its thread.
+        max_waiting: the maximum number of this worker's requests that wait for an
+            answer, each in its thread.
         timeout_seconds: the longest wait for a command.
-        agent_seconds: the longest downtime of the agent, which is restarted after a crash.
+        agent_seconds: the longest downtime of the agent, which is restarted after a
+            crash.
     """
 
     state_dir: Path
@@ -61,17 +68,21 @@ class ModelControl:
         self._waiting = threading.BoundedSemaphore(self.max_waiting)
 
     def load(self, endpoint: str, added: EndpointSpec | None = None, actor: str = "") -> None:
-        """Load the endpoint into all workers. If it is already loaded, resolve its versions again.
+        """Load the endpoint into all workers. If it is already loaded, resolve its
+        versions again.
 
-        `added` is the endpoint if the spec lacks it; `actor` is the name of the caller's key.
+        `added` is the endpoint if the spec lacks it; `actor` is the name of the
+        caller's key.
 
         Raises:
-            InvalidConfig: model control is off, or `added` is too large or already in the spec.
+            InvalidConfig: model control is off, or `added` is too large or already in
+                the spec.
             NotFound: the endpoint or the model does not exist.
             ModelError: the model cannot be served.
             NotReady, RegistryUnavailable: the agent, or the registry, does not respond.
             TooManyRequests: too many commands are in progress.
-            DeadlineExceeded: the command takes longer than a request can wait, and continues.
+            DeadlineExceeded: the command takes longer than a request can wait, and
+                continues.
         """
         self._run(
             Command(
@@ -92,13 +103,15 @@ class ModelControl:
     def _run(self, command: Command) -> None:
         if self.mode != "explicit":
             raise InvalidConfig(
-                f"this server does not allow requests to {command.action} endpoints; to allow them, start it with "
-                "server.model_control_mode: explicit in its spec (-C server.model_control_mode=explicit)",
+                f"this server does not allow requests to {command.action} endpoints; to allow "
+                "them, start it with server.model_control_mode: explicit in its spec (-C "
+                "server.model_control_mode=explicit)",
             )
         if (size := len(command.model_dump_json())) > _MAX_COMMAND_BYTES:
             name = command.endpoint[:100]
             raise InvalidConfig(
-                f"endpoint {name!r} has {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are allowed",
+                f"endpoint {name!r} has {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are "
+                "allowed",
             )
         with self._admit():
             name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
@@ -119,7 +132,9 @@ class ModelControl:
 
     @contextmanager
     def _admit(self) -> Iterator[None]:
-        """Limit all workers' command files, and this worker's waiting requests, to leave threads for predictions."""
+        """Limit all workers' command files, and this worker's waiting requests, to
+        leave threads for predictions.
+        """
         if not self._waiting.acquire(blocking=False):
             raise TooManyRequests(
                 "other endpoints are being loaded or unloaded; retry in a moment",
@@ -144,12 +159,14 @@ class ModelControl:
                 agent_seen = now
             if now - agent_seen > self.agent_seconds:
                 raise NotReady(
-                    f"the agent that must {command.action} the endpoint is not running; retry later",
+                    f"the agent that must {command.action} the endpoint is not running; retry "
+                    "later",
                 )
             if now - began > self.timeout_seconds:
                 raise DeadlineExceeded(
-                    f"the {command.action} of {command.endpoint!r} takes longer than {self.timeout_seconds:.0f} s and "
-                    "continues; /v2/repository/index shows the result",
+                    f"the {command.action} of {command.endpoint!r} takes longer than "
+                    f"{self.timeout_seconds:.0f} s and continues; /v2/repository/index shows the "
+                    "result",
                 )
             time.sleep(_POLL_SECONDS)
         return answer

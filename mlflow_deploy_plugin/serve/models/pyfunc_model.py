@@ -1,4 +1,6 @@
-"""PyfuncPredictor: a loaded version without an ONNX form, with functions for named arrays and for bodies."""
+"""PyfuncPredictor: a loaded version without an ONNX form, with functions for named
+arrays and for bodies.
+"""
 
 import logging
 import math
@@ -22,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 class PyfuncPredictor:
-    """A model that runs in its own process (`mlflow_deploy_plugin.serve.pyfunc`), which ends with this object.
+    """A model that runs in its own process (`mlflow_deploy_plugin.serve.pyfunc`), which
+    ends with this object.
 
-    If the signature has no outputs, they are taken from the first response. `schema` rejects all feeds if the model
-    does not accept named arrays.
+    If the signature has no outputs, they are taken from the first response. `schema`
+    rejects all feeds if the model does not accept named arrays.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class PyfuncPredictor:
         timeout_seconds: float,
         concurrency: int = 1,
     ) -> "PyfuncPredictor":
-        """Start the process and wait until the model has answered its example. Raises InvalidArtifact if that fails."""
+        """Start the process and wait until the model has answered its example. Raises
+        InvalidArtifact if that fails.
+        """
         command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.pyfunc", str(artifact.folder)]
         process = SideProcess(command, timeout_seconds, concurrency=concurrency)
         ready = process.start()
@@ -71,7 +76,9 @@ class PyfuncPredictor:
         return self._process.queue_seconds
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
-        """Limit the size of responses like `Predictor.limit_values`, before they are encoded or sent."""
+        """Limit the size of responses like `Predictor.limit_values`, before they are
+        encoded or sent.
+        """
         self._most_values = most * batch_rows
 
     def run(
@@ -81,10 +88,12 @@ class PyfuncPredictor:
         deadline: float = math.inf,
         parameters: Mapping[str, object] | None = None,
     ) -> dict[str, Array]:
-        """Run like `Predictor.run`; the model receives the `parameters` that are params of its signature.
+        """Run like `Predictor.run`; the model receives the `parameters` that are params
+        of its signature.
 
         Raises:
-            SchemaMismatch, InferenceError: the model rejects the input, or its outputs differ from earlier outputs.
+            SchemaMismatch, InferenceError: the model rejects the input, or its outputs
+                differ from earlier outputs.
             BodyTooLarge: the response has more values than `limit_values` allows.
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
@@ -98,7 +107,8 @@ class PyfuncPredictor:
         if computed.keys() != set(known):
             actual, expected = (join_names(map(repr, names)) for names in (computed, known))
             raise InferenceError(
-                f"the model returns {actual}, {self._source} {expected}; send it to /invocations, as JSON or CSV",
+                f"the model returns {actual}, {self._source} {expected}; send it to /invocations, "
+                "as JSON or CSV",
             )
         return {name: computed[name] for name in (known if outputs is None else outputs)}
 
@@ -115,10 +125,12 @@ class PyfuncPredictor:
         deadline: float = math.inf,
         prediction_id: str = "",
     ) -> OpaqueResponse:
-        """Answer a body of `/invocations` with MLflow's scoring functions; `prediction_id` tags the model's traces.
+        """Answer a body of `/invocations` with MLflow's scoring functions;
+        `prediction_id` tags the model's traces.
 
-        Raises the errors of `SideProcess.request`, and BodyTooLarge if the response has more values than `limit_values`
-        allows. If MLflow rejects the body, InvalidRequest, UnsupportedMediaType or InferenceError is raised.
+        Raises the errors of `SideProcess.request`, and BodyTooLarge if the response has
+        more values than `limit_values` allows. If MLflow rejects the body,
+        InvalidRequest, UnsupportedMediaType or InferenceError is raised.
         """
         answer = self._process.request(self._message("invocations", body, prediction_id), deadline)
         outputs, texts = (dict(answer.arrays.get(group, {})) for group in ("outputs", "texts"))
@@ -131,7 +143,9 @@ class PyfuncPredictor:
         deadline: float = math.inf,
         prediction_id: str = "",
     ) -> Generator[OpaqueResponse, None, None]:
-        """Yield the parts of the response as JSON; the first part has the feeds. Raises the errors of `answer`."""
+        """Yield the parts of the response as JSON; the first part has the feeds. Raises
+        the errors of `answer`.
+        """
         with closing(
             self._process.stream(self._message("stream", body, prediction_id), deadline),
         ) as parts:
@@ -151,7 +165,9 @@ class PyfuncPredictor:
         computed: Mapping[str, Array],
         source: str = "but its first request returned",
     ) -> None:
-        """Use the outputs of the first response as the outputs of the model, unless the model's outputs are known."""
+        """Use the outputs of the first response as the outputs of the model, unless the
+        model's outputs are known.
+        """
         if self.artifact.outputs or not computed:
             return
         outputs = tuple(
@@ -167,6 +183,8 @@ class PyfuncPredictor:
 
 
 def _captured_feeds(answer: SideMessage) -> Feeds:
-    """Return the arrays of a request for the log: the keys, and the inputs if arrays can represent the inputs."""
+    """Return the arrays of a request for the log: the keys, and the inputs if arrays
+    can represent the inputs.
+    """
     feeds, keys = dict(answer.arrays["feeds"]), dict(answer.arrays.get("keys", {}))
     return add_keys(feeds, keys) if feeds and keys else feeds or keys

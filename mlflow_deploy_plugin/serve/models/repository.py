@@ -1,7 +1,9 @@
-"""The versions in a worker's memory: load, warm up, swap in with a single assignment, and free the old versions.
+"""The versions in a worker's memory: load, warm up, swap in with a single assignment,
+and free the old versions.
 
-A request holds a `ServedVariant` until it is answered, so that exactly one version answers it. A version outside the
-table is freed when its last request ends. If a new version fails to load, the old version remains in use.
+A request holds a `ServedVariant` until it is answered, so that exactly one version
+answers it. A version outside the table is freed when its last request ends. If a new
+version fails to load, the old version remains in use.
 """
 
 import logging
@@ -59,8 +61,10 @@ class Repository:
 
     Attributes:
         table: the endpoints that are currently served.
-        unloaded: the endpoints that a command has unloaded and another command may load again.
-        has_pyfuncs: True if a side process answers for a version in memory, not counting shadows.
+        unloaded: the endpoints that a command has unloaded and another command may load
+            again.
+        has_pyfuncs: True if a side process answers for a version in memory, not
+            counting shadows.
     """
 
     def __init__(self, state_dir: Path, load: Callable[[Path], WarmVersion]) -> None:
@@ -76,7 +80,8 @@ class Repository:
         self._generation: int | None = None
         self._seen: tuple[int, int, int] | None = None
         self._unwritten: WorkerState | None = None
-        """The state of this worker that is not written yet because the disk was full."""
+        """The state of this worker that is not written yet because the disk was full.
+        """
         self._retiring: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
         """The replaced versions that requests still use."""
         self._stopping = threading.Event()
@@ -88,7 +93,9 @@ class Repository:
         )
 
     def add_listener(self, on_change: Callable[[ServedTable], None]) -> None:
-        """Call a function with the current table, and with the new table after every change."""
+        """Call a function with the current table, and with the new table after every
+        change.
+        """
         with self._publishing:
             self._listeners.append(on_change)
             on_change(self.table)
@@ -97,7 +104,9 @@ class Repository:
         self._follower.start()
 
     def wait_until_applied(self, seconds: float) -> bool:
-        """Wait until the initially wanted versions are loaded or cannot be loaded; return False after `seconds`."""
+        """Wait until the initially wanted versions are loaded or cannot be loaded;
+        return False after `seconds`.
+        """
         return self._has_applied.wait(seconds)
 
     def stop(self) -> None:
@@ -117,18 +126,24 @@ class Repository:
         draw: float | None = None,
         label: str | None = None,
     ) -> ServedVariant:
-        """Return the variant for a request. The caller must hold the variant until the response is sent.
+        """Return the variant for a request. The caller must hold the variant until the
+        response is sent.
 
         Args:
             endpoint: None for the default endpoint, which is the first endpoint.
-            version: the loaded version that must answer, regardless of its weight. If it is None, the variant depends
-                on `key`, then on the endpoint's sticky header, then on `draw`.
+            version: the loaded version that must answer, regardless of its weight. If
+                it is None, the variant depends on `key`, then on the endpoint's sticky
+                header, then on `draw`.
             headers: the headers with names in lower case.
-            key: the value of the sticky column, which is known only after a variant has decoded the request.
-            draw: a number in [0, 1) that selects a variant by its weight; None for a random number.
-            label: the name of the variant that must answer, or the alias that this variant follows.
+            key: the value of the sticky column, which is known only after a variant has
+                decoded the request.
+            draw: a number in [0, 1) that selects a variant by its weight; None for a
+                random number.
+            label: the name of the variant that must answer, or the alias that this
+                variant follows.
 
-        Raises NotReady if no loaded version can answer, and NotFound for an unknown endpoint, version or label.
+        Raises NotReady if no loaded version can answer, and NotFound for an unknown
+        endpoint, version or label.
         """
         name, served = self.find(endpoint)
         if label is not None:
@@ -136,7 +151,8 @@ class Repository:
                 if label in (variant_name, variant.aspects.get("alias")):
                     return variant
             raise NotFound(
-                f"endpoint {name!r} has no label {label[:100]!r}; it has {', '.join(served.variants)}",
+                f"endpoint {name!r} has no label {label[:100]!r}; it has "
+                f"{', '.join(served.variants)}",
             )
         if version is not None:
             for variant in (*served.answering, *served.variants.values()):
@@ -166,7 +182,9 @@ class Repository:
         return self.find(endpoint)[1].versions
 
     def find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
-        """Return the endpoint's name and the endpoint (None: the default). Raises the errors of `select_variant`."""
+        """Return the endpoint's name and the endpoint (None: the default). Raises the
+        errors of `select_variant`.
+        """
         table = self.table
         name = next(iter(table), None) if endpoint is None else endpoint
         served = table.get(name) if name is not None else None
@@ -175,7 +193,8 @@ class Repository:
                 raise NotReady(_NOT_LOADED)
             if endpoint in self.unloaded:
                 raise NotFound(
-                    f"endpoint {endpoint!r} is unloaded; load it with POST /v2/repository/models/{endpoint}/load",
+                    f"endpoint {endpoint!r} is unloaded; load it with POST "
+                    f"/v2/repository/models/{endpoint}/load",
                 )
             listed = join_names(map(repr, table), repr(endpoint)) or "none"
             raise NotFound(
@@ -184,7 +203,9 @@ class Repository:
         return name, served
 
     def not_ready_reason(self) -> str:
-        """Return the reason why no endpoint can answer yet; empty if an endpoint can answer or none is configured."""
+        """Return the reason why no endpoint can answer yet; empty if an endpoint can
+        answer or none is configured.
+        """
         if self._generation is None:
             return _NOT_LOADED
         table = self.table
@@ -278,7 +299,9 @@ class Repository:
         )
 
     def _write_state(self) -> None:
-        """Write this worker's state to its file if the state has changed. After an error, the next poll tries again."""
+        """Write this worker's state to its file if the state has changed. After an
+        error, the next poll tries again.
+        """
         if self._unwritten is None:
             return
         try:
@@ -289,7 +312,9 @@ class Repository:
         self._unwritten = None
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
-        """Return the folders of the pyfuncs of new endpoints, whose processes are started in parallel."""
+        """Return the folders of the pyfuncs of new endpoints, whose processes are
+        started in parallel.
+        """
         held = {loaded.folder for loaded in _loaded_versions(self.table)}
         new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
         folders = []
@@ -377,12 +402,17 @@ class Repository:
                 variant.loaded.predictor.schema,
                 variant.key,
             ):
-                text = "%s/%s: version %s has no input column %r for sticky variants: the variant is random"
+                text = (
+                    "%s/%s: version %s has no input column %r for sticky variants: the variant is "
+                    "random"
+                )
                 logger.warning(text, endpoint, variant.name, variant.loaded.version, variant.key)
         return served, errors
 
     def _wait_for_retiring(self, model: str) -> None:
-        """Wait some seconds while a replaced version of the model is in memory, so that no third version is loaded."""
+        """Wait some seconds while a replaced version of the model is in memory, so that
+        no third version is loaded.
+        """
         deadline = time.monotonic() + _MAX_RETIRING_SECONDS
         while (
             any(retiring.model == model for retiring in self._retiring)

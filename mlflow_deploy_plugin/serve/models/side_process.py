@@ -1,18 +1,22 @@
-"""A process next to the worker that runs the code of a pyfunc version, or explains predictions.
+"""A process next to the worker that runs the code of a pyfunc version, or explains
+predictions.
 
-The process keeps mlflow, pandas and shap out of the worker's memory, and the worker survives a crash of their code. A
-keeper thread starts the process, and restarts it after growing pauses.
+The process keeps mlflow, pandas and shap out of the worker's memory, and the worker
+survives a crash of their code. A keeper thread starts the process, and restarts it
+after growing pauses.
 
-Each request has a connection, and the process has a thread per connection. The worker passes the process's end of a new
-connection over the first connection, and keeps connections for later requests.
+Each request has a connection, and the process has a thread per connection. The worker
+passes the process's end of a new connection over the first connection, and keeps
+connections for later requests.
 
-A request that takes too long is abandoned, because a thread cannot be stopped without its process. The process is
-killed if it has not answered any request since the abandoned request was sent, or if the number of abandoned requests
-that still run reaches the concurrency.
+A request that takes too long is abandoned, because a thread cannot be stopped without
+its process. The process is killed if it has not answered any request since the
+abandoned request was sent, or if the number of abandoned requests that still run
+reaches the concurrency.
 
-The process leads a process group, which is killed with it. It exits with its worker: it watches its first connection,
-and the kernel kills it when its parent thread, the keeper, has exited. `serve/protocols/side_messages.py` has the
-messages.
+The process leads a process group, which is killed with it. It exits with its worker: it
+watches its first connection, and the kernel kills it when its parent thread, the
+keeper, has exited. `serve/protocols/side_messages.py` has the messages.
 """
 
 import contextlib
@@ -49,7 +53,9 @@ logger = logging.getLogger(__name__)
 _LOAD_SECONDS: Final = 600.0
 _END_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
-"""The time for a process that has closed its connection to exit with its own status, before it is killed."""
+"""The time for a process that has closed its connection to exit with its own status,
+before it is killed.
+"""
 _METRICS_VARIABLE = (
     "PROMETHEUS_MULTIPROC_DIR"  # The process must not count in the worker's metrics.
 )
@@ -63,13 +69,16 @@ _REPORTED: list[type[OnnxserveError]] = [
 _REMOTE_ERRORS = {
     error.__name__: error for error in (*_REPORTED, *errors.InvalidRequest.__subclasses__())
 }
-"""The errors that a side process reports (`serve/pyfunc/`), by class name; other errors become InferenceError."""
+"""The errors that a side process reports (`serve/pyfunc/`), by class name; other errors
+become InferenceError.
+"""
 
 
 class _ProcessRun:
     """A run of the process, and the connections to it.
 
-    `control` is the first connection, which passes the ends of other connections. `answered_at` is a monotonic time.
+    `control` is the first connection, which passes the ends of other connections.
+    `answered_at` is a monotonic time.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -95,7 +104,9 @@ class _ProcessRun:
         self._given_up: list[socket.socket] = []
 
     def take_connection(self) -> socket.socket:
-        """Return a connection for a request. Raises OSError if the process has exited or too many files are open."""
+        """Return a connection for a request. Raises OSError if the process has exited
+        or too many files are open.
+        """
         with self._lock:
             if self._free:
                 connection = self._free.pop()
@@ -114,10 +125,11 @@ class _ProcessRun:
         self._used[connection] = is_expected
 
     def put_back(self, connection: socket.socket, seconds: float) -> bool:
-        """Keep the connection of a request that has ended, unless the request was abandoned.
+        """Keep the connection of a request that has ended, unless the request was
+        abandoned.
 
-        If more of a response may arrive, wait up to `seconds` until the process has noticed the end of the request;
-        return False if it has not.
+        If more of a response may arrive, wait up to `seconds` until the process has
+        noticed the end of the request; return False if it has not.
         """
         is_unwanted = self._used.get(connection, False) and not self.is_ending
         if is_unwanted:
@@ -136,7 +148,9 @@ class _ProcessRun:
         return True
 
     def give_up(self, connection: socket.socket) -> int:
-        """Abandon a request, and return the number of abandoned requests that still run."""
+        """Abandon a request, and return the number of abandoned requests that still
+        run.
+        """
         with self._lock:
             del self._used[connection]
             for ended in [connection_ for connection_ in self._given_up if _has_ended(connection_)]:
@@ -149,7 +163,8 @@ class _ProcessRun:
     def wait(self) -> None:
         """Wait until the process and its group have exited.
 
-        The thread of a request must close its own connection, because a new connection could get the same descriptor.
+        The thread of a request must close its own connection, because a new connection
+        could get the same descriptor.
         """
         self.child.wait()
         with self._lock:
@@ -174,19 +189,25 @@ class _ProcessRun:
 
 
 def _has_ended(connection: socket.socket, seconds: float = 0.0) -> bool:
-    """Return True once the process has closed its end of the connection. Wait up to `seconds`."""
+    """Return True once the process has closed its end of the connection. Wait up to
+    `seconds`.
+    """
     poll = select.poll()
     poll.register(connection, 0)  # With the event mask 0, poll reports only the end.
     return bool(poll.poll(1000 * seconds))
 
 
 class SideProcess:
-    """A process of `command` that is kept running until `close`, and that answers requests.
+    """A process of `command` that is kept running until `close`, and that answers
+    requests.
 
     Args:
-        command: the program, whose last argument is its socket's descriptor; its first message is `ready` or `failed`.
-        timeout_seconds: the time limit of a request; after it, the request is abandoned and the process may be killed.
-        concurrency: the maximum number of concurrent requests; additional requests wait for their turn.
+        command: the program, whose last argument is its socket's descriptor; its first
+            message is `ready` or `failed`.
+        timeout_seconds: the time limit of a request; after it, the request is abandoned
+            and the process may be killed.
+        concurrency: the maximum number of concurrent requests; additional requests wait
+            for their turn.
     """
 
     def __init__(
@@ -215,9 +236,11 @@ class SideProcess:
         )
 
     def start(self, wait_seconds: float | None = None) -> SideMessage:
-        """Start the process and return its first message. `wait_seconds` is None for no limit.
+        """Start the process and return its first message. `wait_seconds` is None for no
+        limit.
 
-        Raises InvalidArtifact if the process cannot start, and NotReady if it is still starting after `wait_seconds`.
+        Raises InvalidArtifact if the process cannot start, and NotReady if it is still
+        starting after `wait_seconds`.
         """
         self._keeper.start()
         threading.Thread(target=self._end_when_closed, daemon=True).start()
@@ -233,14 +256,18 @@ class SideProcess:
         )
 
     def request(self, message: SideMessage, deadline: float = math.inf) -> SideMessage:
-        """Send a message and return the response. The turn must begin by `deadline`, in `time.perf_counter()`.
+        """Send a message and return the response. The turn must begin by `deadline`, in
+        `time.perf_counter()`.
 
         Raises:
             NotReady: the process is starting, or exited during this request.
-            DeadlineExceeded: the turn did not begin, or the process did not answer, in time.
+            DeadlineExceeded: the turn did not begin, or the process did not answer, in
+                time.
             TooManyRequests: other requests kept the process busy for the complete wait.
-            BodyTooLarge: the message is too large and was not sent, or the response is too large.
-            InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError: the process reports the error.
+            BodyTooLarge: the message is too large and was not sent, or the response is
+                too large.
+            InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError: the
+                process reports the error.
         """
         with self._exchange(deadline) as ask:
             return ask(message)
@@ -250,9 +277,11 @@ class SideProcess:
         message: SideMessage,
         deadline: float = math.inf,
     ) -> Generator[SideMessage, None, None]:
-        """Send a message and yield the parts of its response, each in time. Raises the errors of `request`.
+        """Send a message and yield the parts of its response, each in time. Raises the
+        errors of `request`.
 
-        The turn ends when the process has sent the last part, or has noticed that the generator was closed.
+        The turn ends when the process has sent the last part, or has noticed that the
+        generator was closed.
         """
         with self._exchange(deadline) as ask:
             part = ask(message)
@@ -303,7 +332,9 @@ class SideProcess:
 
     @contextlib.contextmanager
     def _exchange(self, deadline: float) -> Iterator[Callable[[SideMessage | None], SideMessage]]:
-        """Take a turn and a connection. Yield a function that sends a message, if any, and returns the response."""
+        """Take a turn and a connection. Yield a function that sends a message, if any,
+        and returns the response.
+        """
         wait_seconds = max(0.0, min(self._timeout_seconds, deadline - time.perf_counter()))
         began = time.perf_counter()
         if not self._turn.acquire(timeout=wait_seconds):
@@ -322,7 +353,10 @@ class SideProcess:
             try:
                 connection = running.take_connection()
             except OSError as error:
-                text = f"the process of this {self._label} cannot receive requests: {error.strerror}; retry in a moment"
+                text = (
+                    f"the process of this {self._label} cannot receive requests: {error.strerror}; "
+                    "retry in a moment"
+                )
                 raise NotReady(text, 1) from None
             try:
                 yield partial(self._ask, running, connection)
@@ -357,7 +391,10 @@ class SideProcess:
         if answer is None:
             running.is_ending = True
             running.child.kill_after(_GRACE_SECONDS)
-            text = f"the process of this {self._label} {running.exit_reason()} during this request; it is restarted"
+            text = (
+                f"the process of this {self._label} {running.exit_reason()} during this request; "
+                "it is restarted"
+            )
             raise NotReady(text, 1)
         running.answered_at = time.monotonic()
         if answer.kind != side_messages.PART_MESSAGE:
@@ -376,7 +413,9 @@ class SideProcess:
         connection: socket.socket,
         began: float,
     ) -> DeadlineExceeded:
-        """Abandon a request that began at `began`, and kill a process that hangs; return the error to raise."""
+        """Abandon a request that began at `began`, and kill a process that hangs;
+        return the error to raise.
+        """
         text = f"the {self._label} did not answer within {self._timeout_seconds:.0f} s"
         if running.give_up(connection) < self._concurrency and running.answered_at > began:
             return DeadlineExceeded(text)
@@ -403,7 +442,9 @@ class SideProcess:
             self._closed.wait(pause if crashes.in_a_row > 1 else 0.0)
 
     def _end_when_closed(self) -> None:
-        """End the process in a separate thread, because a garbage collection may call `close` and must not wait."""
+        """End the process in a separate thread, because a garbage collection may call
+        `close` and must not wait.
+        """
         self._closed.wait()
         if (starting := self._starting) is not None:
             starting.child.kill()

@@ -1,4 +1,6 @@
-"""Gauges that workers do not maintain: the state of the agent and of the GPUs, read on each request for metrics."""
+"""Gauges that workers do not maintain: the state of the agent and of the GPUs, read on
+each request for metrics.
+"""
 
 import contextlib
 import logging
@@ -25,14 +27,19 @@ def gauges_page(state_dir: Path, has_gpu: bool) -> bytes:
 
 
 def agent_metrics_page(state_dir: Path) -> bytes:
-    """Return the metrics from agent.json; empty if there is no agent. Every worker can read the file."""
+    """Return the metrics from agent.json; empty if there is no agent. Every worker can
+    read the file.
+    """
     state = read_state(state_dir / AGENT, AgentState)
     if state is None:
         return b""
     refused = MetricFamily(
         "onnxserve_wanted_version_refused",
         "gauge",
-        "Versions that the registry selects but that are not served: gate, fetch, artifact, consent or load.",
+        (
+            "Versions that the registry selects but that are not served: gate, fetch, artifact, "
+            "consent or load."
+        ),
     )
     refused.series.extend(
         MetricSeries(version.model_dump(exclude={"reason"}), 1.0) for version in state.refused
@@ -43,7 +50,10 @@ def agent_metrics_page(state_dir: Path) -> bytes:
 
     checked = "Time of the last poll of the registry, successful or not, in seconds since 1970."
     fetched = "Time of the last fetch of the API keys, in seconds since 1970; 0 without keys."
-    shipped = "Time until which every row was logged or dropped, in seconds since 1970; updated every 10 s."
+    shipped = (
+        "Time until which every row was logged or dropped, in seconds since 1970; updated every 10 "
+        "s."
+    )
     families = [
         gauge("onnxserve_agent_up", is_alive(state.pid), "1 while the agent runs."),
         gauge(
@@ -115,12 +125,15 @@ def gpu_metrics_page() -> bytes:
 
 @cache
 def _nvml() -> Any:
-    """Return the module pynvml, initialised once per process, or None if NVML cannot be used."""
+    """Return the module pynvml, initialised once per process, or None if NVML cannot be
+    used.
+    """
     try:
         import pynvml  # Imported here, because only a server with a GPU needs it.
     except ImportError:
         logger.info(
-            "no metrics of GPUs: nvidia-ml-py is not installed (pip install 'mlflow-onnxserve[gpu]')",
+            "no metrics of GPUs: nvidia-ml-py is not installed (pip install "
+            "'mlflow-onnxserve[gpu]')",
         )
         return None
     try:

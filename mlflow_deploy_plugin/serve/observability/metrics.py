@@ -1,4 +1,6 @@
-"""Prometheus metrics of the server, summed over its workers by `core/statedir/metric_files.py`, and V2's statistics."""
+"""Prometheus metrics of the server, summed over its workers by
+`core/statedir/metric_files.py`, and V2's statistics.
+"""
 
 import os
 import threading
@@ -28,7 +30,9 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.variants import ServedTable, ServedVariant
 
 MAX_PREDICTIONS = 100
-"""The maximum number of `prediction` values per version and worker; additional values are counted as "other"."""
+"""The maximum number of `prediction` values per version and worker; additional values
+are counted as "other".
+"""
 _OTHER = "other"
 _LABEL_LENGTH = 100
 
@@ -101,10 +105,15 @@ _SERVED_VERSION = Metric(
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
 _DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
-"""The bounds of the histogram of differences, for small outputs (probabilities) as well as large outputs (prices)."""
+"""The bounds of the histogram of differences, for small outputs (probabilities) as well
+as large outputs (prices).
+"""
 _SHADOW_REQUESTS = Metric(
     "onnxserve_shadow_requests",
-    "Copies of requests to a shadow: compared with the response, failed, or dropped because the queue was full.",
+    (
+        "Copies of requests to a shadow: compared with the response, failed, or dropped because "
+        "the queue was full."
+    ),
 )
 _SHADOW_ROWS = Metric(
     "onnxserve_shadow_rows",
@@ -112,7 +121,10 @@ _SHADOW_ROWS = Metric(
 )
 _SHADOW_DIFFERENCE = Metric(
     "onnxserve_shadow_difference",
-    "The largest absolute difference per row between the numbers of the shadow and of the response.",
+    (
+        "The largest absolute difference per row between the numbers of the shadow and of the "
+        "response."
+    ),
     tuple(f"{bound:g}" for bound in _DIFFERENCES),
 )
 _SHADOW_DURATION = Metric(
@@ -125,25 +137,34 @@ Label = str | int | float | bool
 VariantLabels = tuple[str, str, str, str]
 """The values of the labels `OF_VARIANT`: endpoint, variant, model, version."""
 RequestLabels = tuple[str, str, str, str, str, str]
-"""The values of the variant's labels (empty if no variant was selected), the protocol, and the HTTP status."""
+"""The values of the variant's labels (empty if no variant was selected), the protocol,
+and the HTTP status.
+"""
 
 _RequestSlots = tuple[int, int, tuple[int, ...]]
-"""The slots of the request count, of the time of the last request, and of the duration histogram's cells."""
+"""The slots of the request count, of the time of the last request, and of the duration
+histogram's cells.
+"""
 
 _BatchSlots = tuple[int, int, int]
 """The slots of the histograms of rows, seconds in the queue and seconds of the run."""
 
 
 CapturedRows = tuple[int, int, bool | None]
-"""The number of rows, the number to capture, and True if these were captured (None: capture skips the request)."""
+"""The number of rows, the number to capture, and True if these were captured (None:
+capture skips the request).
+"""
 
 PredictionCounter = Callable[[CapturedRows, float, float, Mapping[str, Array]], None]
-"""A function that counts a success, given the captured rows, the run's and the request's seconds, and the outputs."""
+"""A function that counts a success, given the captured rows, the run's and the
+request's seconds, and the outputs.
+"""
 
 
 @dataclass(slots=True)
 class Statistics:
-    """The statistics of a version for an endpoint, summed over all workers since the server started.
+    """The statistics of a version for an endpoint, summed over all workers since the
+    server started.
 
     Attributes:
         queue_seconds: the total wait of all requests in the batcher.
@@ -162,9 +183,11 @@ class Statistics:
 
 
 class Metrics:
-    """The metrics of this worker, and the page with the sum over all workers. All methods are thread-safe.
+    """The metrics of this worker, and the page with the sum over all workers. All
+    methods are thread-safe.
 
-    The folder with the files of all workers is created if it is missing; a link is resolved in the constructor.
+    The folder with the files of all workers is created if it is missing; a link is
+    resolved in the constructor.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -188,7 +211,8 @@ class Metrics:
         self._predictions: dict[str, dict[object, int]] = {}
         self._slots: dict[tuple[str, ...], int] = {}
         self._served: set[tuple[str, str, str, str]] = set()
-        # The slots of a label set are cached, because each request needs the slots of its labels.
+        # The slots of a label set are cached, because each request needs the slots of
+        # its labels.
         self._request_slots, self._batch_slots = (
             cache(self._find_request_slots),
             cache(self._find_batch_slots),
@@ -203,7 +227,9 @@ class Metrics:
         }
 
     def count_request(self, labels: RequestLabels, seconds: float) -> None:
-        """Count one request that took `seconds` from the arrival of its body to the complete response."""
+        """Count one request that took `seconds` from the arrival of its body to the
+        complete response.
+        """
         bucket = 1 + bisect_left(SECONDS, seconds)
         with self._lock:
             requests, last, histograms = self._request_slots(labels)
@@ -222,9 +248,11 @@ class Metrics:
         seconds: float,
         outputs: Mapping[str, Array],
     ) -> None:
-        """Count one request of any transport, and the labels that it predicted; `outputs` may be empty.
+        """Count one request of any transport, and the labels that it predicted;
+        `outputs` may be empty.
 
-        Without a variant the metric's labels are empty, because the client chooses the text of the endpoint.
+        Without a variant the metric's labels are empty, because the client chooses the
+        text of the endpoint.
         """
         if variant is None:
             self.count_request(("", "", "", "", protocol, status), seconds)
@@ -240,7 +268,9 @@ class Metrics:
         queue_seconds: float,
         compute_seconds: float,
     ) -> None:
-        """Count one run of a graph over `rows` rows; the oldest request waited for `queue_seconds`."""
+        """Count one run of a graph over `rows` rows; the oldest request waited for
+        `queue_seconds`.
+        """
         with self._lock:
             of_rows, of_queue, of_compute = self._batch_slots(labels)
             self._observe(of_rows, rows, _ROWS)
@@ -248,7 +278,9 @@ class Metrics:
             self._observe(of_compute, compute_seconds)
 
     def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
-        """Return `count_batch`, `count_response` and `count_capture` of a success as one function with one lock."""
+        """Return `count_batch`, `count_response` and `count_capture` of a success as
+        one function with one lock.
+        """
         artifact, version = variant.loaded.predictor.artifact, variant.loaded.version
         label_output = next(
             (output.name for output in artifact.outputs if output.role == "label"),
@@ -312,7 +344,9 @@ class Metrics:
         return count
 
     def count_refused(self, reason: str) -> None:
-        """Count one request that a limit rejected. The endpoint is empty, because limits are checked before routing."""
+        """Count one request that a limit rejected. The endpoint is empty, because
+        limits are checked before routing.
+        """
         self._add(1, _REFUSED_REQUESTS, endpoint="", reason=reason)
 
     def count_worker_restarts(self, number: int) -> None:
@@ -357,7 +391,9 @@ class Metrics:
                 cells[self._captures[is_written]] += 1
 
     def count_shadow_capture(self, is_written: bool) -> None:
-        """Count one captured shadow result. Shadow results are never sent to the client."""
+        """Count one captured shadow result. Shadow results are never sent to the
+        client.
+        """
         with self._lock:
             self._values.cells[self._captures[is_written]] += 1
 
@@ -373,7 +409,8 @@ class Metrics:
         requests: int,
         seconds: float,
     ) -> None:
-        """Count the requests whose results were compared after one run of the shadow, which took `seconds`.
+        """Count the requests whose results were compared after one run of the shadow,
+        which took `seconds`.
 
         `agreement` is the agreement of each row of the requests.
         """
@@ -416,7 +453,9 @@ class Metrics:
         return metric_files.prometheus_text(metric_files.read_families(self.folder))
 
     def statistics(self) -> dict[tuple[str, str, str], Statistics]:
-        """Return the statistics of each (endpoint, model, version), summed over all workers."""
+        """Return the statistics of each (endpoint, model, version), summed over all
+        workers.
+        """
         summed: dict[tuple[str, str, str], Statistics] = defaultdict(Statistics)
         counted = metric_files.read_series(self.folder)
 
@@ -481,7 +520,9 @@ class Metrics:
         )
 
     def _find_shadow_slots(self, labels: VariantLabels) -> Mapping[str, int]:
-        """Return the slots of a shadow: one per outcome, and `same`, `different`, `difference`, `seconds`."""
+        """Return the slots of a shadow: one per outcome, and `same`, `different`,
+        `difference`, `seconds`.
+        """
         slot, named = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
         requests = {
             name: slot(_SHADOW_REQUESTS, {**named, "outcome": name})
@@ -521,9 +562,11 @@ def _without_variant(labels: Sequence[str]) -> dict[str, str]:
 
 
 def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:
-    """Return each predicted label with its number of rows; empty for a model without labels.
+    """Return each predicted label with its number of rows; empty for a model without
+    labels.
 
-    A label is a value of the label output, or without a label output the class with the highest probability.
+    A label is a value of the label output, or without a label output the class with the
+    highest probability.
     """
     for output in artifact.outputs:
         array = outputs.get(output.name)

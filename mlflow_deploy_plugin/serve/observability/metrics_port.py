@@ -1,7 +1,9 @@
-"""`python -m mlflow_deploy_plugin.serve.observability.metrics_port STATE_DIR DESCRIPTOR [--gpu]`: the metrics port.
+"""`python -m mlflow_deploy_plugin.serve.observability.metrics_port STATE_DIR DESCRIPTOR
+[--gpu]`: the metrics port.
 
-This small process answers only `GET /metrics`, over plain HTTP and without authentication. The supervisor owns the
-listening socket, and restarts this process if it ends. Scrapes do not depend on the workers.
+This small process answers only `GET /metrics`, over plain HTTP and without
+authentication. The supervisor owns the listening socket, and restarts this process if
+it ends. Scrapes do not depend on the workers.
 """
 
 import asyncio
@@ -15,11 +17,15 @@ from mlflow_deploy_plugin.core.statedir.metric_files import prometheus_text, rea
 from mlflow_deploy_plugin.serve.observability.gauges import CONTENT_TYPE, gauges_page
 
 _MOST_SECONDS, _MOST_CONNECTIONS = 10.0, 32
-"""The limits of the time and the number of connections. Prometheus waits for 10 s by default."""
+"""The limits of the time and the number of connections. Prometheus waits for 10 s by
+default.
+"""
 
 
 async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None:
-    """Answer one request per connection. Connections above the limits of number, size or time are closed."""
+    """Answer one request per connection. Connections above the limits of number, size
+    or time are closed.
+    """
     free = asyncio.Semaphore(_MOST_CONNECTIONS)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -32,7 +38,11 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
                     if request.startswith((b"GET /metrics ", b"GET /metrics?")):
                         families = prometheus_text(read_families(state_dir / METRICS))
                         status, page = "200 OK", families + gauges_page(state_dir, has_gpu)
-                    headers = f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(page)}\r\nConnection: close"
+                    headers = (
+                        f"Content-Type: {CONTENT_TYPE}\r\n"
+                        f"Content-Length: {len(page)}\r\n"
+                        "Connection: close"
+                    )
                     writer.transport.set_write_buffer_limits(
                         0,
                     )  # `drain` then waits until the response is sent.

@@ -1,7 +1,8 @@
 """The last requests of all workers, for the page Requests.
 
-A worker remembers its last requests per endpoint and status, and writes them once per second to a file next to its
-metrics, which the other workers read. The files contain no values: the page reads captured values from the spool.
+A worker remembers its last requests per endpoint and status, and writes them once per
+second to a file next to its metrics, which the other workers read. The files contain no
+values: the page reads captured values from the spool.
 """
 
 import threading
@@ -22,17 +23,25 @@ from mlflow_deploy_plugin.serve.messages import without_keys
 
 _WRITE_SECONDS = 1.0
 _MOST_REMEMBERED, _MOST_WRITTEN, _MOST_CHARACTERS = 50, 1000, 200
-"""Limits: requests per endpoint and status in memory, requests per worker in its file, characters per message."""
+"""Limits: requests per endpoint and status in memory, requests per worker in its file,
+characters per message.
+"""
 
 Origin = tuple[int, str, str, str, str]
-"""Status, endpoint, variant, version, and protocol; the method and path of a request that is not a prediction."""
+"""Status, endpoint, variant, version, and protocol; the method and path of a request
+that is not a prediction.
+"""
 RecentRequest = tuple[Origin, int, float, int, str, str, str]
-"""Origin, arrival in µs since 1970 (UTC), seconds, rows (0: unknown), prediction id, error code and message. All
-requests of a plan share an origin, because creating a longer tuple takes more time."""
+"""Origin, arrival in µs since 1970 (UTC), seconds, rows (0: unknown), prediction id,
+error code and message. All requests of a plan share an origin, because creating a
+longer tuple takes more time.
+"""
 
 
 class RecentRequests:
-    """The last requests of this worker, which continues the file `number` in `folder`, and of other workers' files."""
+    """The last requests of this worker, which continues the file `number` in `folder`,
+    and of other workers' files.
+    """
 
     def __init__(self, folder: Path, number: int) -> None:
         self._path = folder / f"requests_{number}.json"
@@ -52,12 +61,16 @@ class RecentRequests:
         self.write()
 
     def follow(self, table: Iterable[str]) -> None:
-        """Forget the requests of deleted endpoints, because a new endpoint of the same name may have other readers."""
+        """Forget the requests of deleted endpoints, because a new endpoint of the same
+        name may have other readers.
+        """
         gone, self._served = self._served.difference(table), set(table)
         self._rings = {key: ring for key, ring in list(self._rings.items()) if key[0] not in gone}
 
     def ring(self, origin: Origin) -> deque[RecentRequest]:
-        """Return the last requests with the origin's endpoint and status, to which a caller may append."""
+        """Return the last requests with the origin's endpoint and status, to which a
+        caller may append.
+        """
         return self._rings.setdefault((origin[1], origin[0]), deque(maxlen=_MOST_REMEMBERED))
 
     def add(
@@ -68,7 +81,9 @@ class RecentRequests:
         prediction_id: str,
         error: OnnxserveError | None,
     ) -> None:
-        """Remember a request that took `seconds` until now. With a variant, a message may quote values: omit it."""
+        """Remember a request that took `seconds` until now. With a variant, a message
+        may quote values: omit it.
+        """
         message = (
             one_line(without_keys(error.message), _MOST_CHARACTERS)
             if error and not origin[2]
@@ -78,7 +93,9 @@ class RecentRequests:
         self.ring(origin).append((origin, arrived, seconds, rows, prediction_id, code, message))
 
     def read(self) -> list[RecentRequest]:
-        """Return the requests of all workers, newest first. Requests of other workers appear after up to a second."""
+        """Return the requests of all workers, newest first. Requests of other workers
+        appear after up to a second.
+        """
         others = (path for path in self._path.parent.glob("requests_*.json") if path != self._path)
         return sorted(chain(self._own(), *map(_read, others)), key=itemgetter(1), reverse=True)
 

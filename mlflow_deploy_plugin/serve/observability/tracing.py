@@ -1,8 +1,10 @@
 """The trace span and the access log line of a request, both optional.
 
-Traces are sent with OTLP if the environment specifies a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`); otherwise
-OpenTelemetry is not imported. All variables of the SDK apply:
-https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/. A thread sends the spans.
+Traces are sent with OTLP if the environment specifies a collector
+(`OTEL_EXPORTER_OTLP_ENDPOINT`); otherwise OpenTelemetry is not imported. All variables
+of the SDK apply:
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/. A
+thread sends the spans.
 """
 
 import logging
@@ -29,11 +31,15 @@ _FIELDS = {
     "X-Model-Variant": "onnxserve.variant",
     "X-Request-Id": "http.request.id",
 }
-"""The log field and span attribute for each response header (ECS's name if ECS has one)."""
+"""The log field and span attribute for each response header (ECS's name if ECS has
+one).
+"""
 
 
 def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return True if the environment specifies a collector (or the `otlp` exporter) and does not disable the SDK."""
+    """Return True if the environment specifies a collector (or the `otlp` exporter) and
+    does not disable the SDK.
+    """
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     exporter = environment.get("OTEL_TRACES_EXPORTER", "")
@@ -43,7 +49,9 @@ def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def open_tracer() -> "Tracer | None":
-    """Return this process's tracer, or None. Raises RuntimeMissing if the OpenTelemetry SDK is missing."""
+    """Return this process's tracer, or None. Raises RuntimeMissing if the OpenTelemetry
+    SDK is missing.
+    """
     if not tracing_is_on():
         return None
     try:
@@ -71,7 +79,9 @@ def open_tracer() -> "Tracer | None":
 
 
 class Tracer:
-    """A tracer that creates one span per request, as a child of the client's span if `traceparent` is sent."""
+    """A tracer that creates one span per request, as a child of the client's span if
+    `traceparent` is sent.
+    """
 
     def __init__(self, provider: Any, exporter: Any) -> None:
         from opentelemetry.trace import SpanKind, StatusCode
@@ -83,7 +93,8 @@ class Tracer:
         self._propagator = TraceContextTextMapPropagator()
         self._kind, self.error = SpanKind.SERVER, StatusCode.ERROR
         self._closing = threading.Event()
-        # Start the thread now: workers close while the interpreter exits, and Python 3.12 then cannot start a thread.
+        # Start the thread now: workers close while the interpreter exits, and Python
+        # 3.12 then cannot start a thread.
         self._closer = threading.Thread(
             target=self._shut_down,
             name="onnxserve-traces",
@@ -98,7 +109,9 @@ class Tracer:
         headers: Mapping[str, str],
         attributes: Mapping[str, str],
     ) -> Iterator[tuple[Any, str]]:
-        """Open the span of a request; yield it and the `traceparent` (W3C). Header names are in lower case."""
+        """Open the span of a request; yield it and the `traceparent` (W3C). Header
+        names are in lower case.
+        """
         parent = self._propagator.extract(headers)
         with self._tracer.start_as_current_span(
             name,
@@ -112,9 +125,11 @@ class Tracer:
             yield span, carrier["traceparent"]
 
     def phases(self, marks: Sequence[tuple[str, float]]) -> None:
-        """Add child spans to the current request after the fact, so that a request without a trace has no overhead.
+        """Add child spans to the current request after the fact, so that a request
+        without a trace has no overhead.
 
-        `marks` are (name, begin in `time.perf_counter()`) in order; the last mark only ends the previous span.
+        `marks` are (name, begin in `time.perf_counter()`) in order; the last mark only
+        ends the previous span.
         """
         offset = time.time_ns() - int(time.perf_counter() * 1e9)
         for (name, begun), (_, ended) in pairwise(marks):
@@ -124,7 +139,8 @@ class Tracer:
     def close(self) -> None:
         """Send the remaining spans, for at most a second.
 
-        The SDK exceeds its time limit (opentelemetry-python #4568; 10 s measured), so the exporter is then shut down.
+        The SDK exceeds its time limit (opentelemetry-python #4568; 10 s measured), so
+        the exporter is then shut down.
         """
         self._closing.set()
         self._closer.join(_FLUSH_SECONDS)
@@ -137,7 +153,9 @@ class Tracer:
 
 
 class Response(Protocol):
-    """The parts of a response, of any transport, that are used in its span and its log line."""
+    """The parts of a response, of any transport, that are used in its span and its log
+    line.
+    """
 
     headers: dict[str, str]
     body: bytes
@@ -155,7 +173,9 @@ def observe_request(
     tracer: Tracer | None,
     logs_requests: bool,
 ) -> AnyResponse:
-    """Handle the request. Trace it (header `traceparent`) if there is a tracer, and log it with `logs_requests`."""
+    """Handle the request. Trace it (header `traceparent`) if there is a tracer, and log
+    it with `logs_requests`.
+    """
     if not (tracer or logs_requests):
         return handle()
     path = without_keys(request.path)[:500]
@@ -210,7 +230,9 @@ def observe_request(
 
 
 def _span_name(method: str, path: str) -> str:
-    """Return the method and the route with placeholders for names, as OpenTelemetry's HTTP conventions require."""
+    """Return the method and the route with placeholders for names, as OpenTelemetry's
+    HTTP conventions require.
+    """
     parts = path.split("/")[:8]
     for position in range(2, len(parts)):
         if parts[position - 1] in ("models", "versions", "endpoints"):

@@ -1,12 +1,15 @@
 """Decode tables from Arrow IPC streams and files, and encode predictions as tables.
 
-Columns go from the body's buffers into the graph's input without Python objects. pyarrow is imported on the first Arrow
-request (75 ms, 33 MB), and pandas is never imported.
+Columns go from the body's buffers into the graph's input without Python objects.
+pyarrow is imported on the first Arrow request (75 ms, 33 MB), and pandas is never
+imported.
 
-Arrow's reader is safe against truncated and hostile bodies, but it trusts the declared size of a compressed buffer and
-allocates that much memory. Therefore `check_stream_size` checks the sizes in the headers first.
+Arrow's reader is safe against truncated and hostile bodies, but it trusts the declared
+size of a compressed buffer and allocates that much memory. Therefore
+`check_stream_size` checks the sizes in the headers first.
 
-https://arrow.apache.org/docs/format/Columnar.html (Message.fbs), https://www.iana.org/assignments/media-types
+https://arrow.apache.org/docs/format/Columnar.html (Message.fbs),
+https://www.iana.org/assignments/media-types
 """
 
 import struct
@@ -55,11 +58,13 @@ _I32, _U32, _U16, _I64 = (
 
 
 def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
-    """Return the feeds in an Arrow stream or file. Columns that the model does not need are not read.
+    """Return the feeds in an Arrow stream or file. Columns that the model does not need
+    are not read.
 
-    A null is NaN in a floating-point column and a missing string in a string column. Strings may be dictionary-encoded.
-    A tensor is a column of lists of equal length; a tensor of rank 2 may also be sent as one numeric column per value.
-    If the table has a single column without a name, each list in it is a row in the signature's order.
+    A null is NaN in a floating-point column and a missing string in a string column.
+    Strings may be dictionary-encoded. A tensor is a column of lists of equal length; a
+    tensor of rank 2 may also be sent as one numeric column per value. If the table has
+    a single column without a name, each list in it is a row in the signature's order.
 
     Args:
         limit: the maximum number of decompressed bytes, and of values.
@@ -140,7 +145,9 @@ def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
-    """Return the prediction as a table of N rows in the format of `media`. Raises the errors of `prediction_table`."""
+    """Return the prediction as a table of N rows in the format of `media`. Raises the
+    errors of `prediction_table`.
+    """
     import pyarrow as pa
 
     table = prediction_table(prediction)
@@ -154,9 +161,10 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
 def prediction_table(prediction: Array | dict[str, Array]) -> "pa.Table":
     """Return the prediction as a `pyarrow.Table` of N rows.
 
-    A single output is the column `prediction`; several outputs, and the fields of records, are columns by name. [N]
-    and [N, 1] become plain columns, [N, k] a column of lists of k (`pyarrow.fixed_size_list`), and so on. Raises
-    SchemaMismatch if an output does not have one value, or list of values, per row.
+    A single output is the column `prediction`; several outputs, and the fields of
+    records, are columns by name. [N] and [N, 1] become plain columns, [N, k] a column
+    of lists of k (`pyarrow.fixed_size_list`), and so on. Raises SchemaMismatch if an
+    output does not have one value, or list of values, per row.
     """
     import pyarrow as pa
 
@@ -181,9 +189,11 @@ def prediction_table(prediction: Array | dict[str, Array]) -> "pa.Table":
 
 
 def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
-    """Return the names of the columns to read from a table with this Arrow schema, before reading any value.
+    """Return the names of the columns to read from a table with this Arrow schema,
+    before reading any value.
 
-    Raises BodyTooLarge for too many columns, and SchemaMismatch if a column is missing, repeated or of a wrong type.
+    Raises BodyTooLarge for too many columns, and SchemaMismatch if a column is missing,
+    repeated or of a wrong type.
     """
     if len(arrow_schema.names) > MOST_COLUMNS:
         raise BodyTooLarge(
@@ -234,7 +244,9 @@ def _column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringB
 
 
 def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringBudget) -> Array:
-    """Return a column of keys. A null among integers or booleans remains None, so that ids keep all digits."""
+    """Return a column of keys. A null among integers or booleans remains None, so that
+    ids keep all digits.
+    """
     has_gaps = any(piece.null_count and str(piece.type) in _EXACT_TYPES for piece in pieces)
     if (
         not has_gaps or sum(map(len, pieces)) > limit
@@ -250,7 +262,8 @@ def _without_views(
 ) -> "pa.Array":
     """Return an array with strings instead of string views, which polars writes.
 
-    Overlapping views could take terabytes, so the budget is checked first. `cast`: converted dictionaries by address.
+    Overlapping views could take terabytes, so the budget is checked first. `cast`:
+    converted dictionaries by address.
     """
     if "string_view" not in str(array.type):
         return array
@@ -293,7 +306,9 @@ def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
 
 
 def _to_arrow(array: Array) -> "pa.Array":
-    """Return an array [N, …] as an Arrow array of length N, without a copy if it is contiguous."""
+    """Return an array [N, …] as an Arrow array of length N, without a copy if it is
+    contiguous.
+    """
     import pyarrow as pa
 
     if array.ndim == 2 and array.shape[1] == 1:
@@ -324,14 +339,17 @@ def _to_arrow(array: Array) -> "pa.Array":
 def _check_value_count(rows: int, columns: int, limit: int) -> None:
     if rows * max(1, columns) > limit:
         raise BodyTooLarge(
-            f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values",
+            f"the table has {rows} rows of {columns} columns; this server's limit is {limit} "
+            "values",
         )
 
 
 def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
-    """Raise BodyTooLarge if the record batches of an Arrow stream exceed `limit` bytes when decompressed.
+    """Raise BodyTooLarge if the record batches of an Arrow stream exceed `limit` bytes
+    when decompressed.
 
-    `messages` is a `pyarrow.ipc.MessageReader`. Raises InvalidRequest if a message is truncated.
+    `messages` is a `pyarrow.ipc.MessageReader`. Raises InvalidRequest if a message is
+    truncated.
     """
     left = limit
     for number, message in enumerate(messages):
@@ -357,11 +375,14 @@ def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
 
 
 def _message_bytes(metadata: memoryview, body: memoryview) -> int:
-    """Return the size of a message's buffers. A compressed buffer declares its decompressed length.
+    """Return the size of a message's buffers. A compressed buffer declares its
+    decompressed length.
 
-    The field numbers are positions in Message.fbs. Message: header type (1), header (2). DictionaryBatch: data (1), is
-    delta (2). RecordBatch: buffers (2), compression (3). Delta dictionaries are rejected: Arrow joins all pieces for
-    every batch. A compressed buffer begins with its length in 8 bytes; -1 means that it is not compressed.
+    The field numbers are positions in Message.fbs. Message: header type (1), header
+    (2). DictionaryBatch: data (1), is delta (2). RecordBatch: buffers (2), compression
+    (3). Delta dictionaries are rejected: Arrow joins all pieces for every batch. A
+    compressed buffer begins with its length in 8 bytes; -1 means that it is not
+    compressed.
     """
     message = _U32.unpack_from(metadata, 0)[0]
     kind = _flatbuffers_field(metadata, message, 1)
@@ -389,7 +410,9 @@ def _message_bytes(metadata: memoryview, body: memoryview) -> int:
 
 
 def _flatbuffers_field(data: memoryview, table: int, position: int) -> int:
-    """Return the position of a field in a flatbuffers table, or 0 if the field is missing."""
+    """Return the position of a field in a flatbuffers table, or 0 if the field is
+    missing.
+    """
     vtable = table - _I32.unpack_from(data, table)[0]
     slot = 4 + 2 * position
     if vtable < 0 or slot >= _U16.unpack_from(data, vtable)[0]:
@@ -399,6 +422,8 @@ def _flatbuffers_field(data: memoryview, table: int, position: int) -> int:
 
 
 def _flatbuffers_table(data: memoryview, table: int, position: int) -> int:
-    """Return the position of the table or vector to which a field points, or 0 if the field is missing."""
+    """Return the position of the table or vector to which a field points, or 0 if the
+    field is missing.
+    """
     field = _flatbuffers_field(data, table, position)
     return field + int(_U32.unpack_from(data, field)[0]) if field else 0

@@ -1,8 +1,10 @@
-"""Convert an Arrow array to a numpy array and back (https://arrow.apache.org/docs/format/Columnar.html).
+"""Convert an Arrow array to a numpy array and back
+(https://arrow.apache.org/docs/format/Columnar.html).
 
-The conversion reads Arrow's buffers, because pyarrow's own `to_numpy` and `array` import pandas if it is installed
-(100 MB and a second with pyarrow 25), and return object arrays for arrays with nulls. The caller has validated the
-table (`pyarrow.Table.validate`), so that numpy and Python read only within the buffers.
+The conversion reads Arrow's buffers, because pyarrow's own `to_numpy` and `array`
+import pandas if it is installed (100 MB and a second with pyarrow 25), and return
+object arrays for arrays with nulls. The caller has validated the table
+(`pyarrow.Table.validate`), so that numpy and Python read only within the buffers.
 """
 
 from contextlib import suppress
@@ -48,31 +50,40 @@ _DATES: dict[str, Dtype] = {
 
 
 class UnsupportedColumn(Exception):
-    """An array has an Arrow type that no model accepts, or a null where its type cannot have a null."""
+    """An array has an Arrow type that no model accepts, or a null where its type cannot
+    have a null.
+    """
 
 
 @dataclass
 class StringBudget:
-    """The number of characters that the strings of one table may still take, and the table's dictionaries.
+    """The number of characters that the strings of one table may still take, and the
+    table's dictionaries.
 
-    A dictionary's string counts once per row that contains it. `dictionaries` maps the address of a dictionary to its
-    values and their lengths, because the batches of a stream share dictionaries.
+    A dictionary's string counts once per row that contains it. `dictionaries` maps the
+    address of a dictionary to its values and their lengths, because the batches of a
+    stream share dictionaries.
     """
 
     left: int
     dictionaries: dict[tuple[int, ...], tuple[Array, Array]] = field(default_factory=dict)
 
     def take(self, characters: int) -> None:
-        """Subtract characters from the budget. Raises BodyTooLarge if the budget is exceeded."""
+        """Subtract characters from the budget. Raises BodyTooLarge if the budget is
+        exceeded.
+        """
         self.left -= characters
         if self.left < 0:
             raise BodyTooLarge(
-                "the strings of the table exceed this server's limit if a string counts once per row",
+                "the strings of the table exceed this server's limit if a string counts once per "
+                "row",
             )
 
 
 def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
-    """Raise UnsupportedColumn if an Arrow type cannot become numpy's `dtype` (`str`: strings)."""
+    """Raise UnsupportedColumn if an Arrow type cannot become numpy's `dtype` (`str`:
+    strings).
+    """
     inner, name = kind, str(kind)
     while name.partition("<")[0] in _LISTS:
         if not takes_lists:
@@ -99,16 +110,20 @@ def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
 
 
 def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
-    """Return the N values of an Arrow array as an array [N], or [N, length, …] for lists of equal length.
+    """Return the N values of an Arrow array as an array [N], or [N, length, …] for
+    lists of equal length.
 
-    A null becomes NaN in numbers (integers then become float64), and None in strings or in a column of nulls. Dates and
-    times become strings as in JSON, with a time zone in UTC: `2013-07-01T12:30:00.000Z`. A decimal becomes the nearest
-    float64, or an int64 if its type has no decimal places and all values fit.
+    A null becomes NaN in numbers (integers then become float64), and None in strings or
+    in a column of nulls. Dates and times become strings as in JSON, with a time zone in
+    UTC: `2013-07-01T12:30:00.000Z`. A decimal becomes the nearest float64, or an int64
+    if its type has no decimal places and all values fit.
 
     Raises:
-        UnsupportedColumn: the type is not a number, boolean, string, date, list of numbers or dictionary; a boolean or
-            a list element is null; or the lists have different lengths.
-        InvalidRequest: there are more than `limit` values, or the buffers contradict each other.
+        UnsupportedColumn: the type is not a number, boolean, string, date, list of
+            numbers or dictionary; a boolean or a list element is null; or the lists
+            have different lengths.
+        InvalidRequest: there are more than `limit` values, or the buffers contradict
+            each other.
         BodyTooLarge: the strings of dictionaries exceed the budget.
     """
     name = str(array.type)
@@ -126,7 +141,8 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
         if array.type.scale == 0:
             with suppress(ValueError):  # The cast fails if a value needs more than 64 bits.
                 return _numbers(array.cast("int64"), _NUMBERS["int64"])
-        # Convert by the digits, because Arrow's own cast is off by one bit in a third of the values.
+        # Convert by the digits, because Arrow's own cast is off by one bit in a third
+        # of the values.
         return _numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
     if name in ("string", "large_string"):
         return _strings(array)
@@ -141,7 +157,9 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
 
 
 def matrix(batch: "pa.RecordBatch") -> Array | None:
-    """Return a record batch as a matrix [N, columns] if all columns have the same numeric type; None otherwise."""
+    """Return a record batch as a matrix [N, columns] if all columns have the same
+    numeric type; None otherwise.
+    """
     kinds = set(map(str, batch.schema.types))
     # pyarrow before 25 turns a null among 16-bit floats into 0.
     if len(kinds) != 1 or not kinds <= _NUMBERS.keys() - {"halffloat"}:
@@ -160,7 +178,9 @@ def address(array: "pa.Array") -> tuple[int, ...]:
 
 
 def _valid(array: "pa.Array") -> Array | None:
-    """Return an array with True for each value that is not null; None if no value is null."""
+    """Return an array with True for each value that is not null; None if no value is
+    null.
+    """
     bitmap = array.buffers()[0]
     if bitmap is None or array.null_count == 0:
         return None
@@ -174,7 +194,9 @@ def _bits(buffer: "pa.Buffer", offset: int, count: int) -> Array:
 
 
 def _view(buffer: "pa.Buffer", dtype: Dtype, offset: int, count: int) -> Array:
-    """Return `count` elements of a buffer, starting at the element `offset`, without a copy if they are aligned."""
+    """Return `count` elements of a buffer, starting at the element `offset`, without a
+    copy if they are aligned.
+    """
     if count == 0:
         return np.empty(0, dtype)
     array = np.frombuffer(buffer, dtype, count, offset * dtype.itemsize)

@@ -48,7 +48,9 @@ def _through_mlflow(
     decode: Callable[[str | None, bytes, Schema], dict[str, Any]],
     encode: Callable[[Array | dict[str, Array]], bytes],
 ) -> Decode:
-    """Return the decoder of a body that is converted to MLflow's document. A pyfunc receives that document."""
+    """Return the decoder of a body that is converted to MLflow's document. A pyfunc
+    receives that document.
+    """
 
     def decode_request(
         headers: Mapping[str, str],
@@ -90,9 +92,11 @@ def _through_mlflow(
 
 
 def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:
-    """Return MLflow's document for a body of Vertex AI; `parameters` become `params`. MLflow's documents are unchanged.
+    """Return MLflow's document for a body of Vertex AI; `parameters` become `params`.
+    MLflow's documents are unchanged.
 
-    Text and bytes may be `{"b64": …}`. Raises UnsupportedMediaType or InvalidRequest if the body is not an object.
+    Text and bytes may be `{"b64": …}`. Raises UnsupportedMediaType or InvalidRequest if
+    the body is not an object.
     """
     document = load_json_object(content_type, body)
     parameters = document.pop("parameters", None)
@@ -119,7 +123,8 @@ def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict
 
 
 def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
-    """Return `{"predictions": [...]}`. Vertex AI needs an array, so several outputs become one object per row.
+    """Return `{"predictions": [...]}`. Vertex AI needs an array, so several outputs
+    become one object per row.
 
     Raises SchemaMismatch if an output does not have one value per row.
     """
@@ -133,9 +138,11 @@ def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
 
 
 def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:
-    """Return MLflow's document for `{"input_data": …}`: a table (`columns`, `index`, `data`), rows, records or columns.
+    """Return MLflow's document for `{"input_data": …}`: a table (`columns`, `index`,
+    `data`), rows, records or columns.
 
-    Raises UnsupportedMediaType or InvalidRequest if the body is not an object with this field.
+    Raises UnsupportedMediaType or InvalidRequest if the body is not an object with this
+    field.
     """
     document = load_json_object(content_type, body)
     if "input_data" not in document:
@@ -162,7 +169,9 @@ def azure_example(schema: Schema, example: Example) -> Document:
 
 
 VERTEX = Protocol("vertex", _through_mlflow(decode_vertex, encode_vertex))
-"""Vertex AI specifies the path in the container's environment: `views.vertex_predict` answers it."""
+"""Vertex AI specifies the path in the container's environment: `views.vertex_predict`
+answers it.
+"""
 AZURE = Protocol(
     "azure",
     _through_mlflow(decode_azure, dump_json),

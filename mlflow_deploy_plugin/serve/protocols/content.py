@@ -1,4 +1,6 @@
-"""Content types, JSON decoding and encoding, and outputs as rows, for all protocols over HTTP."""
+"""Content types, JSON decoding and encoding, and outputs as rows, for all protocols
+over HTTP.
+"""
 
 import base64
 import codecs
@@ -18,22 +20,32 @@ from mlflow_deploy_plugin.serve.runtime.values import short_repr
 JSON, CSV, EVENTS = "application/json", "text/csv", "text/event-stream"
 
 MOST_CONTAINERS = 1_000_000
-"""The maximum number of arrays and objects per document, because `[]` and `{}` take 56 to 232 bytes of memory."""
+"""The maximum number of arrays and objects per document, because `[]` and `{}` take 56
+to 232 bytes of memory.
+"""
 _SMALL_BYTES = len(b"[]") * MOST_CONTAINERS
-"""The largest body whose brackets need not be counted: each array or object takes at least two bytes of a body."""
+"""The largest body whose brackets need not be counted: each array or object takes at
+least two bytes of a body.
+"""
 _PIECE_BYTES = 128 * 1024
-"""The size of the pieces of a body for counting brackets; numpy's arrays then fit into the processor's cache."""
+"""The size of the pieces of a body for counting brackets; numpy's arrays then fit into
+the processor's cache.
+"""
 DEEPEST = 500
-"""The maximum nesting depth, which Python's `json` can read and write; orjson and simdjson support 1,024 levels."""
+"""The maximum nesting depth, which Python's `json` can read and write; orjson and
+simdjson support 1,024 levels.
+"""
 _CONTAINERS = (list, dict)
 _TOO_DEEP = f"the JSON is nested more than {DEEPEST} levels deep"
 
 
 @lru_cache(maxsize=256)
 def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
-    """Return the media type of a `Content-Type` header in lower case; it is an element of `accepted`.
+    """Return the media type of a `Content-Type` header in lower case; it is an element
+    of `accepted`.
 
-    Raises UnsupportedMediaType if the header is missing, has another type, or has a charset other than UTF-8.
+    Raises UnsupportedMediaType if the header is missing, has another type, or has a
+    charset other than UTF-8.
     """
     takes = " or ".join(accepted)
     if not content_type:
@@ -53,15 +65,19 @@ def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
 
 
 def media_name(content_type: str | None) -> str:
-    """Return the media type of a `Content-Type` header, in lower case without parameters; empty if it is missing."""
+    """Return the media type of a `Content-Type` header, in lower case without
+    parameters; empty if it is missing.
+    """
     return content_type.partition(";")[0].strip().lower() if content_type else ""
 
 
 def load_json(body: bytes, subject: str = "the body is ") -> Any:
-    """Return the document in `body`. orjson bounds the depth to 1,024 levels. Error messages begin with `subject`.
+    """Return the document in `body`. orjson bounds the depth to 1,024 levels. Error
+    messages begin with `subject`.
 
-    NaN and Infinity are accepted, because MLflow's clients and examples write them, and so is a byte order mark. Raises
-    MemoryError, and InvalidRequest if the body is not JSON or has more than `MOST_CONTAINERS` arrays and objects.
+    NaN and Infinity are accepted, because MLflow's clients and examples write them, and
+    so is a byte order mark. Raises MemoryError, and InvalidRequest if the body is not
+    JSON or has more than `MOST_CONTAINERS` arrays and objects.
     """
     if not body:
         raise InvalidRequest(f"{subject}empty; a JSON document is expected")
@@ -90,7 +106,8 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
 def check_depth(document: object) -> None:
     """Raise InvalidRequest if the document is nested more than `DEEPEST` levels deep.
 
-    The depth that Python's `json` supports depends on the interpreter, the thread's stack and the caller.
+    The depth that Python's `json` supports depends on the interpreter, the thread's
+    stack and the caller.
     """
     level = [document] if isinstance(document, _CONTAINERS) else []
     for _ in range(DEEPEST):
@@ -102,9 +119,11 @@ def check_depth(document: object) -> None:
 
 
 def check_containers(body: bytes) -> int:
-    """Return the number of opening square brackets in a JSON text, including brackets within its strings.
+    """Return the number of opening square brackets in a JSON text, including brackets
+    within its strings.
 
-    Raises InvalidRequest above `MOST_CONTAINERS` arrays and objects, which would take hundreds of megabytes of memory.
+    Raises InvalidRequest above `MOST_CONTAINERS` arrays and objects, which would take
+    hundreds of megabytes of memory.
     """
     data = np.frombuffer(body, np.uint8)
     pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
@@ -114,8 +133,8 @@ def check_containers(body: bytes) -> int:
     opened = arrays + sum(int(np.count_nonzero(piece == ord("{"))) for piece in pieces)
     if opened > MOST_CONTAINERS:
         raise InvalidRequest(
-            f"the JSON has {opened} brackets that open arrays and objects; at most {MOST_CONTAINERS} are allowed: "
-            "send fewer rows, or send them as Arrow",
+            f"the JSON has {opened} brackets that open arrays and objects; at most "
+            f"{MOST_CONTAINERS} are allowed: send fewer rows, or send them as Arrow",
         )
     return arrays
 
@@ -129,7 +148,8 @@ def _parse_int(digits: str) -> int | float:
 def load_json_object(content_type: str | None, body: bytes) -> dict[str, Any]:
     """Return the JSON object in `body`.
 
-    Raises UnsupportedMediaType for another content type, and InvalidRequest if it is not a JSON object.
+    Raises UnsupportedMediaType for another content type, and InvalidRequest if it is
+    not a JSON object.
     """
     media_type(content_type, (JSON,))
     return json_object(body)
@@ -144,7 +164,9 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def dump_json(document: object) -> bytes:
-    """Return JSON with arrays as nested lists. NaN and infinity, which JSON cannot represent, become null."""
+    """Return JSON with arrays as nested lists. NaN and infinity, which JSON cannot
+    represent, become null.
+    """
     return orjson.dumps(
         document,
         default=_plain_value,
@@ -153,7 +175,9 @@ def dump_json(document: object) -> bytes:
 
 
 def base64_text(value: Any, label: str) -> str:
-    """Return the text that a JSON value contains in base64. Raises InvalidRequest if it is not base64 or not UTF-8."""
+    """Return the text that a JSON value contains in base64. Raises InvalidRequest if it
+    is not base64 or not UTF-8.
+    """
     try:
         return base64.b64decode(value, validate=True).decode()
     except (TypeError, ValueError):
@@ -176,7 +200,8 @@ def json_type(value: object) -> str:
 
 
 def _plain_value(value: object) -> object:
-    """Convert strings, non-contiguous arrays and ONNX Runtime's 64-bit integers (numpy.longlong) for orjson.
+    """Convert strings, non-contiguous arrays and ONNX Runtime's 64-bit integers
+    (numpy.longlong) for orjson.
 
     32-bit floats remain 32-bit, so that they have few digits.
     """
@@ -188,7 +213,9 @@ def _plain_value(value: object) -> object:
 
 
 def check_row_aligned(outputs: Mapping[str, Array]) -> None:
-    """Raise SchemaMismatch unless each output has one value, or array of values, per row."""
+    """Raise SchemaMismatch unless each output has one value, or array of values, per
+    row.
+    """
     lengths = {len(array) if getattr(array, "ndim", 0) else -1 for array in outputs.values()}
     if len(lengths) != 1 or -1 in lengths:
         raise SchemaMismatch(
@@ -197,6 +224,8 @@ def check_row_aligned(outputs: Mapping[str, Array]) -> None:
 
 
 def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, object]]:
-    """Return one mapping per row, from output names to values. Raises the errors of `check_row_aligned`."""
+    """Return one mapping per row, from output names to values. Raises the errors of
+    `check_row_aligned`.
+    """
     check_row_aligned(outputs)
     return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

@@ -1,6 +1,7 @@
 """A small input example of a version, in the form of every protocol.
 
-The example is the first rows of the model's own input example, or a row of zeros. A large tensor has no example.
+The example is the first rows of the model's own input example, or a row of zeros. A
+large tensor has no example.
 """
 
 from dataclasses import dataclass, field
@@ -26,12 +27,14 @@ _BLANKS = {"str": "text", "bool": False}  # not "", because an empty field in CS
 
 @dataclass(frozen=True)
 class Example:
-    """An input example with values by column (lists of N) or by tensor (nested lists, or a scalar's value).
+    """An input example with values by column (lists of N) or by tensor (nested lists,
+    or a scalar's value).
 
     Attributes:
         values: empty if an example would be too large, or the signature is unknown.
         rows: the number of rows; 1 if the model's tensors have no rows.
-        document: the model's own example of an `/invocations` body, if it cannot be converted to named values.
+        document: the model's own example of an `/invocations` body, if it cannot be
+            converted to named values.
     """
 
     values: Document = field(default_factory=dict)
@@ -92,7 +95,9 @@ def _read(loaded: LoadedVersion) -> Example | None:
             return Example(values, len(data), True) if values and data else None
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
     except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
-        return None  # The example fits the model, because the warm-up used it, but it cannot be displayed.
+        # The example fits the model, because the warm-up used it, but it cannot be
+        # displayed.
+        return None
     rows = 1
     if schema.has_rows:
         per_row = sum(array[:1].size for array in arrays.values())
@@ -115,7 +120,9 @@ def _plain_lists(value: Any) -> Any:
 
 
 def _zeros(schema: Schema) -> Example:
-    """Return a row of zeros and placeholder strings, or an empty example if the row would be too large."""
+    """Return a row of zeros and placeholder strings, or an empty example if the row
+    would be too large.
+    """
     if schema.columns:
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
         return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)

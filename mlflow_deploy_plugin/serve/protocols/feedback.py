@@ -1,4 +1,5 @@
-"""The body of `/feedback`: a JSON document with one or several labels of earlier predictions.
+"""The body of `/feedback`: a JSON document with one or several labels of earlier
+predictions.
 
 {"prediction_id": "…", "row": 0, "label": 1}        a row by its response's X-Prediction-Id; all its rows without `row`
 {"key": {"flight": 7, "day": "…"}, "label": 1}      the row that has these values in these columns
@@ -18,7 +19,9 @@ from mlflow_deploy_plugin.serve.spool.codec import Feedback
 MOST_ENTRIES = 10_000
 MOST_KEY_COLUMNS = 16
 _MOST_KEYS = 16
-"""The maximum number of different sets of key columns per body; readers of the log compute each row's key per set."""
+"""The maximum number of different sets of key columns per body; readers of the log
+compute each row's key per set.
+"""
 _MOST_CHARACTERS = 1000
 _MOST_ID_CHARACTERS = 128
 _MOST_ROW = 2**31 - 1
@@ -29,7 +32,8 @@ _BATCH = "feedback"
 def decode(content_type: str | None, body: bytes) -> list[Feedback]:
     """Return the entries of a body.
 
-    Raises UnsupportedMediaType if the body is not JSON, and InvalidRequest if it has no, too many or invalid entries.
+    Raises UnsupportedMediaType if the body is not JSON, and InvalidRequest if it has
+    no, too many or invalid entries.
     """
     document = load_json_object(content_type, body)
     if _BATCH not in document:
@@ -52,7 +56,9 @@ def decode(content_type: str | None, body: bytes) -> list[Feedback]:
 
 
 def check_columns(entries: Collection[Feedback], columns: Collection[str], endpoint: str) -> None:
-    """Raise SchemaMismatch with the most similar name if a key is not in `columns`, the columns of a captured row."""
+    """Raise SchemaMismatch with the most similar name if a key is not in `columns`, the
+    columns of a captured row.
+    """
     known = set(columns)
     for index, entry in enumerate(entries):
         for name in entry.key or ():
@@ -64,7 +70,9 @@ def check_columns(entries: Collection[Feedback], columns: Collection[str], endpo
 
 
 def unknown_column(name: str, columns: Iterable[str], endpoint: str) -> str:
-    """Return the end of a message about an unknown key column. The log's own columns are omitted."""
+    """Return the end of a message about an unknown key column. The log's own columns
+    are omitted.
+    """
     own = [column for column in columns if not column.startswith("_")]
     known = f"{did_you_mean(name, own)}; rows have {join_names(own, name) or 'no columns'}"
     remedy = "capture.keys in the spec adds a business id that is not an input of the model"
@@ -98,7 +106,8 @@ def _entry(entry: object, where: str) -> Feedback:
             )
         if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
             raise InvalidRequest(
-                f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected",
+                f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is "
+                "expected",
             )
         values = {
             name: _checked_value(value, f"{dot}key.{name[:60]}") for name, value in key.items()
@@ -112,7 +121,8 @@ def _entry(entry: object, where: str) -> Feedback:
         )
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
         raise InvalidRequest(
-            f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer is expected",
+            f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer "
+            "is expected",
         )
     if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
         raise InvalidRequest(f"{dot}row is {short_repr(row)}; a whole number from 0 is expected")

@@ -1,6 +1,7 @@
 """MLflow's protocol, `/invocations`: JSON, CSV, Arrow and JSON Lines.
 
-A pyfunc itself reads and writes MLflow's JSON and CSV, because objects, dates and params cannot become arrays.
+A pyfunc itself reads and writes MLflow's JSON and CSV, because objects, dates and
+params cannot become arrays.
 """
 
 import csv
@@ -38,16 +39,22 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 TABLE_FORMATS = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES)
-"""Media types that `/invocations` accepts and returns in addition to MLflow's JSON and CSV."""
+"""Media types that `/invocations` accepts and returns in addition to MLflow's JSON and
+CSV.
+"""
 _MEDIA_TYPES = (JSON, CSV, *TABLE_FORMATS)
 _MAX_ACCEPT_CHARACTERS = 2000
-"""The maximum length of an Accept header. A longer header, which no real client sends, is treated as empty."""
+"""The maximum length of an Accept header. A longer header, which no real client sends,
+is treated as empty.
+"""
 
 
 def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: int) -> Feeds:
-    """Return the rows of a body in any format of `/invocations`; a decompressed table may have `limit` bytes.
+    """Return the rows of a body in any format of `/invocations`; a decompressed table
+    may have `limit` bytes.
 
-    Raises UnsupportedMediaType, InvalidRequest or SchemaMismatch, as the format's module does.
+    Raises UnsupportedMediaType, InvalidRequest or SchemaMismatch, as the format's
+    module does.
     """
     media = media_type(content_type, _MEDIA_TYPES)
     if media in arrow.MEDIA_TYPES:
@@ -63,7 +70,9 @@ def parse_accept(header: str) -> Accept:
 
 @lru_cache(maxsize=256)
 def _negotiate_format(media: str, accept: str | None) -> str:
-    """Return the media type of a response of `/invocations`: from Accept if possible, otherwise the request's type."""
+    """Return the media type of a response of `/invocations`: from Accept if possible,
+    otherwise the request's type.
+    """
     if accept is not None and accept != "*/*":
         names = (
             name.partition(";")[0].lower() for name, quality in parse_accept(accept) if quality > 0
@@ -111,7 +120,9 @@ def decode_invocations(
 
 
 def invocations_answer(artifact: Artifact) -> JsonSchema:
-    """Return the schema of `{"predictions": …}`. A pyfunc may return records, or a chat without `predictions`."""
+    """Return the schema of `{"predictions": …}`. A pyfunc may return records, or a chat
+    without `predictions`.
+    """
     return (
         {}
         if artifact.flavor == PYTHON_FUNCTION
@@ -144,7 +155,8 @@ INVOCATIONS = Protocol(
     decode_invocations,
     paths=("/invocations", "/endpoints/NAME/invocations"),
     summary=(
-        "Predictions in the protocol of MLflow's scoring server; a table receives the same format, or that of Accept"
+        "Predictions in the protocol of MLflow's scoring server; a table receives the same "
+        "format, or that of Accept"
     ),
     request={
         JSON: RequestBody("invocations", invocations_schema, invocations_example),

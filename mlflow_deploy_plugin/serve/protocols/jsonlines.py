@@ -1,7 +1,8 @@
-"""JSON Lines (https://jsonlines.org, also NDJSON): each input line is a record or row, each output line a prediction.
+"""JSON Lines (https://jsonlines.org, also NDJSON): each input line is a record or row,
+each output line a prediction.
 
-A thousand lines are converted to arrays at a time, so that a large body does not become Python objects all at once.
-Each line must contain all required columns.
+A thousand lines are converted to arrays at a time, so that a large body does not become
+Python objects all at once. Each line must contain all required columns.
 """
 
 import io
@@ -33,10 +34,12 @@ _Line = tuple[int, Any]
 
 
 class LineReader:
-    """A reader that receives pieces of a body and yields feeds of up to a thousand lines.
+    """A reader that receives pieces of a body and yields feeds of up to a thousand
+    lines.
 
-    Every method raises InvalidRequest if a line is not JSON or is of another JSON type than the first line,
-    SchemaMismatch with the line number if a line does not fit the signature, and BodyTooLarge above `most_bytes`.
+    Every method raises InvalidRequest if a line is not JSON or is of another JSON type
+    than the first line, SchemaMismatch with the line number if a line does not fit the
+    signature, and BodyTooLarge above `most_bytes`.
     """
 
     def __init__(self, schema: Schema, most_bytes: int = sys.maxsize) -> None:
@@ -90,7 +93,8 @@ class LineReader:
 
 
 def decode(body: bytes, schema: Schema) -> Feeds:
-    """Return the feeds in a body. All lines are objects, all are arrays, or (for one column) all are bare values.
+    """Return the feeds in a body. All lines are objects, all are arrays, or (for one
+    column) all are bare values.
 
     Raises the errors of `LineReader`, and SchemaMismatch if there are no lines.
     """
@@ -106,22 +110,27 @@ def decode(body: bytes, schema: Schema) -> Feeds:
 
 
 def encode(prediction: Array | dict[str, Array]) -> bytes:
-    """Return one prediction per line: a value, a list of values, or an object with the outputs by name.
+    """Return one prediction per line: a value, a list of values, or an object with the
+    outputs by name.
 
-    Raises SchemaMismatch if an output does not have one value, or list of values, per row.
+    Raises SchemaMismatch if an output does not have one value, or list of values, per
+    row.
     """
     if isinstance(prediction, dict):
         return b"".join(dump_json(row) + b"\n" for row in rows_of(prediction))
     check_row_aligned({PREDICTION: prediction})
     if prediction.dtype.kind not in "fiub" or not prediction.size:
         return b"".join(dump_json(row) + b"\n" for row in prediction)
-    # Encode all numbers in one call, then turn the text between two rows into a line break.
+    # Encode all numbers in one call, then turn the text between two rows into a line
+    # break.
     end, begin = (prediction.ndim - 1) * b"]", (prediction.ndim - 1) * b"["
     return dump_json(prediction)[1:-1].replace(end + b"," + begin, end + b"\n" + begin) + b"\n"
 
 
 def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
-    """Return the feeds of some lines. If the lines do not fit the signature, the error names the first wrong line."""
+    """Return the feeds of some lines. If the lines do not fit the signature, the error
+    names the first wrong line.
+    """
     required = (
         {column.name for column in schema.columns if column.required} if kind == "object" else set()
     )

@@ -1,12 +1,16 @@
-"""Read large JSON and CSV bodies of numbers with simdjson, without a Python object per number.
+"""Read large JSON and CSV bodies of numbers with simdjson, without a Python object per
+number.
 
-simdjson (https://simdjson.org, by `pysimdjson`) returns all numbers of nested arrays as one buffer. It does not report
-ragged arrays, and accepts repeated keys. Therefore every function returns None if the body contains anything except
-rows of numbers, or if simdjson is not installed. The caller then uses `content.load_json`, or reads line by line.
+simdjson (https://simdjson.org, by `pysimdjson`) returns all numbers of nested arrays as
+one buffer. It does not report ragged arrays, and accepts repeated keys. Therefore every
+function returns None if the body contains anything except rows of numbers, or if
+simdjson is not installed. The caller then uses `content.load_json`, or reads line by
+line.
 
-Rows of 10,000 x 30 float64 numbers (6 MB) take a third of the time of orjson and numpy, and columns in `inputs` a
-ninth. A V2 tensor of 6 MB FP32 takes 11 ms instead of 35 ms if flat, and 13 ms instead of 50 ms if nested. CSV takes a
-tenth of the time, or two fifths if a tenth of the fields is empty.
+Rows of 10,000 x 30 float64 numbers (6 MB) take a third of the time of orjson and numpy,
+and columns in `inputs` a ninth. A V2 tensor of 6 MB FP32 takes 11 ms instead of 35 ms
+if flat, and 13 ms instead of 50 ms if nested. CSV takes a tenth of the time, or two
+fifths if a tenth of the fields is empty.
 """
 
 import re
@@ -26,28 +30,41 @@ except ImportError:  # simdjson has no wheel for Python 3.14.
     simdjson = None  # type: ignore[assignment]
 
 LARGE_BYTES = 16 * 1024
-"""The size from which this module reads a body; orjson is as fast for smaller bodies."""
+"""The size from which this module reads a body; orjson is as fast for smaller bodies.
+"""
 _COLUMN_BYTES = 512
-"""The average size of columns or tensors from which this module reads a body; orjson is as fast for smaller sizes."""
+"""The average size of columns or tensors from which this module reads a body; orjson is
+as fast for smaller sizes.
+"""
 
 _EXACT = 2.0**53
-"""The bound below which integers are exact in float64; this module does not read bodies with larger numbers."""
+"""The bound below which integers are exact in float64; this module does not read bodies
+with larger numbers.
+"""
 _NULL = b"-1e308"
-"""The replacement of null in the text, because simdjson does not accept a null among numbers."""
+"""The replacement of null in the text, because simdjson does not accept a null among
+numbers.
+"""
 _MOST_ENTRIES = 1_000
 _WHOLE = frozenset({"integer", "long"})
 _NUMBERS = _WHOLE | {"double", "float"}
 """The column types that this module reads."""
 _NOT_PLAIN = (ValueError, TypeError, RuntimeError, AttributeError, KeyError)
-"""The errors of simdjson, and of the functions below, for a body that contains anything except rows of numbers."""
+"""The errors of simdjson, and of the functions below, for a body that contains anything
+except rows of numbers.
+"""
 _NEGATIVE_ZERO = re.compile(rb"-0(?![\d.eE])")
-"""The text -0, which is an integer without a sign in JSON, but a float with a sign in CSV."""
+"""The text -0, which is an integer without a sign in JSON, but a float with a sign in
+CSV.
+"""
 
 
 def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
-    """Return the feeds in a JSON body of `/invocations`; None if the body is small or cannot be read here.
+    """Return the feeds in a JSON body of `/invocations`; None if the body is small or
+    cannot be read here.
 
-    Raises InvalidRequest for too many arrays and objects, and SchemaMismatch if a number exceeds the model's type.
+    Raises InvalidRequest for too many arrays and objects, and SchemaMismatch if a
+    number exceeds the model's type.
     """
     if not simdjson or len(body) < LARGE_BYTES or not (kind := _kind_of_all(schema)):
         return None
@@ -97,9 +114,11 @@ def _feeds_of_json(
 
 
 def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | None:
-    """Return the feeds in a CSV text; None if it is small or contains anything except numbers. An empty field is null.
+    """Return the feeds in a CSV text; None if it is small or contains anything except
+    numbers. An empty field is null.
 
-    The caller has checked the number of lines and columns. Raises SchemaMismatch if a number exceeds the model's type.
+    The caller has checked the number of lines and columns. Raises SchemaMismatch if a
+    number exceeds the model's type.
     """
     if (
         not simdjson
@@ -139,7 +158,9 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
 
 
 def _kind_of_all(schema: Schema) -> str:
-    """Return the numpy kind for all values: `f`, or `i` for an integer tensor; empty if not all values are numbers."""
+    """Return the numpy kind for all values: `f`, or `i` for an integer tensor; empty if
+    not all values are numbers.
+    """
     if schema.keys:
         return ""  # A key column that contains ids would become float64.
     if schema.columns:
@@ -152,7 +173,9 @@ def _kind_of_all(schema: Schema) -> str:
 
 
 def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int) -> Feeds | None:
-    """Return the feeds of a matrix of columns, or of the only tensor; None if converting them may be inexact."""
+    """Return the feeds of a matrix of columns, or of the only tensor; None if
+    converting them may be inexact.
+    """
     if array.dtype.kind == "f":
         if nulls:
             missing = array == float(_NULL)
@@ -185,9 +208,11 @@ def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int
 
 
 def load_infer_request(text: bytes) -> dict[str, object] | None:
-    """Return a V2 infer request whose numeric tensors are arrays; None if it is small or cannot be read here.
+    """Return a V2 infer request whose numeric tensors are arrays; None if it is small
+    or cannot be read here.
 
-    The arrays are float64, int64 or uint64, flat or nested. Raises InvalidRequest for too many arrays and objects.
+    The arrays are float64, int64 or uint64, flat or nested. Raises InvalidRequest for
+    too many arrays and objects.
     """
     if not simdjson or len(text) < LARGE_BYTES or b"\\" in text:
         return None
@@ -209,7 +234,9 @@ def load_infer_request(text: bytes) -> dict[str, object] | None:
 
 
 def _read_tensor(value: object, opened: int) -> tuple[dict[str, object], int]:
-    """Return a tensor's entries, and the number of JSON arrays in them; `data` may be missing."""
+    """Return a tensor's entries, and the number of JSON arrays in them; `data` may be
+    missing.
+    """
     entries = object_entries(value)
     has_data, data = "data" in entries, entries.pop("data", None)
     plain = {name: _plain(entry) for name, entry in entries.items()}
@@ -242,10 +269,12 @@ def _count_arrays(value: Any) -> int:
 
 
 def object_entries(value: Any, at_most: int = _MOST_ENTRIES) -> dict[str, Any]:
-    """Return an object's entries; nested arrays and objects are not parsed yet. Raises ValueError if a key is repeated.
+    """Return an object's entries; nested arrays and objects are not parsed yet. Raises
+    ValueError if a key is repeated.
 
-    Also raises ValueError for an empty object, and above `at_most` entries, because simdjson's lookup is linear: 1,000
-    keys take a millisecond, 100,000 keys half a minute.
+    Also raises ValueError for an empty object, and above `at_most` entries, because
+    simdjson's lookup is linear: 1,000 keys take a millisecond, 100,000 keys half a
+    minute.
     """
     keys = list(value.keys()) if len(value) <= at_most else []
     if not keys or len(set(keys)) != len(keys):
@@ -256,9 +285,10 @@ def object_entries(value: Any, at_most: int = _MOST_ENTRIES) -> dict[str, Any]:
 def numbers_of(value: Any, at_most: int, kind: str = "f") -> tuple[Array, int]:
     """Return the numbers of nested arrays, and the number of these arrays.
 
-    simdjson also flattens an array among numbers. The returned number of arrays is then lower than the number that the
-    body opens, and the caller must compare the two. `kind` is `f` (float64), `i` (int64) or `u` (uint64); integers must
-    not have a fraction.
+    simdjson also flattens an array among numbers. The returned number of arrays is then
+    lower than the number that the body opens, and the caller must compare the two.
+    `kind` is `f` (float64), `i` (int64) or `u` (uint64); integers must not have a
+    fraction.
 
     Raises:
         ValueError: there are more than `at_most` arrays, or the arrays are ragged.

@@ -1,8 +1,11 @@
-"""MLflow's scoring protocol: the body of `/invocations`, in JSON or CSV, and its response.
+"""MLflow's scoring protocol: the body of `/invocations`, in JSON or CSV, and its
+response.
 
-https://mlflow.org/docs/latest/genai/serving/custom-apps.html and `mlflow/pyfunc/scoring_server/__init__.py` (3.17):
-A JSON body contains exactly one of `dataframe_split`, `dataframe_records`, `instances` and `inputs`; CSV has a header.
-`params` is accepted and ignored. The signature determines the types of CSV columns, and the header is not guessed.
+https://mlflow.org/docs/latest/genai/serving/custom-apps.html and
+`mlflow/pyfunc/scoring_server/__init__.py` (3.17): A JSON body contains exactly one of
+`dataframe_split`, `dataframe_records`, `instances` and `inputs`; CSV has a header.
+`params` is accepted and ignored. The signature determines the types of CSV columns, and
+the header is not guessed.
 """
 
 import csv
@@ -37,13 +40,17 @@ _SPLIT_KEYS = {"columns", "data", "index"}
 
 MOST_COLUMNS = 100_000
 MOST_LINES = 1_000_000
-"""The maximum number of lines in a CSV text. Larger tables are sent as Arrow, or in several requests."""
+"""The maximum number of lines in a CSV text. Larger tables are sent as Arrow, or in
+several requests.
+"""
 _FLOATS = frozenset({"float32", "float64"})
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def asks_for_stream(body: bytes) -> bool:
-    """Return True for a JSON object with `"stream": true`, as OpenAI's clients and MLflow's agents send it."""
+    """Return True for a JSON object with `"stream": true`, as OpenAI's clients and
+    MLflow's agents send it.
+    """
     if b'"stream"' not in body:
         return False
     with suppress(InvalidRequest):  # The reader of the body raises the error.
@@ -54,9 +61,9 @@ def asks_for_stream(body: bytes) -> bool:
 def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     """Return the feeds in the body of `/invocations`.
 
-    Raises UnsupportedMediaType if the body is not JSON or CSV in UTF-8 or its content type has other parameters,
-    InvalidRequest if it cannot be parsed or has none of the four fields, and SchemaMismatch if it does not fit the
-    signature.
+    Raises UnsupportedMediaType if the body is not JSON or CSV in UTF-8 or its content
+    type has other parameters, InvalidRequest if it cannot be parsed or has none of the
+    four fields, and SchemaMismatch if it does not fit the signature.
     """
     media = media_type(content_type, _ACCEPTED)
     parameters = _parameters(content_type or "", media) if content_type != media else {}
@@ -82,7 +89,8 @@ def decode_document(document: dict[str, object], schema: Schema) -> Feeds:
     if len(present) != 1:
         holds = ", ".join(repr(name[:30]) for name in islice(document, 10)) or "nothing"
         raise InvalidRequest(
-            f"the JSON object must have exactly one of the fields {', '.join(_FIELD_DECODERS)}; this object has {holds}",
+            f"the JSON object must have exactly one of the fields {', '.join(_FIELD_DECODERS)}; "
+            f"this object has {holds}",
         )
     params = document.get("params")
     if params is not None and not isinstance(params, dict):
@@ -91,7 +99,9 @@ def decode_document(document: dict[str, object], schema: Schema) -> Feeds:
 
 
 def is_table(content_type: str | None, body: bytes) -> bool:
-    """Return True if MLflow treats a valid body as a table: CSV, `dataframe_split` or `dataframe_records`."""
+    """Return True if MLflow treats a valid body as a table: CSV, `dataframe_split` or
+    `dataframe_records`.
+    """
     if media_type(content_type, _ACCEPTED) == CSV:
         return True
     may_be = b"dataframe_" in body or b"\\u" in body  # The field's letters may be escaped.
@@ -99,14 +109,18 @@ def is_table(content_type: str | None, body: bytes) -> bool:
 
 
 def encode(prediction: Array | dict[str, Array]) -> bytes:
-    """Return `{"predictions": …}`: nested lists, a mapping from outputs to lists, or records."""
+    """Return `{"predictions": …}`: nested lists, a mapping from outputs to lists, or
+    records.
+    """
     return dump_json({"predictions": prediction})
 
 
 def _parameters(content_type: str, media: str) -> dict[str, str]:
-    """Return the content type's parameters: `charset`, and for CSV `header=present|absent` (RFC 4180).
+    """Return the content type's parameters: `charset`, and for CSV
+    `header=present|absent` (RFC 4180).
 
-    Other parameters, such as MLflow 1's `format=pandas-split`, would change the meaning and are rejected.
+    Other parameters, such as MLflow 1's `format=pandas-split`, would change the meaning
+    and are rejected.
     """
     parameters: dict[str, str] = {}
     for parameter in content_type.split(";")[1:]:
@@ -127,7 +141,9 @@ def _parameters(content_type: str, media: str) -> dict[str, str]:
 
 
 def _decode_split(value: object, schema: Schema) -> Feeds:
-    """Decode pandas' `to_dict(orient="split")`. Its `index` is ignored, as in MLflow's response."""
+    """Decode pandas' `to_dict(orient="split")`. Its `index` is ignored, as in MLflow's
+    response.
+    """
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
         raise InvalidRequest(
             "dataframe_split must be an object with the arrays `columns` and `data`",
@@ -139,7 +155,8 @@ def _decode_split(value: object, schema: Schema) -> Feeds:
     index, columns = value.get("index"), value.get("columns")
     if index is not None and (not isinstance(index, list) or len(index) != len(value["data"])):
         raise InvalidRequest(
-            f"dataframe_split: index must be an array with one label per row ({len(value['data'])})",
+            "dataframe_split: index must be an array with one label per row "
+            f"({len(value['data'])})",
         )
     if columns is None:
         return schema.from_array(value["data"])
@@ -154,7 +171,9 @@ def _decode_split(value: object, schema: Schema) -> Feeds:
 
 
 def _decode_named_or_rows(field: str, value: object, schema: Schema) -> Feeds:
-    """Decode columns or tensors by name, a single record (without lists), several records, or rows without names."""
+    """Decode columns or tensors by name, a single record (without lists), several
+    records, or rows without names.
+    """
     if isinstance(value, dict):
         is_record = schema.columns and value and list not in set(map(type, value.values()))
         return schema.from_records([value]) if is_record else schema.from_columns(value)
@@ -179,11 +198,15 @@ _FIELD_DECODERS: dict[str, Callable[[object, Schema], Feeds]] = {
     "inputs": partial(_decode_named_or_rows, "inputs"),
 }
 BODY_FORMS = _FIELD_DECODERS.keys()
-"""The fields of a JSON body, of which exactly one is present. Chats and prompts have none of these fields."""
+"""The fields of a JSON body, of which exactly one is present. Chats and prompts have
+none of these fields.
+"""
 
 
 def take_column(document: dict[str, object], name: str) -> list[object] | None:
-    """Remove a column from a JSON document of `/invocations`, and return its values; None if the column is missing."""
+    """Remove a column from a JSON document of `/invocations`, and return its values;
+    None if the column is missing.
+    """
     form = next((form for form in BODY_FORMS if form in document), None)
     content = document[form] if form else document  # The document of a chat is itself the row.
     if isinstance(content, list) and all(isinstance(row, dict) for row in content):
@@ -205,21 +228,24 @@ def take_column(document: dict[str, object], name: str) -> list[object] | None:
 
 
 def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
-    """Return the feeds in a CSV text. An empty field is null, and so is pandas' NA in a numeric column.
+    """Return the feeds in a CSV text. An empty field is null, and so is pandas' NA in a
+    numeric column.
 
-    A line of ASCII whitespace is skipped, but a quoted blank is a value. Without a header, the fields are the
-    signature's columns in order; the columns of a tensor do not need names.
+    A line of ASCII whitespace is skipped, but a quoted blank is a value. Without a
+    header, the fields are the signature's columns in order; the columns of a tensor do
+    not need names.
 
     Raises:
         InvalidRequest: the text is not UTF-8 or CSV, or has too many lines or columns.
-        SchemaMismatch: a field does not have its column's type, a row and the header differ in length, or there are no
-            rows.
+        SchemaMismatch: a field does not have its column's type, a row and the header
+            differ in length, or there are no rows.
     """
     if len(body) > MOST_COLUMNS:  # Reject too many lines or columns before parsing.
         returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
         if (count := body.count(b"\n") + returns) > MOST_LINES:
             raise InvalidRequest(
-                f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, or send Arrow",
+                f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, "
+                "or send Arrow",
             )
         _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
     if has_header and schema.columns:
@@ -261,7 +287,9 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
 
 
 def check_separator(body: bytes, names: Collection[str]) -> None:
-    """Raise SchemaMismatch if the header of a CSV separates the names of columns with another mark than a comma."""
+    """Raise SchemaMismatch if the header of a CSV separates the names of columns with
+    another mark than a comma.
+    """
     header = body[: max(body.find(b"\n"), 0)]
     if b"," not in header:
         line = header.decode("utf-8-sig", "replace").rstrip("\r")
@@ -272,7 +300,8 @@ def check_separator(body: bytes, names: Collection[str]) -> None:
 def _check_header(header: Sequence[str], schema: Schema) -> None:
     """Raise SchemaMismatch if the first line is a row instead of a header.
 
-    Numbers are accepted as names if the model has such columns, or if the numbers are the positions of the columns.
+    Numbers are accepted as names if the model has such columns, or if the numbers are
+    the positions of the columns.
     """
     try:
         numbers = list(map(float, header))
@@ -292,12 +321,14 @@ def _check_header(header: Sequence[str], schema: Schema) -> None:
 def _parse_csv(body: bytes) -> list[list[str]]:
     """Return the fields of each line. The result has at least one line.
 
-    Raises InvalidRequest if the text is not UTF-8 or CSV, is empty, or has too many columns.
+    Raises InvalidRequest if the text is not UTF-8 or CSV, is empty, or has too many
+    columns.
     """
     try:
         texts = io.StringIO(body.decode("utf-8-sig"), newline="").readlines()
         reader = csv.reader(texts, strict=True)
-        # Test the raw line, as `core.tabular.csv_file.csv_records` does, because a quoted blank is a value.
+        # Test the raw line, as `core.tabular.csv_file.csv_records` does, because a
+        # quoted blank is a value.
         lines = [
             fields
             for fields in reader
@@ -321,7 +352,9 @@ def _check_column_count(count: int) -> None:
 
 
 def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[object]:
-    """Return the values of one column. Parse the fields in one call, unless a field is missing, wrong or has `_`."""
+    """Return the values of one column. Parse the fields in one call, unless a field is
+    missing, wrong or has `_`.
+    """
     read = _FIELD_READERS.get(types.get(name, "string"), str)
     if read is str:
         return [text or None for text in fields]
@@ -346,7 +379,9 @@ def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list
 
 
 def _integer(text: str) -> int | float:
-    """Return an int, or a float for a number with a point or an exponent; the schema checks that it is whole."""
+    """Return an int, or a float for a number with a point or an exponent; the schema
+    checks that it is whole.
+    """
     try:
         return int(text)
     except ValueError:

@@ -1,4 +1,6 @@
-"""The routes of OpenAI's clients (https://platform.openai.com/docs/api-reference), which work like `/invocations`."""
+"""The routes of OpenAI's clients (https://platform.openai.com/docs/api-reference),
+which work like `/invocations`.
+"""
 
 import json
 from collections.abc import Mapping
@@ -21,12 +23,16 @@ OPENAI_ROUTES = {
     "llm/v1/chat": "/chat/completions",
     "llm/v1/embeddings": "/embeddings",
 }
-"""MLflow's tasks with OpenAI's request and response bodies, and the route that OpenAI's clients use."""
+"""MLflow's tasks with OpenAI's request and response bodies, and the route that OpenAI's
+clients use.
+"""
 _TEXT_OR_LIST: JsonSchema = {"type": ["string", "array"], "items": {}}
 
 
 def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Protocol:
-    """Return the protocol of a route of OpenAI's clients, for models with the task of the route."""
+    """Return the protocol of a route of OpenAI's clients, for models with the task of
+    the route.
+    """
 
     def decode_request(
         headers: Mapping[str, str],
@@ -41,8 +47,8 @@ def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Proto
         if (own_route := OPENAI_ROUTES.get(artifact.task, "/invocations")) != route:
             task = repr(artifact.task[:60]) if artifact.task else "missing"
             raise InvalidRequest(
-                f"the model's responses do not have the form of {route} (the task in its MLmodel is {task}); "
-                f"send it to {own_route}",
+                f"the model's responses do not have the form of {route} (the task in its MLmodel "
+                f"is {task}); send it to {own_route}",
             )
         if document.get("stream") is True and not artifact.is_streamable:
             raise InvalidRequest("the model has no predict_stream: send the request without stream")

@@ -1,4 +1,6 @@
-"""onnxserve's protocol: `/predict` for one record, `/predict/batch` for several records."""
+"""onnxserve's protocol: `/predict` for one record, `/predict/batch` for several
+records.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,7 +44,9 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 _MOST_PROBABILITIES = 4_000_000
-"""The maximum number of named probabilities per response. Each takes 105 bytes of memory, or 18 in a JSON matrix."""
+"""The maximum number of named probabilities per response. Each takes 105 bytes of
+memory, or 18 in a JSON matrix.
+"""
 _VERSION: dict[str, JsonSchema] = {"model": STRING, "model_version": STRING}
 
 
@@ -50,7 +54,9 @@ def _bounded(
     decode: Callable[[str | None, bytes, Schema], Feeds],
     encode: Callable[[ServedVariant, InferResponse], EncodedResponse],
 ) -> Decode:
-    """Return the decoder of a request whose response may name the probability of each class."""
+    """Return the decoder of a request whose response may name the probability of each
+    class.
+    """
 
     def decode_request(
         headers: Mapping[str, str],
@@ -61,15 +67,16 @@ def _bounded(
         predictor = variant.loaded.predictor
         artifact, schema = predictor.artifact, variant.schema
         feeds, classes = decode(headers.get("content-type"), body, schema), len(artifact.classes)
-        # Count the rows before computing them; a row takes at least one byte of the body.
+        # Count the rows before computing them; a row takes at least one byte of the
+        # body.
         if (
             len(body) * classes > _MOST_PROBABILITIES
             and any(output.role == "probabilities" for output in artifact.outputs)
             and (rows := schema.count_rows(feeds)) > (most := _MOST_PROBABILITIES // classes)
         ):
             raise BodyTooLarge(
-                f"the request has {rows} rows, and the response would name the probabilities of {classes} classes per "
-                f"row: send at most {most} rows, or use the protocol V2",
+                f"the request has {rows} rows, and the response would name the probabilities of "
+                f"{classes} classes per row: send at most {most} rows, or use the protocol V2",
             )
         return DecodedRequest(feeds, encode)
 
@@ -77,10 +84,12 @@ def _bounded(
 
 
 def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """Return the feeds in a record: `{column: value, …}`, or `{"features": […]}` in the signature's order.
+    """Return the feeds in a record: `{column: value, …}`, or `{"features": […]}` in the
+    signature's order.
 
-    The record of a graph without rows contains all tensors. Raises UnsupportedMediaType if the body is not JSON,
-    InvalidRequest if it is not an object, and SchemaMismatch if it does not fit the signature.
+    The record of a graph without rows contains all tensors. Raises UnsupportedMediaType
+    if the body is not JSON, InvalidRequest if it is not an object, and SchemaMismatch
+    if it does not fit the signature.
     """
     document = load_json_object(content_type, body)
     if "features" in document and "features" not in schema.names:
@@ -102,7 +111,9 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
 
 
 def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """Return the feeds in a list of records, or in a body of `/invocations`. Raises the errors of `decode_record`."""
+    """Return the feeds in a list of records, or in a body of `/invocations`. Raises the
+    errors of `decode_record`.
+    """
     if media_type(content_type, (JSON, CSV)) == CSV:
         return mlflow.read_csv(body, schema)
     document = load_json(body)
@@ -120,7 +131,9 @@ def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Fee
 
 
 def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    """Return `{"prediction", "probabilities"?, "model", "model_version"}` of the first row, or of all outputs."""
+    """Return `{"prediction", "probabilities"?, "model", "model_version"}` of the first
+    row, or of all outputs.
+    """
     loaded, outputs = variant.loaded, response.outputs
     predictor = loaded.predictor
     has_rows = predictor.schema.has_rows
@@ -154,7 +167,9 @@ def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedRe
 
 
 def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
-    """Return the model's labels, if any, even if its `predict` returns probabilities, which have a separate field."""
+    """Return the model's labels, if any, even if its `predict` returns probabilities,
+    which have a separate field.
+    """
     roles = {output.name: output.role for output in artifact.outputs}
     names = artifact.prediction
     if [roles.get(name) for name in names] == ["probabilities"]:
@@ -163,7 +178,9 @@ def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[
 
 
 def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[Any, float]] | None:
-    """Return class → probability per row, or None if the model does not name the class of each column."""
+    """Return class → probability per row, or None if the model does not name the class
+    of each column.
+    """
     for output in artifact.outputs:
         array = outputs.get(output.name)
         if (
@@ -176,7 +193,9 @@ def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[A
 
 
 def predict_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of `/predict`: one record, or `features` in the signature's order."""
+    """Return the schema of `/predict`: one record, or `features` in the signature's
+    order.
+    """
     features = object_schema({"features": row_schema(schema)}, title="features")
     record = {**record_schema(schema), "title": "one record"}
     if schema.columns:
@@ -185,7 +204,9 @@ def predict_schema(schema: Schema) -> JsonSchema:
 
 
 def batch_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of `/predict/batch`: a bare list of rows, or a body of `/invocations`."""
+    """Return the schema of `/predict/batch`: a bare list of rows, or a body of
+    `/invocations`.
+    """
     return {"anyOf": [rows_schema(schema), {**invocations_schema(schema), "title": "invocations"}]}
 
 
@@ -202,7 +223,9 @@ def batch_answer(artifact: Artifact) -> JsonSchema:
 
 
 def _probabilities_schema(artifact: Artifact) -> dict[str, JsonSchema]:
-    """Return the property with a probability per class; empty if the model does not name the class of each column."""
+    """Return the property with a probability per class; empty if the model does not
+    name the class of each column.
+    """
     if not artifact.classes or not any(
         output.role == "probabilities" for output in artifact.outputs
     ):

@@ -1,7 +1,7 @@
 """The entry of a prediction protocol: its decoder, its paths, and its description.
 
-The routes (`serve/http/routes.py`), the plans (`serve/http/plan.py`), the OpenAPI document and the tests follow from
-the entries in `table.py`.
+The routes (`serve/http/routes.py`), the plans (`serve/http/plan.py`), the OpenAPI
+document and the tests follow from the entries in `table.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,8 +25,9 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 class InferResponse:
     """The outputs of exactly one version.
 
-    `prediction_id` is unique, because feedback is joined to predictions by this id. `body` is the encoded response to a
-    request with a `body`, otherwise empty. `is_cached` is None if the outputs are not cacheable.
+    `prediction_id` is unique, because feedback is joined to predictions by this id.
+    `body` is the encoded response to a request with a `body`, otherwise empty.
+    `is_cached` is None if the outputs are not cacheable.
     """
 
     id: str
@@ -45,7 +46,8 @@ class EncodedResponse(NamedTuple):
 class DecodedRequest(NamedTuple):
     """The contents of a request's body, and the function that encodes its response.
 
-    `id` may be empty. For a pyfunc, `body` is set instead of `feeds`. `parameters` may have `timeout` in microseconds.
+    `id` may be empty. For a pyfunc, `body` is set instead of `feeds`. `parameters` may
+    have `timeout` in microseconds.
     """
 
     feeds: Feeds
@@ -56,15 +58,17 @@ class DecodedRequest(NamedTuple):
 
 
 Decode = Callable[[Mapping[str, str], bytes, ServedVariant, int], DecodedRequest]
-"""A function of the headers (names in lower case), the body, the variant, and the maximum size of a decompressed table
-in bytes."""
+"""A function of the headers (names in lower case), the body, the variant, and the
+maximum size of a decompressed table in bytes.
+"""
 
 
 @dataclass(frozen=True)
 class RequestBody:
     """A request body whose form depends on the model.
 
-    The schema's name is the endpoint's name, then `name`. `example` returns "" if the form cannot represent an example.
+    The schema's name is the endpoint's name, then `name`. `example` returns "" if the
+    form cannot represent an example.
     """
 
     name: str
@@ -74,7 +78,9 @@ class RequestBody:
 
 @dataclass(frozen=True)
 class ResponseBody:
-    """A response body whose form depends on the model; `name` has the same meaning as in `RequestBody`."""
+    """A response body whose form depends on the model; `name` has the same meaning as
+    in `RequestBody`.
+    """
 
     name: str
     schema: Callable[[Artifact], JsonSchema]
@@ -90,13 +96,15 @@ class Protocol:
 
     Attributes:
         name: the label in metrics.
-        paths: the paths of its POST routes. `NAME` is an endpoint, `V` a version and `L` a label; a part in brackets
-            is optional. Without `NAME`, the default endpoint answers.
+        paths: the paths of its POST routes. `NAME` is an endpoint, `V` a version and
+            `L` a label; a part in brackets is optional. Without `NAME`, the default
+            endpoint answers.
         summary: one line for OpenAPI.
         request: the bodies that the protocol accepts.
         response: the bodies that the protocol returns.
         tag: the group of the routes in the OpenAPI document.
-        may_name_endpoint: True if `model` in the body may name the endpoint, as in requests of OpenAI's clients.
+        may_name_endpoint: True if `model` in the body may name the endpoint, as in
+            requests of OpenAI's clients.
         applies_to: returns False for a model that the protocol rejects.
     """
 

@@ -1,7 +1,9 @@
-"""JSON Schemas (draft 2020-12, as in OpenAPI 3.1) of a model's requests and responses, generated from its signature.
+"""JSON Schemas (draft 2020-12, as in OpenAPI 3.1) of a model's requests and responses,
+generated from its signature.
 
-The schemas accept and reject the same bodies as the server, as far as JSON Schema can express it. A part with a title
-becomes a component of the document, so each title must have the same content everywhere in a model.
+The schemas accept and reject the same bodies as the server, as far as JSON Schema can
+express it. A part with a title becomes a component of the document, so each title must
+have the same content everywhere in a model.
 """
 
 from collections.abc import Mapping
@@ -34,15 +36,19 @@ def object_schema(
 
 
 def array_schema(items: JsonSchema | None = None, **more: object) -> JsonSchema:
-    """Return the schema of an array; `items` is always set, because client generators need it."""
+    """Return the schema of an array; `items` is always set, because client generators
+    need it.
+    """
     return {"type": "array", "items": items or {}, **more}
 
 
 @cache
 def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
-    """Return the schema of a value of a numpy dtype (`str`: strings). A float may be null, which means NaN.
+    """Return the schema of a value of a numpy dtype (`str`: strings). A float may be
+    null, which means NaN.
 
-    The format is the width of the number. Without it, generated clients in Go and Java use 32 bits.
+    The format is the width of the number. Without it, generated clients in Go and Java
+    use 32 bits.
     """
     if dtype == "str":
         return {"type": ["string", "null"] if is_nullable else "string"}
@@ -68,7 +74,9 @@ def column_schemas(schema: Schema) -> dict[str, JsonSchema]:
 
 
 def nested(item: JsonSchema, rank: int) -> JsonSchema:
-    """Return the schema of nested lists of `rank` levels. An empty outer list has no inner sizes, and is invalid."""
+    """Return the schema of nested lists of `rank` levels. An empty outer list has no
+    inner sizes, and is invalid.
+    """
     for _ in range(rank - 1):
         item = array_schema(item)
     return array_schema(item, **({"minItems": 1} if rank > 1 else {})) if rank else item
@@ -83,7 +91,9 @@ def tensor_schema(tensor: Tensor) -> JsonSchema:
 
 
 def record_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of a row as an object. Some rows may omit a nullable column, which is then null."""
+    """Return the schema of a row as an object. Some rows may omit a nullable column,
+    which is then null.
+    """
     if not schema.columns:
         return {
             "type": "object",
@@ -98,7 +108,9 @@ def record_schema(schema: Schema) -> JsonSchema:
 
 
 def invocations_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of `/invocations`; a pyfunc whose inputs are not arrays accepts any object."""
+    """Return the schema of `/invocations`; a pyfunc whose inputs are not arrays accepts
+    any object.
+    """
     if not schema.names:
         return ANY_OBJECT
     fields: dict[str, JsonSchema] = {
@@ -117,7 +129,8 @@ def invocations_schema(schema: Schema) -> JsonSchema:
 
 
 def predictions_schema(artifact: Artifact) -> JsonSchema:
-    """Return the schema of all rows' predictions: nested lists for a single output, an object for several outputs.
+    """Return the schema of all rows' predictions: nested lists for a single output, an
+    object for several outputs.
 
     The predictions of a stock ONNX model or a pyfunc may have any form.
     """
@@ -150,7 +163,9 @@ def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
 
 
 def split_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of pandas' `to_dict(orient="split")`; without `columns`, rows are in the signature's order."""
+    """Return the schema of pandas' `to_dict(orient="split")`; without `columns`, rows
+    are in the signature's order.
+    """
     return object_schema(
         {"data": array_schema(minItems=1)},
         {
@@ -198,7 +213,9 @@ def rows_schema(schema: Schema) -> JsonSchema:
 
 
 def unnamed_schemas(schema: Schema) -> list[JsonSchema]:
-    """Return the schemas of rows as lists, or of the only tensor; empty if several tensors must be named."""
+    """Return the schemas of rows as lists, or of the only tensor; empty if several
+    tensors must be named.
+    """
     if schema.columns:
         return [array_schema(row_schema(schema), minItems=1, title="rows")]
     if len(schema.tensors) == 1:
@@ -207,7 +224,9 @@ def unnamed_schemas(schema: Schema) -> list[JsonSchema]:
 
 
 def row_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of a row without names, in the signature's order, or of a tensor without its batch."""
+    """Return the schema of a row without names, in the signature's order, or of a
+    tensor without its batch.
+    """
     if schema.columns:
         values = list(column_schemas(schema).values())
         row = array_schema(prefixItems=values, minItems=len(values), maxItems=len(values))

@@ -1,7 +1,9 @@
-"""The messages between a worker and its side process, and the passing of connections to that process.
+"""The messages between a worker and its side process, and the passing of connections to
+that process.
 
-A message consists of a magic number, two lengths, JSON (the name, plain fields, and the layout of arrays), and then the
-memory of the arrays and bytes. Unlike a pickle, a message cannot make a worker run code. Lengths are checked first.
+A message consists of a magic number, two lengths, JSON (the name, plain fields, and the
+layout of arrays), and then the memory of the arrays and bytes. Unlike a pickle, a
+message cannot make a worker run code. Lengths are checked first.
 """
 
 import json
@@ -27,14 +29,17 @@ _CHUNK = 1024 * 1024
 
 
 class MalformedMessage(Exception):
-    """The bytes are not a message, or the other side closed the connection within a message."""
+    """The bytes are not a message, or the other side closed the connection within a
+    message.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class SideMessage:
     """A message with JSON `fields`.
 
-    `arrays` are stored by group and name; an array has numbers, booleans, or strings as objects.
+    `arrays` are stored by group and name; an array has numbers, booleans, or strings as
+    objects.
     """
 
     kind: str
@@ -50,13 +55,14 @@ def send_message(
 ) -> None:
     """Send the complete message; `deadline` is in monotonic seconds.
 
-    Raises TimeoutError after the deadline, OSError if the other side has closed the connection, and ValueError before
-    sending anything if the message is too large.
+    Raises TimeoutError after the deadline, OSError if the other side has closed the
+    connection, and ValueError before sending anything if the message is too large.
     """
     layout: dict[str, list[tuple[Any, ...]]] = {}
     blobs: list[Any] = []
     for group, arrays in message.arrays.items():
-        # json instead of orjson, because a string from JSON may contain a lone surrogate.
+        # json instead of orjson, because a string from JSON may contain a lone
+        # surrogate.
         layout[group], contents = pack_arrays(arrays, lambda texts: json.dumps(texts).encode())
         blobs += contents
     blobs.append(message.body)
@@ -77,9 +83,11 @@ def send_message(
 
 
 def receive_message(connection: socket.socket, deadline: float = math.inf) -> SideMessage | None:
-    """Receive the next message, or None if the connection is closed; `deadline` is in monotonic seconds.
+    """Receive the next message, or None if the connection is closed; `deadline` is in
+    monotonic seconds.
 
-    Raises TimeoutError after the deadline, MalformedMessage for an invalid or partial message, and OSError.
+    Raises TimeoutError after the deadline, MalformedMessage for an invalid or partial
+    message, and OSError.
     """
     prefix = _read(connection, _FRAME.size, deadline)
     if not prefix:

@@ -1,4 +1,6 @@
-"""The prediction protocols over HTTP. The order is the order of their routes in the OpenAPI document."""
+"""The prediction protocols over HTTP. The order is the order of their routes in the
+OpenAPI document.
+"""
 
 from mlflow_deploy_plugin.serve.protocols.clouds import AZURE, VERTEX
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS

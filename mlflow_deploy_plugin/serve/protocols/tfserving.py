@@ -1,7 +1,9 @@
-"""Decode and encode TensorFlow Serving's REST protocol (https://www.tensorflow.org/tfx/serving/api_rest).
+"""Decode and encode TensorFlow Serving's REST protocol
+(https://www.tensorflow.org/tfx/serving/api_rest).
 
-`instances` (row format) are answered with `predictions`, and `inputs` (column format) with `outputs`. A single input or
-output has no name. Every model has one signature, `serving_default`. Text and bytes may be `{"b64": …}`.
+`instances` (row format) are answered with `predictions`, and `inputs` (column format)
+with `outputs`. A single input or output has no name. Every model has one signature,
+`serving_default`. Text and bytes may be `{"b64": …}`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,10 +61,12 @@ _DTYPES = {
 
 
 def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
-    """Return the feeds in the body of a `:predict`, and True if the body has `instances`: the response is then by row.
+    """Return the feeds in the body of a `:predict`, and True if the body has
+    `instances`: the response is then by row.
 
-    Raises InvalidRequest if the body is not JSON, does not have exactly one of `instances` and `inputs`, or names
-    another signature, and SchemaMismatch if the values do not fit.
+    Raises InvalidRequest if the body is not JSON, does not have exactly one of
+    `instances` and `inputs`, or names another signature, and SchemaMismatch if the
+    values do not fit.
     """
     document = json_object(body)
     if b'"b64"' in body:
@@ -95,9 +99,11 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
 
 
 def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
-    """Return `{"predictions": …}` for rows or `{"outputs": …}` for columns. A single output is not named.
+    """Return `{"predictions": …}` for rows or `{"outputs": …}` for columns. A single
+    output is not named.
 
-    Raises SchemaMismatch if the response must be by row and an output does not have one value per row.
+    Raises SchemaMismatch if the response must be by row and an output does not have one
+    value per row.
     """
     named = {
         output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES
@@ -109,9 +115,11 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
 
 
 def decode_base64(document: object, schema: Schema) -> Any:
-    """Return the document with each `{"b64": …}` replaced by its text; a column of bytes remains base64.
+    """Return the document with each `{"b64": …}` replaced by its text; a column of
+    bytes remains base64.
 
-    Raises InvalidRequest if a text is not base64 or UTF-8, or the document is nested too deeply.
+    Raises InvalidRequest if a text is not base64 or UTF-8, or the document is nested
+    too deeply.
     """
     binary = schema.binary_columns
 
@@ -134,14 +142,18 @@ def decode_base64(document: object, schema: Schema) -> Any:
 
 
 def status(endpoint: str, versions: Sequence[str]) -> bytes:
-    """Return the body of `GET /v1/models/NAME` for loaded versions. KServe's V1 client needs `ready`."""
+    """Return the body of `GET /v1/models/NAME` for loaded versions. KServe's V1 client
+    needs `ready`.
+    """
     ok = {"error_code": "OK", "error_message": ""}
     states = [{"version": version, "state": "AVAILABLE", "status": ok} for version in versions]
     return dump_json({"name": endpoint, "ready": bool(versions), "model_version_status": states})
 
 
 def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) -> bytes:
-    """Return the body of `GET /v1/models/NAME/metadata`: the inputs and outputs of `:predict`."""
+    """Return the body of `GET /v1/models/NAME/metadata`: the inputs and outputs of
+    `:predict`.
+    """
     if schema.columns:
         inputs = {
             column.name: _tensor_info(column.name, COLUMN_TYPES[column.type], (-1,))
@@ -167,7 +179,9 @@ def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) ->
 
 
 def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, object]:
-    """Return a TensorInfo in protobuf's JSON format, in which 64-bit integers are strings."""
+    """Return a TensorInfo in protobuf's JSON format, in which 64-bit integers are
+    strings.
+    """
     dimensions = [{"size": str(size), "name": ""} for size in shape]
     return {
         "dtype": _DTYPES.get(dtype, "DT_INVALID"),
@@ -177,7 +191,9 @@ def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, objec
 
 
 def tfserving_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of TensorFlow Serving's `:predict`: rows, or columns and tensors by name, but no records."""
+    """Return the schema of TensorFlow Serving's `:predict`: rows, or columns and
+    tensors by name, but no records.
+    """
     by_column = {
         "anyOf": [named_schema(schema), *unnamed_schemas(schema)],
         "title": "tfserving columns",
@@ -203,7 +219,9 @@ def _decode_tfserving(
     variant: ServedVariant,
     limit: int,
 ) -> DecodedRequest:
-    """Decode a `:predict` request. Its content type is ignored: TensorFlow's own examples send curl's default."""
+    """Decode a `:predict` request. Its content type is ignored: TensorFlow's own
+    examples send curl's default.
+    """
     feeds, is_by_row = decode(body, variant.schema)
 
     def respond(variant: ServedVariant, response: InferResponse) -> EncodedResponse:

@@ -1,10 +1,12 @@
 """The Open Inference Protocol V2 over REST, with Triton's binary tensor data.
 
-https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md and
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
+and
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 
-The inputs of a request are the inputs of the graph, or the columns of a column-based signature as [N] or [N, 1]. All
-outputs are computed, because the inference log contains all outputs.
+The inputs of a request are the inputs of the graph, or the columns of a column-based
+signature as [N] or [N, 1]. All outputs are computed, because the inference log contains
+all outputs.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -64,7 +66,10 @@ OCTETS = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
-"""The extensions of https://github.com/triton-inference-server/server/tree/main/docs/protocol that are supported."""
+"""The extensions of
+https://github.com/triton-inference-server/server/tree/main/docs/protocol that are
+supported.
+"""
 
 _CURL = "application/x-www-form-urlencoded"
 """The default content type of `curl -d`, as in the protocol's examples."""
@@ -73,7 +78,9 @@ _UNSUPPORTED = ("shared_memory_region", "classification")
 
 
 class RequestedOutput(NamedTuple):
-    """An output of the response, in JSON or as bytes after the JSON. An empty name means all outputs."""
+    """An output of the response, in JSON or as bytes after the JSON. An empty name
+    means all outputs.
+    """
 
     name: str
     is_binary: bool = False
@@ -96,9 +103,11 @@ def decode(
 ) -> V2Request:
     """Decode the body of an infer request. Header names are in lower case.
 
-    The Content-Type may be missing, as in `tritonclient`'s requests; otherwise it must be JSON, bytes or curl's
-    default, or UnsupportedMediaType is raised. Raises InvalidRequest if the body is not an infer request, and
-    SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit its shape, its datatype or the model.
+    The Content-Type may be missing, as in `tritonclient`'s requests; otherwise it must
+    be JSON, bytes or curl's default, or UnsupportedMediaType is raised. Raises
+    InvalidRequest if the body is not an infer request, and SchemaMismatch if a tensor
+    is unknown, missing or repeated, or does not fit its shape, its datatype or the
+    model.
     """
     if content_type := headers.get("content-type"):
         media_type(content_type, (JSON, OCTETS, _CURL))
@@ -143,7 +152,9 @@ def encode(
     version: str,
     outputs: Mapping[str, Array],
 ) -> tuple[bytes, dict[str, str]]:
-    """Return the response, whose default id is `request_id`, and a header with the JSON's length if bytes follow."""
+    """Return the response, whose default id is `request_id`, and a header with the
+    JSON's length if bytes follow.
+    """
     entries, blobs = [], []
     for output in resolve_outputs(request.outputs, outputs):
         array = outputs[output.name]
@@ -175,9 +186,11 @@ def server_metadata() -> dict[str, object]:
 
 
 def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -> dict[str, Any]:
-    """Return the document of `GET /v2/models/NAME`: the loaded versions, and the inputs and outputs of the graph.
+    """Return the document of `GET /v2/models/NAME`: the loaded versions, and the inputs
+    and outputs of the graph.
 
-    A free dimension is -1. If the graph lacks a batch dimension, `parameters` contains the reason.
+    A free dimension is -1. If the graph lacks a batch dimension, `parameters` contains
+    the reason.
     """
     inputs, outputs = (
         [
@@ -194,7 +207,9 @@ def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -
 
 
 def platform(artifact: Artifact) -> str:
-    """Return Triton's name for the model's runtime; Triton has no name for MLflow's pyfunc."""
+    """Return Triton's name for the model's runtime; Triton has no name for MLflow's
+    pyfunc.
+    """
     return PYTHON_FUNCTION if artifact.flavor == PYTHON_FUNCTION else "onnxruntime_onnx"
 
 
@@ -203,7 +218,9 @@ def _read_inputs(
     binary: memoryview,
     schema: Schema,
 ) -> dict[str, tuple[TensorHeader, Array]]:
-    """Return the tensors by name. The bytes of tensors without `data` are read from `binary`, in order."""
+    """Return the tensors by name. The bytes of tensors without `data` are read from
+    `binary`, in order.
+    """
     if not isinstance(entries, list):
         raise InvalidRequest(
             f"inputs is a JSON {json_type(entries)}; an array of tensors is expected",
@@ -244,7 +261,9 @@ def _read_inputs(
 
 
 def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
-    """Return True if the elements of a binary tensor are the values of a column of bytes."""
+    """Return True if the elements of a binary tensor are the values of a column of
+    bytes.
+    """
     is_binary = head.name in schema.binary_columns or (
         bool(schema.binary_columns) and len(schema.columns) == 1
     )
@@ -252,7 +271,9 @@ def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
 
 
 def read_id(value: object) -> str:
-    """Return a request's id, or "". Raises InvalidRequest if the id is not a string of printable characters."""
+    """Return a request's id, or "". Raises InvalidRequest if the id is not a string of
+    printable characters.
+    """
     value = "" if value is None else value
     if not isinstance(value, str) or not value.isprintable():
         raise InvalidRequest(
@@ -262,9 +283,11 @@ def read_id(value: object) -> str:
 
 
 def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Mapping[str, object]:
-    """Return the `parameters` of a request, an input or an output; empty if they are null or missing.
+    """Return the `parameters` of a request, an input or an output; empty if they are
+    null or missing.
 
-    Raises InvalidRequest if they are not an object, or if a parameter that would change the response is not supported.
+    Raises InvalidRequest if they are not an object, or if a parameter that would change
+    the response is not supported.
     """
     parameters = entry.get("parameters")
     if parameters is None:
@@ -280,7 +303,9 @@ def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Map
 
 
 def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> SchemaMismatch:
-    """Return the error for a tensor whose name is unknown or repeated. `before` has the names of earlier tensors."""
+    """Return the error for a tensor whose name is unknown or repeated. `before` has the
+    names of earlier tensors.
+    """
     if head.name in before:
         return head.mismatch(" is repeated")
     known = dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
@@ -288,11 +313,12 @@ def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> 
 
 
 def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
-    """Return the feeds of the graph from tensors that are its inputs or the signature's columns.
+    """Return the feeds of the graph from tensors that are its inputs or the signature's
+    columns.
 
-    If the model has a single column or input, a single tensor may have any name, as in MLServer, whose codecs call it
-    `input-1`. Texts from MLServer's Base64Codec are decoded. Raises SchemaMismatch if a tensor is unknown or missing,
-    or does not fit.
+    If the model has a single column or input, a single tensor may have any name, as in
+    MLServer, whose codecs call it `input-1`. Texts from MLServer's Base64Codec are
+    decoded. Raises SchemaMismatch if a tensor is unknown or missing, or does not fit.
     """
     if isinstance(schema, KeyedSchema):
         own, keys = schema.split(arrays)
@@ -342,10 +368,12 @@ def requested_outputs(
     document: Mapping[str, object],
     artifact: Artifact,
 ) -> tuple[RequestedOutput, ...]:
-    """Return the outputs that a request names; by default, all outputs that have a V2 datatype.
+    """Return the outputs that a request names; by default, all outputs that have a V2
+    datatype.
 
-    The outputs of a pyfunc may be unknown before its first prediction; then any name is accepted. Raises InvalidRequest
-    or SchemaMismatch if `outputs` is invalid, or a name is unknown or repeated.
+    The outputs of a pyfunc may be unknown before its first prediction; then any name is
+    accepted. Raises InvalidRequest or SchemaMismatch if `outputs` is invalid, or a name
+    is unknown or repeated.
     """
     is_binary = _flag("the request", document, "binary_data_output", False)
     known = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
@@ -364,7 +392,8 @@ def requested_outputs(
             )
         if known and name not in known:
             raise SchemaMismatch(
-                f"output {name[:100]!r} is unknown; the model's outputs are {join_names(known, name)}",
+                f"output {name[:100]!r} is unknown; the model's outputs are "
+                f"{join_names(known, name)}",
             )
         if name in requested:
             raise SchemaMismatch(f"output {name!r} is repeated")
@@ -381,7 +410,9 @@ def resolve_outputs(
     requested: Sequence[RequestedOutput],
     outputs: Mapping[str, Array],
 ) -> Sequence[RequestedOutput]:
-    """Return the requested outputs, with the names in the response. Raises SchemaMismatch if an output is missing."""
+    """Return the requested outputs, with the names in the response. Raises
+    SchemaMismatch if an output is missing.
+    """
     if len(requested) == 1 and not requested[0].name:
         return [RequestedOutput(name, requested[0].is_binary) for name in outputs]
     for output in requested:
@@ -403,7 +434,9 @@ def _flag(label: str, entry: Mapping[str, object], name: str, default: bool) -> 
 
 
 def v2_request_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of a V2 infer request: the graph's inputs, or the columns of the signature."""
+    """Return the schema of a V2 infer request: the graph's inputs, or the columns of
+    the signature.
+    """
     types = dict(schema.tensor_schema.dtypes) if schema.names else {}
     if schema.columns:
         types |= schema.dtypes
@@ -504,7 +537,10 @@ V2 = Protocol(
     "v2",
     _decode_v2,
     paths=("/v2/models/NAME[/versions/V]/infer",),
-    summary="Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in Triton's clients",
+    summary=(
+        "Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in "
+        "Triton's clients"
+    ),
     request={JSON: RequestBody("v2", v2_request_schema, v2_example), OCTETS: BYTES},
     response={JSON: ResponseBody("v2_answer", v2_response_schema), OCTETS: BYTES},
     tag=TAG,

@@ -1,6 +1,8 @@
-"""The header, the data (in JSON or Triton's binary form) and the array of a single V2 tensor.
+"""The header, the data (in JSON or Triton's binary form) and the array of a single V2
+tensor.
 
-Shapes do not cause memory to be allocated: a shape is only compared with the number of elements.
+Shapes do not cause memory to be allocated: a shape is only compared with the number of
+elements.
 """
 
 import base64
@@ -17,10 +19,14 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, Dtype
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 
 MAX_RANK = 32
-"""The maximum number of dimensions of a tensor; multiplying a million sizes would take hours."""
+"""The maximum number of dimensions of a tensor; multiplying a million sizes would take
+hours.
+"""
 
 MAX_EMPTY_TENSOR_SIZE = 65_536
-"""The largest product of an empty tensor's sizes other than 0; a sum over zero rows returns as many elements."""
+"""The largest product of an empty tensor's sizes other than 0; a sum over zero rows
+returns as many elements.
+"""
 
 _DTYPES: dict[str, Dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -42,10 +48,14 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
     "f": frozenset({int, float, type(None)}),
     "O": frozenset({str, type(None)}),
 }
-"""The Python types that JSON elements may have, per numpy kind; a null is NaN, or a missing string."""
+"""The Python types that JSON elements may have, per numpy kind; a null is NaN, or a
+missing string.
+"""
 
 _ACCEPTED_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
-"""The numpy kinds that an input of each kind accepts; integers are converted to floating point."""
+"""The numpy kinds that an input of each kind accepts; integers are converted to
+floating point.
+"""
 _ACCEPTED = frozenset(
     (datatype, dtype)
     for datatype, of_given in _DTYPES.items()
@@ -58,9 +68,11 @@ _LENGTH = struct.Struct("<I")
 
 
 class TensorHeader(NamedTuple):
-    """The name, shape and datatype of a tensor. A frozen dataclass would take three times as long to create.
+    """The name, shape and datatype of a tensor. A frozen dataclass would take three
+    times as long to create.
 
-    `content_type` is the parameter with which MLServer's codecs specify the meaning of the elements.
+    `content_type` is the parameter with which MLServer's codecs specify the meaning of
+    the elements.
     """
 
     name: str
@@ -72,17 +84,23 @@ class TensorHeader(NamedTuple):
         return f"tensor {self.name[:100]!r} ({self.datatype}, shape {list(self.shape)})"
 
     def mismatch(self, why: str) -> SchemaMismatch:
-        """Return an error about this tensor; the message begins with the tensor's description."""
+        """Return an error about this tensor; the message begins with the tensor's
+        description.
+        """
         return SchemaMismatch(f"{self}{why}", column=self.name)
 
 
 def datatype_of(dtype: str) -> str:
-    """Return V2's datatype for a numpy dtype (`str`: strings), or an empty string if V2 has no datatype for it."""
+    """Return V2's datatype for a numpy dtype (`str`: strings), or an empty string if V2
+    has no datatype for it.
+    """
     return _DATATYPES.get(dtype, "")
 
 
 def array_datatype(array: Array) -> str:
-    """Return V2's datatype for an array. The lookup by dtype avoids `dtype.name`, which takes 1.7 µs."""
+    """Return V2's datatype for an array. The lookup by dtype avoids `dtype.name`, which
+    takes 1.7 µs.
+    """
     return _DATATYPE_OF_DTYPE.get(array.dtype) or datatype_of(array.dtype.name)
 
 
@@ -97,16 +115,21 @@ def kind_of(datatype: object) -> str:
 
 
 def check_datatype(head: TensorHeader, dtype: str) -> None:
-    """Raise SchemaMismatch unless an input with this numpy dtype accepts the tensor's datatype."""
+    """Raise SchemaMismatch unless an input with this numpy dtype accepts the tensor's
+    datatype.
+    """
     if (head.datatype, dtype) not in _ACCEPTED:
         raise head.mismatch(f" is of the wrong datatype; {datatype_of(dtype)} is expected")
 
 
 def read_tensor_header(position: int, entry: object) -> TensorHeader:
-    """Return the tensor's header. Raises SchemaMismatch if the name, shape or datatype is missing or invalid."""
+    """Return the tensor's header. Raises SchemaMismatch if the name, shape or datatype
+    is missing or invalid.
+    """
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise SchemaMismatch(
-            f"inputs[{position}] is {short_repr(entry)}; an object with name, shape, datatype is expected",
+            f"inputs[{position}] is {short_repr(entry)}; an object with name, shape, datatype is "
+            "expected",
         )
     name, shape, datatype = entry["name"], entry.get("shape"), entry.get("datatype")
     if not isinstance(shape, list) or [
@@ -135,11 +158,13 @@ def _header_error(name: str, why: str) -> SchemaMismatch:
 
 
 def from_json(head: TensorHeader, data: object) -> Array:
-    """Return the array of a tensor whose elements are a JSON array, flat in row-major order or nested as the shape.
+    """Return the array of a tensor whose elements are a JSON array, flat in row-major
+    order or nested as the shape.
 
-    `data` is a list, or an array of `large_json.load_infer_request`. Raises SchemaMismatch if the number of elements
-    does not match the shape, or an element does not fit the datatype. The caller must set `errstate(over="raise")`,
-    because otherwise an overflow does not raise.
+    `data` is a list, or an array of `large_json.load_infer_request`. Raises
+    SchemaMismatch if the number of elements does not match the shape, or an element
+    does not fit the datatype. The caller must set `errstate(over="raise")`, because
+    otherwise an overflow does not raise.
     """
     dtype = _DTYPES[head.datatype]
     values: Array | Sequence[object]
@@ -173,10 +198,11 @@ def from_json(head: TensorHeader, data: object) -> Array:
 
 
 def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -> Array:
-    """Return the array of a tensor from little-endian bytes. A string is preceded by its length in 4 bytes.
+    """Return the array of a tensor from little-endian bytes. A string is preceded by
+    its length in 4 bytes.
 
-    With `is_binary`, strings are returned as base64. Raises SchemaMismatch if the number of bytes does not match the
-    shape, or a string is truncated or not UTF-8.
+    With `is_binary`, strings are returned as base64. Raises SchemaMismatch if the
+    number of bytes does not match the shape, or a string is truncated or not UTF-8.
     """
     dtype = _DTYPES[head.datatype]
     if dtype.kind == "O":

@@ -1,4 +1,5 @@
-"""The side processes of a worker (`serve/pyfunc/process.py`), for a model without an ONNX form and for explanations.
+"""The side processes of a worker (`serve/pyfunc/process.py`), for a model without an
+ONNX form and for explanations.
 
 python -m mlflow_deploy_plugin.serve.pyfunc FOLDER DESCRIPTOR     predicts with the model in FOLDER
 python -m mlflow_deploy_plugin.serve.pyfunc explain DESCRIPTOR    explains predictions of ONNX models
@@ -27,11 +28,15 @@ from mlflow_deploy_plugin.serve.pyfunc.process import (
 _log = logging.getLogger("mlflow_deploy_plugin.serve.pyfunc")
 
 _SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-"""Environment variables for the model. MLflow's scoring server also sets the first variable, and models may read it."""
+"""Environment variables for the model. MLflow's scoring server also sets the first
+variable, and models may read it.
+"""
 _PREDICTION_ID = "onnxserve.prediction_id"
 """The tag of an MLflow trace that contains the ID of the prediction."""
 _EXPERIMENT_SECONDS = 2.0
-"""The maximum time that the start waits for MLflow to find the experiment of the traces."""
+"""The maximum time that the start waits for MLflow to find the experiment of the
+traces.
+"""
 _RETRY_SECONDS = 60.0
 _NICENESS = 10
 """The niceness of the explainer process, so that predictions have priority."""
@@ -46,7 +51,9 @@ def main() -> None:
 
 
 def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
-    """Load the model, and return the ready message and the function that answers requests. Raises InvalidArtifact."""
+    """Load the model, and return the ready message and the function that answers
+    requests. Raises InvalidArtifact.
+    """
     os.environ.update(_SERVING)
     os.environ.setdefault(
         "OTEL_EXPORTER_OTLP_PROTOCOL",
@@ -62,8 +69,9 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         )  # The image lacks mlflow and pandas.
     except ImportError as error:
         raise InvalidArtifact(
-            f"a model without an ONNX form needs mlflow and pandas, which are not fully installed here ({error}): "
-            "pip install mlflow, or log the model with mlflow_deploy_plugin.log_model",
+            "a model without an ONNX form needs mlflow and pandas, which are not fully installed "
+            f"here ({error}): pip install mlflow, or log the model with "
+            "mlflow_deploy_plugin.log_model",
         ) from None
     lookup = threading.Thread(target=find_experiment, daemon=True)
     lookup.start()
@@ -79,9 +87,9 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
             folder / "requirements.txt",
         )
         raise InvalidArtifact(
-            f"the model needs {needed}, which is not installed here{logged}: "
-            "run `pip install -r` with the file from `mlflow.pyfunc.get_model_dependencies(MODEL_URI)`; "
-            "to include your own modules in the model, log it with `code_paths`",
+            f"the model needs {needed}, which is not installed here{logged}: run `pip install -r` "
+            "with the file from `mlflow.pyfunc.get_model_dependencies(MODEL_URI)`; to include "
+            "your own modules in the model, log it with `code_paths`",
         ) from None
     except BaseException as error:  # noqa: BLE001 - loading runs the model's code
         pass_exit(error)
@@ -106,7 +114,9 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
 
 
 def find_experiment() -> None:
-    """Find the experiment of the traces once. MLflow would search in each request, and a failure takes minutes."""
+    """Find the experiment of the traces once. MLflow would search in each request, and
+    a failure takes minutes.
+    """
     import mlflow  # optional package
 
     identity, name = (
@@ -127,9 +137,11 @@ def find_experiment() -> None:
 
 
 def start_explainer() -> tuple[SideMessage, Answer]:
-    """Import shap without numba and matplotlib. Raises InvalidArtifact if shap is missing.
+    """Import shap without numba and matplotlib. Raises InvalidArtifact if shap is
+    missing.
 
-    With numba, the first explanation takes 20 s instead of 10 ms, and 120 MB more. matplotlib takes 30 MB and 0.5 s.
+    With numba, the first explanation takes 20 s instead of 10 ms, and 120 MB more.
+    matplotlib takes 30 MB and 0.5 s.
     """
     os.nice(_NICENESS)
     os.environ["NUMBA_DISABLE_JIT"] = "1"

@@ -1,10 +1,13 @@
 """SHAP's permutation explainer on ONNX models, one request at a time.
 
-shap works on a matrix of numbers, so each cell is replaced by a code: the index of its value among the distinct values
-of its column in the background and the request. Therefore strings, dates and missing values can be explained, and
-numbers are not rounded. shap 0.51 compares cells with `np.isclose`, which is exact for codes below 100,000.
+shap works on a matrix of numbers, so each cell is replaced by a code: the index of its
+value among the distinct values of its column in the background and the request.
+Therefore strings, dates and missing values can be explained, and numbers are not
+rounded. shap 0.51 compares cells with `np.isclose`, which is exact for codes below
+100,000.
 
-Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017; permutations in antithetic pairs:
+Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017;
+permutations in antithetic pairs:
 https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
 """
 
@@ -45,7 +48,9 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
 _MATRIX_BYTES = 128 * 1024 * 1024
-"""The maximum bytes of a permutation's matrix of masked rows. Models with many columns use fewer background rows."""
+"""The maximum bytes of a permutation's matrix of masked rows. Models with many columns
+use fewer background rows.
+"""
 _MAX_MODELS = 4
 """The maximum number of models in memory. The least recently used model is removed."""
 _RUN_ROWS = 2048
@@ -55,10 +60,12 @@ _load_model = lru_cache(_MAX_MODELS)(OnnxModel.load)
 
 
 def answer(request: SideMessage) -> SideMessage:
-    """Return `values` [N, columns, outputs] and `base_values` [outputs] in float64, and the column and output names.
+    """Return `values` [N, columns, outputs] and `base_values` [outputs] in float64, and
+    the column and output names.
 
-    The request contains the model's `folder`, `max_evals`, `seed`, the rows as `feeds`, and the time limit `seconds`.
-    Raises InferenceError, InvalidRequest or DeadlineExceeded.
+    The request contains the model's `folder`, `max_evals`, `seed`, the rows as `feeds`,
+    and the time limit `seconds`. Raises InferenceError, InvalidRequest or
+    DeadlineExceeded.
     """
     fields = request.fields
     deadline = time.monotonic() + fields["seconds"]
@@ -79,7 +86,10 @@ def answer(request: SideMessage) -> SideMessage:
     except OnnxserveError as error:
         raise InvalidRequest(error.message) from None
     except _TimeIsUp:
-        message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, or set a "
+        message = (
+            f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, "
+            "or set a "
+        )
         raise errors.DeadlineExceeded(
             message + f"smaller max_evals (it was {fields['max_evals']})",
         ) from None
@@ -94,9 +104,11 @@ def answer(request: SideMessage) -> SideMessage:
 
 @dataclass(frozen=True, eq=False)
 class RowContributions:
-    """The contributions `values` [N, C, K] (float64) of C features to the K predicted numbers of N rows.
+    """The contributions `values` [N, C, K] (float64) of C features to the K predicted
+    numbers of N rows.
 
-    `outputs` are the K classes or output names. `base_values` [K] are the means over the background.
+    `outputs` are the K classes or output names. `base_values` [K] are the means over
+    the background.
     """
 
     features: list[ExplainedFeature]
@@ -107,7 +119,9 @@ class RowContributions:
 
 
 def most_background_rows(model: OnnxModel, rows: Feeds) -> int:
-    """Return the maximum number of background rows. Raises the errors of `explained_features`."""
+    """Return the maximum number of background rows. Raises the errors of
+    `explained_features`.
+    """
     features = len(explained_features(model.artifact, rows))
     return min(
         BACKGROUND_ROWS,
@@ -123,9 +137,11 @@ def explain_rows(
     seed: int,
     deadline: float = math.inf,
 ) -> RowContributions:
-    """Explain the predictions for rows, separately for each row. Raises InvalidRequest or InferenceError.
+    """Explain the predictions for rows, separately for each row. Raises InvalidRequest
+    or InferenceError.
 
-    Each row takes `max_evals` evaluations with all background rows. `deadline` is a time of `time.monotonic`.
+    Each row takes `max_evals` evaluations with all background rows. `deadline` is a
+    time of `time.monotonic`.
     """
     features = explained_features(model.artifact, rows)
     coded = _CodedModel(model, features, background, rows, deadline)
@@ -135,14 +151,18 @@ def explain_rows(
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """The rows that explained predictions are compared with. `source` is `reference` or `input_example`."""
+    """The rows that explained predictions are compared with. `source` is `reference` or
+    `input_example`.
+    """
 
     feeds: Feeds
     source: str
 
 
 def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
-    """Return random rows of the model's reference sample or its input example. Raises InvalidArtifact."""
+    """Return random rows of the model's reference sample or its input example. Raises
+    InvalidArtifact.
+    """
     artifact = model.artifact
     try:
         if (path := artifact.reference_file) is not None:
@@ -188,9 +208,11 @@ class _TimeIsUp(Exception):
 
 
 class _CodedModel:
-    """The function for shap, from a matrix of codes (see the module) to a matrix of predicted numbers.
+    """The function for shap, from a matrix of codes (see the module) to a matrix of
+    predicted numbers.
 
-    `background` is a matrix [N, features] of float64. `names` are the result's column names, which the first call sets.
+    `background` is a matrix [N, features] of float64. `names` are the result's column
+    names, which the first call sets.
     """
 
     def __init__(
@@ -229,7 +251,8 @@ class _CodedModel:
             self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
             if len(numbers) != len(rows):
                 raise InvalidRequest(
-                    f"the model returns {len(numbers)} rows for {len(rows)} and cannot be explained",
+                    f"the model returns {len(numbers)} rows for {len(rows)} and cannot be "
+                    "explained",
                 )
             parts.append(numbers)
         return np.concatenate(parts)
@@ -250,7 +273,9 @@ class _CodedModel:
         return feeds
 
     def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
-        """Explain each row separately, so that its contributions do not depend on other rows."""
+        """Explain each row separately, so that its contributions do not depend on other
+        rows.
+        """
         masker, values = (
             shap.maskers.Independent(self.background, max_samples=len(self.background)),
             [],

@@ -1,7 +1,9 @@
-"""The main loop of a side process: report that the process is ready, and answer requests until the worker has ended.
+"""The main loop of a side process: report that the process is ready, and answer
+requests until the worker has ended.
 
-The worker passes connections over a socket, and a thread serves each connection. If the worker ends, another thread
-ends this process and its children. Errors are sent by class name, and unknown exceptions as InferenceErrors.
+The worker passes connections over a socket, and a thread serves each connection. If the
+worker ends, another thread ends this process and its children. Errors are sent by class
+name, and unknown exceptions as InferenceErrors.
 """
 
 import contextlib
@@ -35,7 +37,9 @@ from mlflow_deploy_plugin.serve.protocols.side_messages import (
 _log = logging.getLogger(__name__)
 
 Answer = Callable[[SideMessage], SideMessage | Iterator[SideMessage]]
-"""A thread-safe function that returns a response, or yields its parts and an end message. May raise OnnxserveError."""
+"""A thread-safe function that returns a response, or yields its parts and an end
+message. May raise OnnxserveError.
+"""
 
 _END_SECONDS = 5.0
 _NO_THREAD_SECONDS = 0.1
@@ -43,13 +47,17 @@ _MAX_CHARACTERS = 500
 _MAX_BEFORE_VERSIONS = 150
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
 _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol", "\nStack trace:")
-"""Texts at which a message is cut off: they introduce a copy of the body, MLflow's advice and XGBoost's stack."""
+"""Texts at which a message is cut off: they introduce a copy of the body, MLflow's
+advice and XGBoost's stack.
+"""
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
-    """Answer requests until the worker has ended, or return if `start` raises InvalidArtifact. `name` is for the log.
+    """Answer requests until the worker has ended, or return if `start` raises
+    InvalidArtifact. `name` is for the log.
 
-    The process ends normally, so that exit handlers run. An exit handler of MLflow sends the pending traces.
+    The process ends normally, so that exit handlers run. An exit handler of MLflow
+    sends the pending traces.
     """
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
@@ -129,16 +137,23 @@ def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:
 
 
 def load_failure(error: BaseException, folder: Path) -> str:
-    """Return the message of a failed load, with the version differences, which often make a pickle unreadable."""
+    """Return the message of a failed load, with the version differences, which often
+    make a pickle unreadable.
+    """
     if differences := ", ".join(version_differences(folder)):
-        return f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; install the versions it was logged with: {differences}"
+        return (
+            f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; install the versions it was logged "
+            f"with: {differences}"
+        )
     return error_summary(error)
 
 
 def version_differences(folder: Path) -> list[str]:
-    """Return texts like `torch 2.1.0 (2.13.0 is installed)` for the packages of a model's requirements.txt.
+    """Return texts like `torch 2.1.0 (2.13.0 is installed)` for the packages of a
+    model's requirements.txt.
 
-    Packages for other platforms are omitted. MLflow is omitted because it can read models of its older versions.
+    Packages for other platforms are omitted. MLflow is omitted because it can read
+    models of its older versions.
     """
     from packaging.requirements import (
         InvalidRequirement,
@@ -172,7 +187,9 @@ def version_differences(folder: Path) -> list[str]:
 
 
 def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:
-    """Return a message in one line without paths. Lone surrogates are escaped, since JSON cannot contain them."""
+    """Return a message in one line without paths. Lone surrogates are escaped, since
+    JSON cannot contain them.
+    """
     if text.startswith("Failed to predict data"):
         text = text.partition("\nError: ")[2] or text
     if text.startswith("Failed to enforce schema of data"):  # Omit the data and the signature.

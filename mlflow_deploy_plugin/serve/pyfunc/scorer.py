@@ -1,7 +1,9 @@
-"""A loaded pyfunc that answers request bodies like MLflow's scoring server, and also accepts named arrays.
+"""A loaded pyfunc that answers request bodies like MLflow's scoring server, and also
+accepts named arrays.
 
-MLflow's functions (`mlflow/pyfunc/scoring_server/__init__.py`, 3.17) read the body of `/invocations` and write the
-response. Errors differ from MLflow's: invalid input is a 400 instead of a 5xx, and responses never contain a traceback.
+MLflow's functions (`mlflow/pyfunc/scoring_server/__init__.py`, 3.17) read the body of
+`/invocations` and write the response. Errors differ from MLflow's: invalid input is a
+400 instead of a 5xx, and responses never contain a traceback.
 """
 
 import base64
@@ -63,14 +65,17 @@ _ISO_8601 = re.compile(
     r"(\d{4}-\d\d-\d\d|\d{8})([T ]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?|\d{4}(-\d\d)?",
     re.ASCII,
 )
-"""The strings that are read as dates. pandas would also accept `now` and `2024/01/02`."""
+"""The strings that are read as dates. pandas would also accept `now` and `2024/01/02`.
+"""
 _ISO_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _MOST_WHOLE = 2**1023
 """The limit of the integers that become floats. A larger integer may have no float."""
 _TEXTS = pd.Series([""]).dtype
 """The dtype of a column of strings: `str` since pandas 3, object in older versions."""
 _MISSING_TEXT: float | None = pd.Series(["", None])[1]
-"""The value that pandas uses for a missing string: NaN since pandas 3, None in older versions."""
+"""The value that pandas uses for a missing string: NaN since pandas 3, None in older
+versions.
+"""
 _MOST_STEPS = 1_000
 """The maximum length of a list or mapping that is searched for nested estimators."""
 
@@ -89,7 +94,9 @@ def to_model_input(
     types: Mapping[str, str],
     names: Mapping[str, str | int],
 ) -> Any:
-    """Return the input of `predict` for arrays that match the signature. Raises SchemaMismatch for invalid base64."""
+    """Return the input of `predict` for arrays that match the signature. Raises
+    SchemaMismatch for invalid base64.
+    """
     # A model may change its input, so copy the arrays.
     arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
     if not artifact.columns:
@@ -108,7 +115,9 @@ def to_model_input(
 
 
 def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
-    """Parse ISO 8601 dates to datetime64[ns], independently of other rows. Raises SchemaMismatch for other values."""
+    """Parse ISO 8601 dates to datetime64[ns], independently of other rows. Raises
+    SchemaMismatch for other values.
+    """
     values = column.astype(object)
     is_iso = values.map(
         lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))),
@@ -118,16 +127,22 @@ def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
     is_wrong = (values.notna() & ~dates.between(pd.Timestamp.min, pd.Timestamp.max)).to_numpy()
     if is_wrong.any():
         row = int(is_wrong.argmax())
-        # Numbers are rejected: pandas writes milliseconds, which MLflow would read as nanoseconds (dates in 1970).
-        why = f"{short_repr(values.iloc[row])} is not {_A_DATE}; in pandas use to_json(date_format='iso')"
+        # Numbers are rejected: pandas writes milliseconds, which MLflow would read as
+        # nanoseconds (dates in 1970).
+        why = (
+            f"{short_repr(values.iloc[row])} is not {_A_DATE}; in pandas use "
+            "to_json(date_format='iso')"
+        )
         raise SchemaMismatch(f"column {name!r} (datetime), row {row}: {why}", column=str(name))
     return np.asarray(dates.dt.as_unit("ns"))
 
 
 def _read_date_param(name: str, value: Any) -> Any:
-    """Return a datetime param, or a list of them, by the rules of columns. Raises SchemaMismatch for other values.
+    """Return a datetime param, or a list of them, by the rules of columns. Raises
+    SchemaMismatch for other values.
 
-    MLflow would pass on the server's time for `now` and `today`, and a missing date for `NaT`.
+    MLflow would pass on the server's time for `now` and `today`, and a missing date for
+    `NaT`.
     """
     if isinstance(value, list):
         return [_read_date_param(name, entry) for entry in value]
@@ -146,9 +161,11 @@ def _read_date_param(name: str, value: Any) -> Any:
 
 
 def _with_doubles(value: Any, kind: Any) -> Any:
-    """Return a value of an array, object or map with floats in place of whole numbers where `kind` has doubles.
+    """Return a value of an array, object or map with floats in place of whole numbers
+    where `kind` has doubles.
 
-    MLflow only accepts an integer for a double if the array has another double. A column of doubles accepts integers.
+    MLflow only accepts an integer for a double if the array has another double. A
+    column of doubles accepts integers.
     """
     if kind == DataType.double:
         is_whole = type(value) is int and abs(value) < _MOST_WHOLE
@@ -172,7 +189,9 @@ def _with_doubles(value: Any, kind: Any) -> Any:
 
 
 def _json_values(document: Mapping[str, Any], name: str) -> Iterator[tuple[int, Any]]:
-    """Yield the rows that have the column in a JSON document of MLflow, and their values."""
+    """Yield the rows that have the column in a JSON document of MLflow, and their
+    values.
+    """
     split = document.get("dataframe_split")
     table = split if isinstance(split, dict) else {}
     columns, data = table.get("columns"), table.get("data")
@@ -194,7 +213,9 @@ def _json_values(document: Mapping[str, Any], name: str) -> Iterator[tuple[int, 
 
 
 def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
-    """Convert the data that MLflow has read from a body to a table, for a model with columns."""
+    """Convert the data that MLflow has read from a body to a table, for a model with
+    columns.
+    """
     is_row = np.isscalar(data)
     if isinstance(data, Mapping):  # MLflow reads nested columns as one row.
         is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
@@ -206,7 +227,9 @@ def _number_as_text(value: Any) -> Any:
 
 
 def _refuse_other_values(name: str | int, column: "pd.Series[Any]") -> None:
-    """Raise SchemaMismatch if a column, for which the signature has strings, has a value that is not a string."""
+    """Raise SchemaMismatch if a column, for which the signature has strings, has a
+    value that is not a string.
+    """
     if pd.api.types.infer_dtype(column) == "string":
         return
     for row, value in enumerate(column):
@@ -217,8 +240,11 @@ def _refuse_other_values(name: str | int, column: "pd.Series[Any]") -> None:
 
 
 def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
-    """Return a string column with `missing` in place of its missing values, independently of other rows."""
-    # Also convert categories: before pandas 3, their missing values are NaN, but None in other string columns.
+    """Return a string column with `missing` in place of its missing values,
+    independently of other rows.
+    """
+    # Also convert categories: before pandas 3, their missing values are NaN, but None
+    # in other string columns.
     if not column.isna().any() and not isinstance(column.dtype, pd.CategoricalDtype):
         return column
     texts = column.astype(object).where(column.notna(), missing)
@@ -251,7 +277,9 @@ def _missing_texts(
     names: Sequence[str | int],
     otherwise: float | None,
 ) -> dict[str | int, float | None]:
-    """Return the value (None or NaN) of missing strings in each training column; `otherwise` if unknown."""
+    """Return the value (None or NaN) of missing strings in each training column;
+    `otherwise` if unknown.
+    """
     # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
@@ -281,7 +309,9 @@ def _missing_texts(
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
-    """Convert a prediction to named arrays. Raises NotRepresentable for values other than numbers and strings."""
+    """Convert a prediction to named arrays. Raises NotRepresentable for values other
+    than numbers and strings.
+    """
     if isinstance(prediction, pd.DataFrame):
         named = {
             str(name): _array(prediction.iloc[:, index])
@@ -296,9 +326,11 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
 
 
 def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
-    """Convert an answer that `to_outputs` rejects: to one output with a JSON string per row, or to columns of values.
+    """Convert an answer that `to_outputs` rejects: to one output with a JSON string per
+    row, or to columns of values.
 
-    Raises NotRepresentable if the number of rows or the names differ, or JSON cannot represent a value.
+    Raises NotRepresentable if the number of rows or the names differ, or JSON cannot
+    represent a value.
     """
     answers: Any = (
         prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
@@ -338,7 +370,9 @@ def _json_texts(values: Any) -> Array:
 
 
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
-    """Return a model's input as arrays for the log, the inverse of `to_model_input`. Raises NotRepresentable."""
+    """Return a model's input as arrays for the log, the inverse of `to_model_input`.
+    Raises NotRepresentable.
+    """
     try:
         if columns := artifact.columns or artifact.logged_columns:
             frame = _as_table(data, types)
@@ -413,7 +447,9 @@ _AS_TEXT: dict[str, Callable[[Any], str]] = {
 
 
 def _array(value: Any) -> Array:
-    """Return an output as an array whose first dimension is the rows. A scalar is a single row."""
+    """Return an output as an array whose first dimension is the rows. A scalar is a
+    single row.
+    """
     if isinstance(value, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         array = _of_pandas(value)
     else:
@@ -489,14 +525,18 @@ def count_values(prediction: Any) -> int:
 
 
 def _strict_json(text: str) -> bytes:
-    """Return MLflow's JSON with null for NaN and infinity, because MLflow writes them as invalid JSON."""
+    """Return MLflow's JSON with null for NaN and infinity, because MLflow writes them
+    as invalid JSON.
+    """
     if "NaN" in text or "Infinity" in text:
         text = json.dumps(json.loads(text, parse_constant=lambda word: None))
     return text.encode()
 
 
 def _error_class(error: Exception, otherwise: type[OnnxserveError]) -> type[OnnxserveError]:
-    """Return the error class for a status that clients retry (`_LATER`), otherwise `otherwise`."""
+    """Return the error class for a status that clients retry (`_LATER`), otherwise
+    `otherwise`.
+    """
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
     return _LATER.get(status, otherwise)
 
@@ -504,8 +544,9 @@ def _error_class(error: Exception, otherwise: type[OnnxserveError]) -> type[Onnx
 class _Recorder:
     """A model for MLflow's `invocations` that records its input, output and error.
 
-    An output may have at most `most` values: each value takes 50 bytes and over 1 µs as JSON. `convert` is applied to
-    the data that MLflow has read. The columns in `keys` are not passed to the model but stored in `key_arrays`.
+    An output may have at most `most` values: each value takes 50 bytes and over 1 µs as
+    JSON. `convert` is applied to the data that MLflow has read. The columns in `keys`
+    are not passed to the model but stored in `key_arrays`.
     """
 
     def __init__(
@@ -525,7 +566,9 @@ class _Recorder:
         self.is_too_large = False
 
     def take_keys(self, document: dict[str, Any]) -> None:
-        """Remove the key columns from a JSON document: pandas rounds large integers if any value is missing."""
+        """Remove the key columns from a JSON document: pandas rounds large integers if
+        any value is missing.
+        """
         for name in self._keys:
             if (values := mlflow_protocol.take_column(document, name)) is not None:
                 self.key_arrays[name] = key_array(name, values)
@@ -577,7 +620,9 @@ def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
 
 
 def load_scorer(folder: Path) -> "Scorer":
-    """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load the model."""
+    """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load
+    the model.
+    """
     _log.addHandler(logging.NullHandler())  # The errors of a command do not show a traceback.
     try:
         return Scorer.load(folder)
@@ -626,7 +671,8 @@ class Scorer:
                 None if is_python else _MISSING_TEXT,
             )
             as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
-        # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and null as the string "None".
+        # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and
+        # null as the string "None".
         self._csv_schema, self._json_schema = (
             _retyped(self._schema, as_csv),
             _retyped(self._schema, as_json or as_csv),
@@ -643,7 +689,9 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":
-        """Load the MLmodel folder with `mlflow.pyfunc.load_model`, and raise its errors."""
+        """Load the MLmodel folder with `mlflow.pyfunc.load_model`, and raise its
+        errors.
+        """
         if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
             os.environ.setdefault(
                 "KERAS_BACKEND",
@@ -651,7 +699,8 @@ class Scorer:
             )  # Set this before the next line imports Keras.
         model, artifact = load_model(str(folder)), read_served_artifact(folder)
         if artifact.task == "agent/v1/responses" and artifact.logged_columns:
-            # These models validate requests themselves, and MLflow's signature rejects the names of tools.
+            # These models validate requests themselves, and MLflow's signature rejects
+            # the names of tools.
             opened = {ArrayType: ArrayType(AnyType()), Object: AnyType()}
             columns = [
                 ColSpec(opened.get(type(spec.type), spec.type), spec.name, spec.required)
@@ -659,11 +708,14 @@ class Scorer:
             ]
             model.metadata.signature.inputs = Schema(columns)
             with suppress(MlflowException):  # Each trace would repeat this warning.
-                get_bridged_tracer_provider()  # This may create a database, so do it before the first request.
+                # This may create a database, so do it before the first request.
+                get_bridged_tracer_provider()
         return cls(model, artifact)
 
     def debug(self) -> None:
-        """Run `predict` of the Python model, or of MLflow's wrapper of a library, in pdb, without its decorators."""
+        """Run `predict` of the Python model, or of MLflow's wrapper of a library, in
+        pdb, without its decorators.
+        """
         python_model = getattr(self._model._model_impl, "python_model", None)
         owner, name = (
             (self._model, "_predict_fn") if python_model is None else (python_model, "predict")
@@ -678,7 +730,9 @@ class Scorer:
         )  # MLflow reads the parameters of predict.
 
     def warm_up(self) -> dict[str, Array]:
-        """Predict the model's example if there is one, and return the outputs with zero rows."""
+        """Predict the model's example if there is one, and return the outputs with zero
+        rows.
+        """
         example = self._artifact.folder / INPUT_EXAMPLE
         if not example.is_file():
             return {}
@@ -701,7 +755,9 @@ class Scorer:
         most_values: int = sys.maxsize,
         keys: Sequence[str] = (),
     ) -> SideMessage:
-        """Answer a body of `/invocations`, with arrays for the log. The columns `keys` are not passed to the model."""
+        """Answer a body of `/invocations`, with arrays for the log. The columns `keys`
+        are not passed to the model.
+        """
         recorder, text = self._score(self._model, content_type, body, most_values, keys)
         return SideMessage("answer", arrays=self._log_arrays(recorder), body=_strict_json(text))
 
@@ -713,7 +769,9 @@ class Scorer:
         most_values: int,
         keys: Sequence[str],
     ) -> tuple[_Recorder, str]:
-        """Predict for a body of `/invocations`, and return the recorder and MLflow's answer."""
+        """Predict for a body of `/invocations`, and return the recorder and MLflow's
+        answer.
+        """
         mime_type = content_type.partition(";")[0].strip()
         recorder = _Recorder(model, most_values, self._converted, keys)
         try:
@@ -766,7 +824,9 @@ class Scorer:
         most_values: int = sys.maxsize,
         keys: Sequence[str] = (),
     ) -> Iterator[SideMessage]:
-        """Yield the parts of `predict_stream` as JSON, and an end. The first part has `feeds` and `keys` to log."""
+        """Yield the parts of `predict_stream` as JSON, and an end. The first part has
+        `feeds` and `keys` to log.
+        """
         reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
         recorder, _ = self._score(reader, content_type, body, most_values, keys)
         arrays = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
@@ -799,7 +859,9 @@ class Scorer:
         most_values: int = sys.maxsize,
         parameters: Mapping[str, Any] | None = None,
     ) -> SideMessage:
-        """Return named outputs for arrays that match the signature. Parameters that its params lack are ignored."""
+        """Return named outputs for arrays that match the signature. Parameters that its
+        params lack are ignored.
+        """
         data = to_model_input(feeds, self._artifact, self._types, self._names)
         known = self._model.metadata.get_params_schema() or ()
         params = (
@@ -825,11 +887,16 @@ class Scorer:
         except (MlflowException, RuntimeError) as error:
             raise self._refusal(recorder, error) from None
         except NotRepresentable as error:
-            message = f"the answer cannot be represented as named arrays ({error}); send the request to /invocations"
+            message = (
+                f"the answer cannot be represented as named arrays ({error}); send the request to "
+                "/invocations"
+            )
             raise InferenceError(message) from None
 
     def _converted(self, data: Any) -> Any:
-        """Return the data of a request with parsed dates, and with the missing strings that the model expects."""
+        """Return the data of a request with parsed dates, and with the missing strings
+        that the model expects.
+        """
         if not self._dates and not self._missing and not isinstance(data, pd.DataFrame):
             return data
         try:
@@ -854,7 +921,9 @@ class Scorer:
         return table
 
     def _make_doubles(self, document: dict[str, Any]) -> None:
-        """Convert whole numbers in the nested columns of a JSON document; see `_with_doubles`."""
+        """Convert whole numbers in the nested columns of a JSON document; see
+        `_with_doubles`.
+        """
         if not self._nested:
             return
         table = document.get("dataframe_split")
@@ -878,7 +947,9 @@ class Scorer:
                     row[name] = _with_doubles(row[name], self._nested[name])
 
     def _refuse_missing_booleans(self, document: dict[str, Any]) -> None:
-        """Raise SchemaMismatch for a null in a boolean column, which MLflow would read as false."""
+        """Raise SchemaMismatch for a null in a boolean column, which MLflow would read
+        as false.
+        """
         for name in self._booleans:
             for row, value in _json_values(document, name):
                 if value is None:
@@ -900,7 +971,9 @@ class Scorer:
         return kind(clean_message(str(getattr(error, "message", error))))
 
     def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
-        """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn once if an array is missing."""
+        """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn
+        once if an array is missing.
+        """
         arrays: dict[str, Mapping[str, Array]] = {
             "feeds": self._log_feeds(recorder.data),
             "keys": recorder.key_arrays,

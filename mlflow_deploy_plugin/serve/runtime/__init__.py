@@ -1,1 +1,3 @@
-"""A saved model as a function of named arrays. Imports neither mlflow, pandas nor a training framework."""
+"""A saved model as a function of named arrays. Imports neither mlflow, pandas nor a
+training framework.
+"""

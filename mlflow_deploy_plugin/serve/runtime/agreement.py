@@ -1,9 +1,11 @@
-"""The comparison of two outputs for the same rows: how far they differ, and whether a tolerance allows it.
+"""The comparison of two outputs for the same rows: how far they differ, and whether a
+tolerance allows it.
 
-Every comparison of predictions calls `compare`. The callers differ only in their `Tolerance`, which is a constant or a
-function in the module of the caller. These rules hold for every tolerance: two NaN are equal, infinities of the same
-sign are equal, no tolerance allows a number in place of NaN or infinity, and outputs of different shapes differ in
-every row.
+Every comparison of predictions calls `compare`. The callers differ only in their
+`Tolerance`, which is a constant or a function in the module of the caller. These rules
+hold for every tolerance: two NaN are equal, infinities of the same sign are equal, no
+tolerance allows a number in place of NaN or infinity, and outputs of different shapes
+differ in every row.
 """
 
 from dataclasses import dataclass
@@ -15,16 +17,19 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, as_table
 
 @dataclass(frozen=True, eq=False)
 class Tolerance:
-    """The largest allowed difference of two numbers is the sum of `absolute`, `relative` and `of_row`.
+    """The largest allowed difference of two numbers is the sum of `absolute`,
+    `relative` and `of_row`.
 
     Attributes:
         absolute: a number, or one number per value of a row, […].
         relative: a share of the expected number.
-        of_row: a share of the largest expected number of the row, because small numbers may be sums of large ones.
+        of_row: a share of the largest expected number of the row, because small numbers
+            may be sums of large ones.
         is_symmetric: True if `relative` is a share of the larger of both numbers.
         has_signed_zeros: True if 0.0 and -0.0 differ.
-        numbers: the kinds of numpy dtypes whose values are numbers. Other values are equal, or differ by 1. An integer
-            is a number if it is compared with a number of these kinds, because an integer alone may be a code.
+        numbers: the kinds of numpy dtypes whose values are numbers. Other values are
+            equal, or differ by 1. An integer is a number if it is compared with a
+            number of these kinds, because an integer alone may be a code.
     """
 
     absolute: float | Array = 0.0
@@ -50,9 +55,12 @@ class Agreement:
     """The comparison of two outputs, value by value or row by row.
 
     Attributes:
-        differences: float64 [N, …], the absolute differences. Infinite if only one of two values is NaN or infinite.
-        excess: float64 [N, …], each difference ÷ its tolerance. Values with an excess above 1 differ.
-        are_numbers: False if the values are equal (difference 0) or different (difference 1).
+        differences: float64 [N, …], the absolute differences. Infinite if only one of
+            two values is NaN or infinite.
+        excess: float64 [N, …], each difference ÷ its tolerance. Values with an excess
+            above 1 differ.
+        are_numbers: False if the values are equal (difference 0) or different
+            (difference 1).
     """
 
     differences: Array
@@ -84,7 +92,9 @@ class Agreement:
         return int((self.by_row().excess > 1).sum())
 
     def by_row(self) -> "Agreement":
-        """Return the agreement of each row, [N]: its largest difference and its largest excess."""
+        """Return the agreement of each row, [N]: its largest difference and its largest
+        excess.
+        """
         if self.differences.ndim == 1:
             return self
         return Agreement(
@@ -95,7 +105,9 @@ class Agreement:
 
 
 def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
-    """Compare `got`, [N, …], with the expected output `want`, [N, …]. A scalar is compared as one row."""
+    """Compare `got`, [N, …], with the expected output `want`, [N, …]. A scalar is
+    compared as one row.
+    """
     want, got = np.atleast_1d(want, got)
     are_numbers = tolerance.applies_to(want, got)
     if want.shape != got.shape:
@@ -126,12 +138,16 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
 
 
 def largest_of_rows(values: Array) -> Array:
-    """Return the largest value of each row of [N, …] numbers; 0 for rows without values."""
+    """Return the largest value of each row of [N, …] numbers; 0 for rows without
+    values.
+    """
     return np.asarray(as_table(values).max(axis=1, initial=0.0))
 
 
 def _allowed(want: Array, got: Array, tolerance: Tolerance) -> Array:
-    """Return the allowed difference of each number. It is not finite for numbers that are not."""
+    """Return the allowed difference of each number. It is not finite for numbers that
+    are not.
+    """
     sizes = np.abs(want)
     larger = np.maximum(sizes, np.abs(got)) if tolerance.is_symmetric else sizes
     allowed = tolerance.absolute + tolerance.relative * larger

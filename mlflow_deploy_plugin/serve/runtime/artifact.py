@@ -1,7 +1,9 @@
-"""The folder of a saved model: the MLmodel file, the signature, the ONNX file and the roles of its outputs.
+"""The folder of a saved model: the MLmodel file, the signature, the ONNX file and the
+roles of its outputs.
 
-`wrap/flavor/save.py` writes the section `flavors.onnxserve`. A model that has only MLflow's `onnx` section is also
-accepted; its inputs are bound to the signature when the graph is loaded (`serve/runtime/model.py`).
+`wrap/flavor/save.py` writes the section `flavors.onnxserve`. A model that has only
+MLflow's `onnx` section is also accepted; its inputs are bound to the signature when the
+graph is loaded (`serve/runtime/model.py`).
 """
 
 import hashlib
@@ -33,13 +35,17 @@ TENSOR_DTYPES: dict[str, str] = {
     **{f"float{bits}": f"float{bits}" for bits in (16, 32, 64)},
     **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
-"""The tensor dtypes in an MLmodel file, each with its numpy dtype in the notation of `COLUMN_TYPES`."""
+"""The tensor dtypes in an MLmodel file, each with its numpy dtype in the notation of
+`COLUMN_TYPES`.
+"""
 _MAX_DIMENSIONS = 32
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a column-based signature. If `is_binary` is True, the strings of the column are bytes in base64."""
+    """One column of a column-based signature. If `is_binary` is True, the strings of
+    the column are bytes in base64.
+    """
 
     name: str
     type: ColumnType
@@ -49,7 +55,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a tensor-based signature. A single tensor may have an empty name. In `shape`, -1 means any size."""
+    """One tensor of a tensor-based signature. A single tensor may have an empty name.
+    In `shape`, -1 means any size.
+    """
 
     name: str
     dtype: str
@@ -63,9 +71,12 @@ class Input:
     Attributes:
         dtype: the numpy dtype of the input; `str` for strings.
         shape: the shape, with -1 for free dimensions.
-        columns: the signature columns to stack along axis 1, in order; empty if the tensor of this name feeds it.
-        missing: for strings, the text that replaces a missing value. With None, a missing value is an error.
-        dimension_names: the symbolic name of each dimension, or an empty string. Only a loaded graph has the names.
+        columns: the signature columns to stack along axis 1, in order; empty if the
+            tensor of this name feeds it.
+        missing: for strings, the text that replaces a missing value. With None, a
+            missing value is an error.
+        dimension_names: the symbolic name of each dimension, or an empty string. Only a
+            loaded graph has the names.
     """
 
     name: str
@@ -78,9 +89,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Refusals:
-    """The values that the original model refuses, as found by the parity check. The graph itself would accept them.
+    """The values that the original model refuses, as found by the parity check. The
+    graph itself would accept them.
 
-    `missing` and `infinite` list columns (or tensors) that refuse such numbers. `categories` has all allowed values.
+    `missing` and `infinite` list columns (or tensors) that refuse such numbers.
+    `categories` has all allowed values.
     """
 
     missing: frozenset[str] = frozenset()
@@ -101,9 +114,11 @@ class Output:
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """The tokenizer of a text model: a file of the `tokenizers` library, and the inputs of the graph that it computes.
+    """The tokenizer of a text model: a file of the `tokenizers` library, and the inputs
+    of the graph that it computes.
 
-    `prefix` precedes each text. A text of more than `max_length` tokens is refused, unless the file truncates it.
+    `prefix` precedes each text. A text of more than `max_length` tokens is refused,
+    unless the file truncates it.
     """
 
     file: Path
@@ -119,23 +134,34 @@ class Artifact:
     Attributes:
         onnx_file: the graph. A pyfunc has no graph; for a pyfunc this is the folder
             (`serve/runtime/pyfunc_artifact.py`).
-        columns / tensors: the inputs in the signature, as columns or as tensors. Both are empty without a signature.
-        has_signature: True if the MLmodel file has a signature. Otherwise `tensors` are the inputs of the loaded graph.
-        inputs / outputs: the graph's, bound to the signature. They are empty until a stock `onnx` model is loaded.
-        categories: for each text column of an encoder, the values that the encoder has learned, if they are few.
-        prediction: the outputs that `predict` returns (for a stock `onnx` model: see `OnnxModel.prediction`).
+        columns / tensors: the inputs in the signature, as columns or as tensors. Both
+            are empty without a signature.
+        has_signature: True if the MLmodel file has a signature. Otherwise `tensors` are
+            the inputs of the loaded graph.
+        inputs / outputs: the graph's, bound to the signature. They are empty until a
+            stock `onnx` model is loaded.
+        categories: for each text column of an encoder, the values that the encoder has
+            learned, if they are few.
+        prediction: the outputs that `predict` returns (for a stock `onnx` model: see
+            `OnnxModel.prediction`).
         classes: the labels in the order of the columns of the probabilities.
         parity: the state and the figures of `parity.json`.
         provenance: git commit, dataset digest, environment lock; empty if unknown.
         reference: the file name of the reference sample (Parquet), or None.
-        digests: `sha256:…` of the saved files, by path within the folder; empty if the model has no digests.
-        optimization: for an optimized form of another version, its address `base`, its `base_digest`, and the figures
-            of the comparison with the base (`wrap/optimization/`). Empty for any other version.
-        undescribed: the reason why the inputs of a pyfunc cannot be named arrays; empty if they can.
-        logged_columns: the columns of an undescribed pyfunc in the inference log; objects are JSON texts.
+        digests: `sha256:…` of the saved files, by path within the folder; empty if the
+            model has no digests.
+        optimization: for an optimized form of another version, its address `base`, its
+            `base_digest`, and the figures of the comparison with the base
+            (`wrap/optimization/`). Empty for any other version.
+        undescribed: the reason why the inputs of a pyfunc cannot be named arrays; empty
+            if they can.
+        logged_columns: the columns of an undescribed pyfunc in the inference log;
+            objects are JSON texts.
         is_streamable: True for a pyfunc that can stream its answer (`predict_stream`).
-        tokenizer: for a text model, the tokenizer that converts the texts of `inputs` into the inputs of the graph.
-        task: the `metadata.task` of a pyfunc, which defines the format of requests and answers; empty if not set.
+        tokenizer: for a text model, the tokenizer that converts the texts of `inputs`
+            into the inputs of the graph.
+        task: the `metadata.task` of a pyfunc, which defines the format of requests and
+            answers; empty if not set.
     """
 
     folder: Path
@@ -167,7 +193,9 @@ class Artifact:
 
     @property
     def reference_file(self) -> Path | None:
-        """The path of the reference sample, or None. Raises InvalidArtifact if it does not exist in the folder."""
+        """The path of the reference sample, or None. Raises InvalidArtifact if it does
+        not exist in the folder.
+        """
         return None if self.reference is None else _inside(self.folder, self.reference)
 
     @property
@@ -180,7 +208,8 @@ class Artifact:
 def read_artifact(folder: Path) -> Artifact:
     """Read the MLmodel file in `folder`, without opening the graph.
 
-    Raises InvalidArtifact if a file or an ONNX flavor is missing, or if no graph can take the signature.
+    Raises InvalidArtifact if a file or an ONNX flavor is missing, or if no graph can
+    take the signature.
     """
     document = read_mlmodel(folder)
     flavors = document.get("flavors")
@@ -271,11 +300,16 @@ def check_digests(artifact: Artifact) -> None:
 
 
 def altered_file_message(name: str, actual: str, expected: str) -> str:
-    return f"the file {name!r} was changed: its hash is {actual[:19]}, but the MLmodel file has {expected[:19]}"
+    return (
+        f"the file {name!r} was changed: its hash is {actual[:19]}, but the MLmodel file has "
+        f"{expected[:19]}"
+    )
 
 
 def _inside(folder: Path, relative: str) -> Path:
-    """Return the path of a file of the model. Raises InvalidArtifact if it does not exist in the folder."""
+    """Return the path of a file of the model. Raises InvalidArtifact if it does not
+    exist in the folder.
+    """
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArtifact(
@@ -289,7 +323,8 @@ def _inside(folder: Path, relative: str) -> Path:
 
 
 def checked_name(name: object) -> str:
-    """Return the name of a column or tensor. Raises TypeError or ValueError unless it is a number or Unicode text.
+    """Return the name of a column or tensor. Raises TypeError or ValueError unless it
+    is a number or Unicode text.
 
     MLflow writes numbers as the column names of a frame that was made from an array.
     """
@@ -302,7 +337,9 @@ def checked_name(name: object) -> str:
 
 
 def read_tensor(entry: Mapping[str, Any]) -> Tensor:
-    """Return a tensor of a signature. Raises one of `MALFORMED` if the entry does not describe a numpy array."""
+    """Return a tensor of a signature. Raises one of `MALFORMED` if the entry does not
+    describe a numpy array.
+    """
     return Tensor(*_read_array({"name": "", **entry}, entry["tensor-spec"]))
 
 
@@ -326,7 +363,9 @@ def _read_signature(
     signature: Mapping[str, Any] | None,
     only_name: str | None,
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
-    """Return the columns or the tensors of a signature. An only column without a name gets `only_name`."""
+    """Return the columns or the tensors of a signature. An only column without a name
+    gets `only_name`.
+    """
     columns, tensors = [], []
     for position, entry in enumerate(json.loads((signature or {}).get("inputs") or "[]")):
         if entry.get("type") == "tensor":
@@ -337,7 +376,8 @@ def _read_signature(
             columns.append(Column(name, entry["type"], entry.get("required", True)))
         else:
             raise InvalidArtifact(
-                f"column {entry.get('name', position)!r} has the type {entry.get('type')!r}, which an ONNX model "
-                f"cannot take; the possible types are {', '.join(COLUMN_TYPES)}",
+                f"column {entry.get('name', position)!r} has the type {entry.get('type')!r}, "
+                "which an ONNX model cannot take; the possible types are "
+                f"{', '.join(COLUMN_TYPES)}",
             )
     return tuple(columns), tuple(tensors)

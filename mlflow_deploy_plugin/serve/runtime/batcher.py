@@ -1,16 +1,20 @@
-"""Dynamic batching: requests that wait at the same time are computed in a single run of the model.
+"""Dynamic batching: requests that wait at the same time are computed in a single run of
+the model.
 
 Names and rules follow Triton's dynamic batcher
-(https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/batcher.html). A batch is computed as soon
-as the batch is full, has a preferred size, or its first request has waited for the delay. If preferred sizes are set,
-the largest preferred size is the maximum batch size.
+(https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/batcher.html).
+A batch is computed as soon as the batch is full, has a preferred size, or its first
+request has waited for the delay. If preferred sizes are set, the largest preferred size
+is the maximum batch size.
 
-The oldest request is the leader. Its thread computes a batch with this request, makes the next request in the queue the
-leader, and wakes the requests of the batch. The next batch gathers meanwhile, because ONNX Runtime releases the GIL.
+The oldest request is the leader. Its thread computes a batch with this request, makes
+the next request in the queue the leader, and wakes the requests of the batch. The next
+batch gathers meanwhile, because ONNX Runtime releases the GIL.
 
-A single `run` without a delay costs 6 µs and no thread switch. Under concurrency, each request is put to sleep and
-woken under the GIL (40 µs). `submit` is for an event loop: a thread of the batcher delivers the answers of a batch.
-Threads wait on a lock, which wakes them 5 µs earlier than threading.Event. A version is batched only if its rows are
+A single `run` without a delay costs 6 µs and no thread switch. Under concurrency, each
+request is put to sleep and woken under the GIL (40 µs). `submit` is for an event loop:
+a thread of the batcher delivers the answers of a batch. Threads wait on a lock, which
+wakes them 5 µs earlier than threading.Event. A version is batched only if its rows are
 independent (`unbatchable_reason`).
 """
 
@@ -41,7 +45,9 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
 
 _ROUNDING = Tolerance(absolute=1e-6, relative=1e-2, of_row=1e-2)
-"""The tolerance for half precision, TF32 and another order of sums. A graph that mixes rows differs by more."""
+"""The tolerance for half precision, TF32 and another order of sums. A graph that mixes
+rows differs by more.
+"""
 _PADDING = Tolerance(absolute=1e-6, relative=1e-5, of_row=1e-5)
 """The tolerance for texts with other paddings, which change the order of sums."""
 
@@ -50,8 +56,9 @@ _PADDING = Tolerance(absolute=1e-6, relative=1e-5, of_row=1e-5)
 class BatchPolicy:
     """The limits of a batcher, as fields of `core.spec.parts.ServerSpec`.
 
-    If `pads` is True, copies of a row fill a batch up to the next of `sizes`, as in TensorFlow Serving
-    (`allowed_batch_sizes`). On a GPU, a new shape means a cuDNN search or a new TensorRT engine, and no CUDA graph.
+    If `pads` is True, copies of a row fill a batch up to the next of `sizes`, as in
+    TensorFlow Serving (`allowed_batch_sizes`). On a GPU, a new shape means a cuDNN
+    search or a new TensorRT engine, and no CUDA graph.
     """
 
     max_batch_size: int
@@ -67,9 +74,13 @@ class BatchPolicy:
 
 
 ResultCallback = Callable[["dict[str, Array] | BaseException"], None]
-"""A callback that receives the outputs of one request, or the error. The callback must not raise."""
+"""A callback that receives the outputs of one request, or the error. The callback must
+not raise.
+"""
 BatchCallback = Callable[[int, float, float], None]
-"""A callback for each batch: its rows, the seconds that its first request waited, and the seconds of computation."""
+"""A callback for each batch: its rows, the seconds that its first request waited, and
+the seconds of computation.
+"""
 Compute = Callable[[Feeds], dict[str, Array]]
 
 
@@ -86,7 +97,8 @@ class RequestState(Enum):
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """One request in the queue. The thread of the request waits on `wake`. For `submit`, `done` is called instead.
+    """One request in the queue. The thread of the request waits on `wake`. For
+    `submit`, `done` is called instead.
 
     Only requests with the same `key` are batched together.
     """
@@ -107,14 +119,18 @@ class QueuedRequest:
         self.wake.acquire()
 
     def set_state(self, state: RequestState) -> None:
-        """Change the state and wake the request's thread. For a submitted request, the leader calls `done`."""
+        """Change the state and wake the request's thread. For a submitted request, the
+        leader calls `done`.
+        """
         leads, self.state = self.state is RequestState.LEADER, state
         if not leads and self.done is None:
             self.wake.release()
 
 
 class Batcher:
-    """Batches the requests to one version. `compute` maps feeds to outputs; axis 0 of all arrays is the rows."""
+    """Batches the requests to one version. `compute` maps feeds to outputs; axis 0 of
+    all arrays is the rows.
+    """
 
     def __init__(self, compute: Compute, policy: BatchPolicy) -> None:
         self.policy = policy
@@ -140,14 +156,17 @@ class Batcher:
         deadline: float = float("inf"),
         count: BatchCallback = lambda rows, queue_seconds, compute_seconds: None,
     ) -> dict[str, Array]:
-        """Compute one request, batched with concurrent requests. The calling thread blocks.
+        """Compute one request, batched with concurrent requests. The calling thread
+        blocks.
 
         Args:
-            deadline: in `time.perf_counter()`; a request that is not in a batch by the deadline is not computed.
+            deadline: in `time.perf_counter()`; a request that is not in a batch by the
+                deadline is not computed.
             count: called in the thread that computes the batch.
 
         Raises:
-            TooManyRequests, DeadlineExceeded: the queue is full, or the deadline has passed.
+            TooManyRequests, DeadlineExceeded: the queue is full, or the deadline has
+                passed.
             InferenceError: the model refuses the input of this request.
         """
         rows = _row_counts(feeds)
@@ -170,12 +189,15 @@ class Batcher:
         count: BatchCallback,
         done: ResultCallback,
     ) -> None:
-        """Do the same as `run` without blocking. `done` is called in another thread, or here if the queue is full.
+        """Do the same as `run` without blocking. `done` is called in another thread, or
+        here if the queue is full.
 
-        If the deadline passes while a batch is computed, the request is answered when the batch is done.
+        If the deadline passes while a batch is computed, the request is answered when
+        the batch is done.
         """
         rows = _row_counts(feeds)
-        # The graph decides if it accepts inputs of different lengths. Such a request is never batched with another.
+        # The graph decides if it accepts inputs of different lengths. Such a request is
+        # never batched with another.
         size = rows.pop() if len(rows) == 1 else self._limit
         entry = QueuedRequest(feeds, size, time.perf_counter(), deadline, count, done)
         if rows:
@@ -196,7 +218,9 @@ class Batcher:
             done(error)
 
     def close(self) -> None:
-        """End the threads of the batcher. The queue is empty, because no caller uses the version any more."""
+        """End the threads of the batcher. The queue is empty, because no caller uses
+        the version any more.
+        """
         for _ in self._threads:
             self._leaders.put(None)
 
@@ -217,7 +241,8 @@ class Batcher:
         except BaseException as error:  # noqa: BLE001 - see _serve
             result = error
         entry.done(result)
-        # The error's traceback references this frame and thereby the version, which must be freed now.
+        # The error's traceback references this frame and thereby the version, which
+        # must be freed now.
         del result
         entry.result = {}
 
@@ -278,7 +303,9 @@ class Batcher:
             entry.wake.acquire()
 
     def _lead(self, leader: QueuedRequest) -> None:
-        """Compute one batch and distribute its outputs. After an error, another request becomes the leader as usual."""
+        """Compute one batch and distribute its outputs. After an error, another request
+        becomes the leader as usual.
+        """
         batch: list[QueuedRequest] = []
         results: list[dict[str, Array]] = []
         try:
@@ -315,7 +342,9 @@ class Batcher:
                     self._finish(entry)
 
     def _gather_batch(self, leader: QueuedRequest) -> list[QueuedRequest]:
-        """Remove the batch from the queue when it should be computed. Return an empty list if the leader expired."""
+        """Remove the batch from the queue when it should be computed. Return an empty
+        list if the leader expired.
+        """
         until = leader.queued + self._delay
         while True:
             with self._lock:
@@ -346,7 +375,9 @@ class Batcher:
             leader.wake.acquire(timeout=min(until, leader.deadline) - now)
 
     def _select(self, leader: QueuedRequest) -> tuple[list[QueuedRequest], int, bool]:
-        """Return the leader's batch, its number of rows, and True if the batch need not wait for more requests."""
+        """Return the leader's batch, its number of rows, and True if the batch need not
+        wait for more requests.
+        """
         chosen: list[QueuedRequest] = []
         rows = preferred = 0
         for entry in self._queue:
@@ -363,7 +394,9 @@ class Batcher:
         return chosen[:preferred] or chosen, rows, bool(preferred) or rows >= self._limit
 
     def _compute_batch(self, batch: list[QueuedRequest]) -> list[dict[str, Array]]:
-        """Return each request's outputs as views of the batch's outputs; empty if they cannot be split."""
+        """Return each request's outputs as views of the batch's outputs; empty if they
+        cannot be split.
+        """
         first, rows = batch[0], sum(entry.rows for entry in batch)
         size = next((size for size in self._padded_sizes if size >= rows > 0), rows)
         if len(batch) == 1 and size == rows:
@@ -384,16 +417,21 @@ class Batcher:
 
 
 def _row_counts(feeds: Feeds) -> set[int]:
-    """Return the distinct row counts of the inputs: a single count if the inputs form one table."""
+    """Return the distinct row counts of the inputs: a single count if the inputs form
+    one table.
+    """
     return {array.shape[0] if array.ndim else 0 for array in feeds.values()}
 
 
 def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
-    """Return the reason why rows of several requests cannot be computed together; empty if there is no reason.
+    """Return the reason why rows of several requests cannot be computed together; empty
+    if there is no reason.
 
-    Every input needs a free first dimension, and every output one entry per row. The answer for a row must not depend
-    on the other rows, as it does with dynamic quantization. Two batches of the same size use the same operations, so
-    both answers for a row must be bitwise equal. `feeds` contain at least one row that the model can compute.
+    Every input needs a free first dimension, and every output one entry per row. The
+    answer for a row must not depend on the other rows, as it does with dynamic
+    quantization. Two batches of the same size use the same operations, so both answers
+    for a row must be bitwise equal. `feeds` contain at least one row that the model can
+    compute.
     """
     if reason := no_batch_dimension_reason(predictor.artifact):
         return f"it has no batch dimension: {reason}"
@@ -433,7 +471,9 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
 
 
 def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
-    """Return a similar row and rows of large numbers of either sign. Equal rows would not reveal a mean over rows."""
+    """Return a similar row and rows of large numbers of either sign. Equal rows would
+    not reveal a mean over rows.
+    """
     rows = []
     for factor in (1, 1000, -1000):
         row = first
@@ -452,9 +492,11 @@ def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
 
 
 def is_close(batched: Array, single: Array, tolerance: Tolerance) -> bool:
-    """Return True if the outputs for a batch are within the tolerance of the outputs for single rows.
+    """Return True if the outputs for a batch are within the tolerance of the outputs
+    for single rows.
 
-    Mappings from class to probability are only compared exactly, because the labels of different rows differ anyway.
+    Mappings from class to probability are only compared exactly, because the labels of
+    different rows differ anyway.
     """
     is_mapping = batched.dtype.kind == "O" and any(
         isinstance(value, Mapping) for value in single.flat

@@ -1,9 +1,10 @@
 """CUDA graphs: a complete run of a session that the GPU replays with one call.
 
-A CUDA graph needs its inputs and outputs at fixed addresses, which only one run at a time can use. ONNX Runtime binds
-them with its IO binding. Each input shape has a CUDA graph, identified by the run option `gpu_graph_id`; -1 runs
-without a CUDA graph. On the host, an input is in page-locked ("pinned") memory, which a GPU reads without an additional
-copy by the driver. See `benchmarks/gpu.py`.
+A CUDA graph needs its inputs and outputs at fixed addresses, which only one run at a
+time can use. ONNX Runtime binds them with its IO binding. Each input shape has a CUDA
+graph, identified by the run option `gpu_graph_id`; -1 runs without a CUDA graph. On the
+host, an input is in page-locked ("pinned") memory, which a GPU reads without an
+additional copy by the driver. See `benchmarks/gpu.py`.
 https://onnxruntime.ai/docs/performance/device-tensor.html
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """
@@ -27,14 +28,18 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 MAX_GRAPHS = 16
-"""The maximum number of shapes with a CUDA graph. Each graph keeps its memory. The warm-up creates the first graphs."""
+"""The maximum number of shapes with a CUDA graph. Each graph keeps its memory. The
+warm-up creates the first graphs.
+"""
 _GRAPH_ID = "gpu_graph_id"
 _NO_GRAPH = -1
 _CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 
 
 class CudaGraph:
-    """A CUDA graph for inputs of one shape, with its inputs and outputs at fixed addresses."""
+    """A CUDA graph for inputs of one shape, with its inputs and outputs at fixed
+    addresses.
+    """
 
     def __init__(
         self,
@@ -44,7 +49,9 @@ class CudaGraph:
         names: Sequence[str],
         number: int,
     ) -> None:
-        """Run the session once without a CUDA graph, which finds the shapes of the outputs."""
+        """Run the session once without a CUDA graph, which finds the shapes of the
+        outputs.
+        """
         self._session = session
         self._memory = "cpu" if placement.device == "cpu" else "cuda"
         self._device_id = placement.device_id
@@ -73,7 +80,9 @@ class CudaGraph:
             self._binding.bind_ortvalue_output(name, value)
 
     def run(self, feeds: Feeds) -> list[Array]:
-        """Compute the outputs. The first call captures the CUDA graph, and later calls replay it."""
+        """Compute the outputs. The first call captures the CUDA graph, and later calls
+        replay it.
+        """
         self._fill(feeds)
         self._session.run_with_iobinding(self._binding, self._options)
         arrays = [value.numpy() for value in self._outputs]
@@ -97,7 +106,9 @@ class CudaGraph:
 
 
 class GraphSession:
-    """A session that runs with CUDA graphs, for tensors of numbers (`can_bind`). All threads may call `run`."""
+    """A session that runs with CUDA graphs, for tensors of numbers (`can_bind`). All
+    threads may call `run`.
+    """
 
     def __init__(self, session: "ort.InferenceSession", placement: Placement) -> None:
         self._session = session
@@ -112,7 +123,9 @@ class GraphSession:
         feeds: Feeds,
         options: "ort.RunOptions | None" = None,
     ) -> list[Array]:
-        """Compute the named outputs. Raises the errors of `InferenceSession.run`. `options` are ignored."""
+        """Compute the named outputs. Raises the errors of `InferenceSession.run`.
+        `options` are ignored.
+        """
         key = tuple(names), tuple((name, array.shape, array.dtype) for name, array in feeds.items())
         with self._lock:  # A capture fails if another thread allocates memory at the same time.
             if key not in self._graphs:
@@ -131,13 +144,17 @@ def _run_options(number: int) -> "ort.RunOptions":
 
 
 def can_bind(session: "ort.InferenceSession") -> bool:
-    """Return True if all inputs and outputs are tensors of numbers. Texts and mappings cannot be on a device."""
+    """Return True if all inputs and outputs are tensors of numbers. Texts and mappings
+    cannot be on a device.
+    """
     types = [node.type for node in (*session.get_inputs(), *session.get_outputs())]
     return all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in types)
 
 
 def pinned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike, device_id: int) -> Array:
-    """Return an uninitialised array in page-locked memory, or in ordinary memory if CUDA cannot allocate it."""
+    """Return an uninitialised array in page-locked memory, or in ordinary memory if
+    CUDA cannot allocate it.
+    """
     runtime, size = _cuda_runtime(), math.prod(shape) * np.dtype(dtype).itemsize
     pointer = ctypes.c_void_p()
     if (

@@ -14,12 +14,16 @@ MAX_COLUMNS = 1000
 MAX_OUTPUTS = 100
 
 Name = str | int | float | bool
-"""The name of an explained number. A class has the type of the predicted labels, so that labels can be found."""
+"""The name of an explained number. A class has the type of the predicted labels, so
+that labels can be found.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainedFeature:
-    """A column of a table or of a tensor of rank 2. `places` has the feature's position in each input that it feeds."""
+    """A column of a table or of a tensor of rank 2. `places` has the feature's position
+    in each input that it feeds.
+    """
 
     name: str
     places: tuple[tuple[str, int], ...]
@@ -31,23 +35,27 @@ class ExplainedFeature:
 
 
 def check_explainable(artifact: Artifact) -> None:
-    """Raise InvalidRequest if the artifact shows, without any rows, that the model cannot be explained."""
+    """Raise InvalidRequest if the artifact shows, without any rows, that the model
+    cannot be explained.
+    """
     if artifact.flavor == PYTHON_FUNCTION:
         raise InvalidRequest(
-            "this version has no ONNX form (it is a pyfunc), and only an ONNX model can be explained",
+            "this version has no ONNX form (it is a pyfunc), and only an ONNX model can be "
+            "explained",
         )
     for entry in artifact.inputs:
         if entry.shape:  # An empty shape means that the shape is unknown.
             _check_rank(entry.name, len(entry.shape))
         if entry.shape[:1] not in ((), (-1,)):
             raise InvalidRequest(
-                f"the graph takes batches of {entry.shape[0]} rows; only graphs with a free batch size can be explained",
+                f"the graph takes batches of {entry.shape[0]} rows; only graphs with a free batch "
+                "size can be explained",
             )
     explained_outputs(artifact)
     if artifact.reference is None and not (artifact.folder / INPUT_EXAMPLE).is_file():
         raise InvalidRequest(
-            "the model has no sample rows, which an explanation needs; log it with mlflow_deploy_plugin.log_model and "
-            "reference_data= or input_example=",
+            "the model has no sample rows, which an explanation needs; log it with "
+            "mlflow_deploy_plugin.log_model and reference_data= or input_example=",
         )
 
 
@@ -60,9 +68,11 @@ def is_explainable(artifact: Artifact) -> bool:
 
 
 def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
-    """Return the features in the order of the signature. `feeds` determine the width of a tensor.
+    """Return the features in the order of the signature. `feeds` determine the width of
+    a tensor.
 
-    Raises InvalidRequest if the inputs are not single values per row, or if there are too many features.
+    Raises InvalidRequest if the inputs are not single values per row, or if there are
+    too many features.
     """
     for entry in artifact.inputs:
         _check_rank(entry.name, feeds[entry.name].ndim)
@@ -93,7 +103,9 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
 
 
 def explained_outputs(artifact: Artifact) -> list[Output]:
-    """Return the probabilities, otherwise the scores, otherwise numbers. Raises InvalidRequest if there are none."""
+    """Return the probabilities, otherwise the scores, otherwise numbers. Raises
+    InvalidRequest if there are none.
+    """
     for role in ("probabilities", "scores"):
         if matching := [output for output in artifact.outputs if output.role == role]:
             return matching
@@ -110,7 +122,8 @@ def explained_outputs(artifact: Artifact) -> list[Output]:
         if matching := [output for output in predicted if output.dtype in kinds]:
             return matching
     raise InvalidRequest(
-        "the model returns only labels, and only numbers can be explained; log the model with its probabilities",
+        "the model returns only labels, and only numbers can be explained; log the model with its "
+        "probabilities",
     )
 
 
@@ -121,8 +134,9 @@ def explained_columns(
 ) -> tuple[list[Name], Array]:
     """Return the names of the numbers to explain, and the numbers, [N, K] float64.
 
-    A number's name is its class, otherwise its position. A single number per row has the name of its output. Raises
-    InvalidRequest if an output does not have the same number of values in each row, or if there are too many values.
+    A number's name is its class, otherwise its position. A single number per row has
+    the name of its output. Raises InvalidRequest if an output does not have the same
+    number of values in each row, or if there are too many values.
     """
     names: list[Name] = []
     parts = []
@@ -134,8 +148,8 @@ def explained_columns(
             numbers = np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
         elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
             raise InvalidRequest(
-                f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only one number or a few "
-                "numbers per row can be explained",
+                f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only "
+                "one number or a few numbers per row can be explained",
             )
         else:
             numbers = array.astype(np.float64).reshape(len(array), -1)
@@ -154,7 +168,8 @@ def explained_columns(
         )
     if len(names) > MAX_OUTPUTS:
         raise InvalidRequest(
-            f"the model returns {len(names)} numbers per row; at most {MAX_OUTPUTS} can be explained",
+            f"the model returns {len(names)} numbers per row; at most {MAX_OUTPUTS} can be "
+            "explained",
         )
     return names, np.concatenate(parts, axis=1)
 
@@ -162,6 +177,6 @@ def explained_columns(
 def _check_rank(name: str, rank: int) -> None:
     if rank not in (1, 2):
         raise InvalidRequest(
-            f"the input {name!r} has {rank} dimensions; only tables can be explained: columns, or tensors with one row "
-            "of single values per prediction (not images, texts or sequences)",
+            f"the input {name!r} has {rank} dimensions; only tables can be explained: columns, or "
+            "tensors with one row of single values per prediction (not images, texts or sequences)",
         )

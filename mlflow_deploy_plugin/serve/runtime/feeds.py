@@ -1,11 +1,15 @@
-"""Feeds (arrays by ONNX input name, rows first) and the dimensions that a graph declares for its inputs.
+"""Feeds (arrays by ONNX input name, rows first) and the dimensions that a graph
+declares for its inputs.
 
-`NarrowedFeeds` also contain the values as they were sent, since a graph may take narrower numbers than the signature.
+`NarrowedFeeds` also contain the values as they were sent, since a graph may take
+narrower numbers than the signature.
 
 Dimensions must be equal only if they share a symbolic name
-(https://github.com/onnx/onnx/blob/main/docs/IR.md#tensor-shape-types). A graph computes rows if every input has a free
-first dimension, the first dimensions all have the same name or no name, and an output has a free first dimension. If
-all first dimensions are fixed at 1, a request is a single row. For any other graph, a request also counts as one row.
+(https://github.com/onnx/onnx/blob/main/docs/IR.md#tensor-shape-types). A graph computes
+rows if every input has a free first dimension, the first dimensions all have the same
+name or no name, and an output has a free first dimension. If all first dimensions are
+fixed at 1, a request is a single row. For any other graph, a request also counts as one
+row.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,42 +32,56 @@ _TEXT_BYTES = 64  # The size of a str object without its characters.
 ArrayLayout = tuple[str, str, Sequence[int], int]
 """The name, dtype (`str`: texts), shape and number of bytes of an array."""
 SharedDimensions = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
-"""The dimensions, as (input, axis), of each symbolic name that several dimensions share."""
+"""The dimensions, as (input, axis), of each symbolic name that several dimensions
+share.
+"""
 
 
 class NarrowedFeeds(dict[str, Array]):
-    """Feeds and the same rows as they were sent. `sent` is keyed by the name of an entry of `Schema.sent_inputs`."""
+    """Feeds and the same rows as they were sent. `sent` is keyed by the name of an
+    entry of `Schema.sent_inputs`.
+    """
 
     __slots__ = ("sent",)
     sent: Mapping[str, Array]
 
 
 def object_array(values: Sequence[object]) -> Array:
-    """Return values as an array of objects, [N]. np.array would unpack lists and mappings."""
+    """Return values as an array of objects, [N]. np.array would unpack lists and
+    mappings.
+    """
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
 
 
 def as_table(array: Array) -> Array:
-    """Return an array as a table, [N, values per row]. numpy's reshape cannot derive the width if N is 0."""
+    """Return an array as a table, [N, values per row]. numpy's reshape cannot derive
+    the width if N is 0.
+    """
     return array.reshape(len(array), prod(array.shape[1:]))
 
 
 def narrowed_feeds(fed: Mapping[str, Array], sent: Mapping[str, Array]) -> NarrowedFeeds:
-    """Return feeds that contain the same rows as they were sent. A constructor would take three times as long."""
+    """Return feeds that contain the same rows as they were sent. A constructor would
+    take three times as long.
+    """
     feeds = NarrowedFeeds(fed)
     feeds.sent = sent
     return feeds
 
 
 def sent_arrays(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-    """Return the arrays as they were sent: the feeds, unless the graph takes narrower numbers."""
+    """Return the arrays as they were sent: the feeds, unless the graph takes narrower
+    numbers.
+    """
     return feeds.sent if isinstance(feeds, NarrowedFeeds) else feeds
 
 
 def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
-    """Return the concatenated rows of several feeds. Raises ValueError if their shapes differ."""
+    """Return the concatenated rows of several feeds. Raises ValueError if their shapes
+    differ.
+    """
 
     def join(arrays: Sequence[Mapping[str, Array]]) -> Feeds:
         if len(arrays) == 1:
@@ -93,12 +111,16 @@ def repeat_row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
 
 
 def row_count(arrays: Mapping[str, Array]) -> int:
-    """Return the number of rows of the arrays: the maximum if the numbers differ, 0 if no array has rows."""
+    """Return the number of rows of the arrays: the maximum if the numbers differ, 0 if
+    no array has rows.
+    """
     return max((len(array) for array in arrays.values() if array.ndim), default=0)
 
 
 def sample_positions(total: int, most: int, random: int | np.random.Generator) -> Array:
-    """Return at most `most` distinct positions below `total`, in ascending order. `random` is a seed or a generator."""
+    """Return at most `most` distinct positions below `total`, in ascending order.
+    `random` is a seed or a generator.
+    """
     if total <= most:
         return np.arange(total)
     return np.sort(np.random.default_rng(random).choice(total, most, replace=False))
@@ -120,7 +142,9 @@ def pack_arrays(
     arrays: Mapping[str, Array],
     dump_texts: Callable[[list[object]], bytes],
 ) -> tuple[list[ArrayLayout], list[memoryview]]:
-    """Return the layout of each array, which can be written as JSON, and the contents of the arrays."""
+    """Return the layout of each array, which can be written as JSON, and the contents
+    of the arrays.
+    """
     layout: list[ArrayLayout] = []
     contents: list[memoryview] = []
     for name, array in arrays.items():
@@ -137,7 +161,8 @@ def unpack_arrays(
     content: memoryview,
     load_texts: Callable[[bytes], list[object]],
 ) -> tuple[dict[str, Array], memoryview]:
-    """Return the arrays that `pack_arrays` packed, and the rest of `content`. Arrays of numbers are views of `content`.
+    """Return the arrays that `pack_arrays` packed, and the rest of `content`. Arrays of
+    numbers are views of `content`.
 
     Raises ValueError or TypeError if the layout or the contents are malformed.
     """
@@ -155,7 +180,9 @@ def unpack_arrays(
 
 
 def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
-    """Return dimension names for a tensor. If its first dimension is free, that dimension is the rows of a table."""
+    """Return dimension names for a tensor. If its first dimension is free, that
+    dimension is the rows of a table.
+    """
     return tuple("rows" if (axis, size) == (0, -1) else "" for axis, size in enumerate(shape))
 
 
@@ -171,15 +198,18 @@ def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
 
 
 def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
-    """Return a message about dimensions that share a name but not a size; empty if there are no such dimensions."""
+    """Return a message about dimensions that share a name but not a size; empty if
+    there are no such dimensions.
+    """
     for name, places in shared:
         sizes = [feeds[entry].shape[axis] for entry, axis in places]
         if len(set(sizes)) > 1:
             index = next(i for i, size in enumerate(sizes) if size != sizes[0])
             (input_name, first), (other_name, second) = places[0], places[index]
             return (
-                f"the model's dimension {name!r} must have one size, but {input_name!r} has {sizes[0]} (dimension "
-                f"{first}) and {other_name!r} has {sizes[index]} (dimension {second})"
+                f"the model's dimension {name!r} must have one size, but {input_name!r} has "
+                f"{sizes[0]} (dimension {first}) and {other_name!r} has {sizes[index]} (dimension "
+                f"{second})"
             )
     return ""
 
@@ -189,7 +219,9 @@ def rowless_reason(
     inputs: Sequence[Input],
     outputs: Sequence[Output],
 ) -> str:
-    """Return the reason why the first dimensions are not rows; empty if they are, or if the model has columns."""
+    """Return the reason why the first dimensions are not rows; empty if they are, or if
+    the model has columns.
+    """
     if columns:
         return ""
     firsts = [entry.shape[:1] for entry in inputs]
@@ -215,7 +247,9 @@ def rowless_reason(
 
 
 def no_batch_dimension_reason(artifact: Artifact) -> str:
-    """Return the reason why a request has a fixed number of rows; empty if the number is free or there is no graph."""
+    """Return the reason why a request has a fixed number of rows; empty if the number
+    is free or there is no graph.
+    """
     columns, inputs = artifact.columns, artifact.inputs
     if artifact.flavor == PYTHON_FUNCTION:
         return ""

@@ -1,7 +1,9 @@
-"""Requests and answers as a table: the columns of the inference log and of a model's reference sample.
+"""Requests and answers as a table: the columns of the inference log and of a model's
+reference sample.
 
-Such a table has the signature's columns, then `prediction` (if `predict` returns one value per row) and `output.NAME`
-for other outputs. Names with a leading underscore belong to the log. Labels, keys and masks are compared as text.
+Such a table has the signature's columns, then `prediction` (if `predict` returns one
+value per row) and `output.NAME` for other outputs. Names with a leading underscore
+belong to the log. Labels, keys and masks are compared as text.
 """
 
 import math
@@ -24,7 +26,9 @@ def to_log_columns(
     feeds: Mapping[str, Array],
     outputs: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """Return the columns of a request by name, [N] each (tensors: [N, …]), in a stable order."""
+    """Return the columns of a request by name, [N] each (tensors: [N, …]), in a stable
+    order.
+    """
     columns = schema.to_columns(feeds)
     for name, array in outputs.items():
         columns[output_column(prediction, name, array)] = array
@@ -36,23 +40,28 @@ def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
 
 
 def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
-    """Return the two columns that may contain the only output, depending on its shape; empty for several outputs."""
+    """Return the two columns that may contain the only output, depending on its shape;
+    empty for several outputs.
+    """
     return {PREDICTION, OUTPUT_PREFIX + prediction[0]} if len(prediction) == 1 else set()
 
 
 def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the rows with the numbers in the types of the signature. Fractions are rounded.
+    """Return the rows with the numbers in the types of the signature. Fractions are
+    rounded.
 
-    A CSV file has only 64-bit numbers, and may have floats for integers and booleans. If the conversion would change an
-    integer, the column remains unchanged, and a later check reports the column. Rows of the log must use
-    `cast_columns_losslessly`. `dtypes` are numpy dtypes; a column that is not in `dtypes` remains unchanged.
+    A CSV file has only 64-bit numbers, and may have floats for integers and booleans.
+    If the conversion would change an integer, the column remains unchanged, and a later
+    check reports the column. Rows of the log must use `cast_columns_losslessly`.
+    `dtypes` are numpy dtypes; a column that is not in `dtypes` remains unchanged.
     """
     cast = dict(rows)
     for name, values in rows.items():
         if name not in dtypes:
             continue
         dtype = np.dtype("O" if dtypes[name] == "str" else dtypes[name])
-        # An integer column accepts any numbers. A float column accepts only floats, so that integers stay integers.
+        # An integer column accepts any numbers. A float column accepts only floats, so
+        # that integers stay integers.
         sources = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}.get(dtype.kind, "")
         if values.dtype.kind not in sources:
             continue
@@ -71,9 +80,11 @@ def cast_columns_losslessly(
     dtypes: Mapping[str, str],
     rows: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """Return the rows, with a column in the type of the signature if this cast is lossless for every value.
+    """Return the rows, with a column in the type of the signature if this cast is
+    lossless for every value.
 
-    `dtypes` are numpy dtypes by column. Texts and columns that are not in `dtypes` remain unchanged.
+    `dtypes` are numpy dtypes by column. Texts and columns that are not in `dtypes`
+    remain unchanged.
     """
     cast = dict(rows)
     for name, values in rows.items():
@@ -92,7 +103,8 @@ def cast_columns_losslessly(
 def _is_in_range(floats: Array, integers: Array) -> bool:
     """Return True if the floats are within the range of the integers' type.
 
-    Casting back and forth would accept the first float above the range: the largest integers round to this float.
+    Casting back and forth would accept the first float above the range: the largest
+    integers round to this float.
     """
     if floats.dtype.kind != "f" or integers.dtype.kind not in "iu":
         return True
@@ -101,7 +113,8 @@ def _is_in_range(floats: Array, integers: Array) -> bool:
 
 
 def as_key(value: object) -> str | None:
-    """Return the text to compare a key by: `as_text` of the value, but 1 or 0 for a boolean in any spelling.
+    """Return the text to compare a key by: `as_text` of the value, but 1 or 0 for a
+    boolean in any spelling.
 
     The same boolean may be 1 in the log and True in a CSV file.
     """
@@ -112,7 +125,9 @@ def as_key(value: object) -> str | None:
 
 
 def as_text(value: object) -> str | None:
-    """Return a label or key as text: 1 for 1.0, true for True, 0.1 for a float32's 0.1; None for NaN and None."""
+    """Return a label or key as text: 1 for 1.0, true for True, 0.1 for a float32's 0.1;
+    None for NaN and None.
+    """
     if value is None:
         return None
     if isinstance(value, str):

@@ -1,4 +1,6 @@
-"""Loaded versions as functions of named arrays: the protocol `Predictor` of the data plane, and `OnnxModel`."""
+"""Loaded versions as functions of named arrays: the protocol `Predictor` of the data
+plane, and `OnnxModel`.
+"""
 
 import math
 import re
@@ -59,23 +61,35 @@ _DTYPES = {
     },
 }
 _UNKNOWN = re.compile(r"unk__\d+$")
-"""The names that tf2onnx and shape inference generate for unknown sizes. Such names are not dimension names."""
+"""The names that tf2onnx and shape inference generate for unknown sizes. Such names are
+not dimension names.
+"""
 _FATAL_IF_EMPTY = {"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM"}
-"""The operators of ONNX Runtime 1.31 that crash the process if they receive no rows, steps or pixels."""
+"""The operators of ONNX Runtime 1.31 that crash the process if they receive no rows,
+steps or pixels.
+"""
 _SMALL_RUN = (16,)
-"""The maximum first dimension of a run that needs little memory (`Arena`). A scalar always needs little memory."""
+"""The maximum first dimension of a run that needs little memory (`Arena`). A scalar
+always needs little memory.
+"""
 RUN_ROWS = 2**12
-"""The maximum number of rows in one run. Larger runs take more memory and are not faster per row."""
+"""The maximum number of rows in one run. Larger runs take more memory and are not
+faster per row.
+"""
 _VALUES_OF_ONE = {"str": 4, "map": 16}
-"""The number of numeric values that take as much memory as one text, or as one mapping of a ZipMap."""
+"""The number of numeric values that take as much memory as one text, or as one mapping
+of a ZipMap.
+"""
 
 
 class Predictor(Protocol):
     """One version as a function of named arrays; usually an `OnnxModel`.
 
     Attributes:
-        queue_seconds: the seconds that the last `run` (or `answer`) of this thread waited in the queue.
-        unavailable_reason: the reason why the version cannot compute now; empty if it can.
+        queue_seconds: the seconds that the last `run` (or `answer`) of this thread
+            waited in the queue.
+        unavailable_reason: the reason why the version cannot compute now; empty if it
+            can.
     """
 
     artifact: Artifact
@@ -93,12 +107,14 @@ class Predictor(Protocol):
         outputs: Sequence[str] | None = None,
         deadline: float = math.inf,
     ) -> dict[str, Array]:
-        """Compute the named outputs (default: all outputs) for feeds that `schema` has made.
+        """Compute the named outputs (default: all outputs) for feeds that `schema` has
+        made.
 
         Raises:
             InferenceError: the model refuses the input.
             BodyTooLarge: the outputs have more values than `limit_values` allows.
-            DeadlineExceeded: the computation did not start by `deadline`, in `time.perf_counter()`.
+            DeadlineExceeded: the computation did not start by `deadline`, in
+                `time.perf_counter()`.
         """
         ...
 
@@ -107,26 +123,32 @@ class Predictor(Protocol):
         outputs: Mapping[str, Array],
         of_table: bool = False,
     ) -> Array | dict[str, Array]:
-        """Return the result of `predict` for the outputs of `run`. `of_table` is True if the request was a table."""
+        """Return the result of `predict` for the outputs of `run`. `of_table` is True
+        if the request was a table.
+        """
         ...
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
-        """Refuse requests whose outputs have more than `most` values, multiplied by `batch_rows` for a batch."""
+        """Refuse requests whose outputs have more than `most` values, multiplied by
+        `batch_rows` for a batch.
+        """
         ...
 
 
 def too_many_values(most: int) -> str:
     return (
-        f"the answer has more than {most} values, which is the server's limit: send fewer rows or smaller rows (a "
-        "larger server.max_body_bytes allows more)"
+        f"the answer has more than {most} values, which is the server's limit: send fewer rows or "
+        "smaller rows (a larger server.max_body_bytes allows more)"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class OpaqueBody:
-    """The body of a request that only the version can decode, because some inputs of the version are not arrays.
+    """The body of a request that only the version can decode, because some inputs of
+    the version are not arrays.
 
-    If `is_streamed` is True, the answer is sent as events. `keys` are columns that are captured but not model inputs.
+    If `is_streamed` is True, the answer is sent as events. `keys` are columns that are
+    captured but not model inputs.
     """
 
     content_type: str
@@ -139,7 +161,8 @@ class OpaqueBody:
 class OpaqueResponse:
     """The JSON that answers an `OpaqueBody`.
 
-    `feeds` and `outputs`, which may be empty, contain the inputs and outputs that are arrays, as in `Predictor.run`.
+    `feeds` and `outputs`, which may be empty, contain the inputs and outputs that are
+    arrays, as in `Predictor.run`.
     """
 
     content: bytes
@@ -150,7 +173,8 @@ class OpaqueResponse:
 class OnnxModel:
     """A loaded graph, as a `Predictor`.
 
-    `max_text_characters` is the maximum number of characters that are tokenized for a request to a text model.
+    `max_text_characters` is the maximum number of characters that are tokenized for a
+    request to a text model.
     """
 
     queue_seconds, unavailable_reason = 0.0, ""
@@ -188,7 +212,8 @@ class OnnxModel:
         outputs = self.artifact.outputs
         self._output_names = [output.name for output in outputs]
         self._has_columns = bool(self.artifact.columns)
-        # Only the parity check proves that rows are independent, because it computes rows together with other rows.
+        # Only the parity check proves that rows are independent, because it computes
+        # rows together with other rows.
         self._has_free_rows = self._has_columns and self.artifact.parity_state == "proven"
         self._marks = [node.name for node in session.get_outputs() if node.name == REFUSED_ROWS]
         if self._marks:
@@ -196,7 +221,8 @@ class OnnxModel:
                 REFUSED_ROWS,
                 "the original refuses it",
             )
-        # An output whose first dimension has another name does not have rows. An example is the frames of a sound.
+        # An output whose first dimension has another name does not have rows. An
+        # example is the frames of a sound.
         of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
         if artifact.flavor != "onnx":
             of_rows.add(("batch",))  # The converters name the rows of every output `batch`.
@@ -224,7 +250,8 @@ class OnnxModel:
         if placement.options.enable_cuda_graph and can_bind(session):
             self._compute = self._compute_large = GraphSession(session, placement).run
         elif session.get_providers() == ["CPUExecutionProvider"]:
-            # Skip the Python wrapper, which repeats the schema's checks of the feeds (1.1 of 4 µs per run).
+            # Skip the Python wrapper, which repeats the schema's checks of the feeds
+            # (1.1 of 4 µs per run).
             own = getattr(session, "_sess", session)
             self._compute, self._compute_large, self._small_run = (
                 own.run,
@@ -243,9 +270,11 @@ class OnnxModel:
         placement: Placement = ON_CPU,
         intra_op_num_threads: int = 1,
     ) -> "OnnxModel":
-        """Load an MLmodel folder. Raises DeviceUnavailable or RuntimeMissing like `open_session`.
+        """Load an MLmodel folder. Raises DeviceUnavailable or RuntimeMissing like
+        `open_session`.
 
-        Raises InvalidArtifact if the folder or its graph cannot be used, or a file has changed since it was saved.
+        Raises InvalidArtifact if the folder or its graph cannot be used, or a file has
+        changed since it was saved.
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
@@ -266,7 +295,9 @@ class OnnxModel:
         self._small_rows = min(_SMALL_RUN, (self._most_rows,))
 
     def _check_values(self, outputs: Iterable[Array], already: int = 0) -> int:
-        """Return `already` plus the number of values of the outputs. Raises BodyTooLarge above the limit."""
+        """Return `already` plus the number of values of the outputs. Raises
+        BodyTooLarge above the limit.
+        """
         count = already + sum(output.size for output in outputs)
         if count > self._most_values:
             raise BodyTooLarge(too_many_values(self._most_values))
@@ -280,9 +311,11 @@ class OnnxModel:
         first_row: int = 0,
         budget: TextBudget | None = None,
     ) -> dict[str, Array]:
-        """Do the same as `Predictor.run`, but without a queue. Row numbers in errors count from `first_row`.
+        """Do the same as `Predictor.run`, but without a queue. Row numbers in errors
+        count from `first_row`.
 
-        `budget` is the rest of a text model's budget for the request, of which `feeds` are a piece.
+        `budget` is the rest of a text model's budget for the request, of which `feeds`
+        are a piece.
         """
         names = self._output_names if outputs is None else list(outputs)
         if self._fatal_if_empty and (
@@ -327,11 +360,14 @@ class OnnxModel:
         rows: int,
         budget: TextBudget | None,
     ) -> dict[str, Array]:
-        """Compute a table in pieces. Return an empty mapping if an output does not have one entry per row."""
+        """Compute a table in pieces. Return an empty mapping if an output does not have
+        one entry per row.
+        """
         if rows > self._answer_rows:
             raise BodyTooLarge(
-                f"the answer to {rows} rows has {rows * self._row_values} values, which is too many: send at "
-                f"most {self._answer_rows} rows (a larger server.max_body_bytes allows more)",
+                f"the answer to {rows} rows has {rows * self._row_values} values, which is too "
+                f"many: send at most {self._answer_rows} rows (a larger server.max_body_bytes "
+                "allows more)",
             )
         pieces, count = [], 0
         for start in range(0, rows, RUN_ROWS):
@@ -345,7 +381,9 @@ class OnnxModel:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def try_out(self, feeds: Feeds, seconds: float) -> None:
-        """Run a new graph for the first time. Raises the errors of `run`, and InvalidArtifact after a timeout."""
+        """Run a new graph for the first time. Raises the errors of `run`, and
+        InvalidArtifact after a timeout.
+        """
         options = quiet_options()
         options.add_run_config_entry("gpu_graph_id", "-1")  # CUDA graphs need fixed addresses.
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
@@ -369,10 +407,12 @@ class OnnxModel:
         outputs: Mapping[str, Array],
         of_table: bool = False,
     ) -> Array | dict[str, Array]:
-        """Return the array of a single prediction output, or a mapping of several prediction outputs.
+        """Return the array of a single prediction output, or a mapping of several
+        prediction outputs.
 
-        A stock `onnx` model returns a mapping, like its pyfunc in MLflow. For columns, or a table without a signature,
-        the result is an array with one record per row, unless an output has several values per row.
+        A stock `onnx` model returns a mapping, like its pyfunc in MLflow. For columns,
+        or a table without a signature, the result is an array with one record per row,
+        unless an output has several values per row.
         """
         names = self.artifact.prediction
         if self.artifact.flavor != "onnx":
@@ -391,7 +431,9 @@ class OnnxModel:
         )
 
     def graph_feeds(self, feeds: Feeds) -> Feeds:
-        """Return the arrays that the graph takes: the feeds, or the tokens of a text model."""
+        """Return the arrays that the graph takes: the feeds, or the tokens of a text
+        model.
+        """
         return (
             feeds
             if self._tokenizer is None
@@ -399,7 +441,9 @@ class OnnxModel:
         )
 
     def example_feeds(self) -> Feeds:
-        """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph without an example."""
+        """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph
+        without an example.
+        """
         feeds: Feeds = {}
         text = "" if self._tokenizer is None else "a"  # An empty text may have no tokens.
         for entry in self.artifact.inputs:
@@ -410,7 +454,9 @@ class OnnxModel:
 
 
 def _refusal_of(error: BaseException) -> OnnxserveError:
-    """Return the error of a run that failed with any error. Raises an error that is an exit (`pass_exit`)."""
+    """Return the error of a run that failed with any error. Raises an error that is an
+    exit (`pass_exit`).
+    """
     pass_exit(error)
     if isinstance(error, BodyTooLarge | DeadlineExceeded):  # The budget of a text model is spent.
         return error
@@ -418,10 +464,13 @@ def _refusal_of(error: BaseException) -> OnnxserveError:
 
 
 def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Artifact:
-    """Bind graph inputs to the signature by name. If the names differ, bind the stacked columns to the only input."""
+    """Bind graph inputs to the signature by name. If the names differ, bind the stacked
+    columns to the only input.
+    """
     inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
     outputs = tuple(
-        # By default, skl2onnx writes classifiers with a ZipMap: one mapping from class to probability per row.
+        # By default, skl2onnx writes classifiers with a ZipMap: one mapping from class
+        # to probability per row.
         Output(node.name, "map" if node.type.startswith("seq(map(") else _dtype(node), _shape(node))
         for node in session.get_outputs()
         if node.name != REFUSED_ROWS
@@ -435,7 +484,8 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
             inputs = [replace(inputs[0], columns=names)]
         else:
             raise InvalidArtifact(
-                f"the graph's inputs {[entry.name for entry in inputs]} are not the signature's columns {list(names)}",
+                f"the graph's inputs {[entry.name for entry in inputs]} are not the signature's "
+                f"columns {list(names)}",
             )
     elif not tensors:
         tensors = tuple(Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs)
@@ -454,9 +504,9 @@ def _dtype(node: "ort.NodeArg") -> str:
         return _DTYPES[node.type]
     except KeyError:
         raise InvalidArtifact(
-            f"the graph's {node.name!r} is a {node.type}, which cannot be served; only tensors of numbers, booleans "
-            "and texts can: add a Cast or a ConcatFromSequence to the graph (onnxserve wrap converts a sequence of "
-            "fixed length into tensors)",
+            f"the graph's {node.name!r} is a {node.type}, which cannot be served; only tensors of "
+            "numbers, booleans and texts can: add a Cast or a ConcatFromSequence to the graph "
+            "(onnxserve wrap converts a sequence of fixed length into tensors)",
         ) from None
 
 

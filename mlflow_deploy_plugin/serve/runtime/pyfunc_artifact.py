@@ -1,7 +1,9 @@
-"""The MLmodel folder of a model without an ONNX form: the part of its signature that can be expressed as named arrays.
+"""The MLmodel folder of a model without an ONNX form: the part of its signature that
+can be expressed as named arrays.
 
-If an input is an object, a map, a nested array or defined by type hints, only `/invocations` serves the model
-(`Artifact.undescribed`), and the log contains JSON texts. Dates (ISO 8601) and bytes (base64) are strings.
+If an input is an object, a map, a nested array or defined by type hints, only
+`/invocations` serves the model (`Artifact.undescribed`), and the log contains JSON
+texts. Dates (ISO 8601) and bytes (base64) are strings.
 """
 
 import json
@@ -34,7 +36,9 @@ _ONLY_INPUT = "input"
 
 
 def read_served_artifact(folder: Path) -> Artifact:
-    """Return the content of an ONNX or pyfunc folder. Raises InvalidArtifact if the model cannot be served."""
+    """Return the content of an ONNX or pyfunc folder. Raises InvalidArtifact if the
+    model cannot be served.
+    """
     document = read_mlmodel(folder)
     try:
         flavors = document.get("flavors") or ()
@@ -49,7 +53,9 @@ def read_served_artifact(folder: Path) -> Artifact:
 
 @dataclass(frozen=True)
 class FrameSchema(Schema):
-    """The columns of a pyfunc's pandas frame. Optional columns may be absent, and texts may be missing."""
+    """The columns of a pyfunc's pandas frame. Optional columns may be absent, and texts
+    may be missing.
+    """
 
     def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
         columns = tuple(column for column in self.columns if column.required or column.name in data)
@@ -68,7 +74,9 @@ class FrameSchema(Schema):
 
 @dataclass(frozen=True)
 class UndescribedSchema(Schema):
-    """The schema of a pyfunc whose inputs are not named arrays. The schema refuses every array with `reason`."""
+    """The schema of a pyfunc whose inputs are not named arrays. The schema refuses
+    every array with `reason`.
+    """
 
     reason: str = ""
     logged_columns: tuple[Column, ...] = ()
@@ -85,7 +93,9 @@ class UndescribedSchema(Schema):
 
 
 def pyfunc_schema(pyfunc: Artifact) -> Schema:
-    """Return the schema that converts columns, rows and tensors into feeds of this pyfunc."""
+    """Return the schema that converts columns, rows and tensors into feeds of this
+    pyfunc.
+    """
     if pyfunc.undescribed:
         return UndescribedSchema(
             (),
@@ -163,13 +173,18 @@ def _read_inputs(
     signature: Mapping[str, Any],
     takes_objects: bool,
 ) -> tuple[tuple[Column, ...], tuple[artifact.Tensor, ...], str]:
-    """Return the columns and the tensors of a signature, and the reason if they are incomplete (otherwise empty)."""
+    """Return the columns and the tensors of a signature, and the reason if they are
+    incomplete (otherwise empty).
+    """
     fields = json.loads(signature.get("inputs") or "[]")
     if not fields:
         return (
             (),
             (),
-            "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV",
+            (
+                "the model's signature does not name its inputs; send requests to /invocations, as "
+                "JSON or CSV"
+            ),
         )
     if takes_objects:
         return (
@@ -188,13 +203,19 @@ def _read_inputs(
                 return (
                     (),
                     (),
-                    f"the tensor {name!r} is {spec['dtype']}; send requests to /invocations, as JSON or CSV",
+                    (
+                        f"the tensor {name!r} is {spec['dtype']}; send requests to /invocations, "
+                        "as JSON or CSV"
+                    ),
                 )
             tensors.append(artifact.read_tensor(entry))
             continue
         kind: Any = entry.get("type")
         if kind not in COLUMN_TYPES and kind not in _AS_STRINGS:
-            undescribed = f"the column {name!r} has the type {kind}; send requests to /invocations, as JSON or CSV"
+            undescribed = (
+                f"the column {name!r} has the type {kind}; send requests to /invocations, as JSON "
+                "or CSV"
+            )
             if kind not in _AS_JSON:
                 return (), (), undescribed
         is_binary = kind == "binary"

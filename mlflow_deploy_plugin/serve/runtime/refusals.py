@@ -1,9 +1,11 @@
-"""The values that the original of a model refuses. The schema refuses them before the graph computes an answer.
+"""The values that the original of a model refuses. The schema refuses them before the
+graph computes an answer.
 
-scikit-learn raises an error for some missing or infinite numbers and unknown categories, but an ONNX graph computes an
-answer. The parity check finds these columns (`wrap/flavor/parity.py`), and the schema checks each request here. If a
-later step of the original refuses a row, such as a logarithm of a negative number, the graph marks the row in
-`REFUSED_ROWS`.
+scikit-learn raises an error for some missing or infinite numbers and unknown
+categories, but an ONNX graph computes an answer. The parity check finds these columns
+(`wrap/flavor/parity.py`), and the schema checks each request here. If a later step of
+the original refuses a row, such as a logarithm of a negative number, the graph marks
+the row in `REFUSED_ROWS`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +21,9 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype, short_repr, tensor_label
 
 REFUSED_ROWS = "onnxserve_refused_rows"
-"""The graph's output that marks refused rows, [N]. In the graph's metadata, this name has the reason of the refusal."""
+"""The graph's output that marks refused rows, [N]. In the graph's metadata, this name
+has the reason of the refusal.
+"""
 
 
 class CheckedColumn(NamedTuple):
@@ -56,9 +60,11 @@ def compile_checks(
     inputs: Iterable[Input],
     tensors: Mapping[str, str],
 ) -> list[ValueCheck]:
-    """Return the checks of the arrays of a request. `inputs` are inputs of the graph or blocks of sent numbers.
+    """Return the checks of the arrays of a request. `inputs` are inputs of the graph or
+    blocks of sent numbers.
 
-    `tensors` maps an input to its tensor in the signature; it is empty for a signature of columns.
+    `tensors` maps an input to its tensor in the signature; it is empty for a signature
+    of columns.
     """
     checks: list[ValueCheck] = []
     if not (refusals.missing or refusals.infinite or refusals.categories):
@@ -68,7 +74,8 @@ def compile_checks(
         categories = []
         for column in columns:
             known = refusals.categories.get(column.name, ())
-            # Texts are compared only with texts: if an encoder learned numbers, an input of texts may contain digits.
+            # Texts are compared only with texts: if an encoder learned numbers, an
+            # input of texts may contain digits.
             if known and all(isinstance(value, str) == (entry.dtype == "str") for value in known):
                 missing = [] if entry.missing is None else [entry.missing]
                 allowed = [*sorted(map(str, known)), *(["null"] if missing else [])]
@@ -84,11 +91,14 @@ def compile_checks(
 
 
 def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> None:
-    """Raise SchemaMismatch if a number is missing or infinite, or a value is not a category of its column."""
+    """Raise SchemaMismatch if a number is missing or infinite, or a value is not a
+    category of its column.
+    """
     for name, complete, finite, categories in checks:
         array = arrays[name]
-        # The product is NaN or infinite if one number is. The product takes half the time of `isfinite` and does not
-        # warn. Above 10,000 numbers, OpenBLAS wakes threads: 8 ms on busy cores (`isfinite`: 0.04 ms).
+        # The product is NaN or infinite if one number is. The product takes half the
+        # time of `isfinite` and does not warn. Above 10,000 numbers, OpenBLAS wakes
+        # threads: 8 ms on busy cores (`isfinite`: 0.04 ms).
         if (complete or finite) and not (
             np.isfinite(array).all() if array.size > 10_000 else np.vdot(array, array) < inf
         ):
@@ -116,7 +126,10 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
                     near,
                     f"the allowed values are {join_names(allowed)}",
                 )
-                why = f"{column.label}, row {row}: {short_repr(value)} is not a known category of the model{hint}"
+                why = (
+                    f"{column.label}, row {row}: {short_repr(value)} is not a known category of "
+                    f"the model{hint}"
+                )
                 raise SchemaMismatch(why, column=column.name)
 
 
@@ -133,6 +146,8 @@ def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: st
 
 
 def check_rows(refused: Array, reason: str, first_row: int = 0) -> None:
-    """Raise InferenceError if the graph has marked a row. `first_row` is the number of the first row of `refused`."""
+    """Raise InferenceError if the graph has marked a row. `first_row` is the number of
+    the first row of `refused`.
+    """
     if np.count_nonzero(refused):  # NaN is nonzero, so it also marks a refused row.
         raise InferenceError(f"row {first_row + int(np.flatnonzero(refused)[0])}: {reason}")

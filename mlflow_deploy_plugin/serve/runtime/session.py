@@ -1,6 +1,8 @@
-"""An ONNX Runtime session with explicit providers and threads. Opening fails if the specified device cannot be used.
+"""An ONNX Runtime session with explicit providers and threads. Opening fails if the
+specified device cannot be used.
 
-Optimised graphs are not stored, because storing them makes the first load slower (653 instead of 202 ms for 201 MB).
+Optimised graphs are not stored, because storing them makes the first load slower (653
+instead of 202 ms for 201 MB).
 """
 
 import contextlib
@@ -41,20 +43,26 @@ _PROVIDERS: dict[Device, str] = {
 _CPU = _PROVIDERS["cpu"]
 OPENVINO = "OpenVINOExecutionProvider"
 _BUILDS = {_PROVIDERS["cuda"]: "GPU", _PROVIDERS["tensorrt"]: "GPU", OPENVINO: "OpenVINO"}
-"""The build of ONNX Runtime that has a provider. The extra in setup.cfg has the same name in lower case."""
+"""The build of ONNX Runtime that has a provider. The extra in setup.cfg has the same
+name in lower case.
+"""
 _DRIVER = "libcuda.so.1"
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _OWN_MEMORY = Path("/proc/self/statm")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _KEEP_SECONDS = 1.0
-"""The memory of a large run remains allocated for this time, so that the next run can reuse it."""
+"""The memory of a large run remains allocated for this time, so that the next run can
+reuse it.
+"""
 
 _CPP = re.compile(
     r"Load model from .*? failed: ?|Exception during loading: ?"
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
     r"|\[OpenVINO-EP\] |Exception (?:from src/\S+\.cpp:\d+|during initialization): |Check '.*?' failed at src/\S+: ",
 )
-"""The parts of ONNX Runtime's messages that do not help the reader: paths and names of internal functions."""
+"""The parts of ONNX Runtime's messages that do not help the reader: paths and names of
+internal functions.
+"""
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,12 @@ class Placement:
 
     Attributes:
         device_id: the CUDA index of the GPU.
-        options: the provider options. An option that is None has ONNX Runtime's default.
-        engine_cache: the folder for TensorRT engines. With None, engines are not stored.
-        listed: the providers by ONNX Runtime's names, with their options, instead of a device.
+        options: the provider options. An option that is None has ONNX Runtime's
+            default.
+        engine_cache: the folder for TensorRT engines. With None, engines are not
+            stored.
+        listed: the providers by ONNX Runtime's names, with their options, instead of a
+            device.
     """
 
     device: Device = "cpu"
@@ -90,7 +101,9 @@ class Placement:
 
     @property
     def must_equal_cpu(self) -> bool:
-        """True if OpenVINO computes all operators in float32 on a CPU, so that its outputs are the CPU provider's."""
+        """True if OpenVINO computes all operators in float32 on a CPU, so that its
+        outputs are the CPU provider's.
+        """
         options = dict(self.providers).get(OPENVINO, {})
         is_default = (
             options.get("device_type", "CPU") == "CPU"
@@ -100,7 +113,9 @@ class Placement:
 
     @property
     def providers(self) -> list[tuple[str, dict[str, str]]]:
-        """The ordered providers (https://onnxruntime.ai/docs/execution-providers/). A device has no CPU fallback."""
+        """The ordered providers (https://onnxruntime.ai/docs/execution-providers/). A
+        device has no CPU fallback.
+        """
         if self.listed:
             entries = (item for entry in self.listed for item in entry.items())
             return [
@@ -136,27 +151,33 @@ class Placement:
 ON_CPU = Placement()
 
 OLDEST_ONNXRUNTIME = (1, 29)
-"""The oldest supported version, as in setup.cfg. 1.28 has no cosine in 64 bits, 1.27 computes forests incorrectly
-(measured: 52 labels of 569), and 1.26 can read any file on the machine as a graph's weights."""
+"""The oldest supported version, as in setup.cfg. 1.28 has no cosine in 64 bits, 1.27
+computes forests incorrectly (measured: 52 labels of 569), and 1.26 can read any file on
+the machine as a graph's weights.
+"""
 _OLDEST_OPENVINO = (1, 24)
-"""The oldest supported version of the OpenVINO build, whose newest release is older than `OLDEST_ONNXRUNTIME`.
-`_check_weights` and `_FORESTS` exclude the faults of these versions, except one: an integer division by zero on the CPU
-provider ends the process. A missing cosine is an error of ONNX Runtime."""
+"""The oldest supported version of the OpenVINO build, whose newest release is older
+than `OLDEST_ONNXRUNTIME`. `_check_weights` and `_FORESTS` exclude the faults of these
+versions, except one: an integer division by zero on the CPU provider ends the process.
+A missing cosine is an error of ONNX Runtime.
+"""
 _FORESTS = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 
 
 def import_onnxruntime() -> Any:
-    """Return the module, with telemetry disabled unless the environment enables telemetry.
+    """Return the module, with telemetry disabled unless the environment enables
+    telemetry.
 
-    Since 1.29, importing ONNX Runtime writes a machine id into HOME and reports loaded models to Microsoft. Raises
-    RuntimeMissing if ONNX Runtime is not installed.
+    Since 1.29, importing ONNX Runtime writes a machine id into HOME and reports loaded
+    models to Microsoft. Raises RuntimeMissing if ONNX Runtime is not installed.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as module  # The module is heavy, and two distributions provide it.
     except ImportError:
         raise RuntimeMissing(
-            "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA",
+            "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or "
+            "'mlflow-onnxserve[gpu]' for CUDA",
         ) from None
     if os.environ["ORT_DISABLE_TELEMETRY"] != "0":
         module.disable_telemetry_events()  # Another package may have imported the module already.
@@ -164,7 +185,9 @@ def import_onnxruntime() -> Any:
 
 
 def available_cores(processes: int = 1) -> int:
-    """Return the cores per process from the affinity and the cgroup quotas, which ONNX Runtime ignores."""
+    """Return the cores per process from the affinity and the cgroup quotas, which ONNX
+    Runtime ignores.
+    """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )  # macOS
@@ -183,7 +206,9 @@ def available_cores(processes: int = 1) -> int:
 
 
 def cgroup_folders(controller: str) -> Iterator[Path]:
-    """Yield the cgroup folders that limit this process: its own and the parents (cgroups(7)). Some may not exist."""
+    """Yield the cgroup folders that limit this process: its own and the parents
+    (cgroups(7)). Some may not exist.
+    """
     with contextlib.suppress(OSError):
         for line in _OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -203,10 +228,12 @@ def open_session(
     placement: Placement = ON_CPU,
     intra_op_num_threads: int = 1,
 ) -> "ort.InferenceSession":
-    """Return a session that runs only on the device or on the listed providers of `placement`.
+    """Return a session that runs only on the device or on the listed providers of
+    `placement`.
 
-    ONNX Runtime silently falls back to the CPU if a GPU library is missing. Here a missing library is an error, and so
-    is a graph node that the device cannot run (`session.disable_cpu_ep_fallback`), or a listed provider without a node.
+    ONNX Runtime silently falls back to the CPU if a GPU library is missing. Here a
+    missing library is an error, and so is a graph node that the device cannot run
+    (`session.disable_cpu_ep_fallback`), or a listed provider without a node.
 
     Raises:
         RuntimeMissing: ONNX Runtime is not installed, or is too old (for the model).
@@ -218,8 +245,8 @@ def open_session(
     if is_old and (version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers()):
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise RuntimeMissing(
-            f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install 'onnxruntime>={oldest}', "
-            f"or 'onnxruntime-gpu>={oldest}' for CUDA",
+            f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install "
+            f"'onnxruntime>={oldest}', or 'onnxruntime-gpu>={oldest}' for CUDA",
         )
     check_device_libraries(module, placement)
     if is_old:
@@ -236,7 +263,8 @@ def open_session(
     )
     try:
         try:
-            # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so the error would be wrong.
+            # ONNX Runtime's own fallback would retry on the CPU. The options forbid it,
+            # so the error would be wrong.
             session = module.InferenceSession(
                 str(onnx_file),
                 options,
@@ -246,7 +274,8 @@ def open_session(
         except Exception:
             if _CPU in names:
                 raise
-            # A session with the CPU shows the reason: its operators, or an error that names an operator.
+            # A session with the CPU shows the reason: its operators, or an error that
+            # names an operator.
             options = session_options(module, intra_op_num_threads)
             session = module.InferenceSession(
                 str(onnx_file),
@@ -264,19 +293,22 @@ def open_session(
     loaded = session.get_providers()
     if _CPU not in names and {*names} <= {*loaded} and (on_cpu := operators_of(session, _CPU)):
         raise DeviceUnavailable(
-            f"the model does not run with {placement}: {names[0]} cannot compute {', '.join(sorted(on_cpu)[:5])}; use "
-            f"--device cpu, or for a server -C server.providers={','.join(names)},{_CPU}",
+            f"the model does not run with {placement}: {names[0]} cannot compute "
+            f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
+            f"server.providers={','.join(names)},{_CPU}",
         )
     used = [name for name in loaded if not placement.listed or operators_of(session, name)]
     if unused := [name for name in names if name not in (*used, _CPU)]:
         raise DeviceUnavailable(
-            f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: its hardware, driver or "
-            "libraries are missing, one of its options is wrong, or it has no operator of the model",
+            f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: "
+            "its hardware, driver or libraries are missing, one of its options is wrong, or it "
+            "has no operator of the model",
         )
     if is_old and operators_of(session, _CPU) & _FORESTS:
         raise RuntimeMissing(
-            f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model has a forest: "
-            "pip uninstall onnxruntime-openvino, then pip install 'mlflow-onnxserve[cpu]'",
+            f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model "
+            "has a forest: pip uninstall onnxruntime-openvino, then pip install "
+            "'mlflow-onnxserve[cpu]'",
         )
     return session
 
@@ -298,11 +330,15 @@ _MESSAGES: dict[str, dict[int, str]] = {
     "Tensor": {13: "ExternalData"},
     "ExternalData": {2: ""},
 }
-"""The messages of onnx.proto that contain external data, by the numbers of their fields. "" is a text: a location."""
+"""The messages of onnx.proto that contain external data, by the numbers of their
+fields. "" is a text: a location.
+"""
 
 
 def _check_weights(onnx_file: Path) -> None:
-    """Raise InvalidArtifact if weights are outside of the folder. ONNX Runtime 1.24 reads sparse tensors anywhere."""
+    """Raise InvalidArtifact if weights are outside of the folder. ONNX Runtime 1.24
+    reads sparse tensors anywhere.
+    """
     from google.protobuf import (
         descriptor_pb2,
         message,
@@ -346,9 +382,11 @@ def run_on_openvino(
     feeds: "Feeds",
     options: "ort.RunOptions | None" = None,
 ) -> list[Any]:
-    """Compute the outputs. Raise ValueError for inputs that OpenVINO computes incorrectly, and errors of the session.
+    """Compute the outputs. Raise ValueError for inputs that OpenVINO computes
+    incorrectly, and errors of the session.
 
-    OpenVINO computes integers in 32 bits, and some of its operators (Relu, Max, Softmax) convert NaN into a number.
+    OpenVINO computes integers in 32 bits, and some of its operators (Relu, Max,
+    Softmax) convert NaN into a number.
     """
     for name, array in feeds.items():
         if array.size and array.dtype.kind == "f" and array.min() != array.min():
@@ -369,9 +407,11 @@ def run_on_openvino(
 class Arena:
     """The memory that the CPU `session` of ONNX Runtime keeps for its next large run.
 
-    ONNX Runtime keeps the memory of the largest simultaneous runs: 174 MB for a small CNN with 1 to 512 rows in four
-    threads. If each run returned its memory, 1,000 rows would take twice as long. Therefore a thread returns the memory
-    after a pause. While the process uses more than half of its limit (`limit_memory`), each large run returns it.
+    ONNX Runtime keeps the memory of the largest simultaneous runs: 174 MB for a small
+    CNN with 1 to 512 rows in four threads. If each run returned its memory, 1,000 rows
+    would take twice as long. Therefore a thread returns the memory after a pause. While
+    the process uses more than half of its limit (`limit_memory`), each large run
+    returns it.
     """
 
     def __init__(self, session: "ort.InferenceSession") -> None:
@@ -389,7 +429,9 @@ class Arena:
         feeds: Mapping[str, object],
         options: "ort.RunOptions | None" = None,
     ) -> list[object]:
-        """Compute a large run. Raises the errors of `InferenceSession.run`. `options` are ignored."""
+        """Compute a large run. Raises the errors of `InferenceSession.run`. `options`
+        are ignored.
+        """
         try:
             options = self._shrinking if _keeper.is_memory_short() else self._keeping
             return list(self._session.run(outputs, feeds, options))
@@ -408,7 +450,9 @@ class Arena:
 
 
 class _ArenaKeeper:
-    """Returns the memory of idle arenas in this process to the system, in a separate thread."""
+    """Returns the memory of idle arenas in this process to the system, in a separate
+    thread.
+    """
 
     def __init__(self) -> None:
         self.limit = memory_limit() // 2
@@ -419,7 +463,9 @@ class _ArenaKeeper:
         self._thread = threading.Thread()
 
     def is_memory_short(self) -> bool:
-        """Return True if this process uses more memory than the limit. Read the peak first, which takes 1 µs."""
+        """Return True if this process uses more memory than the limit. Read the peak
+        first, which takes 1 µs.
+        """
         if getrusage(RUSAGE_SELF).ru_maxrss * 1024 <= self.limit:
             return False
         with contextlib.suppress(OSError):
@@ -447,7 +493,8 @@ class _ArenaKeeper:
             for reference in list(self._grown):
                 arena = reference()
                 if arena is None or arena.is_idle() or self.is_memory_short():
-                    # Discard the arena before it shrinks, so that a run that ends meanwhile adds the arena again.
+                    # Discard the arena before it shrinks, so that a run that ends
+                    # meanwhile adds the arena again.
                     self._grown.discard(reference)
                     if arena is not None:
                         arena.shrink()
@@ -457,12 +504,16 @@ class _ArenaKeeper:
 
 
 def limit_memory(limit: int | None, processes: int = 1) -> None:
-    """Set the maximum memory of this process. None means the machine's limit divided by the number of `processes`."""
+    """Set the maximum memory of this process. None means the machine's limit divided by
+    the number of `processes`.
+    """
     _keeper.limit = (limit or memory_limit() // processes) // 2
 
 
 def memory_limit() -> int:
-    """Return the memory of the machine in bytes, or the smallest limit of a cgroup that contains this process."""
+    """Return the memory of the machine in bytes, or the smallest limit of a cgroup that
+    contains this process.
+    """
     limits = [physical_memory()]
     for folder in cgroup_folders("memory"):
         for name in (
@@ -482,14 +533,18 @@ _keeper = _ArenaKeeper()
 
 
 def quiet_options() -> "ort.RunOptions":
-    """Return the options of a run that does not log. The exception contains the reason for a failure."""
+    """Return the options of a run that does not log. The exception contains the reason
+    for a failure.
+    """
     options = import_onnxruntime().RunOptions()
     options.log_severity_level = 4
     return options
 
 
 def describe_error(error: BaseException) -> str:
-    """Return ONNX Runtime's message in one line, without prefix codes and build paths. Our own errors are unchanged."""
+    """Return ONNX Runtime's message in one line, without prefix codes and build paths.
+    Our own errors are unchanged.
+    """
     if isinstance(error, OnnxserveError):
         return error.message
     text = one_line(str(error))
@@ -500,7 +555,9 @@ def describe_error(error: BaseException) -> str:
 
 
 def check_device_libraries(module: ModuleType, placement: Placement) -> None:
-    """Load the libraries of the device. Raises DeviceUnavailable if this build or NVIDIA's driver lacks the device."""
+    """Load the libraries of the device. Raises DeviceUnavailable if this build or
+    NVIDIA's driver lacks the device.
+    """
     available, names = module.get_available_providers(), [name for name, _ in placement.providers]
     if missing := next((name for name in names if name not in available), ""):
         build = _BUILDS.get(missing, "")
@@ -510,7 +567,8 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
             else ""
         )
         raise DeviceUnavailable(
-            f"{placement} needs ONNX Runtime's {build or missing} build; this build has {', '.join(available)}{remedy}",
+            f"{placement} needs ONNX Runtime's {build or missing} build; this build has "
+            f"{', '.join(available)}{remedy}",
         )
     if "GPU" not in map(_BUILDS.get, names):
         return
@@ -529,7 +587,8 @@ def session_options(module: ModuleType, intra_op_num_threads: int) -> "ort.Sessi
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Spinning threads take CPU time from the other workers (measured with two sessions on few cores).
+    # Spinning threads take CPU time from the other workers (measured with two sessions
+    # on few cores).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry(
         "session.record_ep_graph_assignment_info",
@@ -539,7 +598,9 @@ def session_options(module: ModuleType, intra_op_num_threads: int) -> "ort.Sessi
 
 
 def operators_of(session: "ort.InferenceSession", provider: str = "") -> set[str]:
-    """Return the operators that a session of `session_options` runs after optimization, on all or on one provider."""
+    """Return the operators that a session of `session_options` runs after optimization,
+    on all or on one provider.
+    """
     parts = session.get_provider_graph_assignment_info()
     return {
         node.op_type

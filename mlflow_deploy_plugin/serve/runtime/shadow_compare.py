@@ -1,7 +1,9 @@
-"""Row-by-row comparison of a shadow's outputs with the outputs of the answering variant.
+"""Row-by-row comparison of a shadow's outputs with the outputs of the answering
+variant.
 
-Classifiers agree if their labels are equal. Other rows agree if texts, integers and booleans are equal and the
-difference of floating-point numbers is within 1 % of the larger number.
+Classifiers agree if their labels are equal. Other rows agree if texts, integers and
+booleans are equal and the difference of floating-point numbers is within 1 % of the
+larger number.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,8 +29,9 @@ def compare_outputs(
 ) -> Agreement:
     """Return the agreement of each row, [N], of the outputs of two graphs.
 
-    The differences are those of floating-point numbers if both graphs return such numbers. Raises InferenceError if
-    the graphs have no common outputs or returned different numbers of rows.
+    The differences are those of floating-point numbers if both graphs return such
+    numbers. Raises InferenceError if the graphs have no common outputs or returned
+    different numbers of rows.
     """
     rows, shadow_rows = row_count(outputs), row_count(shadow_outputs)
     if rows != shadow_rows:
@@ -42,8 +45,8 @@ def compare_outputs(
         deciding = [compare(labels, shadow_labels, LABELS).by_row()]
     if not deciding:
         raise InferenceError(
-            f"no output of the shadow ({', '.join(shadow_outputs) or 'empty'}) can be compared with an output of the "
-            f"answering variant ({', '.join(outputs) or 'empty'})",
+            f"no output of the shadow ({', '.join(shadow_outputs) or 'empty'}) can be compared "
+            f"with an output of the answering variant ({', '.join(outputs) or 'empty'})",
         )
     measured = [agreement for agreement in agreements if agreement.are_numbers]
     return Agreement(
@@ -59,8 +62,9 @@ def compare_outputs(
 def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
     """Return each row's label [N, k], or None if the model has no labels.
 
-    The label is the label output, otherwise the class with the highest probability, otherwise the prediction (the first
-    output of a stock `onnx` model) if it has one value per row and is not a float.
+    The label is the label output, otherwise the class with the highest probability,
+    otherwise the prediction (the first output of a stock `onnx` model) if it has one
+    value per row and is not a float.
     """
     by_role = {
         output.role: outputs[output.name] for output in artifact.outputs if output.name in outputs
@@ -86,7 +90,9 @@ def _pairs(
     shadow: Artifact,
     shadow_outputs: Outputs,
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield pairs of outputs, [N, k] each, that have the same name, or otherwise the same role and position."""
+    """Yield pairs of outputs, [N, k] each, that have the same name, or otherwise the
+    same role and position.
+    """
     ours, others = _by_place(answering, outputs), _by_place(shadow, shadow_outputs)
     by_name = {other.name: other for other in others.values()}
     for position, output in ours.items():
@@ -103,7 +109,9 @@ def _pairs(
 
 
 def _by_place(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int], Output]:
-    """Return all outputs except labels, by (role, position in the role, number of outputs in the role)."""
+    """Return all outputs except labels, by (role, position in the role, number of
+    outputs in the role).
+    """
     roles: dict[str, list[Output]] = {}
     for output in artifact.outputs:
         if output.name in outputs and output.role != "label":

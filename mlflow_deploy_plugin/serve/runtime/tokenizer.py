@@ -1,11 +1,13 @@
-"""The tokenizer of a text model: it converts a column of texts into the token arrays of the graph, before each run.
+"""The tokenizer of a text model: it converts a column of texts into the token arrays of
+the graph, before each run.
 
-The schema, the batcher and the capture of a text model only see texts. The `tokenizers` library (Rust) tokenizes as in
-training, without torch or transformers. Texts of similar length are computed together, because a run pads its texts to
-the longest text.
+The schema, the batcher and the capture of a text model only see texts. The `tokenizers`
+library (Rust) tokenizes as in training, without torch or transformers. Texts of similar
+length are computed together, because a run pads its texts to the longest text.
 
-A tokenizer that truncates would tokenize the complete text first. Therefore only the start of a long text is tokenized
-if the tokenizer is known to read a text word by word (`_reads_words`).
+A tokenizer that truncates would tokenize the complete text first. Therefore only the
+start of a long text is tokenized if the tokenizer is known to read a text word by word
+(`_reads_words`).
 """
 
 import math
@@ -38,17 +40,23 @@ if TYPE_CHECKING:
 _MAX_CHARACTERS = 200_000
 """The maximum number of characters of a text: they may take half a second and 90 MB."""
 _CHARACTERS_AT_ONCE = 20_000
-"""The number of characters that are tokenized between two looks at the clock, unless a single text is longer."""
+"""The number of characters that are tokenized between two looks at the clock, unless a
+single text is longer.
+"""
 _CHARACTERS_PER_TOKEN = 8
-"""The length of the first start of a text that is tokenized. English has 4 to 5 characters per token."""
+"""The length of the first start of a text that is tokenized. English has 4 to 5
+characters per token.
+"""
 _ADDS_SPACES = r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """The characters of Chinese, around which BertNormalizer adds spaces."""
 _BECOMES_SPACE = r"\u037a\ufc5e-\ufc63\ufe70-\ufe7e\uff9e\uff9f"
 """The letters of which NFKD and StripAccents leave at most a space."""
 _END_OF_WORD = re.compile(rf"[^\W_{_ADDS_SPACES}{_BECOMES_SPACE}](?= [^\W_])")
-"""The place where a text may be cut: a single space between letters or digits, which nothing combines with.
+"""The place where a text may be cut: a single space between letters or digits, which
+nothing combines with.
 
-The excluded letters may end with a space after the normalizer, which the rest of the text could extend.
+The excluded letters may end with a space after the normalizer, which the rest of the
+text could extend.
 """
 _LOCAL_NORMALIZERS = {
     "BertNormalizer",
@@ -66,29 +74,37 @@ _LOCAL_NORMALIZERS = {
 _SPLIT_AT_SPACES = {"BertPreTokenizer", "ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit"}
 _SPLIT_MORE = {"Digits", "Punctuation"}
 _RUN_TOKENS = 2**11
-"""The maximum number of tokens in one run, unless a single text is longer. Larger runs are not faster per token."""
+"""The maximum number of tokens in one run, unless a single text is longer. Larger runs
+are not faster per token.
+"""
 
 Run = Callable[..., list[Array]]
 """A session's `run(output names, feeds, options)`."""
 
 _Tokens = tuple[list[int], list[int]]
-"""The ids and the type ids of a row's tokens. The type ids are empty if the graph does not read them."""
+"""The ids and the type ids of a row's tokens. The type ids are empty if the graph does
+not read them.
+"""
 
 
 @dataclass(slots=True)
 class TextBudget:
-    """The characters that a request may still have tokenized, and its deadline in `time.perf_counter()`."""
+    """The characters that a request may still have tokenized, and its deadline in
+    `time.perf_counter()`.
+    """
 
     characters: int = sys.maxsize
     deadline: float = math.inf
 
     def spend(self, characters: int) -> None:
-        """Raise BodyTooLarge if the request has more characters than the server's limit."""
+        """Raise BodyTooLarge if the request has more characters than the server's
+        limit.
+        """
         self.characters -= characters
         if self.characters < 0:
             raise BodyTooLarge(
-                "the texts of the request have too many characters to tokenize: send fewer or shorter texts (a larger "
-                "server.max_text_characters allows more)",
+                "the texts of the request have too many characters to tokenize: send fewer or "
+                "shorter texts (a larger server.max_text_characters allows more)",
             )
 
     def check_deadline(self) -> None:
@@ -101,7 +117,8 @@ class TextBudget:
 class TextTokenizer:
     """The tokenizer of a saved model. All threads may call it.
 
-    Raises NotInstalled if `tokenizers` is not installed, and InvalidArtifact if its file cannot be read.
+    Raises NotInstalled if `tokenizers` is not installed, and InvalidArtifact if its
+    file cannot be read.
     """
 
     def __init__(self, spec: TokenizerSpec) -> None:
@@ -109,7 +126,8 @@ class TextTokenizer:
             from tokenizers import Tokenizer  # Only text models need this library.
         except ImportError:
             raise NotInstalled(
-                "a text model needs tokenizers, which is not installed: pip install 'mlflow-onnxserve[text]'",
+                "a text model needs tokenizers, which is not installed: pip install "
+                "'mlflow-onnxserve[text]'",
             ) from None
         try:
             self._tokenizer = Tokenizer.from_file(str(spec.file))
@@ -121,19 +139,24 @@ class TextTokenizer:
         self._spec = spec
         self._padding: dict[str, Any] = self._tokenizer.padding or {}
         self._has_types = "token_type_ids" in spec.graph_inputs
-        self._tokenizer.no_padding()  # The lengths of the texts determine which texts are padded together.
+        # The lengths of the texts determine which texts are padded together.
+        self._tokenizer.no_padding()
         truncation = self._tokenizer.truncation or {}
         cuts = truncation.get("direction") == "right" and _reads_words(self._tokenizer)
         self._truncated_length = truncation["max_length"] if cuts else 0
 
     def feeds(self, texts: Sequence[str]) -> Feeds:
-        """Return the arrays [N, longest] int64 by graph input. Raises SchemaMismatch for a text that is refused."""
+        """Return the arrays [N, longest] int64 by graph input. Raises SchemaMismatch
+        for a text that is refused.
+        """
         return self._pad(self._tokenize(texts, TextBudget()))
 
     def feeding(self, run: Run) -> Run:
-        """Return a function like `run` whose only feed is texts [N]. It may compute several runs.
+        """Return a function like `run` whose only feed is texts [N]. It may compute
+        several runs.
 
-        Its last argument is the `TextBudget` of the request. It raises the errors of this budget, and SchemaMismatch.
+        Its last argument is the `TextBudget` of the request. It raises the errors of
+        this budget, and SchemaMismatch.
         """
 
         def run_texts(
@@ -160,8 +183,9 @@ class TextTokenizer:
         return run_texts
 
     def _tokenize(self, texts: Sequence[str], budget: TextBudget) -> list[_Tokens]:
-        """Return each text's tokens. Raises SchemaMismatch for a text with too many characters or too many tokens, or
-        a text that the tokenizer cannot read, and the errors of the budget.
+        """Return each text's tokens. Raises SchemaMismatch for a text with too many
+        characters or too many tokens, or a text that the tokenizer cannot read, and the
+        errors of the budget.
         """
         if len(longest := max(texts, key=len)) > _MAX_CHARACTERS:
             reason = f"has {len(longest)} characters; at most {_MAX_CHARACTERS} are accepted"
@@ -233,13 +257,17 @@ class TextTokenizer:
 
 
 def _start_of(text: str, size: int) -> str:
-    """Return the text up to the first end of a word at `size` or more characters; if there is none, the whole text."""
+    """Return the text up to the first end of a word at `size` or more characters; if
+    there is none, the whole text.
+    """
     end = _END_OF_WORD.search(text, size) if len(text) > size else None
     return text if end is None else text[: end.end()]
 
 
 def _groups(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
-    """Yield the texts in groups that are tokenized at once: their objects are large, and take a noticeable time."""
+    """Yield the texts in groups that are tokenized at once: their objects are large,
+    and take a noticeable time.
+    """
     group: dict[int, str] = {}
     characters = 0
     for row, text in texts.items():
@@ -253,10 +281,12 @@ def _groups(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
 
 
 def _reads_words(tokenizer: "Tokenizer") -> bool:
-    """Return True if the tokens of a text begin with the tokens of its start, for a start that `_start_of` returns.
+    """Return True if the tokens of a text begin with the tokens of its start, for a
+    start that `_start_of` returns.
 
-    Then every part of the tokenizer is local: normalizers do not look beyond a space between two letters, the text is
-    split at this space before the model sees it, and no added token contains a space.
+    Then every part of the tokenizer is local: normalizers do not look beyond a space
+    between two letters, the text is split at this space before the model sees it, and
+    no added token contains a space.
     """
     normalizers = _parts(tokenizer.normalizer, "normalizers")
     splitters = _parts(tokenizer.pre_tokenizer, "pretokenizers")
@@ -288,7 +318,9 @@ def _replaces_within_words(normalizer: Mapping[str, Any]) -> bool:
 
 
 def _parts(component: Any, sequence: str) -> list[dict[str, Any]]:
-    """Return the parts of a normalizer or pre-tokenizer as in the tokenizer's file; several parts form a Sequence."""
+    """Return the parts of a normalizer or pre-tokenizer as in the tokenizer's file;
+    several parts form a Sequence.
+    """
     if component is None:
         return []
     described: dict[str, Any] = orjson.loads(component.__getstate__())

@@ -1,7 +1,9 @@
-"""Checks of values, and their conversion into a column or a tensor of the signature's type.
+"""Checks of values, and their conversion into a column or a tensor of the signature's
+type.
 
-The rules follow MLflow's signature enforcement: floating-point columns accept integers. In lists, integer columns
-accept numbers such as 20.0. Any other type is an error, whose message has the column, the row and the value.
+The rules follow MLflow's signature enforcement: floating-point columns accept integers.
+In lists, integer columns accept numbers such as 20.0. Any other type is an error, whose
+message has the column, the row and the value.
 """
 
 import reprlib
@@ -39,31 +41,41 @@ _SHOWN = reprlib.Repr()
 
 
 class Missing(Enum):
-    """Specifies that a missing string stays None instead of becoming a replacement text."""
+    """Specifies that a missing string stays None instead of becoming a replacement
+    text.
+    """
 
     KEPT = None
 
 
 def numpy_dtype(dtype: str) -> Dtype:
-    """Return the numpy dtype for a dtype of a signature or a graph. Strings are Python objects."""
+    """Return the numpy dtype for a dtype of a signature or a graph. Strings are Python
+    objects.
+    """
     return np.dtype(object) if dtype == "str" else np.dtype(dtype)
 
 
 def is_lossless_cast(wide: Dtype, values: Dtype) -> bool:
-    """Return True if a cast preserves every value. numpy wrongly considers int64 to float64 a safe cast."""
+    """Return True if a cast preserves every value. numpy wrongly considers int64 to
+    float64 a safe cast.
+    """
     is_rounded = values.kind in "iu" and values.itemsize == 8 and wide.kind == "f"
     return np.can_cast(values, wide) and not is_rounded
 
 
 def fits_shape(expected: Sequence[int], shape: Sequence[int]) -> bool:
-    """Return True if an array of this shape fits the `expected` shape, in which -1 means any size."""
+    """Return True if an array of this shape fits the `expected` shape, in which -1
+    means any size.
+    """
     return len(expected) == len(shape) and all(
         a in (-1, b) for a, b in zip(expected, shape, strict=True)
     )
 
 
 def short_repr(value: object) -> str:
-    """Return a short text of a value for an error message: JSON words, limited length and depth."""
+    """Return a short text of a value for an error message: JSON words, limited length
+    and depth.
+    """
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
     return _SHOWN.repr(value)
@@ -76,8 +88,9 @@ def convert_column(
 ) -> Array:
     """Return the values of one column as an array of [N] in the column's type.
 
-    `missing` is the text that replaces a missing string. `Missing.KEPT` keeps the string None; None raises the error.
-    Raises SchemaMismatch if a value has another type, is out of range, or is missing in a type without missing values.
+    `missing` is the text that replaces a missing string. `Missing.KEPT` keeps the
+    string None; None raises the error. Raises SchemaMismatch if a value has another
+    type, is out of range, or is missing in a type without missing values.
     """
     dtype = numpy_dtype(COLUMN_TYPES[column.type])
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
@@ -106,9 +119,11 @@ def convert_column(
 
 
 def convert_tensor(tensor: Tensor, values: object) -> Array:
-    """Return one tensor in the dtype and shape of the signature. In a floating-point tensor, null becomes NaN.
+    """Return one tensor in the dtype and shape of the signature. In a floating-point
+    tensor, null becomes NaN.
 
-    Raises SchemaMismatch if the value is ragged, has another type or shape, or has a number that is out of range.
+    Raises SchemaMismatch if the value is ragged, has another type or shape, or has a
+    number that is out of range.
     """
     label = tensor_label(tensor.name)
     dtype = numpy_dtype(tensor.dtype)
@@ -116,7 +131,8 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
         _check_nesting(label, tensor, values)
     array = _as_array(label, values, dtype)
     if dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
-        # numpy converts integers to floats if one number is a fraction. Above 2**53, the float may be another number.
+        # numpy converts integers to floats if one number is a fraction. Above 2**53,
+        # the float may be another number.
         limits = np.iinfo(dtype)
         low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
         if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
@@ -132,7 +148,8 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
         if array.shape[:1] == (0,):
             raise SchemaMismatch(NO_ROWS)
         raise SchemaMismatch(
-            f"{label} has the shape {shape_text(array.shape)}; {shape_text(tensor.shape)} is expected",
+            f"{label} has the shape {shape_text(array.shape)}; {shape_text(tensor.shape)} is "
+            "expected",
         )
     if array.size and array.dtype.kind not in _SOURCES[dtype.kind]:
         raise SchemaMismatch(
@@ -145,7 +162,9 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
 
 
 def cast_tensor(name: str, array: Array, dtype: str) -> Array:
-    """Return the array in this dtype. Raises SchemaMismatch on overflow, if numpy's `errstate` raises errors."""
+    """Return the array in this dtype. Raises SchemaMismatch on overflow, if numpy's
+    `errstate` raises errors.
+    """
     try:
         return array.astype(numpy_dtype(dtype), copy=False)
     except FloatingPointError:
@@ -155,12 +174,16 @@ def cast_tensor(name: str, array: Array, dtype: str) -> Array:
 
 
 def tensor_label(name: str) -> str:
-    """Return the name of a tensor for an error message. The only tensor of a signature may be unnamed."""
+    """Return the name of a tensor for an error message. The only tensor of a signature
+    may be unnamed.
+    """
     return f"tensor {name!r}" if name else "the tensor"
 
 
 def overflow_error(arrays: Mapping[str, Array]) -> SchemaMismatch:
-    """Return an error about the first number that became infinite in a 32-bit input of the graph."""
+    """Return an error about the first number that became infinite in a 32-bit input of
+    the graph.
+    """
     for name, array in arrays.items():
         if array.dtype.kind == "f":
             rows = np.flatnonzero(np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max))
@@ -172,7 +195,9 @@ def overflow_error(arrays: Mapping[str, Array]) -> SchemaMismatch:
 
 
 def _check_nesting(label: str, tensor: Tensor, values: object) -> None:
-    """Refuse values for which numpy would allocate gigabytes, because numpy pads every number to the longest text."""
+    """Refuse values for which numpy would allocate gigabytes, because numpy pads every
+    number to the longest text.
+    """
     level: Sequence[Any] = [values]
     is_ragged = False
     for _ in range(len(tensor.shape) + 1):
@@ -193,7 +218,9 @@ def _check_nesting(label: str, tensor: Tensor, values: object) -> None:
 
 
 def _as_array(label: str, values: object, dtype: Dtype) -> Array:
-    """Return numpy's array for the values: objects for texts, and NaN for null if `dtype` is floating-point."""
+    """Return numpy's array for the values: objects for texts, and NaN for null if
+    `dtype` is floating-point.
+    """
     try:
         if dtype.kind == "O":
             texts = np.array(values, dtype=object)
@@ -223,7 +250,9 @@ def _as_array(label: str, values: object, dtype: Dtype) -> Array:
 
 
 def _kind_of(kind: type) -> str:
-    """Return the kind of a value's type: f, i, b or s, n for None, and ? for any other type."""
+    """Return the kind of a value's type: f, i, b or s, n for None, and ? for any other
+    type.
+    """
     if issubclass(kind, bool | np.bool_):
         return "b"
     if issubclass(kind, int | np.integer):
@@ -236,14 +265,17 @@ def _kind_of(kind: type) -> str:
 
 
 def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Array:
-    """Convert a list of numbers or booleans. In a floating-point column, null becomes NaN."""
+    """Convert a list of numbers or booleans. In a floating-point column, null becomes
+    NaN.
+    """
     accepted = _ACCEPTED[_KINDS[dtype.kind]]
     kinds = _kinds_of(values)
     if dtype.kind == "f" and "n" in kinds:
         values = [np.nan if value is None else value for value in values]
         kinds.discard("n")
     elif dtype.kind == "i" and "f" in kinds:
-        # Above 2**53, a float may have been another integer, such as a JSON integer beyond 64 bits.
+        # Above 2**53, a float may have been another integer, such as a JSON integer
+        # beyond 64 bits.
         values = [
             int(value)
             if _kind_of(type(value)) == "f" and float(value).is_integer() and abs(value) < 2**53

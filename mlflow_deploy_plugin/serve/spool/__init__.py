@@ -1,1 +1,3 @@
-"""The spool: captured requests and feedback in files on disk, which workers write and the agent reads."""
+"""The spool: captured requests and feedback in files on disk, which workers write and
+the agent reads.
+"""

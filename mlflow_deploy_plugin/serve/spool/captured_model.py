@@ -1,7 +1,9 @@
-"""The model of a captured request: it binds arrays to the columns of the log and selects the captured columns.
+"""The model of a captured request: it binds arrays to the columns of the log and
+selects the captured columns.
 
-A masked column contains keyed BLAKE2b hashes (RFC 7693; 128 bits of the value as text, hexadecimal), both in the spool
-and in the log. With the same key, equal values have equal hashes. Without the key, values cannot be found by guessing.
+A masked column contains keyed BLAKE2b hashes (RFC 7693; 128 bits of the value as text,
+hexadecimal), both in the spool and in the log. With the same key, equal values have
+equal hashes. Without the key, values cannot be found by guessing.
 """
 
 import hashlib
@@ -29,7 +31,9 @@ from mlflow_deploy_plugin.serve.runtime.log_columns import (
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
 MASK_KEY = "mask.key"
-"""The file of the key, in a server's state folder. A server with a copy of this file creates the same hashes."""
+"""The file of the key, in a server's state folder. A server with a copy of this file
+creates the same hashes.
+"""
 STREAM_OUTPUT = "stream"
 """The output that contains all parts of a streamed response."""
 Value = str | int | float | bool | None
@@ -57,9 +61,11 @@ class ColumnMask:
             ) from None
 
     def hash_column(self, values: Array) -> list[str | None]:
-        """Return the hashes of a column's values: one per row, None for a missing value. A row may have several values.
+        """Return the hashes of a column's values: one per row, None for a missing
+        value. A row may have several values.
 
-        Raises OSError if the key cannot be read or created, and InvalidConfig if the file does not contain a valid key.
+        Raises OSError if the key cannot be read or created, and InvalidConfig if the
+        file does not contain a valid key.
         """
         if values.shape == (1,):  # The usual case, in a third of the time of the general code.
             return [
@@ -75,7 +81,9 @@ class ColumnMask:
         return [hashes[value] for value in rows]
 
     def hash_values(self, values: Mapping[str, Value], names: frozenset[str]) -> dict[str, Value]:
-        """Return the values, with hashes instead of the values of `names`. Raises as `hash_column`."""
+        """Return the values, with hashes instead of the values of `names`. Raises as
+        `hash_column`.
+        """
         return {**values, **{name: self._hash(values[name]) for name in values if name in names}}
 
     def _hash(self, value: object) -> str | None:
@@ -90,7 +98,9 @@ class ColumnMask:
 
 
 def _read_key(path: Path) -> bytes:
-    """Return the key that the file contains in hexadecimal. If there is no file, create the file with a new key."""
+    """Return the key that the file contains in hexadecimal. If there is no file, create
+    the file with a new key.
+    """
     text = read_or_make_secret(
         path,
         secrets.token_hex(_KEY_BYTES).encode(),
@@ -101,25 +111,34 @@ def _read_key(path: Path) -> bytes:
         key = b""
     if not 16 <= len(key) <= _MAX_KEY_BYTES:
         raise InvalidConfig(
-            f"the file {path.name} does not contain a key of 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits",
+            f"the file {path.name} does not contain a key of 32 to {2 * _MAX_KEY_BYTES} "
+            "hexadecimal digits",
         )
     return key
 
 
 @dataclass(frozen=True, eq=False)
 class CapturedModel:
-    """A model that binds the arrays of a captured request to columns for `serve.runtime.log_columns.to_log_columns`.
+    """A model that binds the arrays of a captured request to columns for
+    `serve.runtime.log_columns.to_log_columns`.
 
-    There is one object per loaded version and selection of columns; objects are compared by identity (`eq=False`).
+    There is one object per loaded version and selection of columns; objects are
+    compared by identity (`eq=False`).
 
     Attributes:
-        schema: the kept columns, and the names of the arrays that contain these columns as they were sent.
+        schema: the kept columns, and the names of the arrays that contain these columns
+            as they were sent.
         outputs: the names of the graph's outputs; None if they are unknown.
-        mask: the log columns that are masked; the kept arrays do not contain the masked values.
-        cuts: for each input with excluded columns, the positions of the kept columns, [columns] intp.
-        left_out: the outputs that are not kept; PREDICTION means all outputs of a model with unknown outputs.
-        masked: (column, position) by input with masked columns; the position is None if the column is the whole input.
-        keys: columns that are captured and not passed to the model; each key is an input of the schema.
+        mask: the log columns that are masked; the kept arrays do not contain the masked
+            values.
+        cuts: for each input with excluded columns, the positions of the kept columns,
+            [columns] intp.
+        left_out: the outputs that are not kept; PREDICTION means all outputs of a model
+            with unknown outputs.
+        masked: (column, position) by input with masked columns; the position is None if
+            the column is the whole input.
+        keys: columns that are captured and not passed to the model; each key is an
+            input of the schema.
     """
 
     model: str
@@ -145,19 +164,23 @@ class CapturedModel:
         return output in self.left_out or (self.outputs is None and PREDICTION in self.left_out)
 
     def masked_outputs(self, name: str, array: Array) -> Sequence[tuple[str, None]]:
-        """Return the column of this output in the form of `masked` if the column is masked, otherwise an empty list."""
+        """Return the column of this output in the form of `masked` if the column is
+        masked, otherwise an empty list.
+        """
         column = output_column(self.prediction, name, array)
         is_masked = column in self.mask or (self.outputs is None and PREDICTION in self.mask)
         return [(column, None)] if is_masked else []
 
     def with_keys(self, keys: tuple[str, ...]) -> Self:
-        """Return the model with the columns `keys`. Raises InvalidConfig if a key is an input of the model."""
+        """Return the model with the columns `keys`. Raises InvalidConfig if a key is an
+        input of the model.
+        """
         schema = self.schema
         taken = {*schema.names, *(entry.name for entry in schema.inputs)}
         if both := next((name for name in keys if name in taken), ""):
             raise InvalidConfig(
-                f"capture.keys: {both!r} is an input of {self.model} {self.version}, which is captured anyway; "
-                "a key must not be an input of the model",
+                f"capture.keys: {both!r} is an input of {self.model} {self.version}, which is "
+                "captured anyway; a key must not be an input of the model",
             )
         inputs = (*schema.inputs, *(Input(name, "str", (-1,)) for name in keys))
         further = (
@@ -177,9 +200,11 @@ def exclude_columns(
     mask: tuple[str, ...],
     keys: tuple[str, ...] = (),
 ) -> CapturedModel:
-    """Return the model with `keys`, without the columns `drop`, and with `mask` masked. The result is cached.
+    """Return the model with `keys`, without the columns `drop`, and with `mask` masked.
+    The result is cached.
 
-    Raises InvalidConfig if a name is not a column of the log, or if a key is an input of the model.
+    Raises InvalidConfig if a name is not a column of the log, or if a key is an input
+    of the model.
     """
     model = model.with_keys(keys) if keys else model
     if not drop and not mask:
@@ -237,7 +262,8 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
     known = [*inputs, *prediction, *(OUTPUT_PREFIX + name for name in model.outputs or ())]
     for name in names:
         is_output = name == PREDICTION or name.startswith(OUTPUT_PREFIX)
-        # Accept any name if the model has no signature: the first request shows the inputs and outputs.
+        # Accept any name if the model has no signature: the first request shows the
+        # inputs and outputs.
         if name in known or (model.outputs is None if is_output else not inputs):
             continue
         hint = did_you_mean(name, known, f"the columns are {', '.join(known[:20])}")
@@ -247,7 +273,9 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
 
 
 def encode_model(model: CapturedModel) -> bytes:
-    """Return the model as JSON, without the derived fields of the schema, which orjson would also write."""
+    """Return the model as JSON, without the derived fields of the schema, which orjson
+    would also write.
+    """
     schema = {name: getattr(model.schema, name) for name in ("columns", "tensors", "inputs")}
     head = {
         "model": model.model,
@@ -259,7 +287,9 @@ def encode_model(model: CapturedModel) -> bytes:
 
 
 def decode_model(encoded: memoryview) -> CapturedModel:
-    """Return the model that `encode_model` encoded. Raises ValueError, KeyError or TypeError for malformed bytes."""
+    """Return the model that `encode_model` encoded. Raises ValueError, KeyError or
+    TypeError for malformed bytes.
+    """
     document = orjson.loads(encoded)
     fields = document["schema"]
     columns = [Column(**entry) for entry in fields["columns"]]

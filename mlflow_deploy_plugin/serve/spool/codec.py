@@ -1,8 +1,11 @@
-"""The byte format of captured requests and of feedback, which are labels that callers send for earlier predictions.
+"""The byte format of captured requests and of feedback, which are labels that callers
+send for earlier predictions.
 
-Requests with the same arrays share a layout, which is written once: JSON that lists the arrays in order, with their
-dtypes and the shape of a row. A request consists of a fixed-size head, its two ids, and the arrays: numbers in their
-memory format, and strings as JSON after its length. With a plan, encoding takes a comparison and one copy per array.
+Requests with the same arrays share a layout, which is written once: JSON that lists the
+arrays in order, with their dtypes and the shape of a row. A request consists of a
+fixed-size head, its two ids, and the arrays: numbers in their memory format, and
+strings as JSON after its length. With a plan, encoding takes a comparison and one copy
+per array.
 """
 
 import struct
@@ -38,12 +41,15 @@ _form: Callable[[Array], tuple[tuple[int, ...], Dtype]] = attrgetter("shape", "d
 
 
 class RequestRecord(NamedTuple):
-    """A request without its arrays. Times are in microseconds since 1970 (UTC). Ids are shorter than 64 kB.
+    """A request without its arrays. Times are in microseconds since 1970 (UTC). Ids are
+    shorter than 64 kB.
 
-    This is a named tuple, because creating a frozen dataclass per request takes three times as long.
+    This is a named tuple, because creating a frozen dataclass per request takes three
+    times as long.
 
     Attributes:
-        latency: microseconds from the request's arrival to the model's outputs; for a shadow, the time of its run.
+        latency: microseconds from the request's arrival to the model's outputs; for a
+            shadow, the time of its run.
         status: the HTTP status of the response.
         is_shadow: True if the variant computed a copy whose outputs were not sent.
     """
@@ -60,9 +66,13 @@ class RequestRecord(NamedTuple):
 
 
 KeptArray = tuple[int, bool, Array | None]
-"""An array: its position, True for texts, and the indices of the kept columns (None: all). A named tuple is slower."""
+"""An array: its position, True for texts, and the indices of the kept columns (None:
+all). A named tuple is slower.
+"""
 MaskedColumn = tuple[int, int | None]
-"""A masked column: the position of its array, and its index in the array (None if the array is the column)."""
+"""A masked column: the position of its array, and its index in the array (None if the
+array is the column).
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +84,8 @@ class EncodingPlan:
         forms: the shape and dtype of each array.
         rows: the number of rows of the request, of which `kept_rows` are written.
         is_plain: True if all arrays are written unchanged.
-        segment, reference: the last segment that contains the layout, and the first bytes of request payloads in it.
+        segment, reference: the last segment that contains the layout, and the first
+            bytes of request payloads in it.
     """
 
     model: CapturedModel
@@ -105,10 +116,12 @@ class RequestEncoder:
         outputs: NamedArrays,
         max_rows: int,
     ) -> tuple[EncodingPlan, list[bytes]]:
-        """Encode the first `max_rows` rows of a request. Return the plan and the pieces of the payload.
+        """Encode the first `max_rows` rows of a request. Return the plan and the pieces
+        of the payload.
 
-        An array is omitted if it does not have one entry per row, contains objects other than texts, or is excluded. If
-        the model has no rows, the complete arrays of a request are one row.
+        An array is omitted if it does not have one entry per row, contains objects
+        other than texts, or is excluded. If the model has no rows, the complete arrays
+        of a request are one row.
         """
         if not model.schema.has_rows:
             feeds, outputs = as_one_row(feeds), as_one_row(outputs)
@@ -182,10 +195,12 @@ def decode_layout(
     offset: int,
     models: dict[int, CapturedModel],
 ) -> tuple[CapturedModel, Layout]:
-    """Return the layout at `offset` and its model. All layouts of a model share one model object.
+    """Return the layout at `offset` and its model. All layouts of a model share one
+    model object.
 
-    `payload_of` returns the payload at an offset of the segment. `models` caches decoded models by offset. Raises
-    ValueError, KeyError or TypeError if the layout or the model is missing or malformed.
+    `payload_of` returns the payload at an offset of the segment. `models` caches
+    decoded models by offset. Raises ValueError, KeyError or TypeError if the layout or
+    the model is missing or malformed.
     """
 
     def payload_at(offset: int) -> memoryview:
@@ -207,7 +222,9 @@ def _make_plan(
     outputs: NamedArrays,
     max_rows: int,
 ) -> EncodingPlan:
-    """Return the plan of a request. A failed request is one row of its outputs, which are all texts."""
+    """Return the plan of a request. A failed request is one row of its outputs, which
+    are all texts.
+    """
     is_failed = record.status >= FIRST_ERROR_STATUS
     rows = 1 if is_failed else next((len(array) for array in feeds.values() if array.ndim), 0)
     sides: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
@@ -288,7 +305,8 @@ class Feedback(NamedTuple):
 
 @dataclass(frozen=True)
 class FeedbackFrame:
-    """The labels of one feedback request, received at `received_time` in microseconds since 1970 (UTC).
+    """The labels of one feedback request, received at `received_time` in microseconds
+    since 1970 (UTC).
 
     The segment's name and the frame's `offset` identify duplicates.
     """
@@ -305,7 +323,9 @@ def encode_feedback(endpoint: str, received_time: int, entries: Sequence[Feedbac
 
 
 def decode_feedback(payload: bytes | memoryview, offset: int) -> FeedbackFrame:
-    """Return the feedback in a payload of `encode_feedback`. Raises ValueError or TypeError for a malformed payload."""
+    """Return the feedback in a payload of `encode_feedback`. Raises ValueError or
+    TypeError for a malformed payload.
+    """
     fields: list[Any] = orjson.loads(payload)
     endpoint, received_time, entries = fields
     return FeedbackFrame(

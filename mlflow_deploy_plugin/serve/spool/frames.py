@@ -1,7 +1,8 @@
 """The segment files of the spool, and the frames in a segment.
 
-A segment `spool/<uuid>.seg` is a sequence of frames. A frame consists of magic bytes, the length of the payload, its
-CRC32, and the payload. The first byte of a payload is its kind:
+A segment `spool/<uuid>.seg` is a sequence of frames. A frame consists of magic bytes,
+the length of the payload, its CRC32, and the payload. The first byte of a payload is
+its kind:
 
 | kind | the rest of the payload |
 |---|---|
@@ -10,8 +11,8 @@ CRC32, and the payload. The first byte of a payload is its kind:
 | request | the offset of its layout frame, followed by ids, times and arrays in their memory format |
 | feedback | labels of earlier predictions (`codec.py`) |
 
-A worker has an flock on its open segment, which the kernel releases when the worker ends (`is_released`). A reader
-stops at an incomplete last frame.
+A worker has an flock on its open segment, which the kernel releases when the worker
+ends (`is_released`). A reader stops at an incomplete last frame.
 """
 
 import contextlib
@@ -28,7 +29,9 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 SUFFIX = ".seg"
 SHIPPED = ".shipped"
-"""The suffix of a file next to a segment. The file contains the number of the segment's bytes in the inference log."""
+"""The suffix of a file next to a segment. The file contains the number of the segment's
+bytes in the inference log.
+"""
 
 FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
 REFERRING = struct.Struct("<cI")  # kind, offset of the referenced frame
@@ -46,7 +49,9 @@ def segments(spool: Path) -> list[Path]:
 
 
 def spool_bytes(spool: Path) -> int:
-    """Return the size of all files in the spool, both shipped and unshipped; 0 if there is no spool."""
+    """Return the size of all files in the spool, both shipped and unshipped; 0 if there
+    is no spool.
+    """
     size = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(spool) as entries:
         for entry in entries:
@@ -58,7 +63,9 @@ def spool_bytes(spool: Path) -> int:
 
 
 def shipped_bytes(segment: Path) -> int:
-    """Return the number of the segment's bytes that are in the inference log, as recorded by the agent."""
+    """Return the number of the segment's bytes that are in the inference log, as
+    recorded by the agent.
+    """
     try:
         return int(segment.with_suffix(SHIPPED).read_text())
     except (FileNotFoundError, ValueError):
@@ -66,7 +73,9 @@ def shipped_bytes(segment: Path) -> int:
 
 
 def is_released(segment: Path) -> bool:
-    """Return True if the segment cannot grow any more: its worker has closed it or has ended."""
+    """Return True if the segment cannot grow any more: its worker has closed it or has
+    ended.
+    """
     with segment.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +85,9 @@ def is_released(segment: Path) -> bool:
 
 
 def payload_at(content: bytes, offset: int) -> memoryview | None:
-    """Return the payload of the frame at `offset`, or None if the frame is incomplete or damaged."""
+    """Return the payload of the frame at `offset`, or None if the frame is incomplete
+    or damaged.
+    """
     if offset + FRAME.size > len(content):
         return None
     magic, length, checksum = FRAME.unpack_from(content, offset)
@@ -93,7 +104,8 @@ class Frames:
     Attributes:
         requests, feedback: [N] int64, ascending.
         end: the end of the last complete frame.
-        lost_bytes: the number of bytes between complete frames that do not belong to a frame.
+        lost_bytes: the number of bytes between complete frames that do not belong to a
+            frame.
         malformed: the number of frames that are too short for their kind.
     """
 
@@ -105,9 +117,11 @@ class Frames:
 
 
 def find_frames(content: bytes, min_request_bytes: int) -> Frames:
-    """Find the frames of a segment. The payload of a request has at least `min_request_bytes`.
+    """Find the frames of a segment. The payload of a request has at least
+    `min_request_bytes`.
 
-    An incomplete last frame is still being written, or its worker crashed. An earlier incomplete frame is skipped.
+    An incomplete last frame is still being written, or its worker crashed. An earlier
+    incomplete frame is skipped.
     """
     begins, lengths = [], []
     lost_bytes = offset = 0

@@ -1,7 +1,9 @@
-"""The reader of the spool. It reads requests in batches, without a Python object per request.
+"""The reader of the spool. It reads requests in batches, without a Python object per
+request.
 
-numpy reads each field of all requests of a layout in one call: a million requests of 30 floats take one second instead
-of fifteen (benchmarks/RESULTS.md). A test compares this reader with the simple reader in tests/support/spool.py.
+numpy reads each field of all requests of a layout in one call: a million requests of 30
+floats take one second instead of fifteen (benchmarks/RESULTS.md). A test compares this
+reader with the simple reader in tests/support/spool.py.
 """
 
 import struct
@@ -46,7 +48,9 @@ _HEAD = np.dtype(
         ("prediction_length", "<u2"),
     ],
 )
-"""The first bytes of a request's payload: `REFERRING`, followed by the head that `codec.RequestEncoder` writes."""
+"""The first bytes of a request's payload: `REFERRING`, followed by the head that
+`codec.RequestEncoder` writes.
+"""
 _MICROSECONDS_AN_HOUR = 3600 * 1_000_000
 _READS = 3
 """The number of attempts to read a segment that looks damaged."""
@@ -56,7 +60,9 @@ _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, struct.error)
 
 @dataclass(frozen=True, eq=False)
 class Utf8Array:
-    """N strings in Arrow's format: the UTF-8 bytes of all strings, and the int32 offsets of their bounds, [N + 1]."""
+    """N strings in Arrow's format: the UTF-8 bytes of all strings, and the int32
+    offsets of their bounds, [N + 1].
+    """
 
     content: Array
     bounds: Array
@@ -64,7 +70,8 @@ class Utf8Array:
 
 @dataclass(frozen=True, eq=False)
 class CapturedBatch:
-    """N requests of one layout, with `rows` rows each and event times in the same hour; oldest first.
+    """N requests of one layout, with `rows` rows each and event times in the same hour;
+    oldest first.
 
     Attributes:
         hour: hours since 1970 (UTC).
@@ -73,8 +80,10 @@ class CapturedBatch:
         latencies: [N] int64, microseconds.
         statuses: [N] int16, HTTP status codes.
         is_shadow: True if the outputs were not sent.
-        is_failed: True if the requests got no predictions; their outputs are texts with the reasons.
-        feeds / outputs: arrays by ONNX input and output, [N * rows, …]; only outputs with one entry per row.
+        is_failed: True if the requests got no predictions; their outputs are texts with
+            the reasons.
+        feeds / outputs: arrays by ONNX input and output, [N * rows, …]; only outputs
+            with one entry per row.
         masked: the hashes by column, [N * rows].
     """
 
@@ -104,7 +113,8 @@ class CapturedSegment:
     Attributes:
         batches: one batch per layout, number of rows and hour.
         end: the offset at which the next read continues.
-        lost_bytes: the number of bytes between complete frames that do not belong to a frame.
+        lost_bytes: the number of bytes between complete frames that do not belong to a
+            frame.
         malformed: the number of complete frames that cannot be decoded.
     """
 
@@ -116,7 +126,9 @@ class CapturedSegment:
 
 
 def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
-    """Read the complete frames of a segment. Raises OSError if the segment cannot be read."""
+    """Read the complete frames of a segment. Raises OSError if the segment cannot be
+    read.
+    """
     with segment.open("rb") as file:
         content, frames = _read_frames(file, start)
         feedback = []
@@ -163,7 +175,9 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
 
 
 def read_last_batches(segment: Path, most_bytes: int) -> list[CapturedBatch]:
-    """Return the requests in about the last `most_bytes` of a segment, oldest first. Raises as `read_batches`."""
+    """Return the requests in about the last `most_bytes` of a segment, oldest first.
+    Raises as `read_batches`.
+    """
     content, start = segment.read_bytes(), 0
     while (
         len(content) - start > most_bytes
@@ -178,7 +192,8 @@ def read_last_batches(segment: Path, most_bytes: int) -> list[CapturedBatch]:
 def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
     """Return the segment's bytes from `start` on, and the frames in these bytes.
 
-    On a full disk, a worker replaces a half-written frame. A mix of the old and new frame looks damaged, so read again.
+    On a full disk, a worker replaces a half-written frame. A mix of the old and new
+    frame looks damaged, so read again.
     """
     for _ in range(_READS):
         file.seek(start)
@@ -194,7 +209,9 @@ def _append_batch(
     batch_of: Callable[[Array], CapturedBatch],
     group: Array,
 ) -> int:
-    """Append the batch of a group of requests, except malformed requests. Return the number of malformed requests."""
+    """Append the batch of a group of requests, except malformed requests. Return the
+    number of malformed requests.
+    """
     try:
         batches.append(batch_of(group))
     except _MALFORMED:
@@ -205,7 +222,9 @@ def _append_batch(
 
 
 def _group_by(*keys: Array) -> list[Array]:
-    """Return, for each combination of the keys' values, the ascending positions that have this combination."""
+    """Return, for each combination of the keys' values, the ascending positions that
+    have this combination.
+    """
     if not len(keys[0]):
         return []
     order = np.lexsort(keys)
@@ -277,7 +296,9 @@ def _decode_batch(
 
 
 def _gather(content: bytes, begins: Array, length: int) -> Array:
-    """Return `length` bytes from each position, [N * length] uint8. numpy copies them without an index per byte."""
+    """Return `length` bytes from each position, [N * length] uint8. numpy copies them
+    without an index per byte.
+    """
     if not length or not len(begins):
         return np.empty(0, dtype=np.uint8)
     if begins[-1] + length > len(content):
@@ -287,7 +308,9 @@ def _gather(content: bytes, begins: Array, length: int) -> Array:
 
 
 def _decode_strings(content: bytes, begins: Array, lengths: Array, depth: int) -> Array:
-    """Return an array of the strings in JSON lists with nesting depth `depth`. Equal lists are parsed once."""
+    """Return an array of the strings in JSON lists with nesting depth `depth`. Equal
+    lists are parsed once.
+    """
 
     def parse(piece: bytes) -> list[str]:
         values: list[Any] = orjson.loads(piece)

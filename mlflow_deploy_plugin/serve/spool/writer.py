@@ -1,4 +1,6 @@
-"""The spool's writer: each worker appends the requests that it has answered to a segment file (`frames.py`)."""
+"""The spool's writer: each worker appends the requests that it has answered to a
+segment file (`frames.py`).
+"""
 
 import fcntl
 import logging
@@ -41,7 +43,9 @@ from mlflow_deploy_plugin.serve.spool.frames import (
 logger = logging.getLogger(__name__)
 
 MAX_SEGMENT_BYTES = 16 * 1024 * 1024
-"""The size at which a segment is closed and a new segment is started. A single request may be larger."""
+"""The size at which a segment is closed and a new segment is started. A single request
+may be larger.
+"""
 
 _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
@@ -49,10 +53,12 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(eq=False)
 class CaptureWriter:
-    """Appends to this worker's segment. A request that cannot be written is only logged, and its response succeeds.
+    """Appends to this worker's segment. A request that cannot be written is only
+    logged, and its response succeeds.
 
-    `clock` returns monotonic seconds. `max_bytes` limits the spool of all workers. If the spool is full, requests are
-    not captured until the agent has shipped data. The limit is checked once per second, so the spool may exceed it.
+    `clock` returns monotonic seconds. `max_bytes` limits the spool of all workers. If
+    the spool is full, requests are not captured until the agent has shipped data. The
+    limit is checked once per second, so the spool may exceed it.
     """
 
     spool: Path
@@ -80,9 +86,11 @@ class CaptureWriter:
         outputs: NamedArrays,
         max_rows: int,
     ) -> tuple[int, int, bool]:
-        """Append the first `max_rows` rows of a request as they were sent. A failed request becomes a row of texts.
+        """Append the first `max_rows` rows of a request as they were sent. A failed
+        request becomes a row of texts.
 
-        Return the number of rows of the request, the number of rows to capture, and True if these rows were written.
+        Return the number of rows of the request, the number of rows to capture, and
+        True if these rows were written.
         """
         if isinstance(feeds, NarrowedFeeds):
             feeds = feeds.sent
@@ -109,9 +117,11 @@ class CaptureWriter:
         entries: Sequence[Feedback],
         mask: Sequence[str] = (),
     ) -> None:
-        """Append labels that were received at `received_time` (µs since 1970). Key columns in `mask` are hashed.
+        """Append labels that were received at `received_time` (µs since 1970). Key
+        columns in `mask` are hashed.
 
-        Raises OSError if the spool or the disk is full, and InvalidConfig if there is no valid key for the hashes.
+        Raises OSError if the spool or the disk is full, and InvalidConfig if there is
+        no valid key for the hashes.
         """
         if mask:
             names = frozenset(mask)
@@ -148,14 +158,17 @@ class CaptureWriter:
         self._write_frame(b"".join((plan.reference, *pieces)))
 
     def _make_room(self, size: int) -> None:
-        """Open a segment with space for `size` bytes if needed. Raises OSError if the spool or the disk is full."""
+        """Open a segment with space for `size` bytes if needed. Raises OSError if the
+        spool or the disk is full.
+        """
         if (now := self.clock()) >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
             self._is_full = spool_bytes(self.spool) >= self.max_bytes
         if self._is_full:
             self._close()  # Unlock the segment, so that the agent can remove it.
             raise OSError(
-                f"the spool has reached its limit of {self.max_bytes} bytes; check that the agent ships it",
+                f"the spool has reached its limit of {self.max_bytes} bytes; check that the agent "
+                "ships it",
             )
         if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
             self._close()
@@ -167,7 +180,9 @@ class CaptureWriter:
                 os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
                 0o640,
             )
-            try:  # Rename the segment after it is locked, so that no reader takes the segment for abandoned.
+            # Rename the segment after it is locked, so that no reader takes the segment
+            # for abandoned.
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.rename(temporary, self.spool / (name + SUFFIX))
             except OSError:
@@ -178,7 +193,9 @@ class CaptureWriter:
             self._segment += 1
 
     def _write_frame(self, payload: bytes) -> int:
-        """Append a frame in one write, and return its offset. A partial frame is removed."""
+        """Append a frame in one write, and return its offset. A partial frame is
+        removed.
+        """
         offset = self._size
         frame = FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
         try:

@@ -1,7 +1,9 @@
-"""The parts of a batch, and the manifest `_batch.json` in the output, with which an interrupted batch can continue.
+"""The parts of a batch, and the manifest `_batch.json` in the output, with which an
+interrupted batch can continue.
 
-The manifest contains the model version, the input files and the options. The same command continues the batch. A
-command with another model, other options or changed files is refused. `_SUCCESS` marks a complete batch.
+The manifest contains the model version, the input files and the options. The same
+command continues the batch. A command with another model, other options or changed
+files is refused. `_SUCCESS` marks a complete batch.
 """
 
 import os
@@ -55,10 +57,11 @@ def list_parts(
     input_format: FileFormat | None,
     output_format: FileFormat | None,
 ) -> list[Part]:
-    """Return the input files, sorted by name. As in Spark, a name that begins with `_` or a dot is not a part.
+    """Return the input files, sorted by name. As in Spark, a name that begins with `_`
+    or a dot is not a part.
 
-    Raises InvalidConfig if there are no files, a format is unknown or two outputs have the same name, and
-    OnnxserveError if a bucket fails.
+    Raises InvalidConfig if there are no files, a format is unknown or two outputs have
+    the same name, and OnnxserveError if a bucket fails.
     """
     location = locate_log(input, "--input")
     try:
@@ -85,8 +88,8 @@ def list_parts(
         kind = input_format or format_of(plain)
         if kind not in _SUFFIXES:
             raise InvalidConfig(
-                f"--input {input}: the name of {name} does not have one of the formats {', '.join(_SUFFIXES)}; "
-                "set --input-format",
+                f"--input {input}: the name of {name} does not have one of the formats "
+                f"{', '.join(_SUFFIXES)}; set --input-format",
             )
         output_kind = output_format or kind
         output = (
@@ -102,7 +105,9 @@ def list_parts(
 
 
 def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
-    """Return the files of a folder or a bucket (relative name → file); empty if the folder does not exist."""
+    """Return the files of a folder or a bucket (relative name → file); empty if the
+    folder does not exist.
+    """
     selector = fs.FileSelector(location.root, allow_not_found=True, recursive=True)
     entries = location.filesystem.get_file_info(selector)
     return {
@@ -113,7 +118,9 @@ def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
 
 
 def _refuse_loops(location: LogLocation, input: str) -> None:
-    """Raise InvalidConfig if an input link leads to one of its parent folders: Linux would follow it 40 times."""
+    """Raise InvalidConfig if an input link leads to one of its parent folders: Linux
+    would follow it 40 times.
+    """
     for folder, names, _ in os.walk(location.root, followlinks=True) if location.is_local else ():
         for path in (Path(folder, name) for name in names):
             if path.is_symlink() and any(
@@ -121,7 +128,8 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
             ):
                 relative = path.relative_to(location.root)
                 raise InvalidConfig(
-                    f"--input {input}: {relative} is a link to one of its parent folders; remove the link",
+                    f"--input {input}: {relative} is a link to one of its parent folders; remove "
+                    "the link",
                 )
 
 
@@ -129,8 +137,8 @@ class BatchOutput:
     def __init__(self, uri: str) -> None:
         if format_of(uri):
             raise InvalidConfig(
-                f"--output {uri} is a file name, but the output is a folder with one file per part: specify a folder, "
-                "or use `onnxserve predict`, which writes a single file",
+                f"--output {uri} is a file name, but the output is a folder with one file per "
+                "part: specify a folder, or use `onnxserve predict`, which writes a single file",
             )
         self.uri = uri
         self._location: LogLocation = locate_log(uri, "--output")
@@ -151,7 +159,9 @@ class BatchOutput:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Lock the output folder, because batches delete each other's unfinished files. Raises AlreadyExists."""
+        """Lock the output folder, because batches delete each other's unfinished files.
+        Raises AlreadyExists.
+        """
         if (
             not self._location.is_local
         ):  # A bucket needs no lock, because it has no unfinished files.
@@ -171,7 +181,9 @@ class BatchOutput:
             yield
 
     def begin(self, manifest: Manifest, restart: bool) -> set[str]:
-        """Write the manifest, or continue an existing manifest. Return the finished files. Raises like `run_batch`."""
+        """Write the manifest, or continue an existing manifest. Return the finished
+        files. Raises like `run_batch`.
+        """
         manifest = orjson.loads(
             orjson.dumps(manifest),
         )  # Convert tuples to lists for the comparison.
@@ -185,24 +197,27 @@ class BatchOutput:
                 ) as file:
                     begun: Manifest = orjson.loads(file.read())
                 known, written = begun, {part["output"] for part in begun["parts"].values()}
-            # Replace a local batch without output files: because of the lock, no other batch is running.
+            # Replace a local batch without output files: because of the lock, no other
+            # batch is running.
             if known and (restart or (self._location.is_local and not written & files)):
                 own = {MANIFEST, SUCCESS, *written}
                 self._remove(
                     {name for name in files if name in own or name.startswith(f"{REJECTED}/")},
                 )
                 files, known = {*_list_files(self._location)}, None
-            # Ignore the lock and the files of a killed writer, whose names begin with a dot.
+            # Ignore the lock and the files of a killed writer, whose names begin with a
+            # dot.
             if not known and (
                 strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}
             ):
                 raise AlreadyExists(
-                    f"--output {self.uri} contains {min(strange)}, which is not from a batch: specify another folder",
+                    f"--output {self.uri} contains {min(strange)}, which is not from a batch: "
+                    "specify another folder",
                 )
             if known and (changed := _difference(known, manifest, files)):
                 raise AlreadyExists(
-                    f"--output {self.uri} was begun with {changed}; specify another folder, or use --restart to delete "
-                    "its files and start again",
+                    f"--output {self.uri} was begun with {changed}; specify another folder, or "
+                    "use --restart to delete its files and start again",
                 )
             expected = {part["output"] for part in manifest["parts"].values()}
             gone = {SUCCESS} & files if expected - files else set()
@@ -213,8 +228,8 @@ class BatchOutput:
                 write_file(self._location, MANIFEST, content, is_new=not known)
         except FileExistsError:
             raise AlreadyExists(
-                f"--output {self.uri}: another batch has just started to write to it; specify another folder, or retry "
-                "when that batch has ended",
+                f"--output {self.uri}: another batch has just started to write to it; specify "
+                "another folder, or retry when that batch has ended",
             ) from None
         except (OSError, pa.ArrowException) as error:
             reason = one_line(error, 300)
@@ -238,7 +253,9 @@ class BatchOutput:
 
 
 def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
-    """Return how `known` differs from `manifest`, or "". An input file may change until its predictions are written."""
+    """Return how `known` differs from `manifest`, or "". An input file may change until
+    its predictions are written.
+    """
     for field in ("digest", "name", "version"):
         old, new = known["model"].get(field), manifest["model"].get(field)
         if old != new:
@@ -254,7 +271,10 @@ def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
             )
     for option in ("input", "keep", "on_error", "format", "input_format"):
         if known.get(option) != manifest.get(option):
-            return f"{option.replace('_', '-')} {known.get(option)!r}, and it is now {manifest.get(option)!r}"
+            return (
+                f"{option.replace('_', '-')} {known.get(option)!r}, and it is now "
+                f"{manifest.get(option)!r}"
+            )
     before, now = known["parts"], manifest["parts"]
     for name in sorted({*before, *now}):
         entries = [parts[name] for parts in (before, now) if name in parts]

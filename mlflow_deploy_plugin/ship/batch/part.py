@@ -1,4 +1,6 @@
-"""One part of a batch: predict a file of rows block by block, and write the predictions only if they are complete."""
+"""One part of a batch: predict a file of rows block by block, and write the predictions
+only if they are complete.
+"""
 
 import shutil
 import struct
@@ -54,7 +56,8 @@ _SLOT = struct.Struct("<qq")
 class Part:
     """A file of the input. `output` is the name of its file of predictions.
 
-    `size` is in bytes. `state` is the size and time of the last change as a text, or empty if the file may change.
+    `size` is in bytes. `state` is the size and time of the last change as a text, or
+    empty if the file may change.
     """
 
     name: str
@@ -72,12 +75,15 @@ class Part:
 
 @dataclass(frozen=True)
 class PartJob:
-    """The task to predict one part, in plain values that can be sent to another process.
+    """The task to predict one part, in plain values that can be sent to another
+    process.
 
     Attributes:
         output: the URI of the folder of predictions.
-        on_error: `fail` and `skip-part` end the part at a bad row; `skip-row` omits the row.
-        progress / slot: the file that shows the progress to other processes, and the job's position in this file.
+        on_error: `fail` and `skip-part` end the part at a bad row; `skip-row` omits the
+            row.
+        progress / slot: the file that shows the progress to other processes, and the
+            job's position in this file.
     """
 
     part: Part
@@ -98,7 +104,9 @@ class PartResult:
 
 
 def predict_part(job: PartJob) -> PartResult:
-    """Predict one part. On failure, raise OnnxserveError with the file and the row, and leave no output."""
+    """Predict one part. On failure, raise OnnxserveError with the file and the row, and
+    leave no output.
+    """
     try:
         model = load_table_model(job.model, job.device)
         source = locate_log(job.part.uri, "--input")
@@ -134,7 +142,9 @@ def write_progress(path: str, slot: int, rows: int, position: int) -> None:
 
 @contextmanager
 def _unpacked(file: pa.NativeFile, name: str) -> Iterator[tuple[pa.NativeFile, float]]:
-    """Yield the file, decompressed on disk (readers seek), and its compression ratio (compressed size / full size)."""
+    """Yield the file, decompressed on disk (readers seek), and its compression ratio
+    (compressed size / full size).
+    """
     if not (codec := compression_of(name)):
         yield file, 1.0
         return
@@ -215,14 +225,17 @@ def _has_changed(job: PartJob, source: LogLocation) -> bool:
     (entry,) = source.filesystem.get_file_info([source.root])
     if source.is_local:
         return state_of(entry) != job.part.state
-    # Compare only the size, because a bucket lists other modification times than it reports for an object.
+    # Compare only the size, because a bucket lists other modification times than it
+    # reports for an object.
     return job.part.state.partition(" ")[0] != str(entry.size)
 
 
 def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Table:
-    """Return a table of one row with the columns from folder names such as `date=2013-07-01/city=Wien`.
+    """Return a table of one row with the columns from folder names such as
+    `date=2013-07-01/city=Wien`.
 
-    A column of the file takes precedence. An input of the model has the signature's type; other columns are texts.
+    A column of the file takes precedence. An input of the model has the signature's
+    type; other columns are texts.
     """
     columns: dict[str, pa.ChunkedArray] = {}
     for folder in job.part.output.split("/")[:-1]:
@@ -276,7 +289,9 @@ def _predictions(
     model: TableModel,
     blocks: Iterable[RowBlock],
 ) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
-    """Yield tables of predictions and rejected rows in input order, each with the number of input bytes read so far."""
+    """Yield tables of predictions and rejected rows in input order, each with the
+    number of input bytes read so far.
+    """
 
     def predict(block: RowBlock) -> list[pa.Table | RejectedRow]:
         bad, tables = list(block.bad), []
@@ -311,7 +326,9 @@ def _predictions(
 
 @contextmanager
 def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
-    """Open a file that becomes `name` in a folder or bucket when it is complete. Raises OnnxserveError on failure."""
+    """Open a file that becomes `name` in a folder or bucket when it is complete. Raises
+    OnnxserveError on failure.
+    """
     location = locate_log(output, "--output")
     try:
         if location.is_local:

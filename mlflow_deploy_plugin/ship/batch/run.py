@@ -1,6 +1,8 @@
-"""A complete batch: resolve the model to one version, predict the missing parts, and write `_SUCCESS`.
+"""A complete batch: resolve the model to one version, predict the missing parts, and
+write `_SUCCESS`.
 
-Processes on this machine or Spark predict the parts. A part is always a file, so a batch can continue on either engine.
+Processes on this machine or Spark predict the parts. A part is always a file, so a
+batch can continue on either engine.
 """
 
 import hashlib
@@ -54,16 +56,21 @@ class BatchPlan:
     Attributes:
         model_uri: the model, such as models:/flight-delay@champion.
         input: a file or a folder of files; s3://… is also possible.
-        output: the folder (or s3://…) for the predictions, with one file per input file.
+        output: the folder (or s3://…) for the predictions, with one file per input
+            file.
         keep: the input columns that are written before the outputs.
         input_format: the format of files whose names do not specify a format.
-        output_format: the format of the output; if it is None, each part keeps its format.
-        on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and `skip-part` omits its file.
-        workers: the number of cores of this machine to use; None means all cores. Spark has a separate setting.
+        output_format: the format of the output; if it is None, each part keeps its
+            format.
+        on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and
+            `skip-part` omits its file.
+        workers: the number of cores of this machine to use; None means all cores. Spark
+            has a separate setting.
         device: the device of each process: `cpu`, `cuda` or `tensorrt`.
         engine: `local`, the processes of this machine, or `spark`.
         restart: delete the files of another batch in the output.
-        experiment: the MLflow experiment in which a run records the batch; empty if the batch is not recorded.
+        experiment: the MLflow experiment in which a run records the batch; empty if the
+            batch is not recorded.
     """
 
     model_uri: str
@@ -82,7 +89,9 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """The progress of one call of `run_batch`. `parts` excludes the parts of earlier calls (`finished_before`)."""
+    """The progress of one call of `run_batch`. `parts` excludes the parts of earlier
+    calls (`finished_before`).
+    """
 
     rows: int
     parts_done: int
@@ -125,8 +134,9 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         plan: the model, the input, the output and the options of the batch.
         report: a function that receives the progress several times per second.
 
-    Raises InvalidConfig, NotFound, RegistryUnavailable, AlreadyExists if the output belongs to another batch, and
-    OnnxserveError with the file and the row if a part failed. The same call then continues the batch.
+    Raises InvalidConfig, NotFound, RegistryUnavailable, AlreadyExists if the output
+    belongs to another batch, and OnnxserveError with the file and the row if a part
+    failed. The same call then continues the batch.
     """
     plan = replace(plan, input=_absolute(plan.input), output=_absolute(plan.output))
     output = BatchOutput(plan.output)
@@ -179,7 +189,9 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
 
 
 Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
-"""Each iteration yields the jobs that ended since the last iteration: position of the job → its result."""
+"""Each iteration yields the jobs that ended since the last iteration: position of the
+job → its result.
+"""
 
 
 @contextmanager
@@ -242,7 +254,9 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
 
 
 def _prepare(threads: int) -> None:
-    """Limit the threads of libraries of pyfuncs (torch, boosters), and hide the tracebacks of refused rows."""
+    """Limit the threads of libraries of pyfuncs (torch, boosters), and hide the
+    tracebacks of refused rows.
+    """
     if threads < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     logging.getLogger("mlflow_deploy_plugin.serve.pyfunc.scorer").setLevel(logging.CRITICAL)
@@ -265,7 +279,9 @@ class _Tally:
         self._rows = self._done = self._bytes = 0
 
     def follow(self, finishing: Finished, on_error: OnError) -> tuple[dict[str, str], int]:
-        """Return the reasons for omitted parts, and the number of rejected rows. Raises the error of a failed part."""
+        """Return the reasons for omitted parts, and the number of rejected rows. Raises
+        the error of a failed part.
+        """
         failed: dict[str, str] = {}
         rejected = 0
         for ended in finishing:

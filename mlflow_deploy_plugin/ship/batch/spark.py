@@ -1,9 +1,11 @@
-"""Batches on Spark: the parts of a batch on the machines of a cluster, and the rows of a DataFrame.
+"""Batches on Spark: the parts of a batch on the machines of a cluster, and the rows of
+a DataFrame.
 
-The model is sent as an archive (`SparkContext.addArchive`), and each Python worker, one per core, loads it once. Each
-part is a task that reads its file itself. The rows of a DataFrame are Arrow batches (`mapInArrow`,
-https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspark.sql.DataFrame.mapInArrow.html). The
-machines need this package with its extra `cpu`.
+The model is sent as an archive (`SparkContext.addArchive`), and each Python worker, one
+per core, loads it once. Each part is a task that reads its file itself. The rows of a
+DataFrame are Arrow batches (`mapInArrow`,
+https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspark.sql.DataFrame.mapInArrow.html).
+The machines need this package with its extra `cpu`.
 """
 
 import atexit
@@ -43,7 +45,9 @@ _LOOK_SECONDS = 0.5
 
 @contextmanager
 def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
-    """Predict each part as a Spark task, which reads and writes the part's files. Raises like `spark_context`."""
+    """Predict each part as a Spark task, which reads and writes the part's files.
+    Raises like `spark_context`.
+    """
     if not jobs:
         yield iter(())
         return
@@ -66,7 +70,8 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
     def predict() -> None:
         context.setJobGroup(archive, "onnxserve batch", interruptOnCancel=True)
-        # The tasks receive no rows, so an RDD suffices. Spark SQL would double the start time.
+        # The tasks receive no rows, so an RDD suffices. Spark SQL would double the
+        # start time.
         context.parallelize(list(enumerate(jobs)), len(jobs)).foreach(task)
 
     def finished(running: Future[None]) -> "Finished":
@@ -94,14 +99,16 @@ def predict_frame(
     model_uri: str,
     keep: Sequence[str] | None = None,
 ) -> "DataFrame":
-    """Return a Spark DataFrame with the predictions for each row, after the columns that are kept.
+    """Return a Spark DataFrame with the predictions for each row, after the columns
+    that are kept.
 
     Args:
         frame: the rows, with the input columns of the model.
         model_uri: the model, such as models:/flight-delay@champion.
         keep: the columns of `frame` to keep; None keeps all columns.
 
-    Raises the errors of `resolve` and `download`, and InvalidConfig for a missing column or undeclared outputs.
+    Raises the errors of `resolve` and `download`, and InvalidConfig for a missing
+    column or undeclared outputs.
     """
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # pyspark is an extra.
     from pyspark.sql.types import StructType
@@ -111,7 +118,8 @@ def predict_frame(
     kept = tuple(frame.columns if keep is None else keep)
     if missing := [name for name in kept if name not in frame.columns]:
         raise InvalidConfig(
-            f"keep: the column {missing[0]!r} does not exist; the columns are {join_names(frame.columns, missing[0])}",
+            f"keep: the column {missing[0]!r} does not exist; the columns are "
+            f"{join_names(frame.columns, missing[0])}",
         )
     if missing_columns := model.schema.missing_columns(frame.columns):
         raise InvalidConfig(missing_columns.message)
@@ -153,7 +161,9 @@ def _ship(context: "SparkContext", model: Path) -> str:
 
 
 def _folder_until_exit() -> Path:
-    """Return an empty folder that exists until exit, because Spark fetches files later, e.g. when a machine joins."""
+    """Return an empty folder that exists until exit, because Spark fetches files later,
+    e.g. when a machine joins.
+    """
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(temporary_folder("onnxserve-batch-"))
@@ -162,5 +172,7 @@ def _folder_until_exit() -> Path:
 def _shipped(archive: str) -> Path:
     from pyspark import SparkFiles
 
-    gc.freeze()  # Spark collects garbage after each task, which takes 65 ms of CPU time for all imported objects.
+    # Spark collects garbage after each task, which takes 65 ms of CPU time for all
+    # imported objects.
+    gc.freeze()
     return Path(SparkFiles.get(archive))

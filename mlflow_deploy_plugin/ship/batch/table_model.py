@@ -1,6 +1,8 @@
-"""A loaded version as a function of Arrow tables, and of request bodies of /invocations.
+"""A loaded version as a function of Arrow tables, and of request bodies of
+/invocations.
 
-ONNX Runtime runs an ONNX form, MLflow any other form. A table is decoded like a request with an Arrow or CSV body.
+ONNX Runtime runs an ONNX form, MLflow any other form. A table is decoded like a request
+with an Arrow or CSV body.
 """
 
 import sys
@@ -42,7 +44,9 @@ from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
 _LARGEST_TABLE_BYTES = 2**31
 _ONE_BY_ONE = 8
-"""The largest refused block whose rows are tried one by one, because halving it again would only cost time."""
+"""The largest refused block whose rows are tried one by one, because halving it again
+would only cost time.
+"""
 _ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
 _FRAME_TYPES = (
     pa.types.is_temporal,
@@ -54,7 +58,9 @@ _FRAME_TYPES = (
 
 @lru_cache(maxsize=2)
 def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
-    """Load the model of a folder, once per process. Raises InvalidConfig if it does not predict row by row."""
+    """Load the model of a folder, once per process. Raises InvalidConfig if it does not
+    predict row by row.
+    """
     model = _load(folder, device, 1)
     if isinstance(model, OnnxTable) and not model.schema.has_rows:
         raise InvalidConfig(
@@ -65,7 +71,9 @@ def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
 
 @contextmanager
 def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes, bool], Any]]:
-    """Yield `predict_body` of a version, which is loaded until the `with` block ends. Raises like `resolve`."""
+    """Yield `predict_body` of a version, which is loaded until the `with` block ends.
+    Raises like `resolve`.
+    """
     with temporary_folder("onnxserve-predict-") as folder:
         model = _load(download(resolve(model_uri).source, folder), "cpu", available_cores())
         yield lambda content_type, body, _is_repeated: model.predict_body(content_type, body)
@@ -88,7 +96,9 @@ class OnnxTable:
         self.schema, self.artifact = self._model.schema, self._model.artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
-        """Return a table of outputs, a row per input row. Raises InvalidRequest or InferenceError for a refused row."""
+        """Return a table of outputs, a row per input row. Raises InvalidRequest or
+        InferenceError for a refused row.
+        """
         for position, field in enumerate(table.schema):
             if field.type in (
                 pa.string(),
@@ -112,7 +122,9 @@ class OnnxTable:
         return pa.concat_tables(predicted)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
-        """Return the `predictions` that a server would return for this body. Raises the errors of `predict`."""
+        """Return the `predictions` that a server would return for this body. Raises the
+        errors of `predict`.
+        """
         is_arrow = content_type == arrow.STREAM
         if is_arrow:
             feeds = arrow.decode(body, self.schema, _LARGEST_TABLE_BYTES)
@@ -126,7 +138,9 @@ class OnnxTable:
 
 
 class PyfuncTable:
-    """A version without an ONNX form. It has the methods of `OnnxTable`, but only one thread may call it at a time."""
+    """A version without an ONNX form. It has the methods of `OnnxTable`, but only one
+    thread may call it at a time.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         from mlflow_deploy_plugin.serve.pyfunc.scorer import (
@@ -173,10 +187,12 @@ def predict_block(
     keep: tuple[str, ...] = (),
     are_texts: bool = False,
 ) -> Iterator[pa.Table | RejectedRow]:
-    """Yield tables of the kept columns and the outputs, and the rows that the model refuses, in row order.
+    """Yield tables of the kept columns and the outputs, and the rows that the model
+    refuses, in row order.
 
-    A refused block is split in halves, and finally into rows, until each refused row is known. If `are_texts` is True,
-    the columns come from a CSV file and are converted to the types of the signature.
+    A refused block is split in halves, and finally into rows, until each refused row is
+    known. If `are_texts` is True, the columns come from a CSV file and are converted to
+    the types of the signature.
     """
     inputs = block.table.select(
         [name for name in block.table.column_names if takes(model.schema, name, keep)],
@@ -205,7 +221,9 @@ def predict_block(
 
 
 def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.Table:
-    """Return a table of kept columns and outputs. Raises InvalidConfig if an output has the name of a kept column."""
+    """Return a table of kept columns and outputs. Raises InvalidConfig if an output has
+    the name of a kept column.
+    """
     if doubled := [name for name in outputs.column_names if name in keep]:
         raise InvalidConfig(
             f"--keep {doubled[0]}: it is also an output of the model; rename the column",
@@ -215,7 +233,9 @@ def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.T
 
 
 def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
-    """Return True if the column `name` is an input. If inputs are unnamed, every column not in `keep` is an input."""
+    """Return True if the column `name` is an input. If inputs are unnamed, every column
+    not in `keep` is an input.
+    """
     has_names = bool(schema.columns) or any(
         tensor.name in schema.names and tensor.name for tensor in schema.tensors
     )
@@ -223,7 +243,9 @@ def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
 
 
 def input_types(schema: Schema) -> dict[str, pa.DataType]:
-    """Return the Arrow type that represents each column of the signature in JSON, by column name."""
+    """Return the Arrow type that represents each column of the signature in JSON, by
+    column name.
+    """
     return {column.name: _arrow_type(COLUMN_TYPES[column.type]) for column in schema.columns}
 
 
@@ -232,7 +254,9 @@ def _arrow_type(dtype: str) -> pa.DataType:
 
 
 def typed(table: pa.Table, schema: Schema) -> pa.Table:
-    """Return the table with texts converted to the signature's types, as for CSV requests. Raises SchemaMismatch."""
+    """Return the table with texts converted to the signature's types, as for CSV
+    requests. Raises SchemaMismatch.
+    """
     kinds: dict[str, str] = {column.name: column.type for column in schema.columns}
     if schema.tensors:  # All columns are parts of one tensor, so they have its type.
         kinds = dict.fromkeys(table.column_names, schema.tensors[0].dtype)
@@ -248,7 +272,8 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
         ):  # A text may be a word for a missing value, an integer such as 20.0, or invalid.
             fields = [text or "" for text in column.to_pylist()]
             read = mlflow_protocol.read_column(name, kinds, fields)
-            # Refuse a fraction in an integer column, because Arrow would truncate the fraction.
+            # Refuse a fraction in an integer column, because Arrow would truncate the
+            # fraction.
             if cut := [
                 num
                 for num in read
@@ -273,7 +298,8 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
 def _one_a_row(outputs: pa.Table, rows: int) -> pa.Table:
     if outputs.num_rows != rows:
         raise OnnxserveError(
-            f"the model returned {outputs.num_rows} predictions for {rows} rows; they must be equal",
+            f"the model returned {outputs.num_rows} predictions for {rows} rows; they must be "
+            "equal",
         )
     return outputs
 

@@ -1,1 +1,3 @@
-"""The `mlflow.deployments` plugin. `lifecycle.py` changes deployments, and `backends/` run the servers."""
+"""The `mlflow.deployments` plugin. `lifecycle.py` changes deployments, and `backends/`
+run the servers.
+"""

@@ -1,7 +1,9 @@
-"""Batch prediction of the rows of a file, by the server of a deployment or by a model in this process.
+"""Batch prediction of the rows of a file, by the server of a deployment or by a model
+in this process.
 
-Only one batch of rows is in memory, except for a JSON document, which is read completely. Rows are sent in the format
-of the file (Parquet rows as Arrow), so that the server decodes them like any other request.
+Only one batch of rows is in memory, except for a JSON document, which is read
+completely. Rows are sent in the format of the file (Parquet rows as Arrow), so that the
+server decodes them like any other request.
 """
 
 import base64
@@ -43,10 +45,14 @@ if TYPE_CHECKING:
 _TRIES = 6
 
 Predictor = Callable[[str, bytes, bool], object]
-"""A function that takes the content type and the body of an /invocations request, and returns the predictions. The last
-argument is True for rows of a failed request that are sent again to find the refused row."""
+"""A function that takes the content type and the body of an /invocations request, and
+returns the predictions. The last argument is True for rows of a failed request that are
+sent again to find the refused row.
+"""
 _Rows = Any
-"""A sliceable batch of rows, as the reader of the file returns it: a list, or a `pyarrow.RecordBatch`."""
+"""A sliceable batch of rows, as the reader of the file returns it: a list, or a
+`pyarrow.RecordBatch`.
+"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,9 @@ class RowBatch:
 
 @dataclass(frozen=True)
 class RowFile:
-    """The rows of a file. `length` is the file's length in the unit of `RowBatch.position`; None if it is unknown."""
+    """The rows of a file. `length` is the file's length in the unit of
+    `RowBatch.position`; None if it is unknown.
+    """
 
     name: str
     length: int | None
@@ -92,7 +100,8 @@ class RowFile:
 def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
     """Return the rows of an open file in batches of `batch_rows`.
 
-    Raises InvalidRequest, possibly during the iteration, if the file is not in the format `kind` or has no rows.
+    Raises InvalidRequest, possibly during the iteration, if the file is not in the
+    format `kind` or has no rows.
     """
     match kind:
         case "csv":
@@ -122,11 +131,13 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 
 @contextmanager
 def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Predictor]:
-    """Yield a predictor that sends the rows to a server, with retries while the server is overloaded or being changed.
+    """Yield a predictor that sends the rows to a server, with retries while the server
+    is overloaded or being changed.
 
-    Predictions include the endpoint's key columns (`_with_keys`). A pyfunc model receives Arrow rows as JSON, so that
-    MLflow's functions parse the rows and encode the predictions. If `event_time` is set, it is a column with the same
-    time in all rows of a body (`split_by_event_time`).
+    Predictions include the endpoint's key columns (`_with_keys`). A pyfunc model
+    receives Arrow rows as JSON, so that MLflow's functions parse the rows and encode
+    the predictions. If `event_time` is set, it is a column with the same time in all
+    rows of a body (`split_by_event_time`).
     """
     url = f"{target.url}/invocations"
     with ServerSession() as session:
@@ -165,7 +176,9 @@ def _with_keys(
     columns: Mapping[str, list[object]],
     prediction_id: str,
 ) -> object:
-    """Return the keys and the prediction of each row, or `predictions` unchanged if the columns differ in length."""
+    """Return the keys and the prediction of each row, or `predictions` unchanged if the
+    columns differ in length.
+    """
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
     if not lists or not all(
@@ -185,9 +198,11 @@ def _with_keys(
 
 
 def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[RowBatch]:
-    """Yield the rows of a batch in parts, each with one time in `column`. An empty column yields the batch unchanged.
+    """Yield the rows of a batch in parts, each with one time in `column`. An empty
+    column yields the batch unchanged.
 
-    Raises InvalidRequest if the column is missing, or with the position of a row without a time.
+    Raises InvalidRequest if the column is missing, or with the position of a row
+    without a time.
     """
     if not column:
         yield batch
@@ -203,7 +218,8 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
             moments.append(_as_time(time))
         except ValueError:
             raise InvalidRequest(
-                f"{name}, {place}: {column} is {time!r:.60}; a time like 2013-07-01T12:30:00Z is expected",
+                f"{name}, {place}: {column} is {time!r:.60}; a time like 2013-07-01T12:30:00Z is "
+                "expected",
             ) from None
     start = 0
     for _, rows in groupby(moments):
@@ -213,7 +229,9 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
 
 
 def _as_time(value: object) -> str:
-    """Return a time as in RFC 3339. A time without an offset is in UTC. Raises ValueError for any other value."""
+    """Return a time as in RFC 3339. A time without an offset is in UTC. Raises
+    ValueError for any other value.
+    """
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     elif isinstance(value, date) and not isinstance(value, datetime):
@@ -239,7 +257,9 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
 
 
 def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object]:
-    """Return one plain value per row of a batch. Raises InvalidRequest with the position of a refused row."""
+    """Return one plain value per row of a batch. Raises InvalidRequest with the
+    position of a refused row.
+    """
     try:
         return _split_by_row(
             predict(batch.content_type, batch.body, False),
@@ -312,9 +332,11 @@ def _parse_json(text: bytes, where: str) -> object:
 
 
 def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], bytes]]:
-    """Return the rows of a JSON document, and a function that encodes some of the rows as a document of the same form.
+    """Return the rows of a JSON document, and a function that encodes some of the rows
+    as a document of the same form.
 
-    The document has one of MLflow's forms, or is a list of rows or records, a mapping of columns, or one record.
+    The document has one of MLflow's forms, or is a list of rows or records, a mapping
+    of columns, or one record.
     """
     if isinstance(document, list):
         return document, _rows_body
@@ -347,7 +369,8 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
     if lengths == {-1}:
         return [content], _rows_body  # The document is a single record.
     raise InvalidRequest(
-        f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are expected",
+        f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are "
+        "expected",
     )
 
 
@@ -387,7 +410,8 @@ def _read_arrow(body: bytes) -> "Table":
 
 
 def _arrow_as_json(body: bytes) -> bytes:
-    """Convert an Arrow body to a JSON body, with bytes in base64 and infinity as the word that MLflow parses.
+    """Convert an Arrow body to a JSON body, with bytes in base64 and infinity as the
+    word that MLflow parses.
 
     Raises InvalidRequest if a value has no JSON form, such as a time span.
     """
@@ -418,7 +442,9 @@ def _length(file: IO[bytes]) -> int | None:
 
 
 def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
-    """Return one prediction per row from the server's answer: a list, or a mapping from each output to a list."""
+    """Return one prediction per row from the server's answer: a list, or a mapping from
+    each output to a list.
+    """
     if isinstance(predictions, dict) and all(
         isinstance(values, list) for values in predictions.values()
     ):
@@ -436,12 +462,15 @@ def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
         else f"a {type(predictions).__name__}"
     )
     raise OnnxserveError(
-        f"{where}: the model returned {answer} for {count} rows; one prediction per row is required",
+        f"{where}: the model returned {answer} for {count} rows; one prediction per row is "
+        "required",
     )
 
 
 def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
-    """Return the error of the first row that is refused in a request of its own; without such a row, `error`."""
+    """Return the error of the first row that is refused in a request of its own;
+    without such a row, `error`.
+    """
     if len(batch) == 1:
         return f"{name}, {batch.places[0]}: {without_row_number(error.message)}"
     first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))

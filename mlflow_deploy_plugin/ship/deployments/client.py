@@ -1,4 +1,6 @@
-"""The `mlflow.deployments` plugin for the target `onnxserve`. It translates names, arguments, results and errors."""
+"""The `mlflow.deployments` plugin for the target `onnxserve`. It translates names,
+arguments, results and errors.
+"""
 
 import textwrap
 from collections.abc import Iterator
@@ -91,14 +93,18 @@ CONFIGURATION (-C NAME=VALUE; -C NAME= restores the default)
 
 
 class DeploymentError(MlflowException, click.ClickException):  # type: ignore[misc]  # mlflow is untyped here
-    """The exception that callers of `mlflow.deployments` expect. click prints it as one line instead of a traceback."""
+    """The exception that callers of `mlflow.deployments` expect. click prints it as one
+    line instead of a traceback.
+    """
 
 
 class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # mlflow is untyped here
-    """Deployments of one target through MLflow's interface. Every failure is an MlflowException.
+    """Deployments of one target through MLflow's interface. Every failure is an
+    MlflowException.
 
-    An endpoint is a server; a deployment is a variant of it. Without `endpoint`, a deployment has a separate server.
-    `config` contains fields of the spec with dotted names; see `mlflow deployments help -t onnxserve`.
+    An endpoint is a server; a deployment is a variant of it. Without `endpoint`, a
+    deployment has a separate server. `config` contains fields of the spec with dotted
+    names; see `mlflow deployments help -t onnxserve`.
     """
 
     def __init__(self, target_uri: str) -> None:
@@ -114,7 +120,9 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         config: Fields = None,
         endpoint: str | None = None,
     ) -> Json:
-        """Serve `model_uri`, wait until the server is ready, and return the result of `get_deployment`."""
+        """Serve `model_uri`, wait until the server is ready, and return the result of
+        `get_deployment`.
+        """
         with _deployments(self._target) as deployments:
             fields = apply_flavor(name, model_uri, flavor, config)
             return describe(deployments.create(name, model_uri, fields, endpoint))
@@ -127,7 +135,9 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         config: Fields = None,
         endpoint: str | None = None,
     ) -> Json:
-        """Change the model or other fields. Only `server.…` fields restart the server. A failed update is undone."""
+        """Change the model or other fields. Only `server.…` fields restart the server.
+        A failed update is undone.
+        """
         with _deployments(self._target) as deployments:
             fields = apply_flavor(name, model_uri, flavor, config)
             return describe(deployments.update(name, model_uri, fields, endpoint))
@@ -138,7 +148,9 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         config: Fields = None,
         endpoint: str | None = None,
     ) -> None:
-        """Delete the deployment after its open requests are completed. A missing deployment is an error."""
+        """Delete the deployment after its open requests are completed. A missing
+        deployment is an error.
+        """
         with _deployments(self._target) as deployments:
             if config:
                 raise InvalidConfig(f"delete does not accept a config (got {next(iter(config))!r})")
@@ -150,7 +162,9 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return [summarize(deployment) for deployment in deployments.list(endpoint)]
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> Json:
-        """Return the state (running, starting, stopped, failed) of a deployment, its URL, versions and provenance."""
+        """Return the state (running, starting, stopped, failed) of a deployment, its
+        URL, versions and provenance.
+        """
         with _deployments(self._target) as deployments:
             return describe(deployments.get(name, endpoint))
 
@@ -160,7 +174,9 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         inputs: object = None,
         endpoint: str | None = None,
     ) -> PredictionsResponse:
-        """Return predictions for a DataFrame, a Series, an array, a dict of columns, or a list of rows or records."""
+        """Return predictions for a DataFrame, a Series, an array, a dict of columns, or
+        a list of rows or records.
+        """
         with self._scored(deployment_name, endpoint) as target:
             return PredictionsResponse(
                 scoring.score(target, "invocations", scoring.original_document(inputs)),
@@ -182,7 +198,9 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         df: object = None,
         endpoint: str | None = None,
     ) -> Json:
-        """Return the contribution of each column to each prediction, in the format of the server's /explain."""
+        """Return the contribution of each column to each prediction, in the format of
+        the server's /explain.
+        """
         with self._scored(deployment_name, endpoint) as target:
             return scoring.score(target, "explain", scoring.original_document(df))
 
@@ -195,12 +213,16 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             yield target
 
     def create_endpoint(self, name: str, config: Fields = None) -> Json:
-        """Create an endpoint for later deployments (`create_deployment(…, endpoint=name)`)."""
+        """Create an endpoint for later deployments (`create_deployment(…,
+        endpoint=name)`).
+        """
         with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.create_endpoint(name, config or {}))
 
     def update_endpoint(self, endpoint: str, config: Fields = None) -> Json:
-        """Change fields: `{"traffic": {"champion": 95, "challenger": 5}}`, `traffic.NAME`, or any field of the spec."""
+        """Change fields: `{"traffic": {"champion": 95, "challenger": 5}}`,
+        `traffic.NAME`, or any field of the spec.
+        """
         with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
 
@@ -215,13 +237,17 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return summarize_endpoints(deployments)
 
     def get_endpoint(self, endpoint: str) -> Json:
-        """Return the state of the endpoint, its URL, traffic and deployments, and the versions by worker."""
+        """Return the state of the endpoint, its URL, traffic and deployments, and the
+        versions by worker.
+        """
         with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.get_endpoint(endpoint))
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Fields = None) -> None:
-    """Serve the model in the foreground until Ctrl-C. `list` and other commands do not show this server."""
+    """Serve the model in the foreground until Ctrl-C. `list` and other commands do not
+    show this server.
+    """
     with _mlflow_errors():
         set_service_timeouts()
         spec = new_endpoint(name, model_uri, apply_flavor(name, model_uri, flavor, config))
@@ -230,7 +256,9 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Fiel
 
 
 def target_help() -> str:
-    """Return the help of the target. Its list of the fields of `-C` is generated from the spec."""
+    """Return the help of the target. Its list of the fields of `-C` is generated from
+    the spec.
+    """
     targets = "\n".join(f"  {target.uri:33}{target.servers}" for target in TARGETS.values())
     lines = [_ABOUT.replace("{targets}", targets)]
     for name, kind, default, description in field_reference():
@@ -250,7 +278,9 @@ def _deployments(target: Target) -> Iterator[Deployments]:
 
 @contextmanager
 def _mlflow_errors() -> Iterator[None]:
-    """Convert every error of onnxserve and MLflow into a `DeploymentError` with the same message and error code."""
+    """Convert every error of onnxserve and MLflow into a `DeploymentError` with the
+    same message and error code.
+    """
     try:
         yield
     except DeploymentError:

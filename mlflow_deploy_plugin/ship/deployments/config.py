@@ -1,8 +1,10 @@
-"""The user's configuration (`-C NAME=VALUE`, a flavor, traffic) as fields of an endpoint's spec.
+"""The user's configuration (`-C NAME=VALUE`, a flavor, traffic) as fields of an
+endpoint's spec.
 
-Monitors are checked when they are configured. Otherwise a typo would only be detected with the first window, a day
-later. The model's columns are read from the MLmodel file in the registry. If the columns are unknown (the outputs of a
-pyfunc, or while MLflow is down), a monitor may name any column.
+Monitors are checked when they are configured. Otherwise a typo would only be detected
+with the first window, a day later. The model's columns are read from the MLmodel file
+in the registry. If the columns are unknown (the outputs of a pyfunc, or while MLflow is
+down), a monitor may name any column.
 """
 
 import re
@@ -33,7 +35,9 @@ Config = Mapping[str, object]
 """The dotted name of a field of a spec → the value of the field."""
 
 SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
-"""The parameters that every training receives in addition to the parameters of the spec."""
+"""The parameters that every training receives in addition to the parameters of the
+spec.
+"""
 _ONNX_FLAVORS = (FLAVOR, "onnx")
 _FLAVORS = (*_ONNX_FLAVORS, PYTHON_FUNCTION)
 _TRAFFIC = "traffic"
@@ -45,9 +49,11 @@ _EXPECTED_PROJECT = "the folder of an MLflow project or a Git URI is expected"
 
 
 def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
-    """Return `spec` with the fields of `config`. Traffic and paths are converted to the format of the spec.
+    """Return `spec` with the fields of `config`. Traffic and paths are converted to the
+    format of the spec.
 
-    Raises InvalidConfig if a field or its value is invalid, a time zone is unknown, or a training project is missing.
+    Raises InvalidConfig if a field or its value is invalid, a time zone is unknown, or
+    a training project is missing.
     """
     fields = _expand_traffic(spec, config)
     models = {
@@ -77,7 +83,9 @@ def traffic_shares(weights: Mapping[str, int]) -> dict[str, float]:
 
 
 def absolute_model_uri(model_uri: str) -> str:
-    """Return a URI whose folder is absolute, because the server has another working directory than the command."""
+    """Return a URI whose folder is absolute, because the server has another working
+    directory than the command.
+    """
     reference = parse_model_uri(model_uri)
     if reference.kind != "path":
         return model_uri
@@ -103,9 +111,10 @@ def apply_flavor(
 ) -> Config:
     """Return `config` with the field that `flavor` implies for the deployment `name`.
 
-    The flavor python_function also allows versions without an ONNX form, to which a stage or alias may move later. With
-    any flavor, a version with an ONNX form is served as ONNX. Raises InvalidConfig if the flavor is unknown or the
-    model does not have it, and the errors of `resolve`.
+    The flavor python_function also allows versions without an ONNX form, to which a
+    stage or alias may move later. With any flavor, a version with an ONNX form is
+    served as ONNX. Raises InvalidConfig if the flavor is unknown or the model does not
+    have it, and the errors of `resolve`.
     """
     if flavor is None:
         return config or {}
@@ -123,7 +132,8 @@ def apply_flavor(
 def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
     """Return `config` with its `traffic` converted to weights of the variants.
 
-    `{"traffic": {NAME: WEIGHT}}` is the complete traffic: omitted deployments get 0. `traffic.NAME` is a single weight.
+    `{"traffic": {NAME: WEIGHT}}` is the complete traffic: omitted deployments get 0.
+    `traffic.NAME` is a single weight.
     """
     fields: Json = {}
     for name, value in config.items():
@@ -133,7 +143,8 @@ def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
             fields[name] = value
         elif not isinstance(value, Mapping) or not value:
             raise InvalidConfig(
-                f"traffic: {{NAME: WEIGHT}} is expected, not {value!r}; on the command line: -C {_TRAFFIC}.NAME=WEIGHT",
+                f"traffic: {{NAME: WEIGHT}} is expected, not {value!r}; on the command line: -C "
+                f"{_TRAFFIC}.NAME=WEIGHT",
             )
         else:
             fields |= {f"variants.{variant}.weight": 0 for variant in traffic_weights(spec)}
@@ -160,9 +171,10 @@ def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
 def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str], None]) -> None:
     """Check the changed monitors against the models and datasets to which they refer.
 
-    `progress` receives one line per check that is not possible. Raises InvalidConfig if a monitor refers to a missing
-    column, variant or dataset, or if a dataset is unreadable or lacks a judged column, and RegistryUnavailable if a
-    remote dataset cannot be downloaded.
+    `progress` receives one line per check that is not possible. Raises InvalidConfig if
+    a monitor refers to a missing column, variant or dataset, or if a dataset is
+    unreadable or lacks a judged column, and RegistryUnavailable if a remote dataset
+    cannot be downloaded.
     """
     changed = {
         name: monitor
@@ -182,8 +194,9 @@ def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str],
 
 
 def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[str, str]:
-    """Return the dataset and project in `config` as absolute paths for the controller, which has another working
-    folder."""
+    """Return the dataset and project in `config` as absolute paths for the controller,
+    which has another working folder.
+    """
     absolute = {}
     project_fields = tuple(
         f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters")
@@ -208,9 +221,11 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[s
 
 
 def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> None:
-    """Check an MLflow project in a local folder. A remote project is not checked before its run.
+    """Check an MLflow project in a local folder. A remote project is not checked before
+    its run.
 
-    Raises InvalidConfig if the folder is missing, is not an MLflow project, or lacks the entry point or parameters.
+    Raises InvalidConfig if the folder is missing, is not an MLflow project, or lacks
+    the entry point or parameters.
     """
     folder = _project_folder(project)
     if folder is None:
@@ -233,7 +248,8 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
         )
     declared = entries[entry_point]
     where = f"entry point {entry_point!r} of the project {folder}"
-    # MLflow passes undeclared parameters to the command, which fails after the rows were collected.
+    # MLflow passes undeclared parameters to the command, which fails after the rows
+    # were collected.
     for name in parameters:
         if declared and name not in declared:
             names = ", ".join(declared)
@@ -288,7 +304,8 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
     others = [name for name in monitor.columns if not _is_answer(name)]
     if monitor.kind == "prediction_drift" and others:
         raise InvalidConfig(
-            f"columns: {join_names(others)}: prediction_drift judges outputs: prediction, output.NAME",
+            f"columns: {join_names(others)}: prediction_drift judges outputs: prediction, "
+            "output.NAME",
         )
     if columns is None:
         return
@@ -311,7 +328,9 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
 
 
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
-    """Check that the dataset has every judged column, because a missing column would count as drift in every window."""
+    """Check that the dataset has every judged column, because a missing column would
+    count as drift in every window.
+    """
     # No other command of deployments needs pyarrow.
     from mlflow_deploy_plugin.core.registry.datasets import dataset_columns
 
@@ -335,16 +354,20 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     ):
         others = [name for name in (monitor.columns or columns.inputs) if name not in missing]
         raise InvalidConfig(
-            f"reference: {uri} lacks the column {join_names(missing)} with the model's outputs: add the model's "
-            f"outputs for these rows, or judge only the other columns: columns={','.join(others)}",
+            f"reference: {uri} lacks the column {join_names(missing)} with the model's outputs: "
+            "add the model's outputs for these rows, or judge only the other columns: "
+            f"columns={','.join(others)}",
         )
     raise InvalidConfig(
-        f"reference: {uri} has no column {join_names(missing)} for the comparison; it has {join_names(present)}",
+        f"reference: {uri} has no column {join_names(missing)} for the comparison; it has "
+        f"{join_names(present)}",
     )
 
 
 def _is_among(name: str, known: Sequence[str]) -> bool:
-    """Return True if `known` contains the column `name`, the vector of which it is a part, or a part of this vector."""
+    """Return True if `known` contains the column `name`, the vector of which it is a
+    part, or a part of this vector.
+    """
     return any(
         name == column or name.startswith(f"{column}.") or column.startswith(f"{name}.")
         for column in known
@@ -356,7 +379,9 @@ def _is_answer(name: str) -> bool:
 
 
 def _project_folder(project: str) -> Path | None:
-    """Return the folder of a project (for `FOLDER#BELOW`, the subfolder); None if it is not on this machine."""
+    """Return the folder of a project (for `FOLDER#BELOW`, the subfolder); None if it is
+    not on this machine.
+    """
     location, _, below = project.partition("#")
     if location.startswith(_FILE):
         location = location.removeprefix(_FILE)

@@ -1,4 +1,5 @@
-"""Deployments and endpoints as flat mappings of plain values, printed by `mlflow deployments get` and `get-endpoint`.
+"""Deployments and endpoints as flat mappings of plain values, printed by `mlflow
+deployments get` and `get-endpoint`.
 
 Unknown values are empty strings.
 """
@@ -33,7 +34,9 @@ _IN_ENDPOINT = (
 
 
 def summarize(deployment: Deployment) -> Json:
-    """Return the fields of a deployment that `list` prints: some of the fields of `describe`."""
+    """Return the fields of a deployment that `list` prints: some of the fields of
+    `describe`.
+    """
     described = describe(deployment)
     return {key: described[key] for key in _OF_DEPLOYMENT}
 
@@ -94,7 +97,9 @@ def describe(deployment: Deployment) -> Json:
 
 
 def summarize_endpoints(deployments: Deployments) -> list[Json]:
-    """Return the main fields of each endpoint and the names of its deployments, by endpoint name."""
+    """Return the main fields of each endpoint and the names of its deployments, by
+    endpoint name.
+    """
     endpoints = describe_endpoints(deployments)
     return [
         {**{key: row[key] for key in _OF_ENDPOINT}, "deployments": list(row["deployments"])}
@@ -103,7 +108,9 @@ def summarize_endpoints(deployments: Deployments) -> list[Json]:
 
 
 def describe_endpoints(deployments: Deployments) -> list[Json]:
-    """Return endpoint → all its known fields. An unreadable endpoint has only its name and the reason."""
+    """Return endpoint → all its known fields. An unreadable endpoint has only its name
+    and the reason.
+    """
     described = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
     for row in deployments.store.unreadable():
         unreadable = {
@@ -126,7 +133,9 @@ def describe_endpoints(deployments: Deployments) -> list[Json]:
 
 
 def describe_endpoint(observed: ObservedEndpoint) -> Json:
-    """Return all known fields of an endpoint. `deployments` has the main fields of each deployment."""
+    """Return all known fields of an endpoint. `deployments` has the main fields of each
+    deployment.
+    """
     endpoint, observation = observed.endpoint, observed.observation
     spec = endpoint.spec
     deployments = {
@@ -159,7 +168,9 @@ def _server_lines(
     error: str,
     workers: Mapping[int, object],
 ) -> Json:
-    """Return the fields about the server. `workers` maps process ids to the loaded versions."""
+    """Return the fields about the server. `workers` maps process ids to the loaded
+    versions.
+    """
     endpoint, observation = observed.endpoint, observed.observation
     started = observation.started_at
     return {
@@ -178,7 +189,9 @@ def _server_lines(
 
 
 def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) -> dict[str, str]:
-    """Return the flavor, parity and origin of the served version, from the agent, local files or MLflow."""
+    """Return the flavor, parity and origin of the served version, from the agent, local
+    files or MLflow.
+    """
     known = dict.fromkeys(
         ("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"),
         "",

@@ -1,7 +1,8 @@
 """Endpoints, and the only functions that change them.
 
-The spec is stored before the backend applies it, so that the next `start` or `update` completes interrupted work. If
-the spec cannot be applied, store and backend are reset to the earlier state.
+The spec is stored before the backend applies it, so that the next `start` or `update`
+completes interrupted work. If the spec cannot be applied, store and backend are reset
+to the earlier state.
 """
 
 import contextlib
@@ -56,11 +57,15 @@ class Endpoints:
     target: Target
 
     def backend(self, stored: Endpoint) -> Backend:
-        """Return the backend that serves an endpoint. Raises the errors of `parse_target` and `Target.backend`."""
+        """Return the backend that serves an endpoint. Raises the errors of
+        `parse_target` and `Target.backend`.
+        """
         return parse_target(stored.target).backend(self.settings)
 
     def target_of(self, name: str) -> Target:
-        """Return the target of an endpoint, even if its spec is unreadable. Raises NotFound for an unknown endpoint."""
+        """Return the target of an endpoint, even if its spec is unreadable. Raises
+        NotFound for an unknown endpoint.
+        """
         targets = {item.name: item.target for item in self.store.endpoints()}
         targets |= {item.name: item.target for item in self.store.unreadable()}
         if name not in targets:
@@ -68,9 +73,11 @@ class Endpoints:
         return parse_target(targets[name])
 
     def observe(self, stored: Endpoint) -> ObservedEndpoint:
-        """Return an endpoint with the state of its server, which is `failed` if the backend does not answer.
+        """Return an endpoint with the state of its server, which is `failed` if the
+        backend does not answer.
 
-        Its `unapproved` omits the versions that were promoted since the last change of the endpoint.
+        Its `unapproved` omits the versions that were promoted since the last change of
+        the endpoint.
         """
         if stored.unapproved:
             stored = replace(stored, unapproved=as_json(current_answers(self.store, stored)))
@@ -86,11 +93,15 @@ class Endpoints:
             return ObservedEndpoint(stored, Observation("failed", error.message))
 
     def serve(self, stored: Endpoint) -> None:
-        """Serve a stored endpoint, and report its URL and startup time. Raises the errors of `Backend.apply`."""
+        """Serve a stored endpoint, and report its URL and startup time. Raises the
+        errors of `Backend.apply`.
+        """
         self._serve(self.backend(stored), stored.spec)
 
     def create(self, spec: EndpointSpec, why: str = "") -> None:
-        """Store the endpoint, and serve it if it has a variant, or undo both. Raises like `Deployments.create`."""
+        """Store the endpoint, and serve it if it has a variant, or undo both. Raises
+        like `Deployments.create`.
+        """
         backend = self.target.backend(
             self.settings,
         )  # If an SDK is missing, fail before the store changes.
@@ -99,7 +110,8 @@ class Endpoints:
             "why": _with_answers(why, unapproved),
             "unapproved": as_json(unapproved),
         }
-        # Lock before the name is stored, so that the endpoint cannot be deleted before it is served.
+        # Lock before the name is stored, so that the endpoint cannot be deleted before
+        # it is served.
         with self.lock(spec.name, self.target):
             with self._ports(self.target) as with_port:
                 stored = self.store.add_endpoint(str(self.target), with_port(spec), **written).spec
@@ -120,11 +132,13 @@ class Endpoints:
         restores: bool = False,
         **audit: Any,
     ) -> None:
-        """Replace the spec of an endpoint, or restore it on failure. The caller must have the lock.
+        """Replace the spec of an endpoint, or restore it on failure. The caller must
+        have the lock.
 
-        An endpoint without a variant has no server, and keeps its port. A stopped server is started. Changes of
-        monitors and of their budget are only stored. `audit` contains `action`, `actor` and `why` for
-        `Store.replace_spec`. For `restores`, see `permitted_answers`. Raises the errors of `Deployments.update`.
+        An endpoint without a variant has no server, and keeps its port. A stopped
+        server is started. Changes of monitors and of their budget are only stored.
+        `audit` contains `action`, `actor` and `why` for `Store.replace_spec`. For
+        `restores`, see `permitted_answers`. Raises the errors of `Deployments.update`.
         """
         old = stored.spec
         unapproved = permitted_answers(self.store, stored, new, restores=restores)
@@ -171,7 +185,9 @@ class Endpoints:
         self.progress(f"{spec.name}: ready at {address} after {time.monotonic() - begun:.1f} s")
 
     def _serve_new(self, backend: Backend, requested: EndpointSpec, placed: EndpointSpec) -> None:
-        """Serve `placed`, the spec `requested` with a port. If another program has taken the port, try another port."""
+        """Serve `placed`, the spec `requested` with a port. If another program has
+        taken the port, try another port.
+        """
         for attempt in range(_PORT_ATTEMPTS):
             try:
                 self._serve(backend, placed)
@@ -192,7 +208,9 @@ class Endpoints:
                     self.store.replace_spec(placed, why=why, unapproved=unapproved)
 
     def remove(self, name: str, why: str = "") -> None:
-        """Stop the server, revoke its keys, and remove the endpoint from the store. The caller must have the lock."""
+        """Stop the server, revoke its keys, and remove the endpoint from the store. The
+        caller must have the lock.
+        """
         self.target_of(name).backend(self.settings).remove(name)
         for key in ApiKeys(self.store).withdraw(name):
             self.progress(f"{name}: the key {key} was only for this endpoint, and is revoked")
@@ -202,9 +220,9 @@ class Endpoints:
     def lock(self, name: str, target: Target | None = None) -> Iterator[None]:
         """Lock an endpoint (or a new endpoint at `target`) during a change.
 
-        The lock is a file for the processes of this machine, and also a lease if other machines can change the
-        endpoint. Raises NotFound if the endpoint has been deleted, and InvalidConfig if the folder of the deployments
-        is not writable.
+        The lock is a file for the processes of this machine, and also a lease if other
+        machines can change the endpoint. Raises NotFound if the endpoint has been
+        deleted, and InvalidConfig if the folder of the deployments is not writable.
         """
         target = target or self.target_of(name)
         try:
@@ -227,10 +245,12 @@ class Endpoints:
 
     @contextlib.contextmanager
     def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
-        """Yield a function that adds a port of this machine, which no other endpoint has, to a spec.
+        """Yield a function that adds a port of this machine, which no other endpoint
+        has, to a spec.
 
-        Within the `with` block, no other process can choose a port, so the caller must store the spec before the block
-        ends. If the server runs on another machine, the spec is returned unchanged.
+        Within the `with` block, no other process can choose a port, so the caller must
+        store the spec before the block ends. If the server runs on another machine, the
+        spec is returned unchanged.
         """
         if not target.is_on_this_machine:
             yield lambda spec: spec
@@ -263,8 +283,8 @@ class Endpoints:
                     )
                 if port is not None and owners.get(port, spec.name) != spec.name:
                     raise InvalidConfig(
-                        f"port {port} belongs to the deployment {owners[port]!r}: set another port with "
-                        "-C server.port=…",
+                        f"port {port} belongs to the deployment {owners[port]!r}: set another "
+                        "port with -C server.port=…",
                     )
                 return spec
 
@@ -272,9 +292,11 @@ class Endpoints:
 
 
 def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSpec]]:
-    """Return each state folder on this machine that has a spec of this endpoint, with the spec.
+    """Return each state folder on this machine that has a spec of this endpoint, with
+    the spec.
 
-    The folder of a deployed server is first, before the folders of `onnxserve serve`. Unreadable specs are skipped.
+    The folder of a deployed server is first, before the folders of `onnxserve serve`.
+    Unreadable specs are skipped.
     """
     specs: list[tuple[Path, EndpointSpec]] = []
     for folder in (settings.state_dir(endpoint), *sorted((settings.home_path / "serve").glob("*"))):
@@ -288,7 +310,9 @@ def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSp
 
 
 def _with_answers(why: str, unapproved: Iterable[UnapprovedAnswer]) -> str:
-    """Return the reason of a change, and which versions answer without an approval after the change."""
+    """Return the reason of a change, and which versions answer without an approval
+    after the change.
+    """
     return "; ".join(filter(None, [why, *map(str, unapproved)]))
 
 

@@ -1,4 +1,6 @@
-"""Labels of earlier predictions. They are sent to the endpoint's server or, without a server, masked and logged."""
+"""Labels of earlier predictions. They are sent to the endpoint's server or, without a
+server, masked and logged.
+"""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -43,14 +45,18 @@ _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
 @dataclass(frozen=True)
 class LabelMasking:
-    """The key columns that are hashed in the log. `key` is the file with the hash key, `refusal` why it is missing."""
+    """The key columns that are hashed in the log. `key` is the file with the hash key,
+    `refusal` why it is missing.
+    """
 
     columns: frozenset[str] = frozenset()
     key: Path | None = None
     refusal: str = _NO_KEY
 
     def table(self, entries: Iterable[LabelEntry], received_us: int, segment: str) -> pa.Table:
-        """Return the labels in the format of the log. Raises InvalidConfig if the key of a masked column is missing."""
+        """Return the labels in the format of the log. Raises InvalidConfig if the key
+        of a masked column is missing.
+        """
         mask = ColumnMask(self.key) if self.key else None
         labels = []
         for entry in entries:
@@ -75,13 +81,16 @@ class LabelMasking:
 
 @dataclass
 class LabelSink:
-    """The destination of an endpoint's labels: its server, or the inference log if the server does not answer.
+    """The destination of an endpoint's labels: its server, or the inference log if the
+    server does not answer.
 
     Attributes:
         url: the URL of the server; empty if it is not running.
         keys: the key columns of the endpoint's spec, which rows may contain.
-        only_server: True if labels must not be written to the log when the server does not answer.
-        destinations: a dict whose keys are the destinations used so far (the server's URL, the log), in order.
+        only_server: True if labels must not be written to the log when the server does
+            not answer.
+        destinations: a dict whose keys are the destinations used so far (the server's
+            URL, the log), in order.
     """
 
     log: InferenceLog
@@ -94,7 +103,9 @@ class LabelSink:
     destinations: dict[str, None] = field(default_factory=dict)
 
     def store(self, session: ServerSession, entries: Sequence[LabelEntry]) -> list[BadRow]:
-        """Store labels, and return the labels that the server refuses. Raises the errors of `import_labels`."""
+        """Store labels, and return the labels that the server refuses. Raises the
+        errors of `import_labels`.
+        """
         if self.url:
             try:
                 url = f"{self.url.rstrip('/')}/endpoints/{self.endpoint}/feedback"
@@ -147,10 +158,12 @@ def import_labels(
     report_bad: Callable[[BadRow], None],
     match: bool,
 ) -> LabelImport:
-    """Store the labels of a file in batches. With `match`, count the labels whose row is in the log.
+    """Store the labels of a file in batches. With `match`, count the labels whose row
+    is in the log.
 
-    Raises NotReady if the server does not answer and the log may not be used, and OnnxserveError if the log is
-    unavailable. After an error, the labels stored so far remain, and the file can be imported again.
+    Raises NotReady if the server does not answer and the log may not be used, and
+    OnnxserveError if the log is unavailable. After an error, the labels stored so far
+    remain, and the file can be imported again.
     """
     matches = LabelMatches() if match else None
     readable = sink.masking if sink.masking.key else LabelMasking()
@@ -185,8 +198,9 @@ def check_key_columns(
 ) -> frozenset[str]:
     """Return the columns of the key that contain numbers or booleans in the log.
 
-    A key column may be missing in the log if the log has no rows yet, or if the column is in `keys` (the endpoint's
-    `capture.keys`). Any other missing column raises InvalidConfig with the nearest name.
+    A key column may be missing in the log if the log has no rows yet, or if the column
+    is in `keys` (the endpoint's `capture.keys`). Any other missing column raises
+    InvalidConfig with the nearest name.
     """
     hours = log.hours(endpoint)
     if not key or not hours:
@@ -211,15 +225,16 @@ def check_key_columns(
 
 
 def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) -> LabelMasking:
-    """Return the masking of an endpoint outside the store, from the specs of servers on this machine.
+    """Return the masking of an endpoint outside the store, from the specs of servers on
+    this machine.
 
     If there are no specs, a column is masked if its logged values look like masks.
     """
     specs = left_specs(endpoint, settings)
     if not specs:
         refusal = (
-            f"looks masked in the log, and no spec of {endpoint} is on this machine: send these labels through its "
-            "server (--url), or by prediction id"
+            f"looks masked in the log, and no spec of {endpoint} is on this machine: send these "
+            "labels through its server (--url), or by prediction id"
         )
         return LabelMasking(_columns_that_look_masked(log, endpoint), None, refusal)
     columns = frozenset(name for _, spec in specs for name in spec.capture.mask)
@@ -235,7 +250,9 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
 
 
 def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
-    """Return the model's columns in whose newest logged rows a value looks like a hash of a masked column."""
+    """Return the model's columns in whose newest logged rows a value looks like a hash
+    of a masked column.
+    """
     hours = log.hours(endpoint)
     if not hours:
         return frozenset()
@@ -260,9 +277,11 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
 
 
 def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
-    """Post labels to a server, with retries while the server is overloaded. Return the refused labels.
+    """Post labels to a server, with retries while the server is overloaded. Return the
+    refused labels.
 
-    Raises NotReady if the server does not answer, and another OnnxserveError if it refuses all labels.
+    Raises NotReady if the server does not answer, and another OnnxserveError if it
+    refuses all labels.
     """
     body = orjson.dumps({"feedback": [_feedback_document(entry) for entry in entries]})
     try:

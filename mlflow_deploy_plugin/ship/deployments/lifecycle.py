@@ -1,7 +1,9 @@
-"""The life cycle of deployments, for `mlflow deployments …`, `onnxserve endpoint …` and `onnxserve start/stop`.
+"""The life cycle of deployments, for `mlflow deployments …`, `onnxserve endpoint …` and
+`onnxserve start/stop`.
 
-An endpoint is a server; a deployment is a variant of its endpoint. The server keeps answering during a change, and
-every worker serves the change when the call returns. Only a change of the spec's `server` section restarts the server.
+An endpoint is a server; a deployment is a variant of its endpoint. The server keeps
+answering during a change, and every worker serves the change when the call returns.
+Only a change of the spec's `server` section restarts the server.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -72,7 +74,9 @@ class Deployment:
 
 @dataclass(frozen=True)
 class StageFollower:
-    """A deployment that follows a stage, the alias that it is to follow instead, and the version of the stage."""
+    """A deployment that follows a stage, the alias that it is to follow instead, and
+    the version of the stage.
+    """
 
     deployment: str
     stage_uri: str
@@ -84,9 +88,10 @@ class StageFollower:
 class Deployments:
     """All deployments and endpoints of the store.
 
-    Every change is audited with its reason `why` and its `actor`, by default the user of this process. `progress`
-    receives one line per long step. If `target` is set, only deployments at this target are visible and created.
-    Otherwise the deployments of all targets are visible, and new deployments are created on this machine.
+    Every change is audited with its reason `why` and its `actor`, by default the user
+    of this process. `progress` receives one line per long step. If `target` is set,
+    only deployments at this target are visible and created. Otherwise the deployments
+    of all targets are visible, and new deployments are created on this machine.
     """
 
     store: Store
@@ -101,12 +106,15 @@ class Deployments:
         config: Config,
         endpoint: str | None = None,
     ) -> Deployment:
-        """Serve a model under a new name, if necessary in a new endpoint. Return when the server is ready.
+        """Serve a model under a new name, if necessary in a new endpoint. Return when
+        the server is ready.
 
-        The first deployment of an endpoint gets all traffic. Later deployments get traffic when their weight is set.
+        The first deployment of an endpoint gets all traffic. Later deployments get
+        traffic when their weight is set.
 
-        Raises AlreadyExists, NotFound, RegistryUnavailable, InvalidConfig if a name or a field of `config` is invalid,
-        and DeploymentFailed if the server did not become ready, after the deployment was removed.
+        Raises AlreadyExists, NotFound, RegistryUnavailable, InvalidConfig if a name or
+        a field of `config` is invalid, and DeploymentFailed if the server did not
+        become ready, after the deployment was removed.
         """
         stored = self.store.endpoint(endpoint or name)
         if stored is not None and not self._sees(stored):
@@ -140,7 +148,9 @@ class Deployments:
         config: Config,
         endpoint: str | None = None,
     ) -> Deployment:
-        """Change a deployment, and start its server. Raises like `create`. A change that cannot be served is undone."""
+        """Change a deployment, and start its server. Raises like `create`. A change
+        that cannot be served is undone.
+        """
         endpoint_name = self._find(name, endpoint).name
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
         self._change(
@@ -153,9 +163,10 @@ class Deployments:
     def delete(self, name: str, endpoint: str | None = None) -> None:
         """Delete a deployment. Raises NotFound if it does not exist.
 
-        Without `endpoint`, the last deployment of an endpoint of the same name is deleted together with the endpoint.
-        Otherwise, the endpoint is kept. Raises InvalidConfig if no remaining deployment would answer the endpoint's
-        traffic, and DeploymentFailed if the server fails without the deployment.
+        Without `endpoint`, the last deployment of an endpoint of the same name is
+        deleted together with the endpoint. Otherwise, the endpoint is kept. Raises
+        InvalidConfig if no remaining deployment would answer the endpoint's traffic,
+        and DeploymentFailed if the server fails without the deployment.
         """
         endpoint_name = self._find(name, endpoint).name
         with self._endpoints.lock(endpoint_name):
@@ -187,7 +198,9 @@ class Deployments:
         observed: ObservedEndpoint,
         timeout_seconds: float = _PAGE_SECONDS,
     ) -> MetricsByServer:
-        """Return the counters of each server of an endpoint; an empty mapping if no server answers."""
+        """Return the counters of each server of an endpoint; an empty mapping if no
+        server answers.
+        """
         pages = self._server_pages(observed, "/metrics", timeout_seconds)
         return {
             server: read_page(
@@ -203,7 +216,9 @@ class Deployments:
         span: Span,
         timeout_seconds: float = _PAGE_SECONDS,
     ) -> HistoryByServer:
-        """Return the history that each server of an endpoint has stored, even after a local server was stopped."""
+        """Return the history that each server of an endpoint has stored, even after a
+        local server was stopped.
+        """
         name, folder = observed.endpoint.name, self.settings.state_dir(observed.endpoint.name)
         pages: Mapping[str, bytes | Refused]
         if (folder / HISTORY).is_dir():
@@ -217,11 +232,15 @@ class Deployments:
         return histories or {name: Refused("the server is not running")}
 
     def place(self, endpoint: str) -> str:
-        """Return an id of the server's machine or cluster. Raises NotFound, and the errors of `Backend.place`."""
+        """Return an id of the server's machine or cluster. Raises NotFound, and the
+        errors of `Backend.place`.
+        """
         return self._endpoints.backend(self._require(endpoint)).place(endpoint)
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
-        """Return all deployments, or only those of `endpoint`. Raises NotFound if the endpoint does not exist."""
+        """Return all deployments, or only those of `endpoint`. Raises NotFound if the
+        endpoint does not exist.
+        """
         if endpoint is not None:
             self._require(endpoint)
         return [
@@ -231,7 +250,9 @@ class Deployments:
         ]
 
     def start(self, name: str) -> None:
-        """Start a deployment's server if it is not running. Raises like `update`, and if there is no deployment."""
+        """Start a deployment's server if it is not running. Raises like `update`, and
+        if there is no deployment.
+        """
         with self._locked(self._find_server(name)) as stored:
             if not stored.spec.variants:
                 raise InvalidConfig(
@@ -247,7 +268,9 @@ class Deployments:
             self.store.record("stop", endpoint=stored.name)
 
     def create_endpoint(self, name: str, config: Config, why: str = "") -> ObservedEndpoint:
-        """Create an endpoint for later deployments. Raises AlreadyExists, and InvalidConfig if `config` is invalid."""
+        """Create an endpoint for later deployments. Raises AlreadyExists, and
+        InvalidConfig if `config` is invalid.
+        """
         self._endpoints.create(self._configured(empty_endpoint(name), config), why)
         return self.get_endpoint(name)
 
@@ -259,7 +282,8 @@ class Deployments:
         actor: str | None = None,
         restores: bool = False,
     ) -> ObservedEndpoint:
-        """Change fields of an endpoint, all or none. `restores` is True for a rollback, which needs no approvals.
+        """Change fields of an endpoint, all or none. `restores` is True for a rollback,
+        which needs no approvals.
 
         Raises the errors of `update`.
         """
@@ -276,9 +300,11 @@ class Deployments:
         by_rollout: bool = False,
         restores: bool = False,
     ) -> ObservedEndpoint:
-        """Set the weights of all variants but shadows (default: 0). Only `by_rollout` allows this during a rollout.
+        """Set the weights of all variants but shadows (default: 0). Only `by_rollout`
+        allows this during a rollout.
 
-        `restores` is True if the traffic returns to the earlier version, which needs no approvals.
+        `restores` is True if the traffic returns to the earlier version, which needs no
+        approvals.
         """
         config = {"traffic": weights}
         audit: dict[str, Any] = {
@@ -303,13 +329,16 @@ class Deployments:
         why: str = "",
         is_trial: bool = False,
     ) -> Sequence[StageFollower]:
-        """Make the deployments that follow a stage (or only `deployment`) follow an alias. Return these deployments.
+        """Make the deployments that follow a stage (or only `deployment`) follow an
+        alias. Return these deployments.
 
-        The version in the stage gets the alias first, so the server keeps serving this version without a reload. If an
-        earlier call was interrupted, this call completes it. With `is_trial`, no change is made.
+        The version in the stage gets the alias first, so the server keeps serving this
+        version without a reload. If an earlier call was interrupted, this call
+        completes it. With `is_trial`, no change is made.
 
-        Raises the errors of `update`, AlreadyExists during a rollout, NotFound if the stage has no version, and
-        InvalidConfig if no deployment follows a stage, another version has the alias, or MLflow refuses the alias.
+        Raises the errors of `update`, AlreadyExists during a rollout, NotFound if the
+        stage has no version, and InvalidConfig if no deployment follows a stage,
+        another version has the alias, or MLflow refuses the alias.
         """
         with self._locked(endpoint) as stored:
             self.store.require_no_rollout(endpoint)
@@ -345,7 +374,9 @@ class Deployments:
         return followers
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> None:
-        """Complete open requests, then delete the endpoint and its deployments. Raises NotFound without an endpoint."""
+        """Complete open requests, then delete the endpoint and its deployments. Raises
+        NotFound without an endpoint.
+        """
         if endpoint in self.store.names():  # Check before the name is used for a lock file.
             if self.target not in (None, target := self._endpoints.target_of(endpoint)):
                 raise NotFound(f"the endpoint {endpoint!r} is at `-t {target}`")
@@ -359,9 +390,11 @@ class Deployments:
         return self._endpoints.observe(self._require(endpoint))
 
     def list_endpoints(self, only: Collection[str] | None = None) -> Sequence[ObservedEndpoint]:
-        """Return the endpoints, sorted by name. `progress` receives a line per unreadable endpoint.
+        """Return the endpoints, sorted by name. `progress` receives a line per
+        unreadable endpoint.
 
-        Endpoints are observed in parallel, so that a hanging cluster does not delay the others.
+        Endpoints are observed in parallel, so that a hanging cluster does not delay the
+        others.
         """
         for unreadable in self.store.unreadable():
             self.progress(unreadable.reason)
@@ -382,7 +415,9 @@ class Deployments:
         why: str = "",
         actor: str | None = None,
     ) -> Deployment:
-        """Add a deployment to an existing endpoint. Raises the errors of `create`, and NotFound for the endpoint."""
+        """Add a deployment to an existing endpoint. Raises the errors of `create`, and
+        NotFound for the endpoint.
+        """
         model_uri = absolute_model_uri(model_uri)
         self._change(
             endpoint,
@@ -393,7 +428,9 @@ class Deployments:
         return self.get(name, endpoint)
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
-        """Remove a deployment, but not its endpoint. A missing deployment is ignored. Raises like `delete`."""
+        """Remove a deployment, but not its endpoint. A missing deployment is ignored.
+        Raises like `delete`.
+        """
         with self._locked(endpoint) as stored:
             if name in stored.spec.variants:
                 self._endpoints.change(
@@ -409,7 +446,9 @@ class Deployments:
         self._change(endpoint, lambda spec: remove_monitor(spec, monitor), why=why)
 
     def poll_registry(self, model: str) -> None:
-        """Make the agents of servers that follow the model poll the registry now, because the registry has changed."""
+        """Make the agents of servers that follow the model poll the registry now,
+        because the registry has changed.
+        """
         for stored in self.store.endpoints():
             references = [
                 parse_model_uri(variant.model) for variant in stored.spec.variants.values()
@@ -419,7 +458,9 @@ class Deployments:
                     self._endpoints.backend(stored).poll_registry(stored.name)
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        """Yield the last log lines of a deployment's server; with `follow`, also new lines. Raises NotFound."""
+        """Yield the last log lines of a deployment's server; with `follow`, also new
+        lines. Raises NotFound.
+        """
         endpoint_name = self._find_server(name)
         yield from (
             self._endpoints.target_of(endpoint_name)
@@ -472,7 +513,9 @@ class Deployments:
         fields: Iterable[str] = (),
         **audit: Any,
     ) -> None:
-        """Change an endpoint. Raises InvalidConfig during a rollout if a weight is among the changed `fields`."""
+        """Change an endpoint. Raises InvalidConfig during a rollout if a weight is
+        among the changed `fields`.
+        """
         with self._locked(endpoint) as stored:
             refused = (
                 rollout_traffic_refusal(self.store, endpoint)
@@ -484,13 +527,17 @@ class Deployments:
             self._endpoints.change(stored, changed(stored.spec), **audit)
 
     def _configured(self, spec: EndpointSpec, config: Config) -> EndpointSpec:
-        """Return `spec` with the fields of `config`, after checking its monitors. Raises the errors of `configure`."""
+        """Return `spec` with the fields of `config`, after checking its monitors.
+        Raises the errors of `configure`.
+        """
         changed = configure(spec, config)
         check_monitors(changed, config, self.progress)
         return changed
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
-        """Return the endpoint of a deployment: `endpoint`, the endpoint of this name, or the only endpoint with it."""
+        """Return the endpoint of a deployment: `endpoint`, the endpoint of this name,
+        or the only endpoint with it.
+        """
         stored = [
             item
             for item in self._seen()
@@ -500,7 +547,8 @@ class Deployments:
         if len(stored) > 1 and not own:
             names = ", ".join(item.name for item in stored)
             raise InvalidConfig(
-                f"the endpoints {names} each have a deployment {name!r}: select one with --endpoint",
+                f"the endpoints {names} each have a deployment {name!r}: select one with "
+                "--endpoint",
             )
         if not stored:
             raise self._no_deployment(name, endpoint)
@@ -541,17 +589,21 @@ def open_deployments(
 
 
 def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
-    """Return why a live rollout forbids a change of weights (its next step would undo it); None without a rollout."""
+    """Return why a live rollout forbids a change of weights (its next step would undo
+    it); None without a rollout.
+    """
     if not store.rollouts(endpoint, live=True):
         return None
     return Refused(
-        f"the traffic of {endpoint!r} cannot be changed during a rollout: `onnxserve rollout abort {endpoint}` "
-        "aborts the rollout and restores the previous traffic",
+        f"the traffic of {endpoint!r} cannot be changed during a rollout: `onnxserve rollout "
+        f"abort {endpoint}` aborts the rollout and restores the previous traffic",
     )
 
 
 def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> list[StageFollower]:
-    """Return the deployments to convert; none if they already follow the alias. Raises like `follow_alias`."""
+    """Return the deployments to convert; none if they already follow the alias. Raises
+    like `follow_alias`.
+    """
     models = {
         name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)
     }
@@ -569,14 +621,15 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
         if holder not in ("", version):
             raise InvalidConfig(
                 f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
-                f"`onnxserve promote {uri.name} {version} --to @{alias}` moves the alias to version {version}; or "
-                "specify another alias with --alias",
+                f"`onnxserve promote {uri.name} {version} --to @{alias}` moves the alias to "
+                f"version {version}; or specify another alias with --alias",
             )
         for other in followers:
             if other.alias_uri == alias_uri and other.version != version:
                 raise InvalidConfig(
-                    f"{alias_uri} cannot be version {other.version} for {other.deployment!r} and version {version} for "
-                    f"{name!r}: convert each deployment with --deployment and a different --alias",
+                    f"{alias_uri} cannot be version {other.version} for {other.deployment!r} and "
+                    f"version {version} for {name!r}: convert each deployment with --deployment "
+                    "and a different --alias",
                 )
         followers.append(StageFollower(name, stage_uri, alias_uri, version))
     return followers

@@ -1,6 +1,8 @@
-"""Predictions and explanations from a deployment's server, for any input that MLflow's clients accept.
+"""Predictions and explanations from a deployment's server, for any input that MLflow's
+clients accept.
 
-The request body has one of MLflow's forms: dataframe_split, dataframe_records, instances, inputs.
+The request body has one of MLflow's forms: dataframe_split, dataframe_records,
+instances, inputs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,10 +51,11 @@ def scoring_target(
     name: str | None,
     endpoint: str | None,
 ) -> Iterator[ScoringTarget]:
-    """Yield the server of a deployment, or of an endpoint (which selects a deployment by its traffic).
+    """Yield the server of a deployment, or of an endpoint (which selects a deployment
+    by its traffic).
 
-    Raises InvalidConfig if neither is specified or the deployment shares its endpoint's traffic, NotFound if it does
-    not exist, and NotReady if the server is not running.
+    Raises InvalidConfig if neither is specified or the deployment shares its endpoint's
+    traffic, NotFound if it does not exist, and NotReady if the server is not running.
     """
     observed: Deployment | ObservedEndpoint
     if name is not None:
@@ -65,8 +68,8 @@ def scoring_target(
     answering = [variant for variant, weight in traffic_weights(stored.spec).items() if weight > 0]
     if name is not None and answering != [name]:
         raise InvalidConfig(
-            f"{name!r} cannot be requested separately, because the endpoint {stored.name!r} sends its traffic to "
-            f"{', '.join(answering)}: use --endpoint {stored.name}",
+            f"{name!r} cannot be requested separately, because the endpoint {stored.name!r} sends "
+            f"its traffic to {', '.join(answering)}: use --endpoint {stored.name}",
         )
     if not observation.url:
         raise NotReady(f"{stored.name}: {observation.state}; {observation.reason}")
@@ -77,7 +80,9 @@ def scoring_target(
 
 
 def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: object) -> Json:
-    """Return the server's JSON object for `inputs`. Raises InvalidRequest, and the errors of `server_client.post`."""
+    """Return the server's JSON object for `inputs`. Raises InvalidRequest, and the
+    errors of `server_client.post`.
+    """
     body = encode_body(inputs)
     with ServerSession() as session:
         document, _ = post(
@@ -93,7 +98,9 @@ def score(target: ScoringTarget, route: Literal["invocations", "explain"], input
 
 
 def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
-    """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and the errors of `post_for_events`."""
+    """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and the
+    errors of `post_for_events`.
+    """
     body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
     with ServerSession() as session:
         yield from post_for_events(
@@ -105,9 +112,11 @@ def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
 
 
 def encode_body(inputs: object) -> bytes:
-    """Return the JSON body for inputs of any type that `client.encode_json` accepts. Raises InvalidRequest.
+    """Return the JSON body for inputs of any type that `client.encode_json` accepts.
+    Raises InvalidRequest.
 
-    If `pandas.read_json` made the DataFrame from a document in one of MLflow's forms, the original document is encoded.
+    If `pandas.read_json` made the DataFrame from a document in one of MLflow's forms,
+    the original document is encoded.
     """
     document = (
         _document_read_by_pandas(cast("pd.DataFrame", inputs)) if is_pandas_frame(inputs) else None
@@ -116,10 +125,12 @@ def encode_body(inputs: object) -> bytes:
 
 
 def original_document(inputs: object) -> object:
-    """Return the JSON document of `mlflow deployments predict -I FILE`; for other callers, return `inputs`.
+    """Return the JSON document of `mlflow deployments predict -I FILE`; for other
+    callers, return `inputs`.
 
-    MLflow passes the frame that `pandas.read_json` makes from the file. pandas converts texts to numbers or dates,
-    rounds floats, and does not recognise MLflow's forms. The file is read again unless pandas wrote it.
+    MLflow passes the frame that `pandas.read_json` makes from the file. pandas converts
+    texts to numbers or dates, rounds floats, and does not recognise MLflow's forms. The
+    file is read again unless pandas wrote it.
     """
     context = click.get_current_context(silent=True)
     command = getattr(context.command.callback, "__module__", "") if context is not None else ""
@@ -131,16 +142,19 @@ def original_document(inputs: object) -> object:
     except (OSError, orjson.JSONDecodeError):  # Leave URLs, compressed files and NaN to pandas.
         document = None
     if isinstance(document, dict) and not any(form in document for form in BODY_FORMS):
-        # Only DataFrame.to_json writes a mapping of mappings, such as {"a": {"0": 1, "1": 3}}.
+        # Only DataFrame.to_json writes a mapping of mappings, such as {"a": {"0": 1,
+        # "1": 3}}.
         is_of_pandas = all(isinstance(values, dict) for values in document.values())
         return inputs if is_of_pandas else document
     return inputs if document is None else document
 
 
 def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, object] | None:
-    """Return the document from which `pandas.read_json` made `frame`; None if it was not in one of MLflow's forms.
+    """Return the document from which `pandas.read_json` made `frame`; None if it was
+    not in one of MLflow's forms.
 
-    From such a document, pandas makes a frame whose only column has the name of the form, such as `inputs`.
+    From such a document, pandas makes a frame whose only column has the name of the
+    form, such as `inputs`.
     """
     if list(frame.columns) not in [[form] for form in BODY_FORMS]:
         return None

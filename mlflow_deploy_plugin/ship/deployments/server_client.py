@@ -1,4 +1,6 @@
-"""HTTP requests to servers on this machine: one session class, and the conversion of server errors."""
+"""HTTP requests to servers on this machine: one session class, and the conversion of
+server errors.
+"""
 
 import time
 import warnings
@@ -28,15 +30,18 @@ from mlflow_deploy_plugin.serve.client.client import response_error
 
 _CONNECT_SECONDS = 5
 _MARGIN_SECONDS = 5
-"""The time by which the client's timeout exceeds the server's timeout, so that the server reports a timeout first."""
+"""The time by which the client's timeout exceeds the server's timeout, so that the
+server reports a timeout first.
+"""
 _MAX_PAUSE_SECONDS = 10
 
 
 class ServerSession(requests.Session):
     """A session for servers on this machine.
 
-    Proxies are not used. Certificates are not verified, because they name the public host. If the server requires a
-    key, the session reads a key from the server's state folder below `deployments`, which is private to its user.
+    Proxies are not used. Certificates are not verified, because they name the public
+    host. If the server requires a key, the session reads a key from the server's state
+    folder below `deployments`, which is private to its user.
     """
 
     def __init__(self, deployments: Path | None = None) -> None:
@@ -57,7 +62,9 @@ class ServerSession(requests.Session):
             return response
 
     def _local_key(self, url: str) -> str:
-        """Return the key of the deployment that listens on the port of `url`; empty if there is no readable key."""
+        """Return the key of the deployment that listens on the port of `url`; empty if
+        there is no readable key.
+        """
         port = urlsplit(url).port
         for file in self._deployments.glob(f"*/{SERVER}"):
             state = read_state(file, ServerState)
@@ -78,8 +85,9 @@ def post(
 ) -> tuple[Json, str]:
     """Return the server's JSON object and its prediction id, or "".
 
-    With several `tries`, the request is repeated while the server is overloaded or being changed. Raises NotReady if
-    the server does not answer. An error status raises the OnnxserveError of the status.
+    With several `tries`, the request is repeated while the server is overloaded or
+    being changed. Raises NotReady if the server does not answer. An error status raises
+    the OnnxserveError of the status.
     """
     for attempt in range(tries):
         try:
@@ -108,8 +116,9 @@ def post_for_events(
 ) -> Iterator[object]:
     """Post a JSON body, and yield the parsed JSON of each server-sent event.
 
-    Raises NotReady if the answer is missing or incomplete, InvalidRequest if the answer is not a stream of events, and
-    OnnxserveError if the server refuses or an event contains an error.
+    Raises NotReady if the answer is missing or incomplete, InvalidRequest if the answer
+    is not a stream of events, and OnnxserveError if the server refuses or an event
+    contains an error.
     """
     with _post(session, url, body, "application/json", timeout_seconds, stream=True) as response:
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):

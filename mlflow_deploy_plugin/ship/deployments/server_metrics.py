@@ -1,10 +1,13 @@
-"""Counters of a server since its start (`/metrics`), and their growth (`/metrics/history`, `core/statedir/history.py`).
+"""Counters of a server since its start (`/metrics`), and their growth
+(`/metrics/history`, `core/statedir/history.py`).
 
-The counters are summed over the server's workers and protocols. As in Prometheus, a counter that has decreased means
-that the server was restarted. Rollouts and the console use the same rules:
+The counters are summed over the server's workers and protocols. As in Prometheus, a
+counter that has decreased means that the server was restarted. Rollouts and the console
+use the same rules:
 
-- An unsuccessful response is an error. A refusal of the input (4xx) is also an error, because a rollout must detect a
-  model that no longer accepts its callers' inputs. The console shows refusals and failures separately.
+- An unsuccessful response is an error. A refusal of the input (4xx) is also an error,
+  because a rollout must detect a model that no longer accepts its callers' inputs. The
+  console shows refusals and failures separately.
 - A request whose client disconnected before the answer (499) is not counted.
 - Explanations take seconds, so the times of a version do not include them.
 """
@@ -43,10 +46,13 @@ class VersionCounters:
     """The counters of one version under the name of one variant.
 
     Attributes:
-        requests / errors: the number of answered requests / the number of unsuccessful responses.
-        timed: upper bound in seconds → the number of requests within the bound, without explanations.
-        same / different: the number of rows for which a shadow's prediction is the same / is different. A
-            request that the shadow could not answer counts as one different row.
+        requests / errors: the number of answered requests / the number of unsuccessful
+            responses.
+        timed: upper bound in seconds → the number of requests within the bound, without
+            explanations.
+        same / different: the number of rows for which a shadow's prediction is the same
+            / is different. A request that the shadow could not answer counts as one
+            different row.
         refused: the number of responses with a client error (4xx).
     """
 
@@ -66,7 +72,9 @@ class VersionCounters:
         return self.same + self.different
 
     def since(self, before: "VersionCounters") -> "VersionCounters":
-        """Return the counts since the earlier counters `before`; all counts if the server was restarted in between."""
+        """Return the counts since the earlier counters `before`; all counts if the
+        server was restarted in between.
+        """
         has_restarted = self.requests < before.requests or self.compared < before.compared
         return self if has_restarted else self._combined(before, -1)
 
@@ -83,7 +91,9 @@ class VersionCounters:
         return VersionCounters(**sums, timed=timed)
 
     def quantile(self, quantile: float) -> float | None:
-        """Return a quantile of the request times in seconds, interpolated as in Prometheus; None without requests."""
+        """Return a quantile of the request times in seconds, interpolated as in
+        Prometheus; None without requests.
+        """
         total = self.timed.get(math.inf, 0)
         if not total:
             return None
@@ -109,8 +119,9 @@ _Version = tuple[str, str, str, str]
 class ServerMetrics:
     """The counters of one server.
 
-    `counters` maps (endpoint, variant, model, version) to counters. `last_requests` maps (endpoint, model, version) to
-    the time of the last request in seconds since 1970.
+    `counters` maps (endpoint, variant, model, version) to counters. `last_requests`
+    maps (endpoint, model, version) to the time of the last request in seconds since
+    1970.
     """
 
     counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)
@@ -120,7 +131,9 @@ class ServerMetrics:
         return self.counters.get((endpoint, variant, model, version), VersionCounters())
 
     def by_version(self, endpoint: str) -> CountersByVersion:
-        """Return the counters of one endpoint. Equal versions of different models of a variant are summed."""
+        """Return the counters of one endpoint. Equal versions of different models of a
+        variant are summed.
+        """
         summed: dict[tuple[str, str], VersionCounters] = {}
         for (of_endpoint, variant, _, version), counters in self.counters.items():
             if of_endpoint == endpoint:
@@ -130,7 +143,9 @@ class ServerMetrics:
         return summed
 
     def versions_by_last_answer(self, endpoint: str, variant: str, model: str) -> list[str]:
-        """Return the model's versions that have answered for this variant, the version with the newest answer first."""
+        """Return the model's versions that have answered for this variant, the version
+        with the newest answer first.
+        """
         answered = [
             version
             for (*others, version), counters in self.counters.items()
@@ -143,7 +158,8 @@ class ServerMetrics:
 
 
 MetricsByServer = Mapping[str, ServerMetrics | Refused]
-"""The name of a server → its counters, or the reason why its counters are unreadable."""
+"""The name of a server → its counters, or the reason why its counters are unreadable.
+"""
 
 
 @dataclass(frozen=True)
@@ -152,7 +168,8 @@ class CountedInterval:
 
     Attributes:
         at: the end of the interval in seconds since 1970, by the server's clock.
-        counters: the counts without shadows: (endpoint, variant, model, version) → counts.
+        counters: the counts without shadows: (endpoint, variant, model, version) →
+            counts.
         labels: the number of accepted labels for all endpoints of the server.
     """
 
@@ -164,7 +181,9 @@ class CountedInterval:
 
 
 HistoryByServer = Mapping[str, Sequence[CountedInterval] | Refused]
-"""The name of a server → its stored intervals, oldest first, or the reason why its history is unreadable."""
+"""The name of a server → its stored intervals, oldest first, or the reason why its
+history is unreadable.
+"""
 
 
 def fetch_page(
@@ -172,7 +191,9 @@ def fetch_page(
     timeout_seconds: float,
     deployments: Path | None = None,
 ) -> bytes | Refused:
-    """Return a page of a server, or the reason why it is unreadable. `deployments` is as in `ServerSession`."""
+    """Return a page of a server, or the reason why it is unreadable. `deployments` is
+    as in `ServerSession`.
+    """
     try:
         with ServerSession(deployments) as session:
             answer = session.get(url, timeout=timeout_seconds)
@@ -206,7 +227,9 @@ def total_metrics(servers: MetricsByServer) -> ServerMetrics:
 
 
 def parse_server_metrics(page: str) -> ServerMetrics:
-    """Return the counters of a page in Prometheus' text format. Raises ValueError if the page has another format."""
+    """Return the counters of a page in Prometheus' text format. Raises ValueError if
+    the page has another format.
+    """
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(
         lambda: defaultdict(float),
@@ -237,9 +260,11 @@ def parse_server_metrics(page: str) -> ServerMetrics:
 
 
 def parse_server_history(lines: bytes) -> list[CountedInterval]:
-    """Return the intervals of a page of `/metrics/history`. Raises ValueError if a line has another format.
+    """Return the intervals of a page of `/metrics/history`. Raises ValueError if a line
+    has another format.
 
-    If the server's clock was set back, later intervals replace overlapping earlier intervals.
+    If the server's clock was set back, later intervals replace overlapping earlier
+    intervals.
     """
     intervals: list[CountedInterval] = []
     try:

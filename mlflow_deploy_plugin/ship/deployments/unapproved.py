@@ -1,8 +1,10 @@
-"""Versions that answer requests without the approvals that their model requires, and the limits of the policy.
+"""Versions that answer requests without the approvals that their model requires, and
+the limits of the policy.
 
-An approval may not come after the fact. A version without an approval gets traffic only within the limit `unapproved`
-of the model's policy: a share of the endpoint's requests, for a time that begins with the first percent. A gated stage
-or alias is not checked here, because MLflow's server lets only approved versions in.
+An approval may not come after the fact. A version without an approval gets traffic only
+within the limit `unapproved` of the model's policy: a share of the endpoint's requests,
+for a time that begins with the first percent. A gated stage or alias is not checked
+here, because MLflow's server lets only approved versions in.
 """
 
 import logging
@@ -46,7 +48,8 @@ class UnapprovedAnswer:
     """A model that answers requests of an endpoint without an approval.
 
     Attributes:
-        model / version: the registered model and, for a URI of a fixed version, its number.
+        model / version: the registered model and, for a URI of a fixed version, its
+            number.
         places: the gated stages and @aliases, of which one can approve the version.
         share: the percentage of the endpoint's requests.
         since / until: the times of the first request and of the limit in ISO 8601.
@@ -66,12 +69,17 @@ class UnapprovedAnswer:
 
     def __str__(self) -> str:
         until = self.ends_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
-        return f"{self.model_uri} answers {self.share:g} % of the requests without an approval, until {until} UTC"
+        return (
+            f"{self.model_uri} answers {self.share:g} % of the requests without an approval, until "
+            f"{until} UTC"
+        )
 
 
 @dataclass(frozen=True)
 class LackingApproval:
-    """A model URI without the required approvals. `limit` is None if the policy permits no answer without them."""
+    """A model URI without the required approvals. `limit` is None if the policy permits
+    no answer without them.
+    """
 
     model_uri: str
     model: str
@@ -88,7 +96,9 @@ class LackingApproval:
         return duration_seconds(self.limit.length) if self.limit is not None else 0
 
     def refusal(self, what: str) -> GateRefused:
-        """Return the error that `what`, such as `a rollout of 5 %`, is more than the policy permits."""
+        """Return the error that `what`, such as `a rollout of 5 %`, is more than the
+        policy permits.
+        """
         if self.limit is None:
             permitted = (
                 f"the policy of {self.model} permits no answers without an approval (`unapproved`)"
@@ -98,7 +108,10 @@ class LackingApproval:
                 f"the policy of {self.model} permits {self.share:g} % for {self.limit.length}"
             )
         if self.version:
-            remedy = f"`onnxserve promote {self.model} {self.version} --to {self.places[0]} --request` requests it"
+            remedy = (
+                f"`onnxserve promote {self.model} {self.version} --to {self.places[0]} --request` "
+                "requests it"
+            )
         else:
             remedy = f"follow {' or '.join(self.places)}, or specify a version that is approved"
         return GateRefused(f"{self.model_uri} lacks the approval for {what}: {permitted}; {remedy}")
@@ -111,13 +124,16 @@ def lacking_approval(
 ) -> LackingApproval | None:
     """Return the missing approval of a model, or None if it needs none or has it.
 
-    A URI that follows other aliases, stages or tags has none, because it may select any version later. A model that is
-    not registered or requires no approvals (such as a copy) has none if one of the registered models `replaced`, which
-    the endpoint serves, requires approvals.
+    A URI that follows other aliases, stages or tags has none, because it may select any
+    version later. A model that is not registered or requires no approvals (such as a
+    copy) has none if one of the registered models `replaced`, which the endpoint
+    serves, requires approvals.
 
-    If MLflow does not answer, a model requires no approvals if the audit trail of `store` does not have any.
+    If MLflow does not answer, a model requires no approvals if the audit trail of
+    `store` does not have any.
 
-    Raises NotFound, InvalidConfig for an invalid policy, RegistryUnavailable and RegistryRefused.
+    Raises NotFound, InvalidConfig for an invalid policy, RegistryUnavailable and
+    RegistryRefused.
     """
     uri = parse_model_uri(model_uri)
     policy = _policy_with_approvals(uri.name, store) if uri.is_registered else None
@@ -145,7 +161,9 @@ def _lacking(model_uri: str, model: str, version: str, policy: "GatePolicy") -> 
 
 
 def _policy_with_approvals(model: str, store: Store | None) -> "GatePolicy | None":
-    """Return the policy of a model that requires approvals; None for other models, and for a model that is missing."""
+    """Return the policy of a model that requires approvals; None for other models, and
+    for a model that is missing.
+    """
     try:
         with registry_errors(f"model {model}"):
             model_tags = registry_client().get_registered_model(model).tags
@@ -172,7 +190,9 @@ def _policy_with_approvals(model: str, store: Store | None) -> "GatePolicy | Non
 
 
 def _may_require_approvals(store: Store, model: str) -> bool:
-    """Return True if the audit trail has a policy with approvals, or a decision of people after the last policy."""
+    """Return True if the audit trail has a policy with approvals, or a decision of
+    people after the last policy.
+    """
     for event in store.events(model=model, actions=_POLICY_ACTIONS, newest_first=True):
         if event.action in _DECISIONS:
             return True
@@ -194,10 +214,12 @@ def permitted_answers(
 ) -> tuple[UnapprovedAnswer, ...]:
     """Return the answers without an approval after a change of an endpoint.
 
-    Only a model that gets more traffic than before is checked, so that every other change stays possible. `restores` is
-    True for a change that gives traffic back to an earlier version, which must not wait for people.
+    Only a model that gets more traffic than before is checked, so that every other
+    change stays possible. `restores` is True for a change that gives traffic back to an
+    earlier version, which must not wait for people.
 
-    Raises GateRefused if a version lacks an approval beyond the limit, and the errors of `lacking_approval`.
+    Raises GateRefused if a version lacks an approval beyond the limit, and the errors
+    of `lacking_approval`.
     """
     known = (
         {answer.model_uri: answer for answer in answers_of(before)} if before is not None else {}
@@ -216,7 +238,9 @@ def permitted_answers(
         except RegistryUnavailable:
             if model_uri not in shares_before or answer is not None:
                 raise
-            continue  # The version answered before with an approval. A change of traffic does not need MLflow.
+            # The version answered before with an approval. A change of traffic does not
+            # need MLflow.
+            continue
         if lacking is not None:
             answers.append(_permitted(store, after.name, lacking, share))
             raised.append(lacking)
@@ -229,7 +253,9 @@ def _require_total(
     answers: Iterable[UnapprovedAnswer],
     raised: Iterable[LackingApproval],
 ) -> None:
-    """Raise GateRefused if all answers together exceed the limit of a model that gets more traffic than before."""
+    """Raise GateRefused if all answers together exceed the limit of a model that gets
+    more traffic than before.
+    """
     total = sum(answer.share for answer in answers)
     for lacking in raised:
         if total > lacking.share:
@@ -242,7 +268,8 @@ def require_rollout(
     seconds: float,
     replaced: Iterable[str],
 ) -> str:
-    """Return the limit of a rollout without an approval, in words; empty if the version needs none or has it.
+    """Return the limit of a rollout without an approval, in words; empty if the version
+    needs none or has it.
 
     The registered models `replaced` are the models that the endpoint serves.
 
@@ -260,13 +287,18 @@ def require_rollout(
         raise lacking.refusal(
             f"a rollout of {shares} in at least {timedelta(seconds=len(steps) * seconds)}",
         )
-    return f"without an approval, which the policy permits for {lacking.share:g} % and {lacking.limit.length}"
+    return (
+        f"without an approval, which the policy permits for {lacking.share:g} % and "
+        f"{lacking.limit.length}"
+    )
 
 
 def has_answered(store: Store, endpoint: str, model_uri: str) -> bool:
-    """Return True if the model has answered requests of the endpoint, and did not lack an approval then.
+    """Return True if the model has answered requests of the endpoint, and did not lack
+    an approval then.
 
-    Changes that failed and were undone, and an earlier endpoint of this name, do not count.
+    Changes that failed and were undone, and an earlier endpoint of this name, do not
+    count.
     """
     answered: list[bool] = []
     for event in store.events(endpoint):
@@ -290,7 +322,9 @@ def answers_of(stored: Endpoint) -> list[UnapprovedAnswer]:
 
 
 def current_answers(store: Store, stored: Endpoint) -> list[UnapprovedAnswer]:
-    """Return the answers without an approval now: the version may have been promoted since the last change."""
+    """Return the answers without an approval now: the version may have been promoted
+    since the last change.
+    """
     return [
         answer
         for answer in answers_of(stored)
@@ -310,9 +344,11 @@ def _permitted(
     lacking: LackingApproval,
     share: float,
 ) -> UnapprovedAnswer:
-    """Return the answer of a version within the time limit, which begins with its first percent at this endpoint.
+    """Return the answer of a version within the time limit, which begins with its first
+    percent at this endpoint.
 
-    All URIs without a fixed version share the time of their model, because each of them may select the same version.
+    All URIs without a fixed version share the time of their model, because each of them
+    may select the same version.
     """
     now = store.now()
     since = min([*_earlier_starts(store, endpoint, lacking), now])
@@ -340,7 +376,9 @@ def _earlier_starts(store: Store, endpoint: str, lacking: LackingApproval) -> It
 
 
 def _shares(spec: EndpointSpec) -> Mapping[str, float]:
-    """Return the percentage of the requests per model URI, without models that do not answer."""
+    """Return the percentage of the requests per model URI, without models that do not
+    answer.
+    """
     shares: dict[str, float] = {}
     weights = traffic_weights(spec)
     if not any(weights.values()):

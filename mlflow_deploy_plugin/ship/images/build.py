@@ -1,4 +1,6 @@
-"""Plan and build the image of one model: first the server's image if it is missing, then the layer of the model."""
+"""Plan and build the image of one model: first the server's image if it is missing,
+then the layer of the model.
+"""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -29,10 +31,12 @@ class ImagePlan:
     """The two images to build. The model's image is based on the server's image.
 
     Attributes:
-        server: the context from which a missing `server_image` is built; None if the caller specifies a server image.
+        server: the context from which a missing `server_image` is built; None if the
+            caller specifies a server image.
         options: the options of `docker build` for the server's image.
         platform: the platform options for both builds.
-        resolved: the version in the image; with `follow`, the version to which the stage or alias points now.
+        resolved: the version in the image; with `follow`, the version to which the
+            stage or alias points now.
         folder: the downloaded version; None with `follow`.
     """
 
@@ -47,7 +51,9 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image in the local engine. `size` is the size of all layers in bytes; `labels` are as in `docker inspect`."""
+    """An image in the local engine. `size` is the size of all layers in bytes; `labels`
+    are as in `docker inspect`.
+    """
 
     name: str
     id: str
@@ -66,12 +72,15 @@ def planned_image(
     server_image: str | None = None,
     platform: str | None = None,
 ) -> Iterator[ImagePlan]:
-    """Resolve the model, download it unless `follow` is set, and yield the plan. The download is removed at the end.
+    """Resolve the model, download it unless `follow` is set, and yield the plan. The
+    download is removed at the end.
 
-    The arguments are the options of `onnxserve build-docker`. For any device but cpu, the image contains CUDA.
+    The arguments are the options of `onnxserve build-docker`. For any device but cpu,
+    the image contains CUDA.
 
-    Raises InvalidConfig if the options conflict or `follow` is used with a URI that cannot move, ModelError if the
-    model has no ONNX form or its files are damaged, NotFound, and RegistryUnavailable.
+    Raises InvalidConfig if the options conflict or `follow` is used with a URI that
+    cannot move, ModelError if the model has no ONNX form or its files are damaged,
+    NotFound, and RegistryUnavailable.
     """
     if base_image and server_image:
         raise InvalidConfig(
@@ -80,13 +89,15 @@ def planned_image(
     resolved = resolve(model_uri)
     if follow and not resolved.followed:
         raise InvalidConfig(
-            f"{model_uri} cannot move: --follow requires a stage, an alias or a tag, such as models:/X@champion",
+            f"{model_uri} cannot move: --follow requires a stage, an alias or a tag, such as "
+            "models:/X@champion",
         )
     server: BuildContext | None = None
     options: tuple[str, ...] = ()
     if server_image is None:
         server, base = server_context(), base_image or BASE_IMAGE
-        # The name contains a digest of the contents, so that an existing image is reused for equal contents.
+        # The name contains a digest of the contents, so that an existing image is
+        # reused for equal contents.
         digest = sha256(
             " ".join(filter(None, (server.digest, base, platform))).encode(),
         ).hexdigest()
@@ -110,8 +121,9 @@ def planned_image(
             folder = download(resolved.source, Path(temporary))
             if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
                 raise ModelError(
-                    f"{model_uri} has no ONNX form, and the image has no library to run its code: wrap it (onnxserve "
-                    "wrap), or let MLflow build an image with its environment (mlflow models build-docker)",
+                    f"{model_uri} has no ONNX form, and the image has no library to run its code: "
+                    "wrap it (onnxserve wrap), or let MLflow build an image with its environment "
+                    "(mlflow models build-docker)",
                 )
             if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
                 note = {"model_name": resolved.name, "model_version": resolved.version}
@@ -127,11 +139,13 @@ def build_image(
     report: ProgressCallback,
     pull: bool = False,
 ) -> BuiltImage:
-    """Build the model's image as `name`. The server's image is built first if it is missing.
+    """Build the model's image as `name`. The server's image is built first if it is
+    missing.
 
-    `report` receives the output lines of the builder. With `pull`, the server's image is rebuilt on the newest base
-    image. Raises BuildFailed if there is no engine or a build failed, InvalidConfig if the server image has no server,
-    and NotInstalled if the docker command is missing.
+    `report` receives the output lines of the builder. With `pull`, the server's image
+    is rebuilt on the newest base image. Raises BuildFailed if there is no engine or a
+    build failed, InvalidConfig if the server image has no server, and NotInstalled if
+    the docker command is missing.
     """
     if plan.server is not None and (pull or image_fields(plan.server_image) is None):
         pulling = ("--pull",) if pull else ()
@@ -148,7 +162,9 @@ def build_image(
 
 
 def _labels(resolved: ResolvedModel) -> dict[str, str]:
-    """Return labels with OCI names. The labels contain no time, so that equal inputs produce equal images."""
+    """Return labels with OCI names. The labels contain no time, so that equal inputs
+    produce equal images.
+    """
     return {
         "org.opencontainers.image.title": resolved.name,
         "org.opencontainers.image.version": resolved.version,

@@ -1,7 +1,9 @@
-"""Build contexts: the files from which Docker builds an image. Equal files produce equal bytes and equal layers.
+"""Build contexts: the files from which Docker builds an image. Equal files produce
+equal bytes and equal layers.
 
-The server's context contains docker/Dockerfile, the constraints and the package, from a checkout or an installed wheel.
-A model's context contains a short Dockerfile based on the server's image, and the model's files.
+The server's context contains docker/Dockerfile, the constraints and the package, from a
+checkout or an installed wheel. A model's context contains a short Dockerfile based on
+the server's image, and the model's files.
 """
 
 import hashlib
@@ -20,7 +22,9 @@ from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.core.messages import one_line
 
 MODEL_PATH = "/opt/ml/model"
-"""The model folder in images of SageMaker and MLflow. `serve` serves the model of this folder by default."""
+"""The model folder in images of SageMaker and MLflow. `serve` serves the model of this
+folder by default.
+"""
 DOCKERFILE = "docker/Dockerfile"
 PROJECT_FILES = (
     DOCKERFILE,
@@ -31,10 +35,14 @@ PROJECT_FILES = (
     "pyproject.toml",
     "setup.cfg",
 )
-"""The files that the Dockerfile copies in addition to the package. A wheel has them in share/onnxserve (setup.cfg)."""
+"""The files that the Dockerfile copies in addition to the package. A wheel has them in
+share/onnxserve (setup.cfg).
+"""
 _PACKAGE = Path(__file__).parents[2]
 _ROOT = "rootfs"
-"""A context folder that is copied to /, so that each of Docker's builders keeps folder times and makes equal layers."""
+"""A context folder that is copied to /, so that each of Docker's builders keeps folder
+times and makes equal layers.
+"""
 _MTIME = 1_577_836_800  # All files have the time 2020-01-01, so that layers are reproducible.
 
 
@@ -64,7 +72,9 @@ class BuildContext:
         return measured
 
     def write(self, stream: IO[bytes]) -> None:
-        """Write the context as a tar archive: sorted, owned by root, with fixed times and modes."""
+        """Write the context as a tar archive: sorted, owned by root, with fixed times
+        and modes.
+        """
         folders = {str(parent) for name in self.files for parent in PurePosixPath(name).parents} - {
             ".",
         }
@@ -84,7 +94,9 @@ class BuildContext:
                     archive.addfile(entry, content)
 
     def listing(self) -> Iterator[str]:
-        """Yield the Dockerfile's lines and a line per file of the context. The files of the package share one line."""
+        """Yield the Dockerfile's lines and a line per file of the context. The files of
+        the package share one line.
+        """
         yield from self.dockerfile.splitlines()
         yield ""
         groups = defaultdict(list)
@@ -98,11 +110,15 @@ class BuildContext:
                     "".join(f"{path}\0{sha}\0" for path, sha, _ in members).encode(),
                 ).hexdigest()
             size = sum(size for *_, size in members)
-            yield f"# {digest[:16]}  {size:>12,}  {name}{f'  ({len(members)} files)' if len(members) > 1 else ''}"
+            yield (
+                f"# {digest[:16]}  {size:>12,}  "
+                f"{name}{f'  ({len(members)} files)' if len(members) > 1 else ''}"
+            )
 
 
 def server_context() -> BuildContext:
-    """Return the context of every server image: this package as installed, with its Dockerfile.
+    """Return the context of every server image: this package as installed, with its
+    Dockerfile.
 
     Raises NotInstalled if the installation lacks a file of the wheel.
     """
@@ -119,7 +135,9 @@ def model_context(
     labels: Mapping[str, str],
     environment: Mapping[str, str],
 ) -> BuildContext:
-    """Return the context of a model's image. Without a folder, the image follows the model set in `environment`."""
+    """Return the context of a model's image. Without a folder, the image follows the
+    model set in `environment`.
+    """
     lines = [f"FROM {server_image}"]
     files: dict[str, Path | bytes] = {}
     if folder is not None:
@@ -137,7 +155,9 @@ def model_context(
 
 
 def _quoted(value: str) -> str:
-    """Return a value quoted for a Dockerfile. `$` is escaped, because it would begin a build variable."""
+    """Return a value quoted for a Dockerfile. `$` is escaped, because it would begin a
+    build variable.
+    """
     return json.dumps(one_line(value), ensure_ascii=False).replace("$", r"\$")
 
 
@@ -146,7 +166,9 @@ def _opened(content: Path | bytes) -> io.BufferedReader | io.BytesIO:
 
 
 def _project_file(name: str) -> Path:
-    """Return the path of a project file: next to the package in a checkout, otherwise in the wheel's data folder."""
+    """Return the path of a project file: next to the package in a checkout, otherwise
+    in the wheel's data folder.
+    """
     if (_PACKAGE.parent / DOCKERFILE).is_file():
         return _PACKAGE.parent / name
     try:
@@ -157,6 +179,6 @@ def _project_file(name: str) -> Path:
         if file.as_posix().endswith(f"share/onnxserve/{name}"):
             return Path(str(file.locate()))
     raise NotInstalled(
-        f"this installation of onnxserve lacks {name}, which its image builds need: install its wheel with pip, "
-        "or specify an existing server image (--server-image)",
+        f"this installation of onnxserve lacks {name}, which its image builds need: install its "
+        "wheel with pip, or specify an existing server image (--server-image)",
     )

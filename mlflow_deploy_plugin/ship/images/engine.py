@@ -1,4 +1,6 @@
-"""Docker's command line: builds, pushes and logins to ECR. A failure raises an error with one line."""
+"""Docker's command line: builds, pushes and logins to ECR. A failure raises an error
+with one line.
+"""
 
 import base64
 import json
@@ -31,10 +33,12 @@ def build(
     report: ProgressCallback,
     options: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Build the context's image as `tag` with `docker build` options, and return its `image_fields`.
+    """Build the context's image as `tag` with `docker build` options, and return its
+    `image_fields`.
 
-    Raises BuildFailed, with Docker's last message, if there is no engine, the build failed, or the builder does not
-    store its images in the engine. Raises NotInstalled if the docker command is missing.
+    Raises BuildFailed, with Docker's last message, if there is no engine, the build
+    failed, or the builder does not store its images in the engine. Raises NotInstalled
+    if the docker command is missing.
     """
     with tempfile.TemporaryFile(prefix="onnxserve-context-") as archive:
         context.write(archive)
@@ -52,25 +56,29 @@ def build(
     fields = image_fields(tag)
     if fields is None:
         raise BuildFailed(
-            f"the image {tag} was built but is not in the engine: set BUILDX_BUILDER=default, the builder that stores "
-            "images in the engine",
+            f"the image {tag} was built but is not in the engine: set BUILDX_BUILDER=default, the "
+            "builder that stores images in the engine",
         )
     return fields
 
 
 def image_fields(name: str) -> dict[str, Any] | None:
-    """Return the fields of `docker image inspect` for a local image, or None. Raises BuildFailed, NotInstalled."""
+    """Return the fields of `docker image inspect` for a local image, or None. Raises
+    BuildFailed, NotInstalled.
+    """
     if not docker("image", "ls", "-q", name, what="Docker's images cannot be listed"):
         return None
     return {**json.loads(docker("image", "inspect", name, what=f"{name} cannot be inspected"))[0]}
 
 
 def push_image(name: str, report: ProgressCallback) -> str:
-    """Push an image to the registry with which its name begins, and return the digest of the pushed image.
+    """Push an image to the registry with which its name begins, and return the digest
+    of the pushed image.
 
-    For Amazon's ECR, boto3 fetches the password with the caller's AWS credentials and creates a missing repository.
-    Other registries use the credentials of `docker login`. Raises BuildFailed if the registry refuses or does not
-    answer, NotInstalled if ECR needs boto3, and Unauthenticated if AWS refuses the credentials.
+    For Amazon's ECR, boto3 fetches the password with the caller's AWS credentials and
+    creates a missing repository. Other registries use the credentials of `docker
+    login`. Raises BuildFailed if the registry refuses or does not answer, NotInstalled
+    if ECR needs boto3, and Unauthenticated if AWS refuses the credentials.
     """
     host, _, repository = name.partition("/")
     if ecr := _ECR.fullmatch(host):
@@ -83,7 +91,9 @@ def push_image(name: str, report: ProgressCallback) -> str:
 
 
 def image_sbom(name: str) -> bytes:
-    """Return the bill of materials of an image, Python and Debian packages, in CycloneDX 1.6. Raises BuildFailed."""
+    """Return the bill of materials of an image, Python and Debian packages, in
+    CycloneDX 1.6. Raises BuildFailed.
+    """
     lister = ("--entrypoint", "onnxserve", name, "list-packages")
     return docker(
         "run",
@@ -124,9 +134,11 @@ def docker(
     text: str = "",
     report: ProgressCallback | None = None,
 ) -> str:
-    """Run `docker ARGUMENTS` and return its output. If `report` is set, the output includes standard error.
+    """Run `docker ARGUMENTS` and return its output. If `report` is set, the output
+    includes standard error.
 
-    The command reads `stdin` or `text`. `report` receives each line immediately. Error messages begin with `what`.
+    The command reads `stdin` or `text`. `report` receives each line immediately. Error
+    messages begin with `what`.
     """
     try:
         process = subprocess.Popen(

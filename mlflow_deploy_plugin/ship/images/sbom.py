@@ -1,7 +1,9 @@
-"""List the packages that are installed in an image, as a bill of materials: `onnxserve list-packages`.
+"""List the packages that are installed in an image, as a bill of materials: `onnxserve
+list-packages`.
 
-The format is CycloneDX 1.6 (https://cyclonedx.org/docs/1.6/json/). It contains the Python distributions and, if dpkg
-is available, Debian packages, but no times or random numbers, so that equal images produce equal documents.
+The format is CycloneDX 1.6 (https://cyclonedx.org/docs/1.6/json/). It contains the
+Python distributions and, if dpkg is available, Debian packages, but no times or random
+numbers, so that equal images produce equal documents.
 """
 
 import json

@@ -1,6 +1,8 @@
-"""Test an image before it ships: run it with minimal rights and no network, and compare its answers with its version's.
+"""Test an image before it ships: run it with minimal rights and no network, and compare
+its answers with its version's.
 
-The image's own Python sends the request with `docker exec`, because a container without a network publishes no port.
+The image's own Python sends the request with `docker exec`, because a container without
+a network publishes no port.
 """
 
 import json
@@ -54,7 +56,9 @@ print(json.dumps([int(answer.headers["Inference-Header-Content-Length"]), answer
 
 @dataclass(frozen=True)
 class ImageTrial:
-    """A passed test on `rows` ("5 example rows"): `seconds` until the answer, and the memory as in `docker stats`."""
+    """A passed test on `rows` ("5 example rows"): `seconds` until the answer, and the
+    memory as in `docker stats`.
+    """
 
     rows: str
     max_difference: float
@@ -68,10 +72,12 @@ def try_image(
     gpu: bool = False,
     seconds: float = LIMIT_SECONDS,
 ) -> ImageTrial:
-    """Run an image, and compare its outputs with the outputs of its version, an MLmodel folder, on this machine.
+    """Run an image, and compare its outputs with the outputs of its version, an MLmodel
+    folder, on this machine.
 
-    Raises BuildFailed if the server does not start or answer in `seconds`, InvalidConfig if the version refuses its
-    `known_rows`, and ParityError if a number differs by more than the tolerance. The container is always removed.
+    Raises BuildFailed if the server does not start or answer in `seconds`,
+    InvalidConfig if the version refuses its `known_rows`, and ParityError if a number
+    differs by more than the tolerance. The container is always removed.
     """
     model = OnnxModel.load(folder)
     source = (

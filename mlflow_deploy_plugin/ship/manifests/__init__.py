@@ -1,1 +1,3 @@
-"""Specs as documents for other platforms. `formats.py` lists the formats. Nothing here applies the documents."""
+"""Specs as documents for other platforms. `formats.py` lists the formats. Nothing here
+applies the documents.
+"""

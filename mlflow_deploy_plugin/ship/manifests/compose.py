@@ -1,6 +1,8 @@
-"""An endpoint as a Docker Compose project: compose.yaml, and a mounted folder with the spec.
+"""An endpoint as a Docker Compose project: compose.yaml, and a mounted folder with the
+spec.
 
-The folder is mounted, because a container does not see the replacement of a single mounted file.
+The folder is mounted, because a container does not see the replacement of a single
+mounted file.
 """
 
 from collections.abc import Mapping
@@ -29,9 +31,11 @@ SECRETS = "/run/secrets"
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return compose.yaml and the mounted spec. Raises InvalidConfig if the endpoint would be open without auth.
+    """Return compose.yaml and the mounted spec. Raises InvalidConfig if the endpoint
+    would be open without auth.
 
-    The service listens on the address `server.host` of this machine, by default on loopback.
+    The service listens on the address `server.host` of this machine, by default on
+    loopback.
     """
     server, container = spec.server, spec.container
     if not is_loopback(server.host):
@@ -83,7 +87,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         document["secrets"] = {name: {"file": path} for name, path in container.secrets.items()}
     if container.network not in (None, "host"):
         document["networks"] = {container.network: {"external": True}}
-    # Write "$$" for "$", because Compose reads a single "$" as the beginning of a shell variable.
+    # Write "$$" for "$", because Compose reads a single "$" as the beginning of a shell
+    # variable.
     return {
         "compose.yaml": dump_documents([document]).replace("$", "$$"),
         f"{spec.name}/{SPEC_FILE}": dump_spec(served),

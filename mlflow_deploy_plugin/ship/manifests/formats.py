@@ -15,4 +15,6 @@ FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
     "compose": compose.render,
     "systemd": systemd.render,
 }
-"""Format → a function that returns the files of an endpoint (path → text), or raises InvalidConfig."""
+"""Format → a function that returns the files of an endpoint (path → text), or raises
+InvalidConfig.
+"""

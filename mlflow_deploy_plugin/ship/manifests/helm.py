@@ -1,4 +1,6 @@
-"""An endpoint as values of the Helm chart in docker/helm/onnxserve. The values have the fields of the spec."""
+"""An endpoint as values of the Helm chart in docker/helm/onnxserve. The values have the
+fields of the spec.
+"""
 
 from collections.abc import Mapping
 
@@ -9,13 +11,17 @@ from mlflow_deploy_plugin.ship.manifests.kubernetes import SERVICE_NAME, kuberne
 from mlflow_deploy_plugin.ship.manifests.served import Document, Place, dump_documents
 
 _NOT_OF_VALUES = ("apiVersion", "name", "monitors", "alarms")
-"""The spec fields that are not in the values: the name is a key of `endpoints`; the rest is in the store."""
+"""The spec fields that are not in the values: the name is a key of `endpoints`; the
+rest is in the store.
+"""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return a values file with this endpoint. The release sets the namespace. Raises like `kubernetes_documents`.
+    """Return a values file with this endpoint. The release sets the namespace. Raises
+    like `kubernetes_documents`.
 
-    The endpoint gets the variables of `place`, because other endpoints of the release may use other MLflow workspaces.
+    The endpoint gets the variables of `place`, because other endpoints of the release
+    may use other MLflow workspaces.
     """
     kubernetes_documents(spec, place)
     environment = {**place.environment, **spec.container.environment}
@@ -30,7 +36,9 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def values_schema() -> Document:
-    """Return the chart's values.schema.json, in JSON Schema's draft 7, which Helm 3 and 4 support."""
+    """Return the chart's values.schema.json, in JSON Schema's draft 7, which Helm 3 and
+    4 support.
+    """
     spec = EndpointSpec.model_json_schema(by_alias=True)
     of_monitors = ("MonitorSpec", "RetrainSpec", "SampleSpec", "AlarmsSpec")
     definitions = {
@@ -90,7 +98,9 @@ def _without(fields: Document) -> Document:
 
 
 def _closed(properties: Document, required: tuple[str, ...] = ()) -> Document:
-    """Return the schema of an object with only these fields. Helm removes a default if the value is null."""
+    """Return the schema of an object with only these fields. Helm removes a default if
+    the value is null.
+    """
     return {
         "type": "object",
         "properties": properties,

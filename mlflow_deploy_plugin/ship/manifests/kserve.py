@@ -1,7 +1,9 @@
-"""An endpoint for KServe: a ServingRuntime with the image, and an InferenceService that uses it by protocol V2.
+"""An endpoint for KServe: a ServingRuntime with the image, and an InferenceService that
+uses it by protocol V2.
 
-KServe copies a model at a storage address (s3://…, pvc://…) into the pod. Any other model, such as a followed stage, is
-named in the spec, and the server loads it. The spec is in a ConfigMap, so its changes do not need new pods.
+KServe copies a model at a storage address (s3://…, pvc://…) into the pod. Any other
+model, such as a followed stage, is named in the spec, and the server loads it. The spec
+is in a ConfigMap, so its changes do not need new pods.
 https://kserve.github.io/website/docs/concepts/resources describes the objects.
 """
 
@@ -23,17 +25,21 @@ from mlflow_deploy_plugin.ship.manifests.served import (
 
 MODEL_FOLDER = "/mnt/models"
 _SCHEMES = ("gs://", "s3://", "pvc://", "hdfs://", "webhdfs://", "hf://", "oci://")
-"""The addresses that KServe's storage initializer supports. MLflow's artifact stores do not support all of them."""
+"""The addresses that KServe's storage initializer supports. MLflow's artifact stores do
+not support all of them.
+"""
 _FORMAT = "onnxserve"
 _NOT_TAKEN = ("name", "startupProbe", "livenessProbe", "lifecycle", "ports")
 """The container fields that Knative Serving refuses or expects in another format."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return a file with the ConfigMap of the spec, the ServingRuntime and the InferenceService.
+    """Return a file with the ConfigMap of the spec, the ServingRuntime and the
+    InferenceService.
 
-    Without auth, the InferenceService is only reachable within the cluster. Raises InvalidConfig if the spec requests
-    an object that KServe itself creates, or if the name is not valid for a Service.
+    Without auth, the InferenceService is only reachable within the cluster. Raises
+    InvalidConfig if the spec requests an object that KServe itself creates, or if the
+    name is not valid for a Service.
     """
     check_name(spec)
     if spec.kubernetes.host is not None:
@@ -76,9 +82,11 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Document]:
-    """Return the spec for the server, the field with the model, and the field with the canary's share.
+    """Return the spec for the server, the field with the model, and the field with the
+    canary's share.
 
-    If the models of both variants have storage addresses, the variant with the smaller weight is the canary.
+    If the models of both variants have storage addresses, the variant with the smaller
+    weight is the canary.
     """
     variants = list(spec.variants.values())
     in_stores = all(variant.model.startswith(_SCHEMES) for variant in variants)
@@ -102,7 +110,8 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
     pod, port = pod_of(spec, place), http_port(spec)
     (container,) = pod["containers"]
     readiness = container["readinessProbe"]
-    # Set the pod's security context on the container: ServingRuntime and Knative do not accept it on the pod.
+    # Set the pod's security context on the container: ServingRuntime and Knative do not
+    # accept it on the pod.
     return {
         "annotations": {
             "prometheus.kserve.io/port": str(port),

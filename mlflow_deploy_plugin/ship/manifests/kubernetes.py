@@ -1,7 +1,9 @@
-"""An endpoint as Kubernetes objects: plain documents for `kubectl apply -f`, in the newest API versions.
+"""An endpoint as Kubernetes objects: plain documents for `kubectl apply -f`, in the
+newest API versions.
 
-The pods run `onnxserve serve --spec` on a file of a ConfigMap. The server reads a changed file again, so a change of
-variants or weights does not need new pods. A change of `server`, `container` or `kubernetes` rolls the Deployment.
+The pods run `onnxserve serve --spec` on a file of a ConfigMap. The server reads a
+changed file again, so a change of variants or weights does not need new pods. A change
+of `server`, `container` or `kubernetes` rolls the Deployment.
 """
 
 import hashlib
@@ -38,18 +40,24 @@ SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 TLS_FOLDER = "/run/secrets/tls"
 _FILES_FOLDER = "/run/secrets/files"
 _DRAIN_SECONDS = 5
-"""The time in which a terminating pod still answers requests, while proxies and ingress controllers remove it."""
+"""The time in which a terminating pod still answers requests, while proxies and ingress
+controllers remove it.
+"""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return the endpoint as one file of YAML documents. Raises the errors of `kubernetes_documents`."""
+    """Return the endpoint as one file of YAML documents. Raises the errors of
+    `kubernetes_documents`.
+    """
     return {f"{spec.name}.yaml": dump_documents(kubernetes_documents(spec, place))}
 
 
 def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return the file of `render` with a ScaledObject of KEDA instead of a HorizontalPodAutoscaler.
+    """Return the file of `render` with a ScaledObject of KEDA instead of a
+    HorizontalPodAutoscaler.
 
-    Raises InvalidConfig if a field that KEDA needs is not set, and the errors of `kubernetes_documents`.
+    Raises InvalidConfig if a field that KEDA needs is not set, and the errors of
+    `kubernetes_documents`.
     """
     kubernetes = spec.kubernetes
     for field in ("requests_per_second", "max_replicas"):
@@ -87,7 +95,8 @@ def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     """Return the objects of an endpoint, in the order in which they must be applied.
 
-    Raises InvalidConfig if the name is not valid for a Service, the endpoint is open without auth, or fields conflict.
+    Raises InvalidConfig if the name is not valid for a Service, the endpoint is open
+    without auth, or fields conflict.
     """
     kubernetes = spec.kubernetes
     check_name(spec)
@@ -99,7 +108,8 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
     selector = endpoint_labels(spec.name)
     labels = {**selector, **MANAGED_BY}
-    # A new digest of `server` rolls the Deployment. The Helm chart must compute the same digest.
+    # A new digest of `server` rolls the Deployment. The Helm chart must compute the
+    # same digest.
     served = json.dumps(
         spec_document(spec_of_pod(spec))["server"],
         sort_keys=True,
@@ -117,7 +127,8 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
             "type": "RollingUpdate",
             "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
         },
-        # Never change this selector, because the selector of a running Deployment is immutable.
+        # Never change this selector, because the selector of a running Deployment is
+        # immutable.
         "selector": {"matchLabels": {_INSTANCE: spec.name}},
         "template": {
             "metadata": {"labels": labels, "annotations": {"onnxserve/server": digest}},
@@ -161,7 +172,8 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         documents.append(document("networking.k8s.io/v1", "Ingress", spec=ingress))
     if kubernetes.service_monitor:
         has_port = spec.server.metrics_port is not None  # This port needs neither TLS nor a key.
-        # Without honorLabels, the operator overwrites the label `endpoint` with the name of the port.
+        # Without honorLabels, the operator overwrites the label `endpoint` with the
+        # name of the port.
         scraped: Document = {
             "port": "metrics" if has_port else "http",
             "path": "/metrics",
@@ -180,20 +192,23 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
 
 
 def endpoint_labels(name: str) -> dict[str, str]:
-    """Return the labels of an endpoint's objects. A Helm release of the same name has the same instance label."""
+    """Return the labels of an endpoint's objects. A Helm release of the same name has
+    the same instance label.
+    """
     return {"app.kubernetes.io/name": "onnxserve", _INSTANCE: name}
 
 
 def check_name(spec: EndpointSpec) -> None:
     if not SERVICE_NAME.fullmatch(spec.name):
         raise InvalidConfig(
-            f"{spec.name!r} is not a valid name of a Kubernetes Service: it needs at most 63 lowercase letters, digits "
-            "and -, and must begin with a letter",
+            f"{spec.name!r} is not a valid name of a Kubernetes Service: it needs at most 63 "
+            "lowercase letters, digits and -, and must begin with a letter",
         )
 
 
 def _service_ports(spec: EndpointSpec) -> list[Document]:
-    # Specify the protocol of each port, because server-side apply of older Kubernetes versions requires it.
+    # Specify the protocol of each port, because server-side apply of older Kubernetes
+    # versions requires it.
     ports = [{"name": "http", "port": http_port(spec), "targetPort": "http", "protocol": "TCP"}]
     for name, port in (("grpc", spec.server.grpc_port), ("metrics", spec.server.metrics_port)):
         if port is not None:
@@ -202,7 +217,9 @@ def _service_ports(spec: EndpointSpec) -> list[Document]:
 
 
 def spec_of_pod(spec: EndpointSpec) -> EndpointSpec:
-    """Return the spec for the server of a pod. Its certificate and key have the paths at which the pod mounts them."""
+    """Return the spec for the server of a pod. Its certificate and key have the paths
+    at which the pod mounts them.
+    """
     served = served_spec(spec)
     update = {field: f"{TLS_FOLDER}/{TLS_FILES[field]}" for field in _tls_keys(spec)}
     return served.model_copy(update={"server": served.server.model_copy(update=update)})
@@ -215,7 +232,8 @@ def _tls_keys(spec: EndpointSpec) -> dict[str, str]:
 def pod_of(spec: EndpointSpec, place: Place) -> Document:
     """Return the pod that serves the spec of the ConfigMap with the endpoint's name.
 
-    Raises InvalidConfig if a secret, a certificate or a key is not specified as SECRET/KEY.
+    Raises InvalidConfig if a secret, a certificate or a key is not specified as
+    SECRET/KEY.
     """
     kubernetes = spec.kubernetes
     volumes: dict[str, tuple[str, Document]] = {
@@ -238,7 +256,8 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,  # A Service "onnxserve" must not set ONNXSERVE_PORT.
         "terminationGracePeriodSeconds": _DRAIN_SECONDS + spec.server.stop_seconds,
-        # No user id is set: the image has a user, and OpenShift refuses ids that it has not assigned to the namespace.
+        # No user id is set: the image has a user, and OpenShift refuses ids that it has
+        # not assigned to the namespace.
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "topologySpreadConstraints": [
             {
@@ -329,7 +348,8 @@ def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
         },
     )
     variables = environment_of(spec.model_copy(update={"container": mounted}), place)
-    # Write "$$" for "$", because Kubernetes replaces "$(A)" by the value of the variable A.
+    # Write "$$" for "$", because Kubernetes replaces "$(A)" by the value of the
+    # variable A.
     plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in variables.items()]
     secret = [
         {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", key)}}
@@ -346,7 +366,9 @@ def _secret_key(field: str, reference: str) -> Document:
 
 
 def _projected(files: Mapping[str, Document]) -> Document:
-    """Return the source of a volume with these files, each from a key of a Secret. kubelet updates the files."""
+    """Return the source of a volume with these files, each from a key of a Secret.
+    kubelet updates the files.
+    """
     sources = [
         {"secret": {"name": key["name"], "items": [{"key": key["key"], "path": file}]}}
         for file, key in files.items()

@@ -1,7 +1,9 @@
-"""An endpoint for Seldon Core 1: a SeldonDeployment with one predictor per variant, through protocol V2.
+"""An endpoint for Seldon Core 1: a SeldonDeployment with one predictor per variant,
+through protocol V2.
 
-Seldon distributes the traffic, so that Seldon's tools show champion, canary and shadow. Seldon Core 2 is not supported,
-because its `Server.spec.serverConfig` only accepts MLServer or Triton.
+Seldon distributes the traffic, so that Seldon's tools show champion, canary and shadow.
+Seldon Core 2 is not supported, because its `Server.spec.serverConfig` only accepts
+MLServer or Triton.
 """
 
 import re
@@ -22,11 +24,15 @@ from mlflow_deploy_plugin.ship.manifests.served import (
 
 _PREDICTOR = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")
-"""The pod fields that refer to a service account or to labels, which this format does not create."""
+"""The pod fields that refer to a service account or to labels, which this format does
+not create.
+"""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return a file with all objects. Raises InvalidConfig if Seldon cannot serve the spec or auth is missing."""
+    """Return a file with all objects. Raises InvalidConfig if Seldon cannot serve the
+    spec or auth is missing.
+    """
     check_name(spec)
     _check(spec)
     documents: list[Document] = []
@@ -66,15 +72,18 @@ def _check(spec: EndpointSpec) -> None:
     shadows = [name for name, variant in spec.variants.items() if variant.shadow]
     if len(shadows) > 1:
         raise InvalidConfig(
-            f"variants.{shadows[1]}.shadow: Seldon supports one shadow, and {shadows[0]} is a shadow",
+            f"variants.{shadows[1]}.shadow: Seldon supports one shadow, and {shadows[0]} is a "
+            "shadow",
         )
     if spec.sticky is not None and len(spec.variants) - len(shadows) > 1:
         raise InvalidConfig(
-            "sticky: Seldon distributes requests only by weight; use the format kubernetes or kserve",
+            "sticky: Seldon distributes requests only by weight; use the format kubernetes or "
+            "kserve",
         )
     if wrong := [name for name in spec.variants if not _PREDICTOR.fullmatch(name)]:
         raise InvalidConfig(
-            f"variants.{wrong[0]}: the name of a predictor needs at most 32 lowercase letters, digits and -",
+            f"variants.{wrong[0]}: the name of a predictor needs at most 32 lowercase letters, "
+            "digits and -",
         )
 
 
@@ -101,7 +110,9 @@ def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
 
 
 def _shares(spec: EndpointSpec) -> dict[str, int]:
-    """Return the traffic per variant in whole percent, rounded (largest remainder) to a sum of 100 without shadows."""
+    """Return the traffic per variant in whole percent, rounded (largest remainder) to a
+    sum of 100 without shadows.
+    """
     weights = {
         name: variant.weight for name, variant in spec.variants.items() if not variant.shadow
     }

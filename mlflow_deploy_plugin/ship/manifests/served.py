@@ -1,4 +1,6 @@
-"""The parts that all formats share: the paths in a container, the served spec, and YAML."""
+"""The parts that all formats share: the paths in a container, the served spec, and
+YAML.
+"""
 
 import re
 from collections.abc import Mapping
@@ -17,15 +19,20 @@ Document = dict[str, Any]
 
 SPEC_FOLDER, SPEC_FILE = "/etc/onnxserve", "spec.yaml"
 HOME_FOLDER = "/var/lib/onnxserve"
-"""The folder of the image that every user can write. It contains the state, or the listener's socket."""
+"""The folder of the image that every user can write. It contains the state, or the
+listener's socket.
+"""
 STATE_FOLDER = f"{HOME_FOLDER}/server"
 SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_FOLDER]
 """The arguments of the image's entry point."""
 PORT = 8080
 STARTUP_SECONDS = 600
-"""The maximum time to fetch and load the models, in which a pod only receives startup probes."""
+"""The maximum time to fetch and load the models, in which a pod only receives startup
+probes.
+"""
 TLS_FILES = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
-"""A field of `server` with a TLS file → the name of this file in a pod and in a unit."""
+"""A field of `server` with a TLS file → the name of this file in a pod and in a unit.
+"""
 USER = 10001
 """The user of `docker/Dockerfile`."""
 OWNER = "onnxserve/owner"
@@ -37,10 +44,12 @@ _NOT_SERVED = ("monitors", "alarms", "container", "kubernetes")
 
 @dataclass(frozen=True)
 class Place:
-    """The platform for which documents are made. Raises InvalidConfig if the namespace is not valid.
+    """The platform for which documents are made. Raises InvalidConfig if the namespace
+    is not valid.
 
     Attributes:
-        environment: additional variables of the server; variables of the spec take precedence.
+        environment: additional variables of the server; variables of the spec take
+            precedence.
         owner: the store that owns the objects; empty for files that a user applies.
     """
 
@@ -51,7 +60,8 @@ class Place:
     def __post_init__(self) -> None:
         if not NAMESPACE.fullmatch(self.namespace):
             raise InvalidConfig(
-                f"namespace: at most 63 lowercase letters, digits and inner - are expected (got {self.namespace!r})",
+                "namespace: at most 63 lowercase letters, digits and inner - are expected (got "
+                f"{self.namespace!r})",
             )
 
 
@@ -72,13 +82,19 @@ def make_document(
 
 
 _BOOLEANS = ("y", "Y", "n", "N")
-"""The texts that kubectl, Helm and Compose read as booleans unless quoted, and that PyYAML does not quote."""
+"""The texts that kubectl, Helm and Compose read as booleans unless quoted, and that
+PyYAML does not quote.
+"""
 _LINE_BREAKS = "\x85\u2028\u2029"
-"""The characters that YAML treats as line breaks. A text with such a character is quoted to keep the character."""
+"""The characters that YAML treats as line breaks. A text with such a character is
+quoted to keep the character.
+"""
 
 
 class _Dumper(yaml.SafeDumper):
-    """A YAML dumper that writes multi-line texts as blocks, and repeats equal objects instead of using YAML aliases."""
+    """A YAML dumper that writes multi-line texts as blocks, and repeats equal objects
+    instead of using YAML aliases.
+    """
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -102,10 +118,12 @@ def http_port(spec: EndpointSpec) -> int:
 
 
 def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
-    """Return the spec for the server, without the fields that only the controller or the platform needs.
+    """Return the spec for the server, without the fields that only the controller or
+    the platform needs.
 
-    The server listens on `host`, by default on all addresses of its container. The platform protects a server without
-    auth by a NetworkPolicy, or by a port that is published only on loopback. Raises InvalidConfig for equal ports.
+    The server listens on `host`, by default on all addresses of its container. The
+    platform protects a server without auth by a NetworkPolicy, or by a port that is
+    published only on loopback. Raises InvalidConfig for equal ports.
     """
     update = {
         "server.host": host or "0.0.0.0",
@@ -123,11 +141,14 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
 
 
 def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
-    """Raise InvalidConfig if the endpoint has no auth, because all clients that reach `entrance` could use it."""
+    """Raise InvalidConfig if the endpoint has no auth, because all clients that reach
+    `entrance` could use it.
+    """
     if spec.server.is_open:
         raise InvalidConfig(
-            f"without auth, all clients that reach {entrance} could use the endpoint: set -C server.api_keys=true or "
-            "-C server.jwt_issuer=…; or -C server.insecure=true if a proxy authenticates the clients",
+            f"without auth, all clients that reach {entrance} could use the endpoint: set -C "
+            "server.api_keys=true or -C server.jwt_issuer=…; or -C server.insecure=true if a "
+            "proxy authenticates the clients",
         )
 
 
@@ -139,7 +160,9 @@ def asks_mlflow(spec: EndpointSpec) -> bool:
 
 
 def lacks_mlflow_address(spec: EndpointSpec) -> bool:
-    """Return True if the endpoint needs MLFLOW_TRACKING_URI (`asks_mlflow`) and the spec does not set this variable."""
+    """Return True if the endpoint needs MLFLOW_TRACKING_URI (`asks_mlflow`) and the
+    spec does not set this variable.
+    """
     return "MLFLOW_TRACKING_URI" not in {
         **spec.container.environment,
         **spec.container.secrets,
@@ -147,13 +170,17 @@ def lacks_mlflow_address(spec: EndpointSpec) -> bool:
 
 
 def machine_name(spec: EndpointSpec, place: Place) -> str:
-    """Return a name with the MLflow workspace, because other workspaces on a machine may use the same endpoint name."""
+    """Return a name with the MLflow workspace, because other workspaces on a machine
+    may use the same endpoint name.
+    """
     workspace = workspace_of(environment_of(spec, place))
     return f"{workspace}_{spec.name}" if workspace else spec.name
 
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
-    """Return the environment variables from the place and the spec (variable → value), without secrets."""
+    """Return the environment variables from the place and the spec (variable → value),
+    without secrets.
+    """
     variables = {**place.environment, **spec.container.environment, **spec.container.secret_files}
     return {
         name: variables[name] for name in sorted(variables) if name not in spec.container.secrets
@@ -161,9 +188,11 @@ def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
 
 
 def local_files(spec: EndpointSpec) -> list[str]:
-    """Return the local paths in the spec: model folders, certificate and key, files of secrets.
+    """Return the local paths in the spec: model folders, certificate and key, files of
+    secrets.
 
-    Raises InvalidConfig if a path is relative, because the server has another working directory.
+    Raises InvalidConfig if a path is relative, because the server has another working
+    directory.
     """
     models = {
         f"variants.{name}.model": parse_model_uri(variant.model)

@@ -1,7 +1,8 @@
-"""An endpoint as a spec and a systemd unit, which runs the server with a dedicated user id and minimal rights.
+"""An endpoint as a spec and a systemd unit, which runs the server with a dedicated user
+id and minimal rights.
 
-systemd reads secrets, secret files and TLS files, which may be readable only by root, and passes them to the server as
-credentials (systemd.exec(5)).
+systemd reads secrets, secret files and TLS files, which may be readable only by root,
+and passes them to the server as credentials (systemd.exec(5)).
 """
 
 import re
@@ -24,7 +25,9 @@ from mlflow_deploy_plugin.ship.manifests.served import (
 )
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
-"""The command of the server. systemd needs an absolute path, and the images have it at the same path."""
+"""The command of the server. systemd needs an absolute path, and the images have it at
+the same path.
+"""
 _FIRST_FREE_PORT = 1024
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+=,-]*")
 
@@ -87,14 +90,16 @@ WantedBy=multi-user.target
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return path → text of the unit and of the served spec. systemd and the unit expect the files at these paths.
+    """Return path → text of the unit and of the served spec. systemd and the unit
+    expect the files at these paths.
 
-    Raises InvalidConfig if a path is relative or cannot be quoted in a unit, a field of the spec is only for
-    containers, or the endpoint would be open without auth.
+    Raises InvalidConfig if a path is relative or cannot be quoted in a unit, a field of
+    the spec is only for containers, or the endpoint would be open without auth.
     """
     if spec.container.image is not None:
         raise InvalidConfig(
-            f"container.image: a unit runs {PROGRAM} of its machine, not an image; remove this field",
+            f"container.image: a unit runs {PROGRAM} of its machine, not an image; remove this "
+            "field",
         )
     if spec.container.network not in (None, "host"):
         raise InvalidConfig(
@@ -160,7 +165,9 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def _quoted(text: str) -> str:
-    """Return a text in the quotes of systemd.syntax(7). `%` is escaped, because it begins a specifier."""
+    """Return a text in the quotes of systemd.syntax(7). `%` is escaped, because it
+    begins a specifier.
+    """
     special = {
         "\\": "\\\\",
         '"': '\\"',
@@ -173,9 +180,12 @@ def _quoted(text: str) -> str:
 
 
 def _plain(path: str) -> str:
-    """Return the path. Raises InvalidConfig if the path needs quotes, because systemd versions differ in quoting."""
+    """Return the path. Raises InvalidConfig if the path needs quotes, because systemd
+    versions differ in quoting.
+    """
     if not _PLAIN_PATH.fullmatch(path):
         raise InvalidConfig(
-            f"{path!r} is not allowed in a unit: an absolute path of letters, digits and _./@+=,- is expected",
+            f"{path!r} is not allowed in a unit: an absolute path of letters, digits and _./@+=,- "
+            "is expected",
         )
     return path

@@ -1,7 +1,9 @@
-"""An HTTP client that sends requests at scheduled times, independently of the server's answers (an open loop).
+"""An HTTP client that sends requests at scheduled times, independently of the server's
+answers (an open loop).
 
-Latency counts from the scheduled time, so that a stalling server is charged for all waiting requests. The client never
-sleeps, because waking a sleeping core of a virtual machine costs the server tens of microseconds per answer.
+Latency counts from the scheduled time, so that a stalling server is charged for all
+waiting requests. The client never sleeps, because waking a sleeping core of a virtual
+machine costs the server tens of microseconds per answer.
 """
 
 import asyncio
@@ -19,7 +21,9 @@ from mlflow_deploy_plugin.core.messages import one_line
 Times = npt.NDArray[np.float64]
 _CONNECTIONS = 64
 _QUEUE_SECONDS, _ANSWER_SECONDS = 1.0, 30.0
-"""The time that requests may wait for a free connection after the last scheduled time, and then for their answer."""
+"""The time that requests may wait for a free connection after the last scheduled time,
+and then for their answer.
+"""
 
 
 class _Connection(asyncio.Protocol):
@@ -44,20 +48,29 @@ class _Connection(asyncio.Protocol):
 
 def post(path: str, body: bytes) -> bytes:
     """Return the bytes of a request with a JSON body."""
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = (
+        f"POST {path} HTTP/1.1\r\n"
+        "Host: 127.0.0.1\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}"
+    )
     return f"{head}\r\n\r\n".encode() + body
 
 
 def random_times(rate: float, seconds: float, seed: int) -> Times:
-    """Return the sorted times [N] of independent callers (a Poisson process): `rate` per second, at least one time."""
+    """Return the sorted times [N] of independent callers (a Poisson process): `rate`
+    per second, at least one time.
+    """
     return np.sort(np.random.default_rng(seed).uniform(0, seconds, max(1, round(rate * seconds))))
 
 
 def open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times, str]:
-    """Send the requests in turn to a server on this machine at `times` [N], in seconds after the start.
+    """Send the requests in turn to a server on this machine at `times` [N], in seconds
+    after the start.
 
-    Return the latencies [N] in seconds, and the status and body of the first answer with another status than 200, if
-    any. Requests without an answer count with their waiting time.
+    Return the latencies [N] in seconds, and the status and body of the first answer
+    with another status than 200, if any. Requests without an answer count with their
+    waiting time.
     """
     return uvloop.run(_open_loop(port, requests, times))
 

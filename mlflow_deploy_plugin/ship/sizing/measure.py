@@ -1,5 +1,6 @@
-"""Load a pod of a model on this machine: `onnxserve serve` with all its processes, pinned to the cores of a pod.
-Another core sends the requests."""
+"""Load a pod of a model on this machine: `onnxserve serve` with all its processes,
+pinned to the cores of a pod. Another core sends the requests.
+"""
 
 import math
 import os
@@ -37,9 +38,13 @@ from mlflow_deploy_plugin.ship.sizing.plan import Load, PodMeasurement, count_po
 from mlflow_deploy_plugin.wrap.evaluation.dataset import known_rows, take_rows
 
 _BATCH_SIZES, _GAIN = (1, 8, 32, 1), 1.3
-"""The batch sizes to try. A larger batch size is selected for a gain of 30 %, after 1 was tried again."""
+"""The batch sizes to try. A larger batch size is selected for a gain of 30 %, after 1
+was tried again.
+"""
 SECONDS, STEADY_SECONDS = 5.0, 25.0
-"""The duration of a load in the search, and of the last load. The agent ships the rows of a busy worker every 10 s."""
+"""The duration of a load in the search, and of the last load. The agent ships the rows
+of a busy worker every 10 s.
+"""
 _TRIES = 3  # A load that fails is repeated, because a short disturbance must not lower the rate.
 _STEP, _RESOLUTION, _LEAST_REQUESTS = 4.0, 1.05, 100
 _FIRST_REQUESTS, _FIRST_UTILIZATION, _MOST_BODIES, _CALL_SECONDS, _POLL_SECONDS = (
@@ -58,18 +63,23 @@ _OF_CALLERS = (
     "ca_certs",
     "grpc_port",
 )
-"""Fields of `server` that the measured server does not have: its client has no key and no certificate."""
+"""Fields of `server` that the measured server does not have: its client has no key and
+no certificate.
+"""
 
 
 def request_bodies(folder: Path, rows: int) -> list[bytes]:
-    """Return up to 64 bodies of `/invocations` with `rows` rows each: rows of the input example of the version in
-    `folder`, otherwise of its reference or random rows. A model whose input is not rows receives its example unchanged.
-    Raises InvalidConfig if the example does not fit the signature, or if nothing describes the rows."""
+    """Return up to 64 bodies of `/invocations` with `rows` rows each: rows of the input
+    example of the version in `folder`, otherwise of its reference or random rows. A
+    model whose input is not rows receives its example unchanged. Raises InvalidConfig
+    if the example does not fit the signature, or if nothing describes the rows.
+    """
     artifact, example = read_served_artifact(folder), folder / INPUT_EXAMPLE
     if artifact.undescribed:
         if not example.is_file():
             raise InvalidConfig(
-                "the model has no input example and no signature of rows: log it with input_example=…",
+                "the model has no input example and no signature of rows: log it with "
+                "input_example=…",
             )
         return [example.read_bytes()]
     schema = (
@@ -98,13 +108,15 @@ def measure_pod(
     p99: float,
     progress: ProgressCallback,
 ) -> PodMeasurement:
-    """Search the highest rate of a pod at which the 99th percentile of the latency is at most `p99` seconds. Then
-    measure a new pod at its share of `rate` requests per second.
+    """Search the highest rate of a pod at which the 99th percentile of the latency is
+    at most `p99` seconds. Then measure a new pod at its share of `rate` requests per
+    second.
 
-    The pod serves the version in `folder` with the workers and threads (by default 1) of `spec.server`, and with its
-    batch size, otherwise with the size that has the highest rate. The `bodies` of `/invocations` are sent in turn.
-    Raises InvalidConfig if the version refuses its example, no rate meets `p99`, or the machine has too few cores, and
-    DeploymentFailed if the server did not start or has ended.
+    The pod serves the version in `folder` with the workers and threads (by default 1)
+    of `spec.server`, and with its batch size, otherwise with the size that has the
+    highest rate. The `bodies` of `/invocations` are sent in turn. Raises InvalidConfig
+    if the version refuses its example, no rate meets `p99`, or the machine has too few
+    cores, and DeploymentFailed if the server did not start or has ended.
     """
     if sys.platform != "linux":
         raise InvalidConfig(
@@ -117,8 +129,8 @@ def measure_pod(
     )
     if workers * threads >= cores:
         raise InvalidConfig(
-            f"server.workers={workers} with {threads} threads each, and a client, need {workers * threads + 1} cores, "
-            f"but this machine has {cores}: use another machine",
+            f"server.workers={workers} with {threads} threads each, and a client, need "
+            f"{workers * threads + 1} cores, but this machine has {cores}: use another machine",
         )
     fields = {f"server.{name}": "" for name in _OF_CALLERS} | {
         f"variants.{spec.name}.model": str(folder),
@@ -149,7 +161,9 @@ def measure_pod(
 
 
 def highest_rate(holds: Callable[[float], bool], rate: float) -> float:
-    """Return the highest rate that holds, within 5 %, or 0 if the first `rate` does not hold."""
+    """Return the highest rate that holds, within 5 %, or 0 if the first `rate` does not
+    hold.
+    """
     low, high = 0.0, math.inf
     while high > low * _RESOLUTION and (low or high == math.inf):
         low, high = (rate, high) if holds(rate) else (low, rate)
@@ -165,11 +179,14 @@ class _Pod:
     send: Callable[[Times], tuple[Times, str]]
 
     def highest_load(self, p99: float, first_rate: float, progress: ProgressCallback) -> Load:
-        """Return the highest load that holds, or the load at the first rate (by default a fifth of the pod's rate)."""
+        """Return the highest load that holds, or the load at the first rate (by default
+        a fifth of the pod's rate).
+        """
         loads: dict[float, Load] = {}
 
         def holds(rate: float) -> bool:
-            # The queue of a rate that is 5 % too high must exceed the limit at the end of the load.
+            # The queue of a rate that is 5 % too high must exceed the limit at the end
+            # of the load.
             seconds = max(SECONDS, p99 / (_RESOLUTION - 1), _LEAST_REQUESTS / rate)
             loads[rate] = load = self.load(rate, seconds, p99)
             progress(f"{rate:,.1f} requests/s: p99 {load.p99 * 1e3:.3g} ms")
@@ -181,7 +198,9 @@ class _Pod:
         return loads[highest_rate(holds, first_rate) or first_rate]
 
     def load(self, rate: float, seconds: float, p99: float) -> Load:
-        """Send a load, up to three times until it holds `p99`. Return the load with the lowest latency."""
+        """Send a load, up to three times until it holds `p99`. Return the load with the
+        lowest latency.
+        """
         loads: list[Load] = []
         while len(loads) < _TRIES and not (loads and loads[-1].holds(p99)):
             before, began = self._cpu_seconds(), time.monotonic()
@@ -193,8 +212,10 @@ class _Pod:
         return min(loads, key=lambda load: (load.error, load.p99))
 
     def memory_bytes(self) -> int:
-        """Return the peak memory of all processes in a container: each file once, each shared page of a fork once. The
-        proportional set size is too small, because unrelated processes of this machine map the same libraries."""
+        """Return the peak memory of all processes in a container: each file once, each
+        shared page of a fork once. The proportional set size is too small, because
+        unrelated processes of this machine map the same libraries.
+        """
         if sys.platform != "linux":
             raise NotImplementedError  # `measure_pod` refuses other systems.
         private, files = 0, dict[str, int]()
@@ -211,7 +232,9 @@ class _Pod:
         return private + sum(files.values())
 
     def _cpu_seconds(self) -> Times:
-        """Return [2] CPU seconds: of the pod, and of the processes on this machine that this process did not start."""
+        """Return [2] CPU seconds: of the pod, and of the processes on this machine that
+        this process did not start.
+        """
         if sys.platform != "linux":
             raise NotImplementedError  # `measure_pod` refuses other systems.
         every, own = psutil.cpu_times(), psutil.Process()

@@ -1,4 +1,6 @@
-"""The pods, resources and cost that a rate of requests needs, computed from the measurement of one pod."""
+"""The pods, resources and cost that a rate of requests needs, computed from the
+measurement of one pod.
+"""
 
 import math
 import shlex
@@ -8,7 +10,9 @@ from dataclasses import dataclass
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
 HEADROOM = 0.3
-"""The share of a pod's highest rate that stays free for bursts and lost pods: Kubernetes' autoscalers aim at 70 %."""
+"""The share of a pod's highest rate that stays free for bursts and lost pods:
+Kubernetes' autoscalers aim at 70 %.
+"""
 CPU_HOUR_PRICE, GB_HOUR_PRICE = 0.04048, 0.004445
 """USD per vCPU and hour, and per GB and hour: AWS Fargate, Linux on x86, us-east-1."""
 MOST_PODS = 500  # An autoscaler may double the pods, and an endpoint has at most 1,000.
@@ -18,8 +22,10 @@ _TOLERATED_CPUS = 0.25
 
 @dataclass(frozen=True)
 class Load:
-    """A load of `rate` requests per second. `p99` is the 99th percentile of the latency in seconds, and `error` the
-    first wrong answer. `cpus` and `other_cpus` are the cores that the pod and other processes of this machine used."""
+    """A load of `rate` requests per second. `p99` is the 99th percentile of the latency
+    in seconds, and `error` the first wrong answer. `cpus` and `other_cpus` are the
+    cores that the pod and other processes of this machine used.
+    """
 
     rate: float
     p99: float
@@ -28,7 +34,9 @@ class Load:
     other_cpus: float
 
     def holds(self, p99: float) -> bool:
-        """Return True if all answers are right, and the 99th percentile of the latency is at most `p99` seconds."""
+        """Return True if all answers are right, and the 99th percentile of the latency
+        is at most `p99` seconds.
+        """
         return not self.error and self.p99 <= p99
 
     def require(self, p99: float) -> None:
@@ -39,16 +47,19 @@ class Load:
             )
         if self.p99 > p99:
             raise InvalidConfig(
-                f"--p99 {p99 * 1e3:g}ms: the 99th percentile is {self.p99 * 1e3:.3g} ms at {self.rate:.3g} requests/s "
-                f"(other processes used {self.other_cpus:.1f} cores); set a larger --p99, or try `onnxserve optimize`",
+                f"--p99 {p99 * 1e3:g}ms: the 99th percentile is {self.p99 * 1e3:.3g} ms at "
+                f"{self.rate:.3g} requests/s (other processes used {self.other_cpus:.1f} cores); "
+                "set a larger --p99, or try `onnxserve optimize`",
             )
 
 
 @dataclass(frozen=True)
 class PodMeasurement:
-    """A pod under load, with `threads` (intra_op_num_threads) per worker. `highest` is the load with the highest rate
-    that holds, and `planned` the load at the pod's share of the wanted rate. `memory_bytes` is the peak memory of
-    all processes, and `version_bytes` the size of the version's files."""
+    """A pod under load, with `threads` (intra_op_num_threads) per worker. `highest` is
+    the load with the highest rate that holds, and `planned` the load at the pod's share
+    of the wanted rate. `memory_bytes` is the peak memory of all processes, and
+    `version_bytes` the size of the version's files.
+    """
 
     workers: int
     threads: int
@@ -61,8 +72,10 @@ class PodMeasurement:
 
 @dataclass(frozen=True)
 class Plan:
-    """The pods for a rate, and their cost in USD per million predicted rows. `options` are fields of the spec by dotted
-    name; `hpa` and `keda` are further fields for an autoscaler."""
+    """The pods for a rate, and their cost in USD per million predicted rows. `options`
+    are fields of the spec by dotted name; `hpa` and `keda` are further fields for an
+    autoscaler.
+    """
 
     pods: int
     cost_per_million: float
@@ -72,12 +85,15 @@ class Plan:
 
 
 def count_pods(rate: float, highest_rate: float) -> int:
-    """Return the number of pods for `rate`, with headroom. Raises InvalidConfig for more than 500 pods."""
+    """Return the number of pods for `rate`, with headroom. Raises InvalidConfig for
+    more than 500 pods.
+    """
     rate_per_pod = highest_rate * (1 - HEADROOM)
     if (pods := math.ceil(rate / rate_per_pod)) > MOST_PODS:
         raise InvalidConfig(
             f"--rate {rate:g} needs {pods:,} pods like the measured pod; set a rate of at most "
-            f"{MOST_PODS * rate_per_pod:,.0f} for {MOST_PODS} pods, or measure larger pods (-C server.workers=…)",
+            f"{MOST_PODS * rate_per_pod:,.0f} for {MOST_PODS} pods, or measure larger pods (-C "
+            "server.workers=…)",
         )
     return pods
 
@@ -89,10 +105,12 @@ def plan_pods(
     cpu_hour_price: float,
     gb_hour_price: float,
 ) -> Plan:
-    """Return the pods for `rate` requests per second with `rows` rows each. Raises InvalidConfig above 500 pods.
+    """Return the pods for `rate` requests per second with `rows` rows each. Raises
+    InvalidConfig above 500 pods.
 
-    The CPU limit is the cores of the pod, because a lower limit stops the workers during bursts. The memory limit is
-    125 % of the measured memory and of a copy of the version's files per worker, for the load of the next version.
+    The CPU limit is the cores of the pod, because a lower limit stops the workers
+    during bursts. The memory limit is 125 % of the measured memory and of a copy of the
+    version's files per worker, for the load of the next version.
     """
     pods, cpus = count_pods(rate, pod.highest.rate), pod.workers * pod.threads
     memory = (
@@ -118,18 +136,20 @@ def plan_pods(
 
 
 def disturbance(pod: PodMeasurement, cores: int) -> str:
-    """Return a warning if other processes have used more than the free cores of this machine; otherwise an empty text.
+    """Return a warning if other processes have used more than the free cores of this
+    machine; otherwise an empty text.
 
-    `cores` is the number of cores of the machine. The pod has a core per thread, and its client has one core.
+    `cores` is the number of cores of the machine. The pod has a core per thread, and
+    its client has one core.
     """
     used = max(pod.highest.other_cpus, pod.planned.other_cpus)
     free = cores - pod.workers * pod.threads - 1
     if used <= free + _TOLERATED_CPUS:
         return ""
     return (
-        f"warning: other processes used {used:.1f} cores during the measurement, and only {free} of the {cores} cores "
-        "were free for them: the rate per pod is too low, and the pods and the cost are too high; end the other "
-        "processes, or measure on another machine"
+        f"warning: other processes used {used:.1f} cores during the measurement, and only {free} "
+        f"of the {cores} cores were free for them: the rate per pod is too low, and the pods and "
+        "the cost are too high; end the other processes, or measure on another machine"
     )
 
 

@@ -1,4 +1,6 @@
-"""The adapter of MLflow's basic auth. The groups of a caller are the caller's roles in MLflow."""
+"""The adapter of MLflow's basic auth. The groups of a caller are the caller's roles in
+MLflow.
+"""
 
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 class BasicAuth(Login):
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
-        """Check the password once per request. A check takes 0.1 s, and MLflow 3.17 repeats it for each permission."""
+        """Check the password once per request. A check takes 0.1 s, and MLflow 3.17
+        repeats it for each permission.
+        """
         authenticate = auth.authenticate_request
 
         @wraps(authenticate)
@@ -55,7 +59,9 @@ class BasicAuth(Login):
         return ModelPermission(bool(permission.can_read), bool(permission.can_update))
 
     def list_filter(self) -> Callable[[str], bool]:
-        """Return MLflow's own predicate. One query covers all models; `permission` uses nine per model."""
+        """Return MLflow's own predicate. One query covers all models; `permission` uses
+        nine per model.
+        """
         is_listed: Callable[[str], bool] = auth._role_based_read_predicate(
             self.user(),
             "registered_model",
@@ -63,7 +69,9 @@ class BasicAuth(Login):
         return is_listed
 
     def readable_workspaces(self, names: Iterable[str]) -> set[str]:
-        """Filter a response with the names, because MLflow's basic auth filters only responses."""
+        """Filter a response with the names, because MLflow's basic auth filters only
+        responses.
+        """
         message = ListWorkspaces.Response()
         for name in names:
             message.workspaces.add(name=name)

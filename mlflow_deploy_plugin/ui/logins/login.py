@@ -17,9 +17,13 @@ _ADAPTERS = {
     "basic-auth": "mlflow_deploy_plugin.ui.logins.basic_auth:BasicAuth",
     "oidc-auth": "mlflow_deploy_plugin.ui.logins.oidc_auth:OidcAuth",
 }
-"""The name of an app of the group `mlflow.app` → its adapter, which is imported only together with the app."""
+"""The name of an app of the group `mlflow.app` → its adapter, which is imported only
+together with the app.
+"""
 COOKIE_VARIABLE = "_ONNXSERVE_COOKIE"
-"""The environment variable with the Cookie header that a job sends to MLflow, for a caller with a session."""
+"""The environment variable with the Cookie header that a job sends to MLflow, for a
+caller with a session.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,27 @@ class ModelPermission:
 
 
 class Login:
-    """A login adapter. This class is the adapter of a server without accounts, and others replace its methods.
+    """A login adapter. This class is the adapter of a server without accounts, and
+    others replace its methods.
 
-    All methods except the first two are called within a Flask request, after the login's own checks.
+    All methods except the first two are called within a Flask request, after the
+    login's own checks.
     """
 
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
-        """Prepare the app. `served` is the app for the WSGI or ASGI server, which contains `app`."""
+        """Prepare the app. `served` is the app for the WSGI or ASGI server, which
+        contains `app`.
+        """
 
     def allow_page(self, path: str, method: str) -> None:
-        """Let all authenticated callers send requests to a page of onnxserve, which checks permissions itself."""
+        """Let all authenticated callers send requests to a page of onnxserve, which
+        checks permissions itself.
+        """
 
     def enter_workspace(self, name: str) -> None:
-        """Apply the permissions in this workspace, which the URL of a page selects instead of the workspace header."""
+        """Apply the permissions in this workspace, which the URL of a page selects
+        instead of the workspace header.
+        """
 
     def user(self) -> str:
         """Return the name of the caller; empty for an anonymous caller."""
@@ -58,11 +70,15 @@ class Login:
         return frozenset()
 
     def permission(self, model: str) -> ModelPermission:
-        """Return the caller's permission for a registered model. An unknown model raises no exception."""
+        """Return the caller's permission for a registered model. An unknown model
+        raises no exception.
+        """
         return ModelPermission(can_read=True, can_update=True)
 
     def list_filter(self) -> Callable[[str], bool]:
-        """Return a predicate that is True for the models that MLflow lists for the caller."""
+        """Return a predicate that is True for the models that MLflow lists for the
+        caller.
+        """
         return lambda model: self.permission(model).can_read
 
     def readable_workspaces(self, names: Iterable[str]) -> set[str]:
@@ -70,9 +86,11 @@ class Login:
         return set(names)
 
     def credentials(self) -> dict[str, str]:
-        """Return environment variables with which a process on this machine calls MLflow as the caller.
+        """Return environment variables with which a process on this machine calls
+        MLflow as the caller.
 
-        By default, MLflow's client sends the Authorization header of the request (basic or bearer).
+        By default, MLflow's client sends the Authorization header of the request (basic
+        or bearer).
         """
         if (header := request.authorization) is None:
             return {}
@@ -92,15 +110,16 @@ class Login:
 def login_of(app: str) -> Login:
     """Return the adapter of an app of the group `mlflow.app`.
 
-    Raises InvalidConfig if the app has no adapter, because callers without a known name would have all permissions, and
-    any exception if the adapter does not fit the version of the app.
+    Raises InvalidConfig if the app has no adapter, because callers without a known name
+    would have all permissions, and any exception if the adapter does not fit the
+    version of the app.
     """
     registered = {entry.name: entry.value for entry in entry_points(group=GROUP)}
     if (address := registered.get(app) or _ADAPTERS.get(app)) is None:
         raise InvalidConfig(
-            f"ONNXSERVE_MLFLOW_APP: {app} has no login adapter, which reads the caller's name and permissions. There "
-            f"are adapters for {', '.join(sorted({*_ADAPTERS, *registered}))}. A distribution registers an adapter in "
-            f"the entry point group {GROUP}",
+            f"ONNXSERVE_MLFLOW_APP: {app} has no login adapter, which reads the caller's name and "
+            f"permissions. There are adapters for {', '.join(sorted({*_ADAPTERS, *registered}))}. "
+            f"A distribution registers an adapter in the entry point group {GROUP}",
         )
     adapter: Login = EntryPoint(app, address, GROUP).load()()
     return adapter

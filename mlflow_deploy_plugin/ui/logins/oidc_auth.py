@@ -1,7 +1,9 @@
-"""The adapter of the distribution mlflow-oidc-auth (OpenID Connect and SAML); tested with 11.0.2.
+"""The adapter of the distribution mlflow-oidc-auth (OpenID Connect and SAML); tested
+with 11.0.2.
 
-FastAPI authenticates a request and passes the caller to Flask. A browser has a session cookie, and a client an access
-token (basic) or a token of the issuer (bearer). The plugin's database contains groups and permissions.
+FastAPI authenticates a request and passes the caller to Flask. A browser has a session
+cookie, and a client an access token (basic) or a token of the issuer (bearer). The
+plugin's database contains groups and permissions.
 """
 
 from collections.abc import Iterable
@@ -56,6 +58,8 @@ class OidcAuth(Login):
         }
 
     def credentials(self) -> dict[str, str]:
-        """Return the variables for the Authorization header, otherwise for the session cookie of a browser."""
+        """Return the variables for the Authorization header, otherwise for the session
+        cookie of a browser.
+        """
         cookies = request.headers.get("Cookie", "")
         return super().credentials() or ({COOKIE_VARIABLE: cookies} if cookies else {})

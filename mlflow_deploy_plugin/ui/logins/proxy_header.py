@@ -1,8 +1,10 @@
-"""The adapter of a proxy that logs callers in and passes their names in a header, such as X-Forwarded-User.
+"""The adapter of a proxy that logs callers in and passes their names in a header, such
+as X-Forwarded-User.
 
-The header is accepted only from the listed addresses. All other requests are refused, except health checks. MLflow has
-no permissions in this case, so every named caller may read all models. Every named caller may also edit all models,
-unless ONNXSERVE_EDIT_GROUPS names the groups of the editors.
+The header is accepted only from the listed addresses. All other requests are refused,
+except health checks. MLflow has no permissions in this case, so every named caller may
+read all models. Every named caller may also edit all models, unless
+ONNXSERVE_EDIT_GROUPS names the groups of the editors.
 """
 
 import re
@@ -33,11 +35,15 @@ _READING_POSTS = re.compile(
 )
 """The paths of MLflow that only read, although their method is POST."""
 _OWN_PAGES = re.compile(r"/onnxserve(?:/requests)?")
-"""The pages of onnxserve that accept forms and decisions. They check the permissions of the caller."""
+"""The pages of onnxserve that accept forms and decisions. They check the permissions of
+the caller.
+"""
 
 
 class ProxyHeader(Login):
-    """Raises InvalidConfig if the settings list no addresses. A token of this server names the caller of a job."""
+    """Raises InvalidConfig if the settings list no addresses. A token of this server
+    names the caller of a job.
+    """
 
     def __init__(self, settings: Settings, prefix: str) -> None:
         self._header, self._groups_header = settings.user_header, settings.groups_header
@@ -51,12 +57,13 @@ class ProxyHeader(Login):
             raise InvalidConfig(f"ONNXSERVE_TRUSTED_PROXIES: {error}") from None
         if self._editors and not self._groups_header:
             raise InvalidConfig(
-                "ONNXSERVE_EDIT_GROUPS needs ONNXSERVE_GROUPS_HEADER, the header in which the proxy sends the groups",
+                "ONNXSERVE_EDIT_GROUPS needs ONNXSERVE_GROUPS_HEADER, the header in which the "
+                "proxy sends the groups",
             )
         if not self._proxies:
             raise InvalidConfig(
-                "ONNXSERVE_USER_HEADER needs ONNXSERVE_TRUSTED_PROXIES, the addresses of the proxies that set the "
-                "header, such as 10.0.0.7 or 10.1.0.0/16",
+                "ONNXSERVE_USER_HEADER needs ONNXSERVE_TRUSTED_PROXIES, the addresses of the "
+                "proxies that set the header, such as 10.0.0.7 or 10.1.0.0/16",
             )
 
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
@@ -100,7 +107,9 @@ class ProxyHeader(Login):
         return None
 
     def _protect_fastapi(self, served: "FastAPI") -> None:
-        """Check also the requests that FastAPI answers without Flask, and headers that WSGI cannot tell apart."""
+        """Check also the requests that FastAPI answers without Flask, and headers that
+        WSGI cannot tell apart.
+        """
         from starlette.responses import JSONResponse
 
         names = {name.lower() for name in (self._header, self._groups_header) if name}
@@ -139,7 +148,9 @@ class ProxyHeader(Login):
         path: str,
         identity: tuple[str, frozenset[str]],
     ) -> str:
-        """Return why the caller may not send this request to MLflow; empty if the caller may send it."""
+        """Return why the caller may not send this request to MLflow; empty if the
+        caller may send it.
+        """
         user, groups = identity
         within = path.removeprefix(self._prefix)
         is_reading = method == "POST" and (
@@ -147,14 +158,19 @@ class ProxyHeader(Login):
         )
         if method in _READING_METHODS or is_reading or self._may_edit(groups):
             return ""
-        return f"{user} may only read: changes need a group in ONNXSERVE_EDIT_GROUPS of MLflow's server"
+        return (
+            f"{user} may only read: changes need a group in ONNXSERVE_EDIT_GROUPS of MLflow's "
+            "server"
+        )
 
     def _identify(
         self,
         header: "Callable[[str, str], str]",
         address: str,
     ) -> tuple[str, frozenset[str]] | Refused:
-        """Return the name and the groups of the caller, from the token of a job or from the headers of a proxy."""
+        """Return the name and the groups of the caller, from the token of a job or from
+        the headers of a proxy.
+        """
         scheme, _, token = header("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             with suppress(BadData):  # The proxy passes the token of its own login.
@@ -162,12 +178,14 @@ class ProxyHeader(Login):
                 return user, frozenset(groups)
         if not _is_listed(address, self._proxies):
             return Refused(
-                f"{address or 'the address'} is not in ONNXSERVE_TRUSTED_PROXIES: send requests to the proxy",
+                f"{address or 'the address'} is not in ONNXSERVE_TRUSTED_PROXIES: send requests "
+                "to the proxy",
             )
         user = _text(header(self._header, "")).strip()
         if not user or "," in user:
             return Refused(
-                f"the proxy at {address} sent {'several names' if user else 'no name'} in {self._header}",
+                f"the proxy at {address} sent {'several names' if user else 'no name'} in "
+                f"{self._header}",
             )
         if refusal := name_refusal(user):
             return Refused(
@@ -177,7 +195,9 @@ class ProxyHeader(Login):
 
 
 def _text(header: str) -> str:
-    """Return a header, which servers decode as Latin-1, as UTF-8, which proxies send; otherwise as Latin-1."""
+    """Return a header, which servers decode as Latin-1, as UTF-8, which proxies send;
+    otherwise as Latin-1.
+    """
     try:
         return header.encode("latin-1").decode()
     except UnicodeError:

@@ -1,5 +1,6 @@
-"""Alerts in the store. A message is due when an alert begins, becomes 1.5 times as bad, lasts for the repeat interval,
-or ends."""
+"""Alerts in the store. A message is due when an alert begins, becomes 1.5 times as bad,
+lasts for the repeat interval, or ends.
+"""
 
 import hashlib
 import logging
@@ -32,7 +33,9 @@ def record_result(
     result: MonitorResult,
     spec: MonitorSpec,
 ) -> None:
-    """Record a judged window, which begins, continues, worsens or ends an alert. An undecided window has no effect."""
+    """Record a judged window, which begins, continues, worsens or ends an alert. An
+    undecided window has no effect.
+    """
     alerts, now = Alerts(store), store.now()
     endpoint, monitor = result.endpoint, result.monitor
     content = _result_content(result, spec)
@@ -104,7 +107,9 @@ def end_alert(store: Store, alert: Alert, line: str) -> None:
 
 
 def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
-    """Record a message that is sent once and does not end, such as a version that waits for approval."""
+    """Record a message that is sent once and does not end, such as a version that waits
+    for approval.
+    """
     now, digest = store.now(), hashlib.sha256(text.encode()).hexdigest()[:12]
     fingerprint = f"{endpoint}/{monitor}/said/{digest}"
     content = AlertContent(
@@ -127,9 +132,11 @@ def announce_request(
     step: str,
     request: Json,
 ) -> None:
-    """Record a message, which is sent once, about the request for a promotion of the model, in place of an endpoint.
+    """Record a message, which is sent once, about the request for a promotion of the
+    model, in place of an endpoint.
 
-    The detail `request` identifies the request, so that the message is dropped if the request ends first.
+    The detail `request` identifies the request, so that the message is dropped if the
+    request ends first.
     """
     now = store.now()
     content = AlertContent(
@@ -145,7 +152,9 @@ def announce_request(
 
 
 def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
-    """Record a message, which is sent once per digest, that the files of a version in a gated place have changed."""
+    """Record a message, which is sent once per digest, that the files of a version in a
+    gated place have changed.
+    """
     model, version = changed.model, changed.version
     compared = (
         f"sha256 {changed.now[:12]}, recorded {changed.recorded[:12]}"
@@ -153,10 +162,14 @@ def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
         else "they cannot be read"
     )
     text = (
-        f"the files of {model} version {version}, which is in {changed.place}, are no longer the files that the gate "
-        f"let in ({compared}). Servers that have the version keep serving the earlier files"
+        f"the files of {model} version {version}, which is in {changed.place}, are no longer the "
+        f"files that the gate let in ({compared}). Servers that have the version keep serving the "
+        "earlier files"
     )
-    step = f"restore the files, or promote another version: onnxserve history --model {model} shows the moves"
+    step = (
+        f"restore the files, or promote another version: onnxserve history --model {model} shows "
+        "the moves"
+    )
     now, fingerprint = store.now(), f"files/{model}/{version}/{changed.place}/{changed.now[:12]}"
     content = AlertContent(fingerprint, model, "", lines=(_short(text),), next=step)
     detail = content.event_detail("said", now, None)
@@ -178,8 +191,10 @@ def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class AlertContent:
-    """The content of the alert with this `fingerprint`, for channels with one of the `tags` (empty: all). A larger
-    `weight` is worse. Content with an older `order` (window start and revision) than the last has no effect."""
+    """The content of the alert with this `fingerprint`, for channels with one of the
+    `tags` (empty: all). A larger `weight` is worse. Content with an older `order`
+    (window start and revision) than the last has no effect.
+    """
 
     fingerprint: str
     endpoint: str
@@ -225,7 +240,9 @@ def fire(
     repeat: timedelta,
     event: AlertEvent = "firing",
 ) -> Alert | None:
-    """Return the alert after an alarm; None if the alarm is older than the alert's last window."""
+    """Return the alert after an alarm; None if the alarm is older than the alert's last
+    window.
+    """
     if before is None:
         detail = content.event_detail(event, now, None)
         return Alert(
@@ -253,7 +270,9 @@ def fire(
 
 
 def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert | None:
-    """Return the alert after a window without an alarm; None if the alert does not change."""
+    """Return the alert after a window without an alarm; None if the alert does not
+    change.
+    """
     if before is None or content.order < _last_order(before, now):
         return None
     over = {"told_weight": 0.0, "tags": before.detail.get("tags", [])}
@@ -262,7 +281,9 @@ def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert
 
 
 def _last_order(before: Alert, now: datetime) -> str:
-    """Return the order of the alert's newest window; empty if the window begins in the future."""
+    """Return the order of the alert's newest window; empty if the window begins in the
+    future.
+    """
     order: str = before.detail.get("order", "")
     return order if order <= now.isoformat() else ""
 
@@ -313,6 +334,8 @@ def _next(endpoint: str, commands: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Return the text as a single short line, because column names and categories may have any length and content."""
+    """Return the text as a single short line, because column names and categories may
+    have any length and content.
+    """
     line = one_line(text)
     return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"

@@ -1,8 +1,10 @@
-"""Send due alerts: one message per endpoint and channel, retried until the channel accepts it.
+"""Send due alerts: one message per endpoint and channel, retried until the channel
+accepts it.
 
-The store records which channel has received which event, so any process can continue. A message that was sent but not
-recorded is sent again. Channels are configured for Apprise. A channel's URL contains secrets, so it is neither logged
-nor stored, and Apprise's own log, which quotes URLs, is disabled.
+The store records which channel has received which event, so any process can continue. A
+message that was sent but not recorded is sent again. Channels are configured for
+Apprise. A channel's URL contains secrets, so it is neither logged nor stored, and
+Apprise's own log, which quotes URLs, is disabled.
 """
 
 import hashlib
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 GROUPING_DELAY = timedelta(seconds=5)
-"""The time that an endpoint's alerts wait, so that the alerts of one round are sent together."""
+"""The time that an endpoint's alerts wait, so that the alerts of one round are sent
+together.
+"""
 _LONGEST_PAUSE = timedelta(hours=1)
 _MOST_TRIES = 30  # Thirty tries take more than a day.
 _TRIES_AT_ONCE = 5
@@ -48,12 +52,16 @@ _EVENTS: Mapping[str, tuple[str, MessageKind]] = {
     "said": ("For you", "info"),
 }
 _MARKUP = re.compile(r"(?<=@)(?=\w)|(?<=<)(?=!)|(?<=\])(?=\()|(?<=:)(?=//)")
-"""Positions for a zero-width space that breaks mentions, links and images, because Apprise does not escape Markdown."""
+"""Positions for a zero-width space that breaks mentions, links and images, because
+Apprise does not escape Markdown.
+"""
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
 class _ChannelState(TypedDict, total=False):
-    """The state of a channel: the number of the last event that it accepted, and the failed attempts since then."""
+    """The state of a channel: the number of the last event that it accepted, and the
+    failed attempts since then.
+    """
 
     number: int
     tries: int
@@ -70,11 +78,15 @@ class Channel:
     _service: "NotifyBase" = field(repr=False, compare=False)
 
     def takes(self, tags: Sequence[str]) -> bool:
-        """Return True if the channel receives alerts with these tags. An alert without tags goes to every channel."""
+        """Return True if the channel receives alerts with these tags. An alert without
+        tags goes to every channel.
+        """
         return not tags or bool(self.tags & {*tags}) or "always" in self.tags
 
     def send(self, title: str, body: str, kind: MessageKind) -> bool:
-        """Send a plain text message and return True if the service accepted it within seconds. Does not raise."""
+        """Send a plain text message and return True if the service accepted it within
+        seconds. Does not raise.
+        """
         import apprise  # The import takes a third of a second.
 
         _shut_log()
@@ -95,7 +107,9 @@ class Channel:
 
 
 def read_channels(path: Path) -> list[Channel]:
-    """Return the channels in a file in Apprise's YAML or text format; raise InvalidConfig without quoting the file."""
+    """Return the channels in a file in Apprise's YAML or text format; raise
+    InvalidConfig without quoting the file.
+    """
     import apprise
 
     _shut_log()
@@ -151,7 +165,8 @@ def send_until_accepted(
     endpoint: str,
     is_over: Callable[[Alert], bool],
 ) -> None:
-    """Send the due alerts of an endpoint now, and repeat failed attempts for a few minutes.
+    """Send the due alerts of an endpoint now, and repeat failed attempts for a few
+    minutes.
 
     Later attempts are left to the controller. `is_over` is explained at `send_due`.
     """
@@ -169,11 +184,12 @@ def send_due(
     is_over: Callable[[Alert], bool] = lambda alert: False,
     endpoint: str | None = None,
 ) -> int:
-    """Send due alerts, and return the number of messages that channels have accepted. Failures are logged and retried
-    with exponential backoff. Alerts of an endpoint are sent only when its newest alert is at least `wait` old.
+    """Send due alerts, and return the number of messages that channels have accepted.
+    Failures are logged and retried with exponential backoff. Alerts of an endpoint are
+    sent only when its newest alert is at least `wait` old.
 
-    An alert for which `is_over` is true is dropped, because its message no longer matters. `endpoint` selects the
-    alerts of one endpoint.
+    An alert for which `is_over` is true is dropped, because its message no longer
+    matters. `endpoint` selects the alerts of one endpoint.
     """
     due = []
     for alert in _due(store, wait, endpoint):
@@ -234,12 +250,16 @@ def send_due(
 
 @lru_cache(maxsize=8)
 def _log_hourly(text: str, _hour: int) -> None:
-    """Log an error at most once per hour, because every call finds the same error until it is corrected."""
+    """Log an error at most once per hour, because every call finds the same error until
+    it is corrected.
+    """
     _log.error("%s", text)
 
 
 def _due(store: Store, wait: timedelta, endpoint: str | None) -> list[Alert]:
-    """Return the alerts (of one endpoint) that at least one channel has not received yet, except silenced alerts."""
+    """Return the alerts (of one endpoint) that at least one channel has not received
+    yet, except silenced alerts.
+    """
     now = store.now()
     recent = (alert for alert in Alerts(store).recent() if endpoint in (None, alert.endpoint))
     untold = [alert for alert in recent if not alert.detail.get("is_told", True)]
@@ -259,7 +279,9 @@ def _due(store: Store, wait: timedelta, endpoint: str | None) -> list[Alert]:
 
 
 def _is_ahead(moment: str, now: datetime, most: timedelta) -> bool:
-    """Return True if the moment is in the future by at most `most`. A later moment comes from a wrong clock."""
+    """Return True if the moment is in the future by at most `most`. A later moment
+    comes from a wrong clock.
+    """
     return now.isoformat() < moment <= (now + most).isoformat()
 
 
@@ -269,7 +291,9 @@ def _channel_state(alert: Alert, channel: Channel) -> "_ChannelState":
 
 
 def _is_owed(alert: Alert, channel: Channel) -> bool:
-    """Return True if the channel must still receive the alert. Only a channel that knows the alert gets its end."""
+    """Return True if the channel must still receive the alert. Only a channel that
+    knows the alert gets its end.
+    """
     state = _channel_state(alert, channel)
     is_known = state.get("number", 0) > 0
     return (
@@ -281,7 +305,9 @@ def _is_owed(alert: Alert, channel: Channel) -> bool:
 
 
 def _pause_seconds(tries: int) -> float:
-    """Return the seconds after which an attempt that has failed `tries` times is repeated."""
+    """Return the seconds after which an attempt that has failed `tries` times is
+    repeated.
+    """
     return backoff_seconds(tries, _LONGEST_PAUSE.total_seconds(), first=10.0)
 
 
@@ -332,8 +358,10 @@ def _settle(
 
 
 def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
-    """Return title, text and kind of a message for the alerts of an endpoint, the most severe first. A zero-width space
-    turns mentions and links into plain text, because the lines quote column names and categories from callers."""
+    """Return title, text and kind of a message for the alerts of an endpoint, the most
+    severe first. A zero-width space turns mentions and links into plain text, because
+    the lines quote column names and categories from callers.
+    """
     ordered = sorted(
         alerts,
         key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id),

@@ -1,6 +1,8 @@
-"""Metrics of monitors, alerts and retrainings for Prometheus, read from the store at each scrape.
+"""Metrics of monitors, alerts and retrainings for Prometheus, read from the store at
+each scrape.
 
-All controllers of a store return the same values. The time of the last success shows whether a monitor has stopped.
+All controllers of a store return the same values. The time of the last success shows
+whether a monitor has stopped.
 """
 
 import logging
@@ -28,9 +30,13 @@ _log = logging.getLogger(__name__)
 STATES = ("ok", "alarm", *UNDECIDED, "failing", "paused", "waiting")
 _SHARE = "share_of_drifted_columns"
 _LOOKED_BACK = 20
-"""The number of windows that are searched for the newest drift share: a window without rows has no drift share."""
+"""The number of windows that are searched for the newest drift share: a window without
+rows has no drift share.
+"""
 _PATIENCE_SECONDS = 3.0
-"""The seconds that a scrape waits for the store. By default, Prometheus stops waiting after 10 seconds."""
+"""The seconds that a scrape waits for the store. By default, Prometheus stops waiting
+after 10 seconds.
+"""
 _LONGEST_READING_SECONDS = 60.0
 _MOST_THREADS = 200
 _MONITOR = ("endpoint", "monitor")
@@ -60,7 +66,8 @@ def start_metrics_server(
     host: str = "",
     request_seconds: float = 10.0,
 ) -> "WSGIServer":
-    """Serve metrics at `http://HOST:PORT/metrics` from a daemon thread. Raises InvalidConfig if the port is taken.
+    """Serve metrics at `http://HOST:PORT/metrics` from a daemon thread. Raises
+    InvalidConfig if the port is taken.
 
     `request_seconds` is the longest wait for data from a client.
     """
@@ -91,7 +98,9 @@ class _Reading:
 
     @property
     def is_up(self) -> bool:
-        """Return True if the store has answered and the complete read has not exceeded `_LONGEST_READING_SECONDS`."""
+        """Return True if the store has answered and the complete read has not exceeded
+        `_LONGEST_READING_SECONDS`.
+        """
         is_late = (
             not self.ended.is_set() and time.monotonic() - self._began > _LONGEST_READING_SECONDS
         )
@@ -101,7 +110,8 @@ class _Reading:
 class StoreMetrics(Collector):
     """The metrics of a store, which are read by one thread.
 
-    After `patience_seconds`, a scrape returns the previous values. `onnxserve_store_up` is 0 if the store is down.
+    After `patience_seconds`, a scrape returns the previous values. `onnxserve_store_up`
+    is 0 if the store is down.
     """
 
     def __init__(self, store: Store, patience_seconds: float = _PATIENCE_SECONDS) -> None:
@@ -181,7 +191,8 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
         for metric, value in judged.figures.items():
             if "/" not in metric and value is not None:  # Omit values per column or variant.
                 families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
-    # Omit a removed monitor's last success, which would soon raise the alert for a stopped monitor.
+    # Omit a removed monitor's last success, which would soon raise the alert for a
+    # stopped monitor.
     last_success = {
         key: at.timestamp() for key, at in counts.last_judged.items() if key in counts.judged
     }

@@ -1,4 +1,6 @@
-"""The controller process, which runs rollouts, monitors, alerts and retrainings until it is stopped."""
+"""The controller process, which runs rollouts, monitors, alerts and retrainings until
+it is stopped.
+"""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +32,9 @@ from mlflow_deploy_plugin.watch.retraining.runner import RetrainingRunner, start
 
 _REPEAT_SECONDS = 5.0
 _FILES_SECONDS = 900.0
-"""The pause between two searches for changed files of versions in gated stages and aliases."""
+"""The pause between two searches for changed files of versions in gated stages and
+aliases.
+"""
 _AWAITED_SECONDS = 0.5  # the repeat interval for a retraining that a command waits for
 
 
@@ -42,9 +46,11 @@ def run_controller(
     judge_at_once: int,
     judge_seconds: float,
 ) -> None:
-    """Run all tasks of the controller until `ended` is set. While another controller has a lease, wait for it.
+    """Run all tasks of the controller until `ended` is set. While another controller
+    has a lease, wait for it.
 
-    `judge_at_once` windows are judged at the same time. A judgement is stopped after `judge_seconds`.
+    `judge_at_once` windows are judged at the same time. A judgement is stopped after
+    `judge_seconds`.
     """
     store, say = deployments.store, deployments.progress
     context = RetrainingContext(deployments, controller_name())
@@ -105,16 +111,20 @@ def run_controller(
 
 
 def announce_changes_of_files(store: Store) -> None:
-    """Record an alert for each version in a gated stage or alias whose files have changed.
+    """Record an alert for each version in a gated stage or alias whose files have
+    changed.
 
-    MLflow's server reads the files, and finds none without the app. An error is logged, and the next search follows.
+    MLflow's server reads the files, and finds none without the app. An error is logged,
+    and the next search follows.
     """
     for changed in changed_files():
         announce_changed_files(store, changed)
 
 
 def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:
-    """Run the retrainings of the store until `ended` is set, unless a controller holds the lease."""
+    """Run the retrainings of the store until `ended` is set, unless a controller holds
+    the lease.
+    """
     task = repeat(
         RetrainingRunner(RetrainingContext(deployments, controller_name())).advance,
         _AWAITED_SECONDS,

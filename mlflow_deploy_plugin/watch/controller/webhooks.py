@@ -1,4 +1,6 @@
-"""MLflow's webhooks, which make agents poll the registry immediately. A repeated delivery only causes another poll."""
+"""MLflow's webhooks, which make agents poll the registry immediately. A repeated
+delivery only causes another poll.
+"""
 
 import asyncio
 import base64
@@ -28,14 +30,18 @@ _MAX_BYTES, _MAX_AGE_SECONDS, _MAX_OPEN = 1024**2, 300, 100
 _REQUEST_SECONDS = 10.0
 _LOG_SECONDS = 60.0
 _ONCE = {"Connection": "close"}  # A connection that is kept open would need more time limits.
-_UNSIGNED = f"the webhook is not signed with ONNXSERVE_WEBHOOK_SECRET, or was sent over {_MAX_AGE_SECONDS} s ago"
+_UNSIGNED = (
+    f"the webhook is not signed with ONNXSERVE_WEBHOOK_SECRET, or was sent over {_MAX_AGE_SECONDS} "
+    "s ago"
+)
 
 
 class _Connection(H11Protocol):
-    """A connection for a single request, which must be complete and answered within a time limit.
+    """A connection for a single request, which must be complete and answered within a
+    time limit.
 
-    If too many connections are open, the connection that has been silent for longest is closed for a new one. uvicorn
-    has neither of these limits.
+    If too many connections are open, the connection that has been silent for longest is
+    closed for a new one. uvicorn has neither of these limits.
     """
 
     def __init__(self, request_seconds: float, *arguments: Any, **options: Any) -> None:
@@ -67,11 +73,13 @@ def start_webhook_receiver(
     request_seconds: float = _REQUEST_SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> uvicorn.Server:
-    """Receive webhooks at `listener` in a daemon thread. Raises InvalidConfig if no secret is set.
+    """Receive webhooks at `listener` in a daemon thread. Raises InvalidConfig if no
+    secret is set.
 
     Args:
         request_seconds: the time limit for the head and the body of a request.
-        clock: the clock of the log, which has at most one line about unsigned webhooks per minute.
+        clock: the clock of the log, which has at most one line about unsigned webhooks
+            per minute.
     """
     if not (secret := deployments.settings.webhook_secret):
         raise InvalidConfig(
@@ -117,7 +125,8 @@ def start_webhook_receiver(
         return Response(headers=_ONCE, background=BackgroundTask(poll, model))
 
     route = Route("/{path:path}", receive, methods=["POST"])
-    # A level below "critical" would log a traceback for each client that disconnects early.
+    # A level below "critical" would log a traceback for each client that disconnects
+    # early.
     config = uvicorn.Config(
         route,
         loop="asyncio",
@@ -133,7 +142,8 @@ def start_webhook_receiver(
 
 
 def _is_signed(request: Request, body: bytes, secret: str) -> bool:
-    """Return True if MLflow signed the body with `secret` in the last five minutes (https://www.standardwebhooks.com).
+    """Return True if MLflow signed the body with `secret` in the last five minutes
+    (https://www.standardwebhooks.com).
 
     Raises ValueError if the body is signed, and its timestamp is not a number.
     """

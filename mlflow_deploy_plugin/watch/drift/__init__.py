@@ -1,1 +1,3 @@
-"""Data drift: sketches of columns, the reference, and the threshold from the reference's own windows."""
+"""Data drift: sketches of columns, the reference, and the threshold from the
+reference's own windows.
+"""

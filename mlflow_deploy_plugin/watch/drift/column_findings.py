@@ -1,4 +1,6 @@
-"""The findings about each column: the checks that need no threshold, and the texts for all checks."""
+"""The findings about each column: the checks that need no threshold, and the texts for
+all checks.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,9 @@ from mlflow_deploy_plugin.watch.drift.threshold.null import (
 from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, State, same_phase
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
-"""The name of the check for each of the four figures in `threshold/null.py`, in the order of the figures."""
+"""The name of the check for each of the four figures in `threshold/null.py`, in the
+order of the figures.
+"""
 _MEASURES: Mapping[Check, str] = {
     "missing": "share of missing values",
     "unseen": "share of new values",
@@ -33,10 +37,14 @@ _MEASURES: Mapping[Check, str] = {
 }
 _SHOWN = 3
 _UNLIKELY = 1e-6
-"""The probability, given the frequencies of values in the reference, below which a constant column is drift."""
+"""The probability, given the frequencies of values in the reference, below which a
+constant column is drift.
+"""
 _FEW_WINDOWS = 19
-"""The number of reference windows below which the steps are also checked for constant values. Without this check, a
-flag that changes every other week was called drifted in 10 % of the months after a reference of three months."""
+"""The number of reference windows below which the steps are also checked for constant
+values. Without this check, a flag that changes every other week was called drifted in
+10 % of the months after a reference of three months.
+"""
 _DISTANCES = {
     "int",
     "uint",
@@ -49,7 +57,9 @@ _DISTANCES = {
     "large_string",
     "dictionary",
 }
-"""The types whose distributions can be compared. A column of such a type has no bins only if it was not requested."""
+"""The types whose distributions can be compared. A column of such a type has no bins
+only if it was not requested.
+"""
 
 
 def schema_findings(
@@ -57,8 +67,10 @@ def schema_findings(
     window: Profile,
     columns: Sequence[str],
 ) -> list[Finding]:
-    """Return a finding for each new, removed, retyped or constant column. These findings need no threshold: a column
-    that is also missing or constant in a window of the reference is not drift."""
+    """Return a finding for each new, removed, retyped or constant column. These
+    findings need no threshold: a column that is also missing or constant in a window of
+    the reference is not drift.
+    """
     findings = (
         _schema_finding(name, reference, window)
         for name in _column_names(reference, window, columns)
@@ -80,7 +92,10 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     if current is None or current.rows == 0:
         some = sum(name not in own.columns for own in reference.pieces.windows)
         if some:
-            reason = f"the column is missing, as in {some} of the reference's {len(reference.pieces.windows)} windows"
+            reason = (
+                f"the column is missing, as in {some} of the reference's "
+                f"{len(reference.pieces.windows)} windows"
+            )
             return Finding(name, "presence", "no drift", reason)
         return drift("presence", "the column is in the reference, but not in the window", "gone")
     if expected is None:
@@ -91,14 +106,18 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
         )
     if current.mistyped and not expected.mistyped:
         known, usual = current.rows - current.missing, expected.arrow_type or current.expected_type
-        reason = f"{current.mistyped:,} of {known:,} values have type {current.arrow_type}; the reference has {usual}"
+        reason = (
+            f"{current.mistyped:,} of {known:,} values have type {current.arrow_type}; the "
+            f"reference has {usual}"
+        )
         return drift(
             "type",
             reason,
             f"{usual} → {current.arrow_type}",
             current.mistyped / max(known, 1),
         )
-    # Check columns without a judged distribution (times, binary values) for a change of type.
+    # Check columns without a judged distribution (times, binary values) for a change of
+    # type.
     is_judged = name in reference.bins or _families(expected) & _DISTANCES
     if (
         not is_judged
@@ -134,12 +153,17 @@ def _constant_finding(
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
     if not large or share**known >= _UNLIKELY or any(_only_value(bins, column) for column in large):
         return None
-    reason = f"all {known:,} values are {only}; none of the reference's {len(pieces.windows)} windows has only one value"
+    reason = (
+        f"all {known:,} values are {only}; none of the reference's {len(pieces.windows)} windows "
+        "has only one value"
+    )
     return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
 
 
 def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
-    """Return a column's only value as text; empty if the column has several values or none, or an unknown value."""
+    """Return a column's only value as text; empty if the column has several values or
+    none, or an unknown value.
+    """
     if column.kind == "number":
         return f"{column.minimum:g}" if column.minimum == column.maximum else ""
     places = column.counts[:-1].nonzero()[0]
@@ -155,7 +179,9 @@ def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
 
 
 def _families(column: ColumnSketch) -> set[str]:
-    """Return the Arrow types of a column's values, without widths, units, zones and element types."""
+    """Return the Arrow types of a column's values, without widths, units, zones and
+    element types.
+    """
     return {re.split(r"[0-9\[<(]", part)[0] for part in column.arrow_type.split(" | ")}
 
 
@@ -165,8 +191,10 @@ def judgeable_columns(
     columns: Sequence[str],
     segment: str = "",
 ) -> tuple[tuple[str, ...], list[Finding]]:
-    """Return the columns whose distributions can be judged, and a finding with the reason for each other column. The
-    projections follow if `columns` is empty or contains them, and if all columns that they include can be judged."""
+    """Return the columns whose distributions can be judged, and a finding with the
+    reason for each other column. The projections follow if `columns` is empty or
+    contains them, and if all columns that they include can be judged.
+    """
     kept: list[str] = []
     reasons: dict[str, str] = {}
     for name in _column_names(reference, window, columns):
@@ -210,11 +238,14 @@ def judge_columns(
     start_us: int,
     season_us: int,
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Return the findings and the metrics of all columns of all groups, by decreasing score. `window` has the figures
-    of the judged window, [F, FIGURES]; `scores` are the figures in standard deviations above the null windows. The
-    change of a distribution is described against the windows of the reference in the same phase of the season, if any.
-    All projections of a group get one finding, for the largest score. It is an alarm only if no column of the group has
-    an alarm, because a changed column also changes the projections."""
+    """Return the findings and the metrics of all columns of all groups, by decreasing
+    score. `window` has the figures of the judged window, [F, FIGURES]; `scores` are the
+    figures in standard deviations above the null windows. The change of a distribution
+    is described against the windows of the reference in the same phase of the season,
+    if any. All projections of a group get one finding, for the largest score. It is an
+    alarm only if no column of the group has an alarm, because a changed column also
+    changes the projections.
+    """
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
     findings: list[Finding] = []
@@ -295,7 +326,9 @@ def _in_phase(
     start_us: int,
     season_us: int,
 ) -> tuple[ColumnSketch | None, str]:
-    """Return the column in the reference's windows of the same phase, and their name; None without such windows."""
+    """Return the column in the reference's windows of the same phase, and their name;
+    None without such windows.
+    """
     indices, phase = same_phase(start_us, pieces.grid.length_us, pieces.window_starts_us, season_us)
     windows = [pieces.windows[index] for index in indices] if pieces.lagged is None else []
     parts = [
@@ -308,7 +341,9 @@ def _in_phase(
 
 @dataclass(frozen=True, eq=False)
 class _JudgedColumn:
-    """A column in the window, and in the profile that the window is compared with (`before`)."""
+    """A column in the window, and in the profile that the window is compared with
+    (`before`).
+    """
 
     bins: Bins
     given: ColumnSketch
@@ -325,14 +360,17 @@ class _JudgedColumn:
         return "spread of a projection" if self.bins.tables else "Wasserstein distance"
 
     def describe(self, check: Check, value: float, usual: float, spread: float) -> tuple[str, str]:
-        """Return the text about a check, in the units of the check, and the change of the column (empty if unknown).
-        `usual` and `spread` are the mean and standard deviation of the reference's own windows."""
+        """Return the text about a check, in the units of the check, and the change of
+        the column (empty if unknown). `usual` and `spread` are the mean and standard
+        deviation of the reference's own windows.
+        """
         current = self.given
         if check == "distribution":
             usual_text = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
             if isinstance(self.bins, OrderedBins) and self.bins.tables:
                 return (
-                    f"the spread of a projection of the rows differs by {value:.3g} deviations, {usual_text}",
+                    f"the spread of a projection of the rows differs by {value:.3g} deviations, "
+                    f"{usual_text}",
                     "",
                 )
             unit = " deviations" if isinstance(self.bins, OrderedBins) else ""
@@ -366,7 +404,9 @@ class _JudgedColumn:
         return f"{share} of rows are outside of {ranges} ({side}), {usual_text}", change
 
     def _distribution_change(self, distance: float) -> str:
-        """Return a text about the change of the distribution, such as `mean 3.2 → 8.9, higher`."""
+        """Return a text about the change of the distribution, such as `mean 3.2 → 8.9,
+        higher`.
+        """
         bins, current, before = self.bins, self.given, self.before
         if before is None or len(before.counts) != len(current.counts):
             return ""
@@ -395,7 +435,8 @@ class _JudgedColumn:
         frequent = len(bins.codes)
         by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
         index = int(np.argmax(np.abs(by_value[1] - by_value[0])))
-        # Report an increase of rare or new values, not the decrease of a frequent value that this increase causes.
+        # Report an increase of rare or new values, not the decrease of a frequent value
+        # that this increase causes.
         if index == frequent or 2 * divergence[frequent:].sum() > divergence.sum():
             return self._rare_change(bins, before, *(share[frequent:] for share in shares))
         code = list(bins.codes)[index]
@@ -445,7 +486,9 @@ class _JudgedColumn:
 
 
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:
-    """Return the share of missing values. The value of a row without the column counts as missing."""
+    """Return the share of missing values. The value of a row without the column counts
+    as missing.
+    """
     known = column.rows - column.missing if column else 0
     return (rows - known) / max(rows, 1)
 
@@ -460,7 +503,9 @@ def _share(rows: int, column: ColumnSketch) -> str:
 
 
 def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Sort findings: alarms, then other judged findings, then unjudged findings, each by decreasing value."""
+    """Sort findings: alarms, then other judged findings, then unjudged findings, each
+    by decreasing value.
+    """
 
     def sort_key(finding: Finding) -> tuple[int, float, str, str]:
         order = 0 if finding.is_alarm else 2 if finding.state == "not judged" else 1

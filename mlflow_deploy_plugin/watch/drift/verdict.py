@@ -1,17 +1,24 @@
-"""The verdict: does this window differ from the reference more than the reference's own windows do?
+"""The verdict: does this window differ from the reference more than the reference's own
+windows do?
 
-1. The null (`threshold/null.py`) chooses null windows from the reference: contiguous windows if there are enough.
-2. Each column has up to four figures: the distance of its known values, the change of its missing share, and the shares
-   of unseen categories and out-of-range numbers. Both sides of a comparison have the same number of rows.
-3. The figures of the judged window and of each of M null windows are standardised by the mean and standard deviation of
-   all other windows. The statistic of a window is its largest standardised figure over all columns and segments.
-4. p = (1 + #{windows with a statistic >= the judged window's}) / (M + 1), times 1.5 for the bootstrap. The result is
-   drift if p <= the false-alarm rate. All columns have one threshold: the statistic at the corresponding rank.
+1. The null (`threshold/null.py`) chooses null windows from the reference: contiguous
+   windows if there are enough.
+2. Each column has up to four figures: the distance of its known values, the change of
+   its missing share, and the shares of unseen categories and out-of-range numbers. Both
+   sides of a comparison have the same number of rows.
+3. The figures of the judged window and of each of M null windows are standardised by
+   the mean and standard deviation of all other windows. The statistic of a window is
+   its largest standardised figure over all columns and segments.
+4. p = (1 + #{windows with a statistic >= the judged window's}) / (M + 1), times 1.5 for
+   the bootstrap. The result is drift if p <= the false-alarm rate. All columns have one
+   threshold: the statistic at the corresponding rank.
 
-If the window is exchangeable with the reference's own windows, the false-alarm rate is at most the specified rate
-(conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). The actual rate is measured
-in `threshold/distribution.py`. Ranks, logarithms and robust scales lose power if there are many columns
-(`benchmarks/drift.py`). A removed, new, retyped or constant column is drift without a test (`column_findings.py`).
+If the window is exchangeable with the reference's own windows, the false-alarm rate is
+at most the specified rate (conformal p-value: Vovk, Gammerman, Shafer, Algorithmic
+Learning in a Random World, 2005). The actual rate is measured in
+`threshold/distribution.py`. Ranks, logarithms and robust scales lose power if there are
+many columns (`benchmarks/drift.py`). A removed, new, retyped or constant column is
+drift without a test (`column_findings.py`).
 """
 
 import hashlib
@@ -78,16 +85,23 @@ NULLS: Mapping[distribution.NullKind, type[Null]] = {
     for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
 }
 _MAX_CELLS = 20_000_000
-"""The maximum number of histogram counts to compare in seconds: about sixty windows for a thousand columns."""
+"""The maximum number of histogram counts to compare in seconds: about sixty windows for
+a thousand columns.
+"""
 _SIZE_STEP = 1.15
 _PAIRS, _MOST_PAIRS = 3.0, 0.75
-"""The number of compared rows is chosen so that 3 / (false-alarm rate) pairs, at most 3/4 of all, have enough rows."""
+"""The number of compared rows is chosen so that 3 / (false-alarm rate) pairs, at most
+3/4 of all, have enough rows.
+"""
 _NO_TIMES = (
-    "the reference has no event times, so there are no windows to compare with; log the model with event_time= (the "
-    "column or the values with the time of each row), or set independent_rows"
+    "the reference has no event times, so there are no windows to compare with; log the model "
+    "with event_time= (the column or the values with the time of each row), or set "
+    "independent_rows"
 )
 _METHOD = 11
-"""A part of every cache key. Increment it if the computation of figures or nulls changes."""
+"""A part of every cache key. Increment it if the computation of figures or nulls
+changes.
+"""
 _MAX_FILES = 200
 _MAX_BYTES = 256 * 1024 * 1024
 _PLAIN = (
@@ -109,10 +123,13 @@ class DriftVerdict:
     Attributes:
         summary: the reason of a verdict without alarms.
         remark: the text after the worst alarm in the reason.
-        findings: the outcome of every column, or the reason why the column was not judged; the worst finding is first.
+        findings: the outcome of every column, or the reason why the column was not
+            judged; the worst finding is first.
         figures: metrics by name; metrics of columns are sorted by decreasing score.
-        null: the kind of windows from which the threshold is computed; None if distributions are not judged.
-        largest: the largest score of all columns, with the threshold; None if distributions are not judged.
+        null: the kind of windows from which the threshold is computed; None if
+            distributions are not judged.
+        largest: the largest score of all columns, with the threshold; None if
+            distributions are not judged.
     """
 
     state: State
@@ -146,10 +163,13 @@ def judge_profile(
     jump_rate: float | None = None,
     accepted: Collection[str] = (),
 ) -> DriftVerdict:
-    """Judge the profile of a window. `start_us` seeds the choice of rows if the window has more rows than are compared.
-    `cache` stores the null for later windows of the same length and size (None: no cache). `segments`, by name such as
-    `carrier=AA`, and all rows together share one false-alarm rate. With a budget of alarms, this rate is `jump_rate`,
-    and the distributions of `accepted` columns (`alarm_key`) are not judged, because they have a new baseline."""
+    """Judge the profile of a window. `start_us` seeds the choice of rows if the window
+    has more rows than are compared. `cache` stores the null for later windows of the
+    same length and size (None: no cache). `segments`, by name such as `carrier=AA`, and
+    all rows together share one false-alarm rate. With a budget of alarms, this rate is
+    `jump_rate`, and the distributions of `accepted` columns (`alarm_key`) are not
+    judged, because they have a new baseline.
+    """
     schema = column_findings.schema_findings(reference, window, spec.columns)
     rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
     groups: list[ColumnGroup] = []
@@ -198,7 +218,9 @@ def _unjudged(
     schema: Sequence[Finding],
     others: Sequence[Finding],
 ) -> DriftVerdict:
-    """Return a verdict for distributions that are not judged: drift if a schema finding is an alarm."""
+    """Return a verdict for distributions that are not judged: drift if a schema finding
+    is an alarm.
+    """
     findings = column_findings.sort_findings([*schema, *others])
     if not any(finding.is_alarm for finding in schema):
         return DriftVerdict("not judged", reason, findings, rows)
@@ -231,7 +253,10 @@ def _conclude(
     findings = column_findings.sort_findings([*others, *checked])
     is_fewer = null.independent_n < distribution.needed_windows(rate)
     worth_text = f", worth {_few(null.independent_n)} independent windows" if is_fewer else ""
-    evidence = f"p = {test.p_value:.3g} compared with {len(null.figures)} {NULLS[null.kind].description}{worth_text}"
+    evidence = (
+        f"p = {test.p_value:.3g} compared with {len(null.figures)} "
+        f"{NULLS[null.kind].description}{worth_text}"
+    )
     summary = f"no column differs from the reference more than its own windows do ({evidence})"
     if not test.is_drifted:  # All alarms are schema findings, which have no p-value.
         evidence = f"all other checks: {evidence}"
@@ -272,10 +297,15 @@ def _notes(
     rate: float,
     pieces: ReferencePieces,
 ) -> Iterator[str]:
-    """Yield notes: the source of the threshold, then the causes of additional false alarms, with remedies."""
+    """Yield notes: the source of the threshold, then the causes of additional false
+    alarms, with remedies.
+    """
     kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
     if rate < 1 / (count + 1):
-        yield f"jumps: nominal {rate:.2g} false alarms per window, extrapolated from {count} {kind.description}"
+        yield (
+            f"jumps: nominal {rate:.2g} false alarms per window, extrapolated from {count} "
+            f"{kind.description}"
+        )
         return
     is_fewer = kind.is_of_steps or null.persistence > 1
     worth = f", worth {_few(independent)} independent windows" if is_fewer else ""
@@ -288,7 +318,10 @@ def _notes(
         if isinstance(held_out, Refused)
         else held_out.describe(rate)
     )
-    yield f"false-alarm rate: nominal {rate:g}, from {count} {kind.description}{drawn}{worth}; {measured}"
+    yield (
+        f"false-alarm rate: nominal {rate:g}, from {count} {kind.description}{drawn}{worth}; "
+        f"{measured}"
+    )
     advice = ""
     if kind.compares_with_whole:
         window = pieces.grid.length_us // 1_000_000
@@ -296,15 +329,15 @@ def _notes(
         advice = f"; with reference rolling:{lag} a window is compared with a recent window"
     if independent < distribution.needed_windows(rate):
         yield (
-            f"more than {rate:.1%} of windows may be called drifted: the reference's windows are correlated, most "
-            f"strongly in {null.slowest_column}, so {count} windows are worth {_few(independent)} and support "
-            f"no rate below {1 / (1 + independent):.1%}{advice}"
+            f"more than {rate:.1%} of windows may be called drifted: the reference's windows are "
+            f"correlated, most strongly in {null.slowest_column}, so {count} windows are worth "
+            f"{_few(independent)} and support no rate below {1 / (1 + independent):.1%}{advice}"
         )
     if not isinstance(held_out, Refused) and held_out.is_beyond:
         yield (
-            f"more than {rate:.1%} of windows are called drifted: {held_out.share:.1%} of the reference's own, mostly "
-            f"because of {', '.join(held_out.columns)}; the probability of this by chance is {held_out.p_value:.1g}"
-            f"{advice}"
+            f"more than {rate:.1%} of windows are called drifted: {held_out.share:.1%} of the "
+            f"reference's own, mostly because of {', '.join(held_out.columns)}; the probability "
+            f"of this by chance is {held_out.p_value:.1g}{advice}"
         )
 
 
@@ -318,14 +351,16 @@ def null_distribution(
     independent_rows: bool,
     cache: Path | None,
 ) -> distribution.NullDistribution | Refused:
-    """Return the distribution of the first null that supports the rate, from the cache if possible. The first group has
-    all rows, the other groups are segments."""
+    """Return the distribution of the first null that supports the rate, from the cache
+    if possible. The first group has all rows, the other groups are segments.
+    """
     files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES) if cache else None
     path = files.path(_key_of(groups, rate, independent_rows)) if files else None
     cached = _read(path) if path else None
     if cached is not None:
         return cached
-    # The levels of projections depend on the levels of the columns, and would hide alarms of the columns.
+    # The levels of projections depend on the levels of the columns, and would hide
+    # alarms of the columns.
     own = [replace(group, columns=group.own_columns) for group in groups]
     null = IndependentRows.cut(own[0], rate) if independent_rows else choose_null(own[0], rate)
     if isinstance(null, Refused):
@@ -387,8 +422,9 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
         else "no rate is supported: "
     )
     return Refused(
-        f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the reference, and it has "
-        f"{windows}{worth}; {supports}judge shorter windows, or use a longer reference",
+        f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the "
+        f"reference, and it has {windows}{worth}; {supports}judge shorter windows, or use a "
+        "longer reference",
     )
 
 
@@ -425,7 +461,9 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
 
 
 def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
-    """Return the cache key, 40 hexadecimal digits, of the null distribution for the groups and other `parts`."""
+    """Return the cache key, 40 hexadecimal digits, of the null distribution for the
+    groups and other `parts`.
+    """
     digest = hashlib.sha256(repr((_METHOD, *parts)).encode())
     for group in groups:
         pieces = group.reference.pieces
@@ -475,12 +513,15 @@ def too_few_rows(
     pieces = reference.pieces
     if pieces.grid.lag_windows and pieces.others.rows < MIN_COMPARED_ROWS:
         return (
-            f"the window is compared with the window {pieces.grid.lag_windows} windows before, which has "
-            f"{pieces.others.rows:,} rows; at least {MIN_COMPARED_ROWS} are needed"
+            f"the window is compared with the window {pieces.grid.lag_windows} windows before, "
+            f"which has {pieces.others.rows:,} rows; at least {MIN_COMPARED_ROWS} are needed"
         )
     if spec.independent_rows:
         if len(reference.sample) < MIN_COMPARED_ROWS:
-            return f"the reference has too few rows for samples; at least {MIN_COMPARED_ROWS} are needed"
+            return (
+                f"the reference has too few rows for samples; at least {MIN_COMPARED_ROWS} are "
+                "needed"
+            )
         return ""
     if pieces.grid.lag_windows and not len(pieces.pairs()[0]):
         return "the log is too short: no window of the reference has an earlier window at this lag"
@@ -488,16 +529,20 @@ def too_few_rows(
         return _NO_TIMES if pieces.total.rows else "the reference has no rows"
     if compared < MIN_COMPARED_ROWS:
         return (
-            f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of this length, "
-            f"with a median of {compared}; at least {MIN_COMPARED_ROWS} are needed: judge longer windows (every)"
+            f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of "
+            f"this length, with a median of {compared}; at least {MIN_COMPARED_ROWS} are needed: "
+            "judge longer windows (every)"
         )
     return ""
 
 
 def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
-    """Return the number of rows on both sides of a comparison: the window's rows, or the median of the reference
-    windows if that is smaller. The window's rows are rounded down in steps of 15 %, so that windows of similar size
-    share a null distribution. For `rolling:`, the pair's smaller window counts; fewer rows if many pairs are needed."""
+    """Return the number of rows on both sides of a comparison: the window's rows, or
+    the median of the reference windows if that is smaller. The window's rows are
+    rounded down in steps of 15 %, so that windows of similar size share a null
+    distribution. For `rolling:`, the pair's smaller window counts; fewer rows if many
+    pairs are needed.
+    """
     pieces = reference.pieces
     if pieces.grid.lag_windows:
         rows = min(rows, pieces.others.rows)

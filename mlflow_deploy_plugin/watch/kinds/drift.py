@@ -1,6 +1,8 @@
-"""Data drift, prediction drift and data quality: does the window differ from the reference more than the reference's
-own windows do? The verdict uses sketches of all rows in the window; the report uses a bounded sample of rows. All
-columns and segments share a null distribution and a false alarm rate (`drift/verdict.py`)."""
+"""Data drift, prediction drift and data quality: does the window differ from the
+reference more than the reference's own windows do? The verdict uses sketches of all
+rows in the window; the report uses a bounded sample of rows. All columns and segments
+share a null distribution and a false alarm rate (`drift/verdict.py`).
+"""
 
 import math
 from collections import Counter
@@ -98,8 +100,9 @@ _NOTHING_LEFT = (
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge the columns that the spec lists, by default all columns of the window: inputs and predictions. The
-    relations between these columns are also judged."""
+    """Judge the columns that the spec lists, by default all columns of the window:
+    inputs and predictions. The relations between these columns are also judged.
+    """
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -107,7 +110,9 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def judge_predictions(request: WindowRequest) -> MonitorResult:
-    """Judge the prediction columns that the spec lists, by default all: `prediction` and `output.…`."""
+    """Judge the prediction columns that the spec lists, by default all: `prediction`
+    and `output.…`.
+    """
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -119,7 +124,10 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
     )
     if not columns:
         among = f"; `columns` lists {', '.join(chosen)}" if chosen else ""
-        reason = f"neither the window nor the reference has a prediction column (prediction, output.…){among}"
+        reason = (
+            "neither the window nor the reference has a prediction column (prediction, "
+            f"output.…){among}"
+        )
         return request.result(
             "not judged",
             reason,
@@ -131,15 +139,18 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
 
 
 def judge_quality(request: WindowRequest) -> MonitorResult:
-    """Judge missing, unseen and out-of-range values, changed types, and added or removed columns. Requirements
-    (`require`) are judged on all rows in the window; with `capture.fraction`, each share has an interval."""
+    """Judge missing, unseen and out-of-range values, changed types, and added or
+    removed columns. Requirements (`require`) are judged on all rows in the window; with
+    `capture.fraction`, each share has an interval.
+    """
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
     effective_n, left_out = math.inf, 1 - request.capture.fraction
     if request.spec.requirements and left_out:
-        # Whole requests are sampled, so a request is one draw. The divisor is the finite population correction.
+        # Whole requests are sampled, so a request is one draw. The divisor is the
+        # finite population correction.
         batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
         requests = sum(
             int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches
@@ -163,15 +174,18 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
             )
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
-        # Only distributions have drifted, and data quality does not judge distributions.
+        # Only distributions have drifted, and data quality does not judge
+        # distributions.
         verdict = replace(verdict, state="no drift", figures={**verdict.figures, "is_drift": 0.0})
     return compared.result(replace(verdict, findings=(*required, *checked)), state, reason)
 
 
 @dataclass(frozen=True, eq=False)
 class WindowComparison:
-    """A window and its reference. If the reference is None, `missing_reason` is the explanation. `excluded` maps
-    columns that are not judged to the reason: the log does not have their values, or the user has excluded them."""
+    """A window and its reference. If the reference is None, `missing_reason` is the
+    explanation. `excluded` maps columns that are not judged to the reason: the log does
+    not have their values, or the user has excluded them.
+    """
 
     request: WindowRequest
     version: ModelVersion
@@ -190,7 +204,9 @@ class WindowComparison:
         return sorted(without_projections(known))
 
     def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
-        """Return the verdict on the `columns`, or on all columns if empty. Without a reference, no column is judged."""
+        """Return the verdict on the `columns`, or on all columns if empty. Without a
+        reference, no column is judged.
+        """
         request = self.request
         absent = [name for name in columns if not select_columns(self.names, [name])]
         chosen = tuple(
@@ -253,8 +269,9 @@ class WindowComparison:
         state: State | None = None,
         reason: str | None = None,
     ) -> MonitorResult:
-        """Return the result with the lasting shifts and the data for the report; `state` and `reason` override the
-        verdict on the window alone."""
+        """Return the result with the lasting shifts and the data for the report;
+        `state` and `reason` override the verdict on the window alone.
+        """
         state = state or verdict.state
         is_alarm = state in ALARMS
         shifts = self.shifts(verdict)
@@ -305,7 +322,9 @@ class WindowComparison:
         finding: Finding,
         sample: tuple[pa.Table, pa.Table] | None,
     ) -> Finding:
-        """Return the finding. The change of an alarm about relations is the correlation that changed most."""
+        """Return the finding. The change of an alarm about relations is the correlation
+        that changed most.
+        """
         if (
             finding.subject != RELATIONS
             or not finding.is_alarm
@@ -324,8 +343,9 @@ class WindowComparison:
         )
 
     def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
-        """Return about `_SHOWN_ROWS` rows of the reference and of the window. For a large window, only some hours are
-        read."""
+        """Return about `_SHOWN_ROWS` rows of the reference and of the window. For a
+        large window, only some hours are read.
+        """
         request, window, rows = self.request, self.request.window, self.profile.rows
         parts = [window]
         if rows > READ_ROWS:  # Read only some hours, chosen at random with a fixed seed.
@@ -353,15 +373,18 @@ class WindowComparison:
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
-    """Return the window and its reference as sketches, or the result of a window without rows. Raises InvalidConfig if
-    the user has specified a column that neither the window nor the reference has."""
+    """Return the window and its reference as sketches, or the result of a window
+    without rows. Raises InvalidConfig if the user has specified a column that neither
+    the window nor the reference has.
+    """
     log, window = request.log, request.window
     versions = window_versions(log, request.endpoint, window)
     if not versions:
         return request.result("not judged", "the window has no rows", notes=unreadable_notes(log))
     version, *others = versions
     notes = [
-        f"{versions[other]:,} rows in the window were answered by {other[0]} version {other[1]} and are skipped"
+        f"{versions[other]:,} rows in the window were answered by {other[0]} version {other[1]} "
+        "and are skipped"
         for other in others
     ]
     capture = request.capture
@@ -398,7 +421,8 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     )
     segments: Mapping[str, tuple[DriftReference, Profile]] = {}
     if reference is not None:
-        # If the reference is a part of the log, its masked values have the same hashes, so the hashes can be segments.
+        # If the reference is a part of the log, its masked values have the same hashes,
+        # so the hashes can be segments.
         hidden = {} if request.spec.reference.startswith(("window:", "rolling:")) else excluded
         segments, segment_notes = _segment_profiles(request, version, reference, hidden)
         notes += segment_notes
@@ -418,7 +442,9 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
 
 
 def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
-    """Return the columns that `capture` drops, masks or uses as keys, including their parts, each with the reason."""
+    """Return the columns that `capture` drops, masks or uses as keys, including their
+    parts, each with the reason.
+    """
     reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
     reasons |= dict.fromkeys(capture.keys, _KEY)
     return {
@@ -432,7 +458,9 @@ def _segment_profiles(
     reference: DriftReference,
     hidden: Mapping[str, str],
 ) -> tuple[dict[str, tuple[DriftReference, Profile]], list[str]]:
-    """Return the largest segments for each column of `segment_by`, and a note for each skipped column or value."""
+    """Return the largest segments for each column of `segment_by`, and a note for each
+    skipped column or value.
+    """
     segments: dict[str, tuple[DriftReference, Profile]] = {}
     notes: list[str] = []
     sample = reference.sample
@@ -526,8 +554,10 @@ def _required(
     requirement: Requirement,
     effective_n: float,
 ) -> Iterator[Finding]:
-    """Yield a finding for each column that is not shown to meet the requirement, or only the closest column if all meet
-    it. `effective_n` is the number of independent draws that the rows are worth; infinity if the log has all rows."""
+    """Yield a finding for each column that is not shown to meet the requirement, or
+    only the closest column if all meet it. `effective_n` is the number of independent
+    draws that the rows are worth; infinity if the log has all rows.
+    """
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]
     names = [argument] if argument else select_columns(held, spec.columns)
@@ -601,12 +631,17 @@ def _why_not_judged(
     if argument in compared.excluded:
         return compared.excluded[argument]
     if not names or (argument and argument not in compared.names):
-        return f"neither the window nor the reference has the column; the columns are {', '.join(compared.names[:20])}"
+        return (
+            "neither the window nor the reference has the column; the columns are "
+            f"{', '.join(compared.names[:20])}"
+        )
     return ""
 
 
 def _share_change(compared: WindowComparison, figure: str, column: str, share: float) -> str:
-    """Return the change of a column's share from the reference to the window, in the format of `Finding.change`."""
+    """Return the change of a column's share from the reference to the window, in the
+    format of `Finding.change`.
+    """
     others = compared.reference.pieces.others if compared.reference is not None else None
     if others is None or not others.rows or column not in others.columns:
         return ""
@@ -617,7 +652,9 @@ def _share_change(compared: WindowComparison, figure: str, column: str, share: f
 
 
 def _share(name: str, profile: Profile, column: ColumnSketch | None) -> float:
-    """Return the share of missing, unseen or out-of-range values. If a row lacks the column, its value is missing."""
+    """Return the share of missing, unseen or out-of-range values. If a row lacks the
+    column, its value is missing.
+    """
     if name == "missing":
         return 1 - (column.rows - column.missing if column else 0) / profile.rows
     if column is None:

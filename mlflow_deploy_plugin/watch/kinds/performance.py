@@ -1,4 +1,6 @@
-"""Performance: the metrics of labelled rows, and metrics estimated before the labels are known."""
+"""Performance: the metrics of labelled rows, and metrics estimated before the labels
+are known.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,8 +55,9 @@ _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: 
 
 @dataclass(frozen=True, eq=False)
 class _JoinedWindows:
-    """The rows of a window (number 0) and the labelled rows of earlier windows. All windows share class indices.
-    `shares` are the shares of labelled rows, by window."""
+    """The rows of a window (number 0) and the labelled rows of earlier windows. All
+    windows share class indices. `shares` are the shares of labelled rows, by window.
+    """
 
     table: pa.Table
     predictions: Predictions
@@ -68,7 +71,9 @@ class _JoinedWindows:
         return self._labelled(0, self.predictions.is_labelled)
 
     def earlier(self, chosen: Array, least: int) -> list[LabelledWindow]:
-        """Return the chosen rows, [N] bool, of each earlier window with at least `least` chosen labelled rows."""
+        """Return the chosen rows, [N] bool, of each earlier window with at least
+        `least` chosen labelled rows.
+        """
         rows = chosen & self.predictions.is_labelled
         windows = [self._labelled(window, rows) for window in range(1, len(self.shares))]
         return [window for window in windows if len(window.truth) >= least]
@@ -84,7 +89,9 @@ class _JoinedWindows:
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """The window's rows and predictions, and the labelled rows with weights that represent the unlabelled rows."""
+    """The window's rows and predictions, and the labelled rows with weights that
+    represent the unlabelled rows.
+    """
 
     request: WindowRequest
     rows: WindowRows
@@ -104,7 +111,9 @@ class _Window:
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge the requirements on labelled rows, or on estimates if there are fewer than `min_rows` labelled rows."""
+    """Judge the requirements on labelled rows, or on estimates if there are fewer than
+    `min_rows` labelled rows.
+    """
     rows = request.log.labelled(
         request.endpoint,
         request.window,
@@ -135,7 +144,9 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def affordable_rows(request: WindowRequest) -> int:
-    """Return the number of rows that fit into memory with all columns, because labels may use any column as a key."""
+    """Return the number of rows that fit into memory with all columns, because labels
+    may use any column as a key.
+    """
     first = next(request.log.batches(request.endpoint, request.window), None)
     return MAX_ROWS if first is None else min(MAX_ROWS, _MOST_CELLS // first.num_columns)
 
@@ -187,7 +198,9 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
 
 
 def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
-    """Return the labels with the weights to use, and notes on unlabelled rows that the labels may not represent."""
+    """Return the labels with the weights to use, and notes on unlabelled rows that the
+    labels may not represent.
+    """
     labelled, spec = window.labelled, window.request.spec
     others = int((~labelled.rows).sum())
     bounds = f"so that the metrics are bounds for any labels of the unlabelled rows ({others:,})"
@@ -198,13 +211,19 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
             f"the monitor sets `labels: reported`, {bounds}",
         ] if others else []
     if spec.labels == "sampled":
-        text = "the monitor sets `labels: sampled`, and the metrics use the labelled rows without weights; but"
+        text = (
+            "the monitor sets `labels: sampled`, and the metrics use the labelled rows without "
+            "weights; but"
+        )
         return labelled.as_sample, [f"{text} {unlike}"] if labelled.differing else []
     is_tested = spec.labels is None and (labelled.is_selected or labelled.rows.mean() < COMPLETE)
     trust, notes = _trust_labels(window) if is_tested else (None, [])
     if trust is not None and trust.outcome != "fits":
         if labelled.is_selected:
-            text = "and they do not fit the model's probabilities: labels may be missing because of their values"
+            text = (
+                "and they do not fit the model's probabilities: labels may be missing because of "
+                "their values"
+            )
             return labelled.at_worst, [f"{unlike}, {text}, {bounds}", *notes]
         if trust.outcome == "doubted":
             return labelled.at_worst, [f"{_describe_trust(trust)}, {bounds}", *notes]
@@ -214,7 +233,10 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     text = ""
     if labelled.weights is not None:
         worth = f"{labelled.effective_n:,.0f}"
-        text = f"; they are weighted by the share of similar rows with a label, and worth {worth} rows of equal weight"
+        text = (
+            f"; they are weighted by the share of similar rows with a label, and worth {worth} "
+            "rows of equal weight"
+        )
     if unknown := int(labelled.unknown.sum()):
         text += f"; unlabelled rows with hardly any similar labelled row ({unknown:,}) may have any label"
     if is_tested and labelled.is_selected and trust is None:
@@ -229,12 +251,19 @@ def _describe_trust(trust: LabelTrust) -> str:
         else f"in {trust.windows} windows in a row, in the same direction"
     )
     reasons = {
-        "changed": f"in this window, but in {trust.windows} earlier windows with a similar share of labels: the model "
-        "has changed, and the metrics use the labels",
-        "repeated": f"{row}, and the metrics use the labels. If labels are missing because of their values, set "
-        "`labels: reported`",
-        "doubted": f"{row} ({REPEATED_WINDOWS} are needed to use the labels; if you know how rows get their labels, "
-        "set `labels`). The model may have changed, or labels may be missing because of their values",
+        "changed": (
+            f"in this window, but in {trust.windows} earlier windows with a similar share of "
+            "labels: the model has changed, and the metrics use the labels"
+        ),
+        "repeated": (
+            f"{row}, and the metrics use the labels. If labels are missing because of their "
+            "values, set `labels: reported`"
+        ),
+        "doubted": (
+            f"{row} ({REPEATED_WINDOWS} are needed to use the labels; if you know how rows get "
+            "their labels, set `labels`). The model may have changed, or labels may be missing "
+            "because of their values"
+        ),
     }
     return f"the labels do not fit the model's probabilities {reasons[trust.outcome]}"
 
@@ -248,14 +277,19 @@ def _not_judged(window: _Window, reason: str) -> MonitorResult:
 
 
 def _judge_by_estimate(window: _Window) -> MonitorResult:
-    """Judge the requirements on metrics that are estimated from the model's probabilities."""
+    """Judge the requirements on metrics that are estimated from the model's
+    probabilities.
+    """
     spec = window.request.spec
     if window.rows.rows < spec.min_rows:
         return _not_judged(
             window,
             f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}",
         )
-    missing = f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is {spec.min_rows}"
+    missing = (
+        f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is "
+        f"{spec.min_rows}"
+    )
     if window.predictions.label_mismatch:
         missing += f"; {window.predictions.label_mismatch}"
     expected = _estimate_window(window)
@@ -344,8 +378,10 @@ def _result(
 def _estimate_window(
     window: _Window,
 ) -> tuple[list[tuple[str, int, CbpeEstimate]], list[str]] | Refused:
-    """Return the estimates for all rows (segment "") and for each segment, each with the segment's name and number of
-    rows, and validated on the same segment of earlier windows of the version. Also return notes on skipped values."""
+    """Return the estimates for all rows (segment "") and for each segment, each with
+    the segment's name and number of rows, and validated on the same segment of earlier
+    windows of the version. Also return notes on skipped values.
+    """
     spec, artifact, classified = window.request.spec, window.artifact, window.predictions.classified
     if classified is None:
         return Refused(
@@ -358,8 +394,8 @@ def _estimate_window(
         assert artifact is not None
         labels = len(artifact.classes) or len(classified.classes)
         return Refused(
-            "the class probabilities, which an estimate needs, are not available: they are read from the log for at "
-            f"most 8 labels, and the model has {labels:,}",
+            "the class probabilities, which an estimate needs, are not available: they are read "
+            f"from the log for at most 8 labels, and the model has {labels:,}",
         )
     least_share = COMPLETE if spec.labels == "reported" else 0.0
     joined = _join_earlier_windows(window, least_share, spec.labels_within or "0s")
@@ -389,8 +425,10 @@ def _estimate_window(
 
 
 def _trust_labels(window: _Window) -> tuple[LabelTrust | None, list[str]]:
-    """Return how far the labels are trusted, None if the model returns no probabilities, and notes on skipped windows.
-    If labelled and unlabelled rows differ, only earlier windows with nearly all labels are used."""
+    """Return how far the labels are trusted, None if the model returns no
+    probabilities, and notes on skipped windows. If labelled and unlabelled rows differ,
+    only earlier windows with nearly all labels are used.
+    """
     spec, classified = window.request.spec, window.predictions.classified
     if classified is None or classified.probabilities is None:
         return None, []
@@ -406,9 +444,11 @@ def _join_earlier_windows(
     least_share: float = 0.0,
     wait: str = "0s",
 ) -> _JoinedWindows | None:
-    """Return the window's rows with the labelled rows of the latest earlier windows that have enough labels. Windows in
-    which labels may depend on their value are skipped and counted in the notes, unless labels are declared a sample.
-    `wait` is the time until labels are available."""
+    """Return the window's rows with the labelled rows of the latest earlier windows
+    that have enough labels. Windows in which labels may depend on their value are
+    skipped and counted in the notes, unless labels are declared a sample. `wait` is the
+    time until labels are available.
+    """
     request, rows, artifact, spec = (
         window.request,
         window.rows,
@@ -437,14 +477,19 @@ def _join_earlier_windows(
     predictions = read_predictions(together, artifact, request.capture.mask)
     if isinstance(predictions, Refused) or predictions.classified is None:
         return None
-    left_out = f"earlier windows that are skipped, because their labelled and unlabelled rows differ: {selected}"
+    left_out = (
+        "earlier windows that are skipped, because their labelled and unlabelled rows differ: "
+        f"{selected}"
+    )
     number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     notes = [left_out] if selected else []
     return _JoinedWindows(together, predictions, predictions.classified, number, shares, notes)
 
 
 def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:
-    """Yield the earlier windows with rows for which labels should be available, the latest window first."""
+    """Yield the earlier windows with rows for which labels should be available, the
+    latest window first.
+    """
     length, start = request.window.length, request.window.start
     # The number of windows between the judged window and the next yielded window:
     number = max(math.ceil(length_of(wait) / length) - 1, 0)

@@ -1,10 +1,13 @@
-"""Service level: latencies and failures of requests, compared with an objective and its error budget.
+"""Service level: latencies and failures of requests, compared with an objective and its
+error budget.
 
-A requirement on a quantile is judged by a share: p99<=0.2 is met if at most 1 % of the requests took longer than 0.2 s,
-by Wilson's interval of that share. The remaining error budget is 1 - share / permitted share.
+A requirement on a quantile is judged by a share: p99<=0.2 is met if at most 1 % of the
+requests took longer than 0.2 s, by Wilson's interval of that share. The remaining error
+budget is 1 - share / permitted share.
 
-Latencies are measured for answered requests. Errors are 5xx responses; 4xx responses are counted separately. Failed
-requests are in a log without model columns (`InferenceLog.failures`), so they belong to no segment.
+Latencies are measured for answered requests. Errors are 5xx responses; 4xx responses
+are counted separately. Failed requests are in a log without model columns
+(`InferenceLog.failures`), so they belong to no segment.
 """
 
 import math
@@ -43,8 +46,10 @@ _MAX_VALUES = 1_000
 
 @dataclass
 class _RequestCounts:
-    """Counts of requests in bounded memory. `slow`, [R], counts the answers that took longer than `limits_us`, [R]
-    (infinite for a requirement on errors). `has_failures` is True if failed requests are included in the counts."""
+    """Counts of requests in bounded memory. `slow`, [R], counts the answers that took
+    longer than `limits_us`, [R] (infinite for a requirement on errors). `has_failures`
+    is True if failed requests are included in the counts.
+    """
 
     limits_us: Array
     has_failures: bool = True
@@ -59,7 +64,9 @@ class _RequestCounts:
         self.slow = np.zeros(len(self.limits_us), np.int64)
 
     def add_answers(self, latencies: Array) -> None:
-        """Count answered requests. `latencies` is [N] float64 in microseconds, NaN if unknown."""
+        """Count answered requests. `latencies` is [N] float64 in microseconds, NaN if
+        unknown.
+        """
         known = latencies[~np.isnan(latencies)]
         self.requests += len(latencies)
         self.timed += len(known)
@@ -74,7 +81,9 @@ class _RequestCounts:
         self.refused += int((statuses < _SERVER_ERROR).sum())
 
     def quantile(self, share: float) -> float:
-        """Return the quantile in seconds, accurate to 0.25 %. At least one request must have a latency."""
+        """Return the quantile in seconds, accurate to 0.25 %. At least one request must
+        have a latency.
+        """
         bucket = int(np.searchsorted(np.cumsum(self.buckets), math.ceil(share * self.timed)))
         return math.exp(bucket * _GROWTH) / 1e6
 
@@ -99,7 +108,9 @@ class _RequestCounts:
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge all requests of the endpoint whose rows are in the log, for all versions together."""
+    """Judge all requests of the endpoint whose rows are in the log, for all versions
+    together.
+    """
     spec = request.spec
     limits = [
         rule.value * 1e6 if rule.name in QUANTILES else math.inf for rule in spec.requirements
@@ -141,7 +152,9 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 @dataclass
 class _CountedRequests:
-    """Counts of all requests, of the segments by column and value, and the number of answers per version."""
+    """Counts of all requests, of the segments by column and value, and the number of
+    answers per version.
+    """
 
     total: _RequestCounts
     by_column: dict[str, dict[str, _RequestCounts]] = field(default_factory=dict)
@@ -175,7 +188,9 @@ class _CountedRequests:
         requests: pa.Table,
         columns: Sequence[str],
     ) -> Iterator[tuple[_RequestCounts, Array]]:
-        """Yield all counts to which some of the requests belong, each with the indices of these requests."""
+        """Yield all counts to which some of the requests belong, each with the indices
+        of these requests.
+        """
         yield self.total, np.arange(len(requests))
         for column in columns:
             texts = as_texts(requests.column(column)) if column in requests.column_names else None
@@ -201,7 +216,9 @@ class _CountedRequests:
                 yield by_value.setdefault(value, new_counts), rows
 
     def largest(self, min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
-        """Return the largest segments with enough requests, and notes on skipped values."""
+        """Return the largest segments with enough requests, and notes on skipped
+        values.
+        """
         chosen: dict[str, _RequestCounts] = {}
         notes: list[str] = []
         for column, by_value in self.by_column.items():
@@ -231,8 +248,9 @@ def _findings(
         share = wilson_interval(requirement.name, late, counts.timed, confidence)
         state = criterion_state(share.low <= permitted, share.high <= permitted)
         reason = (
-            f"{share.value:.2%} of {counts.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} "
-            f"to {share.high:.2%} ({share.method}, confidence {confidence:.4g}); the limit is {permitted:.2%}"
+            f"{share.value:.2%} of {counts.timed:,} answers took longer than "
+            f"{requirement.value:g} s, {share.low:.2%} to {share.high:.2%} ({share.method}, "
+            f"confidence {confidence:.4g}); the limit is {permitted:.2%}"
         )
         value = counts.quantile(QUANTILES[requirement.name])
         yield Finding(

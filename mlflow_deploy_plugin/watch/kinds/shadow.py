@@ -1,5 +1,7 @@
-"""Shadows: the share of rows on which a shadow variant, whose predictions are not returned to clients, disagrees with
-the answers. Shadow rows have the ids of the answered rows and are compared by `serve/runtime/shadow_compare.py`."""
+"""Shadows: the share of rows on which a shadow variant, whose predictions are not
+returned to clients, disagrees with the answers. Shadow rows have the ids of the
+answered rows and are compared by `serve/runtime/shadow_compare.py`.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,8 +47,10 @@ _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0
 
 @dataclass(frozen=True, eq=False)
 class _ShadowRows:
-    """Paired rows of a shadow and the `answered` rows, [N], of the same requests. `same`, [N] int8, is 1 for equal, 0
-    for different, and -1 for incomparable answers. `copies` is the number of shadow rows that were read."""
+    """Paired rows of a shadow and the `answered` rows, [N], of the same requests.
+    `same`, [N] int8, is 1 for equal, 0 for different, and -1 for incomparable answers.
+    `copies` is the number of shadow rows that were read.
+    """
 
     answered: pa.Table
     same: Array
@@ -59,7 +63,9 @@ class _ShadowRows:
         return self.same >= 0
 
     def disagreement(self, rows: Array, sampling: Sampling) -> MetricInterval:
-        """Return the share of comparable `rows`, [N] bool, on which the shadow gave a different answer."""
+        """Return the share of comparable `rows`, [N] bool, on which the shadow gave a
+        different answer.
+        """
         return share_interval("disagreement", self.same[rows] == _OTHER, sampling.of(rows))
 
     def figures(self, variant: str, answered: int, sampling: Sampling) -> dict[str, float]:
@@ -106,8 +112,10 @@ def judge(request: WindowRequest) -> MonitorResult:
     figures: dict[str, float] = {}
     for variant, shadow in compared.items():
         notes += [
-            f"shadow {variant}: {shadow.version[0]} version {shadow.version[1]}, {int(shadow.comparable.sum()):,} of "
-            f"{len(answered):,} answered rows compared",
+            (
+                f"shadow {variant}: {shadow.version[0]} version {shadow.version[1]}, "
+                f"{int(shadow.comparable.sum()):,} of {len(answered):,} answered rows compared"
+            ),
             *shadow.failures,
         ]
         sampling = event_sampling(request, shadow.answered, confidence)
@@ -133,8 +141,10 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
-    """Return the answered rows, and for each shadow variant its rows of the same requests; about `MAX_ROWS` rows each.
-    If there are more rows, the same prediction ids are kept for answers and shadows, by the hash of the id."""
+    """Return the answered rows, and for each shadow variant its rows of the same
+    requests; about `MAX_ROWS` rows each. If there are more rows, the same prediction
+    ids are kept for answers and shadows, by the hash of the id.
+    """
     limit, segment_by = 2**64 - 1, request.spec.segment_by
     prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
     tables: list[pa.Table] = []
@@ -160,7 +170,8 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
     notes = list(unreadable_notes(request.log))
     if limit < 2**64 - 1:
         notes.append(
-            f"{held:,} of {total:,} rows, including shadow rows, are compared, sampled by prediction id",
+            f"{held:,} of {total:,} rows, including shadow rows, are compared, sampled by "
+            "prediction id",
         )
     if not held:
         return None, {}, notes
@@ -185,7 +196,9 @@ def _compare(
     artifact_of: Callable[[str, str], Artifact | None],
     masked: Sequence[str],
 ) -> _ShadowRows:
-    """Compare the row pairs of each combination of versions separately, because the outputs differ per version."""
+    """Compare the row pairs of each combination of versions separately, because the
+    outputs differ per version.
+    """
     keys, others = _keys(answered), _keys(computed)
     _, ours, theirs = np.intersect1d(keys, others, return_indices=True)
     order = np.argsort(ours)
@@ -213,8 +226,8 @@ def _compare(
                 same[rows] = np.where(outcome.same, _SAME, _OTHER)
             except InferenceError as error:
                 failures.append(
-                    f"{len(rows):,} rows of {answered_version[0]} version {answered_version[1]} and its shadow: "
-                    f"{error.message}",
+                    f"{len(rows):,} rows of {answered_version[0]} version {answered_version[1]} "
+                    f"and its shadow: {error.message}",
                 )
     return _ShadowRows(
         left,

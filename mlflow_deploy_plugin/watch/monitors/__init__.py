@@ -1,1 +1,3 @@
-"""Monitors: schedule windows, judge each window under a lease, and retry failed windows."""
+"""Monitors: schedule windows, judge each window under a lease, and retry failed
+windows.
+"""

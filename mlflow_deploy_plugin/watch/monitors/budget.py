@@ -1,4 +1,6 @@
-"""The budget of alarms of an endpoint: the check of a changed budget, and alarms that a user accepts as normal."""
+"""The budget of alarms of an endpoint: the check of a changed budget, and alarms that a
+user accepts as normal.
+"""
 
 import re
 from collections.abc import Collection, Mapping
@@ -27,10 +29,12 @@ from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 
 
 def check_change(deployments: Deployments, name: str, config: Mapping[str, object]) -> list[str]:
-    """Return how the monitors that `config` changes cannot keep the budget of alarms, without changing the endpoint.
+    """Return how the monitors that `config` changes cannot keep the budget of alarms,
+    without changing the endpoint.
 
-    Raises InvalidConfig if the reference of a monitor is too short or overlaps the windows that will be judged, and the
-    errors of `configure`. If a reference cannot be loaded yet, its line states the reason.
+    Raises InvalidConfig if the reference of a monitor is too short or overlaps the
+    windows that will be judged, and the errors of `configure`. If a reference cannot be
+    loaded yet, its line states the reason.
     """
     stored = deployments.store.require_endpoint(name)
     spec, lines = configure(stored.spec, config), []
@@ -44,8 +48,8 @@ def check_change(deployments: Deployments, name: str, config: Mapping[str, objec
         kind, _, text = changed.reference.partition(":")
         if kind == "window" and (span := parse_window(text)).end > window.start:
             raise InvalidConfig(
-                f"monitors.{monitor}.reference: {span} overlaps the monitor's next window, which a budget of alarms "
-                f"does not permit: END may be at most {window.start:%FT%R}",
+                f"monitors.{monitor}.reference: {span} overlaps the monitor's next window, which "
+                f"a budget of alarms does not permit: END may be at most {window.start:%FT%R}",
             )
         selected = SelectedMonitor(name, monitor, changed, stored.spec.capture)
         request = window_request(selected, window, deployments.settings, stored)
@@ -77,7 +81,8 @@ class AcceptedAlarms:
     """Alarms of a window that a user has accepted.
 
     Attributes:
-        baseline: the accepted columns (`alarm_key`), each with the start of its new baseline in ISO 8601.
+        baseline: the accepted columns (`alarm_key`), each with the start of its new
+            baseline in ISO 8601.
         length: the length of the monitor's windows.
         still_open: the alarms of the window that are not accepted.
     """
@@ -87,7 +92,9 @@ class AcceptedAlarms:
     still_open: tuple[str, ...]
 
     def describe(self) -> list[str]:
-        """Return a text per column, such as `delay is normal since the window of 29 to 31 August 2026`."""
+        """Return a text per column, such as `delay is normal since the window of 29 to
+        31 August 2026`.
+        """
         starts = {key: datetime.fromisoformat(since) for key, since in self.baseline.items()}
         return [
             f"{key} is normal since the window of {describe_span(start, start + self.length)}"
@@ -102,11 +109,14 @@ def accept_alarms(
     why: str = "",
     columns: Collection[str] = (),
 ) -> AcceptedAlarms:
-    """Make the open alarms of the newest judged window normal: those of the `columns`, by default of all columns.
+    """Make the open alarms of the newest judged window normal: those of the `columns`,
+    by default of all columns.
 
-    A column is specified by its name, which includes its segments, or by its `alarm_key`. The monitor's alert ends if
-    no alarm of the window remains open. Raises NotFound if no alarm of a column is open, InvalidConfig if the monitor
-    has no reference or the endpoint has no budget, and OnnxserveError while a window is being judged.
+    A column is specified by its name, which includes its segments, or by its
+    `alarm_key`. The monitor's alert ends if no alarm of the window remains open. Raises
+    NotFound if no alarm of a column is open, InvalidConfig if the monitor has no
+    reference or the endpoint has no budget, and OnnxserveError while a window is being
+    judged.
     """
     store, monitors = deployments.store, Monitors(deployments.store)
     endpoint = store.require_endpoint(name).spec
@@ -118,7 +128,8 @@ def accept_alarms(
         )
     if endpoint.alarms.false_per_year is None:
         raise InvalidConfig(
-            f"endpoint {name!r} has no budget of alarms: `{update} alarms.false_per_year=1` sets it",
+            f"endpoint {name!r} has no budget of alarms: `{update} alarms.false_per_year=1` sets "
+            "it",
         )
     with hold_lease(store, name, monitor):  # A judgement that has begun would open the alert again.
         windows = monitors.judged_windows((name, monitor), length_of(spec.every), "evidence")
@@ -156,8 +167,9 @@ def _columns(evidence: Evidence) -> set[str]:
 
 
 def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
-    """Return each column with an open alarm in the window that begins at `start`, and the start of its shift: the last
-    shift if several figures of a column have shifted."""
+    """Return each column with an open alarm in the window that begins at `start`, and
+    the start of its shift: the last shift if several figures of a column have shifted.
+    """
     alarms = {key: start.isoformat() for key in evidence.alarms if key in _columns(evidence)}
     shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
     baseline = alarms | {key: since for since, key in shifts}
@@ -165,7 +177,9 @@ def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
 
 
 def _relations(baseline: Mapping[str, str], evidence: Evidence) -> dict[str, str]:
-    """Return the start of the new baseline of the relations: a changed column also changes them, perhaps later."""
+    """Return the start of the new baseline of the relations: a changed column also
+    changes them, perhaps later.
+    """
     starts: dict[str, str] = {}
     for relations in sorted(
         key for key in _columns(evidence) if key.rpartition("/")[2] == RELATIONS
@@ -189,7 +203,8 @@ def _chosen(baseline: Mapping[str, str], columns: Collection[str], where: str) -
         if not own:
             known = f"the columns with an open alarm are {join_names(sorted(baseline))}"
             raise NotFound(
-                f"{where} has no open alarm of a column {column!r}{did_you_mean(column, baseline, known)}",
+                f"{where} has no open alarm of a column "
+                f"{column!r}{did_you_mean(column, baseline, known)}",
             )
         chosen |= own
     return chosen

@@ -1,8 +1,11 @@
-"""Judges a monitor's window from the inference log, logs the result to MLflow, and counts windows' rows and labels.
+"""Judges a monitor's window from the inference log, logs the result to MLflow, and
+counts windows' rows and labels.
 
-The functions run in the process of a command or in a judging process, because a judgement may hang or crash. A judging
-process is reused, because the import of Evidently takes seconds and half a gigabyte of memory. The process ends when
-idle, after a maximum number of windows (memory leaks), and with the controller: two processes must not log one window.
+The functions run in the process of a command or in a judging process, because a
+judgement may hang or crash. A judging process is reused, because the import of
+Evidently takes seconds and half a gigabyte of memory. The process ends when idle, after
+a maximum number of windows (memory leaks), and with the controller: two processes must
+not log one window.
 """
 
 import contextlib
@@ -46,7 +49,9 @@ IDLE_SECONDS = 300.0
 _MAX_CALLS = 50
 _NICE = 10
 _OOM_SCORE = "500"
-"""The addition to a judging process's OOM score. The kernel kills this process before servers and the controller."""
+"""The addition to a judging process's OOM score. The kernel kills this process before
+servers and the controller.
+"""
 
 
 Judge = Callable[[WindowRequest], MonitorResult]
@@ -54,11 +59,13 @@ Judge = Callable[[WindowRequest], MonitorResult]
 
 @dataclass(frozen=True)
 class SelectedMonitor:
-    """A monitor of an endpoint, or a monitor with the default settings if the endpoint's spec has no monitor.
+    """A monitor of an endpoint, or a monitor with the default settings if the
+    endpoint's spec has no monitor.
 
-    `tried` describes bounds that apply only to this run (`min_rows=50`), and `has_own_rate` is True if one of them is
-    the false-alarm rate. Only `columns` are judged, or all columns except `exclude`. If `columns` and `exclude` are
-    empty, the spec's columns are judged.
+    `tried` describes bounds that apply only to this run (`min_rows=50`), and
+    `has_own_rate` is True if one of them is the false-alarm rate. Only `columns` are
+    judged, or all columns except `exclude`. If `columns` and `exclude` are empty, the
+    spec's columns are judged.
     """
 
     endpoint: str
@@ -77,9 +84,11 @@ class SelectedMonitor:
         exclude: tuple[str, ...] = (),
         **bounds: float | None,
     ) -> "SelectedMonitor":
-        """Return the monitor with these columns and with these fields of its spec, except fields that are None.
+        """Return the monitor with these columns and with these fields of its spec,
+        except fields that are None.
 
-        Raises InvalidConfig if columns are specified and the monitor's kind does not judge columns.
+        Raises InvalidConfig if columns are specified and the monitor's kind does not
+        judge columns.
         """
         named = {
             name: ",".join(names)
@@ -89,7 +98,8 @@ class SelectedMonitor:
         if named and self.spec.kind not in KINDS_WITH_REFERENCE:
             kinds = ", ".join(KINDS_WITH_REFERENCE)
             raise InvalidConfig(
-                f"--{next(iter(named))}: monitors of {kinds} judge columns; {self.spec.kind} does not",
+                f"--{next(iter(named))}: monitors of {kinds} judge columns; {self.spec.kind} does "
+                "not",
             )
         new_bounds = {name: value for name, value in bounds.items() if value is not None}
         tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | named).items())
@@ -113,7 +123,9 @@ def window_request(
     revision: int = 0,
     notes: Sequence[str] = (),
 ) -> WindowRequest:
-    """Return the request for a window without its past. The endpoint is None if the store does not have it."""
+    """Return the request for a window without its past. The endpoint is None if the
+    store does not have it.
+    """
     return WindowRequest(
         endpoint=monitor.endpoint,
         monitor=monitor.name,
@@ -140,7 +152,9 @@ def request_from_store(
     revision: int = 0,
     notes: Sequence[str] = (),
 ) -> WindowRequest:
-    """Return the request for a window with its past and the monitor's share of the budget of alarms."""
+    """Return the request for a window with its past and the monitor's share of the
+    budget of alarms.
+    """
     endpoint = store.endpoint(monitor.endpoint)
     request = window_request(monitor, window, settings, endpoint, revision, notes)
     # The budget would replace the monitor's own rate.
@@ -152,7 +166,9 @@ def _with_past(
     endpoint: Endpoint | None,
     monitors: Monitors,
 ) -> WindowRequest:
-    """Return the request with the monitor's share of the endpoint's budget of alarms, and with its earlier windows."""
+    """Return the request with the monitor's share of the endpoint's budget of alarms,
+    and with its earlier windows.
+    """
     window, spec = request.window, request.spec
     key = request.endpoint, request.monitor
     stored = monitors.judged_windows(
@@ -173,9 +189,13 @@ def _with_past(
     request = replace(request, false_per_year=endpoint.spec.budget_share)
     scheduled = window_at(window.start_us, spec.every)
     if window != scheduled:
-        # Levels of windows outside the schedule would raise more alarms than the budget permits.
+        # Levels of windows outside the schedule would raise more alarms than the budget
+        # permits.
         past = [replace(row, evidence=replace(row.evidence, basis="")) for row in past]
-        note = f"the window overlaps {scheduled}, and only such windows of the schedule count for alarms over time"
+        note = (
+            f"the window overlaps {scheduled}, and only such windows of the schedule count for "
+            "alarms over time"
+        )
         return replace(
             request,
             past=past,
@@ -201,8 +221,9 @@ def _accuracy(
     since: datetime,
     until: datetime,
 ) -> LevelSeries | None:
-    """Return the metric of the first requirement of the endpoint's first performance monitor: from labels, otherwise
-    estimated. Return None if no window has the metric."""
+    """Return the metric of the first requirement of the endpoint's first performance
+    monitor: from labels, otherwise estimated. Return None if no window has the metric.
+    """
     of_kind = [
         (name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"
     ]
@@ -231,22 +252,28 @@ def _accuracy(
 
 
 def judge_and_log(request: WindowRequest) -> MonitorResult:
-    """Judge the window and log its run. If this revision already has a run, return that run.
+    """Judge the window and log its run. If this revision already has a run, return that
+    run.
 
-    Raises RegistryUnavailable if MLflow does not answer, and OnnxserveError if the log or the reference cannot be read.
+    Raises RegistryUnavailable if MLflow does not answer, and OnnxserveError if the log
+    or the reference cannot be read.
     """
     use_compact_memory()
-    # This import is here because Evidently takes seconds and half a gigabyte, which the controller does not need.
+    # This import is here because Evidently takes seconds and half a gigabyte, which the
+    # controller does not need.
     from mlflow_deploy_plugin.watch.run import run_monitor
 
-    # Check MLflow before the judgement, which takes a minute: an outage would discard its result.
+    # Check MLflow before the judgement, which takes a minute: an outage would discard
+    # its result.
     with registry_errors(f"the experiment of endpoint {request.endpoint}"):
         registry_client().get_experiment_by_name(f"onnxserve/{request.endpoint}")
     return run_monitor(request, count_rows(request))
 
 
 def use_compact_memory() -> None:
-    """Use the allocator that returns freed tables to the system. Arrow's default keeps 30 % more for large columns."""
+    """Use the allocator that returns freed tables to the system. Arrow's default keeps
+    30 % more for large columns.
+    """
     with contextlib.suppress(NotImplementedError):  # Not every build of Arrow has it.
         pa.jemalloc_set_decay_ms(0)
         pa.set_memory_pool(pa.jemalloc_memory_pool())
@@ -260,7 +287,9 @@ def count_rows(request: WindowRequest) -> int:
 
 
 def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> bool:
-    """Return True if the log has a row in the window, or a file of the window's hours that cannot be read."""
+    """Return True if the log has a row in the window, or a file of the window's hours
+    that cannot be read.
+    """
     logs = _judged_logs(log, kind)
     return any(
         len(rows) for part in logs for rows in part.batches(endpoint, window, ["_row"])
@@ -268,7 +297,9 @@ def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind
 
 
 def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: datetime) -> Window:
-    """Return the latest complete window with rows for the monitor. Raises as `InferenceLog.latest_window`."""
+    """Return the latest complete window with rows for the monitor. Raises as
+    `InferenceLog.latest_window`.
+    """
     windows: list[Window] = []
     for part in _judged_logs(log, spec.kind):
         with contextlib.suppress(NotFound):
@@ -281,12 +312,16 @@ def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: date
 
 
 def _judged_logs(log: InferenceLog, kind: MonitorKind) -> tuple[InferenceLog, ...]:
-    """Return the log; for a monitor of kind `service_level`, also the log of failed requests."""
+    """Return the log; for a monitor of kind `service_level`, also the log of failed
+    requests.
+    """
     return (log, log.failures) if kind == "service_level" else (log,)
 
 
 def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
-    """Return the endpoint's log without the rows of a deleted endpoint of the same name."""
+    """Return the endpoint's log without the rows of a deleted endpoint of the same
+    name.
+    """
     return open_log(settings.inference_log, endpoint.rows_since if endpoint is not None else None)
 
 
@@ -307,8 +342,11 @@ def digest(of: object) -> str:
 
 
 def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
-    """Return the number of judged rows with a usable label per window. Raises OnnxserveError if the log is down."""
-    # This import is here because the controller does not need these libraries in its own process.
+    """Return the number of judged rows with a usable label per window. Raises
+    OnnxserveError if the log is down.
+    """
+    # This import is here because the controller does not need these libraries in its
+    # own process.
     from mlflow_deploy_plugin.watch.kinds.performance import affordable_rows
 
     counts, labels = [], requests[0].labels
@@ -332,7 +370,9 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The functions that judge a window and count its rows and labels. By default, they run in this process."""
+    """The functions that judge a window and count its rows and labels. By default, they
+    run in this process.
+    """
 
     judge: Judge = judge_and_log
     count_rows: Callable[[WindowRequest], int] = count_rows
@@ -340,12 +380,16 @@ class Evaluator:
 
 
 def judging_worker() -> Worker:
-    """Return a worker whose process has a low priority. The caller receives transient errors with their own class."""
+    """Return a worker whose process has a low priority. The caller receives transient
+    errors with their own class.
+    """
     return Worker(_prepare, _MAX_CALLS, TRANSIENT_ERRORS)
 
 
 def evaluator_in(workers: WorkerPool, seconds: float) -> Evaluator:
-    """Return an evaluator whose functions run in these workers for at most `seconds`. Raises as `Worker.call`."""
+    """Return an evaluator whose functions run in these workers for at most `seconds`.
+    Raises as `Worker.call`.
+    """
     call = partial(workers.call, seconds=seconds)
     return Evaluator(
         partial(call, judge_and_log),

@@ -1,11 +1,14 @@
-"""The hourly maintenance of the inference log, and new revisions of windows whose rows or labels arrived late.
+"""The hourly maintenance of the inference log, and new revisions of windows whose rows
+or labels arrived late.
 
-A child process compacts the log and deletes expired rows and old watermarks of agents, because this work needs the
-memory for complete hours. This process deletes the expired rows of the store.
+A child process compacts the log and deletes expired rows and old watermarks of agents,
+because this work needs the memory for complete hours. This process deletes the expired
+rows of the store.
 
-For one day after a window's end, a change of the files of its hours starts a search for late rows. For a monitor of
-kind performance, a change of label files also starts a search for late labels, until a week after the labels are due. A
-search counts the rows or labels, because compaction changes files too.
+For one day after a window's end, a change of the files of its hours starts a search for
+late rows. For a monitor of kind performance, a change of label files also starts a
+search for late labels, until a week after the labels are due. A search counts the rows
+or labels, because compaction changes files too.
 """
 
 import logging
@@ -45,14 +48,18 @@ from mlflow_deploy_plugin.watch.monitors.schedule import oldest_unjudged_start
 _log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 3600.0
-"""The seconds between two rounds of maintenance, and between two searches for late rows and labels."""
+"""The seconds between two rounds of maintenance, and between two searches for late rows
+and labels.
+"""
 MAX_REVISIONS = 24
 _ROWS_LOOKED_FOR = timedelta(days=1)
 _LABELS_LOOKED_FOR = timedelta(days=7)
 _MOST_LABELLED = 200
 """The number of newest windows whose labels are counted in one round."""
 _MATERIAL_SHARE = 0.05
-"""The share of a window's judged rows that must receive a label before the window is judged again."""
+"""The share of a window's judged rows that must receive a label before the window is
+judged again.
+"""
 
 LateData = Literal["rows", "labels"]
 _TIMEOUT_SECONDS = 1800.0
@@ -70,7 +77,9 @@ def files_digests(
     windows: Sequence[MonitorWindow],
     spec: MonitorSpec,
 ) -> list[str]:
-    """Return for each window a digest of the files that its judgement reads; empty for a window without rows."""
+    """Return for each window a digest of the files that its judgement reads; empty for
+    a window without rows.
+    """
     rows = [
         evaluation.files_digest(log, window.endpoint, Window(window.start, window.end), spec.kind)
         for window in windows
@@ -102,7 +111,9 @@ def add_revisions(
     name: str,
     monitor: str,
 ) -> list[tuple[MonitorWindow, LateData]]:
-    """Add revisions of windows with late rows or enough late labels. Return each revision with its kind of data."""
+    """Add revisions of windows with late rows or enough late labels. Return each
+    revision with its kind of data.
+    """
     store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
     now, endpoint = store.now(), store.endpoint(name)
     if endpoint is None or monitor not in endpoint.spec.monitors:
@@ -164,8 +175,10 @@ def add_revisions(
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
-    """Return True if there are enough labels for the first time, or 5 % of the judged rows have new labels. Enough are
-    `min_rows` labels, or a single reported label, because it bounds the metrics."""
+    """Return True if there are enough labels for the first time, or 5 % of the judged
+    rows have new labels. Enough are `min_rows` labels, or a single reported label,
+    because it bounds the metrics.
+    """
     before = int(window.figures["labelled_rows"])
     least = 1 if spec.labels == "reported" else spec.min_rows
     if before < least:
@@ -178,10 +191,11 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
 
 @dataclass(frozen=True)
 class RetainedWindows:
-    """The periods of the log that an endpoint's monitors will read again, so rows of these periods must not be deleted.
+    """The periods of the log that an endpoint's monitors will read again, so rows of
+    these periods must not be deleted.
 
-    `rolling` contains, for each `rolling:` reference, the history before the next window. The bins of this reference
-    may have been computed from much older rows.
+    `rolling` contains, for each `rolling:` reference, the history before the next
+    window. The bins of this reference may have been computed from much older rows.
     """
 
     windows: list[Window] = field(default_factory=list)
@@ -204,7 +218,9 @@ def maintain_logs(
     over: threading.Event,
     every_seconds: float = EVERY_SECONDS,
 ) -> None:
-    """Maintain the store and its endpoints' logs every hour until the lease is lost or `over` is set."""
+    """Maintain the store and its endpoints' logs every hour until the lease is lost or
+    `over` is set.
+    """
     process = evaluation.judging_worker()
 
     def end() -> None:
@@ -286,14 +302,18 @@ def maintain_log(
 
 
 def forget_agents(settings: Settings, now: datetime) -> list[str]:
-    """Delete the watermarks of agents that have been silent for days, such as old pods, and return their names."""
+    """Delete the watermarks of agents that have been silent for days, such as old pods,
+    and return their names.
+    """
     location = open_log(settings.inference_log).location
     with wrap_log_errors(location):
         return expire_watermarks(location, now)
 
 
 def retained_windows(monitors: Monitors, endpoint: Endpoint, now: datetime) -> RetainedWindows:
-    """Return the periods of pinned references and of the rows that the judgements of unjudged windows will read."""
+    """Return the periods of pinned references and of the rows that the judgements of
+    unjudged windows will read.
+    """
     needed = RetainedWindows()
     for name, spec in endpoint.spec.monitors.items():
         kind, _, value = spec.reference.partition(":")

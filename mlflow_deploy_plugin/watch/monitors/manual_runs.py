@@ -1,6 +1,8 @@
-"""Windows that a user requests with `onnxserve monitor run` or `backfill` and that are judged immediately.
+"""Windows that a user requests with `onnxserve monitor run` or `backfill` and that are
+judged immediately.
 
-The result is stored with `by_hand`, without an alert or a retraining. The monitor's schedule is not affected.
+The result is stored with `by_hand`, without an alert or a retraining. The monitor's
+schedule is not affected.
 """
 
 import tempfile
@@ -49,7 +51,9 @@ DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0
 """The longest wait for a window that the controller is judging."""
 MAX_BACKFILLED = 10_000
-"""The maximum number of windows, more than a year of hourly windows. Each window takes seconds and creates a run."""
+"""The maximum number of windows, more than a year of hourly windows. Each window takes
+seconds and creates a run.
+"""
 _SHIPPING_SECONDS = 20.0
 _PAUSE = 0.1
 _NOT_SHIPPED = "some captured rows are not in the inference log yet and are not judged"
@@ -61,10 +65,11 @@ _INDEPENDENT = (
 
 
 def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> SelectedMonitor:
-    """Return the monitor of this name. By default, return the endpoint's only monitor, or a daily drift monitor.
+    """Return the monitor of this name. By default, return the endpoint's only monitor,
+    or a daily drift monitor.
 
-    Raises NotFound if the endpoint or monitor does not exist, and InvalidConfig if `name` is None and the endpoint has
-    several monitors.
+    Raises NotFound if the endpoint or monitor does not exist, and InvalidConfig if
+    `name` is None and the endpoint has several monitors.
     """
     stored = deployments.store.endpoint(endpoint)
     if stored is not None:
@@ -84,7 +89,8 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
         spec = empty_endpoint(endpoint)
     if name is None and len(spec.monitors) > 1:
         raise InvalidConfig(
-            f"endpoint {endpoint!r} has several monitors: select one with --monitor {' | '.join(sorted(spec.monitors))}",
+            f"endpoint {endpoint!r} has several monitors: select one with --monitor "
+            f"{' | '.join(sorted(spec.monitors))}",
         )
     if spec.monitors or (stored and name):
         name = name or next(iter(spec.monitors))
@@ -99,15 +105,19 @@ def run_window(
     judge: Judge,
     engine: Engine = "local",
 ) -> tuple[MonitorWindow, MonitorResult]:
-    """Judge a window; by default, the latest complete window of the monitor's length that has rows.
+    """Judge a window; by default, the latest complete window of the monitor's length
+    that has rows.
 
-    If the window is already in the store, a new revision is added. If the bounds differ from the monitor's, the result
-    is logged to MLflow and not stored. Raises InvalidConfig if Spark does not support this kind of monitor, NotFound if
-    the window has no rows, and OnnxserveError if the window cannot be judged or the controller is judging it.
+    If the window is already in the store, a new revision is added. If the bounds differ
+    from the monitor's, the result is logged to MLflow and not stored. Raises
+    InvalidConfig if Spark does not support this kind of monitor, NotFound if the window
+    has no rows, and OnnxserveError if the window cannot be judged or the controller is
+    judging it.
     """
     if engine == "spark" and monitor.spec.kind not in KINDS_WITH_REFERENCE:
         raise InvalidConfig(
-            f"--engine spark: Spark supports monitors of {', '.join(KINDS_WITH_REFERENCE)}, not {monitor.spec.kind}",
+            f"--engine spark: Spark supports monitors of {', '.join(KINDS_WITH_REFERENCE)}, not "
+            f"{monitor.spec.kind}",
         )
     endpoint = deployments.store.endpoint(monitor.endpoint)
     log = evaluation.endpoint_log(deployments.settings, endpoint)
@@ -119,15 +129,18 @@ def run_window(
     if not evaluation.has_rows(log, monitor.endpoint, window, monitor.spec.kind):
         latest = evaluation.latest_window(log, monitor.endpoint, monitor.spec, now)
         raise NotFound(
-            f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest complete window with rows is "
-            f"{latest}",
+            f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest complete "
+            f"window with rows is {latest}",
         )
     notes: tuple[str, ...] = () if is_shipped else (_NOT_SHIPPED,)
     monitor = replace(monitor, engine=engine)
     if monitor.tried:
         notes = (
             *notes,
-            f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the monitor",
+            (
+                f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the "
+                "monitor"
+            ),
         )
         request = evaluation.request_from_store(
             deployments.store,
@@ -151,10 +164,12 @@ def backfill(
     end: datetime,
     judge: Judge,
 ) -> Iterator[tuple[int, int, MonitorWindow, bool]]:
-    """Judge the monitor's windows in [begin, end), oldest first, and skip judged windows.
+    """Judge the monitor's windows in [begin, end), oldest first, and skip judged
+    windows.
 
-    Yield for each window its number (from 1), the number of windows, the window, and True if it was judged now. Raises
-    InvalidConfig if the period contains no complete window, or more than `MAX_BACKFILLED` windows.
+    Yield for each window its number (from 1), the number of windows, the window, and
+    True if it was judged now. Raises InvalidConfig if the period contains no complete
+    window, or more than `MAX_BACKFILLED` windows.
     """
     starts = windows_between(monitor.spec, begin, end)
     if not starts:
@@ -164,9 +179,9 @@ def backfill(
     if len(starts) > MAX_BACKFILLED:
         last = window_at(starts[MAX_BACKFILLED - 1], monitor.spec.every).end
         raise InvalidConfig(
-            f"there are {len(starts):,} windows of {monitor.spec.every} between {begin:%F %R} and {end:%F %R} UTC, and "
-            f"one backfill judges at most {MAX_BACKFILLED:,}: use --to {last.isoformat()[:19]} or a monitor with "
-            "longer windows",
+            f"there are {len(starts):,} windows of {monitor.spec.every} between {begin:%F %R} and "
+            f"{end:%F %R} UTC, and one backfill judges at most {MAX_BACKFILLED:,}: use --to "
+            f"{last.isoformat()[:19]} or a monitor with longer windows",
         )
 
     for number, start in enumerate(starts, 1):
@@ -194,13 +209,17 @@ def run_due(
     monitor: SelectedMonitor,
     say: Callable[[str], None],
 ) -> Iterator[MonitorWindow]:
-    """Judge every due window of the monitor, oldest first, with alerts and retrainings as in the controller.
+    """Judge every due window of the monitor, oldest first, with alerts and retrainings
+    as in the controller.
 
-    This function is for a command that runs on its own schedule instead of a controller, such as a CronJob. The
-    function ends after a failed attempt: the window is stored, and the next call retries it. If the pause after the
-    attempt is not over, the call yields the unjudged window, so that the second pod of a Job does not report success.
+    This function is for a command that runs on its own schedule instead of a
+    controller, such as a CronJob. The function ends after a failed attempt: the window
+    is stored, and the next call retries it. If the pause after the attempt is not over,
+    the call yields the unjudged window, so that the second pod of a Job does not report
+    success.
 
-    Raises NotFound if the endpoint or its monitor is not in the store, and OnnxserveError if the log cannot be read.
+    Raises NotFound if the endpoint or its monitor is not in the store, and
+    OnnxserveError if the log cannot be read.
     """
     stored = deployments.store.endpoint(monitor.endpoint)
     if stored is None:
@@ -256,7 +275,9 @@ def _judge_by_hand(
     judge: Judge,
     notes: Sequence[str] = (),
 ) -> window_runner.Attempt:
-    """Judge the unjudged revision of the window that a user requested. If it does not exist, add a revision."""
+    """Judge the unjudged revision of the window that a user requested. If it does not
+    exist, add a revision.
+    """
     runner = window_runner.WindowRunner(
         deployments,
         Evaluator(judge),
@@ -284,17 +305,22 @@ def run_files(
     judge: Judge,
     **bounds: Any,
 ) -> tuple[MonitorWindow, MonitorResult]:
-    """Compare the rows of two files as a drift monitor does, and log the report to the experiment `onnxserve/NAME`.
+    """Compare the rows of two files as a drift monitor does, and log the report to the
+    experiment `onnxserve/NAME`.
 
-    No endpoint is needed. The rows become a window of a temporary log, and only the MLflow run is kept. If only one
-    file is CSV, its columns get the types of the Parquet file's columns; if both files are CSV, types that fit the
-    texts of both files. If both files have event times, the rows are one window, which is compared with windows of the
-    same length in the reference. Otherwise, the rows are compared as independent samples, and a note reports this.
+    No endpoint is needed. The rows become a window of a temporary log, and only the
+    MLflow run is kept. If only one file is CSV, its columns get the types of the
+    Parquet file's columns; if both files are CSV, types that fit the texts of both
+    files. If both files have event times, the rows are one window, which is compared
+    with windows of the same length in the reference. Otherwise, the rows are compared
+    as independent samples, and a note reports this.
 
-    `bounds` are the arguments of `SelectedMonitor.with_bounds`. Above a million rows, a sample is used.
+    `bounds` are the arguments of `SelectedMonitor.with_bounds`. Above a million rows, a
+    sample is used.
 
-    Raises NotFound if a file is missing, InvalidConfig if a file cannot be read or has no rows or `name` is not a valid
-    endpoint name, and RegistryUnavailable if MLflow or the storage of a file does not answer.
+    Raises NotFound if a file is missing, InvalidConfig if a file cannot be read or has
+    no rows or `name` is not a valid endpoint name, and RegistryUnavailable if MLflow or
+    the storage of a file does not answer.
     """
     empty_endpoint(name)
     evaluation.use_compact_memory()
@@ -349,7 +375,8 @@ def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
         moment = EPOCH + timedelta(hours=int(hour))
         hour_folder = folder / moment.strftime("date=%Y-%m-%d/hour=%H")
         hour_folder.mkdir(parents=True)
-        # A reader holds a page and a dictionary per column. If they are small, 30 columns take 80 MB less.
+        # A reader holds a page and a dictionary per column. If they are small, 30
+        # columns take 80 MB less.
         part = (
             table.slice(begin, end - begin) if is_sorted else table.take(pa.array(order[begin:end]))
         )
@@ -367,7 +394,9 @@ def wait_until_shipped(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Wait at most `limit` seconds for a running agent to ship the folder's spool; return True if it is shipped."""
+    """Wait at most `limit` seconds for a running agent to ship the folder's spool;
+    return True if it is shipped.
+    """
     deadline = clock() + limit
     sizes: dict[Path, int] = {}
     for segment in segments(folder / SPOOL):

@@ -1,8 +1,10 @@
-"""The schedule of a monitor: the next window, the time of its judgement, and the completeness of its rows.
+"""The schedule of a monitor: the next window, the time of its judgement, and the
+completeness of its rows.
 
-A window is due `grace` (for a monitor of labels: plus `labels_within`) after its end. If the monitor has a schedule,
-the window is due at the schedule's first time after that moment. A due window remains due, so a controller can catch up
-on missed windows. All functions depend only on times, the spec and the contents of the store.
+A window is due `grace` (for a monitor of labels: plus `labels_within`) after its end.
+If the monitor has a schedule, the window is due at the schedule's first time after that
+moment. A due window remains due, so a controller can catch up on missed windows. All
+functions depend only on times, the spec and the contents of the store.
 """
 
 import hashlib
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     )  # At run time, this would import Arrow.
 
 MAX_CATCH_UP = 100
-"""The maximum number of missed windows that a controller judges. A user may request more windows (`backfill`)."""
+"""The maximum number of missed windows that a controller judges. A user may request
+more windows (`backfill`).
+"""
 _LOOKED_AT = 100
 SILENT_AFTER = timedelta(hours=1)
 _MAX_JITTER = timedelta(seconds=30)
@@ -36,8 +40,8 @@ _MAX_JITTER = timedelta(seconds=30)
 class DueWindow:
     """The oldest window that is due and not yet in the store.
 
-    `left_out` is the number of earlier windows that are skipped because of the limit. `oldest` is the start of the
-    first skipped window.
+    `left_out` is the number of earlier windows that are skipped because of the limit.
+    `oldest` is the start of the first skipped window.
     """
 
     window: Window
@@ -51,9 +55,11 @@ def next_due_window(
     now: datetime,
     max_catch_up: int = MAX_CATCH_UP,
 ) -> DueWindow | None:
-    """Return the next due window; None if no window is due. Skip all due windows except the newest `max_catch_up`.
+    """Return the next due window; None if no window is due. Skip all due windows except
+    the newest `max_catch_up`.
 
-    The first window of a monitor contains the endpoint's creation. Raises InvalidConfig if the schedule cannot be read.
+    The first window of a monitor contains the endpoint's creation. Raises InvalidConfig
+    if the schedule cannot be read.
     """
     spec = endpoint.spec.monitors[state.monitor]
     starts = windows_between(spec, _begin(endpoint, state, now), now)
@@ -69,12 +75,16 @@ def next_due_window(
 
 
 def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
-    """Return True if a wrong clock has stored a time after `now`. The monitor continues from the current window."""
+    """Return True if a wrong clock has stored a time after `now`. The monitor continues
+    from the current window.
+    """
     return (state.made_up_to or endpoint.created_at) > now
 
 
 def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
-    """Return the time at which the next window may be judged, which may be past. Raises as `next_due_window`."""
+    """Return the time at which the next window may be judged, which may be past. Raises
+    as `next_due_window`.
+    """
     spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
     first = windows_between(
         spec,
@@ -85,7 +95,9 @@ def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> dat
 
 
 def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
-    """Return the start of the oldest window that is not yet stored. Raises as `next_due_window`."""
+    """Return the start of the oldest window that is not yet stored. Raises as
+    `next_due_window`.
+    """
     spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
     over = windows_between(spec, begin, now)
     if not over:
@@ -96,9 +108,11 @@ def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime
 
 
 def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
-    """Return the oldest unjudged window. Windows are judged in order: if this window must still wait, return None.
+    """Return the oldest unjudged window. Windows are judged in order: if this window
+    must still wait, return None.
 
-    A `not_before` that is further ahead than the longest pause was set by a wrong clock and is ignored.
+    A `not_before` that is further ahead than the longest pause was set by a wrong clock
+    and is ignored.
     """
     if not windows:
         return None
@@ -108,7 +122,9 @@ def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWi
 
 
 def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> datetime:
-    """Return the time at which a window may be judged. Raises InvalidConfig if the schedule is not valid."""
+    """Return the time at which a window may be judged. Raises InvalidConfig if the
+    schedule is not valid.
+    """
     ready = end + timedelta(seconds=duration_seconds(spec.grace))
     if spec.kind == "performance" and spec.labels_within is not None:
         ready += timedelta(seconds=duration_seconds(spec.labels_within))
@@ -118,7 +134,9 @@ def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> dat
 
 
 def jitter(endpoint: str, monitor: str, spec: MonitorSpec) -> timedelta:
-    """Return the monitor's fixed delay, which spreads the work of monitors: at most 30 s and 1/100 of the window."""
+    """Return the monitor's fixed delay, which spreads the work of monitors: at most 30
+    s and 1/100 of the window.
+    """
     most = min(_MAX_JITTER, timedelta(seconds=duration_seconds(spec.every)) / 100)
     number = int.from_bytes(
         hashlib.blake2b(f"{endpoint}\n{monitor}".encode(), digest_size=4).digest(),
@@ -127,7 +145,9 @@ def jitter(endpoint: str, monitor: str, spec: MonitorSpec) -> timedelta:
 
 
 def windows_between(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
-    """Return the starts, in microseconds since 1970, of the monitor's windows that are completely in [begin, end)."""
+    """Return the starts, in microseconds since 1970, of the monitor's windows that are
+    completely in [begin, end).
+    """
     length = duration_seconds(spec.every) * 1_000_000
     first = -(-microseconds(begin) // length) * length
     return range(first, microseconds(end) - length + 1, length)
@@ -137,8 +157,8 @@ def windows_between(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
 class Readiness:
     """The completeness of an endpoint's log according to its agents' watermarks.
 
-    Every row before `complete_until` is in the log; None if there is no agent to wait for. `notes` contains, for each
-    ignored agent, the reason.
+    Every row before `complete_until` is in the log; None if there is no agent to wait
+    for. `notes` contains, for each ignored agent, the reason.
     """
 
     complete_until: datetime | None
@@ -149,9 +169,11 @@ class Readiness:
 
 
 def readiness(marks: "Sequence[Watermark]", endpoint: str, now: datetime) -> Readiness:
-    """Return the completeness of the log according to the agents that may still ship rows.
+    """Return the completeness of the log according to the agents that may still ship
+    rows.
 
-    An agent is ignored if it has ended, has been silent for an hour, or has a clock that is an hour or more ahead.
+    An agent is ignored if it has ended, has been silent for an hour, or has a clock
+    that is an hour or more ahead.
     """
     waited_for: list[datetime] = []
     notes = []
@@ -160,12 +182,13 @@ def readiness(marks: "Sequence[Watermark]", endpoint: str, now: datetime) -> Rea
             continue
         if now - mark.written_at > SILENT_AFTER:
             notes.append(
-                f"agent {mark.agent} has been silent since {mark.written_at:%Y-%m-%d %H:%M:%S} UTC: the window does "
-                "not wait for its rows",
+                f"agent {mark.agent} has been silent since {mark.written_at:%Y-%m-%d %H:%M:%S} "
+                "UTC: the window does not wait for its rows",
             )
         elif mark.written_at - now > SILENT_AFTER:
             notes.append(
-                f"the clock of agent {mark.agent} is an hour or more ahead: its rows are not waited for",
+                f"the clock of agent {mark.agent} is an hour or more ahead: its rows are not "
+                "waited for",
             )
         else:
             waited_for.append(mark.complete_until)
@@ -195,12 +218,16 @@ class MonitorOverview:
     """The state of a monitor for users.
 
     Attributes:
-        status: `failing` if the last attempt failed and will be retried; `broken` if the schedule cannot be read.
+        status: `failing` if the last attempt failed and will be retried; `broken` if
+            the schedule cannot be read.
         last: the newest judged window, by the schedule or by hand.
         open: the scheduled window that is being judged or retried.
-        given_up: the number of scheduled windows that have permanently failed, among the newest 100 windows.
-        next_due: the time at which the next window is due; None if unknown or if the monitor is paused.
-        false_per_year: the endpoint's budget of alarms, which its monitors share; None without a budget.
+        given_up: the number of scheduled windows that have permanently failed, among
+            the newest 100 windows.
+        next_due: the time at which the next window is due; None if unknown or if the
+            monitor is paused.
+        false_per_year: the endpoint's budget of alarms, which its monitors share; None
+            without a budget.
     """
 
     endpoint: str
@@ -221,7 +248,9 @@ def overviews(
     endpoint: str | None = None,
     marks: "Sequence[Watermark]" = (),
 ) -> list[MonitorOverview]:
-    """Return the monitors (of one endpoint, if set) by name. `marks` are the log's watermarks. Raises NotFound."""
+    """Return the monitors (of one endpoint, if set) by name. `marks` are the log's
+    watermarks. Raises NotFound.
+    """
     endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
     stored = {(state.endpoint, state.monitor): state for state in Monitors(store).states(endpoint)}
     return [

@@ -1,7 +1,9 @@
-"""Runs all monitors of the store: finds the due windows and judges several windows at a time.
+"""Runs all monitors of the store: finds the due windows and judges several windows at a
+time.
 
-All persistent state is in the store and is read in each round, so monitors may change at any time. The windows of a
-monitor are judged in order under the monitor's lease, which `onnxserve monitor run` also takes.
+All persistent state is in the store and is read in each round, so monitors may change
+at any time. The windows of a monitor are judged in order under the monitor's lease,
+which `onnxserve monitor run` also takes.
 """
 
 import threading
@@ -49,8 +51,9 @@ _HELD_SECONDS = 2.0
 class _Watched:
     """The state of a monitor in this controller, which a restart may lose.
 
-    `looked_for_late` is the monotonic time of the last search for late data. `troubles` and `late_troubles` are the
-    numbers of consecutive failures of the monitor and of this search.
+    `looked_for_late` is the monotonic time of the last search for late data. `troubles`
+    and `late_troubles` are the numbers of consecutive failures of the monitor and of
+    this search.
     """
 
     looked_for_late: float = float("-inf")
@@ -66,8 +69,9 @@ class _Watched:
 class MonitorScheduler:
     """Runs the monitors while the controller holds its lease.
 
-    A judgement that takes longer than `judging_seconds` is stopped and retried. `at_once` judgements run at the same
-    time, each in its own process. An `evaluator` replaces these processes.
+    A judgement that takes longer than `judging_seconds` is stopped and retried.
+    `at_once` judgements run at the same time, each in its own process. An `evaluator`
+    replaces these processes.
     """
 
     deployments: Deployments
@@ -104,7 +108,8 @@ class MonitorScheduler:
                 log_errors(lambda: self._look(work, keeper, windows))
                 workers.end_idle(IDLE_SECONDS)
                 deadline = time.monotonic() + self.look_seconds
-                # End the wait when an attempt has finished, because the monitor's next window may be due.
+                # End the wait when an attempt has finished, because the monitor's next
+                # window may be due.
                 while (
                     not over.is_set()
                     and not work.finished.wait(0.1)
@@ -155,7 +160,9 @@ class MonitorScheduler:
         resolve_orphaned(self._store)
 
     def _attempt(self, key: MonitorKey, keeper: LeaseKeeper, windows: WindowRunner) -> float:
-        """Judge the monitor's oldest due window under its lease. Return the seconds until the next attempt."""
+        """Judge the monitor's oldest due window under its lease. Return the seconds
+        until the next attempt.
+        """
         if not keeper.is_held:
             return 0.0
         watched = self._watched[key]
@@ -190,7 +197,9 @@ class MonitorScheduler:
         watched: _Watched,
         windows: WindowRunner,
     ) -> None:
-        """Add revisions for late rows and labels. Repeated failures are announced but do not stop the judgements."""
+        """Add revisions for late rows and labels. Repeated failures are announced but
+        do not stop the judgements.
+        """
         try:
             windows.add_late_revisions(*key)
         except ProcessEnded:
@@ -214,7 +223,9 @@ class MonitorScheduler:
         pending: dict[MonitorKey, list[MonitorWindow]],
         known: set[MonitorKey],
     ) -> None:
-        """Close the windows of deleted monitors. Report once for each unreadable endpoint why it is skipped."""
+        """Close the windows of deleted monitors. Report once for each unreadable
+        endpoint why it is skipped.
+        """
         unreadable = {endpoint.name: endpoint.reason for endpoint in self._store.unreadable()}
         for name in unreadable.keys() - self._said_unreadable:
             self.deployments.progress(unreadable[name])
@@ -231,7 +242,9 @@ class MonitorScheduler:
                 self._monitors.close(window, "the monitor was deleted before the window was judged")
 
     def _report_trouble(self, key: MonitorKey, reason: str) -> None:
-        """Report once why the monitor cannot run, and store the reason for `onnxserve monitor list`."""
+        """Report once why the monitor cannot run, and store the reason for `onnxserve
+        monitor list`.
+        """
         watched = self._watched[key]
         if watched.last_reason != reason:
             watched.last_reason = reason

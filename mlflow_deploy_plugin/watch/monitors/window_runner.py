@@ -1,8 +1,11 @@
-"""Runs a window of a monitor under the monitor's lease: the oldest due window is stored, judged and closed.
+"""Runs a window of a monitor under the monitor's lease: the oldest due window is
+stored, judged and closed.
 
-An attempt has one of three results: the window is judged, will be retried, or has permanently failed. Alerts and
-retrainings are started before the verdict is stored. If the controller crashes before the verdict is stored, the next
-controller judges the window again and reuses its MLflow run. An alert may therefore be sent twice, but is never lost.
+An attempt has one of three results: the window is judged, will be retried, or has
+permanently failed. Alerts and retrainings are started before the verdict is stored. If
+the controller crashes before the verdict is stored, the next controller judges the
+window again and reuses its MLflow run. An alert may therefore be sent twice, but is
+never lost.
 """
 
 import logging
@@ -37,7 +40,9 @@ _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
 MAX_OUTAGE = timedelta(days=1)
-"""The time for which a window is retried during an outage. Failures of other kinds count as attempts."""
+"""The time for which a window is retried during an outage. Failures of other kinds
+count as attempts.
+"""
 NO_ROWS = "the window has no rows"
 KILLED = "the process that judged the window was killed or lost the lease"
 
@@ -53,7 +58,9 @@ class Idle(Enum):
 
 @dataclass(frozen=True)
 class Attempt:
-    """A window after an attempt to judge it; `result` is None if it was not judged or has no rows."""
+    """A window after an attempt to judge it; `result` is None if it was not judged or
+    has no rows.
+    """
 
     window: MonitorWindow
     result: MonitorResult | None = None
@@ -63,8 +70,9 @@ class Attempt:
 class WindowRunner:
     """Judges the windows of monitors.
 
-    `say` is called with a line for each change. If `by_hand` is True, a user sees the result: no alert is sent, no
-    retraining is started, and a failed window is not retried. Only the newest `max_catch_up` missed windows are judged.
+    `say` is called with a line for each change. If `by_hand` is True, a user sees the
+    result: no alert is sent, no retraining is started, and a failed window is not
+    retried. Only the newest `max_catch_up` missed windows are judged.
     """
 
     deployments: Deployments
@@ -78,12 +86,16 @@ class WindowRunner:
         return Monitors(self.deployments.store)
 
     def run_next(self, name: str, monitor: str, keeper: LeaseKeeper) -> MonitorWindow | Idle | None:
-        """Judge a window of the monitor and return it. If no window is judged, return why, or None as `judge_window`.
+        """Judge a window of the monitor and return it. If no window is judged, return
+        why, or None as `judge_window`.
 
-        Raises InvalidConfig if the monitor's schedule cannot be read, and OnnxserveError if the log cannot be read.
+        Raises InvalidConfig if the monitor's schedule cannot be read, and
+        OnnxserveError if the log cannot be read.
         """
         store = self.deployments.store
-        now = store.now()  # Read the clock before the spec, so that a changed `every` applies only to later windows.
+        # Read the clock before the spec, so that a changed `every` applies only to
+        # later windows.
+        now = store.now()
         endpoint, state = store.endpoint(name), self.monitors.state(name, monitor)
         if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
             return Idle.NOTHING_DUE
@@ -126,7 +138,9 @@ class WindowRunner:
         keeper: LeaseKeeper,
         notes: Sequence[str] = (),
     ) -> Attempt | None:
-        """Attempt to judge the window, and return the attempt; None if the attempt was stopped or lost its lease."""
+        """Attempt to judge the window, and return the attempt; None if the attempt was
+        stopped or lost its lease.
+        """
         if (
             window.state == "running" and not self.by_hand
         ):  # The process that judged the window was killed.
@@ -159,7 +173,8 @@ class WindowRunner:
         added = add_revisions(self.deployments, self.evaluator, name, monitor)
         for window, late_data in added:
             self.say(
-                f"{name}: monitor {monitor}: {late_data} arrived after window {window.start:%FT%H:%M} was judged",
+                f"{name}: monitor {monitor}: {late_data} arrived after window "
+                f"{window.start:%FT%H:%M} was judged",
             )
         return [window for window, _ in added]
 
@@ -170,7 +185,9 @@ class WindowRunner:
         ready: Readiness,
         now: datetime,
     ) -> MonitorWindow | Idle:
-        """Store and return the next window that is due and complete. Skip windows that were already judged."""
+        """Store and return the next window that is due and complete. Skip windows that
+        were already judged.
+        """
         monitor = state.monitor
         while True:
             due = schedule.next_due_window(endpoint, state, now, self.max_catch_up)
@@ -184,9 +201,10 @@ class WindowRunner:
                 begin, end = f"{due.oldest:%FT%H:%M}", f"{due.window.start:%FT%H:%M}"
                 note_kind = "left_out"
                 note = (
-                    f"{due.left_out:,} windows from {begin} to {end} were skipped, because no controller was running "
-                    f"and only the newest windows are judged afterwards: "
-                    f"onnxserve monitor backfill {endpoint.name} {monitor} --from {begin} --to {end}"
+                    f"{due.left_out:,} windows from {begin} to {end} were skipped, because no "
+                    "controller was running and only the newest windows are judged afterwards: "
+                    f"onnxserve monitor backfill {endpoint.name} {monitor} --from {begin} --to "
+                    f"{end}"
                 )
                 self.say(f"{endpoint.name}: monitor {monitor}: {note}")
             elif state.note_kind == "cannot_run":
@@ -197,7 +215,8 @@ class WindowRunner:
                 for row in self.monitors.revisions(endpoint.name, monitor, *span)
                 if not row.by_hand
             ]
-            # After a change of `every`, a stored window with the same start may have a different end.
+            # After a change of `every`, a stored window with the same start may have a
+            # different end.
             window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
             self.monitors.update_state(
                 endpoint.name,
@@ -264,7 +283,8 @@ class WindowRunner:
         self.monitors.update_state(*key, consecutive=consecutive)
         if result.is_alarm and consecutive < spec.consecutive:
             self.say(
-                f"{window_summary(window)}: {consecutive} of {spec.consecutive} consecutive windows needed for an alarm",
+                f"{window_summary(window)}: {consecutive} of {spec.consecutive} consecutive "
+                "windows needed for an alarm",
             )
             return
         try:
@@ -313,10 +333,11 @@ class WindowRunner:
 
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
-    """Return the number of consecutive windows, up to the newest, with an alarm of the same column or criterion.
+    """Return the number of consecutive windows, up to the newest, with an alarm of the
+    same column or criterion.
 
-    Windows that were stored without their alarms count by their verdict, and accepted alarms do not count. Use newest
-    revisions of decided windows.
+    Windows that were stored without their alarms count by their verdict, and accepted
+    alarms do not count. Use newest revisions of decided windows.
     """
     newest = {
         row.start: row

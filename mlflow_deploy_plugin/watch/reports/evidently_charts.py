@@ -1,9 +1,11 @@
-"""Evidently's part of a report: the distributions of judged columns in the reference and the window.
+"""Evidently's part of a report: the distributions of judged columns in the reference
+and the window.
 
-Evidently does not judge drift: by Evidently's own rules, nothing drifted in a whole year of real flights, and
-everything drifted on thirty rows. Evidently therefore only describes the columns, without tests and thresholds. Columns
-are converted to float64 or text, because Evidently 0.7.23 fails on columns of any other type. If Evidently still fails,
-the report contains the reason.
+Evidently does not judge drift: by Evidently's own rules, nothing drifted in a whole
+year of real flights, and everything drifted on thirty rows. Evidently therefore only
+describes the columns, without tests and thresholds. Columns are converted to float64 or
+text, because Evidently 0.7.23 fails on columns of any other type. If Evidently still
+fails, the report contains the reason.
 """
 
 import logging
@@ -29,10 +31,14 @@ _SEED = 0  # the seed for choosing `MAX_ROWS` rows
 _MISSING, _OTHER = "(missing)", "(other)"
 _DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
 _GREY, _BLUE = "#4d4d4d", "#3b82c4"
-"""Evidently's colour of the reference, and a colour with a contrast of at least 3 on white and on the dark page."""
+"""Evidently's colour of the reference, and a colour with a contrast of at least 3 on
+white and on the dark page.
+"""
 
 ColumnPair = tuple[ColumnValues, ColumnValues]
-"""The values of a column in the reference, [N], and in the window, [M]; equal N and equal M for all columns."""
+"""The values of a column in the reference, [N], and in the window, [M]; equal N and
+equal M for all columns.
+"""
 _log = logging.getLogger(__name__)
 
 
@@ -100,7 +106,8 @@ def _drawn(columns: Sequence[ColumnPair]) -> tuple[str, str]:
         Dataset.from_pandas(current, data_definition=definition),
         Dataset.from_pandas(reference, data_definition=definition),
     )
-    # Evidently writes its data as plain JSON. Escape "<", so that no name or value can end the script.
+    # Evidently writes its data as plain JSON. Escape "<", so that no name or value can
+    # end the script.
     page = _DATA.sub(
         lambda line: line[1] + line[2].replace("<", "\\u003c").replace(_GREY, _BLUE),
         snapshot.get_html_str(as_iframe=False),
@@ -112,7 +119,9 @@ def _frames(
     columns: Sequence[ColumnPair],
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
-    """Return reference and window as DataFrames for Evidently, and the names of the text columns."""
+    """Return reference and window as DataFrames for Evidently, and the names of the
+    text columns.
+    """
     rows = [sample_positions(len(side.values), MAX_ROWS, rng) for side in columns[0]]
     sides: list[dict[str, Array]] = [{}, {}]
     text = set()
@@ -134,7 +143,9 @@ def _frames(
 
 
 def _has_histogram(values: Array) -> bool:
-    """Return True if numpy can bin the values: some are known, and float64 resolves their range."""
+    """Return True if numpy can bin the values: some are known, and float64 resolves
+    their range.
+    """
     known = values[~np.isnan(values)]
     if not len(known):
         return False
@@ -144,7 +155,9 @@ def _has_histogram(values: Array) -> bool:
 
 
 def _categories(reference: Array, window: Array) -> Iterator[Array]:
-    """Yield reference and window as texts: frequent reference values, `_OTHER` for other values, or `_MISSING`."""
+    """Yield reference and window as texts: frequent reference values, `_OTHER` for
+    other values, or `_MISSING`.
+    """
 
     def text(value: object) -> str:
         if value is None or value != value:  # Only NaN differs from itself.

@@ -1,7 +1,9 @@
-"""A result in MLflow: a run with the report, a run for all windows of the monitor, and tags of the model version.
+"""A result in MLflow: a run with the report, a run for all windows of the monitor, and
+tags of the model version.
 
-A window's run is identified by the tags endpoint, monitor, window start and revision, so that a retry after a crash
-continues the run. The report's page is a single file, because MLflow shows the page in a sandboxed frame.
+A window's run is identified by the tags endpoint, monitor, window start and revision,
+so that a retry after a crash continues the run. The report's page is a single file,
+because MLflow shows the page in a sandboxed frame.
 """
 
 import base64
@@ -68,13 +70,15 @@ if TYPE_CHECKING:
 
 PICTURE = "trend.png"
 _EMPTY = (
-    "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-    "</head><body></body></html>"
+    "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
+    "content='width=device-width'></head><body></body></html>"
 )
 _MOST_FINDINGS, _MOST_FIGURES = 300, 100
 EVIDENTLY = "evidently.json"
 LARGEST_PAGE = 6_000_000
-"""The maximum size of a page in bytes. MLflow's viewer loads a page as a single text and is slow for larger pages."""
+"""The maximum size of a page in bytes. MLflow's viewer loads a page as a single text
+and is slow for larger pages.
+"""
 _MOST_COLUMNS = 30  # Thirty columns are drawn in about ten seconds.
 _WINDOW, _REPORT = "/window", "/report"
 _MOST_REPORTS = 10
@@ -88,7 +92,9 @@ def build_report(
     result: MonitorResult,
     past: Sequence[JudgedWindow] = (),
 ) -> Mapping[str, str | bytes]:
-    """Return the files of the run by name, as text or bytes. If Evidently fails, the page contains the reason."""
+    """Return the files of the run by name, as text or bytes. If Evidently fails, the
+    page contains the reason.
+    """
     columns, drawn = _MOST_COLUMNS, EvidentlyReport()
     while result.report.pairs and result.state != "not judged":
         drawn = draw_columns(result, result.report.pairs, columns)
@@ -143,10 +149,13 @@ def _number(value: float) -> str:
 
 
 def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> LoggedRun:
-    """Log the run, tag the registered version with the verdict and the report's location, and return the run. The run
-    is the current MLflow project's run if any (`mlflow run . -e drift`). Otherwise it is the run of this revision of
-    the window in the experiment `onnxserve/ENDPOINT`, which is created if missing. Results with overridden settings are
-    not tagged. If MLflow does not answer, RegistryUnavailable is raised, and the next call continues the run."""
+    """Log the run, tag the registered version with the verdict and the report's
+    location, and return the run. The run is the current MLflow project's run if any
+    (`mlflow run . -e drift`). Otherwise it is the run of this revision of the window in
+    the experiment `onnxserve/ENDPOINT`, which is created if missing. Results with
+    overridden settings are not tagged. If MLflow does not answer, RegistryUnavailable
+    is raised, and the next call continues the run.
+    """
     figures = to_metrics(result)
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
@@ -195,9 +204,11 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
 
 
 def to_metrics(result: MonitorResult) -> dict[str, float]:
-    """Return the figures, and the finite values of the findings: `distribution_score/COLUMN`, … for a column;
-    `shift_state/COLUMN` (1 for an alarm) for a shift of its level; `criterion/accuracy`, `criterion_threshold/accuracy`
-    and `criterion_state/accuracy` (0 kept, 0.5 cannot tell, 1 violated) for a requirement."""
+    """Return the figures, and the finite values of the findings:
+    `distribution_score/COLUMN`, … for a column; `shift_state/COLUMN` (1 for an alarm)
+    for a shift of its level; `criterion/accuracy`, `criterion_threshold/accuracy` and
+    `criterion_state/accuracy` (0 kept, 0.5 cannot tell, 1 violated) for a requirement.
+    """
     named: list[tuple[str, float | None]] = [
         ("rows", result.rows),
         ("is_alarm", float(result.is_alarm)),
@@ -226,7 +237,9 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
 
 
 def _unique_name(name: str, is_shared: bool) -> str:
-    """Return a valid MLflow name, with a digest if several names would become the same valid name."""
+    """Return a valid MLflow name, with a digest if several names would become the same
+    valid name.
+    """
     plain = metric_name(name)
     return (
         f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
@@ -236,7 +249,9 @@ def _unique_name(name: str, is_shared: bool) -> str:
 
 
 def metric_name(name: str) -> str:
-    """Return a valid MLflow name: most punctuation is replaced, and the name is not a relative path."""
+    """Return a valid MLflow name: most punctuation is replaced, and the name is not a
+    relative path.
+    """
     parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
     return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[
         :_LONGEST_NAME
@@ -261,8 +276,10 @@ def _log_series(
     figures: Mapping[str, float],
     monitor: Mapping[str, str],
 ) -> None:
-    """Add the window's metrics to the run for all windows of the monitor, because MLflow draws metrics of a single run
-    over time. The time is the window's end; the step is the window's number. Logging is idempotent."""
+    """Add the window's metrics to the run for all windows of the monitor, because
+    MLflow draws metrics of a single run over time. The time is the window's end; the
+    step is the window's number. Logging is idempotent.
+    """
     if project_run_id():
         return  # `IdempotentRun` would log to the project's run.
     end, length = result.window.end_us, result.window.end_us - result.window.start_us
@@ -300,7 +317,9 @@ def _run_of(
 
 
 def _link_report_to_version(result: MonitorResult, report: str) -> None:
-    """Tag the registered version with the monitor's newest window, and list the report in the description."""
+    """Tag the registered version with the monitor's newest window, and list the report
+    in the description.
+    """
     if not result.version.isdigit():
         return
     model, version = result.model, result.version
@@ -314,7 +333,8 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
         tags_to_write = {
             f"{tag}{_WINDOW}": f"{result.window.start.isoformat()}/{result.window.end.isoformat()}",
             f"{tag}{_REPORT}": report,
-            tag: result.state,  # This tag is written last, because its readers need the tags before it.
+            # This tag is written last, because its readers need the tags before it.
+            tag: result.state,
         }
         for attempt in (1, 2):
             try:

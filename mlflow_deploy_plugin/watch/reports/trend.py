@@ -1,4 +1,6 @@
-"""The picture of a report: the scores, requirements and levels of a monitor over its windows."""
+"""The picture of a report: the scores, requirements and levels of a monitor over its
+windows.
+"""
 
 import io
 import math
@@ -16,12 +18,16 @@ from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, LevelSe
 
 MOST_WINDOWS = 60
 _MOST_PANELS = 6
-"""The maximum number of panels: the overall line, and the five columns that an alert lists."""
+"""The maximum number of panels: the overall line, and the five columns that an alert
+lists.
+"""
 _LARGEST = 1e300  # The range of an axis is a float64.
 _TITLE_LENGTH = 72  # A longer title would not fit on the picture.
 _SHORTEST_NAME, _SCORE = 20, ", score in SD"
 _DEVIATIONS = 2
-"""Half of the width of the usual band of a level, in standard deviations of the reference's windows."""
+"""Half of the width of the usual band of a level, in standard deviations of the
+reference's windows.
+"""
 _ALARM, _FINE, _LINE, _SOFT, _BAND = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a", "#b9d3f2"
 _COLOURS = {"alarm": _ALARM, "undecided": _SOFT, "fine": _FINE}
 _MARKERS = {
@@ -58,9 +64,11 @@ class TrendLine:
 
 @dataclass(frozen=True)
 class LevelLine:
-    """A level that is drawn over the windows. `key` is the `alarm_key` of its column if the column is an alarm, and
-    `alarms` are the starts of the windows in which the column was an alarm. `judged` is the start of the judged window,
-    which may be before windows of the reference."""
+    """A level that is drawn over the windows. `key` is the `alarm_key` of its column if
+    the column is an alarm, and `alarms` are the starts of the windows in which the
+    column was an alarm. `judged` is the start of the judged window, which may be before
+    windows of the reference.
+    """
 
     series: LevelSeries
     judged: datetime
@@ -69,7 +77,9 @@ class LevelLine:
 
     @property
     def title(self) -> str:
-        """The title of the panel, with the first window of the shift. A long name is cut, so that it is visible."""
+        """The title of the panel, with the first window of the shift. A long name is
+        cut, so that it is visible.
+        """
         onset = self.series.onset
         if onset is None:
             return self.series.title
@@ -92,7 +102,9 @@ class LevelLine:
         return text
 
     def draw_reference(self, panel: "Axes") -> None:
-        """Draw the usual band, and the start of the shift's first window with the interval."""
+        """Draw the usual band, and the start of the shift's first window with the
+        interval.
+        """
         from matplotlib.dates import date2num
 
         if len(self.series.usual):
@@ -147,8 +159,10 @@ def trend_lines(
     windows: Sequence[JudgedWindow],
     levels: Sequence[LevelLine] = (),
 ) -> list[TrendLine]:
-    """Return a line for each alarm of this result without a level, the worst first, and for each requirement on all
-    rows. Without requirements, the first line is the largest score of all columns."""
+    """Return a line for each alarm of this result without a level, the worst first, and
+    for each requirement on all rows. Without requirements, the first line is the
+    largest score of all columns.
+    """
     drawn: dict[str, TrendLine] = {}
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = _line("largest score of a column, in SD", windows, "", "distribution")
@@ -181,8 +195,9 @@ def _line(title: str, windows: Sequence[JudgedWindow], key: str, check: Check) -
 
 
 def _drawn_outcome(window: JudgedWindow, key: str, check: Check) -> Outcome:
-    """Return the outcome to draw. An exact check has the value 0 in judged windows in which it is not an alarm, and its
-    value cannot be compared with scores."""
+    """Return the outcome to draw. An exact check has the value 0 in judged windows in
+    which it is not an alarm, and its value cannot be compared with scores.
+    """
     outcome = window.evidence.outcomes.get(key)
     if (
         outcome is None and key in window.evidence.alarms
@@ -197,7 +212,9 @@ def _drawn_outcome(window: JudgedWindow, key: str, check: Check) -> Outcome:
 
 
 def _drawable(values: Sequence[float | None]) -> list[float]:
-    """Return the values. Unknown values, and values that are too large for an axis, are NaN."""
+    """Return the values. Unknown values, and values that are too large for an axis, are
+    NaN.
+    """
     return [value if value is not None and abs(value) < _LARGEST else math.nan for value in values]
 
 
@@ -212,8 +229,10 @@ def draw_trend(
     length: timedelta,
     levels: Sequence[LevelLine] = (),
 ) -> tuple[bytes, str]:
-    """Return a PNG with a panel per line of two or more values, the levels first, and a description; both are empty
-    without panels. The lines of `series` have an outcome for each of the windows."""
+    """Return a PNG with a panel per line of two or more values, the levels first, and a
+    description; both are empty without panels. The lines of `series` have an outcome
+    for each of the windows.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # The import takes half a second.
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
@@ -226,7 +245,8 @@ def draw_trend(
     words = []
     width, height = 5.2, 1.55 * len(drawn) + 0.1
     figure = Figure(figsize=(width, height), dpi=160)
-    # Margins are in inches. An automatic layout, which measures all labels, would take a third of the time.
+    # Margins are in inches. An automatic layout, which measures all labels, would take
+    # a third of the time.
     figure.subplots_adjust(
         0.62 / width,
         0.4 / height,

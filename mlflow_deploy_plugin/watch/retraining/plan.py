@@ -1,4 +1,6 @@
-"""The plan of a retraining, which is fixed when the retraining is requested, and the functions that its steps share."""
+"""The plan of a retraining, which is fixed when the retraining is requested, and the
+functions that its steps share.
+"""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -33,17 +35,22 @@ RetrainingState = Literal[
     "rolled_back",
     "failed",
 ]
-"""The first five states are live, and each is stored before the next state begins. The last five states are final."""
+"""The first five states are live, and each is stored before the next state begins. The
+last five states are final.
+"""
 TRAINING_FILES = ("data.parquet", "held_out.parquet")
-"""The rows for the training, and the held-out rows for the evaluation of the new version."""
+"""The rows for the training, and the held-out rows for the evaluation of the new
+version.
+"""
 
 
 @dataclass(frozen=True)
 class RetrainPlan:
     """The plan of one retraining, whose settings are the fields of `RetrainSpec`.
 
-    `base_version` was judged, and the new version is compared with it. `window` is `START/END` of the training rows, or
-    empty for the latest complete window of length `every`. `timeout` is in seconds. `sample` is a dumped `SampleSpec`.
+    `base_version` was judged, and the new version is compared with it. `window` is
+    `START/END` of the training rows, or empty for the latest complete window of length
+    `every`. `timeout` is in seconds. `sample` is a dumped `SampleSpec`.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -99,7 +106,8 @@ def plan_for(
         endpoint=endpoint,
         model=model,
         base_version=version,
-        # Store a local folder as an absolute path, because the controller may run in another folder.
+        # Store a local folder as an absolute path, because the controller may run in
+        # another folder.
         project=str(folder) if folder.is_dir() else spec.project,
         timeout=float(duration_seconds(spec.timeout)),
         every=every,
@@ -127,7 +135,9 @@ def retraining_summary(retraining: Retraining) -> str:
 
 @dataclass(frozen=True)
 class RetrainingContext:
-    """The functions that every step uses to store, delay, end and announce a retraining."""
+    """The functions that every step uses to store, delay, end and announce a
+    retraining.
+    """
 
     deployments: Deployments
     actor: str
@@ -141,7 +151,9 @@ class RetrainingContext:
         event: AuditEvent | None = None,
         waits_for: WaitsFor = "",
     ) -> Retraining | None:
-        """Store the retraining. Return None if another process has advanced the retraining in the meantime."""
+        """Store the retraining. Return None if another process has advanced the
+        retraining in the meantime.
+        """
         written = Retrainings(self.deployments.store).update(
             replace(changed, waits_for=waits_for),
             event,
@@ -196,7 +208,9 @@ class RetrainingContext:
         self.end(retraining, state, reason)
 
     def end(self, retraining: Retraining, state: RetrainingState, reason: str) -> None:
-        """End the retraining with an audit event. Delete the model's training rows, except after a failure."""
+        """End the retraining with an audit event. Delete the model's training rows,
+        except after a failure.
+        """
         detail = {"state": state, "run_id": retraining.run_id, "rollout": retraining.rollout_id}
         known = {name: value for name, value in detail.items() if value not in ("", None)}
         event = self.event("retrain.end", retraining, "", state.replace("_", " "), reason, known)
@@ -224,7 +238,9 @@ class RetrainingContext:
         )
 
     def _announce(self, row: Retraining, text: str) -> None:
-        """Announce the text. Callers store the new state afterwards, so the announcement is repeated after a crash."""
+        """Announce the text. Callers store the new state afterwards, so the
+        announcement is repeated after a crash.
+        """
         link = row.figures.gate_report or str(row.cause.get("report", ""))
         is_page = link.startswith(("http://", "https://"))
         announce(

@@ -1,12 +1,16 @@
-"""The training process, which runs `mlflow run` in its own session and outlives the controller, and the MLflow run.
+"""The training process, which runs `mlflow run` in its own session and outlives the
+controller, and the MLflow run.
 
-All processes of a training have the run's id in their environment, so the next controller on this machine can find and
-end them. The MLflow run is created before the processes start. The run's id leads to the registered version, and the
-run's status is the outcome.
+All processes of a training have the run's id in their environment, so the next
+controller on this machine can find and end them. The MLflow run is created before the
+processes start. The run's id leads to the registered version, and the run's status is
+the outcome.
 
-The training process is this module, run as `python -m … RUN_ID PROJECT -e train …`. It starts `mlflow run` and writes
-heartbeats to the MLflow run, because MLflow reports the run as running even if its machine has failed, and a controller
-on another machine cannot check the process. If a controller ends the run in MLflow, the training process ends too.
+The training process is this module, run as `python -m … RUN_ID PROJECT -e train …`. It
+starts `mlflow run` and writes heartbeats to the MLflow run, because MLflow reports the
+run as running even if its machine has failed, and a controller on another machine
+cannot check the process. If a controller ends the run in MLflow, the training process
+ends too.
 """
 
 import contextlib
@@ -60,7 +64,8 @@ HEARTBEAT_TAG = "onnxserve.heartbeat"
 _PARENT_RUN = "mlflow.parentRunId"
 _FOLDER = "retraining"
 MARK = "ONNXSERVE_RETRAINING_RUN"
-"""The environment variable that contains the run's id in all processes of a training."""
+"""The environment variable that contains the run's id in all processes of a training.
+"""
 LOG = "log.txt"
 BEAT_SECONDS = 15.0
 _MODULE = "mlflow_deploy_plugin.watch.retraining.process"
@@ -73,7 +78,9 @@ _started: dict[str, Child] = {}
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run of MLflow: `status` (RUNNING, FINISHED, FAILED, KILLED, SCHEDULED) and last heartbeat (`alive_at`)."""
+    """A run of MLflow: `status` (RUNNING, FINISHED, FAILED, KILLED, SCHEDULED) and last
+    heartbeat (`alive_at`).
+    """
 
     status: str
     alive_at: datetime | None
@@ -99,7 +106,9 @@ def ensure_run(
     attempt: int,
     parameters: Mapping[str, str],
 ) -> str:
-    """Return the id of the MLflow run for this attempt at the retraining. Create the run if it does not exist."""
+    """Return the id of the MLflow run for this attempt at the retraining. Create the
+    run if it does not exist.
+    """
     from mlflow.entities import Param
 
     key = f"{retraining.id}.{attempt} {retraining.created_at.isoformat()}"
@@ -167,7 +176,9 @@ def end_run(run_id: str, state: str) -> None:
 
 
 def registered_version(model: str, run_id: str) -> str:
-    """Return the newest version that the run or a nested run registered; empty if none. Raises as `get_run`."""
+    """Return the newest version that the run or a nested run registered; empty if none.
+    Raises as `get_run`.
+    """
     with registry_errors(f"model {model}"):
         client = registry_client()
         versions = [
@@ -188,7 +199,9 @@ def registered_version(model: str, run_id: str) -> str:
 
 
 def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) -> None:
-    """Tag the version with its provenance, but keep tags that the project has set. Raises as `tag_version`."""
+    """Tag the version with its provenance, but keep tags that the project has set.
+    Raises as `tag_version`.
+    """
     with registry_errors(f"model {plan.model} version {version}"):
         known = registry_client().get_model_version(plan.model, version).tags
     tags = {
@@ -203,13 +216,16 @@ def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) ->
 
 
 def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folder: Path) -> int:
-    """Start the training process and return its id. The process writes its output to `log.txt` in the folder."""
+    """Start the training process and return its id. The process writes its output to
+    `log.txt` in the folder.
+    """
     command = [sys.executable, "-m", _MODULE, run_id, plan.project, "-e", plan.entry_point]
     command += ["--env-manager", plan.env_manager]
     for name, value in parameters.items():
         command += ["-P", f"{name}={value}"]
     environment = child_environment() | {MARK: run_id}
-    # `--env-manager local` runs `python` from PATH, so this interpreter must be first in PATH.
+    # `--env-manager local` runs `python` from PATH, so this interpreter must be first
+    # in PATH.
     environment["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), environment.get("PATH", "")],
     )
@@ -227,19 +243,25 @@ def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folde
 
 
 def host() -> str:
-    """Return this machine's name and boot id: hostnames are not unique, and a reboot has ended earlier processes."""
+    """Return this machine's name and boot id: hostnames are not unique, and a reboot
+    has ended earlier processes.
+    """
     boot = _BOOT.read_text().strip() if _BOOT.is_file() else ""
     return f"{socket.gethostname()} {boot[:8]}".strip()
 
 
 def has_failed(run_id: str) -> bool:
-    """Return True if this process started the training and the training has exited with an error."""
+    """Return True if this process started the training and the training has exited with
+    an error.
+    """
     child = _started.get(run_id)
     return child is not None and (child.wait(0) or 0) > 0
 
 
 def is_alive(run_id: str) -> bool:
-    """Return True if the training process or its child `mlflow run` runs here: both have the run's id as argument."""
+    """Return True if the training process or its child `mlflow run` runs here: both
+    have the run's id as argument.
+    """
     child = _started.get(run_id)
     if child is not None and child.wait(0) is None:
         return True
@@ -259,7 +281,9 @@ def end(run_id: str) -> None:
 
 
 def last_line(folder: Path) -> str:
-    """Return the last line of the training's log that starts with "Error"; without such a line, the last line."""
+    """Return the last line of the training's log that starts with "Error"; without such
+    a line, the last line.
+    """
     lines = [line for line in read_log_tail(folder / LOG)[-50:] if " mlflow.cli: === " not in line]
     lines = [line for line in lines if "mlflow.projects" not in line] or lines
     errors = [line for line in lines if line.startswith(("Error", "error"))]
@@ -267,7 +291,9 @@ def last_line(folder: Path) -> str:
 
 
 def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
-    """Yield the ids of this user's processes of the run; if `are_named`, of processes with the run's id as argument."""
+    """Yield the ids of this user's processes of the run; if `are_named`, of processes
+    with the run's id as argument.
+    """
     for process in psutil.process_iter():
         with contextlib.suppress(
             psutil.Error,
@@ -282,7 +308,8 @@ def beat_until_ended(
     training: "subprocess.Popen[bytes]",
     seconds: float = BEAT_SECONDS,
 ) -> int:
-    """Write heartbeats until the training has ended, and return its exit status, which is negative if it was killed.
+    """Write heartbeats until the training has ended, and return its exit status, which
+    is negative if it was killed.
 
     End the training if its run was ended in MLflow.
     """
@@ -302,7 +329,8 @@ def main(run_id: str, *arguments: str) -> None:
     training = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id],
     )
-    # Limit MLflow's retries only in this process, because retries can delay a heartbeat for minutes after an outage.
+    # Limit MLflow's retries only in this process, because retries can delay a heartbeat
+    # for minutes after an outage.
     own_process()
     set_service_timeouts()
     status = beat_until_ended(run_id, training)

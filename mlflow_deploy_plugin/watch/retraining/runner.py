@@ -1,7 +1,7 @@
 """Advances retrainings, each independently and by one step at a time.
 
-Each state is stored before the work of the next state begins. Each step checks first whether its work is already done,
-so it may be repeated after a crash.
+Each state is stored before the work of the next state begins. Each step checks first
+whether its work is already done, so it may be repeated after a crash.
 
     waiting       the rows are collected, and the MLflow run is created
     running       `mlflow run` trains; it outlives the controller, and the next controller takes it over
@@ -45,18 +45,24 @@ from mlflow_deploy_plugin.watch.retraining.trigger import RetrainingSchedule
 _log = logging.getLogger(__name__)
 
 MAX_DEFECTS = 6
-"""The number of consecutive unexpected errors (about one minute) after which a retraining ends to free its model."""
+"""The number of consecutive unexpected errors (about one minute) after which a
+retraining ends to free its model.
+"""
 _AT_ONCE = 32
 _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
 MAX_SERVER_WAIT = timedelta(hours=1)
-"""The longest wait for an endpoint's server to run. After this time, the new version is proposed to a user."""
+"""The longest wait for an endpoint's server to run. After this time, the new version is
+proposed to a user.
+"""
 
 
 def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
-    """Compare the version with the served version by the model's gate policy, and store the verdict.
+    """Compare the version with the served version by the model's gate policy, and store
+    the verdict.
 
-    If the policy does not name a dataset, the newest labelled rows are used, which neither version was trained on.
+    If the policy does not name a dataset, the newest labelled rows are used, which
+    neither version was trained on.
     """
     plan = plan_of(retraining)
     served = answering_version(context.deployments, plan.endpoint, plan.model)
@@ -133,7 +139,10 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
     elif plan.then in ("rollout", "propose"):
         how = f"`onnxserve rollout start {plan.endpoint} --to {retraining.version}` rolls it out"
         if plan.then == "rollout":
-            lacks = "not compared with the served version, because the labelled rows are too few, have only one label"
+            lacks = (
+                "not compared with the served version, because the labelled rows are too few, have "
+                "only one label"
+            )
             how = f"{lacks}, or lack a column of the model: {how}"
         context.finish(retraining, "proposed", f"{passed}; {how}")
     else:
@@ -156,7 +165,10 @@ def _roll_out(context: RetrainingContext, retraining: Retraining, plan: RetrainP
     if others := context.deployments.store.rollouts(plan.endpoint, live=True):
         context.wait(retraining, f"waiting for the end of rollout {others[0].id} of the endpoint")
     elif not reaches(context.deployments, plan.endpoint):
-        why = "this controller cannot reach its server, and no controller that can reach it has started the rollout"
+        why = (
+            "this controller cannot reach its server, and no controller that can reach it has "
+            "started the rollout"
+        )
         _wait_for_server(context, retraining, why, "local_controller")
     else:
         request = RolloutRequest(
@@ -222,11 +234,14 @@ class RetrainingRunner:
         self._context = context
         self._retry_seconds = retry_seconds
         self._schedule = RetrainingSchedule(context.deployments, context.actor)
-        # Steps run in daemon threads: a step may take minutes and may be interrupted at any time.
+        # Steps run in daemon threads: a step may take minutes and may be interrupted at
+        # any time.
         self.work = WorkRunner("retraining", _AT_ONCE, retry_seconds, self._end_if_defective)
 
     def advance(self) -> None:
-        """Add scheduled retrainings, and start steps of live retrainings without a wait. Call this repeatedly."""
+        """Add scheduled retrainings, and start steps of live retrainings without a
+        wait. Call this repeatedly.
+        """
         self._schedule.request_due()
         for retraining in Retrainings(self._context.deployments.store).find(live=True):
             self.start(retraining)
@@ -235,7 +250,9 @@ class RetrainingRunner:
         self.work.start(retraining.id, partial(self._attempt, retraining))
 
     def _attempt(self, retraining: Retraining) -> float:
-        """Take steps of the retraining until a step must wait. Return the seconds until the next attempt."""
+        """Take steps of the retraining until a step must wait. Return the seconds until
+        the next attempt.
+        """
         retrainings = Retrainings(self._context.deployments.store)
         current: Retraining | None = retraining
         try:
@@ -260,7 +277,9 @@ class RetrainingRunner:
 
 
 def start_rollouts_at(context: RetrainingContext, location: str) -> None:
-    """Start the rollouts that wait for a controller that can reach servers at this location. Call this repeatedly."""
+    """Start the rollouts that wait for a controller that can reach servers at this
+    location. Call this repeatedly.
+    """
     for retraining in Retrainings(context.deployments.store).find(live=True):
         if retraining.waits_for == "local_controller" and reaches(
             context.deployments,
@@ -271,7 +290,9 @@ def start_rollouts_at(context: RetrainingContext, location: str) -> None:
 
 
 def try_step(context: RetrainingContext, retraining: Retraining) -> bool:
-    """Take one step of the retraining. Return False to retry the step later. Other failures end the retraining."""
+    """Take one step of the retraining. Return False to retry the step later. Other
+    failures end the retraining.
+    """
     try:
         if retraining.state != "rolling_out" and (reason := _end_reason(context, retraining)):
             training.end_training(retraining)
@@ -295,9 +316,11 @@ def try_step(context: RetrainingContext, retraining: Retraining) -> bool:
 
 
 def _end_reason(context: RetrainingContext, retraining: Retraining) -> str:
-    """Return the reason to end the retraining (the endpoint was deleted, the plan cannot be read); empty if none.
+    """Return the reason to end the retraining (the endpoint was deleted, the plan
+    cannot be read); empty if none.
 
-    While the endpoint's spec cannot be read, only a running training is watched. Raises NotReady to retry the step.
+    While the endpoint's spec cannot be read, only a running training is watched. Raises
+    NotReady to retry the step.
     """
     try:
         stored = context.deployments.store.endpoint(retraining.endpoint)

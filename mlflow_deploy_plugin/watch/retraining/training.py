@@ -1,4 +1,6 @@
-"""The training of a retraining: collect the rows, start the MLflow run, and process the end of the run."""
+"""The training of a retraining: collect the rows, start the MLflow run, and process the
+end of the run.
+"""
 
 import hashlib
 import json
@@ -38,15 +40,21 @@ from mlflow_deploy_plugin.watch.retraining.plan import (
 )
 
 MAX_TRAININGS = 2
-"""The maximum number of runs. A training that was killed is restarted once, a training that failed is not."""
+"""The maximum number of runs. A training that was killed is restarted once, a training
+that failed is not.
+"""
 SILENT = timedelta(minutes=2)
-"""The time without a heartbeat after which a training seems to have ended; clocks of machines must differ by less."""
+"""The time without a heartbeat after which a training seems to have ended; clocks of
+machines must differ by less.
+"""
 SECOND_LOOK = timedelta(seconds=30)
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100
 MAX_STRATA = 200
 HELD_OUT = 0.2
-"""The share of the labelled rows that is held out. These are the newest rows, because a model predicts the future."""
+"""The share of the labelled rows that is held out. These are the newest rows, because a
+model predicts the future.
+"""
 
 
 def start_training(context: RetrainingContext, retraining: Retraining) -> None:
@@ -70,7 +78,8 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
         window=str(data.window),
         started_at=context.now(),
     )
-    # These parameters are passed to every project, unless a parameter in the spec replaces them.
+    # These parameters are passed to every project, unless a parameter in the spec
+    # replaces them.
     parameters = {
         "mode": plan.mode,
         "data": str(data.data),
@@ -89,7 +98,10 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
             target=data.target,
         )
     running = replace(retraining, state="running", run_id=run_id, figures=figures, reason="")
-    why = f"retraining {retraining.id} trains on {data.rows:,} labelled rows up to {str(data.window).split('/')[1]}"
+    why = (
+        f"retraining {retraining.id} trains on {data.rows:,} labelled rows up to "
+        f"{str(data.window).split('/')[1]}"
+    )
     if hidden := sorted(withheld & types.keys()):
         why += f", without {join_names(hidden)}: capture.drop or capture.mask removes the values from the log"
     detail: Json = {
@@ -115,7 +127,9 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
 
 
 def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
-    """Store the version that the run has registered, or the failure of the run. Do nothing while the run continues."""
+    """Store the version that the run has registered, or the failure of the run. Do
+    nothing while the run continues.
+    """
     plan = plan_of(retraining)
     is_late = context.now() > _started_at(retraining) + timedelta(seconds=plan.timeout)
     if process.is_alive(retraining.run_id):
@@ -140,7 +154,10 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
     elif run.status == "FINISHED":
         logged = " and logged no model within `mlflow.start_run()`"
         if run.has_logged_a_model:
-            logged = ": it logged a model, but its project must register the model under the name in `registered_model`"
+            logged = (
+                ": it logged a model, but its project must register the model under the name in "
+                "`registered_model`"
+            )
         context.fail(retraining, f"the run registered no version of {plan.model}{logged}")
     elif is_late:
         _end_late(context, retraining, plan)
@@ -161,7 +178,9 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
 
 
 def end_training(retraining: Retraining) -> None:
-    """End the training's processes on this machine, and its run. A training on another machine ends after its run."""
+    """End the training's processes on this machine, and its run. A training on another
+    machine ends after its run.
+    """
     if retraining.run_id:
         process.end(retraining.run_id)
         process.end_run(retraining.run_id, "KILLED")
@@ -176,13 +195,16 @@ def _is_silent(
     retraining: Retraining,
     run: process.TrainingRun,
 ) -> bool:
-    """Return True if a training on another machine, or on this machine before a reboot, sends no more heartbeats."""
+    """Return True if a training on another machine, or on this machine before a reboot,
+    sends no more heartbeats.
+    """
     now, alive_at = context.now(), run.alive_at or _started_at(retraining)
     where = f"the training runs on {retraining.figures.host}"
     if now - alive_at < SILENT:
         context.wait(retraining, where)
         return False
-    # During an outage of MLflow, no heartbeat could be written: wait for a heartbeat before the training is ended.
+    # During an outage of MLflow, no heartbeat could be written: wait for a heartbeat
+    # before the training is ended.
     reason = f"{where}, or has ended: no heartbeat since {alive_at:%Y-%m-%d %H:%M:%S}Z"
     if retraining.reason != reason:
         context.wait(retraining, reason)
@@ -210,13 +232,18 @@ class TrainingData:
     """The files that were written for a retraining.
 
     Attributes:
-        data: Parquet file with the training rows: the model's columns, `_label`, `_label_number`, `_event_time`.
-        held_out: a file with the same columns and the newest rows of the window; None if the rows cannot evaluate a
-            model, for example because capture withholds one of its columns.
-        target: the label column of `held_out` whose values can be compared with the model's output.
+        data: Parquet file with the training rows: the model's columns, `_label`,
+            `_label_number`, `_event_time`.
+        held_out: a file with the same columns and the newest rows of the window; None
+            if the rows cannot evaluate a model, for example because capture withholds
+            one of its columns.
+        target: the label column of `held_out` whose values can be compared with the
+            model's output.
         digest: SHA-256 of `data`.
-        window: the window of the newest rows; a full training also uses the rows before this window.
-        sample: the number of rows before the window among which the sample selects, and of the selected rows.
+        window: the window of the newest rows; a full training also uses the rows before
+            this window.
+        sample: the number of rows before the window among which the sample selects, and
+            of the selected rows.
     """
 
     data: Path
@@ -236,14 +263,17 @@ def collect_training_data(
     types: Mapping[str, str],
     withheld: Collection[str] = (),
 ) -> TrainingData:
-    """Write the window's labelled rows to the folder, and labelled rows before the window: all rows for a full
-    training, or the rows that `plan.sample` selects.
+    """Write the window's labelled rows to the folder, and labelled rows before the
+    window: all rows for a full training, or the rows that `plan.sample` selects.
 
     Args:
-        types: the types to cast to, from the model's signature: the log may contain integers and booleans as floats.
-        withheld: columns to omit, also from older rows, because capture drops or masks these columns or they are keys.
+        types: the types to cast to, from the model's signature: the log may contain
+            integers and booleans as floats.
+        withheld: columns to omit, also from older rows, because capture drops or masks
+            these columns or they are keys.
 
-    Raises NotFound if no rows were captured, InvalidConfig for too few rows or equal labels, or as `select_rows`.
+    Raises NotFound if no rows were captured, InvalidConfig for too few rows or equal
+    labels, or as `select_rows`.
     """
     window = (
         parse_window(plan.window)
@@ -254,8 +284,8 @@ def collect_training_data(
     if rows is None or len(rows) < MIN_ROWS:
         have = len(rows) if rows is not None else 0
         raise InvalidConfig(
-            f"{window} has {have} labelled rows, but at least {MIN_ROWS} are needed: send the true labels with "
-            "POST /feedback or `onnxserve feedback`",
+            f"{window} has {have} labelled rows, but at least {MIN_ROWS} are needed: send the "
+            "true labels with POST /feedback or `onnxserve feedback`",
         )
     learned, held_out = (_model_columns(rows), None) if types.keys() & withheld else _hold_out(rows)
     since, numbers = window.start, {"rows": 0, "selected": 0}
@@ -281,15 +311,20 @@ def collect_training_data(
                 promote_options="permissive",
             )
         except pa.ArrowTypeError as error:
-            # For example, the numbers of a column were hashed until the column was removed from capture.mask.
-            remedy = "train in mode incremental with a shorter retrain.sample.recent, or without retrain.sample"
+            # For example, the numbers of a column were hashed until the column was
+            # removed from capture.mask.
+            remedy = (
+                "train in mode incremental with a shorter retrain.sample.recent, or without "
+                "retrain.sample"
+            )
             raise InvalidConfig(
                 f"{one_line(error)} before {window.start:%Y-%m-%d %H:%M} and later: {remedy}",
             ) from None
     if _distinct_labels(learned) < 2:
         only = learned.column(LABEL)[0].as_py()
         raise InvalidConfig(
-            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}, so a model cannot be trained",
+            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}, so a model "
+            "cannot be trained",
         )
     answers_texts = PREDICTION in rows.column_names and pa.types.is_string(
         rows.schema.field(PREDICTION).type,
@@ -320,13 +355,17 @@ def collect_training_data(
 def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table:
     """Return the rows that the sample selects from the rows before `until`.
 
-    Each row has a number in [0, 1) that depends only on its identity. The row is selected if the number is below its
-    probability: the fraction, halved for each half-life between the row and `until`. With `stratify`, the number is
-    replaced by rank / n among the n rows of the same value, and the first row of each value is always selected.
+    Each row has a number in [0, 1) that depends only on its identity. The row is
+    selected if the number is below its probability: the fraction, halved for each
+    half-life between the row and `until`. With `stratify`, the number is replaced by
+    rank / n among the n rows of the same value, and the first row of each value is
+    always selected.
 
-    Raises InvalidConfig if the column `stratify` is missing, has lists or bytes, or more than `MAX_STRATA` values.
+    Raises InvalidConfig if the column `stratify` is missing, has lists or bytes, or
+    more than `MAX_STRATA` values.
     """
-    # Hash once more: if there are more than `MAX_ROWS` rows, `Sample` has kept the rows with the smallest hashes.
+    # Hash once more: if there are more than `MAX_ROWS` rows, `Sample` has kept the rows
+    # with the smallest hashes.
     numbers = (splitmix64(hash_rows(rows)) >> np.uint64(11)) / 2.0**53
     probabilities = np.full(len(rows), sample.fraction)
     if sample.weight is not None:
@@ -355,7 +394,8 @@ def _strata(rows: pa.Table, name: str) -> pa.ChunkedArray:
         problem = f"has {count:,} values"
     remedy = f"name a column with at most {MAX_STRATA} values, or {LABEL}"
     raise InvalidConfig(
-        f"retrain.sample.stratify: column {name!r} {problem} in the rows before the window: {remedy}",
+        f"retrain.sample.stratify: column {name!r} {problem} in the rows before the window: "
+        f"{remedy}",
     )
 
 
@@ -365,7 +405,9 @@ def _labelled(
     window: Window,
     withheld: Collection[str],
 ) -> pa.Table | None:
-    """Return the window's labelled rows of all versions of the model, sorted by event time; None if there are none."""
+    """Return the window's labelled rows of all versions of the model, sorted by event
+    time; None if there are none.
+    """
     sample, is_empty = Sample(MAX_ROWS), True
     for batch in log.batches(plan.endpoint, window):
         rows = batch.filter(pc.equal(batch.column("_model"), plan.model))
@@ -383,9 +425,11 @@ def _labelled(
 
 
 def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
-    """Split the rows into older rows and the newest rows. Rows with the same event time remain together.
+    """Split the rows into older rows and the newest rows. Rows with the same event time
+    remain together.
 
-    No rows are held out if either part has too few rows, or if the newest rows have only one label.
+    No rows are held out if either part has too few rows, or if the newest rows have
+    only one label.
     """
     times = microseconds_of(rows.column(EVENT_TIME))
     boundary = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
@@ -413,7 +457,9 @@ def _model_columns(table: pa.Table) -> pa.Table:
 
 
 def _cast_to_signature(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
-    """Cast number columns without nulls to the signature's types, so that the new version has the same signature."""
+    """Cast number columns without nulls to the signature's types, so that the new
+    version has the same signature.
+    """
     dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
     columns = {name: table.column(name) for name in table.column_names if name in dtypes}
     values = {name: column.to_numpy() for name, column in columns.items() if not column.null_count}

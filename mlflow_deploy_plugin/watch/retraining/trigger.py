@@ -1,6 +1,8 @@
-"""Starts retrainings after an alarm (if cool-down and budget permit), by a schedule, and for a user.
+"""Starts retrainings after an alarm (if cool-down and budget permit), by a schedule,
+and for a user.
 
-A model has at most one live retraining. If an alarm or a schedule starts no retraining, the audit trail has the reason.
+A model has at most one live retraining. If an alarm or a schedule starts no retraining,
+the audit trail has the reason.
 """
 
 import logging
@@ -42,7 +44,9 @@ _SCHEDULED = "schedule"
 
 
 class _NeedsAPerson(InvalidConfig):
-    """An alarm cannot start a retraining before a user acts: the budget is used up, or the project is missing."""
+    """An alarm cannot start a retraining before a user acts: the budget is used up, or
+    the project is missing.
+    """
 
 
 def retrain_on_alarm(
@@ -50,11 +54,13 @@ def retrain_on_alarm(
     result: MonitorResult,
     spec: MonitorSpec,
 ) -> Retraining | None:
-    """Start a retraining if the result is an alarm and the monitor's spec has `retrain`.
+    """Start a retraining if the result is an alarm and the monitor's spec has
+    `retrain`.
 
-    If an earlier call with the same result has started the retraining, return this retraining. Return None if the
-    cool-down, the budget, a live retraining or a version that is no longer served prevents the retraining. Raises
-    StoreUnavailable if the retraining was not stored; the call may then be repeated.
+    If an earlier call with the same result has started the retraining, return this
+    retraining. Return None if the cool-down, the budget, a live retraining or a version
+    that is no longer served prevents the retraining. Raises StoreUnavailable if the
+    retraining was not stored; the call may then be repeated.
     """
     if spec.retrain is None or not result.is_alarm:
         return None
@@ -82,7 +88,8 @@ def retrain_on_alarm(
         "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
     }
     for earlier in retrainings.find(plan.endpoint, plan.model):
-        # An alarm is processed twice if a controller is killed before it has stored the window's verdict.
+        # An alarm is processed twice if a controller is killed before it has stored the
+        # window's verdict.
         if all(
             earlier.cause.get(name) == cause[name]
             for name in ("kind", "monitor", "window", "revision")
@@ -130,11 +137,12 @@ def request_retraining(
 ) -> Retraining:
     """Start the retraining that a user requests, without a cool-down or budget.
 
-    By default, `monitor` is the only monitor with `retrain`, `mode` is the spec's mode, and `window` is the latest
-    complete window of the monitor's length that has rows.
+    By default, `monitor` is the only monitor with `retrain`, `mode` is the spec's mode,
+    and `window` is the latest complete window of the monitor's length that has rows.
 
-    Raises NotFound, RegistryUnavailable, InvalidConfig if no monitor specifies the training, its project is missing or
-    no registered model is served, and AlreadyExists during a training of the model or a rollout of the endpoint.
+    Raises NotFound, RegistryUnavailable, InvalidConfig if no monitor specifies the
+    training, its project is missing or no registered model is served, and AlreadyExists
+    during a training of the model or a rollout of the endpoint.
     """
     actor = actor or deployments.store.user
     observed = deployments.get_endpoint(endpoint)
@@ -149,7 +157,8 @@ def request_retraining(
         )
     if monitor is None and len(able) > 1:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} has several monitors with `retrain`: set --monitor to one of {', '.join(able)}",
+            f"endpoint {spec.name!r} has several monitors with `retrain`: set --monitor to one of "
+            f"{', '.join(able)}",
         )
     name = able[0] if monitor is None else monitor
     chosen = spec.monitor(name)
@@ -169,7 +178,9 @@ def request_retraining(
 
 
 class RetrainingSchedule:
-    """Starts retrainings by `retrain.schedule` in the specs of monitors, independent of the monitors' results."""
+    """Starts retrainings by `retrain.schedule` in the specs of monitors, independent of
+    the monitors' results.
+    """
 
     def __init__(self, deployments: Deployments, actor: str) -> None:
         self._deployments = deployments
@@ -178,7 +189,9 @@ class RetrainingSchedule:
         self._first_look = datetime.max.replace(tzinfo=UTC)
 
     def request_due(self, now: datetime | None = None) -> None:
-        """Start due retrainings of models that are not being trained or rolled out. Log a repeated error only once."""
+        """Start due retrainings of models that are not being trained or rolled out. Log
+        a repeated error only once.
+        """
         now = now or self._deployments.store.now()
         self._first_look = min(self._first_look, now)
         for endpoint in self._deployments.store.endpoints():
@@ -236,7 +249,8 @@ class RetrainingSchedule:
             for retraining in Retrainings(self._deployments.store).find(endpoint.name)
             if retraining.monitor == monitor and retraining.cause.get("kind") == _SCHEDULED
         ]
-        # Times in the future were set by a wrong clock: use the time of the first call instead.
+        # Times in the future were set by a wrong clock: use the time of the first call
+        # instead.
         since = max(
             time if time <= now else self._first_look for time in [endpoint.created_at, *earlier]
         )
@@ -244,7 +258,9 @@ class RetrainingSchedule:
 
 
 def _record_refusal(store: Store, event: AuditEvent) -> None:
-    """Log the reason why no retraining starts, and record it in the audit trail unless the last reason was the same."""
+    """Log the reason why no retraining starts, and record it in the audit trail unless
+    the last reason was the same.
+    """
     _log.info("%s: no retraining: %s", event.endpoint, event.why)
     try:
         store.record_unless_repeated(event)
@@ -253,17 +269,22 @@ def _record_refusal(store: Store, event: AuditEvent) -> None:
 
 
 def _check_no_rollout(store: Store, endpoint: str) -> None:
-    """Raise AlreadyExists if the endpoint has a live rollout, whose outcome decides the version to retrain."""
+    """Raise AlreadyExists if the endpoint has a live rollout, whose outcome decides the
+    version to retrain.
+    """
     for rollout in store.rollouts(endpoint, live=True):
         raise AlreadyExists(f"rollout {rollout.id} of endpoint {endpoint!r} is live")
 
 
 def _check_served(deployments: Deployments, result: MonitorResult) -> None:
-    """Raise InvalidConfig if the endpoint now serves a version that is known to differ from the judged version."""
+    """Raise InvalidConfig if the endpoint now serves a version that is known to differ
+    from the judged version.
+    """
     observed = deployments.get_endpoint(result.endpoint)
     if served_model(observed) != result.model:
         raise InvalidConfig(
-            f"{result.model} answered the window, but it is not the registered model that is served",
+            f"{result.model} answered the window, but it is not the registered model that is "
+            "served",
         )
     served = take_snapshot(observed).versions.get(main_variant(observed.endpoint.spec))
     if served is not None and served != result.version:
@@ -273,7 +294,9 @@ def _check_served(deployments: Deployments, result: MonitorResult) -> None:
 
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
-    """Raise InvalidConfig during the cool-down or if the budget is used up. Retrainings in the future are ignored."""
+    """Raise InvalidConfig during the cool-down or if the budget is used up. Retrainings
+    in the future are ignored.
+    """
     started = [
         retraining for retraining in retrainings.find(model=model) if retraining.created_at <= now
     ]
@@ -282,7 +305,8 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
     free_at = started[-1].created_at + timedelta(seconds=duration_seconds(spec.cooldown))
     if free_at > now:
         raise InvalidConfig(
-            f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z (cooldown {spec.cooldown})",
+            f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z (cooldown "
+            f"{spec.cooldown})",
         )
     # A retraining that failed before its training does not use up the budget.
     recent = sum(
@@ -290,8 +314,8 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
     )
     if recent >= spec.max_runs:
         raise _NeedsAPerson(
-            f"model {model} was trained {recent} times in 30 days, and max_runs is {spec.max_runs}: check why; "
-            "`onnxserve retrain NAME` starts a retraining by hand",
+            f"model {model} was trained {recent} times in 30 days, and max_runs is "
+            f"{spec.max_runs}: check why; `onnxserve retrain NAME` starts a retraining by hand",
         )
 
 

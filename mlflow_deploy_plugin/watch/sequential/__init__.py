@@ -1,1 +1,3 @@
-"""Alarms over time: the signed figures of windows, the detector of lasting shifts, and the budget of alarms."""
+"""Alarms over time: the signed figures of windows, the detector of lasting shifts, and
+the budget of alarms.
+"""

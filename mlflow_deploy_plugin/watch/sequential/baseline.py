@@ -1,9 +1,12 @@
-"""The usual course of figures over windows: a cycle, a mean, the correlation of neighbouring windows, and a deviation.
+"""The usual course of figures over windows: a cycle, a mean, the correlation of
+neighbouring windows, and a deviation.
 
-A figure is described by x(t) = cycle(t) + mean + r(t) with r(t) = φ r(t - 1) + innovation (an autoregressive process).
-The cycle comes from the reference. The other parameters come from the reference and from later windows without a shift:
-a fixed reference would share its chance errors with all later windows, so that some references would cause many false
-alarms. A window joins `JOINS_AFTER` windows later, because a shift that is not yet found must not become usual.
+A figure is described by x(t) = cycle(t) + mean + r(t) with r(t) = φ r(t - 1) +
+innovation (an autoregressive process). The cycle comes from the reference. The other
+parameters come from the reference and from later windows without a shift: a fixed
+reference would share its chance errors with all later windows, so that some references
+would cause many false alarms. A window joins `JOINS_AFTER` windows later, because a
+shift that is not yet found must not become usual.
 """
 
 import numpy as np
@@ -15,8 +18,10 @@ LARGEST_CORRELATION = 0.97
 
 
 def remove_cycle(values: Array, reference: int, phases: Array, season: int) -> Array:
-    """Return the values, [..., N, m], without the mean of their phase in the first `reference` windows. `phases`, [N]
-    int64, are the positions of the windows in the cycle of `season` windows. An unknown value (NaN) becomes usual."""
+    """Return the values, [..., N, m], without the mean of their phase in the first
+    `reference` windows. `phases`, [N] int64, are the positions of the windows in the
+    cycle of `season` windows. An unknown value (NaN) becomes usual.
+    """
     with np.errstate(invalid="ignore"):
         overall = np.nanmean(values[..., :reference, :], axis=-2)
     result = values - overall[..., None, :]
@@ -33,10 +38,14 @@ def remove_cycle(values: Array, reference: int, phases: Array, season: int) -> A
 
 
 class RunningBaseline:
-    """The mean, correlation and deviation of m figures, [..., m] each, in windows that may be added one by one."""
+    """The mean, correlation and deviation of m figures, [..., m] each, in windows that
+    may be added one by one.
+    """
 
     def __init__(self, reference: Array, season: int, floors: Array) -> None:
-        """`reference` are the figures without their cycle, [..., R, m]; `floors` their smallest deviations, [m]."""
+        """`reference` are the figures without their cycle, [..., R, m]; `floors` their
+        smallest deviations, [m].
+        """
         self._season, self._floors = season, floors
         shape = reference.shape[:-2] + reference.shape[-1:]
         self._count = np.full(shape, float(reference.shape[-2]), reference.dtype)
@@ -60,8 +69,10 @@ class RunningBaseline:
 
     @property
     def correlation(self) -> Array:
-        """φ, corrected for the bias of a short series (Kendall, Biometrika 41, 1954), generalised to the means of the
-        phases of a cycle: neighbouring windows have different phases, so that a long cycle adds little bias."""
+        """φ, corrected for the bias of a short series (Kendall, Biometrika 41, 1954),
+        generalised to the means of the phases of a cycle: neighbouring windows have
+        different phases, so that a long cycle adds little bias.
+        """
         count, mean, season = self._count, self._sum / self._count, self._season
         variance = np.maximum(self._squares / count - np.square(mean), 1e-30)
         raw = ((self._lagged / (count - 1) - np.square(mean)) / variance).clip(
@@ -74,7 +85,9 @@ class RunningBaseline:
         return correlation
 
     def innovation(self, value: Array, previous: Array, gap: int = 1) -> Array:
-        """Return the part of the value that the window `gap` windows earlier does not explain, in deviations."""
+        """Return the part of the value that the window `gap` windows earlier does not
+        explain, in deviations.
+        """
         mean, correlation = self.mean, self.correlation
         explained = correlation**gap
         free = self._count - self._season

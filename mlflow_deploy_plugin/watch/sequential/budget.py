@@ -1,4 +1,6 @@
-"""The budget of false alarms per year: its parts, the windows of a detector, and the limits of a reference."""
+"""The budget of false alarms per year: its parts, the windows of a detector, and the
+limits of a reference.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -20,30 +22,44 @@ from mlflow_deploy_plugin.watch.sequential.levels import ReferenceLevels, refere
 
 FEWEST_WINDOWS, FEW_WINDOWS = 20, 40
 LASTING_SHARE = 0.75
-"""The share of the budget for lasting shifts. The rest is for single windows with a jump."""
+"""The share of the budget for lasting shifts. The rest is for single windows with a
+jump.
+"""
 _WEEK = timedelta(days=7)
 _SEASONS = 3
-"""The number of weeks in the reference from which the cycle of a week is removed by default."""
+"""The number of weeks in the reference from which the cycle of a week is removed by
+default.
+"""
 _MOST_CORRELATED, _ERRORS = 0.9, 1.5
-"""The largest correlation of consecutive windows, which an estimate must exceed by 1.5 standard errors."""
+"""The largest correlation of consecutive windows, which an estimate must exceed by 1.5
+standard errors.
+"""
 _EXCESS = 4
-"""The factor by which the alarms of such windows exceeded the budget in simulations (`benchmarks/verdicts.py`)."""
+"""The factor by which the alarms of such windows exceeded the budget in simulations
+(`benchmarks/verdicts.py`).
+"""
 _SHORTER = (172_800, 86_400, 43_200, 21_600, 10_800, 3_600, 1_800, 900, 300, 60)
 """The lengths of windows in seconds that a message proposes, the longest first."""
 _UNLIKELY = 0.05
 _FAR = 1_000
-"""The gap before a window that is older than the window before it: the windows are unrelated."""
+"""The gap before a window that is older than the window before it: the windows are
+unrelated.
+"""
 
 
 def single_window_rate(spec: MonitorSpec, false_per_year: float) -> float:
-    """Return the number of false alarms per window for jumps; requirements of the monitor get the same number."""
+    """Return the number of false alarms per window for jumps; requirements of the
+    monitor get the same number.
+    """
     rate = (1 - LASTING_SHARE) * false_per_year / spec.windows_per_year / (2 if spec.require else 1)
     return min(rate, spec.false_alarm_rate)
 
 
 def season_windows(spec: MonitorSpec, reference: int) -> int:
-    """Return the number of windows in a cycle, 1 without a cycle, for a reference with this number of windows. Raises
-    InvalidConfig if the reference does not contain the spec's season twice."""
+    """Return the number of windows in a cycle, 1 without a cycle, for a reference with
+    this number of windows. Raises InvalidConfig if the reference does not contain the
+    spec's season twice.
+    """
     every = length_of(spec.every)
     if spec.season is None:
         weekly = _WEEK // every if _WEEK % every == timedelta() else 1
@@ -52,8 +68,8 @@ def season_windows(spec: MonitorSpec, reference: int) -> int:
     if 2 * season > reference:
         longest = duration_text(int((reference // 2 * every).total_seconds()))
         raise InvalidConfig(
-            f"season {spec.season} is too long: the reference has {reference} windows of {spec.every} and must contain "
-            f"the season twice; at most {longest} is expected",
+            f"season {spec.season} is too long: the reference has {reference} windows of "
+            f"{spec.every} and must contain the season twice; at most {longest} is expected",
         )
     return max(season, 1)
 
@@ -64,7 +80,9 @@ def detector_windows(
     starts_us: Array,
     values: Array,
 ) -> Windows:
-    """Return the reference, and then the windows with `starts_us`, [N] int64, and `values`, [N, m]."""
+    """Return the reference, and then the windows with `starts_us`, [N] int64, and
+    `values`, [N, m].
+    """
     starts = np.concatenate([levels.starts_us, starts_us]) // (
         length_of(spec.every) // timedelta(microseconds=1)
     )
@@ -81,7 +99,9 @@ def detector_windows(
 
 
 def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: MonitorSpec) -> None:
-    """Raise InvalidConfig if the reference has too few windows for any budget, or if only some of them are kept."""
+    """Raise InvalidConfig if the reference has too few windows for any budget, or if
+    only some of them are kept.
+    """
     if reference.pieces.total.rows and not reference.pieces.grid.windows:
         remedy = (
             "log the model with event_time= (the column or the values with the time of each row)"
@@ -89,8 +109,9 @@ def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: Mo
         if spec.reference.startswith("dataset:"):
             remedy = f"add the column {EVENT_TIME} with the time of each row"
         raise InvalidConfig(
-            f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
-            f"{spec.reference}, which has no event times and therefore no windows: {remedy}",
+            f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in "
+            f"the reference {spec.reference}, which has no event times and therefore no windows: "
+            f"{remedy}",
         )
     windows, seconds = len(levels.starts_us), int(length_of(spec.every).total_seconds())
     if windows < FEWEST_WINDOWS:
@@ -102,15 +123,16 @@ def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: Mo
             f"use a longer reference{f', or every={duration_text(shorter)}' if shorter else ''}"
         )
         raise InvalidConfig(
-            f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
-            f"{spec.reference}, and it has {windows}: {remedy}",
+            f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in "
+            f"the reference {spec.reference}, and it has {windows}: {remedy}",
         )
     grid = reference.pieces.grid
     if grid.windows > grid.max_windows and not levels.is_complete:
         longer = duration_text(seconds * -(-grid.windows // grid.max_windows))
         raise InvalidConfig(
-            f"alarms.false_per_year needs consecutive windows, and only {windows} of {grid.windows:,} are kept with so "
-            f"many columns: judge fewer columns, or use every={longer}",
+            f"alarms.false_per_year needs consecutive windows, and only {windows} of "
+            f"{grid.windows:,} are kept with so many columns: judge fewer columns, or use "
+            f"every={longer}",
         )
 
 
@@ -120,12 +142,14 @@ def check_budget(
     false_per_year: float,
     segments: Mapping[str, DriftReference] | None = None,
 ) -> list[str]:
-    """Return statements about a budget that the reference cannot keep, each with a remedy.
+    """Return statements about a budget that the reference cannot keep, each with a
+    remedy.
 
     Args:
         false_per_year: the monitor's share of the endpoint's budget.
 
-    Raises InvalidConfig if the reference has fewer than 20 windows, or if it does not contain the season twice.
+    Raises InvalidConfig if the reference has fewer than 20 windows, or if it does not
+    contain the season twice.
     """
     levels = reference_levels(reference, sorted(reference.bins), segments or {})
     require_windows(reference, levels, spec)
@@ -134,7 +158,9 @@ def check_budget(
 
 
 def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) -> Iterator[str]:
-    """Yield the reasons why the reference cannot keep the budget: few windows, correlation, or its own alarms."""
+    """Yield the reasons why the reference cannot keep the budget: few windows,
+    correlation, or its own alarms.
+    """
     count = len(levels.values)
     if not levels.series:
         return
@@ -150,15 +176,16 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     smallest = "the smallest budget that can be kept is about"
     if count < FEW_WINDOWS:
         yield (
-            f"{cannot} with certainty: the reference has {count} windows, and {FEW_WINDOWS} are needed; {smallest} "
-            f"{2 * false_per_year:.2g}"
+            f"{cannot} with certainty: the reference has {count} windows, and {FEW_WINDOWS} are "
+            f"needed; {smallest} {2 * false_per_year:.2g}"
         )
     slow = int(correlation.argmax())
     error = math.sqrt((1 - correlation[slow] ** 2) / count)
     if correlation[slow] - _ERRORS * error > _MOST_CORRELATED:
         yield (
-            f"{cannot}: consecutive windows of {levels.series[slow]} have a correlation of {correlation[slow]:.2f}, "
-            f"more than {_MOST_CORRELATED}; {smallest} {_EXCESS * false_per_year:.2g}{rolling}"
+            f"{cannot}: consecutive windows of {levels.series[slow]} have a correlation of "
+            f"{correlation[slow]:.2f}, more than {_MOST_CORRELATED}; {smallest} "
+            f"{_EXCESS * false_per_year:.2g}{rolling}"
         )
     half = count // 2
     if half < FEWEST_WINDOWS:
@@ -169,6 +196,7 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     alarms = len(track(earlier, limit_for(earlier, rate)).alarms)
     if alarms and pdtrc(alarms - 1, rate * (count - half)) < _UNLIKELY:
         yield (
-            f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} in {count - half} "
-            f"windows; {smallest} {alarms / (count - half) * spec.windows_per_year:.2g}{rolling}"
+            f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} "
+            f"in {count - half} windows; {smallest} "
+            f"{alarms / (count - half) * spec.windows_per_year:.2g}{rolling}"
         )

@@ -1,13 +1,16 @@
-"""The detector of lasting shifts: a Shiryaev–Roberts statistic of the innovations of all series, with restarts.
+"""The detector of lasting shifts: a Shiryaev–Roberts statistic of the innovations of
+all series, with restarts.
 
-Per series, sign and size θ, M(t) = (M(t - 1) + 1) exp(θ e(t) - θ² / 2) is the evidence that the innovations e have
-shifted by θ at some earlier window (Roberts, Technometrics 8, 1966; Shin, Ramdas and Rinaldo, E-detectors, 2023). The
-statistic is the mean over all series, signs and θ. After an alarm, all M restart at 0.
+Per series, sign and size θ, M(t) = (M(t - 1) + 1) exp(θ e(t) - θ² / 2) is the evidence
+that the innovations e have shifted by θ at some earlier window (Roberts, Technometrics
+8, 1966; Shin, Ramdas and Rinaldo, E-detectors, 2023). The statistic is the mean over
+all series, signs and θ. After an alarm, all M restart at 0.
 
-The limit is set by a bootstrap of the whole procedure, including its estimates: the reference's innovations are drawn
-with replacement, window by window, so that series that move together count less. The mean number of alarms of these
-simulated windows equals the budget. An open shift ends if the windows since its alarm are 20 times as likely under the
-usual mean as under the shifted one.
+The limit is set by a bootstrap of the whole procedure, including its estimates: the
+reference's innovations are drawn with replacement, window by window, so that series
+that move together count less. The mean number of alarms of these simulated windows
+equals the budget. An open shift ends if the windows since its alarm are 20 times as
+likely under the usual mean as under the shifted one.
 """
 
 import math
@@ -26,13 +29,17 @@ from mlflow_deploy_plugin.watch.sequential.baseline import (
 _SIZES = np.array([0.35, 0.7, 1.2])
 _THETA = np.concatenate([_SIZES, -_SIZES])[:, None]
 _LARGEST = 4.0
-"""The limit of an innovation: a single window must not be enough, because such jumps are judged by their distances."""
+"""The limit of an innovation: a single window must not be enough, because such jumps
+are judged by their distances.
+"""
 _SIMULATIONS, _HORIZON = 100, 365
 _LIMITS = np.arange(2.0, 14.0)
 _FEWEST_ALARMS = 8
 _OVER = math.log(20)
 _ONSET_DROP = 3.0
-"""Onsets with a log likelihood up to 3 below the largest form the 95 % interval (by simulation)."""
+"""Onsets with a log likelihood up to 3 below the largest form the 95 % interval (by
+simulation).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +53,8 @@ class Windows:
         season: the number of windows in the cycle; 1 without a cycle.
         gaps: the distance of each window from the window before, in windows, [N] int64.
         floors: the smallest standard deviations, [m] float64.
-        restarts: the window at which the accepted baseline of each series begins, [m] int64; N without one.
+        restarts: the window at which the accepted baseline of each series begins, [m]
+            int64; N without one.
     """
 
     values: Array
@@ -66,7 +74,8 @@ class Shift:
         series: the index of the series.
         sign: 1 if the figure has increased, otherwise -1.
         onset, earliest, latest: the first shifted window, and its 95 % interval.
-        size: the mean innovation since the onset at the alarm, in deviations, signed by `sign`.
+        size: the mean innovation since the onset at the alarm, in deviations, signed by
+            `sign`.
     """
 
     series: int
@@ -78,7 +87,9 @@ class Shift:
     over: float = field(default=0.0, repr=False)
 
     def ends(self, innovation: float) -> bool:
-        """Add a window, and return True if the windows since the alarm show that the figure is usual again."""
+        """Add a window, and return True if the windows since the alarm show that the
+        figure is usual again.
+        """
         self.over = max(0.0, self.over + self.size**2 / 2 - self.size * self.sign * innovation)
         return self.over > _OVER
 
@@ -104,7 +115,9 @@ class Tracking:
 
 
 def track(windows: Windows, limit: float) -> Tracking:
-    """Follow all windows after the reference. `limit` is the logarithm of the statistic above which an alarm begins."""
+    """Follow all windows after the reference. `limit` is the logarithm of the statistic
+    above which an alarm begins.
+    """
     first, count = windows.reference, len(windows.values)
     levels = remove_cycle(windows.values, first, windows.phases, windows.season)
     baseline = RunningBaseline(levels[:first], windows.season, windows.floors)
@@ -158,7 +171,9 @@ def track(windows: Windows, limit: float) -> Tracking:
 
 
 def _find(mass: Array, innovations: Array, first: int, limit: float) -> Iterator[Shift]:
-    """Yield the series with the most evidence, and each other series that would be an alarm by itself."""
+    """Yield the series with the most evidence, and each other series that would be an
+    alarm by itself.
+    """
     half = len(_SIZES)
     by_sign = np.stack([mass[:half].mean(axis=0), mass[half:].mean(axis=0)])
     strongest = by_sign.max(axis=0)
@@ -176,7 +191,9 @@ def _find(mass: Array, innovations: Array, first: int, limit: float) -> Iterator
 
 
 def limit_for(windows: Windows, rate: float) -> float:
-    """Return the limit at which the mean number of alarms per window is `rate`, if nothing shifts."""
+    """Return the limit at which the mean number of alarms per window is `rate`, if
+    nothing shifts.
+    """
     first, season = windows.reference, windows.season
     levels = remove_cycle(windows.values[:first], first, windows.phases[:first], season)
     correlation = RunningBaseline(levels, season, windows.floors).correlation
@@ -209,7 +226,9 @@ def limit_for(windows: Windows, rate: float) -> float:
 
 
 def _count_alarms(levels: Array, first: int, season: int, floors: Array) -> Array:
-    """Return the number of alarms of all simulations for each of `_LIMITS`. `levels` is [simulations, N, m]."""
+    """Return the number of alarms of all simulations for each of `_LIMITS`. `levels` is
+    [simulations, N, m].
+    """
     baseline = RunningBaseline(levels[:, :first], season, floors.astype(np.float32))
     theta = _THETA.astype(np.float32)
     mass = np.zeros((len(_LIMITS), len(levels), len(theta), levels.shape[2]), np.float32)

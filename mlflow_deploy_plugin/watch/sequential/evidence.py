@@ -1,4 +1,6 @@
-"""The figures of a judged window that the store keeps, and the past windows that a judgement uses, as plain values."""
+"""The figures of a judged window that the store keeps, and the past windows that a
+judgement uses, as plain values.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,12 +9,16 @@ from datetime import datetime
 from typing import Any
 
 Levels = Mapping[str, float]
-"""The signed figures of a window by series, such as `delay/level` or `carrier=AA/delay/missing`."""
+"""The signed figures of a window by series, such as `delay/level` or
+`carrier=AA/delay/missing`.
+"""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a check in a judged window, with the fields of `watch.result.Finding`."""
+    """The outcome of a check in a judged window, with the fields of
+    `watch.result.Finding`.
+    """
 
     check: str
     state: str
@@ -25,13 +31,15 @@ class Evidence:
     """The figures and alarms of a window that later judgements use.
 
     Attributes:
-        basis: identifies the bins and the reference. Figures with another basis are not comparable.
+        basis: identifies the bins and the reference. Figures with another basis are not
+            comparable.
         levels: the signed figures of the window. A figure is omitted if it is unknown.
         alarms: the columns and criteria that raised an alarm, as `alarm_key`.
         accepted: the alarms that a user has accepted since then.
-        shifts: the series with an open alarm of the detector, each with the start of the shift in ISO 8601.
-        outcomes: the worst outcome of each judged column and criterion, by `alarm_key`. The key of the largest score of
-            all columns is empty.
+        shifts: the series with an open alarm of the detector, each with the start of
+            the shift in ISO 8601.
+        outcomes: the worst outcome of each judged column and criterion, by `alarm_key`.
+            The key of the largest score of all columns is empty.
     """
 
     basis: str = ""
@@ -46,7 +54,9 @@ class Evidence:
         return tuple(key for key in self.alarms if key not in self.accepted)
 
     def to_json(self) -> dict[str, object]:
-        """Return the evidence for the store. NaN and infinity are omitted, because JSON does not have them."""
+        """Return the evidence for the store. NaN and infinity are omitted, because JSON
+        does not have them.
+        """
         levels = {series: level for series, level in self.levels.items() if math.isfinite(level)}
         alarms = {"alarms": list(self.alarms), "accepted": list(self.accepted)}
         outcomes = {
@@ -63,8 +73,10 @@ class Evidence:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evidence":
-        """Return the stored evidence. A document of another form, such as of a window without evidence, is empty.
-        Windows that were stored by earlier releases have no outcomes."""
+        """Return the stored evidence. A document of another form, such as of a window
+        without evidence, is empty. Windows that were stored by earlier releases have no
+        outcomes.
+        """
         try:
             levels = {series: float(level) for series, level in document["levels"].items()}
             shifts = {
@@ -82,7 +94,9 @@ class Evidence:
 
 
 def alarm_key(subject: str, segment: str = "") -> str:
-    """Return the name of a column or criterion for all windows: `delay`, or `carrier=AA/delay` in a segment."""
+    """Return the name of a column or criterion for all windows: `delay`, or
+    `carrier=AA/delay` in a segment.
+    """
     return f"{segment}/{subject}" if segment else subject
 
 
@@ -100,7 +114,9 @@ def _finite(part: str | float | None) -> str | float | None:
 
 @dataclass(frozen=True)
 class JudgedWindow:
-    """A judged window of a monitor, as the judgements of later windows see it. `state` is the state of the result."""
+    """A judged window of a monitor, as the judgements of later windows see it. `state`
+    is the state of the result.
+    """
 
     start: datetime
     state: str
@@ -109,7 +125,9 @@ class JudgedWindow:
 
 @dataclass(frozen=True)
 class Onset:
-    """The window in which a shift began by estimation, [start, end), and the 95 % interval, [earliest, latest)."""
+    """The window in which a shift began by estimation, [start, end), and the 95 %
+    interval, [earliest, latest).
+    """
 
     start: datetime
     end: datetime
@@ -125,8 +143,10 @@ class LevelSeries:
         title: the column and the figure, such as `delay, mean`.
         starts: the starts of the windows, ascending.
         values: the level in each window; NaN if unknown.
-        usual: the usual level in each window, including the cycle of the season; empty without a reference.
-        deviation: the standard deviation of the reference's windows around `usual`; 0 without a reference.
+        usual: the usual level in each window, including the cycle of the season; empty
+            without a reference.
+        deviation: the standard deviation of the reference's windows around `usual`; 0
+            without a reference.
         onset: the start of the shift; None without an alarm.
         key: the `alarm_key` of the column; empty if the level is not a column.
     """

@@ -1,4 +1,5 @@
-"""The signed figures of windows: level, spread, missing share and share of the most frequent value of each column.
+"""The signed figures of windows: level, spread, missing share and share of the most
+frequent value of each column.
 
 | figure | of | definition |
 |---|---|---|
@@ -7,9 +8,11 @@
 | frequent | categories; numbers with a value in 10 % of the rows | the share of the reference's most frequent value |
 | missing | all | the share of missing values |
 
-A projection (`relations.py`) has only a spread, because its level depends only on the levels of the columns.
+A projection (`relations.py`) has only a spread, because its level depends only on the
+levels of the columns.
 
-With a `rolling:` reference, each figure is the difference from the window one lag earlier.
+With a `rolling:` reference, each figure is the difference from the window one lag
+earlier.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,12 +35,16 @@ from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
 
 MISSING = "missing"
 FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005, MISSING: 0.005}
-"""The smallest standard deviation of each figure, in its unit; of levels, in standard deviations of the rows."""
+"""The smallest standard deviation of each figure, in its unit; of levels, in standard
+deviations of the rows.
+"""
 _LEAST_FREQUENT, _MOSTLY = 0.1, 0.9
 
 
 class FigureSeries(NamedTuple):
-    """A figure of a column over the windows, in all rows (empty `segment`) or in a segment."""
+    """A figure of a column over the windows, in all rows (empty `segment`) or in a
+    segment.
+    """
 
     segment: str
     column: str
@@ -56,7 +63,8 @@ class ReferenceLevels:
     """The figures of the reference's windows.
 
     Attributes:
-        starts_us: the start of each window in microseconds since 1970, [R] int64, ascending.
+        starts_us: the start of each window in microseconds since 1970, [R] int64,
+            ascending.
         series: the m series that are known in at least 90 % of the windows.
         values: [R, m] float64; NaN if unknown.
         floors: the smallest standard deviation of each series, [m] float64.
@@ -80,7 +88,9 @@ def reference_levels(
     segments: Mapping[str, DriftReference],
     figures: Collection[str] = FLOORS,
 ) -> ReferenceLevels:
-    """Return the figures of the reference's windows with at least half of the usual number of rows."""
+    """Return the figures of the reference's windows with at least half of the usual
+    number of rows.
+    """
     times, profiles = _windows(reference.pieces)
     starts, rows = np.array(times, np.int64), row_counts(profiles)
     is_rolling = bool(reference.pieces.grid.lag_windows)
@@ -121,7 +131,9 @@ def reference_levels(
 
 
 def _windows(pieces: ReferencePieces) -> tuple[Sequence[int], Sequence[Profile]]:
-    """Return the starts and profiles of the windows. If a window is one step, all windows are known as steps."""
+    """Return the starts and profiles of the windows. If a window is one step, all
+    windows are known as steps.
+    """
     if pieces.grid.window_steps == 1 and pieces.steps:
         return pieces.step_starts_us, pieces.steps
     return pieces.window_starts_us, pieces.windows
@@ -164,7 +176,9 @@ def _figures(
 
 
 def _column_figures(bins: Bins, counts: Array, usual: Array) -> Iterator[tuple[str, Array]]:
-    """Yield the figures of a column with the histograms `counts`, [P, K + 1]; `usual`, [K], are the reference's."""
+    """Yield the figures of a column with the histograms `counts`, [P, K + 1]; `usual`,
+    [K], are the reference's.
+    """
     known = counts[:, :-1]
     rows = known.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

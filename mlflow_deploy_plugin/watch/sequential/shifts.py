@@ -1,4 +1,6 @@
-"""The judgement of lasting shifts: findings, notes, charts and evidence of a window, from the windows before it."""
+"""The judgement of lasting shifts: findings, notes, charts and evidence of a window,
+from the windows before it.
+"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +41,9 @@ _SHOWN_WINDOWS = 60
 
 @dataclass(frozen=True)
 class ShiftVerdict:
-    """The shifts that are open in a window. `evidence` lacks the alarms, which other judgements add."""
+    """The shifts that are open in a window. `evidence` lacks the alarms, which other
+    judgements add.
+    """
 
     evidence: Evidence
     findings: tuple[Finding, ...] = ()
@@ -50,7 +54,9 @@ class ShiftVerdict:
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """The windows of the reference, the past and the judged window, and the shifts that the detector has found."""
+    """The windows of the reference, the past and the judged window, and the shifts that
+    the detector has found.
+    """
 
     request: WindowRequest
     reference: DriftReference
@@ -68,9 +74,11 @@ def judge_shifts(
     columns: Sequence[str],
     drifted: Collection[str] = (),
 ) -> ShiftVerdict:
-    """Return the open shifts of the `columns`, and charts of them and of the `drifted` columns (`alarm_key`).
+    """Return the open shifts of the `columns`, and charts of them and of the `drifted`
+    columns (`alarm_key`).
 
-    Without a budget, or if the reference does not support one, there is only evidence, charts and a note.
+    Without a budget, or if the reference does not support one, there is only evidence,
+    charts and a note.
     """
     parts = {"": (reference, window), **segments}
     current: dict[FigureSeries, float] = {}
@@ -103,8 +111,10 @@ def judge_shifts(
         str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts
     }
     notes = [
-        f"budget of this monitor: false alarms per year {per_year:.2g}, of which {budget.LASTING_SHARE:.0%} for "
-        "lasting shifts and the rest for single windows",
+        (
+            f"budget of this monitor: false alarms per year {per_year:.2g}, of which "
+            f"{budget.LASTING_SHARE:.0%} for lasting shifts and the rest for single windows"
+        ),
         *budget.unkept(levels, request.spec, per_year),
     ]
     metrics = {"false_alarms_per_year": per_year, "shift_statistic": course.tracking.statistic}
@@ -119,8 +129,9 @@ def follow(
     current: Mapping[FigureSeries, float],
     basis: str,
 ) -> Course | None:
-    """Follow the windows until the judged window. Return None if the window is a part of the reference, or if no series
-    can be compared."""
+    """Follow the windows until the judged window. Return None if the window is a part
+    of the reference, or if no series can be compared.
+    """
     start_us = request.window.start_us
     past = [
         one
@@ -172,7 +183,10 @@ def _finding(course: Course, shift: Shift) -> Finding:
         subject=shown_name(series.column),
         check="shift",
         state="drift",
-        reason=f"{deviations:+.1f} standard deviations of the reference's windows, on average since then",
+        reason=(
+            f"{deviations:+.1f} standard deviations of the reference's windows, on average since "
+            "then"
+        ),
         value=deviations,
         segment=series.segment,
         change=_change(course, series, now - size, now),
@@ -186,9 +200,12 @@ def _finding(course: Course, shift: Shift) -> Finding:
 
 
 def _onset(course: Course, shift: Shift) -> Onset:
-    """Return the first shifted window and its interval. The figures of a window hardly change if the shift begins near
-    its end, so the interval includes the window before the earliest one, and the gap between them. In simulations of
-    shifts that begin within a window, 97 % to 99 % of the intervals contain the start, instead of 84 % to 94 %."""
+    """Return the first shifted window and its interval. The figures of a window hardly
+    change if the shift begins near its end, so the interval includes the window before
+    the earliest one, and the gap between them. In simulations of shifts that begin
+    within a window, 97 % to 99 % of the intervals contain the start, instead of 84 % to
+    94 %.
+    """
     starts, length = course.starts, course.request.window.length
     earliest = starts[shift.earliest] - length
     if shift.earliest > course.windows.reference:
@@ -207,7 +224,10 @@ def _change(course: Course, series: FigureSeries, before: float, now: float) -> 
     if series.figure == "level":
         return f"mean {before:.4g} → {now:.4g}, {'higher' if is_up else 'lower'}"
     if series.figure == "spread":
-        return f"deviation {np.exp(before):.3g} → {np.exp(now):.3g}, {'wider' if is_up else 'narrower'}"
+        return (
+            f"deviation {np.exp(before):.3g} → {np.exp(now):.3g}, "
+            f"{'wider' if is_up else 'narrower'}"
+        )
     direction = (
         ("more" if is_up else "fewer")
         if series.figure == MISSING
@@ -241,8 +261,10 @@ def _charts(
     shifts: Sequence[Shift],
     drifted: Collection[str],
 ) -> Iterator[LevelSeries]:
-    """Yield the charts of the shifts, then of the first figure of each drifted column. The windows are in the order of
-    time, because judged windows may be between windows of the reference."""
+    """Yield the charts of the shifts, then of the first figure of each drifted column.
+    The windows are in the order of time, because judged windows may be between windows
+    of the reference.
+    """
     in_time = sorted(range(len(course.starts)), key=course.starts.__getitem__)
     end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
     shown_windows = in_time[max(end - _SHOWN_WINDOWS, 0) : end]

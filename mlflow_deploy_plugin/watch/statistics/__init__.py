@@ -1,1 +1,3 @@
-"""Metrics of labelled rows with their intervals, and estimates of metrics without labels, for the kinds of monitors."""
+"""Metrics of labelled rows with their intervals, and estimates of metrics without
+labels, for the kinds of monitors.
+"""

@@ -1,16 +1,21 @@
 """Estimates of a classifier's metrics before its labels are known, from its confidence.
 
-If probabilities are calibrated, a prediction with probability p is correct with probability p. Therefore each expected
-entry of the confusion matrix is a sum of probabilities (CBPE, as described in NannyML's documentation; Białek et al.,
-arXiv 2401.08348, compare it with its variants). The estimate detects that rows have become harder to predict. It cannot
-detect changed labels of the same rows. Earlier labelled windows calibrate the probabilities by isotonic regression if
-that helps on held-out windows. Labelled windows give the error of the estimate, which is otherwise only informative.
+If probabilities are calibrated, a prediction with probability p is correct with
+probability p. Therefore each expected entry of the confusion matrix is a sum of
+probabilities (CBPE, as described in NannyML's documentation; Białek et al., arXiv
+2401.08348, compare it with its variants). The estimate detects that rows have become
+harder to predict. It cannot detect changed labels of the same rows. Earlier labelled
+windows calibrate the probabilities by isotonic regression if that helps on held-out
+windows. Labelled windows give the error of the estimate, which is otherwise only
+informative.
 
-The prediction interval for the metric of this window's labels includes the sampling of the labels (simulated with 100
-draws) and the error of the probabilities. The squared standard error is the mean squared error in the k earlier
-windows, plus the amount by which this window's sampling variance exceeds the mean sampling variance of the earlier
-windows. Student's quantile has k degrees of freedom. The interval is never narrower than the largest earlier error. If
-this window's error is exchangeable with the earlier errors, this rule gives a coverage of k/(k+1) for any distribution.
+The prediction interval for the metric of this window's labels includes the sampling of
+the labels (simulated with 100 draws) and the error of the probabilities. The squared
+standard error is the mean squared error in the k earlier windows, plus the amount by
+which this window's sampling variance exceeds the mean sampling variance of the earlier
+windows. Student's quantile has k degrees of freedom. The interval is never narrower
+than the largest earlier error. If this window's error is exchangeable with the earlier
+errors, this rule gives a coverage of k/(k+1) for any distribution.
 """
 
 import math
@@ -34,21 +39,32 @@ from mlflow_deploy_plugin.wrap.evaluation.metrics import (
 )
 
 COMPLETE = 0.95
-"""The share of labelled rows above which the reason for missing labels hardly affects the metrics."""
+"""The share of labelled rows above which the reason for missing labels hardly affects
+the metrics.
+"""
 MIN_LABELLED_WINDOWS = 3
-"""The number of earlier labelled windows that are needed to determine the error of an estimate."""
+"""The number of earlier labelled windows that are needed to determine the error of an
+estimate.
+"""
 _SIMILAR = 4 / 3
-"""The largest ratio of two shares of labelled rows for which rows are assumed to get their labels in the same way."""
+"""The largest ratio of two shares of labelled rows for which rows are assumed to get
+their labels in the same way.
+"""
 _NEGLIGIBLE = 0.03
-"""The largest mean excess of earlier windows that is not a contradiction, because models are not exactly calibrated."""
+"""The largest mean excess of earlier windows that is not a contradiction, because
+models are not exactly calibrated.
+"""
 _DRAWS, _DRAWN_ROWS = 100, 2_000
-"""The number of simulations of a window's labels, and of rows per simulation. The variance is scaled to all rows."""
+"""The number of simulations of a window's labels, and of rows per simulation. The
+variance is scaled to all rows.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledWindow:
-    """The labelled rows of a window, which are the part `share` of its rows. `truth` is [N] int64, indices into the
-    classes of the answers."""
+    """The labelled rows of a window, which are the part `share` of its rows. `truth` is
+    [N] int64, indices into the classes of the answers.
+    """
 
     truth: Array
     answers: ClassPredictions
@@ -59,12 +75,13 @@ class LabelTrust(NamedTuple):
     """The reason why labels of a part of the rows represent all rows, or may not.
 
     Attributes:
-        outcome: "fits": the labels fit the probabilities. "changed": they do not, but the labels of earlier windows
-            with a similar share of labels did, so that the model has changed. "repeated": the labels of several windows
-            in a row differ in the same direction. "doubted": the model may have changed, or labels may be missing
-            depending on their value.
-        windows: the number of windows in a row that differ in the same direction; for "changed", the number of earlier
-            windows whose labels fit.
+        outcome: "fits": the labels fit the probabilities. "changed": they do not, but
+            the labels of earlier windows with a similar share of labels did, so that
+            the model has changed. "repeated": the labels of several windows in a row
+            differ in the same direction. "doubted": the model may have changed, or
+            labels may be missing depending on their value.
+        windows: the number of windows in a row that differ in the same direction; for
+            "changed", the number of earlier windows whose labels fit.
     """
 
     outcome: Literal["fits", "changed", "repeated", "doubted"]
@@ -73,7 +90,9 @@ class LabelTrust(NamedTuple):
 
 @dataclass(frozen=True)
 class EstimateError:
-    """The standard error of an estimate, and the largest error among the earlier windows."""
+    """The standard error of an estimate, and the largest error among the earlier
+    windows.
+    """
 
     standard: float
     largest: float
@@ -89,10 +108,11 @@ class CbpeEstimate:
 
     Attributes:
         values: the estimate of each figure, or the reason why it is missing.
-        errors: the error of each figure that is known for at least `MIN_LABELLED_WINDOWS` earlier windows.
+        errors: the error of each figure that is known for at least
+            `MIN_LABELLED_WINDOWS` earlier windows.
         windows: the number of earlier windows used.
-        calibration_error: the mean difference between probability and actual share on earlier windows, over ten bins of
-            equal size; None without earlier windows.
+        calibration_error: the mean difference between probability and actual share on
+            earlier windows, over ten bins of equal size; None without earlier windows.
         is_corrected: True if the probabilities were calibrated by isotonic regression.
     """
 
@@ -108,8 +128,8 @@ class CbpeEstimate:
             return value
         if name not in self.errors:
             return Refused(
-                f"estimated {value:.4g}, but {self.windows} earlier windows with labels are too few to confirm it; "
-                f"{MIN_LABELLED_WINDOWS} are needed",
+                f"estimated {value:.4g}, but {self.windows} earlier windows with labels are too "
+                f"few to confirm it; {MIN_LABELLED_WINDOWS} are needed",
             )
         half = self.errors[name].half_width(confidence)
         high = value + half if name == "log_loss" else min(value + half, 1.0)
@@ -130,7 +150,9 @@ def estimate(
     names: Sequence[str] = CLASSIFICATION,
     seed: int = 0,
 ) -> CbpeEstimate | Refused:
-    """Return the expected metrics of predictions, with errors for `names` from labelled windows of the same version."""
+    """Return the expected metrics of predictions, with errors for `names` from labelled
+    windows of the same version.
+    """
     if answers.probabilities is None:
         return Refused("the model returns no class probabilities, which an estimate needs")
     fitted = _calibrated(earlier)
@@ -152,13 +174,15 @@ def trust_labels(
 ) -> LabelTrust:
     """Return the trust in the labels of a window in which some rows have no label.
 
-    Labels fit the probabilities if the numbers of labels per class and of correct answers are as expected. The margin
-    is the interval of an estimate. With fewer than `MIN_LABELLED_WINDOWS` earlier windows with nearly all labels, the
-    margin includes only the error of sampling.
+    Labels fit the probabilities if the numbers of labels per class and of correct
+    answers are as expected. The margin is the interval of an estimate. With fewer than
+    `MIN_LABELLED_WINDOWS` earlier windows with nearly all labels, the margin includes
+    only the error of sampling.
 
     Args:
         judged: the labelled rows, at least one, whose answers have probabilities.
-        earlier: earlier windows, the latest first. Windows with nearly all labels calibrate the probabilities.
+        earlier: earlier windows, the latest first. Windows with nearly all labels
+            calibrate the probabilities.
     """
     windows = [judged, *earlier]
     excess, margin = _excesses(
@@ -188,8 +212,10 @@ def _excesses(
     complete: Sequence[LabelledWindow],
     confidence: float,
 ) -> tuple[Array, Array]:
-    """Return how far the share of each class and of correct answers exceeds the expected share, and the margin of this
-    excess: [windows, k] each. `complete` windows calibrate the probabilities."""
+    """Return how far the share of each class and of correct answers exceeds the
+    expected share, and the margin of this excess: [windows, k] each. `complete` windows
+    calibrate the probabilities.
+    """
     fitted, answers = _calibrated(complete), windows[0].answers
     own = len(answers.classes) - answers.unknown
     classes = [1] if answers.is_binary else list(range(own))
@@ -222,7 +248,9 @@ def expected_metrics(
     chances: Array,
     names: Sequence[str] = CLASSIFICATION,
 ) -> dict[str, "float | Refused"]:
-    """Return the expected metrics of N predictions if row i has class k with probability chances[i, k]."""
+    """Return the expected metrics of N predictions if row i has class k with
+    probability chances[i, k].
+    """
     return {name: _expected_metric(name, answers, chances) for name in names}
 
 
@@ -270,7 +298,9 @@ def _probabilities(window: LabelledWindow) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Calibrated:
-    """Earlier windows with probabilities, [N, C], calibrated on all other windows, and the calibration function."""
+    """Earlier windows with probabilities, [N, C], calibrated on all other windows, and
+    the calibration function.
+    """
 
     windows: Sequence[LabelledWindow]
     chances: Sequence[Array]
@@ -279,7 +309,9 @@ class _Calibrated:
 
     @property
     def calibration_error(self) -> float:
-        """The calibration error of the predicted class, over ten bins with the same number of rows."""
+        """The calibration error of the predicted class, over ten bins with the same
+        number of rows.
+        """
         pairs = list(zip(self.windows, self.chances, strict=True))
         own = np.concatenate(
             [used[np.arange(len(used)), window.answers.predicted] for window, used in pairs],
@@ -308,7 +340,9 @@ def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
 
 
 def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
-    """Return the isotonic regression of the truth on the probability per class, normalised to row sums of 1."""
+    """Return the isotonic regression of the truth on the probability per class,
+    normalised to row sums of 1.
+    """
     from scipy.optimize import isotonic_regression  # The import takes 0.2 s.
 
     truth = np.concatenate([window.truth for window in windows])
@@ -382,8 +416,10 @@ def _errors(
 
 
 def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -> Array:
-    """Return the squared standard error of a window's estimate from the errors and sampling variances of earlier
-    windows, [k, …]. The result is at least the mean sampling variance, because a few errors may be small by chance."""
+    """Return the squared standard error of a window's estimate from the errors and
+    sampling variances of earlier windows, [k, …]. The result is at least the mean
+    sampling variance, because a few errors may be small by chance.
+    """
     usual = sampling.mean(axis=0)
     variance: Array = np.maximum(np.square(errors).mean(axis=0), usual) + np.maximum(
         now - usual,
@@ -398,8 +434,10 @@ def _sampling_variances(
     names: Sequence[str],
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Return the sampling variance of each figure: the mean squared difference from the figure's expected value if
-    labels are drawn by their probabilities. Figures that are undefined in most draws are skipped."""
+    """Return the sampling variance of each figure: the mean squared difference from the
+    figure's expected value if labels are drawn by their probabilities. Figures that are
+    undefined in most draws are skipped.
+    """
     rows = len(chances)
     if rows > _DRAWN_ROWS:
         chosen = rng.choice(rows, _DRAWN_ROWS, replace=False)

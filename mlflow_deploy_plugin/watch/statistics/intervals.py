@@ -1,15 +1,20 @@
 """Intervals of a window's metrics, which treat the rows as a sample.
 
-- Shares: Wilson's score interval (Wilson, JASA 1927), above a confidence of 99 % joined with the exact interval
-  (Clopper & Pearson, Biometrika 1934): at 99.95 %, Wilson's misses a share of 1 % of 200 rows 8 times too often.
-- Functions of means over rows: the percentile bootstrap (Efron, Tibshirani, An Introduction to the Bootstrap, 1993).
-  Percentiles beyond the tenth resample are extrapolated with the quantiles of the normal distribution.
-- The area under the curve: DeLong's variance (DeLong et al., Biometrics 1988) on the logit scale.
+- Shares: Wilson's score interval (Wilson, JASA 1927), above a confidence of 99 % joined
+  with the exact interval (Clopper & Pearson, Biometrika 1934): at 99.95 %, Wilson's
+  misses a share of 1 % of 200 rows 8 times too often.
+- Functions of means over rows: the percentile bootstrap (Efron, Tibshirani, An
+  Introduction to the Bootstrap, 1993). Percentiles beyond the tenth resample are
+  extrapolated with the quantiles of the normal distribution.
+- The area under the curve: DeLong's variance (DeLong et al., Biometrics 1988) on the
+  logit scale.
 
-Errors of consecutive rows are often correlated, so the rows are worth fewer independent rows (Kish, Survey Sampling,
-1965). The number of independent rows follows from the variance of sums over increasingly long stretches (batch means:
-Schmeiser, Operations Research 30, 1982), with Student's quantile (Korn & Graubard, Survey Methodology 24, 1998).
-Coverage of nominal 95 % intervals for four figures on 480 to 2,880 rows (`benchmarks/drift.py --only intervals`):
+Errors of consecutive rows are often correlated, so the rows are worth fewer independent
+rows (Kish, Survey Sampling, 1965). The number of independent rows follows from the
+variance of sums over increasingly long stretches (batch means: Schmeiser, Operations
+Research 30, 1982), with Student's quantile (Korn & Graubard, Survey Methodology 24,
+1998). Coverage of nominal 95 % intervals for four figures on 480 to 2,880 rows
+(`benchmarks/drift.py --only intervals`):
 
 | dependence of the rows | assuming independence | these intervals |
 |---|---|---|
@@ -54,16 +59,21 @@ _WILSON_UP_TO = 0.99
 _SEED = 0
 _BOOTSTRAP_ROWS = 20_000
 _PIECES, _PIECE_ROWS = 96, 5
-"""The maximum number of pieces for measuring the autocorrelation of a window, and the minimum rows per piece."""
+"""The maximum number of pieces for measuring the autocorrelation of a window, and the
+minimum rows per piece.
+"""
 _TIMES_A_STRETCH, _FEWEST_STRETCHES = 6, 8
-"""The length of a stretch in correlation times, and the minimum number of stretches. With four stretches, three of four
-models that broke in mid-window (accuracy 0.78, then 0.44) looked like normal variation; with eight, none of 200 did."""
+"""The length of a stretch in correlation times, and the minimum number of stretches.
+With four stretches, three of four models that broke in mid-window (accuracy 0.78, then
+0.44) looked like normal variation; with eight, none of 200 did.
+"""
 
 
 @dataclass(frozen=True)
 class MetricInterval:
-    """A figure with its interval, low <= value <= high. The `rows` are worth `effective_n` independent rows. The value
-    is NaN if only its bounds are known."""
+    """A figure with its interval, low <= value <= high. The `rows` are worth
+    `effective_n` independent rows. The value is NaN if only its bounds are known.
+    """
 
     name: str
     value: float
@@ -81,8 +91,10 @@ class MetricInterval:
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """The sampling of rows. `times` is [N] in any unit; None if rows are independent. `weights` is [N] > 0, the number
-    of rows that each row represents; None for equal weights. Weights are treated as known (Hájek's ratio estimator)."""
+    """The sampling of rows. `times` is [N] in any unit; None if rows are independent.
+    `weights` is [N] > 0, the number of rows that each row represents; None for equal
+    weights. Weights are treated as known (Hájek's ratio estimator).
+    """
 
     confidence: float
     times: Array | None = None
@@ -102,8 +114,10 @@ class Sampling:
         return np.ones(count) if self.weights is None else self.weights / self.weights.mean()
 
     def effective_n(self, influence: Array) -> float:
-        """Return the number of independent rows that these rows are worth for a figure, at most the number of rows.
-        `influence` is the influence of each row on the figure, [N] with mean 0, in any unit."""
+        """Return the number of independent rows that these rows are worth for a figure,
+        at most the number of rows. `influence` is the influence of each row on the
+        figure, [N] with mean 0, in any unit.
+        """
         count = len(influence)
         pieces = min(_PIECES, count // _PIECE_ROWS)
         alone = float(np.square(influence).sum())
@@ -123,7 +137,9 @@ class Sampling:
 
 
 def _sums(values: Array, parts: int) -> Array:
-    """Return the sums of consecutive parts of the values, [parts]; the parts have nearly equal lengths."""
+    """Return the sums of consecutive parts of the values, [parts]; the parts have
+    nearly equal lengths.
+    """
     return np.add.reduceat(values, np.arange(parts) * len(values) // parts)
 
 
@@ -136,7 +152,8 @@ def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterv
     independent = sampling.effective_n(influence)
     effective_n = independent * kish_effective_n(weights) / count
     if sampling.weights is not None and 0 < part < 1:
-        # If rows with large weights miss more often, the variance is larger than the weights imply.
+        # If rows with large weights miss more often, the variance is larger than the
+        # weights imply.
         effective_n = min(
             effective_n,
             independent * part * (1 - part) / float(np.square(influence).mean()),
@@ -145,7 +162,9 @@ def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterv
 
 
 def kish_effective_n(weights: Array) -> float:
-    """Return the number of equally weighted rows that rows with `weights`, [N > 0], are worth (Kish, 1965)."""
+    """Return the number of equally weighted rows that rows with `weights`, [N > 0], are
+    worth (Kish, 1965).
+    """
     return float(weights.sum() ** 2 / np.square(weights).sum())
 
 
@@ -156,7 +175,9 @@ def wilson_interval(
     confidence: float,
     effective_n: float | None = None,
 ) -> MetricInterval:
-    """Return a share of `total` > 0 rows with its interval; `effective_n` is by default `total` (independent rows)."""
+    """Return a share of `total` > 0 rows with its interval; `effective_n` is by default
+    `total` (independent rows).
+    """
     part = hits / total
     count = total if effective_n is None else effective_n
     low, high = wilson_bounds(part, count, confidence)
@@ -180,8 +201,10 @@ def bootstrap_interval(
     figure: Callable[[Array], Array],
     sampling: Sampling,
 ) -> MetricInterval:
-    """Return a figure of the means over `rows`, [N > 0, k], with its interval. A resample has `effective_n` rows.
-    `figure` maps means [.., k] to [..] and is smooth at the mean. Above 20,000 rows, a normal approximation is used."""
+    """Return a figure of the means over `rows`, [N > 0, k], with its interval. A
+    resample has `effective_n` rows. `figure` maps means [.., k] to [..] and is smooth
+    at the mean. Above 20,000 rows, a normal approximation is used.
+    """
     count = len(rows)
     weights = sampling.shares(count)[:, None]
     mean = (weights * rows).mean(axis=0)
@@ -217,7 +240,9 @@ def bootstrap_counts_interval(
     effective_n: float,
     sampling: Sampling,
 ) -> MetricInterval:
-    """Return a figure with its interval. `figure` maps shares of K kinds of rows, [.., K], to [..]; `counts` is [K]."""
+    """Return a figure with its interval. `figure` maps shares of K kinds of rows, [..,
+    K], to [..]; `counts` is [K].
+    """
     total, size = round(float(counts.sum())), max(round(effective_n), 1)
     drawn = np.random.default_rng(_SEED).multinomial(size, counts / counts.sum(), RESAMPLES) / size
     return _percentiles(
@@ -263,9 +288,10 @@ def _percentiles(
 
 
 def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> MetricInterval:
-    """Return the area under the curve with its interval: the share of pairs in which the positive row has a higher
-    score than the negative row. The area is the mean over C curves, with `is_positive` and `scores` as [N, C]; each
-    curve has both classes."""
+    """Return the area under the curve with its interval: the share of pairs in which
+    the positive row has a higher score than the negative row. The area is the mean over
+    C curves, with `is_positive` and `scores` as [N, C]; each curve has both classes.
+    """
     count = len(is_positive)
     areas, influence, weights = [], np.zeros(count), sampling.shares(count)
     for positive, score in zip(is_positive.T, scores.T, strict=True):
@@ -283,7 +309,8 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     effective_n *= kish_effective_n(weights) / count
     z = float(ndtri((1 + sampling.confidence) / 2))
     if not 0 < value < 1:
-        # At an area of 0 or 1, the variance is 0. Use Wilson's interval with the rows of the rarer class.
+        # At an area of 0 or 1, the variance is 0. Use Wilson's interval with the rows
+        # of the rarer class.
         rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
         edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
         return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", effective_n)
@@ -293,8 +320,10 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
 
 
 def bonferroni_confidence(rate: float, intervals: int) -> float:
-    """Return the confidence of each interval such that the chance of any false violation is at most `rate`.
-    Bonferroni's inequality divides the rate by the number of intervals. Only one side of an interval is a violation."""
+    """Return the confidence of each interval such that the chance of any false
+    violation is at most `rate`. Bonferroni's inequality divides the rate by the number
+    of intervals. Only one side of an interval is a violation.
+    """
     return 1 - rate / max(intervals, 1)
 
 
@@ -312,7 +341,9 @@ def criterion_finding(
     segment: str = "",
     prefix: str = "",
 ) -> Finding:
-    """Return the finding of a requirement; `prefix` precedes the name of the figure, such as `estimated `."""
+    """Return the finding of a requirement; `prefix` precedes the name of the figure,
+    such as `estimated `.
+    """
     subject = (
         f"{prefix}{requirement.name}{f'({requirement.argument})' if requirement.argument else ''}"
     )
@@ -327,7 +358,10 @@ def criterion_finding(
             segment,
         )
     state = criterion_state(requirement.holds(measured.low), requirement.holds(measured.high))
-    interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence {confidence:.4g})"
+    interval = (
+        f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence "
+        f"{confidence:.4g})"
+    )
     is_less = measured.effective_n < 0.9 * measured.rows
     worth = f" (worth {measured.effective_n:,.0f} independent rows)" if is_less else ""
     value = None if math.isnan(measured.value) else measured.value
@@ -345,8 +379,10 @@ def criterion_state(holds_at_low: bool, holds_at_high: bool) -> State:
 
 
 def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
-    """Return the overall state and the reason: "violated" if any finding is violated, and "kept" if all are kept. A
-    segment that was not judged does not prevent "kept", because the requirement also applies to all rows."""
+    """Return the overall state and the reason: "violated" if any finding is violated,
+    and "kept" if all are kept. A segment that was not judged does not prevent "kept",
+    because the requirement also applies to all rows.
+    """
     violated = [finding for finding in findings if finding.state == "violated"]
     if violated:
         return "violated", _shown(violated)

@@ -1,13 +1,15 @@
 """Weights with which labelled rows represent similar unlabelled rows.
 
-Labels are seldom missing at random. Therefore labelled and unlabelled rows are compared by score, prediction, segment
-and event time with Pearson's chi-square tests, jointly at the monitor's false alarm rate (Bonferroni). If they differ,
-each labelled row is weighted by the inverse of the share of similar rows with a label (Horvitz & Thompson, JASA 1952).
-Rows are similar if they are in the same of ten strata of the propensity from a logistic regression (Rosenbaum & Rubin,
-JASA 1984). Rows with fewer than five similar labelled rows are not represented: the metric is reported as the range
-over all possible labels of these rows (Manski, American Economic Review 80, 1990). Weights do not help if labels are
-missing because of their values (`cbpe.trust_labels`). No unlabelled row is then represented, and the value of the
-metric is unknown.
+Labels are seldom missing at random. Therefore labelled and unlabelled rows are compared
+by score, prediction, segment and event time with Pearson's chi-square tests, jointly at
+the monitor's false alarm rate (Bonferroni). If they differ, each labelled row is
+weighted by the inverse of the share of similar rows with a label (Horvitz & Thompson,
+JASA 1952). Rows are similar if they are in the same of ten strata of the propensity
+from a logistic regression (Rosenbaum & Rubin, JASA 1984). Rows with fewer than five
+similar labelled rows are not represented: the metric is reported as the range over all
+possible labels of these rows (Manski, American Economic Review 80, 1990). Weights do
+not help if labels are missing because of their values (`cbpe.trust_labels`). No
+unlabelled row is then represented, and the value of the metric is unknown.
 """
 
 import math
@@ -38,14 +40,20 @@ from mlflow_deploy_plugin.wrap.evaluation.metrics import EPSILON
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
 _FEWEST_UNLABELLED = 10
-"""The minimum of unlabelled rows for a comparison. Fewer unlabelled rows change a figure of 200 rows by at most 5 %."""
+"""The minimum of unlabelled rows for a comparison. Fewer unlabelled rows change a
+figure of 200 rows by at most 5 %.
+"""
 _FEWEST_LIKE = 5
 """The minimum number of labelled rows that may represent similar unlabelled rows."""
 _LEAST_WORTH = 30
-"""The minimum number of independent rows that weighted rows are worth. With fewer, single rows decide the figure."""
+"""The minimum number of independent rows that weighted rows are worth. With fewer,
+single rows decide the figure.
+"""
 _MATERIAL = 0.05
-"""The minimum Cramér's V of a material difference. If half of the rows are labelled, V = 0.05 is a standardised
-difference of 0.1, below which groups count as balanced (Austin, Multivariate Behavioral Research 46, 2011)."""
+"""The minimum Cramér's V of a material difference. If half of the rows are labelled, V
+= 0.05 is a standardised difference of 0.1, below which groups count as balanced
+(Austin, Multivariate Behavioral Research 46, 2011).
+"""
 _EVENT_TIME = "event time"
 _RIDGE = 0.1
 _BY_CALL, _BY_PROBABILITY = ("accuracy", "f1", "precision", "recall"), ("log_loss", "brier")
@@ -62,8 +70,10 @@ class LabelWeights:
         rows: [N] bool, True for a labelled row.
         compared: the compared properties; empty if all or nearly all rows are labelled.
         differing: the properties in which the rows differ significantly.
-        is_selected: True if a property other than event time differs significantly and materially.
-        weights: [N] float64, the number of rows that each labelled row represents; None for equal weights.
+        is_selected: True if a property other than event time differs significantly and
+            materially.
+        weights: [N] float64, the number of rows that each labelled row represents; None
+            for equal weights.
         unknown: [N] bool, unlabelled rows that no labelled row represents.
     """
 
@@ -76,12 +86,16 @@ class LabelWeights:
 
     @property
     def at_worst(self) -> "LabelWeights":
-        """The same labels without weights: no labelled row represents an unlabelled row."""
+        """The same labels without weights: no labelled row represents an unlabelled
+        row.
+        """
         return replace(self, weights=None, unknown=~self.rows)
 
     @property
     def as_sample(self) -> "LabelWeights":
-        """The same labels without weights: the labelled rows represent all rows equally."""
+        """The same labels without weights: the labelled rows represent all rows
+        equally.
+        """
         return replace(self, weights=None, unknown=np.zeros_like(self.rows))
 
     @property
@@ -100,8 +114,10 @@ def weigh_labels(
     columns: Sequence[str],
     rate: float,
 ) -> LabelWeights:
-    """Return the weights with which labelled rows represent unlabelled rows. Missing segment columns are skipped. If
-    labels are missing at random, a difference is reported with probability `rate`."""
+    """Return the weights with which labelled rows represent unlabelled rows. Missing
+    segment columns are skipped. If labels are missing at random, a difference is
+    reported with probability `rate`.
+    """
     labelled, no_row = predictions.is_labelled, np.zeros(len(table), bool)
     missing = int((~labelled).sum())
     if missing < _FEWEST_UNLABELLED or not labelled.any():
@@ -125,8 +141,9 @@ def _traits(
     columns: Sequence[str],
     rarer: int,
 ) -> Mapping[str, Array]:
-    """Return, for each trait that varies between rows, the group of each row, [N] int64. `rarer` is the smaller of the
-    numbers of labelled and unlabelled rows."""
+    """Return, for each trait that varies between rows, the group of each row, [N]
+    int64. `rarer` is the smaller of the numbers of labelled and unlabelled rows.
+    """
     bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
     traits: dict[str, Array] = {}
     classified = predictions.classified
@@ -151,7 +168,9 @@ def _traits(
 
 
 def _cut(values: Array, bins: int) -> Array:
-    """Return the bin of each value, [N] int64. Bins have equal sizes; non-finite values have a separate bin."""
+    """Return the bin of each value, [N] int64. Bins have equal sizes; non-finite values
+    have a separate bin.
+    """
     known = np.isfinite(values)
     if not known.any():
         return np.zeros(len(values), np.int64)
@@ -168,7 +187,9 @@ def _largest(codes: Array) -> Array:
 
 
 def _association(codes: Array, labelled: Array) -> tuple[float, float]:
-    """Return the p-value of the chi-square test, and Cramér's V. Groups with few rows are merged."""
+    """Return the p-value of the chi-square test, and Cramér's V. Groups with few rows
+    are merged.
+    """
     from scipy.stats import chi2_contingency  # The import takes 0.8 s and 48 MB.
 
     counts = np.stack(
@@ -185,7 +206,9 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
 
 
 def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Array]:
-    """Return the number of rows that each labelled row represents, and a mask of rows without a representative."""
+    """Return the number of rows that each labelled row represents, and a mask of rows
+    without a representative.
+    """
     is_rare = np.zeros(len(labelled), bool)
     for codes in traits:
         with_label = np.bincount(codes[labelled], minlength=codes.max() + 1)
@@ -205,8 +228,10 @@ def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Ar
 
 
 def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
-    """Return the propensity of each row to have a label, [N], from a logistic regression on all traits. Rows with equal
-    traits are counted together. The ridge keeps coefficients finite if all rows of a group have labels."""
+    """Return the propensity of each row to have a label, [N], from a logistic
+    regression on all traits. Rows with equal traits are counted together. The ridge
+    keeps coefficients finite if all rows of a group have labels.
+    """
     from sklearn.linear_model import LogisticRegression  # The import takes a second.
     from sklearn.preprocessing import OneHotEncoder
 
@@ -232,7 +257,9 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
 
 
 def _strata(propensities: Array, labelled: Array) -> Array:
-    """Return the stratum of each row, [N] int64: up to ten strata of equal size with five or more labelled rows."""
+    """Return the stratum of each row, [N] int64: up to ten strata of equal size with
+    five or more labelled rows.
+    """
     strata = _cut(propensities, _STRATA)
     with_label = np.bincount(strata, labelled)
     joined, stratum_index, held = np.zeros(len(with_label), np.int64), 0, 0.0
@@ -300,7 +327,9 @@ def _possible_range(
     rows: Array,
     unknown: Array,
 ) -> tuple[float, float]:
-    """Return the range of a metric of `rows` over all possible labels of the `unknown` rows."""
+    """Return the range of a metric of `rows` over all possible labels of the `unknown`
+    rows.
+    """
     answers, truth = predictions.classified, predictions.truth
     if answers is None:
         return _RANGES.get(name, (0.0, 1.0))

@@ -1,4 +1,5 @@
-"""The metrics of labelled rows with their intervals. Each metric equals scikit-learn's, which is checked by a test.
+"""The metrics of labelled rows with their intervals. Each metric equals scikit-learn's,
+which is checked by a test.
 
 | metric | two labels | more labels |
 |---|---|---|
@@ -6,7 +7,8 @@
 | roc_auc | for the larger label | the mean over labels, each compared with all other labels |
 | brier | half the mean squared distance of probabilities and truth: `brier_score_loss` | the same |
 
-mape uses all rows: if the truth is 0, it divides by the smallest float, like scikit-learn.
+mape uses all rows: if the truth is 0, it divides by the smallest float, like
+scikit-learn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,9 +40,12 @@ class ClassPredictions:
 
     Attributes:
         predicted: [N] int64.
-        probabilities: [N, C] float64, rows sum to 1; None if the model returns no probabilities.
-        classes: names as text: the model's own classes in ascending order, then classes that only labels have.
-        unknown: the number of classes that only labels have. Above `MOST_CLASSES`, the last class combines the rest.
+        probabilities: [N, C] float64, rows sum to 1; None if the model returns no
+            probabilities.
+        classes: names as text: the model's own classes in ascending order, then classes
+            that only labels have.
+        unknown: the number of classes that only labels have. Above `MOST_CLASSES`, the
+            last class combines the rest.
     """
 
     predicted: Array
@@ -65,7 +70,9 @@ def classification_metrics(
     names: Sequence[str],
     sampling: intervals.Sampling,
 ) -> Metrics:
-    """Return the metrics of N > 0 rows; `truth` is [N] int64, indices into `answers.classes`."""
+    """Return the metrics of N > 0 rows; `truth` is [N] int64, indices into
+    `answers.classes`.
+    """
     return {name: _classification_metric(name, truth, answers, sampling) for name in names}
 
 
@@ -123,7 +130,8 @@ def _classification_metric(
         seen = np.unique(truth)
         if len(seen) < 2:
             return Refused(
-                f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two different labels",
+                f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two different "
+                "labels",
             )
         classes = (
             np.array([1])
@@ -155,7 +163,9 @@ def _confusion_metric(
     answers: ClassPredictions,
     sampling: intervals.Sampling,
 ) -> intervals.MetricInterval | Refused:
-    """Return the metric for the larger label if there are two labels, otherwise the mean over the existing labels."""
+    """Return the metric for the larger label if there are two labels, otherwise the
+    mean over the existing labels.
+    """
     if answers.is_binary:
         true, called, positive = truth == 1, answers.predicted == 1, repr(answers.classes[1])
         rows, none = {
@@ -173,7 +183,8 @@ def _confusion_metric(
     classes = len(answers.classes)
     if classes > MOST_CLASSES:
         return Refused(
-            f"there are more than {MOST_CLASSES} different labels, the limit for a mean over labels",
+            f"there are more than {MOST_CLASSES} different labels, the limit for a mean over "
+            "labels",
         )
     cells, inverse = np.unique(truth * classes + answers.predicted, return_inverse=True)
     weights = sampling.shares(len(truth))

@@ -1,8 +1,10 @@
-"""Predictions and labels from rows of the log, as classes or numbers, and notes on skipped rows.
+"""Predictions and labels from rows of the log, as classes or numbers, and notes on
+skipped rows.
 
-Labels and the predictions of a classifier are compared as text. If the model returns numbers or booleans, 1, 1.0 and
-true are the same class. Labels are not compared if they use other names than the model's classes ("yes" for 1). If only
-some labels are classes that the model does not have, their rows count as wrong predictions.
+Labels and the predictions of a classifier are compared as text. If the model returns
+numbers or booleans, 1, 1.0 and true are the same class. Labels are not compared if they
+use other names than the model's classes ("yes" for 1). If only some labels are classes
+that the model does not have, their rows count as wrong predictions.
 """
 
 import re
@@ -37,10 +39,14 @@ class Predictions:
     """N rows of one version.
 
     Attributes:
-        classified, numbers: a classifier's predictions, or a regressor's predictions, [N] float64, NaN if missing.
-        truth: the labels, [N]: int64 indices into a classifier's classes, or -1; a regressor's float64 values, or NaN.
-        unusable: the number of labels that are not numbers although the model returns numbers.
-        label_mismatch: the reason why labels and predictions cannot be compared; empty if they can.
+        classified, numbers: a classifier's predictions, or a regressor's predictions,
+            [N] float64, NaN if missing.
+        truth: the labels, [N]: int64 indices into a classifier's classes, or -1; a
+            regressor's float64 values, or NaN.
+        unusable: the number of labels that are not numbers although the model returns
+            numbers.
+        label_mismatch: the reason why labels and predictions cannot be compared; empty
+            if they can.
     """
 
     classified: ClassPredictions | None
@@ -55,7 +61,9 @@ class Predictions:
         return self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
 
     def notes(self) -> Iterator[str]:
-        """Yield notes on labels and labelled rows that are skipped, and on classes that the model does not have."""
+        """Yield notes on labels and labelled rows that are skipped, and on classes that
+        the model does not have.
+        """
         if self.unusable:
             yield f"{self.unusable:,} labels are not numbers and are skipped"
         if self.numbers is not None and (
@@ -65,7 +73,10 @@ class Predictions:
         if self.classified is not None and self.classified.unknown and not self.label_mismatch:
             own = len(self.classified.classes) - self.classified.unknown
             named = f"the model does not have ({quote_names(self.classified.classes[own:])})"
-            yield f"{int((self.truth >= own).sum()):,} labels are classes that {named}; each counts as a wrong answer"
+            yield (
+                f"{int((self.truth >= own).sum()):,} labels are classes that {named}; each counts "
+                "as a wrong answer"
+            )
 
 
 def read_predictions(
@@ -73,8 +84,10 @@ def read_predictions(
     artifact: Artifact | None,
     masked: Collection[str] = (),
 ) -> Predictions | Refused:
-    """Return the predictions and labels from rows of the log with summarised lists. Without an artifact, the column
-    types distinguish labels from numbers. `masked` columns contain hashes, which are not used as answers."""
+    """Return the predictions and labels from rows of the log with summarised lists.
+    Without an artifact, the column types distinguish labels from numbers. `masked`
+    columns contain hashes, which are not used as answers.
+    """
     hashed = [name for name in table.column_names if name in with_both_names(masked, artifact)]
     table = table.drop_columns(hashed)
     columns, classes = _Columns(table, artifact), artifact.classes if artifact else ()
@@ -111,7 +124,9 @@ class _Columns:
         self._classes = artifact.classes if artifact else ()
 
     def labels(self) -> pa.Array | None:
-        """Return the predicted labels, [N]: the label output, or a prediction of a type without fractions."""
+        """Return the predicted labels, [N]: the label output, or a prediction of a type
+        without fractions.
+        """
         for output in self._outputs:
             if output.role != "label":
                 continue
@@ -149,7 +164,9 @@ class _Columns:
         return None
 
     def numbers(self) -> Array | None:
-        """Return the predicted numbers, [N] float64: the prediction, or the only output with one number per row."""
+        """Return the predicted numbers, [N] float64: the prediction, or the only output
+        with one number per row.
+        """
         if self._named(PREDICTION) is not None:
             return as_numbers(self._table, PREDICTION)
         columns = [
@@ -173,7 +190,9 @@ class _Columns:
         )
 
     def _parts(self, base: str) -> list[Array]:
-        """Return the columns of the vector `base` in order, or the column `base` itself if it is not a vector."""
+        """Return the columns of the vector `base` in order, or the column `base` itself
+        if it is not a vector.
+        """
         if base in self._table.column_names:
             return [as_numbers(self._table, base)]
         pattern = re.compile(re.escape(base) + r"\.(\d+)$")
@@ -189,8 +208,10 @@ def _classified(
     probabilities: Array | None,
     classes_in_files: tuple[object, ...],
 ) -> Predictions:
-    """Return the predictions of a classifier with the predicted `labels`, [N], and `probabilities`, [N, C], in the
-    order of `classes_in_files`, the classes in the model's files (may be empty)."""
+    """Return the predictions of a classifier with the predicted `labels`, [N], and
+    `probabilities`, [N, C], in the order of `classes_in_files`, the classes in the
+    model's files (may be empty).
+    """
     is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     name_of = as_text if is_text else as_key
     predicted, truth = _names(labels, name_of), pa.nulls(len(table), pa.string())
@@ -202,9 +223,11 @@ def _classified(
     in_files = [name for label in classes_in_files if (name := name_of(label)) is not None]
     own = _ascending({*in_files, *_seen(predicted)})
     only_labels = _ascending({*_seen(truth)} - {*own})
-    # Without classes in the files, labels are classes of the model, because these answers may not include all classes.
+    # Without classes in the files, labels are classes of the model, because these
+    # answers may not include all classes.
     every = [*own, *only_labels] if in_files else _ascending({*own, *only_labels})
-    # Limit the classes from labels, because each class takes memory for the probability of every row.
+    # Limit the classes from labels, because each class takes memory for the probability
+    # of every row.
     unknown = min(len(only_labels), MOST_CLASSES + 1) if in_files else 0
     classes = every[: len(own) + unknown] if in_files else every
     indices = {name: index for index, name in enumerate(every)}
@@ -234,16 +257,21 @@ def _classified(
         np.array([indices[name] for name in own], np.int64),
         bool(in_files),
     ):
-        mismatch = f"the labels are {quote_names(_seen(truth))}, the model's classes are {quote_names(own)}"
+        mismatch = (
+            f"the labels are {quote_names(_seen(truth))}, the model's classes are "
+            f"{quote_names(own)}"
+        )
         mismatch += "; they must be the same"
     classified = ClassPredictions(called, ordered, tuple(classes), unknown)
     return Predictions(classified, None, true, label_mismatch=mismatch)
 
 
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
-    """Return True if the labels use other class names than the model: no label is a class of the model, or some labels
-    are unknown classes and a predicted class never occurs as a label. `called` and `true` are [N] int64 indices; `own`
-    are the indices of the model's classes. Without `has_classes`, only predicted classes are known."""
+    """Return True if the labels use other class names than the model: no label is a
+    class of the model, or some labels are unknown classes and a predicted class never
+    occurs as a label. `called` and `true` are [N] int64 indices; `own` are the indices
+    of the model's classes. Without `has_classes`, only predicted classes are known.
+    """
     labelled = true >= 0
     is_foreign = labelled & ~np.isin(true, own)
     if not is_foreign.any():
@@ -253,13 +281,16 @@ def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool
     if not has_classes:
         return False
     never = own[~np.isin(own, true)]
-    # With many classes, rare classes lack labels in most windows, so the minimum is also a share of the rows.
+    # With many classes, rare classes lack labels in most windows, so the minimum is
+    # also a share of the rows.
     least = _FEW_ROWS if len(own) == 2 else max(_FEW_ROWS, _FEW_SHARE * labelled.sum())
     return bool(min(is_foreign.sum(), (labelled & np.isin(called, never)).sum()) >= least)
 
 
 def quote_names(names: Sequence[str]) -> str:
-    """Return the names quoted, sorted and separated by commas. If there are many names, only the first are listed."""
+    """Return the names quoted, sorted and separated by commas. If there are many names,
+    only the first are listed.
+    """
     listed = ", ".join(repr(name) for name in _ascending(names)[:_SHOWN])
     return f"{listed} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else listed
 
@@ -295,7 +326,9 @@ def _places(names: pa.Array, index_of: dict[str, int]) -> Array:
 
 
 def as_numbers(table: pa.Table, name: str) -> Array:
-    """Return a column as [N] float64, NaN if a value is missing or the column is not numeric."""
+    """Return a column as [N] float64, NaN if a value is missing or the column is not
+    numeric.
+    """
     if name not in table.column_names:
         return np.full(len(table), np.nan)
     column = table.column(name)
@@ -310,7 +343,9 @@ def as_numbers(table: pa.Table, name: str) -> Array:
 
 
 def version_artifact(request: WindowRequest, model: str, version: str) -> Artifact | None:
-    """Return the version's description of its outputs; None if its files no longer exist."""
+    """Return the version's description of its outputs; None if its files no longer
+    exist.
+    """
     try:
         with model_folder(request.settings.state_dir(request.endpoint), model, version) as folder:
             return read_artifact(folder)
@@ -327,7 +362,9 @@ def row_notes(rows: WindowRows, log: InferenceLog) -> Iterator[str]:
 
 
 def unreadable_notes(log: InferenceLog) -> Iterator[str]:
-    """Yield notes on the first unreadable files of the log, and a note on the number of further unreadable files."""
+    """Yield notes on the first unreadable files of the log, and a note on the number of
+    further unreadable files.
+    """
     for path in sorted(log.unreadable)[:_SHOWN_FILES]:
         yield f"{path} cannot be read and was skipped: {log.unreadable[path]}"
     if (more := len(log.unreadable) - _SHOWN_FILES) > 0:

@@ -1,4 +1,6 @@
-"""Batches: model inputs as a DataFrame or as named tensors, their input tensors, and their MLflow signature."""
+"""Batches: model inputs as a DataFrame or as named tensors, their input tensors, and
+their MLflow signature.
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,16 +27,22 @@ from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 
 ModelData: TypeAlias = Any
-"""Rows that a user passes: a pandas, polars or Arrow table, an array, a list, a tensor, or arrays by name."""
+"""Rows that a user passes: a pandas, polars or Arrow table, an array, a list, a tensor,
+or arrays by name.
+"""
 
 ModelInput: TypeAlias = pd.DataFrame | dict[str, Array]
-"""N rows as model input: a table, or tensors [N, …] by name (a single tensor may have the empty name)."""
+"""N rows as model input: a table, or tensors [N, …] by name (a single tensor may have
+the empty name).
+"""
 
 Positions: TypeAlias = slice | list[int] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]
 """A selection of rows: indices, a slice, or a boolean mask."""
 
 NAMELESS_TEXT = SignatureSchema([ColSpec(DataType.string)])
-"""The input schema of a text model: MLflow then accepts an array, a list, a Series, or a column of a table."""
+"""The input schema of a text model: MLflow then accepts an array, a list, a Series, or
+a column of a table.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +53,9 @@ class Batch:
 
     @classmethod
     def read(cls, data: object) -> "Batch":
-        """Return a batch for a table, a mapping of names to arrays, or a single array, which is named ""."""
+        """Return a batch for a table, a mapping of names to arrays, or a single array,
+        which is named "".
+        """
         if isinstance(data, pd.DataFrame):
             return cls(data)
         if isinstance(data, dict):
@@ -82,12 +92,16 @@ class Batch:
 
     @property
     def unnamed(self) -> ModelInput | Array:
-        """The array if the only tensor is unnamed, otherwise the data. MLflow saves an example in this form."""
+        """The array if the only tensor is unnamed, otherwise the data. MLflow saves an
+        example in this form.
+        """
         return self.tensors.get("", self.data)
 
     @property
     def has_rows(self) -> bool:
-        """True if all tensors have the same first dimension. In a graph network, nodes and edges differ in number."""
+        """True if all tensors have the same first dimension. In a graph network, nodes
+        and edges differ in number.
+        """
         return (
             isinstance(self.data, pd.DataFrame)
             or len({array.shape[:1] for array in self.data.values()}) == 1
@@ -108,13 +122,16 @@ class Batch:
             yield self.take(slice(start, start + size))
 
     def feeds(self, schema: Schema) -> Feeds:
-        """Return the input tensors of the graph. Raises SchemaMismatch if the batch does not match the schema."""
+        """Return the input tensors of the graph. Raises SchemaMismatch if the batch
+        does not match the schema.
+        """
         table = self.data
         if not isinstance(table, pd.DataFrame):
             return schema.from_columns(table)
         if schema.matrix_kinds and len(table) and tuple(map(str, table.columns)) == schema.names:
             dtype, *others = set(table.dtypes)
-            # Read columns of the same type at once. Otherwise, each takes 10 µs, or a full scan of a row-major table.
+            # Read columns of the same type at once. Otherwise, each takes 10 µs, or a
+            # full scan of a row-major table.
             if not others and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
                 return schema.from_array(table.to_numpy())
         return schema.from_columns(
@@ -122,7 +139,9 @@ class Batch:
         )
 
     def digest(self) -> str:
-        """Return the first 16 digits of a SHA-256 over names, types and values, which is the same on all machines."""
+        """Return the first 16 digits of a SHA-256 over names, types and values, which
+        is the same on all machines.
+        """
         summary = hashlib.sha256()
         if isinstance(self.data, pd.DataFrame):
             table = pa.Table.from_pandas(self.data, preserve_index=False)
@@ -143,7 +162,9 @@ class Batch:
         inputs: Sequence[Input] = (),
         outputs: Sequence[Output] = (),
     ) -> ModelSignature:
-        """Return the signature. Tensors have the sizes that the graph's `inputs` and `outputs` declare; -1 is free."""
+        """Return the signature. Tensors have the sizes that the graph's `inputs` and
+        `outputs` declare; -1 is free.
+        """
         predicted = infer_signature(None, prediction).outputs
         declared = {output.name: output.shape for output in outputs}
         if predicted.is_tensor_spec():
@@ -161,7 +182,9 @@ class Batch:
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
     def graph_signature(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> ModelSignature:
-        """Return the signature of an ONNX graph, with its types and sizes. Strings have the type of the batch."""
+        """Return the signature of an ONNX graph, with its types and sizes. Strings have
+        the type of the batch.
+        """
         answers = SignatureSchema(
             [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs],
         )
@@ -183,7 +206,9 @@ class Batch:
         return ModelSignature(inputs=batch._input_schema(inputs), outputs=answers)
 
     def _input_schema(self, declared: Sequence[Input]) -> SignatureSchema:
-        """Return the input schema. `declared` are the inputs of an existing graph, with their sizes."""
+        """Return the input schema. `declared` are the inputs of an existing graph, with
+        their sizes.
+        """
         if isinstance(self.data, pd.DataFrame):
             return SignatureSchema(
                 [ColSpec(DataType[column.type], column.name) for column in columns_of(self.data)],
@@ -193,7 +218,8 @@ class Batch:
         for name, array in self.data.items():
             dtype = array.dtype
             if dtype.kind in "OUT":
-                # MLflow's schema check distinguishes fixed-width strings from objects, except for [N] objects.
+                # MLflow's schema check distinguishes fixed-width strings from objects,
+                # except for [N] objects.
                 dtype = np.dtype("str" if dtype.kind == "U" and array.ndim > 1 else object)
             shape = shapes.get(name, declared[0].shape if declared else (-1, *array.shape[1:]))
             tensors.append(TensorSpec(dtype, shape, name or None))
@@ -207,8 +233,9 @@ class Batch:
     ) -> dict[str, tuple[int, ...]]:
         """Return the free axes of each tensor, except axis 0.
 
-        An axis is free if its size differs between the batch and `others`, or is -1 in the signature. Raises
-        InvalidConfig, with the name `argument` of `others`, if the number of dimensions differs.
+        An axis is free if its size differs between the batch and `others`, or is -1 in
+        the signature. Raises InvalidConfig, with the name `argument` of `others`, if
+        the number of dimensions differs.
         """
         shapes = {name: [array.shape] for name, array in self.tensors.items()}
         for tensors in others:
@@ -224,7 +251,8 @@ class Batch:
         for name, (first, *differing) in shapes.items():
             if wrong := [shape for shape in differing if len(shape) != len(first)]:
                 raise InvalidConfig(
-                    f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the example has {list(first)}",
+                    f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the "
+                    f"example has {list(first)}",
                 )
         return {
             name: tuple(
@@ -236,14 +264,17 @@ class Batch:
         }
 
     def check_as_example(self) -> None:
-        """Raise InvalidConfig for an example without rows or values, and ConversionError for a reserved name."""
+        """Raise InvalidConfig for an example without rows or values, and
+        ConversionError for a reserved name.
+        """
         names = [str(name) for name in self.data]
         if reserved := [
             name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))
         ]:
             raise ConversionError(
-                f"input_example: the name {reserved[0]!r} is reserved: in the inference log, {PREDICTION!r} and names "
-                f"with the prefix {OUTPUT_PREFIX!r} are model outputs, and names with the prefix '_' are log fields",
+                f"input_example: the name {reserved[0]!r} is reserved: in the inference log, "
+                f"{PREDICTION!r} and names with the prefix {OUTPUT_PREFIX!r} are model outputs, "
+                "and names with the prefix '_' are log fields",
             )
         if isinstance(self.data, pd.DataFrame) and not self.data.columns.is_unique:
             doubled = self.data.columns[self.data.columns.duplicated()][0]
@@ -255,11 +286,14 @@ class Batch:
             column.dtype.kind not in "iub" and bool(pd.isna(column).all()) for column in columns
         ):
             raise InvalidConfig(
-                "input_example contains only missing values (NaN); the parity check needs a few real rows",
+                "input_example contains only missing values (NaN); the parity check needs a few "
+                "real rows",
             )
 
     def aligned(self, example: "Batch | None", argument: str) -> "Batch":
-        """Return the columns or tensors that the example has. Raises InvalidConfig if a column or tensor is missing."""
+        """Return the columns or tensors that the example has. Raises InvalidConfig if a
+        column or tensor is missing.
+        """
         if example is None:
             return self
         names = list(example.data)
@@ -270,7 +304,9 @@ class Batch:
         return Batch({str(name): self.data[str(name)] for name in names})
 
     def cast_to_signature(self, signature: ModelSignature | None) -> "Batch":
-        """Cast the batch to the user's signature. Raises InvalidConfig, or ConversionError for unsupported types."""
+        """Cast the batch to the user's signature. Raises InvalidConfig, or
+        ConversionError for unsupported types.
+        """
         if signature is None or signature.inputs is None:
             return self
         if not isinstance(self.data, pd.DataFrame):
@@ -287,7 +323,9 @@ class Batch:
         origin: object,
         signature: ModelSignature | None,
     ) -> ModelSignature | None:
-        """Use `NAMELESS_TEXT` for unnamed strings: MLflow rejects an array if the only column has a name."""
+        """Use `NAMELESS_TEXT` for unnamed strings: MLflow rejects an array if the only
+        column has a name.
+        """
         texts = origin if isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index) else ()
         is_flat = self.is_table and np.ndim(texts) == 1 and isinstance(next(iter(texts), None), str)
         if not is_flat or getattr(origin, "name", None):
@@ -304,7 +342,9 @@ class Batch:
 
 
 def as_pandas(data: ModelData) -> ModelData:
-    """Convert polars and Arrow tables to pandas, sparse columns to dense columns, and decimals to numbers."""
+    """Convert polars and Arrow tables to pandas, sparse columns to dense columns, and
+    decimals to numbers.
+    """
     data = data.to_pandas() if hasattr(data, "to_pandas") else data
     if isinstance(data, pd.DataFrame) and any(
         _plain_column(column) is not column for _, column in data.items()
@@ -325,7 +365,9 @@ def _plain_column(column: pd.Series) -> pd.Series:
 
 
 def column_values(series: pd.Series) -> Array:
-    """Return the values of a column for the schema: numbers unchanged, text as objects, NaN or None if missing."""
+    """Return the values of a column for the schema: numbers unchanged, text as objects,
+    NaN or None if missing.
+    """
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = (
             series.astype(series.cat.categories.dtype)
@@ -347,7 +389,9 @@ def column_values(series: pd.Series) -> Array:
 
 
 def missing_value(series: pd.Series) -> float | None:
-    """Return None if an object column contains None, otherwise NaN: scikit-learn encoders distinguish None and NaN."""
+    """Return None if an object column contains None, otherwise NaN: scikit-learn
+    encoders distinguish None and NaN.
+    """
     return (
         None
         if pd.api.types.is_object_dtype(series) and any(value is None for value in series)
@@ -356,10 +400,13 @@ def missing_value(series: pd.Series) -> float | None:
 
 
 def unseen_category(series: pd.Series) -> pd.Series | None:
-    """Return a categorical column with an unknown category in each row, or None for fractions and booleans.
+    """Return a categorical column with an unknown category in each row, or None for
+    fractions and booleans.
 
-    The unknown category sorts last: XGBoost 3.1 and 3.2 replace any other unknown category with the next known category
-    (https://github.com/dmlc/xgboost/issues/12189), and 3.3 rejects all unknown categories.
+    The unknown category sorts last: XGBoost 3.1 and 3.2 replace any other unknown
+    category with the next known category
+    (https://github.com/dmlc/xgboost/issues/12189), and 3.3 rejects all unknown
+    categories.
     """
     known = series.cat.categories
     if column_type(series) == "string":
@@ -377,7 +424,9 @@ def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
 
 
 def column_type(series: pd.Series) -> ColumnType:
-    """Return MLflow's type of a column. Raises ConversionError if ONNX does not support the type."""
+    """Return MLflow's type of a column. Raises ConversionError if ONNX does not support
+    the type.
+    """
     dtype = (
         series.cat.categories.dtype
         if isinstance(series.dtype, pd.CategoricalDtype)
@@ -409,9 +458,9 @@ def column_type(series: pd.Series) -> ColumnType:
         "",
     )
     raise ConversionError(
-        f"column {str(series.name)!r} has the type {dtype}{values if types.is_object_dtype(dtype) else ''}, "
-        "which an ONNX model cannot read: convert it to numbers, booleans or strings, or drop it if the model does not "
-        "use it",
+        f"column {str(series.name)!r} has the type "
+        f"{dtype}{values if types.is_object_dtype(dtype) else ''}, which an ONNX model cannot "
+        "read: convert it to numbers, booleans or strings, or drop it if the model does not use it",
     )
 
 
@@ -424,8 +473,8 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
     types = {spec.name: getattr(spec.type, "name", str(spec.type)) for spec in inputs.inputs}
     if unknown := [name for name in names if types[name] not in COLUMN_TYPES]:
         raise ConversionError(
-            f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX model cannot read; "
-            f"supported types: {', '.join(COLUMN_TYPES)}",
+            f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX "
+            f"model cannot read; supported types: {', '.join(COLUMN_TYPES)}",
         )
     have = {column.name: column.type for column in columns_of(table[names])}
     if wrong := [name for name in names if types[name] == "string" and have[name] != "string"]:
@@ -442,13 +491,16 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
     for name in changed:
         if cast[name].dtype.kind in "ib" and not np.array_equal(cast[name], table[name]):
             raise InvalidConfig(
-                f"signature: column {name!r} is a {types[name]}, but has other numbers in the example",
+                f"signature: column {name!r} is a {types[name]}, but has other numbers in the "
+                "example",
             )
     return cast
 
 
 def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
-    """Raise InvalidConfig if a tensor differs from the signature in name, shape or type."""
+    """Raise InvalidConfig if a tensor differs from the signature in name, shape or
+    type.
+    """
     names = [spec.name for spec in inputs.inputs if spec.name]  # A single tensor may be unnamed.
     if set(names) - set(tensors):
         what = "tensors" if inputs.is_tensor_spec() else "columns"
@@ -472,12 +524,15 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
         else:
             continue
         raise InvalidConfig(
-            f"signature: the tensor{f' {spec.name!r}' if spec.name else ''} has {wrong} in the example",
+            f"signature: the tensor{f' {spec.name!r}' if spec.name else ''} has {wrong} in the "
+            "example",
         )
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:
-    """Raise InvalidConfig if the declared outputs are strings and the predictions are not, or the reverse."""
+    """Raise InvalidConfig if the declared outputs are strings and the predictions are
+    not, or the reverse.
+    """
     declared = signature.outputs if signature is not None else None
     if declared is None or len(declared) != len(inferred.outputs):
         return

@@ -1,4 +1,5 @@
-"""Tolerances and ties of parity, the comparison of the original's predictions with those of the ONNX form.
+"""Tolerances and ties of parity, the comparison of the original's predictions with
+those of the ONNX form.
 
 | output        | tolerance                                                                                            |
 |---------------|------------------------------------------------------------------------------------------------------|
@@ -7,11 +8,13 @@
 | values        | 1e-4 of the value plus 1e-4 of the standard deviation of the original's predictions for the target,  |
 |               | since values near zero need the scale of the target; 1e-2 if the original predicts 16-bit floats     |
 
-A tie is a row whose prediction depends on rounding, so that the original and the ONNX form may both be right. Ties are
-counted separately. A label is a tie if the original's margin between its two best labels is below `TIE_MARGIN`. A row
-halfway between two training rows is a tie if a change of an input by two 32-bit steps changes the original's
-prediction. A row of a neural network is a tie if rounding errors in inputs or weights change the prediction. A row on a
-threshold is not a tie, since comparing an input with a constant involves no rounding.
+A tie is a row whose prediction depends on rounding, so that the original and the ONNX
+form may both be right. Ties are counted separately. A label is a tie if the original's
+margin between its two best labels is below `TIE_MARGIN`. A row halfway between two
+training rows is a tie if a change of an input by two 32-bit steps changes the
+original's prediction. A row of a neural network is a tie if rounding errors in inputs
+or weights change the prediction. A row on a threshold is not a tie, since comparing an
+input with a constant involves no rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,23 +39,35 @@ RELATIVE = 1e-4
 SHORT_RELATIVE = 1e-2
 """The relative tolerance for 16-bit floats, which have three digits."""
 ENOUGH_ROWS = 100
-"""The minimum number of rows from which a separate spread is computed for each value of a row."""
+"""The minimum number of rows from which a separate spread is computed for each value of
+a row.
+"""
 _TINY = float(np.finfo(np.float32).tiny)
 _FINEST = 1e-3
 """The minimum spread of a single value, as a share of the overall spread."""
 _MAX_UNSTABLE_ROWS = 100
-"""The maximum number of rows that are checked for ties. If more rows differ, ties are not the cause."""
+"""The maximum number of rows that are checked for ties. If more rows differ, ties are
+not the cause.
+"""
 ROUNDINGS = 8
-"""The number of rounding steps by which each number of a neural network is moved: its layers cause similar errors."""
+"""The number of rounding steps by which each number of a neural network is moved: its
+layers cause similar errors.
+"""
 _ROUNDED_COPIES = 8
-"""The number of copies of each row of a neural network. In each copy, the numbers are moved in random directions."""
+"""The number of copies of each row of a neural network. In each copy, the numbers are
+moved in random directions.
+"""
 _EXACT = 2**24  # 32-bit floats represent all integers up to this number
 _COPIES = 20
-"""The maximum number of copies of the rows in memory at a time; each column needs two copies."""
+"""The maximum number of copies of the rows in memory at a time; each column needs two
+copies.
+"""
 
 
 def parity_tolerance(role: Role, want: Array, spread: Array | float) -> Tolerance:
-    """Return the tolerance for an output of the original. `spread` is one number, or one per value of a row."""
+    """Return the tolerance for an output of the original. `spread` is one number, or
+    one per value of a row.
+    """
     if role == "label":
         return LABELS
     if role == "probabilities":
@@ -62,7 +77,9 @@ def parity_tolerance(role: Role, want: Array, spread: Array | float) -> Toleranc
 
 
 def relative_errors(agreement: Agreement, want: Array) -> Array:
-    """Return the largest error of each row, [N], as a share of the original's number; 0 or 1 for labels."""
+    """Return the largest error of each row, [N], as a share of the original's number; 0
+    or 1 for labels.
+    """
     if not agreement.are_numbers:
         return largest_of_rows(agreement.differences)
     sizes = np.where(np.isfinite(want), np.abs(want.astype(np.float64)), 0.0)
@@ -71,7 +88,9 @@ def relative_errors(agreement: Agreement, want: Array) -> Array:
 
 
 def answer_spread(answers: Array) -> Array:
-    """Return the standard deviation of finite predictions [N, …] per value of a row […], or one number for few rows."""
+    """Return the standard deviation of finite predictions [N, …] per value of a row
+    […], or one number for few rows.
+    """
     if answers.dtype.kind not in "fiu":
         return np.zeros(())
     known = np.ma.masked_invalid(answers.astype(np.float64))
@@ -82,7 +101,9 @@ def answer_spread(answers: Array) -> Array:
 
 
 def top_margins(probabilities: Array) -> Array:
-    """Return the margins [N] between the best and the second label in [N, C] probabilities or scores."""
+    """Return the margins [N] between the best and the second label in [N, C]
+    probabilities or scores.
+    """
     if probabilities.ndim == 1:
         return np.abs(probabilities)
     if probabilities.shape[1] < 2:
@@ -96,10 +117,12 @@ def changes_within_one_step(
     answers_otherwise: Callable[[Batch, Array], Array],
     is_net: bool = False,
 ) -> Array:
-    """Return [N] booleans: True for a row if a small change of its numbers changes the original's prediction.
+    """Return [N] booleans: True for a row if a small change of its numbers changes the
+    original's prediction.
 
-    `answers_otherwise` receives changed rows and the index in `batch` of each row, and returns [rows] booleans. If
-    `is_net`, all numbers of a row are moved together. Otherwise each number is moved separately.
+    `answers_otherwise` receives changed rows and the index in `batch` of each row, and
+    returns [rows] booleans. If `is_net`, all numbers of a row are moved together.
+    Otherwise each number is moved separately.
     """
     changes = np.zeros(len(batch), dtype=bool)
     few = min(len(batch), _MAX_UNSTABLE_ROWS)
@@ -112,9 +135,11 @@ def changes_within_one_step(
 
 
 def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
-    """Yield a copy of the rows per column of numbers and direction, with the column moved by `_stepped`.
+    """Yield a copy of the rows per column of numbers and direction, with the column
+    moved by `_stepped`.
 
-    Columns of small integers are left out, because 32-bit floats represent them exactly.
+    Columns of small integers are left out, because 32-bit floats represent them
+    exactly.
     """
     if isinstance(table := batch.data, pd.DataFrame):
         for name in table.columns:
@@ -133,7 +158,9 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
 
 
 def _rounded(batch: Batch) -> Iterator[Batch]:
-    """Yield several copies of the rows, in which each number is moved by `ROUNDINGS` rounding steps."""
+    """Yield several copies of the rows, in which each number is moved by `ROUNDINGS`
+    rounding steps.
+    """
     random = np.random.default_rng(0)
     for _ in range(_ROUNDED_COPIES):
         if isinstance(table := batch.data, pd.DataFrame):  # A neural network reads 32-bit floats.
@@ -154,13 +181,16 @@ def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
     """Move each float up or down at random by `ROUNDINGS` relative rounding steps."""
     if values.dtype.kind != "f":
         return values
-    # A rounded sum is the exact sum of changed numbers: Higham, Accuracy and Stability of Numerical Algorithms, 3.1.
+    # A rounded sum is the exact sum of changed numbers: Higham, Accuracy and Stability
+    # of Numerical Algorithms, 3.1.
     steps = random.choice([-ROUNDINGS, ROUNDINGS], values.shape) * np.finfo(values.dtype).eps
     return np.asarray(values * (1 + steps).astype(values.dtype))
 
 
 def _stepped_column(series: pd.Series) -> Iterator[pd.Series]:
-    """Yield the column moved by `_stepped`, with its own type. Columns that hold other values yield nothing."""
+    """Yield the column moved by `_stepped`, with its own type. Columns that hold other
+    values yield nothing.
+    """
     if pd.api.types.is_float_dtype(series.dtype):  # The checks include types of pandas and Arrow.
         for values in _stepped(column_values(series)):
             yield pd.Series(values).astype(series.dtype)
@@ -169,7 +199,9 @@ def _stepped_column(series: pd.Series) -> Iterator[pd.Series]:
 
 
 def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
-    """Yield a column with large integers moved by whole steps. An integer that would leave the type is not moved."""
+    """Yield a column with large integers moved by whole steps. An integer that would
+    leave the type is not moved.
+    """
     numbers = series.to_numpy(np.float64, na_value=np.nan)
     if not (np.abs(numbers) > _EXACT).any():
         return
@@ -192,9 +224,11 @@ def _stepped(values: Array) -> Iterator[Array]:
 
 
 def _step_sizes(values: Array) -> Array:
-    """Return two 32-bit steps of the usual magnitude of the column: a scaler may round as coarsely.
+    """Return two 32-bit steps of the usual magnitude of the column: a scaler may round
+    as coarsely.
 
-    Larger numbers are moved by two of their own steps. Their steps would change the other rows too much.
+    Larger numbers are moved by two of their own steps. Their steps would change the
+    other rows too much.
     """
     sizes = np.abs(values.astype(np.float64))
     usual = np.nanmedian(sizes) if not np.isnan(sizes).all() else 0.0

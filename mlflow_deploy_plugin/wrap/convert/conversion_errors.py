@@ -41,7 +41,9 @@ _FLAVORS = {
 }
 """The MLflow flavor for each package of model classes."""
 _SERIALIZATION = {"sklearn": "cloudpickle", "lightgbm": "cloudpickle", "pytorch": "pickle"}
-"""The format in which a flavor can save every model. The default format fails for functions and control flow."""
+"""The format in which a flavor can save every model. The default format fails for
+functions and control flow.
+"""
 
 _ISSUE = re.compile(
     r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+",
@@ -61,7 +63,8 @@ _NO_OPERATOR = re.compile(  # messages of tf2onnx, torch's dynamo exporter, and 
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
 _REASONS = {
     "inhomogeneous": "its targets have different numbers of classes",  # numpy's error
-    "no attribute 'upper'": "a kernel that is a Python function",  # raised by support vector machines
+    # raised by support vector machines
+    "no attribute 'upper'": "a kernel that is a Python function",
     "Could not infer attribute `support_vectors`": "a precomputed kernel (kernel='precomputed')",
     "__obj_flatten__": "its layers are quantized by torch; wrap the unquantized model and run onnxserve optimize",
     "got FakeTensor": "the size of a tensor depends on the data, as in pack_padded_sequence",
@@ -74,7 +77,9 @@ def pyfunc_flavor(
     predict_fn: str = "predict",
     input_example: ModelData = None,
 ) -> tuple[str, dict[str, str]] | None:
-    """Return the MLflow flavor for the model and its options, or None. For unknown libraries, the flavor is sklearn."""
+    """Return the MLflow flavor for the model and its options, or None. For unknown
+    libraries, the flavor is sklearn.
+    """
     if (
         predict_fn != "predict"
     ):  # Only the sklearn flavor, which also logs the estimators of boosters, has this option.
@@ -119,7 +124,9 @@ def with_alternative(
 
 
 def explain_failure(error: BaseException, model: TrainedModel) -> str:
-    """Return the message for a failed conversion or a graph that cannot be loaded, with the step and the reason."""
+    """Return the message for a failed conversion or a graph that cannot be loaded, with
+    the step and the reason.
+    """
     part: object = None
     unread = ""
     for frame, _ in traceback.walk_tb(
@@ -155,14 +162,16 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
 
 
 def plain_reason(text: str) -> str:
-    """Return the message of a converter or ONNX Runtime in one line, without links to its issue tracker."""
+    """Return the message of a converter or ONNX Runtime in one line, without links to
+    its issue tracker.
+    """
     text = _CLASS.sub(r"\1", one_line(text))
     if match := _NO_CONVERTER.search(text):
         return f"there is no converter for {match['kind']}"
     if match := _INPUTS.search(text):
         return (
-            f"it reads {match['given']} inputs of different types, but its converter supports {match['most']}; use "
-            "columns of the same type, or put a ColumnTransformer before it"
+            f"it reads {match['given']} inputs of different types, but its converter supports "
+            f"{match['most']}; use columns of the same type, or put a ColumnTransformer before it"
         )
     if match := _NO_KERNEL.search(text):
         return f"its converter uses the operator {match['op']}, which ONNX Runtime does not support"
@@ -172,15 +181,17 @@ def plain_reason(text: str) -> str:
         return known
     if _MIXED.search(text):
         return (
-            "a step reads strings and numbers together, which a graph cannot mix; use a ColumnTransformer with a "
-            "step per type"
+            "a step reads strings and numbers together, which a graph cannot mix; use a "
+            "ColumnTransformer with a step per type"
         )
     text = _URL.sub("", _ISSUE.sub("", _CPP.sub("", text)))
     return text.strip(" .:")[:300]
 
 
 def _parts(model: TrainedModel) -> Iterator[tuple[str, TrainedModel]]:
-    """Yield the nested estimators by parameter name, and the model itself with the name ""."""
+    """Yield the nested estimators by parameter name, and the model itself with the name
+    "".
+    """
     if hasattr(model, "get_params"):
         for name, value in model.get_params(deep=True).items():
             if hasattr(value, "get_params") and not isinstance(value, type):

@@ -1,4 +1,5 @@
-"""The converted model that the module of each framework returns, and the inputs and outputs of a graph.
+"""The converted model that the module of each framework returns, and the inputs and
+outputs of a graph.
 
 Converters of other distributions import from this module (docs/extend.md).
 """
@@ -36,36 +37,49 @@ from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelInput
 from mlflow_deploy_plugin.wrap.convert.onnx_file import check_graph
 
 TrainedModel: TypeAlias = Any
-"""A trained model of any framework. The frameworks have no common base class, and most have no types."""
+"""A trained model of any framework. The frameworks have no common base class, and most
+have no types.
+"""
 
 Category: TypeAlias = str | int | float | bool | None
 """A category from training. None and NaN are missing values."""
 
 OriginalModel = Callable[[ModelInput], dict[str, Array]]
-"""A function that returns the original's predictions for a batch by ONNX output name, and may raise any error."""
+"""A function that returns the original's predictions for a batch by ONNX output name,
+and may raise any error.
+"""
 
 Settings = Mapping[str, object]
-"""The arguments that MLflow passes to a model with each request: `model_config`, and the defaults of `params`."""
+"""The arguments that MLflow passes to a model with each request: `model_config`, and
+the defaults of `params`.
+"""
 
 DynamicAxes = Mapping[str, tuple[int, ...]]
-"""For each tensor, the axes with sizes that differ between requests (text lengths, image sizes), except axis 0."""
+"""For each tensor, the axes with sizes that differ between requests (text lengths,
+image sizes), except axis 0.
+"""
 
 _FATAL_IF_EMPTY = ("LSTM", "GRU")
 _AS_EMPTY = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators whose output is empty only if their input is empty."""
 MAX_VALUES = 1_000
-"""The maximum number of edges, categories or terms per column, and of training rows. Larger sets are evenly sampled."""
+"""The maximum number of edges, categories or terms per column, and of training rows.
+Larger sets are evenly sampled.
+"""
 
 
 @dataclass(frozen=True)
 class BoundaryValues:
-    """The inputs at which a fitted model may change its prediction, by signature column or matrix position.
+    """The inputs at which a fitted model may change its prediction, by signature column
+    or matrix position.
 
     Attributes:
         edges: thresholds and bin edges, [T] float64.
-        rows: sets of training rows (neighbours, centres, support vectors), each as arrays [K] by column.
+        rows: sets of training rows (neighbours, centres, support vectors), each as
+            arrays [K] by column.
         left_out: the errors of the steps that could not be read, by step name.
-        farthest: the largest magnitude at which 64-bit distances from the training rows or centres still differ.
+        farthest: the largest magnitude at which 64-bit distances from the training rows
+            or centres still differ.
     """
 
     edges: Mapping[str, Array] = field(default_factory=dict)
@@ -81,18 +95,27 @@ class ConvertedModel:
     """A model's ONNX form, and the data to check it.
 
     Attributes:
-        proto: the ModelProto with inline weights; a copy if the user passed a ModelProto.
-        inputs, outputs: inputs and outputs of the graph, bound to the signature by column (or tensor) name.
+        proto: the ModelProto with inline weights; a copy if the user passed a
+            ModelProto.
+        inputs, outputs: inputs and outputs of the graph, bound to the signature by
+            column (or tensor) name.
         prediction: names of the outputs that `predict` returns.
-        original: the function for the original's predictions; None if the user passed an ONNX model.
+        original: the function for the original's predictions; None if the user passed
+            an ONNX model.
         classes: labels in the order of the probability columns.
-        margin: the decision function of a classifier, [N] or [N, C], which determines ties.
-        many_rows: the minimum batch size for which the graph uses other operators, or 0. Both branches are compared.
-        move_weights: a context manager that moves each weight of a neural network by random rounding steps.
-        tokenizer: for a text model, its tokenizer, whose `file` is only a file name. `inputs` are then texts.
+        margin: the decision function of a classifier, [N] or [N, C], which determines
+            ties.
+        many_rows: the minimum batch size for which the graph uses other operators, or
+            0. Both branches are compared.
+        move_weights: a context manager that moves each weight of a neural network by
+            random rounding steps.
+        tokenizer: for a text model, its tokenizer, whose `file` is only a file name.
+            `inputs` are then texts.
         files: the contents of additional files by name.
-        repair: the change that prevents rounding errors of 32-bit floats; empty if none was needed.
-        cause: the probable cause if the predictions differ, with the correction, as a sentence without a full stop.
+        repair: the change that prevents rounding errors of 32-bit floats; empty if none
+            was needed.
+        cause: the probable cause if the predictions differ, with the correction, as a
+            sentence without a full stop.
     """
 
     proto: ModelProto
@@ -114,7 +137,9 @@ class ConvertedModel:
 
 
 Forms: TypeAlias = list[Callable[[], ConvertedModel]]
-"""Functions that return an ONNX form of a model, in order of preference. The calls end when a form is proven."""
+"""Functions that return an ONNX form of a model, in order of preference. The calls end
+when a form is proven.
+"""
 
 
 def bind_graph(
@@ -124,21 +149,25 @@ def bind_graph(
     framework_version: str,
     original: OriginalModel | None,
 ) -> ConvertedModel:
-    """Bind the inputs of a graph to the columns or tensors of the batch, and return the converted model.
+    """Bind the inputs of a graph to the columns or tensors of the batch, and return the
+    converted model.
 
-    A table's columns are the graph's inputs by name, or are stacked into a single input [N, columns]. The role of all
-    outputs is "values"; use `dataclasses.replace` for other roles. Raises InvalidConfig if the batch lacks inputs of
-    the graph, and ConversionError if the graph is invalid or cannot be served.
+    A table's columns are the graph's inputs by name, or are stacked into a single input
+    [N, columns]. The role of all outputs is "values"; use `dataclasses.replace` for
+    other roles. Raises InvalidConfig if the batch lacks inputs of the graph, and
+    ConversionError if the graph is invalid or cannot be served.
 
     Args:
-        batch: the example, or an empty table with the signature's columns; None to use the declared inputs.
-        original: if it is not None, the first dimension of each input and output must be free.
+        batch: the example, or an empty table with the signature's columns; None to use
+            the declared inputs.
+        original: if it is not None, the first dimension of each input and output must
+            be free.
     """
     for value in proto.graph.input:
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
             raise ConversionError(
-                f"the graph does not declare the shape of its input {value.name!r}: add it, with a name for each free "
-                "size (onnx.helper.make_tensor_value_info)",
+                f"the graph does not declare the shape of its input {value.name!r}: add it, with "
+                "a name for each free size (onnx.helper.make_tensor_value_info)",
             )
     _refuse_empty_sequences(proto.graph)
     try:
@@ -170,7 +199,8 @@ def bind_graph(
         and not (set(batch) == {""} and len(names) == 1)
     ):
         raise InvalidConfig(
-            f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}",
+            f"input_example: its tensors {sorted(batch)} are not the graph's inputs "
+            f"{sorted(names)}",
         )
     served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
     outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
@@ -186,10 +216,12 @@ def bind_graph(
 
 
 def _refuse_empty_sequences(graph: GraphProto) -> None:
-    """Make an LSTM or GRU fail for an empty tensor that the graph has computed, such as a selection of steps.
+    """Make an LSTM or GRU fail for an empty tensor that the graph has computed, such as
+    a selection of steps.
 
-    ONNX Runtime 1.31 would crash. The added Reshape to [0, 0, -1] raises an error for an empty tensor, and does not
-    change other tensors. Empty tensors in a request are refused before the graph runs (`serve/runtime/model.py`).
+    ONNX Runtime 1.31 would crash. The added Reshape to [0, 0, -1] raises an error for
+    an empty tensor, and does not change other tensors. Empty tensors in a request are
+    refused before the graph runs (`serve/runtime/model.py`).
     """
     weights = {entry.name for entry in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
@@ -212,7 +244,9 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
 
 
 def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
-    """Return the inputs without weights: older graphs also list their weights as inputs."""
+    """Return the inputs without weights: older graphs also list their weights as
+    inputs.
+    """
     weights = {initializer.name for initializer in graph.initializer}
     return [value for value in graph.input if value.name not in weights]
 
@@ -221,38 +255,45 @@ def served_type(
     value: ValueInfoProto,
     original: OriginalModel | None,
 ) -> tuple[str, tuple[int, ...]]:
-    """Return the dtype and shape of a graph's input or output. Raises ConversionError if the type cannot be served."""
+    """Return the dtype and shape of a graph's input or output. Raises ConversionError
+    if the type cannot be served.
+    """
     dtype, shape = dtype_and_shape(value)
     if not dtype:
         raise ConversionError(f"the graph's {value.name!r} is {_unservable(value.type)}")
     if original is not None and (not shape or shape[0] != -1):
         raise ConversionError(
-            f"{value.name!r} has the fixed shape {list(shape)}: its first dimension must be the batch",
+            f"{value.name!r} has the fixed shape {list(shape)}: its first dimension must be the "
+            "batch",
         )
     return dtype, shape
 
 
 def _unservable(kind: TypeProto) -> str:
-    """Describe the type of a value that cannot be served, and name a type that can be served."""
+    """Describe the type of a value that cannot be served, and name a type that can be
+    served.
+    """
     match kind.WhichOneof("value"):
         case "sequence_type":
             return (
-                "a sequence of any length, which cannot be served; add a ConcatFromSequence to the graph "
-                "(SplitToSequence for an input)"
+                "a sequence of any length, which cannot be served; add a ConcatFromSequence to "
+                "the graph (SplitToSequence for an input)"
             )
         case "optional_type":
             return "optional, which cannot be served; add an OptionalGetElement to the graph"
         case "tensor_type":
             name = TensorProto.DataType.Name(kind.tensor_type.elem_type)
             return (
-                f"a tensor of {name}, which cannot be served; add a Cast to numbers of 8 to 64 bits, booleans or "
-                "strings to the graph"
+                f"a tensor of {name}, which cannot be served; add a Cast to numbers of 8 to 64 "
+                "bits, booleans or strings to the graph"
             )
     return "not a tensor, so it cannot be served"
 
 
 def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> ModelProto:
-    """Rename the inputs and outputs of the graph. Subgraphs may still use the old names."""
+    """Rename the inputs and outputs of the graph. Subgraphs may still use the old
+    names.
+    """
     graph = proto.graph
     for value, name in zip(fed_inputs(graph), inputs, strict=True):
         if value.name != name:
@@ -271,9 +312,11 @@ def require_example(
     what: str,
     method: str,
 ) -> ModelInput:
-    """Return the example of a model whose only method is `method`. Messages call the model `what`.
+    """Return the example of a model whose only method is `method`. Messages call the
+    model `what`.
 
-    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if tensors differ in rows.
+    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError
+    if tensors differ in rows.
     """
     if batch is None:
         raise InvalidConfig(
@@ -287,8 +330,9 @@ def require_example(
         if not values.ndim:
             what = f"the tensor {name!r}" if name else "the array"
             raise InvalidConfig(
-                f"input_example: {what} is a single number without a dimension, but the first dimension must be the "
-                "batch: pass an array with a number per row, or make the number an attribute of the model",
+                f"input_example: {what} is a single number without a dimension, but the first "
+                "dimension must be the batch: pass an array with a number per row, or make the "
+                "number an attribute of the model",
             )
     if not Batch(batch).has_rows:
         shapes = ", ".join(f"{name!r} {list(values.shape)}" for name, values in batch.items())
@@ -303,7 +347,9 @@ def call_original(
     batch: ModelInput,
     argument: str = "input_example",
 ) -> dict[str, Array]:
-    """Return the original's predictions for rows. Raises InvalidConfig if the model refuses the rows."""
+    """Return the original's predictions for rows. Raises InvalidConfig if the model
+    refuses the rows.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -341,17 +387,23 @@ DTYPES: dict[int, str] = {
 
 
 def dtype_and_shape(value: ValueInfoProto) -> tuple[str, tuple[int, ...]]:
-    """Return the numpy dtype (`str` for strings) and shape of a graph input or output. -1 is a free dimension."""
+    """Return the numpy dtype (`str` for strings) and shape of a graph input or output.
+    -1 is a free dimension.
+    """
     tensor = value.type.tensor_type
     sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
     return DTYPES.get(tensor.elem_type, ""), tuple(max(size, -1) for size in sizes)
 
 
 class Converter(Protocol):
-    """A converter in the entry-point group `onnxserve.converters`. Its method `read_batch(model, data)` is optional."""
+    """A converter in the entry-point group `onnxserve.converters`. Its method
+    `read_batch(model, data)` is optional.
+    """
 
     def matches(self, model: TrainedModel) -> bool:
-        """Return True for supported models. The method is called for each model and must not import heavy modules."""
+        """Return True for supported models. The method is called for each model and
+        must not import heavy modules.
+        """
 
     def convert(
         self,
@@ -359,9 +411,12 @@ class Converter(Protocol):
         example: ModelInput | None,
         **options: object,
     ) -> ConvertedModel:
-        """Return the ONNX form with `bind_graph`. Raises ConversionError, which names the part that is not supported.
+        """Return the ONNX form with `bind_graph`. Raises ConversionError, which names
+        the part that is not supported.
 
         Args:
-            example: a table, or arrays by name (a single array is named ""); None without an example.
-            options: `predict_fn` ("predict" or "predict_proba"), `dynamic_axes` (`DynamicAxes`), and future options.
+            example: a table, or arrays by name (a single array is named ""); None
+                without an example.
+            options: `predict_fn` ("predict" or "predict_proba"), `dynamic_axes`
+                (`DynamicAxes`), and future options.
         """

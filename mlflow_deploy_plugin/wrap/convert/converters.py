@@ -1,4 +1,6 @@
-"""Select the converter of a model. Converters of other distributions are checked first: they may be more specific."""
+"""Select the converter of a model. Converters of other distributions are checked first:
+they may be more specific.
+"""
 
 import logging
 from collections.abc import Callable
@@ -35,11 +37,15 @@ _MODULES = {
     },
     "sentence_transformers": "transformers",
 }
-"""The pip extra for each package of model classes. The converter module has the same name, except in `_RENAMED`."""
+"""The pip extra for each package of model classes. The converter module has the same
+name, except in `_RENAMED`.
+"""
 _RENAMED = {"sklearn": "sklearn.conversion"}
 
 _NEVER = ("pmdarima",)
-"""Packages whose models subclass a framework's classes but do not predict rows. MLflow's flavors log such models."""
+"""Packages whose models subclass a framework's classes but do not predict rows.
+MLflow's flavors log such models.
+"""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,7 +55,8 @@ _logger = logging.getLogger("mlflow_deploy_plugin.wrap")
 class FrameworkConverter(Protocol):
     """A converter module of this package.
 
-    The module for scikit-learn also has `known_values`, and the module for transformers has `asked_with`.
+    The module for scikit-learn also has `known_values`, and the module for transformers
+    has `asked_with`.
     """
 
     def read_batch(self, model: TrainedModel, data: ModelData) -> ModelInput: ...
@@ -69,7 +76,9 @@ class NetConverter(FrameworkConverter, Protocol):
 
 @dataclass(frozen=True)
 class _Registered:
-    """A converter of another distribution, with the same functions as the modules of this package."""
+    """A converter of another distribution, with the same functions as the modules of
+    this package.
+    """
 
     entry: EntryPoint
     converter: Converter
@@ -97,20 +106,25 @@ class _Registered:
             raise
         except Exception as error:
             raise ConversionError(
-                f"the converter {_described(self.entry)} failed: {type(error).__name__}: {one_line(error, 300)}",
+                f"the converter {_described(self.entry)} failed: {type(error).__name__}: "
+                f"{one_line(error, 300)}",
             ) from error
 
 
 def check_flavor(flavor: str) -> None:
-    """Raise ConversionError if no converter supports the MLflow flavor. No model is loaded."""
+    """Raise ConversionError if no converter supports the MLflow flavor. No model is
+    loaded.
+    """
     if flavor.replace("pytorch", "torch") not in _MODULES and not entry_points(group=GROUP):
         raise _unknown_framework(f"a model of mlflow.{flavor}")
 
 
 def converter_for(model: TrainedModel) -> FrameworkConverter:
-    """Return a registered converter, otherwise the module for the first supported package of the model's classes.
+    """Return a registered converter, otherwise the module for the first supported
+    package of the model's classes.
 
-    A registered converter that fails is logged and skipped. Raises ConversionError if no converter is installed.
+    A registered converter that fails is logged and skipped. Raises ConversionError if
+    no converter is installed.
     """
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
@@ -135,7 +149,8 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
     except ImportError as error:
         needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"
         raise ConversionError(
-            f"converting a {framework} model needs {needed}: pip install 'mlflow-onnxserve[{extra}]'",
+            f"converting a {framework} model needs {needed}: pip install "
+            f"'mlflow-onnxserve[{extra}]'",
         ) from None
 
 
@@ -150,7 +165,9 @@ def packages_of(model: TrainedModel) -> list[str]:
 
 
 def check_installed(error: BaseException, what: str) -> None:
-    """Raise NotInstalled, with the pip command, if the error is caused by a framework that is not installed."""
+    """Raise NotInstalled, with the pip command, if the error is caused by a framework
+    that is not installed.
+    """
     package = (
         error.name.partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and error.name
@@ -159,14 +176,16 @@ def check_installed(error: BaseException, what: str) -> None:
     if extra := _MODULES.get(package):
         booster = "" if extra == package else f" {package}"
         raise NotInstalled(
-            f"{what} needs {package}, which is not installed here: pip install 'mlflow-onnxserve[{extra}]'{booster}",
+            f"{what} needs {package}, which is not installed here: pip install "
+            f"'mlflow-onnxserve[{extra}]'{booster}",
         ) from None
 
 
 def _unknown_framework(what: str) -> ConversionError:
     known = ", ".join(sorted(_MODULES))
     return ConversionError(
-        f"{what} cannot be converted to ONNX: its framework is not supported; supported are {known}",
+        f"{what} cannot be converted to ONNX: its framework is not supported; supported are "
+        f"{known}",
     )
 
 
@@ -183,12 +202,16 @@ _LOADERS: dict[str, tuple[str, str]] = {
 }
 """The framework and its load function for each file suffix."""
 FILE_ENDINGS = (*_LOADERS, ".onnx")
-"""The suffixes of model files that do not run code of their author when they are loaded."""
+"""The suffixes of model files that do not run code of their author when they are
+loaded.
+"""
 _SAVED_MODEL = ("tensorflow", "saved_model.load")
 
 
 def load_file(model: TrainedModel) -> TrainedModel:
-    """Load a model file or SavedModel folder, and return other models unchanged. Raises ConversionError."""
+    """Load a model file or SavedModel folder, and return other models unchanged. Raises
+    ConversionError.
+    """
     if not isinstance(model, str | PathLike):
         return model
     path = Path(model)

@@ -40,7 +40,9 @@ _UNNAMED = "input"
 
 
 def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
-    """Return a numeric table, or arrays by input name (from a mapping, or a list in the order of the inputs)."""
+    """Return a numeric table, or arrays by input name (from a mapping, or a list in the
+    order of the inputs).
+    """
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, list | tuple) and len(data) == len(_inputs(model)) > 1:
@@ -56,7 +58,9 @@ def forms(
     predict_fn: str,
     dynamic_axes: DynamicAxes,
 ) -> Forms:
-    """Return the forms: first with the free sizes that the inputs declare, then with the free sizes of the data."""
+    """Return the forms: first with the free sizes that the inputs declare, then with
+    the free sizes of the data.
+    """
     batch = converted.require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, batch)
     varied = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
@@ -190,7 +194,9 @@ def _inputs(model: keras.Model) -> list[keras.KerasTensor]:
 
 
 def _names(model: keras.Model, batch: ModelInput) -> list[str]:
-    """Return the input names in their order. Raises InvalidConfig if the batch has other names."""
+    """Return the input names in their order. Raises InvalidConfig if the batch has
+    other names.
+    """
     names = [tensor.name for tensor in _inputs(model)]
     if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
         is_named = names and not names[0].startswith(
@@ -205,7 +211,9 @@ def _names(model: keras.Model, batch: ModelInput) -> list[str]:
 
 
 def _arrays(model: keras.Model, batch: ModelInput, names: list[str]) -> dict[str, Array]:
-    """Return the arrays of a batch by input name, with the dtypes that the model declares."""
+    """Return the arrays of a batch by input name, with the dtypes that the model
+    declares.
+    """
     if isinstance(batch, pd.DataFrame):
         if len(names) == 1:
             batch = {names[0]: batch.to_numpy()}
@@ -225,7 +233,9 @@ def _call(
     model: keras.Model,
     tensors: dict[str, keras.KerasTensor],
 ) -> dict[str, keras.KerasTensor]:
-    """Return the outputs by name: keys of a mapping, the model's `output_names` if they are unique, or `output`."""
+    """Return the outputs by name: keys of a mapping, the model's `output_names` if they
+    are unique, or `output`.
+    """
     if inputs := _inputs(model):
         form = getattr(model, "input", inputs[0])
         answer = model(keras.tree.pack_sequence_as(form, list(tensors.values())), training=False)

@@ -1,4 +1,6 @@
-"""Read ONNX models and files. The models need no conversion, and there is no original to compare with."""
+"""Read ONNX models and files. The models need no conversion, and there is no original
+to compare with.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 Sizes = list[int | str | None]
 """The sizes of an output, as numbers or names; None is a free size."""
 _OLDEST_OPSET = 7
-"""The oldest opset that ONNX Runtime supports. This opset is valid in all IR versions."""
+"""The oldest opset that ONNX Runtime supports. This opset is valid in all IR versions.
+"""
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
@@ -48,7 +51,9 @@ def forms(
     predict_fn: str,
     dynamic_axes: DynamicAxes,
 ) -> Forms:
-    """Return one form, a copy of the graph with its weights inline. Raises InvalidConfig for `predict_proba`."""
+    """Return one form, a copy of the graph with its weights inline. Raises
+    InvalidConfig for `predict_proba`.
+    """
     if predict_fn != "predict":
         raise InvalidConfig(
             "pyfunc_predict_fn: an ONNX graph returns all its outputs; only 'predict' is possible",
@@ -71,8 +76,9 @@ def forms(
                 node.op_type == "BatchNormalization" and is_training
             ):  # ONNX Runtime 1.31 updates the statistics.
                 raise ConversionError(
-                    f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so predictions depend "
-                    "on other rows and earlier requests; export the model in evaluation mode",
+                    f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so "
+                    "predictions depend on other rows and earlier requests; export the model in "
+                    "evaluation mode",
                 )
         classes = _matrices_for_maps(proto)
         _tensors_for_sequences(proto)
@@ -92,7 +98,9 @@ def forms(
 
 
 def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
-    """Replace each ZipMap (one mapping per row) by its input matrix, and return the classes by output name."""
+    """Replace each ZipMap (one mapping per row) by its input matrix, and return the
+    classes by output name.
+    """
     classes: dict[str, tuple[int | str, ...]] = {}
     graph = proto.graph
     for node in graph.node:
@@ -120,7 +128,9 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
 
 
 def _tensors_for_sequences(proto: ModelProto) -> None:
-    """Replace sequences of fixed length (such as probabilities of several targets) by tensors `NAME_0`, `NAME_1`, …."""
+    """Replace sequences of fixed length (such as probabilities of several targets) by
+    tensors `NAME_0`, `NAME_1`, ….
+    """
     graph = proto.graph
     if not any(output.type.HasField("sequence_type") for output in graph.output):
         return
@@ -162,7 +172,9 @@ def _sequence_length(
     shapes: Mapping[str, tuple[int, ...]],
     parts: Mapping[str, int],
 ) -> int | None:
-    """Return the number of tensors in a sequence, or None if the number depends on the input."""
+    """Return the number of tensors in a sequence, or None if the number depends on the
+    input.
+    """
     node = nodes.get(name)
     if node is None or node.domain not in ("", "ai.onnx"):
         return None
@@ -192,7 +204,9 @@ def _sequence_length(
 
 
 def _declare_outputs(proto: ModelProto) -> None:
-    """Declare missing output types and shapes from ONNX Runtime. Raises ConversionError if it cannot load the graph."""
+    """Declare missing output types and shapes from ONNX Runtime. Raises ConversionError
+    if it cannot load the graph.
+    """
     tensors = [
         output
         for output in proto.graph.output
@@ -233,7 +247,9 @@ def _computed_shapes(
     outputs: list[str],
     graph: GraphProto,
 ) -> dict[str, Sizes]:
-    """Return the output shapes of runs with two and with three rows of zeros. Sizes that differ are None."""
+    """Return the output shapes of runs with two and with three rows of zeros. Sizes
+    that differ are None.
+    """
     inputs = {
         value.name: converted.served_type(value, None) for value in converted.fed_inputs(graph)
     }
@@ -249,8 +265,8 @@ def _computed_shapes(
         pairs = zip(session.run(outputs, zeros(2)), session.run(outputs, zeros(3)), strict=True)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises many classes
         raise ConversionError(
-            f"the graph does not declare the shape of its output {outputs[0]!r}, and a run with zeros failed: "
-            f"{describe_error(error)}",
+            f"the graph does not declare the shape of its output {outputs[0]!r}, and a run with "
+            f"zeros failed: {describe_error(error)}",
         ) from None
     return {
         name: [

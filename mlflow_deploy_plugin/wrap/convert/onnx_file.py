@@ -1,6 +1,8 @@
-"""The ONNX file of a saved model. If its weights exceed protobuf's 2 GB limit, they are saved as external data.
+"""The ONNX file of a saved model. If its weights exceed protobuf's 2 GB limit, they are
+saved as external data.
 
-ONNX Runtime memory-maps page-aligned weights: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md.
+ONNX Runtime memory-maps page-aligned weights:
+https://github.com/onnx/onnx/blob/main/docs/ExternalData.md.
 """
 
 import hashlib
@@ -15,9 +17,13 @@ ONNX_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
 MAX_INLINE_BYTES = 2_000_000_000
-"""The maximum size of the weights in the graph's file. protobuf allows 2**31 - 1 bytes, including nodes and names."""
+"""The maximum size of the weights in the graph's file. protobuf allows 2**31 - 1 bytes,
+including nodes and names.
+"""
 _LEAST_BYTES = 1024
-"""The minimum size of external weights. Smaller weights remain in the graph, where shape inference can read them."""
+"""The minimum size of external weights. Smaller weights remain in the graph, where
+shape inference can read them.
+"""
 _PAGE = 4096
 
 
@@ -27,7 +33,9 @@ def has_external_weights(proto: ModelProto) -> bool:
 
 
 def check_graph(proto: ModelProto) -> None:
-    """Check the model with ONNX's checker, without weights above 2 GB in total. Raises onnx.checker.ValidationError."""
+    """Check the model with ONNX's checker, without weights above 2 GB in total. Raises
+    onnx.checker.ValidationError.
+    """
     if not has_external_weights(proto):
         onnx.checker.check_model(proto)
         return
@@ -41,7 +49,9 @@ def check_graph(proto: ModelProto) -> None:
 
 
 def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
-    """Write the model and return file names with their `sha256:…`. Raises ConversionError if the model is too large."""
+    """Write the model and return file names with their `sha256:…`. Raises
+    ConversionError if the model is too large.
+    """
     digests = {}
     if has_external_weights(proto):
         graph = _without_weights(proto)
@@ -69,7 +79,9 @@ def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
 
 
 def _without_weights(proto: ModelProto) -> ModelProto:
-    """Return a copy in which large initializers refer to `DATA_FILE`. Their bytes are not copied."""
+    """Return a copy in which large initializers refer to `DATA_FILE`. Their bytes are
+    not copied.
+    """
     slim = onnx.ModelProto()
     for source, target, left_out in (
         (proto, slim, "graph"),

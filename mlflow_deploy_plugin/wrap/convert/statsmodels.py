@@ -1,6 +1,8 @@
-"""Convert statsmodels results that predict with a linear predictor and an inverse link: OLS, GLM, Logit, Poisson, …
+"""Convert statsmodels results that predict with a linear predictor and an inverse link:
+OLS, GLM, Logit, Poisson, …
 
-Plain columns and interactions are converted. Terms that Python computes (`C(city)`) and time series are not.
+Plain columns and interactions are converted. Terms that Python computes (`C(city)`) and
+time series are not.
 """
 
 from collections.abc import Callable
@@ -36,7 +38,9 @@ _DISCRETE = {"Logit": "Logit", "Poisson": "Log", "MNLogit": "Multinomial"}
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
-    """Return a table (only the columns of the formula), or an array [N, k] in the order of the parameters."""
+    """Return a table (only the columns of the formula), or an array [N, k] in the order
+    of the parameters.
+    """
     if not isinstance(data, pd.DataFrame):
         return {"": np.asarray(data, dtype=np.float64)}
     if getattr(model.model, "formula", None) is None:
@@ -53,7 +57,9 @@ def forms(
     predict_fn: str,
     dynamic_axes: DynamicAxes,
 ) -> Forms:
-    """Return one form, the linear predictor with its link. Raises the errors of `require_example`."""
+    """Return one form, the linear predictor with its link. Raises the errors of
+    `require_example`.
+    """
     return [
         partial(
             _convert,
@@ -98,15 +104,17 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
 
 
 def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]) -> TracedArray:
-    """Return the linear predictor for the columns. Raises ConversionError if Python computes a term."""
+    """Return the linear predictor for the columns. Raises ConversionError if Python
+    computes a term.
+    """
     terms = list(model.exog_names)
     factors = {index: term.split(":") for index, term in enumerate(terms) if term != "Intercept"}
     if computed := [
         terms[index] for index, names in factors.items() if not set(names) <= set(columns)
     ]:
         raise ConversionError(
-            f"{type(model).__name__} cannot be converted to ONNX: its term {computed[0]!r} is computed by "
-            "Python; add it to the table as a column",
+            f"{type(model).__name__} cannot be converted to ONNX: its term {computed[0]!r} is "
+            "computed by Python; add it to the table as a column",
         )
     parts = []
     for count in sorted(
@@ -126,7 +134,9 @@ def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]
 
 
 def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:
-    """Return the function from the linear predictor to the prediction. Raises ConversionError for other models."""
+    """Return the function from the linear predictor to the prediction. Raises
+    ConversionError for other models.
+    """
     kind = type(model).__name__
     if type(model).__module__.startswith("statsmodels."):
         link = "Identity" if kind in _LINEAR else _DISCRETE.get(kind, "")
@@ -139,8 +149,8 @@ def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:
         if link:
             return _INVERSE_LINKS[link]
     raise ConversionError(
-        f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link are supported: "
-        f"{', '.join([*_LINEAR, 'GLM', *_DISCRETE])}",
+        f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link are "
+        f"supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}",
     )
 
 
@@ -167,4 +177,6 @@ _INVERSE_LINKS: dict[str, Callable[[TracedArray], TracedArray]] = {
     "CLogLog": lambda linear: 1.0 - np.exp(-np.exp(linear)),
     "Multinomial": _shares,
 }
-"""The inverse link function by class name of a GLM's link, and of the multinomial Logit."""
+"""The inverse link function by class name of a GLM's link, and of the multinomial
+Logit.
+"""

@@ -1,6 +1,7 @@
 """Convert a loaded SavedModel, a `tf.Module` or a `tf.function` with tf2onnx.
 
-tf2onnx 1.17 turns captured eager tensors into inputs of the graph. `export` turns these inputs into constants.
+tf2onnx 1.17 turns captured eager tensors into inputs of the graph. `export` turns these
+inputs into constants.
 """
 
 import inspect
@@ -42,7 +43,9 @@ def forms(
     predict_fn: str,
     dynamic_axes: DynamicAxes,
 ) -> Forms:
-    """Return one form: the graph of the signature `serving_default` or of the call. Errors: see `require_example`."""
+    """Return one form: the graph of the signature `serving_default` or of the call.
+    Errors: see `require_example`.
+    """
     batch = converted.require_example(batch, predict_fn, "a TensorFlow model", "signature")
     return [partial(_export, model, batch, dynamic_axes)]
 
@@ -74,15 +77,18 @@ def export(
     axes: DynamicAxes,
     display_name: str,
 ) -> ModelProto:
-    """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx lacks an operation.
+    """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx
+    lacks an operation.
 
-    The first dimension of each input and the axes in `axes` are free. Messages call the model `display_name`.
+    The first dimension of each input and the axes in `axes` are free. Messages call the
+    model `display_name`.
     """
     try:
         import tf2onnx  # tf2onnx is slow to import, and only in the extra `tensorflow`.
     except ModuleNotFoundError as error:
         raise ConversionError(
-            f"converting a TensorFlow model needs {error.name}: pip install 'mlflow-onnxserve[tensorflow]'",
+            f"converting a TensorFlow model needs {error.name}: pip install "
+            "'mlflow-onnxserve[tensorflow]'",
         ) from None
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     specs = [
@@ -126,7 +132,9 @@ def original_model(model: TrainedModel) -> converted.OriginalModel:
 
 
 def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
-    """Return the inputs by name: the `tf.TensorSpec` of the signature, or None for parameters of a call."""
+    """Return the inputs by name: the `tf.TensorSpec` of the signature, or None for
+    parameters of a call.
+    """
     if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
         return dict(signature.structured_input_signature[1])
     function = getattr(
@@ -159,7 +167,9 @@ def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[s
 
 
 def _call(model: TrainedModel, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Return the outputs by name: names of the signature, keys of a mapping, or `output`."""
+    """Return the outputs by name: names of the signature, keys of a mapping, or
+    `output`.
+    """
     if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
         answer = signature(**tensors)
     else:

@@ -1,6 +1,8 @@
-"""Convert torch modules and `torch.export` programs with the dynamo exporter, and TorchScript with the legacy exporter.
+"""Convert torch modules and `torch.export` programs with the dynamo exporter, and
+TorchScript with the legacy exporter.
 
-Only the legacy exporter preserves the control flow and the free sizes of a ScriptModule (torch 2.13).
+Only the legacy exporter preserves the control flow and the free sizes of a ScriptModule
+(torch 2.13).
 """
 
 import inspect
@@ -44,7 +46,9 @@ from mlflow_deploy_plugin.wrap.convert.converted import (
 )
 
 _EXAMPLE_ROWS = 3
-"""The minimum number of traced rows: with one row, the batch size of an LSTM or Transformer is fixed at 1."""
+"""The minimum number of traced rows: with one row, the batch size of an LSTM or
+Transformer is fixed at 1.
+"""
 
 _FIXED_SIZE = re.compile(
     r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)",
@@ -55,7 +59,9 @@ _NO_BFLOAT16 = (
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
-    """Return a numeric table, or tensors by name from an array, a mapping, or a tuple in the order of `forward`."""
+    """Return a numeric table, or tensors by name from an array, a mapping, or a tuple
+    in the order of `forward`.
+    """
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, dict):
@@ -79,7 +85,8 @@ def forms(
         array.dtype.kind in "OUT" for array in batch.values()
     ):
         raise ConversionError(
-            f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors after its tokenizer",
+            f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors "
+            "after its tokenizer",
         )
     return [partial(_export, model, batch, dynamic_axes)]
 
@@ -94,7 +101,8 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
         if unknown := [name for name in batch if name not in names]:
             raise InvalidConfig(
                 f"input_example: {type(model).__name__}.forward has no parameter {unknown[0]!r}; "
-                f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a mapping or list",
+                f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a "
+                "mapping or list",
             )
     original = original_model(model, of_tensors=True)
     with _eval_mode(model):
@@ -129,10 +137,12 @@ def export(
     original: converted.OriginalModel,
     legacy: bool = False,
 ) -> ModelProto:
-    """Export a module (or a program) in `eval` mode with rows of the batch, and return the ModelProto.
+    """Export a module (or a program) in `eval` mode with rows of the batch, and return
+    the ModelProto.
 
-    `names` are the inputs in the order of `forward`; `legacy` traces with TorchScript. Raises ConversionError if the
-    exporter fails, and InvalidConfig if the model refuses the batch.
+    `names` are the inputs in the order of `forward`; `legacy` traces with TorchScript.
+    Raises ConversionError if the exporter fails, and InvalidConfig if the model refuses
+    the batch.
     """
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
     # A program may have a fixed batch size, which is the size of the example.
@@ -140,8 +150,8 @@ def export(
     answers = converted.call_original(original, some)
     if both := [name for name in answers if name in names]:
         raise ConversionError(
-            f"{_shown_name(model)} returns {both[0]!r}, which is also the name of an input: names in a graph are "
-            "unique; rename the output",
+            f"{_shown_name(model)} returns {both[0]!r}, which is also the name of an input: names "
+            "in a graph are unique; rename the output",
         )
     proto = _to_onnx(model, _tensors(some, names, model), names, list(answers), axes, legacy)
     if any(dynamic_axes.values()) and isinstance(some, dict):
@@ -167,7 +177,9 @@ def export(
 
 
 def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
-    """Mark rows with ids outside an embedding in `REFUSED_ROWS`: torch refuses such ids, but ONNX's Gather does not."""
+    """Mark rows with ids outside an embedding in `REFUSED_ROWS`: torch refuses such
+    ids, but ONNX's Gather does not.
+    """
     graph = proto.graph
     values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
     batch = graph.input[0].type.tensor_type.shape.dim[:1]
@@ -226,7 +238,9 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
 
 
 def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> str:
-    """Add a mark [N] that is 0 if all ids of a row are between 0 and `last`; `{mark}_ids` are the clipped ids."""
+    """Add a mark [N] that is 0 if all ids of a row are between 0 and `last`;
+    `{mark}_ids` are the clipped ids.
+    """
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     constants = {
         f"{mark}_least": np.array(0, dtype),
@@ -248,7 +262,9 @@ def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> s
 
 
 def _traced_rows(batch: ModelInput) -> ModelInput:
-    """Return the rows for the exporter: at least three, and a number that differs from all other dimensions."""
+    """Return the rows for the exporter: at least three, and a number that differs from
+    all other dimensions.
+    """
     example = Batch(batch)
     sizes = {size for tensor in example.tensors.values() for size in tensor.shape[1:]}
     rows = next(number for number in count(_EXAMPLE_ROWS) if number not in sizes)
@@ -257,7 +273,9 @@ def _traced_rows(batch: ModelInput) -> ModelInput:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Silence the exporter, which prints its progress and failed graphs, and warns about missing optional libraries."""
+    """Silence the exporter, which prints its progress and failed graphs, and warns
+    about missing optional libraries.
+    """
     with ExitStack() as restored, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         restored.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -273,7 +291,9 @@ def _silenced() -> Iterator[None]:
 
 
 def _shown_name(model: TrainedModel) -> str:
-    """Return the class name of the user's model, also for a module of this package that stands for it."""
+    """Return the class name of the user's model, also for a module of this package that
+    stands for it.
+    """
     return str(getattr(model, "stands_for", type(model).__name__))
 
 
@@ -285,7 +305,9 @@ def _to_onnx(
     dynamic_axes: DynamicAxes,
     legacy: bool,
 ) -> ModelProto:
-    """Return the ModelProto with inline weights. Raises ConversionError with the first line of the exporter's error."""
+    """Return the ModelProto with inline weights. Raises ConversionError with the first
+    line of the exporter's error.
+    """
     legacy = legacy or isinstance(model, torch.jit.ScriptModule)
     options: dict[str, object] = {
         "input_names": names,
@@ -294,7 +316,8 @@ def _to_onnx(
         "dynamo": not legacy,
     }
     for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
-        # The exporter replaces kernels for free lengths, but not the kernels cached by an earlier export (torch 2.13).
+        # The exporter replaces kernels for free lengths, but not the kernels cached by
+        # an earlier export (torch 2.13).
         operator._dispatch_cache.clear()
     try:
         with _silenced():
@@ -325,7 +348,8 @@ def _to_onnx(
                     options["args"] = ()
                     options["kwargs"] = dict(zip(names, arguments, strict=True))
                     options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
-            # The default kernels have another tensor layout than the exporter's decompositions (torch 2.13).
+            # The default kernels have another tensor layout than the exporter's
+            # decompositions (torch 2.13).
             with sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(model, **options)
             NameFixPass()(
@@ -337,7 +361,10 @@ def _to_onnx(
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         reason = plain_reason(lines[0]) if lines else type(error).__name__
         if fixed := _FIXED_SIZE.search(str(cause)):
-            reason = f"its forward fixes a size that varies in the data ({fixed['size']} of {fixed['place']})"
+            reason = (
+                f"its forward fixes a size that varies in the data ({fixed['size']} of "
+                f"{fixed['place']})"
+            )
         if any(
             isinstance(exception, GuardOnDataDependentSymNode)
             for exception in (cause, cause.__cause__)
@@ -356,7 +383,9 @@ def attention(
     *options: Any,
     **named: Any,
 ) -> Any:
-    """Translate attention. For a row without allowed positions, the exporter returns a mean instead of 0."""
+    """Translate attention. For a row without allowed positions, the exporter returns a
+    mean instead of 0.
+    """
     answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **named)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
         return answer
@@ -365,12 +394,16 @@ def attention(
 
 
 def _log_sigmoid(values: Any) -> Any:
-    """Translate the logarithm of the sigmoid; the exporter's translation is -inf below -88 (torch 2.13)."""
+    """Translate the logarithm of the sigmoid; the exporter's translation is -inf below
+    -88 (torch 2.13).
+    """
     return op.Neg(op.Softplus(op.Neg(values)))
 
 
 def _one_hot(ids: Any, num_classes: int) -> Any:
-    """Translate `one_hot`, which refuses invalid ids; the exporter's translation returns zeros (torch 2.13)."""
+    """Translate `one_hot`, which refuses invalid ids; the exporter's translation
+    returns zeros (torch 2.13).
+    """
     classes = op.Constant(value=onnx.numpy_helper.from_array(np.arange(num_classes)))
     return op.Cast(
         op.Equal(op.Unsqueeze(op.Gather(classes, ids), [-1]), classes),
@@ -379,7 +412,9 @@ def _one_hot(ids: Any, num_classes: int) -> Any:
 
 
 def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
-    """Translate `gather`, which refuses negative indices (such as length 0 minus 1); ONNX counts them from the end."""
+    """Translate `gather`, which refuses negative indices (such as length 0 minus 1);
+    ONNX counts them from the end.
+    """
     if not (values.shape and index.shape):
         return aten_gather(values, dim, index)
     is_negative, beyond = (
@@ -399,7 +434,9 @@ _TRANSLATIONS = {
 
 @contextmanager
 def _eval_mode(module: TrainedModel) -> Iterator[None]:
-    """Switch to `eval` mode, then restore the mode of each layer: some layers may be frozen in training."""
+    """Switch to `eval` mode, then restore the mode of each layer: some layers may be
+    frozen in training.
+    """
     if isinstance(module, ExportedProgram):
         yield  # The mode of a program is fixed.
         return
@@ -414,7 +451,9 @@ def _eval_mode(module: TrainedModel) -> Iterator[None]:
 
 
 def original_model(model: TrainedModel, of_tensors: bool = False) -> converted.OriginalModel:
-    """Return a function for predictions by output name. `of_tensors` rejects non-tensors, such as a cache."""
+    """Return a function for predictions by output name. `of_tensors` rejects
+    non-tensors, such as a cache.
+    """
     module = model.module() if isinstance(model, ExportedProgram) else model
     parameters = _parameters(model)
 
@@ -433,7 +472,9 @@ def original_model(model: TrainedModel, of_tensors: bool = False) -> converted.O
 
 
 def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch.Tensor]:
-    """Return the tensors of a nested result by output name: `output`, `output_1`, keys of a mapping, or fields."""
+    """Return the tensors of a nested result by output name: `output`, `output_1`, keys
+    of a mapping, or fields.
+    """
     if isinstance(answer, torch.Tensor):
         if answer.dtype == torch.bfloat16:
             raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
@@ -483,7 +524,9 @@ def _parameters(model: TrainedModel) -> list[str]:
 
 
 def _by_keyword(model: TrainedModel, names: list[str]) -> bool:
-    """Return True if the inputs must be passed by keyword: they are keyword-only, or other parameters come first."""
+    """Return True if the inputs must be passed by keyword: they are keyword-only, or
+    other parameters come first.
+    """
     parameters = _parameters(model)
     if not set(names) <= set(parameters):
         return False

@@ -1,7 +1,10 @@
-"""Convert text models of transformers and sentence-transformers: the tokenizer as a file, and the net as a graph.
+"""Convert text models of transformers and sentence-transformers: the tokenizer as a
+file, and the net as a graph.
 
-The graph includes pooling, normalization and the function that turns logits into scores. The tokenizer is the file of
-a fast tokenizer, which `serve/runtime/tokenizer.py` runs without torch. Its arrays are compared with the original's.
+The graph includes pooling, normalization and the function that turns logits into
+scores. The tokenizer is the file of a fast tokenizer, which
+`serve/runtime/tokenizer.py` runs without torch. Its arrays are compared with the
+original's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,10 +44,11 @@ from mlflow_deploy_plugin.wrap.convert.converted import (
 _FILE = "tokenizer.json"
 _ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
 _HOSTILE = (
-    "|  |\t|\r\n|\x00|a\x00b|\x07\x1b[0m|\u200b|\ufeff|\ufffd|\ue000|\U0010ffff|\u3000|\u00a0|\u2028|é|e\u0301|\u0301"
-    "|İ|ß|ﬁ|Ⅷ|½|\u212a|ǅ|ϴ|\u1e9e|\ufdfa|👩\u200d👩\u200d👧|🇩🇪🇩|👍🏽|☃️|日本語|中文字符|한국어|각|ไทย|हिन्दी|עברית|\u202eabc\u202c"
-    "|don't|U.S.A.|a_b-c/d|1,234.50€|http://x.y/?q=1#z|…|``''|[CLS]|[SEP]|[PAD]|[MASK]|[UNK]|<s>|</s>|<pad>|<unk>"
-    "|<mask>|▁|##ing|" + "A" * 101 + "|" + "!? " * 50
+    "|  |\t|\r\n"
+    "|\x00|a\x00b|\x07\x1b[0m|\u200b|\ufeff|\ufffd|\ue000|\U0010ffff|\u3000|\u00a0|\u2028|é|e\u0301|\u0301|İ|ß|ﬁ|Ⅷ|½|\u212a|ǅ|ϴ|\u1e9e|\ufdfa|👩\u200d👩\u200d👧|🇩🇪🇩|👍🏽|☃️|日本語|中文字符|한국어|각|ไทย|हिन्दी|עברית|\u202eabc\u202c|don't|U.S.A.|a_b-c/d|1,234.50€|http://x.y/?q=1#z|…|``''|[CLS]|[SEP]|[PAD]|[MASK]|[UNK]|<s>|</s>|<pad>|<unk>|<mask>|▁|##ing|"
+    + "A" * 101
+    + "|"
+    + "!? " * 50
 ).split("|")
 """Texts that tokenizers treat in different ways."""
 
@@ -52,13 +56,17 @@ _WITHOUT_EFFECT = (
     *("batch_size", "num_workers", "include_prompt", "collapse_whitespace"),
     *("show_progress_bar", "convert_to_numpy", "convert_to_tensor", "device", "pool", "chunk_size"),
 )
-"""The settings of pipelines (first line) and of `encode` that change neither a label nor a number."""
+"""The settings of pipelines (first line) and of `encode` that change neither a label
+nor a number.
+"""
 
 _ENCODER_DEFAULTS = {"output_value": "sentence_embedding", "precision": "float32"}
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
-    """Return a table with a single column of texts. Raises InvalidConfig for other data."""
+    """Return a table with a single column of texts. Raises InvalidConfig for other
+    data.
+    """
     table: pd.DataFrame = data
     if not isinstance(data, pd.DataFrame):
         texts = [data] if isinstance(data, str) else list(data)
@@ -67,7 +75,8 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
         )
     if table.shape[1] != 1 or not all(isinstance(text, str) for text in table.iloc[:, 0]):
         raise InvalidConfig(
-            f"input_example: {type(model).__name__} needs a list of texts, or a table with one column",
+            f"input_example: {type(model).__name__} needs a list of texts, or a table with one "
+            "column",
         )
     return table
 
@@ -78,7 +87,9 @@ def forms(
     predict_fn: str,
     dynamic_axes: DynamicAxes,
 ) -> Forms:
-    """Return one form, the exported net. Raises InvalidConfig or ConversionError if the model is not supported."""
+    """Return one form, the exported net. Raises InvalidConfig or ConversionError if the
+    model is not supported.
+    """
     net: _Classifier | _Encoder
     if isinstance(model, transformers.TextClassificationPipeline):
         net = _Classifier(model)
@@ -86,20 +97,22 @@ def forms(
         net = _Encoder(model)
     else:
         raise ConversionError(
-            f"a {getattr(model, 'task', type(model).__name__)} model cannot be converted to ONNX: supported are "
-            "text-classification pipelines and SentenceTransformer; for embeddings, "
+            f"a {getattr(model, 'task', type(model).__name__)} model cannot be converted to ONNX: "
+            "supported are text-classification pipelines and SentenceTransformer; for embeddings, "
             "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling",
         )
     method = "predict" if net.output == "probabilities" else predict_fn
     table = converted.require_example(batch, method, type(model).__name__, "predict")
     if not getattr(net.tokenizer, "is_fast", False):
         raise ConversionError(
-            f"its {type(net.tokenizer).__name__} is not a fast tokenizer of transformers: load it with use_fast=True",
+            f"its {type(net.tokenizer).__name__} is not a fast tokenizer of transformers: load it "
+            "with use_fast=True",
         )
     sides = ["right"]
     if net.tokenizer.padding_side == "left":
-        # Most nets number their positions from the left, so a text has its own answer only with padding on the right.
-        # A pooling that reads the last position regardless of the mask needs the padding on the left.
+        # Most nets number their positions from the left, so a text has its own answer
+        # only with padding on the right. A pooling that reads the last position
+        # regardless of the mask needs the padding on the left.
         sides.append("left")
     return [partial(_convert, model, net, table, predict_fn, side) for side in sides]
 
@@ -125,9 +138,10 @@ def _pipeline_asked_with(
     most = given.pop("top_k", 1)
     if most != 1 and predict_fn == "predict":
         raise ConversionError(
-            f"it is asked with top_k={most}, so it returns several labels per text, and `predict` of an ONNX form "
-            "returns one: use --predict-fn predict_proba (in Python pyfunc_predict_fn=) for the probabilities of all "
-            "labels, or log the version without top_k",
+            f"it is asked with top_k={most}, so it returns several labels per text, and `predict` "
+            "of an ONNX form returns one: use --predict-fn predict_proba (in Python "
+            "pyfunc_predict_fn=) for the probabilities of all labels, or log the version without "
+            "top_k",
         )
     try:
         preprocess, _, postprocess = pipeline._sanitize_parameters(**given)
@@ -150,7 +164,8 @@ def _encoder_asked_with(model: TrainedModel, given: dict[str, Any]) -> TrainedMo
     for name, value in given.items():
         if _ENCODER_DEFAULTS.get(name) != value:
             raise ConversionError(
-                f"it is asked with {name}={value!r}, which an ONNX form cannot contain: log the version without {name}",
+                f"it is asked with {name}={value!r}, which an ONNX form cannot contain: log the "
+                f"version without {name}",
             )
     if prompt is not None:
         model.prompts["asked"] = prompt
@@ -159,7 +174,8 @@ def _encoder_asked_with(model: TrainedModel, given: dict[str, Any]) -> TrainedMo
         if prompt_name not in model.prompts:
             known = ", ".join(map(repr, model.prompts)) or "none"
             raise ConversionError(
-                f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts ({known})",
+                f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts "
+                f"({known})",
             )
         model.default_prompt_name = prompt_name
     if size is not None:
@@ -184,7 +200,9 @@ class _Truncation(torch.nn.Module):  # type: ignore[misc]
 
 
 class _Classifier(torch.nn.Module):  # type: ignore[misc]
-    """A text-classification pipeline and its net with scores. `names` are the inputs of `forward`, in order."""
+    """A text-classification pipeline and its net with scores. `names` are the inputs of
+    `forward`, in order.
+    """
 
     prefix = ""
     names: Sequence[str] = ()
@@ -329,8 +347,8 @@ def _convert(
         tokens = net.tokenizer([net.prefix + text for text in places], verbose=False)["input_ids"]
         if empty := [text for text, ids in zip(places, tokens, strict=True) if not ids]:
             raise ValueError(
-                f"the text {short_repr(empty[0])} has no tokens, because the tokenizer adds no special tokens; leave "
-                "it out",
+                f"the text {short_repr(empty[0])} has no tokens, because the tokenizer adds no "
+                "special tokens; leave it out",
             )
         return {
             name: array[[places[text] for text in given]]
@@ -361,7 +379,8 @@ def _saved_tokenizer(
 ) -> tuple[TokenizerSpec, str]:
     """Return the description of the tokenizer and the content of its file.
 
-    Raises ConversionError if the saved tokenizer does not return the same arrays as the original for hostile texts.
+    Raises ConversionError if the saved tokenizer does not return the same arrays as the
+    original for hostile texts.
     """
     tokenizer = model.tokenizer
     if tokenizer.pad_token is None:
@@ -372,7 +391,8 @@ def _saved_tokenizer(
     names = [name for name in _ARRAYS if name in arrays]
     if others := [name for name in arrays if name not in (*_ARRAYS, "modality", "prompt_length")]:
         raise ConversionError(
-            f"its tokenizer returns {others[0]!r}, which is not supported: {', '.join(_ARRAYS)} are",
+            f"its tokenizer returns {others[0]!r}, which is not supported: {', '.join(_ARRAYS)} "
+            "are",
         )
     content, truncation = (
         tokenizer.backend_tokenizer.to_str(),
@@ -390,7 +410,8 @@ def _saved_tokenizer(
     most = next((limit for limit in limits if limit and 0 < limit < 10**6), 0)
     if not most:  # The `model_max_length` of such a tokenizer is 1e30.
         raise ConversionError(
-            "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512",
+            "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = "
+            "512",
         )
     spec = TokenizerSpec(Path(_FILE), names, most, model.prefix)
     with temporary_folder("onnxserve-tokenizer-") as folder:
@@ -412,7 +433,8 @@ def _saved_tokenizer(
                     f"{option}={value!r}" for option, value in model.options.items()
                 )
                 raise ConversionError(
-                    f"{_FILE} yields other {name} for {short_repr(text)}: the model calls its tokenizer with an option "
-                    f"that this file does not contain{f' ({options})' if options else ''}",
+                    f"{_FILE} yields other {name} for {short_repr(text)}: the model calls its "
+                    "tokenizer with an option that this file does not "
+                    f"contain{f' ({options})' if options else ''}",
                 )
     return spec, content

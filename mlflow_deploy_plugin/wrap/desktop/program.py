@@ -1,4 +1,6 @@
-"""The start of a desktop program. PyInstaller runs this file; `wrap/exporter/desktop.py` builds the program."""
+"""The start of a desktop program. PyInstaller runs this file;
+`wrap/exporter/desktop.py` builds the program.
+"""
 
 import json
 import pickle
@@ -15,7 +17,9 @@ from mlflow_deploy_plugin.wrap.desktop.window import ProgramWindow
 
 
 def main(folder: Path, arguments: list[str]) -> None:
-    """Open the window of the program in `folder`, or run a check of the export without a display."""
+    """Open the window of the program in `folder`, or run a check of the export without
+    a display.
+    """
     try:
         match arguments:
             case []:

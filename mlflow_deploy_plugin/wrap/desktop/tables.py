@@ -27,14 +27,18 @@ Columns = dict[str, list[object]]
 _MOST_BYTES = 200_000_000
 _ROW = re.compile(r"((?<=^row )|(?<=, row ))\d+")
 _FORMULA = re.compile(r"^(?=[=+\-@\t\r])(?![+-]?[\d.]+(e[+-]?\d+)?$)", re.IGNORECASE)
-"""The start of a text that a spreadsheet runs as a formula. A number such as -5 is not a formula."""
+"""The start of a text that a spreadsheet runs as a formula. A number such as -5 is not
+a formula.
+"""
 
 
 def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
-    """Do the same as `predict_csv` for a CSV file in UTF-8, or for the first sheet of an Excel file (.xlsx).
+    """Do the same as `predict_csv` for a CSV file in UTF-8, or for the first sheet of
+    an Excel file (.xlsx).
 
-    Raises InvalidRequest if the file cannot be read, is too large or does not fit the model. A message counts the rows
-    from the header, which is row 1, without empty rows.
+    Raises InvalidRequest if the file cannot be read, is too large or does not fit the
+    model. A message counts the rows from the header, which is row 1, without empty
+    rows.
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
@@ -69,8 +73,9 @@ def _excel_to_csv(path: Path) -> bytes:
 def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
     """Return all columns of a CSV text, and the predictions for its rows.
 
-    Numbers are as in the server's JSON: a float32 has few digits, and NaN is None. An output with several values per
-    row becomes a column per class or index. Raises the errors of `mlflow_protocol.decode` and `OnnxModel.run`.
+    Numbers are as in the server's JSON: a float32 has few digits, and NaN is None. An
+    output with several values per row becomes a column per class or index. Raises the
+    errors of `mlflow_protocol.decode` and `OnnxModel.run`.
     """
     artifact, schema = model.artifact, model.schema
     feeds = mlflow_protocol.decode(CSV, body, schema)
@@ -107,9 +112,11 @@ def _json_values(array: Array) -> list[object]:
 
 
 def save_columns(path: Path, columns: Columns) -> None:
-    """Write columns to a CSV or Excel file (.xlsx). A text that a spreadsheet would run as a formula is quoted with '.
+    """Write columns to a CSV or Excel file (.xlsx). A text that a spreadsheet would run
+    as a formula is quoted with '.
 
-    Raises InvalidRequest if the file cannot be written. An existing file is replaced only by a complete file.
+    Raises InvalidRequest if the file cannot be written. An existing file is replaced
+    only by a complete file.
     """
     rows = (
         [_quoted(value) for value in row]

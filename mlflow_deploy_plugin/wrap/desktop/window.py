@@ -1,4 +1,6 @@
-"""The window of a desktop program: a form, a table and a chart of predictions, a local server, and the provenance."""
+"""The window of a desktop program: a form, a table and a chart of predictions, a local
+server, and the provenance.
+"""
 
 import logging
 import tkinter as tk
@@ -49,10 +51,12 @@ logger = logging.getLogger(__name__)
 
 
 class ProgramWindow:
-    """The window of the version in an MLmodel folder. Work runs in a thread, so that the window stays responsive.
+    """The window of the version in an MLmodel folder. Work runs in a thread, so that
+    the window stays responsive.
 
     Attributes:
-        fields / server_fields: the texts of the two forms by name; `fields` is empty for a model of tensors.
+        fields / server_fields: the texts of the two forms by name; `fields` is empty
+            for a model of tensors.
         inputs / predictions: the columns of the last result.
         status: the last message.
         url: the address of the running server; empty if the server is stopped.
@@ -103,7 +107,8 @@ class ProgramWindow:
     def close(self) -> None:
         """Close the window, wait for the work in the thread, and stop the server."""
         self.root.withdraw()
-        self._thread.shutdown()  # A file is saved completely, and a server that starts can be stopped.
+        # A file is saved completely, and a server that starts can be stopped.
+        self._thread.shutdown()
         self._server.close()
         self.root.destroy()
 
@@ -113,7 +118,9 @@ class ProgramWindow:
         self._start("predicting", lambda: predict_csv(self.model, body), self._show)
 
     def open_file(self, path: str = "") -> None:
-        """Predict the rows of a CSV or Excel file; without a path, the user selects a file."""
+        """Predict the rows of a CSV or Excel file; without a path, the user selects a
+        file.
+        """
         if path := path or filedialog.askopenfilename(filetypes=_FILES):
             self._start(
                 f"predicting {Path(path).name}",
@@ -122,7 +129,9 @@ class ProgramWindow:
             )
 
     def save(self, path: str = "") -> None:
-        """Write the rows of the last result with their predictions to a CSV or Excel file."""
+        """Write the rows of the last result with their predictions to a CSV or Excel
+        file.
+        """
         columns = self.inputs | self.predictions
         if not columns:
             self._report("There are no predictions yet; predict a row, or open a file.", _RED)
@@ -154,7 +163,9 @@ class ProgramWindow:
         )
 
     def _start(self, doing: str, work: Callable[[], Any], show: Callable[[Any], object]) -> None:
-        """Call `work` in the thread, and then show its result or its error. Only one call runs at a time."""
+        """Call `work` in the thread, and then show its result or its error. Only one
+        call runs at a time.
+        """
         if not self.is_busy:
             self.is_busy = True
             self._report(f"{doing.capitalize()} …")
@@ -239,7 +250,9 @@ class ProgramWindow:
         )
 
     def _add_form(self, tab: ttk.Frame) -> dict[str, tk.StringVar]:
-        """Add one field per column, with the first row of the input example, and return the texts of the fields."""
+        """Add one field per column, with the first row of the input example, and return
+        the texts of the fields.
+        """
         artifact, schema, example = (
             self.model.artifact,
             self.model.schema,
@@ -294,7 +307,8 @@ class ProgramWindow:
 def _chart_of(predictions: Columns) -> tuple[str, Bars]:
     """Return the title and at most 12 bars of a chart.
 
-    The bars are the largest numbers of a single row, or the number of rows per label or per interval of numbers.
+    The bars are the largest numbers of a single row, or the number of rows per label or
+    per interval of numbers.
     """
     name, values = next(iter(predictions.items()))
     row = Counter(
@@ -351,7 +365,9 @@ def _add_field(
     text: str,
     choices: Sequence[object] = (),
 ) -> tk.StringVar:
-    """Add a field below its name and a note about its values, and return its text. The Enter key calls `enter`."""
+    """Add a field below its name and a note about its values, and return its text. The
+    Enter key calls `enter`.
+    """
     field = tk.StringVar(page, text)
     values = [as_text(choice) or "" for choice in choices]
     widget = (

@@ -1,14 +1,19 @@
-"""Adversarial rows: imperceptible changes in the direction in which the model's loss increases most.
+"""Adversarial rows: imperceptible changes in the direction in which the model's loss
+increases most.
 
-No value changes by more than the strength, a number of standard deviations of its column. In an image, the strength is
-a share of the value range, and values stay in that range. Only floating-point numbers are changed.
+No value changes by more than the strength, a number of standard deviations of its
+column. In an image, the strength is a share of the value range, and values stay in that
+range. Only floating-point numbers are changed.
 
-- `fgsm`, one step along the sign of the gradient: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572
-- `pgd`, ten steps from a random start: Madry et al. 2018, https://arxiv.org/abs/1706.06083
-- `spsa`, the steps of `pgd` with gradients estimated from predictions: Uesato et al. 2018,
-  https://arxiv.org/abs/1802.05666
+- `fgsm`, one step along the sign of the gradient: Goodfellow et al. 2015,
+  https://arxiv.org/abs/1412.6572
+- `pgd`, ten steps from a random start: Madry et al. 2018,
+  https://arxiv.org/abs/1706.06083
+- `spsa`, the steps of `pgd` with gradients estimated from predictions: Uesato et al.
+  2018, https://arxiv.org/abs/1802.05666
 
-`fgsm` and `pgd` need the torch module from which the ONNX form was made. The ONNX form then predicts the changed rows.
+`fgsm` and `pgd` need the torch module from which the ONNX form was made. The ONNX form
+then predicts the changed rows.
 """
 
 import inspect
@@ -38,7 +43,9 @@ from mlflow_deploy_plugin.wrap.evaluation.model import (
 )
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
-"""A function from N rows and a random generator to the loss of each row, [N], and the gradients by array."""
+"""A function from N rows and a random generator to the loss of each row, [N], and the
+gradients by array.
+"""
 _STEPS = 10
 _STEP_SIZE = (
     2.5  # All step lengths add up to 2.5 times the strength, enough to reach any corner (Madry).
@@ -85,7 +92,9 @@ def _moved(
     strength: float,
     by_sign: bool = True,
 ) -> NamedArrays:
-    """Return the current rows, moved by a step and clipped to within the strength of `rows`."""
+    """Return the current rows, moved by a step and clipped to within the strength of
+    `rows`.
+    """
     moved = dict(current)
     for name, direction in along.items():
         values, unit = rows[name].astype(np.float64), _unit(rows[name])
@@ -118,7 +127,9 @@ def estimated_gradient(
     rows: NamedArrays,
     truth: Array,
 ) -> LossGradient | Refused:
-    """Return a gradient that is estimated from predictions at steps of 0.1 standard deviations (SPSA, Spall 1992)."""
+    """Return a gradient that is estimated from predictions at steps of 0.1 standard
+    deviations (SPSA, Spall 1992).
+    """
     if not _floats(rows):
         return Refused("the model has no floating-point inputs")
     if isinstance(losses := _losses(truth, model.predict(rows)), Refused):
@@ -150,7 +161,9 @@ def estimated_gradient(
 
 
 def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
-    """Return the loss of each row: the cross-entropy of a class, or the squared error of a number."""
+    """Return the loss of each row: the cross-entropy of a class, or the squared error
+    of a number.
+    """
     probabilities, scores = predictions.probabilities, predictions.prediction
     if probabilities is not None:
         classes = list(predictions.classes) or sorted(set(truth.tolist()))
@@ -166,7 +179,8 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
         )
     if predictions.is_label or truth.dtype.kind not in "biuf" or scores.shape != truth.shape:
         return Refused(
-            "the model returns neither probabilities nor numbers that can be compared with the target",
+            "the model returns neither probabilities nor numbers that can be compared with the "
+            "target",
         )
     return np.square(scores.astype(np.float64) - truth)
 
@@ -200,17 +214,19 @@ def torch_original(
     original: str = "",
     has_consent: bool = False,
 ) -> Any:
-    """Return the torch module in the model's folder, or the module from which the model was made, or a `Refused`. An
-    optimized version has the original of its base. `original` is the URI of a torch model whose code the caller
-    consents to run. If empty, the URI is read from the model, and the code runs only with `has_consent`."""
+    """Return the torch module in the model's folder, or the module from which the model
+    was made, or a `Refused`. An optimized version has the original of its base.
+    `original` is the URI of a torch model whose code the caller consents to run. If
+    empty, the URI is read from the model, and the code runs only with `has_consent`.
+    """
     document = read_mlmodel(folder)
     flavors, uri = document.get("flavors", {}), original
     try:
         uri = uri or _original_uri(model, flavors, document.get("metadata") or {})
         if not uri:
             return Refused(
-                "the version has no torch original, which is needed for gradients; set --original URI or "
-                f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})",
+                "the version has no torch original, which is needed for gradients; set --original "
+                f"URI or log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})",
             )
         resolved = None if uri == model.source else resolve(uri)
         if resolved is not None:
@@ -218,11 +234,13 @@ def torch_original(
         if "pytorch" not in flavors:
             had = ", ".join(sorted(flavors))
             return Refused(
-                f"the original {uri} is not a torch module, which is needed for gradients; its flavors are {had}",
+                f"the original {uri} is not a torch module, which is needed for gradients; its "
+                f"flavors are {had}",
             )
         if not (original or has_consent):
             return Refused(
-                f"loading the torch original {uri} runs its own code; to consent, set --original {uri}",
+                f"loading the torch original {uri} runs its own code; to consent, set --original "
+                f"{uri}",
             )
         if resolved is None:
             return _load_torch(folder)
@@ -238,7 +256,9 @@ def _original_uri(
     metadata: Mapping[str, Any],
     follows_base: bool = True,
 ) -> str:
-    """Return the URI of the torch model from which a version or its base was made; empty if unknown."""
+    """Return the URI of the torch model from which a version or its base was made;
+    empty if unknown.
+    """
     named = str(metadata.get(WRAPPED_FROM_TAG, ""))
     if named or "pytorch" in flavors:
         return named or model.source
@@ -304,7 +324,9 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
 
 
 def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:
-    """Return the losses, [N]: the cross-entropy of class scores or probabilities, otherwise the squared error."""
+    """Return the losses, [N]: the cross-entropy of class scores or probabilities,
+    otherwise the squared error.
+    """
     numbers = answer.reshape(len(truth), -1)
     is_class = truth.ndim == 1 and truth.dtype.kind in "biu" and numbers.shape[1] > 1
     if not is_class:

@@ -1,4 +1,6 @@
-"""Agreement of a smaller or faster form of a version with its base, from which the form was made."""
+"""Agreement of a smaller or faster form of a version with its base, from which the form
+was made.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,10 +18,11 @@ from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, predictions_o
 
 
 def rounding_tolerance(share: float) -> Tolerance:
-    """Return the tolerance for another runtime or processor: a share of 1 and of each number.
+    """Return the tolerance for another runtime or processor: a share of 1 and of each
+    number.
 
-    Small scores are sums of large rounded numbers. Therefore a number may also differ by 2⁻¹⁸ of the largest number in
-    its row, which is the rounding of 32-bit floats.
+    Small scores are sums of large rounded numbers. Therefore a number may also differ
+    by 2⁻¹⁸ of the largest number in its row, which is the rounding of 32-bit floats.
     """
     return Tolerance(absolute=share, relative=share, of_row=2**-18)
 
@@ -30,10 +33,13 @@ class FormAgreement:
 
     Attributes:
         equal: the share of rows with equal labels; None if there are no labels.
-        max_difference, mean_difference: the largest of all numeric outputs, in the output's unit; None without outputs.
-        relative_difference: the mean difference as a share of the standard deviation of the base's predictions.
+        max_difference, mean_difference: the largest of all numeric outputs, in the
+            output's unit; None without outputs.
+        relative_difference: the mean difference as a share of the standard deviation of
+            the base's predictions.
         base_metric, form_metric: the metric of each model; NaN without labels.
-        loss: the deterioration compared with the base, in the unit of `loss_of`, to which the limit applies.
+        loss: the deterioration compared with the base, in the unit of `loss_of`, to
+            which the limit applies.
     """
 
     rows: int
@@ -48,14 +54,17 @@ class FormAgreement:
 
     @property
     def loss_of(self) -> str:
-        """Return the measure of the loss: the metric if known, otherwise "labels" or "values"."""
+        """Return the measure of the loss: the metric if known, otherwise "labels" or
+        "values".
+        """
         return self.metric or ("labels" if self.equal is not None else "values")
 
     def __str__(self) -> str:
         parts = [] if self.equal is None else [f"{self.equal:.2%} equal labels"]
         if self.max_difference is not None:
             parts.append(
-                f"mean difference {self.mean_difference:.2g} ({self.relative_difference:.2%} of the spread)",
+                f"mean difference {self.mean_difference:.2g} ({self.relative_difference:.2%} of "
+                "the spread)",
             )
         if self.metric:
             parts.append(f"{self.metric} {self.form_metric:.4f}, base {self.base_metric:.4f}")
@@ -70,12 +79,14 @@ def compare_with_base(
     metric: MetricName | None = None,
     base_outputs: Mapping[str, Array] | None = None,
 ) -> FormAgreement:
-    """Compare a form with its base on the same rows, [N, …] by column or tensor, and the labels `truth`, [N].
+    """Compare a form with its base on the same rows, [N, …] by column or tensor, and
+    the labels `truth`, [N].
 
-    `metric` is accuracy for labels and rmse for numbers by default. `base_outputs` are known outputs of the base.
+    `metric` is accuracy for labels and rmse for numbers by default. `base_outputs` are
+    known outputs of the base.
 
-    Raises InvalidConfig if the metric does not fit the answers or the shapes differ from the base, and SchemaMismatch
-    or InferenceError if a model rejects the rows.
+    Raises InvalidConfig if the metric does not fit the answers or the shapes differ
+    from the base, and SchemaMismatch or InferenceError if a model rejects the rows.
     """
     want = base.outputs(rows) if base_outputs is None else base_outputs
     got = form.outputs(rows)
@@ -118,10 +129,13 @@ def compare_with_base(
 
 
 def _agreement(name: str, expected: Array, actual: Array | None) -> Agreement:
-    """Compare an output of a form with the output of its base. Raises InvalidConfig if their shapes differ."""
+    """Compare an output of a form with the output of its base. Raises InvalidConfig if
+    their shapes differ.
+    """
     if actual is None or actual.shape != expected.shape:
         raise InvalidConfig(
-            f"the base has an output {name!r} of shape {list(expected.shape)}, but the form does not",
+            f"the base has an output {name!r} of shape {list(expected.shape)}, but the form does "
+            "not",
         )
     return compare(expected, actual)
 
@@ -136,9 +150,11 @@ def check_outputs(
     tolerance: Tolerance,
     what: str,
 ) -> float:
-    """Return the largest difference of outputs, [N, …] by name, from the outputs of the served model.
+    """Return the largest difference of outputs, [N, …] by name, from the outputs of the
+    served model.
 
-    Raises ParityError, whose message begins with `what`, if an output is not within the tolerance.
+    Raises ParityError, whose message begins with `what`, if an output is not within the
+    tolerance.
     """
     largest = 0.0
     for name, want in expected.items():
@@ -147,12 +163,18 @@ def check_outputs(
             got.dtype.kind,
             got.shape,
         ):  # LiteRT may return int32 for int64.
-            shapes = f"{got.dtype} {list(got.shape)}, but the served model returns {want.dtype} {list(want.shape)}"
+            shapes = (
+                f"{got.dtype} {list(got.shape)}, but the served model returns {want.dtype} "
+                f"{list(want.shape)}"
+            )
             raise ParityError(f"{what}: output {name!r}, {shapes}")
         agreement = compare(want, got, tolerance)
         if not agreement.is_same:
             position = tuple(np.argwhere(~agreement.same)[0])
-            pair = f"{np.atleast_1d(got)[position]}, but the served model returns {np.atleast_1d(want)[position]}"
+            pair = (
+                f"{np.atleast_1d(got)[position]}, but the served model returns "
+                f"{np.atleast_1d(want)[position]}"
+            )
             rows = f"{agreement.differing_rows} of {len(agreement.same)} rows"
             raise ParityError(f"{what}: output {name!r}, row {position[0]}: {pair} ({rows})")
         if agreement.are_numbers:
@@ -161,6 +183,8 @@ def check_outputs(
 
 
 def graph_digest(version: LoadedOnnx) -> str:
-    """Return `sha256:…` of the ONNX file, which identifies the base of an optimized version."""
+    """Return `sha256:…` of the ONNX file, which identifies the base of an optimized
+    version.
+    """
     with version.artifact.onnx_file.open("rb") as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

@@ -1,6 +1,8 @@
-"""Robustness curves: the metric of a version as a function of the strength of a disturbance of its rows.
+"""Robustness curves: the metric of a version as a function of the strength of a
+disturbance of its rows.
 
-All strengths of a disturbance use the same random numbers, so that the curve is smooth. A seed reproduces the report.
+All strengths of a disturbance use the same random numbers, so that the curve is smooth.
+A seed reproduces the report.
 """
 
 import importlib.util
@@ -57,7 +59,9 @@ FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")
 _LINE = "#2563eb"
 _MAX_VALUES = 30_000_000
-"""The maximum number of values to disturb: 200 colour images of 224 × 224. Memory holds several 64-bit copies."""
+"""The maximum number of values to disturb: 200 colour images of 224 × 224. Memory holds
+several 64-bit copies.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,13 @@ class RobustnessPoint:
     """The metric under a disturbance of one strength.
 
     Attributes:
-        value: the metric; None if the model rejects the rows or the answers are not numbers.
-        loss: the decline compared with undisturbed rows, in the metric's unit; a share for rmse and mae.
+        value: the metric; None if the model rejects the rows or the answers are not
+            numbers.
+        loss: the decline compared with undisturbed rows, in the metric's unit; a share
+            for rmse and mae.
         variant: the worst variant if there are several, such as the scaled column.
-        no_number: the share of rows with NaN or infinity in the values or probabilities.
+        no_number: the share of rows with NaN or infinity in the values or
+            probabilities.
         refusal: the model's error message, or a note that the metric is not a number.
     """
 
@@ -89,7 +96,8 @@ class RobustnessReport:
         clean: the metric of the undisturbed rows.
         points: the points, ordered by disturbance, then by strength.
         cannot: the disturbances that could not be measured, with the reasons.
-        notes: the parts of disturbances that were skipped because the model rejects such rows.
+        notes: the parts of disturbances that were skipped because the model rejects
+            such rows.
     """
 
     model: str
@@ -126,7 +134,9 @@ class RobustnessReport:
         return lines
 
     def figures(self) -> list[tuple[str, float, int]]:
-        """Return metrics for MLflow. The step is the strength × 1000, so that the MLflow UI draws the curve."""
+        """Return metrics for MLflow. The step is the strength × 1000, so that the
+        MLflow UI draws the curve.
+        """
         metrics = [("robustness/clean", self.clean, 0)]
         for name, points in self.curves():
             known = [
@@ -144,7 +154,9 @@ class RobustnessReport:
         return [figure for figure in metrics if math.isfinite(figure[1])]
 
     def save(self, folder: Path) -> list[Path]:
-        """Write robustness.json and a plot per curve; raise NotInstalled if matplotlib is missing."""
+        """Write robustness.json and a plot per curve; raise NotInstalled if matplotlib
+        is missing.
+        """
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
         files = {"robustness.json": (json.dumps(asdict(self), indent=2) + "\n").encode()}
@@ -208,24 +220,30 @@ def robustness(
     log: bool = False,
     progress: ProgressCallback = lambda line: None,
 ) -> RobustnessReport:
-    """Measure how much a version's metric drops when its rows are disturbed, by disturbance and strength.
+    """Measure how much a version's metric drops when its rows are disturbed, by
+    disturbance and strength.
 
     Args:
         model_uri: a version, such as models:/flight-delay/7, or a folder.
-        data: a file (.csv, .parquet, .npz), a dataset named as in a gate policy, a DataFrame, or arrays [N, …] by name.
+        data: a file (.csv, .parquet, .npz), a dataset named as in a gate policy, a
+            DataFrame, or arrays [N, …] by name.
         target: the label column.
         metric: by default accuracy for labels, rmse for numbers.
-        strengths: the disturbances, each with strengths (an empty sequence for the defaults); by default all that fit.
-        original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run. By
-            default, the URI is read from the version if `strengths` contains `fgsm` or `pgd`.
+        strengths: the disturbances, each with strengths (an empty sequence for the
+            defaults); by default all that fit.
+        original: the URI of the torch model from which the version was made, for `fgsm`
+            and `pgd`. Its code is run. By default, the URI is read from the version if
+            `strengths` contains `fgsm` or `pgd`.
         max_rows: the maximum number of rows.
         seed: the seed that samples the rows and the disturbances.
-        log: True to log the report, plots and metrics to the version's run, under `robustness/`.
+        log: True to log the report, plots and metrics to the version's run, under
+            `robustness/`.
         progress: called with a line before each long step.
 
-    Raises InvalidConfig if an argument is invalid or there is no run to log to, NotFound if the model does not exist,
-    NotInstalled if matplotlib is missing for the plots, SchemaMismatch or InferenceError if the model rejects the
-    undisturbed rows, and RegistryUnavailable if MLflow does not answer.
+    Raises InvalidConfig if an argument is invalid or there is no run to log to,
+    NotFound if the model does not exist, NotInstalled if matplotlib is missing for the
+    plots, SchemaMismatch or InferenceError if the model rejects the undisturbed rows,
+    and RegistryUnavailable if MLflow does not answer.
     """
     chosen = None if strengths is None else check_strengths(strengths)
     check_metric(metric)
@@ -239,7 +257,8 @@ def robustness(
         run = (
             run_of_model(resolved, model.artifact.run_id, model.artifact.model_id) if log else None
         )
-        # A user who requests an attack consents to run the original's code, which the attack needs.
+        # A user who requests an attack consents to run the original's code, which the
+        # attack needs.
         find_gradient = partial(
             torch_gradient,
             resolved,
@@ -274,12 +293,14 @@ def measure_robustness(
     find_gradient: Callable[[NamedArrays, Array], LossGradient | Refused],
     progress: ProgressCallback = lambda line: None,
 ) -> RobustnessReport:
-    """Measure the curves of a loaded model. The report does not include the names of model, dataset and target.
+    """Measure the curves of a loaded model. The report does not include the names of
+    model, dataset and target.
 
-    `strengths` is a result of `check_strengths`; None for the default strengths that fit the model. `find_gradient`
-    returns the gradient of the torch original for rows and their truth, [N]. Raises InvalidConfig if the metric does
-    not fit, there are fewer than two rows, or no disturbance can be measured, and SchemaMismatch or InferenceError if
-    the model rejects the undisturbed rows.
+    `strengths` is a result of `check_strengths`; None for the default strengths that
+    fit the model. `find_gradient` returns the gradient of the torch original for rows
+    and their truth, [N]. Raises InvalidConfig if the metric does not fit, there are
+    fewer than two rows, or no disturbance can be measured, and SchemaMismatch or
+    InferenceError if the model rejects the undisturbed rows.
     """
     rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
     if len(truth) < 2:
@@ -312,7 +333,8 @@ def measure_robustness(
             cannot[name] = variants.reason
             continue
         progress(f"measuring {name}")
-        # Mix the name into the seed. Otherwise data generated with the same seed would equal the noise.
+        # Mix the name into the seed. Otherwise data generated with the same seed would
+        # equal the noise.
         stream = [zlib.crc32(name.encode()), seed]
         for strength in values:
             outcomes = [
@@ -342,7 +364,9 @@ def measure_robustness(
 
 
 def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
-    """Return the columns in which the model rejects a missing value, with the error messages."""
+    """Return the columns in which the model rejects a missing value, with the error
+    messages.
+    """
     row, refusals = take_rows(rows, slice(0, 1)), {}
     for name, values in row.items():
         try:
@@ -359,7 +383,9 @@ def _disturber(
     truth: Array,
     of_original: Callable[[], LossGradient | Refused],
 ) -> Callable[[float, np.random.Generator], Iterable[tuple[str, NamedArrays]]] | Refused:
-    """Return a function that takes strength and generator and yields the disturbed rows, each with a variant name."""
+    """Return a function that takes strength and generator and yields the disturbed
+    rows, each with a variant name.
+    """
     if reason := unfit_reason(name, rows):
         return Refused(reason)
     if name not in ATTACKS:

@@ -1,4 +1,6 @@
-"""The rows on which a version is judged: a dataset with labels, or the reference in the model's folder."""
+"""The rows on which a version is judged: a dataset with labels, or the reference in the
+model's folder.
+"""
 
 import tempfile
 import zipfile
@@ -28,14 +30,18 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
 NamedArrays = dict[str, Array]
-"""Arrays of [N] (tensors: [N, …]) by column. Texts are objects, and a missing value is NaN or None."""
+"""Arrays of [N] (tensors: [N, …]) by column. Texts are objects, and a missing value is
+NaN or None.
+"""
 
 _DATASET = "dataset:/"
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledRows:
-    """Rows with a known label: the model's inputs, any other columns, and the labels, [N]."""
+    """Rows with a known label: the model's inputs, any other columns, and the labels,
+    [N].
+    """
 
     rows: NamedArrays
     truth: Array
@@ -52,8 +58,10 @@ def load_dataset(
     seed: int,
     max_rows: int,
 ) -> LabelledRows:
-    """Return at most `max_rows` labelled rows of a dataset. Raises InvalidConfig if the file or the target is missing,
-    NotFound if the run is missing, and RegistryUnavailable if MLflow does not answer."""
+    """Return at most `max_rows` labelled rows of a dataset. Raises InvalidConfig if the
+    file or the target is missing, NotFound if the run is missing, and
+    RegistryUnavailable if MLflow does not answer.
+    """
     return labelled_rows(read_dataset(dataset, artifact), dataset, target, artifact, seed, max_rows)
 
 
@@ -65,8 +73,10 @@ def labelled_rows(
     seed: int,
     max_rows: int,
 ) -> LabelledRows:
-    """Return at most `max_rows` rows with a known target. `source` names the dataset, and is empty for rows in memory.
-    Raises InvalidConfig without such rows, or if the target is an input."""
+    """Return at most `max_rows` rows with a known target. `source` names the dataset,
+    and is empty for rows in memory. Raises InvalidConfig without such rows, or if the
+    target is an input.
+    """
     shown = f"the dataset {source}" if source else "the data"
     if target not in rows:
         raise InvalidConfig(f"{shown} has no column {target!r}; it has {join_names(rows, target)}")
@@ -85,7 +95,9 @@ def labelled_rows(
 
 
 def load_rows(dataset: str, artifact: Artifact, most: int, seed: int) -> NamedArrays:
-    """Return at most `most` rows of a dataset, labelled or not; raise the errors of `load_dataset`."""
+    """Return at most `most` rows of a dataset, labelled or not; raise the errors of
+    `load_dataset`.
+    """
     rows = _without_log_columns(artifact, read_dataset(dataset, artifact))
     return cast_to_signature(
         artifact,
@@ -101,8 +113,10 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
 
 
 def known_rows(artifact: Artifact, schema: Schema, most: int) -> NamedArrays:
-    """Return rows in the types of the signature: the version's input example, otherwise at most `most` rows of its
-    reference or (64) of random numbers. Raises SchemaMismatch if the example does not match the model."""
+    """Return rows in the types of the signature: the version's input example, otherwise
+    at most `most` rows of its reference or (64) of random numbers. Raises
+    SchemaMismatch if the example does not match the model.
+    """
     example = artifact.folder / INPUT_EXAMPLE
     feeds: Mapping[str, Array] | None = None
     if example.is_file():
@@ -126,9 +140,11 @@ def known_rows(artifact: Artifact, schema: Schema, most: int) -> NamedArrays:
 
 
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Return the rows with numbers in the types of the model's signature, because files, the log and other versions may
-    have other types. If the model has a single [N, C] tensor and the rows have C numeric columns, the columns are
-    stacked into the tensor in the order of the file."""
+    """Return the rows with numbers in the types of the model's signature, because
+    files, the log and other versions may have other types. If the model has a single
+    [N, C] tensor and the rows have C numeric columns, the columns are stacked into the
+    tensor in the order of the file.
+    """
     dtypes, tensors = _column_dtypes(artifact), artifact.tensors
     if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
         is_table = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in rows.values())
@@ -148,23 +164,26 @@ def _column_dtypes(artifact: Artifact) -> dict[str, str]:
 
 
 def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Return the columns or tensors that the model uses, in the types of its signature; return all if the signature has
-    no names. Disturbances stay within the bounds of the types. Raises InvalidConfig if several arrays are given for one
-    unnamed tensor."""
+    """Return the columns or tensors that the model uses, in the types of its signature;
+    return all if the signature has no names. Disturbances stay within the bounds of the
+    types. Raises InvalidConfig if several arrays are given for one unnamed tensor.
+    """
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = {name: values for name, values in rows.items() if name in names or not any(names)}
     own = cast_to_signature(artifact, own)
     if names == {""} and len(own) > 1:
         raise InvalidConfig(
-            f"the model has one unnamed tensor, and the data contains {join_names(own)}: name the target, "
-            "and remove all other arrays",
+            f"the model has one unnamed tensor, and the data contains {join_names(own)}: name the "
+            "target, and remove all other arrays",
         )
     return own
 
 
 def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
-    """Return the rows of a CSV or Parquet file, or the arrays of a .npz file; messages name the file as `shown`. The
-    types of CSV columns follow from the signature of `artifact`. Raises InvalidConfig if the file cannot be read."""
+    """Return the rows of a CSV or Parquet file, or the arrays of a .npz file; messages
+    name the file as `shown`. The types of CSV columns follow from the signature of
+    `artifact`. Raises InvalidConfig if the file cannot be read.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InvalidConfig(
@@ -192,15 +211,18 @@ def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
 
 
 def read_data(data: object, artifact: Artifact) -> tuple[NamedArrays, str]:
-    """Return all rows of a dataset, a DataFrame or a mapping of arrays, and the name of the dataset, empty for rows in
-    memory; raise the errors of `load_dataset`."""
+    """Return all rows of a dataset, a DataFrame or a mapping of arrays, and the name of
+    the dataset, empty for rows in memory; raise the errors of `load_dataset`.
+    """
     if isinstance(data, str | Path) and str(data):
         return read_dataset(str(data), artifact), str(data)
     return frame_rows(data), ""
 
 
 def frame_rows(data: object) -> NamedArrays:
-    """Return the rows of a DataFrame or of a mapping of arrays [N, …]. Raises InvalidConfig for other or empty data."""
+    """Return the rows of a DataFrame or of a mapping of arrays [N, …]. Raises
+    InvalidConfig for other or empty data.
+    """
     if isinstance(data, Mapping):
         return _of_one_length(
             {str(name): np.asarray(values) for name, values in data.items()},
@@ -263,7 +285,9 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
 
 
 def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
-    """Return all rows of a dataset, named as in `onnxserve gate` (docs/gate.md); raise the errors of `load_dataset`."""
+    """Return all rows of a dataset, named as in `onnxserve gate` (docs/gate.md); raise
+    the errors of `load_dataset`.
+    """
     if dataset == REFERENCE:
         if (path := artifact.reference_file) is None:
             raise InvalidConfig(
@@ -280,13 +304,17 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
 
 
 def _read_reference(artifact: Artifact, path: Path) -> NamedArrays:
-    """Return the inputs of the reference in the signature's types, without its predictions, which are not labels."""
+    """Return the inputs of the reference in the signature's types, without its
+    predictions, which are not labels.
+    """
     rows = read_rows(path, "of the model's reference", artifact)
     return cast_to_signature(artifact, _without_log_columns(artifact, rows))
 
 
 def _without_log_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Drop the inference log's own columns, because a model with a single unnamed tensor would use them as input."""
+    """Drop the inference log's own columns, because a model with a single unnamed
+    tensor would use them as input.
+    """
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = ("_", OUTPUT_PREFIX)
     return {
@@ -297,7 +325,9 @@ def _without_log_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
 
 
 def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
-    """Read the file of a dataset that was logged to a run; raise NotFound if the run has no such dataset."""
+    """Read the file of a dataset that was logged to a run; raise NotFound if the run
+    has no such dataset.
+    """
     from mlflow.data import get_source  # The import takes a second.
     from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
     from mlflow.data.http_dataset_source import HTTPDatasetSource

@@ -1,7 +1,9 @@
-"""Disturbances of rows. Each function takes named arrays and a random generator, and returns changed copies.
+"""Disturbances of rows. Each function takes named arrays and a random generator, and
+returns changed copies.
 
-Numbers keep their type and its bounds. A tensor with two dimensions is a table of columns. A tensor with more
-dimensions has an image per row; with four, the channels are the second or the last dimension, whichever is smaller.
+Numbers keep their type and its bounds. A tensor with two dimensions is a table of
+columns. A tensor with more dimensions has an image per row; with four, the channels are
+the second or the last dimension, whichever is smaller.
 """
 
 import string
@@ -17,11 +19,15 @@ from mlflow_deploy_plugin.wrap.evaluation.metrics import spread
 UNSEEN = "(never seen)"
 _SHARE_OUT_OF_RANGE = 0.1
 _MAX_SCALED = 50
-"""The maximum number of columns that are scaled separately; each column costs a prediction of all rows."""
+"""The maximum number of columns that are scaled separately; each column costs a
+prediction of all rows.
+"""
 
 
 def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Add normal noise of `share` standard deviations of the column or image. Integers remain integers."""
+    """Add normal noise of `share` standard deviations of the column or image. Integers
+    remain integers.
+    """
 
     def disturb(values: Array) -> Array:
         scale = (
@@ -41,7 +47,9 @@ def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
 
 
 def with_missing(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Replace a share of the values in each column with NaN in float columns and None in other columns."""
+    """Replace a share of the values in each column with NaN in float columns and None
+    in other columns.
+    """
 
     def disturb(values: Array) -> Array:
         gone = rng.random(values.shape) < share
@@ -55,7 +63,9 @@ def with_missing(rows: NamedArrays, share: float, rng: np.random.Generator) -> N
 
 
 def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator) -> NamedArrays:
-    """Move a tenth of the numbers by `ranges` ranges beyond their column's limits; replace a tenth of the texts."""
+    """Move a tenth of the numbers by `ranges` ranges beyond their column's limits;
+    replace a tenth of the texts.
+    """
 
     def disturb(values: Array) -> Array:
         moved = rng.random(values.shape) < _SHARE_OUT_OF_RANGE
@@ -93,7 +103,9 @@ def within_type(numbers: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def unfit_reason(name: str, rows: NamedArrays) -> str:
-    """Return the reason why the disturbance does not apply to these rows; empty if it applies."""
+    """Return the reason why the disturbance does not apply to these rows; empty if it
+    applies.
+    """
     kinds = [(values.dtype.kind, values.ndim) for values in rows.values()]
     has_texts = any(_is_text(values).any() for values in rows.values() if values.dtype.kind == "O")
     if name in ("unseen", "typos") and not has_texts:
@@ -124,7 +136,9 @@ def with_swaps(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
 
 
 def with_typos(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Mistype a share of the characters of each text: drop, double or replace a character, or swap it with the next."""
+    """Mistype a share of the characters of each text: drop, double or replace a
+    character, or swap it with the next.
+    """
 
     def mistyped(text: str) -> str:
         characters = list(text)
@@ -153,7 +167,9 @@ def scaled_columns(
     factor: float,
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, NamedArrays]]:
-    """Yield the rows with one column multiplied by the factor; an image is scaled as one column."""
+    """Yield the rows with one column multiplied by the factor; an image is scaled as
+    one column.
+    """
     columns = [
         (name, column)
         for name, values in rows.items()
@@ -177,7 +193,9 @@ def brightened(
     share: float,
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, NamedArrays]]:
-    """Yield brighter images, then darker images, by this share of the value range; values stay in the range."""
+    """Yield brighter images, then darker images, by this share of the value range;
+    values stay in the range.
+    """
     for name, sign in (("brighter", 1.0), ("darker", -1.0)):
 
         def shifted(values: Array, sign: float = sign) -> Array:
@@ -191,7 +209,9 @@ def brightened(
 
 
 def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Cover a box of this share of each image, at a random position, with the mean of all values."""
+    """Cover a box of this share of each image, at a random position, with the mean of
+    all values.
+    """
 
     def covered(values: Array) -> Array:
         first = (
@@ -257,4 +277,6 @@ DISTURB: Mapping[str, _Disturb] = {
     "brightness": brightened,
     "occlusion": _one(occluded),
 }
-"""The functions that yield the variants of a disturbance with their names. A single variant has an empty name."""
+"""The functions that yield the variants of a disturbance with their names. A single
+variant has an empty name.
+"""

@@ -1,8 +1,11 @@
-"""Explain the rows of a file: the contribution of each column to each prediction, and the importance of columns.
+"""Explain the rows of a file: the contribution of each column to each prediction, and
+the importance of columns.
 
-Contributions are computed as for `/explain` (`serve/pyfunc/explainer.py`, SHAP's permutation explainer on the ONNX
-form). The importance of a column is its mean absolute contribution and, with labels, the loss of the metric when the
-column is permuted (Breiman 2001, https://doi.org/10.1023/A:1010933404324; scikit-learn's `permutation_importance`).
+Contributions are computed as for `/explain` (`serve/pyfunc/explainer.py`, SHAP's
+permutation explainer on the ONNX form). The importance of a column is its mean absolute
+contribution and, with labels, the loss of the metric when the column is permuted
+(Breiman 2001, https://doi.org/10.1023/A:1010933404324; scikit-learn's
+`permutation_importance`).
 """
 
 import contextlib
@@ -58,8 +61,10 @@ _SHOWN_COLUMNS = 20
 
 @dataclass(frozen=True)
 class ColumnImportance:
-    """The importance of a column: its mean absolute contribution over rows and outputs, and its permutation loss.
-    `permutation` is the mean loss of the metric over the repeats, in the metric's unit; None without labels."""
+    """The importance of a column: its mean absolute contribution over rows and outputs,
+    and its permutation loss. `permutation` is the mean loss of the metric over the
+    repeats, in the metric's unit; None without labels.
+    """
 
     column: str
     mean_abs: float
@@ -73,14 +78,17 @@ class Explanation:
 
     Attributes:
         outputs: the classes of a classifier, otherwise the outputs.
-        values: the contributions, [N, C, K] float64. The sum of contributions and base value is the model's answer.
+        values: the contributions, [N, C, K] float64. The sum of contributions and base
+            value is the model's answer.
         base_values: the base value of each output, [K] float64.
         data: the values of the rows by column, [N].
         positions: the positions of the rows in the data, [N], from 0.
-        left_out: the number of rows that are skipped because the model does not return finite numbers.
+        left_out: the number of rows that are skipped because the model does not return
+            finite numbers.
         importance: the columns, the most important column first.
         metric: the metric of the permutation importance; None without labels.
-        background: the number and source of the background rows: `reference`, `input_example` or `data`.
+        background: the number and source of the background rows: `reference`,
+            `input_example` or `data`.
     """
 
     model: str
@@ -133,7 +141,9 @@ class Explanation:
         return lines
 
     def contributions(self) -> pa.Table:
-        """Return a table with a line per row and output: `_row`, `_output`, `_base_value`, and all contributions."""
+        """Return a table with a line per row and output: `_row`, `_output`,
+        `_base_value`, and all contributions.
+        """
         count, _, outputs = self.values.shape
         flat = self.values.transpose(0, 2, 1).reshape(count * outputs, -1)
         columns = {
@@ -146,7 +156,9 @@ class Explanation:
         )
 
     def write_contributions(self, path: str) -> None:
-        """Write the contributions in the format of the file's ending; raise InvalidConfig if writing fails."""
+        """Write the contributions in the format of the file's ending; raise
+        InvalidConfig if writing fails.
+        """
         kind, table = contributions_format(path), self.contributions()
         with (
             open_output(path, sys.stdout.buffer) as file,
@@ -156,7 +168,9 @@ class Explanation:
                 write(batch)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write explain.json, contributions.parquet and SHAP's plots; raise NotInstalled if matplotlib is missing."""
+        """Write explain.json, contributions.parquet and SHAP's plots; raise
+        NotInstalled if matplotlib is missing.
+        """
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "explain.json").write_text(
@@ -166,7 +180,9 @@ class Explanation:
         return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
 
     def _draw(self, folder: Path) -> Iterator[Path]:
-        """Draw and yield the plot files. With two classes, only the second class is drawn; the first mirrors it."""
+        """Draw and yield the plot files. With two classes, only the second class is
+        drawn; the first mirrors it.
+        """
         import matplotlib.pyplot as plt  # The import takes half a second.
         import shap
 
@@ -212,21 +228,25 @@ def explain(
     log: bool = False,
     progress: ProgressCallback = lambda line: None,
 ) -> Explanation:
-    """Explain a version's predictions for given rows, and measure the importance of its columns.
+    """Explain a version's predictions for given rows, and measure the importance of its
+    columns.
 
     Args:
         model_uri: a version, such as models:/flight-delay/7, or a folder.
         data: as in `robustness`; `reference` is the sample in the model's folder.
         target: the label column; if empty, permutation importance is not computed.
-        metric: the metric for permutation importance; by default accuracy for labels, rmse for numbers.
-        max_rows: the maximum number of rows to explain, sampled by the seed. The metric uses at most 2,000.
-        max_evals: model evaluations per row, each with up to 100 rows; by default ten pairs of permutations.
+        metric: the metric for permutation importance; by default accuracy for labels,
+            rmse for numbers.
+        max_rows: the maximum number of rows to explain, sampled by the seed. The metric
+            uses at most 2,000.
+        max_evals: model evaluations per row, each with up to 100 rows; by default ten
+            pairs of permutations.
         seed: the seed that samples the rows.
         log: True to log the explanation to the version's run, under `explain/`.
         progress: called with a line before each long step.
 
-    Raises InvalidRequest or InvalidArtifact if the model has no ONNX form or its inputs are images, NotInstalled if
-    shap is missing, and like `robustness`.
+    Raises InvalidRequest or InvalidArtifact if the model has no ONNX form or its inputs
+    are images, NotInstalled if shap is missing, and like `robustness`.
     """
     require_shap()
     if log:
@@ -308,8 +328,10 @@ def contributions(
     seed: int,
     progress: ProgressCallback,
 ) -> "tuple[RowContributions, str, int]":
-    """Return the contributions, a description of the background, and the evaluations per row. Raises InvalidConfig if
-    `max_evals` is too small, or if the model does not return numbers for each row."""
+    """Return the contributions, a description of the background, and the evaluations
+    per row. Raises InvalidConfig if `max_evals` is too small, or if the model does not
+    return numbers for each row.
+    """
     config: Any = SimpleNamespace(DISABLE_JIT=0)
     with contextlib.suppress(
         ModuleNotFoundError,
@@ -343,7 +365,9 @@ def contributions(
 
 
 def contributions_format(path: str) -> FileFormat:
-    """Return the file format for contributions; raise InvalidConfig if the ending is unknown."""
+    """Return the file format for contributions; raise InvalidConfig if the ending is
+    unknown.
+    """
     if (kind := format_of(path)) is None:
         raise InvalidConfig(
             f"{path}: contributions can be written to .csv, .json, .jsonl or .parquet",
@@ -363,7 +387,9 @@ def _permutation_importance(
     features: "list[ExplainedFeature]",
     seed: int,
 ) -> tuple[MetricName, list[tuple[float, float]]]:
-    """Return the metric, and the mean and standard deviation of the loss for each feature."""
+    """Return the metric, and the mean and standard deviation of the loss for each
+    feature.
+    """
     rows = own_columns(model.artifact, labelled.rows)
     baseline = Baseline.of(model.predict(rows), labelled.truth, metric)
     sign = 1.0 if HIGHER_IS_BETTER[baseline.metric] else -1.0

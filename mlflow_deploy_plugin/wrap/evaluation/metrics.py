@@ -1,10 +1,11 @@
 """Weighted metrics of labelled rows, and the paired bootstrap that compares two models.
 
-Every metric equals scikit-learn's metric of the same name with `sample_weight`. A bootstrap resample is a weight per
-row, so a metric is computed in two steps: the first runs once per set of rows, the second once per resample.
+Every metric equals scikit-learn's metric of the same name with `sample_weight`. A
+bootstrap resample is a weight per row, so a metric is computed in two steps: the first
+runs once per set of rows, the second once per resample.
 
-With two labels, f1 and roc_auc refer to the larger label. With more labels, both are the mean over the labels (macro);
-roc_auc compares each label with all other labels.
+With two labels, f1 and roc_auc refer to the larger label. With more labels, both are
+the mean over the labels (macro); roc_auc compares each label with all other labels.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,22 +30,29 @@ HIGHER_IS_BETTER = {
     "mae": False,
 }
 RELATIVE_METRICS = ("rmse", "mae")
-"""Metrics in the unit of the target. Their differences are shares of the current version's value."""
+"""Metrics in the unit of the target. Their differences are shares of the current
+version's value.
+"""
 
 EPSILON = float(np.finfo(np.float64).eps)
-"""The smallest probability in a log loss, and the smallest divisor, as in scikit-learn."""
+"""The smallest probability in a log loss, and the smallest divisor, as in scikit-learn.
+"""
 HITS_DIVISORS: Mapping[str, Callable[[Array, Array], Array]] = {
     "f1": lambda true, called: (true + called) / 2,
     "precision": lambda true, called: called,
     "recall": lambda true, called: true,
 }
-"""The divisor of a label's hits per metric, from the numbers of rows with the true and with the predicted label."""
+"""The divisor of a label's hits per metric, from the numbers of rows with the true and
+with the predicted label.
+"""
 
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """The difference between candidate and current version; a negative difference is worse. For `RELATIVE_METRICS`, the
-    difference is a share of the current value. `low` and `high` are one-sided confidence bounds."""
+    """The difference between candidate and current version; a negative difference is
+    worse. For `RELATIVE_METRICS`, the difference is a share of the current value. `low`
+    and `high` are one-sided confidence bounds.
+    """
 
     metric: MetricName
     candidate: float
@@ -54,12 +62,14 @@ class MetricComparison:
     high: float
 
     def describe(self, against: str, rows: int, confidence: float) -> str:
-        """Return the comparison on `rows` rows with the version `against` as a text without an end."""
+        """Return the comparison on `rows` rows with the version `against` as a text
+        without an end.
+        """
         unit = ".1%" if self.metric in RELATIVE_METRICS else ".4f"
         return (
             f"{self.metric} {self.candidate:.4f} compared with {self.current:.4f} of {against}: "
-            f"{abs(self.difference):{unit}} {'worse' if self.difference < 0 else 'better'} on {rows:,} rows "
-            f"({confidence:.0%} bounds {self.low:+{unit}} and {self.high:+{unit}})"
+            f"{abs(self.difference):{unit}} {'worse' if self.difference < 0 else 'better'} on "
+            f"{rows:,} rows ({confidence:.0%} bounds {self.low:+{unit}} and {self.high:+{unit}})"
         )
 
     def figures(self) -> dict[str, float]:
@@ -78,7 +88,9 @@ def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """The metric of the undisturbed rows, the reference for predictions of changed rows."""
+    """The metric of the undisturbed rows, the reference for predictions of changed
+    rows.
+    """
 
     metric: MetricName
     truth: Array
@@ -87,7 +99,9 @@ class Baseline:
 
     @classmethod
     def of(cls, predicted: ModelPredictions, truth: Array, metric: MetricName | None) -> "Baseline":
-        """Return the baseline for a metric or the default metric; raise InvalidConfig if the metric does not fit."""
+        """Return the baseline for a metric or the default metric; raise InvalidConfig
+        if the metric does not fit.
+        """
         metric = metric or default_metric(truth, predicted)
         value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
         if not np.isfinite(value):
@@ -97,12 +111,16 @@ class Baseline:
         return cls(metric, truth, predicted, value)
 
     def value_of(self, predictions: ModelPredictions) -> float:
-        """Return the metric of predictions for changed rows; raise InvalidConfig if the metric does not fit."""
+        """Return the metric of predictions for changed rows; raise InvalidConfig if the
+        metric does not fit.
+        """
         return weighted_metric(self.metric, self.truth, predictions)(np.ones(len(self.truth)))
 
     def loss(self, value: float) -> float:
-        """Return the deterioration in units of the metric, or as a share for rmse and mae. The share is relative to the
-        baseline's error or the predictions' standard deviation, whichever is larger: tiny errors double easily."""
+        """Return the deterioration in units of the metric, or as a share for rmse and
+        mae. The share is relative to the baseline's error or the predictions' standard
+        deviation, whichever is larger: tiny errors double easily.
+        """
         sign = 1.0 if HIGHER_IS_BETTER[self.metric] else -1.0
         is_relative = self.metric in RELATIVE_METRICS
         scale = (
@@ -118,7 +136,9 @@ def spread(values: Array) -> float:
 
 
 def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictions:
-    """Convert class scores to the index of the highest score, if the truth consists of such indices."""
+    """Convert class scores to the index of the highest score, if the truth consists of
+    such indices.
+    """
     scores = predictions.prediction
     is_scores = not predictions.is_label and scores.ndim == 2 and scores.shape[1] > 1
     if not is_scores or truth.ndim != 1 or truth.dtype.kind not in "iuf":
@@ -132,7 +152,9 @@ def weighted_metric(
     truth: Array,
     predictions: ModelPredictions,
 ) -> WeightedMetric:
-    """Return the metric as a function of row weights; raise InvalidConfig if the predictions do not fit."""
+    """Return the metric as a function of row weights; raise InvalidConfig if the
+    predictions do not fit.
+    """
     if metric in ("rmse", "mae"):
         try:
             expected, actual = truth.astype(np.float64), predictions.prediction.astype(np.float64)
@@ -163,7 +185,9 @@ def paired_bootstrap(
     count: int,
     seed: int,
 ) -> MetricComparison:
-    """Compare two models with a paired bootstrap: both models get the same weights in each of `count` resamples."""
+    """Compare two models with a paired bootstrap: both models get the same weights in
+    each of `count` resamples.
+    """
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
 
     def difference(weights: Array) -> float:
@@ -192,10 +216,12 @@ def paired_bootstrap(
 
 
 def resamples(rng: np.random.Generator, rows: int, size: int, count: int) -> Iterator[Array]:
-    """Yield `count` bootstrap resamples of `size` rows: the number of times that each row is drawn, [rows] float64.
+    """Yield `count` bootstrap resamples of `size` rows: the number of times that each
+    row is drawn, [rows] float64.
 
-    `scipy.stats.bootstrap` draws the same rows and takes three times as long (79 instead of 25 ms for 1,000 resamples
-    of 500 rows). It cannot draw fewer rows than there are, and base installations lack scipy.
+    `scipy.stats.bootstrap` draws the same rows and takes three times as long (79
+    instead of 25 ms for 1,000 resamples of 500 rows). It cannot draw fewer rows than
+    there are, and base installations lack scipy.
     """
     for _ in range(count):
         yield np.bincount(rng.integers(0, rows, size), minlength=rows).astype(np.float64)
@@ -220,7 +246,8 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     ]
     if isinstance(examples[0], str) != isinstance(examples[1], str):
         raise InvalidConfig(
-            f"{metric}: the target contains {examples[0]!r}, the model returns {examples[1]!r}; only one is text",
+            f"{metric}: the target contains {examples[0]!r}, the model returns {examples[1]!r}; "
+            "only one is text",
         )
     if metric == "accuracy":
         return _weighted_mean(predicted == truth)
@@ -255,7 +282,8 @@ def _of_probabilities(
     )
     if unknown := [label for label in labels.tolist() if label not in classes]:
         raise InvalidConfig(
-            f"{metric}: the target contains {unknown[0]!r}, which is not a class of the model ({classes or 'unknown'})",
+            f"{metric}: the target contains {unknown[0]!r}, which is not a class of the model "
+            f"({classes or 'unknown'})",
         )
     columns = [classes.index(label) for label in labels.tolist()]
     if np.isnan(probabilities).any():  # NaN would be sorted as the highest score.
@@ -287,7 +315,9 @@ def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
 
 
 def weight_below_scores(scores: Array) -> Callable[[Array], Array]:
-    """Return a function from weights to [N] sums: the weight of lower scores plus half the weight of equal scores."""
+    """Return a function from weights to [N] sums: the weight of lower scores plus half
+    the weight of equal scores.
+    """
     _, ranks = np.unique(scores, return_inverse=True)
 
     def weight_below(weights: Array) -> Array:
@@ -304,7 +334,9 @@ def log_losses(probabilities: Array) -> Array:
 
 
 def mean_over_labels(hits: Array, divisor: Array) -> Array:
-    """Return the mean of `hits / divisor` over the last axis (labels); a label with divisor 0 counts as 0."""
+    """Return the mean of `hits / divisor` over the last axis (labels); a label with
+    divisor 0 counts as 0.
+    """
     ratios = np.where(divisor > 0, hits / np.where(divisor > 0, divisor, 1), 0.0)
     mean: Array = ratios.mean(axis=-1)
     return mean

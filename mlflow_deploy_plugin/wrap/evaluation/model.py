@@ -1,4 +1,6 @@
-"""Load a model version to predict rows, with our runtime if it has an ONNX form, otherwise with mlflow.pyfunc."""
+"""Load a model version to predict rows, with our runtime if it has an ONNX form,
+otherwise with mlflow.pyfunc.
+"""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +25,9 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artif
 
 _CHUNK, _CHUNK_VALUES = 5_000, 4_000_000
 TIMEOUT_SECONDS = 600.0
-"""The timeout for loading a model without an ONNX form, and for predicting all rows of a check."""
+"""The timeout for loading a model without an ONNX form, and for predicting all rows of
+a check.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class ModelPredictions:
     Attributes:
         prediction: [N], or [N, k] if a row has several values.
         is_label: True if the prediction is a class.
-        probabilities: [N, C]; None unless the model is a classifier that returns probabilities.
+        probabilities: [N, C]; None unless the model is a classifier that returns
+            probabilities.
         classes: the labels in the order of the probabilities; empty if unknown.
     """
 
@@ -47,7 +52,9 @@ class ModelPredictions:
 
     @property
     def no_number(self) -> float:
-        """The share of rows with NaN or infinity in the prediction or the probabilities."""
+        """The share of rows with NaN or infinity in the prediction or the
+        probabilities.
+        """
         sides = (side for side in (self.prediction, self.probabilities) if side is not None)
         bad = [
             ~np.isfinite(side).reshape(len(side), -1).all(axis=1)
@@ -58,18 +65,24 @@ class ModelPredictions:
 
 
 class LoadedModel(Protocol):
-    """A loaded version. `artifact` is the content of its MLmodel file, with inputs and outputs resolved."""
+    """A loaded version. `artifact` is the content of its MLmodel file, with inputs and
+    outputs resolved.
+    """
 
     @property
     def artifact(self) -> Artifact: ...
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
-        """Return the predictions of rows with the required columns, or raise SchemaMismatch or InferenceError."""
+        """Return the predictions of rows with the required columns, or raise
+        SchemaMismatch or InferenceError.
+        """
         ...
 
 
 def chunk_rows(rows: Mapping[str, Array]) -> int:
-    """Return the number of rows that are computed per batch: thousands of table rows, or a few images."""
+    """Return the number of rows that are computed per batch: thousands of table rows,
+    or a few images.
+    """
     width = sum(values[:1].size for values in rows.values())
     return max(1, min(_CHUNK, _CHUNK_VALUES // max(width, 1)))
 
@@ -81,15 +94,17 @@ def downloaded_version(resolved: ResolvedModel) -> Iterator[Path]:
 
 
 def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
-    """Load the model of an MLmodel folder, to run in one thread. Raises CodeRefused if the model is a pyfunc and
-    `allow_pyfunc` is false, InvalidArtifact, or InferenceError if loading fails."""
+    """Load the model of an MLmodel folder, to run in one thread. Raises CodeRefused if
+    the model is a pyfunc and `allow_pyfunc` is false, InvalidArtifact, or
+    InferenceError if loading fails.
+    """
     artifact = read_served_artifact(folder)
     if artifact.flavor != PYTHON_FUNCTION:
         return LoadedOnnx(OnnxModel.load(folder))
     if not allow_pyfunc:
         raise CodeRefused(
-            "a version without an ONNX form would run its own code, which is not allowed on this server; "
-            "run `onnxserve gate MODEL VERSION` on your machine",
+            "a version without an ONNX form would run its own code, which is not allowed on this "
+            "server; run `onnxserve gate MODEL VERSION` on your machine",
         )
     return _LoadedPyfunc(artifact)
 
@@ -103,7 +118,9 @@ class LoadedOnnx:
         return predictions_of(self.artifact, self.outputs(rows))
 
     def feeds(self, rows: Mapping[str, Array]) -> Feeds:
-        """Return the feeds of rows, which may have additional columns, or raise SchemaMismatch."""
+        """Return the feeds of rows, which may have additional columns, or raise
+        SchemaMismatch.
+        """
         names = self.model.schema.names
         # Without names, all arrays go to the single unnamed tensor.
         columns = {name: rows[name] for name in names if name in rows} if any(names) else dict(rows)
@@ -112,7 +129,9 @@ class LoadedOnnx:
         return self.model.schema.from_columns(columns)
 
     def outputs(self, rows: Mapping[str, Array]) -> dict[str, Array]:
-        """Return all outputs of the graph, [N, …] by name; raise the errors of `predict`."""
+        """Return all outputs of the graph, [N, …] by name; raise the errors of
+        `predict`.
+        """
         total = len(next(iter(rows.values()))) if rows else 0
         size = chunk_rows(rows)
         starts = range(0, max(total, 1), size)
@@ -124,7 +143,9 @@ class LoadedOnnx:
 
 
 def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPredictions:
-    """Return the predictions in the outputs of a version, [N, …] by name. Some outputs may be missing."""
+    """Return the predictions in the outputs of a version, [N, …] by name. Some outputs
+    may be missing.
+    """
     by_role: dict[str, Array] = {}
     for output in (output for output in artifact.outputs if output.name in outputs):
         values = outputs[output.name]
@@ -213,7 +234,9 @@ class _LoadedPyfunc:
             ) from None
 
     def _in_time(self, work: Callable[[], Any]) -> Any:
-        """Run the model's code in a thread with a timeout. A model that timed out is not called again."""
+        """Run the model's code in a thread with a timeout. A model that timed out is
+        not called again.
+        """
         if self._hangs:
             raise InferenceError("the model hangs")
         done: Future[Any] = Future()

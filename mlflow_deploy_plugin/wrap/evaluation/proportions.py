@@ -1,5 +1,7 @@
-"""The bounds of a share of rows. Counts may be fractions, such as the number of independent rows that dependent rows
-are worth; `scipy.stats.binomtest` accepts only integers."""
+"""The bounds of a share of rows. Counts may be fractions, such as the number of
+independent rows that dependent rows are worth; `scipy.stats.binomtest` accepts only
+integers.
+"""
 
 import math
 
@@ -7,7 +9,9 @@ from scipy.special import betainccinv, betaincinv, ndtri
 
 
 def wilson_bounds(share: float, count: float, confidence: float) -> tuple[float, float]:
-    """Return the bounds of Wilson's score interval (JASA 22, 1927) for a `share` of `count` > 0 independent rows."""
+    """Return the bounds of Wilson's score interval (JASA 22, 1927) for a `share` of
+    `count` > 0 independent rows.
+    """
     z = float(ndtri((1 + confidence) / 2))
     widened = 1 + z**2 / count
     centre = (share + z**2 / (2 * count)) / widened
@@ -16,8 +20,9 @@ def wilson_bounds(share: float, count: float, confidence: float) -> tuple[float,
 
 
 def clopper_pearson_bounds(hits: float, count: float, confidence: float) -> tuple[float, float]:
-    """Return the bounds of the exact interval (Clopper & Pearson, Biometrika 26, 1934) for `hits` of `count` > 0
-    independent rows."""
+    """Return the bounds of the exact interval (Clopper & Pearson, Biometrika 26, 1934)
+    for `hits` of `count` > 0 independent rows.
+    """
     tail = (1 - confidence) / 2
     low = float(betaincinv(hits, count - hits + 1, tail)) if hits > 0 else 0.0
     high = float(betainccinv(hits + 1, count - hits, tail)) if hits < count else 1.0

@@ -1,1 +1,3 @@
-"""Export a version as files that do not need onnxserve: the graph, a wheel, or a bundle for offline machines."""
+"""Export a version as files that do not need onnxserve: the graph, a wheel, or a bundle
+for offline machines.
+"""

@@ -1,4 +1,6 @@
-"""Build the desktop program of a version with PyInstaller, for the operating system and the CPU of this machine."""
+"""Build the desktop program of a version with PyInstaller, for the operating system and
+the CPU of this machine.
+"""
 
 import json
 import platform
@@ -51,13 +53,17 @@ _LIBRARIES = {
     ),
     *("wrapt", "yaml", "zstandard"),
 }
-"""The libraries that the program imports. The other installed libraries would add up to gigabytes."""
+"""The libraries that the program imports. The other installed libraries would add up to
+gigabytes.
+"""
 
 
 def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path) -> Path:
-    """Build the program, and return its executable, which needs the other files of its folder.
+    """Build the program, and return its executable, which needs the other files of its
+    folder.
 
-    Raises NotInstalled if PyInstaller, openpyxl or tkinter is missing, and ConversionError if PyInstaller fails.
+    Raises NotInstalled if PyInstaller, openpyxl or tkinter is missing, and
+    ConversionError if PyInstaller fails.
     """
     if missing := [
         name for name in ("PyInstaller", "openpyxl", "_tkinter") if find_spec(name) is None

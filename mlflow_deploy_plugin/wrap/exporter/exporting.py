@@ -1,4 +1,6 @@
-"""Export a version as files that do not need onnxserve, and compare each export with the served model."""
+"""Export a version as files that do not need onnxserve, and compare each export with
+the served model.
+"""
 
 import json
 import os
@@ -59,14 +61,18 @@ _LARGEST_PROTOBUF = 2**31 - 2**20
 _ORT_TOLERANCE = rounding_tolerance(1e-5)
 _TFLITE_TOLERANCE = rounding_tolerance(1e-4)
 _PMML_TOLERANCE = rounding_tolerance(1e-4)
-"""The tolerances for the rounding of fused nodes and other kernels. Other formats must be exact."""
+"""The tolerances for the rounding of fused nodes and other kernels. Other formats must
+be exact.
+"""
 Rows = dict[str, Array]
 """Columns [N] or tensors [N, …] by name in the signature."""
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A checked export at `path`. For `rows` rows, it differs from the served model by at most `max_error`."""
+    """A checked export at `path`. For `rows` rows, it differs from the served model by
+    at most `max_error`.
+    """
 
     path: Path
     format: ExportFormat
@@ -88,25 +94,33 @@ def export(
     original: str = "",
     progress: ProgressCallback = lambda line: None,
 ) -> ExportedModel:
-    """Export a version, and check that it returns the same predictions as the served version.
+    """Export a version, and check that it returns the same predictions as the served
+    version.
 
     Args:
-        model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved once.
+        model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved
+            once.
         format: the export format; see docs/export.md.
-        path: the file or folder to write, which must not exist. A folder with the suffix .zip is zipped. For a wheel,
-            the path may be an existing folder, to which a wheel with the default name is written.
-        rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet) for the check. Default:
-            the input example, the reference sample or random numbers. The check adds rows with noise.
-        name: the name of the wheel's distribution and package; None: the name of the model.
+        path: the file or folder to write, which must not exist. A folder with the
+            suffix .zip is zipped. For a wheel, the path may be an existing folder, to
+            which a wheel with the default name is written.
+        rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl,
+            .parquet) for the check. Default: the input example, the reference sample or
+            random numbers. The check adds rows with noise.
+        name: the name of the wheel's distribution and package; None: the name of the
+            model.
         wheels: a folder whose wheels are copied to a bundle.
-        download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
-        original: the URI of the fitted model for PMML, whose code the caller consents to run. Not needed if MLflow's
-            flavor of its library logged the version.
-        progress: called with a message before a long step, or for a tflite file of one row per call.
+        download_wheels: True to download wheels of onnxruntime and numpy with pip for
+            this machine's Python.
+        original: the URI of the fitted model for PMML, whose code the caller consents
+            to run. Not needed if MLflow's flavor of its library logged the version.
+        progress: called with a message before a long step, or for a tflite file of one
+            row per call.
 
-    Raises AlreadyExists, ConversionError if the version has no ONNX form or the format cannot be written, ParityError
-    if the predictions of the export differ, NotInstalled for PMML without Java, and InvalidConfig, NotFound or
-    RegistryUnavailable if the version, its original or the rows cannot be loaded. No file is written then.
+    Raises AlreadyExists, ConversionError if the version has no ONNX form or the format
+    cannot be written, ParityError if the predictions of the export differ, NotInstalled
+    for PMML without Java, and InvalidConfig, NotFound or RegistryUnavailable if the
+    version, its original or the rows cannot be loaded. No file is written then.
     """
     options_of = {
         "bundle": bool(wheels or download_wheels),
@@ -135,7 +149,8 @@ def export(
         model = OnnxModel.load(folder)
         if model.artifact.tokenizer is not None:
             raise ConversionError(
-                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve build-docker instead",
+                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve "
+                "build-docker instead",
             )
         reason = ""
         for data in _proof_rows(model, rows):
@@ -147,7 +162,8 @@ def export(
                 reason = error.message
         else:
             raise InvalidConfig(
-                f"the model cannot predict the rows of the proof: {reason}; pass rows that it accepts (--rows FILE)",
+                f"the model cannot predict the rows of the proof: {reason}; pass rows that it "
+                "accepts (--rows FILE)",
             )
         version = _LoadedVersion(
             model,
@@ -169,7 +185,8 @@ def export(
 
 @dataclass(frozen=True)
 class _LoadedVersion:
-    """A version, its metadata, and its predictions for the rows of the proof, which are `feeds` for its graph.
+    """A version, its metadata, and its predictions for the rows of the proof, which are
+    `feeds` for its graph.
 
     A format is written next to `graph`, or from the `fitted` model.
     """
@@ -194,7 +211,9 @@ def _write(
     download_wheels: bool,
     progress: ProgressCallback,
 ) -> tuple[Path, float]:
-    """Write a version in a format next to its graph, check it, and return its path and its largest error."""
+    """Write a version in a format next to its graph, check it, and return its path and
+    its largest error.
+    """
     graph, folder, described = version.graph, version.graph.parent / format, version.described
     match format:
         case "onnx":
@@ -231,7 +250,8 @@ def _write(
             )
             outputs = _answers(["env", "-i", str(program), "--check"], version.rows)
             progress(
-                f"the program has {size / 1e6:,.0f} MB, and started in {time.monotonic() - started:.1f} s",
+                f"the program has {size / 1e6:,.0f} MB, and started in "
+                f"{time.monotonic() - started:.1f} s",
             )
             return program.parent, _difference(version.expected, outputs, EXACT)
         case "pmml":
@@ -247,7 +267,9 @@ def _write(
 
 
 def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
-    """Raise an error for an unknown format and for options that the format does not support."""
+    """Raise an error for an unknown format and for options that the format does not
+    support.
+    """
     if format not in FORMATS:
         raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
     for other, what in (
@@ -288,7 +310,9 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
 
 
 def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> None:
-    """Write the graph, its weights and the metadata to one file. Raises ConversionError if the file is too large."""
+    """Write the graph, its weights and the metadata to one file. Raises ConversionError
+    if the file is too large.
+    """
     import onnx  # Importing onnx is slow.
 
     if (
@@ -310,7 +334,9 @@ def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> No
 
 
 def _write_ort(graph: Path, folder: Path) -> Path:
-    """Return the graph in ONNX Runtime's ORT format (https://onnxruntime.ai/docs/performance/model-optimizations)."""
+    """Return the graph in ONNX Runtime's ORT format
+    (https://onnxruntime.ai/docs/performance/model-optimizations).
+    """
     ort = import_onnxruntime()
     folder.mkdir()
     target = folder / graph.with_suffix(".ort").name
@@ -329,7 +355,9 @@ def _write_ort(graph: Path, folder: Path) -> Path:
 
 
 def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
-    """Return the known rows with noisy rows, and the known rows only: a fallback for a model that refuses noise."""
+    """Return the known rows with noisy rows, and the known rows only: a fallback for a
+    model that refuses noise.
+    """
     random, schema = np.random.default_rng(0), model.schema
     try:
         if isinstance(user_rows, str | Path):
@@ -379,7 +407,9 @@ def _write_tflite(
     folder: Path,
     progress: ProgressCallback,
 ) -> tuple[Path, float]:
-    """Return a checked file and its largest error. If batches fail the check, the file accepts one row per call."""
+    """Return a checked file and its largest error. If batches fail the check, the file
+    accepts one row per call.
+    """
     refuse_unconvertible(version.graph)
     python = converter_python(progress)
     folder.mkdir()
@@ -399,7 +429,8 @@ def _write_tflite(
             raise
         result = attempt(one_row=True)
     progress(
-        "the file supports one row per call, because its answers for several rows differ from the model's",
+        "the file supports one row per call, because its answers for several rows differ from the "
+        "model's",
     )
     return result
 
@@ -410,12 +441,16 @@ def _run(
     rows: Rows,
     python: Path | str = sys.executable,
 ) -> dict[str, Array]:
-    """Return the outputs of an export for the rows, from a process without onnxserve. Raises ParityError."""
+    """Return the outputs of an export for the rows, from a process without onnxserve.
+    Raises ParityError.
+    """
     return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
 
 
 def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
-    """Return the outputs that a command writes for the rows; it gets the paths of both files. Raises ParityError."""
+    """Return the outputs that a command writes for the rows; it gets the paths of both
+    files. Raises ParityError.
+    """
     with temporary_folder("onnxserve-proof-") as folder:
         rows_file, outputs_file = folder / "rows", folder / "outputs"
         rows_file.write_bytes(pickle.dumps(rows))
@@ -444,7 +479,8 @@ def _difference(
 
 def _place(source: Path, target: Path) -> None:
     """Move the checked export to `target`. Raises AlreadyExists if the path exists."""
-    # Copy to the target's disk first, because the copy may be slow and must not be visible under the final name.
+    # Copy to the target's disk first, because the copy may be slow and must not be
+    # visible under the final name.
     staged = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

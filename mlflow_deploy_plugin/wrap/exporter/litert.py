@@ -1,4 +1,5 @@
-"""Convert a graph to TensorFlow Lite, and predict with it. `tflite-requirements.txt` lists the required packages.
+"""Convert a graph to TensorFlow Lite, and predict with it. `tflite-requirements.txt`
+lists the required packages.
 
 python litert.py GRAPH.onnx FOLDER FREE|1       # writes FOLDER/model.tflite; the last line of stderr is the error
 """
@@ -29,8 +30,11 @@ class LiteRTModel:
         }
 
     def outputs(self, rows: Mapping[str, Array]) -> dict[str, Array]:
-        """Return all outputs for the rows. The rows are divided into calls with one, few and many rows."""
-        # An input that already has the file's fixed size is not divided, because its first axis is not the rows.
+        """Return all outputs for the rows. The rows are divided into calls with one,
+        few and many rows.
+        """
+        # An input that already has the file's fixed size is not divided, because its
+        # first axis is not the rows.
         parted = {
             name: len(array)
             for name, array in rows.items()
@@ -64,7 +68,9 @@ def _interpreter(path: str, threads: int = 1) -> Any:
 
 
 def convert(graph: str, folder: str, rows: str) -> None:
-    """Write FOLDER/model.tflite with the graph's names and layouts. The file takes a row per call if `rows` is "1"."""
+    """Write FOLDER/model.tflite with the graph's names and layouts. The file takes a
+    row per call if `rows` is "1".
+    """
     import onnx2tf
 
     model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
@@ -91,7 +97,9 @@ def convert(graph: str, folder: str, rows: str) -> None:
 
 
 def _restore_names(file: Path, names: list[str]) -> None:
-    """Restore the signature names that onnx2tf changes, such as "input:0" (tf2onnx) and "/output"."""
+    """Restore the signature names that onnx2tf changes, such as "input:0" (tf2onnx) and
+    "/output".
+    """
     changed = {re.sub("^/", "wa/", name.replace(":", "__")).encode(): name for name in names}
     if all(replaced == name.encode() for replaced, name in changed.items()):
         return
@@ -108,7 +116,9 @@ def _restore_names(file: Path, names: list[str]) -> None:
 
 
 def _unroll(graph: onnx.GraphProto) -> None:
-    """Unroll LSTM and GRU layers, because LiteRT's layers keep state between calls and have a fixed batch size."""
+    """Unroll LSTM and GRU layers, because LiteRT's layers keep state between calls and
+    have a fixed batch size.
+    """
     values = {
         value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)
     }
@@ -118,7 +128,8 @@ def _unroll(graph: onnx.GraphProto) -> None:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         inputs = [*node.input, *[""] * (8 - len(node.input))]
         steps = values[inputs[0]][0].dim_value if values.get(inputs[0]) else 0
-        # Layers with other options, which torch and Keras never write, are not unrolled.
+        # Layers with other options, which torch and Keras never write, are not
+        # unrolled.
         plain = (
             not any(name in attributes for name in ("activations", "clip"))
             and not inputs[4]
@@ -140,7 +151,9 @@ def _unroll(graph: onnx.GraphProto) -> None:
 
 
 class _Operations:
-    """A builder that appends operations to a graph. The names of the operations begin with the layer's name."""
+    """A builder that appends operations to a graph. The names of the operations begin
+    with the layer's name.
+    """
 
     def __init__(self, graph: onnx.GraphProto, layer: str) -> None:
         self._graph, self._layer = graph, layer
@@ -177,7 +190,9 @@ def _add_lstm_step(
     cell: str,
     size: int,
 ) -> tuple[str, str]:
-    """Return the new state and cell (https://onnx.ai/onnx/operators/onnx__LSTM.html). "" stands for a cell of zeros."""
+    """Return the new state and cell (https://onnx.ai/onnx/operators/onnx__LSTM.html).
+    "" stands for a cell of zeros.
+    """
     *sigmoids, candidate = ops.parts(ops.add("Add", taken, kept), 4, size)
     enter, leave, forget = (ops.add("Sigmoid", name) for name in sigmoids)
     entered = ops.add("Mul", enter, ops.add("Tanh", candidate))
@@ -193,7 +208,9 @@ def _add_gru_step(
     cell: str,
     size: int,
 ) -> tuple[str, str]:
-    """Return the new state and "" (https://onnx.ai/onnx/operators/onnx__GRU.html). "" stands for a state of zeros."""
+    """Return the new state and "" (https://onnx.ai/onnx/operators/onnx__GRU.html). ""
+    stands for a state of zeros.
+    """
     update, reset, new = ops.parts(taken, 3, size)
     update_kept, reset_kept, new_kept = ops.parts(kept, 3, size)
     update = ops.add("Sigmoid", ops.add("Add", update, update_kept))
@@ -261,7 +278,9 @@ def _unroll_layer(
 
 
 def _is_zero(graph: onnx.GraphProto, name: str) -> bool:
-    """Return True if a value is omitted or all zeros. torch expands such a constant to the batch size."""
+    """Return True if a value is omitted or all zeros. torch expands such a constant to
+    the batch size.
+    """
     constant = next(
         (initializer for initializer in graph.initializer if initializer.name == name),
         None,
@@ -281,7 +300,9 @@ def _is_zero(graph: onnx.GraphProto, name: str) -> bool:
 
 
 def _keep_layout(model: onnx.ModelProto) -> None:
-    """Add two reshapes after each output with 3 or more dimensions, which prevents a conversion to NHWC."""
+    """Add two reshapes after each output with 3 or more dimensions, which prevents a
+    conversion to NHWC.
+    """
     graph = model.graph
     for output in graph.output:
         sizes = [size.dim_value for size in output.type.tensor_type.shape.dim]

@@ -1,6 +1,8 @@
-"""Package a graph and its runner as a wheel, or as a bundle for offline machines (docs/export.md).
+"""Package a graph and its runner as a wheel, or as a bundle for offline machines
+(docs/export.md).
 
-Wheel format: https://packaging.python.org/en/latest/specifications/binary-distribution-format/.
+Wheel format:
+https://packaging.python.org/en/latest/specifications/binary-distribution-format/.
 """
 
 import base64
@@ -32,7 +34,9 @@ from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
 RUNNER = Path(__file__).with_name("runner.py")
 _PYTHON = "3.11"
 REQUIREMENTS = ("onnxruntime>=1.29", "numpy>=1.26")
-"""The requirements of an export. setup.cfg gives the reason for the ONNX Runtime version."""
+"""The requirements of an export. setup.cfg gives the reason for the ONNX Runtime
+version.
+"""
 
 _INIT = '''"""{docstring}
 
@@ -83,7 +87,8 @@ Requires-Python: >={python}
 {requirements}"""
 _WHEEL = "Wheel-Version: 1.0\nGenerator: onnxserve\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 _FIRST_DATE = (1980, 1, 1, 0, 0, 0)
-"""The date of all files in the wheel, so that the same version yields the same bytes."""
+"""The date of all files in the wheel, so that the same version yields the same bytes.
+"""
 _TEMPLATES = Path(__file__).with_name("templates")
 _DOWNLOAD_SECONDS = 600
 _CPP_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "object": "std::string"}
@@ -100,7 +105,9 @@ def write_wheel(
     described: Mapping[str, Any],
     name: str | None,
 ) -> tuple[Path, Path]:
-    """Write the wheel, and return its path and its unpacked runner. Raises InvalidConfig for an invalid name."""
+    """Write the wheel, and return its path and its unpacked runner. Raises
+    InvalidConfig for an invalid name.
+    """
     package = re.sub(r"\W+", "_", name or described["name"], flags=re.ASCII).strip("_").lower()
     taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
     if not package.isidentifier() or package in taken:
@@ -146,7 +153,9 @@ def write_wheel(
 
 
 def wheel_version(version: str) -> str:
-    """Return a model's version in the format of PEP 440: "3", or "0+m.1f2e" for a model id."""
+    """Return a model's version in the format of PEP 440: "3", or "0+m.1f2e" for a model
+    id.
+    """
     try:
         return str(Version(version))
     except InvalidVersion:
@@ -162,11 +171,14 @@ def write_bundle(
     download_wheels: bool,
     has_environment: bool = False,
 ) -> None:
-    """Write the bundle to the folder. `wheels` and `download_wheels` are as in `export`.
+    """Write the bundle to the folder. `wheels` and `download_wheels` are as in
+    `export`.
 
-    With `has_environment`, the bundle has an environment.yml for conda, with the versions of this Python environment.
+    With `has_environment`, the bundle has an environment.yml for conda, with the
+    versions of this Python environment.
 
-    Raises InvalidConfig for a folder without wheels, and ConversionError if pip fails or an input type is unsupported.
+    Raises InvalidConfig for a folder without wheels, and ConversionError if pip fails
+    or an input type is unsupported.
     """
     (folder / "examples").mkdir(parents=True)
     shutil.copy(graph, folder / graph.name)
@@ -250,7 +262,10 @@ def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None
         try:
             run_to_end([*command, *REQUIREMENTS], _DOWNLOAD_SECONDS)
         except CommandFailed as error:
-            reason = f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of wheels (--wheels)"
+            reason = (
+                f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of "
+                "wheels (--wheels)"
+            )
             raise ConversionError(reason) from None
 
 

@@ -1,4 +1,6 @@
-"""Write a scikit-learn, XGBoost or LightGBM model as PMML with sklearn2pmml, which is a Java program."""
+"""Write a scikit-learn, XGBoost or LightGBM model as PMML with sklearn2pmml, which is a
+Java program.
+"""
 
 import os
 import re
@@ -29,10 +31,12 @@ def fitted_model(
     target: Path,
     original_uri: str,
 ) -> tuple[Any, Path]:
-    """Return the fitted model of a version or of its original, and the folder with its ONNX form (`target` if new).
+    """Return the fitted model of a version or of its original, and the folder with its
+    ONNX form (`target` if new).
 
-    Raises NotInstalled, InvalidConfig if the version has only its ONNX form and `original_uri` is empty, CodeRefused if
-    its original is known, and the errors of `wrap_registered`.
+    Raises NotInstalled, InvalidConfig if the version has only its ONNX form and
+    `original_uri` is empty, CodeRefused if its original is known, and the errors of
+    `wrap_registered`.
     """
     require_java()
     document = read_mlmodel(folder)
@@ -46,15 +50,17 @@ def fitted_model(
                 f"loading the original {uri} runs its own code; to consent, set --original {uri}",
             )
         raise InvalidConfig(
-            f"{resolved.model_uri} has only its ONNX form, but PMML is made from the fitted model: log that model with "
-            "its MLflow flavor, such as mlflow.sklearn.log_model, and export its version or set --original URI",
+            f"{resolved.model_uri} has only its ONNX form, but PMML is made from the fitted "
+            "model: log that model with its MLflow flavor, such as mlflow.sklearn.log_model, and "
+            "export its version or set --original URI",
         )
     with downloaded_version(resolve(original_uri)) as downloaded:
         return load_folder(downloaded, original_uri).model, folder
 
 
 def write_pmml(model: Any, columns: list[str], folder: Path) -> Path:
-    """Return the PMML file of a fitted model. Its fields have the names of the columns, or x1, x2, … without columns.
+    """Return the PMML file of a fitted model. Its fields have the names of the columns,
+    or x1, x2, … without columns.
 
     Raises NotInstalled, or ConversionError with the reason of sklearn2pmml.
     """
@@ -66,13 +72,15 @@ def write_pmml(model: Any, columns: list[str], folder: Path) -> Path:
 
     folder.mkdir()
     pickled, target, version = folder / "model.pkl", folder / "model.pmml", sklearn.base.__version__
-    # Without its telemetry client, sklearn2pmml cannot send the reason of a failure to its authors.
+    # Without its telemetry client, sklearn2pmml cannot send the reason of a failure to
+    # its authors.
     jars = os.pathsep.join(jar for jar in _package_classpath() if "telemetry" not in Path(jar).name)
     options = ["--pkl-input", str(pickled), "--pmml-output", str(target)]
     try:
         if hasattr(model, "fit"):  # Boosters are converted without a pipeline.
             model = make_pmml_pipeline(model, columns or None)
-        # sklearn2pmml refuses patch releases that are newer than itself, although they have the same attributes.
+        # sklearn2pmml refuses patch releases that are newer than itself, although they
+        # have the same attributes.
         sklearn.base.__version__ = re.sub(r"^(\d+\.\d+)\..*", r"\1.0", version)
         joblib.dump(_escape(model, escape_func=_escape), pickled)
         run_to_end(
@@ -92,7 +100,9 @@ def write_pmml(model: Any, columns: list[str], folder: Path) -> Path:
 
 
 def _reason(output: str) -> str:
-    """Return the messages of the error and its cause in the output of sklearn2pmml, and the suggested solution."""
+    """Return the messages of the error and its cause in the output of sklearn2pmml, and
+    the suggested solution.
+    """
     messages = re.findall(r"^[\w.$]+(?:Exception|Error): (.*)$", output, re.MULTILINE)[:2]
     solutions = re.findall(r"^Solution:\n\s+(.*)$", output, re.MULTILINE)[:1]
     return "; ".join([*messages, *solutions]) or output.rpartition("\n")[2]
@@ -103,7 +113,9 @@ def served_outputs(
     roles: Mapping[str, str],
     expected: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """Return the fields [N] of a PMML file as served outputs by name. A PMML file may lack some of the outputs."""
+    """Return the fields [N] of a PMML file as served outputs by name. A PMML file may
+    lack some of the outputs.
+    """
     probabilities = [array for name, array in fields.items() if name.startswith("probability(")]
     targets = [array for name, array in fields.items() if not name.startswith("probability(")]
     named: dict[str, Array] = {}

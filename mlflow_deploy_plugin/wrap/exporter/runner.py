@@ -4,8 +4,9 @@
     model.predict([{"carrier": "UA", "distance": 1400.0}])      # like the model's `predict`
     model.outputs(frame)["probabilities"]                       # any output of the graph
 
-`onnxserve export` copies this file unchanged, so it must not import other packages. The metadata of the model's file
-describe the columns or tensors, the graph inputs that they belong to, and the meaning of the outputs.
+`onnxserve export` copies this file unchanged, so it must not import other packages. The
+metadata of the model's file describe the columns or tensors, the graph inputs that they
+belong to, and the meaning of the outputs.
 
     python predict.py ROWS.csv|ROWS.json                        # one JSON object per row
 """
@@ -48,8 +49,10 @@ class Model:
         threads: the number of threads per call; 0 means one per core.
 
     Attributes:
-        name / version / source: name and version of the exported model, and its URI in the registry or an empty text.
-        classes: the labels in the order of the probability columns; empty for other models.
+        name / version / source: name and version of the exported model, and its URI in
+            the registry or an empty text.
+        classes: the labels in the order of the probability columns; empty for other
+            models.
         columns: the input columns in order; empty for a model of tensors.
     """
 
@@ -76,10 +79,12 @@ class Model:
         self.columns: list[str] = [column["name"] for column in self._known["columns"]]
 
     def predict(self, rows: Any) -> Any:
-        """Return the predictions of the model: an array whose first axis is the rows, or several arrays by output name.
+        """Return the predictions of the model: an array whose first axis is the rows,
+        or several arrays by output name.
 
-        `rows` are a DataFrame, a dict of columns or tensors, a list of records, a record, or an array (the columns in
-        order, or a single tensor). Raises ValueError if a column is missing or has values of another type.
+        `rows` are a DataFrame, a dict of columns or tensors, a list of records, a
+        record, or an array (the columns in order, or a single tensor). Raises
+        ValueError if a column is missing or has values of another type.
         """
         outputs, names = self.outputs(rows), self._known["prediction"]
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
@@ -116,7 +121,8 @@ class Model:
             for entry in self._known["inputs"]:
                 if entry["name"] not in data:
                     raise ValueError(
-                        f"the tensor {entry['name']!r} is missing; the model needs {_quoted(tensors)}",
+                        f"the tensor {entry['name']!r} is missing; the model needs "
+                        f"{_quoted(tensors)}",
                     )
                 feeds[entry["name"]] = np.asarray(data[entry["name"]], dtype=_dtype(entry["dtype"]))
                 self._check(
@@ -144,7 +150,9 @@ class Model:
         return feeds
 
     def _check(self, name: str, array: Array) -> None:
-        """Raise ValueError for missing numbers, infinite numbers and categories that the original model refuses."""
+        """Raise ValueError for missing numbers, infinite numbers and categories that
+        the original model refuses.
+        """
         refused = self._known.get("refused", {})
         for kind, test, reason in (
             (
@@ -223,7 +231,9 @@ def _quoted(entries: list[dict[str, Any]]) -> str:
 
 
 def _parsed(text: str | None, kind: str) -> str | float | bool | None:
-    """Parse a string in a CSV file, or return the string if it is not a value of the column's type."""
+    """Parse a string in a CSV file, or return the string if it is not a value of the
+    column's type.
+    """
     if not text:
         return None
     if kind == "boolean":
@@ -236,7 +246,9 @@ def _parsed(text: str | None, kind: str) -> str | float | bool | None:
 
 
 def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
-    """Return the values of a column with its type. A missing number is NaN, and a missing string is `missing`."""
+    """Return the values of a column with its type. A missing number is NaN, and a
+    missing string is `missing`.
+    """
     name, kind = column["name"], column["type"]
     listed = (
         values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
@@ -268,7 +280,9 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Predict rows from a CSV file with a header or a JSON list of records, and print one object per row."""
+    """Predict rows from a CSV file with a header or a JSON list of records, and print
+    one object per row.
+    """
     command_line = sys.argv[1:] if arguments is None else arguments
     if len(command_line) != 1:
         sys.exit("usage: ROWS.csv or ROWS.json")

@@ -1,4 +1,6 @@
-"""Write TensorFlow Lite with onnx2tf. Its pinned packages are installed in a separate environment on first use."""
+"""Write TensorFlow Lite with onnx2tf. Its pinned packages are installed in a separate
+environment on first use.
+"""
 
 import hashlib
 import os
@@ -44,20 +46,24 @@ _PIP_OPTIONS = (
 
 
 def refuse_unconvertible(graph: Path) -> None:
-    """Raise ConversionError for string inputs or outputs and for operators outside ONNX's default domain."""
+    """Raise ConversionError for string inputs or outputs and for operators outside
+    ONNX's default domain.
+    """
     import onnx  # Importing onnx is slow.
 
     model = onnx.load(str(graph), load_external_data=False)
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             raise ConversionError(
-                f"cannot export tflite, because {value.name!r} contains strings, which tflite does not support",
+                f"cannot export tflite, because {value.name!r} contains strings, which tflite "
+                "does not support",
             )
     for node in _nodes(model.graph):
         if node.domain not in ("", "ai.onnx"):
             raise ConversionError(
-                f"cannot export tflite, because operator {node.op_type} ({node.domain}) is not supported: tflite is "
-                "for neural networks; export trees, linear models and text models as onnx, ort, wheel or bundle",
+                f"cannot export tflite, because operator {node.op_type} ({node.domain}) is not "
+                "supported: tflite is for neural networks; export trees, linear models and text "
+                "models as onnx, ort, wheel or bundle",
             )
 
 
@@ -70,7 +76,9 @@ def _nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
 
 
 def converter_python(progress: ProgressCallback) -> Path:
-    """Return the Python of the converter's environment, created on first use. Raises ConversionError."""
+    """Return the Python of the converter's environment, created on first use. Raises
+    ConversionError.
+    """
     requirements = _REQUIREMENTS.read_bytes()
     digest = hashlib.sha256(requirements + f"{sys.base_prefix} {sys.version}".encode()).hexdigest()[
         :16
@@ -105,8 +113,8 @@ def converter_python(progress: ProgressCallback) -> Path:
                 )  # The move is safe: bin/python locates its packages relative to itself.
     except CommandFailed as error:
         raise ConversionError(
-            f"the tflite converter cannot be installed: {error.message}; it needs venv and a package index "
-            "(PIP_INDEX_URL, PIP_FIND_LINKS)",
+            f"the tflite converter cannot be installed: {error.message}; it needs venv and a "
+            "package index (PIP_INDEX_URL, PIP_FIND_LINKS)",
         ) from None
     except OSError as error:
         raise ConversionError(
@@ -116,7 +124,9 @@ def converter_python(progress: ProgressCallback) -> Path:
 
 
 def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path:
-    """Write the TensorFlow Lite file and return its path. Raises ConversionError with the unsupported operator."""
+    """Write the TensorFlow Lite file and return its path. Raises ConversionError with
+    the unsupported operator.
+    """
     folder.mkdir()
     try:
         command = [

@@ -1,4 +1,6 @@
-"""Example rows for a registered model: from a file, from its saved example, or generated from its signature."""
+"""Example rows for a registered model: from a file, from its saved example, or
+generated from its signature.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,10 +30,12 @@ _FREE_SIZE = 4
 
 
 def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
-    """Return the rows of a CSV, JSON, JSON Lines or Parquet file as a table, or as arrays if JSON has `inputs`.
+    """Return the rows of a CSV, JSON, JSON Lines or Parquet file as a table, or as
+    arrays if JSON has `inputs`.
 
-    JSON is a list of records, a mapping of columns, or a request for MLflow's scoring server (`dataframe_split`, …).
-    Raises InvalidConfig if the file cannot be read, has another format, or has no rows.
+    JSON is a list of records, a mapping of columns, or a request for MLflow's scoring
+    server (`dataframe_split`, …). Raises InvalidConfig if the file cannot be read, has
+    another format, or has no rows.
     """
     kind = kind or format_of(str(path))
     readers: Mapping[FileFormat, Callable[[Path], ModelData]] = {
@@ -81,9 +85,11 @@ def fit_to_signature(
     signature: ModelSignature | None,
     names: list[str] | None = None,
 ) -> ModelData:
-    """Return the rows as a table, or as arrays for a signature of tensors. Raises InvalidConfig for a mismatch.
+    """Return the rows as a table, or as arrays for a signature of tensors. Raises
+    InvalidConfig for a mismatch.
 
-    `names` are the columns of a model without a signature; all other columns are dropped.
+    `names` are the columns of a model without a signature; all other columns are
+    dropped.
     """
     inputs: Schema | None = signature.inputs if signature is not None else None
     if not isinstance(rows, pd.DataFrame):
@@ -116,7 +122,9 @@ def fit_to_signature(
 
 
 def saved_example(mlmodel: Model, folder: Path) -> ModelData:
-    """Return the input example in the model's folder, or None if there is no example or its file is damaged."""
+    """Return the input example in the model's folder, or None if there is no example or
+    its file is damaged.
+    """
     info, schema = mlmodel.saved_input_example_info or {}, mlmodel.get_input_schema()
     try:
         is_array = info.get("type") == "ndarray" and not (
@@ -135,7 +143,9 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
 
 
 def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
-    """Generate rows that match the signature, with the model's thresholds and categories if they are known."""
+    """Generate rows that match the signature, with the model's thresholds and
+    categories if they are known.
+    """
     random = np.random.default_rng(0)
     if signature.inputs.is_tensor_spec():
         tensors = {
@@ -165,11 +175,13 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
 
 
 def _only_column(rows: pd.DataFrame) -> Array:
-    """Return the column of texts [N] for a signature without a name. Raises InvalidConfig for several columns."""
+    """Return the column of texts [N] for a signature without a name. Raises
+    InvalidConfig for several columns.
+    """
     if rows.shape[1] != 1:
         raise InvalidConfig(
-            f"the rows have the columns {', '.join(map(repr, rows))}, and the signature has a single string without a "
-            "name: keep only the column of texts",
+            f"the rows have the columns {', '.join(map(repr, rows))}, and the signature has a "
+            "single string without a name: keep only the column of texts",
         )
     return rows.iloc[:, 0].to_numpy(dtype=object)
 

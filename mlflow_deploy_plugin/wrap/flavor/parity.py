@@ -1,6 +1,8 @@
-"""Parity: the comparison of the saved model with the original on at least 1,000 rows, before the model is logged.
+"""Parity: the comparison of the saved model with the original on at least 1,000 rows,
+before the model is logged.
 
-The saved model runs as for a request (`OnnxModel`). Rows that the original refuses are counted, but not compared.
+The saved model runs as for a request (`OnnxModel`). Rows that the original refuses are
+counted, but not compared.
 """
 
 from collections import Counter
@@ -39,18 +41,25 @@ WORST_ROWS = 5
 _SMALL_BATCHES = ((1, 16), (2, 16))  # (batch size, number of rows)
 _INPUT_WIDTH = 120
 _CLOSE = 0.1
-"""A share of the tolerance. If an error exceeds this share, other rows may exceed the tolerance."""
+"""A share of the tolerance. If an error exceeds this share, other rows may exceed the
+tolerance.
+"""
 
 _TOLERANCES = {
     "label": f"equal; rows with a margin below {TIE_MARGIN:g} are ties",
     "probabilities": f"{ABSOLUTE:g} absolute, for sums in 32-bit floats",
-    "values": f"{RELATIVE:g} of the value + {RELATIVE:g} of the spread of the predictions, for sums in 32-bit floats",
+    "values": (
+        f"{RELATIVE:g} of the value + {RELATIVE:g} of the spread of the predictions, for sums in "
+        "32-bit floats"
+    ),
 }
 
 
 @dataclass
 class OutputFigures:
-    """The figures of an output. Ties count as equal in `agreement`, and are excluded from `max_excess`."""
+    """The figures of an output. Ties count as equal in `agreement`, and are excluded
+    from `max_excess`.
+    """
 
     name: str
     role: str
@@ -68,10 +77,14 @@ class ParityReport:
     """The content of parity.json.
 
     Attributes:
-        sources: number of rows by source; batches of 1 and 2 rows are checked in addition.
-        refused_by_original: number of generated rows by source that were dropped because the original refuses them.
-        refused_columns: the columns, by source, for which the original refuses every value of the source.
-        left_out: the errors of failed generators, by name; the remaining rows of a failed generator are not compared.
+        sources: number of rows by source; batches of 1 and 2 rows are checked in
+            addition.
+        refused_by_original: number of generated rows by source that were dropped
+            because the original refuses them.
+        refused_columns: the columns, by source, for which the original refuses every
+            value of the source.
+        left_out: the errors of failed generators, by name; the remaining rows of a
+            failed generator are not compared.
         problem: the reason if the saved model could not predict.
         unproven: the reason if there are too few rows for a proof.
     """
@@ -145,9 +158,12 @@ class RowGroup:
 
     Attributes:
         generated: True if the original may refuse the rows.
-        block: the number of consecutive rows that are dropped together if the original refuses one of the rows.
-        columns: the changed column of each block, or a single column that was changed in all blocks.
-        may_tie: True if the rows are close to a boundary, where a 32-bit step of an input may change the prediction.
+        block: the number of consecutive rows that are dropped together if the original
+            refuses one of the rows.
+        columns: the changed column of each block, or a single column that was changed
+            in all blocks.
+        may_tie: True if the rows are close to a boundary, where a 32-bit step of an
+            input may change the prediction.
         alone: True if the first rows are also predicted in batches of 1 and 2 rows.
         compared: False if the rows only determine which columns the original refuses.
     """
@@ -166,7 +182,9 @@ def ask_original(
     original: OriginalModel,
     groups: Iterable[RowGroup],
 ) -> Iterator[tuple[RowGroup, Answers | None]]:
-    """Yield groups with the original's predictions. A group with refused rows is split; refused parts have None."""
+    """Yield groups with the original's predictions. A group with refused rows is split;
+    refused parts have None.
+    """
     for group in groups:
         if (answers := _ask(original, group)) is not None:
             yield group, answers
@@ -188,7 +206,9 @@ def ask_original(
 
 
 def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
-    """Return the original's predictions, or None if the original refuses generated rows."""
+    """Return the original's predictions, or None if the original refuses generated
+    rows.
+    """
     try:
         return call_original(original, group.batch.data, group.source)
     except InvalidConfig:
@@ -204,7 +224,9 @@ def prove_parity(
     answered: Iterable[tuple[RowGroup, Answers | None]],
     at_least: int = 1,
 ) -> ParityReport:
-    """Compare the saved model with the original on the rows from `ask_original`; `at_least` rows must be compared."""
+    """Compare the saved model with the original on the rows from `ask_original`;
+    `at_least` rows must be compared.
+    """
     proof = _ParityProof(model, converted, original)
     for group, answers in answered:
         proof.add(group, answers)
@@ -214,7 +236,9 @@ def prove_parity(
 
 
 class _WorstRow(NamedTuple):
-    """A prediction with a large error. The row is not yet formatted as text: for 3,000 columns, this takes 0.1 s."""
+    """A prediction with a large error. The row is not yet formatted as text: for 3,000
+    columns, this takes 0.1 s.
+    """
 
     excess: float
     source: str
@@ -255,7 +279,8 @@ class _ParityProof:
         self._worst: list[_WorstRow] = []
         self._sources: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        # The sets contain (source, column) if the original predicted (or refused) a block with this column changed.
+        # The sets contain (source, column) if the original predicted (or refused) a
+        # block with this column changed.
         self._answered_columns: set[tuple[str, str]] = set()
         self._refused_columns: set[tuple[str, str]] = set()
         self._spreads: dict[str, Array] = {}
@@ -263,7 +288,9 @@ class _ParityProof:
         self.problem = ""
 
     def add(self, group: RowGroup, want: Answers | None) -> None:
-        """Compare the rows with the original's predictions, or count the rows as refused if `want` is None."""
+        """Compare the rows with the original's predictions, or count the rows as
+        refused if `want` is None.
+        """
         count = len(group.batch)
         if want is None:
             self._refused[group.source] += count
@@ -276,7 +303,8 @@ class _ParityProof:
             got = self._answers(group.batch)
             self._sources[group.source] += count
             self._compare(group, want, got, count)
-            # Skip the small batches after an error, because a wrong row would be counted twice.
+            # Skip the small batches after an error, because a wrong row would be
+            # counted twice.
             if not self.problem and not self._beyond():
                 if group.alone or group.source == "example":
                     for size, rows in _SMALL_BATCHES:
@@ -304,7 +332,9 @@ class _ParityProof:
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
     def _compare_other_way(self, group: RowGroup, want: Answers, count: int) -> None:
-        """Compare again with the operators for the other batch sizes: below `many_rows`, or from `many_rows` on."""
+        """Compare again with the operators for the other batch sizes: below
+        `many_rows`, or from `many_rows` on.
+        """
         size = self._converted.many_rows
         if count >= size:
             size -= 1
@@ -322,8 +352,8 @@ class _ParityProof:
             expected, answered = want[output.name], got[output.name]
             if expected.shape != answered.shape:
                 self.problem = (
-                    f"output {output.name!r} has the shape {answered.shape} for {len(group.batch)} rows; "
-                    f"the original returns {expected.shape}"
+                    f"output {output.name!r} has the shape {answered.shape} for "
+                    f"{len(group.batch)} rows; the original returns {expected.shape}"
                 )
                 return
             self._count(group, output, expected, answered, tied)
@@ -342,7 +372,8 @@ class _ParityProof:
         move_weights = self._converted.move_weights
         if (group.may_tie or move_weights) and beyond.any():
             rows, random = group.batch.take(np.flatnonzero(beyond)), np.random.default_rng(0)
-            # Predict again, because the order of a network's sums may depend on the batch size.
+            # Predict again, because the order of a network's sums may depend on the
+            # batch size.
             expected = self._original(rows.data)[output.name] if move_weights else want[beyond]
 
             def answers_otherwise(moved: Batch, origin: Array) -> Array:
@@ -380,7 +411,9 @@ class _ParityProof:
         self._worst = sorted(self._worst, key=lambda entry: -entry.excess)[:WORST_ROWS]
 
     def _ties(self, batch: Batch, want: Answers) -> Array:
-        """Return [N] booleans: True if the original's margin is below `TIE_MARGIN`. For scores, the limit is scaled."""
+        """Return [N] booleans: True if the original's margin is below `TIE_MARGIN`. For
+        scores, the limit is scaled.
+        """
         margin = self._converted.margin
         if "probabilities" in want:
             probabilities = want["probabilities"]
@@ -412,8 +445,9 @@ class _ParityProof:
         if not wrong and rows < at_least:
             refused = ", ".join(f"{count} of {source}" for source, count in self._refused.items())
             unproven = (
-                f"parity needs {at_least} rows, and only {rows} rows could be compared: the original refuses generated "
-                f"rows ({refused}); pass rows that the original accepts as parity_data"
+                f"parity needs {at_least} rows, and only {rows} rows could be compared: the "
+                f"original refuses generated rows ({refused}); pass rows that the original "
+                "accepts as parity_data"
             )
         return ParityReport(
             state="warned" if wrong or unproven else "proven",
@@ -438,9 +472,11 @@ class _ParityProof:
 
 
 def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, object]:
-    """Return the section `refused` of the MLmodel file: the values that the server must refuse, by column.
+    """Return the section `refused` of the MLmodel file: the values that the server must
+    refuse, by column.
 
-    A column is included if the original refused each row with only this column changed, and accepted other rows.
+    A column is included if the original refused each row with only this column changed,
+    and accepted other rows.
     """
     if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
         return {}
@@ -469,7 +505,9 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
 
 
 def _plain(value: object) -> JsonValue:
-    """Return a short value for JSON: numbers and strings unchanged, and only the first eight entries of an array."""
+    """Return a short value for JSON: numbers and strings unchanged, and only the first
+    eight entries of an array.
+    """
     if isinstance(value, np.ndarray):
         flat = [_plain(entry) for entry in value.reshape(-1)[:8]]
         return [*flat, "…"] if value.size > 8 else flat
@@ -480,7 +518,9 @@ def _plain(value: object) -> JsonValue:
 
 
 def parity_error(report: ParityReport) -> ParityError:
-    """Return the error for a model whose predictions differ from the original's, with a table of the worst rows."""
+    """Return the error for a model whose predictions differ from the original's, with a
+    table of the worst rows.
+    """
     if report.problem:
         return ParityError(
             f"the ONNX form cannot predict rows that the original predicts: {report.problem}",
@@ -488,8 +528,8 @@ def parity_error(report: ParityReport) -> ParityError:
     if report.unproven:
         return ParityError(report.unproven)
     wrong = ", ".join(
-        f"{output.name}: {output.beyond_tolerance} of {report.rows} rows beyond tolerance ({output.tolerance}), "
-        f"largest error {output.max_absolute_error:.3g}"
+        f"{output.name}: {output.beyond_tolerance} of {report.rows} rows beyond tolerance "
+        f"({output.tolerance}), largest error {output.max_absolute_error:.3g}"
         for output in report.outputs
         if output.beyond_tolerance
     )

@@ -1,7 +1,9 @@
-"""The rows of the parity check: rows from the user, rows drawn from the example per column, and boundary values.
+"""The rows of the parity check: rows from the user, rows drawn from the example per
+column, and boundary values.
 
-Boundary values are the model's thresholds, categories, terms and training rows, and numbers far outside the example.
-The seed is fixed, so the same model and example yield the same rows.
+Boundary values are the model's thresholds, categories, terms and training rows, and
+numbers far outside the example. The seed is fixed, so the same model and example yield
+the same rows.
 """
 
 import contextlib
@@ -48,13 +50,17 @@ _FAR = (
 )  # factors of the largest number of a column
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
 _SENTINELS = (-999.0, -9999.0, 9999.0, 999_999_999.0, -1e9, 1e9, -1e12, 1e12, -1e15, 1e15)
-"""Numbers that people use for a missing value, and numbers whose squares have more digits than a 32-bit float."""
+"""Numbers that people use for a missing value, and numbers whose squares have more
+digits than a 32-bit float.
+"""
 _SENTINEL_COLUMNS = 10  # columns of a group: `changes_within_one_step` tries at most 100 rows
 _FAR_ROWS = 96  # rows with large numbers in all columns
 _MISSING_ROWS = 24  # rows per column
 _UNSEEN_ROWS = 8
 _INFINITE_ROWS = 2
-_CODES = 20  # A numeric column with at most 20 distinct values is a code; only observed values are drawn.
+# A numeric column with at most 20 distinct values is a code; only observed values are
+# drawn.
+_CODES = 20
 _MATRIX_COLUMNS = 2_000
 _CHANGED_VALUES = 4_000_000  # limit for wide tables; the cost grows with the square of the columns
 _CHANGED_COLUMNS = 100
@@ -64,7 +70,9 @@ _OTHER_SIZE_ROWS = 8
 
 
 def symbolic_sizes(proto: ModelProto) -> dict[str, dict[int, str]]:
-    """Return the symbols of the free axes by graph input and axis, without the row axis."""
+    """Return the symbols of the free axes by graph input and axis, without the row
+    axis.
+    """
     shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
     return {
         name: {
@@ -83,9 +91,11 @@ def parity_rows(
     sizes: Mapping[str, Mapping[int, str]] | None = None,
     left_out: dict[str, str] | None = None,
 ) -> Iterator[RowGroup]:
-    """Yield the example, `parity_data`, and generated rows: at least `MIN_PARITY_ROWS` in total.
+    """Yield the example, `parity_data`, and generated rows: at least `MIN_PARITY_ROWS`
+    in total.
 
-    Some rows have other sizes of the free axes (`sizes`). The errors of failed generators are stored in `left_out`.
+    Some rows have other sizes of the free axes (`sizes`). The errors of failed
+    generators are stored in `left_out`.
     """
     random = np.random.default_rng(0)
     given_count = 0
@@ -153,7 +163,9 @@ def _chunk_rows(tensors: Batch) -> int:
 
 
 _Change = Callable[[pd.Series, pd.Series], pd.Series]
-"""A function that changes a column of drawn rows. The function's second argument is the example's column."""
+"""A function that changes a column of drawn rows. The function's second argument is the
+example's column.
+"""
 
 
 @dataclass(frozen=True)
@@ -203,7 +215,9 @@ class _TableRows:
         change: _Change,
         compared: bool,
     ) -> Iterator[RowGroup]:
-        """Yield rows in which one column is changed. The arguments are the fields of an entry of `_CHANGES`."""
+        """Yield rows in which one column is changed. The arguments are the fields of an
+        entry of `_CHANGES`.
+        """
         if names := self.some_columns(fits, count):
             table = self.one_changed(dict.fromkeys(names, count), change)
             yield RowGroup(
@@ -215,7 +229,9 @@ class _TableRows:
             )
 
     def unseen_categories(self) -> Iterator[RowGroup]:
-        """Yield a table per categorical column, with an unknown category in each row: XGBoost refuses such a table."""
+        """Yield a table per categorical column, with an unknown category in each row:
+        XGBoost refuses such a table.
+        """
         for name in self.some_columns(
             lambda series: isinstance(series.dtype, pd.CategoricalDtype),
             _UNSEEN_ROWS,
@@ -234,7 +250,9 @@ class _TableRows:
             yield RowGroup("far together", Batch(self.far_together()), alone=True)
 
     def sentinels(self, farthest: float) -> Iterator[RowGroup]:
-        """Yield rows with the numbers of `_SENTINELS` up to `farthest` in one column or in all."""
+        """Yield rows with the numbers of `_SENTINELS` up to `farthest` in one column or
+        in all.
+        """
         values = [value for value in _SENTINELS if abs(value) <= farthest]
         numbers = self.some_columns(_is_number, len(values))
         if not numbers:
@@ -249,7 +267,9 @@ class _TableRows:
         yield RowGroup("sentinels together", Batch(table), may_tie=True)
 
     def at_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> Iterator[RowGroup]:
-        """Yield rows in which one column contains a known category, or a value that is similar to a category."""
+        """Yield rows in which one column contains a known category, or a value that is
+        similar to a category.
+        """
         names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
         allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(
             len(names),
@@ -289,13 +309,16 @@ class _TableRows:
     def some_categories(self, name: str, values: Sequence[Category], most: int) -> list[Category]:
         """Return at most `most` random values that the column's type allows."""
         dtype = self.example[name].dtype
-        # A value outside the categories would become missing, and integers cannot be missing.
+        # A value outside the categories would become missing, and integers cannot be
+        # missing.
         if isinstance(dtype, pd.CategoricalDtype) and column_type(self.example[name]) != "string":
             values = [value for value in values if value in dtype.categories]
         return [values[position] for position in self.random.permutation(len(values))[:most]]
 
     def one_changed(self, rows: Mapping[Any, int], change: _Change) -> pd.DataFrame:
-        """Return one table in which each row has one changed column: a table per column would take quadratic time."""
+        """Return one table in which each row has one changed column: a table per column
+        would take quadratic time.
+        """
         table = self.some(sum(rows.values()))
         start = 0
         for name, count in rows.items():
@@ -312,7 +335,9 @@ class _TableRows:
         )
 
     def some_columns(self, fits: Callable[[pd.Series], bool], rows: int) -> list[str]:
-        """Return the columns that fit, in order. A wide table is sampled, because each column adds `rows` rows."""
+        """Return the columns that fit, in order. A wide table is sampled, because each
+        column adds `rows` rows.
+        """
         names = [name for name in self.example.columns if fits(self.example[name])]
         most = min(max(_CHANGED_VALUES // (rows * self.example.shape[1]), 1), _CHANGED_COLUMNS)
         if len(names) <= most:
@@ -332,7 +357,9 @@ class _TableRows:
         return series.iloc[self.random.integers(0, len(series), count)].reset_index(drop=True)
 
     def in_range(self, series: pd.Series, count: int) -> pd.Series:
-        """Draw between the smallest and the largest value, or around a constant. For codes, draw observed values."""
+        """Draw between the smallest and the largest value, or around a constant. For
+        codes, draw observed values.
+        """
         if pd.api.types.is_float_dtype(series.dtype) and series.nunique() == 1:
             only, reach = float(series.dropna().iloc[0]), _reach(series)
             if abs(only) <= reach:  # Infinite and very large constants are excluded.
@@ -351,7 +378,9 @@ class _TableRows:
         return pd.Series(2 * self.random.uniform(low / 2, high / 2, count)).astype(series.dtype)
 
     def sentence(self, terms: tuple[str, ...], number: int) -> str:
-        """Return a text of random terms, one of which is changed, for example its case or its adjacent characters."""
+        """Return a text of random terms, one of which is changed, for example its case
+        or its adjacent characters.
+        """
         words = [
             terms[index]
             for index in self.random.integers(0, len(terms), self.random.integers(1, 6))
@@ -361,7 +390,9 @@ class _TableRows:
         return str(self.random.choice([" ", " ", "  ", ", ", "\n", "\u00a0"])).join(words)
 
     def at_edges(self, edges: Mapping[str, Array]) -> pd.DataFrame:
-        """Return rows with values at an edge, at its 32-bit rounding, halfway between the two, or one float away."""
+        """Return rows with values at an edge, at its 32-bit rounding, halfway between
+        the two, or one float away.
+        """
         count = _THRESHOLD_ROWS
         table = self.some(count)
         for name, values in edges.items():
@@ -386,7 +417,9 @@ class _TableRows:
         return table
 
     def learned(self, learned: Mapping[str, Array], halfway: bool = False) -> pd.DataFrame:
-        """Return training rows of the model or, if `halfway`, midpoints of two training rows."""
+        """Return training rows of the model or, if `halfway`, midpoints of two training
+        rows.
+        """
         table = self.some(_LEARNED_ROWS)
         left, right = self.random.integers(0, len(next(iter(learned.values()))), (2, _LEARNED_ROWS))
         for name, values in learned.items():
@@ -396,7 +429,9 @@ class _TableRows:
         return table
 
     def far_together(self) -> pd.DataFrame:
-        """Multiply all numbers of a row by the same factor. The factors alternate from row to row."""
+        """Multiply all numbers of a row by the same factor. The factors alternate from
+        row to row.
+        """
         table = self.some(_FAR_ROWS)
         factors = np.resize(np.array(_FAR_TOGETHER), _FAR_ROWS)
         for name in self.example:
@@ -464,7 +499,9 @@ _SPOILING: tuple[Callable[[str], str], ...] = (
 
 
 def _far(column: pd.Series, _: pd.Series) -> pd.Series:
-    """Multiply the column's largest number (in the first rows) or the row's number (in later rows) by `_FAR`."""
+    """Multiply the column's largest number (in the first rows) or the row's number (in
+    later rows) by `_FAR`.
+    """
     reach, factors = _reach(column), np.resize(np.array(_FAR), len(column))
     own = np.clip(np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
     some = np.where(np.arange(len(column)) < len(_FAR), reach, own)
@@ -472,14 +509,18 @@ def _far(column: pd.Series, _: pd.Series) -> pd.Series:
 
 
 def _reach(series: pd.Series) -> float:
-    """Return a column's largest magnitude, limited to 1 to 1e30, so that products with `_FAR` fit into 32 bits."""
+    """Return a column's largest magnitude, limited to 1 to 1e30, so that products with
+    `_FAR` fit into 32 bits.
+    """
     low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
     reach = max(abs(low), abs(high))
     return min(reach, 1e30) if reach > 1 else 1.0
 
 
 def _as(values: Any, dtype: Any) -> pd.Series:
-    """Return a column of the dtype. Values for integers are rounded and clipped to the bounds of the dtype."""
+    """Return a column of the dtype. Values for integers are rounded and clipped to the
+    bounds of the dtype.
+    """
     if pd.api.types.is_integer_dtype(dtype):
         bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
         within = np.clip(
@@ -509,7 +550,8 @@ _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...
         "missing",
         lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
         _MISSING_ROWS,
-        # The first row keeps its value: an original may refuse a column in which all values are missing.
+        # The first row keeps its value: an original may refuse a column in which all
+        # values are missing.
         lambda column, example: column.where(np.arange(len(column)) == 0, missing_value(example)),
         True,
     ),
@@ -530,11 +572,15 @@ _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...
         False,
     ),
 )
-"""The changes: source, test for fitting columns, rows per column, function, and True if the rows are compared."""
+"""The changes: source, test for fitting columns, rows per column, function, and True if
+the rows are compared.
+"""
 
 
 def _tensor_rows(example: Batch, random: np.random.Generator, row_count: int) -> Iterator[RowGroup]:
-    """Yield example rows with noise (a tenth of the range), and pure noise. Integers are drawn from the range."""
+    """Yield example rows with noise (a tenth of the range), and pure noise. Integers
+    are drawn from the range.
+    """
     chunk = min(_chunk_rows(example), 256)
     for position, start in enumerate(range(0, row_count, chunk)):
         count = min(chunk, row_count - start)
@@ -564,7 +610,9 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
 
 
 def _far_tensors(example: Batch, random: np.random.Generator) -> Batch:
-    """Return rows of the example in which all numbers are multiplied by a factor of `_FAR_TOGETHER`."""
+    """Return rows of the example in which all numbers are multiplied by a factor of
+    `_FAR_TOGETHER`.
+    """
     factors = np.resize(np.array(_FAR_TOGETHER), min(_FAR_ROWS, _chunk_rows(example)))
     rows = random.integers(0, len(example), len(factors))
 
@@ -584,7 +632,9 @@ def _other_sizes(
     sizes: Mapping[str, Mapping[int, str]],
     random: np.random.Generator,
 ) -> Iterator[RowGroup]:
-    """Yield rows with other sizes of the free axes, truncated or repeated. A symbol has one size in all tensors."""
+    """Yield rows with other sizes of the free axes, truncated or repeated. A symbol has
+    one size in all tensors.
+    """
     only = (
         next(iter(sizes.values()), {}) if len(sizes) == 1 else {}
     )  # A single tensor may be unnamed.

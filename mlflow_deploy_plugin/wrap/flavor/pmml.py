@@ -19,13 +19,19 @@ from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS
 PMML_MODEL = Path(__file__).with_name("pmml_model.py")
 _REQUIREMENTS = ("mlflow", "pandas", "numpy", "jpmml-evaluator", "jpype1")
 _TYPES = {"double": "double", "float": "float", "integer": "long", "boolean": "boolean"}
-"""The MLflow type of each PMML type. Other types, such as dates, are strings in ISO 8601."""
+"""The MLflow type of each PMML type. Other types, such as dates, are strings in ISO
+8601.
+"""
 _INPUT_TYPES = _TYPES | {"integer": "double"}
-"""MLflow's integers cannot be missing. The conversion is exact, because jpmml_evaluator's integers have 32 bits."""
+"""MLflow's integers cannot be missing. The conversion is exact, because
+jpmml_evaluator's integers have 32 bits.
+"""
 
 
 def require_java() -> str:
-    """Return the path of Java. Raises NotInstalled if Java or the extra `pmml` is missing."""
+    """Return the path of Java. Raises NotInstalled if Java or the extra `pmml` is
+    missing.
+    """
     if not (find_spec("jpmml_evaluator") and find_spec("sklearn2pmml")):
         raise NotInstalled(
             "PMML needs jpmml-evaluator and sklearn2pmml: pip install 'mlflow-onnxserve[pmml]'",
@@ -38,9 +44,11 @@ def require_java() -> str:
 
 
 def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
-    """Evaluate the rows, and return the kind of model and the arguments of MLflow's `log_model` except `artifacts`.
+    """Evaluate the rows, and return the kind of model and the arguments of MLflow's
+    `log_model` except `artifacts`.
 
-    Raises NotInstalled, InvalidConfig for rows of another type, and InvalidArtifact if Java refuses the file or a row.
+    Raises NotInstalled, InvalidConfig for rows of another type, and InvalidArtifact if
+    Java refuses the file or a row.
     """
     require_java()
     import jpype  # The packages of the extra are optional.
@@ -58,7 +66,8 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         model = PmmlModel(str(path))
         if not (sides := model.fields())[1]:
             raise InvalidArtifact(
-                f"{path} has no named target and no output field; add an Output element to its model",
+                f"{path} has no named target and no output field; add an Output element to its "
+                "model",
             )
         schemas = (
             Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])

@@ -1,4 +1,5 @@
-"""A PMML file as an MLflow Python model. MLflow saves this module as the model's code, so it does not need onnxserve.
+"""A PMML file as an MLflow Python model. MLflow saves this module as the model's code,
+so it does not need onnxserve.
 
 The exporter checks an exported PMML file with the same class.
 """
@@ -16,7 +17,9 @@ _NUMBERS = {"float": "float32", "double": "float64", "integer": "Int64"}
 
 
 class PmmlModel(PythonModel):  # type: ignore[misc]
-    """A model of columns by the names of the file's input fields. It returns the target fields and output fields."""
+    """A model of columns by the names of the file's input fields. It returns the target
+    fields and output fields.
+    """
 
     def __init__(self, path: str = "", threads: int = 1) -> None:
         self.evaluator: Any = make_evaluator(path) if path else None
@@ -30,7 +33,9 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> Any:
-        """Return the fields of each row as a DataFrame. Raises ValueError with the first row that the file refuses."""
+        """Return the fields of each row as a DataFrame. Raises ValueError with the
+        first row that the file refuses.
+        """
         # PMML has missing values, but not NaN.
         rows = model_input.astype(object).where(model_input.notna(), None).reset_index(drop=True)
         answers, errors = self.evaluator.evaluateAll(rows, nan_as_missing=False, error_col=None)
@@ -43,7 +48,8 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         )
 
     def fields(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Return the types of the input fields, and the types of the target fields and output fields, by name.
+        """Return the types of the input fields, and the types of the target fields and
+        output fields, by name.
 
         The target of a clustering has no name, and is left out.
         """
@@ -61,9 +67,11 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         return inputs, outputs
 
     def outputs(self, rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Return the fields [N] by name for columns [N] by name, or for a tensor [N, F] with the fields x1, x2, ….
+        """Return the fields [N] by name for columns [N] by name, or for a tensor [N, F]
+        with the fields x1, x2, ….
 
-        Raises ValueError for a row without an answer, which a PMML file may give to missing values.
+        Raises ValueError for a row without an answer, which a PMML file may give to
+        missing values.
         """
         if len(rows) == 1 and (tensor := next(iter(rows.values()))).ndim == 2:
             rows = {f"x{index + 1}": column for index, column in enumerate(tensor.T)}

@@ -1,7 +1,9 @@
-"""Log a model without an ONNX form as pyfunc, with the MLflow flavor of its framework or as an MLflow Python model.
+"""Log a model without an ONNX form as pyfunc, with the MLflow flavor of its framework
+or as an MLflow Python model.
 
-A Python model is needed for networks with several outputs (or, in torch, several inputs), `torch.export` programs,
-SavedModels, and categorical or duration columns, which requests cannot contain.
+A Python model is needed for networks with several outputs (or, in torch, several
+inputs), `torch.export` programs, SavedModels, and categorical or duration columns,
+which requests cannot contain.
 """
 
 import inspect
@@ -54,9 +56,13 @@ LogOptions: TypeAlias = dict[str, Any]
 """Keyword arguments for the `log_model` or `save_model` of an MLflow flavor."""
 _SKLEARN_OPTIONS = ("serialization_format", "pyfunc_predict_fn")
 _COMPARED_ROWS = 10_000
-"""The rows of the example on which the answers for texts and for categories are compared."""
+"""The rows of the example on which the answers for texts and for categories are
+compared.
+"""
 _TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"}
-"""The module that saves and loads a network, by class name. Other networks, such as `torch.nn.Module`, are pickled."""
+"""The module that saves and loads a network, by class name. Other networks, such as
+`torch.nn.Module`, are pickled.
+"""
 
 
 def log_as_pyfunc(
@@ -67,9 +73,11 @@ def log_as_pyfunc(
     others: list[ModelData],
     options: dict[str, Any],
 ) -> ModelInfo:
-    """Log a model without an ONNX form as pyfunc, and log the reason as a warning and a tag.
+    """Log a model without an ONNX form as pyfunc, and log the reason as a warning and a
+    tag.
 
-    The types of the columns in the signature come from all rows of the example. MLflow would read only the first rows.
+    The types of the columns in the signature come from all rows of the example. MLflow
+    would read only the first rows.
     """
     example = _records_as_table(input_example)
     predict_fn = options.get("pyfunc_predict_fn", "predict")
@@ -128,8 +136,9 @@ def log_as_pyfunc(
         mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
     if info.signature is None or info.signature.inputs is None:
         _logger.warning(
-            "The model is logged without a signature, so its columns have no types, and the answer for a missing value "
-            "may depend on the other rows of the request: pass signature= or an input_example= that the model predicts",
+            "The model is logged without a signature, so its columns have no types, and the "
+            "answer for a missing value may depend on the other rows of the request: pass "
+            "signature= or an input_example= that the model predicts",
         )
     return info
 
@@ -146,7 +155,9 @@ def _records_as_table(input_example: ModelData) -> ModelData:
 
 
 def _first_rows(input_example: ModelData) -> ModelData:
-    """Return the first `EXAMPLE_ROWS` rows for MLflow; torch and TensorFlow tensors are converted to arrays."""
+    """Return the first `EXAMPLE_ROWS` rows for MLflow; torch and TensorFlow tensors are
+    converted to arrays.
+    """
     if isinstance(input_example, Mapping):
         return {key: values[:EXAMPLE_ROWS] for key, values in input_example.items()}
     rows: ModelData = None if input_example is None else input_example[:EXAMPLE_ROWS]
@@ -156,7 +167,9 @@ def _first_rows(input_example: ModelData) -> ModelData:
 
 
 class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """A pickler that collects the top-level modules of the pickled classes and functions."""
+    """A pickler that collects the top-level modules of the pickled classes and
+    functions.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
@@ -189,7 +202,9 @@ def _own_code(model: TrainedModel) -> list[str]:
 
 
 class NetModel(PythonModel):  # type: ignore[misc]
-    """An MLflow Python model that wraps a torch, Keras or TensorFlow network with named input and output arrays."""
+    """An MLflow Python model that wraps a torch, Keras or TensorFlow network with named
+    input and output arrays.
+    """
 
     _skip_type_hint_validation = True  # Avoid MLflow's warning at each import of this module.
 
@@ -241,7 +256,9 @@ class NetModel(PythonModel):  # type: ignore[misc]
 
 
 class TypedColumnsModel(PythonModel):  # type: ignore[misc]
-    """An MLflow Python model that casts the columns of a request to the categories and durations of its model."""
+    """An MLflow Python model that casts the columns of a request to the categories and
+    durations of its model.
+    """
 
     _skip_type_hint_validation = True  # Avoid MLflow's warning at each import of this module.
 
@@ -255,7 +272,9 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
         self.model, self.predict_fn, self.dtypes, self.closed = model, predict_fn, dtypes, closed
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
-        """Return the model's prediction. Raises SchemaMismatch for an unknown category in a column of `closed`."""
+        """Return the model's prediction. Raises SchemaMismatch for an unknown category
+        in a column of `closed`.
+        """
         for name in self.closed:
             values = model_input[name].reset_index(drop=True)
             for row, value in values[
@@ -272,7 +291,9 @@ def typed_columns_options(
     predict_fn: str,
     table: ModelData,
 ) -> tuple[str, LogOptions] | None:
-    """Return flavor and arguments for a model that needs categorical or duration columns; None for other models."""
+    """Return flavor and arguments for a model that needs categorical or duration
+    columns; None for other models.
+    """
     rows = table.head(_COMPARED_ROWS) if isinstance(table, pd.DataFrame) else pd.DataFrame()
     dtypes = {
         str(name): dtype
@@ -308,7 +329,9 @@ def typed_columns_options(
 
 
 def table_options(model: TrainedModel, predict_fn: str, table: pd.DataFrame) -> LogOptions:
-    """Return example and signature of a table for MLflow. A model that cannot predict the rows has no signature."""
+    """Return example and signature of a table for MLflow. A model that cannot predict
+    the rows has no signature.
+    """
     plain = _plain_columns(table)
     rows = plain.head(EXAMPLE_ROWS)
     try:
@@ -319,7 +342,9 @@ def table_options(model: TrainedModel, predict_fn: str, table: pd.DataFrame) -> 
 
 
 def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with categories and durations in the form in which requests contain them."""
+    """Return the table with categories and durations in the form in which requests
+    contain them.
+    """
     plain = table.astype({name: str for name, series in table.items() if series.dtype.kind == "m"})
     for name, series in table.items():
         if series.dtype.name == "category":
@@ -328,41 +353,50 @@ def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
-    """Return the signature with the types of all rows, as for an ONNX model. The table has no categories."""
+    """Return the signature with the types of all rows, as for an ONNX model. The table
+    has no categories.
+    """
     is_flat = isinstance(prediction, np.ndarray) and prediction.ndim == 1
     outputs = infer_signature(None, pd.Series(prediction) if is_flat else prediction).outputs
     specs = [_column_spec(series) for _, series in table.items()]
     if untyped := [spec.name for spec in specs if isinstance(spec.type, AnyType)]:
         _logger.warning(
-            "The signature has no type for the columns %s, which mix types: requests in CSV are refused, and the "
-            "answer for a missing value may depend on the other rows of the request. Convert each column to one type",
+            "The signature has no type for the columns %s, which mix types: requests in CSV are "
+            "refused, and the answer for a missing value may depend on the other rows of the "
+            "request. Convert each column to one type",
             untyped,
         )
     without_null = (DataType.boolean, DataType.binary)
     gaps = [spec.name for spec in specs if spec.type in without_null and table[spec.name].hasnans]
     if gaps:
         _logger.warning(
-            "The boolean or binary columns %s have missing values, which are refused in requests, because MLflow "
-            "cannot read them. Convert the columns to texts or numbers before the model is trained",
+            "The boolean or binary columns %s have missing values, which are refused in requests, "
+            "because MLflow cannot read them. Convert the columns to texts or numbers before the "
+            "model is trained",
             gaps,
         )
     return ModelSignature(Schema(specs), outputs)
 
 
 def _column_spec(series: pd.Series) -> ColSpec:
-    """Return the type of a column by all its values. MLflow has more types than ONNX, such as dates and lists."""
+    """Return the type of a column by all its values. MLflow has more types than ONNX,
+    such as dates and lists.
+    """
     try:
         return ColSpec(DataType[column_type(series)], series.name)
     except ConversionError:
         kind = infer_signature(series.dropna().to_frame()).inputs.inputs[0].type
     if kind in (DataType.integer, DataType.long) and series.hasnans:
         kind = DataType.double  # MLflow refuses a missing integer.
-    # MLflow refuses a missing list or object in a required column, but not a missing date.
+    # MLflow refuses a missing list or object in a required column, but not a missing
+    # date.
     return ColSpec(kind, series.name, required=isinstance(kind, DataType) or not series.hasnans)
 
 
 def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name: str) -> bool:
-    """Return True if the model refuses the rows with an unknown category in the column `name`."""
+    """Return True if the model refuses the rows with an unknown category in the column
+    `name`.
+    """
     unseen = unseen_category(rows[name])
     try:
         answer(rows if unseen is None else rows.assign(**{name: unseen}))
@@ -377,9 +411,11 @@ def net_options(
     input_example: ModelData,
     *others: ModelData,
 ) -> tuple[str, LogOptions] | None:
-    """Return the flavor and arguments that log a network as pyfunc, or None if `flavor` can log the network.
+    """Return the flavor and arguments that log a network as pyfunc, or None if `flavor`
+    can log the network.
 
-    Axes that differ in size between the example and `others` are free. Raises InvalidConfig if the model fails.
+    Axes that differ in size between the example and `others` are free. Raises
+    InvalidConfig if the model fails.
     """
     framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor, "")
     if not framework or input_example is None:
@@ -414,7 +450,8 @@ def net_options(
     is_logged = {"Module", "Model"} & {
         kind.__name__ for kind in type(model).__mro__
     }  # Keras calls the class `Model`.
-    # Omit torch's local version (+cpu). Read versions from modules, since the distribution may be tensorflow-cpu.
+    # Omit torch's local version (+cpu). Read versions from modules, since the
+    # distribution may be tensorflow-cpu.
     used = (
         [framework]
         if framework != "keras"
@@ -430,7 +467,8 @@ def net_options(
         if framework != "keras":
             return None
         if not rows.is_table and rows.tensors[""].dtype.kind in "fiub":
-            # mlflow.keras does not support tables or strings, and cannot save an example (MLflow 3.17).
+            # mlflow.keras does not support tables or strings, and cannot save an
+            # example (MLflow 3.17).
             return "keras", {"model": model, "signature": signature, "pip_requirements": installed}
     return "pyfunc", {
         "python_model": NetModel(model),
@@ -445,7 +483,9 @@ def _sizes(
     tensors: Batch,
     others: list[dict[str, Array]],
 ) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Yield the name, dtype and shape of each tensor, with -1 for the rows and for each free axis."""
+    """Yield the name, dtype and shape of each tensor, with -1 for the rows and for each
+    free axis.
+    """
     free = tensors.free_axes(others, what)
     for name, array in tensors.tensors.items():
         shape = (

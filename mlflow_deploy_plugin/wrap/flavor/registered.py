@@ -1,7 +1,9 @@
-"""Wrap an existing model: convert a registered version or a file to checked ONNX, and register the next version.
+"""Wrap an existing model: convert a registered version or a file to checked ONNX, and
+register the next version.
 
-Signature, example, metadata, tags, description, run, parameters and metrics are copied to the new version. Aliases,
-stages and the verdicts of a gate remain on the old version. Packages that differ from requirements.txt cause a warning.
+Signature, example, metadata, tags, description, run, parameters and metrics are copied
+to the new version. Aliases, stages and the verdicts of a gate remain on the old
+version. Packages that differ from requirements.txt cause a warning.
 """
 
 import importlib
@@ -85,7 +87,9 @@ _FRAMEWORKS = (
     "tensorflow",
     "statsmodels",
 )
-"""The distributions that cause a warning if another version is installed, even if the model can be loaded."""
+"""The distributions that cause a warning if another version is installed, even if the
+model can be loaded.
+"""
 _WITHOUT_SETTINGS = (
     "sklearn",
     "lightgbm",
@@ -102,7 +106,9 @@ _logger = logging.getLogger("mlflow_deploy_plugin.wrap")
 
 @dataclass(frozen=True)
 class Original:
-    """A trained model, loaded by its framework. `mlmodel` is None if there is no MLmodel file."""
+    """A trained model, loaded by its framework. `mlmodel` is None if there is no
+    MLmodel file.
+    """
 
     model: TrainedModel
     mlmodel: Model | None = None
@@ -116,7 +122,8 @@ class WrappedVersion:
 
     Attributes:
         source: models:/old/3, or the path of the model's files.
-        name, version: the registered model and the new version; the version is empty after a dry run.
+        name, version: the registered model and the new version; the version is empty
+            after a dry run.
         model: the class and framework of the original.
         prediction: names of the outputs that `predict` returns.
         model_id, run_id: the new logged model and its run; empty if they do not exist.
@@ -146,25 +153,32 @@ def wrap_registered(
     dry_run: bool = False,
     progress: Callable[[str], None] = _logger.info,
 ) -> WrappedVersion:
-    """Convert a model saved by an MLflow flavor or joblib, check the result, and register it as the next version.
+    """Convert a model saved by an MLflow flavor or joblib, check the result, and
+    register it as the next version.
 
     Args:
-        model_uri: models:/old/3 (or @alias, a stage), models:/m-…, runs:/RUN_ID/PATH, the folder of an MLmodel file, or
-            a file: .joblib, .pkl, .pickle, .onnx, .keras, .pt2, .pt, .pmml. A PMML file is not converted to ONNX: it
-            becomes a pyfunc, whose inputs and outputs are the fields of the file.
-        register: the registered model of the new version; default: the model of `model_uri`.
-        data: rows for the proof and the reference; default: the model's input example. Without an example, rows are
-            generated from the signature, with a warning.
-        pyfunc_predict_fn: as in `log_model`; default: the method that the model's pyfunc calls.
+        model_uri: models:/old/3 (or @alias, a stage), models:/m-…, runs:/RUN_ID/PATH,
+            the folder of an MLmodel file, or a file: .joblib, .pkl, .pickle, .onnx,
+            .keras, .pt2, .pt, .pmml. A PMML file is not converted to ONNX: it becomes a
+            pyfunc, whose inputs and outputs are the fields of the file.
+        register: the registered model of the new version; default: the model of
+            `model_uri`.
+        data: rows for the proof and the reference; default: the model's input example.
+            Without an example, rows are generated from the signature, with a warning.
+        pyfunc_predict_fn: as in `log_model`; default: the method that the model's
+            pyfunc calls.
         parity: as in `log_model`.
-        allow_pickle: True to allow a joblib or pickle file, which can run any code. Models in MLflow do not need this
-            permission, although loading them may also run code.
+        allow_pickle: True to allow a joblib or pickle file, which can run any code.
+            Models in MLflow do not need this permission, although loading them may also
+            run code.
         dry_run: True to convert and compare without registering a version.
         progress: a function that is called with a line of text before each long step.
 
-    Raises ConversionError and ParityError like `log_model`, InvalidConfig if an argument is invalid, there are no rows
-    or the model is wrapped already, InvalidArtifact if there is no model, CodeRefused for a joblib or pickle file
-    without `allow_pickle`, NotInstalled for a PMML file without Java, NotFound, and RegistryUnavailable.
+    Raises ConversionError and ParityError like `log_model`, InvalidConfig if an
+    argument is invalid, there are no rows or the model is wrapped already,
+    InvalidArtifact if there is no model, CodeRefused for a joblib or pickle file
+    without `allow_pickle`, NotInstalled for a PMML file without Java, NotFound, and
+    RegistryUnavailable.
     """
     check_new_name(register or "")
     path = (
@@ -250,7 +264,9 @@ def _wrap_pmml(
 
 
 def onnx_form(original: Original, folder: Path, source: str, target: Path) -> Path:
-    """Save the ONNX form of the original in `folder`, and return `target`. Raises the errors of `wrap_registered`."""
+    """Save the ONNX form of the original in `folder`, and return `target`. Raises the
+    errors of `wrap_registered`.
+    """
     save_model(target, _convert(original, folder, source, None, "require")[0])
     return target
 
@@ -274,7 +290,8 @@ def _convert(
         )
         notes.append(f"requests to an ONNX form have no params ({defaults}); {effect}")
         signature = ModelSignature(signature.inputs, signature.outputs)
-    # Drop outputs that were inferred from another method, or from MLflow's table of labels and scores.
+    # Drop outputs that were inferred from another method, or from MLflow's table of
+    # labels and scores.
     if signature is not None and (
         original.predict_fn != "predict" or (mlmodel and "transformers" in mlmodel.flavors)
     ):
@@ -285,11 +302,13 @@ def _convert(
     if is_made_up:
         if signature is None or signature.inputs is None:
             raise errors.InvalidConfig(
-                f"{source} has neither an input example nor a signature; pass rows with --data FILE (data=)",
+                f"{source} has neither an input example nor a signature; pass rows with --data "
+                "FILE (data=)",
             )
         rows = made_up_rows(signature, model)
         notes.append(
-            "it has no input example: it is compared on rows generated from its signature; pass real rows with --data",
+            "it has no input example: it is compared on rows generated from its signature; pass "
+            "real rows with --data",
         )
     names = getattr(model, "feature_names_in_", None)
     rows = fit_to_signature(
@@ -333,7 +352,8 @@ def _convert(
 
 
 def _settings(mlmodel: Model, folder: Path) -> Settings:
-    """Return the arguments that MLflow's pyfunc passes to the model, unless the flavor ignores them.
+    """Return the arguments that MLflow's pyfunc passes to the model, unless the flavor
+    ignores them.
 
     Raises InvalidArtifact if the file with the arguments is damaged.
     """
@@ -354,7 +374,8 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
             ) from None
     if not isinstance(config, dict):
         raise errors.InvalidArtifact(
-            f"the model_config {config!r} is not a mapping; correct it in the MLmodel file or components/{older.name}",
+            f"the model_config {config!r} is not a mapping; correct it in the MLmodel file or "
+            f"components/{older.name}",
         )
     if flavors[0] == "pytorch":
         config = {name: value for name, value in config.items() if name != "device"}
@@ -363,7 +384,9 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
 
 
 def _asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
-    """Return the model with the settings. Raises ConversionError if an ONNX form cannot contain one of them."""
+    """Return the model with the settings. Raises ConversionError if an ONNX form cannot
+    contain one of them.
+    """
     if not settings:
         return model
     converter = converters.converter_for(model)
@@ -379,8 +402,8 @@ def _asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Tra
             continue  # MLflow ignores this name.
         if name not in parameters or not np.array_equal(parameters[name].default, value):
             raise errors.ConversionError(
-                f"MLflow asks it with {name}={value!r}, which an ONNX form cannot contain: log the version without it, "
-                "or make it the default of the model",
+                f"MLflow asks it with {name}={value!r}, which an ONNX form cannot contain: log "
+                "the version without it, or make it the default of the model",
             )
     return model
 
@@ -391,7 +414,9 @@ def _log_next_version(
     resolved: ResolvedModel,
     original: Original,
 ) -> WrappedVersion:
-    """Log the model to the original's run, register it, and copy the description and tags of the original."""
+    """Log the model to the original's run, register it, and copy the description and
+    tags of the original.
+    """
     client, mlmodel = registry_client(), original.mlmodel
     is_version = parse_model_uri(resolved.source).kind == "version"
     old_version = client.get_model_version(resolved.name, resolved.version) if is_version else None
@@ -473,7 +498,9 @@ def _create_logged_model(
 
 
 def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, object]:
-    """Return the provenance with the git commit and the dataset of the run that trained the model."""
+    """Return the provenance with the git commit and the dataset of the run that trained
+    the model.
+    """
     kept = {name: value for name, value in provenance.items() if not name.startswith("git_")}
     if run is None:
         return kept
@@ -488,10 +515,12 @@ def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, 
 
 
 def load_folder(folder: Path, source: str) -> Original:
-    """Load the model of an MLmodel folder, whose files may run code. Messages use the name `source`.
+    """Load the model of an MLmodel folder, whose files may run code. Messages use the
+    name `source`.
 
-    Raises InvalidArtifact if MLflow cannot read the MLmodel file, InvalidConfig for a wrapped model, NotInstalled if
-    the framework is missing, and ConversionError for Python code, a pyfunc with another method, or unreadable files.
+    Raises InvalidArtifact if MLflow cannot read the MLmodel file, InvalidConfig for a
+    wrapped model, NotInstalled if the framework is missing, and ConversionError for
+    Python code, a pyfunc with another method, or unreadable files.
     """
     if not (folder / MLMODEL).is_file():
         raise errors.InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
@@ -518,13 +547,15 @@ def load_folder(folder: Path, source: str) -> Original:
             else f"custom Python code for {loader}"
         )
         raise errors.ConversionError(
-            f"{source} cannot be converted to ONNX: it is {what}; it can be served as pyfunc without conversion",
+            f"{source} cannot be converted to ONNX: it is {what}; it can be served as pyfunc "
+            "without conversion",
         )
     predict_fn = pyfunc.get("predict_fn", "predict")
     if predict_fn not in get_args(PredictFunction):
         raise errors.ConversionError(
-            f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX form supports only "
-            f"{' or '.join(get_args(PredictFunction))}; it can be served as pyfunc without conversion",
+            f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX "
+            f"form supports only {' or '.join(get_args(PredictFunction))}; it can be served as "
+            "pyfunc without conversion",
         )
     differences = version_differences(folder)
     try:
@@ -555,21 +586,22 @@ def load_folder(folder: Path, source: str) -> Original:
 def load_file(path: Path, allow_pickle: bool) -> Original:
     """Load a joblib or pickle file, or a file in the format of a framework.
 
-    Raises CodeRefused for a joblib or pickle file without `allow_pickle`, InvalidConfig for an unknown ending,
-    InvalidArtifact or ConversionError if the file cannot be loaded, and NotInstalled if its framework is missing.
+    Raises CodeRefused for a joblib or pickle file without `allow_pickle`, InvalidConfig
+    for an unknown ending, InvalidArtifact or ConversionError if the file cannot be
+    loaded, and NotInstalled if its framework is missing.
     """
     ending = path.suffix.lower()
     if ending in converters.FILE_ENDINGS:
         return Original(converters.load_file(str(path)))
     if ending not in _PICKLES:
         raise errors.InvalidConfig(
-            f"{path} is not a model: the file name must end with {', '.join(_FILE_ENDINGS)}; alternatively name a "
-            "model in MLflow, or the folder of an MLmodel file",
+            f"{path} is not a model: the file name must end with {', '.join(_FILE_ENDINGS)}; "
+            "alternatively name a model in MLflow, or the folder of an MLmodel file",
         )
     if not allow_pickle:
         raise errors.CodeRefused(
-            f"{path} can run any code while it is loaded; if you trust its author, pass --allow-pickle (in Python "
-            "allow_pickle=True)",
+            f"{path} can run any code while it is loaded; if you trust its author, pass "
+            "--allow-pickle (in Python allow_pickle=True)",
         )
     import joblib  # joblib is optional (installed with scikit-learn), and also reads plain pickles.
 

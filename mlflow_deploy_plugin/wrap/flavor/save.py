@@ -1,7 +1,8 @@
 """The flavor's public functions, which follow MLflow's conventions, and its pyfunc.
 
-Predictions have the same type as in the framework's MLflow flavor: usually an array. Models of torch, ONNX, Keras and
-statsmodels return a DataFrame (or Series) for a DataFrame. Several outputs are returned as a mapping of arrays.
+Predictions have the same type as in the framework's MLflow flavor: usually an array.
+Models of torch, ONNX, Keras and statsmodels return a DataFrame (or Series) for a
+DataFrame. Several outputs are returned as a mapping of arrays.
 """
 
 import json
@@ -80,29 +81,41 @@ def save_model(
     extra_pip_requirements: str | list[str] | None = None,
     code_paths: list[str] | None = None,
 ) -> None:
-    """Convert `model` to ONNX, check that the predictions are the same, and save the ONNX model to the folder `path`.
+    """Convert `model` to ONNX, check that the predictions are the same, and save the
+    ONNX model to the folder `path`.
 
     Args:
-        model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
+        model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX
+            model or the path of its file.
         path: a folder that does not exist or is empty.
-        signature: MLflow's signature; default: names, order and types are inferred from the example.
-        input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
-            proof and the reference; the first five are saved as MLflow's input example.
-        pyfunc_predict_fn: the method that `predict` corresponds to: "predict" or "predict_proba".
-        parity: "require" raises ParityError if the predictions differ; "warn" saves the model in the state `warned`.
+        signature: MLflow's signature; default: names, order and types are inferred from
+            the example.
+        input_example: rows of the model's input: a DataFrame, an array, or tensors by
+            name. All rows are used for the proof and the reference; the first five are
+            saved as MLflow's input example.
+        pyfunc_predict_fn: the method that `predict` corresponds to: "predict" or
+            "predict_proba".
+        parity: "require" raises ParityError if the predictions differ; "warn" saves the
+            model in the state `warned`.
         parity_data: additional real rows for the proof.
-        reference_data: rows with which drift monitors compare traffic; default: the example.
-        event_time: the time of each row of the reference: the name of a column, or one time per row.
+        reference_data: rows with which drift monitors compare traffic; default: the
+            example.
+        event_time: the time of each row of the reference: the name of a column, or one
+            time per row.
         mlflow_model: the MLmodel to which the flavor is added; default: a new one.
         metadata: entries for `metadata` in the MLmodel file.
-        conda_env: the conda environment as a mapping, or the path of its file; default: made from the requirements.
+        conda_env: the conda environment as a mapping, or the path of its file; default:
+            made from the requirements.
         pip_requirements: the requirements; default: those of a server of this model.
         extra_pip_requirements: requirements in addition to the default ones.
-        code_paths: Python files or folders that the model imports; they are copied into the artifact.
+        code_paths: Python files or folders that the model imports; they are copied into
+            the artifact.
 
     Raises:
-        ConversionError: a part of the model cannot be converted; the message names this part.
-        ParityError: the ONNX form gives other answers; the message contains the worst rows.
+        ConversionError: a part of the model cannot be converted; the message names this
+            part.
+        ParityError: the ONNX form gives other answers; the message contains the worst
+            rows.
         InvalidConfig: an argument is invalid; the message names the argument.
     """
     model = load_file(model)
@@ -157,36 +170,51 @@ def log_model(
     step: int = 0,
     model_id: str | None = None,
 ) -> ModelInfo:
-    """Log `model` to MLflow as checked ONNX, and register it if `registered_model_name` is set.
+    """Log `model` to MLflow as checked ONNX, and register it if `registered_model_name`
+    is set.
 
-    The model is converted and compared as in `save_model`, with the same arguments and errors; it is logged only if
-    both steps succeed. The parity state is set as the tag `onnxserve.parity` of the active run, the logged model and
-    the registered version. The metrics of the proof are logged to the run (`onnxserve.parity.…`). The reference data,
-    or the example if there are none, is logged as a dataset input of the run.
+    The model is converted and compared as in `save_model`, with the same arguments and
+    errors; it is logged only if both steps succeed. The parity state is set as the tag
+    `onnxserve.parity` of the active run, the logged model and the registered version.
+    The metrics of the proof are logged to the run (`onnxserve.parity.…`). The reference
+    data, or the example if there are none, is logged as a dataset input of the run.
 
     Args:
-        model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
+        model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX
+            model or the path of its file.
         name: the name of the logged model.
-        registered_model_name: the registered model to which a version is added; default: the model is not registered.
-        signature: MLflow's signature; default: names, order and types are inferred from the example.
-        input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
-            proof and the reference; the first five are saved as MLflow's input example.
-        pyfunc_predict_fn: the method that `predict` corresponds to: "predict" or "predict_proba".
-        parity: "require" raises ParityError if the predictions differ; "warn" saves the model in the state `warned`.
-        fallback: the behaviour if the conversion or the comparison fails. "pyfunc": log the model with its MLflow
-            flavor, so that it is served as pyfunc, with the reason in a warning and in the tag `onnxserve.fallback`.
-            "error": raise the error.
+        registered_model_name: the registered model to which a version is added;
+            default: the model is not registered.
+        signature: MLflow's signature; default: names, order and types are inferred from
+            the example.
+        input_example: rows of the model's input: a DataFrame, an array, or tensors by
+            name. All rows are used for the proof and the reference; the first five are
+            saved as MLflow's input example.
+        pyfunc_predict_fn: the method that `predict` corresponds to: "predict" or
+            "predict_proba".
+        parity: "require" raises ParityError if the predictions differ; "warn" saves the
+            model in the state `warned`.
+        fallback: the behaviour if the conversion or the comparison fails. "pyfunc": log
+            the model with its MLflow flavor, so that it is served as pyfunc, with the
+            reason in a warning and in the tag `onnxserve.fallback`. "error": raise the
+            error.
         parity_data: additional real rows for the proof.
-        reference_data: rows with which drift monitors compare traffic; default: the example.
-        event_time: the time of each row of the reference: the name of a column, or one time per row.
-        explain: explain up to 100 rows of the reference, and log contributions, column importances and SHAP plots to
-            the run, under `explain/`. If this fails, the model is logged with a warning.
-        await_registration_for: seconds to wait until the new version is ready; 0 or None: no wait.
+        reference_data: rows with which drift monitors compare traffic; default: the
+            example.
+        event_time: the time of each row of the reference: the name of a column, or one
+            time per row.
+        explain: explain up to 100 rows of the reference, and log contributions, column
+            importances and SHAP plots to the run, under `explain/`. If this fails, the
+            model is logged with a warning.
+        await_registration_for: seconds to wait until the new version is ready; 0 or
+            None: no wait.
         metadata: entries for `metadata` in the MLmodel file.
-        conda_env: the conda environment as a mapping, or the path of its file; default: made from the requirements.
+        conda_env: the conda environment as a mapping, or the path of its file; default:
+            made from the requirements.
         pip_requirements: the requirements; default: those of a server of this model.
         extra_pip_requirements: requirements in addition to the default ones.
-        code_paths: Python files or folders that the model imports; they are copied into the artifact.
+        code_paths: Python files or folders that the model imports; they are copied into
+            the artifact.
         params: parameters of the logged model.
         tags: tags of the logged model.
         model_type: a category for the logged model, such as "agent", as in MLflow.
@@ -282,7 +310,9 @@ def log_wrapped(
     tags: Mapping[str, object],
     **mlflow_options: Any,
 ) -> ModelInfo:
-    """Log a wrapped model to MLflow, with its parity metrics. The options are those of `log_flavor`."""
+    """Log a wrapped model to MLflow, with its parity metrics. The options are those of
+    `log_flavor`.
+    """
     state = wrapped.report.state
     tags = {**tags, PARITY_TAG: state}
     info = log_flavor(saved_model, flavor_name=FLAVOR, wrapped=wrapped, tags=tags, **mlflow_options)
@@ -293,7 +323,9 @@ def log_wrapped(
 
 
 def _log_dataset(run_id: str | None, data: ModelData) -> None:
-    """Log the data of a model as a dataset input of its run, unless the run already has this input."""
+    """Log the data of a model as a dataset input of its run, unless the run already has
+    this input.
+    """
     if run_id is None or data is None:
         return
     client = mlflow.MlflowClient()
@@ -307,7 +339,8 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
             known = {entry.dataset.digest for entry in client.get_run(run_id).inputs.dataset_inputs}
             if digest in known or (known and make(batch.unnamed).digest in known):
                 return
-            # Only the first rows: MLflow needs 15 s to infer the schema from 1 million rows.
+            # Only the first rows: MLflow needs 15 s to infer the schema from 1 million
+            # rows.
             dataset = (
                 make(head.unnamed, name=OWN_DATASET, digest=digest)
                 ._to_mlflow_entity()
@@ -324,10 +357,12 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
-    """Load a saved model into this process. Raises the errors of `OnnxModel.load` and of MLflow's download.
+    """Load a saved model into this process. Raises the errors of `OnnxModel.load` and
+    of MLflow's download.
 
     Args:
-        model_uri: any MLflow model URI, such as models:/flight-delay@champion, or a folder.
+        model_uri: any MLflow model URI, such as models:/flight-delay@champion, or a
+            folder.
         device: "cpu", "cuda" or "tensorrt".
         intra_op_num_threads: the threads of one run of the graph.
     """
@@ -346,7 +381,9 @@ class PyfuncModel:
         return self._model
 
     def predict(self, data: ModelData, params: Mapping[str, object] | None = None) -> ModelData:
-        """Predict for a DataFrame, array, mapping, or list of rows or records. Raises SchemaMismatch for other data."""
+        """Predict for a DataFrame, array, mapping, or list of rows or records. Raises
+        SchemaMismatch for other data.
+        """
         model, schema = self._model, self._model.schema
         if isinstance(data, pd.DataFrame):
             if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked the column's name.
@@ -376,7 +413,9 @@ class PyfuncModel:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:
-    """Load the model in a folder for MLflow. Raises InvalidConfig for an unknown `device` in `model_config`."""
+    """Load the model in a folder for MLflow. Raises InvalidConfig for an unknown
+    `device` in `model_config`.
+    """
     config = saved_model.DEFAULT_CONFIG | dict(model_config or {})
     try:
         placement = Placement(cast(Device, str(config["device"])))

@@ -1,4 +1,6 @@
-"""The folder of a saved model. This module is passed to `mlflow.models.Model.log`, which calls `save_model`."""
+"""The folder of a saved model. This module is passed to `mlflow.models.Model.log`,
+which calls `save_model`.
+"""
 
 import hashlib
 import json
@@ -49,15 +51,21 @@ EXAMPLE_ROWS = 5
 """The number of rows of the user's example that are saved as MLflow's input example."""
 MAX_REFERENCE_ROWS = 100_000
 MAX_REFERENCE_VALUES = 20_000_000
-"""The maximum number of values in a sample of tensors: images are large, and drift monitors need few images."""
+"""The maximum number of values in a sample of tensors: images are large, and drift
+monitors need few images.
+"""
 
 DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
-"""The options of `mlflow.pyfunc.load_model(uri, model_config=…)`. By default, all usable cores are used."""
+"""The options of `mlflow.pyfunc.load_model(uri, model_config=…)`. By default, all
+usable cores are used.
+"""
 
 _LOADER = "mlflow_deploy_plugin"
 _CHUNK = 10_000
 _MOST_LISTED = 250
-"""The maximum number of saved categories per column, from which a user can select in a form."""
+"""The maximum number of saved categories per column, from which a user can select in a
+form.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class WrappedModel:
 
     Attributes:
         predict_fn: the method of the original that `predict` corresponds to.
-        example: the first rows of the user's example in the form that MLflow saves, or None without an example.
+        example: the first rows of the user's example in the form that MLflow saves, or
+            None without an example.
         data: all rows of the reference data or, without reference data, of the example.
         reference: the reference sample, or None without data.
     """
@@ -149,7 +158,8 @@ def save_model(
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
     if conda_env is None:
-        # Do not let MLflow infer requirements: this needs a second process, and serving needs no training framework.
+        # Do not let MLflow infer requirements: this needs a second process, and serving
+        # needs no training framework.
         runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
         if wrapped.converted.tokenizer is not None:
             runtime = [
@@ -176,7 +186,9 @@ def save_model(
 
 
 def _event_times(reference: pa.Table) -> dict[str, str]:
-    """Return the first and the last event time of the reference in ISO 8601; empty without event times."""
+    """Return the first and the last event time of the reference in ISO 8601; empty
+    without event times.
+    """
     if EVENT_TIME not in reference.column_names:
         return {}
     ends = pc.min_max(reference[EVENT_TIME]).as_py()
@@ -188,7 +200,9 @@ def _event_times(reference: pa.Table) -> dict[str, str]:
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
-    """Return the pip requirement of this package: its version, or its commit if it was installed from a repository."""
+    """Return the pip requirement of this package: its version, or its commit if it was
+    installed from a repository.
+    """
     name = f"mlflow-onnxserve{extras}"
     origin = json.loads(
         (files or distribution("mlflow-onnxserve")).read_text("direct_url.json") or "{}",
@@ -205,7 +219,9 @@ def write_mlmodel(
     predict_fn: str,
     proofs: Mapping[str, object],
 ) -> None:
-    """Write the files that `serve.runtime.model.OnnxModel` reads. Raises ConversionError if the graph is too large."""
+    """Write the files that `serve.runtime.model.OnnxModel` reads. Raises
+    ConversionError if the graph is too large.
+    """
     digests = write_graph(folder, converted.proto)
     for name, content in converted.files.items():
         (folder / name).write_bytes(content.encode())
@@ -243,7 +259,9 @@ def write_mlmodel(
 
 
 def environment_lock() -> str:
-    """Return the installed packages in the format of `pip install -r`: sorted lines with `name==version`."""
+    """Return the installed packages in the format of `pip install -r`: sorted lines
+    with `name==version`.
+    """
     installed = {}
     for package in distributions():  # `version` parses the full metadata: 20 times as slow.
         head = (package.read_text("METADATA") or package.read_text("PKG-INFO") or "").partition(
@@ -258,7 +276,9 @@ def environment_lock() -> str:
 
 
 def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
-    """Return the git commit, the environment, and the digest of the run's dataset or, without a dataset, of `batch`."""
+    """Return the git commit, the environment, and the digest of the run's dataset or,
+    without a dataset, of `batch`.
+    """
     dataset = (
         {} if batch is None else {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
     )
@@ -296,9 +316,11 @@ def _git(*arguments: str) -> str | None:
 
 
 def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.Table:
-    """Return a uniform sample of the rows with the saved model's predictions, as the reference for drift monitors.
+    """Return a uniform sample of the rows with the saved model's predictions, as the
+    reference for drift monitors.
 
-    Outputs without one entry per row are omitted. `times` [N] (datetime64, UTC) are stored as the column `_event_time`.
+    Outputs without one entry per row are omitted. `times` [N] (datetime64, UTC) are
+    stored as the column `_event_time`.
     """
     most = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(data.row_size, 1), 1))
     if len(data) > most:
@@ -323,7 +345,9 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
 
 
 def _arrow(array: Array) -> pa.Array:
-    """Return an array [N] as a column, and an array [N, …] as a column of (nested) lists."""
+    """Return an array [N] as a column, and an array [N, …] as a column of (nested)
+    lists.
+    """
     if array.ndim == 1:
         return pa.array(array)
     starts = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]

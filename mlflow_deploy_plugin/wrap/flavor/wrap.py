@@ -1,4 +1,6 @@
-"""Wrap a model before it is logged: convert it, compare it with the original, and sample the reference."""
+"""Wrap a model before it is logged: convert it, compare it with the original, and
+sample the reference.
+"""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -68,7 +70,9 @@ def wrap(
     reference_data: ModelData = None,
     event_time: EventTimes = None,
 ) -> WrappedModel:
-    """Convert `model`, check the result, and sample the reference. Arguments and errors are those of `save_model`."""
+    """Convert `model`, check the result, and sample the reference. Arguments and errors
+    are those of `save_model`.
+    """
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     check_choice("parity", parity, ParityPolicy)
     converter = converter_for(model)
@@ -97,8 +101,9 @@ def wrap(
         has_rows = form.runnable.schema.has_rows
         if not has_rows and (reference is not None or times is not None):
             raise InvalidConfig(
-                f"{'event_time' if reference is None else 'reference_data'}: this graph has no batch "
-                f"dimension and therefore no rows: {no_batch_dimension_reason(form.runnable.artifact)}",
+                f"{'event_time' if reference is None else 'reference_data'}: this graph has no "
+                "batch dimension and therefore no rows: "
+                f"{no_batch_dimension_reason(form.runnable.artifact)}",
             )
         if judged is not None and has_rows:
             sample = saved_model.sample_reference(form.runnable, judged, times)
@@ -118,7 +123,9 @@ def wrap(
 
 
 def _algorithm(model: TrainedModel) -> str:
-    """Return the class of the model, with the classes of the steps of a scikit-learn pipeline."""
+    """Return the class of the model, with the classes of the steps of a scikit-learn
+    pipeline.
+    """
     name = type(model).__name__
     if not any(
         kind.__module__ == "sklearn.pipeline" and kind.__name__ == "Pipeline"
@@ -129,7 +136,9 @@ def _algorithm(model: TrainedModel) -> str:
 
 
 def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy) -> None:
-    """Check the parity report. Raises ParityError, or ConversionError if the original's predictions are random."""
+    """Check the parity report. Raises ParityError, or ConversionError if the original's
+    predictions are random.
+    """
     report = form.report
     original = form.converted.original
     if report.beyond_tolerance and original is not None and example is not None:
@@ -159,7 +168,9 @@ def _read_data(
     reference_data: ModelData,
     event_time: EventTimes,
 ) -> tuple[Batch | None, Batch | None, Batch | None, Array | None, ModelSignature | None]:
-    """Return the example, `parity_data` and `reference_data` as batches, the event times, and the signature."""
+    """Return the example, `parity_data` and `reference_data` as batches, the event
+    times, and the signature.
+    """
     input_example, parity_data, reference_data = map(
         as_pandas,
         (input_example, parity_data, reference_data),
@@ -199,7 +210,9 @@ def _read_data(
 
 
 def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array | None, ModelData]:
-    """Return the event times in UTC and the data without them. Times without a time zone are read as UTC."""
+    """Return the event times in UTC and the data without them. Times without a time
+    zone are read as UTC.
+    """
     if event_time is None:
         return None, data
     if data is None:
@@ -217,7 +230,8 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
         )
         if pd.api.types.is_numeric_dtype(series.dtype) and len(series):
             raise InvalidConfig(
-                f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, unit='s')",
+                f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, "
+                "unit='s')",
             )
         times = pd.to_datetime(series, utc=True)
     except (TypeError, ValueError) as error:
@@ -248,7 +262,9 @@ class OnnxForm:
 
 @dataclass
 class _FormTrials:
-    """The comparison of all ONNX forms of a model on the same rows. For a table, the original is run only once."""
+    """The comparison of all ONNX forms of a model on the same rows. For a table, the
+    original is run only once.
+    """
 
     converter: FrameworkConverter
     model: TrainedModel
@@ -261,7 +277,9 @@ class _FormTrials:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def select(self, folder: Path) -> OnnxForm:
-        """Return the first form without `doubts`, otherwise the best form. Raises ConversionError if all forms fail."""
+        """Return the first form without `doubts`, otherwise the best form. Raises
+        ConversionError if all forms fail.
+        """
         best: OnnxForm | None = None
         failure: ModelError | None = None
         model, example = self.model, None if self.example is None else self.example.data
@@ -302,7 +320,9 @@ class _FormTrials:
         return best
 
     def run(self, draft: Path, converted: ConvertedModel) -> OnnxForm:
-        """Save the form to the draft folder, load it, and compare it with the original if there is an original."""
+        """Save the form to the draft folder, load it, and compare it with the original
+        if there is an original.
+        """
         example, original, signature = self.example, converted.original, self.signature
         if example is None or original is None:
             batch = example if example is not None else Batch.declared(converted.inputs)

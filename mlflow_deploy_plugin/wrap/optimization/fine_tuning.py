@@ -1,6 +1,8 @@
-"""Prune a torch module and train the remaining weights, on labels or on the predictions of the base.
+"""Prune a torch module and train the remaining weights, on labels or on the predictions
+of the base.
 
-The smallest weights of each layer are set to zero and remain zero (Han et al. 2015, https://arxiv.org/abs/1506.02626).
+The smallest weights of each layer are set to zero and remain zero (Han et al. 2015,
+https://arxiv.org/abs/1506.02626).
 """
 
 import copy
@@ -34,10 +36,12 @@ def pruned_and_tuned(
     epochs: int,
     seed: int,
 ) -> onnx.ModelProto:
-    """Prune the `share` of each layer's weights in a copy of the module, train the copy, and return its ONNX graph.
+    """Prune the `share` of each layer's weights in a copy of the module, train the
+    copy, and return its ONNX graph.
 
-    The targets are `truth`: class indices [N], numbers [N, …], or None for the base's predictions. `rows` are inputs
-    [N, …] by name. Raises ConversionError if the module cannot be pruned or trained, or is not the base's original.
+    The targets are `truth`: class indices [N], numbers [N, …], or None for the base's
+    predictions. `rows` are inputs [N, …] by name. Raises ConversionError if the module
+    cannot be pruned or trained, or is not the base's original.
     """
     if not isinstance(module, nn.Module):
         raise ConversionError(f"the original is a {type(module).__name__}, not a torch module")
@@ -103,7 +107,9 @@ def pruned_and_tuned(
 
 
 def _largest(weight: torch.Tensor, share: float) -> torch.Tensor:
-    """Return a mask (0 or 1) per weight. torch's `prune` needs calls of `forward`, which attention layers omit."""
+    """Return a mask (0 or 1) per weight. torch's `prune` needs calls of `forward`,
+    which attention layers omit.
+    """
     mask = torch.ones(weight.numel())
     mask[weight.detach().abs().flatten().argsort()[: round(share * weight.numel())]] = 0
     return mask.reshape(weight.shape)

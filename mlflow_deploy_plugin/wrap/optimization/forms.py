@@ -1,4 +1,5 @@
-"""Create smaller or faster forms of a graph: 8-bit integers, 16-bit floats, pruned weights.
+"""Create smaller or faster forms of a graph: 8-bit integers, 16-bit floats, pruned
+weights.
 
 | form         | smaller numbers                           | gain on a CPU                                            |
 |--------------|-------------------------------------------|----------------------------------------------------------|
@@ -7,7 +8,8 @@
 | fp16         | all 32-bit weights                        | size; ONNX Runtime computes most of it in 32 bits        |
 | prune        | none, but many zeros                      | only the compressed size: zeros take as much time        |
 
-The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do not change their argument.
+The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do
+not change their argument.
 """
 
 import copy
@@ -36,7 +38,9 @@ from mlflow_deploy_plugin.serve.runtime.session import (
 Int8 = Literal["dynamic", "static"]
 
 DYNAMIC_OPS = ("MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
-"""The operators for dynamic quantization. Conv is excluded, because its dynamic form is five times slower."""
+"""The operators for dynamic quantization. Conv is excluded, because its dynamic form is
+five times slower.
+"""
 _QUANTIZED = (
     "QuantizeLinear",
     "DynamicQuantizeLinear",
@@ -46,22 +50,32 @@ _QUANTIZED = (
 )
 _PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _RECURRENT_OPS = ("LSTM", "GRU", "RNN")
-"""Operators whose inputs 1 and 2 are weights, and whose other inputs are biases and states."""
+"""Operators whose inputs 1 and 2 are weights, and whose other inputs are biases and
+states.
+"""
 _STATISTICS = (
     "LayerNormalization",
     "SimplifiedLayerNormalization",
     "InstanceNormalization",
     "GroupNormalization",
 )
-"""Operators whose means and variances need 32 bits. ONNX Runtime 1.31 also crashes on a 16-bit LayerNormalization."""
+"""Operators whose means and variances need 32 bits. ONNX Runtime 1.31 also crashes on a
+16-bit LayerNormalization.
+"""
 _HALF_LIMIT = float(np.finfo(np.float16).max) / 4
-"""The largest number for 16 bits: a quarter of the 16-bit maximum, since other rows may have larger numbers."""
+"""The largest number for 16 bits: a quarter of the 16-bit maximum, since other rows may
+have larger numbers.
+"""
 _MASKED = 1e8
-"""The limit above which magnitudes belong to attention masks (-inf, -1e9, …), which would distort the scale."""
+"""The limit above which magnitudes belong to attention masks (-inf, -1e9, …), which
+would distort the scale.
+"""
 
 
 def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Quantize weights to 8 bits. Each run quantizes activations by their current range. Errors: see `int8_static`."""
+    """Quantize weights to 8 bits. Each run quantizes activations by their current
+    range. Errors: see `int8_static`.
+    """
     from onnxruntime import quantization  # This import is slow.
 
     return _quantized(
@@ -78,7 +92,9 @@ def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Transpose Gemm weights, because ONNX Runtime 1.31's quantizer transposes shared weights repeatedly."""
+    """Transpose Gemm weights, because ONNX Runtime 1.31's quantizer transposes shared
+    weights repeatedly.
+    """
     result = copy.deepcopy(proto)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
     for node in result.graph.node:
@@ -106,12 +122,14 @@ def int8_static(
     rows: Sequence[Feeds],
     per_channel: bool = True,
 ) -> onnx.ModelProto:
-    """Quantize weights and activations to 8 bits, with the activation ranges on `rows` (QDQ, MinMax).
+    """Quantize weights and activations to 8 bits, with the activation ranges on `rows`
+    (QDQ, MinMax).
 
-    Operators that add or read a mask remain in 32 bits. Activations are unsigned: with signed activations, ONNX Runtime
-    1.31 leaves half of a ResNet18's convolutions in 32 bits, which takes 2.3 to 3.5 times the time of the base instead
-    of 0.74 to 0.82. If `per_channel`, each channel of a weight has a separate scale. Raises ConversionError if no node
-    can be quantized.
+    Operators that add or read a mask remain in 32 bits. Activations are unsigned: with
+    signed activations, ONNX Runtime 1.31 leaves half of a ResNet18's convolutions in 32
+    bits, which takes 2.3 to 3.5 times the time of the base instead of 0.74 to 0.82. If
+    `per_channel`, each channel of a weight has a separate scale. Raises ConversionError
+    if no node can be quantized.
     """
     from onnxruntime import quantization  # This import is slow.
 
@@ -136,10 +154,12 @@ def int8_static(
 
 
 def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelProto:
-    """Convert 32-bit floats to 16-bit floats, except in islands. Inputs and outputs are not changed.
+    """Convert 32-bit floats to 16-bit floats, except in islands. Inputs and outputs are
+    not changed.
 
-    Islands are the operators that ONNX Runtime's converter blocks (trees, TopK, …), normalizations, and nodes whose
-    numbers on `rows` are near 65,504, the largest 16-bit float. Raises ConversionError if all weights are in islands.
+    Islands are the operators that ONNX Runtime's converter blocks (trees, TopK, …),
+    normalizations, and nodes whose numbers on `rows` are near 65,504, the largest
+    16-bit float. Raises ConversionError if all weights are in islands.
     """
     from onnxruntime.transformers import float16  # This import is slow.
 
@@ -166,7 +186,9 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
 
 
 def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
-    """Set the smallest `share` (0 to 1) of each layer's weights to zero. Raises ConversionError if no layer fits."""
+    """Set the smallest `share` (0 to 1) of each layer's weights to zero. Raises
+    ConversionError if no layer fits.
+    """
     result = copy.deepcopy(proto)
     used = {
         name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input
@@ -211,9 +233,11 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
 def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph after ONNX Runtime's basic optimizations, with inferred shapes and named nodes.
+    """Return the graph after ONNX Runtime's basic optimizations, with inferred shapes
+    and named nodes.
 
-    ONNX Runtime 1.31's `quant_pre_process` does not support graphs in memory, and its quantizer fails for torch shapes.
+    ONNX Runtime 1.31's `quant_pre_process` does not support graphs in memory, and its
+    quantizer fails for torch shapes.
     """
     from onnxruntime.quantization.quant_utils import (
         add_pre_process_metadata,
@@ -249,7 +273,9 @@ def _quantized(
     quantize: Callable[[str, str], None],
     operators: Sequence[str],
 ) -> onnx.ModelProto:
-    """Apply `quantize` to the file of the preprocessed graph, because the quantizer would change a graph in memory."""
+    """Apply `quantize` to the file of the preprocessed graph, because the quantizer
+    would change a graph in memory.
+    """
     present = sorted({node.op_type for node in proto.graph.node} & set(operators))
     if not present:
         raise ConversionError(f"it has no {', '.join(operators[:3])} ({shown_operators(proto)})")
@@ -276,7 +302,9 @@ def _quantized(
 
 
 def _reduces_range() -> bool:
-    """Return True if weights need 7 bits, because sums of 8-bit products saturate on x86 processors without VNNI."""
+    """Return True if weights need 7 bits, because sums of 8-bit products saturate on
+    x86 processors without VNNI.
+    """
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -289,7 +317,9 @@ def _nodes_with(
     rows: Sequence[Feeds],
     is_large: Callable[[Array], Array],
 ) -> list[str]:
-    """Return the names of the nodes whose inputs or outputs contain large numbers (`is_large`) for these rows."""
+    """Return the names of the nodes whose inputs or outputs contain large numbers
+    (`is_large`) for these rows.
+    """
 
     def exceeds(values: object) -> bool:
         array: Array = np.asarray(values)
@@ -325,7 +355,9 @@ def _nodes_with(
 
 
 def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove pairs of casts to 16 bits and back to 32 bits, which the converter leaves within islands."""
+    """Remove pairs of casts to 16 bits and back to 32 bits, which the converter leaves
+    within islands.
+    """
     from onnxruntime.quantization.onnx_model import ONNXModel  # This import is slow.
 
     graph = half.graph

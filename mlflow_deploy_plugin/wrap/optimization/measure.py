@@ -1,6 +1,8 @@
-"""Measure size, load time and latency of the forms of a model alternately, in one process and one thread.
+"""Measure size, load time and latency of the forms of a model alternately, in one
+process and one thread.
 
-Each round measures each form once, so that other load affects all forms. A ratio is the median of form ÷ base.
+Each round measures each form once, so that other load affects all forms. A ratio is the
+median of form ÷ base.
 """
 
 import time
@@ -34,10 +36,12 @@ class FormCost:
 
     Attributes:
         size: bytes of the ONNX file.
-        packed: bytes of the ONNX file after zlib, where the zeros of pruned weights save space.
+        packed: bytes of the ONNX file after zlib, where the zeros of pruned weights
+            save space.
         load_ms: median milliseconds to create a session.
         latency_us: median microseconds of a request, by rows per request.
-        ratio: latency ÷ latency of the base, by rows per request; `upper_ratio` is the upper quartile of the rounds.
+        ratio: latency ÷ latency of the base, by rows per request; `upper_ratio` is the
+            upper quartile of the rounds.
     """
 
     size: int
@@ -48,23 +52,31 @@ class FormCost:
     upper_ratio: Mapping[int, float]
 
     def speed(self, rows: int | None = None) -> float:
-        """Return the ratio for requests with `rows` rows, or the geometric mean over all sizes."""
+        """Return the ratio for requests with `rows` rows, or the geometric mean over
+        all sizes.
+        """
         return self.ratio[rows] if rows else geometric_mean(self.ratio.values())
 
     def is_faster(self, rows: int | None = None) -> bool:
-        """Return True if the form is faster by at least 5 % in the median, and faster in three of four rounds."""
+        """Return True if the form is faster by at least 5 % in the median, and faster
+        in three of four rounds.
+        """
         upper = self.upper_ratio[rows] if rows else geometric_mean(self.upper_ratio.values())
         return self.speed(rows) < _FASTER and upper < 1
 
 
 def try_out(folder: Path) -> None:
-    """Load a form and predict a row in a process that may crash, and that starts fast: this module imports little."""
+    """Load a form and predict a row in a process that may crash, and that starts fast:
+    this module imports little.
+    """
     model = OnnxModel.load(folder)
     model.run(model.example_feeds())
 
 
 def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
-    """Load a version. Raises InvalidConfig if it has no ONNX form, or if its requests have no rows."""
+    """Load a version. Raises InvalidConfig if it has no ONNX form, or if its requests
+    have no rows.
+    """
     if not {FLAVOR, "onnx"} & set(read_mlmodel(folder).get("flavors") or ()):
         raise InvalidConfig(f"{resolved.source} has no ONNX form, which this command needs")
     loaded = LoadedOnnx(OnnxModel.load(folder))
@@ -78,7 +90,9 @@ def measure_forms(
     rows: NamedArrays,
     rounds: int = ROUNDS,
 ) -> list[FormCost]:
-    """Measure the forms in `folders` on the rows. The first form is the base. Raises InferenceError if a form fails."""
+    """Measure the forms in `folders` on the rows. The first form is the base. Raises
+    InferenceError if a form fails.
+    """
     models = [OnnxModel.load(folder) for folder in folders]
     loads: list[list[float]] = [[] for _ in models]
     for folder, durations in [*zip(folders, loads, strict=True)] * _LOADS:

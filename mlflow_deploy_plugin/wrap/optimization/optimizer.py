@@ -1,4 +1,6 @@
-"""Create smaller or faster forms of a version, compare them with the version, and register a form with a small loss."""
+"""Create smaller or faster forms of a version, compare them with the version, and
+register a form with a small loss.
+"""
 
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -70,7 +72,9 @@ _PART = 100
 _TRIAL_SECONDS = 300.0
 _SEED = 7
 _MISSED_SHARE = 0.05
-"""The difference between the share of zeros and the requested share above which a note gives the share of zeros."""
+"""The difference between the share of zeros and the requested share above which a note
+gives the share of zeros.
+"""
 _LINEAGE = (tags.PARENT_TAG, tags.TRAINING_TAG, tags.DATA_DIGEST_TAG)
 
 
@@ -83,7 +87,9 @@ class Recipe:
     prune: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise InvalidConfig for an empty recipe, for both int8 and fp16, or for a share outside 0 to 1."""
+        """Raise InvalidConfig for an empty recipe, for both int8 and fp16, or for a
+        share outside 0 to 1.
+        """
         if self.int8 not in (None, "dynamic", "static"):
             raise InvalidConfig(f"int8: {self.int8!r} is neither dynamic nor static")
         if self.int8 and self.fp16:
@@ -94,7 +100,8 @@ class Recipe:
             raise InvalidConfig(f"prune: {self.prune:g} is not a share between 0 and 1")
         if not (self.int8 or self.fp16 or self.prune):
             raise InvalidConfig(
-                "set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms",
+                "set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all "
+                "forms",
             )
 
     def __str__(self) -> str:
@@ -130,7 +137,8 @@ class Optimization:
     Attributes:
         forms: the base and the forms, in the order of the recipes.
         impossible: the reasons why forms cannot be created, by form name.
-        chosen: the registered form; if no form was registered, this is empty and `reason` is set.
+        chosen: the registered form; if no form was registered, this is empty and
+            `reason` is set.
         is_refused: True if the requested form loses too much or cannot be created.
         model, version: the registered model and version.
     """
@@ -146,7 +154,9 @@ class Optimization:
     version: str = ""
 
     def raise_if_refused(self) -> None:
-        """Raise ConversionError for a form that cannot be created, and ParityError for a form that loses too much."""
+        """Raise ConversionError for a form that cannot be created, and ParityError for
+        a form that loses too much.
+        """
         if self.is_refused:
             raise (ConversionError if self.impossible else ParityError)(self.reason)
 
@@ -169,31 +179,40 @@ def optimize(
     raises: bool = True,
     progress: ProgressCallback = lambda line: None,
 ) -> Optimization:
-    """Create a smaller or faster form of a version, measure its loss, and register it as a version with its lineage.
+    """Create a smaller or faster form of a version, measure its loss, and register it
+    as a version with its lineage.
 
     Args:
         model_uri: a version with an ONNX form, for example models:/digits-cnn/1.
         int8: "dynamic" or "static" (see `forms`).
-        fp16: True for 16-bit floats, and 32-bit floats where 16-bit floats would overflow.
-        prune: the share of weights per layer that are set to zero, beginning with the smallest.
-        auto: try all forms, and register the fastest form within the limit if it is faster than the base.
-        rows: the request size by which `auto` decides: 1, 8 or 1,000 rows; default: all three.
-        data: rows for calibration and comparison, in the form of a gate policy's dataset; default: the dataset of the
-            model's gate policy, otherwise the model's reference. One half is for calibration (at most 500 rows) and
+        fp16: True for 16-bit floats, and 32-bit floats where 16-bit floats would
+            overflow.
+        prune: the share of weights per layer that are set to zero, beginning with the
+            smallest.
+        auto: try all forms, and register the fastest form within the limit if it is
+            faster than the base.
+        rows: the request size by which `auto` decides: 1, 8 or 1,000 rows; default: all
+            three.
+        data: rows for calibration and comparison, in the form of a gate policy's
+            dataset; default: the dataset of the model's gate policy, otherwise the
+            model's reference. One half is for calibration (at most 500 rows) and
             tuning, the other half is for measurement.
         target: the label column.
         metric: the metric for labelled rows; default: accuracy, or rmse for numbers.
-        max_loss: the maximum loss. With labels, it is in the unit of the metric, or relative for rmse and mae. Without
-            labels, it is the share of labels that differ, or the mean difference relative to the predictions' spread.
-        original: the torch module that the version was converted from, or its URI in MLflow (its code is loaded). If it
-            is set, the pruned module is trained.
+        max_loss: the maximum loss. With labels, it is in the unit of the metric, or
+            relative for rmse and mae. Without labels, it is the share of labels that
+            differ, or the mean difference relative to the predictions' spread.
+        original: the torch module that the version was converted from, or its URI in
+            MLflow (its code is loaded). If it is set, the pruned module is trained.
         epochs: the number of training epochs.
         register: the name of the registered model; default: the name of the base.
-        raises: False to return a form that is refused, with its figures, instead of raising the first two errors.
+        raises: False to return a form that is refused, with its figures, instead of
+            raising the first two errors.
         progress: a function that receives one line per step.
 
-    Raises ParityError if the form loses more than `max_loss`, ConversionError if it cannot be created, InvalidConfig if
-    an argument is invalid or there are too few rows, and like `resolve`.
+    Raises ParityError if the form loses more than `max_loss`, ConversionError if it
+    cannot be created, InvalidConfig if an argument is invalid or there are too few
+    rows, and like `resolve`.
     """
     if auto and (int8 or fp16 or prune is not None):
         raise InvalidConfig("auto tries all forms: do not set int8, fp16 or prune")
@@ -218,7 +237,8 @@ def optimize(
         if base.artifact.optimization:
             first = base.artifact.optimization.get("base")
             raise InvalidConfig(
-                f"{resolved.source} is already an optimized form of {first}: optimize {first} instead",
+                f"{resolved.source} is already an optimized form of {first}: optimize {first} "
+                "instead",
             )
         if is_registered and not data:
             own = choose_policy(resolved.name).policy.evaluation
@@ -280,7 +300,9 @@ class _Half:
 
 
 def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half]:
-    """Return the rows for calibration and for measurement. Raises InvalidConfig if there are too few rows."""
+    """Return the rows for calibration and for measurement. Raises InvalidConfig if
+    there are too few rows.
+    """
     truth: Array | None = None
     if target and not data:
         raise InvalidConfig(
@@ -296,7 +318,8 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half
     if total < MIN_ROWS:
         where = data or "the model's reference"
         raise InvalidConfig(
-            f"{where} has {total} rows, which are too few to measure a loss; use data with at least {MIN_ROWS}",
+            f"{where} has {total} rows, which are too few to measure a loss; use data with at "
+            f"least {MIN_ROWS}",
         )
     halves = np.split(np.random.default_rng(_SEED).permutation(total), [total // 2])
     first, rest = (
@@ -315,9 +338,11 @@ class _Draft:
 
 @dataclass(eq=False)
 class _FormMaker:
-    """A factory that creates forms of a base in subfolders of `drafts`, and compares them with the base.
+    """A factory that creates forms of a base in subfolders of `drafts`, and compares
+    them with the base.
 
-    Each form is first run in the process `trial`, because ONNX Runtime may crash on a graph from its converters.
+    Each form is first run in the process `trial`, because ONNX Runtime may crash on a
+    graph from its converters.
     """
 
     base: LoadedOnnx
@@ -347,7 +372,9 @@ class _FormMaker:
         recipes: Iterable[Recipe],
         progress: ProgressCallback,
     ) -> tuple[dict[str, _Draft], dict[str, str]]:
-        """Return the created forms, and the reasons why other forms cannot be created, both by name."""
+        """Return the created forms, and the reasons why other forms cannot be created,
+        both by name.
+        """
         created, impossible = {}, {}
         for recipe in recipes:
             progress(f"creating {recipe}")
@@ -358,7 +385,9 @@ class _FormMaker:
         return created, impossible
 
     def make(self, recipe: Recipe) -> _Draft:
-        """Create a form, and compare it with the base. Raises ConversionError if a form cannot be created or loaded."""
+        """Create a form, and compare it with the base. Raises ConversionError if a form
+        cannot be created or loaded.
+        """
         graph, note = onnx.load(str(self.base.artifact.onnx_file)), ""
         if recipe.prune:
             graph, note = self.prune(graph, recipe.prune)
@@ -374,7 +403,9 @@ class _FormMaker:
         return self.draft(graph, str(recipe), note)
 
     def prune(self, graph: onnx.ModelProto, share: float) -> tuple[onnx.ModelProto, str]:
-        """Return the pruned graph and a note. If the original is known, the original is pruned and trained."""
+        """Return the pruned graph and a note. If the original is known, the original is
+        pruned and trained.
+        """
         if isinstance(self.original, Refused):
             return forms.pruned(graph, share), f"not tuned, because {self.original.reason}"
         from mlflow_deploy_plugin.wrap.optimization.fine_tuning import pruned_and_tuned
@@ -384,7 +415,9 @@ class _FormMaker:
         return tuned, f"tuned for {self.epochs} epochs"
 
     def best_scales(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
-        """Return the int8 form with the smaller loss: scales per channel (which fail for some Gemms) or per tensor."""
+        """Return the int8 form with the smaller loss: scales per channel (which fail
+        for some Gemms) or per tensor.
+        """
         candidates: list[tuple[float, _Draft]] = []
         failures = []
         for per_channel, scales in (
@@ -417,8 +450,9 @@ class _FormMaker:
             raise ConversionError(f"ONNX Runtime cannot run the form: {error.message}") from None
         except OnnxserveError as error:
             raise ConversionError(
-                f"ONNX Runtime cannot run its converted graph ({forms.shown_operators(graph)}): the converters are for "
-                "neural networks. Serve the version without optimization, or try its other forms (auto)",
+                f"ONNX Runtime cannot run its converted graph ({forms.shown_operators(graph)}): "
+                "the converters are for neural networks. Serve the version without optimization, "
+                "or try its other forms (auto)",
             ) from error
         form = LoadedOnnx(OnnxModel.load(folder))
         agreement = compare_with_base(
@@ -433,7 +467,9 @@ class _FormMaker:
 
 
 def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
-    """Return the outcome with the chosen form. The form is within the limit and, if `is_auto`, the fastest form."""
+    """Return the outcome with the chosen form. The form is within the limit and, if
+    `is_auto`, the fastest form.
+    """
     within = [
         form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss
     ]
@@ -467,7 +503,9 @@ def _log_form(
     base_cost: FormCost,
     name: str,
 ) -> str:
-    """Log the form to the run of its base, and register it as a version. Raises RegistryUnavailable if this fails."""
+    """Log the form to the run of its base, and register it as a version. Raises
+    RegistryUnavailable if this fails.
+    """
     client, agreement = registry_client(), draft.agreement
     size_ratio = form.cost.size / base_cost.size
     ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}
@@ -515,7 +553,9 @@ def _log_form(
 
 
 def _run_of_base(resolved: ResolvedModel) -> tuple[str, bool]:
-    """Return the run of the base, or a new run if the run does not exist on this MLflow server."""
+    """Return the run of the base, or a new run if the run does not exist on this MLflow
+    server.
+    """
     client = registry_client()
     if run_id := resolved.aspects.get("run_id", ""):
         with suppress(MlflowException):  # The run may be deleted, or on another server.

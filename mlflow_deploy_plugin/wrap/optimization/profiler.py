@@ -1,7 +1,9 @@
-"""Measure the time of a version by operator and node with ONNX Runtime's profiler, and give advice.
+"""Measure the time of a version by operator and node with ONNX Runtime's profiler, and
+give advice.
 
-The profiler has a resolution of one microsecond, and slows small graphs down several times. Therefore shares are from
-profiled runs, and the run time is from runs without profiling. The time of a node such as a Loop excludes inner nodes.
+The profiler has a resolution of one microsecond, and slows small graphs down several
+times. Therefore shares are from profiled runs, and the run time is from runs without
+profiling. The time of a node such as a Loop excludes inner nodes.
 """
 
 import json
@@ -50,15 +52,19 @@ _UNFUSED = {
 }
 _WORTH_OPTIMIZING_US = 50
 _DISPATCH_US = 3.0
-"""Below this time, most of a node's time is overhead: reading the inputs and allocating the output."""
+"""Below this time, most of a node's time is overhead: reading the inputs and allocating
+the output.
+"""
 
 
 @dataclass(frozen=True)
 class NodeTime:
-    """The time of a node in the optimized graph, or of all nodes with the same operator.
+    """The time of a node in the optimized graph, or of all nodes with the same
+    operator.
 
-    `us` is the median microseconds per run in the profiler, `share` the share of the time of all nodes, `calls` the
-    calls per run (several in a Loop), and `types` the input types.
+    `us` is the median microseconds per run in the profiler, `share` the share of the
+    time of all nodes, `calls` the calls per run (several in a Loop), and `types` the
+    input types.
     """
 
     name: str
@@ -84,10 +90,12 @@ class _NodeRun:
 
 @dataclass(frozen=True)
 class GraphProfile:
-    """The times of a version, the longest first, and `advice` on possible changes, in sentences.
+    """The times of a version, the longest first, and `advice` on possible changes, in
+    sentences.
 
-    `run_us` is the median microseconds of a run without the profiler. `outside_us` is `run_us` minus the time of all
-    nodes (the time for memory and dispatch), and is negative if the profiler's overhead is larger.
+    `run_us` is the median microseconds of a run without the profiler. `outside_us` is
+    `run_us` minus the time of all nodes (the time for memory and dispatch), and is
+    negative if the profiler's overhead is larger.
     """
 
     model: str
@@ -104,11 +112,13 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
     """Profile requests with `rows` rows.
 
     Args:
-        data: a dataset in the form of a gate policy; default: the reference of the model, otherwise a row of zeros.
+        data: a dataset in the form of a gate policy; default: the reference of the
+            model, otherwise a row of zeros.
         log: log the profile and its figure as artifacts of the version's run.
 
-    Raises InvalidConfig without an ONNX form, without the data, or for fewer than one row; NotFound if the version or a
-    run to log to does not exist; and RegistryUnavailable if MLflow does not answer.
+    Raises InvalidConfig without an ONNX form, without the data, or for fewer than one
+    row; NotFound if the version or a run to log to does not exist; and
+    RegistryUnavailable if MLflow does not answer.
     """
     if rows < 1:
         raise InvalidConfig(f"rows: {rows} is less than 1")
@@ -145,7 +155,9 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
 
 
 def _repeat(work: Callable[[], object]) -> list[float]:
-    """Return the seconds of each call after a warm-up. Long calls are repeated less often."""
+    """Return the seconds of each call after a warm-up. Long calls are repeated less
+    often.
+    """
     times: list[float] = []
     end = time.perf_counter() + _SECONDS
     while len(times) < _WARM_UP + _RUNS and (
@@ -158,7 +170,9 @@ def _repeat(work: Callable[[], object]) -> list[float]:
 
 
 def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]:
-    """Profile a session with request settings. Return the node executions after the warm-up, and the number of runs."""
+    """Profile a session with request settings. Return the node executions after the
+    warm-up, and the number of runs.
+    """
     ort = import_onnxruntime()
     options = session_options(ort, 1)
     options.enable_profiling = True
@@ -247,7 +261,8 @@ def _advise(
     converted = share("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
     layers, integer_convolutions = share(*_LAYERS, type_="float"), share("ConvInteger")
     unfused = [name for name in _UNFUSED if share(name) >= 0.05]
-    # Exclude the loops of onnxserve's tree converters over blocks of rows, which need no advice.
+    # Exclude the loops of onnxserve's tree converters over blocks of rows, which need
+    # no advice.
     loops = [
         entry.name
         for entry in nodes
@@ -261,14 +276,20 @@ def _advise(
     advice = (
         (
             calls > 0 and run_us / calls < _DISPATCH_US,
-            f"a run of {run_us:.0f} µs has {calls:.0f} calls of {run_us / max(calls, 1):.1f} µs: most of the time is "
-            "dispatch. Batching (more rows per request) reduces it per row; smaller numbers do not",
+            (
+                f"a run of {run_us:.0f} µs has {calls:.0f} calls of {run_us / max(calls, 1):.1f} "
+                "µs: most of the time is dispatch. Batching (more rows per request) reduces it per "
+                "row; smaller numbers do not"
+            ),
         ),
         (
             trees >= 0.5,
-            f"{trees:.0%} is in trees{' that read 64-bit numbers' if is_double else ''}: use fewer or shallower trees, "
-            f"{'float32 columns in training, ' if is_double else ''}or a distilled student "
-            "(`mlflow run projects/distill -e distill`)",
+            (
+                f"{trees:.0%} is in trees{' that read 64-bit numbers' if is_double else ''}: use "
+                "fewer or shallower trees, "
+                f"{'float32 columns in training, ' if is_double else ''}or a distilled student "
+                "(`mlflow run projects/distill -e distill`)"
+            ),
         ),
         (
             casts >= 0.1,
@@ -281,25 +302,39 @@ def _advise(
         ),
         (
             bool(unfused),
-            f"not fused: {', '.join(f'{name} ({share(name):.0%}, part of {_UNFUSED[name]})' for name in unfused)}; "
-            "export the model in eval mode, or fuse it with onnxruntime.transformers.optimizer",
+            (
+                "not fused: "
+                f"{', '.join(f'{name} ({share(name):.0%}, part of {_UNFUSED[name]})' for name in unfused)}; "
+                "export the model in eval mode, or fuse it with onnxruntime.transformers.optimizer"
+            ),
         ),
         (
             bool(loops),
-            f"{', '.join(loops[:3])} has a body with a node that runs {steps:g} times: tensor operations without a "
-            "loop over rows or steps are faster",
+            (
+                f"{', '.join(loops[:3])} has a body with a node that runs {steps:g} times: tensor "
+                "operations without a loop over rows or steps are faster"
+            ),
         ),
         (
             integer_convolutions >= 0.2,
-            f"{integer_convolutions:.0%} is in ConvInteger: convolutions with dynamic ranges are slow; use static",
+            (
+                f"{integer_convolutions:.0%} is in ConvInteger: convolutions with dynamic ranges "
+                "are slow; use static"
+            ),
         ),
         (
             converted >= 0.25,
-            f"{converted:.0%} only converts numbers to 8 bits and back: the layers are too small for 8 bits",
+            (
+                f"{converted:.0%} only converts numbers to 8 bits and back: the layers are too "
+                "small for 8 bits"
+            ),
         ),
         (
             layers >= 0.5 and run_us >= _WORTH_OPTIMIZING_US,
-            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve auto-optimize` measures smaller numbers",
+            (
+                f"{layers:.0%} is in layers of 32-bit floats: `onnxserve auto-optimize` measures "
+                "smaller numbers"
+            ),
         ),
     )
     return tuple(text for holds, text in advice if holds)

@@ -1,4 +1,6 @@
-"""The folder of an optimized version. This module is passed to `mlflow.models.Model.log`, which calls `save_model`."""
+"""The folder of an optimized version. This module is passed to
+`mlflow.models.Model.log`, which calls `save_model`.
+"""
 
 import json
 import shutil
@@ -31,10 +33,12 @@ def save_model(
     record: Mapping[str, object] | None = None,
     parity: Mapping[str, object] | None = None,
 ) -> None:
-    """Write a folder with another graph and the signature, example, reference and environment of `base`.
+    """Write a folder with another graph and the signature, example, reference and
+    environment of `base`.
 
-    `record` is the section `optimization` of the MLmodel file, and `parity` its section `parity` for the onnxserve
-    flavor. Without a record (a draft), the base's reference is kept. Raises ConversionError if the graph is too large.
+    `record` is the section `optimization` of the MLmodel file, and `parity` its section
+    `parity` for the onnxserve flavor. Without a record (a draft), the base's reference
+    is kept. Raises ConversionError if the graph is too large.
     """
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer

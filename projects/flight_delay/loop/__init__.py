@@ -1,4 +1,5 @@
-"""The parts of the replay: a year of flights is sent to an endpoint that is monitored and retrained automatically.
+"""The parts of the replay: a year of flights is sent to an endpoint that is monitored
+and retrained automatically.
 
 | module              | content                                                                |
 |---------------------|------------------------------------------------------------------------|

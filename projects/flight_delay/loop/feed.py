@@ -1,4 +1,6 @@
-"""The traffic of the replay: flights in the order of event time, with labels one day later and counts of requests."""
+"""The traffic of the replay: flights in the order of event time, with labels one day
+later and counts of requests.
+"""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +18,9 @@ _MOST_LABELS = 5_000
 
 @dataclass
 class Counts:
-    """The numbers of requests, flights and labels. `lost` counts requests without a successful response."""
+    """The numbers of requests, flights and labels. `lost` counts requests without a
+    successful response.
+    """
 
     requests: int = 0
     answered: int = 0
@@ -39,7 +43,8 @@ class Feed:
     """A sender of flights, with `batch` flights per request.
 
     Attributes:
-        answers: tables of responses with the index of the flights, `prediction` and `version`.
+        answers: tables of responses with the index of the flights, `prediction` and
+            `version`.
     """
 
     def __init__(self, url: str, batch: int) -> None:
@@ -51,7 +56,9 @@ class Feed:
         self.answers: list[pd.DataFrame] = []
 
     def day(self, flights: pd.DataFrame) -> None:
-        """Send the flights of a day, hour by hour, and then the labels of the previous day."""
+        """Send the flights of a day, hour by hour, and then the labels of the previous
+        day.
+        """
         answered, tables = [], []
         for _, of_hour in flights.groupby(EVENT_TIME, sort=True):
             for start in range(0, len(of_hour), self._batch):

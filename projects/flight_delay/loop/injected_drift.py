@@ -1,4 +1,6 @@
-"""Drift that is injected into real flights on request. All results of a replay with such drift are labelled."""
+"""Drift that is injected into real flights on request. All results of a replay with
+such drift are labelled.
+"""
 
 from dataclasses import dataclass
 
@@ -48,6 +50,7 @@ def parse_injection(text: str) -> Injection | None:
     kind, _, month = text.partition(":")
     if kind not in KINDS or not month.isdigit() or not 1 <= int(month) <= 12:
         raise InvalidConfig(
-            f"inject {text!r}: KIND:MONTH is expected, e.g. celsius:7; the kinds are {', '.join(KINDS)}",
+            f"inject {text!r}: KIND:MONTH is expected, e.g. celsius:7; the kinds are "
+            f"{', '.join(KINDS)}",
         )
     return Injection(kind, int(month))

@@ -1,4 +1,6 @@
-"""The results of the replay: accuracy per month with and without the loop, the verdicts, and a plot."""
+"""The results of the replay: accuracy per month with and without the loop, the
+verdicts, and a plot.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +19,9 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 _HEIGHT = {"accuracy": 0.09, "drift": 0.16}
-"""The distance between a monitor's marks and the lowest accuracy, as a share of the range of accuracies."""
+"""The distance between a monitor's marks and the lowest accuracy, as a share of the
+range of accuracies.
+"""
 _CALM, _ALARM, _LOOP, _STILL, _INJECTED = "#9aa5b1", "#d64545", "#0b69a3", "#7b8794", "#f7d070"
 
 
@@ -34,19 +38,23 @@ class JudgedWindow:
 
 @dataclass(frozen=True)
 class ServedVersionChange:
-    """A change of the served version. `at` is the event time from which only this version predicts."""
+    """A change of the served version. `at` is the event time from which only this
+    version predicts.
+    """
 
     at: pd.Timestamp
     version: str
 
 
 def accuracy_by_month(flights: pd.DataFrame, injection: Injection | None = None) -> pd.DataFrame:
-    """Return a row per month: flights, share of delays, and the accuracy with the loop, without it and of `on time`.
+    """Return a row per month: flights, share of delays, and the accuracy with the loop,
+    without it and of `on time`.
 
     With an injection, a column marks the changed months.
 
     Args:
-        flights: flights with LABEL, `prediction`, `still` (the prediction of the first version) and `version`.
+        flights: flights with LABEL, `prediction`, `still` (the prediction of the first
+            version) and `version`.
     """
     of_year = flights[flights[DAY].dt.year == YEAR]
     rows = []
@@ -87,7 +95,9 @@ def verdicts(judged: Sequence[JudgedWindow], injection: Injection | None = None)
 
 
 def _standard_error(flights: pd.DataFrame) -> float:
-    """Return the standard error of the difference of accuracies, by day, because flights of a day share the weather."""
+    """Return the standard error of the difference of accuracies, by day, because
+    flights of a day share the weather.
+    """
     right = (flights["prediction"] == flights[LABEL]).astype(float) - (
         flights["still"] == flights[LABEL]
     ).astype(float)
@@ -155,7 +165,10 @@ def draw_plot(
     axes.xaxis.set_major_locator(matplotlib.dates.MonthLocator())
     axes.legend(loc="lower left", fontsize=8, bbox_to_anchor=(0, 0.17))
     axes.grid(alpha=0.25)
-    caption = "squares: verdicts on windows, red: alarm (drift, accuracy violated); vertical lines: new served version"
+    caption = (
+        "squares: verdicts on windows, red: alarm (drift, accuracy violated); vertical lines: new "
+        "served version"
+    )
     figure.text(0.01, 0.01, caption, fontsize=7)
     figure.tight_layout(rect=(0, 0.03, 0.97, 1))
     figure.savefig(target)
@@ -205,15 +218,17 @@ def conclusion(months: pd.DataFrame, trained_on: str) -> list[str]:
     if not early.empty:
         drop = early["accuracy_without"].mean() - later["accuracy_without"].mean()
         lines.append(
-            f"without the loop: accuracy {early['accuracy_without'].mean():.4f} in the training months, "
-            f"{later['accuracy_without'].mean():.4f} after them (change {-drop:+.4f}); always `on time`: "
-            f"{early['always_on_time'].mean():.4f} and {later['always_on_time'].mean():.4f}",
+            f"without the loop: accuracy {early['accuracy_without'].mean():.4f} in the training "
+            f"months, {later['accuracy_without'].mean():.4f} after them (change {-drop:+.4f}); "
+            f"always `on time`: {early['always_on_time'].mean():.4f} and "
+            f"{later['always_on_time'].mean():.4f}",
         )
     weights = later["flights"] / later["flights"].sum()
     gain = float((later["difference"] * weights).sum())
     error = float(np.sqrt(((later["standard_error"] * weights) ** 2).sum()))
     lines.append(
-        f"with the loop, after the training months: {gain:+.4f} ± {1.96 * error:.4f} (95 %, over days)",
+        f"with the loop, after the training months: {gain:+.4f} ± {1.96 * error:.4f} (95 %, over "
+        "days)",
     )
     sure = later[later["difference"].abs() > 1.96 * later["standard_error"]]
     better, worse = (
@@ -221,6 +236,7 @@ def conclusion(months: pd.DataFrame, trained_on: str) -> list[str]:
         sure[sure["difference"] < 0]["month"].tolist(),
     )
     lines.append(
-        f"significantly better months: {better or 'none'}; significantly worse months: {worse or 'none'}",
+        f"significantly better months: {better or 'none'}; significantly worse months: "
+        f"{worse or 'none'}",
     )
     return lines

@@ -1,4 +1,6 @@
-"""The setup of the replay: the first version, an endpoint with its monitors, and a controller."""
+"""The setup of the replay: the first version, an endpoint with its monitors, and a
+controller.
+"""
 
 import signal
 import subprocess
@@ -34,8 +36,10 @@ class ReplaySettings:
         at_least: the lowest accuracy of a window without an alarm.
         mode: full or incremental.
         max_iter: the number of boosted trees of a version.
-        min_requests: the minimum number of requests to a candidate per step of its rollout.
-        cooldown: the time between two trainings, which is short because the replay takes seconds for a week.
+        min_requests: the minimum number of requests to a candidate per step of its
+            rollout.
+        cooldown: the time between two trainings, which is short because the replay
+            takes seconds for a week.
     """
 
     endpoint: str = "flights-replay"
@@ -83,10 +87,12 @@ class ReplaySettings:
 
 
 def train_first(setting: ReplaySettings, log: Path) -> str:
-    """Train the first version on January to March in a separate process, and set the alias.
+    """Train the first version on January to March in a separate process, and set the
+    alias.
 
     Raises:
-        OnnxserveError: the training failed; the message contains the last line of its output.
+        OnnxserveError: the training failed; the message contains the last line of its
+            output.
     """
     command = [
         sys.executable,
@@ -119,7 +125,9 @@ def train_first(setting: ReplaySettings, log: Path) -> str:
 
 @contextmanager
 def deployed_endpoint(deployments: Deployments, setting: ReplaySettings) -> Iterator[str]:
-    """Deploy the endpoint with its monitors, and yield its URL. At the end, delete the endpoint but not its history."""
+    """Deploy the endpoint with its monitors, and yield its URL. At the end, delete the
+    endpoint but not its history.
+    """
     deployment = deployments.create(setting.endpoint, setting.uri, setting.config())
     try:
         yield str(deployment.observation.url)

@@ -1,4 +1,6 @@
-"""Wait for the results of a period of traffic: its rows in the log, the verdicts, and the retraining."""
+"""Wait for the results of a period of traffic: its rows in the log, the verdicts, and
+the retraining.
+"""
 
 import time
 from collections.abc import Callable
@@ -29,7 +31,9 @@ def wait_until_logged(
     rows: int,
     labels: int,
 ) -> None:
-    """Wait until the log contains the numbers of rows and labels in the window. Raises NotReady."""
+    """Wait until the log contains the numbers of rows and labels in the window. Raises
+    NotReady.
+    """
 
     def is_there() -> bool:
         count = sum(len(batch) for batch in log.batches(endpoint, window, columns=["_row"]))
@@ -48,7 +52,9 @@ def wait_until_logged(
 
 
 def wait_for_verdicts(store: Store, setting: ReplaySettings, window: Window) -> list[MonitorWindow]:
-    """Wait for the verdicts on accuracy in the window and on drift in its last part. Raises NotReady."""
+    """Wait for the verdicts on accuracy in the window and on drift in its last part.
+    Raises NotReady.
+    """
     monitors, length = Monitors(store), timedelta(seconds=duration_seconds(setting.drift_every))
     requested = [
         monitors.add(setting.endpoint, DRIFT, window.end - length, window.end),
@@ -66,7 +72,9 @@ def wait_for_verdicts(store: Store, setting: ReplaySettings, window: Window) -> 
 
 
 def wait_for_retraining(store: Store, endpoint: str) -> Retraining | None:
-    """Wait until all retrainings have ended or need traffic, and return the last one or None. Raises NotReady."""
+    """Wait until all retrainings have ended or need traffic, and return the last one or
+    None. Raises NotReady.
+    """
     retrainings: list[Retraining] = []
 
     def is_done() -> bool:

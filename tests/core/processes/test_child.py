@@ -1,4 +1,6 @@
-"""Tests that a child process ends together with its descendants, and together with its parent."""
+"""Tests that a child process ends together with its descendants, and together with its
+parent.
+"""
 
 import os
 import signal

@@ -1,4 +1,6 @@
-"""Attempts at work: one at a time per key, several in parallel, with pauses, and isolated from other failures."""
+"""Attempts at work: one at a time per key, several in parallel, with pauses, and
+isolated from other failures.
+"""
 
 import threading
 from collections.abc import Hashable

@@ -52,9 +52,11 @@ def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
         ),
         # The clocks change forward from 0:00 to 1:00.
         ("America/Santiago", "0 0 * * *", "2026-09-05T12:00Z", ["06T04:00", "07T03:00"]),
-        # The clocks change forward from 23:00 to 0:00, so skipped times fire on the next day.
+        # The clocks change forward from 23:00 to 0:00, so skipped times fire on the
+        # next day.
         ("America/Nuuk", "30 23 * * *", "2027-03-28T00:50Z", ["28T01:00", "29T00:30"]),
-        # The clocks change back from 3:00 to 2:00, and times fire once, except for schedules of every hour.
+        # The clocks change back from 3:00 to 2:00, and times fire once, except for
+        # schedules of every hour.
         ("Europe/Berlin", "30 2 * * *", "2026-10-24T12:00Z", ["25T00:30", "26T01:30"]),
         ("Europe/Berlin", "30 2 * * *", "2026-10-25T01:10Z", ["26T01:30", "27T01:30"]),
         ("America/New_York", "30 1-2 * * *", "2026-11-01T06:10Z", ["01T07:30", "02T06:30"]),

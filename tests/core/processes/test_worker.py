@@ -1,4 +1,6 @@
-"""A worker calls functions. If it hangs, crashes or ends, other workers are not affected."""
+"""A worker calls functions. If it hangs, crashes or ends, other workers are not
+affected.
+"""
 
 import errno
 import math

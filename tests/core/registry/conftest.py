@@ -15,8 +15,8 @@ from tests.support.tracking import tracking_at
 
 @dataclass(frozen=True)
 class Store:
-    """The registered models: `tiny` 1 (Production), 2 (Production, @live) and 3 (no stage), with the teams blue, blue
-    and it's red; `empty` without versions.
+    """The registered models: `tiny` 1 (Production), 2 (Production, @live) and 3 (no
+    stage), with the teams blue, blue and it's red; `empty` without versions.
     """
 
     uri: str

@@ -72,7 +72,9 @@ def largest() -> Iterator[bytes]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Answer], str]]:
-    """Yield a function that starts a server with this response for each request and returns its address."""
+    """Yield a function that starts a server with this response for each request and
+    returns its address.
+    """
     started: list[ThreadingTCPServer] = []
 
     def start(answer: Answer) -> str:

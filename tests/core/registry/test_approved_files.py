@@ -1,4 +1,6 @@
-"""Tests of the client of approved files: the answers of MLflow's servers with and without onnxserve."""
+"""Tests of the client of approved files: the answers of MLflow's servers with and
+without onnxserve.
+"""
 
 import json
 import threading
@@ -36,7 +38,9 @@ MODEL = {
 
 @pytest.fixture
 def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """A server that answers requests of onnxserve with a status and a body, and has a model with approvals."""
+    """A server that answers requests of onnxserve with a status and a body, and has a
+    model with approvals.
+    """
     served = SimpleNamespace(status=200, body=APPROVED, kind="application/json", path="")
 
     class Handler(BaseHTTPRequestHandler):

@@ -59,7 +59,9 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process be a process of onnxserve during the test. The functions of MLflow's client stay replaced."""
+    """Let this process be a process of onnxserve during the test. The functions of
+    MLflow's client stay replaced.
+    """
     monkeypatch.setattr(connection._process, "is_own", True)
 
 
@@ -109,7 +111,9 @@ def test_callers_are_not_told_where_mlflow_is(text: str, public: str) -> None:
 
 @contextmanager
 def http_server() -> Iterator[tuple[str, list[str | None]]]:
-    """A server that answers 404: its host with its port, and the Authorization header of each request."""
+    """A server that answers 404: its host with its port, and the Authorization header
+    of each request.
+    """
     sent: list[str | None] = []
 
     class Handler(SimpleHTTPRequestHandler):
@@ -145,7 +149,8 @@ def test_a_server_without_a_route_is_told_without_its_page() -> None:
         registry_client().get_registered_model("x")
 
     assert raised.value.message.endswith(
-        "it has no /api/2.0/mlflow/registered-models/get: the address is wrong, or its MLflow is older than version 3",
+        "it has no /api/2.0/mlflow/registered-models/get: the address is wrong, or its MLflow is "
+        "older than version 3",
     )
 
 
@@ -183,7 +188,10 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
         (
             "s3://b",
             MlflowException(
-                f"{FILES}##### File a/MLmodel #####\n{HEAD.format(403, 'Forbidden')}\n##### File b #####\nno",
+                f"{FILES}##### File a/MLmodel #####\n"
+                f"{HEAD.format(403, 'Forbidden')}\n"
+                "##### File b #####\n"
+                "no",
             ),
             RegistryRefused,
             rf"s3://b refuses the credentials {KEYS}: a/MLmodel: An error occurred \(403\) .*: Forbidden",
@@ -200,7 +208,9 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
         (
             "s3://b",
             MlflowException(
-                f"{FILES}##### File a/model.onnx #####\n[Errno 28] No space left on device\n##### File b",
+                f"{FILES}##### File a/model.onnx #####\n"
+                "[Errno 28] No space left on device\n"
+                "##### File b",
             ),
             RegistryUnavailable,
             "the disk of this machine cannot be written: No space left on device",
@@ -244,7 +254,10 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
                 ),
             ),
             RegistryRefused,
-            "the artifact store of MLflow at [^ ]+ refuses the credentials of MLflow's server: Access Denied",
+            (
+                "the artifact store of MLflow at [^ ]+ refuses the credentials of MLflow's server: "
+                "Access Denied"
+            ),
         ),
         (
             "",
@@ -318,14 +331,21 @@ def test_an_error_of_nobody_else_is_not_taken_for_one_of_mlflow() -> None:
 
 
 PAGE = f"<html><body>{'nginx ' * 50}</body></html>"
-ASKED = "API request to http://mlflow.ops:5000/api failed with exception HTTPConnectionPool(host='mlflow.ops', port=5000): "
+ASKED = (
+    "API request to http://mlflow.ops:5000/api failed with exception "
+    "HTTPConnectionPool(host='mlflow.ops', port=5000): "
+)
 RETRIED = f"{ASKED}Max retries exceeded with url: /api?alias=champion"
 CONNECTION = "HTTPConnection(host='mlflow.ops', port=5000)"
 READ_ONLY_DATABASE = {
     "error_code": "BAD_REQUEST",
-    "message": "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)\n"
-    "(psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction\n"
-    "[SQL: INSERT INTO runs (run_uuid) VALUES (%(run_uuid)s)]\n[parameters: {'run_uuid': 'a'}]",
+    "message": (
+        "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush "
+        "block)\n"
+        "(psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction\n"
+        "[SQL: INSERT INTO runs (run_uuid) VALUES (%(run_uuid)s)]\n"
+        "[parameters: {'run_uuid': 'a'}]"
+    ),
 }
 
 
@@ -335,7 +355,10 @@ READ_ONLY_DATABASE = {
         *(
             (
                 f"{FAILED} {status} != 200. Response body: '{PAGE}'",
-                f"it returned a web page with the status {status} instead of JSON, probably from a proxy",
+                (
+                    f"it returned a web page with the status {status} instead of JSON, probably "
+                    "from a proxy"
+                ),
             )
             for status in (302, 403, 413)
         ),
@@ -345,22 +368,29 @@ READ_ONLY_DATABASE = {
         ),
         (
             RestException(READ_ONLY_DATABASE),
-            "BAD_REQUEST: (psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction",
+            (
+                "BAD_REQUEST: (psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a "
+                "read-only transaction"
+            ),
         ),
         (
-            f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
-            "verify failed: self-signed certificate (_ssl.c:1016)')))",
-            "self-signed certificate (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the trusted "
-            "authority)",
+            f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: "
+            "CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate "
+            "(_ssl.c:1016)')))",
+            (
+                "self-signed certificate (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate "
+                "file of the trusted authority)"
+            ),
         ),
         (
-            f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
-            "verify failed: certificate has expired (_ssl.c:1016)')))",
+            f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: "
+            "CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired "
+            "(_ssl.c:1016)')))",
             "certificate has expired according to the clock of this machine",
         ),
         (
-            f"{RETRIED} (Caused by NameResolutionError(\"{CONNECTION}: Failed to resolve 'mlflow.ops' ([Errno -3] "
-            "Temporary failure in name resolution)))",
+            f'{RETRIED} (Caused by NameResolutionError("{CONNECTION}: Failed to resolve '
+            "'mlflow.ops' ([Errno -3] Temporary failure in name resolution)))",
             "the name 'mlflow.ops' does not resolve: temporary failure in name resolution",
         ),
         (

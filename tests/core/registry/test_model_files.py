@@ -75,7 +75,9 @@ def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(
     tmp_path: Path,
     step: str,
 ) -> None:
-    """A user who edits a model chooses the dataset of its gate, which MLflow's server runs with its own rights."""
+    """A user who edits a model chooses the dataset of its gate, which MLflow's server
+    runs with its own rights.
+    """
     (tmp_path / "secret.csv").write_text("of this machine")
     with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
         client = MlflowClient()
@@ -180,7 +182,9 @@ def test_a_folder_that_a_server_names_is_not_read(
     source: str,
     address: str,
 ) -> None:
-    """A user who may change the server could make its readers copy and serve any folder."""
+    """A user who may change the server could make its readers copy and serve any
+    folder.
+    """
     secret = tmp_path / "secret"
     write_model(secret)
     write_model(secret / "model")
@@ -238,7 +242,9 @@ def test_only_a_server_of_this_machine_may_name_mlflows_own_folder(
     folder: str,
     is_read: bool,
 ) -> None:
-    """The README logs a model to mlflow.db before it starts a server in the same folder."""
+    """The README logs a model to mlflow.db before it starts a server in the same
+    folder.
+    """
     with (
         tracking_at(server),
         nullcontext() if is_read else refused(InvalidConfig, "names the folder"),
@@ -280,7 +286,9 @@ def test_a_server_may_name_the_artifact_folders_of_the_settings(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`mlflow server --default-artifact-root FOLDER` stores artifacts in a folder that its clients also have."""
+    """`mlflow server --default-artifact-root FOLDER` stores artifacts in a folder that
+    its clients also have.
+    """
     (tmp_path / "data" / "mlflow").mkdir(parents=True)
     (tmp_path / "data" / "mlflow" / "link").symlink_to("/etc")
     (tmp_path / "nfs").symlink_to("data")

@@ -153,7 +153,10 @@ def test_a_folder_as_a_registered_model_is_told(uri: str) -> None:
     [
         (
             "flight-delay",
-            "; a registered model is models:/flight-delay@ALIAS, models:/flight-delay/Production or",
+            (
+                "; a registered model is models:/flight-delay@ALIAS, "
+                "models:/flight-delay/Production or"
+            ),
         ),
         ("flight-delay/Production", "; a registered model is models:/flight-delay/Production"),
         ("flights@champion", "; a registered model is models:/flights@champion"),

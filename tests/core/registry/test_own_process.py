@@ -1,4 +1,6 @@
-"""The functions of MLflow, urllib3 and requests in a user's process, and in a process of onnxserve."""
+"""The functions of MLflow, urllib3 and requests in a user's process, and in a process
+of onnxserve.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""Tests of resolving references of a model with a real MLflow server. A proxy counts the requests."""
+"""Tests of resolving references of a model with a real MLflow server. A proxy counts
+the requests.
+"""
 
 import uuid
 from collections.abc import Iterator
@@ -20,7 +22,9 @@ from tests.support.tracking import tracking_at
 
 @pytest.fixture(scope="module")
 def model(mlflow_server: MlflowServer) -> str:
-    """Register versions 1 (Production, @old, team a), 2 (Production, team b), 3 (Staging, @new, team a), 4."""
+    """Register versions 1 (Production, @old, team a), 2 (Production, team b), 3
+    (Staging, @new, team a), 4.
+    """
     name = f"many-{uuid.uuid4().hex}"
     client = MlflowClient(mlflow_server.url)
     client.create_registered_model(name)

@@ -1,4 +1,6 @@
-"""Tests of the agent's client: MLflow's client and this client read the same from a real server."""
+"""Tests of the agent's client: MLflow's client and this client read the same from a
+real server.
+"""
 
 import os
 import subprocess
@@ -39,7 +41,9 @@ def of_agent(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def model_id(proxy: Proxy) -> str:
-    """Log a model, and register it as version 1 of `rest` with a stage, the alias `a` and a tag."""
+    """Log a model, and register it as version 1 of `rest` with a stage, the alias `a`
+    and a tag.
+    """
     with mlflow.start_run():
         model = parse_graph(IDENTITY)
         logged = mlflow.onnx.log_model(

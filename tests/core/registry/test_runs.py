@@ -50,7 +50,9 @@ def test_a_logged_model_is_looked_for_by_the_id_that_mlflow_has(
     client: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Over REST, `m-1?'` selects m-1: a path ends at the question mark. In a filter, the quote would end the text."""
+    """Over REST, `m-1?'` selects m-1: a path ends at the question mark. In a filter,
+    the quote would end the text.
+    """
     model_id = client.create_logged_model(get_or_create_experiment(client, "drift")).model_id
     find = MlflowClient.get_logged_model
     monkeypatch.setattr(

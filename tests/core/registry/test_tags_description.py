@@ -1,4 +1,6 @@
-"""Tests of the onnxserve section in a description: it is replaced and bounded, and the user's text is kept."""
+"""Tests of the onnxserve section in a description: it is replaced and bounded, and the
+user's text is kept.
+"""
 
 import pytest
 

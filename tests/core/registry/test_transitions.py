@@ -103,7 +103,8 @@ def test_of_two_clients_that_move_at_once_one_wins(
     move_version(reference, ours)
 
     assert current_version(reference) in (ours, theirs)
-    # MLflow does not store the time of a tag, so that the highest version with the tag is used.
+    # MLflow does not store the time of a tag, so that the highest version with the tag
+    # is used.
     if reference.kind == "stage":
         last = ours if is_ours_last else theirs
         assert stages(model) == [
@@ -139,7 +140,9 @@ def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(
     model: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second client tags its version after the first, and both check again before they remove a tag."""
+    """The second client tags its version after the first, and both check again before
+    they remove a tag.
+    """
     reference = parse_model_uri(f"models:/{model}/tag:team=blue")
     move_version(reference, "1")
     set_tag, delete_tag = MlflowClient.set_model_version_tag, MlflowClient.delete_model_version_tag
@@ -186,7 +189,9 @@ def test_a_tag_stays_where_one_client_moves_it_on_while_another_moves_it_back(
     model: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both clients see two versions with the tag, and each client removes the tag from the other client's version."""
+    """Both clients see two versions with the tag, and each client removes the tag from
+    the other client's version.
+    """
     reference = parse_model_uri(f"models:/{model}/tag:team=blue")
     move_version(reference, "1")
     delete_tag = MlflowClient.delete_model_version_tag

@@ -1,4 +1,6 @@
-"""The wording of the errors for models that are missing in the registry or cannot be read."""
+"""The wording of the errors for models that are missing in the registry or cannot be
+read.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from tests.support.tracking import tracking_at
     [
         (
             "models:/x",
-            "'models:/x' does not select a version; the model is a registered model (models:/NAME@ALIAS, "
-            "models:/NAME/Production, models:/NAME/tag:KEY=VALUE, models:/NAME/3, models:/NAME/latest), a logged "
-            "model (models:/m-…), a run's artifact (runs:/RUN_ID/PATH), an artifact store's URI (s3://…) or a "
-            "folder",
+            (
+                "'models:/x' does not select a version; the model is a registered model "
+                "(models:/NAME@ALIAS, models:/NAME/Production, models:/NAME/tag:KEY=VALUE, "
+                "models:/NAME/3, models:/NAME/latest), a logged model (models:/m-…), a run's "
+                "artifact (runs:/RUN_ID/PATH), an artifact store's URI (s3://…) or a folder"
+            ),
         ),
         (
             "models:/../flights/1",
@@ -28,25 +32,40 @@ from tests.support.tracking import tracking_at
         ),
         (
             "http://h:5000/#/models/flights",
-            "a model cannot be fetched from the web address http://h:5000/: if MLflow runs there, set "
-            "MLFLOW_TRACKING_URI=http://h:5000 and use models:/flights/VERSION; otherwise use a folder or s3://…",
+            (
+                "a model cannot be fetched from the web address http://h:5000/: if MLflow runs "
+                "there, set MLFLOW_TRACKING_URI=http://h:5000 and use models:/flights/VERSION; "
+                "otherwise use a folder or s3://…"
+            ),
         ),
         (
             "models:/tiny/9",
-            "model tiny has no version 9; versions: 1 (Production), 2 (Production, @live), 3 (None)",
+            (
+                "model tiny has no version 9; versions: 1 (Production), 2 (Production, @live), 3 "
+                "(None)"
+            ),
         ),
         (
             "models:/tiny/Staging",
-            "model tiny has no version in stage Staging; versions: 1 (Production), 2 (Production, @live), 3 (None)",
+            (
+                "model tiny has no version in stage Staging; versions: 1 (Production), 2 "
+                "(Production, @live), 3 (None)"
+            ),
         ),
         (
             "models:/tiny@dead",
-            "model tiny has no alias dead; versions: 1 (Production), 2 (Production, @live), 3 (None)",
+            (
+                "model tiny has no alias dead; versions: 1 (Production), 2 (Production, @live), 3 "
+                "(None)"
+            ),
         ),
         (
             "models:/tiny/champion",
-            "models:/tiny/champion: 'champion' is neither a version, `latest` nor a stage (Production, "
-            "Staging, Archived, None); for an alias use models:/tiny@champion, for a tag models:/tiny/tag:KEY=VALUE",
+            (
+                "models:/tiny/champion: 'champion' is neither a version, `latest` nor a stage "
+                "(Production, Staging, Archived, None); for an alias use models:/tiny@champion, "
+                "for a tag models:/tiny/tag:KEY=VALUE"
+            ),
         ),
         ("models:/empty/latest", "model empty has no version; it does not have any versions"),
         ("/no/such/folder", "the folder /no/such/folder does not exist"),
@@ -64,11 +83,17 @@ def test_the_message_of_a_uri_that_leads_nowhere(store: Any, uri: str, message: 
         ("file:///no/such", "the folder /no/such of the model's files does not exist"),
         (
             "foo:/bar",
-            "the files of foo:/bar: MLflow has no artifact store for foo:…; s3, gs and other schemes are supported",
+            (
+                "the files of foo:/bar: MLflow has no artifact store for foo:…; s3, gs and other "
+                "schemes are supported"
+            ),
         ),
         (
             "model:/flights/1",
-            "the files of model:/flights/1: MLflow has no artifact store for model:…; did you mean 'models'?",
+            (
+                "the files of model:/flights/1: MLflow has no artifact store for model:…; did you "
+                "mean 'models'?"
+            ),
         ),
     ],
 )
@@ -87,11 +112,17 @@ def test_the_message_of_files_that_cannot_be_fetched(
     [
         (
             "/srv/model",
-            "'/srv/model' is not the name of a registered model; mlflow.register_model registers the model in a folder",
+            (
+                "'/srv/model' is not the name of a registered model; mlflow.register_model "
+                "registers the model in a folder"
+            ),
         ),
         (
             "models:/tiny/2",
-            "'models:/tiny/2' is not the name of a registered model; use the name and the version: tiny 2",
+            (
+                "'models:/tiny/2' is not the name of a registered model; use the name and the "
+                "version: tiny 2"
+            ),
         ),
     ],
 )

@@ -116,16 +116,26 @@ def test_the_first_document_describes_the_server_for_all() -> None:
             "server.device: 'cpu', 'cuda' or 'tensorrt' is",
         ),
         (
-            "name: x\nvariants: {x: {model: m}}\nserver: {provider_options: {gpu_mem_limit: 2000000}}",
+            "name: x\n"
+            "variants: {x: {model: m}}\n"
+            "server: {provider_options: {gpu_mem_limit: 2000000}}",
             "server: provider_options.gpu_mem_limit requires a GPU, but device is cpu",
         ),
         (
             "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, device_ids: [0, 1]}",
-            "server: device_ids 0, 1 with 1 workers: different GPUs and at least one worker for each GPU are expected",
+            (
+                "server: device_ids 0, 1 with 1 workers: different GPUs and at least one worker "
+                "for each GPU are expected"
+            ),
         ),
         (
-            "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, provider_options: {arena_extend_strategy: k}}",
-            "server.provider_options.arena_extend_strategy: 'kNextPowerOfTwo' or 'kSameAsRequested' is expected",
+            "name: x\n"
+            "variants: {x: {model: m}}\n"
+            "server: {device: cuda, provider_options: {arena_extend_strategy: k}}",
+            (
+                "server.provider_options.arena_extend_strategy: 'kNextPowerOfTwo' or "
+                "'kSameAsRequested' is expected"
+            ),
         ),
         ("name: x\nvariants: {x: {model: ''}}", "variants.x.model: "),
         ("name: x\nvariants: {x: {model: m, weight: 0}}", "no variant receives traffic"),
@@ -136,7 +146,10 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         ),
         (
             "name: x\nvariants: {x: {model: m}}\nmonitors: {d: {reference: last_week}}",
-            "monitors.d.reference: training, rolling:7d, window:START/END or dataset:URI is expected (got 'last_week')",
+            (
+                "monitors.d.reference: training, rolling:7d, window:START/END or dataset:URI is "
+                "expected (got 'last_week')"
+            ),
         ),
         ("name: x\nvariants: {x: {model: m}}\napiVersion: onnxserve/v9", "apiVersion: "),
         (
@@ -144,21 +157,41 @@ def test_the_first_document_describes_the_server_for_all() -> None:
             "capture.retention: a text is expected (got 90)",
         ),
         (
-            "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 1d}\nmonitors: {daily: {every: 1d}}",
-            "capture.retention 1d is shorter than the period of the log that monitor 'daily' reads: at least 25h",
+            "name: x\n"
+            "variants: {x: {model: m}}\n"
+            "capture: {retention: 1d}\n"
+            "monitors: {daily: {every: 1d}}",
+            (
+                "capture.retention 1d is shorter than the period of the log that monitor 'daily' "
+                "reads: at least 25h"
+            ),
         ),
         (
-            "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 30d}\nmonitors: {d: {reference: 'rolling:7d'}}",
-            "capture.retention 30d is shorter than the period of the log that monitor 'd' reads: at least 49d",
+            "name: x\n"
+            "variants: {x: {model: m}}\n"
+            "capture: {retention: 30d}\n"
+            "monitors: {d: {reference: 'rolling:7d'}}",
+            (
+                "capture.retention 30d is shorter than the period of the log that monitor 'd' "
+                "reads: at least 49d"
+            ),
         ),
         (
             "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 7d}\n"
             "monitors: {d: {kind: performance, require: 'f1>=0.7', every: 1d, labels_within: 2d}}",
-            "capture.retention 7d is shorter than the period of the log that monitor 'd' reads: at least 9d",
+            (
+                "capture.retention 7d is shorter than the period of the log that monitor 'd' "
+                "reads: at least 9d"
+            ),
         ),
         (
-            "name: x\nvariants: {x: {model: m}}\nmonitors: {d: {reference: 'rolling:7d', false_alarm_rate: 0.001}}",
-            "monitors.d: false_alarm_rate 0.001 with a rolling reference: at least 0.002 is expected",
+            "name: x\n"
+            "variants: {x: {model: m}}\n"
+            "monitors: {d: {reference: 'rolling:7d', false_alarm_rate: 0.001}}",
+            (
+                "monitors.d: false_alarm_rate 0.001 with a rolling reference: at least 0.002 is "
+                "expected"
+            ),
         ),
         (
             "name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}",

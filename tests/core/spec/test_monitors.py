@@ -1,4 +1,6 @@
-"""Tests of the part of the log that a monitor and the sample of its retraining read, and of seasons and budgets."""
+"""Tests of the part of the log that a monitor and the sample of its retraining read,
+and of seasons and budgets.
+"""
 
 from datetime import timedelta
 from typing import Any
@@ -37,7 +39,9 @@ SAMPLED: dict[str, object] = {"mode": "incremental", "project": "p", "sample.rec
 
 
 def with_sample(**fields: object) -> EndpointSpec:
-    """Return an endpoint whose monitor of daily windows retrains on a sample; `__` in a name stands for a dot."""
+    """Return an endpoint whose monitor of daily windows retrains on a sample; `__` in a
+    name stands for a dot.
+    """
     given = SAMPLED | {name.replace("__", "."): value for name, value in fields.items()}
     return apply_config(
         flights(),

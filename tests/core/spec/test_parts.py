@@ -35,7 +35,13 @@ OPENVINO, CPU = "OpenVINOExecutionProvider", "CPUExecutionProvider"
 
 
 def test_providers_are_names_or_names_with_options_and_keep_their_order() -> None:
-    text = "name: x\nvariants: {x: {model: m}}\nserver:\n  providers:\n  - CUDAExecutionProvider: {device_id: 1}\n"
+    text = (
+        "name: x\n"
+        "variants: {x: {model: m}}\n"
+        "server:\n"
+        "  providers:\n"
+        "  - CUDAExecutionProvider: {device_id: 1}\n"
+    )
     (spec,) = load_specs(f"{text}  - {CPU}")
     assert spec.server.providers == ({"CUDAExecutionProvider": {"device_id": 1}}, {CPU: {}})
     assert spec.server.is_on_nvidia

@@ -1,4 +1,6 @@
-"""Tests that removed fields are refused in a user's spec, and dropped from stored specs."""
+"""Tests that removed fields are refused in a user's spec, and dropped from stored
+specs.
+"""
 
 import logging
 

@@ -52,8 +52,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "a wrong schedule": (
         _with(monitors__daily__schedule="every day"),
         (
-            "monitors.daily.schedule: five fields are expected; minute, hour, day, month and weekday are "
-            "expected, e.g. 15 6 * * 1-5 (got 'every day')"
+            "monitors.daily.schedule: five fields are expected; minute, hour, day, month and "
+            "weekday are expected, e.g. 15 6 * * 1-5 (got 'every day')"
         ),
     ),
     "a wrong window": (
@@ -65,7 +65,10 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a field of another kind of monitor": (
         _with(monitors__daily__estimate="decides"),
-        "monitors.daily: a monitor of kind drift does not accept `estimate`, which is for kind performance",
+        (
+            "monitors.daily: a monitor of kind drift does not accept `estimate`, which is for kind "
+            "performance"
+        ),
     ),
     "half a pair of files": (
         _with(server__certfile="/c.pem"),

@@ -1,4 +1,6 @@
-"""An error keeps its class from the agent to the worker, and commands wait in the order of their names."""
+"""An error keeps its class from the agent to the worker, and commands wait in the order
+of their names.
+"""
 
 from pathlib import Path
 

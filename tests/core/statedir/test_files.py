@@ -87,7 +87,9 @@ def test_who_only_looks_whether_a_server_runs_keeps_none_from_starting(
 def test_the_workers_of_a_server_that_starts_are_none_while_it_removes_those_of_the_last_one(
     tmp_path: Path,
 ) -> None:
-    """The folder may be removed between the check and the read, which made one of 3,000 reads fail."""
+    """The folder may be removed between the check and the read, which made one of 3,000
+    reads fail.
+    """
     has_read = threading.Event()
 
     def remake() -> None:

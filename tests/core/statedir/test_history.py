@@ -1,4 +1,6 @@
-"""The last hour and day of a server, as written by its agent and returned by any worker."""
+"""The last hour and day of a server, as written by its agent and returned by any
+worker.
+"""
 
 import errno
 from pathlib import Path

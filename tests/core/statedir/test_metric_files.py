@@ -43,7 +43,9 @@ LABELS = st.dictionaries(st.sampled_from(NAMES), WORDS, min_size=3)
 
 
 def parsed(page: bytes) -> Page:
-    """Return the type, the help text, and the samples by name and labels for each family."""
+    """Return the type, the help text, and the samples by name and labels for each
+    family.
+    """
     return {
         family.name: (
             family.type,
@@ -72,7 +74,9 @@ def fill(folder: Path, worker: int, label_sets: list[dict[str, str]]) -> None:
 
 
 class Expected(Collector):
-    """Return prometheus_client's sums of the values that `fill` writes for these workers."""
+    """Return prometheus_client's sums of the values that `fill` writes for these
+    workers.
+    """
 
     def __init__(self, workers: list[list[dict[str, str]]], living: list[int]) -> None:
         self.workers, self.living = workers, living

@@ -16,7 +16,9 @@ def postgresql_url() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the URL of the test's SQLite file, and the URL of the PostgreSQL database that all tests share."""
+    """Return the URL of the test's SQLite file, and the URL of the PostgreSQL database
+    that all tests share.
+    """
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgresql_url"))
     return f"sqlite:///{tmp_path}/deep/store.db"

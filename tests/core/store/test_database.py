@@ -277,7 +277,9 @@ def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_anoth
 def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(
     postgresql_url: str,
 ) -> None:
-    """Only a firewall could simulate a failed machine here, so read the timeout from the socket."""
+    """Only a firewall could simulate a failed machine here, so read the timeout from
+    the socket.
+    """
     waits: list[int] = []
 
     def connected(connection: Any, _record: object) -> None:

@@ -1,4 +1,6 @@
-"""Old windows and alerts are deleted from the store, except pending windows and firing alerts."""
+"""Old windows and alerts are deleted from the store, except pending windows and firing
+alerts.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,7 +44,9 @@ def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep three windows per monitor and delete four rows per transaction, so that tests need few rows."""
+    """Keep three windows per monitor and delete four rows per transaction, so that
+    tests need few rows.
+    """
     monkeypatch.setattr(expiry, "KEPT_WINDOWS", 3)
     monkeypatch.setattr(expiry, "_AT_ONCE", 4)
 

@@ -1,4 +1,6 @@
-"""Monitors in the store: a window exists once, is judged once, and is not written under a lost lease."""
+"""Monitors in the store: a window exists once, is judged once, and is not written under
+a lost lease.
+"""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,9 @@ AT_ONCE = 6
 
 
 def at_once(call: Callable[[], object]) -> list[object]:
-    """Return the results of the same call in several concurrent threads, each with its own connection."""
+    """Return the results of the same call in several concurrent threads, each with its
+    own connection.
+    """
     begun = Barrier(AT_ONCE)
 
     def begin(_: int) -> object:
@@ -42,7 +46,9 @@ def store(store_url: str) -> Iterator[Store]:
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """Return an endpoint name that no other test uses, because the PostgreSQL database is shared."""
+    """Return an endpoint name that no other test uses, because the PostgreSQL database
+    is shared.
+    """
     return f"e{abs(hash(request.node.name)) % 10**12}"
 
 

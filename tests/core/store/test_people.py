@@ -1,4 +1,6 @@
-"""Tests of the names of people: spellings that belong to one person, and unusable names."""
+"""Tests of the names of people: spellings that belong to one person, and unusable
+names.
+"""
 
 import unicodedata
 

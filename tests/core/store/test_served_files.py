@@ -1,4 +1,6 @@
-"""Tests of the files with which versions moved to a place, as derived from the events of the audit trail."""
+"""Tests of the files with which versions moved to a place, as derived from the events
+of the audit trail.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

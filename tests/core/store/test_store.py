@@ -172,7 +172,8 @@ def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -
     (unreadable,) = store.unreadable()
     assert unreadable.name == "bad"
     assert unreadable.reason.startswith(
-        "the spec of endpoint 'bad' in the store cannot be read: monitors.daily.schedule: five fields are expected",
+        "the spec of endpoint 'bad' in the store cannot be read: monitors.daily.schedule: five "
+        "fields are expected",
     )
     with refused(InvalidConfig, "'bad'", "`onnxserve endpoint delete bad`"):
         store.require_endpoint("bad")

@@ -1,4 +1,6 @@
-"""Rollouts and leases in the store: one live rollout per endpoint, one holder per lease, no write without a lease."""
+"""Rollouts and leases in the store: one live rollout per endpoint, one holder per
+lease, no write without a lease.
+"""
 
 import os
 import time

@@ -15,7 +15,9 @@ from mlflow_deploy_plugin.core.store.store import Store
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Return a store with the endpoint `flights`, its live rollout and retraining, and the key `shop`."""
+    """Return a store with the endpoint `flights`, its live rollout and retraining, and
+    the key `shop`.
+    """
     made = open_store(f"sqlite:///{tmp_path}/store.db")
     made.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
     made.add_rollout("flights", {"to": "models:/X/2"}, "stepping")
@@ -45,8 +47,10 @@ def store(tmp_path: Path) -> Store:
         ),
         (
             lambda store: store.add_rollout("flights", {}, "starting"),
-            "endpoint 'flights' already has a rollout: wait for its end, or abort it with `onnxserve rollout "
-            "abort flights`",
+            (
+                "endpoint 'flights' already has a rollout: wait for its end, or abort it with "
+                "`onnxserve rollout abort flights`"
+            ),
         ),
         (
             lambda store: Retrainings(store).add("other", "accuracy", "X", {}, {}),
@@ -66,8 +70,11 @@ def store(tmp_path: Path) -> Store:
         ),
         (
             lambda store: open_store("sqlite:////proc/none/store.db"),
-            "the store at sqlite:////proc/none/store.db cannot be used: [Errno 2] No such file or directory: "
-            "'/proc/none'; set ONNXSERVE_HOME or ONNXSERVE_STORE_URI to another location",
+            (
+                "the store at sqlite:////proc/none/store.db cannot be used: [Errno 2] No such file "
+                "or directory: '/proc/none'; set ONNXSERVE_HOME or ONNXSERVE_STORE_URI to another "
+                "location"
+            ),
         ),
     ],
 )

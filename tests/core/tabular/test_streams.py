@@ -325,7 +325,9 @@ def test_a_date_of_spark_may_lie_beyond_nanoseconds(
     tmp_path: Path,
     read: Callable[[Path], pa.Table],
 ) -> None:
-    """Parquet's INT96 is read as nanoseconds by default, so that the year 9999 became 1816."""
+    """Parquet's INT96 is read as nanoseconds by default, so that the year 9999 became
+    1816.
+    """
     last = datetime(9999, 12, 31)
     table = pa.table({"x": [last], "y": [1]})
     pq.write_table(table, tmp_path / "t.parquet", use_deprecated_int96_timestamps=True)

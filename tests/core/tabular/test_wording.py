@@ -36,7 +36,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "an unknown ending": (
         partial(output_format, "out.xlsx", "jsonl"),
         (
-            "out.xlsx: .xlsx is not a known ending (.csv .json .jsonl .ndjson .parquet .pq); set the format with -O"
+            "out.xlsx: .xlsx is not a known ending (.csv .json .jsonl .ndjson .parquet .pq); set "
+            "the format with -O"
         ),
     ),
     "a file that does not exist": (

@@ -1,4 +1,6 @@
-"""Tests of the demo's folder, which each run empties, and of folders that the demo must not empty."""
+"""Tests of the demo's folder, which each run empties, and of folders that the demo must
+not empty.
+"""
 
 import subprocess
 from pathlib import Path

@@ -28,7 +28,9 @@ def flights() -> pd.DataFrame:
 
 @pytest.fixture
 def captured(flights: pd.DataFrame, tmp_path: Path) -> Path:
-    """Write flights of March and April in the format of the inference log, with 32-bit numbers."""
+    """Write flights of March and April in the format of the inference log, with 32-bit
+    numbers.
+    """
     some = months(flights, 3, 4).iloc[::50]
     rows = some[list(FEATURES)].astype(dict.fromkeys(WEATHER, "float32"))
     rows["_label"], rows["_label_number"] = (

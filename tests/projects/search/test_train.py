@@ -1,4 +1,6 @@
-"""Tests that the best model of a search is rolled out, and that a search without a possible rollout is refused."""
+"""Tests that the best model of a search is rolled out, and that a search without a
+possible rollout is refused.
+"""
 
 import json
 import os
@@ -38,7 +40,9 @@ SMALL = {
 
 @contextmanager
 def traffic(url: str) -> Iterator[Counter[tuple[str, int]]]:
-    """Send the flight of the README again and again; yield the number of answers by version and status."""
+    """Send the flight of the README again and again; yield the number of answers by
+    version and status.
+    """
     match = re.search(r"-d '(\{.*\})'", (ROOT / "projects" / "search" / "README.md").read_text())
     assert match is not None
     flight, ended, answers = json.loads(match[1]), threading.Event(), Counter[tuple[str, int]]()
@@ -72,7 +76,9 @@ def client(
 
 @pytest.fixture
 def deployments(client: BaseDeploymentClient) -> Iterator[Deployments]:
-    """Deployments with the endpoint `flights`, whose server is stopped, and `files`, which serves a folder."""
+    """Deployments with the endpoint `flights`, whose server is stopped, and `files`,
+    which serves a folder.
+    """
     MlflowClient().create_registered_model("late")
     MlflowClient().create_registered_model(
         "strict",

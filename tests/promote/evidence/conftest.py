@@ -1,4 +1,6 @@
-"""A registered model `toy`. Version 1 has a run and a gate report, 2 has other weights, and 3 has no ONNX form."""
+"""A registered model `toy`. Version 1 has a run and a gate report, 2 has other weights,
+and 3 has no ONNX form.
+"""
 
 import json
 from collections.abc import Callable, Iterator

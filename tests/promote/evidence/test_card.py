@@ -1,4 +1,6 @@
-"""The model card of versions in real MLflow servers: its statements, and the places that they link to."""
+"""The model card of versions in real MLflow servers: its statements, and the places
+that they link to.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -64,7 +66,9 @@ BARE = {
 
 @dataclass(frozen=True)
 class Recorded:
-    """The card of a version with all records, its URL of MLflow, and the run that logged the version."""
+    """The card of a version with all records, its URL of MLflow, and the run that
+    logged the version.
+    """
 
     card: VersionCard
     url: str
@@ -116,7 +120,9 @@ def recorded(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
 ) -> Iterator[Recorded]:
-    """Log, judge, approve, promote, disturb, explain and monitor a version of the model `toy`."""
+    """Log, judge, approve, promote, disturb, explain and monitor a version of the model
+    `toy`.
+    """
     from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
 
     folder = tmp_path_factory.mktemp("card")
@@ -129,7 +135,11 @@ def recorded(
     try:
         with tracking_at(server.url):
             client, rows = MlflowClient(), pd.DataFrame(labelled(400))
-            policy = f"gated_aliases: [champion]\napprovals: {{count: 1}}\nevaluation: {{dataset: {holdout}, target: label}}"
+            policy = (
+                "gated_aliases: [champion]\n"
+                "approvals: {count: 1}\n"
+                f"evaluation: {{dataset: {holdout}, target: label}}"
+            )
             client.create_registered_model(
                 "toy",
                 {"onnxserve.gate.policy": policy},

@@ -1,4 +1,6 @@
-"""Tests of `onnxserve promote --to-registry` and `--to-model`, between two MLflow servers with two stores."""
+"""Tests of `onnxserve promote --to-registry` and `--to-model`, between two MLflow
+servers with two stores.
+"""
 
 import hashlib
 import itertools
@@ -128,7 +130,9 @@ def here(source: Registry, target: Registry, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def model(source: Registry, target: Registry, here: None) -> str:
-    """A model with a judged version in the source, and with a policy in both registries."""
+    """A model with a judged version in the source, and with a policy in both
+    registries.
+    """
     name, client = f"toy-{next(_numbers)}", source.client
     for registry in (source, target):
         registry.client.create_registered_model(name, tags={"onnxserve.gate.policy": POLICY})

@@ -1,4 +1,6 @@
-"""A registered model `toy`: version 1 (perfect) is in Production, 2 equals it, 3 is worse, 4 is not proven."""
+"""A registered model `toy`: version 1 (perfect) is in Production, 2 equals it, 3 is
+worse, 4 is not proven.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,8 +16,10 @@ from tests.support.tracking import tracking_at
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """MLmodel folders of classifiers: `good`, `equal` (the same answers), `worse`, `unproven` (its ONNX form answers
-    otherwise than the original); and `holdout`, labelled rows."""
+    """MLmodel folders of classifiers: `good`, `equal` (the same answers), `worse`,
+    `unproven` (its ONNX form answers otherwise than the original); and `holdout`,
+    labelled rows.
+    """
     folder = tmp_path_factory.mktemp("models")
     rows = labelled(400, seed=1)
     reference = {name: rows[name] for name in COLUMNS}
@@ -36,7 +40,9 @@ def version(folders: dict[str, Path]) -> Callable[[str], ResolvedModel]:
 
 @pytest.fixture
 def own_files(registry: MlflowClient, folders: dict[str, Path], tmp_path: Path) -> Path:
-    """Return the folder of version 5, which is as good as version 2, and which the test may change."""
+    """Return the folder of version 5, which is as good as version 2, and which the test
+    may change.
+    """
     folder = Path(shutil.copytree(folders["equal"], tmp_path / "own"))
     registry.create_model_version("toy", folder.as_uri())
     return folder

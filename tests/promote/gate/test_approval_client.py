@@ -1,4 +1,6 @@
-"""Tests of the client of requests for promotions: the answers of MLflow's servers with and without onnxserve."""
+"""Tests of the client of requests for promotions: the answers of MLflow's servers with
+and without onnxserve.
+"""
 
 import json
 import threading
@@ -33,7 +35,9 @@ REQUEST |= {"at": "2026-11-25T12:00:00Z"}
 
 @pytest.fixture
 def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """A server that answers each request with the same status and body, and keeps the last request."""
+    """A server that answers each request with the same status and body, and keeps the
+    last request.
+    """
     served = SimpleNamespace(
         status=200,
         body="[]",

@@ -1,4 +1,6 @@
-"""Tests of the rules of approvals, with a store, a clock that the test sets, and values instead of a registry."""
+"""Tests of the rules of approvals, with a store, a clock that the test sets, and values
+instead of a registry.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

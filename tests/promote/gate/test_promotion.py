@@ -27,7 +27,9 @@ from tests.support.refusals import mentions, refused
 
 @pytest.fixture
 def toy(registry: MlflowClient) -> MlflowClient:
-    """Configure only the cheap checks. test_judge.py, test_run.py and tests/e2e/test_gate.py test the other checks."""
+    """Configure only the cheap checks. test_judge.py, test_run.py and
+    tests/e2e/test_gate.py test the other checks.
+    """
     text = "skip: [evaluation, robustness, budget]\n"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)
     return registry
@@ -256,11 +258,16 @@ def test_a_file_does_not_stand_for_a_policy_that_the_model_has(
         promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")
 
 
-APPROVED = "skip: [evaluation, robustness, budget]\napprovals: {count: 2, groups: [risk], evaluation: optional}"
+APPROVED = (
+    "skip: [evaluation, robustness, budget]\n"
+    "approvals: {count: 2, groups: [risk], evaluation: optional}"
+)
 
 
 def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
-    """Request the promotion to Production, and approve it with the last report of the gate."""
+    """Request the promotion to Production, and approve it with the last report of the
+    gate.
+    """
     policy = choose_policy("toy").policy
     place, entry = StageOrAlias(stage="Production"), toy.get_model_version("toy", version)
     files = version_digest(f"models:/toy/{version}")

@@ -1,4 +1,6 @@
-"""Tests of the client that sends verdicts to MLflow's server: it writes the tags if the server does not run the app."""
+"""Tests of the client that sends verdicts to MLflow's server: it writes the tags if the
+server does not run the app.
+"""
 
 import json
 import threading

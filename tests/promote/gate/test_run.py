@@ -1,4 +1,6 @@
-"""Tests of a run of the gate: the logged report, the tags of the version and the audit trail."""
+"""Tests of a run of the gate: the logged report, the tags of the version and the audit
+trail.
+"""
 
 import json
 import shutil
@@ -139,7 +141,8 @@ def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: Mlflo
     run_gate("toy", "1")
     told = str(verdict_of_served("toy", "1"))
     assert told.startswith(
-        "toy version 1 is the served version (Production), and there is no version to compare it with",
+        "toy version 1 is the served version (Production), and there is no version to compare it "
+        "with",
     )
     assert mentions(told, "remains passed", "without an evaluation")
     assert verdict_of_served("toy", "2") is None

@@ -15,32 +15,47 @@ from mlflow_deploy_plugin.promote.gate.promotion import promote
     [
         (
             "evaluaton: {}",
-            "the policy: evaluaton: Extra inputs are not permitted; the fields are gated_aliases, gated_stages, "
-            "parity, evaluation, robustness, budget, backtest, skip, seed, fresh_hours, approvals, unapproved",
+            (
+                "the policy: evaluaton: Extra inputs are not permitted; the fields are "
+                "gated_aliases, gated_stages, parity, evaluation, robustness, budget, backtest, "
+                "skip, seed, fresh_hours, approvals, unapproved"
+            ),
         ),
         (
             "evaluation: {dataset: d.csv}",
-            "the policy: evaluation: Value error, the dataset needs a target, which is its label column",
+            (
+                "the policy: evaluation: Value error, the dataset needs a target, which is its "
+                "label column"
+            ),
         ),
         (
             "robustness: {disturbances: {noise: 1}}",
-            "the policy: Value error, robustness.disturbances need labelled rows: set robustness.dataset or "
-            "evaluation.dataset",
+            (
+                "the policy: Value error, robustness.disturbances need labelled rows: set "
+                "robustness.dataset or evaluation.dataset"
+            ),
         ),
         (
             "robustness: {disturbances: [noise]}",
-            "the policy: robustness.disturbances: Value error, a mapping of disturbances to strengths is "
-            "expected, as {noise: 0.1, missing: [0.1, 0.2]}",
+            (
+                "the policy: robustness.disturbances: Value error, a mapping of disturbances to "
+                "strengths is expected, as {noise: 0.1, missing: [0.1, 0.2]}"
+            ),
         ),
         (
             "robustness: {disturbances: {noise: -1}}",
-            "the policy: robustness.disturbances: Value error, noise cannot have the strength -1; a number "
-            "above 0, up to 1e+06, is expected",
+            (
+                "the policy: robustness.disturbances: Value error, noise cannot have the strength "
+                "-1; a number above 0, up to 1e+06, is expected"
+            ),
         ),
         (
             "- a",
-            "the policy is not a mapping; a policy has the fields gated_aliases, gated_stages, parity, evaluation, "
-            "robustness, budget, backtest, skip, seed, fresh_hours, approvals, unapproved",
+            (
+                "the policy is not a mapping; a policy has the fields gated_aliases, gated_stages, "
+                "parity, evaluation, robustness, budget, backtest, skip, seed, fresh_hours, "
+                "approvals, unapproved"
+            ),
         ),
     ],
 )
@@ -55,7 +70,10 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
     [
         (
             {"version": "2", "to": "Prod"},
-            "'Prod' is neither a stage (Production, Staging, Archived, None) nor an alias; did you mean 'Production'?",
+            (
+                "'Prod' is neither a stage (Production, Staging, Archived, None) nor an alias; did "
+                "you mean 'Production'?"
+            ),
         ),
         (
             {"version": "9"},
@@ -64,9 +82,11 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
         ({"version": "4", "force": True}, "a forced promotion requires a reason (--why)"),
         (
             {"version": "3"},
-            "toy version 3 is not promoted to Production, because it was rolled back (flights: too slow): `onnxserve "
-            "promote toy 3 --to Production --force --why TEXT` promotes it anyway and removes its tag "
-            "onnxserve.rolled_back",
+            (
+                "toy version 3 is not promoted to Production, because it was rolled back (flights: "
+                "too slow): `onnxserve promote toy 3 --to Production --force --why TEXT` promotes "
+                "it anyway and removes its tag onnxserve.rolled_back"
+            ),
         ),
     ],
 )

@@ -1,4 +1,6 @@
-"""A registry with small models, and an inference log of requests that these models have answered, as a server logs."""
+"""A registry with small models, and an inference log of requests that these models have
+answered, as a server logs.
+"""
 
 import time
 import uuid
@@ -59,7 +61,9 @@ class Answering:
         mask: tuple[str, ...] = (),
         change: Callable[[Outputs], object] = lambda outputs: None,
     ) -> str:
-        """Answer a request of columns or tensors, log it, and return its id. `change` changes the logged outputs."""
+        """Answer a request of columns or tensors, log it, and return its id. `change`
+        changes the logged outputs.
+        """
         artifact = read_served_artifact(model)
         if artifact.flavor == PYTHON_FUNCTION:
             schema, names, scorer = pyfunc_schema(artifact), None, load_scorer(model)

@@ -1,4 +1,6 @@
-"""Candidates on captured rows. The models are small linear ones, so the expected figures follow from their weights."""
+"""Candidates on captured rows. The models are small linear ones, so the expected
+figures follow from their weights.
+"""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -185,7 +187,10 @@ def test_a_candidate_that_returns_another_number_of_rows_is_refused(
 ) -> None:
     served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
     write_answers(writer, served, {"x": np.arange(30, dtype=np.float32)}, DAY)
-    twice = "twice (float[N,1] x) => (float[M,1] y) { pair = Concat <axis = 0> (x, x) y = Identity(pair) }"
+    twice = (
+        "twice (float[N,1] x) => (float[M,1] y) { pair = Concat <axis = 0> (x, x) y = "
+        "Identity(pair) }"
+    )
     with refused(InvalidConfig, "models:/m/8", "2 rows for 1 rows"):
         replayed(traffic, write_model(tmp_path / "twice", twice, columns(x="float"), section()))
 

@@ -250,7 +250,10 @@ def test_a_dropped_column_is_not_replayed_as_a_missing_value(answering: Answerin
         {"name": "a", "type": "double"},
         {"name": "b", "type": "double", "required": False},
     ]
-    graph = "sum (double[N,2] x) => (double[N] y) <int64[1] one = {1}> { y = ReduceSum <keepdims = 0> (x, one) }"
+    graph = (
+        "sum (double[N,2] x) => (double[N] y) <int64[1] one = {1}> { y = ReduceSum <keepdims = 0> "
+        "(x, one) }"
+    )
     section = {
         "inputs": [{"name": "x", "dtype": "float64", "shape": [-1, 2], "columns": ["a", "b"]}],
         "outputs": [{"name": "y", "dtype": "float64", "shape": [-1], "role": "values"}],

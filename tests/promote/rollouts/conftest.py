@@ -8,7 +8,9 @@ from tests.support.rollouts import counted, numbers, variants
 
 
 def seen(share: int | None = 0, **fields: Any) -> EndpointSnapshot:
-    """Return a snapshot with the candidate loaded at a share of the traffic. Keyword arguments replace fields."""
+    """Return a snapshot with the candidate loaded at a share of the traffic. Keyword
+    arguments replace fields.
+    """
     versions = (
         {"champion": "6"}
         if share is None

@@ -45,7 +45,9 @@ SECONDS = 30.0
 
 
 class World:
-    """A stand-in for `RolloutActions` with simulated endpoints, whose changes appear in the next snapshot."""
+    """A stand-in for `RolloutActions` with simulated endpoints, whose changes appear in
+    the next snapshot.
+    """
 
     actor = "controller@here"
 
@@ -112,7 +114,9 @@ def end_of(store: Store, begun: Rollout) -> Rollout:
 
 @pytest.fixture
 def run() -> Iterator[Callable[[RolloutController], threading.Event]]:
-    """Run a controller during the test. The returned event ends it, and so does the end of the test."""
+    """Run a controller during the test. The returned event ends it, and so does the end
+    of the test.
+    """
     running: list[tuple[threading.Thread, threading.Event]] = []
 
     def start(controller: RolloutController) -> threading.Event:
@@ -389,7 +393,8 @@ def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborte
     assert end_of(store, unreadable).state == "abandoned"
     assert end_of(store, unreadable).ended_at is not None
     assert said.startswith(
-        "other: rollout 1: abandoned; aborted by ada@laptop; the earlier version was not restored: ",
+        "other: rollout 1: abandoned; aborted by ada@laptop; the earlier version was not "
+        "restored: ",
     )
     assert next(store.events("other", newest_first=True)).action == "rollout.end"
 

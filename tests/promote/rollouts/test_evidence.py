@@ -1,4 +1,6 @@
-"""The evidence of a step: counts since its start, bounds from the history, and counters that restart at zero."""
+"""The evidence of a step: counts since its start, bounds from the history, and counters
+that restart at zero.
+"""
 
 import json
 import math
@@ -131,8 +133,8 @@ def test_a_slow_candidate_is_told_from_one_that_is_as_slow_as_the_current_versio
 
     assert rejection(SLOW, same) == ""
     assert rejection(SLOW, slower) == (
-        "p99>2x: 10.00% of 1,000 requests to version 7 took longer than 100 ms, 0.50% of 1,000 to version 6; "
-        + rejection(SLOW, slower).rpartition("; ")[2]
+        "p99>2x: 10.00% of 1,000 requests to version 7 took longer than 100 ms, 0.50% of 1,000 to "
+        "version 6; " + rejection(SLOW, slower).rpartition("; ")[2]
     )
 
 

@@ -1,4 +1,6 @@
-"""The controller of a store works under a lease, which it renews while it works and releases at its end."""
+"""The controller of a store works under a lease, which it renews while it works and
+releases at its end.
+"""
 
 import socket
 import threading
@@ -36,7 +38,9 @@ def worked() -> list[str]:
 
 @pytest.fixture
 def start(tmp_path: Path, worked: list[str]) -> Iterator[Start]:
-    """Run a controller of this name during the test. The returned event ends it, and so does the end of the test."""
+    """Run a controller of this name during the test. The returned event ends it, and so
+    does the end of the test.
+    """
     running = []
 
     def begin(name: str) -> threading.Event:
@@ -179,7 +183,8 @@ def test_a_cluster_that_is_not_reached_is_said_and_hides_no_other_place(
     assert places.keys() == {here.place("flights")}
     (line,) = failures
     assert line.startswith(
-        "rollouts of onnxserve:/kubernetes/ml are left to other controllers: no Kubernetes cluster is",
+        "rollouts of onnxserve:/kubernetes/ml are left to other controllers: no Kubernetes "
+        "cluster is",
     )
     store.close()
 

@@ -1,4 +1,6 @@
-"""The earlier version of an endpoint, from the most reliable source that has it. Its server is not running."""
+"""The earlier version of an endpoint, from the most reliable source that has it. Its
+server is not running.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -44,7 +46,9 @@ def registry(
 
 @pytest.fixture
 def model(registry: None) -> str:
-    """A registered model whose versions 2, 1 and 3 were in Production one after the other, and had the alias."""
+    """A registered model whose versions 2, 1 and 3 were in Production one after the
+    other, and had the alias.
+    """
     name, client = f"model-{next(_numbers)}", MlflowClient()
     client.create_registered_model(name)
     for _ in range(3):
@@ -197,7 +201,9 @@ def test_the_trail_of_another_model_that_had_the_name_does_not_count(
 
 
 def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
-    """Return the history of the alias in MLflow's server: the new and the previous version of each change."""
+    """Return the history of the alias in MLflow's server: the new and the previous
+    version of each change.
+    """
     for version, stood in moves:
         store.record(
             "alias",
@@ -332,7 +338,9 @@ def test_the_version_is_said_by_its_number_or_by_its_uri(store: Store, model: st
 
 @pytest.fixture
 def pinned(store: Store) -> Callable[..., dict[str, str]]:
-    """Roll back an endpoint that follows nothing. Only the stored spec changes, because no server runs."""
+    """Roll back an endpoint that follows nothing. Only the stored spec changes, because
+    no server runs.
+    """
 
     class Written(Deployments):
         def update_endpoint(

@@ -1,4 +1,6 @@
-"""The sequential test keeps its level under repeated evaluation, and detects relevant differences."""
+"""The sequential test keeps its level under repeated evaluation, and detects relevant
+differences.
+"""
 
 import numpy as np
 import pytest
@@ -14,14 +16,18 @@ ROLLOUTS = 1000
 STEPS = (1, 10, 50, 100)
 LOOKS = 60
 REQUESTS = 500
-"""Requests to both versions between two checks: 100 per second for five minutes per step."""
+"""Requests to both versions between two checks: 100 per second for five minutes per
+step.
+"""
 BEFORE = 10_000
 """Requests of the current version before the rollout."""
 LEVEL = 0.05
 
 
 def aborted(candidate: float, current: float, threshold: float, seed: int) -> float:
-    """Return the share of simulated rollouts that are aborted, judged as in `promote/rollouts/evidence.py`."""
+    """Return the share of simulated rollouts that are aborted, judged as in
+    `promote/rollouts/evidence.py`.
+    """
     generator = np.random.default_rng(seed)
     ended = np.zeros(ROLLOUTS, bool)
     history = generator.binomial(BEFORE, current, ROLLOUTS)
@@ -70,7 +76,8 @@ def test_an_outage_that_hits_both_is_held_against_neither() -> None:
     ended = np.zeros(ROLLOUTS, bool)
     for look in range(LOOKS):
         rate = 0.5 if 20 <= look < 30 else 0.001
-        # The candidate's share of the requests also changes, so pooled counts would make it look far worse.
+        # The candidate's share of the requests also changes, so pooled counts would
+        # make it look far worse.
         asked = generator.binomial(REQUESTS, 0.5 if rate > 0.1 else 0.1, ROLLOUTS)
         errors = generator.binomial(asked, rate)
         test.look(errors, asked, generator.binomial(REQUESTS - asked, rate), REQUESTS - asked)

@@ -129,7 +129,8 @@ def test_a_candidate_that_fails_goes_back_with_the_figures(first_step: Progress)
     assert bad.action == "roll_back"
     assert bad.progress.state == "rolling_back"
     assert bad.progress.reason.startswith(
-        "error_rate>1%: 25.00% of 60 requests to version 7 failed, 0.00% of 500 to version 6; evidence ",
+        "error_rate>1%: 25.00% of 60 requests to version 7 failed, 0.00% of 500 to version 6; "
+        "evidence ",
     )
     assert bad.then is not None
     assert bad.then.state == "rolled_back"
@@ -144,7 +145,8 @@ def test_a_candidate_that_disagrees_goes_back(first_step: Progress) -> None:
     )
 
     assert bad.progress.reason.startswith(
-        "disagreement>20%: version 7 answers 80.00% of 100 rows differently from the current version",
+        "disagreement>20%: version 7 answers 80.00% of 100 rows differently from the current "
+        "version",
     )
 
 

@@ -1,4 +1,6 @@
-"""The end of the time for traffic without an approval. The servers of the endpoints are not running."""
+"""The end of the time for traffic without an approval. The servers of the endpoints are
+not running.
+"""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -36,7 +38,9 @@ def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
 
 @pytest.fixture
 def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
-    """A registry with the model credit, which requires approvals, and its copy, which does not."""
+    """A registry with the model credit, which requires approvals, and its copy, which
+    does not.
+    """
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model("credit", {"onnxserve.gate.policy": POLICY})
@@ -46,7 +50,9 @@ def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Ml
 
 
 class Written(Deployments):
-    """Deployments that only store the traffic. The server of the endpoint `broken` does not answer."""
+    """Deployments that only store the traffic. The server of the endpoint `broken` does
+    not answer.
+    """
 
     def set_traffic(self, endpoint: str, weights: Any, *_: Any, **__: Any) -> Any:
         if endpoint == "broken":

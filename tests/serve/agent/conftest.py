@@ -1,4 +1,6 @@
-"""MLmodel folders of MLflow's onnx flavor, a case for the follower, and a spool for the shipper."""
+"""MLmodel folders of MLflow's onnx flavor, a case for the follower, and a spool for the
+shipper.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

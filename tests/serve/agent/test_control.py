@@ -1,4 +1,6 @@
-"""The agent executes commands, which change the served endpoints. control.json stores the changes."""
+"""The agent executes commands, which change the served endpoints. control.json stores
+the changes.
+"""
 
 import itertools
 from collections.abc import Callable

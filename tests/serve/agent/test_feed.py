@@ -1,4 +1,6 @@
-"""The thread of the agent that follows the change feed, with a real server that is killed, frozen and replaced."""
+"""The thread of the agent that follows the change feed, with a real server that is
+killed, frozen and replaced.
+"""
 
 import itertools
 import os
@@ -127,7 +129,9 @@ def test_a_server_that_hangs_is_noticed(
 
 @contextmanager
 def replicas(server: MlflowServer, hanging: int) -> Iterator[str]:
-    """Yield the address of a balancer that passes the first `hanging` connections to a replica that never answers."""
+    """Yield the address of a balancer that passes the first `hanging` connections to a
+    replica that never answers.
+    """
     with socket.create_server((server.host, 0)) as listener, ExitStack() as opened:
 
         def accept() -> None:
@@ -180,7 +184,9 @@ def test_a_replica_that_sends_no_head_is_left_for_the_next_one(
 
 @pytest.fixture
 def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[socket.socket]]]:
-    """Debian's nginx with the lines of docs/operate.md: `mlflow-a` hangs, and `mlflow-b` is the server."""
+    """Debian's nginx with the lines of docs/operate.md: `mlflow-a` hangs, and
+    `mlflow-b` is the server.
+    """
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not installed")
     lines = next(re.finditer(r"```nginx\n(.*?)```", OPERATIONS.read_text(), re.DOTALL))[1]
@@ -278,7 +284,9 @@ def test_a_registry_in_a_file_has_no_feed(tmp_path: Path) -> None:
 
 @contextmanager
 def short_streams(statuses: list[int]) -> Iterator[ThreadingHTTPServer]:
-    """A server that ends each stream after an event, or answers with the last of `statuses` after them."""
+    """A server that ends each stream after an event, or answers with the last of
+    `statuses` after them.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

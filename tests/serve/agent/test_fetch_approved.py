@@ -1,4 +1,6 @@
-"""Tests of the agent's fetch from a server with accounts: it loads only the files that people have approved."""
+"""Tests of the agent's fetch from a server with accounts: it loads only the files that
+people have approved.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,11 @@ from tests.support.accounts import People, people
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions
 
-POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1, evaluation: optional}"
+POLICY = (
+    "gated_aliases: [champion]\n"
+    "skip: [evaluation, robustness, budget]\n"
+    "approvals: {count: 1, evaluation: optional}"
+)
 pytestmark = pytest.mark.long
 
 

@@ -296,7 +296,9 @@ def test_the_threads_of_mlflows_client_end_with_the_next_download(
     cache: ModelCache,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The agent rarely collects garbage, and each client of an artifact store is a cycle with eight threads."""
+    """The agent rarely collects garbage, and each client of an artifact store is a
+    cycle with eight threads.
+    """
 
     class Client:
         def __init__(self) -> None:

@@ -1,4 +1,6 @@
-"""`Follower` round by round: the choice of the wanted versions, and the times of the registry polls."""
+"""`Follower` round by round: the choice of the wanted versions, and the times of the
+registry polls.
+"""
 
 from collections import Counter
 

@@ -1,4 +1,6 @@
-"""`Follower` round by round: an endpoint may require versions that have passed their gate."""
+"""`Follower` round by round: an endpoint may require versions that have passed their
+gate.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""`Follower` round by round: the registry or the files are missing, and the agent is restarted."""
+"""`Follower` round by round: the registry or the files are missing, and the agent is
+restarted.
+"""
 
 import itertools
 import time
@@ -306,7 +308,9 @@ def test_why_an_endpoint_has_no_version_is_told_to_its_callers_without_addresses
 
 def test_whoever_has_an_unknown_model_loaded_is_not_told_where_the_registry_is(case: Case) -> None:
     (case.state_dir / SPEC).write_text(
-        f"name: e\nvariants: {{v1: {{model: '{STAGE}'}}}}\nserver: {{model_control_mode: explicit}}",
+        "name: e\n"
+        f"variants: {{v1: {{model: '{STAGE}'}}}}\n"
+        "server: {model_control_mode: explicit}",
     )
     case.world.versions = {
         STAGE: "1",

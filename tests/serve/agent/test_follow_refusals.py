@@ -1,4 +1,6 @@
-"""`Follower` round by round: if a version cannot be served, the previous version is served."""
+"""`Follower` round by round: if a version cannot be served, the previous version is
+served.
+"""
 
 import subprocess
 

@@ -1,4 +1,6 @@
-"""The agent fetches an issuer's keys, follows their rotation, and keeps them while the issuer is down."""
+"""The agent fetches an issuer's keys, follows their rotation, and keeps them while the
+issuer is down.
+"""
 
 import json
 import threading
@@ -110,7 +112,9 @@ def test_a_document_of_another_issuer_is_refused_in_the_log(
     caplog: pytest.LogCaptureFixture,
     document: str,
 ) -> None:
-    """Tokens of the configured issuer would be rejected, because they would name the other issuer."""
+    """Tokens of the configured issuer would be rejected, because they would name the
+    other issuer.
+    """
     url, folder = issuer
     write_keys(folder, "monday")
     (folder / ".well-known" / "openid-configuration").write_text(document.replace("URL", url))

@@ -50,7 +50,9 @@ def start_run(state_dir: Path, run: str) -> Metrics:
 
 @dataclass
 class Machine:
-    """A state folder with a worker and the parts of the agent. `restart` recreates the parts that a crash loses."""
+    """A state folder with a worker and the parts of the agent. `restart` recreates the
+    parts that a crash loses.
+    """
 
     folder: Path
     clock: Clock[float]

@@ -42,7 +42,9 @@ def test_a_poll_seldom_asked_for_is_not_made_more_often_by_failures() -> None:
 
 
 def moved_during_a_poll(case: Case) -> tuple[Later, VersionResolver]:
-    """Return a resolver whose poll has found version 1, and its executor. The stage now has version 2."""
+    """Return a resolver whose poll has found version 1, and its executor. The stage now
+    has version 2.
+    """
     polls = Later()
     resolver = case.follower(looks=polls).resolver
     resolver.models = {ModelRef(STAGE): FollowedModel()}
@@ -143,7 +145,10 @@ def test_a_download_of_which_nothing_arrives_is_told_until_something_does(case: 
         return model.message(STAGE)
 
     assert after(0, 0) == after(500, 1000) == after(590, 1000) == ""
-    told = f"{STAGE}: version 1 cannot be fetched: the download stalls: 1,000 bytes of its files have arrived, and none in"
+    told = (
+        f"{STAGE}: version 1 cannot be fetched: the download stalls: 1,000 bytes of its files have "
+        "arrived, and none in"
+    )
     assert after(20, 1000) == after(20, 1000) == f"{told} ten minutes"
     assert len(fetches.waiting) == 1
     assert after(20, 2000) == ""

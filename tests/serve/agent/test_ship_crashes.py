@@ -1,4 +1,6 @@
-"""`Shipper`: all rows are kept if a worker, the shipper or the machine is killed at any time."""
+"""`Shipper`: all rows are kept if a worker, the shipper or the machine is killed at any
+time.
+"""
 
 import os
 import signal
@@ -60,9 +62,9 @@ def test_what_a_killed_worker_left_is_shipped_up_to_the_torn_frame(
     tmp_path: Path,
 ) -> None:
     script = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import test_ship as t, time;"
-        "w = t.CaptureWriter(Path(sys.argv[3])); t.write(w, 'a', ['AA']); t.write(w, 'b', ['UA']);"
-        "print('written', flush=True); time.sleep(60)"
+        "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import test_ship as "
+        "t, time;w = t.CaptureWriter(Path(sys.argv[3])); t.write(w, 'a', ['AA']); t.write(w, 'b', "
+        "['UA']);print('written', flush=True); time.sleep(60)"
     )
     folders = Path(__file__).parent, Path(__file__).parents[3], tmp_path / "spool"
     command = [sys.executable, "-c", script, *map(str, folders)]

@@ -1,4 +1,6 @@
-"""`Shipper`: a segment or row that cannot be read or written does not affect other segments and rows."""
+"""`Shipper`: a segment or row that cannot be read or written does not affect other
+segments and rows.
+"""
 
 import os
 import sys

@@ -1,4 +1,6 @@
-"""`Shipper`: segments are shipped when they are due, and retries of a log that is down become less frequent."""
+"""`Shipper`: segments are shipped when they are due, and retries of a log that is down
+become less frequent.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""A model that is mounted below a prefix of a server in this process, and a server with prepared responses."""
+"""A model that is mounted below a prefix of a server in this process, and a server with
+prepared responses.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -26,7 +28,9 @@ class _Quiet(WSGIRequestHandler):
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """Return the URL of a model with columns ("flights": label and probabilities) and of a tensor model ("images")."""
+    """Return the URL of a model with columns ("flights": label and probabilities) and
+    of a tensor model ("images").
+    """
     folder = tmp_path_factory.mktemp("client")
     folders = {"flights": mixed_model(folder / "mixed"), "images": tensor_model(folder / "tensor")}
     with ExitStack() as ending:
@@ -54,7 +58,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
 @dataclass
 class Scripted:
-    """A server with prepared responses: status, headers, body, and the seconds before the response.
+    """A server with prepared responses: status, headers, body, and the seconds before
+    the response.
 
     Attributes:
         asked: the path, headers and body of each request.
@@ -69,7 +74,9 @@ Answer = tuple[int, dict[str, str], bytes, float]
 
 @pytest.fixture
 def scripted(tmp_path: Path) -> Iterator[Callable[..., Scripted]]:
-    """Start a server that sends these responses in turn, and then repeats the last response."""
+    """Start a server that sends these responses in turn, and then repeats the last
+    response.
+    """
     with ExitStack() as ending:
 
         def start(*answers: Answer) -> Scripted:

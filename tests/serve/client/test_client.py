@@ -1,4 +1,6 @@
-"""The client with a real model in a server, and with servers that are busy, slow, closed or not onnxserve."""
+"""The client with a real model in a server, and with servers that are busy, slow,
+closed or not onnxserve.
+"""
 
 import asyncio
 import json
@@ -137,7 +139,10 @@ def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(
     [
         (
             object(),
-            "cannot predict on object: pass a DataFrame, an array, a dict of columns, or a list of rows",
+            (
+                "cannot predict on object: pass a DataFrame, an array, a dict of columns, or a "
+                "list of rows"
+            ),
         ),
         (pa.chunked_array([[1, 2]]), "cannot predict on ChunkedArray: pass a DataFrame, "),
         ([{"a": object()}], "the input cannot be sent as JSON: "),

@@ -1,4 +1,6 @@
-"""Our server parses the bytes of requests, and the client parses the bytes of responses."""
+"""Our server parses the bytes of requests, and the client parses the bytes of
+responses.
+"""
 
 import subprocess
 import sys
@@ -86,7 +88,10 @@ def test_a_missing_value_in_a_frame_is_missing_at_the_server() -> None:
 
 
 def test_tensors_are_encoded_in_a_process_that_has_imported_nothing_else() -> None:
-    code = "from mlflow_deploy_plugin.serve.client.rows import encode_tensors; encode_tensors({'x': [1.0]}, None)"
+    code = (
+        "from mlflow_deploy_plugin.serve.client.rows import encode_tensors; encode_tensors({'x': "
+        "[1.0]}, None)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

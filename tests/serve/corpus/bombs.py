@@ -1,4 +1,5 @@
-"""Small bodies that would take much more memory than their size, and the memory that reading each body may take.
+"""Small bodies that would take much more memory than their size, and the memory that
+reading each body may take.
 
 python -m tests.serve.corpus.bombs NAME      # reads one body: {"mib", "status", "message"} on stdout
 """
@@ -123,7 +124,9 @@ def _keys() -> bytes:
 
 NUMBER, TEXT, MATRIX = _schema(x="double"), _schema(x="string"), _tensor("float32", -1, 3)
 JSON_MIB = 450
-"""The limit for 16 MiB of JSON or CSV as Python objects: a million containers of 232 bytes, and small values."""
+"""The limit for 16 MiB of JSON or CSV as Python objects: a million containers of 232
+bytes, and small values.
+"""
 
 BOMBS: dict[str, Bomb] = {
     "Arrow: buffers that unpack": Bomb(
@@ -267,7 +270,9 @@ def read(bomb: Bomb, body: bytes) -> None:
 
 
 def _peak_mib() -> float:
-    """Return the peak memory of this process. (`ru_maxrss` would begin with the parent's peak at the fork.)"""
+    """Return the peak memory of this process. (`ru_maxrss` would begin with the
+    parent's peak at the fork.)
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 

@@ -1,4 +1,6 @@
-"""The bounds that refuse bad input, with their removals, so that the corpus can prove that each bound is needed."""
+"""The bounds that refuse bad input, with their removals, so that the corpus can prove
+that each bound is needed.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +12,12 @@ _HTTP = f"{_OURS}serve.http."
 
 @dataclass(frozen=True)
 class Removal:
-    """The removal of a bound in the fast worker, in the WSGI application, or in a function that both use.
+    """The removal of a bound in the fast worker, in the WSGI application, or in a
+    function that both use.
 
     Attributes:
-        patched: Python expressions that replace attributes of modules and classes; `original` is the attribute.
+        patched: Python expressions that replace attributes of modules and classes;
+            `original` is the attribute.
         fields: fields of the server's spec.
     """
 
@@ -23,7 +27,9 @@ class Removal:
 
 
 def _answer(**patched: str) -> tuple[Removal, ...]:
-    """Return a removal in the function. The names have `__` for the dots below the package."""
+    """Return a removal in the function. The names have `__` for the dots below the
+    package.
+    """
     return (
         Removal(
             "answer",
@@ -38,7 +44,9 @@ def _fast(patched: Mapping[str, str]) -> tuple[Removal, ...]:
 
 
 def _both(fast: Mapping[str, str], wsgi: Mapping[str, str] | None = None) -> tuple[Removal, ...]:
-    """Return removals in the worker and in the WSGI application; without a second argument, they are the same."""
+    """Return removals in the worker and in the WSGI application; without a second
+    argument, they are the same.
+    """
     return (*_fast(fast), Removal("wsgi", _fast(wsgi or fast)[0].patched))
 
 
@@ -141,8 +149,12 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "rate": (Removal("fast", fields={"rate_limit": None}),),
     "deadline": (),  # serve/runtime/batcher.py; serve/inference/dataplane.py
 }
-"""The removals of each bound; empty if the bound is not a single attribute but is at the place in the comment."""
+"""The removals of each bound; empty if the bound is not a single attribute but is at
+the place in the comment.
+"""
 OF_THE_CONNECTION = {
     name for name, removals in BOUNDS.items() if {removal.of for removal in removals} == {"fast"}
 }
-"""The bounds of the fast worker only: the parser's, deadlines, and limits of concurrent requests."""
+"""The bounds of the fast worker only: the parser's, deadlines, and limits of concurrent
+requests.
+"""

@@ -12,9 +12,11 @@ class Route:
     """A route of the corpus server, in one of its protocols.
 
     Attributes:
-        reads: the language of its bodies, as in `routes.LANGUAGES`; empty if the route has no body.
+        reads: the language of its bodies, as in `routes.LANGUAGES`; empty if the route
+            has no body.
         good: a valid body; its response contains `right`.
-        status: the status for the valid body; not 200 if the route must not change anything.
+        status: the status for the valid body; not 200 if the route must not change
+            anything.
     """
 
     method: str
@@ -45,8 +47,10 @@ class Route:
         """Return a request to this route as bytes. By default, all parts are valid.
 
         Args:
-            headers: added to or replacing the route's headers; an empty header is left out.
-            length: the Content-Length; None for the correct length, -1 to omit the header.
+            headers: added to or replacing the route's headers; an empty header is left
+                out.
+            length: the Content-Length; None for the correct length, -1 to omit the
+                header.
         """
         body = self.good if body is None else body
         fields = {"Host": "x", **self.headers, **(headers or {})}
@@ -66,7 +70,8 @@ class Case:
         sent: a function that returns the bytes for a route.
         status: the expected status.
         words: texts that the message must contain.
-        closes: True if the connection closes, because the beginning of the next request is unknown.
+        closes: True if the connection closes, because the beginning of the next request
+            is unknown.
         form: the form of the error; "any" for another path than the route's.
     """
 
@@ -82,7 +87,8 @@ class Case:
 
 @dataclass(frozen=True)
 class BodyCase:
-    """A bad body, with its headers, which is sent to every route of `on`; the connection remains open.
+    """A bad body, with its headers, which is sent to every route of `on`; the
+    connection remains open.
 
     Attributes:
         body: a function that returns the bytes for a route.

@@ -1,4 +1,6 @@
-"""A server, and its WSGI application in this process, with low limits that are cheap to reach."""
+"""A server, and its WSGI application in this process, with low limits that are cheap to
+reach.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +43,9 @@ Start = Callable[..., Any]
 
 
 def _write_state(folder: Path, model_folders: dict[str, Path], server: dict[str, Any]) -> None:
-    """Write the state folder of a server of `routes.py`; `server` contains fields of its spec."""
+    """Write the state folder of a server of `routes.py`; `server` contains fields of
+    its spec.
+    """
     kinds = {"flights": "mixed", "tensor": "tensor", "single": "single"}
     want(folder, 1, {name: {"v": variant(model_folders[kind])} for name, kind in kinds.items()})
     write_spec(folder, "flights", ServerSpec.model_validate(server))
@@ -73,7 +77,8 @@ def wsgi(server: Any) -> Wsgi:
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Start:
-    """Start a server with the endpoints of `routes.py`; keyword arguments are fields of its spec.
+    """Start a server with the endpoints of `routes.py`; keyword arguments are fields of
+    its spec.
 
     `config` replaces gunicorn's configuration file.
     """
@@ -98,7 +103,9 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
 
 @pytest.fixture(scope="session")
 def tried(start: Start) -> Iterator[Tried]:
-    """Yield a server. At the end, check that the same worker still runs and that its log has no traceback."""
+    """Yield a server. At the end, check that the same worker still runs and that its
+    log has no traceback.
+    """
     with start() as server:
         before = server.pids
         yield server

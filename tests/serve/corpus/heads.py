@@ -1,4 +1,6 @@
-"""Request lines, paths, header fields and lengths that are malformed, ambiguous or too large, for any route."""
+"""Request lines, paths, header fields and lengths that are malformed, ambiguous or too
+large, for any route.
+"""
 
 from collections.abc import Callable
 
@@ -18,7 +20,9 @@ Build = Callable[[Route], bytes]
 
 
 def _line(change: Callable[[bytes, bytes], bytes]) -> Build:
-    """Return the request with another request line, which is derived from the method and the path."""
+    """Return the request with another request line, which is derived from the method
+    and the path.
+    """
 
     def sent(route: Route) -> bytes:
         _, _, rest = route.request().partition(b"\r\n")
@@ -387,7 +391,9 @@ PIPELINED: list[AnyCase] = [
     for group in (REQUEST_LINES, TARGETS, HOSTS, FIELDS, SMUGGLING, CODINGS, CHUNKS, MEASURES)
     for case in group
 ]
-"""Each is sent together with a valid request before it (`wire.answered`), which must be answered correctly first."""
+"""Each is sent together with a valid request before it (`wire.answered`), which must be
+answered correctly first.
+"""
 
 CASES: list[AnyCase] = [
     *REQUEST_LINES,

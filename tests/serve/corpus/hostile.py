@@ -1,4 +1,5 @@
-"""Bodies whose cost must not grow faster than their size: patterns that are repeated up to any size, by language.
+"""Bodies whose cost must not grow faster than their size: patterns that are repeated up
+to any size, by language.
 
 Most of these bodies are refused. The tests measure the cost and ignore the response.
 """

@@ -57,7 +57,8 @@ class Crowd:
     def try_on(self, wire: Wire, route: Route) -> None:
         """
         Raises:
-            Refused: no request is refused, or a request is refused with another status or reason.
+            Refused: no request is refused, or a request is refused with another status
+                or reason.
         """
         together = Barrier(self.at_once)
         with ThreadPoolExecutor(self.at_once) as pool:

@@ -1,4 +1,6 @@
-"""The bytes of complete connections, and the expected responses, which must not depend on how the bytes are split."""
+"""The bytes of complete connections, and the expected responses, which must not depend
+on how the bytes are split.
+"""
 
 import contextlib
 import json
@@ -16,7 +18,9 @@ ROW = b'{"carrier":"AA","distance":100.5,"hour":3,"late":true}'
 _LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 _LAST_ANSWER = b'{"live":true}'
 _PAUSE_SECONDS = 0.003
-"""The pause between two segments, in which the server reads the first segment separately."""
+"""The pause between two segments, in which the server reads the first segment
+separately.
+"""
 _MOST_CUTS = 16
 _LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
@@ -28,7 +32,8 @@ class Raw:
 
     Attributes:
         statuses: the statuses of the responses to `sent`, in order.
-        goes_on: True if the last request is also answered; False if the connection closes before.
+        goes_on: True if the last request is also answered; False if the connection
+            closes before.
     """
 
     name: str
@@ -38,7 +43,9 @@ class Raw:
 
     @property
     def cuts(self) -> list[int]:
-        """The positions at which the bytes are split: around each line end, between the parts, and within them."""
+        """The positions at which the bytes are split: around each line end, between the
+        parts, and within them.
+        """
         found = {1, len(self.sent) // 2, len(self.sent) - 1}
         for match in re.finditer(rb"[\r\n:; ]", self.sent[:400]):
             found |= {match.start(), match.end()}
@@ -52,7 +59,9 @@ def exchanged(
     pieces: Sequence[bytes],
     pause: float = _PAUSE_SECONDS,
 ) -> tuple[tuple[int, ...], bool]:
-    """Return the statuses for these segments, and True if the last request was answered."""
+    """Return the statuses for these segments, and True if the last request was
+    answered.
+    """
     answered = b""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,7 +1,9 @@
-"""The routes of a server with the endpoints flights (a table, the default), tensor and single, and valid responses.
+"""The routes of a server with the endpoints flights (a table, the default), tensor and
+single, and valid responses.
 
-A record of `flights` is encoded in each language that a route reads, so that all receive the same mistake. The language
-of a protocol's example has the name of the protocol, and is derived from the protocol, with its routes.
+A record of `flights` is encoded in each language that a route reads, so that all
+receive the same mistake. The language of a protocol's example has the name of the
+protocol, and is derived from the protocol, with its routes.
 """
 
 import io
@@ -32,7 +34,9 @@ DATATYPES = {"carrier": "BYTES", "distance": "FP64", "hour": "INT64", "late": "B
 
 
 def dump(document: Any) -> bytes:
-    """Return JSON as Python's `json` writes it, with NaN, escaped surrogates, and repeated keys for a `Twice`."""
+    """Return JSON as Python's `json` writes it, with NaN, escaped surrogates, and
+    repeated keys for a `Twice`.
+    """
     return json.dumps(document).encode()
 
 
@@ -102,7 +106,9 @@ FLIGHTS = compile_schema(
 
 
 def _in_form(body: RequestBody) -> Callable[[Sequence[Record]], bytes]:
-    """Return the function that writes records as in the example of the OpenAPI document."""
+    """Return the function that writes records as in the example of the OpenAPI
+    document.
+    """
     return lambda records: dump(body.example(FLIGHTS, Example(_columns(records), len(records))))
 
 

@@ -1,4 +1,6 @@
-"""Slow clients on any route: they send nothing, an incomplete request or slow bytes, or do not read the response."""
+"""Slow clients on any route: they send nothing, an incomplete request or slow bytes, or
+do not read the response.
+"""
 
 import contextlib
 import socket
@@ -31,7 +33,8 @@ class Slow:
     def try_on(self, wire: Wire, route: Route, limit: float) -> None:
         """
         Raises:
-            Refused: the connection has not ended after `limit` seconds, or has ended in another way.
+            Refused: the connection has not ended after `limit` seconds, or has ended in
+                another way.
         """
         began = time.monotonic()
         with wire.connect() as connection, connection.makefile("rb") as stream:
@@ -104,7 +107,8 @@ CASES = [
 
 
 def never_read(wire: Wire, route: Route, limit: float) -> None:
-    """Check that the server closes a client that sends requests and does not read any response.
+    """Check that the server closes a client that sends requests and does not read any
+    response.
 
     Raises:
         Refused: the server does not close the connection.

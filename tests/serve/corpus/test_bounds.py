@@ -36,7 +36,9 @@ def test_every_case_names_a_bound_and_every_bound_has_cases() -> None:
 
 
 def fails(attempts: Iterable[Callable[[], None]]) -> bool:
-    """Return True if a case is refused in another way than expected; valid requests do not count."""
+    """Return True if a case is refused in another way than expected; valid requests do
+    not count.
+    """
     for attempt in attempts:
         try:
             attempt()

@@ -1,4 +1,6 @@
-"""The corpus over real sockets and with the WSGI application: bad requests are refused, and other requests answered."""
+"""The corpus over real sockets and with the WSGI application: bad requests are refused,
+and other requests answered.
+"""
 
 from collections.abc import Callable
 

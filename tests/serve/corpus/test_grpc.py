@@ -1,4 +1,6 @@
-"""gRPC messages that are invalid, too large or truncated, for every method. tests/serve/grpc tests contents."""
+"""gRPC messages that are invalid, too large or truncated, for every method.
+tests/serve/grpc tests contents.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -47,7 +49,9 @@ def called(start: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def refusal(channel: Any, method: str, body: bytes) -> tuple[str, str]:
-    """Return the code and the details of the response. Some methods ignore the bytes of an empty message."""
+    """Return the code and the details of the response. Some methods ignore the bytes of
+    an empty message.
+    """
     try:
         channel.unary_unary(method)(body, timeout=20)
     except grpc.RpcError as error:

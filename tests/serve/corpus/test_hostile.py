@@ -1,4 +1,6 @@
-"""Hostile bytes, complete or split at any position, are parsed alike, and the connection ends alike."""
+"""Hostile bytes, complete or split at any position, are parsed alike, and the
+connection ends alike.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,6 @@
-"""Many clients: a request above a limit is refused immediately, and all other requests succeed."""
+"""Many clients: a request above a limit is refused immediately, and all other requests
+succeed.
+"""
 
 from typing import Any
 

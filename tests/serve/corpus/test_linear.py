@@ -22,7 +22,9 @@ from tests.support.handling import handle
 
 SMALL, TIMES = 40_000, 10
 MOST = 2.0
-"""A multiple of the growth in bytes. The time of a quadratic reader would grow by ten times the growth in bytes."""
+"""A multiple of the growth in bytes. The time of a quadratic reader would grow by ten
+times the growth in bytes.
+"""
 _TRIES, _MOST_MEMORY = 6, 3.0
 _JSON = {"Content-Type": "application/json"}
 _ROUTES = [
@@ -43,12 +45,16 @@ _ROUTES = [
     Route("POST", "/endpoints/tensor/invocations", "arrow", headers=dict(ARROW.headers)),
     Route("POST", "/v2/models/tensor/infer", "v2", dump({"inputs": []})),
 ]
-"""One route per language, and routes whose model uses other readers: only numbers, or tensors."""
+"""One route per language, and routes whose model uses other readers: only numbers, or
+tensors.
+"""
 
 
 @pytest.fixture(autouse=True)
 def _without_collector() -> Iterator[None]:
-    """Switch the garbage collector off, because it would scan all objects of the test process."""
+    """Switch the garbage collector off, because it would scan all objects of the test
+    process.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     yield
@@ -78,11 +84,15 @@ REFERENCES: tuple[Callable[[bytes], Any], ...] = (
     _parsed,
     _rows_of,
 )
-"""Linear readers that create many objects. Ten times as many exceed the caches and take up to 20 times as long."""
+"""Linear readers that create many objects. Ten times as many exceed the caches and take
+up to 20 times as long.
+"""
 
 
 def grows_with(work: Callable[[bytes], Any], small: bytes, large: bytes) -> str:
-    """Return an empty text if the time is at most linear in the best of some tries, otherwise the measured growth."""
+    """Return an empty text if the time is at most linear in the best of some tries,
+    otherwise the measured growth.
+    """
     few = many = ratio = float("inf")
     memory = 1.0
     for attempt in range(_TRIES):

@@ -1,4 +1,6 @@
-"""Random bytes, and valid bodies with changes, to every route in one process: the response is never a 5xx."""
+"""Random bytes, and valid bodies with changes, to every route in one process: the
+response is never a 5xx.
+"""
 
 from collections.abc import Callable
 from typing import Any

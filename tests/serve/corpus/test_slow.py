@@ -1,4 +1,6 @@
-"""Slow clients, all at the same time: each reaches its time limit, and other clients are answered in the meantime."""
+"""Slow clients, all at the same time: each reaches its time limit, and other clients
+are answered in the meantime.
+"""
 
 import threading
 import time

@@ -1,4 +1,6 @@
-"""Valid bodies that do not fit the model: rows, columns, types, numbers, strings, shapes."""
+"""Valid bodies that do not fit the model: rows, columns, types, numbers, strings,
+shapes.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -204,7 +206,9 @@ _TENSORS = [tensor(name, [value]) for name, value in RECORD.items()]
 
 
 def _v2(position: int = 1, **changes: Any) -> Callable[[Route], bytes]:
-    """Return an infer request with a changed field of the tensor at `position` (`distance`); None removes the field."""
+    """Return an infer request with a changed field of the tensor at `position`
+    (`distance`); None removes the field.
+    """
 
     def body(route: Route) -> bytes:
         entries = [dict(entry) for entry in _TENSORS]

@@ -1,4 +1,6 @@
-"""Requests as bytes, for a socket or for the WSGI application in this process, and their responses."""
+"""Requests as bytes, for a socket or for the WSGI application in this process, and
+their responses.
+"""
 
 import contextlib
 import json
@@ -23,7 +25,9 @@ _SECRETS = (
     b"mlflow_deploy_plugin",
     b"onnxserve-",
 )
-"""Texts that must not be in the answer to a bad request, unless the request contains them."""
+"""Texts that must not be in the answer to a bad request, unless the request contains
+them.
+"""
 _CODES = {404: ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST"), 501: ("NOT_IMPLEMENTED",)}
 """MLflow's error code by status; other statuses have BAD_REQUEST."""
 
@@ -76,7 +80,8 @@ class Wire:
             check_right(route, read_answer(stream))
 
     def check(self, case: AnyCase, route: Route, comes_first: bool = False) -> None:
-        """Check that the case is refused as expected, and that a valid request is answered after it.
+        """Check that the case is refused as expected, and that a valid request is
+        answered after it.
 
         Args:
             comes_first: True to send a valid request together with the case, before it.
@@ -115,7 +120,8 @@ class Wire:
 class Wsgi:
     """The WSGI application of a server in this process.
 
-    The request is split without validation, as by a WSGI server that accepts everything.
+    The request is split without validation, as by a WSGI server that accepts
+    everything.
     """
 
     def __init__(self, server: Server) -> None:
@@ -127,7 +133,9 @@ class Wsgi:
         check_right(route, self._ask(route.request()))
 
     def check(self, case: AnyCase, route: Route) -> None:
-        """Check that the case is refused as expected, and that a valid request is answered after it."""
+        """Check that the case is refused as expected, and that a valid request is
+        answered after it.
+        """
         check_refusal(case, route, self._ask(case.sent(route)), self._secrets)
         self.check_good(route)
 

@@ -67,7 +67,9 @@ class Called:
 
 @contextmanager
 def calling(state_dir: Path, endpoints: dict[str, Any], **fields: Any) -> Iterator[Called]:
-    """Serve endpoint → variant → fields on HTTP and gRPC; keyword arguments are fields of the server's spec."""
+    """Serve endpoint → variant → fields on HTTP and gRPC; keyword arguments are fields
+    of the server's spec.
+    """
     spec = ServerSpec.model_validate({"grpc_port": free_port(), **fields})
     with gunicorn(state_dir, endpoints, spec) as running:
         yield Called(running, f"127.0.0.1:{spec.grpc_port}")
@@ -102,7 +104,9 @@ def message(
     datatype: str = "FP32",
     **more: Any,
 ) -> Any:
-    """Return an infer request with one tensor; `more` has fields of the request, `contents` fields of the tensor."""
+    """Return an infer request with one tensor; `more` has fields of the request,
+    `contents` fields of the tensor.
+    """
     contents = more.pop("contents", None)
     entry = service_pb2.ModelInferRequest.InferInputTensor(
         name=name,

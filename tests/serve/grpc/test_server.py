@@ -1,4 +1,6 @@
-"""The gRPC port of a server is shared by its workers, bounded, encrypted, and drained with HTTP."""
+"""The gRPC port of a server is shared by its workers, bounded, encrypted, and drained
+with HTTP.
+"""
 
 import signal
 import socket
@@ -82,7 +84,9 @@ def test_a_call_in_flight_is_answered_when_the_server_ends(
     endpoints: dict[str, Any],
     worker_class: str,
 ) -> None:
-    """The model waits 1.5 s for a partial batch; a second call on the connection shows that the first has arrived."""
+    """The model waits 1.5 s for a partial batch; a second call on the connection shows
+    that the first has arrived.
+    """
     waits = {"max_batch_size": 8, "max_queue_delay_microseconds": 1_500_000}
     request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with (
@@ -233,7 +237,9 @@ def test_messages_that_never_come_do_not_keep_others_out(
     tmp_path: Path,
     endpoints: dict[str, Any],
 ) -> None:
-    """The calls outnumber the threads and send nothing, so that they are cancelled after the timeout."""
+    """The calls outnumber the threads and send nothing, so that they are cancelled
+    after the timeout.
+    """
     ended = threading.Event()
 
     def silent() -> Any:
@@ -259,7 +265,9 @@ def http2_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> byt
 
 
 def begun_and_reset(stream: int) -> bytes:
-    """Return a call that is reset immediately: HEADERS (as literals of RFC 7541, section 6.2.2), then RST_STREAM."""
+    """Return a call that is reset immediately: HEADERS (as literals of RFC 7541,
+    section 6.2.2), then RST_STREAM.
+    """
     fields = {
         b":method": b"POST",
         b":scheme": b"http",

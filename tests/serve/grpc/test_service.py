@@ -177,7 +177,9 @@ def test_many_calls_at_once_get_their_own_answers(client: Any) -> None:
 def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_end(
     client: Any,
 ) -> None:
-    """Triton marks each response: github.com/triton-inference-server/server, docs/user_guide/decoupled_models.md."""
+    """Triton marks each response: github.com/triton-inference-server/server,
+    docs/user_guide/decoupled_models.md.
+    """
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     given = [tensor("image", IMAGE)]

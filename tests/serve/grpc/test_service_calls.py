@@ -1,4 +1,6 @@
-"""Open calls are bounded, and end when the server drains or their message does not arrive."""
+"""Open calls are bounded, and end when the server drains or their message does not
+arrive.
+"""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -72,7 +72,9 @@ def test_a_caller_has_its_rate_over_both_together(limited: Any) -> None:
 
 
 def test_requests_in_flight_are_bounded_over_both_together(limited: Any) -> None:
-    """Concurrent requests wait until a batch is full, which takes longer than sending them."""
+    """Concurrent requests wait until a batch is full, which takes longer than sending
+    them.
+    """
     request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
 
     with limited.stub() as stub:

@@ -51,7 +51,9 @@ def elements(datatype: str) -> st.SearchStrategy[Any]:
 
 
 def model_of(array: Any) -> tuple[Artifact, Schema]:
-    """Return a model with an input x and an output y of the array's type and a free batch dimension."""
+    """Return a model with an input x and an output y of the array's type and a free
+    batch dimension.
+    """
     dtype = "str" if array.dtype.kind == "O" else array.dtype.name
     shape = (-1, *array.shape[1:])
     tensor, entry = Tensor("x", dtype, shape), Input("x", dtype, shape)

@@ -26,7 +26,9 @@ def pages_server(
     tmp_path_factory: pytest.TempPathFactory,
     model_folders: dict[str, Path],
 ) -> Iterator[Any]:
-    """flights (a table, classes), digits (pictures, classes), hostile (HTML in names), tensor, stock, airlines."""
+    """flights (a table, classes), digits (pictures, classes), hostile (HTML in names),
+    tensor, stock, airlines.
+    """
     root = tmp_path_factory.mktemp("pages")
     state_dir = root / "state"
     state_dir.mkdir()

@@ -1,4 +1,6 @@
-"""Flask's part of the HTTP surface: its rules, and the blueprints of other distributions."""
+"""Flask's part of the HTTP surface: its rules, and the blueprints of other
+distributions.
+"""
 
 import os
 import re
@@ -52,7 +54,9 @@ def file():
 
 @pytest.fixture(scope="module")
 def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example of the docs as an installed distribution, and a second blueprint that cannot be loaded."""
+    """The example of the docs as an installed distribution, and a second blueprint that
+    cannot be loaded.
+    """
     folder = tmp_path_factory.mktemp("site-packages")
     code = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
     entry = re.findall(r"^flights = \"(.*)\"$", PAGE, re.MULTILINE)[0]

@@ -1,4 +1,6 @@
-"""A mounted model answers like the server, follows the registry, and leaves no files or processes behind."""
+"""A mounted model answers like the server, follows the registry, and leaves no files or
+processes behind.
+"""
 
 import asyncio
 import gc
@@ -75,7 +77,9 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class OpenConnection(io.BytesIO):
-    """An input as in wsgiref's server: the body has no end, so that reading on would wait for the client."""
+    """An input as in wsgiref's server: the body has no end, so that reading on would
+    wait for the client.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
         assert size is not None
@@ -448,7 +452,10 @@ def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed
     tmp_path: Path,
 ) -> None:
     mount = f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})"
-    code = f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); time.sleep(60)"
+    code = (
+        f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); "
+        "time.sleep(60)"
+    )
 
     def agents() -> list[psutil.Process]:
         return psutil.Process(app.pid).children()
@@ -473,7 +480,10 @@ def test_an_agent_that_cannot_be_started_for_want_of_files_is_started_later(
     tmp_path: Path,
 ) -> None:
     mount = f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})"
-    code = f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); time.sleep(60)"
+    code = (
+        f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); "
+        "time.sleep(60)"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

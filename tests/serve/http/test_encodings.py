@@ -1,4 +1,6 @@
-"""Compressed requests and responses: all codecs in both directions, and the cost of hostile and truncated bodies."""
+"""Compressed requests and responses: all codecs in both directions, and the cost of
+hostile and truncated bodies.
+"""
 
 import contextlib
 import gzip

@@ -1,4 +1,5 @@
-"""Request heads, and valid targets and hosts. `workers/test_connection.py` tests them over sockets.
+"""Request heads, and valid targets and hosts. `workers/test_connection.py` tests them
+over sockets.
 
 Bodies in pieces: the result does not depend on the splits.
 """

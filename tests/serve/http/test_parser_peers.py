@@ -1,8 +1,10 @@
-"""Our parser, h11 and llhttp read generated raw requests, and must never frame a request differently.
+"""Our parser, h11 and llhttp read generated raw requests, and must never frame a
+request differently.
 
-A request is smuggled if two programs parse the same bytes in two ways. In 12,000 streams, complete and in segments, a
-peer must parse every request that we accept with the same method, path, query and body, or refuse it. With one
-exception, we refuse the requests that both peers refuse, and all three accept valid requests.
+A request is smuggled if two programs parse the same bytes in two ways. In 12,000
+streams, complete and in segments, a peer must parse every request that we accept with
+the same method, path, query and body, or refuse it. With one exception, we refuse the
+requests that both peers refuse, and all three accept valid requests.
 """
 
 import random
@@ -30,7 +32,8 @@ class Reading:
 
     Attributes:
         requests: the complete requests.
-        end: "open" (it waits for more), "closed" (it does not read more on this connection) or "refused".
+        end: "open" (it waits for more), "closed" (it does not read more on this
+            connection) or "refused".
     """
 
     requests: list[Framed]
@@ -202,7 +205,9 @@ def chunked(body: bytes, chance: random.Random) -> bytes:
 
 
 def valid_request(chance: random.Random) -> bytes:
-    """Draw a request that the standard allows, with a target and a host that our server accepts."""
+    """Draw a request that the standard allows, with a target and a host that our server
+    accepts.
+    """
     fields = [
         b"Host: " + chance.choice([b"x", b"x:80", b"[::1]:8080"]),
         *chance.sample(FIELDS, chance.randint(0, 3)),
@@ -299,7 +304,9 @@ def test_no_request_is_framed_in_two_ways(peer: str, in_segments: bool, count: i
 
 
 SPACE_BEFORE_EXTENSION = re.compile(rb"^[0-9A-Fa-f]+[ \t]+;", re.MULTILINE)
-"""White space after a chunk's size, which RFC 9112, 7.1.1 allows; our parser accepts it, and both peers refuse it."""
+"""White space after a chunk's size, which RFC 9112, 7.1.1 allows; our parser accepts
+it, and both peers refuse it.
+"""
 
 
 @STREAMS

@@ -1,4 +1,6 @@
-"""A plan returns the same bytes as the general path for every request, and captures the same record."""
+"""A plan returns the same bytes as the general path for every request, and captures the
+same record.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -45,7 +47,8 @@ BODIES: list[tuple[str, Any]] = [
                                                              "data": [1, 2, 3, 4]}]}),
     ("/v2/models/single/infer", {"parameters": {"priority": 1}, "inputs": [
         {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}),
-    ("/endpoints/single/invocations", {"inputs": [[1, 2, 3]] * 4000}),  # The response is large enough for compression.
+    # The response is large enough for compression.
+    ("/endpoints/single/invocations", {"inputs": [[1, 2, 3]] * 4000}),
 ]  # fmt: skip
 
 
@@ -293,7 +296,9 @@ def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
 
 
 def canary(model_folders: dict[str, Path], kind: str) -> dict[str, dict[str, Any]]:
-    """Two variants that answer equally often: the mixed model, and a model of this kind."""
+    """Two variants that answer equally often: the mixed model, and a model of this
+    kind.
+    """
     return {
         "canary": {
             "v": servers.variant(model_folders["mixed"], weight=50),

@@ -1,4 +1,6 @@
-"""The routes as a function, and the Flask application, which must not change a byte of their responses."""
+"""The routes as a function, and the Flask application, which must not change a byte of
+their responses.
+"""
 
 import contextlib
 import json

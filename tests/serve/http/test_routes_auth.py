@@ -34,7 +34,9 @@ SETTINGS = {"api_keys": True, "model_control_mode": "explicit"}
 
 
 def write_scopes(state_dir: Path) -> None:
-    """Write a key for each scope, whose text is the scope, and a key for the endpoint f."""
+    """Write a key for each scope, whose text is the scope, and a key for the endpoint
+    f.
+    """
     entries: dict[str, KeyEntry] = {
         scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES
     }
@@ -292,7 +294,9 @@ def url(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[str]:
 
 
 def test_a_worker_asks_for_keys_and_waits_for_no_body_of_a_stranger(url: str) -> None:
-    """Otherwise the bodies of strangers could use the memory limit of a worker's bodies."""
+    """Otherwise the bodies of strangers could use the memory limit of a worker's
+    bodies.
+    """
     headers = {"Content-Type": "application/json", "Authorization": "Bearer infer"}
 
     def status(headers: dict[str, str], body: Any = ROW) -> int:
@@ -344,7 +348,10 @@ def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(
     serve_here: Callable[..., Server],
     tmp_path: Path,
 ) -> None:
-    pick = "pick (int64[N] X) => (float[N] Y) { table = Constant<value = float[2] {10.0, 20.0}> () Y = Gather(table, X) }"
+    pick = (
+        "pick (int64[N] X) => (float[N] Y) { table = Constant<value = float[2] {10.0, 20.0}> () Y "
+        "= Gather(table, X) }"
+    )
     folder = write_model(tmp_path / "pick", pick)
     server = serve_here(one_endpoint(folder), SETTINGS)
     limits = ("3/minute", "4/hour")

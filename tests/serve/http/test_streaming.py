@@ -228,7 +228,9 @@ def test_there_are_as_many_streams_as_may_be(
     open_streams: list[socket.socket] = []
 
     def open_stream() -> bool:
-        """Try to open a stream, because the streams of closed clients may not have ended yet."""
+        """Try to open a stream, because the streams of closed clients may not have
+        ended yet.
+        """
         stream = connect()
         stream.sendall(CHUNKED + chunk(LINE % 3))
         is_open = b"200 OK" in read_all(stream, b"\n")

@@ -208,7 +208,11 @@ def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(
 ) -> None:
     told = tmp_path / "told"
     body = json.dumps({"messages": [{"content": f"wait {told}"}], "stream": True}).encode()
-    head = f"POST /invocations HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    head = (
+        "POST /invocations HTTP/1.0\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+    )
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as client:
         client.sendall(head.encode() + b"Connection: keep-alive\r\n\r\n" + body)

@@ -1,4 +1,6 @@
-"""Streamed requests between the event loop and their thread, on a loop whose time the test sets."""
+"""Streamed requests between the event loop and their thread, on a loop whose time the
+test sets.
+"""
 
 import asyncio
 import math
@@ -89,7 +91,9 @@ class Listener:
         end: bytes = b"",
         at_least: int = sys.maxsize,
     ) -> bytes:
-        """Return the received bytes up to these bytes or this number, or until the connection ends."""
+        """Return the received bytes up to these bytes or this number, or until the
+        connection ends.
+        """
         content = b""
         async with asyncio.timeout(20):
             while len(content) < at_least and not (end and content.endswith(end)):
@@ -147,7 +151,9 @@ def counted(server: Server, name: str) -> dict[str, float]:
 
 
 def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -> None:
-    """The thread may check at any time; here, the loop has read the end of the body but not passed on its lines."""
+    """The thread may check at any time; here, the loop has read the end of the body but
+    not passed on its lines.
+    """
     body: Any = BodyParser(CHUNKED, LIMIT)
     written: list[bytes] = []
     ended: list[RawResponse | bool] = []

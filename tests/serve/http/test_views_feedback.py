@@ -1,4 +1,6 @@
-"""Labels of earlier predictions: a real server of either worker accepts them, or refuses them with the reason."""
+"""Labels of earlier predictions: a real server of either worker accepts them, or
+refuses them with the reason.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The data plane below every protocol: deadlines, batches, the cache, limits, and a clean shutdown."""
+"""The data plane below every protocol: deadlines, batches, the cache, limits, and a
+clean shutdown.
+"""
 
 import shutil
 import threading
@@ -34,7 +36,9 @@ NOISY = "noisy (float[N,1] X) => (float[N,1] y) { noise = RandomNormalLike(X) y 
 
 @pytest.fixture
 def serve(serve_here: Serve, bias_folders: dict[str, Path]) -> Serve:
-    """Serve version 1 of the single model at endpoint e, with these fields of the spec's server."""
+    """Serve version 1 of the single model at endpoint e, with these fields of the
+    spec's server.
+    """
     return lambda **server: serve_here({"e": {"e": variant(bias_folders["1"])}}, server)
 
 
@@ -451,7 +455,9 @@ BODIES = [
 
 
 def ask_later(server: Server, path: str, body: Any, **headers: str) -> RawResponse | None:
-    """Send a request as the event loop does; return None if it must use the general path."""
+    """Send a request as the event loop does; return None if it must use the general
+    path.
+    """
     answers: SimpleQueue[RawResponse] = SimpleQueue()
     named = {"content-type": "application/json", "x-request-id": "r", **headers}
     if not handle_request_async(

@@ -1,4 +1,6 @@
-"""Explanations of a real server and its real side process, compared with known Shapley values."""
+"""Explanations of a real server and its real side process, compared with known Shapley
+values.
+"""
 
 import io
 import itertools
@@ -53,7 +55,9 @@ NUMBERS = {
 
 
 def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
-    """Write the reference sample that the flavor saves with a model (`wrap/flavor/saved_model.py`)."""
+    """Write the reference sample that the flavor saves with a model
+    (`wrap/flavor/saved_model.py`).
+    """
     pq.write_table(pa.table(columns), folder / "reference.parquet")
     document = yaml.safe_load((folder / "MLmodel").read_text())
     document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
@@ -196,7 +200,9 @@ def probabilities_of(model: OnnxModel, columns: dict[str, Sequence[Any]]) -> Any
 
 
 def shapley(model: OnnxModel, row: dict[str, Any]) -> list[float]:
-    """Return Shapley values by their definition, over all sets of columns; other columns are from the reference."""
+    """Return Shapley values by their definition, over all sets of columns; other
+    columns are from the reference.
+    """
     names = list(row)
     count = len(FLIGHTS["carrier"])
     value = {

@@ -1,4 +1,6 @@
-"""Each client has its own rate, all clients share the concurrent requests, and without Redis there is no limit."""
+"""Each client has its own rate, all clients share the concurrent requests, and without
+Redis there is no limit.
+"""
 
 import logging
 import threading

@@ -1,4 +1,6 @@
-"""Triton's repository, statistics and configuration documents, from a server in this process."""
+"""Triton's repository, statistics and configuration documents, from a server in this
+process.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

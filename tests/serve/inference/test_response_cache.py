@@ -1,4 +1,6 @@
-"""The cache returns the same arrays, for a limited time, within its bounds, and never from foreign bytes."""
+"""The cache returns the same arrays, for a limited time, within its bounds, and never
+from foreign bytes.
+"""
 
 import logging
 from typing import Any

@@ -69,7 +69,9 @@ def ask(server: Server, *rows: list[float]) -> RawResponse:
 
 
 def shadowed(server: Server, name: str, **labels: str) -> float:
-    """Return a value of the shadows' metrics, summed over all other labels; for a histogram, the sum."""
+    """Return a value of the shadows' metrics, summed over all other labels; for a
+    histogram, the sum.
+    """
     families = {family.name: family for family in read_families(server.metrics.folder)}
     if (family := families.get(f"onnxserve_shadow_{name}")) is None:
         return 0.0
@@ -142,7 +144,9 @@ def test_the_shadows_rows_have_the_keys_of_the_request(
     bias_folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """The shadow has the same schema as the answering version, or another schema that needs converted feeds."""
+    """The shadow has the same schema as the answering version, or another schema that
+    needs converted feeds.
+    """
     inputs = [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["c", "b", "a"]}]
     outputs = [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}]
     section = {"inputs": inputs, "outputs": outputs, "prediction": ["y"]}

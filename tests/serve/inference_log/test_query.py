@@ -1,4 +1,6 @@
-"""SQL over the log can access only the rows, and a mistake gives a helpful one-line message."""
+"""SQL over the log can access only the rows, and a mistake gives a helpful one-line
+message.
+"""
 
 import itertools
 import os
@@ -34,7 +36,9 @@ NOW = datetime(2013, 7, 3, tzinfo=UTC)
 
 @pytest.fixture
 def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
-    """Two hours of version 1, shipped twice, and an hour of version 2 with another column and other types."""
+    """Two hours of version 1, shipped twice, and an hour of version 2 with another
+    column and other types.
+    """
     times = [DAY + timedelta(minutes=minute) for minute in range(120)]
     first = {
         "_event_time": times,
@@ -273,7 +277,9 @@ ENDLESS = "SELECT count(*) FROM log a, log b, log c, log d, log e, log f"
 
 @pytest.fixture
 def interrupted() -> Iterator[threading.Event]:
-    """Record that Ctrl-C was handled, and raise KeyboardInterrupt, because a background job may ignore the signal."""
+    """Record that Ctrl-C was handled, and raise KeyboardInterrupt, because a background
+    job may ignore the signal.
+    """
     met = threading.Event()
 
     def interrupt(*_: Any) -> None:

@@ -1,4 +1,6 @@
-"""The log returns the same rows, and the last label of each row, for any order of files."""
+"""The log returns the same rows, and the last label of each row, for any order of
+files.
+"""
 
 import tempfile
 from contextlib import suppress
@@ -194,7 +196,9 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
 
 
 def _last_label(labels: list[Label], flight: int) -> str | None:
-    """Return the expected label: the last received label of the row, then the label with the highest offset."""
+    """Return the expected label: the last received label of the row, then the label
+    with the highest offset.
+    """
     prediction_id, row = {5: ("p0", 0), 6: ("p0", 1), 7: ("p1", 0), 8: ("p1", 1)}[flight]
     theirs = [
         label

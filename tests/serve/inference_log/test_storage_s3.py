@@ -1,4 +1,6 @@
-"""The log in a bucket behind a real S3 API: read, queried, labelled, compacted, expired."""
+"""The log in a bucket behind a real S3 API: read, queried, labelled, compacted,
+expired.
+"""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -35,7 +37,9 @@ def bucket() -> Iterator[Any]:
 
 @pytest.fixture
 def upload(bucket: Any, tmp_path: Path) -> Callable[[LogWriter], str]:
-    """Return a function that uploads written files to the bucket and returns the log's URI."""
+    """Return a function that uploads written files to the bucket and returns the log's
+    URI.
+    """
     prefix = uuid.uuid4().hex
 
     def put(writer: LogWriter) -> str:

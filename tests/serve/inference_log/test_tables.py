@@ -1,4 +1,6 @@
-"""Files from before and after the log had the signature's types can be joined in one table."""
+"""Files from before and after the log had the signature's types can be joined in one
+table.
+"""
 
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -60,7 +62,9 @@ def test_two_types_become_the_one_that_holds_both(
 
 @pytest.fixture
 def upgraded(writer: LogWriter) -> LogWriter:
-    """Rows of the earlier build in the graph's types, and of this build in the request's types."""
+    """Rows of the earlier build in the graph's types, and of this build in the
+    request's types.
+    """
     for number in range(2):
         old = {
             "id": pa.array([123456789.0], pa.float32()),

@@ -1,5 +1,6 @@
-"""Captured answers as outputs. The shadow monitor and back-tests compare them (tests/watch,
-tests/promote/replay)."""
+"""Captured answers as outputs. The shadow monitor and back-tests compare them
+(tests/watch, tests/promote/replay).
+"""
 
 from pathlib import Path
 

@@ -36,15 +36,16 @@ MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
     "a window that is not over": (
         lambda log: log.latest_window("flights", "1d", DAY + timedelta(hours=1)),
         (
-            "no finished window of 1d has rows of endpoint 'flights'; 2013-07-01/2013-07-02 is not over yet: use "
-            "--window 2013-07-01/2013-07-02 to judge its rows so far"
+            "no finished window of 1d has rows of endpoint 'flights'; 2013-07-01/2013-07-02 is "
+            "not over yet: use --window 2013-07-01/2013-07-02 to judge its rows so far"
         ),
     ),
     "a time that is none": (
         lambda log: parse_time_range("yesterday", None, DAY),
         (
-            "--since 'yesterday' cannot be read; it is a duration before now (90s, 15m, 1h, 7d), a time of "
-            "the events (2013-07-01, 2013-07-01T12:00Z), or a window of them (2013-07-01/1d)"
+            "--since 'yesterday' cannot be read; it is a duration before now (90s, 15m, 1h, 7d), "
+            "a time of the events (2013-07-01, 2013-07-01T12:00Z), or a window of them "
+            "(2013-07-01/1d)"
         ),
     ),
     "a range that ends before it begins": (

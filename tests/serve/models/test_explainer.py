@@ -1,4 +1,6 @@
-"""The worker's side of explanations, with a scripted process instead of the explaining process."""
+"""The worker's side of explanations, with a scripted process instead of the explaining
+process.
+"""
 
 import sys
 from collections.abc import Callable, Iterator

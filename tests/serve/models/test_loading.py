@@ -27,7 +27,10 @@ from tests.support.refusals import mentions
 
 FIXED = "fixed (float[2,2] X) => (float[2,2] y) { y = Identity(X) }"
 NOISY = "noisy (float[N,2] X) => (float[N,2] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"
-DROPPING = "dropping (float[N,2] X) => (float[N,2] y) <float p = {0.5}, bool t = {1}> { y = Dropout(X, p, t) }"
+DROPPING = (
+    "dropping (float[N,2] X) => (float[N,2] y) <float p = {0.5}, bool t = {1}> { y = Dropout(X, p, "
+    "t) }"
+)
 
 ENDLESS = """
 endless (float[N,2] X) => (float[N,2] y) <int64 trips = {1000000000000}, bool go = {1}> {
@@ -240,7 +243,9 @@ except ModelError as error:
 
 
 def test_what_the_last_version_took_tells_what_the_next_one_takes(model: Path) -> None:
-    """The measurement runs in a new process, so that other tests do not change its memory."""
+    """The measurement runs in a new process, so that other tests do not change its
+    memory.
+    """
     command = [sys.executable, "-c", _TAKES_THREE_TIMES_ITS_FILES, str(model)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert re.match(r"loading it would take about (4[789]|50) MiB", said), said

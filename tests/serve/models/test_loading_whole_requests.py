@@ -1,4 +1,6 @@
-"""A request to a graph without a batch dimension is one row, and it is never batched with other requests."""
+"""A request to a graph without a batch dimension is one row, and it is never batched
+with other requests.
+"""
 
 import json
 import os
@@ -17,8 +19,13 @@ from tests.support.spool import CapturedRequest, read_segment
 
 GRAPHS = {
     "fixed": "g (float[3,2] x) => (float[3,2] y) { y = Neg(x) }",
-    "pair": "g (float[N,2] a, float[M,2] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n y = MatMul(a, c) }",
-    "scalar": "g (float s, string[2] t) => (float y, string[2] u) { y = Neg(s) \n u = Identity(t) }",
+    "pair": (
+        "g (float[N,2] a, float[M,2] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n"
+        " y = MatMul(a, c) }"
+    ),
+    "scalar": (
+        "g (float s, string[2] t) => (float y, string[2] u) { y = Neg(s) \n u = Identity(t) }"
+    ),
     "nothing": "g () => (float[2] y) <float[2] c = {1, 2}> { y = Identity(c) }",
 }
 REASONS = {

@@ -1,4 +1,6 @@
-"""Triton's own client loads and unloads endpoints of a running server, and a restart keeps the changes."""
+"""Triton's own client loads and unloads endpoints of a running server, and a restart
+keeps the changes.
+"""
 
 import json
 import os
@@ -64,7 +66,9 @@ def client(served: Served) -> Iterator[Any]:
 
 
 def asked_twenty_times(served: Served, path: str) -> set[int]:
-    """Return the statuses of GETs on separate connections, so that both workers receive some."""
+    """Return the statuses of GETs on separate connections, so that both workers receive
+    some.
+    """
     return {requests.get(served.url + path, timeout=10).status_code for _ in range(20)}
 
 

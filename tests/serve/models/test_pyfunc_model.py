@@ -280,7 +280,10 @@ def test_without_a_signature_only_invocations_answer(
     response = ask("/v2/models/anything/infer", infer)
     assert (response.status, message(response)) == (
         400,
-        "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV",
+        (
+            "the model's signature does not name its inputs; send requests to /invocations, as "
+            "JSON or CSV"
+        ),
     )
     docs = handle(server, RawRequest("GET", "/endpoints/anything/docs", {}, b"")).body
     assert f"The inputs cannot be listed: {escape(message(response))}.".encode() in docs
@@ -570,7 +573,9 @@ def _load_pyfunc(path):
 
 @pytest.fixture
 def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Server]:
-    """Serves an agent with traces, which are stored in the experiment `agents` of a tracking server."""
+    """Serves an agent with traces, which are stored in the experiment `agents` of a
+    tracking server.
+    """
 
     def serve(tracking_uri: str) -> Server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
@@ -594,7 +599,10 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S
 @pytest.mark.long
 @pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 2),
-    reason="Python 3.12.1 starts no thread at its end, as MLflow does to send traces (python/cpython#113964)",
+    reason=(
+        "Python 3.12.1 starts no thread at its end, as MLflow does to send traces "
+        "(python/cpython#113964)"
+    ),
 )
 def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
     traced: Callable[[str], Server],

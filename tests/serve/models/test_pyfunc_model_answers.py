@@ -1,4 +1,6 @@
-"""Every protocol serves a pyfunc that accepts missing texts and does not declare outputs."""
+"""Every protocol serves a pyfunc that accepts missing texts and does not declare
+outputs.
+"""
 
 import io
 import json

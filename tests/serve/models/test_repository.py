@@ -1,4 +1,6 @@
-"""Versions are swapped atomically, freed when their last request ends, and kept if the next version fails."""
+"""Versions are swapped atomically, freed when their last request ends, and kept if the
+next version fails.
+"""
 
 import gc
 import os

@@ -1,4 +1,6 @@
-"""A server with many small models serves all of them; a broken model or a change affects only its endpoint."""
+"""A server with many small models serves all of them; a broken model or a change
+affects only its endpoint.
+"""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,6 @@
-"""The keeper of a side process, with a scripted process that needs neither mlflow nor a model."""
+"""The keeper of a side process, with a scripted process that needs neither mlflow nor a
+model.
+"""
 
 import contextlib
 import os

@@ -110,7 +110,9 @@ def test_idle_and_slow_connections_end_and_leave_the_port_to_prometheus(tmp_path
 
 @dataclass(frozen=True)
 class Keyed:
-    """A server with two workers that requires keys, the URL of its metrics port, and a key."""
+    """A server with two workers that requires keys, the URL of its metrics port, and a
+    key.
+    """
 
     server: Served
     url: str

@@ -146,9 +146,9 @@ def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
 
 def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
     code = (
-        "import sys; import mlflow_deploy_plugin.serve.http.app;"
-        "from mlflow_deploy_plugin.serve.observability.tracing import *;"
-        "assert open_tracer() is None; print([name for name in sys.modules if 'opentelemetry' in name])"
+        "import sys; import mlflow_deploy_plugin.serve.http.app;from "
+        "mlflow_deploy_plugin.serve.observability.tracing import *;assert open_tracer() is None; "
+        "print([name for name in sys.modules if 'opentelemetry' in name])"
     )
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("OTEL_")

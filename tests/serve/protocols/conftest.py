@@ -34,7 +34,10 @@ sum (float[N,2] x) => (float[N,1] y, int64[N] n) <int64[1] axis = {1}> {
 STOCK = {
     "stock": SUM,
     "one": "one (float[N,2] x) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(x, axis) }",
-    "flat": "flat (float[N,2] x) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(x, axis) }",
+    "flat": (
+        "flat (float[N,2] x) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(x, "
+        "axis) }"
+    ),
     "wide": "wide (float[N,2] x) => (float[N,2] y) { y = Neg(x) }",
     "uneven": """
 uneven (float[N,2] x) => (float[N,2] y, float[N] z) <int64[1] axis = {1}> {
@@ -47,8 +50,8 @@ uneven (float[N,2] x) => (float[N,2] y, float[N] z) <int64[1] axis = {1}> {
 def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
     """Return the folder that MLflow serves and the folder that we serve, by name.
 
-    For scikit-learn, MLflow serves the original. For our ONNX models, both folders are the same. `stock` is
-    MLflow's own ONNX.
+    For scikit-learn, MLflow serves the original. For our ONNX models, both folders are
+    the same. `stock` is MLflow's own ONNX.
     """
     import mlflow
     import numpy as np
@@ -151,7 +154,9 @@ def scored_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[
 
 @pytest.fixture(scope="module")
 def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
-    """Yield MLflow's scoring server, the application that `mlflow models serve` starts, on a real socket."""
+    """Yield MLflow's scoring server, the application that `mlflow models serve` starts,
+    on a real socket.
+    """
     import uvicorn
     from mlflow import pyfunc
     from mlflow.pyfunc import scoring_server

@@ -509,7 +509,9 @@ def test_a_table_that_grows_beyond_the_limit_is_refused_before_it_is_read(compre
 
 
 def test_rows_without_bytes_are_counted() -> None:
-    """A column of nulls does not need memory in the body, regardless of the number of rows."""
+    """A column of nulls does not need memory in the body, regardless of the number of
+    rows.
+    """
     table = pa.table({"f0": pa.nulls(LIMIT // 2 + 1), "f1": pa.nulls(LIMIT // 2 + 1)})
     with pytest.raises(BodyTooLarge, match=r"2000001 rows.*4000000 values"):
         arrow.decode(stream(table), stacked(2), LIMIT)

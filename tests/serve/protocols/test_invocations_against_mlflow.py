@@ -1,7 +1,9 @@
-"""`/invocations` answers as MLflow's own scoring server does: both receive the same bytes, case by case.
+"""`/invocations` answers as MLflow's own scoring server does: both receive the same
+bytes, case by case.
 
-Predictions must be equal, including types, with floats within 1e-5; for refusals, the statuses must be equal. Intended
-differences are in `DIFFERENT` with both statuses. An entry that no longer differs fails.
+Predictions must be equal, including types, with floats within 1e-5; for refusals, the
+statuses must be equal. Intended differences are in `DIFFERENT` with both statuses. An
+entry that no longer differs fails.
 """
 
 import json
@@ -118,7 +120,9 @@ def test_the_same_bytes_have_the_same_answer(
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Return True if two JSON values are equal: keys in any order, floats approximately, integers not as floats."""
+    """Return True if two JSON values are equal: keys in any order, floats
+    approximately, integers not as floats.
+    """
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):

@@ -1,4 +1,6 @@
-"""Requests and responses of `/invocations` in every format, by the function and by a real server."""
+"""Requests and responses of `/invocations` in every format, by the function and by a
+real server.
+"""
 
 import gzip
 import json

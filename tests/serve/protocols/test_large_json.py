@@ -1,4 +1,6 @@
-"""Large bodies of numbers have the same result as with `content.load_json`, or are left to it."""
+"""Large bodies of numbers have the same result as with `content.load_json`, or are left
+to it.
+"""
 
 import json
 from importlib.util import find_spec

@@ -62,7 +62,9 @@ class Responses(ResponsesAgent):
 
 
 class ListedChat(PythonModel):
-    """Answers like MLflow's transformers with the task `llm/v1/chat`, with a list of one response."""
+    """Answers like MLflow's transformers with the task `llm/v1/chat`, with a list of
+    one response.
+    """
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         message = {"role": "assistant", "content": list(model_input["messages"])[-1]["content"]}
@@ -72,7 +74,9 @@ class ListedChat(PythonModel):
 
 
 class Embedder(PythonModel):
-    """Answers like MLflow's sentence transformers with the task `llm/v1/embeddings`, from the first column only."""
+    """Answers like MLflow's sentence transformers with the task `llm/v1/embeddings`,
+    from the first column only.
+    """
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         (texts,) = (list(model_input[name]) for name in model_input)

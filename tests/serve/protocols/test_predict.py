@@ -110,8 +110,10 @@ def test_a_batch_with_more_probabilities_than_an_answer_may_have_is_refused_with
         413,
         {
             "error_code": "BAD_REQUEST",
-            "message": "the request has 4 rows, and the response would name the probabilities of 2 classes per "
-            "row: send at most 3 rows, or use the protocol V2",
+            "message": (
+                "the request has 4 rows, and the response would name the probabilities of 2 "
+                "classes per row: send at most 3 rows, or use the protocol V2"
+            ),
         },
     )
     assert post(mixed, "/invocations", {"dataframe_records": [RECORD] * 4})[0] == 200
@@ -178,7 +180,9 @@ def test_models_without_classes_answer_without_probabilities(
 
 @pytest.mark.parametrize("dtype", [np.longlong, np.uint64, np.int32, np.float16, np.bool_])
 def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]) -> None:
-    """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson does not accept."""
+    """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson
+    does not accept.
+    """
     artifact = Artifact(Path(), Path("m.onnx"), "onnxserve", "", "", "", prediction=("label",))
     predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
     variant: Any = SimpleNamespace(

@@ -1,4 +1,6 @@
-"""Messages between a worker and its side process arrive completely and in time, and other bytes are refused."""
+"""Messages between a worker and its side process arrive completely and in time, and
+other bytes are refused.
+"""
 
 import socket
 import struct

@@ -1,4 +1,6 @@
-"""Key columns (`capture.keys`): every protocol reads them next to the inputs, captures them, and never feeds them."""
+"""Key columns (`capture.keys`): every protocol reads them next to the inputs, captures
+them, and never feeds them.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -112,7 +112,9 @@ def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(
     server: Server,
     name: str,
 ) -> None:
-    """The documentation and codecs of KServe, Seldon and MLServer use this name for the only input of any model."""
+    """The documentation and codecs of KServe, Seldon and MLServer use this name for the
+    only input of any model.
+    """
     assert outputs(ask(server, {"inputs": [X | {"name": name}]})) == [Y]
     assert outputs(ask(server, {"inputs": [binary(name, "FP32", [2, 3], 24)]}, binary=SIX)) == [Y]
     assert repr(name) in error(

@@ -1,4 +1,6 @@
-"""The KServe client (REST V2 and V1, gRPC) with a complete server. Its environment is kept for the next run."""
+"""The KServe client (REST V2 and V1, gRPC) with a complete server. Its environment is
+kept for the next run.
+"""
 
 import json
 import os
@@ -25,7 +27,9 @@ PROGRAM = Path(__file__).parents[2] / "support" / "services" / "kserve_client.py
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """Return the interpreter of an environment with kserve, which uv creates in seconds from cached packages."""
+    """Return the interpreter of an environment with kserve, which uv creates in seconds
+    from cached packages.
+    """
     interpreter = ENVIRONMENT / "bin" / "python"
     if not interpreter.exists():
         making = ENVIRONMENT.with_name(f".{ENVIRONMENT.name}-{os.getpid()}")
@@ -50,7 +54,8 @@ def python() -> Path:
         except (subprocess.SubprocessError, OSError) as error:
             if not interpreter.exists():  # Another run may have created it.
                 pytest.skip(
-                    f"kserve {KSERVE} cannot be installed: {getattr(error, 'stderr', None) or error}",
+                    f"kserve {KSERVE} cannot be installed: "
+                    f"{getattr(error, 'stderr', None) or error}",
                 )
         finally:
             shutil.rmtree(making, ignore_errors=True)

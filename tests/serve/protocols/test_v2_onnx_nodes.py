@@ -1,7 +1,8 @@
-"""Any valid ONNX graph is served as declared: ONNX's own node cases over V2, compared with ONNX Runtime.
+"""Any valid ONNX graph is served as declared: ONNX's own node cases over V2, compared
+with ONNX Runtime.
 
-Each graph has one operator. Sizes are fixed, inputs have different sizes, and tensors may be empty or scalars. Some
-graphs have no input. The graphs do not have rows.
+Each graph has one operator. Sizes are fixed, inputs have different sizes, and tensors
+may be empty or scalars. Some graphs have no input. The graphs do not have rows.
 """
 
 import json
@@ -130,7 +131,9 @@ def numpy_name(array: Array) -> str:
 
 
 def plain(array: Array) -> list[Any]:
-    """Return the elements in row-major order. NaN becomes null; infinity becomes Python's text."""
+    """Return the elements in row-major order. NaN becomes null; infinity becomes
+    Python's text.
+    """
     return [
         None if isinstance(value, float) and value != value else value
         for value in array.ravel().tolist()

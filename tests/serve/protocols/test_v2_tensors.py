@@ -1,4 +1,6 @@
-"""Every datatype of V2 in both directions, in JSON and in bytes, separately and in a complete request and response."""
+"""Every datatype of V2 in both directions, in JSON and in bytes, separately and in a
+complete request and response.
+"""
 
 import contextlib
 import json
@@ -63,7 +65,9 @@ def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
 
 
 def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
-    """Return the feeds that the identity model would receive if its response were the next request."""
+    """Return the feeds that the identity model would receive if its response were the
+    next request.
+    """
     artifact, schema = same(datatype, (-1,) * array.ndim)
     question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),), {})
     body, headers = v2.encode(question, "e", "id", "1", {"x": array})
@@ -141,7 +145,9 @@ def test_any_request_is_read_or_refused(document: Any, blob: bytes, has_bytes: b
 
 
 def test_what_has_no_datatype_is_not_offered() -> None:
-    """scikit-learn's classifiers, as converted by default, return a mapping from class to probability."""
+    """scikit-learn's classifiers, as converted by default, return a mapping from class
+    to probability.
+    """
     artifact, schema = same("FP32", (-1,))
     artifact = replace(artifact, outputs=(*artifact.outputs, Output("map", "map", ())))
     tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}

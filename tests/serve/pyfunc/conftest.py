@@ -1,4 +1,6 @@
-"""The same models in MLflow's scoring server and in our scorer, without sockets and side processes."""
+"""The same models in MLflow's scoring server and in our scorer, without sockets and
+side processes.
+"""
 
 import json
 from collections.abc import Callable

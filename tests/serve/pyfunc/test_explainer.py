@@ -1,4 +1,6 @@
-"""Requests to the explainer process. tests/serve/inference/test_explain.py checks its answers."""
+"""Requests to the explainer process. tests/serve/inference/test_explain.py checks its
+answers.
+"""
 
 import os
 from pathlib import Path
@@ -70,7 +72,9 @@ def test_a_missing_value_is_a_value_of_its_own(explainer: Any, tmp_path: Path) -
 
 
 def test_numbers_that_hardly_differ_are_told_apart(explainer: Any, tmp_path: Path) -> None:
-    """Numbers must be coded, because shap treats numbers as equal if their relative difference is below 1e-5."""
+    """Numbers must be coded, because shap treats numbers as equal if their relative
+    difference is below 1e-5.
+    """
     folder = model(tmp_path / "m", MISSING, rows=[[1_000_000.0, 0.0]])
     answer = explainer.answer(question(folder, [1_000_001.0, 0.0]))
     assert answer.arrays["explained"]["values"].tolist() == [[[1.0], [0.0]]]

@@ -1,4 +1,6 @@
-"""A side process reports that it is ready, answers requests in order, and ends with its worker."""
+"""A side process reports that it is ready, answers requests in order, and ends with its
+worker.
+"""
 
 import socket
 import subprocess

@@ -1,4 +1,6 @@
-"""The additions of the side process to MLflow's answers: arrays for the log, named arrays, and errors."""
+"""The additions of the side process to MLflow's answers: arrays for the log, named
+arrays, and errors.
+"""
 
 import io
 import json
@@ -43,7 +45,9 @@ def values(arrays: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
-    """Models of strings by the missing value in training. Each model is compared with `load_model`."""
+    """Models of strings by the missing value in training. Each model is compared with
+    `load_model`.
+    """
 
     def encoder() -> OrdinalEncoder:
         return OrdinalEncoder(
@@ -194,7 +198,9 @@ def test_dates_in_csv_are_read_as_in_json(scorers: dict[str, Any]) -> None:
 
 
 def test_a_number_is_no_date(scorers: dict[str, Any]) -> None:
-    """Check dates as numbers: `DataFrame.to_json()` writes milliseconds, which MLflow reads as nanoseconds (1970)."""
+    """Check dates as numbers: `DataFrame.to_json()` writes milliseconds, which MLflow
+    reads as nanoseconds (1970).
+    """
     table = pd.DataFrame({"when": pd.to_datetime(["2013-07-02"]), "name": ["a"]})
     expected = scorers["days"].invoke(JSON, records({"when": "2013-07-02", "name": "a"})).body
     split = '{"dataframe_split": %s}'
@@ -282,7 +288,9 @@ def test_a_missing_text_is_the_one_that_the_encoder_has_learned(
     ask: Any,
     towns: dict[str, Any],
 ) -> None:
-    """Check that other rows of a request do not change None and NaN, which scikit-learn's encoders distinguish."""
+    """Check that other rows of a request do not change None and NaN, which
+    scikit-learn's encoders distinguish.
+    """
     scorer, expected = towns[model], ["south" if model == "imputed" else "none", "north"]
     rows = [
         {"city": None, "land": "CH"},

@@ -1,6 +1,8 @@
-"""A pyfunc answers `/invocations` like MLflow's scoring server, with the same bytes for each case.
+"""A pyfunc answers `/invocations` like MLflow's scoring server, with the same bytes for
+each case.
 
-`DIFFERENT` lists the intended differences with both statuses. An entry that no longer differs fails the test.
+`DIFFERENT` lists the intended differences with both statuses. An entry that no longer
+differs fails the test.
 """
 
 import io

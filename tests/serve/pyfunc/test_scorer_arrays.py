@@ -132,7 +132,9 @@ def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, P
 
 
 def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
-    """Check the signature of a DataFrame created from an array. MLflow rejects its strings."""
+    """Check the signature of a DataFrame created from an array. MLflow rejects its
+    strings.
+    """
 
     class Sum(PythonModel):
         def predict(self, context: Any, model_input: Any) -> Any:
@@ -180,7 +182,9 @@ def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path: Path) -> No
 
 
 POINT = {"a": [3, 4], "o": {"h": 2, "n": 1, "parts": [{"z": [5]}]}, "m": {"k": 6}}
-"""A row of whole numbers. The signature has a long for `n`, and doubles for all other numbers."""
+"""A row of whole numbers. The signature has a long for `n`, and doubles for all other
+numbers.
+"""
 
 
 @pytest.fixture

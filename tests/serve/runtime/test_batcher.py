@@ -1,4 +1,5 @@
-"""Tests that batched requests are answered as if each ran separately, and that an invalid request fails only itself.
+"""Tests that batched requests are answered as if each ran separately, and that an
+invalid request fails only itself.
 
 Rows are batched only if their answers do not depend on the other rows.
 """
@@ -30,11 +31,15 @@ from tests.support.waiting import wait_until
 
 EIGHT = BatchPolicy(max_batch_size=8)
 LONG_DELAY = 60_000_000
-"""Microseconds, more than a test waits for a result. A result that arrives has therefore not waited for the delay."""
+"""Microseconds, more than a test waits for a result. A result that arrives has
+therefore not waited for the delay.
+"""
 
 
 class Model:
-    """A model y = 2x that refuses a row that begins with -1, and that computes only while `gate` is open."""
+    """A model y = 2x that refuses a row that begins with -1, and that computes only
+    while `gate` is open.
+    """
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -65,7 +70,9 @@ Ask = Callable[..., Future[Any]]
 
 @pytest.fixture
 def ask(pool: ThreadPoolExecutor) -> Ask:
-    """Send a request in a new thread, and return when the request waits or is being computed."""
+    """Send a request in a new thread, and return when the request waits or is being
+    computed.
+    """
 
     def ask(batcher: Batcher, x: Array, deadline: float = float("inf"), **more: Any) -> Future[Any]:
         before = len(batcher._queue), batcher._is_led
@@ -171,7 +178,9 @@ def test_what_waits_while_the_model_is_busy_is_computed_together(model: Model, a
 def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(
     pool: ThreadPoolExecutor,
 ) -> None:
-    """The model is like a GPU: a run takes the same time for any number of rows, and parallel runs are not faster."""
+    """The model is like a GPU: a run takes the same time for any number of rows, and
+    parallel runs are not faster.
+    """
     begun: list[int] = []
     running, most = 0, 0
     lock = threading.Lock()
@@ -552,7 +561,10 @@ quantized (float[N,2] X) => (float[N,2] y) {
   whole, scale, zero = DynamicQuantizeLinear(X)
   y = DequantizeLinear(whole, scale, zero)
 }"""
-POSITIVE = "positive (float[N] X) => (float[M] y) <float zero = {0}> { c = Greater(X, zero) \n y = Compress(X, c) }"
+POSITIVE = (
+    "positive (float[N] X) => (float[M] y) <float zero = {0}> { c = Greater(X, zero) \n"
+    " y = Compress(X, c) }"
+)
 
 DOUBLED = "doubled (float[N,2] X) => (float[M,2] y) { y = Concat<axis = 0>(X, X) }"
 BATCH_OF_ONE = "batch_of_one (float[1,2] X) => (float[1,2] y) { y = Identity(X) }"
@@ -583,7 +595,10 @@ def load(folder: Path, graph: str) -> OnnxModel:
         (BATCH_OF_ONE, "it has no batch dimension: its input 'X' has the fixed first size 1"),
         (
             TWO_SIZES,
-            "it has no batch dimension: the first dimensions of its inputs are not the same: 'a' (N), 'b' (M)",
+            (
+                "it has no batch dimension: the first dimensions of its inputs are not the same: "
+                "'a' (N), 'b' (M)"
+            ),
         ),
         (SCALAR, "it has no batch dimension: its input 'a' is a scalar"),
     ],

@@ -1,4 +1,6 @@
-"""Tests that runs with CUDA graphs answer as plain runs do. They use CPU memory; tests/gpu tests a GPU."""
+"""Tests that runs with CUDA graphs answer as plain runs do. They use CPU memory;
+tests/gpu tests a GPU.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

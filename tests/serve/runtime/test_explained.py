@@ -1,4 +1,6 @@
-"""The features and numbers of a model that can be explained, and the models that cannot."""
+"""The features and numbers of a model that can be explained, and the models that
+cannot.
+"""
 
 from pathlib import Path
 from typing import Any

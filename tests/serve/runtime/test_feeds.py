@@ -1,4 +1,6 @@
-"""Tests that feeds are joined, cut and repeated without changing values, and that sizes and row axes are detected."""
+"""Tests that feeds are joined, cut and repeated without changing values, and that sizes
+and row axes are detected.
+"""
 
 from pathlib import Path
 
@@ -56,8 +58,14 @@ def test_the_longest_array_says_how_many_rows_there_are() -> None:
     assert row_count({"scalar": np.array(1.0)}) == row_count({}) == 0
 
 
-TEXTS = "g (float[N,2] X, string[N] s) => (float[N] y, string[N] t) <int64[1] axis = {1}> { %s \n t = Identity(s) }"
-COSINE = "g (float[N,K] a, float[M,K] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n y = MatMul(a, c) }"
+TEXTS = (
+    "g (float[N,2] X, string[N] s) => (float[N] y, string[N] t) <int64[1] axis = {1}> { %s \n"
+    " t = Identity(s) }"
+)
+COSINE = (
+    "g (float[N,K] a, float[M,K] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n"
+    " y = MatMul(a, c) }"
+)
 ZIPMAP = (
     "g (float[N,2] p) => (seq(map(string, float)) probability)"
     '{ probability = ai.onnx.ml.ZipMap<classlabels_strings = ["no", "yes"]>(p) }'
@@ -124,7 +132,10 @@ def test_the_first_dimensions_are_rows_where_they_are_free_and_the_same(
     assert bool(found) == bool(why)
 
 
-OCR = "g (float[A,3,B,C] x) => (float[A] y) <int64[3] axes = {1, 2, 3}> { y = ReduceSum<keepdims=0>(x, axes) }"
+OCR = (
+    "g (float[A,3,B,C] x) => (float[A] y) <int64[3] axes = {1, 2, 3}> { y = "
+    "ReduceSum<keepdims=0>(x, axes) }"
+)
 SUM = "g (float[N,K] a, float[N,K] b) => (float[N,K] y) { y = Add(a, b) }"
 
 

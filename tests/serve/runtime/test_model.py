@@ -363,8 +363,8 @@ LAYER_PAGES = LAYER_BYTES // 4096
 
 @pytest.fixture
 def run_large(tmp_path: Path) -> Any:
-    """Return a run whose layer takes 64 MiB. The run returns the pages that the system gave to the process in the
-    meantime.
+    """Return a run whose layer takes 64 MiB. The run returns the pages that the system
+    gave to the process in the meantime.
     """
     model = OnnxModel.load(write_model(tmp_path, THICK))
     model.run({"x": np.ones((1, 1), np.float32)})  # ONNX Runtime keeps the memory of the first run.

@@ -1,4 +1,6 @@
-"""Tests that threads, providers and their options are as configured, and not the defaults of ONNX Runtime."""
+"""Tests that threads, providers and their options are as configured, and not the
+defaults of ONNX Runtime.
+"""
 
 import os
 import re
@@ -52,8 +54,10 @@ CUDA = {
     "use_ep_level_unified_stream",
     "use_tf32",
 }
-"""All that the CUDA provider of onnxruntime-gpu 1.31.1 does not answer by "Unknown provider option": every word of its
-library was tried, behind an empty libcuda.so.1, since options are parsed before a GPU is looked for."""
+"""All that the CUDA provider of onnxruntime-gpu 1.31.1 does not answer by "Unknown
+provider option": every word of its library was tried, behind an empty libcuda.so.1,
+since options are parsed before a GPU is looked for.
+"""
 TENSORRT = {
     "device_id",
     "trt_cuda_graph_enable",
@@ -71,8 +75,12 @@ ALL = ProviderOptions(
 
 
 def test_onnx_runtime_tells_nobody_what_is_loaded(tmp_path: Path) -> None:
-    code = "from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime; import_onnxruntime()"
-    # With the variable CI, ONNX Runtime would disable its telemetry without the setting of onnxserve.
+    code = (
+        "from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime; "
+        "import_onnxruntime()"
+    )
+    # With the variable CI, ONNX Runtime would disable its telemetry without the setting
+    # of onnxserve.
     environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert not list(tmp_path.iterdir())
@@ -343,7 +351,9 @@ def test_a_runtime_that_answers_wrongly_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An environment may have its own ONNX Runtime: the package does not require a version, but its extras do."""
+    """An environment may have its own ONNX Runtime: the package does not require a
+    version, but its extras do.
+    """
     onnx.save(adder(1), tmp_path / "model.onnx")
     monkeypatch.setattr(onnxruntime, "__version__", "1.27.0")
 

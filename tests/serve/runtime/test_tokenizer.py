@@ -1,4 +1,6 @@
-"""Tests of texts as token arrays: the tokens of the original, padding, limits and refusals."""
+"""Tests of texts as token arrays: the tokens of the original, padding, limits and
+refusals.
+"""
 
 import json
 import subprocess
@@ -46,7 +48,9 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], TextTokenizer]:
-    """Return a function that saves a tokenizer of transformers after a call, and loads it as a server does."""
+    """Return a function that saves a tokenizer of transformers after a call, and loads
+    it as a server does.
+    """
 
     def save(original: Any, max_length: int = 32) -> TextTokenizer:
         file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
@@ -107,7 +111,9 @@ def test_100000_hostile_texts_have_the_tokens_of_the_original(language: str, sav
 
 
 KEPT = 6
-"""The number of tokens that a tokenizer keeps. The first start of a text then has 48 characters."""
+"""The number of tokens that a tokenizer keeps. The first start of a text then has 48
+characters.
+"""
 
 
 ALPHABETS = (
@@ -121,11 +127,15 @@ ALPHABETS = (
     *("한 ᄀ ᅡ ᆨ", "한국 모델 응답", "日 本語 は", "हिन्दी में मॉडल", "ภาษา ไทย ำ ก", "É é ́e x́"),
     *("ﾞ x ﾟ y ͺ z", "ﱞ a ﹰ b ㅤ c", "² ½ Ⅷ ٣ १", "ൎ ൎ ൎ ª ŉ"),
 )
-"""Words with places where a text may be cut, in several alphabets, with letters that normalizers change or remove."""
+"""Words with places where a text may be cut, in several alphabets, with letters that
+normalizers change or remove.
+"""
 
 
 def long_text(*parts: str, words: str = ALPHABETS[0]) -> str:
-    """Return a text with places where it may be cut, and with hostile parts before, at and after these places."""
+    """Return a text with places where it may be cut, and with hostile parts before, at
+    and after these places.
+    """
     return f" {words} ".join(["", *parts, ""]).strip()
 
 
@@ -365,7 +375,8 @@ def test_texts_are_answered_without_the_training_frameworks(tmp_path: Path) -> N
     folder = text_model(tmp_path / "model")
     program = (
         "import sys\n"
-        "for name in ('torch', 'transformers', 'sentence_transformers', 'huggingface_hub', 'mlflow', 'pandas'):\n"
+        "for name in ('torch', 'transformers', 'sentence_transformers', 'huggingface_hub', "
+        "'mlflow', 'pandas'):\n"
         "    sys.modules[name] = None\n"
         "from pathlib import Path\n"
         "from mlflow_deploy_plugin.serve.runtime.model import OnnxModel\n"

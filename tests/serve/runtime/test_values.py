@@ -1,4 +1,6 @@
-"""Tests that values are accepted as in MLflow, or refused with the column, row and value."""
+"""Tests that values are accepted as in MLflow, or refused with the column, row and
+value.
+"""
 
 import tracemalloc
 from collections.abc import Callable

@@ -78,7 +78,10 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an unknown category": (
         partial(STRICT.from_records, [{"distance": 1.0, "carrier": "XX"}]),
-        "column 'carrier', row 0: 'XX' is not a known category of the model; the allowed values are DL, UA",
+        (
+            "column 'carrier', row 0: 'XX' is not a known category of the model; the allowed "
+            "values are DL, UA"
+        ),
     ),
     "a tensor of another shape": (
         partial(tensor_schema("float32", -1, 2).from_array, np.ones((3, 3))),

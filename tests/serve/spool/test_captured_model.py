@@ -1,4 +1,6 @@
-"""A captured request is stored completely, or without the columns that the spec drops or masks."""
+"""A captured request is stored completely, or without the columns that the spec drops
+or masks.
+"""
 
 import os
 from collections.abc import Callable

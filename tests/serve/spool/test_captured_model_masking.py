@@ -1,4 +1,6 @@
-"""Equal values have equal hashes in a column and in a label's key, even if their types differ."""
+"""Equal values have equal hashes in a column and in a label's key, even if their types
+differ.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

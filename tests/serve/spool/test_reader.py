@@ -226,7 +226,9 @@ def test_a_request_without_its_layout_makes_no_sense(tmp_path: Path) -> None:
 
 
 class _TakenBackMeanwhile(io.BytesIO):
-    """Read a segment while its worker truncates half a frame and writes another frame at the same offset."""
+    """Read a segment while its worker truncates half a frame and writes another frame
+    at the same offset.
+    """
 
     is_first = True
 

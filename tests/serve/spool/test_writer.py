@@ -286,7 +286,10 @@ def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
         now[0] += 1.0
     assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     assert [record.message for record in caplog.records] == [
-        "requests are not captured: the spool has reached its limit of 1500 bytes; check that the agent ships it",
+        (
+            "requests are not captured: the spool has reached its limit of 1500 bytes; check that "
+            "the agent ships it"
+        ),
     ]
     (segment,) = segments(tmp_path)
     assert is_released(segment)  # Otherwise, the agent could not remove it.

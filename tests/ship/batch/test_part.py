@@ -200,8 +200,15 @@ def test_a_file_without_rows_becomes_one_with_the_columns(
 
 
 BAD = {
-    "csv": "id,carrier,distance,hour,late\n0,AA,1,1,true\n1,AA,1\n2,UA,far,1,true\n3,UA,1,1,false\n4,UA,9,1,0,x\n"
-    "5,AA,2,2,1\n",
+    "csv": (
+        "id,carrier,distance,hour,late\n"
+        "0,AA,1,1,true\n"
+        "1,AA,1\n"
+        "2,UA,far,1,true\n"
+        "3,UA,1,1,false\n"
+        "4,UA,9,1,0,x\n"
+        "5,AA,2,2,1\n"
+    ),
     "jsonl": "\n".join(
         [
             '{"id": 0, "carrier": "AA", "distance": 1, "hour": 1, "late": true}',

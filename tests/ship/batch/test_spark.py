@@ -1,4 +1,6 @@
-"""Tests that Spark predicts parts of a batch and DataFrames as this machine does, also on a standalone cluster."""
+"""Tests that Spark predicts parts of a batch and DataFrames as this machine does, also
+on a standalone cluster.
+"""
 
 import os
 import shutil
@@ -41,7 +43,9 @@ def session(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Any]:
-    """Start a session in this process, or a session on a master with two workers of two cores."""
+    """Start a session in this process, or a session on a master with two workers of two
+    cores.
+    """
     pyspark = pytest.importorskip("pyspark")
     if not shutil.which("java"):
         pytest.skip("Spark needs Java 17")

@@ -16,7 +16,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "an empty folder": ({"input": "empty"}, "--input empty: the folder has no files"),
     "a file of an unknown format": (
         {"input": "in/rows"},
-        "--input in/rows: the name of rows does not have one of the formats csv, jsonl, parquet; set --input-format",
+        (
+            "--input in/rows: the name of rows does not have one of the formats csv, jsonl, "
+            "parquet; set --input-format"
+        ),
     ),
     "an output that is a file": (
         {"output": "in/rows"},
@@ -24,7 +27,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an output within the input": (
         {"input": "in", "output": "in/out"},
-        "--input in: the name of rows does not have one of the formats csv, jsonl, parquet; set --input-format",
+        (
+            "--input in: the name of rows does not have one of the formats csv, jsonl, parquet; "
+            "set --input-format"
+        ),
     ),
     "a folder of other files": (
         {"output": "foreign"},
@@ -32,12 +38,16 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown column": (
         {"keep": ("nothing",)},
-        "a.parquet: --keep nothing: no such column; the columns are id, ts, carrier, distance, hour, late",
+        (
+            "a.parquet: --keep nothing: no such column; the columns are id, ts, carrier, distance, "
+            "hour, late"
+        ),
     ),
     "a missing column": (
         {"input": "short"},
         (
-            "a.parquet: column 'late' is missing; 'id' is not known; the model needs carrier, distance, hour, late"
+            "a.parquet: column 'late' is missing; 'id' is not known; the model needs carrier, "
+            "distance, hour, late"
         ),
     ),
 }

@@ -26,7 +26,9 @@ def served(
     tmp_path_factory: pytest.TempPathFactory,
     models: Models,
 ) -> Iterator[BaseDeploymentClient]:
-    """Yield a client with the deployment `sum` of the model `once`, for tests that do not change it."""
+    """Yield a client with the deployment `sum` of the model `once`, for tests that do
+    not change it.
+    """
     with empty_home(tmp_path_factory.mktemp("served")) as opened:
         opened.create_deployment("sum", models.once)
         yield opened

@@ -1,4 +1,6 @@
-"""Tests of batches of a file's rows, and of the row in an error. tests/cli/test_predict.py tests the command."""
+"""Tests of batches of a file's rows, and of the row in an error.
+tests/cli/test_predict.py tests the command.
+"""
 
 import io
 import json

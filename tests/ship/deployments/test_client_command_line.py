@@ -1,4 +1,6 @@
-"""Tests of `mlflow deployments … -t onnxserve` as users type it, in separate processes if it starts servers."""
+"""Tests of `mlflow deployments … -t onnxserve` as users type it, in separate processes
+if it starts servers.
+"""
 
 import json
 import signal
@@ -20,12 +22,15 @@ from tests.support.waiting import answers, wait_until
 
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
 TYPED = ("-t", "onnxserve", "--name", "typed")
-# This is `python -m mlflow deployments` without MLflow's other commands, whose import takes two seconds.
+# This is `python -m mlflow deployments` without MLflow's other commands, whose import
+# takes two seconds.
 COMMAND = [sys.executable, "-c", "from mlflow.deployments.cli import commands; commands()"]
 
 
 def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a new process, which ends before the processes that it has started."""
+    """Run the command in a new process, which ends before the processes that it has
+    started.
+    """
     return subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
@@ -81,7 +86,9 @@ def test_a_create_that_is_cut_off_can_be_cleaned_up(
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    """Ctrl-C leaves no process or deployment. After a kill, the deployment is listed and can be deleted."""
+    """Ctrl-C leaves no process or deployment. After a kill, the deployment is listed
+    and can be deleted.
+    """
     create = [*COMMAND, "create", "-t", "onnxserve", "--name", "cut", "-m", models.once]
     process = subprocess.Popen(
         [*create, "-C", f"server.port={free_port}"],
@@ -138,8 +145,8 @@ def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
 
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.startswith(
-        "Error: MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: Model registry functionality is unavailable; got "
-        "unsupported URI 'mlflow.exam",
+        "Error: MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: Model registry functionality is "
+        "unavailable; got unsupported URI 'mlflow.exam",
     )
     assert refused.stderr.count("\n") == 1
 

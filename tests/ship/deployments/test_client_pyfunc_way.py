@@ -1,4 +1,6 @@
-"""Tests that a model without an ONNX form can be served in the way that its error message suggests."""
+"""Tests that a model without an ONNX form can be served in the way that its error
+message suggests.
+"""
 
 import re
 from collections.abc import Callable
@@ -26,7 +28,9 @@ NAMED = re.compile(
 
 
 def ordered() -> tuple[Any, Any, list[Any]]:
-    """Return a scikit-learn model that contains a Python function, rows, and its answers."""
+    """Return a scikit-learn model that contains a Python function, rows, and its
+    answers.
+    """
     model = make_pipeline(FunctionTransformer(np.sort), LogisticRegression()).fit(
         ROWS,
         ROWS.a > ROWS.b,
@@ -35,7 +39,9 @@ def ordered() -> tuple[Any, Any, list[Any]]:
 
 
 def turning() -> tuple[Any, Any, list[Any]]:
-    """Return a torch module with a Python `if` that depends on its values, rows, and its answers."""
+    """Return a torch module with a Python `if` that depends on its values, rows, and
+    its answers.
+    """
     torch = pytest.importorskip("torch")
 
     # This class is pickled by value, as a class in a notebook is.

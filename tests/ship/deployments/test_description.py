@@ -1,4 +1,6 @@
-"""Tests of the description of a deployment, from its desired state and the state of its server."""
+"""Tests of the description of a deployment, from its desired state and the state of its
+server.
+"""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -77,7 +79,9 @@ def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(
 
 @pytest.fixture
 def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
-    """Create a registry with two versions of `shop`. The alias `live` is at version 2, whose parity is `warned`."""
+    """Create a registry with two versions of `shop`. The alias `live` is at version 2,
+    whose parity is `warned`.
+    """
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model("shop")

@@ -1,4 +1,6 @@
-"""Endpoints through MLflow's own interface: created empty, filled, their traffic moved while they serve, deleted."""
+"""Endpoints through MLflow's own interface: created empty, filled, their traffic moved
+while they serve, deleted.
+"""
 
 import json
 import os
@@ -215,7 +217,9 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
 
 @pytest.fixture(scope="module")
 def shared(served: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
-    """The client of `served` with an endpoint e, which no test changes: of champion, challenger and a shadow."""
+    """The client of `served` with an endpoint e, which no test changes: of champion,
+    challenger and a shadow.
+    """
     served.create_deployment("champion", models.once, endpoint="e")
     served.create_deployment("challenger", models.twice, endpoint="e")
     served.create_deployment(

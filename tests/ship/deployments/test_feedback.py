@@ -1,5 +1,5 @@
-"""Tests of labels that are written directly into a log with masked columns. tests/cli/test_predict_feedback.py tests
-the command.
+"""Tests of labels that are written directly into a log with masked columns.
+tests/cli/test_predict_feedback.py tests the command.
 """
 
 from datetime import UTC, datetime
@@ -23,8 +23,8 @@ def feedback(*arguments: str, given: str | None = None) -> Result:
 
 @pytest.fixture
 def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Create the log of an endpoint that is not in the store, with the masked column `carrier`, and a file of one
-    label.
+    """Create the log of an endpoint that is not in the store, with the masked column
+    `carrier`, and a file of one label.
     """
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     log = tmp_path / "home" / "inference_log"

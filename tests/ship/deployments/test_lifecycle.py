@@ -1,4 +1,6 @@
-"""Tests of creating, changing, repairing and deleting deployments through MLflow's interface."""
+"""Tests of creating, changing, repairing and deleting deployments through MLflow's
+interface.
+"""
 
 import os
 import re
@@ -48,7 +50,9 @@ def stop(name: str) -> None:
 
 
 def left_behind(tmp_path: Path, client: BaseDeploymentClient) -> list[Any]:
-    """Return the deployments, files and processes that a failed create should not have left."""
+    """Return the deployments, files and processes that a failed create should not have
+    left.
+    """
     return [*client.list_deployments(), *(tmp_path / "home" / "deployments").glob("*")]
 
 
@@ -65,7 +69,9 @@ def opened(home: Path) -> Iterator[BaseDeploymentClient]:
 
 @pytest.fixture
 def deployed(opened: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
-    """Return a client whose deployment `d` serves the model `once`, regardless of earlier tests."""
+    """Return a client whose deployment `d` serves the model `once`, regardless of
+    earlier tests.
+    """
     change = opened.update_deployment if opened.list_deployments() else opened.create_deployment
     change("d", models.once)
     return opened

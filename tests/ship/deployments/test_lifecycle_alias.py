@@ -1,4 +1,5 @@
-"""Tests of the conversion of an endpoint from a stage to an alias. No server is started.
+"""Tests of the conversion of an endpoint from a stage to an alias. No server is
+started.
 
 `test_lifecycle_following.py` converts an endpoint whose server answers requests.
 """
@@ -34,7 +35,9 @@ STAGE, ALIAS = "models:/sum/Production", "models:/sum@champion"
 
 @pytest.fixture
 def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
-    """Create a registry with the versions 1 (Production), 2 (Staging) and 3 of the model `sum`."""
+    """Create a registry with the versions 1 (Production), 2 (Staging) and 3 of the
+    model `sum`.
+    """
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model("sum")
@@ -65,7 +68,9 @@ def deployments(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Deployments]:
-    """Return deployments with the endpoint `sums`, whose deployment `main` follows Production."""
+    """Return deployments with the endpoint `sums`, whose deployment `main` follows
+    Production.
+    """
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with open_deployments(lambda line: None) as opened:
         spec = apply_config(new_endpoint("sums", STAGE, variant="main"), {"server.port": 8123})
@@ -74,7 +79,9 @@ def deployments(
 
 
 def aliases(registry: MlflowClient) -> dict[str, str]:
-    """Return the aliases. MLflow returns numbers from a database, and texts from a server."""
+    """Return the aliases. MLflow returns numbers from a database, and texts from a
+    server.
+    """
     return {
         alias: str(version)
         for alias, version in registry.get_registered_model("sum").aliases.items()

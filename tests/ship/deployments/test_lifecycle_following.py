@@ -1,4 +1,6 @@
-"""Tests of a deployment that follows a stage, and that keeps its registry when it is started from another shell."""
+"""Tests of a deployment that follows a stage, and that keeps its registry when it is
+started from another shell.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -27,7 +29,9 @@ def registry(
     new_database: Callable[[Path], str],
     models: Any,
 ) -> Iterator[MlflowClient]:
-    """Create a registry with the model `sum`: version 1, in Production, returns a + b, and version 2 its double."""
+    """Create a registry with the model `sum`: version 1, in Production, returns a + b,
+    and version 2 its double.
+    """
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         experiment = mlflow.create_experiment("sums", artifact_location=str(tmp_path / "artifacts"))

@@ -1,4 +1,6 @@
-"""Tests of requests that are refused before anything changes, with and without a running server."""
+"""Tests of requests that are refused before anything changes, with and without a
+running server.
+"""
 
 import os
 from collections.abc import Iterator

@@ -66,7 +66,8 @@ def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back
     )
     assert re.fullmatch(r"proven on \d+ rows\n", dry)
     assert compared.startswith(
-        "the same answers\ncancer version 2: passed without an evaluation, compared with models:/cancer/1\n",
+        "the same answers\n"
+        "cancer version 2: passed without an evaluation, compared with models:/cancer/1\n",
     )
     assert mentions(moved, "cancer/cancer")
     onnx = ("version: 2\n", "flavor: onnxserve\n", "alias: champion\n", "parity: proven\n")

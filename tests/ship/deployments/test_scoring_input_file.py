@@ -1,4 +1,6 @@
-"""Tests that `mlflow deployments predict -I FILE` sends the file's values, although pandas reads it first."""
+"""Tests that `mlflow deployments predict -I FILE` sends the file's values, although
+pandas reads it first.
+"""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +27,9 @@ COLUMNS = {"code": ["007", "1e3"], "date": ["2013-07-01", "7"]}
 
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentClient]:
-    """Yield a client with the deployment `echo`, which returns its two text columns unchanged."""
+    """Yield a client with the deployment `echo`, which returns its two text columns
+    unchanged.
+    """
     folder = tmp_path_factory.mktemp("echo")
     graph = parse_graph("echo (string[N,2] x) => (string[N,2] y) { y = Identity(x) }")
     signature = ModelSignature(

@@ -1,4 +1,6 @@
-"""Tests of the conversion of the server's refusals to exceptions, and of retries for an overloaded server."""
+"""Tests of the conversion of the server's refusals to exceptions, and of retries for an
+overloaded server.
+"""
 
 import io
 import threading
@@ -167,7 +169,8 @@ def test_the_key_of_a_server_is_that_of_the_workspace_of_the_settings(
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     settings = load_settings()
-    # A thread of an MLflow server that handles a request for team-a does not have this variable.
+    # A thread of an MLflow server that handles a request for team-a does not have this
+    # variable.
     monkeypatch.delenv("MLFLOW_WORKSPACE")
     with HTTPServer(("127.0.0.1", 0), AsksForAKey) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

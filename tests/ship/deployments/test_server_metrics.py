@@ -101,7 +101,9 @@ def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:
 
 
 def test_a_server_that_speaks_tls_is_asked_too(tmp_path: Path) -> None:
-    """The certificate is self-signed and for another host, as for a server behind a public name."""
+    """The certificate is self-signed and for another host, as for a server behind a
+    public name.
+    """
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = [
         "openssl",

@@ -1,4 +1,6 @@
-"""Tests of versions without the required approvals: they get traffic only within the limit of the model's policy."""
+"""Tests of versions without the required approvals: they get traffic only within the
+limit of the model's policy.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,7 +57,9 @@ def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
 
 @pytest.fixture
 def policy(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Callable[[str], None]]:
-    """Return a function that sets the gate policy of the model credit, whose six versions are not approved."""
+    """Return a function that sets the gate policy of the model credit, whose six
+    versions are not approved.
+    """
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model("credit")
@@ -72,7 +76,9 @@ def mlflow_is_down() -> Iterator[None]:
 
 
 def spec_of(variants: Mapping[str, int], name: str = "credit") -> EndpointSpec:
-    """Return the spec of an endpoint whose variants serve these models with these weights."""
+    """Return the spec of an endpoint whose variants serve these models with these
+    weights.
+    """
     (first, weight), *others = variants.items()
     spec = apply_config(new_endpoint(name, first, variant="v0"), {"variants.v0.weight": weight})
     for index, (model, weight) in enumerate(others, 1):

@@ -1,5 +1,5 @@
-"""Tests of an image's build plan: the model's version and labels, the server's image by its content, and refused
-models.
+"""Tests of an image's build plan: the model's version and labels, the server's image by
+its content, and refused models.
 """
 
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Tests that equal inputs give build contexts with equal bytes, and that a Dockerfile receives each value unchanged."""
+"""Tests that equal inputs give build contexts with equal bytes, and that a Dockerfile
+receives each value unchanged.
+"""
 
 import io
 import os

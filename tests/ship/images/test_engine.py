@@ -38,8 +38,12 @@ def command(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "message"),
     [
         (
-            "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
-            "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
+            "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker "
+            "daemon running?",
+            (
+                "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker "
+                "daemon running?"
+            ),
         ),
         (
             "Got permission denied while trying to connect to the Docker daemon socket",
@@ -48,10 +52,15 @@ def command(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "Step 3/9 : RUN pip install x\nERROR: No matching distribution found for x\n"
             "The command '/bin/sh -c pip' returned a non-zero code: 1",
-            "ERROR: No matching distribution found for x; The command '/bin/sh -c pip' returned a non-zero code: 1",
+            (
+                "ERROR: No matching distribution found for x; The command '/bin/sh -c pip' "
+                "returned a non-zero code: 1"
+            ),
         ),
         (
-            "#7 2.101 ERROR: No matching distribution found for x\n------\nERROR: failed to solve: exit code: 1",
+            "#7 2.101 ERROR: No matching distribution found for x\n"
+            "------\n"
+            "ERROR: failed to solve: exit code: 1",
             "ERROR: No matching distribution found for x; ERROR: failed to solve: exit code: 1",
         ),
         ("", "docker ended with status 1"),

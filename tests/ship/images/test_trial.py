@@ -1,4 +1,6 @@
-"""The test of an image with a small program in place of Docker; tests/docker/test_trial.py has the real engine."""
+"""The test of an image with a small program in place of Docker;
+tests/docker/test_trial.py has the real engine.
+"""
 
 import json
 from collections.abc import Callable
@@ -38,7 +40,9 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """Put a program `docker` on PATH, and return a function that sets its answer and returns the log of its calls."""
+    """Put a program `docker` on PATH, and return a function that sets its answer and
+    returns the log of its calls.
+    """
 
     def answer(doubled: np.ndarray, *, exec_status: int = 0, exit_status: str = "") -> Path:
         request = V2Request("", {}, (RequestedOutput("", is_binary=True),), {})

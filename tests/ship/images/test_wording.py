@@ -15,7 +15,10 @@ from tests.support.pyfuncs import save_pyfuncs
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a model that cannot move": (
         {"follow": True},
-        "model cannot move: --follow requires a stage, an alias or a tag, such as models:/X@champion",
+        (
+            "model cannot move: --follow requires a stage, an alias or a tag, such as "
+            "models:/X@champion"
+        ),
     ),
     "a base that is not used": (
         {"base_image": "a", "server_image": "b"},
@@ -31,8 +34,9 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a model without an ONNX form": (
         {"model_uri": "days"},
         (
-            "days has no ONNX form, and the image has no library to run its code: wrap it (onnxserve "
-            "wrap), or let MLflow build an image with its environment (mlflow models build-docker)"
+            "days has no ONNX form, and the image has no library to run its code: wrap it "
+            "(onnxserve wrap), or let MLflow build an image with its environment (mlflow models "
+            "build-docker)"
         ),
     ),
 }
@@ -60,5 +64,6 @@ def test_rows_that_cannot_test_an_image_are_refused_with_the_reason(tmp_path: Pa
     )
     (folder / INPUT_EXAMPLE).write_text('{"inputs": {"x": [1]}}')
     assert message_of(lambda: try_image("sums:1", folder)) == (
-        "--test: example rows are refused: tensor 'z' is missing; the model needs x, z; log a valid input_example"
+        "--test: example rows are refused: tensor 'z' is missing; the model needs x, z; log a "
+        "valid input_example"
     )

@@ -1,4 +1,6 @@
-"""Tests of specs as Compose projects, parsed by Docker Compose: not reachable from outside, with few rights."""
+"""Tests of specs as Compose projects, parsed by Docker Compose: not reachable from
+outside, with few rights.
+"""
 
 import json
 import subprocess

@@ -1,4 +1,6 @@
-"""Tests of the Helm chart with Helm: its output equals `render --for kubernetes`, and it refuses invalid specs."""
+"""Tests of the Helm chart with Helm: its output equals `render --for kubernetes`, and
+it refuses invalid specs.
+"""
 
 import json
 import os
@@ -67,7 +69,9 @@ def _identity(document: Document) -> tuple[str, str]:
 
 
 def with_parsed_spec(document: Document) -> Document:
-    """Return the document with the parsed spec of a ConfigMap, because Helm sorts its keys."""
+    """Return the document with the parsed spec of a ConfigMap, because Helm sorts its
+    keys.
+    """
     if document["kind"] != "ConfigMap":
         return document
     return {
@@ -77,7 +81,9 @@ def with_parsed_spec(document: Document) -> Document:
 
 
 def readable(spec: EndpointSpec) -> EndpointSpec:
-    """Return the spec without texts that YAML parsers read differently: a model `=`, control characters in Helm 3."""
+    """Return the spec without texts that YAML parsers read differently: a model `=`,
+    control characters in Helm 3.
+    """
     variants = {
         name: one.model_copy(update={"model": "models:/x/Production"})
         for name, one in spec.variants.items()
@@ -358,7 +364,9 @@ def test_values_that_a_spec_could_not_have_are_refused(
     ids=str,
 )
 def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values: Document) -> None:
-    """Helm removes a default if its value is null, for example below a key that contains only comments."""
+    """Helm removes a default if its value is null, for example below a key that
+    contains only comments.
+    """
     done = helm("template", "shipped", str(CHART), values=values)
     assert done.returncode
     assert mentions(done.stderr, "schema")
@@ -383,7 +391,9 @@ def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name: 
 
 @NEEDS_HELM
 def test_a_monitor_whose_cronjob_kubernetes_would_refuse_for_its_name_is_refused() -> None:
-    """Kubernetes would refuse the name only at the end of an upgrade, after the migration and half of the changes."""
+    """Kubernetes would refuse the name only at the end of an upgrade, after the
+    migration and half of the changes.
+    """
     monitor = {"endpoint": "flights", "monitor": "drift", "schedule": "0 3 * * *"}
     values = {"monitors": {"flights-by-the-month-of-arrival": monitor}}
     assert helm("template", "shipped", str(CHART), values=values).returncode == 0

@@ -1,4 +1,6 @@
-"""Tests of specs for KServe: the fields of its objects, models that KServe downloads, and pods that Knative accepts."""
+"""Tests of specs for KServe: the fields of its objects, models that KServe downloads,
+and pods that Knative accepts.
+"""
 
 from typing import Any
 
@@ -15,8 +17,9 @@ from mlflow_deploy_plugin.ship.manifests.served import Document, Place
 from tests.ship.manifests.test_kubernetes import SPECS
 from tests.support.refusals import refused
 
-# The fields of KServe's config/crd/full (2026-08-21), for the objects that onnxserve writes. When this list was
-# written, the complete output was valid for these schemas with unknown fields forbidden.
+# The fields of KServe's config/crd/full (2026-08-21), for the objects that onnxserve
+# writes. When this list was written, the complete output was valid for these schemas
+# with unknown fields forbidden.
 RUNTIME = {
     "annotations",
     "supportedModelFormats",

@@ -1,4 +1,6 @@
-"""Tests of specs as Kubernetes objects: valid by the strict schemas of a recent Kubernetes, and safe by default."""
+"""Tests of specs as Kubernetes objects: valid by the strict schemas of a recent
+Kubernetes, and safe by default.
+"""
 
 import os
 import shutil
@@ -40,9 +42,11 @@ def container_of(documents: dict[str, Document]) -> Document:
 
 
 def assert_restricted(pod: Document) -> None:
-    """Check that Pod Security `restricted` and OpenShift's SCC restricted-v2 admit the pod.
+    """Check that Pod Security `restricted` and OpenShift's SCC restricted-v2 admit the
+    pod.
 
-    The SCC assigns user and group ids by namespace, and refuses a pod that sets its ids.
+    The SCC assigns user and group ids by namespace, and refuses a pod that sets its
+    ids.
     """
     assert pod["securityContext"] == {
         "runAsNonRoot": True,

@@ -1,4 +1,6 @@
-"""Tests of specs for Seldon Core 1, with one predictor per variant, whose traffic is the weight in the spec."""
+"""Tests of specs for Seldon Core 1, with one predictor per variant, whose traffic is
+the weight in the spec.
+"""
 
 from typing import Any
 
@@ -16,8 +18,9 @@ from mlflow_deploy_plugin.ship.manifests.served import Document, Place
 from tests.ship.manifests.test_kubernetes import assert_restricted
 from tests.support.refusals import refused
 
-# The fields of Seldon Core's operator/config/crd_v1 (2026-01-09), for the objects that onnxserve writes. When this list
-# was written, the complete output was valid for that schema with unknown fields forbidden.
+# The fields of Seldon Core's operator/config/crd_v1 (2026-01-09), for the objects that
+# onnxserve writes. When this list was written, the complete output was valid for that
+# schema with unknown fields forbidden.
 PREDICTOR = {"name", "annotations", "graph", "componentSpecs", "replicas", "traffic", "shadow"}
 COMPONENT = {"spec", "pdbSpec", "hpaSpec"}
 WITH_KEYS = {"api_keys": True}

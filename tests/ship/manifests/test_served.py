@@ -1,4 +1,6 @@
-"""Tests of the spec that a server reads from its manifests, and of the files that it needs from this machine."""
+"""Tests of the spec that a server reads from its manifests, and of the files that it
+needs from this machine.
+"""
 
 import yaml
 from hypothesis import given

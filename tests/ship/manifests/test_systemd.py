@@ -1,4 +1,6 @@
-"""Tests of specs as systemd units: verified by systemd's tool, with few rights, and with correct quoting."""
+"""Tests of specs as systemd units: verified by systemd's tool, with few rights, and
+with correct quoting.
+"""
 
 import re
 import shutil

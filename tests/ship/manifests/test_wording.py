@@ -17,9 +17,11 @@ MODEL = "models:/x/1"
             "kubernetes",
             MODEL,
             {"kubernetes.host": "f.example"},
-            "without auth, all clients that reach kubernetes.host f.example could use the endpoint: set -C "
-            "server.api_keys=true or -C server.jwt_issuer=…; or -C server.insecure=true if a proxy "
-            "authenticates the clients",
+            (
+                "without auth, all clients that reach kubernetes.host f.example could use the "
+                "endpoint: set -C server.api_keys=true or -C server.jwt_issuer=…; or -C "
+                "server.insecure=true if a proxy authenticates the clients"
+            ),
         ),
         (
             "kubernetes",
@@ -55,9 +57,11 @@ MODEL = "models:/x/1"
             "compose",
             MODEL,
             {"server.host": "0.0.0.0"},
-            "without auth, all clients that reach server.host 0.0.0.0 could use the endpoint: set "
-            "-C server.api_keys=true or "
-            "-C server.jwt_issuer=…; or -C server.insecure=true if a proxy authenticates the clients",
+            (
+                "without auth, all clients that reach server.host 0.0.0.0 could use the endpoint: "
+                "set -C server.api_keys=true or -C server.jwt_issuer=…; or -C server.insecure=true "
+                "if a proxy authenticates the clients"
+            ),
         ),
         (
             "compose",
@@ -69,13 +73,19 @@ MODEL = "models:/x/1"
             "systemd",
             "/srv/my models",
             {},
-            "'/srv/my models' is not allowed in a unit: an absolute path of letters, digits and _./@+=,- is expected",
+            (
+                "'/srv/my models' is not allowed in a unit: an absolute path of letters, digits "
+                "and _./@+=,- is expected"
+            ),
         ),
         (
             "systemd",
             MODEL,
             {"container.image": "flights:3"},
-            "container.image: a unit runs /opt/onnxserve/bin/onnxserve of its machine, not an image; remove this field",
+            (
+                "container.image: a unit runs /opt/onnxserve/bin/onnxserve of its machine, not an "
+                "image; remove this field"
+            ),
         ),
         (
             "seldon",

@@ -1,4 +1,6 @@
-"""The open loop with a server of 20 ms per answer. See tests/benchmarks/test_load.py for the closed loop."""
+"""The open loop with a server of 20 ms per answer. See tests/benchmarks/test_load.py
+for the closed loop.
+"""
 
 import numpy as np
 

@@ -1,4 +1,6 @@
-"""Tests of the search, of the requests, and of a real pod. See test_plan for the figures made from a measurement."""
+"""Tests of the search, of the requests, and of a real pod. See test_plan for the
+figures made from a measurement.
+"""
 
 import json
 import signal

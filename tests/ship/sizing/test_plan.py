@@ -120,7 +120,9 @@ def test_a_measurement_without_free_cores_for_other_processes_is_a_warning(
     cores: int,
     free: int | None,
 ) -> None:
-    """The pod has two cores, or one on the machine with two cores. Its client has another core."""
+    """The pod has two cores, or one on the machine with two cores. Its client has
+    another core.
+    """
     pod = replace(
         POD,
         workers=min(2, cores - 1),

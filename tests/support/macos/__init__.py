@@ -1,4 +1,6 @@
-"""A simulated Mac on Linux, for programs with this folder on PYTHONPATH; see `sitecustomize.py`."""
+"""A simulated Mac on Linux, for programs with this folder on PYTHONPATH; see
+`sitecustomize.py`.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""A stand-in for the module with which urllib queries the proxies of macOS; it returns no proxies."""
+"""A stand-in for the module with which urllib queries the proxies of macOS; it returns
+no proxies.
+"""
 
 
 def _get_proxy_settings() -> dict[str, object]:

@@ -1,7 +1,9 @@
-"""Simulate Python on a Mac in Python on Linux, for programs with this folder on PYTHONPATH.
+"""Simulate Python on a Mac in Python on Linux, for programs with this folder on
+PYTHONPATH.
 
-The names that macOS lacks are from typeshed's conditions on `sys.platform`. The simulation does not include the kernel,
-the file system, fork and the dynamic linker of macOS. psutil, whose compiled part is for Linux, still sees /proc.
+The names that macOS lacks are from typeshed's conditions on `sys.platform`. The
+simulation does not include the kernel, the file system, fork and the dynamic linker of
+macOS. psutil, whose compiled part is for Linux, still sees /proc.
 """
 
 # ruff: noqa: E402
@@ -38,9 +40,18 @@ _OLD_OS = "" if sys.version_info >= (3, 13) else " waitid waitid_result"
 _MISSING: dict[ModuleType, str] = {
     os: _OS + _OLD_OS,
     posix: _OS + _OLD_OS,
-    mmap: "MAP_DENYWRITE MAP_EXECUTABLE MAP_POPULATE MAP_STACK MADV_DONTFORK MADV_HUGEPAGE MADV_REMOVE",
-    resource: "prlimit RLIMIT_MSGQUEUE RLIMIT_NICE RLIMIT_OFILE RLIMIT_RTPRIO RLIMIT_SIGPENDING RUSAGE_THREAD",
-    signal: "SIGCLD SIGPOLL SIGPWR SIGRTMAX SIGRTMIN SIGSTKFLT pidfd_send_signal sigtimedwait sigwaitinfo",
+    mmap: (
+        "MAP_DENYWRITE MAP_EXECUTABLE MAP_POPULATE MAP_STACK MADV_DONTFORK MADV_HUGEPAGE "
+        "MADV_REMOVE"
+    ),
+    resource: (
+        "prlimit RLIMIT_MSGQUEUE RLIMIT_NICE RLIMIT_OFILE RLIMIT_RTPRIO RLIMIT_SIGPENDING "
+        "RUSAGE_THREAD"
+    ),
+    signal: (
+        "SIGCLD SIGPOLL SIGPWR SIGRTMAX SIGRTMIN SIGSTKFLT pidfd_send_signal sigtimedwait "
+        "sigwaitinfo"
+    ),
     socket: """MSG_CMSG_CLOEXEC MSG_ERRQUEUE MSG_FASTOPEN MSG_MORE SOCK_CLOEXEC
         SOCK_NONBLOCK SO_BINDTODEVICE SO_DOMAIN SO_INCOMING_CPU SO_MARK SO_PASSCRED SO_PEERCRED SO_PRIORITY SO_PROTOCOL
         TCP_CONGESTION TCP_CORK TCP_DEFER_ACCEPT TCP_INFO TCP_KEEPIDLE TCP_LINGER2 TCP_QUICKACK TCP_USER_TIMEOUT""",
@@ -70,7 +81,9 @@ for module, names in _MISSING.items():
 
 
 def _hide(owner: Any, name: str) -> None:
-    """Make paths in `_HIDDEN` nonexistent for a file function, unless psutil calls the function."""
+    """Make paths in `_HIDDEN` nonexistent for a file function, unless psutil calls the
+    function.
+    """
     real = getattr(owner, name)
 
     def hiding(path: Any, *arguments: Any, **options: Any) -> Any:
@@ -95,7 +108,9 @@ _symbol, _dlopen = ctypes.CDLL.__getattr__, ctypes._dlopen  # type: ignore[attr-
 
 
 def _macos_library(name: str | None, mode: int) -> int:
-    """Load the Linux library for a macOS library name, as torch and the boosters request their own libraries."""
+    """Load the Linux library for a macOS library name, as torch and the boosters
+    request their own libraries.
+    """
     return int(_dlopen(name.replace(".dylib", ".so") if isinstance(name, str) else name, mode))
 
 

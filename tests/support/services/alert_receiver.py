@@ -11,7 +11,8 @@ from typing import Any
 
 @dataclass
 class Receiver:
-    """A receiver of Apprise's requests, by their path. While it is broken, it responds with status 500.
+    """A receiver of Apprise's requests, by their path. While it is broken, it responds
+    with status 500.
 
     Attributes:
         answer_bytes: the size of the body of its responses.

@@ -23,7 +23,9 @@ def password(user: str) -> str:
 
 @contextmanager
 def basic_auth_server(folder: Path, *users: str) -> Iterator[MlflowServer]:
-    """Run a server with these users and the administrator `admin`. The store is in the folder `home`."""
+    """Run a server with these users and the administrator `admin`. The store is in the
+    folder `home`.
+    """
     (folder / "auth.ini").write_text(_CONFIG.format(folder=folder, password=password("admin")))
     server = MlflowServer(folder, app="onnxserve-basic-auth")
     server.variables = {

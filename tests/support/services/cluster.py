@@ -1,4 +1,6 @@
-"""A Kubernetes cluster, reached by `kubectl`, that runs the images of this machine's Docker engine."""
+"""A Kubernetes cluster, reached by `kubectl`, that runs the images of this machine's
+Docker engine.
+"""
 
 import json
 import os
@@ -19,7 +21,9 @@ NEEDS_CLUSTER = pytest.mark.skipif(
     not os.environ.get("KUBECONFIG"),
     reason="no Kubernetes cluster is named by KUBECONFIG",
 )
-"""The mark of a module whose tests need a cluster. Without the mark, they would build images before they skip."""
+"""The mark of a module whose tests need a cluster. Without the mark, they would build
+images before they skip.
+"""
 _OLD = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 
 
@@ -40,7 +44,8 @@ class Cluster:
     """A separate namespace of the cluster.
 
     Attributes:
-        is_old: True for 1.24 or older, where CronJobs may be of `batch/v1beta1` and do not support time zones.
+        is_old: True for 1.24 or older, where CronJobs may be of `batch/v1beta1` and do
+            not support time zones.
     """
 
     namespace: str
@@ -63,8 +68,8 @@ class Cluster:
         self.kubectl("apply", "-f", "-", given=yaml.safe_dump(manifest))
 
     def job(self, name: str, cronjob: Manifest) -> str:
-        """Start a Job as the CronJob would, and return its end (`kubectl create job --from` does not support old
-        CronJobs).
+        """Start a Job as the CronJob would, and return its end (`kubectl create job
+        --from` does not support old CronJobs).
         """
         kind = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}}
         self.apply({**kind, "spec": cronjob["spec"]["jobTemplate"]["spec"]})

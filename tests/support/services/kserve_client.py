@@ -1,9 +1,10 @@
-"""Send requests to a server with the KServe client, in a separate program since kserve conflicts with pinned packages.
+"""Send requests to a server with the KServe client, in a separate program since kserve
+conflicts with pinned packages.
 
     PYTHON kserve_client.py http://HOST:PORT HOST:GRPC_PORT ENDPOINT
 
-The endpoint must have the input `image` (float32 [N, 2, 2]) and the outputs `doubled` and `total`. The program prints
-one JSON object with the result of each call.
+The endpoint must have the input `image` (float32 [N, 2, 2]) and the outputs `doubled`
+and `total`. The program prints one JSON object with the result of each call.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """`mlflow server …` in a single process, in which MLflow is already imported.
 
-MLflow's own command starts a second process and waits for it, which costs seconds of both cores for each server.
+MLflow's own command starts a second process and waits for it, which costs seconds of
+both cores for each server.
 """
 
 import os

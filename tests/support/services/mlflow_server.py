@@ -15,10 +15,12 @@ COMMAND = Path(__file__).with_name("mlflow_command.py")
 
 @dataclass
 class MlflowServer:
-    """An MLflow server on `folder`, which may already contain mlflow.db. It can be killed and restarted.
+    """An MLflow server on `folder`, which may already contain mlflow.db. It can be
+    killed and restarted.
 
-    `app` is the value of `--app-name`; `options` are additional options. `variables` are added to the environment, and
-    `python` is the interpreter of another environment in which MLflow is installed.
+    `app` is the value of `--app-name`; `options` are additional options. `variables`
+    are added to the environment, and `python` is the interpreter of another environment
+    in which MLflow is installed.
     """
 
     folder: Path
@@ -60,7 +62,8 @@ class MlflowServer:
             **os.environ,
             # MLflow reads this variable when it is imported.
             "MLFLOW_SERVER_ALLOWED_HOSTS": f"{self.host}:{self.port}",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # The job executor is not used here, and it starts slowly.
+            # The job executor is not used here, and it starts slowly.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             **self.variables,
         }
         with self.log.open("ab") as output:

@@ -1,7 +1,9 @@
-"""A virtual environment with mlflow-oidc-auth and this checkout, which tests of logins share.
+"""A virtual environment with mlflow-oidc-auth and this checkout, which tests of logins
+share.
 
-mlflow-oidc-auth 11.0.2 cannot be imported by Python 3.11, and it needs a newer SQLAlchemy than the environment of the
-tests. Its environment is therefore a separate folder in the checkout, which later runs use again.
+mlflow-oidc-auth 11.0.2 cannot be imported by Python 3.11, and it needs a newer
+SQLAlchemy than the environment of the tests. Its environment is therefore a separate
+folder in the checkout, which later runs use again.
 """
 
 import fcntl
@@ -21,21 +23,27 @@ _FOLDER = ROOT / ".venv-oidc"
 _ENVIRONMENT = _FOLDER / "environment"
 _PACKAGES = (PLUGIN, "--editable", f"{ROOT}[cpu,ui]")
 _VERSIONS = ("3.12", "3.13")
-"""The versions of Python that can import the plugin and that all dependencies of the package support."""
+"""The versions of Python that can import the plugin and that all dependencies of the
+package support.
+"""
 
 
 def oidc_python() -> Path:
-    """Return the Python of the environment, which is created if it is missing or outdated.
+    """Return the Python of the environment, which is created if it is missing or
+    outdated.
 
-    Skip the test if this machine has no suitable Python, or if the package index cannot be reached. Workers of
-    pytest-xdist and other runs in this checkout wait for each other.
+    Skip the test if this machine has no suitable Python, or if the package index cannot
+    be reached. Workers of pytest-xdist and other runs in this checkout wait for each
+    other.
     """
     interpreter = _interpreter()
     if interpreter is None:
         pytest.skip(
-            f"{PLUGIN} needs Python {' or '.join(_VERSIONS)}, which is not installed on this machine",
+            f"{PLUGIN} needs Python {' or '.join(_VERSIONS)}, which is not installed on this "
+            "machine",
         )
-    # Entry points are read from the metadata, which an editable installation copies from setup.cfg.
+    # Entry points are read from the metadata, which an editable installation copies
+    # from setup.cfg.
     key = hashlib.sha256(
         f"{interpreter} {_PACKAGES} {(ROOT / 'setup.cfg').read_text()}".encode(),
     ).hexdigest()
@@ -52,7 +60,9 @@ def oidc_python() -> Path:
 
 
 def _interpreter() -> str | None:
-    """Return the path of a suitable Python: this process' Python, or a Python on PATH or in pyenv."""
+    """Return the path of a suitable Python: this process' Python, or a Python on PATH
+    or in pyenv.
+    """
     if sys.version_info[:2] in [tuple(map(int, version.split("."))) for version in _VERSIONS]:
         return sys.executable
     for version in _VERSIONS:
@@ -72,7 +82,9 @@ def _interpreter() -> str | None:
 
 
 def _install(interpreter: str, python: Path) -> None:
-    """Create the environment and install the packages with uv, or with pip if uv is not installed."""
+    """Create the environment and install the packages with uv, or with pip if uv is not
+    installed.
+    """
     uv = [sys.executable, "-m", "uv"]
     if _run([*uv, "--version"]).returncode == 0:
         create = [*uv, "venv", "-q", "--python", interpreter, str(_ENVIRONMENT)]
@@ -84,7 +96,8 @@ def _install(interpreter: str, python: Path) -> None:
     assert created.returncode == 0, created.stderr
     installed = _run([*install, *_PACKAGES])
     if installed.returncode != 0:
-        # If the index has the plugin, the requirements of the plugin and of the package exclude each other.
+        # If the index has the plugin, the requirements of the plugin and of the package
+        # exclude each other.
         assert _run([*install, "--dry-run", "--no-deps", PLUGIN]).returncode != 0, installed.stderr
         pytest.skip(f"{PLUGIN} cannot be installed: {installed.stderr.strip()}")
 

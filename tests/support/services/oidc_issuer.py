@@ -1,7 +1,8 @@
 """An OpenID Connect issuer on the loopback interface, with a login form for a browser.
 
-The issuer supports the authorization code flow with PKCE (RFC 7636) and a client secret. Its tokens are signed with
-RS256. It has no accounts of its own: the login form accepts each of the issuer's users without a password.
+The issuer supports the authorization code flow with PKCE (RFC 7636) and a client
+secret. Its tokens are signed with RS256. It has no accounts of its own: the login form
+accepts each of the issuer's users without a password.
 """
 
 import base64
@@ -50,7 +51,9 @@ class Identity:
 
 @dataclass
 class OidcIssuer:
-    """An issuer with these users by name and one client. It can be stopped, and started again with the same key."""
+    """An issuer with these users by name and one client. It can be stopped, and started
+    again with the same key.
+    """
 
     users: Mapping[str, Identity]
     client_id: str = "mlflow"
@@ -66,7 +69,9 @@ class OidcIssuer:
 
     @property
     def url(self) -> str:
-        """Return the URL with another host name than MLflow's, so that a browser treats them as different sites."""
+        """Return the URL with another host name than MLflow's, so that a browser treats
+        them as different sites.
+        """
         return f"http://localhost:{self.port}"
 
     @property
@@ -86,7 +91,9 @@ class OidcIssuer:
             self._server = self._thread = None
 
     def token(self, user: str, **claims: Any) -> str:
-        """Return a signed token of the user, which is both the ID token and the access token of a login."""
+        """Return a signed token of the user, which is both the ID token and the access
+        token of a login.
+        """
         identity, now = self.users[user], int(time.time())
         content = {
             "iss": self.url,
@@ -131,7 +138,9 @@ class OidcIssuer:
         return jsonify(keys=[{**key, "kid": _KEY_ID, "use": "sig", "alg": "RS256"}])
 
     def _authorize(self) -> Any:
-        """Show the login form. After the login, redirect to the client with a code that is valid once."""
+        """Show the login form. After the login, redirect to the client with a code that
+        is valid once.
+        """
         asked = request.args.to_dict()
         is_supported = (
             asked.get("response_type") == "code" and asked.get("code_challenge_method") == "S256"

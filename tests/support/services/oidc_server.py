@@ -1,4 +1,6 @@
-"""MLflow's server with mlflow-oidc-auth and an issuer, and the users of the tests of logins."""
+"""MLflow's server with mlflow-oidc-auth and an issuer, and the users of the tests of
+logins.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +26,11 @@ _SECONDS = 60
 
 @dataclass
 class OidcServer:
-    """An MLflow server whose users log in at the issuer. `app` is the value of `--app-name`.
+    """An MLflow server whose users log in at the issuer. `app` is the value of
+    `--app-name`.
 
-    `oidc-auth` is the plugin without this project. The plugin's names of users are their mail addresses.
+    `oidc-auth` is the plugin without this project. The plugin's names of users are
+    their mail addresses.
     """
 
     folder: Path
@@ -76,14 +80,18 @@ class OidcServer:
         return session
 
     def access_token(self, session: requests.Session) -> str:
-        """Return a new access token of the session's user, which is the password in basic auth."""
+        """Return a new access token of the session's user, which is the password in
+        basic auth.
+        """
         path = f"{self.url}/api/2.0/mlflow/users/access-token"
         answer = session.patch(path, json={}, timeout=_SECONDS)
         answer.raise_for_status()
         return str(answer.json()["token"])
 
     def grant(self, admin: requests.Session, user: str, model: str, permission: str) -> None:
-        """Grant the user a permission on a registered model, such as READ, EDIT or MANAGE."""
+        """Grant the user a permission on a registered model, such as READ, EDIT or
+        MANAGE.
+        """
         path = f"/api/2.0/mlflow/permissions/users/{USERS[user].email}/registered-models/{model}"
         admin.post(
             f"{self.url}{path}",

@@ -23,11 +23,14 @@ def postgresql_server(
     user: str = "onnx",
     password: str = "s3cr:t/@",
 ) -> Iterator[str]:
-    """Yield the URL of an empty database whose user needs a password. Only networks of this machine may connect."""
+    """Yield the URL of an empty database whose user needs a password. Only networks of
+    this machine may connect.
+    """
     if not _PROGRAMS:
         pytest.skip("PostgreSQL's server programs are not installed (apt-get install postgresql)")
     programs = _PROGRAMS[-1].parent
-    # PostgreSQL refuses to run as root. As root, start it as the user that Debian has created.
+    # PostgreSQL refuses to run as root. As root, start it as the user that Debian has
+    # created.
     as_server = (
         ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
         if os.geteuid() == 0

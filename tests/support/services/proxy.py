@@ -1,5 +1,6 @@
-"""A server in front of another server. It counts the requests, and can hang, refuse, send garbage, or change the
-answers."""
+"""A server in front of another server. It counts the requests, and can hang, refuse,
+send garbage, or change the answers.
+"""
 
 import http.client
 import math
@@ -18,11 +19,12 @@ class Proxy:
     """A rule for requests whose path contains `where`.
 
     Attributes:
-        mood: "honest" forwards requests; "hang" reads and never responds; "refuse" closes the connection; any other
-            text is the response, with `status`.
+        mood: "honest" forwards requests; "hang" reads and never responds; "refuse"
+            closes the connection; any other text is the response, with `status`.
         asked: the method and path of each request, in order of arrival.
         credentials: the header Authorization of each request that has it.
-        most: the number of requests that are answered; the connections of later requests are closed.
+        most: the number of requests that are answered; the connections of later
+            requests are closed.
         rewrite: changes the body of each forwarded answer.
     """
 

@@ -14,7 +14,9 @@ from tests.support.waiting import free_port, wait_until
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
-    """Yield the URL when Redis responds; skip the test if redis-server is not installed."""
+    """Yield the URL when Redis responds; skip the test if redis-server is not
+    installed.
+    """
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("no redis-server is installed: apt-get install redis-server")

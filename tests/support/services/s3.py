@@ -1,7 +1,9 @@
-"""A small S3 API in this process, with objects in memory, multipart uploads, and configurable failures.
+"""A small S3 API in this process, with objects in memory, multipart uploads, and
+configurable failures.
 
-It implements the part of https://docs.aws.amazon.com/AmazonS3/latest/API/ that boto3's managed upload and Arrow's
-reader need, and records the requests with their headers. Signatures are not checked.
+It implements the part of https://docs.aws.amazon.com/AmazonS3/latest/API/ that boto3's
+managed upload and Arrow's reader need, and records the requests with their headers.
+Signatures are not checked.
 """
 
 import hashlib
@@ -26,7 +28,8 @@ class Bucket:
     """The objects of a bucket, and its configurable failures.
 
     Attributes:
-        refusals: the statuses of the next writes, one per write; 0: the connection is closed.
+        refusals: the statuses of the next writes, one per write; 0: the connection is
+            closed.
         is_down: every request is refused with 503.
         asked: method, path and headers of every request.
     """
@@ -152,8 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
                 continue
             moment = "2026-06-01T12:00:00.000Z"
             contents.append(
-                f"<Contents><Key>{escape(key)}</Key><Size>{len(content)}</Size><LastModified>{moment}</LastModified>"
-                "</Contents>",
+                f"<Contents><Key>{escape(key)}</Key><Size>{len(content)}</Size><LastModified>{moment}</LastModified></Contents>",
             )
         shown = [
             f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
@@ -209,7 +211,8 @@ NEEDS_S3 = [
 def own_bucket() -> Iterator[Any]:
     """Yield a bucket. At the end, delete it with all its content.
 
-    The session is new, because boto3's default session keeps the credentials of the first test in this process.
+    The session is new, because boto3's default session keeps the credentials of the
+    first test in this process.
     """
     made = (
         boto3.session.Session().resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")

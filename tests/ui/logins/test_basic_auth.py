@@ -1,4 +1,6 @@
-"""Tests of the adapter of MLflow's basic auth. See test_access_accounts.py for a server with accounts."""
+"""Tests of the adapter of MLflow's basic auth. See test_access_accounts.py for a server
+with accounts.
+"""
 
 from itertools import count
 from unittest.mock import Mock

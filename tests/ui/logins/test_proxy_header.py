@@ -1,4 +1,6 @@
-"""Tests of a server behind a proxy that logs callers in: only listed addresses may name a caller."""
+"""Tests of a server behind a proxy that logs callers in: only listed addresses may name
+a caller.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -153,7 +155,9 @@ API = "/api/2.0/mlflow"
 
 @pytest.fixture
 def with_editors() -> Flask:
-    """Return an app with two editing groups that answers every path, and reports if the caller may edit a model."""
+    """Return an app with two editing groups that answers every path, and reports if the
+    caller may edit a model.
+    """
     app = Flask(__name__, static_folder=None)
     app.secret_key = "a key of sixteen bytes or more"
     login = ProxyHeader(Settings.model_validate(EDITORS), "/ml")

@@ -58,10 +58,16 @@ def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
 
 @pytest.fixture
 def settings(tmp_path: Path, receiver: Receiver) -> Settings:
-    """Settings with two channels: /ops for all alerts, and /science for alerts with the tag `science`."""
+    """Settings with two channels: /ops for all alerts, and /science for alerts with the
+    tag `science`.
+    """
     file = tmp_path / "alerts.yaml"
     file.write_text(
-        f"urls:\n  - {receiver.url('ops')}:\n    - tag: ops\n  - {receiver.url('science')}:\n    - tag: science\n",
+        "urls:\n"
+        f"  - {receiver.url('ops')}:\n"
+        "    - tag: ops\n"
+        f"  - {receiver.url('science')}:\n"
+        "    - tag: science\n",
     )
     return Settings(home=tmp_path, alert_config=file)
 

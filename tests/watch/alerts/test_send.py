@@ -1,4 +1,6 @@
-"""Alerts to a real web server: the first message, a worse alarm, the end, and a channel that works again."""
+"""Alerts to a real web server: the first message, a worse alarm, the end, and a channel
+that works again.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +41,10 @@ def test_an_alarm_is_told_once_and_then_that_it_is_over(
             "- temperature, distribution, Wasserstein distance 6 SD (threshold 3 SD)",
             "- wind, distribution, Wasserstein distance 4 SD (threshold 3 SD)",
             f"{RUN}/artifacts/report.html",
-            "next: onnxserve monitor list flights, or onnxserve silence flights --monitor daily --for 2h",
+            (
+                "next: onnxserve monitor list flights, or onnxserve silence flights --monitor "
+                "daily --for 2h"
+            ),
         ],
     )
     assert (last["title"], last["type"]) == ("onnxserve: flights: Over: monitor daily", "success")

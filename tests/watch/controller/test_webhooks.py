@@ -1,4 +1,6 @@
-"""Webhooks of a real MLflow server without our app, and deliveries that must be refused."""
+"""Webhooks of a real MLflow server without our app, and deliveries that must be
+refused.
+"""
 
 import base64
 import hashlib
@@ -42,7 +44,9 @@ SECRET, ALIAS_EVENT = "s3cret of the webhook", "model_version_alias"
 
 @dataclass(frozen=True)
 class Receiver:
-    """A running receiver of the endpoints `flights` and `trips`, which follow models of the same names."""
+    """A running receiver of the endpoints `flights` and `trips`, which follow models of
+    the same names.
+    """
 
     url: str
     settings: Settings
@@ -233,7 +237,9 @@ def test_a_request_that_does_not_arrive_in_time_ends(
 
 
 def is_closed(client: socket.socket) -> bool:
-    """Wait until the server closes the connection, and return False if it sends bytes instead."""
+    """Wait until the server closes the connection, and return False if it sends bytes
+    instead.
+    """
     try:
         return client.recv(1) == b""
     except ConnectionError:
@@ -333,7 +339,9 @@ def controller_port(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[int]:
-    """The port of a controller that receives webhooks. Its agents poll MLflow every five minutes."""
+    """The port of a controller that receives webhooks. Its agents poll MLflow every
+    five minutes.
+    """
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_with_webhooks.url)
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))

@@ -26,7 +26,9 @@ from tests.support.rollouts import PLAN
 
 @pytest.fixture
 def deployments(tmp_path: Path) -> Deployments:
-    """Return the deployments of a store with the endpoint `flights`, its two monitors and its live rollout."""
+    """Return the deployments of a store with the endpoint `flights`, its two monitors
+    and its live rollout.
+    """
     store = open_store(f"sqlite:///{tmp_path}/onnxserve.db")
     monitors = {"monitors.daily.kind": "drift", "monitors.weekly.kind": "drift"}
     store.add_endpoint("onnxserve", apply_config(new_endpoint("flights", "models:/X/1"), monitors))
@@ -56,8 +58,11 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda flights: require_controller(flights.store, "rollouts", patience=0),
-            "no controller that can reach the server is running, so the rollout was not started: start "
-            "`onnxserve controller` first, or use --wait to run the rollout in this command",
+            (
+                "no controller that can reach the server is running, so the rollout was not "
+                "started: start `onnxserve controller` first, or use --wait to run the rollout in "
+                "this command"
+            ),
         ),
         (
             lambda flights: last_rollout(flights.store, "taxis"),
@@ -77,8 +82,10 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda flights: request_retraining(flights, "flights"),
-            "no monitor of endpoint 'flights' specifies how to train the model: onnxserve endpoint update flights "
-            "-C monitors.NAME.retrain.project=PROJECT",
+            (
+                "no monitor of endpoint 'flights' specifies how to train the model: onnxserve "
+                "endpoint update flights -C monitors.NAME.retrain.project=PROJECT"
+            ),
         ),
         (
             lambda flights: rollback(flights, "nope"),

@@ -41,7 +41,9 @@ def rows_of_days(
     shift: float = 0.0,
     rows: int = ROWS,
 ) -> tuple[pa.Table, Array]:
-    """Days with their own weather: rows of a day are similar, and days are exchangeable."""
+    """Days with their own weather: rows of a day are similar, and days are
+    exchangeable.
+    """
     size = days * rows
     weather = np.repeat(rng.normal(0, 1, days), rows) + shift
     columns = {
@@ -847,8 +849,8 @@ def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait() -> N
     )
 
     assert refused.reason.endswith(
-        "with so many columns at most 60 are kept; the smallest supported rate is 0.0069: set this rate, or judge "
-        "fewer columns",
+        "with so many columns at most 60 are kept; the smallest supported rate is 0.0069: set "
+        "this rate, or judge fewer columns",
     )
 
 

@@ -1,4 +1,6 @@
-"""An endpoint with answered rows, their labels, and the files of a version; without a registry."""
+"""An endpoint with answered rows, their labels, and the files of a version; without a
+registry.
+"""
 
 import itertools
 import uuid
@@ -60,7 +62,9 @@ class EndpointWorld:
         reference: pa.Table | None = None,
         **others: Mapping[str, Any],
     ) -> None:
-        """Write the files of version 1 to the server's folder, and of additional versions (`v2=…`)."""
+        """Write the files of version 1 to the server's folder, and of additional
+        versions (`v2=…`).
+        """
         variants = {}
         for name, section in {"v1": meaning, **others}.items():
             folder = self.settings.home / "models" / f"{name}-{uuid.uuid4().hex[:6]}"
@@ -90,7 +94,8 @@ class EndpointWorld:
         version: str = "1",
         folder: str = "",
     ) -> None:
-        """Write rows, each as a separate request, over three hours. `columns` may contain log columns.
+        """Write rows, each as a separate request, over three hours. `columns` may
+        contain log columns.
 
         Args:
             folder: a log in a subfolder of the log.
@@ -170,7 +175,9 @@ def classify(
     keys: Sequence[int],
     skill: float = 2.0,
 ) -> tuple[dict[str, Any], dict[int, int]]:
-    """Return predictions of a calibrated binary classifier, and the truth; a small `skill` makes rows hard."""
+    """Return predictions of a calibrated binary classifier, and the truth; a small
+    `skill` makes rows hard.
+    """
     chances = 1 / (1 + np.exp(-skill * rng.normal(size=len(keys))))
     truth = (rng.random(len(keys)) < chances).astype(int)
     columns = {

@@ -1,4 +1,6 @@
-"""Drift, prediction drift and data quality, for whole windows and segments, and with bad input."""
+"""Drift, prediction drift and data quality, for whole windows and segments, and with
+bad input.
+"""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""Performance by labels, by estimates before labels are known, and windows that cannot be judged."""
+"""Performance by labels, by estimates before labels are known, and windows that cannot
+be judged.
+"""
 
 import re
 import tracemalloc
@@ -103,7 +105,9 @@ def partly(
     day: datetime = DAY,
     first: int = 0,
 ) -> None:
-    """Write partly labelled rows; `chance` is the probability of 1, for the predictions and for the truth."""
+    """Write partly labelled rows; `chance` is the probability of 1, for the predictions
+    and for the truth.
+    """
     rng = np.random.default_rng(seed)
     columns, truth = classify(rng, range(first, first + rows), skill)
     endpoint.answer(columns, day)
@@ -135,7 +139,9 @@ def half_labelled(
     is_worse: bool = False,
     share: float = 0.5,
 ) -> None:
-    """Write a day whose labels are missing at random; 60 % of the labels of a worse model are guesses."""
+    """Write a day whose labels are missing at random; 60 % of the labels of a worse
+    model are guesses.
+    """
     rng = np.random.default_rng(days_ago)
     first = 1_000 * days_ago
     columns, truth = classify(rng, range(first, first + 1_000), 8.0)
@@ -754,7 +760,8 @@ def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(
 
     predicted, wanted = columns["prediction"][40:], np.array([truth[key] for key in range(40, 400)])
     assert finding(judged, "accuracy").value == pytest.approx((predicted == wanted).sum() / 400)
-    # The metric is for the larger of the model's two classes, not a mean over three classes.
+    # The metric is for the larger of the model's two classes, not a mean over three
+    # classes.
     assert finding(judged, "recall").value == pytest.approx(predicted[wanted == 1].mean())
     assert finding(judged, "roc_auc").state == "kept"
     note = "40 labels are classes that the model does not have ('2'); each counts as a wrong answer"

@@ -29,7 +29,9 @@ def answer_both(
     copies: int | None = None,
     **columns: Any,
 ) -> None:
-    """Write answered rows, and shadow rows of version 2 for the first `copies` rows, in another order."""
+    """Write answered rows, and shadow rows of version 2 for the first `copies` rows, in
+    another order.
+    """
     rows = len(answers)
     endpoint.answer(
         {

@@ -38,7 +38,9 @@ SHIFTED = Evidence("bins", {"x/level": 9.0, "y/level": 0.0}, ("x", "y"), {"x/lev
 
 @pytest.fixture
 def deployments(tmp_path: Path) -> Iterator[Deployments]:
-    """An endpoint `flights` with a reference of 40 days and a monitor `daily`, 20 days later."""
+    """An endpoint `flights` with a reference of 40 days and a monitor `daily`, 20 days
+    later.
+    """
     make_endpoint(tmp_path / "home")
     settings = Settings(home=tmp_path / "home")
     store = open_store(settings.store_url, lambda: CALM + 20 * DAY)
@@ -195,7 +197,9 @@ def test_a_shift_starts_an_alert_until_it_is_accepted(
     tmp_path: Path,
     new_database: Callable[[Path], str],
 ) -> None:
-    """Each day of the reference has 75 rows, so that 0.6 is five deviations of a day's mean: no jump of a window."""
+    """Each day of the reference has 75 rows, so that 0.6 is five deviations of a day's
+    mean: no jump of a window.
+    """
     store = deployments.store
     configure(store, {"alarms.false_per_year": 1})
     for day in range(6):

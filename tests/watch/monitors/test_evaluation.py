@@ -90,7 +90,9 @@ BUDGET = {"alarms.false_per_year": 3}
 
 
 def asked(world: MonitoredWorld, window: Window, monitor: str = "hourly") -> WindowRequest:
-    """Return the request for a window with the budget and the earlier windows from the store."""
+    """Return the request for a window with the budget and the earlier windows from the
+    store.
+    """
     spec = world.store.require_endpoint("flights").spec
     selected = SelectedMonitor("flights", monitor, spec.monitors[monitor], spec.capture)
     return request_from_store(

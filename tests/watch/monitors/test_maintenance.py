@@ -30,7 +30,9 @@ from tests.support.waiting import wait_until
 
 
 def files(folder: Path) -> list[str]:
-    """Return the files of the log. (`Path.rglob` raises if the maintenance removes a folder during the search.)"""
+    """Return the files of the log. (`Path.rglob` raises if the maintenance removes a
+    folder during the search.)
+    """
     return glob.glob("inference_log/endpoint=flights/**/*.parquet", root_dir=folder, recursive=True)
 
 
@@ -115,14 +117,12 @@ def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -
 
     needed = {f"{window}" for window in retained_windows(monitors, endpoint, now).windows}
 
-    assert (
-        needed
-        == {
-            "2026-01-01/2026-01-08",
-            "2026-11-06/2027-01-19T12:00:00",  # The first window is from 2026-11-20 and is compared with two weeks.
-            "2026-10-11T12:00:00/2027-01-19T12:00:00",  # This window is not judged yet.
-        }
-    )
+    assert needed == {
+        "2026-01-01/2026-01-08",
+        # The first window is from 2026-11-20 and is compared with two weeks.
+        "2026-11-06/2027-01-19T12:00:00",
+        "2026-10-11T12:00:00/2027-01-19T12:00:00",  # This window is not judged yet.
+    }
 
 
 def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_are_made_up(

@@ -24,7 +24,9 @@ DUE = NOON + 3 * HOUR + timedelta(minutes=6)
 
 
 class Turned:
-    """A window of 40 rows that was judged by hand. The tests start the search for late data."""
+    """A window of 40 rows that was judged by hand. The tests start the search for late
+    data.
+    """
 
     def __init__(self, world: MonitoredWorld, **monitor: Any) -> None:
         self.world = world
@@ -56,7 +58,9 @@ class Turned:
                 pass
 
     def look_again(self) -> int:
-        """Return the window's newest revision an hour later, after all late data was judged."""
+        """Return the window's newest revision an hour later, after all late data was
+        judged.
+        """
         self.world.now += HOUR
         self.runner.add_late_revisions("flights", "hits")
         self.judge()

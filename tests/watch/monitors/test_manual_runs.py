@@ -1,4 +1,6 @@
-"""Windows that a user requests: the choice of the monitor and window, the request, and the stored result."""
+"""Windows that a user requests: the choice of the monitor and window, the request, and
+the stored result.
+"""
 
 import re
 from collections.abc import Callable

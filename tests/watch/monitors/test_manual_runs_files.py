@@ -1,4 +1,6 @@
-"""A file is compared with another file: `onnxserve drift run NAME --rows FILE --reference FILE`."""
+"""A file is compared with another file: `onnxserve drift run NAME --rows FILE
+--reference FILE`.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The due times of windows: crontabs across changes of daylight saving time, the grid of windows, pauses."""
+"""The due times of windows: crontabs across changes of daylight saving time, the grid
+of windows, pauses.
+"""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -45,7 +47,8 @@ def test_a_monitor_of_labels_waits_for_them() -> None:
 @pytest.mark.parametrize(
     ("end", "at"),
     [
-        # In Berlin, the clocks change forward on 2026-03-29 at 2:00 and back on 2026-10-25 at 3:00.
+        # In Berlin, the clocks change forward on 2026-03-29 at 2:00 and back on
+        # 2026-10-25 at 3:00.
         (datetime(2026, 3, 28, tzinfo=UTC), "2026-03-28T05:15"),
         (datetime(2026, 3, 29, tzinfo=UTC), "2026-03-29T04:15"),
         (datetime(2026, 10, 24, tzinfo=UTC), "2026-10-24T04:15"),
@@ -136,7 +139,8 @@ def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note() -> Non
 
     assert found.complete_until == MARK.complete_until
     assert found.notes == (
-        "agent two has been silent since 2026-11-20 10:59:00 UTC: the window does not wait for its rows",
+        "agent two has been silent since 2026-11-20 10:59:00 UTC: the window does not wait for "
+        "its rows",
     )
 
 

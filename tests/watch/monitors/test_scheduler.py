@@ -1,4 +1,6 @@
-"""The scheduler on a real store and log with a simulated clock: the judged windows, their order, and gaps."""
+"""The scheduler on a real store and log with a simulated clock: the judged windows,
+their order, and gaps.
+"""
 
 import threading
 from contextlib import AbstractContextManager

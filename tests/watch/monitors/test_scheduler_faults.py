@@ -1,4 +1,6 @@
-"""The controller as a process with real monitors: it is killed, started twice, or loses its MLflow server."""
+"""The controller as a process with real monitors: it is killed, started twice, or loses
+its MLflow server.
+"""
 
 import os
 import signal

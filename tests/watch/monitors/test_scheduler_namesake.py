@@ -1,4 +1,6 @@
-"""Rows of a deleted endpoint in the log do not belong to a new endpoint of the same name."""
+"""Rows of a deleted endpoint in the log do not belong to a new endpoint of the same
+name.
+"""
 
 import threading
 from datetime import timedelta
@@ -28,7 +30,9 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def heir(world: MonitoredWorld) -> MonitoredWorld:
-    """An endpoint created at 13:30 with rows at 13:40 and 14. A deleted endpoint of its name has rows at 11, 12, 13."""
+    """An endpoint created at 13:30 with rows at 13:40 and 14. A deleted endpoint of its
+    name has rows at 11, 12, 13.
+    """
     world.endpoint()
     world.rows(NOON - HOUR, NOON, NOON, NOON + HOUR)
     world.now = NOON + HOUR + 20 * MINUTE

@@ -1,4 +1,6 @@
-"""A turn of a monitor during which a user changes the monitor, and the count of consecutive alarms."""
+"""A turn of a monitor during which a user changes the monitor, and the count of
+consecutive alarms.
+"""
 
 from dataclasses import replace
 from datetime import datetime, timedelta

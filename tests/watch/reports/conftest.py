@@ -14,7 +14,9 @@ def tracking(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
 ) -> Iterator[MlflowClient]:
-    """Yield an MLflow for this module with one registered version; tests use different endpoint names."""
+    """Yield an MLflow for this module with one registered version; tests use different
+    endpoint names.
+    """
     folder = tmp_path_factory.mktemp("tracking")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
         patch.chdir(folder)  # A database store puts artifacts below the working directory.

@@ -1,4 +1,6 @@
-"""A judged window in MLflow has one run, even if several processes report it repeatedly."""
+"""A judged window in MLflow has one run, even if several processes report it
+repeatedly.
+"""
 
 import pickle
 import signal

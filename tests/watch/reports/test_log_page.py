@@ -1,4 +1,6 @@
-"""The files of a report: Evidently agrees with the verdict, and no column makes the report fail."""
+"""The files of a report: Evidently agrees with the verdict, and no column makes the
+report fail.
+"""
 
 import json
 import re

@@ -168,7 +168,9 @@ def test_the_words_of_a_picture_tell_the_newest_value_that_there_is() -> None:
 
 
 def red_and_green(picture: bytes) -> tuple[int, int]:
-    """Return the number of pixels with the colours of alarms and of windows without alarm."""
+    """Return the number of pixels with the colours of alarms and of windows without
+    alarm.
+    """
     pixels = (matplotlib.image.imread(io.BytesIO(picture))[..., :3] * 255).round()
     red, green = (
         int((pixels == colour).all(axis=-1).sum())
@@ -188,7 +190,9 @@ def level(
     usual: float | None = 3.0,
     has_onset: bool = False,
 ) -> LevelSeries:
-    """Return a level on the days up to the tenth, with the usual level and a deviation of 0.5."""
+    """Return a level on the days up to the tenth, with the usual level and a deviation
+    of 0.5.
+    """
     starts = [FIRST + day * DAY for day in range(11 - len(values), 11)]
     onset = Onset(starts[-4], starts[-3], starts[-6], starts[-2]) if has_onset else None
     return LevelSeries(
@@ -203,7 +207,9 @@ def level(
 
 
 def levels_of(*levels: LevelSeries) -> tuple[MonitorResult, list[JudgedWindow]]:
-    """Return the tenth day with these levels and a shift of `delay`, also in the two days before."""
+    """Return the tenth day with these levels and a shift of `delay`, also in the two
+    days before.
+    """
     named = (shift(), Finding("wind", "distribution", "drift", "", 5.0, 3.0, "carrier=AA"))
     results = [
         result_of(day, delay=1.0, findings=(shift("drift" if day > 7 else "no drift"),))

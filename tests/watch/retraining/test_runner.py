@@ -52,7 +52,10 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
             wait_until(
                 partial(_has_come_to, world, state),
                 PATIENCE,
-                f"the retraining is {state}; {(world.folder / 'controller.log').read_text()[-2000:]}",
+                (
+                    f"the retraining is {state}; "
+                    f"{(world.folder / 'controller.log').read_text()[-2000:]}"
+                ),
             )
             if state == "running":
                 wait_until(
@@ -95,7 +98,10 @@ def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(
 
     ended = world.take()
 
-    said = "its plan in the store cannot be read (project: Field required; sampling: Unexpected keyword argument)"
+    said = (
+        "its plan in the store cannot be read (project: Field required; sampling: Unexpected "
+        "keyword argument)"
+    )
     assert (ended.state, ended.reason) == (
         "failed",
         f"{said}: `onnxserve retrain {ENDPOINT}` starts a new retraining",

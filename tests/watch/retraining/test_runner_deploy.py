@@ -1,4 +1,6 @@
-"""Retrainings during changes and failures of their environment. The tests run no project."""
+"""Retrainings during changes and failures of their environment. The tests run no
+project.
+"""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -45,7 +47,9 @@ def told(world: RetrainingWorld) -> list[str]:
 
 
 def spoil(world: RetrainingWorld) -> None:
-    """Store a spec with fields of a newer version of onnxserve, which this version cannot read."""
+    """Store a spec with fields of a newer version of onnxserve, which this version
+    cannot read.
+    """
     with world.deployments.store.transaction() as session:
         row = session.get(EndpointRow, ENDPOINT)
         assert row is not None

@@ -1,4 +1,6 @@
-"""A retraining from the alarm to its end, with a real `mlflow run`, a real registry and the real gate."""
+"""A retraining from the alarm to its end, with a real `mlflow run`, a real registry and
+the real gate.
+"""
 
 from functools import partial
 

@@ -1,4 +1,6 @@
-"""Retrainings with unsuitable rows or versions end with a clear reason and do not block the next retraining."""
+"""Retrainings with unsuitable rows or versions end with a clear reason and do not block
+the next retraining.
+"""
 
 import hashlib
 import json
@@ -150,7 +152,8 @@ def test_a_model_that_was_logged_and_not_registered(world: RetrainingWorld) -> N
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
     assert failed.reason.endswith(
-        "it logged a model, but its project must register the model under the name in `registered_model`",
+        "it logged a model, but its project must register the model under the name in "
+        "`registered_model`",
     )
 
 
@@ -341,7 +344,9 @@ def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(
 
 
 def sampled(world: RetrainingWorld, folder: str = "material", **sample: Any) -> TrainingData:
-    """Return the data of an incremental training with this sample of the rows before the window."""
+    """Return the data of an incremental training with this sample of the rows before
+    the window.
+    """
     retrain = world.spec(mode="incremental", sample={"recent": "3d", **sample}).retrain
     assert retrain is not None
     plan = plan_for(retrain, ENDPOINT, MODEL, "1", "1d", DAY, "ada")
@@ -363,7 +368,9 @@ def values_before_the_window(data: TrainingData) -> Counter[float]:
 
 @pytest.fixture
 def four_days(world: RetrainingWorld) -> RetrainingWorld:
-    """600 labelled rows on the day of the window and on each of the three days before it; `b` is an integer."""
+    """600 labelled rows on the day of the window and on each of the three days before
+    it; `b` is an integer.
+    """
     for days in range(4):
         start = DAY.start - timedelta(days=days)
         world.capture(

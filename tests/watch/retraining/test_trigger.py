@@ -141,7 +141,10 @@ def test_a_schedule_whose_project_has_gone_stands_in_the_history_once(
     for days in (3, 4):
         schedule.request_due(utc_now() + timedelta(days=days))
     assert refusals(world) == [
-        f"project: {world.project} has no MLproject; the folder of an MLflow project or a Git URI is expected",
+        (
+            f"project: {world.project} has no MLproject; the folder of an MLflow project or a Git "
+            "URI is expected"
+        ),
     ]
 
 

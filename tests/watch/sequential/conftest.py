@@ -27,7 +27,9 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def rows_of(day: int) -> dict[str, Any]:
-    """Return the rows of a day: the levels of days have standard deviations of 0.5 and 0.05."""
+    """Return the rows of a day: the levels of days have standard deviations of 0.5 and
+    0.05.
+    """
     rng = np.random.default_rng(day)
     share = 0.5 + rng.normal(0, 0.05)
     return {
@@ -62,7 +64,9 @@ def reference() -> DriftReference:
 
 
 class Stream:
-    """Judges one window after another, by default a day; each verdict sees the evidence of the windows before."""
+    """Judges one window after another, by default a day; each verdict sees the evidence
+    of the windows before.
+    """
 
     def __init__(self, reference: DriftReference, days_per_window: int = 1, **spec: Any) -> None:
         self.reference = reference
@@ -78,7 +82,9 @@ class Stream:
         changed_from: int | None = None,
         **context: Any,
     ) -> ShiftVerdict:
-        """Return the verdict on the last of the windows, which begin at the days. By default, all days are changed."""
+        """Return the verdict on the last of the windows, which begin at the days. By
+        default, all days are changed.
+        """
         first_changed = REFERENCE_DAYS + (days[0] if changed_from is None else changed_from)
         for day in days:
             start = FIRST + timedelta(days=REFERENCE_DAYS + day)

@@ -10,7 +10,9 @@ _SERIES, _WINDOWS = 2_000, 91
 
 
 def _levels(correlation: float, season: int) -> Array:
-    """Return the levels of many series without the cycle that they have in common, [windows, series]."""
+    """Return the levels of many series without the cycle that they have in common,
+    [windows, series].
+    """
     rng = np.random.default_rng(5)
     values = rng.normal(size=(_WINDOWS, _SERIES))
     for now in range(1, _WINDOWS):

@@ -1,4 +1,6 @@
-"""What a reference can keep: its number of windows, its season, its correlation, and its own alarms."""
+"""What a reference can keep: its number of windows, its season, its correlation, and
+its own alarms.
+"""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,6 @@
-"""The detector of lasting shifts: its false alarms, its delay, the onset, the end of shifts, and accepted baselines."""
+"""The detector of lasting shifts: its false alarms, its delay, the onset, the end of
+shifts, and accepted baselines.
+"""
 
 from dataclasses import replace
 

@@ -1,4 +1,6 @@
-"""Lasting shifts of real rows: what a finding says, which windows count, and what the store and the report receive."""
+"""Lasting shifts of real rows: what a finding says, which windows count, and what the
+store and the report receive.
+"""
 
 from dataclasses import replace
 from datetime import datetime, timedelta

@@ -26,7 +26,9 @@ def window(
     rows: int = 10_000,
     overconfident: float = 1.0,
 ) -> tuple[LabelledWindow, np.ndarray]:
-    """Return a window whose truth is drawn by its chances; the model's probabilities are sharper by a power."""
+    """Return a window whose truth is drawn by its chances; the model's probabilities
+    are sharper by a power.
+    """
     rng = np.random.default_rng(seed)
     chances = rng.dirichlet(np.ones(classes), rows)
     truth = (chances.cumsum(axis=1) < rng.random((rows, 1))).sum(axis=1)
@@ -115,7 +117,9 @@ def test_figures_that_cannot_be_expected_say_why() -> None:
 
 
 def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
-    """Return a window whose chances deviate from the model's probabilities by a common draw."""
+    """Return a window whose chances deviate from the model's probabilities by a common
+    draw.
+    """
     scores = 2 * rng.normal(size=rows)
     said, chances = (1 / (1 + np.exp(-scores - level)) for level in (0.0, spread * rng.normal()))
     both = np.stack([1 - said, said], axis=1)
@@ -146,7 +150,8 @@ def test_the_interval_holds_what_the_labels_will_say_as_often_as_it_promises(
         assert isinstance(one, MetricInterval)
         held.append(one.low <= float((judged.truth == judged.answers.predicted).mean()) <= one.high)
 
-    # The interval promises 76 of 80, and 70 are three deviations fewer; the largest earlier error gave 2 to 75 %.
+    # The interval promises 76 of 80, and 70 are three deviations fewer; the largest
+    # earlier error gave 2 to 75 %.
     assert sum(held) >= 70
 
 
@@ -168,7 +173,9 @@ def test_the_interval_is_wider_of_fewer_rows_and_where_fewer_windows_confirm_it(
 
 
 def partly_labelled(seed: int, kind: str, share: float = 0.5) -> LabelledWindow:
-    """Return 500 labelled rows that fit the probabilities, or of which 30 % more are wrong or right."""
+    """Return 500 labelled rows that fit the probabilities, or of which 30 % more are
+    wrong or right.
+    """
     one, _ = window(seed, rows=500)
     is_changed = np.random.default_rng(seed).random(500) < 0.3
     other = {

@@ -1,4 +1,6 @@
-"""Intervals contain the truth as often as promised, even if the errors of rows are correlated."""
+"""Intervals contain the truth as often as promised, even if the errors of rows are
+correlated.
+"""
 
 import numpy as np
 import pytest
@@ -47,7 +49,9 @@ def test_a_perfect_order_of_few_rows_is_not_certain() -> None:
 
 @pytest.mark.parametrize(("share", "rows"), [(0.01, 200), (0.01, 2_000), (0.2, 200)])
 def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share: float, rows: int) -> None:
-    """The budget permits one miss in 1,800 windows. Wilson's interval would miss 1 % of 200 rows 8 times as often."""
+    """The budget permits one miss in 1,800 windows. Wilson's interval would miss 1 % of
+    200 rows 8 times as often.
+    """
     hits, rate = np.arange(rows + 1), 1 / 1_800
     missed = [not is_held(wilson_interval("", float(hit), rows, 1 - rate), share) for hit in hits]
 
@@ -81,8 +85,8 @@ def answered(
     stretches: int,
     dependence: float,
 ) -> tuple[np.ndarray, ClassPredictions]:
-    """Return rows with errors that are correlated within stretches: the stretch shifts the chances of the truth, which
-    the model does not predict.
+    """Return rows with errors that are correlated within stretches: the stretch shifts
+    the chances of the truth, which the model does not predict.
     """
     chances = rng.uniform(0.3, 0.95, stretches * 20)
     moved = np.log(chances / (1 - chances)) + dependence * together(rng, stretches)
@@ -142,7 +146,9 @@ def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
 
 
 def test_a_model_that_breaks_within_a_window_is_not_taken_for_one_that_varies() -> None:
-    """28 days of 900 rows, each day with its own error rate: 0.78 are correct, and 0.44 from the tenth day on."""
+    """28 days of 900 rows, each day with its own error rate: 0.78 are correct, and 0.44
+    from the tenth day on.
+    """
     rng = np.random.default_rng(0)
     is_found = []
     for _ in range(40):

@@ -1,4 +1,6 @@
-"""Every metric equals scikit-learn's metric of the same name, and its interval has the promised coverage."""
+"""Every metric equals scikit-learn's metric of the same name, and its interval has the
+promised coverage.
+"""
 
 import numpy as np
 import pytest

@@ -48,7 +48,9 @@ class Prophet:
 
 
 class Nearest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A classifier of another library: it has no `classes_`, refuses probabilities, and has another kind of tree."""
+    """A classifier of another library: it has no `classes_`, refuses probabilities, and
+    has another kind of tree.
+    """
 
     def fit(self, rows: Any, target: Any) -> "Nearest":
         self.tree_, self.target_ = KDTree(rows), np.asarray(target)
@@ -89,27 +91,42 @@ CASES = {
     "an outer one": (
         TransformedTargetRegressor(make_pipeline(NMF(1), LinearRegression())),
         NUMBERS.abs(),
-        "TransformedTargetRegressor cannot be converted to ONNX: its step 'regressor → nmf' (NMF): there",
+        (
+            "TransformedTargetRegressor cannot be converted to ONNX: its step 'regressor → nmf' "
+            "(NMF): there"
+        ),
     ),
     "an option, deep within": (
         make_pipeline(DOUBLED, LogisticRegression()),
         NUMBERS,
-        "its step 'columntransformer → functiontransformer' (FunctionTransformer): its option func=sort is a Python",
+        (
+            "its step 'columntransformer → functiontransformer' (FunctionTransformer): its option "
+            "func=sort is a Python"
+        ),
     ),
     "a step that the error does not name": (
         make_pipeline(StandardScaler(), GradientBoostingClassifier(init=LogisticRegression())),
         NUMBERS,
-        "its step 'gradientboostingclassifier' (GradientBoostingClassifier): Setting init to an estimator is not",
+        (
+            "its step 'gradientboostingclassifier' (GradientBoostingClassifier): Setting init to "
+            "an estimator is not"
+        ),
     ),
     "accents": (
         make_pipeline(TfidfVectorizer(strip_accents=str.title), LogisticRegression()),
         TEXTS,
-        "its step 'tfidfvectorizer' (TfidfVectorizer): its option strip_accents=str.title is a Python function",
+        (
+            "its step 'tfidfvectorizer' (TfidfVectorizer): its option strip_accents=str.title is a "
+            "Python function"
+        ),
     ),
     "a graph that is not loaded": (
         make_pipeline(CountVectorizer(analyzer=str.split), LogisticRegression()),
         TEXTS,
-        "its step 'countvectorizer' (CountVectorizer): its option analyzer=str.split is a Python function",
+        (
+            "its step 'countvectorizer' (CountVectorizer): its option analyzer=str.split is a "
+            "Python function"
+        ),
     ),
     "a part of an option": (
         GaussianProcessClassifier(kernels.ExpSineSquared()),
@@ -196,8 +213,12 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
     ("said", "plainly"),
     [
         (
-            "For operator Scaler (type: Scaler), at most 1 input(s) is(are) supported but we got 3 input(s)",
-            "it reads 3 inputs of different types, but its converter supports 1; use columns of the same type",
+            "For operator Scaler (type: Scaler), at most 1 input(s) is(are) supported but we got "
+            "3 input(s)",
+            (
+                "it reads 3 inputs of different types, but its converter supports 1; use columns "
+                "of the same type"
+            ),
         ),
         (
             "'functools.partial' object has no attribute 'upper'",
@@ -230,7 +251,8 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
             "ONNX has no operator for aten._linalg_svd",
         ),
         (
-            "Exporting the operator 'aten::bilinear' to ONNX opset version 20 is not supported. Please open a bug",
+            "Exporting the operator 'aten::bilinear' to ONNX opset version 20 is not supported. "
+            "Please open a bug",
             "ONNX has no operator for aten::bilinear",
         ),
         (
@@ -238,7 +260,8 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
             "the size of a tensor depends on the data, as in pack_padded_sequence",
         ),
         (
-            "torch.classes.quantized.LinearPackedParamsBase does not have a field with name '__obj_flatten__'",
+            "torch.classes.quantized.LinearPackedParamsBase does not have a field with name "
+            "'__obj_flatten__'",
             "its layers are quantized by torch; wrap the unquantized model",
         ),
         (

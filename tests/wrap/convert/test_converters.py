@@ -1,4 +1,6 @@
-"""Converters of other distributions: the example of docs/extend.md is installed by its metadata."""
+"""Converters of other distributions: the example of docs/extend.md is installed by its
+metadata.
+"""
 
 import logging
 import re
@@ -39,7 +41,9 @@ class PanicException(BaseException):
 
 @pytest.fixture
 def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Add the example's distribution to the path, and two converters that cannot be imported or fail."""
+    """Add the example's distribution to the path, and two converters that cannot be
+    imported or fail.
+    """
     model, converter = re.findall(
         r"^`(score_\w+\.py)`:\n\n```python\n(.*?)```",
         PAGE,
@@ -52,7 +56,10 @@ def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: score-cards\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(
-        f"[onnxserve.converters]\nabsent = no_such_module\nscore-card = {entry}\nunlucky = unlucky\n",
+        "[onnxserve.converters]\n"
+        "absent = no_such_module\n"
+        f"score-card = {entry}\n"
+        "unlucky = unlucky\n",
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield import_module("score_card").ScoreCard({"income": -0.5, "age": 2}, 3)

@@ -1,4 +1,6 @@
-"""Tests of Keras 3 with the torch backend. For another backend, run `KERAS_BACKEND=tensorflow pytest …`."""
+"""Tests of Keras 3 with the torch backend. For another backend, run
+`KERAS_BACKEND=tensorflow pytest …`.
+"""
 
 import os
 import subprocess
@@ -238,7 +240,10 @@ def test_what_a_net_cannot_do_without_is_said(example: Any, function: Any, said:
 @pytest.mark.long
 @pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
 def test_a_backend_that_is_not_installed_is_said(tmp_path: Path) -> None:
-    code = "import sys; from mlflow_deploy_plugin.wrap.convert.converters import load_file; load_file(sys.argv[1])"
+    code = (
+        "import sys; from mlflow_deploy_plugin.wrap.convert.converters import load_file; "
+        "load_file(sys.argv[1])"
+    )
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
 
     command = [sys.executable, "-c", code, str(tmp_path / "net.keras")]

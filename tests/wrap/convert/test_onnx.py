@@ -68,7 +68,9 @@ def test_an_empty_tensor_of_the_graph_s_own_is_refused_where_it_would_end_the_pr
     operator: str,
     tmp_path: Path,
 ) -> None:
-    """A graph in which the rows [N, 2, 3] with a positive first number are the batch of a recurrent layer."""
+    """A graph in which the rows [N, 2, 3] with a positive first number are the batch of
+    a recurrent layer.
+    """
     size = {"LSTM": 4, "GRU": 3}[operator]
     graph = parse_graph(
         f"""g (float[n,2,3] x) => (float[steps,1,m,1] y)
@@ -180,13 +182,22 @@ def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_pa
 
 SEQUENCES = {
     "construct": "g (float[N,2] x) => (seq(float[N,2]) s) { s = SequenceConstruct(x, x) }",
-    "insert": "g (float[N,2] x) => (seq(float[N,2]) s) { n = SequenceEmpty() \n o = SequenceInsert(n, x) \n "
-    "t = SequenceInsert(o, x) \n s = Identity(t) }",
+    "insert": (
+        "g (float[N,2] x) => (seq(float[N,2]) s) { n = SequenceEmpty() \n"
+        " o = SequenceInsert(n, x) \n"
+        " t = SequenceInsert(o, x) \n"
+        " s = Identity(t) }"
+    ),
     "slices": "g (float[N,2] x) => (seq(float[N]) s) { s = SplitToSequence<axis = 1, keepdims = 0>(x) }",
-    "parts": "g (float[N,3] x) => (seq(float[N,K]) s) <int64[2] p = {1, 2}> { s = SplitToSequence<axis = 1>(x, p) }",
+    "parts": (
+        "g (float[N,3] x) => (seq(float[N,K]) s) <int64[2] p = {1, 2}> { s = SplitToSequence<axis "
+        "= 1>(x, p) }"
+    ),
     "a name that is taken": "g (float[N,2] s_0) => (seq(float[N,2]) s) { s = SequenceConstruct(s_0, s_0) }",
-    "a name that a weight has": "g (float[N,2] x) => (seq(float[N,2]) s) <float s_0 = {1}> { y = Add(x, s_0) \n "
-    "s = SequenceConstruct(x, y) }",
+    "a name that a weight has": (
+        "g (float[N,2] x) => (seq(float[N,2]) s) <float s_0 = {1}> { y = Add(x, s_0) \n"
+        " s = SequenceConstruct(x, y) }"
+    ),
 }
 
 
@@ -241,7 +252,8 @@ def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
 
 def test_an_input_that_cannot_be_served_is_named_also_beside_an_output_of_unknown_shape() -> None:
     proto = parse_graph(
-        "g (bfloat16[N,2] x, int64[K] k) => (float[N,M] y) { z = Cast<to = 1>(x) \n y = Reshape(z, k) }",
+        "g (bfloat16[N,2] x, int64[K] k) => (float[N,M] y) { z = Cast<to = 1>(x) \n"
+        " y = Reshape(z, k) }",
     )
     proto.graph.output[0].ClearField("type")
     with pytest.raises(ConversionError, match=r"'x' .*BFLOAT16"):
@@ -348,7 +360,10 @@ def test_mappings_without_classes_are_refused() -> None:
         wrap(helper.make_model(graph))
 
 
-PAIR = "g (float[N,2] a, float[M,2] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n y = MatMul(a, c) }"
+PAIR = (
+    "g (float[N,2] a, float[M,2] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n"
+    " y = MatMul(a, c) }"
+)
 WHOLE = {
     "scalars": (
         "g (float s, float[2] t) => (float[2] y) { y = Mul(s, t) }",

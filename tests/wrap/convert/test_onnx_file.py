@@ -1,4 +1,6 @@
-"""Models whose weights exceed one ONNX file are saved, verified after a download, loaded and served."""
+"""Models whose weights exceed one ONNX file are saved, verified after a download,
+loaded and served.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +34,9 @@ def lookup(tables: list[onnx.TensorProto], width: int) -> onnx.ModelProto:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> tuple[onnx.ModelProto, np.ndarray]:
-    """A model that is too large for one file, since the limit is set to one kilobyte here, and its table."""
+    """A model that is too large for one file, since the limit is set to one kilobyte
+    here, and its table.
+    """
     monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1024)
     table = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
     offset = np.zeros((ROWS, WIDTH), np.float32)
@@ -92,7 +96,9 @@ def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
     tmp_path: Path,
     serve: Callable[..., Served],
 ) -> None:
-    """Check a real model of 2.2 GB. Its file is sparse: the tables contain zeros except for one value each."""
+    """Check a real model of 2.2 GB. Its file is sparse: the tables contain zeros except
+    for one value each.
+    """
     rows, width, tables = 550_000, 500, []
     with (tmp_path / "given.data").open("wb") as file:
         for number in range(2):

@@ -1,4 +1,6 @@
-"""Tests that need TensorFlow, which is not a development dependency: run `pip install tensorflow-cpu tf2onnx` first."""
+"""Tests that need TensorFlow, which is not a development dependency: run `pip install
+tensorflow-cpu tf2onnx` first.
+"""
 
 import os
 from pathlib import Path

@@ -60,7 +60,9 @@ class Nested(torch.nn.Module):
 
 
 class Attention(torch.nn.Module):
-    """A transformer layer with four heads under a boolean mask, and a `reshape` that may or may not copy."""
+    """A transformer layer with four heads under a boolean mask, and a `reshape` that
+    may or may not copy.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -272,7 +274,9 @@ def test_table_becomes_one_input() -> None:
 
 @pytest.mark.long
 def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) -> None:
-    """Check MLflow's default format `pt2`: the loaded model has no `eval` and keeps the mode in which it was traced."""
+    """Check MLflow's default format `pt2`: the loaded model has no `eval` and keeps the
+    mode in which it was traced.
+    """
     rows = torch.randn(20, 4)
     module = _mlp().eval()
     mlflow.pytorch.save_model(
@@ -448,7 +452,9 @@ def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
 
 
 class Fields(torch.nn.Module):
-    """A model with categorical fields in one table, each at an offset, like in recommenders."""
+    """A model with categorical fields in one table, each at an offset, like in
+    recommenders.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -557,7 +563,9 @@ class Steps(torch.nn.Module):
     [("traced", False), ("traced", True), ("scripted", True), ("exported", True)],
 )
 def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_path: Path) -> None:
-    """Check all origins of a program, except for the scripted and exported programs that other tests wrap directly."""
+    """Check all origins of a program, except for the scripted and exported programs
+    that other tests wrap directly.
+    """
     torch.manual_seed(0)
     module, rows = Recurrent().eval(), torch.randn(20, 5, 4)
     if form == "exported":

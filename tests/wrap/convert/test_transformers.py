@@ -1,4 +1,6 @@
-"""Tests of text models with random weights: pipelines of transformers, and SentenceTransformer."""
+"""Tests of text models with random weights: pipelines of transformers, and
+SentenceTransformer.
+"""
 
 import json
 from collections.abc import Callable
@@ -329,7 +331,9 @@ def test_an_encoder_with_padding_on_the_left_answers_as_for_a_single_text(
 
 
 def without_special_tokens(tokenizer: Any) -> Any:
-    """Return the tokenizer without its post-processor, so that an empty text has no tokens."""
+    """Return the tokenizer without its post-processor, so that an empty text has no
+    tokens.
+    """
     content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"post_processor": None}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(content)),
@@ -388,7 +392,9 @@ def test_a_text_that_the_pipeline_does_not_truncate_is_refused(tmp_path: Path) -
 
 
 def test_positions_before_the_first_token_shorten_the_longest_text(tmp_path: Path) -> None:
-    """RoBERTa numbers its positions from `pad_token_id + 1`. On a GPU, a larger number is not an error."""
+    """RoBERTa numbers its positions from `pad_token_id + 1`. On a GPU, a larger number
+    is not an error.
+    """
     pipeline = classifier("RoBERTa", truncation=False)
     save_model(pipeline, tmp_path / "model", input_example=TEXTS)
     model = load_model(str(tmp_path / "model"))

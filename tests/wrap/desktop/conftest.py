@@ -43,7 +43,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def closed_windows_are_deleted_here() -> Iterator[None]:
-    """Delete closed windows in Tk's thread. Otherwise the thread of a server might collect them."""
+    """Delete closed windows in Tk's thread. Otherwise the thread of a server might
+    collect them.
+    """
     yield
     gc.collect()
 

@@ -43,7 +43,10 @@ def test_other_arguments_are_refused(tmp_path: Path) -> None:
 def test_without_a_display_the_program_ends_with_one_line(mixed: Path, tmp_path: Path) -> None:
     shutil.copytree(mixed, tmp_path / MODEL)
     (tmp_path / "program.json").write_text('{"name": "flight-delay", "version": "3"}')
-    code = "import sys, pathlib, mlflow_deploy_plugin.wrap.desktop.program as p; p.main(pathlib.Path(sys.argv[1]), [])"
+    code = (
+        "import sys, pathlib, mlflow_deploy_plugin.wrap.desktop.program as p; "
+        "p.main(pathlib.Path(sys.argv[1]), [])"
+    )
     command = ["env", "-u", "DISPLAY", sys.executable, "-c", code, str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 1

@@ -1,4 +1,6 @@
-"""Attacks with the gradients of a torch original. Attacks with estimated gradients are in test_curves.py."""
+"""Attacks with the gradients of a torch original. Attacks with estimated gradients are
+in test_curves.py.
+"""
 
 import shutil
 from pathlib import Path
@@ -30,8 +32,9 @@ STRENGTHS = {"fgsm": [0.05, 0.2], "pgd": [0.05, 0.2], "noise": [0.2]}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`original` has MLflow's own flavor; `onnx` is its ONNX form; `naming` names the original; `of_other` names a
-    model that is not a torch module."""
+    """`original` has MLflow's own flavor; `onnx` is its ONNX form; `naming` names the
+    original; `of_other` names a model that is not a torch module.
+    """
     folder = tmp_path_factory.mktemp("net")
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     with torch.no_grad():  # The brighter picture is in the second class.
@@ -123,7 +126,10 @@ def test_an_optimized_version_is_attacked_by_the_original_of_its_base(
     assert report.cannot == {}
     assert min(point.loss or 0.0 for point in report.points) > 0.2
 
-    policy = f"{{robustness: {{disturbances: {{fgsm: 0.2}}, max_drop: 1, dataset: {data}, target: label}}, skip: [budget]}}"
+    policy = (
+        f"{{robustness: {{disturbances: {{fgsm: 0.2}}, max_drop: 1, dataset: {data}, target: "
+        "label}, skip: [budget]}"
+    )
     new_tracking.set_registered_model_tag("net", "onnxserve.gate.policy", policy)
     checks = {check.name: check for check in run_gate("net", "3").verdict.checks}
     assert checks["disturbances"].state == "passed", checks["disturbances"].reason

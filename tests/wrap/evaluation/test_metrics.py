@@ -217,7 +217,9 @@ def test_a_smaller_error_is_better_and_counts_as_a_share() -> None:
 
 
 def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for() -> None:
-    """Two models are equal on average, so the lower bound is above 0 in about 5 % of 200 samples."""
+    """Two models are equal on average, so the lower bound is above 0 in about 5 % of
+    200 samples.
+    """
     missed = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)

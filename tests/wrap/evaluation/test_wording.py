@@ -41,7 +41,10 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
 STRENGTHS: dict[str, str] = {
     "noise=-1": "noise cannot have the strength -1.0; a number above 0, up to 1e+06, is expected",
     "missing=1.5": "missing cannot have the strength 1.5; a share above 0, up to 1, is expected",
-    "noise=much": "--strengths 'noise=much' is not NAME=STRENGTH,STRENGTH,… with numbers, such as noise=0.1,0.5",
+    "noise=much": (
+        "--strengths 'noise=much' is not NAME=STRENGTH,STRENGTH,… with numbers, such as "
+        "noise=0.1,0.5"
+    ),
     "nois=1": "there is no disturbance 'nois'; did you mean 'noise'?",
     "noise=" + ",".join(map(str, range(1, 22))): "noise has 21 strengths; at most 20 are measured",
 }

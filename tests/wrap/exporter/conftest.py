@@ -1,4 +1,6 @@
-"""Models for export tests: columns with strings, a tensor, and a forest with an input example."""
+"""Models for export tests: columns with strings, a tensor, and a forest with an input
+example.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""A desktop program is built, starts without Python and without a network, and answers as the served model."""
+"""A desktop program is built, starts without Python and without a network, and answers
+as the served model.
+"""
 
 import json
 import os
@@ -30,7 +32,9 @@ def program(
     forest: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Path, list[str]]]:
-    """A built program, and the messages of its build. Its folder is deleted, because it has 160 MB."""
+    """A built program, and the messages of its build. Its folder is deleted, because it
+    has 160 MB.
+    """
     folder, messages = tmp_path_factory.mktemp("dist") / "forest", list[str]()
     exported = onnxserve.export(str(forest), "desktop", folder, progress=messages.append)
     yield exported.path, messages

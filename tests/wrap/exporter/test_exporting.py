@@ -1,4 +1,6 @@
-"""Each export format gives the same answers as the served model, or is refused without leaving files."""
+"""Each export format gives the same answers as the served model, or is refused without
+leaving files.
+"""
 
 import os
 import zipfile

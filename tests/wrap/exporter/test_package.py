@@ -113,7 +113,10 @@ def test_a_fresh_environment_answers_as_the_served_model(
         want["probabilities"],
         atol=1e-6,
     )
-    code = "import flight_delay as f; print(f.__version__, f.classes(), f.predict({'carrier': 'UA', 'distance': 9.0}))"
+    code = (
+        "import flight_delay as f; print(f.__version__, f.classes(), f.predict({'carrier': 'UA', "
+        "'distance': 9.0}))"
+    )
     ran = subprocess.run([python, "-I", "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.splitlines() == [
         f"{wheel.name.split('-')[1]} ['late', 'on time'] ['on time']",

@@ -1,4 +1,6 @@
-"""Tests of the bundle: its wheels, and its C++ and JavaScript examples if they can be built."""
+"""Tests of the bundle: its wheels, and its C++ and JavaScript examples if they can be
+built.
+"""
 
 import json
 import os
@@ -76,7 +78,9 @@ def conda(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(
     conda: Path,
 ) -> None:
-    """A file of `conda env create` has a name, channels, packages for conda, and at most one list for pip."""
+    """A file of `conda env create` has a name, channels, packages for conda, and at
+    most one list for pip.
+    """
     environment = yaml.safe_load((conda / "environment.yml").read_text())
     *packages, last = environment["dependencies"]
 
@@ -99,7 +103,9 @@ def freeze() -> list[Requirement]:
 
 @pytest.mark.long
 def test_the_environment_of_a_conda_export_runs_it(conda: Path, tmp_path: Path) -> None:
-    """Create the environment with micromamba, or only its part for pip in an environment of `venv`."""
+    """Create the environment with micromamba, or only its part for pip in an
+    environment of `venv`.
+    """
     rows = "carrier,distance,hour,late\nAA,100,3,true\nUA,200,4,false\n"
     (tmp_path / "rows.csv").write_text(rows)
     python = tmp_path / "environment" / "bin" / "python"
@@ -164,7 +170,9 @@ def test_an_input_that_the_examples_cannot_write_is_refused(tmp_path: Path) -> N
 
 
 def test_the_example_in_cpp_answers_its_row(bundle: Path, tmp_path: Path) -> None:
-    """Skip without `ONNXRUNTIME`, an unpacked release of ONNX Runtime: package indexes do not contain its headers."""
+    """Skip without `ONNXRUNTIME`, an unpacked release of ONNX Runtime: package indexes
+    do not contain its headers.
+    """
     root = os.environ.get("ONNXRUNTIME")
     if root is None or not (Path(root) / "include" / "onnxruntime_cxx_api.h").is_file():
         pytest.skip("no headers of ONNX Runtime: set ONNXRUNTIME to an unpacked release")

@@ -1,4 +1,6 @@
-"""A PMML export is made from the fitted model, and gives the same answers as the served version."""
+"""A PMML export is made from the fitted model, and gives the same answers as the served
+version.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

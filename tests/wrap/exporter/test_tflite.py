@@ -1,4 +1,6 @@
-"""Tests of TensorFlow Lite: refused models, its environment, and networks that answer like the served model."""
+"""Tests of TensorFlow Lite: refused models, its environment, and networks that answer
+like the served model.
+"""
 
 import re
 import subprocess
@@ -75,7 +77,9 @@ def test_without_a_network_one_line_says_so_and_nothing_is_left(
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Install the converter in two threads over the remains of a killed process; return the progress messages."""
+    """Install the converter in two threads over the remains of a killed process; return
+    the progress messages.
+    """
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("home")
         patch.setenv("ONNXSERVE_HOME", str(home))
@@ -88,7 +92,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]
 
 
 def _killed_while_installing() -> None:
-    code = "from mlflow_deploy_plugin.wrap.exporter.tflite import converter_python; converter_python(print)"
+    code = (
+        "from mlflow_deploy_plugin.wrap.exporter.tflite import converter_python; "
+        "converter_python(print)"
+    )
     with subprocess.Popen(
         [sys.executable, "-u", "-c", code],
         stdout=subprocess.PIPE,
@@ -143,9 +150,15 @@ def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "graph",
     [
-        "net (float[N,3] x, int64[N,2] ids) => (float[N,3] y, int64[N,2] z) { y = Tanh(x)  z = Add(ids, ids) }",
+        (
+            "net (float[N,3] x, int64[N,2] ids) => (float[N,3] y, int64[N,2] z) { y = Tanh(x)  z = "
+            "Add(ids, ids) }"
+        ),
         'odd (float[N,2] "a b:0", float[N,2] "/größe") => (float[N,2] "sum:0") { "sum:0" = Add("a b:0", "/größe") }',
-        "conv (float[N,2,8,8] image) => (float[N,3,8,8] map) <float[3,2,1,1] w = {1,2,3,4,5,6}> {map = Conv(image, w)}",
+        (
+            "conv (float[N,2,8,8] image) => (float[N,3,8,8] map) <float[3,2,1,1] w = "
+            "{1,2,3,4,5,6}> {map = Conv(image, w)}"
+        ),
     ],
 )
 def test_names_types_and_layouts_are_those_of_the_graph(graph: str, tmp_path: Path) -> None:
@@ -187,7 +200,10 @@ def test_what_is_no_row_is_given_whole(graph: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("environment")
 def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
     counts = 'max_gram_length=1, max_skip_count=0, min_gram_length=1, mode="TF", ngram_counts=[0], ngram_indexes=[0, 1]'
-    graph = f"words (int64[N,4] x) => (float[N,2] y) {{ y = TfIdfVectorizer <{counts}, pool_int64s=[1, 2]> (x) }}"
+    graph = (
+        f"words (int64[N,4] x) => (float[N,2] y) {{ y = TfIdfVectorizer <{counts}, pool_int64s=[1, "
+        "2]> (x) }"
+    )
     with pytest.raises(ConversionError, match=r"tflite.* TFIDFVECTORIZER") as refused:
         onnxserve.export(
             str(write_model(tmp_path / "words", graph)),

@@ -12,7 +12,10 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "an unknown format": (
         "pickle",
         {},
-        "the format 'pickle' is unknown; supported are onnx, ort, wheel, bundle, conda, tflite, pmml, desktop",
+        (
+            "the format 'pickle' is unknown; supported are onnx, ort, wheel, bundle, conda, "
+            "tflite, pmml, desktop"
+        ),
     ),
     "wheels for another format": (
         "onnx",
@@ -39,8 +42,8 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
         "onnx",
         {"rows": {"carrier": ["a"]}},
         (
-            "the rows do not match the model: columns 'distance', 'hour', 'late' are missing; the model needs "
-            "carrier, distance, hour, late"
+            "the rows do not match the model: columns 'distance', 'hour', 'late' are missing; the "
+            "model needs carrier, distance, hour, late"
         ),
     ),
     "a file that does not exist": (

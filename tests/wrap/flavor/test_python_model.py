@@ -1,4 +1,6 @@
-"""Networks without an ONNX form that MLflow's flavors do not serve: several inputs or outputs, and programs."""
+"""Networks without an ONNX form that MLflow's flavors do not serve: several inputs or
+outputs, and programs.
+"""
 
 import json
 import os
@@ -183,7 +185,9 @@ def test_a_scripted_module_is_packed_by_torch(tracking: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("form", ["array", "table", "two outputs"])
 def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -> None:
-    """Check Keras: MLflow's flavor cannot save an input example, supports no tables, and returns one array."""
+    """Check Keras: MLflow's flavor cannot save an input example, supports no tables,
+    and returns one array.
+    """
     keras: Any = pytest.importorskip("keras")
     given = keras.Input((3,))
     sizes = keras.ops.svd(keras.ops.expand_dims(given, 1), compute_uv=False)
@@ -215,7 +219,9 @@ def test_a_model_that_answers_no_table_of_categories_is_left_to_its_own_flavor()
 
 
 def _plans(kind: str) -> pd.DataFrame:
-    """Return a table whose text column is missing in its first five rows, and has missing values below."""
+    """Return a table whose text column is missing in its first five rows, and has
+    missing values below.
+    """
     full = ["gold"] * 5 + ["silver", "gold", "gold"] * 5
     late = [None] * 5 + ["gold", None, "silver"] * 5
     columns = {
@@ -392,7 +398,9 @@ def test_a_model_that_answers_nothing_is_logged(
 
 
 class ReadsCategories:
-    """A model of an unknown library that needs categories and counts the rows of each call."""
+    """A model of an unknown library that needs categories and counts the rows of each
+    call.
+    """
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -418,7 +426,8 @@ def test_a_model_of_categories_is_asked_and_reported_once(
     onnxserve.log_model(model, name="model", input_example=table)
 
     assert caplog.text.count("has no type for the columns ['plan']") == 1
-    # The search for a flavor asks with one row; then categories, texts, and an unknown category are tried.
+    # The search for a flavor asks with one row; then categories, texts, and an unknown
+    # category are tried.
     assert model.sizes == [1, 20, 20, 5]
 
 

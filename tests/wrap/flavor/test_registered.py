@@ -1,4 +1,6 @@
-"""`wrap("models:/old/3")` registers the next version as ONNX, and copies the metadata of the old version."""
+"""`wrap("models:/old/3")` registers the next version as ONNX, and copies the metadata
+of the old version.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,9 @@ _REQUIREMENTS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def old(tracking: Path, model: Pipeline, table: pd.DataFrame) -> str:
-    """A version from mlflow.sklearn in Production, with the alias `champion` and all of MLflow's metadata."""
+    """A version from mlflow.sklearn in Production, with the alias `champion` and all of
+    MLflow's metadata.
+    """
     client = mlflow.MlflowClient()
     with mlflow.start_run():
         mlflow.log_param("C", 1.0)
@@ -319,9 +323,14 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
         case "code":
             code = folder.with_suffix(".py")
             code.write_text(
-                "from mlflow.models import set_model\nfrom mlflow.pyfunc import PythonModel\n\n"
-                "class Same(PythonModel):\n    def predict(self, context, model_input, params=None):\n"
-                "        return model_input\n\nset_model(Same())\n",
+                "from mlflow.models import set_model\n"
+                "from mlflow.pyfunc import PythonModel\n"
+                "\n"
+                "class Same(PythonModel):\n"
+                "    def predict(self, context, model_input, params=None):\n"
+                "        return model_input\n"
+                "\n"
+                "set_model(Same())\n",
             )
             mlflow.pyfunc.save_model(
                 folder,

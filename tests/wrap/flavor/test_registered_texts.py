@@ -1,4 +1,6 @@
-"""`wrap` of a version that MLflow's flavors for texts have logged: the settings of the version, and its rows."""
+"""`wrap` of a version that MLflow's flavors for texts have logged: the settings of the
+version, and its rows.
+"""
 
 import json
 from pathlib import Path

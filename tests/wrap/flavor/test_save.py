@@ -113,7 +113,9 @@ def test_probabilities_as_prediction(model: Pipeline, table: pd.DataFrame, tmp_p
 
 @pytest.fixture(scope="module")
 def unfaithful(table: pd.DataFrame) -> Any:
-    """A model that selects the first of several neighbours at equal distance; its graph selects another neighbour."""
+    """A model that selects the first of several neighbours at equal distance; its graph
+    selects another neighbour.
+    """
     return KNeighborsClassifier(3).fit(table.round(), (table.a * table.b > 0).astype(int))
 
 

@@ -112,7 +112,9 @@ def test_what_mlflow_refuses_of_its_own_is_answered_without_its_checks(
     classifier: Any,
     regressor: Any,
 ) -> None:
-    """Check inputs that MLflow does not convert to tensors: lists, 64-bit integers and categories."""
+    """Check inputs that MLflow does not convert to tensors: lists, 64-bit integers and
+    categories.
+    """
     model, folder, table = classifier
     other = table.assign(humidity=table.humidity.astype(int)).astype({"city": "category"})
 

@@ -29,10 +29,11 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "no model": (
         lambda: _save({}),
         (
-            "builtins.dict cannot be converted to ONNX: its framework is not supported; supported are catboost, keras, "
-            "lightgbm, onnx, sentence_transformers, sklearn, statsmodels, tensorflow, torch, "
-            "transformers, xgboost. Log it with mlflow.pyfunc.log_model(python_model=…) in a mlflow.pyfunc.PythonModel "
-            "and deploy it with the same command; it is then served as pyfunc."
+            "builtins.dict cannot be converted to ONNX: its framework is not supported; supported "
+            "are catboost, keras, lightgbm, onnx, sentence_transformers, sklearn, statsmodels, "
+            "tensorflow, torch, transformers, xgboost. Log it with "
+            "mlflow.pyfunc.log_model(python_model=…) in a mlflow.pyfunc.PythonModel and deploy it "
+            "with the same command; it is then served as pyfunc."
         ),
     ),
     "no example": (
@@ -45,7 +46,10 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an example of another kind": (
         lambda: _save(LINE, object()),
-        "input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], not a object",
+        (
+            "input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], "
+            "not a object"
+        ),
     ),
     "random answers": (
         lambda: _save(DummyClassifier(strategy="stratified").fit(ROWS, TARGET > 40), ROWS),

@@ -1,4 +1,6 @@
-"""A registered model `net` whose version 1 is a small network with a reference, logged by a run."""
+"""A registered model `net` whose version 1 is a small network with a reference, logged
+by a run.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

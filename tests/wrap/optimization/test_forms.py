@@ -1,4 +1,6 @@
-"""Forms of a graph have smaller numbers, the same inputs and outputs, and nearly equal answers."""
+"""Forms of a graph have smaller numbers, the same inputs and outputs, and nearly equal
+answers.
+"""
 
 from collections.abc import Callable
 
@@ -160,7 +162,8 @@ def test_pruning_sets_the_smallest_weights_of_each_layer_to_zero() -> None:
 
 def test_pruning_sets_the_weights_of_a_recurrent_layer_to_zero_but_not_its_biases() -> None:
     graph = parse_graph(
-        "recurrent (float[T,N,4] x) => (float[T,1,N,5] y) { y = LSTM <hidden_size = 5> (x, w, r, b) }",
+        "recurrent (float[T,N,4] x) => (float[T,1,N,5] y) { y = LSTM <hidden_size = 5> (x, w, r, "
+        "b) }",
     )
     random = np.random.default_rng(0)
     sizes = {"w": (1, 20, 4), "r": (1, 20, 5), "b": (1, 40)}

@@ -202,7 +202,9 @@ def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
 
 
 def outcome(**given: tuple[float, ...]) -> Optimization:
-    """Return a result with forms by name: the latency ratio, the loss, and the upper quartile of the ratio."""
+    """Return a result with forms by name: the latency ratio, the loss, and the upper
+    quartile of the ratio.
+    """
 
     def form(name: str, ratio: float, loss: float, upper: float = 0) -> MeasuredForm:
         ratios = {1: ratio, 1000: ratio / 2}

@@ -88,7 +88,11 @@ def test_the_blocks_of_our_own_trees_are_no_advice(tmp_path: Path) -> None:
 
 
 def test_casts_and_dynamic_convolutions_are_named(tmp_path: Path) -> None:
-    casts = "casts (double[N,400] x) => (double[N,400] y) { s = Cast <to = 1> (x)\n t = Relu(s)\n y = Cast <to = 11> (t) }"
+    casts = (
+        "casts (double[N,400] x) => (double[N,400] y) { s = Cast <to = 1> (x)\n"
+        " t = Relu(s)\n"
+        " y = Cast <to = 11> (t) }"
+    )
     assert mentions(
         advice(write_model(tmp_path / "casts", casts), rows=500),
         "Cast",
@@ -96,7 +100,10 @@ def test_casts_and_dynamic_convolutions_are_named(tmp_path: Path) -> None:
     )
     graph = onnx.parser.parse_model(
         HEADER
-        + f"conv (float[N,8,16,16] x) => (float[N,8,16,16] y) <float[8,8,3,3] w = {{{', '.join(['0.1'] * 576)}}}> "
+        + (
+            "conv (float[N,8,16,16] x) => (float[N,8,16,16] y) <float[8,8,3,3] w = "
+            f"{{{', '.join(['0.1'] * 576)}}}> "
+        )
         + """{
         q, s, z = DynamicQuantizeLinear(x)
         wq, ws, wz = DynamicQuantizeLinear(w)

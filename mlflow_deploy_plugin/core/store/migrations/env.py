@@ -1,4 +1,6 @@
-"""The migration, which Alembic runs, in the connection and transaction that `core/store/database.py` has opened."""
+"""The migration, which Alembic runs, in the connection and transaction that
+`core/store/database.py` has opened.
+"""
 
 from alembic import context
 

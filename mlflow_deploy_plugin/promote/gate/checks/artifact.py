@@ -1,10 +1,12 @@
 """The checks of the files of a version: parity of the ONNX form, and the signature.
 
-The predictions of a quantized, 16-bit or pruned graph intentionally differ from the original's. Therefore, the parity
-of an optimized version is checked on its base. The version is also compared with the base on the rows of the gate, and
-its loss must be within the margin of the evaluation.
+The predictions of a quantized, 16-bit or pruned graph intentionally differ from the
+original's. Therefore, the parity of an optimized version is checked on its base. The
+version is also compared with the base on the rows of the gate, and its loss must be
+within the margin of the evaluation.
 
-The signature check requires that clients of the current version can use the new version without a change.
+The signature check requires that clients of the current version can use the new version
+without a change.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,13 +39,17 @@ _TAKES = {
     "boolean": (),
     "string": (),
 }
-"""Maps each column type to the other types whose values it accepts, according to `serve/runtime/values.py`."""
+"""Maps each column type to the other types whose values it accepts, according to
+`serve/runtime/values.py`.
+"""
 _KINDS = {"str": "text", "object": "text", "bool": "true or false"}
 _LOSES = {("double", "float"): "numbers beyond 32 bits are refused, other numbers are rounded"}
 
 
 def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
-    """Check the parity that was measured when the model was logged. Read the files, because any user can set a tag."""
+    """Check the parity that was measured when the model was logged. Read the files,
+    because any user can set a tag.
+    """
     if artifact.flavor == PYTHON_FUNCTION:
         return CheckResult(
             PARITY,
@@ -60,7 +66,10 @@ def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
         "warned": artifact.parity.get("problem")
         or artifact.parity.get("unproven")
         or "its predictions differ",
-        "no-original": "there was no original to compare with; log the model with mlflow_deploy_plugin.log_model",
+        "no-original": (
+            "there was no original to compare with; log the model with "
+            "mlflow_deploy_plugin.log_model"
+        ),
     }.get(state, "")
     return CheckResult(
         PARITY,
@@ -77,7 +86,9 @@ def check_agreement(
     labelled: LabelledRows | None,
     rows: NamedArrays | None,
 ) -> CheckResult:
-    """Check the base's parity and its agreement with the optimized version on `labelled`, otherwise on `rows`."""
+    """Check the base's parity and its agreement with the optimized version on
+    `labelled`, otherwise on `rows`.
+    """
     where = str(form.artifact.optimization.get("base"))
     proof = check_parity(base.artifact, policy)
     if proof.state == "failed":
@@ -113,7 +124,10 @@ def check_agreement(
     return CheckResult(
         PARITY,
         "failed",
-        f"the loss {agreement.loss:.4g} ({agreement.loss_of}) exceeds the margin {evaluation.margin:g}: {reason}{hint}",
+        (
+            f"the loss {agreement.loss:.4g} ({agreement.loss_of}) exceeds the margin "
+            f"{evaluation.margin:g}: {reason}{hint}"
+        ),
         figures,
     )
 
@@ -128,7 +142,9 @@ class _Change:
 
 
 def check_signature(candidate: Artifact, current: Artifact, against: str) -> CheckResult:
-    """Compare inputs and outputs with `current`, called `against`. Requests may still contain removed columns."""
+    """Compare inputs and outputs with `current`, called `against`. Requests may still
+    contain removed columns.
+    """
     if candidate.undescribed or current.undescribed:
         which = "the new version" if candidate.undescribed else against
         return CheckResult(
@@ -273,7 +289,9 @@ def _predicted(artifact: Artifact) -> dict[str, Output]:
 
 
 def _output_kind(output: Output) -> str:
-    """Return the kind of an output for a client, which does not see a difference between 32 and 64 bits."""
+    """Return the kind of an output for a client, which does not see a difference
+    between 32 and 64 bits.
+    """
     kind = _KINDS.get(output.dtype) or ("whole numbers" if "int" in output.dtype else "numbers")
     several = [size for size in output.shape[1:] if size != 1]
     return kind + (f" {several} per row" if several else "")

@@ -1,4 +1,6 @@
-"""Back-test: on captured requests, the version must answer like the served versions, and not worse if labels exist."""
+"""Back-test: on captured requests, the version must answer like the served versions,
+and not worse if labels exist.
+"""
 
 from datetime import UTC, datetime
 
@@ -16,7 +18,9 @@ NAME = "backtest"
 
 
 def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy) -> CheckResult:
-    """Replay the captured requests that the policy selects, or skip the check without rows. Raises like `backtest`."""
+    """Replay the captured requests that the policy selects, or skip the check without
+    rows. Raises like `backtest`.
+    """
     limits, evaluation = policy.backtest, policy.evaluation
     bootstrap = evaluation.confidence, evaluation.resamples, policy.seed
     times = parse_time_range(limits.window, None, datetime.now(UTC))

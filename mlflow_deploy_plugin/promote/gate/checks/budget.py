@@ -1,8 +1,11 @@
-"""Budget: time and memory compared with the current version on this machine, and absolute limits if specified.
+"""Budget: time and memory compared with the current version on this machine, and
+absolute limits if specified.
 
-Each version is measured in a separate process. The rounds of the two versions alternate, so that other load on this
-machine affects both. Ratios are compared, because absolute times do not transfer to other machines. The ratio of times
-is the median over the rounds. A ratio is ignored if the absolute growth is small, e.g. from 1.5 MB to 3 MB.
+Each version is measured in a separate process. The rounds of the two versions
+alternate, so that other load on this machine affects both. Ratios are compared, because
+absolute times do not transfer to other machines. The ratio of times is the median over
+the rounds. A ratio is ignored if the absolute growth is small, e.g. from 1.5 MB to 3
+MB.
 """
 
 import subprocess
@@ -31,14 +34,17 @@ _START_TIMEOUT_SECONDS = 300.0
 _ROUND_TIMEOUT_SECONDS = 120.0
 
 _loaded: tuple[LoadedModel, list[Feeds], Feeds] | None = None
-"""The model, its single rows and a batch, which are set only in the measuring process."""
+"""The model, its single rows and a batch, which are set only in the measuring process.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class MeasuredCost:
-    """The cost of a version. `memory` is the growth of its process in bytes after a load and a batch.
+    """The cost of a version. `memory` is the growth of its process in bytes after a
+    load and a batch.
 
-    `rows` and `batches` contain an array per round, with the seconds of each prediction of a row or a batch.
+    `rows` and `batches` contain an array per round, with the seconds of each prediction
+    of a row or a batch.
     """
 
     memory: float
@@ -48,7 +54,9 @@ class MeasuredCost:
 
 @dataclass(frozen=True)
 class _Measure:
-    """A measure in `unit` of the new version (`ours`) and the current version (`theirs`), logged as `figure`."""
+    """A measure in `unit` of the new version (`ours`) and the current version
+    (`theirs`), logged as `figure`.
+    """
 
     what: str
     figure: str
@@ -73,7 +81,9 @@ def check_budget(
     policy: BudgetPolicy,
     against: str = "",
 ) -> CheckResult:
-    """Check the candidate's cost. `current` is the cost of the current version, called `against`, or None."""
+    """Check the candidate's cost. `current` is the cost of the current version, called
+    `against`, or None.
+    """
     row_p99, batch_p99 = (
         float(np.percentile(np.concatenate(times), 99)) * 1e3
         for times in (candidate.rows, candidate.batches)
@@ -112,7 +122,8 @@ def check_budget(
         lines.append((measure.what, f"{measure.ours:.3g} {measure.unit}", theirs, ratio))
     if policy.max_p99_ms is not None and row_p99 > policy.max_p99_ms:
         failures.append(
-            f"the 99th percentile of a row is {row_p99:.2f} ms; the policy allows {policy.max_p99_ms:g}",
+            f"the 99th percentile of a row is {row_p99:.2f} ms; the policy allows "
+            f"{policy.max_p99_ms:g}",
         )
     if policy.max_memory_mb is not None and memory > policy.max_memory_mb:
         failures.append(
@@ -145,11 +156,14 @@ def measure_costs(
     batch: int,
     rounds: int = ROUNDS,
 ) -> list[MeasuredCost]:
-    """Measure the versions in alternating rounds. Raise InferenceError if a version cannot be measured."""
+    """Measure the versions in alternating rounds. Raise InferenceError if a version
+    cannot be measured.
+    """
     sample = {name: array[:batch] for name, array in rows.items()}
     workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
     try:
-        # The versions load concurrently, because this step only measures the memory of each process.
+        # The versions load concurrently, because this step only measures the memory of
+        # each process.
         with ThreadPoolExecutor(len(folders)) as threads:
             loading = [
                 threads.submit(_call, worker, _START_TIMEOUT_SECONDS, _load, folder, sample, batch)
@@ -193,7 +207,9 @@ def _call(worker: Worker, seconds: float, function: Callable[..., Any], *argumen
 
 
 def _load(folder: Path, rows: Feeds, batch: int) -> int:
-    """Load a version in this process, predict a batch, and return the growth of the memory in bytes."""
+    """Load a version in this process, predict a batch, and return the growth of the
+    memory in bytes.
+    """
     import psutil  # Only the measuring process needs psutil.
 
     from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime

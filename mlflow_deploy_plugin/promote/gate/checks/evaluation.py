@@ -1,7 +1,9 @@
-"""Evaluation: on labelled rows, the new version must not be worse than the current version by more than a margin.
+"""Evaluation: on labelled rows, the new version must not be worse than the current
+version by more than a margin.
 
-The lower bound of the paired bootstrap's interval must be above the negative margin, so too few rows fail the check.
-Each resample weights a row equally for both versions. Pairing needs far fewer rows than two separate intervals.
+The lower bound of the paired bootstrap's interval must be above the negative margin, so
+too few rows fail the check. Each resample weights a row equally for both versions.
+Pairing needs far fewer rows than two separate intervals.
 """
 
 import numpy as np
@@ -24,9 +26,11 @@ def check_evaluation(
     seed: int,
     against: str = "",
 ) -> CheckResult:
-    """Compare the predictions of two versions on the same labelled rows, whose labels are `truth`, [N].
+    """Compare the predictions of two versions on the same labelled rows, whose labels
+    are `truth`, [N].
 
-    Without `current`, only `at_least` is checked. Raises InvalidConfig if the metric does not fit predictions or truth.
+    Without `current`, only `at_least` is checked. Raises InvalidConfig if the metric
+    does not fit predictions or truth.
     """
     metric = policy.metric or metrics.default_metric(truth, candidate)
     rows = len(truth)
@@ -34,7 +38,10 @@ def check_evaluation(
     value = ours(np.ones(rows))
     figures = {"rows": float(rows), f"{metric}_candidate": value}
     if rows < policy.min_rows:
-        reason = f"{rows:,} rows with a known target are too few; the policy requires {policy.min_rows:,}"
+        reason = (
+            f"{rows:,} rows with a known target are too few; the policy requires "
+            f"{policy.min_rows:,}"
+        )
         return CheckResult(NAME, "failed", reason, figures)
     if not np.isfinite(value):
         return CheckResult(
@@ -47,7 +54,10 @@ def check_evaluation(
     if policy.at_least is not None and (
         value < policy.at_least if metrics.HIGHER_IS_BETTER[metric] else value > policy.at_least
     ):
-        too_low = f"{metric} {value:.4f} is worse than {policy.at_least:g}, the worst that the policy allows"
+        too_low = (
+            f"{metric} {value:.4f} is worse than {policy.at_least:g}, the worst that the policy "
+            "allows"
+        )
     state: CheckState = "failed" if too_low else "passed"
     if current is None:
         reason = too_low or f"{metric} {value:.4f} on {rows:,} rows; {NO_CURRENT}"
@@ -78,7 +88,10 @@ def check_evaluation(
     if compared.high < -policy.margin:
         proven = f"worse by more than the margin of {margin}"
     elif compared.difference < -policy.margin:
-        proven = f"worse by more than the margin of {margin} on these rows, but not with the required confidence"
+        proven = (
+            f"worse by more than the margin of {margin} on these rows, but not with the required "
+            "confidence"
+        )
     else:
         proven = f"too few rows to prove that the version is not worse by more than {margin}"
     return CheckResult(

@@ -1,12 +1,14 @@
 """Robustness: the change of the predictions when the input is disturbed.
 
-The same rows are disturbed in three ways with a seed: noise on numbers, missing values, and values far out of range
-(also unseen texts). Under noise, the flips and the metric's loss must be within the policy's limits, or at most 1.25
-times the values of the current version. Missing and out-of-range values remove information from a row, so their flips
-are only reported. If the model refuses such values as a bad request, the policy decides whether this is a failure.
+The same rows are disturbed in three ways with a seed: noise on numbers, missing values,
+and values far out of range (also unseen texts). Under noise, the flips and the metric's
+loss must be within the policy's limits, or at most 1.25 times the values of the current
+version. Missing and out-of-range values remove information from a row, so their flips
+are only reported. If the model refuses such values as a bad request, the policy decides
+whether this is a failure.
 
-A flip is a changed label. For numbers, a flip is a change by more than a quarter of the standard deviation of the
-predictions.
+A flip is a changed label. For numbers, a flip is a change by more than a quarter of the
+standard deviation of the predictions.
 """
 
 from dataclasses import dataclass
@@ -31,7 +33,9 @@ from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, ModelPredict
 
 NAME = "robustness"
 _MOVE = 0.25
-_CURRENT_FACTOR = 1.25  # The factor allows the small differences between two forests that are trained on the same data.
+# The factor allows the small differences between two forests that are trained on the
+# same data.
+_CURRENT_FACTOR = 1.25
 _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 
 
@@ -39,7 +43,8 @@ _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 class _Outcome:
     """The effect of a disturbance, or the error message if the model refuses the rows.
 
-    `flips` is the share of rows with a changed prediction, `no_answer` the share of predictions that are not numbers.
+    `flips` is the share of rows with a changed prediction, `no_answer` the share of
+    predictions that are not numbers.
     """
 
     name: str
@@ -72,17 +77,21 @@ class _Outcome:
             return []
         if self.refusal:
             return [
-                f"{'rows with noise' if is_noise else f'{self.shown} values'} are refused: {self.refusal}",
+                (
+                    f"{'rows with noise' if is_noise else f'{self.shown} values'} are refused: "
+                    f"{self.refusal}"
+                ),
             ]
         messages = []
         if is_noise and self.flips > policy.max_flips:
             messages.append(
-                f"{self.flips:.1%} of the predictions change under noise of {policy.noise:.0%} of the std; "
-                f"the policy allows {policy.max_flips:.1%}",
+                f"{self.flips:.1%} of the predictions change under noise of {policy.noise:.0%} of "
+                f"the std; the policy allows {policy.max_flips:.1%}",
             )
         if is_noise and self.loss is not None and not self.loss <= policy.max_loss:
             messages.append(
-                f"the metric loses {self.loss:.4f} under noise; the policy allows {policy.max_loss:g}",
+                f"the metric loses {self.loss:.4f} under noise; the policy allows "
+                f"{policy.max_loss:g}",
             )
         if self.no_answer > 0:
             where = "under noise" if is_noise else f"to {self.shown} values"
@@ -100,16 +109,18 @@ def check_robustness(
     current: tuple[LoadedModel, NamedArrays] | None = None,
     against: str = "",
 ) -> CheckResult:
-    """Disturb the rows, and compare the predictions with the predictions of the undisturbed rows.
+    """Disturb the rows, and compare the predictions with the predictions of the
+    undisturbed rows.
 
     Args:
         rows: the rows with only the columns of the model.
         truth: [N] labels of the rows; None to omit the metric.
         metric: the metric; default: accuracy for classes, rmse for numbers.
-        current: the current version, called `against`, and the same rows in this version's types.
+        current: the current version, called `against`, and the same rows in this
+            version's types.
 
-    Raises InvalidConfig if the metric does not fit or is not a number, and SchemaMismatch or InferenceError if the
-    model refuses the undisturbed rows.
+    Raises InvalidConfig if the metric does not fit or is not a number, and
+    SchemaMismatch or InferenceError if the model refuses the undisturbed rows.
     """
     clean = model.predict(rows)
     baseline = None if truth is None else Baseline.of(clean, truth, metric)
@@ -125,7 +136,10 @@ def check_robustness(
     noise = outcomes[0]
     total = row_count(rows)
     measure = baseline.metric if baseline is not None else "metric"
-    summary = f"{noise.flips:.1%} of {total:,} predictions change under noise of {policy.noise:.0%} of the std"
+    summary = (
+        f"{noise.flips:.1%} of {total:,} predictions change under noise of {policy.noise:.0%} of "
+        "the std"
+    )
     if noise.loss is not None:
         summary += f", {measure} {f'loses {_amount(measure, noise.loss)}' if noise.loss > 0 else 'loses nothing'}"
     notes = [
@@ -177,7 +191,9 @@ def check_robustness(
 
 
 def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> CheckResult:
-    """Compare the loss of the metric under each disturbance with the largest loss that the policy allows."""
+    """Compare the loss of the metric under each disturbance with the largest loss that
+    the policy allows.
+    """
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
     notes: list[str] = []
     (failures if policy.refusals == "fail" else notes).extend(report.notes)
@@ -195,7 +211,8 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     metric, worst = report.metric, max(losses, key=losses.__getitem__, default="")
     allowed = _amount(metric, policy.max_drop)
     failures += [
-        f"{metric} {report.clean:.4f} loses {_amount(metric, loss)} under {where}; the policy allows {allowed}"
+        f"{metric} {report.clean:.4f} loses {_amount(metric, loss)} under {where}; the policy "
+        f"allows {allowed}"
         for where, loss in losses.items()
         if loss > policy.max_drop
     ]
@@ -228,7 +245,9 @@ def _current_under_noise(
     truth: Array | None,
     metric: MetricName | None,
 ) -> _Outcome | None:
-    """Return the outcome of the current version under noise; None if this version is missing or refuses the rows."""
+    """Return the outcome of the current version under noise; None if this version is
+    missing or refuses the rows.
+    """
     if current is None:
         return None
     model, rows = current
@@ -260,7 +279,9 @@ def _by_column(
     policy: RobustnessPolicy,
     seed: int,
 ) -> list[_Outcome]:
-    """Disturb a single column at a time, and return the refusals and the outcomes with the most flips."""
+    """Disturb a single column at a time, and return the refusals and the outcomes with
+    the most flips.
+    """
     some = take_rows(rows, slice(0, _ROWS_OF_A_COLUMN))
     clean = model.predict(some)
     outcomes = []

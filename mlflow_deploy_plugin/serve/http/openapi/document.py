@@ -1,4 +1,6 @@
-"""The OpenAPI 3.1 document of a running server: its routes, and its current endpoints and versions."""
+"""The OpenAPI 3.1 document of a running server: its routes, and its current endpoints
+and versions.
+"""
 
 import json
 import re
@@ -25,30 +27,44 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.variants import ServedEndpoint, ServedVariant
 
 MAX_ENDPOINTS = 20
-"""The maximum number of endpoints per document; 200 endpoints would take seconds and several megabytes."""
+"""The maximum number of endpoints per document; 200 endpoints would take seconds and
+several megabytes.
+"""
 _NAME = "{endpoint}"
 _KEY = "key"
 
 _ERRORS = {
-    400: "the body cannot be parsed or does not fit the model; the message contains the column, the row and the value",
+    400: (
+        "the body cannot be parsed or does not fit the model; the message contains the column, the "
+        "row and the value"
+    ),
     401: "no valid key or certificate was sent",
-    403: "the key does not permit this request, a page of another site sent it, or the host name is not the server's",
+    403: (
+        "the key does not permit this request, a page of another site sent it, or the host name is "
+        "not the server's"
+    ),
     404: "the endpoint or its version does not exist",
     413: "the body is larger than the server's limit",
     415: "this route does not accept the Content-Type",
     429: "too many requests; retry after Retry-After seconds",
-    501: "a package that this route needs is not installed on the server; the message names the package",
+    501: (
+        "a package that this route needs is not installed on the server; the message names the "
+        "package"
+    ),
     503: "no loaded version can answer",
     504: "the response was not ready before its deadline",
 }
 _ERROR_FORMS = {"error_mlflow": "/", "error_v2": "/v2", "error_openai": "/responses"}
 """The forms of errors, each with an example of a path that uses the form."""
 _PATH_ERROR = "error_of_path"
-"""The form of errors of a path with a version or a label. Without a protocol, the error has MLflow's form."""
+"""The form of errors of a path with a version or a label. Without a protocol, the error
+has MLflow's form.
+"""
 _RFC_3339 = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"
 _REQUEST_HEADERS = {
     "X-Request-Id": ({"type": "string"}, "is repeated in the response and in the logs"),
-    # A pattern instead of `format: date-time`, because openapi-python-client rejects that format in headers.
+    # A pattern instead of `format: date-time`, because openapi-python-client rejects
+    # that format in headers.
     "X-Event-Time": (
         {"type": "string", "pattern": _RFC_3339},
         "the time of the event in the rows, as in RFC 3339",
@@ -98,11 +114,12 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
 
 
 def document(server: Server, only: str | None = None, root: str = "/") -> JsonSchema:
-    """Return the document of every route, with the schemas of every endpoint that can answer now.
+    """Return the document of every route, with the schemas of every endpoint that can
+    answer now.
 
-    Routes with an endpoint's name are described for the endpoint `only`, by default for all endpoints. With more
-    than `MAX_ENDPOINTS` endpoints, such routes are described for the default endpoint. `root` is the path of the server
-    for its callers.
+    Routes with an endpoint's name are described for the endpoint `only`, by default for
+    all endpoints. With more than `MAX_ENDPOINTS` endpoints, such routes are described
+    for the default endpoint. `root` is the path of the server for its callers.
     """
     answering = [
         DescribedEndpoint(name, each)
@@ -118,12 +135,14 @@ def document(server: Server, only: str | None = None, root: str = "/") -> JsonSc
     endpoints = [described for described in answering if only in (None, described.endpoint)]
     schemes = _security_schemes(server.spec)
     summary = [
-        f"{described.endpoint}: {described.variant.loaded.model} version {described.variant.loaded.version}"
+        f"{described.endpoint}: {described.variant.loaded.model} version "
+        f"{described.variant.loaded.version}"
         for described in endpoints
     ]
     if len(endpoints) < len(answering):
         summary.append(
-            f"{len(answering)} endpoints are served, each described by /endpoints/NAME/openapi.json",
+            f"{len(answering)} endpoints are served, each described by "
+            "/endpoints/NAME/openapi.json",
         )
     if not summary:
         summary.append("no model is loaded yet")
@@ -146,7 +165,8 @@ def _paths(
     schemes: Mapping[str, JsonSchema],
     components: JsonSchema,
 ) -> dict[str, JsonSchema]:
-    """Return the operations by path and method; routes without an endpoint's name describe `default`.
+    """Return the operations by path and method; routes without an endpoint's name
+    describe `default`.
 
     The schemas to which the operations refer are added to `components`.
     """
@@ -174,7 +194,8 @@ def _paths(
 
 
 def _with_references(schema: JsonSchema, prefix: str, components: JsonSchema) -> JsonSchema:
-    """Return the schema with a reference instead of each part that has a title; the parts become `components`.
+    """Return the schema with a reference instead of each part that has a title; the
+    parts become `components`.
 
     The name of a component is the prefix, then the title.
     """
@@ -202,13 +223,18 @@ def _reference(name: str) -> JsonSchema:
 
 
 def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
-    """Return the credentials that a caller must send (all of them); empty if the server does not require any."""
+    """Return the credentials that a caller must send (all of them); empty if the server
+    does not require any.
+    """
     schemes = {}
     if spec.takes_keys:
         schemes[_KEY] = {
             "type": "http",
             "scheme": "bearer",
-            "description": "an API key, or a token of the server's issuer, with the scopes infer, read and admin",
+            "description": (
+                "an API key, or a token of the server's issuer, with the scopes infer, read and "
+                "admin"
+            ),
         }
     if spec.ca_certs is not None:
         schemes["certificate"] = {
@@ -257,7 +283,8 @@ def _operation_object(
         }
     responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
     document: JsonSchema = {
-        # A client generator names the method of the operation by this id. A dot of a name is doubled: /a.b is not /a/b.
+        # A client generator names the method of the operation by this id. A dot of a
+        # name is doubled: /a.b is not /a/b.
         "operationId": re.sub(r"[/{}:]+", ".", path.replace(".", "..")).strip(".") or "index",
         "summary": operation.summary,
         "tags": [operation.tag],
@@ -276,7 +303,9 @@ def _content(
     described: DescribedEndpoint | None,
     components: JsonSchema,
 ) -> JsonSchema:
-    """Return the `content` of a request or a response. If no endpoint can answer, any body is accepted."""
+    """Return the `content` of a request or a response. If no endpoint can answer, any
+    body is accepted.
+    """
     content: JsonSchema = {}
     for media_type, body in bodies.items():
         if media_type == EVENTS and not (described and described.artifact.is_streamable):

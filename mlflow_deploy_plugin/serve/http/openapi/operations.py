@@ -29,7 +29,8 @@ class Operation:
     """The description of one method of one path.
 
     Attributes:
-        response: the bodies of a successful response; empty if there is no body or no description.
+        response: the bodies of a successful response; empty if there is no body or no
+            description.
         request: the accepted bodies; empty if the operation has no body.
         errors: the statuses of errors, in addition to 404 for a path with a name.
         is_prediction: True if the operation uses the headers of a prediction.
@@ -48,7 +49,9 @@ class Operation:
 
 
 def _object_of(title: str, /, **types: str) -> JsonSchema:
-    """Return the schema of an object from its property names and their types; client generators use the title."""
+    """Return the schema of an object from its property names and their types; client
+    generators use the title.
+    """
     properties = {
         name: array_schema() if kind == "array" else {"type": kind} for name, kind in types.items()
     }
@@ -148,7 +151,8 @@ _FEEDBACK_ENTRIES = object_schema(
     title="feedback list",
 )
 FEEDBACK = Operation(
-    "True labels of earlier predictions, by X-Prediction-Id or by columns; the last label for a row is used",
+    "True labels of earlier predictions, by X-Prediction-Id or by columns; the last label for a "
+    "row is used",
     PREDICTIONS,
     {JSON: _object_of("feedback answer", accepted="integer")},
     {JSON: {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY, _FEEDBACK_ENTRIES], "title": "feedback"}},

@@ -1,1 +1,3 @@
-"""The HTML pages of a server: `views.py` renders `templates/`, which load the files of `static/`."""
+"""The HTML pages of a server: `views.py` renders `templates/`, which load the files of
+`static/`.
+"""

@@ -1,4 +1,6 @@
-"""The pages. Templates escape all text, and the content security policy allows only this server's scripts."""
+"""The pages. Templates escape all text, and the content security policy allows only
+this server's scripts.
+"""
 
 import json
 import os
@@ -65,20 +67,27 @@ _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+){1,16}")
 _TRUSTED_PROXIES = "127.0.0.1,::1"
 """gunicorn's default for FORWARDED_ALLOW_IPS."""
 _MOST_ENDPOINTS = 500
-"""The maximum number of endpoints that a page lists; other endpoints have pages at their addresses."""
+"""The maximum number of endpoints that a page lists; other endpoints have pages at
+their addresses.
+"""
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; frame-ancestors 'self'"
+        "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; "
+        "frame-ancestors 'self'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
 _MOST_REQUESTS, _MOST_COLUMNS, _MOST_CHARACTERS, _MOST_NUMBERS = 100, 100, 200, 8
-"""Limits of the page Requests: requests, columns per request, characters per value, and numbers per tensor."""
+"""Limits of the page Requests: requests, columns per request, characters per value, and
+numbers per tensor.
+"""
 _MOST_SEGMENTS, _TAIL_BYTES = 16, 1024 * 1024
-"""The page reads the newest segments, and decodes only their ends. Earlier requests are shown without values."""
+"""The page reads the newest segments, and decodes only their ends. Earlier requests are
+shown without values.
+"""
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _read_file = cache(Path.read_bytes)
 
@@ -89,14 +98,18 @@ def asset(file: Path, *_asked: object) -> RawResponse:
 
 
 def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
-    """Return the OpenAPI document of one or all endpoints. Raises the errors of `select_variant`."""
+    """Return the OpenAPI document of one or all endpoints. Raises the errors of
+    `select_variant`.
+    """
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
     content = document.document(server, only, _root(request) or "/")
     return RawResponse(200, dump_json(content), headers={"Cache-Control": "no-store"})
 
 
 def _root(request: RawRequest) -> str:
-    """Return the path that a trusted proxy removes from the server's paths, such as `/models`; empty without one."""
+    """Return the path that a trusted proxy removes from the server's paths, such as
+    `/models`; empty without one.
+    """
     sent = request.headers.get("x-forwarded-prefix", "").rstrip("/")
     if not sent or not _PREFIX.fullmatch(
         sent,
@@ -111,7 +124,9 @@ def _root(request: RawRequest) -> str:
 
 @lru_cache(1000)
 def _is_trusted(address: str, trusted: str) -> bool:
-    """Return True if the address is in a list of addresses and networks, as in gunicorn's `forwarded_allow_ips`."""
+    """Return True if the address is in a list of addresses and networks, as in
+    gunicorn's `forwarded_allow_ips`.
+    """
     listed = [entry.strip() for entry in trusted.split(",")]
     if "*" in listed:
         return True
@@ -173,7 +188,8 @@ def _page(
     request: RawRequest,
     endpoint: str | None,
 ) -> RawResponse:
-    """Return the page of an endpoint (None: the default endpoint), or a notice with the reason why it has no page.
+    """Return the page of an endpoint (None: the default endpoint), or a notice with the
+    reason why it has no page.
 
     The notice of the default endpoint has the status 200, because the server is alive.
     """
@@ -201,11 +217,14 @@ def _page(
 
 
 def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
-    """Return the last requests to the endpoint (None: to the server) as a page; as JSON if text is not accepted.
+    """Return the last requests to the endpoint (None: to the server) as a page; as JSON
+    if text is not accepted.
 
-    Values, predictions and messages of failed predictions are read from the spool, which has only data that `capture`
-    permits. Strangers see neither these data nor paths nor ids. `?status` is a status, or a class such as 4xx. `?find`
-    is a business id, a prediction id or the beginning of an event time. Raises the errors of `Repository.find`.
+    Values, predictions and messages of failed predictions are read from the spool,
+    which has only data that `capture` permits. Strangers see neither these data nor
+    paths nor ids. `?status` is a status, or a class such as 4xx. `?find` is a business
+    id, a prediction id or the beginning of an event time. Raises the errors of
+    `Repository.find`.
     """
     if endpoint is not None:
         server.repository.find(endpoint)
@@ -242,7 +261,8 @@ class _Captured:
     """A captured request.
 
     Attributes:
-        event_time: the time that the caller has sent, in microseconds since 1970 (UTC); None if it has sent no time.
+        event_time: the time that the caller has sent, in microseconds since 1970 (UTC);
+            None if it has sent no time.
         values: the first row, as short texts by column of the log.
         keys: the values of the business ids by column, one per row.
     """
@@ -252,7 +272,9 @@ class _Captured:
     keys: Mapping[str, Array]
 
     def is_found(self, text: str) -> bool:
-        """Return True if the text is one of the business ids, or the beginning of the event time (at least a day)."""
+        """Return True if the text is one of the business ids, or the beginning of the
+        event time (at least a day).
+        """
         event = "" if self.event_time is None else _time_text(self.event_time)
         if _DAY.match(text) and event.startswith(text.rstrip("Z").replace(" ", "T")):
             return True
@@ -368,7 +390,9 @@ def _requests_of(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured
 
 
 def _short(value: object) -> str | None:
-    """Return a value, or the first numbers of a tensor, as a short text; None for a missing value."""
+    """Return a value, or the first numbers of a tensor, as a short text; None for a
+    missing value.
+    """
     text = as_text(value)
     if isinstance(value, np.ndarray):
         text = ", ".join(as_text(number) or "null" for number in value.flat[:_MOST_NUMBERS])
@@ -438,14 +462,17 @@ _KIND_WORDS = {
 }
 """The words for a single value and for several values, by numpy kind or `str`."""
 _LEAST_SIDE, _MOST_SIDE = 8, 4096
-"""Limits of an image's sides in pixels. Smaller tensors are rarely images; larger images overload a browser."""
+"""Limits of an image's sides in pixels. Smaller tensors are rarely images; larger
+images overload a browser.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
     """The layout of a tensor that is an image: NCHW, NHWC or NHW, with a batch of one.
 
-    `channels` is 1 (grey) or 3 (RGB). `is_scaled` is True if pixels of 0–255 are scaled to 0–1, as for floating point.
+    `channels` is 1 (grey) or 3 (RGB). `is_scaled` is True if pixels of 0–255 are scaled
+    to 0–1, as for floating point.
     """
 
     layout: Literal["NCHW", "NHWC", "NHW"]
@@ -461,10 +488,12 @@ class FormField:
 
     Attributes:
         quoted_name: the name as it is quoted in the server's errors.
-        type: the type, or the dtype and shape, in technical terms; `words` describe it in plain words.
+        type: the type, or the dtype and shape, in technical terms; `words` describe it
+            in plain words.
         is_nullable: True if an empty field is sent as null.
         choices: the categories of the column as texts; empty if they are unknown.
-        is_key: True for a column of `capture.keys`, which is sent with the inputs and not passed to the model.
+        is_key: True for a column of `capture.keys`, which is sent with the inputs and
+            not passed to the model.
     """
 
     id: str
@@ -487,7 +516,8 @@ def form_fields(
     categories: Mapping[str, Sequence[str | int | float | bool]] = MappingProxyType({}),
     keys: Sequence[str] = (),
 ) -> list[FormField]:
-    """Return form fields in the signature's order, with the example's first row, followed by the fields of the `keys`.
+    """Return form fields in the signature's order, with the example's first row,
+    followed by the fields of the `keys`.
 
     `categories` are by column name. A model whose signature is unknown has no fields.
     """
@@ -541,7 +571,9 @@ def _key_field(position: int, name: str) -> FormField:
 
 
 def image_input(tensor: Tensor) -> ImageInput | None:
-    """Return the image input of a tensor, or None if the tensor is not a batch of images."""
+    """Return the image input of a tensor, or None if the tensor is not a batch of
+    images.
+    """
     kind = np.dtype(tensor.dtype).kind if tensor.dtype != "str" else ""
     if kind != "f" and tensor.dtype != "uint8":
         return None
@@ -567,7 +599,10 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
     is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
     example_text = "" if values is None else dump_json(values[:1] if is_row else values).decode()
     type = f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}"
-    words = f"{_KIND_WORDS['str' if tensor.dtype == 'str' else np.dtype(tensor.dtype).kind][1]}, {sizes}"
+    words = (
+        f"{_KIND_WORDS['str' if tensor.dtype == 'str' else np.dtype(tensor.dtype).kind][1]}, "
+        f"{sizes}"
+    )
     return FormField(
         id=f"field-{position}",
         name=name,
@@ -594,9 +629,11 @@ def snippets(
     example: Example,
     takes_keys: bool = False,
 ) -> dict[str, str]:
-    """Return a dict from tool names to runnable code that requests predictions for the example.
+    """Return a dict from tool names to runnable code that requests predictions for the
+    example.
 
-    `base` is the server's address and `path` the endpoint's `/invocations`. With `takes_keys`, KEY is a placeholder.
+    `base` is the server's address and `path` the endpoint's `/invocations`. With
+    `takes_keys`, KEY is a placeholder.
     """
     body = invocations_example(schema, example)
     if not body:
@@ -607,7 +644,12 @@ def snippets(
     curl = (
         f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n{sent}  -d {data}"
     )
-    python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body{headers}, timeout=30)\n"
+    python = (
+        "import requests\n"
+        "\n"
+        f"body = {body!r}\n"
+        f"response = requests.post({url!r}, json=body{headers}, timeout=30)\n"
+    )
     answer = '["predictions"]' if mlflow.BODY_FORMS & body.keys() else ""
     code_by_tool = {"curl": curl, "Python, requests": f"{python}print(response.json(){answer})"}
     if tensors := v2_example(schema, example):
@@ -616,7 +658,9 @@ def snippets(
 
 
 def _triton(base: str, endpoint: str, body: dict[str, Any], headers: str) -> str:
-    """Return code for tritonclient[http]; only names, shapes and values differ between models."""
+    """Return code for tritonclient[http]; only names, shapes and values differ between
+    models.
+    """
     lines = [
         "import numpy as np",
         "from tritonclient.http import InferenceServerClient, InferInput",

@@ -1,1 +1,3 @@
-"""gunicorn's workers: the fast worker on an event loop (`fast_worker.py`), and the threaded worker with Flask."""
+"""gunicorn's workers: the fast worker on an event loop (`fast_worker.py`), and the
+threaded worker with Flask.
+"""

@@ -1,7 +1,9 @@
-"""A connection of the fast worker: HTTP/1.1 on the event loop, around `ServerApp.handle`.
+"""A connection of the fast worker: HTTP/1.1 on the event loop, around
+`ServerApp.handle`.
 
-A request with an expected time below a millisecond is answered on the loop, any other request in a thread. A connection
-answers one request at a time; later bytes wait in a bounded buffer. Every wait has a deadline (`check_deadline`).
+A request with an expected time below a millisecond is answered on the loop, any other
+request in a thread. A connection answers one request at a time; later bytes wait in a
+bounded buffer. Every wait has a deadline (`check_deadline`).
 """
 
 import asyncio
@@ -36,16 +38,24 @@ from mlflow_deploy_plugin.serve.inference.auth import certificate_name
 from mlflow_deploy_plugin.serve.messages import RawRequest
 
 _PIPELINED_BYTES = 64 * 1024
-"""The limit of buffered bytes that follow the current request; above this limit, reading is paused."""
+"""The limit of buffered bytes that follow the current request; above this limit,
+reading is paused.
+"""
 _LARGE_BYTES = 64 * 1024
 _TLS_WRITE_BYTES = 256 * 1024
 _UNDERWAY_SECONDS = 1.0
-"""The time for which a request may be in transit, after a response or from a new connection."""
+"""The time for which a request may be in transit, after a response or from a new
+connection.
+"""
 _IDLE_CANDIDATES = 16
 _KNOWN_BYTES = 2048
-"""The longest head that a connection remembers, because the next request usually has the same head."""
+"""The longest head that a connection remembers, because the next request usually has
+the same head.
+"""
 _STALE_SECONDS = 0.5
-"""The age that `WorkerApp.now` may have on a busy loop; a client may have sent bytes since then."""
+"""The age that `WorkerApp.now` may have on a busy loop; a client may have sent bytes
+since then.
+"""
 
 
 class _Phase(Enum):
@@ -62,7 +72,9 @@ _NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = (
 
 
 class HttpConnection(asyncio.Protocol):
-    """A client's connection. uvicorn creates this object, and calls `shutdown` when the worker ends."""
+    """A client's connection. uvicorn creates this object, and calls `shutdown` when the
+    worker ends.
+    """
 
     def __init__(
         self,
@@ -142,7 +154,9 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Answer the requests that are complete. (A TLS connection cannot be closed in one direction.)"""
+        """Answer the requests that are complete. (A TLS connection cannot be closed in
+        one direction.)
+        """
         if self._phase is _LINGERING:
             return False
         self._has_eof = True
@@ -193,7 +207,9 @@ class HttpConnection(asyncio.Protocol):
             self._advance_later()
 
     def shutdown(self) -> None:
-        """Answer current requests and requests that may be in transit, then close; close now if there are none."""
+        """Answer current requests and requests that may be in transit, then close;
+        close now if there are none.
+        """
         self._is_ending = True
         if self._phase in (_NEW, _IDLE) and not self._is_blocked:
             now = self._app.now
@@ -223,7 +239,9 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def idle_since(self) -> float:
-        """The loop time at which the client became idle; infinite while the client waits for the server."""
+        """The loop time at which the client became idle; infinite while the client
+        waits for the server.
+        """
         awaits_client = self._exchange is not None and self._exchange.awaits_client
         phase = self._phase
         if self._transport.is_closing() or (
@@ -243,7 +261,9 @@ class HttpConnection(asyncio.Protocol):
         return min(since, self._loop.time())
 
     def _evict_idle_connection(self) -> bool:
-        """Close the connection that has been idle for longest; return False if all connections are being answered."""
+        """Close the connection that has been idle for longest; return False if all
+        connections are being answered.
+        """
         idle = self._app.idle_connections
         while idle:
             since, other = idle.pop()
@@ -280,7 +300,9 @@ class HttpConnection(asyncio.Protocol):
     # Reading requests.
 
     def _answer_inline(self, data: bytes) -> bool:
-        """Answer the request if it is complete and quick, which is the usual case. Otherwise return False."""
+        """Answer the request if it is complete and quick, which is the usual case.
+        Otherwise return False.
+        """
         if self._known_head is None or not data.startswith(self._known_bytes):
             end = data.find(b"\r\n\r\n") + 4
             if not 8 <= end <= _KNOWN_BYTES:
@@ -377,7 +399,9 @@ class HttpConnection(asyncio.Protocol):
             self._deadline = self._app.now + self._limits.request_seconds
 
     def _count_buffered(self, size: int) -> None:
-        """Count the buffered bytes of a body. Raises NotReady if all connections together exceed the limit."""
+        """Count the buffered bytes of a body. Raises NotReady if all connections
+        together exceed the limit.
+        """
         app = self._app
         app.buffered_bytes += size - self._buffered_bytes
         self._buffered_bytes = size
@@ -441,7 +465,9 @@ class HttpConnection(asyncio.Protocol):
         self._send_last(serialize_response(response, keep_alive, head.method != "HEAD"), keep_alive)
 
     def _send_last(self, last: bytes, keep_alive: bool) -> None:
-        """Send the end of a response, then continue with the next request or close; see `_end`."""
+        """Send the end of a response, then continue with the next request or close; see
+        `_end`.
+        """
         self._phase = _IDLE
         if self._buffered_bytes:
             self._count_buffered(0)
@@ -463,7 +489,9 @@ class HttpConnection(asyncio.Protocol):
         self._write_bytes(data)
 
     def _wait_for_response(self) -> None:
-        """Set the deadline of a complete request: the model may take any time, but the client must read."""
+        """Set the deadline of a complete request: the model may take any time, but the
+        client must read.
+        """
         self._deadline = (
             self._app.now + self._limits.request_seconds if self._is_blocked else math.inf
         )
@@ -486,7 +514,9 @@ class HttpConnection(asyncio.Protocol):
     # Streamed requests.
 
     def _begin_stream(self, head: RequestHead) -> None:
-        """Answer the body while it arrives (`http/streaming.py`). The connection's next requests wait."""
+        """Answer the body while it arrives (`http/streaming.py`). The connection's next
+        requests wait.
+        """
         app = self._app
         if app.streams >= MAX_STREAMS:
             raise TooManyRequests(
@@ -523,7 +553,9 @@ class HttpConnection(asyncio.Protocol):
         body: BodyParser,
         streams: int = 0,
     ) -> StreamedExchange:
-        """Return the exchange of a request; `streams` is the number that it adds to `WorkerApp.streams`."""
+        """Return the exchange of a request; `streams` is the number that it adds to
+        `WorkerApp.streams`.
+        """
         is_chunked = head.is_http_1_1  # In HTTP/1.0, closing the connection ends the response.
 
         def begin_response(response: RawResponse) -> None:
@@ -575,7 +607,9 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(InvalidRequest(self._body.missing()))
 
     def _end_exchange(self, head: RequestHead, streams: int, ending: RawResponse | bool) -> None:
-        """End a streamed response as complete (True) or aborted (False), or send a response that is not streamed."""
+        """End a streamed response as complete (True) or aborted (False), or send a
+        response that is not streamed.
+        """
         self._app.streams -= streams
         self._is_paused = self._is_paused or (
             self._exchange is not None and self._exchange.is_paused
@@ -594,7 +628,9 @@ class HttpConnection(asyncio.Protocol):
     # The end of the connection.
 
     def _refuse(self, error: OnnxserveError) -> None:
-        """Send the last response on this connection, because the beginning of the next request is unknown."""
+        """Send the last response on this connection, because the beginning of the next
+        request is unknown.
+        """
         if self._exchange is not None:  # The exchange answers the error.
             self._exchange.fail(error)
             self._is_ending = True
@@ -608,7 +644,9 @@ class HttpConnection(asyncio.Protocol):
         self._end()
 
     def _end(self) -> None:
-        """Close, but wait while the client may be sending, because a reset would discard the response."""
+        """Close, but wait while the client may be sending, because a reset would
+        discard the response.
+        """
         if not (self._reads_on or self._buffer or self._is_paused):
             self._transport.close()
             self._deadline = self._app.now + self._limits.request_seconds
@@ -623,6 +661,8 @@ class HttpConnection(asyncio.Protocol):
 
 
 def _write_in_pieces(transport: asyncio.Transport, data: bytes) -> None:
-    """Write to a TLS transport in pieces, because the transport does not count one large write as unsent bytes."""
+    """Write to a TLS transport in pieces, because the transport does not count one
+    large write as unsent bytes.
+    """
     for start in range(0, len(data), _TLS_WRITE_BYTES):
         transport.write(data[start : start + _TLS_WRITE_BYTES])

@@ -1,7 +1,8 @@
-"""The fast worker: uvicorn's worker for gunicorn, on uvloop, with a custom protocol class (`connection.py`).
+"""The fast worker: uvicorn's worker for gunicorn, on uvloop, with a custom protocol
+class (`connection.py`).
 
-In addition to uvicorn's work, the worker answers connections in the kernel's queue before the listener closes, bounds
-all waits, and exits cleanly on SIGTERM.
+In addition to uvicorn's work, the worker answers connections in the kernel's queue
+before the listener closes, bounds all waits, and exits cleanly on SIGTERM.
 """
 
 import asyncio
@@ -25,7 +26,9 @@ _CHECK_SECONDS = 0.1
 
 
 class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's worker process around the loop. `serve/gunicorn_conf.py` sets `grpc`, the worker's gRPC server."""
+    """gunicorn's worker process around the loop. `serve/gunicorn_conf.py` sets `grpc`,
+    the worker's gRPC server.
+    """
 
     CONFIG_KWARGS: ClassVar[dict[str, str | bool]] = {
         "loop": "uvloop",
@@ -38,7 +41,9 @@ class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
     grpc: Any = None
 
     def init_signals(self) -> None:
-        """Set signal handlers that remain after uvicorn ends, because uvicorn then raises the caught signals again."""
+        """Set signal handlers that remain after uvicorn ends, because uvicorn then
+        raises the caught signals again.
+        """
         super().init_signals()
         for caught in (signal.SIGTERM, signal.SIGINT):
             signal.signal(caught, self.handle_exit)
@@ -71,7 +76,9 @@ class _Server(UvicornServer):
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer all clients that have connected, including connections that are still in the kernel's queue."""
+        """Answer all clients that have connected, including connections that are still
+        in the kernel's queue.
+        """
         loop = asyncio.get_running_loop()
 
         async def serve(connection: socket.socket) -> None:
@@ -98,7 +105,9 @@ class _Server(UvicornServer):
         self._checker.cancel()
 
     async def _check_deadlines(self) -> None:
-        """Check all deadlines, notify gunicorn (uvicorn does so too rarely), and exit if gunicorn has exited."""
+        """Check all deadlines, notify gunicorn (uvicorn does so too rarely), and exit
+        if gunicorn has exited.
+        """
         loop = asyncio.get_running_loop()
         while True:
             self._worker.notify()

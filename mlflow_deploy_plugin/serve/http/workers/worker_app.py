@@ -1,4 +1,6 @@
-"""The application of the fast worker: the state that connections share, and the choice between loop and thread."""
+"""The application of the fast worker: the state that connections share, and the choice
+between loop and thread.
+"""
 
 import sys
 import time
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 
 INLINE_SECONDS = 0.001
-"""A request that is expected to take longer than this is answered in a thread instead of on the event loop."""
+"""A request that is expected to take longer than this is answered in a thread instead
+of on the event loop.
+"""
 _SWITCH_SECONDS = 0.0005
-"""The longest time a thread runs before the loop gets the interpreter; with the default, small requests waited 5 ms."""
+"""The longest time a thread runs before the loop gets the interpreter; with the
+default, small requests waited 5 ms.
+"""
 _INLINE_BYTES = 65536
 _MAX_CLASSES = 4096
 _FALLING_WEIGHT, _RISING_WEIGHT, _MAX_RISE = 0.5, 0.25, 8
@@ -37,11 +43,13 @@ _RequestClass = tuple[str, str | None, int]
 
 
 class InlinePolicy:
-    """A policy that decides from earlier requests of the same class if a request is answered on the event loop.
+    """A policy that decides from earlier requests of the same class if a request is
+    answered on the event loop.
 
-    An unknown class is answered in a thread. The average of a class falls faster than it rises, because requests in
-    threads slow each other down. A measurement counts as at most eight times the average, so that a model counts
-    as slow only after three slow responses in a row. `may_be_inline` returns False if the request waits for a
+    An unknown class is answered in a thread. The average of a class falls faster than
+    it rises, because requests in threads slow each other down. A measurement counts as
+    at most eight times the average, so that a model counts as slow only after three
+    slow responses in a row. `may_be_inline` returns False if the request waits for a
     batch or for another process.
     """
 
@@ -62,7 +70,9 @@ class InlinePolicy:
         average = self._seconds.get(key)
         is_prediction = response.status == 200 and "X-Prediction-Id" in response.headers
         if not is_prediction and (average is None or seconds < average):
-            return  # Ignore errors: an error is faster than a prediction, and the caller may choose any path.
+            # Ignore errors: an error is faster than a prediction, and the caller may
+            # choose any path.
+            return
         if average is None:
             if len(self._seconds) >= _MAX_CLASSES:
                 self._seconds.clear()
@@ -76,14 +86,17 @@ class WorkerApp:
     """The application of the fast worker.
 
     Args:
-        may_be_inline: True if predictions do not wait for each other, so that the loop can compute a prediction.
+        may_be_inline: True if predictions do not wait for each other, so that the loop
+            can compute a prediction.
 
     Attributes:
         limits: the connection limits, set by the worker before it listens.
         now: the loop's time, at most 0.1 s old.
         buffered_bytes: see `ConnectionLimits.body_bytes`.
-        blocked_connections: the connections whose clients do not read, the longest blocked first.
-        idle_connections: the connections to close first for new connections, with their `idle_since` (`connection.py`).
+        blocked_connections: the connections whose clients do not read, the longest
+            blocked first.
+        idle_connections: the connections to close first for new connections, with their
+            `idle_since` (`connection.py`).
     """
 
     def __init__(self, server: Server, may_be_inline: bool, threads: int) -> None:
@@ -110,7 +123,9 @@ class WorkerApp:
         return self._plans.answer(request) or self._flask.handle(request)
 
     def handle(self, request: RawRequest) -> RawResponse:
-        """Answer a request in a thread. The time is recorded unless the request may wait for others."""
+        """Answer a request in a thread. The time is recorded unless the request may
+        wait for others.
+        """
         may_be_inline, began = self.inline_policy.may_be_inline(request), time.perf_counter()
         response = self._handle(request)
         if may_be_inline:
@@ -118,7 +133,9 @@ class WorkerApp:
         return response
 
     def answer_inline(self, request: RawRequest) -> RawResponse | None:
-        """Answer a quick request on the loop; return None for other requests. Every eighth response is measured."""
+        """Answer a quick request on the loop; return None for other requests. Every
+        eighth response is measured.
+        """
         if not self.inline_policy.is_quick(request):
             return None
         response = self._handle(request)
@@ -132,7 +149,9 @@ class WorkerApp:
 
 
 def create_worker_app(state_dir: str) -> WorkerApp:
-    """Return the application of a worker. Call it after the fork. Raises InvalidConfig if spec.yaml is invalid."""
+    """Return the application of a worker. Call it after the fork. Raises InvalidConfig
+    if spec.yaml is invalid.
+    """
     sys.setswitchinterval(_SWITCH_SECONDS)
     server = open_worker(state_dir)
     spec = server.spec

@@ -1,1 +1,3 @@
-"""The compiled signature of a model: it converts rows and columns of a request into the arrays of the graph."""
+"""The compiled signature of a model: it converts rows and columns of a request into the
+arrays of the graph.
+"""

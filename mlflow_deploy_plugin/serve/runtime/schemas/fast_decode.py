@@ -1,8 +1,10 @@
-"""The fast path from a table to feeds, for tables with the expected columns and types and without missing texts.
+"""The fast path from a table to feeds, for tables with the expected columns and types
+and without missing texts.
 
-`FastDecoder` compiles the columns and inputs of a version once. Each request then takes one check of its types and one
-array per type. For any other table, the result is None and `schema.py` decodes the table. A property test checks that
-both modules return the same feeds.
+`FastDecoder` compiles the columns and inputs of a version once. Each request then takes
+one check of its types and one array per type. For any other table, the result is None
+and `schema.py` decodes the table. A property test checks that both modules return the
+same feeds.
 """
 
 import struct
@@ -37,16 +39,24 @@ _ACCEPTED: dict[str, frozenset[type]] = {
     "boolean": frozenset({bool}),
     "string": frozenset({str}),
 }
-"""The Python types that a column of this type accepts unchanged: no None in texts, and no floats in integer columns."""
+"""The Python types that a column of this type accepts unchanged: no None in texts, and
+no floats in integer columns.
+"""
 
 _ARRAY_KINDS = {"double": "fiu", "float": "f"}
-"""The numpy kinds that convert to this column type with the same result as a list of the same numbers."""
+"""The numpy kinds that convert to this column type with the same result as a list of
+the same numbers.
+"""
 
 _PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "float64"): "d"}
-"""The `struct` format by (column type, input dtype). `struct` rounds a number once, as numpy does."""
+"""The `struct` format by (column type, input dtype). `struct` rounds a number once, as
+numpy does.
+"""
 
 _MAX_TRANSPOSED = 1_000_000
-"""The maximum number of values in columns that are transposed (50 bytes per value). `schema.py` does not transpose."""
+"""The maximum number of values in columns that are transposed (50 bytes per value).
+`schema.py` does not transpose.
+"""
 _COLUMN_TYPES = {dtype: kind for kind, dtype in COLUMN_TYPES.items() if dtype != "str"}
 """The column type whose values a matrix of this dtype accepts."""
 _BLOCK = "@"
@@ -57,7 +67,9 @@ _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The columns of one type. `pick` takes the columns' values from a row, and `dtype` is the dtype of the array."""
+    """The columns of one type. `pick` takes the columns' values from a row, and `dtype`
+    is the dtype of the array.
+    """
 
     column_type: str
     names: list[str]
@@ -66,7 +78,9 @@ class _Group:
     dtype: Dtype
 
     def join(self, columns: Sequence[Array]) -> Array | None:
-        """Return the arrays of the group's columns as one array; None if the fast path cannot convert them."""
+        """Return the arrays of the group's columns as one array; None if the fast path
+        cannot convert them.
+        """
         values = self.pick(columns)
         if len({array.dtype for array in values}) != 1:
             return None
@@ -84,15 +98,18 @@ class _Group:
 
 
 class FastDecoder:
-    """Converts tables with the expected columns and types into feeds. Each method returns None for any other table.
+    """Converts tables with the expected columns and types into feeds. Each method
+    returns None for any other table.
 
     Args:
         columns: the columns of the signature. Only text columns feed inputs of texts.
-        blocks: the result of `type_blocks` if the graph's types are narrower than the signature's types.
+        blocks: the result of `type_blocks` if the graph's types are narrower than the
+            signature's types.
 
     Attributes:
         order: the names of the columns, in the order of the signature.
-        array_kinds: the numpy kinds that `from_array` accepts; empty if it accepts no array.
+        array_kinds: the numpy kinds that `from_array` accepts; empty if it accepts no
+            array.
     """
 
     def __init__(
@@ -173,7 +190,9 @@ class FastDecoder:
         return self._feeds(list(zip(*columns, strict=True)))
 
     def from_array(self, values: Array) -> Feeds | None:
-        """Decode a matrix of numbers whose columns are in the signature's order and have one type and one input."""
+        """Decode a matrix of numbers whose columns are in the signature's order and
+        have one type and one input.
+        """
         if (
             self._matrix is None
             or values.dtype.kind not in self.array_kinds
@@ -186,9 +205,11 @@ class FastDecoder:
 
 
 class _MatrixDecoder:
-    """Decodes tables with one numeric or boolean type whose columns, in order, are the only input of the graph.
+    """Decodes tables with one numeric or boolean type whose columns, in order, are the
+    only input of the graph.
 
-    `block` is the name of the table in `NarrowedFeeds.sent`, or empty if the graph takes the table unchanged.
+    `block` is the name of the table in `NarrowedFeeds.sent`, or empty if the graph
+    takes the table unchanged.
     """
 
     def __init__(self, group: _Group, width: int, entry: Input, block: str) -> None:
@@ -225,7 +246,9 @@ class _MatrixDecoder:
 @final
 @dataclass(frozen=True, slots=True)
 class _SingleColumn:
-    """An input that takes one column: position `place` in the group at `_ColumnDecoder._casts[cast]`."""
+    """An input that takes one column: position `place` in the group at
+    `_ColumnDecoder._casts[cast]`.
+    """
 
     name: str
     cast: int
@@ -235,7 +258,9 @@ class _SingleColumn:
 @final
 @dataclass(frozen=True, slots=True)
 class _StackedColumns:
-    """An input that takes several columns. `order` has their positions among the columns of all `groups`."""
+    """An input that takes several columns. `order` has their positions among the
+    columns of all `groups`.
+    """
 
     name: str
     dtype: Dtype
@@ -243,7 +268,9 @@ class _StackedColumns:
     order: Array
 
     def stack(self, blocks: Sequence[Array]) -> Array:
-        """Return the array of this input, [N, columns], from the blocks of the groups, each [columns, N, 1]."""
+        """Return the array of this input, [N, columns], from the blocks of the groups,
+        each [columns, N, 1].
+        """
         columns = np.concatenate(
             [blocks[group][:, :, 0].astype(self.dtype, copy=False) for group in self.groups],
         )
@@ -251,13 +278,15 @@ class _StackedColumns:
 
 
 class _ColumnDecoder:
-    """Decodes tables with several types or inputs: one array per type, which is then split into the inputs.
+    """Decodes tables with several types or inputs: one array per type, which is then
+    split into the inputs.
 
     Attributes:
-        _casts: conversions (group, dtype, True if its inputs are vectors). Columns that are separate inputs are
-            converted together with the other columns of their type.
-        _blocks: the name of each group in `NarrowedFeeds.sent`, or an empty string for the group of texts. Empty if the
-            graph takes the types of the signature.
+        _casts: conversions (group, dtype, True if its inputs are vectors). Columns that
+            are separate inputs are converted together with the other columns of their
+            type.
+        _blocks: the name of each group in `NarrowedFeeds.sent`, or an empty string for
+            the group of texts. Empty if the graph takes the types of the signature.
     """
 
     def __init__(
@@ -331,7 +360,9 @@ class _ColumnDecoder:
             return None
 
     def _to_feeds(self, blocks: Sequence[Array]) -> Feeds:
-        """Return the feeds for the groups' blocks, each [columns, N, 1]. Raises FloatingPointError on overflow."""
+        """Return the feeds for the groups' blocks, each [columns, N, 1]. Raises
+        FloatingPointError on overflow.
+        """
         casts = []
         for source, dtype, is_vector in self._casts:
             cast = blocks[source].astype(dtype, copy=False)
@@ -356,9 +387,11 @@ def compile_fast_tensor_decoder(
     bound: Sequence[tuple[Input, Tensor]],
     shared: SharedDimensions,
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
-    """Return a function that makes feeds from tensors by dtype and shape, or None if more checks are needed.
+    """Return a function that makes feeds from tensors by dtype and shape, or None if
+    more checks are needed.
 
-    The result is None if there are texts or a dtype must be converted, except for a single tensor that is a matrix.
+    The result is None if there are texts or a dtype must be converted, except for a
+    single tensor that is a matrix.
     """
     decode_matrix = _compile_matrix_decoder(*bound[0]) if len(bound) == 1 and not shared else None
     if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
@@ -389,9 +422,11 @@ def _compile_matrix_decoder(
     entry: Input,
     tensor: Tensor,
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
-    """Return a function that makes feeds from rows of the only tensor, and that returns None if the rows do not fit.
+    """Return a function that makes feeds from rows of the only tensor, and that returns
+    None if the rows do not fit.
 
-    Return None instead of a function unless the tensor is a matrix of fixed width with a dtype that a column can have.
+    Return None instead of a function unless the tensor is a matrix of fixed width with
+    a dtype that a column can have.
     """
     kind = _COLUMN_TYPES.get(tensor.dtype)
     if kind is None or len(tensor.shape) != 2 or tensor.shape[0] != -1 or tensor.shape[1] < 1:
@@ -408,7 +443,8 @@ def _compile_matrix_decoder(
         rows = data.get(name) if name or len(data) != 1 else next(iter(data.values()))
         if type(rows) is not list or not rows or not LISTS.issuperset(map(type, rows)):
             return None
-        # numpy rounds a matrix of integers once to 32-bit floats, but this decoder would round each value twice.
+        # numpy rounds a matrix of integers once to 32-bit floats, but this decoder
+        # would round each value twice.
         if set(map(len, rows)) != {width} or (is_rounded_once and type(rows[0][0]) is int):
             return None
         return decoder.from_rows(rows)
@@ -417,7 +453,9 @@ def _compile_matrix_decoder(
 
 
 def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:
-    """Return a block (an `Input`) for each numeric or boolean type; no blocks if an input has the name of a block."""
+    """Return a block (an `Input`) for each numeric or boolean type; no blocks if an
+    input has the name of a block.
+    """
     members: dict[str, list[str]] = {}
     for column in columns:
         if column.type != "string":  # The input of a string column stores the text unchanged.
@@ -439,10 +477,12 @@ def _row_packer(
     form: str,
     block: str,
 ) -> Callable[[Sequence[object]], Feeds | None]:
-    """Return a decoder for a single row that does the same as `_MatrixDecoder.from_matrix` in a quarter of the time.
+    """Return a decoder for a single row that does the same as
+    `_MatrixDecoder.from_matrix` in a quarter of the time.
 
-    The decoder returns None for a null or an overflow. `form` is the `struct` format of the graph's numbers. `block` is
-    the name of the row in `NarrowedFeeds.sent`, or empty if the graph takes the row unchanged.
+    The decoder returns None for a null or an overflow. `form` is the `struct` format of
+    the graph's numbers. `block` is the name of the row in `NarrowedFeeds.sent`, or
+    empty if the graph takes the row unchanged.
     """
     fed, sent = struct.Struct(f"={width}{form}"), struct.Struct(f"={width}d")
     name, dtype, shape, exact = (

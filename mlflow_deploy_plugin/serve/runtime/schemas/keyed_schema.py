@@ -1,7 +1,9 @@
-"""Key columns (`capture.keys`): columns of a request that are not model inputs, such as the id of a customer.
+"""Key columns (`capture.keys`): columns of a request that are not model inputs, such as
+the id of a customer.
 
-The values of the keys (texts, numbers or booleans, possibly missing) are captured and passed in `NarrowedFeeds.sent`.
-An integer keeps all its digits even if another value is missing.
+The values of the keys (texts, numbers or booleans, possibly missing) are captured and
+passed in `NarrowedFeeds.sent`. An integer keeps all its digits even if another value is
+missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,9 @@ _EXACT = range(-(2**53), 2**53)
 
 @dataclass(frozen=True)
 class KeyedSchema(Schema):
-    """The schema of a model whose requests may also have the columns `keys`. An absent column has missing values."""
+    """The schema of a model whose requests may also have the columns `keys`. An absent
+    column has missing values.
+    """
 
     model: Schema = field(default_factory=lambda: Schema((), (), ()))
 
@@ -80,7 +84,8 @@ class KeyedSchema(Schema):
     def attach(self, feeds: Feeds, keys: Mapping[str, Any]) -> NarrowedFeeds:
         """Return the feeds with the values of the keys.
 
-        Raises SchemaMismatch if a key does not have one value per row, or if a value of a key is a list or an object.
+        Raises SchemaMismatch if a key does not have one value per row, or if a value of
+        a key is a list or an object.
         """
         rows, arrays = self.count_rows(feeds), {}
         for name in self.keys:
@@ -107,7 +112,9 @@ class KeyedSchema(Schema):
 
 
 def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
-    """Return the schema that also reads the columns `keys`, or the schema unchanged if there are no keys."""
+    """Return the schema that also reads the columns `keys`, or the schema unchanged if
+    there are no keys.
+    """
     if not keys:
         return schema
     fields = (
@@ -128,9 +135,11 @@ def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:
 
 
 def key_array(name: str, values: Sequence[object] | Array) -> Array:
-    """Return an array of a key's values: numbers or booleans, or objects if a value is a text or missing.
+    """Return an array of a key's values: numbers or booleans, or objects if a value is
+    a text or missing.
 
-    Values of mixed types become texts. Raises SchemaMismatch if a value is a list or an object.
+    Values of mixed types become texts. Raises SchemaMismatch if a value is a list or an
+    object.
     """
     if isinstance(values, np.ndarray) and values.dtype.kind in "bif":
         return values

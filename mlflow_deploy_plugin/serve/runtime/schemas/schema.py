@@ -1,7 +1,9 @@
-"""The compiled signature: it converts columns, records, rows or tensors into the feeds of the graph, and back.
+"""The compiled signature: it converts columns, records, rows or tensors into the feeds
+of the graph, and back.
 
-Unknown columns are ignored; a missing column is an error. `serve/runtime/values.py` checks the values. A table with the
-expected types takes the fast path of `serve/runtime/schemas/fast_decode.py`; any other table is decoded here.
+Unknown columns are ignored; a missing column is an error. `serve/runtime/values.py`
+checks the values. A table with the expected types takes the fast path of
+`serve/runtime/schemas/fast_decode.py`; any other table is decoded here.
 """
 
 from collections import Counter
@@ -58,7 +60,9 @@ from mlflow_deploy_plugin.serve.runtime.values import (
 )
 
 _MAX_FILLED = 10_000_000
-"""The maximum number of omitted values that are filled in. If more values were sent, their number is the maximum."""
+"""The maximum number of omitted values that are filled in. If more values were sent,
+their number is the maximum.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,14 @@ class Schema:
     """The inputs of one model, and the methods that convert data into feeds.
 
     Attributes:
-        columns / tensors: the signature's columns or tensors; one of the two tuples is empty.
-        has_rows: True if the first dimension of every tensor is its rows. Otherwise a request counts as one row.
+        columns / tensors: the signature's columns or tensors; one of the two tuples is
+            empty.
+        has_rows: True if the first dimension of every tensor is its rows. Otherwise a
+            request counts as one row.
         keys: additional columns that are captured but not fed (`keyed_schema.py`).
-        is_foreign: True if another exporter made the graph. Exporters give unrelated dimensions the same name, so only
-            ONNX Runtime can decide which sizes must be equal.
+        is_foreign: True if another exporter made the graph. Exporters give unrelated
+            dimensions the same name, so only ONNX Runtime can decide which sizes must
+            be equal.
     """
 
     columns: tuple[Column, ...]
@@ -91,9 +98,11 @@ class Schema:
         return frozenset(column.name for column in self.columns if column.is_binary)
 
     def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
-        """Return feeds from columns (or tensors) by name, each a list or an array of the rows.
+        """Return feeds from columns (or tensors) by name, each a list or an array of
+        the rows.
 
-        Raises SchemaMismatch if a column is missing, mistyped or has another length, or if there are no rows.
+        Raises SchemaMismatch if a column is missing, mistyped or has another length, or
+        if there are no rows.
         """
         if not self.columns:
             return self._from_tensors(data)
@@ -131,16 +140,19 @@ class Schema:
         return self._taken(narrowed_feeds(feeds, sent))
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
-        """Return feeds from rows that map column to value. A column that is absent from a row is null in that row.
+        """Return feeds from rows that map column to value. A column that is absent from
+        a row is null in that row.
 
-        Raises the errors of `from_columns`. The rows of tensors must all have the same names.
+        Raises the errors of `from_columns`. The rows of tensors must all have the same
+        names.
         """
         if self._fast is not None and (feeds := self._fast.from_records(records)) is not None:
             return self._taken(feeds)
         for row, record in enumerate(records):
             if not isinstance(record, Mapping):
                 raise SchemaMismatch(
-                    f"row {row} is {short_repr(record)}; an object with one value per column is expected",
+                    f"row {row} is {short_repr(record)}; an object with one value per column is "
+                    "expected",
                 )
         if not records:
             raise SchemaMismatch(NO_ROWS)
@@ -164,7 +176,9 @@ class Schema:
         return self.from_frame({name: [record.get(name) for record in records] for name in present})
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
-        """Return feeds from rows that are lists in the order of `names` (pandas' "split"). Raises as `from_columns`."""
+        """Return feeds from rows that are lists in the order of `names` (pandas'
+        "split"). Raises as `from_columns`.
+        """
         if self._fast is not None and (feeds := self._fast.from_rows(names, rows)) is not None:
             return self._taken(feeds)
         if doubled := [name for name, count in Counter(names).items() if count > 1]:
@@ -179,7 +193,9 @@ class Schema:
         return self.from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
 
     def from_array(self, values: object) -> Feeds:
-        """Return feeds from nested lists or an array, in the order of the columns. Raises as `from_columns`."""
+        """Return feeds from nested lists or an array, in the order of the columns.
+        Raises as `from_columns`.
+        """
         if not self.columns:
             if len(self.tensors) != 1:
                 raise SchemaMismatch(
@@ -199,11 +215,14 @@ class Schema:
 
     @property
     def matrix_kinds(self) -> str:
-        """The numpy kinds of a matrix that `from_array` decodes directly; empty if the graph does not take a matrix."""
+        """The numpy kinds of a matrix that `from_array` decodes directly; empty if the
+        graph does not take a matrix.
+        """
         return self._fast.array_kinds if self._fast is not None else ""
 
     def to_columns(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the values as they were sent, in the format of captured rows: [N] by column, or [N, …] by tensor.
+        """Return the values as they were sent, in the format of captured rows: [N] by
+        column, or [N, …] by tensor.
 
         Inputs that are not in `feeds` are left out. A missing text is None.
         """
@@ -229,7 +248,9 @@ class Schema:
 
     @cached_property
     def tensor_schema(self) -> "Schema":
-        """The schema for tensor protocols: each tensor has the name of the graph input that it feeds."""
+        """The schema for tensor protocols: each tensor has the name of the graph input
+        that it feeds.
+        """
         inputs = self.inputs
         if self.columns:
             tensors = [Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs]
@@ -255,12 +276,16 @@ class Schema:
 
     @cached_property
     def dtypes(self) -> dict[str, str]:
-        """The numpy dtype (`str`: strings) of each column or tensor of the signature, by name."""
+        """The numpy dtype (`str`: strings) of each column or tensor of the signature,
+        by name.
+        """
         columns = {column.name: COLUMN_TYPES[column.type] for column in self.columns}
         return columns or {tensor.name: tensor.dtype for tensor in self.tensors}
 
     def missing_columns(self, given: Collection[str]) -> SchemaMismatch | None:
-        """Return an error if required columns are missing in `given`; otherwise return None."""
+        """Return an error if required columns are missing in `given`; otherwise return
+        None.
+        """
         missing = [
             column.name for column in self.columns if column.required and column.name not in given
         ]
@@ -286,17 +311,23 @@ class Schema:
 
     @cached_property
     def sent_inputs(self) -> tuple[Input, ...]:
-        """The arrays that may contain sent rows: the graph's inputs and the blocks of narrowed numbers."""
+        """The arrays that may contain sent rows: the graph's inputs and the blocks of
+        narrowed numbers.
+        """
         return (*self.inputs, *self._blocks)
 
     @cached_property
     def capture_schema(self) -> "Schema":
-        """The schema of the rows in the spool, which contain the values as they were sent."""
+        """The schema of the rows in the spool, which contain the values as they were
+        sent.
+        """
         return replace(self, inputs=self.sent_inputs) if self._blocks else self
 
     @cached_property
     def _blocks(self) -> tuple[Input, ...]:
-        """One block per type of numbers, with the type's dtype. Empty if the graph's inputs are wide enough."""
+        """One block per type of numbers, with the type's dtype. Empty if the graph's
+        inputs are wide enough.
+        """
         types = {column.name: numpy_dtype(COLUMN_TYPES[column.type]) for column in self.columns}
         fed = [
             (numpy_dtype(entry.dtype), types[name])
@@ -333,7 +364,8 @@ class Schema:
     def _shared(self) -> SharedDimensions:
         if self.is_foreign:
             return ()
-        # The rank of a tensor may differ from the rank of its input. In this case, the graph refuses the feeds.
+        # The rank of a tensor may differ from the rank of its input. In this case, the
+        # graph refuses the feeds.
         fitting = [
             entry
             for entry, tensor in self._bound_tensors
@@ -343,7 +375,9 @@ class Schema:
 
     @cached_property
     def _replacements(self) -> Mapping[str, str | Missing | None]:
-        """The text that replaces a missing string, by column; None if a missing string is an error."""
+        """The text that replaces a missing string, by column; None if a missing string
+        is an error.
+        """
         return {name: entry.missing for entry in self.inputs for name in entry.columns}
 
     def _common_length(self, data: Mapping[str, object]) -> int:
@@ -367,9 +401,11 @@ class Schema:
         return rows
 
     def from_frame(self, data: Mapping[str, list[object] | Array]) -> Feeds:
-        """Return feeds from a table by column name. The columns are either all lists or all arrays.
+        """Return feeds from a table by column name. The columns are either all lists or
+        all arrays.
 
-        A single tensor takes a single column or, with rank 2, all columns in order. Raises as `from_columns`.
+        A single tensor takes a single column or, with rank 2, all columns in order.
+        Raises as `from_columns`.
         """
         if self.columns:
             return self.from_columns(data)
@@ -401,7 +437,8 @@ class Schema:
         if self.names == ("",):
             if len(data) != 1:
                 raise SchemaMismatch(
-                    f"the model takes one array, not {join_names(data) or 'none'}: send its rows as lists of values",
+                    f"the model takes one array, not {join_names(data) or 'none'}: send its rows "
+                    "as lists of values",
                 )
             data = {
                 "": next(iter(data.values())),
@@ -437,7 +474,9 @@ class Schema:
         return self._taken(narrowed_feeds(feeds, sent) if is_narrowed else feeds)
 
     def _taken(self, feeds: Feeds) -> Feeds:
-        """Return the feeds. Raises SchemaMismatch if the original of the model refuses a value in the feeds."""
+        """Return the feeds. Raises SchemaMismatch if the original of the model refuses
+        a value in the feeds.
+        """
         if self._checks:
             if isinstance(feeds, NarrowedFeeds):
                 check_values(self._sent_checks, feeds.sent)
@@ -456,7 +495,9 @@ class Schema:
 
     @cached_property
     def _sent_checks(self) -> list[ValueCheck]:
-        """The checks of `NarrowedFeeds.sent`, whose blocks contain the numbers of several inputs."""
+        """The checks of `NarrowedFeeds.sent`, whose blocks contain the numbers of
+        several inputs.
+        """
         if not self._blocks:
             return self._checks
         texts = [entry for entry in self.inputs if entry.dtype == "str"]
@@ -464,7 +505,9 @@ class Schema:
 
     @cached_property
     def _bound_tensors(self) -> list[tuple[Input, Tensor]]:
-        """Each input of the graph with the tensor of the same name, or with the only tensor."""
+        """Each input of the graph with the tensor of the same name, or with the only
+        tensor.
+        """
         if len(self.inputs) == 1:
             return [(self.inputs[0], self.tensors[0])]
         named = {tensor.name: tensor for tensor in self.tensors}
@@ -479,7 +522,8 @@ def compile_schema(
     refusals: Refusals = NO_REFUSALS,
     is_foreign: bool = False,
 ) -> Schema:
-    """Return the schema. Raises InvalidArtifact if the signature lacks an input or repeats a name.
+    """Return the schema. Raises InvalidArtifact if the signature lacks an input or
+    repeats a name.
 
     `outputs` are empty if they are unknown.
     """
@@ -506,7 +550,9 @@ def compile_schema(
 
 
 def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
-    """Return a table column as a tensor. A cell has the only value of a row, or all values, flat as in MLflow."""
+    """Return a table column as a tensor. A cell has the only value of a row, or all
+    values, flat as in MLflow.
+    """
     inner = tensor.shape[1:]
     if isinstance(cells, np.ndarray):
         values = cells.size // max(len(cells), 1)
@@ -536,7 +582,9 @@ def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
 
 
 def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
-    """Return the columns of one ONNX input as one array: [N, columns], or [N] if the graph requires a vector."""
+    """Return the columns of one ONNX input as one array: [N, columns], or [N] if the
+    graph requires a vector.
+    """
     dtype = numpy_dtype(entry.dtype)
     if len(entry.columns) == 1:
         only = arrays[entry.columns[0]].astype(dtype, copy=False)
@@ -548,8 +596,11 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
 
 
 def _check_filled(missing: int, sent: int) -> None:
-    """Refuse a small body that expands to gigabytes, such as a million empty rows with hundreds of columns."""
+    """Refuse a small body that expands to gigabytes, such as a million empty rows with
+    hundreds of columns.
+    """
     if missing > max(_MAX_FILLED, sent):
         raise SchemaMismatch(
-            f"{missing} values are missing, and at most {sent} are present; send fewer rows, or complete rows",
+            f"{missing} values are missing, and at most {sent} are present; send fewer rows, or "
+            "complete rows",
         )

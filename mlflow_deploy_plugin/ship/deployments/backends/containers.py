@@ -1,7 +1,9 @@
-"""The containers of an endpoint: their options, the reason why they ended, and the conversion of Docker's errors.
+"""The containers of an endpoint: their options, the reason why they ended, and the
+conversion of Docker's errors.
 
-Containers run without privileges: as the user who deploys (for root: the user of the image), on a read-only file system
-and without capabilities. A label has a digest of the options whose change requires a new container.
+Containers run without privileges: as the user who deploys (for root: the user of the
+image), on a read-only file system and without capabilities. A label has a digest of the
+options whose change requires a new container.
 """
 
 import hashlib
@@ -35,7 +37,9 @@ from mlflow_deploy_plugin.ship.manifests.served import (
 
 ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
 DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
-"""The labels of a container with the digest of its options and with its published address."""
+"""The labels of a container with the digest of its options and with its published
+address.
+"""
 NETWORK = "onnxserve"
 """The network of the listeners. Containers on it cannot reach each other."""
 _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
@@ -64,12 +68,16 @@ def volume_name(endpoint: str) -> str:
 
 
 def home_folder(endpoint: str, settings: Settings) -> Path:
-    """Return the folder with the files of an endpoint's servers. Containers mount the folder at the same path."""
+    """Return the folder with the files of an endpoint's servers. Containers mount the
+    folder at the same path.
+    """
     return settings.home_path / "docker" / endpoint
 
 
 def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Document:
-    """Return a server's arguments for `containers.create`. Raises InvalidConfig if a required file is missing."""
+    """Return a server's arguments for `containers.create`. Raises InvalidConfig if a
+    required file is missing.
+    """
     container, is_host = spec.container, spec.container.network == "host"
     for field in ("grpc_port", "metrics_port"):
         if getattr(spec.server, field) is not None and not is_host:
@@ -111,7 +119,9 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
 
 
 def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
-    """Return the arguments of `containers.create` for the listener, without its network."""
+    """Return the arguments of `containers.create` for the listener, without its
+    network.
+    """
     host, port = spec.server.host.strip("[]"), spec.server.port
     return {
         "image": spec.container.image_for(spec.server),
@@ -135,24 +145,30 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
 
 
 def share(path: Path) -> None:
-    """Give the group the owner's rights on a file or folder, because root's containers run in the owner's group."""
+    """Give the group the owner's rights on a file or folder, because root's containers
+    run in the owner's group.
+    """
     mode = path.stat().st_mode
     if os.getuid() == 0 and mode & 0o070 != (mode & 0o700) >> 3:
         path.chmod(mode | (mode & 0o700) >> 3)
 
 
 def check_registry(uri: str, is_host: bool) -> None:
-    """Raise InvalidConfig if a container (with `is_host`: on the host's network) cannot reach the registry at `uri`."""
+    """Raise InvalidConfig if a container (with `is_host`: on the host's network) cannot
+    reach the registry at `uri`.
+    """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
         raise InvalidConfig(
-            f"the registry {parts.scheme or 'file'}:… is a file of this machine, which a container cannot read: start "
-            "`mlflow server` on it, and set MLFLOW_TRACKING_URI to the server's address",
+            f"the registry {parts.scheme or 'file'}:… is a file of this machine, which a "
+            "container cannot read: start `mlflow server` on it, and set MLFLOW_TRACKING_URI to "
+            "the server's address",
         )
     if not is_host and is_loopback(parts.hostname or ""):
         raise InvalidConfig(
-            f"containers cannot reach {uri}, this machine's loopback: set -C container.network=host; or let "
-            "`mlflow server --host` listen on docker0's address (172.17.0.1), and set MLFLOW_TRACKING_URI to it",
+            f"containers cannot reach {uri}, this machine's loopback: set -C "
+            "container.network=host; or let `mlflow server --host` listen on docker0's address "
+            "(172.17.0.1), and set MLFLOW_TRACKING_URI to it",
         )
 
 
@@ -186,7 +202,8 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
             engine_error,
         ):
             raise InvalidConfig(
-                f"port {spec.server.port} on {spec.server.host} is in use: set another port with -C server.port=…",
+                f"port {spec.server.port} on {spec.server.host} is in use: set another port with "
+                "-C server.port=…",
             ) from None
         if "is already in use by container" in engine_error:
             raise AlreadyExists(f"another container has the name: {engine_error}") from None
@@ -198,7 +215,8 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
             ) from None
         if "could not select device driver" in engine_error:
             raise InvalidConfig(
-                "the server computes on a GPU, but the NVIDIA container toolkit is not installed in this engine",
+                "the server computes on a GPU, but the NVIDIA container toolkit is not installed "
+                "in this engine",
             ) from None
         if "bind source path does not exist" in engine_error:
             raise InvalidConfig(
@@ -219,13 +237,15 @@ def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 
 def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
-    """Return the paths of this machine to mount in the server's container: path → True if the mount is read-only."""
+    """Return the paths of this machine to mount in the server's container: path → True
+    if the mount is read-only.
+    """
     files = local_files(spec)
     if spec.server.api_keys and "ONNXSERVE_KEYS_FILE" not in spec.container.secret_files:
         if settings.keys_file is None:
             raise InvalidConfig(
-                "server.api_keys of a container reads the keys from a file: run `onnxserve keys export > keys.json`, "
-                "and set ONNXSERVE_KEYS_FILE=keys.json for this command",
+                "server.api_keys of a container reads the keys from a file: run `onnxserve keys "
+                "export > keys.json`, and set ONNXSERVE_KEYS_FILE=keys.json for this command",
             )
         files.append(str(settings.keys_file.absolute()))
     mounts = dict.fromkeys(files, True)

@@ -1,10 +1,12 @@
 """Deployments in containers of this machine's Docker engine.
 
-`NAME` is the server. Its state folder is mounted from the host at the same path, so that other processes can read it
-and a change of the spec does not need a new container. `NAME-listener` has the published port, and passes its listening
-socket to the servers (`serve/listener.py`). A container with another image starts next to the serving container,
-accepts from the same socket when it is ready, and takes over the name while the old container completes its requests.
-With `container.network: host` there is no listener, and replacing a server causes a short outage.
+`NAME` is the server. Its state folder is mounted from the host at the same path, so
+that other processes can read it and a change of the spec does not need a new container.
+`NAME-listener` has the published port, and passes its listening socket to the servers
+(`serve/listener.py`). A container with another image starts next to the serving
+container, accepts from the same socket when it is ready, and takes over the name while
+the old container completes its requests. With `container.network: host` there is no
+listener, and replacing a server causes a short outage.
 
     HOME/docker/NAME/SLOT     the state folder of one server; each new server has another slot
     HOME/docker/NAME/cache    the downloaded models
@@ -51,18 +53,23 @@ _KEPT = (files.FOLLOWED, files.CONTROL, MASK_KEY)
 
 @dataclass
 class DockerBackend(MachineBackend):
-    """Servers in containers of the Docker engine at DOCKER_HOST, by default this machine's engine."""
+    """Servers in containers of the Docker engine at DOCKER_HOST, by default this
+    machine's engine.
+    """
 
     _connected: docker.DockerClient | None = field(default=None, init=False)
 
     def lives(self, pid: int) -> bool:
-        return True  # The process ids are from the container, in which gunicorn removes the files of dead workers.
+        # The process ids are from the container, in which gunicorn removes the files of
+        # dead workers.
+        return True
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, whose port is set. A change of the image, `server` or `container` needs a new container.
+        """Serve `spec`, whose port is set. A change of the image, `server` or
+        `container` needs a new container.
 
-        The running server applies all other changes. Raises the errors of `Backend.apply`, and AlreadyExists if another
-        container has this name.
+        The running server applies all other changes. Raises the errors of
+        `Backend.apply`, and AlreadyExists if another container has this name.
         """
         with docker_errors(spec):
             self._settle(spec.name)
@@ -105,7 +112,10 @@ class DockerBackend(MachineBackend):
             )
             return self.observe_absent(name, ended or gone, log)
         if spec.container.network != "host" and (listener is None or listener.status != "running"):
-            reason = f"the container {containers.listener_name(name)}, which has its port, is not running"
+            reason = (
+                f"the container {containers.listener_name(name)}, which has its port, is not "
+                "running"
+            )
             return Observation("failed", f"{reason}; `onnxserve start {name}` restarts it", log=log)
         written = files.read_state(folder / files.SERVER, ServerState)
         started = datetime.fromisoformat(
@@ -120,7 +130,9 @@ class DockerBackend(MachineBackend):
         return replace(observation, pid=server.attrs["State"]["Pid"], restarts=restarts)
 
     def stop(self, name: str) -> None:
-        """Stop the containers of an endpoint. Open requests are completed, or aborted after the grace period."""
+        """Stop the containers of an endpoint. Open requests are completed, or aborted
+        after the grace period.
+        """
         with docker_errors():
             for server in self._servers(name):
                 self._stop(server)
@@ -158,7 +170,8 @@ class DockerBackend(MachineBackend):
 
     @property
     def _engine(self) -> docker.DockerClient:
-        # With cached_property, Python 3.11 would block all backends of the process while one engine does not answer.
+        # With cached_property, Python 3.11 would block all backends of the process
+        # while one engine does not answer.
         if self._connected is None:
             try:
                 self._connected = docker.from_env()
@@ -175,7 +188,9 @@ class DockerBackend(MachineBackend):
         return self._connected
 
     def _slot(self, name: str) -> str:
-        """Return the slot (folder name) of the current server; empty until the first server is ready."""
+        """Return the slot (folder name) of the current server; empty until the first
+        server is ready.
+        """
         link = self.settings.state_dir(name)
         return link.readlink().name if link.is_symlink() else ""
 
@@ -222,22 +237,25 @@ class DockerBackend(MachineBackend):
             )
 
     def _image(self, spec: EndpointSpec, progress: Progress) -> Image:
-        """Return the image, which is pulled if it belongs to a registry. Raises InvalidConfig if the pull fails."""
+        """Return the image, which is pulled if it belongs to a registry. Raises
+        InvalidConfig if the pull fails.
+        """
         name = spec.container.image_for(spec.server)
         try:
             return self._engine.images.get(name)
         except ImageNotFound:
             if "/" not in name:  # Do not pull it: anyone may own this name at Docker Hub.
                 raise InvalidConfig(
-                    f"there is no local image {name!r}: `make images` builds onnxserve:cpu and onnxserve:gpu; set "
-                    "another image with -C container.image=…",
+                    f"there is no local image {name!r}: `make images` builds onnxserve:cpu and "
+                    "onnxserve:gpu; set another image with -C container.image=…",
                 ) from None
         progress(f"{spec.name}: pulling {name}")
         try:
             return self._engine.images.pull(name)
         except APIError as error:
             raise InvalidConfig(
-                f"the image {name!r} is not local and cannot be pulled: {containers.explanation(error)}",
+                f"the image {name!r} is not local and cannot be pulled: "
+                f"{containers.explanation(error)}",
             ) from None
 
     def _replace(
@@ -287,7 +305,8 @@ class DockerBackend(MachineBackend):
             )
             new.start()
             self._wait(spec, folder, new, ServedState(), progress)
-            # Set the restart policy only now, because a restart would hide a crash from `_wait`.
+            # Set the restart policy only now, because a restart would hide a crash from
+            # `_wait`.
             new.update(restart_policy={"Name": spec.container.restart})
         except BaseException:
             if new is not None:  # Let the container complete accepted requests.
@@ -306,7 +325,9 @@ class DockerBackend(MachineBackend):
         self._settle(name)
 
     def _settle(self, name: str) -> None:
-        """Stop all servers except the current server, even after a crash, and give the current server its name."""
+        """Stop all servers except the current server, even after a crash, and give the
+        current server its name.
+        """
         slot = self._slot(name)
         for server in self._servers(name):
             if server.labels[SLOT] == slot:
@@ -325,7 +346,9 @@ class DockerBackend(MachineBackend):
             server.rename(server_name(name))
 
     def _start_listener(self, spec: EndpointSpec) -> None:
-        """Start the container with the published port. With `container.network: host`, there is no listener."""
+        """Start the container with the published port. With `container.network: host`,
+        there is no listener.
+        """
         options, network = containers.listener_options(spec, self.settings), spec.container.network
         listener = self._listener(spec.name)
         if listener is not None and listener.labels[ADDRESS] != options["labels"][ADDRESS]:
@@ -346,7 +369,9 @@ class DockerBackend(MachineBackend):
             raise
 
     def _network(self) -> str:
-        """Return the id of the listeners' network. If a race has created two networks, return the older network."""
+        """Return the id of the listeners' network. If a race has created two networks,
+        return the older network.
+        """
         if not (networks := self._engine.networks.list(names=[f"^{containers.NETWORK}$"])):
             options = {"com.docker.network.bridge.enable_icc": "false"}
             self._engine.networks.create(containers.NETWORK, driver="bridge", options=options)
@@ -365,7 +390,8 @@ class DockerBackend(MachineBackend):
 
         def why_ended() -> str:
             server.reload()
-            # OOMKilled is reliable only for a new container: later, it may be outdated or refer to a single worker.
+            # OOMKilled is reliable only for a new container: later, it may be outdated
+            # or refer to a single worker.
             is_killed = is_new and server.attrs["State"]["OOMKilled"]
             lives = server.status in ("created", "running") and not is_killed
             return "" if lives else f"its container {containers.end_of(server)}"
@@ -373,7 +399,9 @@ class DockerBackend(MachineBackend):
         self.wait_until_served(spec, folder, before, why_ended, log)
 
     def _stop(self, server: Container) -> None:
-        """Let a server complete its requests and ship its rows. The server is killed after its grace period."""
+        """Let a server complete its requests and ship its rows. The server is killed
+        after its grace period.
+        """
         spec = served_state.written_spec(
             home_folder(server.labels[containers.ENDPOINT], self.settings) / server.labels[SLOT],
         )

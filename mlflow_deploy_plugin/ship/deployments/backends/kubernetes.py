@@ -1,8 +1,10 @@
-"""Deployments on Kubernetes: the objects of `ship/manifests/kubernetes.py` are applied to a namespace and then watched.
+"""Deployments on Kubernetes: the objects of `ship/manifests/kubernetes.py` are applied
+to a namespace and then watched.
 
-Server-side apply changes only differences, so after a crash the same call completes the work. A change of variants
-reaches running pods through the ConfigMap, and the pods' state files show whether they serve the change. The state of
-the objects is polled, because a watch stream may break.
+Server-side apply changes only differences, so after a crash the same call completes the
+work. A change of variants reaches running pods through the ConfigMap, and the pods'
+state files show whether they serve the change. The state of the objects is polled,
+because a watch stream may break.
 """
 
 import hashlib
@@ -69,7 +71,9 @@ _CUSTOM = ("HTTPRoute", "ServiceMonitor")
 _REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
 _SPEC_DIGEST = "onnxserve/spec"
 _REPLICAS = "onnxserve/replicas"
-"""The annotation of a Deployment with the last applied `kubernetes.replicas`; absent if it has an autoscaler."""
+"""The annotation of a Deployment with the last applied `kubernetes.replicas`; absent if
+it has an autoscaler.
+"""
 _POLL_SECONDS = 0.5
 _AT_ONCE = 8
 _LOG_LINES = 50
@@ -77,8 +81,8 @@ _STOP_MARGIN_SECONDS = 60
 _LOG_QUEUE = 10_000
 _MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _NO_MLFLOW = (
-    "the pods cannot reach MLflow at {uri}: set -C container.environment.MLFLOW_TRACKING_URI=… to an address that they "
-    "can reach, or set -C container.secrets.MLFLOW_TRACKING_URI=SECRET/KEY"
+    "the pods cannot reach MLflow at {uri}: set -C container.environment.MLFLOW_TRACKING_URI=… to "
+    "an address that they can reach, or set -C container.secrets.MLFLOW_TRACKING_URI=SECRET/KEY"
 )
 _READ_STATE = """
 import json, os, pathlib, sys
@@ -118,9 +122,11 @@ class KubernetesBackend:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`. After a failure, ready pods continue to run, and objects of other owners are restored.
+        """Serve `spec`. After a failure, ready pods continue to run, and objects of
+        other owners are restored.
 
-        Raises the errors of `Backend.apply`, and AlreadyExists if objects of this name belong to another owner.
+        Raises the errors of `Backend.apply`, and AlreadyExists if objects of this name
+        belong to another owner.
         """
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
@@ -170,11 +176,13 @@ class KubernetesBackend:
             and not is_scaled
             and self._delete("HorizontalPodAutoscaler", spec.name)
         ):
-            # Without its autoscaler, the Deployment needs the number of pods of the spec.
+            # Without its autoscaler, the Deployment needs the number of pods of the
+            # spec.
             self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})
         for document in documents:
             if document["kind"] == "Deployment":
-                # Read the Deployment again, because an autoscaler may have scaled it while the pods were read.
+                # Read the Deployment again, because an autoscaler may have scaled it
+                # while the pods were read.
                 document["spec"]["replicas"] = count = pod_count(
                     spec,
                     self._cluster.get("Deployment", spec.name),
@@ -209,7 +217,10 @@ class KubernetesBackend:
     def observe(self, spec: EndpointSpec) -> Observation:
         deployment = self._own_deployment(spec.name)
         if deployment is None:
-            gone = f"its Deployment in namespace {self.namespace} is gone; `onnxserve start {spec.name}` recreates it"
+            gone = (
+                f"its Deployment in namespace {self.namespace} is gone; `onnxserve start "
+                f"{spec.name}` recreates it"
+            )
             return Observation("failed", gone)
         count = deployment["spec"].get("replicas", 1)
         if count == 0:
@@ -262,10 +273,12 @@ class KubernetesBackend:
         path: str,
         timeout_seconds: float,
     ) -> Mapping[str, bytes | errors.Refused]:
-        """Return a page of each ready pod by pod name, or the reason why the pod does not return it.
+        """Return a page of each ready pod by pod name, or the reason why the pod does
+        not return it.
 
-        The request runs inside the pod with a key that only the server's user can read, because the API server's proxy
-        does not forward `Authorization` and has no client certificate. A terminating pod is included while it answers.
+        The request runs inside the pod with a key that only the server's user can read,
+        because the API server's proxy does not forward `Authorization` and has no
+        client certificate. A terminating pod is included while it answers.
         """
         self._own_deployment(spec.name)
         url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}{path}"
@@ -296,8 +309,10 @@ class KubernetesBackend:
         }
 
     def place(self, name: str) -> str:
-        """Return the UID of the namespace, which is unique among clusters. Raises NotReady without a Deployment of this
-        name, InvalidConfig for the Deployment of another owner, and DeploymentFailed if the API server refuses."""
+        """Return the UID of the namespace, which is unique among clusters. Raises
+        NotReady without a Deployment of this name, InvalidConfig for the Deployment of
+        another owner, and DeploymentFailed if the API server refuses.
+        """
         if self._own_deployment(name) is None:
             raise errors.NotReady(
                 f"namespace {self.namespace} of this cluster has no Deployment {name!r}",
@@ -332,7 +347,9 @@ class KubernetesBackend:
                 self._cluster.execute(pod["metadata"]["name"], ["touch", f"{STATE_FOLDER}/{LOOK}"])
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        """Yield the last log lines of each pod, with the pod's name. If `follow` is set, then yield new lines."""
+        """Yield the last log lines of each pod, with the pod's name. If `follow` is
+        set, then yield new lines.
+        """
         self._own_deployment(name)
         names = [pod["metadata"]["name"] for pod in self._living_pods(name)]
         for pod in names:
@@ -342,7 +359,9 @@ class KubernetesBackend:
         written: queue.Queue[str | errors.DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
 
         def read(pod: str) -> None:
-            """Put the new lines of a pod's log into the queue. When the log ends, put None or the error into it."""
+            """Put the new lines of a pod's log into the queue. When the log ends, put
+            None or the error into it.
+            """
             last, since = "", 1
             try:
                 while self._cluster.get("Pod", pod) is not None:
@@ -372,7 +391,9 @@ class KubernetesBackend:
 
     @contextmanager
     def reached(self, spec: EndpointSpec) -> Iterator[str]:
-        """Yield a local address that is forwarded to a ready pod. Raises NotReady if no pod is ready."""
+        """Yield a local address that is forwarded to a ready pod. Raises NotReady if no
+        pod is ready.
+        """
         self._own_deployment(spec.name)
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:
@@ -381,14 +402,18 @@ class KubernetesBackend:
             yield f"{spec.server.scheme}://{address}"
 
     def _url(self, spec: EndpointSpec) -> str:
-        """Return the address of an endpoint for callers: the public address, or the address within the cluster."""
+        """Return the address of an endpoint for callers: the public address, or the
+        address within the cluster.
+        """
         if spec.kubernetes.host is not None:
             return f"{'https' if spec.kubernetes.tls_secret or spec.kubernetes.gateway else 'http'}://{spec.kubernetes.host}"
         return f"{spec.server.scheme}://{spec.name}.{self.namespace}.svc:{http_port(spec)}"
 
     @cached_property
     def _owner(self) -> str:
-        """Return this process's store as a text: the owner of its objects, which other stores do not change."""
+        """Return this process's store as a text: the owner of its objects, which other
+        stores do not change.
+        """
         url = make_url(self.settings.store_url)
         where = f" on {socket.gethostname()}" if url.drivername.startswith("sqlite") else ""
         return f"{url.render_as_string(hide_password=True)}{where}"
@@ -399,15 +424,16 @@ class KubernetesBackend:
     def _own_deployment(self, name: str) -> Document | None:
         """Return the endpoint's Deployment, or None.
 
-        Raises InvalidConfig if another store (or a tool such as GitOps) owns the Deployment.
+        Raises InvalidConfig if another store (or a tool such as GitOps) owns the
+        Deployment.
         """
         deployment = self._cluster.get("Deployment", name)
         if deployment is not None and not self._is_ours(deployment):
             whose = f"the store {owner}" if (owner := _owner_of(deployment)) else "no store"
             raise errors.InvalidConfig(
-                f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not to {self._owner}: set "
-                "ONNXSERVE_STORE_URI to the same text as for the command that created it, or set "
-                "kubernetes.force_conflicts=true to take it over",
+                f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not "
+                f"to {self._owner}: set ONNXSERVE_STORE_URI to the same text as for the command "
+                "that created it, or set kubernetes.force_conflicts=true to take it over",
             )
         return deployment
 
@@ -424,7 +450,9 @@ class KubernetesBackend:
         return True
 
     def _living_pods(self, name: str) -> list[Document]:
-        """Return the endpoint's pods that are not terminating, of all revisions of its Deployment."""
+        """Return the endpoint's pods that are not terminating, of all revisions of its
+        Deployment.
+        """
         pods = self._cluster.find("Pod", endpoint_labels(name))
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
@@ -461,7 +489,9 @@ class KubernetesBackend:
         before: Mapping[str, ServedState],
         progress: Progress,
     ) -> None:
-        """Wait until every pod serves `spec`. Raises DeploymentFailed, with the last log line of a pod, on failure."""
+        """Wait until every pod serves `spec`. Raises DeploymentFailed, with the last
+        log line of a pod, on failure.
+        """
         unready: list[Document] = []
 
         def pending() -> str:
@@ -514,7 +544,9 @@ class KubernetesBackend:
         pods: list[Document],
         before: Mapping[str, ServedState],
     ) -> str:
-        """Return the work that pods must do to serve `spec`; empty if all pods serve it. Raises DeploymentFailed."""
+        """Return the work that pods must do to serve `spec`; empty if all pods serve
+        it. Raises DeploymentFailed.
+        """
         for pod, state in zip(pods, self._read_pods(pods), strict=True):
             name = pod["metadata"]["name"]
             if state is None and self._may_look:
@@ -548,7 +580,9 @@ class KubernetesBackend:
         ]
 
     def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
-        """Return the reason why pods do not become ready. A final reason takes precedence."""
+        """Return the reason why pods do not become ready. A final reason takes
+        precedence.
+        """
         name, conditions = (
             deployment["metadata"]["name"],
             deployment.get("status", {}).get("conditions", ()),
@@ -575,7 +609,9 @@ class KubernetesBackend:
         return next((item for item in troubles if item.is_final), next(iter(troubles), None))
 
     def _last_words(self, pod: Document) -> str:
-        """Return the line of a pod's log that best explains why the pod has ended or is not ready."""
+        """Return the line of a pod's log that best explains why the pod has ended or is
+        not ready.
+        """
         name = pod["metadata"]["name"]
         lines = self._cluster.pod_log(name, _LOG_LINES, previous=True)
         line = error_line(lines or self._cluster.pod_log(name, _LOG_LINES))
@@ -589,15 +625,18 @@ class KubernetesBackend:
 
 
 def _owner_of(document: Document) -> str:
-    """Return the store that owns an object; empty if the object was not applied by onnxserve."""
+    """Return the store that owns an object; empty if the object was not applied by
+    onnxserve.
+    """
     return str(document["metadata"].get("annotations", {}).get(OWNER, ""))
 
 
 def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     """Return the number of pods that a Deployment should have.
 
-    With an autoscaler, a running Deployment keeps its pods, even outside the new bounds. Without an autoscaler, it
-    keeps a number of pods that a user or an external tool has set, until `kubernetes.replicas` changes.
+    With an autoscaler, a running Deployment keeps its pods, even outside the new
+    bounds. Without an autoscaler, it keeps a number of pods that a user or an external
+    tool has set, until `kubernetes.replicas` changes.
     """
     kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
@@ -608,10 +647,12 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
 
 
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
-    """Return MLflow's addresses for pods, from the `running` Deployment, or from this process if pods can reach them.
+    """Return MLflow's addresses for pods, from the `running` Deployment, or from this
+    process if pods can reach them.
 
-    The Deployment's addresses take precedence, so that a later command with another MLflow does not replace the pods.
-    Raises InvalidConfig if a model is in the registry and no reachable address of the registry is known.
+    The Deployment's addresses take precedence, so that a later command with another
+    MLflow does not replace the pods. Raises InvalidConfig if a model is in the registry
+    and no reachable address of the registry is known.
     """
     is_needed = lacks_mlflow_address(spec)
     if running is not None:

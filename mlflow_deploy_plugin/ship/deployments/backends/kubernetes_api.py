@@ -1,7 +1,9 @@
-"""The API server of a Kubernetes cluster, for one namespace: objects as documents, and commands in pods.
+"""The API server of a Kubernetes cluster, for one namespace: objects as documents, and
+commands in pods.
 
-The official client finds the cluster and the credentials, and handles the web sockets of `port-forward`. Every request
-is idempotent. After 429, 5xx or a broken connection, the request is repeated after the pause that the server requests.
+The official client finds the cluster and the credentials, and handles the web sockets
+of `port-forward`. Every request is idempotent. After 429, 5xx or a broken connection,
+the request is repeated after the pause that the server requests.
 """
 
 import json
@@ -56,7 +58,9 @@ _RESOURCES: Mapping[str, tuple[str, ...]] = {
     "ServiceAccount": ("serviceaccounts", "v1"),
     "ServiceMonitor": ("servicemonitors", "monitoring.coreos.com/v1"),
 }
-"""The kind of an object → its plural and API versions, newest first. All versions accept the same document."""
+"""The kind of an object → its plural and API versions, newest first. All versions
+accept the same document.
+"""
 _RETRIES = Retry(
     total=8,
     connect=1,
@@ -68,14 +72,21 @@ _RETRIES = Retry(
     raise_on_status=False,
 )
 _CONNECT_SECONDS, _GET_SECONDS = 5, 6
-"""The timeouts of reads, so short that a read with one retry fails before the timeout of the console's page."""
+"""The timeouts of reads, so short that a read with one retry fails before the timeout
+of the console's page.
+"""
 _CHANGE_SECONDS = 60
-"""The timeout of changes, which wait for admission webhooks of up to 30 seconds each."""
+"""The timeout of changes, which wait for admission webhooks of up to 30 seconds each.
+"""
 _EXEC_SECONDS = 30
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
-"""The channels of a command's web socket. The first byte of each frame is the number of the channel."""
+"""The channels of a command's web socket. The first byte of each frame is the number of
+the channel.
+"""
 _LOADING = threading.Lock()
-"""The lock for loading a configuration, because all clients share the files with keys, and remove them at exit."""
+"""The lock for loading a configuration, because all clients share the files with keys,
+and remove them at exit.
+"""
 _CONFLICT_TRIES = 6
 _CONFLICT = re.compile(r'conflicts? with "(?P<manager>[^"]+)"')
 _OUR_MANAGERS = (MANAGER, "before-first-apply")
@@ -90,13 +101,17 @@ class ApiRefused(DeploymentFailed):
 
     @property
     def may_pass(self) -> bool:
-        """Return True if a retry of the request may succeed, because the API server is busy or restarting."""
+        """Return True if a retry of the request may succeed, because the API server is
+        busy or restarting.
+        """
         return self.status is None or self.status == 429 or self.status >= 500
 
 
 @dataclass
 class Cluster:
-    """The cluster of a KUBECONFIG context (None: the current context), or the cluster of this process's pod."""
+    """The cluster of a KUBECONFIG context (None: the current context), or the cluster
+    of this process's pod.
+    """
 
     namespace: str
     context: str | None = None
@@ -140,15 +155,18 @@ class Cluster:
         return any(version in self._known_versions() for version in _RESOURCES[kind][1:])
 
     def apply(self, document: Document, force: bool = False) -> None:
-        """Apply a document. Fields of onnxserve are always reset; fields of other managers only with `force`.
+        """Apply a document. Fields of onnxserve are always reset; fields of other
+        managers only with `force`.
 
-        Raises InvalidConfig if the namespace is missing or the cluster does not support the kind, and DeploymentFailed
-        if another manager has set the fields (without `force`) or the API server refuses the document.
+        Raises InvalidConfig if the namespace is missing or the cluster does not support
+        the kind, and DeploymentFailed if another manager has set the fields (without
+        `force`) or the API server refuses the document.
         """
         kind, name = document["kind"], document["metadata"]["name"]
         if not self.serves(kind):
             raise InvalidConfig(
-                f"the cluster does not support {kind} ({_RESOURCES[kind][1]}), which the spec requires",
+                f"the cluster does not support {kind} ({_RESOURCES[kind][1]}), which the spec "
+                "requires",
             )
         document = {**document, "apiVersion": self._version(kind)}
         try:
@@ -165,8 +183,8 @@ class Cluster:
                 raise
             if others := [owner for owner in owners if owner not in _OUR_MANAGERS]:
                 raise DeploymentFailed(
-                    f"{kind} {name} has fields that were set by {join_names(others)}: {error.message}; "
-                    "kubernetes.force_conflicts=true overwrites them",
+                    f"{kind} {name} has fields that were set by {join_names(others)}: "
+                    f"{error.message}; kubernetes.force_conflicts=true overwrites them",
                 ) from None
             self._patch(kind, name, document, "application/apply-patch+yaml", force="true")
 
@@ -175,7 +193,9 @@ class Cluster:
         self._patch(kind, name, change, "application/merge-patch+json")
 
     def put_back(self, document: Document) -> None:
-        """Restore an object to a document that was read earlier. Raises DeploymentFailed like `apply`."""
+        """Restore an object to a document that was read earlier. Raises
+        DeploymentFailed like `apply`.
+        """
         metadata, kind = document["metadata"], document["kind"]
         content = {
             f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")
@@ -225,7 +245,9 @@ class Cluster:
                 raise
 
     def pod_log(self, pod: str, lines: int, previous: bool = False) -> list[str]:
-        """Return the last lines of the server container's log; empty if the container has not started."""
+        """Return the last lines of the server container's log; empty if the container
+        has not started.
+        """
         query = {"container": CONTAINER, "tailLines": str(lines), "previous": str(previous).lower()}
         try:
             return self._send("GET", f"{self._path('Pod')}/{pod}/log", query).text.splitlines()
@@ -233,7 +255,9 @@ class Cluster:
             return []
 
     def follow_log(self, pod: str, since_seconds: int) -> Iterator[str]:
-        """Yield the lines that the server container logs, until it ends or the connection breaks."""
+        """Yield the lines that the server container logs, until it ends or the
+        connection breaks.
+        """
         query = {
             "container": CONTAINER,
             "follow": "true",
@@ -251,8 +275,10 @@ class Cluster:
     def execute(self, pod: str, command: Sequence[str]) -> str:
         """Run a command in the server container and return its output.
 
-        The official client is not used: it waits forever for a hanging node, and decodes each frame separately. Raises
-            ApiRefused if the command cannot be run (status 403: forbidden), and DeploymentFailed if it fails.
+        The official client is not used: it waits forever for a hanging node, and
+        decodes each frame separately. Raises
+            ApiRefused if the command cannot be run (status 403: forbidden), and
+            DeploymentFailed if it fails.
         """
         query = urlencode(
             {"container": CONTAINER, "stdout": "true", "stderr": "true", "command": command},
@@ -321,7 +347,8 @@ class Cluster:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
-                # Use one client per stream, because a client that opens a stream cannot send other requests meanwhile.
+                # Use one client per stream, because a client that opens a stream cannot
+                # send other requests meanwhile.
                 api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
                 try:
                     opened = portforward(
@@ -339,7 +366,8 @@ class Cluster:
                     threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
 
     def _known_versions(self) -> set[str]:
-        # With cached_property, Python 3.11 would block all clusters of the process during the request.
+        # With cached_property, Python 3.11 would block all clusters of the process
+        # during the request.
         if not self._versions:
             groups = self._get("/apis")["groups"]
             self._versions = {
@@ -400,7 +428,9 @@ class Cluster:
         raise self._refusal(response.status_code, response.content)
 
     def _credentials(self) -> dict[str, str]:
-        """Return the authentication headers. They are computed for each request, because tokens are renewed."""
+        """Return the authentication headers. They are computed for each request,
+        because tokens are renewed.
+        """
         return {
             setting["key"]: setting["value"]
             for setting in self._configuration.auth_settings().values()
@@ -415,10 +445,14 @@ class Cluster:
         message = one_line(message) or "no reason was given"
         if status == 404 and missing == "namespaces":
             return InvalidConfig(
-                f"the cluster has no namespace {self.namespace!r}: kubectl create namespace {self.namespace}",
+                f"the cluster has no namespace {self.namespace!r}: kubectl create namespace "
+                f"{self.namespace}",
             )
         summary = {
-            401: f"the Kubernetes API at {self._configuration.host} does not accept the credentials of KUBECONFIG",
+            401: (
+                f"the Kubernetes API at {self._configuration.host} does not accept the credentials "
+                "of KUBECONFIG"
+            ),
             403: "the Kubernetes API forbids the request",
             409: "",
         }.get(status, f"the Kubernetes API answered {status}")
@@ -435,7 +469,9 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
-    """Return a client of the configured cluster, or of this pod's cluster. Raises InvalidConfig without a cluster."""
+    """Return a client of the configured cluster, or of this pod's cluster. Raises
+    InvalidConfig without a cluster.
+    """
     file = os.environ.get("KUBECONFIG")  # The client package reads KUBECONFIG only at its import.
     try:
         with _LOADING:
@@ -457,9 +493,10 @@ def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
         known = sorted(context_entry["name"] for context_entry in merged.config["contexts"].value)
     if context and known and context not in known:
         raise InvalidConfig(
-            f"ONNXSERVE_KUBE_CONTEXT is {context!r}, which is not a context of the Kubernetes configuration; "
-            f"its contexts are {join_names(known, context)}",
+            f"ONNXSERVE_KUBE_CONTEXT is {context!r}, which is not a context of the Kubernetes "
+            f"configuration; its contexts are {join_names(known, context)}",
         )
     raise InvalidConfig(
-        f"no Kubernetes cluster is configured: set KUBECONFIG, or create ~/.kube/config ({one_line(missing)})",
+        "no Kubernetes cluster is configured: set KUBECONFIG, or create ~/.kube/config "
+        f"({one_line(missing)})",
     )

@@ -13,9 +13,11 @@ _PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 
 @dataclass(frozen=True)
 class PodTrouble:
-    """The reason why a pod does not become ready. If `is_final` is True, waiting does not help.
+    """The reason why a pod does not become ready. If `is_final` is True, waiting does
+    not help.
 
-    If `wrote` is True, the container wrote to its log before it ended, and the last log line is part of the reason.
+    If `wrote` is True, the container wrote to its log before it ended, and the last log
+    line is part of the reason.
     """
 
     text: str
@@ -24,7 +26,9 @@ class PodTrouble:
 
 
 def pending_rollout(deployment: Document) -> str:
-    """Return the pending work of a Deployment; empty if all its pods are of the newest revision and ready."""
+    """Return the pending work of a Deployment; empty if all its pods are of the newest
+    revision and ready.
+    """
     status = deployment.get("status", {})
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
         return UNSEEN
@@ -40,7 +44,9 @@ def pending_rollout(deployment: Document) -> str:
 
 
 def quota_trouble(condition: Document) -> PodTrouble | None:
-    """Return the quota or the policy of the cluster that refuses pods, according to a condition of a Deployment."""
+    """Return the quota or the policy of the cluster that refuses pods, according to a
+    condition of a Deployment.
+    """
     if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
         return PodTrouble(
             f"the cluster refuses a pod: {one_line(condition.get('message', ''))}",
@@ -51,24 +57,30 @@ def quota_trouble(condition: Document) -> PodTrouble | None:
 
 @dataclass
 class RefusedPods:
-    """The refusal of pods by a quota, which may end by itself. Times are from the monotonic clock.
+    """The refusal of pods by a quota, which may end by itself. Times are from the
+    monotonic clock.
 
-    A quota also counts terminating pods, and the cluster doubles the wait after each failed try. After the last pod has
-    ended, the next wait is at most the time since the first refusal (`since`). This wait ends by `waits_until`.
+    A quota also counts terminating pods, and the cluster doubles the wait after each
+    failed try. After the last pod has ended, the next wait is at most the time since
+    the first refusal (`since`). This wait ends by `waits_until`.
     """
 
     since: float
     waits_until: float = 0.0
 
     def is_final(self, is_ending: bool, now: float) -> bool:
-        """Return True if the quota will still refuse the pods later. `is_ending` is True while a pod is terminating."""
+        """Return True if the quota will still refuse the pods later. `is_ending` is
+        True while a pod is terminating.
+        """
         if is_ending:
             self.waits_until = now + (now - self.since) + _RETRY_MARGIN_SECONDS
         return now > self.waits_until
 
 
 def pod_trouble(pod: Document) -> PodTrouble | None:
-    """Return why a pod does not become ready, according to its status; None if there is no problem."""
+    """Return why a pod does not become ready, according to its status; None if there is
+    no problem.
+    """
     name = pod["metadata"]["name"]
     for condition in pod.get("status", {}).get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
@@ -90,10 +102,14 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
             .get("limits", {})
             .get("memory", "no limit")
         )
-        killed = f"pod {name} was killed because it was out of memory (OOMKilled); container.memory_bytes is {limit}"
+        killed = (
+            f"pod {name} was killed because it was out of memory (OOMKilled); "
+            f"container.memory_bytes is {limit}"
+        )
         return PodTrouble(killed, not is_ready(pod))
     code, message = waiting.get("reason", ""), one_line(waiting.get("message", ""))
-    # ErrImagePull contains the reason. The pull is retried, and the code becomes ImagePullBackOff.
+    # ErrImagePull contains the reason. The pull is retried, and the code becomes
+    # ImagePullBackOff.
     if code in _PENDING_IMAGE or code == "ErrImagePull":
         return PodTrouble(f"pod {name}: {code}: {message}", code in _PENDING_IMAGE)
     if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
@@ -114,7 +130,9 @@ def container_status(pod: Document) -> Document:
 
 
 def is_ready(pod: Document) -> bool:
-    """Return True if a Service sends requests to the pod. The container's status would stay ready on a lost node."""
+    """Return True if a Service sends requests to the pod. The container's status would
+    stay ready on a lost node.
+    """
     conditions = pod.get("status", {}).get("conditions", ())
     return any(
         condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions

@@ -1,4 +1,6 @@
-"""Deployments on this machine: one detached supervisor per endpoint, each with a separate state folder."""
+"""Deployments on this machine: one detached supervisor per endpoint, each with a
+separate state folder.
+"""
 
 import errno
 import os
@@ -42,7 +44,9 @@ _POLL_SECONDS = 0.1
 @dataclass
 class LocalBackend(MachineBackend):
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, whose port is set. Raises the errors of `Backend.apply`. The folder is kept after an error."""
+        """Serve `spec`, whose port is set. Raises the errors of `Backend.apply`. The
+        folder is kept after an error.
+        """
         if spec.container != ContainerSpec():
             raise InvalidConfig(
                 "container.… is only for targets that run an image, such as -t onnxserve:/docker",
@@ -88,7 +92,9 @@ class LocalBackend(MachineBackend):
         return self.observe_server(spec, folder, server, log)
 
     def stop(self, name: str) -> None:
-        """Stop the server, and keep its folder. Open requests are completed, or aborted after the grace period."""
+        """Stop the server, and keep its folder. Open requests are completed, or aborted
+        after the grace period.
+        """
         folder = self.settings.state_dir(name)
         server = read_state(folder / SERVER, ServerState)
         spec = written_spec(folder)
@@ -115,7 +121,8 @@ class LocalBackend(MachineBackend):
             log.seek(0, os.SEEK_END)
             part = ""
             while True:
-                # Check liveness before reading: after a False, one more read returns the rest of the log.
+                # Check liveness before reading: after a False, one more read returns
+                # the rest of the log.
                 is_alive = self.is_running(name)
                 if os.fstat(log.fileno()).st_size < log.tell():
                     log.seek(0)  # The log was truncated, so read it from the start.
@@ -130,12 +137,15 @@ class LocalBackend(MachineBackend):
 
 
 def choose_port(host: str, reserved: Collection[int | None]) -> int:
-    """Return the first free port from 8080 that is not reserved. Raises DeploymentFailed if no port is free."""
+    """Return the first free port from 8080 that is not reserved. Raises
+    DeploymentFailed if no port is free.
+    """
     for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED):
         if port not in reserved and is_port_free(host, port):
             return port
     raise DeploymentFailed(
-        f"no port from {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free: set a port with -C server.port=…",
+        f"no port from {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free: set a port with "
+        "-C server.port=…",
     )
 
 
@@ -143,13 +153,15 @@ def check_port(host: str, port: int) -> None:
     """Raise InvalidConfig if another program listens on the port."""
     if not is_port_free(host, port):
         raise InvalidConfig(
-            f"port {port} on {host} is in use: set another port with -C server.port=…; for an existing deployment, use "
-            "`onnxserve endpoint update NAME -C server.port=…`",
+            f"port {port} on {host} is in use: set another port with -C server.port=…; for an "
+            "existing deployment, use `onnxserve endpoint update NAME -C server.port=…`",
         )
 
 
 def is_port_free(host: str, port: int) -> bool:
-    """Return True if a server can listen on the port. Raises InvalidConfig if `host` is not a local address."""
+    """Return True if a server can listen on the port. Raises InvalidConfig if `host` is
+    not a local address.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host,
@@ -157,7 +169,8 @@ def is_port_free(host: str, port: int) -> bool:
             type=socket.SOCK_STREAM,
         )[0]
         with socket.socket(family, kind, protocol) as probe:
-            # With this option, which gunicorn also sets, closing connections do not occupy the port.
+            # With this option, which gunicorn also sets, closing connections do not
+            # occupy the port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
@@ -169,7 +182,8 @@ def is_port_free(host: str, port: int) -> bool:
 
 
 def serve_in_foreground(spec: EndpointSpec, progress: Progress) -> None:
-    """Serve `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal. No state is stored.
+    """Serve `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal. No
+    state is stored.
 
     Raises DeploymentFailed if the port is in use, or if the server ended with an error.
     """
@@ -180,7 +194,8 @@ def serve_in_foreground(spec: EndpointSpec, progress: Progress) -> None:
         write_atomically(Path(folder) / SPEC, dump_spec(spec).encode())
         progress(f"{spec.name}: starting the server at {server_url(spec.server)}; Ctrl-C stops it")
         process = subprocess.Popen(supervisor.command(Path(folder)))
-        # The server receives Ctrl-C because it shares the terminal. SIGTERM must be forwarded.
+        # The server receives Ctrl-C because it shares the terminal. SIGTERM must be
+        # forwarded.
         before = signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(process.pid, number))
         status = None
         try:

@@ -1,6 +1,8 @@
-"""The state folder of an endpoint's server: reading it, and waiting until the server serves its spec.
+"""The state folder of an endpoint's server: reading it, and waiting until the server
+serves its spec.
 
-Local servers and containers have the folder on this machine. `kubernetes.py` reads the files in a pod.
+Local servers and containers have the folder on this machine. `kubernetes.py` reads the
+files in a pod.
 """
 
 import time
@@ -47,10 +49,12 @@ class AppliedSpec:
 
     Attributes:
         is_resolved: True if the agent has resolved all models of the spec.
-        pending: the remaining work; empty if every worker has applied the spec completely, or failed to apply it.
+        pending: the remaining work; empty if every worker has applied the spec
+            completely, or failed to apply it.
         errors: variant → the reason why a worker could not load the wanted version.
         missing: the variants with traffic that have no version in at least one worker.
-        wanted: the versions to be served; None until the agent has resolved the models for the first time.
+        wanted: the versions to be served; None until the agent has resolved the models
+            for the first time.
     """
 
     is_resolved: bool
@@ -62,7 +66,9 @@ class AppliedSpec:
 
 @dataclass(frozen=True)
 class ServedState:
-    """The state files of one server: the served spec, and the states of the agent and the running workers."""
+    """The state files of one server: the served spec, and the states of the agent and
+    the running workers.
+    """
 
     spec: EndpointSpec | None = None
     agent: AgentState | None = None
@@ -76,7 +82,9 @@ def lock_path(name: str, settings: Settings) -> Path:
 
 @dataclass
 class MachineBackend:
-    """The part of a `Backend` that is common to all servers with a state folder on this machine."""
+    """The part of a `Backend` that is common to all servers with a state folder on this
+    machine.
+    """
 
     settings: Settings
 
@@ -90,9 +98,11 @@ class MachineBackend:
         return {spec.name: fetch_page(url, timeout_seconds, self.settings.deployments_path)}
 
     def place(self, name: str) -> str:
-        """Return the id of this machine's state folders. Raises NotReady if the endpoint has no state folder here.
+        """Return the id of this machine's state folders. Raises NotReady if the
+        endpoint has no state folder here.
 
-        The id is stored next to the folders, because a pod or another machine with the same store has other folders.
+        The id is stored next to the folders, because a pod or another machine with the
+        same store has other folders.
         """
         if not self.settings.state_dir(name).is_dir():
             raise NotReady(f"the server of {name!r} is on another machine")
@@ -111,11 +121,15 @@ class MachineBackend:
         return nullcontext(server_url(spec.server))
 
     def lives(self, pid: int) -> bool:
-        """Return True if the worker with this process id is running. A killed gunicorn leaves files of dead workers."""
+        """Return True if the worker with this process id is running. A killed gunicorn
+        leaves files of dead workers.
+        """
         return psutil.pid_exists(pid)
 
     def observe_absent(self, name: str, gone: str, log: str) -> Observation:
-        """Return the observation of an endpoint whose server is not running. `gone` is the reason."""
+        """Return the observation of an endpoint whose server is not running. `gone` is
+        the reason.
+        """
         folder = self.settings.state_dir(name)
         is_starting = files.is_locked(lock_path(name, self.settings)) or files.is_locked(
             folder / files.SERVER_LOCK,
@@ -163,11 +177,13 @@ class MachineBackend:
         why_ended: Callable[[], str],
         progress: Progress,
     ) -> None:
-        """Wait until every worker serves `spec` and the server reports that it is ready.
+        """Wait until every worker serves `spec` and the server reports that it is
+        ready.
 
-        Changed variants must be loaded; an unchanged variant may keep its earlier version. `why_ended` returns the
-        reason for the server's end, or an empty string if it is running. Raises DeploymentFailed with the reason if the
-        server cannot become ready, or is not ready in time.
+        Changed variants must be loaded; an unchanged variant may keep its earlier
+        version. `why_ended` returns the reason for the server's end, or an empty string
+        if it is running. Raises DeploymentFailed with the reason if the server cannot
+        become ready, or is not ready in time.
         """
 
         def pending() -> str:
@@ -228,7 +244,9 @@ def read_served_state(
     state_dir: Path,
     lives: Callable[[int], bool] = psutil.pid_exists,
 ) -> ServedState:
-    """Read the state folder of a server, without its spec. Workers are omitted if `lives(process id)` is False."""
+    """Read the state folder of a server, without its spec. Workers are omitted if
+    `lives(process id)` is False.
+    """
     workers = tuple(worker for worker in files.read_workers(state_dir) if lives(worker.pid))
     agent = files.read_state(state_dir / files.AGENT, AgentState)
     return ServedState(
@@ -240,7 +258,9 @@ def read_served_state(
 
 
 def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
-    """Compare the endpoint of `spec` with the state of its server's agent and running workers."""
+    """Compare the endpoint of `spec` with the state of its server's agent and running
+    workers.
+    """
     wanted, workers = state.wanted, state.workers
     endpoint = wanted.endpoints.get(spec.name)
     served = endpoint or WantedEndpoint(variants={})
@@ -296,9 +316,11 @@ def wait_while_pending(
     poll_seconds: float = 0.1,
     last_words: Callable[[], str] = str,
 ) -> None:
-    """Wait until `pending` returns an empty string. The pending work is reported whenever it changes.
+    """Wait until `pending` returns an empty string. The pending work is reported
+    whenever it changes.
 
-    Raises DeploymentFailed, ending with `last_words()`, if work is still pending after `seconds`.
+    Raises DeploymentFailed, ending with `last_words()`, if work is still pending after
+    `seconds`.
     """
     deadline, reported = time.monotonic() + seconds, ""
     while work := pending():
@@ -314,7 +336,9 @@ def wait_while_pending(
 
 
 def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
-    """Return each variant with the fields whose change reloads it: its model, and the settings of captured columns."""
+    """Return each variant with the fields whose change reloads it: its model, and the
+    settings of captured columns.
+    """
     columns = spec.capture.drop, spec.capture.mask, spec.capture.keys
     return {name: (variant.model, columns) for name, variant in spec.variants.items()}
 
@@ -325,7 +349,9 @@ def served_failure(
     before: ServedState,
     agent: AgentState | None,
 ) -> str:
-    """Return the reason why the server cannot become ready; empty if it may become ready."""
+    """Return the reason why the server cannot become ready; empty if it may become
+    ready.
+    """
     earlier = _loaded_by_variant(before.spec) if before.spec is not None else {}
     changed = {
         name for name, loaded in _loaded_by_variant(spec).items() if loaded != earlier.get(name)
@@ -336,7 +362,8 @@ def served_failure(
     if agent is None or not agent.error or applied.is_resolved:
         return ""
     seen = before.agent
-    # If the agent has not polled since the spec was written, its error is about the earlier spec.
+    # If the agent has not polled since the spec was written, its error is about the
+    # earlier spec.
     is_earlier = (
         seen is not None
         and (seen.pid, seen.error) == (agent.pid, agent.error)

@@ -1,7 +1,9 @@
-"""The supervisor's process: starting, identifying and ending it, its log and its environment.
+"""The supervisor's process: starting, identifying and ending it, its log and its
+environment.
 
-The supervisor leads a session, which outlives the starting command and has the supervisor's process id. Processes of a
-killed supervisor are found by this id and the state folder, their working directory, because ids are reused.
+The supervisor leads a session, which outlives the starting command and has the
+supervisor's process id. Processes of a killed supervisor are found by this id and the
+state folder, their working directory, because ids are reused.
 """
 
 import json
@@ -35,7 +37,9 @@ _STAMP = re.compile(
 
 
 def start(state_dir: Path, environment: Mapping[str, str]) -> int:
-    """Start the supervisor with the spec in `state_dir` and a new log. Return its process id."""
+    """Start the supervisor with the spec in `state_dir` and a new log. Return its
+    process id.
+    """
     with suppress(FileNotFoundError):
         (state_dir / LOG).replace(state_dir / EARLIER_LOG)
     with (state_dir / LOG).open(
@@ -67,7 +71,8 @@ def command(state_dir: Path) -> list[str]:
 
 
 def is_alive(state_dir: Path, pid: int) -> bool:
-    """Return True if `pid` is the running supervisor of this state folder, and not another process with a reused id.
+    """Return True if `pid` is the running supervisor of this state folder, and not
+    another process with a reused id.
 
     During exec, a new process has no command line for a moment.
     """
@@ -87,8 +92,11 @@ def is_alive(state_dir: Path, pid: int) -> bool:
 
 
 def find(state_dir: Path) -> int | None:
-    """Return the process id of the running supervisor of this state folder, even if its id is not written yet."""
-    # Forks have the same command line, but only the supervisor is the leader of its session.
+    """Return the process id of the running supervisor of this state folder, even if its
+    id is not written yet.
+    """
+    # Forks have the same command line, but only the supervisor is the leader of its
+    # session.
     last_arguments = command(state_dir)[-2:]
     return next(
         _processes(lambda p: p.cmdline()[-2:] == last_arguments and os.getsid(p.pid) == p.pid),
@@ -97,7 +105,9 @@ def find(state_dir: Path) -> int | None:
 
 
 def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
-    """Ask the supervisor to finish. Kill the rest of its session after `patience_seconds`."""
+    """Ask the supervisor to finish. Kill the rest of its session after
+    `patience_seconds`.
+    """
     if is_alive(state_dir, pid):
         signal_process(pid, signal.SIGTERM)
         _wait(lambda: not is_alive(state_dir, pid), patience_seconds)
@@ -107,7 +117,9 @@ def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
 
 
 def final_error(state_dir: Path) -> str:
-    """Return the last line of the log if it is an error; otherwise an empty text, for example after a kill."""
+    """Return the last line of the log if it is an error; otherwise an empty text, for
+    example after a kill.
+    """
     return _best_line(read_log_tail(state_dir / LOG)[-1:], _ERRORS)
 
 
@@ -116,13 +128,18 @@ def last_error(state_dir: Path) -> str:
 
 
 def error_line(lines: list[str]) -> str:
-    """Return the line of a log that best explains why the server ended; empty if the log is empty.
+    """Return the line of a log that best explains why the server ended; empty if the
+    log is empty.
 
-    If the supervisor's error only refers to the log, which may be removed, its child's error replaces this reference.
+    If the supervisor's error only refers to the log, which may be removed, its child's
+    error replaces this reference.
     """
     error = _best_line(lines, (*_ERRORS, r"."))
     if error.endswith("exec format error"):  # The kernel has refused the image's program.
-        return "the image is for another processor: onnxserve build-docker --platform linux/amd64 (or linux/arm64)"
+        return (
+            "the image is for another processor: onnxserve build-docker --platform linux/amd64 (or "
+            "linux/arm64)"
+        )
     if error.endswith(SEE_LOG) and (
         why := _best_line([line for line in lines if error not in line], _OF_CHILDREN)
     ):
@@ -131,9 +148,11 @@ def error_line(lines: list[str]) -> str:
 
 
 def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
-    """Return the environment of the server: this process's environment, with the registry of the first start.
+    """Return the environment of the server: this process's environment, with the
+    registry of the first start.
 
-    The registry's addresses are stored next to the spec, so that `onnxserve start` uses the same MLflow in any shell.
+    The registry's addresses are stored next to the spec, so that `onnxserve start` uses
+    the same MLflow in any shell.
     """
     file = state_dir / ENVIRONMENT
     if not file.exists():
@@ -162,7 +181,9 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
 
 
 def _session(state_dir: Path, session_id: int) -> list[int]:
-    """Return the session's processes whose working directory is the state folder, including ending processes."""
+    """Return the session's processes whose working directory is the state folder,
+    including ending processes.
+    """
     _reap(session_id)
     folder = state_dir.resolve()
     return [
@@ -180,10 +201,12 @@ def _processes(is_match: Callable[[psutil.Process], bool]) -> Iterator[int]:
 
 
 def _has_folder(process: psutil.Process, folder: Path) -> bool:
-    """Return True if the folder is the working directory of the process, or if the process is ending.
+    """Return True if the folder is the working directory of the process, or if the
+    process is ending.
 
-    Linux removes the working directory of an ending process before its sockets are closed, and reports a zombie while
-    threads are still ending, so the port may still be in use.
+    Linux removes the working directory of an ending process before its sockets are
+    closed, and reports a zombie while threads are still ending, so the port may still
+    be in use.
     """
     try:
         return Path(process.cwd()) == folder
@@ -192,7 +215,9 @@ def _has_folder(process: psutil.Process, folder: Path) -> bool:
 
 
 def _reap(pid: int) -> None:
-    """Wait for a supervisor that was started by this process (in a notebook), because it is a zombie until then."""
+    """Wait for a supervisor that was started by this process (in a notebook), because
+    it is a zombie until then.
+    """
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 

@@ -16,7 +16,9 @@ from mlflow_deploy_plugin.ship.manifests.served import NAMESPACE
 Progress = Callable[[str], None]
 """A callback that receives one line per long step."""
 DeploymentState = Literal["running", "starting", "stopped", "failed", "empty"]
-"""The state of an endpoint's server. `empty` means that the endpoint has no deployment, and so no server."""
+"""The state of an endpoint's server. `empty` means that the endpoint has no deployment,
+and so no server.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,20 @@ class Observation:
     """The state of an endpoint's server at one moment, as observed by a backend.
 
     Attributes:
-        reason: the reason why the server is not running, or the pending work; empty if there is no problem.
+        reason: the reason why the server is not running, or the pending work; empty if
+            there is no problem.
         url: empty while the server does not answer.
-        pid / started_at: the process id and start time of the supervisor; None if it is not running.
-        restarts: the number of gunicorn restarts since the start; None if the backend does not count them.
+        pid / started_at: the process id and start time of the supervisor; None if it is
+            not running.
+        restarts: the number of gunicorn restarts since the start; None if the backend
+            does not count them.
         wanted: the versions to be served, as the agent has resolved them.
         workers: the state files of the running workers.
-        errors: variant → the reason why a worker could not load the wanted version. The earlier version still answers.
+        errors: variant → the reason why a worker could not load the wanted version. The
+            earlier version still answers.
         refused: versions that the registry selects and that the agent refuses to serve.
-        registry_error / shipping_error: the last failure to read the registry, or to ship captured requests.
+        registry_error / shipping_error: the last failure to read the registry, or to
+            ship captured requests.
         log: the path of the server's log, or the command that prints the log.
     """
 
@@ -52,9 +59,11 @@ class Observation:
 
 
 class TargetKind(NamedTuple):
-    """A kind of target. `servers` is a noun for help texts. `backend` is the module and the class of the backend, which
-    is imported on use, because it may need an SDK. The arguments of the class are the settings and, if the URI has a
-    namespace, the namespace."""
+    """A kind of target. `servers` is a noun for help texts. `backend` is the module and
+    the class of the backend, which is imported on use, because it may need an SDK. The
+    arguments of the class are the settings and, if the URI has a namespace, the
+    namespace.
+    """
 
     uri: str
     servers: str
@@ -83,21 +92,26 @@ TARGETS = {
 
 
 class Backend(Protocol):
-    """A platform that can run deployments. Callers of functions that change something must have the endpoint's lock.
+    """A platform that can run deployments. Callers of functions that change something
+    must have the endpoint's lock.
 
     `apply` performs only the missing work, so after a crash the same call completes it.
     """
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, which has a variant. Wait until every worker serves it, and return the address for callers.
+        """Serve `spec`, which has a variant. Wait until every worker serves it, and
+        return the address for callers.
 
-        Raises InvalidConfig if the backend cannot serve the spec, for example without a port, image or registry. The
-        running server is not changed. Raises DeploymentFailed if the server did not become ready. A server that was
-        started for this call is stopped.
+        Raises InvalidConfig if the backend cannot serve the spec, for example without a
+        port, image or registry. The running server is not changed. Raises
+        DeploymentFailed if the server did not become ready. A server that was started
+        for this call is stopped.
         """
 
     def observe(self, spec: EndpointSpec) -> Observation:
-        """Return the state of the server of an endpoint with a variant. `reason` does not name the endpoint."""
+        """Return the state of the server of an endpoint with a variant. `reason` does
+        not name the endpoint.
+        """
 
     def server_pages(
         self,
@@ -105,28 +119,42 @@ class Backend(Protocol):
         path: str,
         timeout_seconds: float,
     ) -> Mapping[str, bytes | Refused]:
-        """Return the name of each server → its page at `path`, or the reason why the page is missing."""
+        """Return the name of each server → its page at `path`, or the reason why the
+        page is missing.
+        """
 
     def place(self, name: str) -> str:
-        """Return an id of the server's machine or cluster. Raises NotReady if this process cannot reach the server."""
+        """Return an id of the server's machine or cluster. Raises NotReady if this
+        process cannot reach the server.
+        """
 
     def stop(self, name: str) -> None:
-        """Stop the server after it has completed its open requests. `apply` starts it again."""
+        """Stop the server after it has completed its open requests. `apply` starts it
+        again.
+        """
 
     def remove(self, name: str) -> None:
-        """Stop the server and remove all its objects. Shipped rows remain in the inference log."""
+        """Stop the server and remove all its objects. Shipped rows remain in the
+        inference log.
+        """
 
     def is_running(self, name: str) -> bool:
-        """Return True if the endpoint's server runs (even if it is not ready) and is not stopping."""
+        """Return True if the endpoint's server runs (even if it is not ready) and is
+        not stopping.
+        """
 
     def poll_registry(self, name: str) -> None:
-        """Make the endpoint's agent poll the registry immediately. Do nothing if the agent cannot be reached."""
+        """Make the endpoint's agent poll the registry immediately. Do nothing if the
+        agent cannot be reached.
+        """
 
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
         """Yield an address at which this machine reaches the running server."""
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        """Yield the last lines of the server's log. If `follow` is set, also yield new lines until the log ends."""
+        """Yield the last lines of the server's log. If `follow` is set, also yield new
+        lines until the log ends.
+        """
 
 
 @dataclass(frozen=True)
@@ -152,7 +180,8 @@ class Target:
             )
         except ImportError as error:
             raise NotInstalled(
-                f"-t {self} needs the package {error.name}: pip install 'mlflow-onnxserve[{self.kind}]'",
+                f"-t {self} needs the package {error.name}: pip install "
+                f"'mlflow-onnxserve[{self.kind}]'",
             ) from None
         backend: Backend = getattr(backend_module, name)(settings, *filter(None, [self.namespace]))
         return backend
@@ -162,12 +191,15 @@ LOCAL = Target("local")
 
 
 def parse_target(uri: str) -> Target:
-    """Return the target of a URI. Raises InvalidConfig if the URI is not a known target."""
+    """Return the target of a URI. Raises InvalidConfig if the URI is not a known
+    target.
+    """
     for kind, target in TARGETS.items():
         pattern = target.uri.replace("NAMESPACE", f"({NAMESPACE.pattern})")
         if match := re.fullmatch(pattern, uri.rstrip("/:")):
             return Target(kind, *match.groups()[:1])
     known = ", ".join(target.uri for target in TARGETS.values())
     raise InvalidConfig(
-        f"unknown target {uri!r}; the targets are {known} (a namespace has letters a-z, digits and -)",
+        f"unknown target {uri!r}; the targets are {known} (a namespace has letters a-z, digits "
+        "and -)",
     )

@@ -1,14 +1,18 @@
-"""The reference of a monitor: load the reference that the spec names, and divide it into bins, windows and steps.
+"""The reference of a monitor: load the reference that the spec names, and divide it
+into bins, windows and steps.
 
-Training rows and datasets are counted once for all windows (4 s for a million rows), and the counts remain in memory.
-References from the log use stored profiles.
+Training rows and datasets are counted once for all windows (4 s for a million rows),
+and the counts remain in memory. References from the log use stored profiles.
 
-`window:START/END` selects a fixed part of the log without drift. `rolling:7d` compares a window with the window a week
-before. Earlier pairs with the same lag show the normal variation; their figures contain no daily or weekly cycle and no
-slow trend. This is seasonal differencing of distributions (Box & Jenkins, Time Series Analysis, 1970, chapter 9).
+`window:START/END` selects a fixed part of the log without drift. `rolling:7d` compares
+a window with the window a week before. Earlier pairs with the same lag show the normal
+variation; their figures contain no daily or weekly cycle and no slow trend. This is
+seasonal differencing of distributions (Box & Jenkins, Time Series Analysis, 1970,
+chapter 9).
 
-For a reference in the log, bins are frozen on a bounded sample of rows. For `rolling:`, the bins are renewed after four
-times the span, so that stored profiles serve many windows.
+For a reference in the log, bins are frozen on a bounded sample of rows. For `rolling:`,
+the bins are renewed after four times the span, so that stored profiles serve many
+windows.
 """
 
 import hashlib
@@ -61,9 +65,13 @@ from mlflow_deploy_plugin.watch.segments import is_segment
 
 CACHE = "references"
 _MAX_CELLS = 1_500_000
-"""The maximum number of values that freeze the projections (`relations.py`): 50,000 rows of 30 columns."""
+"""The maximum number of values that freeze the projections (`relations.py`): 50,000
+rows of 30 columns.
+"""
 _last_cut: dict[bytes, ReferencePieces] = {}
-"""The pieces of the last reference that was computed from rows in memory. The key is a digest of the rows."""
+"""The pieces of the last reference that was computed from rows in memory. The key is a
+digest of the rows.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,8 @@ class LogReference:
         span: the part that is divided into windows.
         sampled: the part whose rows are used to freeze the bins.
         model, version: the version that answered the rows; empty for all versions.
-        lag: the time between a window and the earlier window that it is compared with; None to compare with all others.
+        lag: the time between a window and the earlier window that it is compared with;
+            None to compare with all others.
     """
 
     log: InferenceLog
@@ -86,7 +95,9 @@ class LogReference:
     lag: timedelta | None = None
 
     def sample(self) -> pa.Table:
-        """Return at most `MAX_ROWS` rows to freeze bins on; the rows change only with the log. Raises NotFound."""
+        """Return at most `MAX_ROWS` rows to freeze bins on; the rows change only with
+        the log. Raises NotFound.
+        """
         versions = hourly.window_versions(self.log, self.endpoint, self.sampled)
         rows = (
             versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
@@ -104,7 +115,8 @@ class LogReference:
             sample.add(summarise_lists(table))
         if not rows:
             raise NotFound(
-                f"the reference is empty: no rows of {self.endpoint!r} were captured in {self.sampled}",
+                f"the reference is empty: no rows of {self.endpoint!r} were captured in "
+                f"{self.sampled}",
             )
         table = sample.table()
         hourly.write_beside_log(self.log.location, name, table)
@@ -126,8 +138,10 @@ class LogReference:
         window: Window,
         segment: tuple[str, str] | None = None,
     ) -> ReferencePieces:
-        """Return the pieces of the span with the length and phase of `window`, from hourly profiles if pieces are whole
-        hours. The bins were frozen on `sample`. Only rows of the `segment` (column, value) are used."""
+        """Return the pieces of the span with the length and phase of `window`, from
+        hourly profiles if pieces are whole hours. The bins were frozen on `sample`.
+        Only rows of the `segment` (column, value) are used.
+        """
         length_us = window.end_us - window.start_us
         lag_windows = self.lag // window.length if self.lag else 0
         grid = window_grid(
@@ -167,12 +181,15 @@ def pinned_window(
     model: str,
     version: str,
 ) -> tuple[LogReference, list[str]]:
-    """Return the part of the log for `window:START/END`, and notes; raise NotFound if this part has no rows."""
+    """Return the part of the log for `window:START/END`, and notes; raise NotFound if
+    this part has no rows.
+    """
     span = parse_window(request.spec.reference.removeprefix("window:"))
     past, notes = _past(request, model, version, span, span)
     if span.start < request.window.end and request.window.start < span.end:
         notes.append(
-            f"the window overlaps the reference {span}, so a change in the window is also in the reference",
+            f"the window overlaps the reference {span}, so a change in the window is also in the "
+            "reference",
         )
     return past, notes
 
@@ -182,8 +199,10 @@ def rolling_windows(
     model: str,
     version: str,
 ) -> tuple[LogReference, list[str]]:
-    """Return the windows before the judged window, each compared with the window one `rolling:` period before, and
-    notes. Raises InvalidConfig if the period is not a multiple of the window, and NotFound if there are no rows."""
+    """Return the windows before the judged window, each compared with the window one
+    `rolling:` period before, and notes. Raises InvalidConfig if the period is not a
+    multiple of the window, and NotFound if there are no rows.
+    """
     text = request.spec.reference.removeprefix("rolling:")
     lag, length, start = length_of(text), request.window.length, request.window.start
     if lag < length:
@@ -192,14 +211,15 @@ def rolling_windows(
         )
     if lag % length:
         raise InvalidConfig(
-            f"reference rolling:{text} must be a multiple of the window: no window of {length} begins {text} "
-            "before another",
+            f"reference rolling:{text} must be a multiple of the window: no window of {length} "
+            f"begins {text} before another",
         )
     span = rolling_span(lag, length, request.spec.false_alarm_rate)
     oldest = next(request.log.walk_hours(request.endpoint, Window(EPOCH, start)), None)
     if oldest is None:
         raise NotFound(
-            f"the reference is empty: no rows of {request.endpoint!r} were captured before {start:%F %R}",
+            f"the reference is empty: no rows of {request.endpoint!r} were captured before "
+            f"{start:%F %R}",
         )
     first = max(oldest.start, start - span)
     sampled = Window(*bin_period(oldest.start, start, span))
@@ -230,7 +250,10 @@ def _past(
     if (model, version) in versions and (model, version) in same:
         return LogReference(request.log, request.endpoint, model, version, span, sampled), []
     others = ", ".join(f"{other_model} version {number}" for other_model, number in versions)
-    note = f"{model} version {version} has no rows in the reference {span}; rows of {others} are used instead"
+    note = (
+        f"{model} version {version} has no rows in the reference {span}; rows of {others} are used "
+        "instead"
+    )
     return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [
         note,
     ]
@@ -246,14 +269,16 @@ _LOG_REFERENCES: Mapping[
 
 
 def load_reference(request: WindowRequest, model: str, version: str) -> DriftReference:
-    """Return the monitor's reference, divided into windows with the length and phase of the judged window.
+    """Return the monitor's reference, divided into windows with the length and phase of
+    the judged window.
 
-    A reference without event times has only a total, and no windows. Notes report missing event times and columns.
-    `model` and `version` are the version that answered the window's rows. Columns that `capture` or `exclude` leaves
-    out get no bins.
+    A reference without event times has only a total, and no windows. Notes report
+    missing event times and columns. `model` and `version` are the version that answered
+    the window's rows. Columns that `capture` or `exclude` leaves out get no bins.
 
-    Raises NotFound if the version, the dataset or its rows do not exist, InvalidArtifact without a readable reference,
-    InvalidConfig if the dataset cannot be read or the reference has none of the columns, and RegistryUnavailable.
+    Raises NotFound if the version, the dataset or its rows do not exist,
+    InvalidArtifact without a readable reference, InvalidConfig if the dataset cannot be
+    read or the reference has none of the columns, and RegistryUnavailable.
     """
     spec, window = request.spec, request.window
     kind, _, rest = spec.reference.partition(":")
@@ -287,7 +312,9 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
 
 
 def column_types(request: WindowRequest, model: str, version: str) -> dict[str, pa.DataType]:
-    """Return the column types from the window's rows and the model's signature; the signature has precedence."""
+    """Return the column types from the window's rows and the model's signature; the
+    signature has precedence.
+    """
     window = View(request.endpoint, TimeRange(request.window.start, request.window.end))
     logged = {column.name: column.type for column in request.log.schema(window)}
     return logged | signature_types(request.settings.state_dir(request.endpoint), model, version)
@@ -301,8 +328,10 @@ def load_segment_references(
     column: str,
     values: Sequence[str],
 ) -> list[DriftReference]:
-    """Return a part of the reference for each value of a column (as text), with the bins of the whole reference. All
-    rows of a log are used, and only the sample of other references. Raises the errors of `load_reference`."""
+    """Return a part of the reference for each value of a column (as text), with the
+    bins of the whole reference. All rows of a log are used, and only the sample of
+    other references. Raises the errors of `load_reference`.
+    """
     kind = request.spec.reference.partition(":")[0]
     log_reference = (
         _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
@@ -340,9 +369,10 @@ def freeze_table(
     shown: str,
     left_out: Sequence[str] = (),
 ) -> tuple[dict[str, Bins], list[str]]:
-    """Return the bins of a table's columns and of their projections, and a note for each column without bins. Only
-    `columns` get bins (empty: all), without the columns in `left_out`. Raises InvalidConfig if the table has none of
-    `columns`."""
+    """Return the bins of a table's columns and of their projections, and a note for
+    each column without bins. Only `columns` get bins (empty: all), without the columns
+    in `left_out`. Raises InvalidConfig if the table has none of `columns`.
+    """
     bins: dict[str, Bins] = {}
     names: list[str] = []
     notes: list[str] = []
@@ -374,7 +404,9 @@ def _cut(
     rows: ReferenceRows,
     window: Window,
 ) -> ReferencePieces:
-    """Return the pieces of the rows. The last result is reused for the same rows, bins, window length and phase."""
+    """Return the pieces of the rows. The last result is reused for the same rows, bins,
+    window length and phase.
+    """
     length_us = window.end_us - window.start_us
     digest = hashlib.sha256(
         f"{bins_key} {length_us} {window.start_us % length_us} {rows.table.schema}".encode(),

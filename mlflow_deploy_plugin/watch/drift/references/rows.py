@@ -1,4 +1,6 @@
-"""The rows and event times of a reference that is read at once: the logged training sample, or a dataset."""
+"""The rows and event times of a reference that is read at once: the logged training
+sample, or a dataset.
+"""
 
 import hashlib
 import tempfile
@@ -42,7 +44,9 @@ MAX_ROWS = 1_000_000
 SEED = 0
 _MODEL_ID = b"model_id"
 _KEPT = 50
-"""The prefixes of files and folders that are not part of a dataset, such as Spark's `_SUCCESS`."""
+"""The prefixes of files and folders that are not part of a dataset, such as Spark's
+`_SUCCESS`.
+"""
 _NO_TIMES = (
     "the model's reference has no event times, so there are no windows to compare with; "
     "log the model with event_time= (the column or the values with the time of each row)"
@@ -51,7 +55,9 @@ _NO_TIMES = (
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRows:
-    """The rows of a reference. `times` is [N] int64, microseconds since 1970, or None; messages contain `shown`."""
+    """The rows of a reference. `times` is [N] int64, microseconds since 1970, or None;
+    messages contain `shown`.
+    """
 
     table: pa.Table
     times: Array | None
@@ -61,8 +67,10 @@ class ReferenceRows:
 
 
 def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
-    """Return the event times in microseconds since 1970, [N] int64; times without a zone are UTC. Return None if the
-    column does not exist. Raises pa.ArrowException if a value is missing or is not a time."""
+    """Return the event times in microseconds since 1970, [N] int64; times without a
+    zone are UTC. Return None if the column does not exist. Raises pa.ArrowException if
+    a value is missing or is not a time.
+    """
     if column not in table.column_names:
         return None
     values = table.column(column)
@@ -85,8 +93,10 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
 
 
 def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -> ReferenceRows:
-    """Return the reference of a version: from this server's files if the version is served, otherwise from MLflow via
-    the cache. Raises NotFound (no version), InvalidArtifact (no readable reference) and RegistryUnavailable."""
+    """Return the reference of a version: from this server's files if the version is
+    served, otherwise from MLflow via the cache. Raises NotFound (no version),
+    InvalidArtifact (no readable reference) and RegistryUnavailable.
+    """
     shown = f"model {model} version {version}"
     served = _served(state_dir, model, version)
     if served:
@@ -109,8 +119,10 @@ def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -
 
 @contextmanager
 def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
-    """Yield the folder with the version's files: the server's copy, otherwise a temporary copy from the registry.
-    Raises NotFound if the version does not exist, and RegistryUnavailable if MLflow does not answer."""
+    """Yield the folder with the version's files: the server's copy, otherwise a
+    temporary copy from the registry. Raises NotFound if the version does not exist, and
+    RegistryUnavailable if MLflow does not answer.
+    """
     served = _served(state_dir, model, version)
     if served:
         yield served
@@ -120,7 +132,9 @@ def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
 
 
 def signature_types(state_dir: Path, model: str, version: str) -> dict[str, pa.DataType]:
-    """Return the column types in the version's signature; empty if the version is unknown."""
+    """Return the column types in the version's signature; empty if the version is
+    unknown.
+    """
     try:
         source = (
             _served(state_dir, model, version) or resolve(served_version_uri(model, version)).source
@@ -168,16 +182,20 @@ def load_datasets(
     known_types: Callable[[], Mapping[str, pa.DataType]] = dict,
     exclude: Collection[str] = (),
 ) -> list[ReferenceRows]:
-    """Return the rows of datasets: Parquet or CSV files, or folders of such files. Of more than `MAX_ROWS` rows, a
-    uniform sample is returned. The event times are in `_event_time`, otherwise in the only column of times or dates.
+    """Return the rows of datasets: Parquet or CSV files, or folders of such files. Of
+    more than `MAX_ROWS` rows, a uniform sample is returned. The event times are in
+    `_event_time`, otherwise in the only column of times or dates.
 
     Args:
-        uris: paths, file:// URIs, or URIs that MLflow can download: runs:/…, mlflow-artifacts:/…, s3://….
-        known_types: returns the known types of CSV columns. Other CSV columns have the type of the column in a Parquet
-            dataset among the `uris`, otherwise the type that is inferred from the texts of all datasets.
+        uris: paths, file:// URIs, or URIs that MLflow can download: runs:/…,
+            mlflow-artifacts:/…, s3://….
+        known_types: returns the known types of CSV columns. Other CSV columns have the
+            type of the column in a Parquet dataset among the `uris`, otherwise the type
+            that is inferred from the texts of all datasets.
         exclude: columns that are not the event times.
 
-    Raises NotFound, InvalidConfig if a dataset cannot be read or has several time columns, and RegistryUnavailable.
+    Raises NotFound, InvalidConfig if a dataset cannot be read or has several time
+    columns, and RegistryUnavailable.
     """
     datasets = [_read_dataset(uri) for uri in uris]
     texts = [index for index, dataset in enumerate(datasets) if dataset.is_text]
@@ -196,7 +214,9 @@ def load_datasets(
 
 @dataclass(frozen=True, eq=False)
 class _Dataset:
-    """A dataset of `rows` rows, of which `table` has at most `MAX_ROWS`. CSV columns are texts (`is_text`)."""
+    """A dataset of `rows` rows, of which `table` has at most `MAX_ROWS`. CSV columns
+    are texts (`is_text`).
+    """
 
     shown: str
     table: pa.Table
@@ -258,7 +278,9 @@ def _read_dataset(uri: str) -> _Dataset:
 
 
 def _time_column(table: pa.Table, shown: str, exclude: Collection[str]) -> str:
-    """Return the name of the event time column, which is not in `exclude`; empty if the table has none."""
+    """Return the name of the event time column, which is not in `exclude`; empty if the
+    table has none.
+    """
     if EVENT_TIME in table.column_names:
         return EVENT_TIME
     times = [

@@ -1,7 +1,9 @@
-"""A reference in contiguous windows with the length and phase of the judged window, and in finer steps.
+"""A reference in contiguous windows with the length and phase of the judged window, and
+in finer steps.
 
-Unseen categories and out-of-range numbers of a reference window are counted against all other windows. Against the
-whole reference, every count would be zero, and the first rare value in a later window would be an alarm.
+Unseen categories and out-of-range numbers of a reference window are counted against all
+other windows. Against the whole reference, every count would be zero, and the first
+rare value in a later window would be an alarm.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,18 +32,22 @@ _FEW_WINDOWS = 100
 _STEPS_A_WINDOW = 24
 _MAX_STEPS = 10_000
 _MAX_CELLS = 16_000_000
-"""The maximum number of histogram counts (128 MB) of all steps, and of all windows if these are more than a hundred."""
+"""The maximum number of histogram counts (128 MB) of all steps, and of all windows if
+these are more than a hundred.
+"""
 _MERGED_AT = 16
 
 
 class WindowGrid(NamedTuple):
-    """Consecutive windows of equal length (`length_us`), each with `window_steps` steps.
+    """Consecutive windows of equal length (`length_us`), each with `window_steps`
+    steps.
 
     Attributes:
         max_windows: the maximum number of windows to keep.
         keeps_steps: True if the steps are also kept.
-        lag_windows: the distance (in windows) to the earlier window that a window is compared with; 0 to compare with
-            all others. The window `lag_windows` before the end of the grid is kept for comparison with the next window.
+        lag_windows: the distance (in windows) to the earlier window that a window is
+            compared with; 0 to compare with all others. The window `lag_windows` before
+            the end of the grid is kept for comparison with the next window.
     """
 
     start_us: int
@@ -62,11 +68,15 @@ class WindowGrid(NamedTuple):
 
     @property
     def max_pairs(self) -> int:
-        """The maximum number of pairs of windows to keep, excluding the pair of the window that follows the grid."""
+        """The maximum number of pairs of windows to keep, excluding the pair of the
+        window that follows the grid.
+        """
         return self.max_windows // 2 - 1 if self.lag_windows else 0
 
     def choose(self, count: int) -> Array:
-        """Return the indices of at most `max_windows` of `count` windows, evenly spaced."""
+        """Return the indices of at most `max_windows` of `count` windows, evenly
+        spaced.
+        """
         if self.lag_windows and count > self.max_windows:
             later = np.linspace(self.lag_windows, count - 1, self.max_pairs).astype(np.int64)
             return np.union1d(np.append(later, count - self.lag_windows), later - self.lag_windows)
@@ -82,12 +92,15 @@ class ReferencePieces:
     """A reference in windows of one length, with the phase of the judged window.
 
     Attributes:
-        windows: the windows with rows, in order of time; at most `MAX_WINDOWS` (for pairs, twice as many), evenly
-            spaced. If the rows are available, `unseen`, `below` and `above` are counted against all other windows.
+        windows: the windows with rows, in order of time; at most `MAX_WINDOWS` (for
+            pairs, twice as many), evenly spaced. If the rows are available, `unseen`,
+            `below` and `above` are counted against all other windows.
         window_starts_us: [B] the start of each window, microseconds since 1970.
-        steps: all steps of the grid, including steps without rows; empty if the reference is too long.
+        steps: all steps of the grid, including steps without rows; empty if the
+            reference is too long.
         total: all rows of the reference, including rows outside of the windows.
-        lagged: with `lag_windows`, the window that the judged window is compared with. This window may have no rows.
+        lagged: with `lag_windows`, the window that the judged window is compared with.
+            This window may have no rows.
     """
 
     windows: tuple[Profile, ...]
@@ -107,11 +120,15 @@ class ReferencePieces:
         return range(first, first + len(self.steps) * step_us, step_us)
 
     def windows_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
-        """Return the windows that begin at `starts_us`, with an empty profile for each missing window."""
+        """Return the windows that begin at `starts_us`, with an empty profile for each
+        missing window.
+        """
         return profiles_at(starts_us, self.window_starts_us, self.windows)
 
     def pairs(self) -> tuple[Array, Array]:
-        """Return the indices of the later and the earlier windows of all pairs, [P] int64 each, `lag_windows` apart."""
+        """Return the indices of the later and the earlier windows of all pairs, [P]
+        int64 each, `lag_windows` apart.
+        """
         numbers = (
             np.array(self.window_starts_us, np.int64) - self.grid.start_us
         ) // self.grid.length_us
@@ -134,7 +151,9 @@ def profiles_at(
 
 @dataclass(frozen=True, eq=False)
 class DriftReference:
-    """A reference for windows of one length. `sample` has a limited number of rows, for the report."""
+    """A reference for windows of one length. `sample` has a limited number of rows, for
+    the report.
+    """
 
     bins: Mapping[str, Bins]
     bins_key: str
@@ -158,7 +177,9 @@ def window_grid(
     last_us: int,
     lag_windows: int = 0,
 ) -> WindowGrid:
-    """Return the grid for the times from `first_us` to `last_us` (inclusive), with the phase of `start_us`."""
+    """Return the grid for the times from `first_us` to `last_us` (inclusive), with the
+    phase of `start_us`.
+    """
     first, last = (first_us - start_us) // length_us, (last_us - start_us) // length_us
     windows = last - first + 1
     cells = max(sum(column_bins.size + 1 for column_bins in bins.values()), 1)
@@ -188,8 +209,10 @@ def cut_pieces(
     start_us: int,
     length_us: int,
 ) -> ReferencePieces:
-    """Return the pieces of a table with event `times`, [N] int64, microseconds since 1970 (None: return only the
-    total). `start_us` and `length_us` describe the judged window."""
+    """Return the pieces of a table with event `times`, [N] int64, microseconds since
+    1970 (None: return only the total). `start_us` and `length_us` describe the judged
+    window.
+    """
     total = sketch_batches(bins, [table])
     if times is None or not len(times):
         return ReferencePieces(
@@ -227,7 +250,9 @@ def cut_pieces(
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
-    """Return the pieces from `parts`: profiles in order of time, each within a step, with its start (microseconds)."""
+    """Return the pieces from `parts`: profiles in order of time, each within a step,
+    with its start (microseconds).
+    """
     steps: dict[int, list[Profile]] = {}
     windows: dict[int, list[Profile]] = {}
     total: dict[int, list[Profile]] = {}
@@ -266,7 +291,9 @@ def sketch_pieces(
     batches: Iterable[tuple[pa.Table, Array]],
     grid: WindowGrid,
 ) -> ReferencePieces:
-    """Return the pieces of the rows in `batches` of a table and its event times, [N] int64, microseconds since 1970."""
+    """Return the pieces of the rows in `batches` of a table and its event times, [N]
+    int64, microseconds since 1970.
+    """
     parts = (
         (grid.start_us + number * grid.step_us, profile)
         for table, times in batches
@@ -276,7 +303,9 @@ def sketch_pieces(
 
 
 def _steps_of(length_us: int) -> int:
-    """Return the number of steps per window: at most 24 of whole seconds and of at least an hour each, otherwise 1."""
+    """Return the number of steps per window: at most 24 of whole seconds and of at
+    least an hour each, otherwise 1.
+    """
     for count in range(_STEPS_A_WINDOW, 1, -1):
         if length_us % (count * 1_000_000) == 0 and length_us // count >= HOUR_US:
             return count
@@ -293,8 +322,10 @@ def count_out_of_rest(
     count: int,
     counted: Array | None = None,
 ) -> dict[str, RestCounts]:
-    """Return the counts `unseen`, `below` and `above` of each column with bins, per group of rows, against all other
-    groups. `groups`, [N] int64, is the group of each row; `counted`, [count] bool, are the others (None: all)."""
+    """Return the counts `unseen`, `below` and `above` of each column with bins, per
+    group of rows, against all other groups. `groups`, [N] int64, is the group of each
+    row; `counted`, [count] bool, are the others (None: all).
+    """
     counted = np.ones(count, bool) if counted is None else counted
     counts: dict[str, RestCounts] = {}
     for name, raw_column in feature_columns(table, bins):
@@ -314,9 +345,11 @@ def correct_for_rest(
     sample: pa.Table,
     until_us: int | None = None,
 ) -> tuple[Profile, ...]:
-    """Return the windows with `unseen`, `below` and `above` counted against the other windows, for bins that were
-    frozen on a sample of the same rows. The counts in the sample are extrapolated to all rows of the window. Only
-    windows before `until_us` count as other windows (None: all windows). The sample has event times."""
+    """Return the windows with `unseen`, `below` and `above` counted against the other
+    windows, for bins that were frozen on a sample of the same rows. The counts in the
+    sample are extrapolated to all rows of the window. Only windows before `until_us`
+    count as other windows (None: all windows). The sample has event times.
+    """
     if not windows:
         return ()
     numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
@@ -362,7 +395,9 @@ def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCount
 
 
 def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
-    """Return, for each group, the number of values below the minimum and above the maximum of all other groups."""
+    """Return, for each group, the number of values below the minimum and above the
+    maximum of all other groups.
+    """
     is_known = ~np.isnan(values)
     numbers, owners, count = values[is_known], groups[is_known], len(counted)
     least, most = np.full(count, np.inf), np.full(count, -np.inf)
@@ -378,7 +413,9 @@ def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
 
 
 def _of_others(least: Array) -> Array:
-    """Return, for each group, the minimum of all other groups, [count]; minus infinity without other groups."""
+    """Return, for each group, the minimum of all other groups, [count]; minus infinity
+    without other groups.
+    """
     if len(least) < 2:
         return np.full(len(least), -np.inf)
     order = np.argsort(least, kind="stable")

@@ -1,14 +1,19 @@
-"""Bins that are frozen on the reference, and the distance between two histograms over these bins.
+"""Bins that are frozen on the reference, and the distance between two histograms over
+these bins.
 
-Numbers are compared by the Wasserstein distance in standard deviations of the reference, because the Jensen–Shannon
-distance of quantile bins does not grow beyond the reference's range. Summer days that were called drifted
-(`benchmarks/drift.py`, same false-alarm rate): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with 250
-rows). Numbers are clipped three ranges outside of the middle 99 %, to limit the weight of a sentinel like -9999.
+Numbers are compared by the Wasserstein distance in standard deviations of the
+reference, because the Jensen–Shannon distance of quantile bins does not grow beyond the
+reference's range. Summer days that were called drifted (`benchmarks/drift.py`, same
+false-alarm rate): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with
+250 rows). Numbers are clipped three ranges outside of the middle 99 %, to limit the
+weight of a sentinel like -9999.
 
-Text, booleans and nearly constant numbers are compared by the Jensen–Shannon distance (base 2, 0 to 1) over the most
-frequent values. Rare texts are divided by length and hash into about 64 bins. New values have no bin of their own: the
-reference's windows would have no rows in such a bin, and every new value would be an alarm. New values are counted
-separately from the distance. If the reference has fractions, numbers are compared in float32, like inputs of the graph.
+Text, booleans and nearly constant numbers are compared by the Jensen–Shannon distance
+(base 2, 0 to 1) over the most frequent values. Rare texts are divided by length and
+hash into about 64 bins. New values have no bin of their own: the reference's windows
+would have no rows in such a bin, and every new value would be an alarm. New values are
+counted separately from the distance. If the reference has fractions, numbers are
+compared in float32, like inputs of the graph.
 """
 
 import hashlib
@@ -47,10 +52,13 @@ class OrderedBins:
     """Bins of numbers.
 
     Attributes:
-        positions: the position of each bin, [K] float64, ascending; a value belongs to the bin at the nearest position.
-        scale: the standard deviation of the reference's numbers, clipped to the middle 99 %.
+        positions: the position of each bin, [K] float64, ascending; a value belongs to
+            the bin at the nearest position.
+        scale: the standard deviation of the reference's numbers, clipped to the middle
+            99 %.
         arrow_type: the reference's type in Arrow's notation; empty if unknown.
-        tables: for a projection, the contributions of the other columns' bins (`relations.py`); otherwise empty.
+        tables: for a projection, the contributions of the other columns' bins
+            (`relations.py`); otherwise empty.
     """
 
     positions: Array
@@ -68,24 +76,32 @@ class OrderedBins:
 
     @cached_property
     def edges(self) -> Array:
-        """The bounds between bins: [K - 1] float64, ascending. A value on an edge belongs to the bin above the edge."""
+        """The bounds between bins: [K - 1] float64, ascending. A value on an edge
+        belongs to the bin above the edge.
+        """
         return (self.positions[1:] + self.positions[:-1]) / 2
 
     @cached_property
     def _edge_cells(self) -> tuple[Array, Array, Array]:
-        """The number of edges below each cell of `_cell_of`, the cells with several edges, and the edges and NaN."""
+        """The number of edges below each cell of `_cell_of`, the cells with several
+        edges, and the edges and NaN.
+        """
         edges = np.bincount(self._cell_of(self.edges), minlength=_CELLS)
         return np.cumsum(edges) - edges, edges > 1, np.append(self.edges, np.nan)
 
     def _cell_of(self, values: Array) -> Array:
-        """Return the cell of each value, [N] int64: equal parts of the range of the edges. NaN is in any cell."""
+        """Return the cell of each value, [N] int64: equal parts of the range of the
+        edges. NaN is in any cell.
+        """
         with np.errstate(all="ignore"):
             cells: Array = (values - self.edges[0]) * (_CELLS / (self.edges[-1] - self.edges[0]))
             return np.fmax(np.fmin(cells, _CELLS - 1), 0).astype(np.int64)
 
     def bin_of(self, values: Array) -> Array:
-        """Return the bin of each number, [N] int64; any bin for NaN. Only values in cells with several edges are
-        searched, because a binary search of all values takes ten times as long."""
+        """Return the bin of each number, [N] int64; any bin for NaN. Only values in
+        cells with several edges are searched, because a binary search of all values
+        takes ten times as long.
+        """
         below, is_crowded, edges = self._edge_cells
         cells = self._cell_of(values)
         bins: Array = below[cells]
@@ -95,16 +111,19 @@ class OrderedBins:
         return bins
 
     def distance(self, left: Array, right: Array) -> Array:
-        """Return the Wasserstein distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty. For a
-        projection, return the differences of the standard deviations. The mean of a projection depends only on the
-        means of the columns, which usually change from window to window."""
+        """Return the Wasserstein distances, [B], of the histograms [B, K] and [B, K]
+        (or [K]); 0 if one is empty. For a projection, return the differences of the
+        standard deviations. The mean of a projection depends only on the means of the
+        columns, which usually change from window to window.
+        """
         if self.tables:
             return _where_known(
                 np.abs(self._deviations(left) - self._deviations(right)) / self.scale,
                 left,
                 right,
             )
-        # `scipy.stats.wasserstein_distance` takes 46 to 67 times as long for 90 or 400 windows: one pair per call.
+        # `scipy.stats.wasserstein_distance` takes 46 to 67 times as long for 90 or 400
+        # windows: one pair per call.
         gaps = np.diff(self.positions) / self.scale
         apart = np.abs(np.cumsum(_shares(left) - _shares(right), axis=-1))[..., :-1] @ gaps
         return _where_known(apart, left, right)
@@ -121,12 +140,15 @@ class OrderedBins:
 
 @dataclass(frozen=True, eq=False)
 class CategoryBins:
-    """Bins for the most frequent categories, then a bin for all rare values, or bins per length and hash of rare texts.
+    """Bins for the most frequent categories, then a bin for all rare values, or bins
+    per length and hash of rare texts.
 
     Attributes:
-        kind: "category" for texts and booleans; "number" for nearly constant or very large numbers.
+        kind: "category" for texts and booleans; "number" for nearly constant or very
+            large numbers.
         known: the hashes of all values in the reference, uint64, ascending.
-        lengths: the lengths that divide rare texts into bins, int64, ascending; empty for a single bin of rare values.
+        lengths: the lengths that divide rare texts into bins, int64, ascending; empty
+            for a single bin of rare values.
     """
 
     codes: dict[str | float, int]
@@ -153,7 +175,9 @@ class CategoryBins:
         return lengths, _RARE // lengths if lengths > 1 else 1
 
     def codes_of_texts(self, texts: pa.Array, hashes: Array) -> Array:
-        """Return the bin of each text (large_string, with its `hash_texts`), [N] int64. Null counts as a rare text."""
+        """Return the bin of each text (large_string, with its `hash_texts`), [N] int64.
+        Null counts as a rare text.
+        """
         in_order, rare = (
             pa.array([str(key) for key in self.codes], pa.large_string()),
             len(self.codes),
@@ -172,13 +196,17 @@ class CategoryBins:
         return codes
 
     def distance(self, left: Array, right: Array) -> Array:
-        """Return the Jensen–Shannon distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty."""
+        """Return the Jensen–Shannon distances, [B], of the histograms [B, K] and [B, K]
+        (or [K]); 0 if one is empty.
+        """
         divergence = self.divergence(_shares(left), _shares(right)).sum(axis=-1)
         return _where_known(np.sqrt(divergence), left, right)
 
     @staticmethod
     def divergence(left: Array, right: Array) -> Array:
-        """Return the contribution of each category to the Jensen–Shannon divergence of two histograms of shares."""
+        """Return the contribution of each category to the Jensen–Shannon divergence of
+        two histograms of shares.
+        """
         middle = (left + right) / 2
         divergence: Array = (rel_entr(left, middle) + rel_entr(right, middle)) / (2 * math.log(2))
         return divergence
@@ -228,7 +256,9 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
 
 
 def round_to_reference(values: Array, arrow_type: str) -> Array:
-    """Return the values, [N] float64, rounded for a comparison with a reference of this type."""
+    """Return the values, [N] float64, rounded for a comparison with a reference of this
+    type.
+    """
     if arrow_type not in _FLOATING:
         return values
     sizes = np.abs(values)
@@ -238,7 +268,9 @@ def round_to_reference(values: Array, arrow_type: str) -> Array:
 
 
 def bins_digest(bins: Mapping[str, Bins]) -> str:
-    """Return 32 hexadecimal digits that identify these bins, independently of the column order."""
+    """Return 32 hexadecimal digits that identify these bins, independently of the
+    column order.
+    """
     digest = hashlib.sha256(b"3")
     for name in sorted(bins):
         frozen = bins[name]
@@ -257,11 +289,14 @@ def bins_digest(bins: Mapping[str, Bins]) -> str:
 
 
 def _codes(values: Sequence[Any]) -> dict[str | float, int]:
-    """Return the values that get a bin: if there are many, only values that are significantly more frequent than the
-    rest. With 500 equally frequent values, a random choice of 50 caused false drift in 1/3 to 1/2 of months."""
+    """Return the values that get a bin: if there are many, only values that are
+    significantly more frequent than the rest. With 500 equally frequent values, a
+    random choice of 50 caused false drift in 1/3 to 1/2 of months.
+    """
     counts = Counter(values)
     are_many = len(counts) > _CATEGORIES + _RARE
-    # Select only the most frequent values, because a full sort took a quarter of the time for a reference with ids.
+    # Select only the most frequent values, because a full sort took a quarter of the
+    # time for a reference with ids.
     most = _CATEGORIES + 1 if are_many else len(counts)
     frequent = heapq.nsmallest(most, counts.items(), key=lambda entry: (-entry[1], entry[0]))
     if are_many:
@@ -282,10 +317,14 @@ def _where_known(distance: Array, left: Array, right: Array) -> Array:
 
 
 def hash_texts(texts: Sequence[str] | Array) -> Array:
-    """Return the hash of each text, [N] uint64, uniform: SipHash with pandas' fixed key, the same in every process."""
+    """Return the hash of each text, [N] uint64, uniform: SipHash with pandas' fixed
+    key, the same in every process.
+    """
     return hash_array(np.asarray(texts, dtype=object), categorize=False)
 
 
 def hash_numbers(values: Array) -> Array:
-    """Return the hash of each float64, [N] uint64, uniform; 0.0 and -0.0 have the same hash."""
+    """Return the hash of each float64, [N] uint64, uniform; 0.0 and -0.0 have the same
+    hash.
+    """
     return splitmix64((np.asarray(values, dtype=np.float64) + 0.0).view(np.uint64))

@@ -1,7 +1,8 @@
-"""Features: the columns of a table, as float64 with NaN for missing values, or as text with None for missing values.
+"""Features: the columns of a table, as float64 with NaN for missing values, or as text
+with None for missing values.
 
-Booleans are categories. Lists become numeric columns (`summarise_lists`). Times, binary values and structures have no
-distance and are skipped with a note.
+Booleans are categories. Lists become numeric columns (`summarise_lists`). Times, binary
+values and structures have no distance and are skipped with a note.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,9 @@ TRUTH: Mapping[str | None, float] = {"false": 0.0, "true": 1.0}
 
 @dataclass(frozen=True, eq=False)
 class ColumnValues:
-    """A column of N rows. `values` is [N] float64 (NaN: missing), or [N] object of str (None: missing)."""
+    """A column of N rows. `values` is [N] float64 (NaN: missing), or [N] object of str
+    (None: missing).
+    """
 
     name: str
     kind: Kind
@@ -33,7 +36,9 @@ class ColumnValues:
 
 
 def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
-    """Return the columns by name, without the log's own columns, and a note for each column that cannot be compared."""
+    """Return the columns by name, without the log's own columns, and a note for each
+    column that cannot be compared.
+    """
     features: dict[str, ColumnValues] = {}
     notes: list[str] = []
     for name, raw_column in feature_columns(table):
@@ -53,7 +58,9 @@ def feature_columns(
     table: pa.Table,
     known: Collection[str] = (),
 ) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    """Yield the name and values of each column, with lists summarised, without the log's own columns."""
+    """Yield the name and values of each column, with lists summarised, without the
+    log's own columns.
+    """
     summarised = summarise_lists(table, known)
     for name in summarised.column_names:
         if not name.startswith(OWN_PREFIX):
@@ -61,7 +68,9 @@ def feature_columns(
 
 
 def select_columns(columns: Iterable[str], chosen: Sequence[str]) -> list[str]:
-    """Return the chosen columns and their parts, such as `image.mean` for `image`. If `chosen` is empty, return all."""
+    """Return the chosen columns and their parts, such as `image.mean` for `image`. If
+    `chosen` is empty, return all.
+    """
     parts = tuple(f"{name}." for name in chosen)
     return [name for name in columns if not chosen or name in chosen or name.startswith(parts)]
 
@@ -71,7 +80,9 @@ def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def type_family(kind: pa.DataType) -> Family:
-    """Return the family in which values of an Arrow type are compared; "null" is compatible with every family."""
+    """Return the family in which values of an Arrow type are compared; "null" is
+    compatible with every family.
+    """
     types = pa.types
     if types.is_null(kind):
         return "null"
@@ -97,7 +108,9 @@ def pair_columns(
     reference: Mapping[str, ColumnValues],
     current: Mapping[str, ColumnValues],
 ) -> list[tuple[ColumnValues, ColumnValues]]:
-    """Return the pairs of columns of the same name; booleans become 1 and 0 if the other column is numeric."""
+    """Return the pairs of columns of the same name; booleans become 1 and 0 if the
+    other column is numeric.
+    """
     pairs = []
     for name, left in reference.items():
         if name not in current:

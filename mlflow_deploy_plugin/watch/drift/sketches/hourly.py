@@ -1,15 +1,19 @@
-"""Profiles of whole hours, stored next to the log, so that the cost of a window depends on the bins, not the rows.
+"""Profiles of whole hours, stored next to the log, so that the cost of a window depends
+on the bins, not the rows.
 
 LOG/_sketches/<key of the bins>/endpoint=NAME/date=YYYY-MM-DD/hours.parquet
 
-For each hour, the file contains the names and sizes of the log files and a profile per version. An hour is profiled
-again if its log files have changed. If a log file is unreadable, the hour is profiled every time, so that the file is
-reported. Profiles are computed from only the log, so two concurrent processes only duplicate work.
+For each hour, the file contains the names and sizes of the log files and a profile per
+version. An hour is profiled again if its log files have changed. If a log file is
+unreadable, the hour is profiled every time, so that the file is reported. Profiles are
+computed from only the log, so two concurrent processes only duplicate work.
 
-For logs that are too large for one machine, Spark runs the same functions per day (pyspark's mapInArrow). The driver
-merges the profiles in order, so the numbers are bit-identical to those of a single machine.
+For logs that are too large for one machine, Spark runs the same functions per day
+(pyspark's mapInArrow). The driver merges the profiles in order, so the numbers are
+bit-identical to those of a single machine.
 
-Each row of the stored table describes a column of a profile. A row without a name has the profile's number of rows.
+Each row of the stored table describes a column of a profile. A row without a name has
+the profile's number of rows.
 """
 
 import hashlib
@@ -77,7 +81,9 @@ _PLAIN = {
     for each in fields(sketch.ColumnSketch)[1:]
     if each.type in _ARROW_TYPES
 }
-"""The fields of a sketch, except its name, that are stored as single values, with their Arrow types."""
+"""The fields of a sketch, except its name, that are stored as single values, with their
+Arrow types.
+"""
 _plain_values = attrgetter(*_PLAIN)
 _NO_COUNTS = np.empty(0, np.int64)
 SCHEMA = pa.schema(
@@ -102,8 +108,9 @@ class StoredHour:
 
 @dataclass(frozen=True)
 class SketchStore:
-    """The profiles of an endpoint for the same bins, of some columns (None: all), and of a segment, which is a column
-    and a value as text (None: all rows)."""
+    """The profiles of an endpoint for the same bins, of some columns (None: all), and
+    of a segment, which is a column and a value as text (None: all rows).
+    """
 
     log: InferenceLog
     endpoint: str
@@ -113,7 +120,9 @@ class SketchStore:
     segment: tuple[str, str] | None = None
 
     def load(self, day: datetime) -> dict[datetime, StoredHour]:
-        """Return the stored hours of a day; empty if there is no file or the file is malformed."""
+        """Return the stored hours of a day; empty if there is no file or the file is
+        malformed.
+        """
         name = self._name(day)
         table = read_beside_log(self.log.location, name)
         try:
@@ -170,7 +179,9 @@ def window_profile(
     version: str,
     window: Window,
 ) -> sketch.Profile:
-    """Return the profile of all rows in the window that one version (empty: any version) answered."""
+    """Return the profile of all rows in the window that one version (empty: any
+    version) answered.
+    """
     return sketch.merge(
         sketch.merge(
             _chosen(profiles, model, version) for profiles in _pieces(sketches, day, window)
@@ -193,7 +204,9 @@ def hour_profiles(
 
 
 def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Identity, int]:
-    """Return the number of rows in the window by (model, version), the most frequent version first."""
+    """Return the number of rows in the window by (model, version), the most frequent
+    version first.
+    """
     sketches = SketchStore(log, endpoint, {}, "versions", ("_model", "_version", EVENT_TIME))
     rows: dict[Identity, int] = {}
     for day in _by_day(_list(log, endpoint, window)):
@@ -210,7 +223,9 @@ def _chosen(profiles: Profiles, model: str, version: str) -> sketch.Profile:
 
 
 def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
-    """Return the hours that overlap the window and have rows, in ascending order, with the log files of each hour."""
+    """Return the hours that overlap the window and have rows, in ascending order, with
+    the log files of each hour.
+    """
     if window.length <= _LISTED_BY_HOUR:
         return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
     hours = log.all_files(endpoint).items()
@@ -228,7 +243,9 @@ def _whole_hours(listed: Listed, window: Window) -> Listed:
 
 
 def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[Profiles]:
-    """Yield profiles that together cover the window: first partial hours, then whole hours in order."""
+    """Yield profiles that together cover the window: first partial hours, then whole
+    hours in order.
+    """
     whole = _whole_hours(listed, window)
     for hour in listed:
         if hour not in whole:
@@ -244,7 +261,9 @@ def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
 
 
 def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profiles]:
-    """Return the profiles of the `listed` hours of a day, in order. Stale hours are profiled again and stored."""
+    """Return the profiles of the `listed` hours of a day, in order. Stale hours are
+    profiled again and stored.
+    """
     files = {hour.start: some for hour, some in listed.items()}
     present = {
         start: [(file.path.rpartition("/")[2], file.size) for file in some]
@@ -301,7 +320,9 @@ def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
 
 
 def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
-    """Return a table that `write_beside_log` wrote; None if it does not exist or is malformed."""
+    """Return a table that `write_beside_log` wrote; None if it does not exist or is
+    malformed.
+    """
     try:
         with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
             return pq.read_table(source)
@@ -317,7 +338,9 @@ def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
 
 
 def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
-    """Write a derived table next to the log. If writing fails, the next process computes the table again."""
+    """Write a derived table next to the log. If writing fails, the next process
+    computes the table again.
+    """
     content = pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd")
     try:
@@ -333,7 +356,9 @@ def spark_window_profile(
     version: str,
     window: Window,
 ) -> sketch.Profile:
-    """Return the `window_profile` that Spark computes per day (UTC). Raises OnnxserveError that names a failed part."""
+    """Return the `window_profile` that Spark computes per day (UTC). Raises
+    OnnxserveError that names a failed part.
+    """
     log = sketches.log
     # The log's file system cannot be serialised for Spark's workers.
     uri, since = log.location.shown, log.since
@@ -400,7 +425,9 @@ def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:
 
 
 def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
-    """Return the profiles in a table; raise pa.ArrowException, KeyError or ValueError if the table is malformed."""
+    """Return the profiles in a table; raise pa.ArrowException, KeyError or ValueError
+    if the table is malformed.
+    """
     if table.schema.names != SCHEMA.names:
         raise ValueError("the table does not have the columns of a profile")
     plain = {name: table.column(name).to_pylist() for name in ("profile", "name", *_PLAIN)}
@@ -434,6 +461,8 @@ def profile_to_parquet(profile: sketch.Profile) -> bytes:
 
 
 def profile_from_parquet(content: bytes) -> sketch.Profile:
-    """Return the profile from the bytes of `profile_to_parquet`; raise the errors of `table_to_profiles`."""
+    """Return the profile from the bytes of `profile_to_parquet`; raise the errors of
+    `table_to_profiles`.
+    """
     (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
     return profile

@@ -1,13 +1,17 @@
-"""Relations between columns: eight random projections of the row, which are counted and judged like numeric columns.
+"""Relations between columns: eight random projections of the row, which are counted and
+judged like numeric columns.
 
-If only correlations change, the distribution of every column stays the same, but the distribution of sums of columns
-changes. A row is standardised, and projected on eight fixed random directions (Johnson and Lindenstrauss, Contemporary
-Mathematics 26, 1984). Numbers are limited to four deviations, so that a sentinel like -9999 does not dominate. Each of
-the ten most frequent values of a category is 1 or 0, and a missing value contributes nothing.
+If only correlations change, the distribution of every column stays the same, but the
+distribution of sums of columns changes. A row is standardised, and projected on eight
+fixed random directions (Johnson and Lindenstrauss, Contemporary Mathematics 26, 1984).
+Numbers are limited to four deviations, so that a sentinel like -9999 does not dominate.
+Each of the ten most frequent values of a category is 1 or 0, and a missing value
+contributes nothing.
 
-The contribution of a column is looked up by the column's bin. All columns with bins participate, including predictions
-and the parts of lists. The contributions are multiples of 2**-14, so that float32 sums are exact: they depend neither
-on the order of the columns nor on the batches.
+The contribution of a column is looked up by the column's bin. All columns with bins
+participate, including predictions and the parts of lists. The contributions are
+multiples of 2**-14, so that float32 sums are exact: they depend neither on the order of
+the columns nor on the batches.
 """
 
 import math
@@ -22,7 +26,9 @@ from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, O
 RELATIONS = "relations between columns"
 """The subject of findings about the projections."""
 PROJECTIONS = tuple(f"_relations.{number}" for number in range(8))
-"""The names of the projections in profiles. A column of the data cannot have such a name (`columns.OWN_PREFIX`)."""
+"""The names of the projections in profiles. A column of the data cannot have such a
+name (`columns.OWN_PREFIX`).
+"""
 _FREQUENT = 10
 _REACH = 4.0
 _GRAIN = 2.0**14
@@ -38,20 +44,25 @@ def without_projections(names: Collection[str]) -> list[str]:
 
 
 def shown_name(name: str) -> str:
-    """Return the name of a column for messages and metrics, which is the same for all projections."""
+    """Return the name of a column for messages and metrics, which is the same for all
+    projections.
+    """
     return RELATIONS if name in PROJECTIONS else name
 
 
 def relation_tables(bins: Mapping[str, Bins]) -> Mapping[str, Array]:
-    """Return the contributions of the participating columns to the projections, by column: [K + 1, 8] float32 for each
-    bin of the column, then for missing values; empty without projections."""
+    """Return the contributions of the participating columns to the projections, by
+    column: [K + 1, 8] float32 for each bin of the column, then for missing values;
+    empty without projections.
+    """
     first = bins.get(PROJECTIONS[0])
     return first.tables if isinstance(first, OrderedBins) else {}
 
 
 def freeze_relations(bins: Mapping[str, Bins], codes: Mapping[str, Array]) -> dict[str, Bins]:
-    """Return the bins of the projections, frozen on rows of the reference with these `codes` (`encode_columns`). The
-    result is empty if fewer than two columns vary."""
+    """Return the bins of the projections, frozen on rows of the reference with these
+    `codes` (`encode_columns`). The result is empty if fewer than two columns vary.
+    """
     tables: dict[str, Array] = {}
     for name, frozen in bins.items():
         scores = _scores(frozen, codes[name])
@@ -73,8 +84,10 @@ def freeze_relations(bins: Mapping[str, Bins], codes: Mapping[str, Array]) -> di
 
 
 def _scores(bins: Bins, codes: Array) -> Array:
-    """Return the standardised value of each bin, then of missing values, [K + 1, D] float64, divided by the square root
-    of D. D is 1 for a number, and the number of frequent values otherwise. `codes` are the bins of the rows, [N]."""
+    """Return the standardised value of each bin, then of missing values, [K + 1, D]
+    float64, divided by the square root of D. D is 1 for a number, and the number of
+    frequent values otherwise. `codes` are the bins of the rows, [N].
+    """
     counts = np.bincount(codes, minlength=bins.size + 1)[:-1]
     shares = counts / max(counts.sum(), 1)
     if isinstance(bins, OrderedBins):
@@ -98,9 +111,11 @@ def correlation_change(
     before: Mapping[str, Array],
     now: Mapping[str, Array],
 ) -> str:
-    """Return the two columns whose correlation changed most, with both values, such as `correlation of temp and humid
-    +0.62 → -0.10`; empty if there are too few rows. `before` and `now` are the codes of some rows of the reference, [N]
-    per column, and of the window, [M]."""
+    """Return the two columns whose correlation changed most, with both values, such as
+    `correlation of temp and humid +0.62 → -0.10`; empty if there are too few rows.
+    `before` and `now` are the codes of some rows of the reference, [N] per column, and
+    of the window, [M].
+    """
     columns: list[str] = []
     titles: list[str] = []
     sides: tuple[list[Array], list[Array]] = [], []
@@ -120,4 +135,7 @@ def correlation_change(
     names = np.array(columns)
     change = np.where(names[:, None] != names, np.abs(new - old), -1)
     pair = np.unravel_index(change.argmax(), change.shape)
-    return f"correlation of {titles[pair[0]]} and {titles[pair[1]]} {old[pair]:+.2f} → {new[pair]:+.2f}"
+    return (
+        f"correlation of {titles[pair[0]]} and {titles[pair[1]]} {old[pair]:+.2f} → "
+        f"{new[pair]:+.2f}"
+    )

@@ -1,9 +1,12 @@
-"""Sketches: all data of a column that a verdict needs, in a size that depends on its bins and not on its rows.
+"""Sketches: all data of a column that a verdict needs, in a size that depends on its
+bins and not on its rows.
 
-A sketch has the histogram over frozen bins, the range, the moments, and counts of values outside of the reference.
-Sketches over the same bins can be merged in any order: counts are added, and moments follow Chan, Golub, LeVeque
-(COMPSTAT 1982). Only the rounding of moments and the stored names of over 200 new categories depend on the order. A
-column that cannot be judged has a sketch of kind "other". Text is dictionary-encoded, so no loop runs over rows.
+A sketch has the histogram over frozen bins, the range, the moments, and counts of
+values outside of the reference. Sketches over the same bins can be merged in any order:
+counts are added, and moments follow Chan, Golub, LeVeque (COMPSTAT 1982). Only the
+rounding of moments and the stored names of over 200 new categories depend on the order.
+A column that cannot be judged has a sketch of kind "other". Text is dictionary-encoded,
+so no loop runs over rows.
 """
 
 import math
@@ -52,15 +55,21 @@ class ColumnSketch:
     """The sketch of a column over some rows.
 
     Attributes:
-        kind: the kind of the column's bins; "other" if the column has no bins, or if its values do not fit them.
-        arrow_type: the type of the values in Arrow's notation; different types in several files are joined by " | ".
-        counts: of the frozen bins and then of the missing values, [K + 1] int64; for "other", of missing values, [1].
+        kind: the kind of the column's bins; "other" if the column has no bins, or if
+            its values do not fit them.
+        arrow_type: the type of the values in Arrow's notation; different types in
+            several files are joined by " | ".
+        counts: of the frozen bins and then of the missing values, [K + 1] int64; for
+            "other", of missing values, [1].
         missing: the number of null or NaN values.
-        mistyped: the number of values with a type that does not fit the bins: text for numbers, numbers for text.
+        mistyped: the number of values with a type that does not fit the bins: text for
+            numbers, numbers for text.
         below, above: the number of values outside of the reference's range.
-        unseen: the number of rows with a category that the reference lacks. These rows also count as rare.
-        fresh: the unseen categories with row counts. Of over 200, the categories with the smallest ratio of hash to
-            rows are kept (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Names are cut at 80 characters.
+        unseen: the number of rows with a category that the reference lacks. These rows
+            also count as rare.
+        fresh: the unseen categories with row counts. Of over 200, the categories with
+            the smallest ratio of hash to rows are kept (priority sampling: Duffield,
+            Lund and Thorup, JACM 54, 2007). Names are cut at 80 characters.
         minimum, maximum: the range of the numbers; NaN without numbers.
         mean, m2: the mean and the sum of squared deviations of the `finite` values.
         expected_type: the type in the reference; empty without bins.
@@ -96,7 +105,9 @@ class ColumnSketch:
 
     @property
     def unseen_values(self) -> dict[str, int]:
-        """At most 20 categories that the reference lacks, with their row counts, the most frequent first."""
+        """At most 20 categories that the reference lacks, with their row counts, the
+        most frequent first.
+        """
         return dict(
             sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES],
         )
@@ -107,12 +118,16 @@ _NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
 _FIELDS = [
     (each_field.name, getattr(_NOTHING, each_field.name)) for each_field in fields(ColumnSketch)
 ]
-"""The field names of a sketch in constructor order, each with the default for columns without this field."""
+"""The field names of a sketch in constructor order, each with the default for columns
+without this field.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """The columns of some rows, by name. Columns of the reference that these rows lack are not included."""
+    """The columns of some rows, by name. Columns of the reference that these rows lack
+    are not included.
+    """
 
     rows: int
     columns: Mapping[str, ColumnSketch]
@@ -122,7 +137,9 @@ def sketch_batches(
     bins: Mapping[str, Bins],
     batches: Iterable[pa.Table | pa.RecordBatch],
 ) -> Profile:
-    """Return the profile of all rows in the batches. The columns of batches may differ (`feature_columns`)."""
+    """Return the profile of all rows in the batches. The columns of batches may differ
+    (`feature_columns`).
+    """
     return merge(
         [
             sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0]
@@ -137,7 +154,9 @@ def sketch_groups(
     groups: Array,
     count: int,
 ) -> list[Profile]:
-    """Return a profile for each group of rows; `groups` is the group of each row, [N] int64, from 0 to count - 1."""
+    """Return a profile for each group of rows; `groups` is the group of each row, [N]
+    int64, from 0 to count - 1.
+    """
     rows = np.bincount(groups, minlength=count)
     amounts = rows.tolist()
     columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
@@ -150,7 +169,8 @@ def sketch_groups(
             "expected_type": repeat(expected),
             **counted,
         }
-        # Pass positional arguments, because passing keyword arguments takes as long as counting an hour of rows.
+        # Pass positional arguments, because passing keyword arguments takes as long as
+        # counting an hour of rows.
         in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
         for group, values in zip(columns, zip(*in_order, strict=False), strict=True):
             group[name] = ColumnSketch(*values)
@@ -158,8 +178,10 @@ def sketch_groups(
 
 
 def encode_columns(bins: Mapping[str, Bins], table: pa.Table) -> dict[str, Array]:
-    """Return the bin of each row by column, [N] int64, also of projections; a missing value has the last code, K. The
-    result lacks columns whose values do not fit their bins."""
+    """Return the bin of each row by column, [N] int64, also of projections; a missing
+    value has the last code, K. The result lacks columns whose values do not fit their
+    bins.
+    """
     counted = _count_columns(bins, table, np.zeros(len(table), np.int64), 1, np.array([len(table)]))
     return {name: np.asarray(values["codes"]) for name, values in counted if "codes" in values}
 
@@ -169,7 +191,9 @@ def sketch_by(
     table: pa.Table,
     keys: Array,
 ) -> Iterator[tuple[int, Profile]]:
-    """Yield each distinct key, ascending, with the profile of its rows; `keys` is the key of each row, [N] int64."""
+    """Yield each distinct key, ascending, with the profile of its rows; `keys` is the
+    key of each row, [N] int64.
+    """
     present, groups = np.unique(keys, return_inverse=True)
     yield from zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True)
 
@@ -190,7 +214,8 @@ def merge(profiles: Iterable[Profile]) -> Profile:
 def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     if len(parts) == 1:
         return parts[0]
-    # Ignore the type of a file in which all values are null, because this type is compatible with every type.
+    # Ignore the type of a file in which all values are null, because this type is
+    # compatible with every type.
     typed_parts = [part for part in parts if part.arrow_type != "null"] or parts
     judged: list[SketchKind] = [part.kind for part in typed_parts if part.kind != "other"]
     types = {type_name for part in parts for type_name in part.arrow_type.split(_TYPE_SEPARATOR)}
@@ -229,7 +254,9 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
 
 
 def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Combine small tables into larger tables, because each table costs a pass over its columns."""
+    """Combine small tables into larger tables, because each table costs a pass over its
+    columns.
+    """
     pending: list[pa.Table] = []
     rows = size = 0
     for batch in batches:
@@ -252,7 +279,9 @@ def _count_columns(
     count: int,
     rows: Array,
 ) -> Iterator[tuple[str, ColumnCounts]]:
-    """Yield the name and the fields of each column, as `_count_column`, then of each projection (`relations.py`)."""
+    """Yield the name and the fields of each column, as `_count_column`, then of each
+    projection (`relations.py`).
+    """
     tables = relation_tables(bins)
     sums = np.zeros((len(table), len(PROJECTIONS) if tables else 0), np.float32)
     for name, column in feature_columns(table, bins):
@@ -277,7 +306,9 @@ def _count_column(
     count: int,
     rows: Array,
 ) -> ColumnCounts:
-    """Return the fields of a `ColumnSketch` by name, each a list over the groups. `rows`, [count], are their sizes."""
+    """Return the fields of a `ColumnSketch` by name, each a list over the groups.
+    `rows`, [count], are their sizes.
+    """
     raw_column = decoded(column)
     column = _booleans_alike(raw_column, bins)
     family = type_family(column.type)
@@ -304,12 +335,16 @@ def _count_column(
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """Return Arrow's type name without the storage variant: `string` for large_string and string_view."""
+    """Return Arrow's type name without the storage variant: `string` for large_string
+    and string_view.
+    """
     return str(kind).removeprefix("large_").removesuffix("_view")
 
 
 def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArray:
-    """Convert booleans to 1 and 0 if the reference is numeric, and vice versa, because graphs have numeric inputs."""
+    """Convert booleans to 1 and 0 if the reference is numeric, and vice versa, because
+    graphs have numeric inputs.
+    """
     if bins is None or bins.is_blank:
         return column
     if pa.types.is_boolean(column.type) and bins.kind == "number":
@@ -413,8 +448,10 @@ def _fresh(
     groups: Array,
     count: int,
 ) -> ColumnCounts:
-    """Return row counts and names of values that the reference lacks. `names` ([D] str) and `hashes` ([D] uint64)
-    describe the distinct values; `inverse` and `groups` ([M] int64) are the value and the group of each known row."""
+    """Return row counts and names of values that the reference lacks. `names` ([D] str)
+    and `hashes` ([D] uint64) describe the distinct values; `inverse` and `groups` ([M]
+    int64) are the value and the group of each known row.
+    """
     is_fresh = np.searchsorted(bins.known, hashes) == np.searchsorted(
         bins.known,
         hashes,

@@ -1,5 +1,7 @@
-"""The autocorrelation of a series: block length (Politis & White, Econometric Reviews 23, 2004; corrected by Patton,
-Politis & White, 28, 2009), correlation time, and the number of items that are worth one independent item."""
+"""The autocorrelation of a series: block length (Politis & White, Econometric Reviews
+23, 2004; corrected by Patton, Politis & White, 28, 2009), correlation time, and the
+number of items that are worth one independent item.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,22 +13,28 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 _SHORTEST = 8
 _MOST_PERSISTENT = 0.99
 _CRITICAL = 2.0
-"""An autocorrelation below this many standard errors (times a logarithmic factor) counts as 0 (section 3.2)."""
+"""An autocorrelation below this many standard errors (times a logarithmic factor)
+counts as 0 (section 3.2).
+"""
 
 
 @dataclass(frozen=True)
 class Dependence:
-    """The autocorrelation of a series, in items. `block_length` is the mean stretch length that best estimates the
-    variance of the series' mean. `correlation_time` is the long-run variance divided by the variance: 1 for independent
-    items, (1 + c) / (1 - c) for an autoregressive process, less than 1 for a cycle."""
+    """The autocorrelation of a series, in items. `block_length` is the mean stretch
+    length that best estimates the variance of the series' mean. `correlation_time` is
+    the long-run variance divided by the variance: 1 for independent items, (1 + c) / (1
+    - c) for an autoregressive process, less than 1 for a cycle.
+    """
 
     block_length: float
     correlation_time: float
 
 
 def dependence(series: Array) -> Dependence:
-    """Return the dependence of a series [N]. A series that is constant or has fewer than eight items counts as
-    independent. The block length is between 1 and the smaller of 3 √N and N / 3, as in Patton's implementation."""
+    """Return the dependence of a series [N]. A series that is constant or has fewer
+    than eight items counts as independent. The block length is between 1 and the
+    smaller of 3 √N and N / 3, as in Patton's implementation.
+    """
     count = len(series)
     if count < _SHORTEST:
         return Dependence(1.0, 1.0)
@@ -51,13 +59,16 @@ def dependence(series: Array) -> Dependence:
 
 
 def persistence(series: Array, family: int = 1) -> float:
-    """Return the number of consecutive windows that are worth one independent window, 1 to N / 2. `family` is the
-    number of series from which the caller takes the maximum.
+    """Return the number of consecutive windows that are worth one independent window, 1
+    to N / 2. `family` is the number of series from which the caller takes the maximum.
 
-    The result is the long-run variance of the series [N] divided by the variance, from an autoregressive process with
-    an order chosen by an information criterion (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95,
-    2008). The first coefficient is corrected for the bias of a short series (Kendall, Biometrika 41, 1954). For 90
-    windows and a coefficient of 0.95, the result is 40 (true: 39), while a sum of autocorrelations gives only 14."""
+    The result is the long-run variance of the series [N] divided by the variance, from
+    an autoregressive process with an order chosen by an information criterion (Chen &
+    Chen, Extended Bayesian Information Criteria, Biometrika 95, 2008). The first
+    coefficient is corrected for the bias of a short series (Kendall, Biometrika 41,
+    1954). For 90 windows and a coefficient of 0.95, the result is 40 (true: 39), while
+    a sum of autocorrelations gives only 14.
+    """
     count = len(series)
     if count < _SHORTEST:
         return 1.0
@@ -89,7 +100,9 @@ def persistence(series: Array, family: int = 1) -> float:
 
 
 def _last_lag(correlations: Array, count: int, run: int) -> int:
-    """Return the lag after which `run` consecutive autocorrelations count as zero; at least 1."""
+    """Return the lag after which `run` consecutive autocorrelations count as zero; at
+    least 1.
+    """
     is_none = np.abs(correlations) < _CRITICAL * math.sqrt(math.log10(count) / count)
     for lag in range(len(is_none) - run + 1):
         if is_none[lag : lag + run].all():

@@ -1,14 +1,18 @@
-"""The null distribution: figures of the reference's own windows, and the test of a judged window. The distribution is
-stored (`verdict.py`), because it does not depend on the judged window.
+"""The null distribution: figures of the reference's own windows, and the test of a
+judged window. The distribution is stored (`verdict.py`), because it does not depend on
+the judged window.
 
-`hold_out` measures the actual false-alarm rate: windows in the later half of the reference are judged as if the earlier
-half were the whole reference. Judging each window by all others would not measure the rate, because floor(rate (M + 1))
-of M windows are called drifted by construction. If the earlier half does not support the specified rate, the next
-supported rate is used. With fewer than `FEWEST_HELD_OUT` windows, the rate is not measured.
+`hold_out` measures the actual false-alarm rate: windows in the later half of the
+reference are judged as if the earlier half were the whole reference. Judging each
+window by all others would not measure the rate, because floor(rate (M + 1)) of M
+windows are called drifted by construction. If the earlier half does not support the
+specified rate, the next supported rate is used. With fewer than `FEWEST_HELD_OUT`
+windows, the rate is not measured.
 
-The number of alarms is compared with a beta-binomial distribution: the share of all windows above the k-th largest of n
-windows has a beta distribution with k and n + 1 - k. Dependent windows count as their effective number, but at least as
-the number that the rate needs, because a separate note reports too few windows.
+The number of alarms is compared with a beta-binomial distribution: the share of all
+windows above the k-th largest of n windows has a beta distribution with k and n + 1 -
+k. Dependent windows count as their effective number, but at least as the number that
+the rate needs, because a separate note reports too few windows.
 """
 
 import math
@@ -26,12 +30,16 @@ from mlflow_deploy_plugin.wrap.evaluation.proportions import clopper_pearson_bou
 
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])
-"""The smallest standard deviation for each figure, in its own units (standard deviations or bits, shares). In a
-constant column, 1 % of deviating rows is drift. The floors for unseen and out-of-range rows require about 10 % of the
-rows: on flights, half or a quarter of these floors raised the threshold by 20 or 40 % and found no more days."""
+"""The smallest standard deviation for each figure, in its own units (standard
+deviations or bits, shares). In a constant column, 1 % of deviating rows is drift. The
+floors for unseen and out-of-range rows require about 10 % of the rows: on flights, half
+or a quarter of these floors raised the threshold by 20 or 40 % and found no more days.
+"""
 FEWEST_HELD_OUT = 5
 UNLIKELY = 0.05
-"""The p-value below which a note reports more alarms than expected. By chance, 1 of 20 references gets the note."""
+"""The p-value below which a note reports more alarms than expected. By chance, 1 of 20
+references gets the note.
+"""
 _TAIL_PART, _FEWEST_IN_TAIL = 5, 5
 _SMALLEST_START, _SMALLEST_INDEX = 1.0, 0.05
 NOT_HELD_OUT = Refused("not computed")
@@ -39,8 +47,10 @@ _NAMED = 3
 
 
 class TestResult(NamedTuple):
-    """The position of a window in a null distribution, in standard deviations. `scores` is [F, FIGURES], -inf if a
-    figure is not judged; p <= the rate if the statistic is above the threshold."""
+    """The position of a window in a null distribution, in standard deviations. `scores`
+    is [F, FIGURES], -inf if a figure is not judged; p <= the rate if the statistic is
+    above the threshold.
+    """
 
     scores: Array
     statistic: float
@@ -54,13 +64,17 @@ class TestResult(NamedTuple):
 
 @dataclass(frozen=True)
 class HoldOutAlarms:
-    """The alarms among windows of the reference that were judged by other rows of the reference.
+    """The alarms among windows of the reference that were judged by other rows of the
+    reference.
 
     Attributes:
-        windows: the number of judged windows, which are worth `effective_n` independent windows.
-        rate: the rate of the tests: the specified rate, or the next rate that so few windows support.
+        windows: the number of judged windows, which are worth `effective_n` independent
+            windows.
+        rate: the rate of the tests: the specified rate, or the next rate that so few
+            windows support.
         p_value: the probability of at least this many alarms if the rate is correct.
-        columns: the columns that exceeded the threshold in the most alarms, the most frequent first.
+        columns: the columns that exceeded the threshold in the most alarms, the most
+            frequent first.
         how: a description of the tests, the words after "measured" in a note.
     """
 
@@ -83,7 +97,9 @@ class HoldOutAlarms:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval for the rate, conditional on the judge windows (Clopper & Pearson, Biometrika 26, 1934)."""
+        """The 95 % interval for the rate, conditional on the judge windows (Clopper &
+        Pearson, Biometrika 26, 1934).
+        """
         return clopper_pearson_bounds(self.share * self.effective_n, self.effective_n, 0.95)
 
     def describe(self, rate: float) -> str:
@@ -104,10 +120,12 @@ def count_alarms(
     how: str,
     persistence: float,
 ) -> HoldOutAlarms:
-    """Return the alarms among windows of the reference that were tested against other rows.
+    """Return the alarms among windows of the reference that were tested against other
+    rows.
 
     Args:
-        judges: the number of independent windows that judged all others; infinite if each window had separate judges.
+        judges: the number of independent windows that judged all others; infinite if
+            each window had separate judges.
         windows: the number of judged windows without overlap.
         persistence: the number of windows that are worth one independent window.
     """
@@ -146,9 +164,10 @@ class NullDistribution:
     """Figures of the reference's own windows.
 
     Attributes:
-        figures: the figures of M windows and F columns, [M, F, FIGURES], in the order of groups and columns; NaN if
-            unknown, or if the window is too small.
-        scales: the divisors that make the figures of a judged window comparable with `figures`, [F, FIGURES].
+        figures: the figures of M windows and F columns, [M, F, FIGURES], in the order
+            of groups and columns; NaN if unknown, or if the window is too small.
+        scales: the divisors that make the figures of a judged window comparable with
+            `figures`, [F, FIGURES].
         floors: the smallest standard deviations, [FIGURES] or [F, FIGURES].
         widening: the factor on the p-value.
         block_length: the mean length of a drawn stretch in seconds; 0 without draws.
@@ -171,12 +190,16 @@ class NullDistribution:
 
     @property
     def independent_n(self) -> float:
-        """The number of independent windows that the possibly correlated null windows are worth."""
+        """The number of independent windows that the possibly correlated null windows
+        are worth.
+        """
         return self.effective_n / self.persistence
 
     def test(self, window: Array, rate: float) -> TestResult:
-        """Test a window with figures [F, FIGURES] at a false-alarm rate. Overlapping windows (used only if there are
-        too few contiguous windows) count as their effective number; the threshold is their largest statistic."""
+        """Test a window with figures [F, FIGURES] at a false-alarm rate. Overlapping
+        windows (used only if there are too few contiguous windows) count as their
+        effective number; the threshold is their largest statistic.
+        """
         known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
         figures = np.where(
             known,
@@ -215,7 +238,9 @@ class NullDistribution:
         )
 
     def mean_and_deviation(self) -> tuple[Array, Array]:
-        """Return the mean and the standard deviation of the windows' figures, [F, FIGURES] each; 0 if none is known."""
+        """Return the mean and the standard deviation of the windows' figures, [F,
+        FIGURES] each; 0 if none is known.
+        """
         is_known = np.isfinite(self.figures)
         count = np.maximum(is_known.sum(axis=0), 1)
         mean = np.where(is_known, self.figures, 0).sum(axis=0) / count
@@ -225,11 +250,13 @@ class NullDistribution:
 
 @dataclass(frozen=True)
 class Tail:
-    """A Pareto tail of the largest statistics, for rates that the number of windows does not support. The tail index is
-    Hill's (Annals of Statistics 3, 1975). Statistics with a lighter tail get a threshold that is too high, never lower.
+    """A Pareto tail of the largest statistics, for rates that the number of windows
+    does not support. The tail index is Hill's (Annals of Statistics 3, 1975).
+    Statistics with a lighter tail get a threshold that is too high, never lower.
 
     Attributes:
-        start: the statistic at which the tail begins; it is exceeded by the `share` of windows.
+        start: the statistic at which the tail begins; it is exceeded by the `share` of
+            windows.
         index: the mean logarithm of the excess ratio.
     """
 
@@ -254,9 +281,11 @@ class Tail:
 
 
 def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Array:
-    """Return the figures of each window in standard deviations above the mean of all other windows, [n, F, FIGURES];
-    -inf if unknown. `disjoint` is [n, n] bool, the windows that count as others (None: all but the window). Overlapping
-    windows are similar and must not count."""
+    """Return the figures of each window in standard deviations above the mean of all
+    other windows, [n, F, FIGURES]; -inf if unknown. `disjoint` is [n, n] bool, the
+    windows that count as others (None: all but the window). Overlapping windows are
+    similar and must not count.
+    """
     is_known = np.isfinite(figures)
     filled = np.where(is_known, figures, 0.0)
     mean = filled.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
@@ -275,7 +304,9 @@ def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Arra
 
 
 def threshold(statistics: Array, rate: float) -> float:
-    """Return the statistic at the rank that corresponds to the rate; above this statistic, p <= the rate."""
+    """Return the statistic at the rank that corresponds to the rate; above this
+    statistic, p <= the rate.
+    """
     rank = math.floor(rate * (len(statistics) + 1) + 1e-9)
     return float(np.sort(statistics)[-rank])
 

@@ -1,10 +1,12 @@
 """The null distributions from random draws: stretches of steps, or samples of rows.
 
-`StationaryBootstrap` is for windows that are long compared with the reference. An autocorrelated series is resampled in
-stretches of random length (Politis & Romano, The Stationary Bootstrap, JASA 89, 1994). In three months, only the days
-show how much a month varies. To adapt to this variation, distances are divided by the distances of stretches of half a
-window within the same reference (the bootstrap-t: Götze & Künsch, Annals of Statistics 24, 1996). Simulations of ten
-columns with correlated days, at a nominal 5 %:
+`StationaryBootstrap` is for windows that are long compared with the reference. An
+autocorrelated series is resampled in stretches of random length (Politis & Romano, The
+Stationary Bootstrap, JASA 89, 1994). In three months, only the days show how much a
+month varies. To adapt to this variation, distances are divided by the distances of
+stretches of half a window within the same reference (the bootstrap-t: Götze & Künsch,
+Annals of Statistics 24, 1996). Simulations of ten columns with correlated days, at a
+nominal 5 %:
 
 | method | false alarms |
 |---|---|
@@ -13,13 +15,15 @@ columns with correlated days, at a nominal 5 %:
 | with the division, 0.8, where a stretch is shorter than three correlation times | 10 % |
 | with the division and p-values multiplied by 1.5, up to 0.6 | 3.7 to 4.7 % |
 
-The factor 1.5 corrects for references in which the correlation is underestimated. `StationaryBootstrap` is not used if
-a stretch is shorter than three correlation times, or if the reference is shorter than two windows, has fewer block
-lengths than the rate needs, or has more than twelve windows.
+The factor 1.5 corrects for references in which the correlation is underestimated.
+`StationaryBootstrap` is not used if a stretch is shorter than three correlation times,
+or if the reference is shorter than two windows, has fewer block lengths than the rate
+needs, or has more than twelve windows.
 
-`IndependentRows` draws rows of the reference's sample with replacement. It is used only if the monitor's spec declares
-that rows are independent (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16). The columns of a row
-are drawn together. A category in only one row counts as unseen (Good, Biometrika 40, 1953).
+`IndependentRows` draws rows of the reference's sample with replacement. It is used only
+if the monitor's spec declares that rows are independent (Efron & Tibshirani, An
+Introduction to the Bootstrap, 1993, chapter 16). The columns of a row are drawn
+together. A category in only one row counts as unseen (Good, Biometrika 40, 1953).
 """
 
 import math
@@ -53,7 +57,9 @@ from mlflow_deploy_plugin.watch.drift.threshold.distribution import (
 FEWEST_WINDOWS, MOST_WINDOWS = 2, 12
 _DRAWS = 400
 _WIDENING = 1.5
-"""The factor on the p-value, i.e. the weight of each drawn window with a larger statistic."""
+"""The factor on the p-value, i.e. the weight of each drawn window with a larger
+statistic.
+"""
 _STRETCHES_A_WINDOW = 2
 _TIMES_A_STRETCH = 3
 _MAX_CELLS = 40_000_000
@@ -61,12 +67,16 @@ _SCALED_FLOORS = np.array([0.2, 0.2, 0.02, 0.02])
 _SCALED = [null.DISTANCE, null.MISSING]
 MAX_DRAWS = 2_000
 _RANKS = 20
-"""The intended number of samples above the threshold; fewer if more than `MAX_DRAWS` samples would be needed."""
+"""The intended number of samples above the threshold; fewer if more than `MAX_DRAWS`
+samples would be needed.
+"""
 _MAX_ROWS = 5_000
 _MAX_SAMPLE_CELLS = 200_000_000
 _UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
 _SHARED = 1.5
-"""The factor on the variance of a sum over pairs that share windows with two other pairs each (correlation 1/4)."""
+"""The factor on the variance of a sum over pairs that share windows with two other
+pairs each (correlation 1/4).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +84,14 @@ class StationaryBootstrap(null.WindowNull):
     """Windows and references that are drawn from the reference's steps.
 
     Attributes:
-        windows: the number of times that each of M windows contains each of S steps, [M, S].
-        references: the same numbers for the drawn reference that each window is compared with, [M, S].
-        stretches: the same numbers for Q pieces of each drawn reference, which scale the distances, [M, Q, S].
-        block_length: the mean length of a drawn stretch in steps, which accounts for the correlation; steps are drawn
-            between `first` and `last`.
+        windows: the number of times that each of M windows contains each of S steps,
+            [M, S].
+        references: the same numbers for the drawn reference that each window is
+            compared with, [M, S].
+        stretches: the same numbers for Q pieces of each drawn reference, which scale
+            the distances, [M, Q, S].
+        block_length: the mean length of a drawn stretch in steps, which accounts for
+            the correlation; steps are drawn between `first` and `last`.
     """
 
     windows: Array
@@ -94,7 +107,9 @@ class StationaryBootstrap(null.WindowNull):
 
     @classmethod
     def cut(cls, step_rows: Array, length: int, mean_length: float) -> "StationaryBootstrap":
-        """Draw windows and references from the steps between the first and the last step with rows."""
+        """Draw windows and references from the steps between the first and the last
+        step with rows.
+        """
         present = np.flatnonzero(step_rows)
         first, last = int(present[0]), int(present[-1]) + 1
         count = last - first
@@ -150,8 +165,10 @@ class StationaryBootstrap(null.WindowNull):
         ), references
 
     def column_figures(self, column: null.GroupColumn) -> tuple[Array, Array]:
-        """Return the figures and their scales. Distances and missing shares are divided by their root mean squares over
-        stretches of the drawn reference; the scales are the same for the actual reference."""
+        """Return the figures and their scales. Distances and missing shares are divided
+        by their root mean squares over stretches of the drawn reference; the scales are
+        the same for the actual reference.
+        """
         figures, scales = super().column_figures(column)
         bins, steps = column.bins, column.counts()[self.first : self.last]
         references, whole = self.references @ steps, self.stretches.shape[1]
@@ -171,14 +188,17 @@ class StationaryBootstrap(null.WindowNull):
         rate: float,
         persistence: float,
     ) -> HoldOutAlarms | Refused:
-        """Judge windows without overlap, each by new draws from at least two windows of earlier steps."""
+        """Judge windows without overlap, each by new draws from at least two windows of
+        earlier steps.
+        """
         length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
         starts = [
             self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)
         ][::-1]
         if len(starts) < FEWEST_HELD_OUT:
             return Refused(
-                f"fewer than {FEWEST_HELD_OUT} reference windows have {FEWEST_WINDOWS} windows before them",
+                f"fewer than {FEWEST_HELD_OUT} reference windows have {FEWEST_WINDOWS} windows "
+                "before them",
             )
         cells = sum(group.reference.bins[name].size for group in groups for name in group.columns)
         most = _MAX_CELLS // (len(self.windows) * (self.stretches.shape[1] + 2) * cells)
@@ -188,7 +208,10 @@ class StationaryBootstrap(null.WindowNull):
         judges = (starts[0] - self.first) / self.block_length
         supported = max(rate, 1 / (1 + judges))
         tests = [self._test_after(groups, start, supported) for start in starts]
-        how = f"forward in time, on the last {len(starts)} windows, each judged by draws from the earlier steps"
+        how = (
+            f"forward in time, on the last {len(starts)} windows, each judged by draws from the "
+            "earlier steps"
+        )
         return count_alarms(
             tests,
             null.column_names(groups),
@@ -237,7 +260,9 @@ def can_bootstrap(step_rows: Array, length: int, column_dependence: Dependence) 
 
 
 def dependence_of(levels: Iterable[Array]) -> Dependence:
-    """Return the dependence of the columns' levels: the median block length and the longest correlation time."""
+    """Return the dependence of the columns' levels: the median block length and the
+    longest correlation time.
+    """
     dependences = [dependence(level) for level in levels if len(level) and np.ptp(level) > 0]
     if not dependences:
         return Dependence(1.0, 1.0)
@@ -254,8 +279,10 @@ def draw(
     length: int,
     mean_length: float,
 ) -> Array:
-    """Return random positions in a series of `count` items, [draws, length] int64. A stretch continues with the next
-    item (the first item follows the last), and ends with probability 1 / mean_length."""
+    """Return random positions in a series of `count` items, [draws, length] int64. A
+    stretch continues with the next item (the first item follows the last), and ends
+    with probability 1 / mean_length.
+    """
     starts = rng.integers(0, count, (draws, length))
     begins = rng.random((draws, length)) < 1 / mean_length
     begins[:, 0] = True
@@ -265,12 +292,16 @@ def draw(
 
 
 def _stretch(length: int) -> int:
-    """Return the number of steps in a stretch of a drawn reference, for windows of `length` steps."""
+    """Return the number of steps in a stretch of a drawn reference, for windows of
+    `length` steps.
+    """
     return max(length // _STRETCHES_A_WINDOW, 1)
 
 
 def _weights(positions: Array, count: int) -> Array:
-    """Return the number of times that each position occurs in each row of `positions`, [M, count] float64."""
+    """Return the number of times that each position occurs in each row of `positions`,
+    [M, count] float64.
+    """
     flat = positions + count * np.arange(len(positions))[:, None]
     return (
         np.bincount(flat.ravel(), minlength=len(positions) * count)
@@ -296,19 +327,23 @@ class IndependentRows(null.Null):
 
     @classmethod
     def cut(cls, group: null.ColumnGroup, rate: float) -> "IndependentRows | Refused":
-        """Return the null, or a `Refused` if the rate needs too many samples or the reference contradicts the null."""
+        """Return the null, or a `Refused` if the rate needs too many samples or the
+        reference contradicts the null.
+        """
         if needed_windows(rate) > MAX_DRAWS:
             return Refused(
-                f"a false-alarm rate of {rate:g} needs more than {MAX_DRAWS:,} samples, which is the limit; the "
-                f"smallest supported rate is {show_rate(1 / (MAX_DRAWS + 1))}",
+                f"a false-alarm rate of {rate:g} needs more than {MAX_DRAWS:,} samples, which is "
+                f"the limit; the smallest supported rate is {show_rate(1 / (MAX_DRAWS + 1))}",
             )
         return contradiction(group, rate) or cls(
             min(max(_DRAWS, math.ceil(_RANKS / rate)), MAX_DRAWS),
         )
 
     def compare(self, groups: Sequence[null.ColumnGroup]) -> NullDistribution:
-        """Return the figures of samples with the window's size, each compared with a second sample as large as the
-        other side. With many columns, fewer distinct rows are used, to limit the time."""
+        """Return the figures of samples with the window's size, each compared with a
+        second sample as large as the other side. With many columns, fewer distinct rows
+        are used, to limit the time.
+        """
         columns = sum(len(group.columns) for group in groups)
         rows = min(_MAX_ROWS, max(_MAX_SAMPLE_CELLS // (columns * self.draws), 500))
         parts = []
@@ -346,7 +381,9 @@ class IndependentRows(null.Null):
         rate: float,
         persistence: float,
     ) -> HoldOutAlarms | Refused:
-        """Judge all windows of the reference by samples of its rows, as if rows were independent."""
+        """Judge all windows of the reference by samples of its rows, as if rows were
+        independent.
+        """
         pieces = groups[0].reference.pieces
         now, before = (
             pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
@@ -362,7 +399,8 @@ class IndependentRows(null.Null):
             if size < null.MIN_COMPARED_ROWS:
                 if not group.segment:
                     return Refused(
-                        f"the reference's own windows have fewer than {null.MIN_COMPARED_ROWS} rows",
+                        f"the reference's own windows have fewer than {null.MIN_COMPARED_ROWS} "
+                        "rows",
                     )
                 continue
             sized.append(replace(group, compared=size))
@@ -374,7 +412,10 @@ class IndependentRows(null.Null):
         judged = np.stack(columns, axis=1)
         judged = judged[np.isfinite(judged[..., null.DISTANCE]).any(axis=1)]
         tests = [samples.test(window, rate) for window in judged]
-        how = f"on the reference's {len(judged)} windows, judged by samples of {sized[0].compared:,} independent rows"
+        how = (
+            f"on the reference's {len(judged)} windows, judged by samples of {sized[0].compared:,} "
+            "independent rows"
+        )
         return count_alarms(
             tests,
             null.column_names(sized),
@@ -387,7 +428,9 @@ class IndependentRows(null.Null):
 
 
 def _window_figures(column: null.GroupColumn, now: Array, before: Array | None) -> Array:
-    """Return the figures of the reference's own windows, [M, FIGURES], each compared like the judged window."""
+    """Return the figures of the reference's own windows, [M, FIGURES], each compared
+    like the judged window.
+    """
     rng, compared, windows = column.rng(), column.group.compared, column.windows(now)
     if before is None:
         complements = np.maximum(column.total() - windows.counts, 0)
@@ -403,9 +446,11 @@ def _drawn_figures(
     sample: pa.Table,
     sides: Sequence[Array],
 ) -> tuple[Array, Array]:
-    """Return the figures of a column, [draws, FIGURES], and their smallest standard deviations, [FIGURES]. `codes` are
-    the bins of the rows in `sample`, [N]. `sides` are row weights, [draws, N]: of the windows, of the whole reference
-    (for the range), and of the compared rows."""
+    """Return the figures of a column, [draws, FIGURES], and their smallest standard
+    deviations, [FIGURES]. `codes` are the bins of the rows in `sample`, [N]. `sides`
+    are row weights, [draws, N]: of the windows, of the whole reference (for the range),
+    and of the compared rows.
+    """
     bins = group.reference.bins[name]
     order = np.argsort(codes, kind="stable")
     present, starts = np.unique(codes[order], return_index=True)
@@ -433,10 +478,13 @@ def _drawn_figures(
 
 
 def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
-    """Return the evidence of the reference's own windows against independent rows, or None. With an intraclass
-    correlation c, the variance of counts in a window of n rows is larger by the factor 1 + (n - 1) c (the design
-    effect: Kish, Survey Sampling, 1965). The chi-square of each window against the other windows estimates that factor
-    (Cochran, Biometrics 10, 1954). The factor is evidence if it doubles the false alarms with p < `_UNLIKELY`."""
+    """Return the evidence of the reference's own windows against independent rows, or
+    None. With an intraclass correlation c, the variance of counts in a window of n rows
+    is larger by the factor 1 + (n - 1) c (the design effect: Kish, Survey Sampling,
+    1965). The chi-square of each window against the other windows estimates that factor
+    (Cochran, Biometrics 10, 1954). The factor is evidence if it doubles the false
+    alarms with p < `_UNLIKELY`.
+    """
     pieces = group.reference.pieces
     now, before = (
         pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
@@ -445,8 +493,9 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
     evidence = []
     for name in group.columns:
         counts = null.column_counts(pieces.windows, name, group.reference.bins[name])
-        # Merge neighbouring bins into up to four groups of similar size, plus missing values. Rare bins have little
-        # information about dependence, and their counts do not follow a chi-square distribution.
+        # Merge neighbouring bins into up to four groups of similar size, plus missing
+        # values. Rare bins have little information about dependence, and their counts
+        # do not follow a chi-square distribution.
         total = counts.sum(axis=0)
         known = total[:-1]
         middle = (np.cumsum(known) - known / 2) / max(known.sum(), 1)
@@ -470,16 +519,18 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
         f"{name} {effect:.3g}" for effect, name in sorted(evidence, reverse=True)[:_NAMED]
     )
     return Refused(
-        f"the reference contradicts independent_rows: its own {len(now)} windows vary more than windows of "
-        f"independent rows; for windows of {group.compared:,} rows the variance is larger by these "
-        f"factors: {named}; windows without drift would be called drifted; set independent_rows: false to compare "
-        "with the reference's own windows",
+        f"the reference contradicts independent_rows: its own {len(now)} windows vary more than "
+        f"windows of independent rows; for windows of {group.compared:,} rows the variance is "
+        f"larger by these factors: {named}; windows without drift would be called drifted; set "
+        "independent_rows: false to compare with the reference's own windows",
     )
 
 
 def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
-    """Return the factor by which windows of `size` rows vary more than independent rows, and its p-value. `windows` and
-    `others` are [M, G] counts; `shared` is the variance of the sum of chi-squares relative to independence."""
+    """Return the factor by which windows of `size` rows vary more than independent
+    rows, and its p-value. `windows` and `others` are [M, G] counts; `shared` is the
+    variance of the sum of chi-squares relative to independence.
+    """
     rows, other_rows = windows.sum(axis=1), others.sum(axis=1)
     kept = (rows >= 2) & (other_rows >= 2)
     windows, others, rows, other_rows = windows[kept], others[kept], rows[kept], other_rows[kept]

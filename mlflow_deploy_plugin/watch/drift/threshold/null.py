@@ -1,8 +1,10 @@
-"""The base of all null distributions: the figures of the reference's own windows define the normal variation.
+"""The base of all null distributions: the figures of the reference's own windows define
+the normal variation.
 
-Rows of real traffic are not independent: a test that resamples rows of the reference calls every real day drifted (90
-of 90 measured). Therefore the null windows are contiguous pieces of the reference's time. n independent windows support
-no rate below 1 / (n + 1). `verdict.py` uses the first null that supports the rate:
+Rows of real traffic are not independent: a test that resamples rows of the reference
+calls every real day drifted (90 of 90 measured). Therefore the null windows are
+contiguous pieces of the reference's time. n independent windows support no rate below 1
+/ (n + 1). `verdict.py` uses the first null that supports the rate:
 
 | null | module | used if |
 |---|---|---|
@@ -12,9 +14,10 @@ no rate below 1 / (n + 1). `verdict.py` uses the first null that supports the ra
 | `Lagged` | `windows.py` | the reference is `rolling:` (always used then) |
 | `IndependentRows` | `drawn.py` | the monitor's spec declares that rows are independent (always used then) |
 
-Distances decrease as the number of rows grows, so both sides of a comparison have the same number of rows: larger
-histograms are subsampled at random, column by column. If columns are correlated and the reference's windows have far
-more rows than the judged window, the threshold is somewhat higher than necessary, never lower.
+Distances decrease as the number of rows grows, so both sides of a comparison have the
+same number of rows: larger histograms are subsampled at random, column by column. If
+columns are correlated and the reference's windows have far more rows than the judged
+window, the threshold is somewhat higher than necessary, never lower.
 """
 
 import math
@@ -46,18 +49,26 @@ from mlflow_deploy_plugin.watch.drift.threshold.distribution import (
 
 DISTANCE, MISSING, UNSEEN, OUTSIDE = range(4)
 FIGURES = 4
-"""The number of figures: distance of the known values (`bins.py`), change of the missing share, share of rows with a
-category that the other side lacks, and share of rows with a number outside of the other side's range."""
+"""The number of figures: distance of the known values (`bins.py`), change of the
+missing share, share of rows with a category that the other side lacks, and share of
+rows with a number outside of the other side's range.
+"""
 MIN_COMPARED_ROWS = 30
 SEED = 0
-"""The seed of all random draws in nulls, so that the same reference gives the same threshold."""
+"""The seed of all random draws in nulls, so that the same reference gives the same
+threshold.
+"""
 _DRAWN_FLOOR = 1e-6
-"""The smallest standard deviation for drawn rows. Drawn rows are a fair sample, so small deviations are meaningful."""
+"""The smallest standard deviation for drawn rows. Drawn rows are a fair sample, so
+small deviations are meaningful.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class ColumnGroup:
-    """All rows (empty `segment`) or one segment, and the columns that are judged on `compared` rows of each window."""
+    """All rows (empty `segment`) or one segment, and the columns that are judged on
+    `compared` rows of each window.
+    """
 
     segment: str
     reference: DriftReference
@@ -73,8 +84,9 @@ class ColumnGroup:
 
 @dataclass(frozen=True, eq=False)
 class WindowCounts:
-    """The counts of a column in M windows. `counts` is [M, K + 1] float64 with missing values last; `unseen` and
-    `outside` are [M] float64 row counts, NaN if unknown."""
+    """The counts of a column in M windows. `counts` is [M, K + 1] float64 with missing
+    values last; `unseen` and `outside` are [M] float64 row counts, NaN if unknown.
+    """
 
     counts: Array
     unseen: Array
@@ -90,7 +102,9 @@ class WindowCounts:
         )
 
     def figures(self, bins: Bins, others: Array) -> Array:
-        """Return the figures of each window, [M, FIGURES], compared with the counts `others`, [M, K + 1] or [K + 1]."""
+        """Return the figures of each window, [M, FIGURES], compared with the counts
+        `others`, [M, K + 1] or [K + 1].
+        """
         rows = np.maximum(self.counts.sum(axis=-1), 1)
         change = np.abs(
             self.counts[..., -1] / rows - others[..., -1] / np.maximum(others.sum(axis=-1), 1),
@@ -100,7 +114,9 @@ class WindowCounts:
 
 
 def column_counts(profiles: Sequence[Profile], name: str, bins: Bins) -> Array:
-    """Return a column's histograms, [P, K + 1] float64. The values of rows without the column count as missing."""
+    """Return a column's histograms, [P, K + 1] float64. The values of rows without the
+    column count as missing.
+    """
     counts = np.zeros((len(profiles), bins.size + 1))
     for position, profile in enumerate(profiles):
         column = profile.columns.get(name)
@@ -124,7 +140,9 @@ def count_windows(profiles: Sequence[Profile], name: str, bins: Bins) -> WindowC
 
 @dataclass(frozen=True, eq=False)
 class GroupColumn:
-    """A column of a group, in the pieces of the group's reference from which windows are made."""
+    """A column of a group, in the pieces of the group's reference from which windows
+    are made.
+    """
 
     group: ColumnGroup
     name: str
@@ -147,7 +165,9 @@ class GroupColumn:
 
     @property
     def unseen_share(self) -> float:
-        """The largest share, in any reference window, of values that the other windows lack; NaN without windows."""
+        """The largest share, in any reference window, of values that the other windows
+        lack; NaN without windows.
+        """
         columns = [window.columns.get(self.name) for window in self.group.reference.pieces.windows]
         shares = [
             column.unseen / column.rows
@@ -185,8 +205,10 @@ def out_of_reference(
     others: Array,
     unseen_share: float = math.nan,
 ) -> WindowCounts:
-    """Return windows with `counts` and the number of rows that are unseen or out of range in `others`, [M, K + 1] both.
-    Rare categories share bins, so if `others` has rare categories, `unseen_share` is assumed for each window."""
+    """Return windows with `counts` and the number of rows that are unseen or out of
+    range in `others`, [M, K + 1] both. Rare categories share bins, so if `others` has
+    rare categories, `unseen_share` is assumed for each window.
+    """
     known = counts[..., :-1]
     has = others[..., :-1] > 0
     nothing = np.zeros(len(counts))
@@ -221,9 +243,11 @@ def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generato
 
 
 class Null(ABC):
-    """Windows that show how much a window differs from the reference if nothing has changed. `is_of_steps` is True if
-    the windows consist of the reference's steps, so that windows are correlated by construction. `compares_with_whole`
-    is True if a window is compared with the whole reference."""
+    """Windows that show how much a window differs from the reference if nothing has
+    changed. `is_of_steps` is True if the windows consist of the reference's steps, so
+    that windows are correlated by construction. `compares_with_whole` is True if a
+    window is compared with the whole reference.
+    """
 
     kind: ClassVar[NullKind]
     description: ClassVar[str]
@@ -241,27 +265,37 @@ class Null(ABC):
         rate: float,
         persistence: float,
     ) -> HoldOutAlarms | Refused:
-        """Return the alarms among the reference's own windows, each judged by other rows."""
+        """Return the alarms among the reference's own windows, each judged by other
+        rows.
+        """
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        """Return the number of windows that are worth one independent window, and the column with this correlation."""
+        """Return the number of windows that are worth one independent window, and the
+        column with this correlation.
+        """
         return 1.0, ""
 
 
 @dataclass(frozen=True, eq=False)
 class WindowNull(Null):
-    """Windows made of the reference's own windows or steps, which are worth `effective_n` independent windows."""
+    """Windows made of the reference's own windows or steps, which are worth
+    `effective_n` independent windows.
+    """
 
     effective_n: float
 
     def aligned(self, whole: ReferencePieces, part: ReferencePieces) -> tuple[Profile, ...]:
-        """Return the pieces of `part`, a segment, at the positions of the pieces of `whole`."""
+        """Return the pieces of `part`, a segment, at the positions of the pieces of
+        `whole`.
+        """
         if self.is_of_steps:
             return profiles_at(whole.step_starts_us, part.step_starts_us, part.steps)
         return part.windows_at(whole.window_starts_us)
 
     def columns(self, groups: Sequence[ColumnGroup]) -> list[GroupColumn]:
-        """Return the columns of all groups, with pieces at the positions of the first group's pieces."""
+        """Return the columns of all groups, with pieces at the positions of the first
+        group's pieces.
+        """
         group_columns: list[GroupColumn] = []
         for group in groups:
             pieces = self.aligned(groups[0].reference.pieces, group.reference.pieces)
@@ -274,11 +308,15 @@ class WindowNull(Null):
         column: GroupColumn,
         rng: np.random.Generator,
     ) -> tuple[WindowCounts, Array]:
-        """Return the counts of a column in all windows, and the counts compared with each window, [M, K + 1]."""
+        """Return the counts of a column in all windows, and the counts compared with
+        each window, [M, K + 1].
+        """
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
-        """Return the figures of a column in all windows, [M, FIGURES], and the scales, [FIGURES]. Figures are NaN if
-        the window or the other side has fewer than half of the compared rows."""
+        """Return the figures of a column in all windows, [M, FIGURES], and the scales,
+        [FIGURES]. Figures are NaN if the window or the other side has fewer than half
+        of the compared rows.
+        """
         compared, rng = column.group.compared, column.rng()
         windows, complements = self.compared_windows(column, rng)
         figures = windows.subsampled(compared, rng).figures(column.bins, complements)
@@ -298,10 +336,13 @@ class WindowNull(Null):
 
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
-    """Return the smallest standard deviations for a column, [FIGURES]. Drawn rows do not vary if no value or every
-    value is missing, or if all values are equal. After N such rows, the next row may still differ with a probability of
-    1 / (N + 1) (Laplace's rule of succession), and a change in a window is at least one row. `present` are the
-    non-empty bins of the `rows`, ascending; `window` and `others` are the row counts of both sides."""
+    """Return the smallest standard deviations for a column, [FIGURES]. Drawn rows do
+    not vary if no value or every value is missing, or if all values are equal. After N
+    such rows, the next row may still differ with a probability of 1 / (N + 1)
+    (Laplace's rule of succession), and a change in a window is at least one row.
+    `present` are the non-empty bins of the `rows`, ascending; `window` and `others` are
+    the row counts of both sides.
+    """
     floors = np.array([_DRAWN_FLOOR, _DRAWN_FLOOR, *FLOORS[2:]])
     odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
     known = present[present < bins.size]
@@ -315,7 +356,9 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
 
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
-    """Return display names for the columns of all groups, such as `delay of carrier=AA`."""
+    """Return display names for the columns of all groups, such as `delay of
+    carrier=AA`.
+    """
     return [
         f"{name} of {group.segment}" if group.segment else name
         for group in groups
@@ -329,17 +372,22 @@ def row_counts(profiles: Sequence[Profile]) -> Array:
 
 
 def slowest_column(levels: Mapping[str, Array]) -> tuple[float, str]:
-    """Return the number of consecutive windows that are worth one independent window, and the column with the largest
-    number; 1 and an empty name without correlation. Levels are in order of time. Distances are not used, because their
-    correlation is only the square of the correlation of levels: on simulated days with coefficients of 0.5 to 0.95, 6
-    to 57 % were called drifted, while distances predicted 3 to 18 % and levels 4 to 69 %."""
+    """Return the number of consecutive windows that are worth one independent window,
+    and the column with the largest number; 1 and an empty name without correlation.
+    Levels are in order of time. Distances are not used, because their correlation is
+    only the square of the correlation of levels: on simulated days with coefficients of
+    0.5 to 0.95, 6 to 57 % were called drifted, while distances predicted 3 to 18 % and
+    levels 4 to 69 %.
+    """
     persistences = [(persistence(level, len(levels)), name) for name, level in levels.items()]
     longest, name = max(persistences, default=(1.0, ""))
     return (longest, name) if longest > 1 else (1.0, "")
 
 
 def column_level(group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> Array:
-    """Return the level of a column in each profile with values: the mean, or the share of the most frequent bin."""
+    """Return the level of a column in each profile with values: the mean, or the share
+    of the most frequent bin.
+    """
     bins = group.reference.bins[name]
     known = column_counts(profiles, name, bins)[:, :-1]
     rows = known.sum(axis=1)

@@ -1,4 +1,6 @@
-"""The null distributions from the reference's own windows: contiguous windows, overlapping windows, and pairs."""
+"""The null distributions from the reference's own windows: contiguous windows,
+overlapping windows, and pairs.
+"""
 
 import math
 from abc import abstractmethod
@@ -29,16 +31,23 @@ from mlflow_deploy_plugin.watch.drift.threshold.distribution import (
 OVERLAP_WORTH = 1.5
 _TOO_FEW_HALVES = Refused(f"half of the reference has fewer than {FEWEST_HELD_OUT} windows")
 _MAX_FIGURES = 20_000_000
-"""The maximum number of figures of held-out windows; if there are more, only evenly spaced windows are judged."""
+"""The maximum number of figures of held-out windows; if there are more, only evenly
+spaced windows are judged.
+"""
 _HELD_A_WINDOW = 4
-"""The number of overlapping held-out windows per disjoint window. More windows would be redundant."""
+"""The number of overlapping held-out windows per disjoint window. More windows would be
+redundant.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """The two halves of a reference: windows of the later half, `side_by_side` of which are disjoint, are judged by the
-    earlier half. `earlier` and `later` are window indices, and `pieces` are the indices of pieces in the earlier half.
-    The earlier half is worth `judges` independent windows. `how`, `starts` and `length` are as in `distribution.py`."""
+    """The two halves of a reference: windows of the later half, `side_by_side` of which
+    are disjoint, are judged by the earlier half. `earlier` and `later` are window
+    indices, and `pieces` are the indices of pieces in the earlier half. The earlier
+    half is worth `judges` independent windows. `how`, `starts` and `length` are as in
+    `distribution.py`.
+    """
 
     earlier: Array
     later: Array
@@ -52,7 +61,9 @@ class Halves:
 
 @dataclass(frozen=True, eq=False)
 class WholeReferenceNull(null.WindowNull):
-    """Windows that are compared with the rest of the reference. `starts` is each window's first piece, [M] int64."""
+    """Windows that are compared with the rest of the reference. `starts` is each
+    window's first piece, [M] int64.
+    """
 
     starts: Array
 
@@ -66,7 +77,9 @@ class WholeReferenceNull(null.WindowNull):
         windows: null.WindowCounts,
         complements: Array,
     ) -> null.WindowCounts:
-        """Return `windows` with the numbers of rows that are unseen or out of range in the rest of the reference."""
+        """Return `windows` with the numbers of rows that are unseen or out of range in
+        the rest of the reference.
+        """
         return windows
 
     def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
@@ -77,7 +90,9 @@ class WholeReferenceNull(null.WindowNull):
 
     @abstractmethod
     def halve(self, columns: int) -> Halves | Refused:
-        """Return the reference's halves, or the reason why halving fails. More `columns` allow fewer later windows."""
+        """Return the reference's halves, or the reason why halving fails. More
+        `columns` allow fewer later windows.
+        """
 
     def compared_windows(
         self,
@@ -127,8 +142,10 @@ class WholeReferenceNull(null.WindowNull):
         )
 
     def _half_figures(self, column: null.GroupColumn, halves: Halves) -> list[Array]:
-        """Return the figures of the earlier windows, [E, FIGURES], each compared with the others, and of the later
-        windows, [L, FIGURES], compared with the earlier windows; NaN for fewer than half of the compared rows."""
+        """Return the figures of the earlier windows, [E, FIGURES], each compared with
+        the others, and of the later windows, [L, FIGURES], compared with the earlier
+        windows; NaN for fewer than half of the compared rows.
+        """
         windows, compared = self.count(column), column.group.compared
         total = column.counts()[halves.pieces].sum(axis=0)
         sampled = windows.subsampled(compared, column.rng())
@@ -150,16 +167,20 @@ class WholeReferenceNull(null.WindowNull):
 
 @dataclass(frozen=True, eq=False)
 class Contiguous(WholeReferenceNull):
-    """The reference's windows with the length and phase of the judged window, each compared with the others. A window
-    counts as one window even if windows are correlated; the verdict reports the correlation (`slowest_column`)."""
+    """The reference's windows with the length and phase of the judged window, each
+    compared with the others. A window counts as one window even if windows are
+    correlated; the verdict reports the correlation (`slowest_column`).
+    """
 
     kind: ClassVar[NullKind] = "contiguous"
     description: ClassVar[str] = "windows of the reference"
 
     @classmethod
     def cut(cls, window_rows: Array, compared: int, most: int = MAX_WINDOWS) -> "Contiguous":
-        """Choose at most `most` windows (`window_rows`, [B]) that have at least half of the compared rows. Smaller
-        windows, at an end or in a gap of the log, are not representative."""
+        """Choose at most `most` windows (`window_rows`, [B]) that have at least half of
+        the compared rows. Smaller windows, at an end or in a gap of the log, are not
+        representative.
+        """
         kept = evenly(np.flatnonzero(2 * window_rows >= compared), most)
         return cls(float(len(kept)), kept)
 
@@ -172,7 +193,10 @@ class Contiguous(WholeReferenceNull):
         if middle < FEWEST_HELD_OUT:
             return _TOO_FEW_HALVES
         later = _affordable(np.arange(middle, count), middle, columns)
-        how = f"forward in time, on the later {count - middle} windows judged by only the earlier {middle}"
+        how = (
+            f"forward in time, on the later {count - middle} windows judged by only the earlier "
+            f"{middle}"
+        )
         return Halves(
             np.arange(middle),
             later,
@@ -188,8 +212,9 @@ class Contiguous(WholeReferenceNull):
         rate: float,
         persistence: float,
     ) -> HoldOutAlarms | Refused:
-        """Judge the windows of the later half by the earlier half. A value is unseen or out of range if it does not
-        occur before the end of the earlier half."""
+        """Judge the windows of the later half by the earlier half. A value is unseen or
+        out of range if it does not occur before the end of the earlier half.
+        """
         pieces = groups[0].reference.pieces
         until_us = pieces.window_starts_us[self.starts[len(self.starts) // 2]]
         known = []
@@ -211,10 +236,12 @@ class Contiguous(WholeReferenceNull):
 
 @dataclass(frozen=True, eq=False)
 class Overlapping(WholeReferenceNull):
-    """Windows that begin at every step, each compared with only the windows that do not overlap it. With overlapping
-    comparisons, 21 % of weeks without drift were called drifted at a nominal 5 %. Overlapping windows are worth 1.5
-    times the number of disjoint windows (Künsch, Annals of Statistics 17, 1989; Lahiri, Resampling Methods for
-    Dependent Data, 2003, section 5)."""
+    """Windows that begin at every step, each compared with only the windows that do not
+    overlap it. With overlapping comparisons, 21 % of weeks without drift were called
+    drifted at a nominal 5 %. Overlapping windows are worth 1.5 times the number of
+    disjoint windows (Künsch, Annals of Statistics 17, 1989; Lahiri, Resampling Methods
+    for Dependent Data, 2003, section 5).
+    """
 
     length: int
 
@@ -224,7 +251,9 @@ class Overlapping(WholeReferenceNull):
 
     @classmethod
     def cut(cls, step_rows: Array, length: int, compared: int) -> "Overlapping":
-        """Choose the windows of `length` steps (`step_rows`, [S]) with at least half of the compared rows."""
+        """Choose the windows of `length` steps (`step_rows`, [S]) with at least half of
+        the compared rows.
+        """
         starts = np.arange(max(len(step_rows) - length + 1, 0))
         inside = np.concatenate([[0], np.cumsum(step_rows)])
         starts = starts[2 * (inside[starts + length] - inside[starts]) >= compared]
@@ -263,7 +292,10 @@ class Overlapping(WholeReferenceNull):
             pieces=np.arange(starts[earlier[-1]] + length),
             judges=OVERLAP_WORTH * (middle - first) / length,
             side_by_side=min(after, len(later)),
-            how=f"forward in time, on {len(later)} overlapping windows of the later half, judged by only the earlier",
+            how=(
+                f"forward in time, on {len(later)} overlapping windows of the later half, judged "
+                "by only the earlier"
+            ),
             starts=starts[earlier],
             length=length,
         )
@@ -271,7 +303,9 @@ class Overlapping(WholeReferenceNull):
 
 @dataclass(frozen=True, eq=False)
 class Lagged(null.WindowNull):
-    """Pairs of windows, `later` and `earlier` [M] int64, at the lag of `rolling:`. Each pair counts as one window."""
+    """Pairs of windows, `later` and `earlier` [M] int64, at the lag of `rolling:`. Each
+    pair counts as one window.
+    """
 
     later: Array
     earlier: Array
@@ -289,8 +323,10 @@ class Lagged(null.WindowNull):
         compared: int,
         most: int = MAX_WINDOWS,
     ) -> "Lagged":
-        """Choose the pairs (`later`, `earlier`, [P] each) in which both windows have the compared rows. Smaller windows
-        differ more by chance, so pairs at night would raise the threshold at noon."""
+        """Choose the pairs (`later`, `earlier`, [P] each) in which both windows have
+        the compared rows. Smaller windows differ more by chance, so pairs at night
+        would raise the threshold at noon.
+        """
         kept = evenly(
             np.flatnonzero(np.minimum(window_rows[later], window_rows[earlier]) >= compared),
             most,
@@ -323,7 +359,9 @@ class Lagged(null.WindowNull):
         rate: float,
         persistence: float,
     ) -> HoldOutAlarms | Refused:
-        """Judge each pair in the later half by all earlier pairs, as a window is judged with `rolling:`."""
+        """Judge each pair in the later half by all earlier pairs, as a window is judged
+        with `rolling:`.
+        """
         count = len(self.later)
         middle = count // 2
         if middle < FEWEST_HELD_OUT:

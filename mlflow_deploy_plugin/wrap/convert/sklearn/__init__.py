@@ -1,1 +1,3 @@
-"""Convert scikit-learn estimators and boosters of XGBoost, LightGBM and CatBoost with skl2onnx."""
+"""Convert scikit-learn estimators and boosters of XGBoost, LightGBM and CatBoost with
+skl2onnx.
+"""

@@ -1,4 +1,5 @@
-"""Convert the trees of XGBoost, LightGBM and CatBoost to one ONNX node, with the float types of the library.
+"""Convert the trees of XGBoost, LightGBM and CatBoost to one ONNX node, with the float
+types of the library.
 
 | library  | features and thresholds | comparison | sums    | a missing value                                   |
 |----------|-------------------------|------------|---------|---------------------------------------------------|
@@ -6,7 +7,8 @@
 | LightGBM | 64 bits                 | x <= t     | 64 bits | follows the default direction, or is read as 0    |
 | CatBoost | 32 bits                 | x > t      | 64 bits | is below or above all borders of its feature      |
 
-XGBoost's JSON is specified at https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html.
+XGBoost's JSON is specified at
+https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html.
 """
 
 import json
@@ -50,7 +52,9 @@ def as_estimator(model: Estimator) -> Estimator:
 
 
 def read_boosting(estimator: Estimator) -> Boosting:
-    """Return the trees of a fitted booster. Raises NotImplementedError for unsupported categories or objectives."""
+    """Return the trees of a fitted booster. Raises NotImplementedError for unsupported
+    categories or objectives.
+    """
     booster = estimator.native_booster if isinstance(estimator, NativeBooster) else estimator
     return _READERS[library_of(booster)](booster)
 
@@ -81,7 +85,8 @@ def _xgboost(model: Estimator) -> Boosting:
             trees.append(tree)
             targets.append(target)
             owners.append(position)
-    # XGBoost versions store the base score in different fields. The score is also a row's margin minus its leaf values.
+    # XGBoost versions store the base score in different fields. The score is also a
+    # row's margin minus its leaf values.
     row = sys.modules["xgboost"].DMatrix(
         np.full((1, booster.num_features()), np.nan),
         feature_names=booster.feature_names,
@@ -122,7 +127,9 @@ def _xgboost(model: Estimator) -> Boosting:
 
 
 def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple[int, Tree]]:
-    """Return (target, tree) pairs: one tree per value of a leaf. `target` is used if leaves have one value."""
+    """Return (target, tree) pairs: one tree per value of a leaf. `target` is used if
+    leaves have one value.
+    """
     conditions = np.array(document["split_conditions"], dtype=np.float32)
     left, right = np.array(document["left_children"]), np.array(document["right_children"])
     default_left = np.array(document["default_left"], dtype=bool)
@@ -148,7 +155,9 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
 
 
 def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
-    """Return the categories of a column. XGBoost stores strings as bytes, and 3.2 truncates non-ASCII strings."""
+    """Return the categories of a column. XGBoost stores strings as bytes, and 3.2
+    truncates non-ASCII strings.
+    """
     if "offsets" not in encoded:
         return tuple(encoded["values"])  # integer categories
     if min(encoded["values"], default=0) < 0 or max(encoded["values"], default=0) > 127:
@@ -215,9 +224,11 @@ def _lightgbm_trees(
     scale: float,
     kinds: dict[tuple[int, bool], int],
 ) -> list[tuple[int, Tree]]:
-    """Return (kind, tree) pairs. Kind 0 contains the constants of leaves, and any other kind slopes of a feature.
+    """Return (kind, tree) pairs. Kind 0 contains the constants of leaves, and any other
+    kind slopes of a feature.
 
-    A feature's positive and negative slopes are separate kinds: for an infinite feature, their sum would be NaN.
+    A feature's positive and negative slopes are separate kinds: for an infinite
+    feature, their sum would be NaN.
     """
     rows: list[Node] = []
     members: dict[int, list[int]] = {}
@@ -321,7 +332,9 @@ def _catboost(model: Estimator) -> Boosting:
 
 
 def _nested(tree: Document) -> Document:
-    """Convert a symmetric tree, which has one split per level, to nested nodes. The last split is at the root."""
+    """Convert a symmetric tree, which has one split per level, to nested nodes. The
+    last split is at the root.
+    """
     leaves = np.array(tree["leaf_values"]).reshape(2 ** len(tree["splits"]), -1)
     level: list[Document] = [{"value": values} for values in leaves]
     for split in tree["splits"]:

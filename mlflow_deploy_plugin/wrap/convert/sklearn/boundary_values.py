@@ -1,6 +1,8 @@
-"""The boundary values of a fitted estimator, from which the parity check generates rows.
+"""The boundary values of a fitted estimator, from which the parity check generates
+rows.
 
-Values of a later step are traced back (`_back`) through steps that map each column to one column.
+Values of a later step are traced back (`_back`) through steps that map each column to
+one column.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,7 +52,9 @@ _FARTHEST = {
     "centroids_": 1e9,
     "means_": 1e9,
 }
-"""The largest magnitude by attribute. Farther away, distances are equal in 64 bits, and rounding decides."""
+"""The largest magnitude by attribute. Farther away, distances are equal in 64 bits, and
+rounding decides.
+"""
 
 _MAX_ROW_SETS = 3
 
@@ -59,7 +63,9 @@ _Value = TypeVar("_Value")
 
 @dataclass
 class _Collected:
-    """Boundary values as (kind, position of the input column, values). A kind is a field of `BoundaryValues`."""
+    """Boundary values as (kind, position of the input column, values). A kind is a
+    field of `BoundaryValues`.
+    """
 
     values: list[tuple[str, int, Any]] = field(default_factory=list)
     rows: list[dict[int, Array]] = field(default_factory=list)
@@ -69,7 +75,9 @@ class _Collected:
         self.rows += other.rows[: _MAX_ROW_SETS - len(self.rows)]
 
     def at(self, positions: Iterable[int]) -> "_Collected":
-        """Return the values with each column moved to its new position; columns without a new position are dropped."""
+        """Return the values with each column moved to its new position; columns without
+        a new position are dropped.
+        """
         new = {old: int(position) for old, position in enumerate(positions)}
         moved = [(kind, new[old], values) for kind, old, values in self.values if old in new]
         rows = [
@@ -87,7 +95,9 @@ class _Collected:
 
 
 def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
-    """Return the boundary values that can be traced back to the columns, and the errors of failed steps."""
+    """Return the boundary values that can be traced back to the columns, and the errors
+    of failed steps.
+    """
     left_out: dict[str, str] = {}
     collected = _known(fitted, left_out)
 
@@ -135,7 +145,9 @@ def _or_none(
     left_out: dict[str, str],
     read: Callable[[], _Collected],
 ) -> _Collected:
-    """Return the values that `read` returns for a step, or no values if it fails, with the error in `left_out`."""
+    """Return the values that `read` returns for a step, or no values if it fails, with
+    the error in `left_out`.
+    """
     try:
         return read()
     except Exception as error:  # noqa: BLE001 - estimators may raise any error.
@@ -152,13 +164,16 @@ def _of_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
 
 
 def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | None]]:
-    """Yield the nested estimators with the positions of their columns, or None if they read all columns."""
+    """Yield the nested estimators with the positions of their columns, or None if they
+    read all columns.
+    """
     if isinstance(estimator, ColumnTransformer):
         yield from ((step, positions) for _, step, positions in estimators.named_steps(estimator))
     elif isinstance(estimator, FeatureUnion):
         yield from ((step, None) for _, step in estimator.transformer_list)
     else:
-        # Boosting stores its trees in an array. A member of a bag may read only some of the columns.
+        # Boosting stores its trees in an array. A member of a bag may read only some of
+        # the columns.
         members = list(np.ravel(np.array(getattr(estimator, "estimators_", []), dtype=object)))
         features = getattr(estimator, "estimators_features_", [None] * len(members))
         yield from zip(members, features, strict=False)
@@ -231,7 +246,8 @@ _EDGES: dict[type, Callable[[Estimator], Iterable[Sequence[float] | Array]]] = {
         for position in range(model.n_features_in_)
     ],
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
-    # A divisor of 0 is omitted: the quotient by the next 64-bit number overflows in 32 bits.
+    # A divisor of 0 is omitted: the quotient by the next 64-bit number overflows in 32
+    # bits.
     Computed: lambda step: (
         step.edges or [[bound[0] for test, bound in (step.tests or {}).items() if test != "Equal"]]
     ),

@@ -1,4 +1,6 @@
-"""Convert a scikit-learn estimator: read its rows, compute its predictions, and convert it with skl2onnx."""
+"""Convert a scikit-learn estimator: read its rows, compute its predictions, and convert
+it with skl2onnx.
+"""
 
 import sys
 import warnings
@@ -69,9 +71,11 @@ _DENSE_VALUES = 50_000_000
 
 
 def read_batch(model: Estimator, data: ModelData) -> ModelInput:
-    """Return a DataFrame for a table or a column of strings (a Series, a list, an array [N]), or an array [N, k].
+    """Return a DataFrame for a table or a column of strings (a Series, a list, an array
+    [N]), or an array [N, k].
 
-    A sparse matrix is truncated to `_DENSE_VALUES` numbers. Raises InvalidConfig for other data.
+    A sparse matrix is truncated to `_DENSE_VALUES` numbers. Raises InvalidConfig for
+    other data.
     """
     if isinstance(data, pd.DataFrame):
         # scikit-learn treats a table without column names as a matrix.
@@ -94,13 +98,16 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         kind = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")
         raise InvalidConfig(
-            f"input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], not a {kind}",
+            "input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], "
+            f"not a {kind}",
         )
     return {"": _numbers(array)}
 
 
 def _numbers(array: Array) -> Array:
-    """Convert an object array without strings to numbers, as scikit-learn does. Return other arrays unchanged."""
+    """Convert an object array without strings to numbers, as scikit-learn does. Return
+    other arrays unchanged.
+    """
     if array.dtype.kind != "O" or any(isinstance(value, str) for value in array.flat):
         return array
     try:
@@ -115,11 +122,13 @@ def forms(
     predict_fn: str,
     dynamic_axes: DynamicAxes,
 ) -> Forms:
-    """Return three forms: 32-bit floats, 64 bits up to the last step, and 64 bits throughout.
+    """Return three forms: 32-bit floats, 64 bits up to the last step, and 64 bits
+    throughout.
 
-    Rounding in a 32-bit scaler moved up to 653 of 4,000 rows across the thresholds of trees, but ONNX Runtime has no
-    64-bit kernels for most predictors. Raises InvalidConfig without an example or for an unfitted model, and
-    ConversionError for a model without `predict`.
+    Rounding in a 32-bit scaler moved up to 653 of 4,000 rows across the thresholds of
+    trees, but ONNX Runtime has no 64-bit kernels for most predictors. Raises
+    InvalidConfig without an example or for an unfitted model, and ConversionError for a
+    model without `predict`.
     """
     model = boosters.as_estimator(model)
     if not isinstance(model, boosters.NativeBooster) and not estimators.is_fitted(model, batch):
@@ -138,8 +147,9 @@ def forms(
         if not hasattr(model, "predict_proba"):
             raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no predict_proba")
         raise ConversionError(
-            f"{type(model).__name__} cannot be converted to ONNX with pyfunc_predict_fn='predict_proba': only the "
-            "probabilities of a classifier with a single target have an ONNX form",
+            f"{type(model).__name__} cannot be converted to ONNX with "
+            "pyfunc_predict_fn='predict_proba': only the probabilities of a classifier with a "
+            "single target have an ONNX form",
         )
 
     def original(batch: ModelInput) -> dict[str, Array]:
@@ -176,7 +186,9 @@ def forms(
 
 
 def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
-    """Return True if a classifier returns probabilities for a single target. Some `predict_proba` raise an error."""
+    """Return True if a classifier returns probabilities for a single target. Some
+    `predict_proba` raise an error.
+    """
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # A Gaussian process with one_vs_one raises an error.
             model.predict_proba(
@@ -187,7 +199,9 @@ def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
 
 
 def known_values(model: Estimator, names: list[str]) -> converted.BoundaryValues:
-    """Return the thresholds, categories and training values of the named columns in a fitted model."""
+    """Return the thresholds, categories and training values of the named columns in a
+    fitted model.
+    """
     return boundary_values_of(
         with_stand_ins(estimators.best_estimator(boosters.as_estimator(model)), names),
         names,
@@ -219,8 +233,10 @@ def _convert(
     outputs = graph.finish_outputs(proto.graph, answers)
     repairs: dict[graph.Precision, str] = {
         "single": "",
-        "double_until_last_step": "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
-        f"before {type(last_step(fitted)).__name__}",
+        "double_until_last_step": (
+            "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
+            f"before {type(last_step(fitted)).__name__}"
+        ),
         "double": "32-bit floats changed predictions; everything is computed in 64 bits",
     }
     framework = estimators.library_of(model) or "sklearn"
@@ -243,21 +259,26 @@ def _convert(
 
 
 def _reads_sparse_zeros(fitted: Estimator, batch: ModelInput) -> str:
-    """Return the reason if XGBoost reads a sparse matrix of an earlier step, otherwise an empty string."""
+    """Return the reason if XGBoost reads a sparse matrix of an earlier step, otherwise
+    an empty string.
+    """
     if not isinstance(fitted, Pipeline) or estimators.library_of(fitted.steps[-1][1]) != "xgboost":
         return ""
     with suppress(Exception):  # A stand-in for a step of another library may have no `transform`.
         rows = estimators.estimator_input(fitted, Batch(batch).take(_HEAD).data)
         if hasattr(fitted[:-1].transform(rows), "tocsr"):
             return (
-                "XGBoost takes the zeros of a sparse matrix for missing values, and a graph has no sparse matrices: "
-                "train it on a dense matrix (OneHotEncoder(sparse_output=False), ColumnTransformer(sparse_threshold=0))"
+                "XGBoost takes the zeros of a sparse matrix for missing values, and a graph has "
+                "no sparse matrices: train it on a dense matrix "
+                "(OneHotEncoder(sparse_output=False), ColumnTransformer(sparse_threshold=0))"
             )
     return ""
 
 
 def _single_threaded(function: F, fitted: Estimator) -> F:
-    """Run HistGradientBoosting on one thread: a parity check of 2,000 trees then takes 4 s of CPU instead of 200 s."""
+    """Run HistGradientBoosting on one thread: a parity check of 2,000 trees then takes
+    4 s of CPU instead of 200 s.
+    """
     if function is None or not any(
         isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)
     ):
@@ -267,7 +288,9 @@ def _single_threaded(function: F, fitted: Estimator) -> F:
 
 
 def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
-    """Return a function for the margin [N] or scores [N, C]. Probabilities may be rounded to 1, which hides ties."""
+    """Return a function for the margin [N] or scores [N, C]. Probabilities may be
+    rounded to 1, which hides ties.
+    """
 
     def decision(batch: ModelInput) -> Array:
         return np.asarray(model.decision_function(estimators.estimator_input(model, batch)))
@@ -278,7 +301,8 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
             np.min([top_margins(probabilities) for probabilities in by_target], axis=0),
         )
 
-    # Bagging averages probabilities, not scores, and has no scores if its members have different classes.
+    # Bagging averages probabilities, not scores, and has no scores if its members have
+    # different classes.
     if hasattr(model, "decision_function") and not any(
         isinstance(part, BaggingClassifier) for part in sub_estimators(model)
     ):
@@ -291,7 +315,9 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
 
 
 def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision) -> ModelProto:
-    """Return the ModelProto. Raises ConversionError, which names the step, if a step cannot be converted."""
+    """Return the ModelProto. Raises ConversionError, which names the step, if a step
+    cannot be converted.
+    """
     precise = formulas.PRECISE if precision == "double" else {}
     types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     try:
@@ -314,7 +340,8 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
                 initial_types=[
                     (entry.name, types[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs
                 ],
-                # With options, skl2onnx reads each attribute of each tree twice. Formulas need no options.
+                # With options, skl2onnx reads each attribute of each tree twice.
+                # Formulas need no options.
                 options=None if type(last) in FORMULAS else options,
                 custom_conversion_functions=precise,
                 custom_shape_calculators=dict.fromkeys(precise, graph.no_shapes),
@@ -326,7 +353,8 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             helper.set_model_props(proto, {REFUSED_ROWS: refusal} if refusal else {})
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
-    # skl2onnx lowers the opset versions to the versions of its nodes, but ignores nodes in subgraphs.
+    # skl2onnx lowers the opset versions to the versions of its nodes, but ignores nodes
+    # in subgraphs.
     others = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
     opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
     del proto.opset_import[:]
@@ -336,7 +364,9 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
 
 
 def _register_nets() -> None:
-    """Register the estimators of imported libraries with skl2onnx. A fitted estimator's library is always imported."""
+    """Register the estimators of imported libraries with skl2onnx. A fitted estimator's
+    library is always imported.
+    """
     for library, names in _NETS.items():
         for name in names if library in sys.modules else ():
             graph.register_converter(
@@ -369,7 +399,9 @@ def _add_net(
     estimator: Estimator,
     inputs: list[Variable],
 ) -> str:
-    """Add the graph of an estimator's network, and return the name of its output [N, …]."""
+    """Add the graph of an estimator's network, and return the name of its output [N,
+    …].
+    """
     import torch  # torch is slow to import, and only these estimators need torch.
 
     from mlflow_deploy_plugin.wrap.convert.torch import export, original_model
@@ -433,7 +465,9 @@ def _convertible_copy(fitted: Estimator) -> Estimator:
 
 
 def _graph_categories(categories: Array) -> Array:
-    """Convert categories for the graph: booleans to integers, and missing values to the string `MISSING`."""
+    """Convert categories for the graph: booleans to integers, and missing values to the
+    string `MISSING`.
+    """
     if categories.dtype.kind == "b" or (
         len(categories) and all(isinstance(entry, bool) for entry in categories)
     ):
@@ -447,7 +481,9 @@ def _graph_categories(categories: Array) -> Array:
 
 
 def _use_transforms(part: Estimator) -> None:
-    """Replace predictors that are used as transformers, convert weights to steps, and drop steps without effect."""
+    """Replace predictors that are used as transformers, convert weights to steps, and
+    drop steps without effect.
+    """
     if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
         weights, part.transformer_weights = part.transformer_weights or {}, None
         for index, (name, step, columns) in enumerate(part.transformers_):
@@ -461,7 +497,8 @@ def _use_transforms(part: Estimator) -> None:
             (name, _transforming(step)) for name, step in part.transformer_list if step != "drop"
         ]
     elif isinstance(part, Pipeline):
-        # skl2onnx does not support steps without effect. Samplers of imbalanced-learn affect only training.
+        # skl2onnx does not support steps without effect. Samplers of imbalanced-learn
+        # affect only training.
         steps = [
             step
             for step in part.steps[:-1]

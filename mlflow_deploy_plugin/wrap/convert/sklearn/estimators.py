@@ -1,4 +1,6 @@
-"""Parts of fitted estimators, and their graph inputs: a matrix, or columns [N, 1] for a ColumnTransformer."""
+"""Parts of fitted estimators, and their graph inputs: a matrix, or columns [N, 1] for a
+ColumnTransformer.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -37,13 +39,19 @@ from mlflow_deploy_plugin.wrap.convert.converted import call_original
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import CategoryTables, Selection
 
 Estimator: TypeAlias = Any
-"""A fitted estimator of any class. scikit-learn has no types, and other libraries have no common base class."""
+"""A fitted estimator of any class. scikit-learn has no types, and other libraries have
+no common base class.
+"""
 
 ColumnKeys: TypeAlias = str | int | slice | Sequence[str] | Sequence[int] | Sequence[bool]
-"""The columns of a step of a ColumnTransformer: by name, by position, as a slice or as a mask."""
+"""The columns of a step of a ColumnTransformer: by name, by position, as a slice or as
+a mask.
+"""
 
 MISSING = "⟨missing⟩"
-"""The value of a missing string in the graph: ONNX strings have no missing value. Its brackets do not occur in data."""
+"""The value of a missing string in the graph: ONNX strings have no missing value. Its
+brackets do not occur in data.
+"""
 
 MATRIX = "X"
 
@@ -63,7 +71,9 @@ def marks_nan(imputer: Estimator) -> bool:
 
 
 def best_estimator(model: Estimator) -> Estimator:
-    """Return the best estimator of a search, or the estimator in a wrapper. RFE becomes a pipeline of two steps."""
+    """Return the best estimator of a search, or the estimator in a wrapper. RFE becomes
+    a pipeline of two steps.
+    """
     while True:
         if type(model).__name__ == "FrozenEstimator":  # available since scikit-learn 1.6
             model = model.estimator
@@ -88,7 +98,9 @@ def best_estimator(model: Estimator) -> Estimator:
 
 
 def thawed(fitted: Estimator) -> Estimator:
-    """Return the estimator, or a copy in which each FrozenEstimator is replaced by its inner estimator."""
+    """Return the estimator, or a copy in which each FrozenEstimator is replaced by its
+    inner estimator.
+    """
     while frozen := [
         part for part in sub_estimators(fitted) if type(part).__name__ == "FrozenEstimator"
     ]:
@@ -127,13 +139,17 @@ def sub_estimators(estimator: Estimator) -> Iterator[Estimator]:
 
 
 def library_of(estimator: Estimator) -> str:
-    """Return the boosting library of an estimator or of its native booster, or "" for other estimators."""
+    """Return the boosting library of an estimator or of its native booster, or "" for
+    other estimators.
+    """
     package = type(getattr(estimator, "native_booster", estimator)).__module__.partition(".")[0]
     return package if package in ("xgboost", "lightgbm", "catboost") else ""
 
 
 def compares_in_64_bits(estimator: Estimator) -> bool:
-    """Return True for LightGBM and HistGradientBoosting, which do not round features to 32 bits."""
+    """Return True for LightGBM and HistGradientBoosting, which do not round features to
+    32 bits.
+    """
     return hasattr(estimator, "_predictors") or library_of(estimator) == "lightgbm"
 
 
@@ -144,7 +160,9 @@ def last_step(estimator: Estimator) -> Estimator:
 
 
 def first_steps(estimator: Estimator) -> list[Estimator]:
-    """Return the estimators that read the input: the first step of a pipeline, and of each member of an ensemble."""
+    """Return the estimators that read the input: the first step of a pipeline, and of
+    each member of an ensemble.
+    """
     estimator = best_estimator(estimator)
     match estimator:
         case Pipeline():
@@ -171,12 +189,16 @@ def first_steps(estimator: Estimator) -> list[Estimator]:
 
 
 def column_transformers(estimator: Estimator) -> list[ColumnTransformer]:
-    """Return the ColumnTransformers that read the input, or [] if the first step reads all columns."""
+    """Return the ColumnTransformers that read the input, or [] if the first step reads
+    all columns.
+    """
     return [step for step in first_steps(estimator) if isinstance(step, ColumnTransformer)]
 
 
 def is_tree(estimator: Estimator) -> bool:
-    """Return True for a fitted decision tree. Estimators of other libraries may have another kind of `tree_`."""
+    """Return True for a fitted decision tree. Estimators of other libraries may have
+    another kind of `tree_`.
+    """
     return isinstance(getattr(estimator, "tree_", None), Tree)
 
 
@@ -195,7 +217,9 @@ def encoded_columns(transformer: ColumnTransformer) -> set[str]:
 
 
 def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
-    """Return the names of a ColumnTransformer's columns, from names, positions, a slice or booleans."""
+    """Return the names of a ColumnTransformer's columns, from names, positions, a slice
+    or booleans.
+    """
     if isinstance(columns, str):
         return [columns]
     if isinstance(columns, slice):
@@ -211,7 +235,9 @@ def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
 
 
 def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, list[int]]]:
-    """Return the steps of a ColumnTransformer that read columns, as (name, step, column positions)."""
+    """Return the steps of a ColumnTransformer that read columns, as (name, step, column
+    positions).
+    """
     names = [
         str(name)
         for name in getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))
@@ -229,7 +255,9 @@ def bind_inputs(
     batch: ModelInput,
     float_dtype: str,
 ) -> tuple[Input, ...]:
-    """Return the graph's inputs. Numbers have `float_dtype`, except for integers and booleans that an encoder reads."""
+    """Return the graph's inputs. Numbers have `float_dtype`, except for integers and
+    booleans that an encoder reads.
+    """
     if not isinstance(batch, pd.DataFrame):
         array = batch[""]
         dtype = "str" if array.dtype.kind in "OUT" else float_dtype
@@ -270,7 +298,9 @@ def bind_inputs(
 
 
 def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
-    """Return True for a fitted estimator, including libraries without scikit-learn's attribute names (NGBoost)."""
+    """Return True for a fitted estimator, including libraries without scikit-learn's
+    attribute names (NGBoost).
+    """
     with suppress(NotFittedError):
         check_is_fitted(model)
         return True
@@ -283,7 +313,9 @@ def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
 
 
 def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Series | Array:
-    """Return a batch as input for the estimator: a table, a matrix, or a column of strings."""
+    """Return a batch as input for the estimator: a table, a matrix, or a column of
+    strings.
+    """
     if not isinstance(batch, pd.DataFrame):
         return batch[""]
     steps = first_steps(model)
@@ -299,7 +331,8 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
 def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
     """Return the text columns for which the model accepts a missing value."""
     optional: set[str] = set()
-    # Calls are slow for a wide table: the number of tried columns doubles after a success and is halved after an error.
+    # Calls are slow for a wide table: the number of tried columns doubles after a
+    # success and is halved after an error.
     start, size = 0, len(texts)
     while some := texts[start : start + size]:
         gaps = {

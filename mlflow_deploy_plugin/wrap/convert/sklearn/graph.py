@@ -1,4 +1,5 @@
-"""Change the graph from skl2onnx: add nodes of this package's converters and casts between floats, and set the outputs.
+"""Change the graph from skl2onnx: add nodes of this package's converters and casts
+between floats, and set the outputs.
 
 | precision                | floats                                                                              |
 |--------------------------|-------------------------------------------------------------------------------------|
@@ -44,7 +45,9 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, last
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import SeveralTargets
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}
-"""The opsets: skl2onnx's defaults do not support IsolationForest, and newer opsets need a newer runtime."""
+"""The opsets: skl2onnx's defaults do not support IsolationForest, and newer opsets need
+a newer runtime.
+"""
 _ONNX_TYPES = {name: kind for kind, name in DTYPES.items()}
 VARIABLE_TYPES = {
     "int64": Int64TensorType,
@@ -56,7 +59,9 @@ VARIABLE_TYPES = {
 
 
 NodeInput: TypeAlias = npt.ArrayLike
-"""The name of a value, or a constant: an array, or a list of 64-bit numbers or booleans."""
+"""The name of a value, or a constant: an array, or a list of 64-bit numbers or
+booleans.
+"""
 
 ConvertsOperator: TypeAlias = Callable[[Scope, Operator, ModelComponentContainer], None]
 """A skl2onnx converter, which adds the nodes of an operator to the container."""
@@ -117,7 +122,9 @@ class NodeBuilder:
         return name
 
     def equal_blocks(self, count: str, largest: NodeInput) -> tuple[str, str]:
-        """Divide `count` rows into equal blocks of at most `largest` rows. Return the block count and block size."""
+        """Divide `count` rows into equal blocks of at most `largest` rows. Return the
+        block count and block size.
+        """
         one = [1]
         blocks = self.node(
             "Div",
@@ -137,7 +144,9 @@ class NodeBuilder:
         inputs: list[Variable],
         raw_scores: bool = False,
     ) -> list[str]:
-        """Add an estimator's graph and return its outputs. Raises NotImplementedError for unsupported `raw_scores`."""
+        """Add an estimator's graph and return its outputs. Raises NotImplementedError
+        for unsupported `raw_scores`.
+        """
         last = last_step(estimator)
         for name, value in (("zipmap", False), ("raw_scores", raw_scores)):
             if self._container.has_options(last, name):
@@ -150,13 +159,17 @@ class NodeBuilder:
         ]
 
     def variable(self, name: str, kind: DataType) -> Variable:
-        """Return a skl2onnx variable for an array of the graph, for use as the input of an estimator."""
+        """Return a skl2onnx variable for an array of the graph, for use as the input of
+        an estimator.
+        """
         variable = self._scope.declare_local_variable("onnxserve_rows", kind)
         self.node("Identity", [name], variable.full_name)
         return variable
 
     def declare(self, estimator: Estimator, inputs: list[Variable]) -> Operator:
-        """Declare an operator for an estimator that a formula converts, so that `refused_rows.py` finds it."""
+        """Declare an operator for an estimator that a formula converts, so that
+        `refused_rows.py` finds it.
+        """
         operator = self._scope.declare_local_operator("OnnxserveAsked", estimator)
         operator.inputs = inputs
         operator.init_status(is_evaluated=True)  # skl2onnx does not convert evaluated operators.
@@ -175,7 +188,9 @@ _REGISTERING = Lock()
 
 @contextmanager
 def own_converters() -> Iterator[None]:
-    """Make skl2onnx use `parse_columns` and the registered converters within the context, then restore its tables."""
+    """Make skl2onnx use `parse_columns` and the registered converters within the
+    context, then restore its tables.
+    """
     tables = sklearn_operator_name_map, sklearn_parsers_map
     with _REGISTERING:
         before = [dict(table) for table in tables]
@@ -195,10 +210,12 @@ def register_converter(
     has_labels: bool,
     keeps_type: bool = False,
 ) -> None:
-    """Register a converter with two outputs (labels and probabilities) or with one output. `convert` sets the types.
+    """Register a converter with two outputs (labels and probabilities) or with one
+    output. `convert` sets the types.
 
-    skl2onnx's parser supports only ClassifierMixin, and declares a second output for clusters and outliers. With
-    `keeps_type`, the output has the type of the input, for example strings.
+    skl2onnx's parser supports only ClassifierMixin, and declares a second output for
+    clusters and outliers. With `keeps_type`, the output has the type of the input, for
+    example strings.
     """
     alias = f"Onnxserve{kind.__name__}"
 
@@ -220,7 +237,9 @@ def register_converter(
 
 
 def no_shapes(operator: Operator) -> None:
-    """Do nothing. skl2onnx then calls the converter of the operator, which sets the output types."""
+    """Do nothing. skl2onnx then calls the converter of the operator, which sets the
+    output types.
+    """
 
 
 def parse_columns(
@@ -229,7 +248,9 @@ def parse_columns(
     inputs: list[Variable],
     custom_parsers: object = None,
 ) -> list[Variable]:
-    """Return strings and numbers of a ColumnTransformer separately. Joining both would cut numbers to eight digits."""
+    """Return strings and numbers of a ColumnTransformer separately. Joining both would
+    cut numbers to eight digits.
+    """
     widths = (
         [model.n_features_in_] if len(inputs) == 1 else [source.type.shape[1] for source in inputs]
     )
@@ -306,7 +327,9 @@ def _declare(
 
 
 class Subgraph(NodeBuilder):
-    """The body of an `If` or a `Scan`. The body holds its constants, because outer constants make an `If` slower."""
+    """The body of an `If` or a `Scan`. The body holds its constants, because outer
+    constants make an `If` slower.
+    """
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope, self)
@@ -366,7 +389,9 @@ Precision = Literal["single", "double_until_last_step", "double"]
 
 
 def round_before_last_step(copy: Estimator) -> Estimator:
-    """Round to 32 bits before the predictor, also in ensembles, except for estimators that compare in 64 bits."""
+    """Round to 32 bits before the predictor, also in ensembles, except for estimators
+    that compare in 64 bits.
+    """
     if isinstance(copy, Pipeline):
         name, last = copy.steps[-1]
         rounded = round_before_last_step(last)
@@ -381,7 +406,9 @@ def round_before_last_step(copy: Estimator) -> Estimator:
 
 
 def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output, ...]:
-    """Set names, shapes and label types of the outputs as in the original, and drop the other outputs."""
+    """Set names, shapes and label types of the outputs as in the original, and drop the
+    other outputs.
+    """
     finished, outputs = [], []
     for (name, answer), value in zip(answers.items(), graph.output, strict=False):
         role: Role = (
@@ -431,7 +458,9 @@ def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output
 
 
 def _drop_unused(graph: GraphProto) -> None:
-    """Drop unused nodes, because ONNX Runtime would run them: 6,236 of 6,240 nodes for an SVC with 50 classes."""
+    """Drop unused nodes, because ONNX Runtime would run them: 6,236 of 6,240 nodes for
+    an SVC with 50 classes.
+    """
     needed = {value.name for value in graph.output}
     nodes = []
     for node in reversed(graph.node):

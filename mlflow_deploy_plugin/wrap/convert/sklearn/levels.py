@@ -1,10 +1,11 @@
 """Boosted trees for many rows: all rows descend all trees together, level by level.
 
-ONNX Runtime's tree operator descends each tree per row with branches, half of which are mispredicted: 3.3 ns per node.
-The tree operator is fastest for few rows. From `MANY_ROWS` on, an `If` selects this module's operators, which do not
-branch. Each level doubles a row's position in a tree, and adds 1 if the comparison at the node is true (Hummingbird's
-PerfectTreeTraversal; Nakandala et al., OSDI 2020). In the first three levels, and in each level of symmetric trees, all
-nodes are compared for all rows.
+ONNX Runtime's tree operator descends each tree per row with branches, half of which are
+mispredicted: 3.3 ns per node. The tree operator is fastest for few rows. From
+`MANY_ROWS` on, an `If` selects this module's operators, which do not branch. Each level
+doubles a row's position in a tree, and adds 1 if the comparison at the node is true
+(Hummingbird's PerfectTreeTraversal; Nakandala et al., OSDI 2020). In the first three
+levels, and in each level of symmetric trees, all nodes are compared for all rows.
 
 | 10,000 rows, 100 trees of depth 6, one thread | tree operator | by levels | native |
 |-----------------------------------------------|---------------|-----------|--------|
@@ -21,33 +22,49 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder
 
 MANY_ROWS = 128
-"""The minimum number of rows for descent by levels. With 128 rows and 32 trees, both methods take the same time."""
+"""The minimum number of rows for descent by levels. With 128 rows and 32 trees, both
+methods take the same time.
+"""
 MIN_TREES = 32
 _COMPARED_LEVELS = 3
-"""The levels in which all nodes are compared: looking up a row's node costs as much as eight comparisons."""
+"""The levels in which all nodes are compared: looking up a row's node costs as much as
+eight comparisons.
+"""
 _BLOCK = 2**17
-"""The number of positions (rows × trees) per block: the result of each operator takes half a megabyte."""
+"""The number of positions (rows × trees) per block: the result of each operator takes
+half a megabyte.
+"""
 _FEWEST_ROWS = 512
-"""The minimum number of rows per block: smaller blocks would increase operator overhead (by 8 % for 1,000 trees)."""
+"""The minimum number of rows per block: smaller blocks would increase operator overhead
+(by 8 % for 1,000 trees).
+"""
 MAX_SUMMED = 64
-"""The maximum number of leaves per 32-bit sum (12 % to 17 % faster). For 1,000 trees, the error is 7e-7, not 2e-7."""
+"""The maximum number of leaves per 32-bit sum (12 % to 17 % faster). For 1,000 trees,
+the error is 7e-7, not 2e-7.
+"""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Complete binary trees of equal depth: T trees, ordered by target, or T trees that all targets share.
+    """Complete binary trees of equal depth: T trees, ordered by target, or T trees that
+    all targets share.
 
-    A row at node k of a level goes to 2k + 1 if the comparison with the node's split is true, otherwise to 2k.
+    A row at node k of a level goes to 2k + 1 if the comparison with the node's split is
+    true, otherwise to 2k.
 
     Attributes:
         nodes: the index of each node's split, [T, 2**d] at each level d.
         column: the column that each split compares, [splits].
-        threshold: the right side of the comparison, [splits], with the float type of the rows (32 or 64 bits).
+        threshold: the right side of the comparison, [splits], with the float type of
+            the rows (32 or 64 bits).
         default: True if the comparison is true for a missing value, [splits].
-        comparison: Less, LessOrEqual, Greater or GreaterOrEqual; the last two do not support a default.
+        comparison: Less, LessOrEqual, Greater or GreaterOrEqual; the last two do not
+            support a default.
         value: the leaves, [targets, T / targets or T, 2**depth] 32-bit floats.
-        base: the sums before the first tree, [targets], with the float type of the sums.
-        groups: the number of groups of each target's trees; leaves within a group are summed in 32 bits.
+        base: the sums before the first tree, [targets], with the float type of the
+            sums.
+        groups: the number of groups of each target's trees; leaves within a group are
+            summed in 32 bits.
     """
 
     nodes: list[Array]
@@ -61,7 +78,9 @@ class Levels:
 
 
 def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
-    """Add the trees for rows [N ≥ 1, features], in blocks to limit memory, and return 32-bit sums [N, targets]."""
+    """Add the trees for rows [N ≥ 1, features], in blocks to limit memory, and return
+    32-bit sums [N, targets].
+    """
     count = graph.node("Shape", [rows], start=0, end=1)
     blocks, size = graph.equal_blocks(count, [max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))])
     lacking = graph.node("Sub", [graph.node("Mul", [blocks, size]), count])
@@ -89,7 +108,8 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
 
 def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     """Add the trees for a block of rows, and return their sums, [rows, targets]."""
-    # Select the compared columns, [columns, rows]. For splits with a default, add a copy with -inf for missing values.
+    # Select the compared columns, [columns, rows]. For splits with a default, add a
+    # copy with -inf for missing values.
     codes = levels.column * 2 + levels.default
     used = np.unique(codes)
     indices = np.searchsorted(used, codes)
@@ -98,7 +118,8 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
         missing = np.where(used % 2, -np.inf, np.nan)[:, None].astype(levels.threshold.dtype)
         columns = graph.node("Where", [graph.node("IsNaN", [columns]), missing, columns])
 
-    # Compare the splits of some levels (`are_compared`) for all rows. Symmetric trees have one split per level.
+    # Compare the splits of some levels (`are_compared`) for all rows. Symmetric trees
+    # have one split per level.
     nodes = [level[:, :1] if (level == level[:, :1]).all() else level for level in levels.nodes]
     are_compared = [
         depth < _COMPARED_LEVELS or level.shape[1] == 1 for depth, level in enumerate(nodes)
@@ -111,7 +132,8 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     holds = graph.node(levels.comparison, [values, levels.threshold[compared, None]])
     holds = graph.node("Cast", [holds], to=TensorProto.UINT8)
 
-    # Compute each row's node in each tree, [trees, rows], per level. A step is 1 if the comparison at the node is true.
+    # Compute each row's node in each tree, [trees, rows], per level. A step is 1 if the
+    # comparison at the node is true.
     position, kind = "", TensorProto.UINT8
     steps: list[str] = []
     for depth, (level, is_compared) in enumerate(zip(nodes, are_compared, strict=True)):
@@ -119,7 +141,8 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
             kind = TensorProto.INT32
             position = graph.node("Cast", [position], to=kind)
         if is_compared:
-            # Each earlier step, from the last to the first, selects half of the level's nodes until one node is left.
+            # Each earlier step, from the last to the first, selects half of the level's
+            # nodes until one node is left.
             choices = [
                 graph.node("Gather", [holds, np.searchsorted(compared, node)], axis=0)
                 for node in level.T

@@ -1,7 +1,9 @@
-"""Mark rows that a step of the original refuses, such as a negative number in a logarithm before a regression.
+"""Mark rows that a step of the original refuses, such as a negative number in a
+logarithm before a regression.
 
-scikit-learn refuses NaN and infinity. If a graph may compute NaN or infinity from finite numbers, it has the output
-`REFUSED_ROWS`, and `serve/runtime/model.py` refuses the marked rows.
+scikit-learn refuses NaN and infinity. If a graph may compute NaN or infinity from
+finite numbers, it has the output `REFUSED_ROWS`, and `serve/runtime/model.py` refuses
+the marked rows.
 """
 
 import warnings
@@ -42,11 +44,15 @@ _PARTIAL = {
 }
 """Operators that return NaN or infinity for some finite numbers."""
 _Marks = Iterator[tuple[str, str]]
-"""Pairs: the reason for refusing rows, and the name of a 32-bit array [N, k] that is 0 for all other rows."""
+"""Pairs: the reason for refusing rows, and the name of a 32-bit array [N, k] that is 0
+for all other rows.
+"""
 
 
 def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
-    """Add the output `REFUSED_ROWS` to the graph if a step may refuse a row, and return the reason."""
+    """Add the output `REFUSED_ROWS` to the graph if a step may refuse a row, and return
+    the reason.
+    """
     operators = [operator for scope in topology.scopes for operator in scope.operators.values()]
     added = Subgraph(Scope("refused", naming="refused_rows_"))
     marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
@@ -96,7 +102,9 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
 
 
 def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -> _Marks:
-    """Mark the rows for which a function or product is not finite, if a later step refuses such numbers."""
+    """Mark the rows for which a function or product is not finite, if a later step
+    refuses such numbers.
+    """
     makers = {name: node for node in graph.node for name in node.output}
     constants = {entry.name: entry for entry in graph.initializer}
     readers: dict[str, list[Estimator]] = {}
@@ -115,7 +123,10 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
             refusing = [reader for reader in readers.pop(name, []) if not _takes(reader, np.inf)]
             finite = [reader for reader in refusing if not _takes(reader, np.nan)]
             if finite:
-                reason = f"the model computes NaN or infinity for the row, which its {type(finite[0]).__name__} refuses"
+                reason = (
+                    "the model computes NaN or infinity for the row, which its "
+                    f"{type(finite[0]).__name__} refuses"
+                )
                 zero = added.node(
                     "Sub",
                     [name, name],
@@ -123,7 +134,10 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
                 yield reason, added.node("Cast", [zero], to=TensorProto.FLOAT)
                 doubtful.remove(name)
             elif refusing:
-                reason = f"the model computes infinity for the row, which its {type(refusing[0]).__name__} refuses"
+                reason = (
+                    "the model computes infinity for the row, which its "
+                    f"{type(refusing[0]).__name__} refuses"
+                )
                 yield (
                     reason,
                     added.node("Cast", [added.node("IsInf", [name])], to=TensorProto.FLOAT),
@@ -135,7 +149,9 @@ def _is_partial(
     makers: Mapping[str, NodeProto],
     constants: Mapping[str, TensorProto],
 ) -> bool:
-    """Return True if the nodes of an operator may compute NaN or infinity from finite numbers."""
+    """Return True if the nodes of an operator may compute NaN or infinity from finite
+    numbers.
+    """
     seen, names = (
         {entry.full_name for entry in operator.inputs},
         [entry.full_name for entry in operator.outputs],
@@ -156,7 +172,9 @@ def _is_partial(
 
 
 def _takes(estimator: Estimator, number: float) -> bool:
-    """Return False if a fitted estimator refuses a row of `number` but accepts a row of ones."""
+    """Return False if a fitted estimator refuses a row of `number` but accepts a row of
+    ones.
+    """
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         method = "predict" if hasattr(estimator, "predict") else "transform"

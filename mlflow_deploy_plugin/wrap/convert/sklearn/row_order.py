@@ -1,9 +1,10 @@
 """Sort rows so that adjacent rows take similar paths through the trees.
 
-ONNX Runtime's tree operator spends most of its time on branch mispredictions and, in large forests, on cache misses.
-Mispredictions and cache misses are rarer if a row is similar to the previous row. A batch of at least `MANY_ROWS` rows
-is sorted; its predictions are bit-identical, and are returned in the original order. The `_KEY_BITS` bits of the sort
-key are divided among the columns that split the most rows.
+ONNX Runtime's tree operator spends most of its time on branch mispredictions and, in
+large forests, on cache misses. Mispredictions and cache misses are rarer if a row is
+similar to the previous row. A batch of at least `MANY_ROWS` rows is sorted; its
+predictions are bit-identical, and are returned in the original order. The `_KEY_BITS`
+bits of the sort key are divided among the columns that split the most rows.
 
 | 8,192 rows, one thread          | sorted ÷ unsorted time |
 |---------------------------------|------------------------|
@@ -23,14 +24,20 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.levels import MANY_ROWS
 
 _OPERATORS = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 _FEWEST_SPLITS = 2048
-"""The minimum number of splits for which sorting saves time: sorting takes 140 ns per row, or 2 µs for a single row."""
+"""The minimum number of splits for which sorting saves time: sorting takes 140 ns per
+row, or 2 µs for a single row.
+"""
 _Attributes = Mapping[str, Sequence[float] | Sequence[bytes] | TensorProto]
 _KEY_BITS, _COLUMN_BITS = 13, 7
-"""The bits of a key, and the maximum bits per column: a column needs 2**bits comparisons per row, of 9 bytes each."""
+"""The bits of a key, and the maximum bits per column: a column needs 2**bits
+comparisons per row, of 9 bytes each.
+"""
 
 
 def sort_rows(graph: GraphProto) -> None:
-    """Sort the rows for each large tree operator of a GraphProto. Subgraphs are not changed."""
+    """Sort the rows for each large tree operator of a GraphProto. Subgraphs are not
+    changed.
+    """
     nodes, names = list(graph.node), Scope("order", naming="order_of_rows_")
     del graph.node[:]
     for node in nodes:
@@ -53,7 +60,9 @@ def sort_rows(graph: GraphProto) -> None:
 
 
 def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
-    """Add the row indices in sorted order, [N, 1]. Below `MANY_ROWS` rows, the order is unchanged."""
+    """Add the row indices in sorted order, [N, 1]. Below `MANY_ROWS` rows, the order is
+    unchanged.
+    """
     size = graph.node("Shape", [rows], start=0, end=1)
     few, many = graph.subgraph(), graph.subgraph()
     column, threshold, weight = _comparisons(attributes)
@@ -76,7 +85,9 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
 
 
 def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
-    """Return columns, thresholds and weights [K] of K comparisons. A row's key is the weighted sum of their results."""
+    """Return columns, thresholds and weights [K] of K comparisons. A row's key is the
+    weighted sum of their results.
+    """
     tensor = attributes.get("nodes_values_as_tensor")
     threshold = (
         np.array(attributes["nodes_values"]) if tensor is None else numpy_helper.to_array(tensor)

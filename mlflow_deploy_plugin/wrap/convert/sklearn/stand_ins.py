@@ -1,4 +1,6 @@
-"""Stand-ins for fitted estimators that skl2onnx does not support. Their formulas are in `formulas/`."""
+"""Stand-ins for fitted estimators that skl2onnx does not support. Their formulas are in
+`formulas/`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +16,18 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 
 class _Fitted(BaseEstimator):  # type: ignore[misc]
-    """An estimator that is created in the fitted state. scikit-learn requires a `fit` method."""
+    """An estimator that is created in the fitted state. scikit-learn requires a `fit`
+    method.
+    """
 
     def fit(self, rows: object, target: object = None) -> "_Fitted":
         return self
 
 
 class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
-    """A step that keeps some columns: `support` [k] has a boolean per column. `stands_for` is as in `Computed`."""
+    """A step that keeps some columns: `support` [k] has a boolean per column.
+    `stands_for` is as in `Computed`.
+    """
 
     def __init__(self, support: Array, stands_for: str = "RFE") -> None:
         self.support, self.stands_for = support, stands_for
@@ -32,7 +38,9 @@ class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
 
 
 class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """One table per column, [categories + 1, numbers], ordered as `categories_`. The last row is for other values."""
+    """One table per column, [categories + 1, numbers], ordered as `categories_`. The
+    last row is for other values.
+    """
 
     def __init__(self, categories_: list[Array], tables: list[Array]) -> None:
         self.categories_, self.tables = categories_, tables
@@ -49,7 +57,9 @@ class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
 
 
 class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """A step that replaces unknown categories by one string. Missing values are not replaced."""
+    """A step that replaces unknown categories by one string. Missing values are not
+    replaced.
+    """
 
     def __init__(self, known: list[str], fill_value: str) -> None:
         self.known, self.fill_value = known, fill_value
@@ -60,11 +70,13 @@ class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
 
 @dataclass(eq=False, repr=False)
 class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """A step of another library as a function of columns [N, k], which `formulas/tracing.py` can convert to a graph.
+    """A step of another library as a function of columns [N, k], which
+    `formulas/tracing.py` can convert to a graph.
 
     Attributes:
         refuses: the reason why the original refuses some rows, for error messages.
-        tests: ONNX comparisons (`Less`) that are true for refused numbers, each with one bound, or one per column.
+        tests: ONNX comparisons (`Less`) that are true for refused numbers, each with
+            one bound, or one per column.
         stands_for: the class name of the original, for error messages.
         edges: the discontinuities of the function, per column.
     """
@@ -81,11 +93,14 @@ class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
 
 @dataclass(eq=False, repr=False)
 class AdditiveModel(_Fitted):
-    """A sum of an intercept and terms. Each term is looked up by the bins of one or several columns.
+    """A sum of an intercept and terms. Each term is looked up by the bins of one or
+    several columns.
 
     Attributes:
-        cuts: the position of each binned column and its ascending cuts, or None if the column contains bin numbers.
-        strides: the distance in `scores` between adjacent bins of each binned column, [binned, terms].
+        cuts: the position of each binned column and its ascending cuts, or None if the
+            column contains bin numbers.
+        strides: the distance in `scores` between adjacent bins of each binned column,
+            [binned, terms].
         offsets: the first row of each term in `scores`, [terms].
         scores: the values of all terms, [rows, 1 or classes].
         link: the link function; its inverse turns the sum into the prediction.
@@ -104,13 +119,17 @@ class AdditiveModel(_Fitted):
 
 
 class AdditiveClassifier(ClassifierMixin, AdditiveModel):  # type: ignore[misc]
-    """An `AdditiveModel` that predicts classes by the sign of its sum, or by the largest of several sums."""
+    """An `AdditiveModel` that predicts classes by the sign of its sum, or by the
+    largest of several sums.
+    """
 
     classes_: Array
 
 
 class Transforming(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """A predictor that is used as a transformer. skl2onnx would always convert its `predict`."""
+    """A predictor that is used as a transformer. skl2onnx would always convert its
+    `predict`.
+    """
 
     def __init__(self, estimator: BaseEstimator) -> None:
         self.estimator = estimator
@@ -118,4 +137,6 @@ class Transforming(TransformerMixin, _Fitted):  # type: ignore[misc]
 
 
 class SeveralTargets(MultiOutputRegressor):  # type: ignore[misc]
-    """One estimator per target or label. skl2onnx does not support pipelines here, or labels without scores."""
+    """One estimator per target or label. skl2onnx does not support pipelines here, or
+    labels without scores.
+    """

@@ -1,7 +1,8 @@
 """Trees as arrays, and as ONNX Runtime's tree operator.
 
-HistGradientBoosting compares in 64 bits, but skl2onnx rounds its thresholds. scikit-learn's other trees compare in 32
-bits, but skl2onnx sends their missing values to the right. This module avoids both errors, and sums in 64 bits.
+HistGradientBoosting compares in 64 bits, but skl2onnx rounds its thresholds.
+scikit-learn's other trees compare in 32 bits, but skl2onnx sends their missing values
+to the right. This module avoids both errors, and sums in 64 bits.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +25,9 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.levels import (
 
 
 def rounded_down(thresholds: Array) -> Array:
-    """Return the largest 32-bit floats that are not above the thresholds. Both split 32-bit numbers identically."""
+    """Return the largest 32-bit floats that are not above the thresholds. Both split
+    32-bit numbers identically.
+    """
     rounded = thresholds.astype(np.float32)
     return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
@@ -34,15 +37,19 @@ Node = tuple[int, float, int, int, bool, float]
 LEAF = -1
 _NO_CODE = -1
 _MAX_PADDING = 8
-"""The maximum width of a level of a complete tree, divided by the average number of nodes per tree."""
+"""The maximum width of a level of a complete tree, divided by the average number of
+nodes per tree.
+"""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A tree as arrays [nodes]. Node 0 is the root. For a leaf, `left` is -1 and `value` is the prediction.
+    """A tree as arrays [nodes]. Node 0 is the root. For a leaf, `left` is -1 and
+    `value` is the prediction.
 
-    A row goes left if its feature is below the threshold. At a node in `members`, it goes left if the feature is a
-    category code in the list. A missing value goes left if `default_left` is set.
+    A row goes left if its feature is below the threshold. At a node in `members`, it
+    goes left if the feature is a category code in the list. A missing value goes left
+    if `default_left` is set.
     """
 
     feature: Array
@@ -71,7 +78,9 @@ class Tree:
 
     @classmethod
     def fitted(cls, tree: SklearnTree, value: Array, columns: Array | None = None) -> "Tree":
-        """Return a scikit-learn tree with 32-bit thresholds and `value`. `columns` are the features' positions."""
+        """Return a scikit-learn tree with 32-bit thresholds and `value`. `columns` are
+        the features' positions.
+        """
         feature = np.maximum(tree.feature, 0)
         sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
         threshold = rounded_down(tree.threshold).astype(float)
@@ -84,7 +93,9 @@ class Tree:
         return alike and self.members == other.members
 
     def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
-        """Return the tree with a chain of equality tests per membership test, and the ONNX comparison of each node."""
+        """Return the tree with a chain of equality tests per membership test, and the
+        ONNX comparison of each node.
+        """
         rows = list(
             zip(
                 self.feature,
@@ -97,7 +108,8 @@ class Tree:
             ),
         )
         modes = ["LEAF" if child < 0 else mode for child in self.left]
-        # ONNX Runtime treats a chain of equality tests with the same left child as a membership test.
+        # ONNX Runtime treats a chain of equality tests with the same left child as a
+        # membership test.
         for node, codes in self.members.items():
             feature, _, left, right, default_left, _ = rows[node]
             index = node
@@ -114,21 +126,26 @@ class Tree:
 
 @dataclass(frozen=True)
 class Boosting:
-    """The trees of gradient boosting, and the function that turns their sums into predictions.
+    """The trees of gradient boosting, and the function that turns their sums into
+    predictions.
 
     Attributes:
         targets: the target of each tree, as a position in the sums.
         base: the sums before the first tree, [targets] float64.
         mode: the ONNX comparison for which a row goes left: BRANCH_LT or BRANCH_LEQ.
-        link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or Softmax.
+        link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or
+            Softmax.
         is_single: True if leaves and sums have 32 bits.
         has_single_rows: True if features and thresholds are rounded to 32 bits.
         missing: a number that is treated as missing, like NaN.
-        categories: the categories of each categorical column, in the order of their codes.
-        category_columns: the positions of the categorical columns; empty if they are unknown.
-        lines: the slopes [features, targets] of a linear booster without trees; a missing value adds 0.
-        slopes: for linear leaves, the feature of each kind of slopes. The trees of kind n for the target t have the
-            target (n + 1) * len(base) + t.
+        categories: the categories of each categorical column, in the order of their
+            codes.
+        category_columns: the positions of the categorical columns; empty if they are
+            unknown.
+        lines: the slopes [features, targets] of a linear booster without trees; a
+            missing value adds 0.
+        slopes: for linear leaves, the feature of each kind of slopes. The trees of kind
+            n for the target t have the target (n + 1) * len(base) + t.
     """
 
     trees: list[Tree]
@@ -162,7 +179,9 @@ class Boosting:
         }
 
     def levels(self) -> Levels | None:
-        """Return the trees as complete trees, or None if they are few, unbalanced, or split by categories."""
+        """Return the trees as complete trees, or None if they are few, unbalanced, or
+        split by categories.
+        """
         counts = np.bincount(self.targets, minlength=len(self.base))
         if (
             len(self.trees) < MIN_TREES
@@ -222,7 +241,9 @@ class Boosting:
 
 
 def _joined(trees: list[Tree]) -> tuple[dict[str, Array], Array]:
-    """Return the nodes of all trees as arrays [nodes], and the roots. A leaf's `left` and `right` point to the leaf."""
+    """Return the nodes of all trees as arrays [nodes], and the roots. A leaf's `left`
+    and `right` point to the leaf.
+    """
     names = ("feature", "threshold", "left", "right", "default_left", "value")
     nodes = {name: np.concatenate([getattr(tree, name) for tree in trees]) for name in names}
     sizes = [len(tree.left) for tree in trees]
@@ -234,7 +255,9 @@ def _joined(trees: list[Tree]) -> tuple[dict[str, Array], Array]:
 
 
 def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
-    """Add the trees for rows [N, features] (32 bits if `has_single_rows`), and return 32-bit sums [N, targets]."""
+    """Add the trees for rows [N, features] (32 bits if `has_single_rows`), and return
+    32-bit sums [N, targets].
+    """
     levels = boosting.levels()
     if levels is None:
         return write_walk(graph, rows, boosting)
@@ -256,7 +279,9 @@ def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
 
 
 def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
-    """Add ONNX Runtime's tree operator, which is fastest for few rows. The rows and sums have the same float type."""
+    """Add ONNX Runtime's tree operator, which is fastest for few rows. The rows and
+    sums have the same float type.
+    """
     if boosting.has_single_rows and not boosting.is_single:
         rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
     owners: list[int] = []  # Adjacent trees with equal splits are merged.
@@ -328,7 +353,9 @@ _LINKS = {
 
 
 def histogram_boosting(estimator: Estimator) -> Boosting:
-    """Return the trees of HistGradientBoosting. Raises NotImplementedError for an unknown link."""
+    """Return the trees of HistGradientBoosting. Raises NotImplementedError for an
+    unknown link.
+    """
     name = type(estimator._loss.link).__name__
     if (link := _LINKS.get(name)) is None:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
@@ -373,7 +400,9 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
 
 
 def categories_of(estimator: Estimator) -> dict[int, Array]:
-    """Return the categories of each categorical column of HistGradientBoosting, in the order of their codes."""
+    """Return the categories of each categorical column of HistGradientBoosting, in the
+    order of their codes.
+    """
     if estimator.is_categorical_ is None:
         return {}
     encoder = estimator._preprocessor.named_transformers_["encoder"]

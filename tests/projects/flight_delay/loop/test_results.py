@@ -21,7 +21,9 @@ from projects.flight_delay.loop.results import (
 
 @pytest.fixture
 def played() -> pd.DataFrame:
-    """Return five flights per day from May to July. Version 1 predicts `on time`; version 2, from July, is correct."""
+    """Return five flights per day from May to July. Version 1 predicts `on time`;
+    version 2, from July, is correct.
+    """
     days = pd.date_range("2013-05-01", "2013-07-31", tz="UTC").repeat(5)
     delayed = np.arange(len(days)) % 5 == 0
     is_july = np.asarray(days.month == 7)

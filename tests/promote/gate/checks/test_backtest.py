@@ -1,4 +1,6 @@
-"""The gate's check on captured requests: version 1 of `toy` has answered 600 rows, of which 400 have a label."""
+"""The gate's check on captured requests: version 1 of `toy` has answered 600 rows, of
+which 400 have a label.
+"""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -28,7 +30,9 @@ def judged(
     version: Callable[[str], ResolvedModel],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., CheckResult | None]:
-    """Return the result of the check for a version and fields of `backtest`; None if the check does not run."""
+    """Return the result of the check for a version and fields of `backtest`; None if
+    the check does not run.
+    """
     root = Path.cwd() / "log"
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(root))
     writer = LogWriter(root)

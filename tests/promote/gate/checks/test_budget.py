@@ -67,7 +67,9 @@ def test_with_nothing_served_only_absolute_bounds_count() -> None:
 
 @pytest.fixture
 def many_open_files() -> Iterator[None]:
-    """Open files so that the next file numbers are above 1,023, as in a server with a thousand connections."""
+    """Open files so that the next file numbers are above 1,023, as in a server with a
+    thousand connections.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
     opened: list[int] = []

@@ -48,7 +48,9 @@ def test_the_table_tells_which_columns_matter(tmp_path: Path) -> None:
 
 
 def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path: Path) -> None:
-    """The model returns the fraction of the input times a thousand, so that small noise changes its answer."""
+    """The model returns the fraction of the input times a thousand, so that small noise
+    changes its answer.
+    """
     extra = """k = Constant <value = double[1] {1000.0}> ()
         m = Mul(x, k)
         f = Floor(m)

@@ -1,4 +1,6 @@
-"""The OpenAPI document has all routes, is valid, and its examples are answered and fit its schemas."""
+"""The OpenAPI document has all routes, is valid, and its examples are answered and fit
+its schemas.
+"""
 
 import html
 import json
@@ -83,7 +85,10 @@ def server(
         "stock": model_folders["stock"],
         "texts": write_model(
             tmp_path / "texts",
-            "texts (float[N,1] votes, string[N,1] title) => (string[N,1] y) { y = Identity(title) }",
+            (
+                "texts (float[N,1] votes, string[N,1] title) => (string[N,1] y) { y = "
+                "Identity(title) }"
+            ),
             columns(votes="float", title="string"),
         ),
         "masked": write_model(
@@ -216,7 +221,9 @@ def test_it_is_valid(server: Server) -> None:
 
 
 def test_a_part_with_a_title_stands_once(server: Server) -> None:
-    """openapi-python-client derives class names from titles, and omits an operation if a name would repeat."""
+    """openapi-python-client derives class names from titles, and omits an operation if
+    a name would repeat.
+    """
     components = fetched(server)["components"]["schemas"]
     written = json.dumps(components)
     assert '"title": "' not in written
@@ -226,7 +233,9 @@ def test_a_part_with_a_title_stands_once(server: Server) -> None:
 
 
 def test_client_generators_get_a_name_for_every_method_and_every_class(server: Server) -> None:
-    """A generator names an operation without an id by its path and its verb, and an inline object by its position."""
+    """A generator names an operation without an id by its path and its verb, and an
+    inline object by its position.
+    """
     document = fetched(server)
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     names = [operation["operationId"] for operation in operations]
@@ -272,13 +281,17 @@ def test_an_endpoint_that_is_named_like_a_path_of_another_has_its_own_methods(
 
 
 def test_numbers_have_their_width(server: Server) -> None:
-    """Generated clients in Go and Java would otherwise read an int64 as int32, and a double as a float."""
+    """Generated clients in Go and Java would otherwise read an int64 as int32, and a
+    double as a float.
+    """
     record = fetched(server)["components"]["schemas"]["flights.record"]["properties"]
     assert (record["distance"]["format"], record["hour"]["format"]) == ("double", "int64")
 
 
 def test_every_array_says_what_it_holds(server: Server) -> None:
-    """Client generators omit an operation with an array without `items`, which OpenAPI 3.0 required."""
+    """Client generators omit an operation with an array without `items`, which OpenAPI
+    3.0 required.
+    """
 
     def arrays(part: Any) -> Iterator[dict[str, Any]]:
         for value in (

@@ -44,9 +44,11 @@ def test_the_server_answers_as_its_document_says(
     phases: str,
     examples: int,
 ) -> None:
-    """A table by the plain routes and its own routes, a tensor by its own routes, with the same requests in every run.
+    """A table by the plain routes and its own routes, a tensor by its own routes, with
+    the same requests in every run.
 
-    `examples` are random requests per operation; "coverage" derives requests from the document's bounds.
+    `examples` are random requests per operation; "coverage" derives requests from the
+    document's bounds.
     """
     paths = "/(flights|digits)([/:]|$)|^/[^/]*$|^/predict/|^/v2/health|^/v2/repository/index"
     command = [

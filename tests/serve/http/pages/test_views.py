@@ -1,4 +1,6 @@
-"""The pages in a real headless Chromium, with the keyboard, on a phone, and with hostile models."""
+"""The pages in a real headless Chromium, with the keyboard, on a phone, and with
+hostile models.
+"""
 
 import csv
 import io
@@ -45,7 +47,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, pages_server: Any) -> Iterator[Any]:
-    """Yield a tab. Afterwards, check that its console is empty and that it has sent requests only to the server."""
+    """Yield a tab. Afterwards, check that its console is empty and that it has sent
+    requests only to the server.
+    """
     context = browser.new_context(base_url=pages_server.url, accept_downloads=True)
     tab = context.new_page()
     tab.set_default_timeout(20_000)

@@ -513,7 +513,9 @@ def two_workers(
 
 
 def wait_until_shared(server: Running, number: int, endpoint: str) -> None:
-    """Wait until the workers have written so many requests to this endpoint to their files."""
+    """Wait until the workers have written so many requests to this endpoint to their
+    files.
+    """
 
     def is_shared() -> bool:
         files = (server.state_dir / METRICS).glob("requests_*.json")

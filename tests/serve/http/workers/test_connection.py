@@ -71,7 +71,9 @@ def read_answer(
     connection: socket.socket,
     has_body: bool = True,
 ) -> tuple[int, dict[str, str], Any]:
-    """Return the status, headers and document of the next response, without reading a byte of a later response."""
+    """Return the status, headers and document of the next response, without reading a
+    byte of a later response.
+    """
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         piece = connection.recv(1)
@@ -428,7 +430,9 @@ def app(serve_here: Any, bias_folders: Any) -> WorkerApp:
 
 
 def talk(app: WorkerApp, act: Callable[[HttpConnection], None], answers: int) -> list[bytes]:
-    """Return the bytes that a connection without a socket has written after this number of writes."""
+    """Return the bytes that a connection without a socket has written after this number
+    of writes.
+    """
     written: list[bytes] = []
     transport: Any = MagicMock()
     transport.write = written.append
@@ -544,7 +548,9 @@ def test_a_client_that_takes_no_answers_is_let_go_and_nothing_piles_up(
 
 
 def test_a_large_body_does_not_hold_up_small_requests(connect: Connect) -> None:
-    """The longest gap between two responses to a neighbour is shorter than the time of the large requests."""
+    """The longest gap between two responses to a neighbour is shorter than the time of
+    the large requests.
+    """
     large, small = connect(), connect()
     body = json.dumps({"inputs": [[1, 2, 3]] * 9000}).encode()
     stop = threading.Event()

@@ -1,4 +1,6 @@
-"""More clients than connections: idle connections are closed for clients that send requests."""
+"""More clients than connections: idle connections are closed for clients that send
+requests.
+"""
 
 import contextlib
 import resource
@@ -165,7 +167,9 @@ def ask_long(connection: socket.socket, more: bytes = b"") -> None:
 
 
 def received(connection: socket.socket) -> int:
-    """Return the number of bytes until the connection ends or the long text is complete."""
+    """Return the number of bytes until the connection ends or the long text is
+    complete.
+    """
     count = 0
     with contextlib.suppress(ConnectionError):
         while count <= LONG_BYTES and (piece := connection.recv(2**20)):

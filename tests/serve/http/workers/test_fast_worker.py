@@ -1,4 +1,6 @@
-"""The worker sends the same responses as the WSGI application, and loses no request when it ends or is killed."""
+"""The worker sends the same responses as the WSGI application, and loses no request
+when it ends or is killed.
+"""
 
 import contextlib
 import http.client
@@ -219,7 +221,9 @@ def test_a_name_with_line_ends_begins_neither_a_header_nor_a_metric(both: Both) 
 
 
 class Load:
-    """Clients that send requests one after the other on kept connections, until they are stopped."""
+    """Clients that send requests one after the other on kept connections, until they
+    are stopped.
+    """
 
     def __init__(self, url: str, clients: int = 6, pause: float = 0.005) -> None:
         self.statuses: list[int] = []
@@ -369,7 +373,9 @@ def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
 
 
 def test_clients_that_leave_their_handshake_keep_nobody_waiting(encrypted: Any) -> None:
-    """No thread waits for them, so that other clients are answered before their time limit."""
+    """No thread waits for them, so that other clients are answered before their time
+    limit.
+    """
     with contextlib.ExitStack() as clients:
         address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
         begun = [

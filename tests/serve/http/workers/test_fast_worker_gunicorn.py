@@ -89,7 +89,8 @@ def test_versions_change_under_load_without_one_failure(
         wait_until(lambda: len(answers) >= count)
 
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
-        # Wait as the supervisor does: the last worker answers 503 until it has loaded its model.
+        # Wait as the supervisor does: the last worker answers 503 until it has loaded
+        # its model.
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         threads = [threading.Thread(target=post, args=(running.url,)) for _ in range(4)]
         for thread in threads:
@@ -187,7 +188,8 @@ def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigt
         (worker,) = read_workers(tmp_path)
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         os.kill(worker.pid, signal.SIGSTOP)
-        # Wait, because of two pending signals the lower number is delivered first, which is SIGTERM.
+        # Wait, because of two pending signals the lower number is delivered first,
+        # which is SIGTERM.
         wait_until(lambda: status(worker.pid, "State") == "T", what="the worker's stop")
         clients = [
             waiting.enter_context(socket.create_connection(address, timeout=30)) for _ in range(20)
@@ -239,7 +241,9 @@ def test_one_row_costs_little_more_than_an_answer_without_a_model(
     tmp_path: Path,
     model_folders: dict[str, Path],
 ) -> None:
-    """The bound is a ratio to a bare /ping, because the machine is shared. It covers the complete path."""
+    """The bound is a ratio to a bare /ping, because the machine is shared. It covers
+    the complete path.
+    """
     row = {"dataframe_records": [{"carrier": "AA", "distance": 1.0, "hour": 2, "late": True}]}
     body = json.dumps(row)
     with (

@@ -1,4 +1,6 @@
-"""The state that a worker's connections share, on a loop whose time the test sets, and the requests answered on it."""
+"""The state that a worker's connections share, on a loop whose time the test sets, and
+the requests answered on it.
+"""
 
 import asyncio
 import math

@@ -1,4 +1,6 @@
-"""Tests that the fast path returns the same bits as the exact path, or leaves the request to the exact path."""
+"""Tests that the fast path returns the same bits as the exact path, or leaves the
+request to the exact path.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -57,8 +59,8 @@ ODD = st.one_of(
 
 @st.composite
 def schemas(draw: st.DrawFn) -> Schema:
-    """Draw a schema with columns of any types. Each column feeds its own input, as a vector or [N, 1], or all numeric
-    columns feed one input in any order.
+    """Draw a schema with columns of any types. Each column feeds its own input, as a
+    vector or [N, 1], or all numeric columns feed one input in any order.
     """
     kinds = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
     if draw(st.booleans()):
@@ -100,7 +102,9 @@ def tables(draw: st.DrawFn) -> tuple[Schema, list[list[Any]]]:
 
 
 def outcome(ask: Callable[[], Feeds]) -> Any:
-    """Return the feeds as plain values (bytes, to distinguish NaN and -0.0), or the message."""
+    """Return the feeds as plain values (bytes, to distinguish NaN and -0.0), or the
+    message.
+    """
     try:
         feeds = ask()
     except SchemaMismatch as error:
@@ -269,7 +273,9 @@ MATRIX_TYPES = {COLUMN_TYPES[kind]: kind for kind in VALUES if kind != "string"}
 
 @st.composite
 def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
-    """Draw a schema and rows that mostly fit its only tensor, which is fed in its own type or in another type."""
+    """Draw a schema and rows that mostly fit its only tensor, which is fed in its own
+    type or in another type.
+    """
     dtype, width = draw(st.sampled_from(sorted(MATRIX_TYPES))), draw(st.integers(1, 4))
     values = VALUES[MATRIX_TYPES[dtype]] | st.integers(-(2**63), 2**64 - 1)
     rows = draw(st.lists(st.lists(values, min_size=width, max_size=width), max_size=3))

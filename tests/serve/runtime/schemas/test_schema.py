@@ -1,4 +1,6 @@
-"""Tests of signatures as tables: inputs, outputs, and errors for unsupported signatures."""
+"""Tests of signatures as tables: inputs, outputs, and errors for unsupported
+signatures.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any

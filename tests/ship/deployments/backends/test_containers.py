@@ -1,4 +1,6 @@
-"""Tests of the creation of containers; tests/docker/test_docker_target.py tests them on an engine."""
+"""Tests of the creation of containers; tests/docker/test_docker_target.py tests them on
+an engine.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,6 @@
-"""Tests of the docker target without an engine; tests/docker/test_docker_target.py uses an engine."""
+"""Tests of the docker target without an engine; tests/docker/test_docker_target.py uses
+an engine.
+"""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,6 @@
-"""Tests of the number of pods and of their MLflow URI. tests/docker/test_kubernetes_target.py uses a real cluster."""
+"""Tests of the number of pods and of their MLflow URI.
+tests/docker/test_kubernetes_target.py uses a real cluster.
+"""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -138,7 +140,9 @@ def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_anoth
 
 
 class ScalingCluster:
-    """A cluster whose autoscaler adds a pod while pods are listed, and which refuses a Deployment with replicas."""
+    """A cluster whose autoscaler adds a pod while pods are listed, and which refuses a
+    Deployment with replicas.
+    """
 
     def __init__(self, *_: object) -> None:
         self.replicas = 1
@@ -284,7 +288,9 @@ def test_pods_of_another_are_not_taken_for_the_endpoints(
 
 
 class RestartingCluster:
-    """A cluster with one pod, whose log breaks twice, and which repeats earlier lines after a reconnect."""
+    """A cluster with one pod, whose log breaks twice, and which repeats earlier lines
+    after a reconnect.
+    """
 
     def __init__(self, *_: object) -> None:
         self.logs = [["1 loading", "2 ready"], [], ["2 ready", "3 answered"]]

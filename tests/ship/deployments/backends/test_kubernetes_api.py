@@ -1,5 +1,6 @@
-"""Tests of the API server's errors as one-line messages, and of retries. tests/docker/test_kubernetes_target.py
-uses a real cluster."""
+"""Tests of the API server's errors as one-line messages, and of retries.
+tests/docker/test_kubernetes_target.py uses a real cluster.
+"""
 
 import base64
 import hashlib
@@ -32,8 +33,8 @@ CUT = 0
 
 
 class ScriptedApi:
-    """An API server that answers `/apis` as Kubernetes 1.20 does, and any other request with the next answer of the
-    script.
+    """An API server that answers `/apis` as Kubernetes 1.20 does, and any other request
+    with the next answer of the script.
     """
 
     def __init__(self) -> None:
@@ -104,7 +105,9 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
 
 
 def conflict(*managers: str) -> Answer:
-    """Return the response of an API server in which other managers own fields of an applied document."""
+    """Return the response of an API server in which other managers own fields of an
+    applied document.
+    """
     if len(managers) == 1:
         return 409, {
             "message": f'Apply failed with 1 conflict: conflict with "{managers[0]}" using v1: .spec.type',

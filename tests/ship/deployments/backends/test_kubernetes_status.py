@@ -112,7 +112,8 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
                 lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137}},
             ),
             PodTrouble(
-                "pod f-1 was killed because it was out of memory (OOMKilled); container.memory_bytes is 64M",
+                "pod f-1 was killed because it was out of memory (OOMKilled); "
+                "container.memory_bytes is 64M",
                 True,
             ),
         ),

@@ -56,7 +56,9 @@ def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_loo
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Listing all processes once per endpoint would take minutes for thousands of endpoints."""
+    """Listing all processes once per endpoint would take minutes for thousands of
+    endpoints.
+    """
     monkeypatch.setattr(psutil, "process_iter", lambda: pytest.fail("every process was looked at"))
     settings = Settings(home=tmp_path)
     backend, spec = LocalBackend(settings), new_endpoint("e", "one")
@@ -89,7 +91,9 @@ def test_a_log_that_is_emptied_is_followed_from_its_new_begin(
     log.write_text("the first of three lines\n")
 
     def is_running(*_: object) -> bool:
-        """During the first read of the log, the server writes into it. Then the log is truncated."""
+        """During the first read of the log, the server writes into it. Then the log is
+        truncated.
+        """
         if "second" in log.read_text():
             log.write_text("the third\n")
             return False

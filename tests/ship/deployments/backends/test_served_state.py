@@ -1,4 +1,6 @@
-"""Tests of reading the state that the agent and the workers have written, in comparison with a spec."""
+"""Tests of reading the state that the agent and the workers have written, in comparison
+with a spec.
+"""
 
 import os
 from collections.abc import Callable
@@ -33,7 +35,9 @@ SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
 
 @pytest.fixture
 def say(tmp_path: Path) -> Callable[..., None]:
-    """Write the state of agent and worker. Generation 2 is wanted, and by default the worker has applied it."""
+    """Write the state of agent and worker. Generation 2 is wanted, and by default the
+    worker has applied it.
+    """
 
     def write(
         spec: EndpointSpec = SPEC,

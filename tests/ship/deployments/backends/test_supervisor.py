@@ -111,7 +111,8 @@ def test_the_registry_of_the_first_start_is_kept(
             "no such model",
         ),
         (
-            "2026-11-20 08:00:00,123 ERROR 12 mlflow_deploy_plugin.serve.models.repository: cannot load\n",
+            "2026-11-20 08:00:00,123 ERROR 12 mlflow_deploy_plugin.serve.models.repository: "
+            "cannot load\n",
             "cannot load",
         ),
         ("[2026-11-20 08:00:00 +0000] [7] [CRITICAL] WORKER TIMEOUT\nlast\n", "WORKER TIMEOUT"),
@@ -122,7 +123,10 @@ def test_the_registry_of_the_first_start_is_kept(
         (
             "usage: gunicorn [OPTIONS]\ngunicorn: error: unrecognized arguments: --x\nINFO agent\n"
             "Error: gunicorn ended with status 2 before every worker was ready; the log says why\n",
-            "gunicorn ended with status 2 before every worker was ready: gunicorn: error: unrecognized arguments: --x",
+            (
+                "gunicorn ended with status 2 before every worker was ready: gunicorn: error: "
+                "unrecognized arguments: --x"
+            ),
         ),
         (
             "INFO x\nError: gunicorn was killed; the log says why\n",
@@ -131,7 +135,10 @@ def test_the_registry_of_the_first_start_is_kept(
         ("Killed\n\n", "Killed"),
         (
             "exec /opt/onnxserve/bin/onnxserve: exec format error\n",
-            "the image is for another processor: onnxserve build-docker --platform linux/amd64 (or linux/arm64)",
+            (
+                "the image is for another processor: onnxserve build-docker --platform linux/amd64 "
+                "(or linux/arm64)"
+            ),
         ),
         ("", ""),
         (None, ""),

@@ -1,4 +1,6 @@
-"""References from training samples, datasets and the log, divided into windows like the judged window."""
+"""References from training samples, datasets and the log, divided into windows like the
+judged window.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

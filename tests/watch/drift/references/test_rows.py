@@ -1,4 +1,6 @@
-"""Rows of references: training samples, served or downloaded, and datasets with and without event times."""
+"""Rows of references: training samples, served or downloaded, and datasets with and
+without event times.
+"""
 
 import json
 import shutil

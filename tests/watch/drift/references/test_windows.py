@@ -1,4 +1,6 @@
-"""References in windows and steps, the choice of pairs, and values that are new to the rest of a reference."""
+"""References in windows and steps, the choice of pairs, and values that are new to the
+rest of a reference.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta

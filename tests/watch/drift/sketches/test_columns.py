@@ -54,7 +54,9 @@ def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row(
     np.testing.assert_array_equal(features["tokens.mean"].values, [4, np.nan])
     for number in range(
         8,
-    ):  # The deviations of the first image, -3, -1, 1 and 3, each with a sign, over the root of four.
+        # The deviations of the first image, -3, -1, 1 and 3, each with a sign, over the
+        # root of four.
+    ):
         assert features[f"image.projection.{number}"].values[0] in (-4, -3, -2, -1, 0, 1, 2, 3, 4)
         assert features[f"image.projection.{number}"].values[1] == 0
         assert np.isnan(features[f"tokens.projection.{number}"].values[1])

@@ -1,6 +1,8 @@
-"""Profiles of whole hours, stored next to the log. They make long windows cheap and always match the log.
+"""Profiles of whole hours, stored next to the log. They make long windows cheap and
+always match the log.
 
-On a real Spark cluster the profiles are bit-identical to the profiles of a single machine.
+On a real Spark cluster the profiles are bit-identical to the profiles of a single
+machine.
 """
 
 import io

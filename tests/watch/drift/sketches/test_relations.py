@@ -1,4 +1,6 @@
-"""Relations between columns: projections of rows, their findings, and the two columns whose correlation changed."""
+"""Relations between columns: projections of rows, their findings, and the two columns
+whose correlation changed.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +30,9 @@ DAYS, ROWS = 30, 200
 
 
 def rows(seed: int, count: int = ROWS, **others: Any) -> pa.Table:
-    """Return rows in which the humidity, the delay and the carrier follow the temperature."""
+    """Return rows in which the humidity, the delay and the carrier follow the
+    temperature.
+    """
     rng = np.random.default_rng(seed)
     temp = rng.normal(size=count)
     columns = {

@@ -1,4 +1,6 @@
-"""Sketches: columns of any type are counted, and merged parts equal the sketch of all rows."""
+"""Sketches: columns of any type are counted, and merged parts equal the sketch of all
+rows.
+"""
 
 import datetime
 import decimal

@@ -1,4 +1,6 @@
-"""The null distribution: scores, threshold, and false alarms of later windows that are judged by earlier windows."""
+"""The null distribution: scores, threshold, and false alarms of later windows that are
+judged by earlier windows.
+"""
 
 import re
 from collections.abc import Callable

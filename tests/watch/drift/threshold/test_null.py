@@ -1,4 +1,6 @@
-"""The figures of windows: rows are subsampled fairly, and bins show values outside of the reference."""
+"""The figures of windows: rows are subsampled fairly, and bins show values outside of
+the reference.
+"""
 
 import numpy as np
 import pyarrow as pa

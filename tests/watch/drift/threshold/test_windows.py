@@ -1,4 +1,6 @@
-"""The windows of null distributions, and the number of independent windows that they are worth."""
+"""The windows of null distributions, and the number of independent windows that they
+are worth.
+"""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,6 @@
-"""Boosters of XGBoost, LightGBM and CatBoost answer like their libraries: as estimators, natively, and in pipelines."""
+"""Boosters of XGBoost, LightGBM and CatBoost answer like their libraries: as
+estimators, natively, and in pipelines.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -338,7 +340,9 @@ def test_a_category_that_xgboost_has_not_learned_is_refused_with_its_row_and_col
     unseen: Any,
     of_categories: Any,
 ) -> None:
-    """Check unknown categories, including a value before the last known category, for which XGBoost 3.2 is wrong."""
+    """Check unknown categories, including a value before the last known category, for
+    which XGBoost 3.2 is wrong.
+    """
     _, saved = of_categories[library]
     columns = {**KNOWN, column: [KNOWN[column][0], unseen]}
 

@@ -114,7 +114,9 @@ def test_a_sampler_in_a_pipeline_is_left_out() -> None:
 
 
 class BalancedForest(RandomForestClassifier):  # type: ignore[misc]
-    """An ensemble like in imbalanced-learn, which trains differently but predicts like scikit-learn's ensemble."""
+    """An ensemble like in imbalanced-learn, which trains differently but predicts like
+    scikit-learn's ensemble.
+    """
 
     __module__ = "imblearn.ensemble._forest"
 

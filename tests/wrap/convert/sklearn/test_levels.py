@@ -1,4 +1,6 @@
-"""Boosted trees predict many rows by levels and few rows by ONNX Runtime's tree operator, with equal answers."""
+"""Boosted trees predict many rows by levels and few rows by ONNX Runtime's tree
+operator, with equal answers.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

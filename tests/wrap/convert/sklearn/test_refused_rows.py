@@ -180,7 +180,10 @@ def test_the_reason_names_the_step(tmp_path: Path) -> None:
     served = OnnxModel.load(tmp_path / "model")
     feeds = served.schema.from_columns({"a": np.array([1.0, -5.0]), "b": np.ones(2)})
 
-    reason = "^row 1: the model computes NaN or infinity for the row, which its LogisticRegression refuses$"
+    reason = (
+        "^row 1: the model computes NaN or infinity for the row, which its LogisticRegression "
+        "refuses$"
+    )
     with pytest.raises(InferenceError, match=reason):
         served.run(feeds)
     with pytest.raises(InferenceError, match=reason):

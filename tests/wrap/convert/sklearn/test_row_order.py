@@ -1,4 +1,6 @@
-"""Large ensembles of trees compute many rows in sorted order, and return the answers in the order of the request."""
+"""Large ensembles of trees compute many rows in sorted order, and return the answers in
+the order of the request.
+"""
 
 from typing import Any
 
@@ -90,7 +92,9 @@ def test_trees_without_splits_stay_one_operator() -> None:
 
 
 def test_the_key_of_one_column_takes_few_comparisons() -> None:
-    """Each comparison takes nine bytes per row: with 4,000 comparisons, 100,000 rows would need gigabytes."""
+    """Each comparison takes nine bytes per row: with 4,000 comparisons, 100,000 rows
+    would need gigabytes.
+    """
     column = DRAW.normal(size=(2000, 1))
     graph = wrap(
         RandomForestRegressor(20).fit(column, DRAW.normal(size=2000)),

@@ -141,7 +141,9 @@ def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_bool
     matrix: tuple[np.ndarray, np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Check the graph's attributes with any protobuf version: protobuf 6 silently converts booleans to integers."""
+    """Check the graph's attributes with any protobuf version: protobuf 6 silently
+    converts booleans to integers.
+    """
     rows, target = matrix
     booleans: list[str] = []
 
@@ -296,7 +298,9 @@ def _scaled_as_a_table() -> Any:
 
 @pytest.mark.long
 def test_numbers_keep_all_digits_beside_the_categories_of_a_table() -> None:
-    """Check a table of numbers and strings, which skl2onnx would join to strings with eight digits."""
+    """Check a table of numbers and strings, which skl2onnx would join to strings with
+    eight digits.
+    """
     table, target = _numbers_and_kinds()
     for model in (
         HistGradientBoostingRegressor(max_iter=20),
@@ -341,7 +345,9 @@ def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
 def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """Check an infinite threshold, for which skl2onnx would search a 64-bit float forever."""
+    """Check an infinite threshold, for which skl2onnx would search a 64-bit float
+    forever.
+    """
     table = pd.DataFrame(matrix[0][:300, :2], columns=["a", "b"]).assign(count=np.arange(300) % 7)
     table.loc[::3, "a"] = np.nan
     forest = RandomForestClassifier(5, max_depth=3, random_state=0, n_jobs=1).fit(

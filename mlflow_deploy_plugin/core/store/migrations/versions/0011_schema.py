@@ -1,4 +1,6 @@
-"""The schema of the first release. Stores with the revisions 0001 to 0010 of earlier builds are rejected."""
+"""The schema of the first release. Stores with the revisions 0001 to 0010 of earlier
+builds are rejected.
+"""
 
 from datetime import datetime
 from typing import Any

@@ -1,4 +1,6 @@
-"""The signed figures of each window of a monitor, and the baselines that users have accepted."""
+"""The signed figures of each window of a monitor, and the baselines that users have
+accepted.
+"""
 
 import sqlalchemy as sa
 from alembic import op

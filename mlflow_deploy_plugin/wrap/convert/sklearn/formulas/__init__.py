@@ -1,4 +1,5 @@
-"""Convert estimators with formulas: a formula computes the prediction of a fitted estimator in 64-bit floats.
+"""Convert estimators with formulas: a formula computes the prediction of a fitted
+estimator in 64-bit floats.
 
 | a formula returns                           | the estimator's outputs                                                |
 |---------------------------------------------|------------------------------------------------------------------------|
@@ -50,7 +51,9 @@ _BOOSTERS = {
 
 
 def register() -> None:
-    """Register estimators that have formulas, and the boosters of imported libraries, with skl2onnx."""
+    """Register estimators that have formulas, and the boosters of imported libraries,
+    with skl2onnx.
+    """
     known: dict[type, Formula] = {}
     for module in (categories, ensembles, features, neighbours, predictors, texts, trees):
         known |= module.FORMULAS
@@ -77,7 +80,9 @@ def convert_formula(
     operator: Operator,
     container: ModelComponentContainer,
 ) -> None:
-    """Add the nodes of the formula. Float outputs are 64-bit for `is_double` or 64-bit inputs, otherwise 32-bit."""
+    """Add the nodes of the formula. Float outputs are 64-bit for `is_double` or 64-bit
+    inputs, otherwise 32-bit.
+    """
     graph, estimator = NodeBuilder(scope, container), operator.raw_operator
     rows = Rows.of(graph, operator)
     answer = (FORMULAS | _PRECISE)[type(estimator)](estimator, rows)
@@ -98,4 +103,6 @@ def convert_formula(
 
 _PRECISE = neighbours.PRECISE | predictors.PRECISE | categories.PRECISE
 PRECISE = dict.fromkeys(_PRECISE, partial(convert_formula, True))
-"""Converters for the precision `double`, which replace converters with 32-bit operators."""
+"""Converters for the precision `double`, which replace converters with 32-bit
+operators.
+"""

@@ -1,7 +1,8 @@
 """Formulas of steps with string columns: category encoders and SimpleImputer.
 
-skl2onnx's encoders assign missing strings a separate number (OrdinalEncoder), and fail for fractions and, with grouped
-categories, for unseen values (OneHotEncoder). Its SimpleImputer fails for strings, indicators and 64-bit floats.
+skl2onnx's encoders assign missing strings a separate number (OrdinalEncoder), and fail
+for fractions and, with grouped categories, for unseen values (OneHotEncoder). Its
+SimpleImputer fails for strings, indicators and 64-bit floats.
 """
 
 import numpy as np
@@ -25,7 +26,9 @@ _NO_COLUMN = -1.0
 
 
 def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
-    """Return the code of each row's category per column. The codes of missing and unknown categories may be NaN."""
+    """Return the code of each row's category per column. The codes of missing and
+    unknown categories may be NaN.
+    """
     if getattr(model, "_infrequent_enabled", False):
         raise NotImplementedError("OrdinalEncoder with infrequent categories")
     unknown = (
@@ -43,7 +46,9 @@ def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
 
 
 def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
-    """Return the target mean (per class) of each row's category. Unknown categories get the mean of all rows."""
+    """Return the target mean (per class) of each row's category. Unknown categories get
+    the mean of all rows.
+    """
     columns, means, parts = rows.columns(), np.atleast_1d(model.target_mean_), []
     for index, encoding in enumerate(model.encodings_):
         position, target = divmod(index, len(means))
@@ -59,7 +64,9 @@ def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
 
 
 def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
-    """Return 1 in the column of each row's category, otherwise 0. Dropped and grouped categories have no column."""
+    """Return 1 in the column of each row's category, otherwise 0. Dropped and grouped
+    categories have no column.
+    """
     parts = []
     for position, (column, categories) in enumerate(
         zip(rows.columns(), model.categories_, strict=True),
@@ -161,7 +168,9 @@ _KEYS: dict[str, tuple[str, type]] = {
     "i": ("keys_int64s", int),
     "f": ("keys_floats", float),
 }
-"""The attribute of LabelEncoder with the keys of an input type, and the type of the keys."""
+"""The attribute of LabelEncoder with the keys of an input type, and the type of the
+keys.
+"""
 
 
 def is_missing(entry: Category) -> bool:
@@ -169,7 +178,9 @@ def is_missing(entry: Category) -> bool:
 
 
 def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
-    """Return the columns with filled gaps, in the dtype of the first column, and the missing indicators."""
+    """Return the columns with filled gaps, in the dtype of the first column, and the
+    missing indicators.
+    """
     x, marked = rows.raw, model.indicator_.features_.tolist() if model.add_indicator else []
     is_text = x.dtype.kind == "O"
     if not (marks_nan(model) or is_text) or (is_text and marked):

@@ -1,4 +1,6 @@
-"""Formulas of meta-estimators (`Rows.ask`): https://scikit-learn.org/stable/modules/multiclass.html."""
+"""Formulas of meta-estimators (`Rows.ask`):
+https://scikit-learn.org/stable/modules/multiclass.html.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -133,7 +135,9 @@ def thresholded(model: Estimator, rows: Rows) -> Decision:
 
 
 def chained(model: Estimator, rows: Rows) -> TracedArray:
-    """Return the predictions [N, targets] of a chain, whose estimators read earlier predictions as extra columns."""
+    """Return the predictions [N, targets] of a chain, whose estimators read earlier
+    predictions as extra columns.
+    """
     method = getattr(model, "chain_method_", "predict")
     earlier: list[TracedArray] = []
     answers: dict[int, TracedArray] = {}
@@ -150,7 +154,9 @@ def _flat(answer: Traced) -> TracedArray:
 
 
 def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
-    """Return the scores of the estimators [N, k], by default like multiclass._predict_binary."""
+    """Return the scores of the estimators [N, k], by default like
+    multiclass._predict_binary.
+    """
     behind = [rows.before_last_step(member) for member in estimators]
     if all(before is behind[0][0] for before, _ in behind):
         rows, estimators = behind[0][0], [last for _, last in behind]
@@ -217,7 +223,9 @@ def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
 
 
 def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the prediction of the final estimator, which reads the predictions of the other estimators as columns."""
+    """Return the prediction of the final estimator, which reads the predictions of the
+    other estimators as columns.
+    """
     columns = []
     for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
         answer = rows.ask(estimator, method)
@@ -266,7 +274,9 @@ def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
 
 
 def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the mean of the members' predictions, or their votes. Each member reads a subset of the columns."""
+    """Return the mean of the members' predictions, or their votes. Each member reads a
+    subset of the columns.
+    """
     count = 0 if is_regressor(model) else model.n_classes_  # A member may not know all classes.
     if all(
         is_tree(member) and len(getattr(member, "classes_", ())) == count
@@ -303,7 +313,9 @@ def _members(model: Estimator, rows: Rows) -> Iterator[tuple[Estimator, Rows]]:
 
 
 def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
-    """Fill gaps by regressions in several rounds. Unlike in scikit-learn, a row never depends on other rows."""
+    """Fill gaps by regressions in several rounds. Unlike in scikit-learn, a row never
+    depends on other rows.
+    """
     if not marks_nan(model) or model.sample_posterior or model._is_empty_feature.any():
         raise NotImplementedError(
             "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns",
@@ -339,7 +351,9 @@ def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) ->
 
 
 def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
-    """Return the labels or predictions of all targets as columns. Linear regressions are combined into one product."""
+    """Return the labels or predictions of all targets as columns. Linear regressions
+    are combined into one product.
+    """
     if hasattr(model, "classes_"):
         return np.stack([rows.ask(member, "label") for member in model.estimators_], axis=1)
     if all(map(is_linear, model.estimators_)):
@@ -395,7 +409,9 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
 
 
 def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> TracedArray:
-    """Return the inverse of Box-Cox or Yeo-Johnson (https://doi.org/10.1093/biomet/87.4.954) for a column [N]."""
+    """Return the inverse of Box-Cox or Yeo-Johnson
+    (https://doi.org/10.1093/biomet/87.4.954) for a column [N].
+    """
     none = abs(power) < np.spacing(1.0)
     if transformer.method == "box-cox":
         return np.exp(y) if none else (y * power + 1.0) ** (1 / power)

@@ -1,4 +1,6 @@
-"""Formulas of transformers: selected columns, projections, random features, scalers, bins, splines."""
+"""Formulas of transformers: selected columns, projections, random features, scalers,
+bins, splines.
+"""
 
 from functools import reduce
 from math import factorial
@@ -38,7 +40,9 @@ def selected(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def transformed(model: Transforming, rows: Rows) -> TracedArray:
-    """Return the distances from cluster centres, or the projection of a discriminant analysis."""
+    """Return the distances from cluster centres, or the projection of a discriminant
+    analysis.
+    """
     within = model.estimator
     if not isinstance(within, LinearDiscriminantAnalysis):
         return np.sqrt(squared_distances(rows.matrix, within.cluster_centers_))
@@ -47,7 +51,9 @@ def transformed(model: Transforming, rows: Rows) -> TracedArray:
 
 
 def called(model: preprocessing.FunctionTransformer, rows: Rows) -> TracedArray:
-    """Return the columns of a user's numpy function. Errors name the unsupported operation."""
+    """Return the columns of a user's numpy function. Errors name the unsupported
+    operation.
+    """
     if model.func is None:
         return rows.matrix
     name = getattr(model.func, "__name__", repr(model.func))
@@ -119,7 +125,9 @@ def additive_chi2(model: AdditiveChi2Sampler, rows: Rows) -> TracedArray:
 
 
 def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
-    """Return the inverse Fourier transform of the product of the sketches' Fourier transforms, by matrix products."""
+    """Return the inverse Fourier transform of the product of the sketches' Fourier
+    transforms, by matrix products.
+    """
     x = rows.matrix * np.sqrt(model.gamma)
     if model.coef0 != 0:
         x = np.concatenate([x, np.full_like(x[:, :1], np.sqrt(model.coef0))], axis=1)
@@ -138,7 +146,9 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
 
 
 def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray:
-    """Return products of columns in the precision of the rows. Products of equal degree are computed together."""
+    """Return products of columns in the precision of the rows. Products of equal degree
+    are computed together.
+    """
     x, parts, degrees = rows.own, [], model.powers_.sum(axis=1)
     for degree in np.unique(degrees):  # The products are ordered by degree.
         factors = [
@@ -150,7 +160,9 @@ def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray
 
 
 def scaled(model: Estimator, rows: Rows) -> TracedArray:
-    """Scale in scikit-learn's order and precision: skl2onnx's inverse scale moves numbers across thresholds."""
+    """Scale in scikit-learn's order and precision: skl2onnx's inverse scale moves
+    numbers across thresholds.
+    """
     x = rows.own
     steps: list[tuple[np.ufunc, Array | None]]
     match model:
@@ -178,7 +190,9 @@ def scaled(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def binarized(model: preprocessing.Binarizer, rows: Rows) -> TracedArray:
-    """Return 1 if a value is above the threshold in the precision of the rows, otherwise 0."""
+    """Return 1 if a value is above the threshold in the precision of the rows,
+    otherwise 0.
+    """
     threshold = np.float32(model.threshold) if rows.is_single else model.threshold
     return (rows.matrix > float(threshold)).astype(np.float64)
 
@@ -220,7 +234,9 @@ def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
 
 
 def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
-    """Return the quantile of each value in the training rows, or its normal deviate. skl2onnx's graph takes minutes."""
+    """Return the quantile of each value in the training rows, or its normal deviate.
+    skl2onnx's graph takes minutes.
+    """
     quantiles, shares = model.quantiles_, model.references_
     lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
     own = rows.own if rows.is_single else rows.matrix
@@ -245,7 +261,9 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
 
 
 def _deviates(share: TracedArray) -> TracedArray:
-    """Return normal deviates to 16 digits for shares above 1e-11: AS 241, https://doi.org/10.2307/2347330."""
+    """Return normal deviates to 16 digits for shares above 1e-11: AS 241,
+    https://doi.org/10.2307/2347330.
+    """
     centred = share - 0.5
     square = 0.180625 - centred * centred
     tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
@@ -293,7 +311,9 @@ def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
 
 
 _MARGIN = 1e-7
-"""scikit-learn's BOUNDS_THRESHOLD: the minimum distance of shares from 0 and 1, whose deviates are infinite."""
+"""scikit-learn's BOUNDS_THRESHOLD: the minimum distance of shares from 0 and 1, whose
+deviates are infinite.
+"""
 _NEAR = (
     (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,
      13731.693765509461125, 1971.5909503065514427, 133.14166789178437745, 3.387132872796366608),

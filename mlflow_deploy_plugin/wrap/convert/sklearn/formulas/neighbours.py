@@ -1,4 +1,6 @@
-"""Formulas of estimators that compare a row with training rows, by the 64-bit distances of `metrics.pairwise`."""
+"""Formulas of estimators that compare a row with training rows, by the 64-bit distances
+of `metrics.pairwise`.
+"""
 
 from collections.abc import Callable
 
@@ -52,7 +54,9 @@ def _dense(known: "Array | spmatrix") -> Array:
 
 
 def squared_distances(x: TracedArray, known: Array) -> TracedArray:
-    """Return squared distances [N, K] by differences (exact for equal rows), or by products if `known` is large."""
+    """Return squared distances [N, K] by differences (exact for equal rows), or by
+    products if `known` is large.
+    """
     known = _dense(known)
     if known.size <= _MAX_DIFFERENCES:
         away = x[:, None, :] - known
@@ -65,9 +69,11 @@ def squared_distances(x: TracedArray, known: Array) -> TracedArray:
 
 
 def nearest_centre(x: TracedArray, centres: Array) -> TracedArray:
-    """Return the position [N] of the nearest of K centres [K, k] without the square of x, like scikit-learn.
+    """Return the position [N] of the nearest of K centres [K, k] without the square of
+    x, like scikit-learn.
 
-    Far from the centres, the square has more digits than a float, and the differences between the centres are lost.
+    Far from the centres, the square has more digits than a float, and the differences
+    between the centres are lost.
     """
     centres = _dense(centres)
     return np.argmin((centres * centres).sum(axis=1) - 2.0 * (x @ centres.T), axis=1)
@@ -113,7 +119,9 @@ def kernel(
     degree: Option = None,
     coef0: Option = None,
 ) -> TracedArray:
-    """Return a kernel of sklearn.metrics.pairwise [N, K] between rows x [N, k] and training rows [K, k]."""
+    """Return a kernel of sklearn.metrics.pairwise [N, K] between rows x [N, k] and
+    training rows [K, k].
+    """
     known = _dense(known)
     scale = 1.0 / known.shape[1] if gamma is None else float(gamma)
     shift = 1.0 if coef0 is None else float(coef0)
@@ -137,7 +145,9 @@ def _weights(
     far: TracedArray,
     weights: str | Callable[[TracedArray], TracedArray] | None,
 ) -> TracedArray:
-    """Return the weights [N, k] of neighbours. With weights 1 / distance, a distance of 0 excludes other neighbours."""
+    """Return the weights [N, k] of neighbours. With weights 1 / distance, a distance of
+    0 excludes other neighbours.
+    """
     if callable(weights):
         return weights(far)
     if weights != "distance":
@@ -154,7 +164,9 @@ def _metric(model: Estimator) -> tuple[Metric, float]:
 
 
 def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
-    """Return the weighted mean [N, t] of the targets [K, t] of the nearest training rows."""
+    """Return the weighted mean [N, t] of the targets [K, t] of the nearest training
+    rows.
+    """
     far, nearest = smallest(
         distances(rows.matrix, model._fit_X, *_metric(model)),
         model.n_neighbors,
@@ -164,7 +176,9 @@ def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
 
 
 def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
-    """Return the weighted mean [N, t] of targets within the radius (NaN without neighbours), and their count [N]."""
+    """Return the weighted mean [N, t] of targets within the radius (NaN without
+    neighbours), and their count [N].
+    """
     far = distances(rows.matrix, model._fit_X, *_metric(model))
     inside = (far <= model.radius).astype(np.float64)
     weights = inside * _weights(far, model.weights)
@@ -209,7 +223,9 @@ def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> Tr
 
 
 def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
-    """Fill gaps with the mean of the nearest training rows, by sklearn.metrics.pairwise.nan_euclidean_distances."""
+    """Fill gaps with the mean of the nearest training rows, by
+    sklearn.metrics.pairwise.nan_euclidean_distances.
+    """
     if not marks_nan(model) or callable(model.weights):
         raise NotImplementedError(
             "KNNImputer with missing_values other than NaN, or weights that are a function",
@@ -268,7 +284,9 @@ def closest_centre(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
-    """Return the leaf of each row in the tree of clusters. At each node, a row goes to the nearer of two centres."""
+    """Return the leaf of each row in the tree of clusters. At each node, a row goes to
+    the nearer of two centres.
+    """
 
     def below(node: Estimator) -> TracedArray:
         if node.left is None:
@@ -308,7 +326,9 @@ def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
 
 
 def _decisions(model: Estimator, rows: Rows) -> TracedArray:
-    """Return the decision values [N, k] of libsvm's svm_predict_values: k is 1 or the number of class pairs."""
+    """Return the decision values [N, k] of libsvm's svm_predict_values: k is 1 or the
+    number of class pairs.
+    """
     options = {"gamma": model._gamma, "degree": model.degree, "coef0": model.coef0}
     similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
     weights = _dense(model._dual_coef_).T  # shape: [K, 1 or classes - 1]
@@ -320,12 +340,16 @@ def _decisions(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
-    """Return 1 for a positive score, otherwise -1, like libsvm; skl2onnx returns 0 for a score of 0."""
+    """Return 1 for a positive score, otherwise -1, like libsvm; skl2onnx returns 0 for
+    a score of 0.
+    """
     return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
 
 
 def machine_classes(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedArray]:
-    """Return the decision of an SVC or NuSVC: a positive decision value is a vote for the first class of a pair."""
+    """Return the decision of an SVC or NuSVC: a positive decision value is a vote for
+    the first class of a pair.
+    """
     if len(model.probA_):
         raise NotImplementedError(
             f"{type(model).__name__} with probability=True: libsvm computes them iteratively",
@@ -366,7 +390,9 @@ def isomap(model: Isomap, rows: Rows) -> TracedArray:
 
 
 def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
-    """Return the weighted sum of the neighbours' embeddings, with the weights that reconstruct the row."""
+    """Return the weighted sum of the neighbours' embeddings, with the weights that
+    reconstruct the row.
+    """
     _, neighbours = _neighbours_of(model, rows.matrix)
     count = model.n_neighbors
     away = take(model.nbrs_._fit_X, neighbours) - rows.matrix[:, None, :]
@@ -418,4 +444,6 @@ PRECISE: dict[type, Formula] = {
     **dict.fromkeys((SVR, NuSVR), _decisions),
     **dict.fromkeys((SVC, NuSVC), machine_classes),
 }
-"""Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is used."""
+"""Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is
+used.
+"""

@@ -1,4 +1,6 @@
-"""Formulas of predictors with a few operations per row. Kernels follow sklearn.gaussian_process.kernels."""
+"""Formulas of predictors with a few operations per row. Kernels follow
+sklearn.gaussian_process.kernels.
+"""
 
 import numpy as np
 from scipy import special
@@ -32,7 +34,9 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveClassifi
 
 
 def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
-    """Return the predictions [N, M] of M models for x [N, M]. Outside its thresholds, a single model may return NaN."""
+    """Return the predictions [N, M] of M models for x [N, M]. Outside its thresholds, a
+    single model may return NaN.
+    """
     known, values = (
         [np.asarray(getattr(model, name), float) for model in models]
         for name in ("X_thresholds_", "y_thresholds_")
@@ -78,7 +82,9 @@ def elliptic(model: EllipticEnvelope, rows: Rows) -> TracedArray:
 
 
 def mixture(model: Estimator, rows: Rows) -> TracedArray:
-    """Return the component with the largest log density, by sklearn.mixture._gaussian_mixture in 64 bits."""
+    """Return the component with the largest log density, by
+    sklearn.mixture._gaussian_mixture in 64 bits.
+    """
     columns = []
     for component, mean in enumerate(model.means_):
         away = rows.matrix - mean
@@ -109,7 +115,9 @@ def process_classes(
 
 
 def additive(model: AdditiveModel, rows: Rows) -> Answer:
-    """Return sums of scores by bin. Bin 0 is for missing numbers; other bins are 1 + the number of cuts up to x."""
+    """Return sums of scores by bin. Bin 0 is for missing numbers; other bins are 1 +
+    the number of cuts up to x.
+    """
     positions, all_cuts = zip(*model.cuts, strict=True)
     x = rows.matrix[:, list(positions)]
     longest = max(0 if cuts is None else len(cuts) for cuts in all_cuts)
@@ -138,7 +146,9 @@ def additive(model: AdditiveModel, rows: Rows) -> Answer:
 
 
 def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
-    """Return the decision of a linear classifier; skl2onnx's labels differ if probabilities are 1 or equal."""
+    """Return the decision of a linear classifier; skl2onnx's labels differ if
+    probabilities are 1 or equal.
+    """
     scores = rows.sums([model])
     if scores.sample.shape[1] == 1:
         scores = np.concatenate([-scores, scores], axis=1)
@@ -149,7 +159,9 @@ def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedAr
 
 
 def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
-    """Return the latent mean [N] and P(class 1) [N]: Algorithm 3.2 of https://gaussianprocess.org/gpml/."""
+    """Return the latent mean [N] and P(class 1) [N]: Algorithm 3.2 of
+    https://gaussianprocess.org/gpml/.
+    """
     known = _kernel(model.kernel_, x, model.X_train_)
     mean = known @ (model.y_train_ - model.pi_)
     solved = (known * model.W_sr_) @ np.linalg.inv(model.L_).T
@@ -165,7 +177,8 @@ def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]
 def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array | None = None) -> TracedArray:
     """Return the kernel [N, K] between rows x [N, k] and training rows [K, k].
 
-    Without training rows, return the kernel of each row with itself, as [N] or a number.
+    Without training rows, return the kernel of each row with itself, as [N] or a
+    number.
     """
     match kernel:
         case kernels.Sum() | kernels.Product():
@@ -212,4 +225,6 @@ FORMULAS: dict[type, Formula] = {
     **dict.fromkeys((AdditiveModel, AdditiveClassifier), additive),
 }
 PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
-"""Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is used."""
+"""Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is
+used.
+"""

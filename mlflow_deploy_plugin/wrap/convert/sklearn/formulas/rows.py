@@ -32,10 +32,12 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.graph import VARIABLE_TYPES, Node
 
 
 class Rows:
-    """The rows that an estimator reads: skl2onnx's variables, or a matrix from a formula.
+    """The rows that an estimator reads: skl2onnx's variables, or a matrix from a
+    formula.
 
-    `is_double` is True if an input has 64-bit floats, which nested estimators then read. `is_single` is True if all
-    inputs have 32-bit floats, so that comparisons use 32 bits; scikit-learn reads integers as 64-bit floats.
+    `is_double` is True if an input has 64-bit floats, which nested estimators then
+    read. `is_single` is True if all inputs have 32-bit floats, so that comparisons use
+    32 bits; scikit-learn reads integers as 64-bit floats.
     """
 
     def __init__(
@@ -46,7 +48,8 @@ class Rows:
         matrix: TracedArray | None = None,
     ) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
-        # The keys are digests or ids (`_learned`). The values contain the step, so that its id is not reused.
+        # The keys are digests or ids (`_learned`). The values contain the step, so that
+        # its id is not reused.
         self._after: dict[int | str, tuple[Rows, Estimator]] = {}
         self._outputs: dict[
             tuple[int, bool],
@@ -137,10 +140,12 @@ class Rows:
         return rows
 
     def ask(self, estimator: Estimator, method: str) -> TracedArray:
-        """Return the result of a nested estimator: `predict`, `predict_proba`, `decision_function` or `transform`.
+        """Return the result of a nested estimator: `predict`, `predict_proba`,
+        `decision_function` or `transform`.
 
-        Labels are numbers, but the method `label` returns strings or integers. With two classes, the decision function
-        is [N]. Raises NotImplementedError if the converter of the estimator does not support the method.
+        Labels are numbers, but the method `label` returns strings or integers. With two
+        classes, the decision function is [N]. Raises NotImplementedError if the
+        converter of the estimator does not support the method.
         """
         if not (isinstance(estimator, RFE) and method == "transform"):  # RFE also selects columns.
             estimator = best_estimator(estimator)
@@ -178,7 +183,9 @@ class Rows:
         return self._by_converter(estimator, method)
 
     def before_last_step(self, estimator: Estimator) -> tuple["Rows", Estimator]:
-        """Return the rows that a pipeline's last step reads, and this step. Identical steps share their rows."""
+        """Return the rows that a pipeline's last step reads, and this step. Identical
+        steps share their rows.
+        """
         rows, estimator = self, best_estimator(estimator)
         while isinstance(estimator, Pipeline):
             used = (step for _, step in estimator.steps[:-1] if not estimators.passes_on(step))
@@ -204,7 +211,9 @@ class Rows:
         return [self._graph.declare(best_estimator(member), inputs) for member in members]
 
     def sums(self, members: list[Estimator]) -> TracedArray:
-        """Return the scores or predictions [N, k] of linear estimators, with one product."""
+        """Return the scores or predictions [N, k] of linear estimators, with one
+        product.
+        """
         self._declare(members)
         linear = [best_estimator(member) for member in members]
         weights = [np.atleast_2d(member.coef_).astype(float) for member in linear]
@@ -215,7 +224,9 @@ class Rows:
         return self.matrix @ np.concatenate(weights).T + np.concatenate(shifts).astype(float)
 
     def _linear(self, estimator: Estimator, method: str) -> TracedArray | None:
-        """Return the result of a linear estimator as in scikit-learn, or None for unsupported probabilities."""
+        """Return the result of a linear estimator as in scikit-learn, or None for
+        unsupported probabilities.
+        """
         scores = self.sums([estimator])
         single = scores.sample.shape[1] == 1
         if is_regressor(estimator):
@@ -272,7 +283,9 @@ class Rows:
         return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 
     def _variables(self, estimator: Estimator) -> list[Variable]:
-        """Return the inputs of an estimator's converter. Gradient boosting reads 32-bit floats in scikit-learn too."""
+        """Return the inputs of an estimator's converter. Gradient boosting reads 32-bit
+        floats in scikit-learn too.
+        """
         rounds = any(
             isinstance(part, BaseGradientBoosting) for part in estimators.sub_estimators(estimator)
         )
@@ -320,11 +333,15 @@ Formula = Callable[[Estimator, Rows], Answer]
 FORMULAS: dict[type, Formula] = {}
 """The formulas by estimator class. `formulas.register` fills this table."""
 SCORES: dict[type, Formula] = {}
-"""The formulas of decision functions, for estimators whose formula does not return scores."""
+"""The formulas of decision functions, for estimators whose formula does not return
+scores.
+"""
 
 
 def _learned(step: Estimator) -> int | str:
-    """Return a digest of the fitted attributes of a step, or its id if the step contains an unnamed function."""
+    """Return a digest of the fitted attributes of a step, or its id if the step
+    contains an unnamed function.
+    """
     try:
         return str(joblib.hash(step))
     except (AttributeError, PicklingError, TypeError):
@@ -347,7 +364,9 @@ def _classes_at(estimator: Estimator, position: TracedArray, method: str) -> Tra
 
 
 def is_logistic(estimator: Estimator) -> bool:
-    """Return True for a linear classifier whose probabilities are the logistic function of its scores."""
+    """Return True for a linear classifier whose probabilities are the logistic function
+    of its scores.
+    """
     by_loss = isinstance(estimator, SGDClassifier) and estimator.loss == "log_loss"
     return by_loss or isinstance(estimator, LogisticRegression | LinearDiscriminantAnalysis)
 
@@ -365,9 +384,11 @@ def votes_of_pairs(
     score: TracedArray,
     classes: int,
 ) -> tuple[TracedArray, TracedArray]:
-    """Return the votes [N, C] in all pairs of classes, and the scores of multiclass._ovr_decision_function.
+    """Return the votes [N, C] in all pairs of classes, and the scores of
+    multiclass._ovr_decision_function.
 
-    `second` [N, pairs] is 1.0 for a vote for the second class, otherwise 0.0. `score` [N, pairs] is the confidence.
+    `second` [N, pairs] is 1.0 for a vote for the second class, otherwise 0.0. `score`
+    [N, pairs] is the confidence.
     """
     first, second_class = np.triu_indices(classes, 1)
     sides = np.eye(classes)[second_class] - np.eye(classes)[first]

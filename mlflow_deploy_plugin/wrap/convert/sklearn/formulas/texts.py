@@ -1,8 +1,10 @@
-"""Formulas of text vectorizers and TfidfTransformer, with exactly the same tokens as in Python.
+"""Formulas of text vectorizers and TfidfTransformer, with exactly the same tokens as in
+Python.
 
-skl2onnx's converters use `[a-zA-Z0-9_]+` for the default pattern, and compute `sublinear_tf` incorrectly. ONNX Runtime
-converts "İ" and a final "Σ" to other lowercase letters than Python. Texts with these letters, or with accents that must
-be removed, are converted character by character.
+skl2onnx's converters use `[a-zA-Z0-9_]+` for the default pattern, and compute
+`sublinear_tf` incorrectly. ONNX Runtime converts "İ" and a final "Σ" to other lowercase
+letters than Python. Texts with these letters, or with accents that must be removed, are
+converted character by character.
 """
 
 import re
@@ -31,7 +33,8 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder, Values
 
-# Padding after the last token. It is neither a character nor a term; a NUL at the end of a constant would be lost.
+# Padding after the last token. It is neither a character nor a term; a NUL at the end
+# of a constant would be lost.
 _PAD = "\x01 \x01"
 _MAX_HASHED = 2**16  # columns; a row is dense in a graph, so more columns take over 256 KiB per row
 _BLOCK = 64  # rows per block; a block costs about 20 µs, as much as two short texts
@@ -65,7 +68,9 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
 
 
 def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
-    """Return the sums per column. MurmurHash3 of a token determines its column and sign."""
+    """Return the sums per column. MurmurHash3 of a token determines its column and
+    sign.
+    """
     if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
         raise NotImplementedError(
             f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens",
@@ -115,14 +120,17 @@ def _in_blocks(
     width: int,
     write: Callable[[NodeBuilder, str], str],
 ) -> TracedArray:
-    """Return the numbers [N, width] that `write` computes for blocks of texts. If a text is long, each row is a block.
+    """Return the numbers [N, width] that `write` computes for blocks of texts. If a
+    text is long, each row is a block.
 
-    The longest text determines a block's width: 1,000 rows with a text of 50,000 words took 20 s and more than 9 GB.
+    The longest text determines a block's width: 1,000 rows with a text of 50,000 words
+    took 20 s and more than 9 GB.
     """
     graph, texts_name = column.graph, column.name
     count = graph.node("Shape", [texts_name], start=0, end=1)
     single, several, body = graph.subgraph(), graph.subgraph(), graph.subgraph()
-    # Divide several texts into blocks of equal size, [blocks, rows]. The first texts pad the last block.
+    # Divide several texts into blocks of equal size, [blocks, rows]. The first texts
+    # pad the last block.
     listed = several.node("Reshape", [texts_name, [-1]])
     is_long = several.node("RegexFullMatch", [listed], pattern=_LONG)
     largest = several.node("ReduceMin", [several.node("Where", [is_long, [1], [_BLOCK]])])
@@ -156,7 +164,8 @@ def _in_blocks(
 def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     """Return the tokens [N, L] of preprocessed texts [N], padded with `_PAD` or spaces."""
     characters = vectorizer.analyzer in ("char", "char_wb")  # A token is a character.
-    # With `char_wb`, spaces surround each word. Words can share a space, since no term contains an inner space.
+    # With `char_wb`, spaces surround each word. Words can share a space, since no term
+    # contains an inner space.
     within_words = vectorizer.analyzer == "char_wb"
     pad = " " if within_words else _PAD
     expression = _token_expression(vectorizer)
@@ -206,7 +215,9 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
 
 
 def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Return the texts [N], in lower case and without accents if the vectorizer requires it."""
+    """Return the texts [N], in lower case and without accents if the vectorizer
+    requires it.
+    """
     if not vectorizer.lowercase and not isinstance(vectorizer.strip_accents, str):
         return texts
     plain, other = graph.subgraph(), graph.subgraph()
@@ -241,7 +252,9 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
 
 
 def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Replace the characters of texts [N], then join adjacent characters in log2(longest text) rounds."""
+    """Replace the characters of texts [N], then join adjacent characters in
+    log2(longest text) rounds.
+    """
     known, others = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
     keys, values = [*known, _PAD], [*known.values(), ""]
     characters = graph.node(
@@ -293,7 +306,9 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
 
 
 def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
-    """Return the characters [N, L] with "ς" for a "Σ" at the end of a word, by Unicode's rule Final_Sigma."""
+    """Return the characters [N, L] with "ς" for a "Σ" at the end of a word, by
+    Unicode's rule Final_Sigma.
+    """
     letters, skipped = _cases()
     keys, codes = [*letters, *skipped], [2.0] * len(letters) + [0.0] * len(skipped)
     code = graph.node(
@@ -313,7 +328,8 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     )
     nothing, near = np.array([-4e15]), []
     for step, before, after in ((4.0, _NEAR, 0), (-4.0, 0, _NEAR)):
-        # The nearest character has the largest rank. A rank modulo 4 is the character's code, or the code minus 4.
+        # The nearest character has the largest rank. A rank modulo 4 is the character's
+        # code, or the code minus 4.
         rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
         rank = graph.node("Unsqueeze", [graph.node("Where", [is_skipped, nothing, rank]), [1]])
         padded = graph.node("Pad", [rank, [0, 0, before, 0, 0, after], nothing[0]])
@@ -331,7 +347,9 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
 
 @cache
 def _cases() -> tuple[list[str], list[str]]:
-    """Return the characters that Python treats as letters next to a sigma, and the characters that Python skips."""
+    """Return the characters that Python treats as letters next to a sigma, and the
+    characters that Python skips.
+    """
     letters = [
         character for character in _characters() if f"A{_SIGMA}{character}".lower()[1] == "σ"
     ]
@@ -343,7 +361,9 @@ def _cases() -> tuple[list[str], list[str]]:
 
 @cache
 def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str, str], str]:
-    """Return replacements of characters and the default: "" to drop a character, or `_PAD` to keep the character."""
+    """Return replacements of characters and the default: "" to drop a character, or
+    `_PAD` to keep the character.
+    """
     strip = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}.get(
         strip_accents or "",
         str,
@@ -358,7 +378,9 @@ def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str,
 
 
 def weighted(transformer: TfidfTransformer, counts: TracedArray) -> TracedArray:
-    """Return counts [N, V] times the term weights, with rows of norm 1, in 64 bits to avoid underflow of squares."""
+    """Return counts [N, V] times the term weights, with rows of norm 1, in 64 bits to
+    avoid underflow of squares.
+    """
     counts = counts.astype(np.float64)
     if transformer.sublinear_tf:
         counts = np.where(counts == 0, 0.0, np.log(counts) + 1.0)
@@ -392,7 +414,9 @@ def _single(
 
 
 def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
-    """Return the vocabulary for the operator TfIdfVectorizer: terms sorted by token count, and their columns."""
+    """Return the vocabulary for the operator TfIdfVectorizer: terms sorted by token
+    count, and their columns.
+    """
     smallest, largest = vectorizer.ngram_range
     characters = vectorizer.analyzer in ("char", "char_wb")
     if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
@@ -419,11 +443,14 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
 
 
 def _token_expression(vectorizer: CountVectorizer) -> str:
-    """Return the RE2 expression of a token in a preprocessed text. Raises NotImplementedError if this is impossible."""
+    """Return the RE2 expression of a token in a preprocessed text. Raises
+    NotImplementedError if this is impossible.
+    """
     for option in ("analyzer", "preprocessor", "strip_accents"):
         if callable(function := getattr(vectorizer, option)):
             raise NotImplementedError(
-                f"its option {option}={_named(function)} is a Python function, which a graph cannot call",
+                f"its option {option}={_named(function)} is a Python function, which a graph "
+                "cannot call",
             )
     if vectorizer.analyzer == "char_wb":
         return f"{_class(_SPACES)}+|(?s:.)"
@@ -433,7 +460,9 @@ def _token_expression(vectorizer: CountVectorizer) -> str:
 
 
 def _word_expression(vectorizer: CountVectorizer) -> str:
-    """Return the regular expression of words. A word is a maximal run of characters of one class."""
+    """Return the regular expression of words. A word is a maximal run of characters of
+    one class.
+    """
     pattern = (
         vectorizer.token_pattern
         if vectorizer.tokenizer is None
@@ -455,7 +484,8 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
         bool(second) + (1 if match["count"] in ("+", None) else int(match["count"][1:-2])),
     )
     if match["edge"] and kind != r"\w":
-        # A vocabulary contains only words of the class, but hashes and n-grams would include other words.
+        # A vocabulary contains only words of the class, but hashes and n-grams would
+        # include other words.
         is_hashed = isinstance(vectorizer, HashingVectorizer)
         if (
             is_hashed
@@ -476,7 +506,9 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
 
 
 def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
-    """Return a pattern that finds the tokenizer's tokens in some test texts. The parity check compares other texts."""
+    """Return a pattern that finds the tokenizer's tokens in some test texts. The parity
+    check compares other texts.
+    """
     texts = (
         *(
             "",
@@ -485,14 +517,18 @@ def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
             "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”",
         ),
         # A stemmer, a lemmatizer or stop words would change the tokens of this text.
-        "The studies were running happily and better, but my dogs don't see 1,234 organizations at https://x.org/y :-)",
+        (
+            "The studies were running happily and better, but my dogs don't see 1,234 "
+            "organizations at https://x.org/y :-)"
+        ),
         "Häuser gingen, maisons étaient, niños comieron; aaaaaah GREATEST geese mice",
     )
     for pattern in _PATTERNS:
         if all(list(tokenizer(text)) == re.findall(pattern, text) for text in texts):
             return pattern
     raise NotImplementedError(
-        f"its option tokenizer={_named(tokenizer)} is a Python function; only str.split and patterns are supported",
+        f"its option tokenizer={_named(tokenizer)} is a Python function; only str.split and "
+        "patterns are supported",
     )
 
 
@@ -514,7 +550,9 @@ _PATTERNS = (
 
 
 def _class(kind: str) -> str:
-    """Return a character class as RE2's class of code points: the Unicode versions of RE2 and Python differ."""
+    """Return a character class as RE2's class of code points: the Unicode versions of
+    RE2 and Python differ.
+    """
     codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
     parts = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
     return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"
@@ -522,7 +560,9 @@ def _class(kind: str) -> str:
 
 @cache
 def _characters() -> str:
-    """Return all characters in order. One string takes 4 MB; a list of characters would take 70 MB and 1 s."""
+    """Return all characters in order. One string takes 4 MB; a list of characters would
+    take 70 MB and 1 s.
+    """
     return bytes(np.r_[:0xD800, 0xE000:0x110000].astype("<u4")).decode("utf-32-le")
 
 

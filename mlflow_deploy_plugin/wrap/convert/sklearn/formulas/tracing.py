@@ -1,8 +1,9 @@
 """Arrays that record numpy operations as nodes of a graph.
 
-For a `Traced` array x, `x @ w + b` adds a MatMul and an Add. Functions of users are recorded in the same way
-(https://numpy.org/doc/stable/user/basics.dispatch.html). The first axis is the rows of a request. Operations must not
-mix rows or depend on the number of rows. Unsupported types and operations, such as an `if` on values, raise
+For a `Traced` array x, `x @ w + b` adds a MatMul and an Add. Functions of users are
+recorded in the same way (https://numpy.org/doc/stable/user/basics.dispatch.html). The
+first axis is the rows of a request. Operations must not mix rows or depend on the
+number of rows. Unsupported types and operations, such as an `if` on values, raise
 NotImplementedError.
 """
 
@@ -37,7 +38,9 @@ Operand: TypeAlias = TracedArray
 
 
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array of the graph. Each operation is also applied to `sample` [7, …] to determine dtype and shape."""
+    """An array of the graph. Each operation is also applied to `sample` [7, …] to
+    determine dtype and shape.
+    """
 
     def __init__(self, graph: NodeBuilder, name: str, sample: Array) -> None:
         self.graph, self.name, self.sample = graph, name, sample
@@ -86,7 +89,9 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             )
 
     def reshape(self, *shape: int | Sequence[int]) -> TracedArray:
-        """Change the shape of each row. The first size must be -1, which means all rows."""
+        """Change the shape of each row. The first size must be -1, which means all
+        rows.
+        """
         sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
         sample = self.sample.reshape(len(self.sample), *sizes[1:])
         if sizes[0] not in (-1, None):
@@ -358,12 +363,16 @@ def selected(
 
 
 def of_column(table: Array, positions: TracedArray) -> TracedArray:
-    """Return the entries of a constant table [K, M] at computed row positions [N, M] of each column."""
+    """Return the entries of a constant table [K, M] at computed row positions [N, M] of
+    each column.
+    """
     return take(table.T.ravel(), positions + len(table) * np.arange(table.shape[1]))
 
 
 def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
-    """For each x [N, M], count by bisection the numbers in its column of `table` for which `compare` is true."""
+    """For each x [N, M], count by bisection the numbers in its column of `table` for
+    which `compare` is true.
+    """
     bits = len(table).bit_length()
     padded = np.pad(table, ((0, 2**bits - 1 - len(table)), (0, 0)), constant_values=np.inf)
     counts = np.zeros_like(x).astype(np.int64)
@@ -374,7 +383,9 @@ def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
 
 
 def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]) -> TracedArray:
-    """Interpolate or extrapolate x [N, M] with M sets of ascending points, like scipy.interpolate.interp1d."""
+    """Interpolate or extrapolate x [N, M] with M sets of ascending points, like
+    scipy.interpolate.interp1d.
+    """
     size = max(2, *map(len, known))
     at = np.stack(
         [np.pad(points, (0, size - len(points)), constant_values=np.inf) for points in known],
@@ -421,7 +432,9 @@ def take(values: Array, positions: TracedArray) -> TracedArray:
 
 
 def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
-    """Return the smallest numbers of each row [N, count], ascending, and their positions. Ties keep their order."""
+    """Return the smallest numbers of each row [N, count], ascending, and their
+    positions. Ties keep their order.
+    """
     positions = np.argsort(x.sample, axis=1, kind="stable")[:, :count]
     values = np.take_along_axis(x.sample, positions, axis=1)
     names = x.graph.nodes("TopK", [x.name, [count]], 2, axis=1, largest=0, sorted=1)
@@ -458,7 +471,9 @@ def _single(operator: str, ufunc: np.ufunc, x: TracedArray) -> TracedArray:
 
 
 def error_function(x: TracedArray) -> TracedArray:
-    """Return erf(x) to 15 digits by Gaussian quadrature, because ONNX Runtime's Erf has 32 bits. Above 6, erf is 1."""
+    """Return erf(x) to 15 digits by Gaussian quadrature, because ONNX Runtime's Erf has
+    32 bits. Above 6, erf is 1.
+    """
     nodes, weights = np.polynomial.legendre.leggauss(48)
     x = np.clip(x, -6.0, 6.0)
     areas = np.exp(-((x[..., None] * ((nodes + 1) / 2)) ** 2)) @ (weights / 2)

@@ -47,7 +47,9 @@ _LINKS: dict[str, Callable[[TracedArray], TracedArray]] = {
 
 
 def boosted(model: Estimator, rows: Rows) -> Answer:
-    """Return predictions, or a classifier's decision, probabilities and scores. A positive score means class 1."""
+    """Return predictions, or a classifier's decision, probabilities and scores. A
+    positive score means class 1.
+    """
     boosting = histogram_boosting(model) if hasattr(model, "_predictors") else read_boosting(model)
     x = _features(model, rows, boosting)
     if (
@@ -79,7 +81,9 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
 
 
 def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
-    """Return the columns as numbers [N, k]. Categories are codes; missing values and unknown categories are NaN."""
+    """Return the columns as numbers [N, k]. Categories are codes; missing values and
+    unknown categories are NaN.
+    """
     known: Mapping[int, Iterable[Category]] = (
         categories_of(model) if hasattr(model, "_predictors") else {}
     )
@@ -118,7 +122,9 @@ def _sums(
     is_single: bool = False,
     write: WritesTrees = write_trees,
 ) -> TracedArray:
-    """Return the sums [N, targets] of the leaves of scikit-learn's trees, which read 32-bit floats."""
+    """Return the sums [N, targets] of the leaves of scikit-learn's trees, which read
+    32-bit floats.
+    """
     forest = Boosting(
         trees,
         targets,
@@ -132,7 +138,9 @@ def _sums(
 
 
 def grown(model: Estimator, rows: Rows) -> Answer:
-    """Return the prediction of a decision tree, or the mean of a forest or bag of trees. Trees read 32-bit floats."""
+    """Return the prediction of a decision tree, or the mean of a forest or bag of
+    trees. Trees read 32-bit floats.
+    """
     members = getattr(model, "estimators_", [model])
     columns = getattr(model, "estimators_features_", [None] * len(members))
     sizes = (
@@ -164,7 +172,9 @@ def adaptive_classes(
     model: ensemble.AdaBoostClassifier,
     rows: Rows,
 ) -> tuple[TracedArray, TracedArray, TracedArray]:
-    """Return the decision by weighted votes: 1 for the member's class, and -1 / (C - 1) for every other class."""
+    """Return the decision by weighted votes: 1 for the member's class, and -1 / (C - 1)
+    for every other class.
+    """
     count, members = len(model.classes_), model.estimators_
     weights = model.estimator_weights_[: len(members)]
     if getattr(model, "algorithm", "") == "SAMME.R":  # scikit-learn before 1.6
@@ -229,7 +239,9 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
-    """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of other leaves."""
+    """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the
+    columns of other leaves.
+    """
     trees = [
         Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_
     ]
@@ -240,14 +252,17 @@ def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
 
 
 def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
-    """Return 1 for an inlier, otherwise -1. skl2onnx's graph of 500 trees took minutes to load."""
+    """Return 1 for an inlier, otherwise -1. skl2onnx's graph of 500 trees took minutes
+    to load.
+    """
     depths = zip(model._decision_path_lengths, model._average_path_length_per_tree, strict=True)
     members = zip(model.estimators_, model.estimators_features_, depths, strict=True)
     trees = [
         Tree.fitted(part.tree_, depth + below - 1.0, columns)
         for part, columns, (depth, below) in members
     ]
-    # The score is -(2 ** (-depths / scale)). Compare depths, so that a row at the offset remains an inlier.
+    # The score is -(2 ** (-depths / scale)). Compare depths, so that a row at the
+    # offset remains an inlier.
     scale, offset = len(trees) * _average_path_length([model._max_samples])[0], model.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
     return np.where(

@@ -1,4 +1,6 @@
-"""Replace estimators of other libraries with stand-ins, by a function in `_STAND_INS` or because they are affine."""
+"""Replace estimators of other libraries with stand-ins, by a function in `_STAND_INS`
+or because they are affine.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,13 +31,17 @@ _STAND_INS: dict[str, Callable[[Estimator], Estimator]] = {
     "interpret": interpret.as_additive,
     "skrub": category_tables.of_skrub,
 }
-"""Functions by package that return the stand-in of an estimator or None, or raise ConversionError."""
+"""Functions by package that return the stand-in of an estimator or None, or raise
+ConversionError.
+"""
 
 
 def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator:
-    """Return the estimator with stand-ins for estimators of other libraries. Raises ConversionError.
+    """Return the estimator with stand-ins for estimators of other libraries. Raises
+    ConversionError.
 
-    `columns` are the column names of the input table, or the number of columns of the input matrix; 0 is unknown.
+    `columns` are the column names of the input table, or the number of columns of the
+    input matrix; 0 is unknown.
     """
     fitted = thawed(fitted)
     stand_ins: dict[int, Estimator] = {}
@@ -56,7 +62,9 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
 
 
 def _is_function_of_a_table(part: Estimator) -> bool:
-    """Return True for a FunctionTransformer that fails for a matrix, because it selects columns by name."""
+    """Return True for a FunctionTransformer that fails for a matrix, because it selects
+    columns by name.
+    """
     if (
         not isinstance(part, FunctionTransformer)
         or part.func is None

@@ -1,7 +1,9 @@
-"""Convert affine estimators of any library: linear models, scalers, selections, projections.
+"""Convert affine estimators of any library: linear models, scalers, selections,
+projections.
 
-The outputs for a row of zeros and for rows with a single non-zero number determine the intercept and the weights. Then
-rows with codes, years, large numbers and markers such as -999 test whether the estimator is affine.
+The outputs for a row of zeros and for rows with a single non-zero number determine the
+intercept and the weights. Then rows with codes, years, large numbers and markers such
+as -999 test whether the estimator is affine.
 """
 
 import warnings
@@ -20,7 +22,9 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import Computed, Select
 
 _MOST_COLUMNS = 1000
 _FAR = 2.0**30
-"""The number that determines a weight, so large that a large intercept does not reduce the precision."""
+"""The number that determines a weight, so large that a large intercept does not reduce
+the precision.
+"""
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array(
     [sign * (10.0**power - less) for power in range(3, 13) for less in (0, 1) for sign in (-1, 1)],
@@ -33,7 +37,9 @@ def stand_in(
     part: Estimator,
     columns: list[str] | int = 0,
 ) -> Computed | Selection | Pipeline | None:
-    """Return an affine step or regression, or None if the estimator is not affine. `columns`: see `with_stand_ins`."""
+    """Return an affine step or regression, or None if the estimator is not affine.
+    `columns`: see `with_stand_ins`.
+    """
     with suppress(Exception), warnings.catch_warnings():  # The library may raise any error.
         warnings.simplefilter("ignore")
         predicts, known = (
@@ -77,7 +83,9 @@ def stand_in(
 
 
 def _regression(weights: Array, intercept: Array) -> Pipeline | None:
-    """Return a regression on the columns with non-zero weights: missing numbers in other columns have no effect."""
+    """Return a regression on the columns with non-zero weights: missing numbers in
+    other columns have no effect.
+    """
     reads = (weights != 0).reshape(len(weights), -1).any(axis=1)
     if not reads.any():
         return None
@@ -91,7 +99,9 @@ def _regression(weights: Array, intercept: Array) -> Pipeline | None:
 
 
 def _step(weights: Array, intercept: Array, part: Estimator) -> Computed | Selection:
-    """Return a step. A value of an output column is missing only if one of its input values is missing."""
+    """Return a step. A value of an output column is missing only if one of its input
+    values is missing.
+    """
     origins, reads = np.abs(weights).argmax(axis=0), weights != 0
     scales = weights[origins, np.arange(len(origins))]
     of_one = reads.sum(axis=0) == 1

@@ -1,7 +1,8 @@
-"""Convert encoders of category_encoders, feature-engine and skrub to tables of numbers per category.
+"""Convert encoders of category_encoders, feature-engine and skrub to tables of numbers
+per category.
 
-Each number depends on one column, so the fitted encoder is called for each known category, for a missing value, and for
-an unknown category.
+Each number depends on one column, so the fitted encoder is called for each known
+category, for a missing value, and for an unknown category.
 """
 
 import warnings
@@ -20,10 +21,13 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import CategoryTables
 
 _NUMBERS = [0.0, 1.0, -7.5, 1e9]
-"""The test values for a column without categories, which the encoder must not change."""
+"""The test values for a column without categories, which the encoder must not change.
+"""
 _UNKNOWN = "⟨unknown⟩"
 _REFUSED = -1.0
-"""The number for a category that the encoder refuses, as in the graphs of scikit-learn's encoders."""
+"""The number for a category that the encoder refuses, as in the graphs of
+scikit-learn's encoders.
+"""
 _MOST_NUMBERS = 20_000_000
 
 
@@ -53,10 +57,12 @@ def as_tables(
     encoder: Estimator,
     learned: Mapping[Hashable, Iterable[Category]],
 ) -> CategoryTables | ColumnTransformer | None:
-    """Return a table per column, or a step per column if some columns have no categories, or None without categories.
+    """Return a table per column, or a step per column if some columns have no
+    categories, or None without categories.
 
-    `learned` are the known categories per column. Raises ConversionError if a number depends on several columns, if a
-    column without categories changes, or if there are more than `_MOST_NUMBERS` numbers.
+    `learned` are the known categories per column. Raises ConversionError if a number
+    depends on several columns, if a column without categories changes, or if there are
+    more than `_MOST_NUMBERS` numbers.
     """
     present = {
         str(name): [value for value in values if not pd.isna(value)]
@@ -103,7 +109,9 @@ def as_tables(
 
 
 class _Probe:
-    """A probe, which calls a fitted encoder with a typical row in which one column is changed."""
+    """A probe, which calls a fitted encoder with a typical row in which one column is
+    changed.
+    """
 
     def __init__(self, encoder: Estimator, usual_row: pd.DataFrame, most_categories: int) -> None:
         self._encoder, self._usual_row = encoder, usual_row
@@ -119,7 +127,9 @@ class _Probe:
         self.usual = usual
 
     def category_column(self, name: str, known: list[Any]) -> tuple[Array, Array, Array]:
-        """Return the categories, their numbers (last row: unknown category), and a mask of the numbers that vary."""
+        """Return the categories, their numbers (last row: unknown category), and a mask
+        of the numbers that vary.
+        """
         is_text = isinstance(known[0], str)
         categories = [*known, np.nan]
         numbers = self._numbers(name, categories)
@@ -136,7 +146,9 @@ class _Probe:
         )
 
     def number_column(self, name: str) -> Array:
-        """Return a mask of the outputs that contain the column. Raises ConversionError if the encoder changes it."""
+        """Return a mask of the outputs that contain the column. Raises ConversionError
+        if the encoder changes it.
+        """
         numbers = self._learned_numbers(name, _NUMBERS)
         depends = self._differ(numbers)
         if (numbers[:, depends] != np.c_[_NUMBERS]).any():
@@ -147,7 +159,9 @@ class _Probe:
         return ConversionError(f"{self._kind} does not map {name!r} to a table of its categories")
 
     def _differ(self, numbers: Array) -> Array:
-        """Return a mask of the output columns that differ from the typical row in any row."""
+        """Return a mask of the output columns that differ from the typical row in any
+        row.
+        """
         return np.asarray(
             ~((numbers == self.usual) | (np.isnan(numbers) & np.isnan(self.usual))).all(axis=0),
         )
@@ -159,7 +173,9 @@ class _Probe:
         return numbers
 
     def _numbers(self, name: str, values: list[Any]) -> Array | None:
-        """Return the numbers of typical rows with `values` in one column, or None if the encoder refuses a value."""
+        """Return the numbers of typical rows with `values` in one column, or None if
+        the encoder refuses a value.
+        """
         rows = (
             self._usual_row.loc[[0] * len(values)].reset_index(drop=True).assign(**{name: values})
         )

@@ -1,4 +1,6 @@
-"""Convert transformers of feature-engine to ColumnTransformers, and its encoders to category tables."""
+"""Convert transformers of feature-engine to ColumnTransformers, and its encoders to
+category tables.
+"""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +38,9 @@ def stand_in(transformer: Estimator) -> Estimator:
 
 
 def _column_steps(transformer: Estimator) -> ColumnTransformer:
-    """Return a step per kept or added column. Raises ConversionError for an unsupported option."""
+    """Return a step per kept or added column. Raises ConversionError for an unsupported
+    option.
+    """
     names = [str(name) for name in transformer.feature_names_in_]
     kind = type(transformer).__name__
     changed: dict[str, Estimator] = {}
@@ -62,7 +66,8 @@ def _column_steps(transformer: Estimator) -> ColumnTransformer:
         for _, step, _ in steps:
             if isinstance(step, Computed):
                 step.stands_for = kind
-        # Each step must accept the row, so a step that imputes strings receives a string.
+        # Each step must accept the row, so a step that imputes strings receives a
+        # string.
         row = {name: getattr(changed.get(name), "fill_value", 1.0) for name in names}
         return ColumnTransformer(steps).fit(pd.DataFrame([row]))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -78,7 +83,9 @@ def _known(table: Mapping[str, ArrayFunction], function: str) -> ArrayFunction:
 
 
 def _intervals(fitted: Estimator, name: str) -> Computed:
-    """Return a step that computes the index of a number's interval (upper edge included), or NaN outside the edges."""
+    """Return a step that computes the index of a number's interval (upper edge
+    included), or NaN outside the edges.
+    """
     if fitted.return_boundaries:
         raise ValueError("return_boundaries=True returns strings")
     edges = np.asarray(fitted.binner_dict_[name], float)

@@ -1,4 +1,6 @@
-"""Convert the explainable boosting machines of interpret to sums of numbers that are looked up by bin."""
+"""Convert the explainable boosting machines of interpret to sums of numbers that are
+looked up by bin.
+"""
 
 import numpy as np
 import pandas as pd
@@ -18,11 +20,15 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import (
 _LINKS = ("identity", "log", "logit", "mlogit")
 _Step = tuple[str, Estimator, list[str]]
 _Key = tuple[int, int]
-"""A feature and the level of its bins. Pairs of features may have fewer bins than single features."""
+"""A feature and the level of its bins. Pairs of features may have fewer bins than
+single features.
+"""
 
 
 def as_additive(machine: Estimator) -> Pipeline | None:
-    """Return bins and sums, or None if `machine` is unfitted. Raises ConversionError for unknown links."""
+    """Return bins and sums, or None if `machine` is unfitted. Raises ConversionError
+    for unknown links.
+    """
     if not hasattr(machine, "term_scores_"):
         return None
     if machine.link_ not in _LINKS:
@@ -52,7 +58,9 @@ def as_additive(machine: Estimator) -> Pipeline | None:
 def _binned_columns(
     machine: Estimator,
 ) -> tuple[dict[_Key, int], list[tuple[int, Array | None]], list[_Step], dict[str, Category]]:
-    """Return the position per feature and level, the cuts as in `AdditiveModel`, the steps, and an example row."""
+    """Return the position per feature and level, the cuts as in `AdditiveModel`, the
+    steps, and an example row.
+    """
     names = [str(name) for name in machine.feature_names_in_]
     columns = [
         name

@@ -60,7 +60,9 @@ ONE_HOT = {
 @pytest.mark.long
 @pytest.mark.parametrize("options", ONE_HOT.values(), ids=ONE_HOT.keys())
 def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
-    """Check strings, fractions, integers and booleans with gaps, and unseen categories if the encoder accepts them."""
+    """Check strings, fractions, integers and booleans with gaps, and unseen categories
+    if the encoder accepts them.
+    """
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {

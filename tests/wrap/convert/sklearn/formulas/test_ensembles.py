@@ -1,4 +1,6 @@
-"""Each meta-estimator is proven with another meta-estimator inside, or names the unsupported inner estimator."""
+"""Each meta-estimator is proven with another meta-estimator inside, or names the
+unsupported inner estimator.
+"""
 
 from typing import Any
 

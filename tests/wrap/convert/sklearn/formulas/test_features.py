@@ -1,4 +1,6 @@
-"""Each transformer before a linear model is proven, or its error names the unsupported option."""
+"""Each transformer before a linear model is proven, or its error names the unsupported
+option.
+"""
 
 from typing import Any
 

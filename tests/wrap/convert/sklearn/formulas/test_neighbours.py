@@ -1,4 +1,6 @@
-"""Each estimator that compares rows with training rows is proven, or its error names the unsupported option."""
+"""Each estimator that compares rows with training rows is proven, or its error names
+the unsupported option.
+"""
 
 from pathlib import Path
 from typing import Any

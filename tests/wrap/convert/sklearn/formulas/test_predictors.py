@@ -1,4 +1,6 @@
-"""Each predictor with a few operations is proven, or its error names the unsupported option."""
+"""Each predictor with a few operations is proven, or its error names the unsupported
+option.
+"""
 
 from typing import Any
 

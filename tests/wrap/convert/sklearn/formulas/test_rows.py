@@ -1,4 +1,6 @@
-"""Nested estimators are converted by a formula, by a converter, or after steps of a pipeline."""
+"""Nested estimators are converted by a formula, by a converter, or after steps of a
+pipeline.
+"""
 
 from typing import Any
 

@@ -114,7 +114,9 @@ def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path: Path) -> None:
-    """Limit memory: a table of all texts as words or characters, padded to the longest text, would take 12 GB."""
+    """Limit memory: a table of all texts as words or characters, padded to the longest
+    text, would take 12 GB.
+    """
     texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))
     model = make_pipeline(vectorizer, LogisticRegression()).fit(
@@ -148,7 +150,9 @@ def test_a_long_text_beside_many_takes_the_memory_that_it_takes_alone(
     name: str,
     tmp_path: Path,
 ) -> None:
-    """Limit memory: a table of all rows, padded to the longest row, would take several GB."""
+    """Limit memory: a table of all rows, padded to the longest row, would take several
+    GB.
+    """
     texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
     model = make_pipeline(VECTORIZERS[name](), LogisticRegression()).fit(
         texts,

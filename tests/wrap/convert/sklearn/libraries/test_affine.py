@@ -1,4 +1,6 @@
-"""Estimators without a converter are converted by the weights that their answers reveal."""
+"""Estimators without a converter are converted by the weights that their answers
+reveal.
+"""
 
 from typing import Any
 
@@ -51,7 +53,9 @@ class Centred(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class Chosen(Centred):
-    """A step that returns two columns by name and a third column computed from two columns."""
+    """A step that returns two columns by name and a third column computed from two
+    columns.
+    """
 
     def transform(self, rows: Any) -> Any:
         return rows[["c", "a"]].assign(both=rows.b - rows.d)
@@ -96,7 +100,9 @@ class FilledIn(Centred):
 
 
 class Surcharged(Hazard):
-    """A regression with a surcharge for a pair of codes that the example does not contain."""
+    """A regression with a surcharge for a pair of codes that the example does not
+    contain.
+    """
 
     def predict(self, rows: Any) -> Any:
         rows = np.asarray(rows)
@@ -112,7 +118,9 @@ class RuleOfThumb(FirstColumn):
 
 
 class Timed(Centred):
-    """A scaler of times in seconds since 1970, whose weights are small compared with its intercept."""
+    """A scaler of times in seconds since 1970, whose weights are small compared with
+    its intercept.
+    """
 
     def transform(self, rows: Any) -> Any:
         return (np.asarray(rows) - 1.6e9) / 1e6

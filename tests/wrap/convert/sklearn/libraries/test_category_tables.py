@@ -85,7 +85,9 @@ def test_numbers_between_which_a_tree_splits_have_64_bits(
     table: pd.DataFrame,
     delayed: pd.Series,
 ) -> None:
-    """CatBoostEncoder uses the target mean for unknown categories and for the first training row of each category."""
+    """CatBoostEncoder uses the target mean for unknown categories and for the first
+    training row of each category.
+    """
     encoder = category_encoders.CatBoostEncoder(cols=COLUMNS)
     model = make_pipeline(encoder, HistGradientBoostingClassifier(max_iter=20)).fit(table, delayed)
 
