@@ -15,7 +15,7 @@ import requests
 from mlflow_deploy_plugin.core.errors import DeviceUnavailable
 from mlflow_deploy_plugin.core.spec.parts import ProviderOptions, ServerSpec
 from mlflow_deploy_plugin.serve.device import require_device
-from mlflow_deploy_plugin.serve.runtime.binding import GraphSession, pinned_empty
+from mlflow_deploy_plugin.serve.runtime.binding import MAX_GRAPHS, GraphSession, pinned_empty
 from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session, operators_of
 from tests.support.models import dense_layer, save_graph, write_model
 from tests.support.refusals import refused
@@ -63,6 +63,41 @@ def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(
         computed = list(pool.map(on_gpu, batches))
     for x, y in zip(batches, computed, strict=True):
         np.testing.assert_allclose(y, on_cpu(x), rtol=1e-5, atol=1e-5)
+
+
+def test_shapes_above_the_limit_run_without_a_graph_beside_those_with_one(graph: Path) -> None:
+    placement, on_cpu = WAYS["graphs"], runner(graph, Placement())
+    session = GraphSession(open_session(graph, placement), placement)
+    random = np.random.default_rng(3)
+    batches = [
+        random.random((rows, SIDE), dtype=np.float32)
+        for _ in range(3)
+        for rows in range(1, MAX_GRAPHS + 6)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        computed = list(pool.map(lambda x: session.run(["y"], {"x": x})[0], batches))
+    for x, y in zip(
+        batches,
+        computed,
+        strict=True,
+    ):  # Later runs would overwrite an answer that is not a copy.
+        np.testing.assert_allclose(y, on_cpu(x), rtol=1e-5, atol=1e-5)
+    assert len(session._graphs) == MAX_GRAPHS
+
+
+def test_threads_that_ended_leave_no_memory_on_the_gpu(graph: Path) -> None:
+    pynvml = pytest.importorskip("pynvml")
+    pynvml.nvmlInit()
+    device = pynvml.nvmlDeviceGetHandleByIndex(0)
+    run, x = runner(graph, WAYS["graphs"]), np.ones((8, SIDE), np.float32)
+    run(x)
+    before = pynvml.nvmlDeviceGetMemoryInfo(device).used
+    for _ in range(20):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(run, x).result()
+    assert (
+        pynvml.nvmlDeviceGetMemoryInfo(device).used - before < 200 * 2**20
+    )  # It was 73 MiB per thread.
 
 
 def test_the_provider_has_the_options_that_were_given(graph: Path) -> None:
@@ -151,6 +186,13 @@ def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(
     options = ("-C", "server.provider_options.enable_cuda_graph=true", "-C", "server.device_ids=0")
     served = serve("-m", str(model), "--device", "cuda", *options).wait_ready()
     assert served.predict(21.0).json() == {"predictions": [[42.0]]}
+    for rows in range(1, MAX_GRAPHS + 3):
+        answer = requests.post(
+            f"{served.url}/invocations",
+            json={"inputs": [[21.0]] * rows},
+            timeout=30,
+        )
+        assert answer.json() == {"predictions": [[42.0]] * rows}
     page = requests.get(f"{served.url}/metrics", timeout=30).text
     pytest.importorskip("pynvml")
     assert 'onnxserve_gpu_memory_used_bytes{gpu="0"' in page

@@ -11,9 +11,9 @@ https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#usin
 
 import ctypes
 import math
-import threading
 import weakref
 from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Dtype, Feeds
-from mlflow_deploy_plugin.serve.runtime.session import Placement, import_onnxruntime
+from mlflow_deploy_plugin.serve.runtime.session import Placement, import_onnxruntime, operators_of
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -33,6 +33,10 @@ warm-up creates the first graphs.
 """
 _GRAPH_ID = "gpu_graph_id"
 _NO_GRAPH = -1
+_DATA_DEPENDENT = {"Compress", "NonMaxSuppression", "NonZero"}
+"""Their outputs' shapes depend on the data. A capture does not compute, so it would
+record shapes of garbage.
+"""
 _CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 
 
@@ -106,16 +110,19 @@ class CudaGraph:
 
 
 class GraphSession:
-    """A session that runs with CUDA graphs, for tensors of numbers (`can_bind`). All
-    threads may call `run`.
+    """A session that runs with CUDA graphs, for graphs that `can_bind`. All threads may
+    call `run`.
     """
 
     def __init__(self, session: "ort.InferenceSession", placement: Placement) -> None:
         self._session = session
         self._placement = placement
-        self._lock = threading.Lock()
-        self._graphs: dict[Hashable, CudaGraph] = {}
+        self._graphs: dict[Hashable, CudaGraph | None] = {}  # None: the capture failed.
         self._without_graph = _run_options(_NO_GRAPH)
+        # With CUDA graphs, ONNX Runtime keeps a context (73 MB on an H200) and captures
+        # for each thread that ran, even if the thread has ended. Also, a capture fails
+        # if another thread allocates memory at the same time.
+        self._thread = ThreadPoolExecutor(1, "onnxserve-graphs")
 
     def run(
         self,
@@ -126,14 +133,24 @@ class GraphSession:
         """Compute the named outputs. Raises the errors of `InferenceSession.run`.
         `options` are ignored.
         """
+        return self._thread.submit(self._run, names, feeds).result()
+
+    def _run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
         key = tuple(names), tuple((name, array.shape, array.dtype) for name, array in feeds.items())
-        with self._lock:  # A capture fails if another thread allocates memory at the same time.
-            if key not in self._graphs:
-                if len(self._graphs) == MAX_GRAPHS:
-                    return list(self._session.run(names, feeds, self._without_graph))
-                number = len(self._graphs) + 1
-                self._graphs[key] = CudaGraph(self._session, self._placement, feeds, names, number)
-            return self._graphs[key].run(feeds)
+        if (graph := self._graphs.get(key)) is not None:
+            return graph.run(feeds)
+        if key not in self._graphs and len(self._graphs) < MAX_GRAPHS:
+            graph = CudaGraph(self._session, self._placement, feeds, names, len(self._graphs) + 1)
+            self._graphs[key] = (
+                # After a failed capture, a second run would return the outputs of
+                # another run.
+                None
+            )
+            with suppress(Exception):
+                computed = graph.run(feeds)
+                self._graphs[key] = graph
+                return computed
+        return list(self._session.run(names, feeds, self._without_graph))
 
 
 def _run_options(number: int) -> "ort.RunOptions":
@@ -144,11 +161,12 @@ def _run_options(number: int) -> "ort.RunOptions":
 
 
 def can_bind(session: "ort.InferenceSession") -> bool:
-    """Return True if all inputs and outputs are tensors of numbers. Texts and mappings
-    cannot be on a device.
+    """Return True if a CUDA graph can compute the session. Texts and mappings cannot be
+    on a device.
     """
     types = [node.type for node in (*session.get_inputs(), *session.get_outputs())]
-    return all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in types)
+    are_numbers = all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in types)
+    return are_numbers and not operators_of(session) & _DATA_DEPENDENT
 
 
 def pinned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike, device_id: int) -> Array:

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.core.spec.parts import ProviderOptions
 from mlflow_deploy_plugin.serve.runtime import binding
 from mlflow_deploy_plugin.serve.runtime.binding import (
     MAX_GRAPHS,
+    CudaGraph,
     GraphSession,
     can_bind,
     pinned_empty,
@@ -93,6 +94,23 @@ def test_shapes_above_the_limit_run_without_a_graph(session: Any) -> None:
     assert len(bound._graphs) == MAX_GRAPHS
 
 
+def test_a_shape_whose_capture_failed_runs_without_a_graph(
+    session: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(self: CudaGraph, feeds: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    bound = GraphSession(session, PLACEMENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(CudaGraph, "run", fail)
+        given = feeds(3)
+        np.testing.assert_array_equal(bound.run(["y"], given)[0], session.run(["y"], given)[0])
+    monkeypatch.setattr(CudaGraph, "__init__", fail)  # A second attempt is an error.
+    given = feeds(3)
+    np.testing.assert_array_equal(bound.run(["y"], given)[0], session.run(["y"], given)[0])
+
+
 def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
     signature = [
         {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 4]}, "name": "x"},
@@ -116,6 +134,12 @@ def test_texts_are_not_bound(tmp_path: Path) -> None:
         parse_graph("text (string[N] x) => (string[N] y) { y = Identity(x) }").SerializeToString(),
     )
     assert not can_bind(open_session(tmp_path / "text.onnx"))
+
+
+def test_shapes_that_depend_on_the_data_are_not_bound(tmp_path: Path) -> None:
+    graph = parse_graph("one (float[N] x) => (int64[1,M] y) { y = NonZero(x) }")
+    (tmp_path / "one.onnx").write_bytes(graph.SerializeToString())
+    assert not can_bind(open_session(tmp_path / "one.onnx"))
 
 
 def test_without_cuda_the_memory_is_ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
