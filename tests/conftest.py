@@ -132,8 +132,8 @@ def alone(
     """A lock with this name between the workers of the run, and a folder that all
     workers share.
     """
-    own = tmp_path_factory.getbasetemp()
-    folder = own if IS_CONTROLLER else own.parent
+    base = tmp_path_factory.getbasetemp()
+    folder = base if IS_CONTROLLER else base.parent
 
     @contextlib.contextmanager
     def locked(name: str) -> Iterator[Path]:

@@ -133,17 +133,17 @@ def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
         while isinstance(command, click.Group) and words and words[0][0] not in "-…":
             command = command.get_command(click.Context(command), words.pop(0))
         assert command is not None, words
-        known = {
+        declared = {
             name
             for parameter in command.params
             for name in (*parameter.opts, *parameter.secondary_opts)
         }
-        given = {
+        options = {
             option
             for word in words
             for option in re.findall(r"^(--[a-z][a-z-]*|-[A-Za-z])(?![\w-])", word)
         }
-        assert given <= known | {"--help", "--version"}, f"onnxserve {command.name} {words}"
+        assert options <= declared | {"--help", "--version"}, f"onnxserve {command.name} {words}"
 
 
 def test_one_page_has_the_command_that_installs_the_package() -> None:
@@ -156,10 +156,10 @@ def test_one_page_has_the_command_that_installs_the_package() -> None:
 
 
 def test_every_folder_and_module_of_the_glossary_is_there() -> None:
-    named = re.findall(r"`([a-z_]+/[a-z0-9_/]*(?:\.py)?)`", (DOCS / "glossary.md").read_text())
+    paths = re.findall(r"`([a-z_]+/[a-z0-9_/]*(?:\.py)?)`", (DOCS / "glossary.md").read_text())
     roots = [DOCS.parent / "mlflow_deploy_plugin", DOCS.parent]
-    assert named
-    assert [path for path in named if not any((root / path).exists() for root in roots)] == []
+    assert paths
+    assert [path for path in paths if not any((root / path).exists() for root in roots)] == []
 
 
 def test_every_module_and_name_that_the_architecture_sends_to_is_there() -> None:
@@ -178,8 +178,8 @@ def test_every_module_and_name_that_the_architecture_sends_to_is_there() -> None
     assert {
         name for name in modules - paths if not any(path.endswith(f"/{name}") for path in sources)
     } == set()
-    known = {name for source in sources.values() for name in re.findall(r"\w+", source)}
-    assert {*re.findall(r"`(\w*[A-Z_]\w*)`", page)} - known == set()
+    identifiers = {name for source in sources.values() for name in re.findall(r"\w+", source)}
+    assert {*re.findall(r"`(\w*[A-Z_]\w*)`", page)} - identifiers == set()
 
 
 def test_every_route_and_kind_of_monitor_stands_in_a_guide() -> None:

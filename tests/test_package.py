@@ -80,7 +80,7 @@ def test_the_versions_of_python_that_are_promised_are_installed_made_and_tried()
     assert jobs["test"]["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in promised]
 
 
-def test_what_develops_needs_all_extras_but_torch_and_transformers() -> None:
+def test_dev_requires_all_extras_except_torch_and_transformers() -> None:
     """The Makefile installs the CPU build of torch if it exists; PyPI's build installs
     gigabytes of CUDA.
     """
@@ -88,7 +88,7 @@ def test_what_develops_needs_all_extras_but_torch_and_transformers() -> None:
     assert not {"torch", "onnxscript"} & requirements_of("dev")
 
 
-def test_the_tested_versions_are_exact_and_keep_to_what_is_known_to_work() -> None:
+def test_constraints_pin_exact_and_compatible_versions() -> None:
     lines = [
         line
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -105,8 +105,10 @@ def test_the_tested_versions_are_exact_and_keep_to_what_is_known_to_work() -> No
 def test_importing_the_server_brings_neither_mlflow_nor_pandas(module: str) -> None:
     heavy = "{'mlflow', 'pandas', 'sklearn', 'torch', 'sqlalchemy', 'pyarrow'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert found.stdout.strip() == "[]"
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "[]"
 
 
 def test_every_public_name_of_the_package_can_be_imported() -> None:

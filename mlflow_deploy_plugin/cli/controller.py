@@ -198,13 +198,13 @@ def retrainings(name: str | None, output: str) -> None:
     from mlflow_deploy_plugin.watch.retraining.plan import retraining_summary
 
     with opened_store() as store:
-        found = Retrainings(store).find(name)
+        entries = Retrainings(store).find(name)
     lines: list[str] = []
-    for entry in found:
+    for entry in entries:
         lines.append(f"{entry.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(entry)}")
         lines.append(f"    why: {entry.cause['why']}")
     empty = f"endpoint {name!r} has no retrainings" if name else "there are no retrainings"
-    documents = [{**vars(entry), "figures": entry.figures.as_json()} for entry in found]
+    documents = [{**vars(entry), "figures": entry.figures.as_json()} for entry in entries]
     show_result(output, documents, lines or [empty])
 
 

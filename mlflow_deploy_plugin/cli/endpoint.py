@@ -525,8 +525,8 @@ def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
 
 
 def _event_lines(event: "AuditEvent") -> Iterable[str]:
-    named = (event.endpoint, event.model, event.version and f"version {event.version}")
-    subject = " ".join(part for part in named if part)
+    subjects = (event.endpoint, event.model, event.version and f"version {event.version}")
+    subject = " ".join(part for part in subjects if part)
     change = (
         f": {event.before or '–'} → {event.after or '–'}" if event.before or event.after else ""
     )

@@ -125,8 +125,8 @@ def robustness(
     from mlflow_deploy_plugin.wrap.evaluation.curves import robustness as measure
 
     with usage_errors():
-        chosen = parse_strengths(strengths) if strengths else None
-    report = measure(model_uri, data, target, strengths=chosen, progress=show_progress, **options)
+        levels = parse_strengths(strengths) if strengths else None
+    report = measure(model_uri, data, target, strengths=levels, progress=show_progress, **options)
     files = report.save(folder) if folder else []
     if output == "json":
         show_json(asdict(report))

@@ -294,10 +294,10 @@ def render(
         case _, str(uri), None:
             original = new_endpoint(name or default_endpoint_name(uri), uri)
         case None, None, Path() as file:
-            original, *others = load_specs(read_text(file, "the spec"))
-            if others:
+            original, *surplus = load_specs(read_text(file, "the spec"))
+            if surplus:
                 raise InvalidConfig(
-                    f"{file} contains {len(others) + 1} endpoints; only one is allowed",
+                    f"{file} contains {len(surplus) + 1} endpoints; only one is allowed",
                 )
         case str(stored), None, None:
             with opened_store() as store:

@@ -110,15 +110,15 @@ def create(
     with opened_store() as store:
         from mlflow_deploy_plugin.core.store.keys import ApiKeys
 
-        known = store.names()
+        names = store.names()
         try:
             key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime, limits=limits)
         except OverflowError:
             raise click.UsageError(f"--expires {expires} ends after the year 9999") from None
     for identifier in endpoints:
-        if identifier not in known:
+        if identifier not in names:
             show_progress(
-                f"the store has no endpoint {identifier!r} yet{did_you_mean(identifier, known)}",
+                f"the store has no endpoint {identifier!r} yet{did_you_mean(identifier, names)}",
             )
     if output == "json":
         show_json({**_document(key), "key": text})

@@ -243,14 +243,14 @@ def run(
         from mlflow_deploy_plugin.watch.alerts.send import send_due
         from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_due
 
-        chosen = find_monitor(deployments, name, monitor_name)
+        selected_monitor = find_monitor(deployments, name, monitor_name)
         try:
-            states = [judged.state for judged in run_due(deployments, chosen, click.echo)]
+            states = [judged.state for judged in run_due(deployments, selected_monitor, click.echo)]
         finally:
             is_over = partial(request_is_over, deployments.store)
             send_due(deployments.store, deployments.settings, is_over=is_over)
     if not states:
-        click.echo(f"{name}: monitor {chosen.name}: no window is due")
+        click.echo(f"{name}: monitor {selected_monitor.name}: no window is due")
     sys.exit(0 if set(states) <= {"judged"} else 1)
 
 
@@ -304,12 +304,12 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
         from mlflow_deploy_plugin.watch.monitors.manual_runs import backfill as backfill_windows
         from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor
 
-        chosen = find_monitor(deployments, name, monitor_name)
+        selected_monitor = find_monitor(deployments, name, monitor_name)
         judged = passed_over = failed = number = count = 0
         try:
             for number, count, window, is_new in backfill_windows(
                 deployments,
-                chosen,
+                selected_monitor,
                 began,
                 ended,
                 judge_and_log,
@@ -718,8 +718,8 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
     if result.reason:
         yield f"  {result.reason}"
     rows = []
-    own = [finding for finding in result.findings if finding.reason != result.reason]
-    for finding in own[:_SHOWN_FINDINGS]:
+    other_findings = [finding for finding in result.findings if finding.reason != result.reason]
+    for finding in other_findings[:_SHOWN_FINDINGS]:
         value = f"{finding.measure} {finding.value_text}".strip() if finding.value_text else ""
         threshold = f"threshold {finding.threshold_text}" if finding.threshold_text else ""
         why = finding.history or ("" if finding.value is not None else finding.reason)
@@ -727,9 +727,9 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
         rows.append((f"  {one_line(finding.title)}", finding.check, value, threshold, status))
     if rows:
         yield from align_columns(rows)
-    if any(finding.unit == "SD" for finding in own[:_SHOWN_FINDINGS]):
+    if any(finding.unit == "SD" for finding in other_findings[:_SHOWN_FINDINGS]):
         yield f"  {SD_LEGEND}"
-    if rest := len(own) - len(rows):
+    if rest := len(other_findings) - len(rows):
         yield f"  and {rest} more {'finding' if rest == 1 else 'findings'}, in the report"
     for note in result.notes:
         yield f"  note: {note}"

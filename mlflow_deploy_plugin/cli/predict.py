@@ -120,9 +120,9 @@ def feedback(
         if url is not None:
             sink.url, sink.only_server = url, True
         else:
-            known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
-            if name not in known:
-                raise unknown_endpoint(name, known, "; or specify --url")
+            names = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
+            if name not in names:
+                raise unknown_endpoint(name, names, "; or specify --url")
     label_columns = replace(
         label_columns,
         numbers=check_key_columns(log, name, label_columns.key, sink.keys),

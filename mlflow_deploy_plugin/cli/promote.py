@@ -141,8 +141,8 @@ def gate(
     from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
     from mlflow_deploy_plugin.promote.gate.verdict import verdict_as_json
 
-    if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
-        show_result(output, known, [f"{known}; --against URI compares it with another version"])
+    if not against and (verdict := verdict_of_served(model, version, policy_file)) is not None:
+        show_result(output, verdict, [f"{verdict}; --against URI compares it with another version"])
         return
     gated = run_gate(
         model,

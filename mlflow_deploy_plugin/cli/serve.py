@@ -133,13 +133,13 @@ def serve(
         spec_file,
     ):
         case str(uri), None:
-            first, *others = [new_endpoint(name or default_endpoint_name(uri), uri)]
+            first, *rest = [new_endpoint(name or default_endpoint_name(uri), uri)]
         case None, Path() as file:
             if name is not None:
                 raise click.UsageError(
                     "--name requires -m; a spec contains the names of its endpoints",
                 )
-            first, *others = load_specs(read_text(file, "the spec"), _is_stored(file, state_dir))
+            first, *rest = load_specs(read_text(file, "the spec"), _is_stored(file, state_dir))
         case _:
             raise click.UsageError("specify either -m MODEL_URI or --spec FILE")
     # A cloud platform specifies the port and sends requests from outside the container.
@@ -172,7 +172,7 @@ def serve(
         if state_dir is None
         else claim_state_dir(absolute_path(state_dir)) as folder
     ):
-        _write_specs(folder, [first, *others])
+        _write_specs(folder, [first, *rest])
         is_watched = (
             spec_file is not None and spec_file.absolute() != folder / SPEC
         )  # The agent watches SPEC.
@@ -221,7 +221,7 @@ class _WatchedSpec:
         """
         try:
             if (text := read_text(self._path, "the spec")) != self._text:
-                first, *others = load_specs(text, _is_stored(self._path, self._folder))
+                first, *rest = load_specs(text, _is_stored(self._path, self._folder))
                 first = apply_config(first, self._changes)
                 if first.server != self._server:
                     _log.warning(
@@ -229,7 +229,7 @@ class _WatchedSpec:
                         self._path,
                     )
                     first = first.model_copy(update={"server": self._server})
-                _write_specs(self._folder, [first, *others])
+                _write_specs(self._folder, [first, *rest])
             self._text, self._error = text, ""
         except (OnnxserveError, OSError) as error:
             reason = error.message if isinstance(error, OnnxserveError) else str(error.strerror)
@@ -239,9 +239,9 @@ class _WatchedSpec:
 
 
 def _write_specs(folder: Path, specs: Sequence[EndpointSpec]) -> None:
-    first, *others = specs
+    first, *further = specs
     # The `server` part of the first spec applies to all endpoints.
-    rest = [other.model_copy(update={"server": ServerSpec()}) for other in others]
+    rest = [other.model_copy(update={"server": ServerSpec()}) for other in further]
     text = "---\n".join(dump_spec(spec) for spec in [first, *rest])
     if not (folder / SPEC).exists() or read_text(folder / SPEC, "the spec") != text:
         write_atomically(folder / SPEC, text.encode())

@@ -95,16 +95,16 @@ def join_names(names: Iterable[str], name: str = "") -> str:
     """Return at most ten names on one line. If some names are left out, the name most
     similar to `name` is first.
     """
-    known = list(names)
-    if len(known) <= _MOST_LISTED:
-        return ", ".join(known)
-    first = closest_match(name, known) if name else None
+    all_names = list(names)
+    if len(all_names) <= _MOST_LISTED:
+        return ", ".join(all_names)
+    first = closest_match(name, all_names) if name else None
     listed = (
-        known[:_MOST_LISTED]
+        all_names[:_MOST_LISTED]
         if first is None
-        else list(dict.fromkeys([first, *known]))[:_MOST_LISTED]
+        else list(dict.fromkeys([first, *all_names]))[:_MOST_LISTED]
     )
-    return f"{', '.join(listed)} and {len(known) - len(listed)} more"
+    return f"{', '.join(listed)} and {len(all_names) - len(listed)} more"
 
 
 def format_time(iso: str) -> str:

@@ -116,9 +116,9 @@ def _checked_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _checked_own_section(section: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    own = _checked_mappings(section, where, _MAPPINGS)
-    listed = {name: own.get(name, []) for name in _LISTS}
-    parity = own.get("parity", {})
+    checked = _checked_mappings(section, where, _MAPPINGS)
+    listed = {name: checked.get(name, []) for name in _LISTS}
+    parity = checked.get("parity", {})
     _check_type(parity.get("rows", 0), int, "a whole number", f"{where}parity.rows")
     listed["parity.outputs"] = parity.get("outputs", [])
     for name, entries in listed.items():
@@ -130,7 +130,7 @@ def _checked_own_section(section: Mapping[str, Any], where: str) -> Mapping[str,
             _check_type(entry, Mapping, "a mapping", where + name)
             _check_type(entry.get("name"), str, "a text", f"{where}{name}.name")
             _check_type(entry.get("shape", []), list, "a list", f"{where}{name}.shape")
-    return own
+    return checked
 
 
 def _checked_mappings(

@@ -87,12 +87,12 @@ def read_cloud(
     if "K_SERVICE" in environment:
         return Cloud(_port(environment, "PORT"), local_model)
     if local_model or "SAGEMAKER_BIND_TO_PORT" in environment:
-        named = (
+        variable = (
             "SAGEMAKER_BIND_TO_PORT"
             if "SAGEMAKER_BIND_TO_PORT" in environment
             else "ONNXSERVE_PORT"
         )
-        return Cloud(_port(environment, named), local_model or str(sagemaker))
+        return Cloud(_port(environment, variable), local_model or str(sagemaker))
     return Cloud()
 
 

@@ -137,13 +137,13 @@ def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
     """
     if is_administrator():
         return frozenset()
-    requested, known = set(names), g.setdefault("onnxserve_hidden_endpoints", {})
-    if unknown := requested - known.keys():
+    requested, hidden = set(names), g.setdefault("onnxserve_hidden_endpoints", {})
+    if unknown := requested - hidden.keys():
         unreadable = {endpoint.name for endpoint in store.unreadable()}
         for name in unknown:
             models = models_served_by(store, name)
-            known[name] = name in unreadable or models is None or not all(map(may_read, models))
-    return frozenset(name for name in requested if known[name])
+            hidden[name] = name in unreadable or models is None or not all(map(may_read, models))
+    return frozenset(name for name in requested if hidden[name])
 
 
 def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:
@@ -163,10 +163,10 @@ def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEven
 
 
 def _permission(model: str) -> ModelPermission:
-    known: dict[str, ModelPermission] = g.setdefault("onnxserve_permissions", {})
-    if model not in known:
-        known[model] = login().permission(model)
-    return known[model]
+    permissions: dict[str, ModelPermission] = g.setdefault("onnxserve_permissions", {})
+    if model not in permissions:
+        permissions[model] = login().permission(model)
+    return permissions[model]
 
 
 def add_sessions(app: Flask, key_file: Path) -> None:

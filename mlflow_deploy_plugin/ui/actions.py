@@ -334,8 +334,8 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
     allowed = Permissions(code=False, files=not job.has_account)
     options: Json = {"actor": job.actor, "store": store, "progress": print, "allowed": allowed}
     if action == "gate":
-        if (known := verdict_of_served(model, version)) is not None:
-            return f"{known}."
+        if (verdict := verdict_of_served(model, version)) is not None:
+            return f"{verdict}."
         gated = run_gate(model, version, **options)
         return f"The verdict of the gate is {gated.verdict.state}: {gated.verdict.reason}."
     if action == "request":

@@ -420,17 +420,17 @@ class _Console:
 
     def _here(self, job: str = "") -> str:
         """Return the URL of the current page, which then shows the job."""
-        kept = {
+        parameters = {
             name: request.args.get(name, "") for name in ("endpoint", "model", "beginning", "span")
         }
-        return self._link(job=job, **kept)
+        return self._link(job=job, **parameters)
 
     def _servers(self) -> tuple[str, ...]:
         """Return the URLs of this MLflow server for a local process, which trusts the
         URLs; best URL first.
         """
-        if known := settings.load_settings().mlflow_url:
-            return (known.rstrip("/"),)
+        if url := settings.load_settings().mlflow_url:
+            return (url.rstrip("/"),)
         addresses = []
         if (
             request.remote_addr

@@ -58,27 +58,27 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
     from mlflow.exceptions import MlflowException
 
     place = parse_stage_or_alias(entry.to)
-    known: Json = {}
+    fields: Json = {}
     try:
         registered = guard.registry().get_registered_model(entry.model)
         policy = policy_from_tags(entry.model, registered.tags) or GatePolicy()
         required = policy.required_approvals(entry.model, place)
         who = _person(entry.model)
-        known["no_decline"] = refusal_of(
+        fields["no_decline"] = refusal_of(
             partial(approvals.require_may_decline, required, entry, who),
         )
         version = guard.registry().get_model_version(entry.model, entry.version)
         now = approvals.subject_of(version, place, entry.subject.files, policy)
         status = approvals.approval_status(required, entry, now, store.now())
-        known |= {"approved_by": status.approved_by, "missing": status.missing}
-        known["reason"] = "" if status.is_complete else status.reason
-        known["no_approval"] = refusal_of(
+        fields |= {"approved_by": status.approved_by, "missing": status.missing}
+        fields["reason"] = "" if status.is_complete else status.reason
+        fields["no_approval"] = refusal_of(
             partial(approvals.require_may_approve, required, entry, now, who),
         )
     except (MlflowException, InvalidConfig) as error:
         reason = one_line(error)
-        known = {"no_decline": reason, **known, "reason": reason, "no_approval": reason}
-    return RequestRow.model_validate(entry.model_dump() | known)
+        fields = {"no_decline": reason, **fields, "reason": reason, "no_approval": reason}
+    return RequestRow.model_validate(entry.model_dump() | fields)
 
 
 def _person(model: str) -> Person:
@@ -142,14 +142,14 @@ def decide(store: Store, arguments: Json) -> RequestRow:
         if is_new:
             _announce(store, entry, policy.required_approvals(model, place).count)
     elif action == "approve":
-        known = approvals.open_request(store, subject)
+        pending = approvals.open_request(store, subject)
         if (
-            known
-            and known.report_run
-            and guard.report_digest(known.report_run) != known.report_digest
+            pending
+            and pending.report_run
+            and guard.report_digest(pending.report_run) != pending.report_digest
         ):
             raise GateRefused(
-                f"the gate report {known.report} was changed after the run of the gate; run the "
+                f"the gate report {pending.report} was changed after the run of the gate; run the "
                 "gate again",
             )
         entry, _ = approvals.approve(store, policy, subject, who, arguments["report"], why)

@@ -79,14 +79,14 @@ class ChangedFilesSearch:
                     self._search(model)
             finally:
                 self._lock.release()
-        known = [self._found.get(_key(model), (0.0, []))[1] for model in readable]
-        return [changed for found in known for changed in found]
+        per_model = [self._found.get(_key(model), (0.0, []))[1] for model in readable]
+        return [changed for files in per_model for changed in files]
 
     def _search(self, model: "RegisteredModel") -> None:
         searched_at, _ = self._found.get(_key(model), (-math.inf, []))
         if time.monotonic() - searched_at > _PAUSE_SECONDS:
-            found = [*_changed_files(self._trail, model)]
-            self._found[_key(model)] = time.monotonic(), found
+            files = [*_changed_files(self._trail, model)]
+            self._found[_key(model)] = time.monotonic(), files
 
 
 def _key(model: "RegisteredModel") -> tuple[str, str]:

@@ -336,13 +336,13 @@ class ChangeFeed:
     ) -> None:
         """Add the results that a subscription does not know to its next event."""
         news: dict[str, ResolvedModel | None] = {}
-        known = subscription.known
+        selections = subscription.known
         for uri in subscription.models.keys() & results.keys():
             answer = results[uri]
-            if answer is not None and (uri, answer.selected) not in known.items():
+            if answer is not None and (uri, answer.selected) not in selections.items():
                 news[uri] = answer.selected
         if news:
-            known |= news
+            selections |= news
             with self._lock:
                 subscription.unsent |= news
             subscription.wake()

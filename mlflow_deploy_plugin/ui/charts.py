@@ -122,8 +122,8 @@ def line_chart(
         ]
         for line in series
     ]
-    known = [value for values in drawn for value in values if value is not None]
-    top = nice_top(max([_LEAST_TOP, *known, *([limit] if limit is not None else [])]))
+    shown_values = [value for values in drawn for value in values if value is not None]
+    top = nice_top(max([_LEAST_TOP, *shown_values, *([limit] if limit is not None else [])]))
     lines, summaries = [], []
     for line, values in zip(series, drawn, strict=True):
         numbers = [value for value in values if value is not None]
@@ -143,7 +143,7 @@ def line_chart(
         top=top,
         summary=f"{span}. {'; '.join(summaries) or empty or 'no values'}.",
         limit=None if limit is None else round(HEIGHT * (1 - min(limit / top, 1)), 1),
-        empty="" if known else empty or "no values",
+        empty="" if shown_values else empty or "no values",
     )
 
 

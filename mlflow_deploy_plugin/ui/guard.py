@@ -304,14 +304,14 @@ def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> 
         if gates is None or not gates.gates(place):
             continue
         moves = _moves_to(trail, model.name, number, place)
-        for known in filter(
+        for version in filter(
             None,
             [number, *(event.detail["moved"]["before"] for event in moves[:1])],
         ):
-            if not recorded_files(trail, model.name, known, place):
+            if not recorded_files(trail, model.name, version, place):
                 with suppress(NotFound):
                     entries.append(
-                        served_entry(known, str(place), files_digest(model.name, known, gates)),
+                        served_entry(version, str(place), files_digest(model.name, version, gates)),
                     )
     return entries
 
@@ -556,12 +556,12 @@ def _uncovering_refusal(
         return ""
     if policy is None or not policy.gates(stage):
         return ""
-    others = [
+    versions = [
         entry
         for entry in all_versions(registry(), model.name)
         if entry.current_stage == stage.stage
     ]
-    highest = sorted(others, key=lambda entry: int(entry.version), reverse=True)
+    highest = sorted(versions, key=lambda entry: int(entry.version), reverse=True)
     if len(highest) < 2 or int(highest[0].version) != int(version.version):
         return ""
     below = highest[1]
@@ -879,8 +879,8 @@ def _guarded(
     trail: AuditTrail,
 ) -> Callable[..., Any]:
     def guarded(**arguments: Any) -> Response:
-        asked = _read(message)
-        change = read(trail, asked)
+        requested = _read(message)
+        change = read(trail, requested)
         if change is not None and change.is_refused:
             _record(trail, change)
             return make_response(jsonify(error_code="PERMISSION_DENIED", message=change.why), 403)
@@ -892,7 +892,7 @@ def _guarded(
                 _record(trail, change)
             if change.is_served_again:  # The version is no longer rolled back.
                 registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
-        for model in {asked.name, getattr(asked, "new_name", "")} - {""}:
+        for model in {requested.name, getattr(requested, "new_name", "")} - {""}:
             trail.notify_agents(model)  # Agents then ask for the recorded files.
         return response
 

@@ -108,19 +108,21 @@ class Jobs:
         """
         actors: list[str] = []
         for path in self.folder.glob("*.json"):
-            known = self.get(path.stem)
-            if known is None or time.time() - known.started_at >= _KEPT_SECONDS:
+            previous = self.get(path.stem)
+            if previous is None or time.time() - previous.started_at >= _KEPT_SECONDS:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".log").unlink(missing_ok=True)
-            elif known.state == "running":
-                if known.arguments == job.arguments:
-                    return known
-                actors.append(person_key(known.actor))
-        if (own := actors.count(person_key(job.actor))) >= _MAX_RUNNING_OF_ONE or len(
+            elif previous.state == "running":
+                if previous.arguments == job.arguments:
+                    return previous
+                actors.append(person_key(previous.actor))
+        if (running_count := actors.count(person_key(job.actor))) >= _MAX_RUNNING_OF_ONE or len(
             actors,
         ) >= _MAX_RUNNING:
             running = (
-                f"{own} of your actions" if own >= _MAX_RUNNING_OF_ONE else f"{len(actors)} actions"
+                f"{running_count} of your actions"
+                if running_count >= _MAX_RUNNING_OF_ONE
+                else f"{len(actors)} actions"
             )
             raise TooManyRequests(f"{running} are running: wait until an action ends")
         path = self.folder / f"{job.id}.json"
@@ -147,9 +149,9 @@ class Jobs:
         jobs = [self.get(path.stem) for path in self.folder.glob("*.json")]
         arguments = [job.arguments for job in jobs if job is not None and job.state == "running"]
         return {
-            (known["model"], known["version"])
-            for known in arguments
-            if known.get("action") in GATE_ACTIONS
+            (entry["model"], entry["version"])
+            for entry in arguments
+            if entry.get("action") in GATE_ACTIONS
         }
 
     def get(self, id: str) -> Job | None:

@@ -63,11 +63,11 @@ class MonitorVerdict:
             return "the rows do not decide the requirement"
         if not alarms or not (is_accepted or self.mark == "alarm"):
             return self.stored.reason
-        named = ", ".join(alarms[:_NAMED])
-        others = len(alarms) - _NAMED
-        if others > 0:
-            named += f" and {others} more"
-        return f"all alarms are accepted: {named}" if is_accepted else f"in {named}"
+        listed = ", ".join(alarms[:_NAMED])
+        surplus = len(alarms) - _NAMED
+        if surplus > 0:
+            listed += f" and {surplus} more"
+        return f"all alarms are accepted: {listed}" if is_accepted else f"in {listed}"
 
     @property
     def words(self) -> str:

@@ -260,8 +260,8 @@ def build_overview(
     of_endpoint = (
         {name for spec in specs for name in registered_model_names(spec)} if only else None
     )
-    named = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
-    hidden = access.hidden_endpoints(store, named)
+    endpoints = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
+    hidden = access.hidden_endpoints(store, endpoints)
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         pages=tuple((names[at], names[at:][:_SHOWN][-1]) for at in range(0, len(names), _SHOWN)),

@@ -225,8 +225,8 @@ def traffic_charts(
 
 
 def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
-    known = (value for line in latencies for value in line.values if value is not None)
-    if max(known, default=0.0) >= 1:
+    values = (value for line in latencies for value in line.values if value is not None)
+    if max(values, default=0.0) >= 1:
         return "s", [*latencies]
     return "ms", [
         replace(line, values=[value and 1000 * value for value in line.values])
@@ -293,27 +293,31 @@ class _Slots:
         for server, interval in (
             (server, entry) for server, entries in histories.items() for entry in entries
         ):
-            own = {key: counted for key, counted in interval.counters.items() if key[0] == endpoint}
+            counters = {
+                key: counted for key, counted in interval.counters.items() if key[0] == endpoint
+            }
             newest = count - 1 - math.floor((end - interval.at) / slot_seconds)
             oldest = count - math.ceil((end - interval.at + interval.seconds) / slot_seconds)
             for slot in range(max(oldest, 0), min(newest, count - 1) + 1):
                 self._intervals[slot][server].append(interval)
-                for (_, _, model, version), counted in own.items():
-                    known = self._counted[slot].get((model, version))
-                    self._counted[slot][model, version] = known.plus(counted) if known else counted
+                for (_, _, model, version), counted in counters.items():
+                    previous = self._counted[slot].get((model, version))
+                    self._counted[slot][model, version] = (
+                        previous.plus(counted) if previous else counted
+                    )
                     self._requests[model, version] += counted.requests
 
     def versions(self) -> dict[str, _Version]:
         """Return the versions with the most requests by name, oldest first."""
         busiest = sorted(self._requests, key=lambda key: (-self._requests[key], key))[:COLOURS]
-        named = sorted(
+        ordered = sorted(
             busiest,
             key=lambda key: (key[0], int(key[1]) if key[1].isdecimal() else 0, key[1]),
         )
-        is_one_model = len({model for model, _ in named}) == 1
+        is_one_model = len({model for model, _ in ordered}) == 1
         return {
             f"version {version}" if is_one_model else f"{model} {version}": (model, version)
-            for model, version in named
+            for model, version in ordered
         }
 
     def counted(self, version: _Version) -> list[VersionCounters | None]:

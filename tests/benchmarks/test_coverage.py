@@ -47,7 +47,7 @@ def test_hostile_rows_find_nothing_where_the_proof_has_passed(
     assert "rows through HTTP" in rows
 
 
-def test_the_judge_finds_what_is_wrong_refused_and_crashed(
+def test_judge_reports_wrong_refused_and_crashed_models(
     case: Case,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -77,9 +77,9 @@ def test_the_judge_finds_what_is_wrong_refused_and_crashed(
         return log(swapped.get(id(model), model), *arguments, **options)
 
     monkeypatch.setattr(onnxserve, "log_model", log_another)
-    verdicts = {one.name: one for one in judge(cases)}
+    verdicts = {verdict.name: verdict for verdict in judge(cases)}
 
-    assert {name: one.outcome for name, one in verdicts.items()} == {
+    assert {name: verdict.outcome for name, verdict in verdicts.items()} == {
         "off": "wrong",
         "sums": "wrong",
         "refused": "refused",

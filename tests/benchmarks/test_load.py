@@ -83,7 +83,7 @@ def test_a_constant_rate_reports_the_requests_and_a_wrong_response(status: int, 
 
 
 @pytest.mark.parametrize(("status", "expected"), [(500, b"ok"), (200, b"something else")])
-def test_a_wrong_answer_is_no_answer(status: int, expected: bytes) -> None:
+def test_wrong_answers_are_not_counted_as_requests(status: int, expected: bytes) -> None:
     with listening(*slow(status)) as port:
         measured = closed_loop(
             Target(port, post("/", b"body"), expected),

@@ -25,12 +25,12 @@ pytestmark = [
 
 
 def test_no_request_fails_when_one_of_three_servers_is_killed() -> None:
-    asked = scale.servers(4)
+    result = scale.servers(4)
 
-    assert asked.failed == 0
-    assert set(asked.statuses) == {200}
-    assert len(asked.seconds) > 1000
+    assert result.failed == 0
+    assert set(result.statuses) == {200}
+    assert len(result.seconds) > 1000
 
 
-def test_three_servers_admit_together_what_one_rate_allows() -> None:
+def test_three_servers_together_stay_within_one_rate_limit() -> None:
     assert scale.limits() == pytest.approx(scale.RATE, rel=0.02)

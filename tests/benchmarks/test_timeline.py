@@ -62,7 +62,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def test_every_answer_is_kept_with_its_version_and_what_is_wrong_with_it(
+def test_every_answer_is_recorded_with_its_version_and_outcome(
     server: Server,
     tmp_path: Path,
 ) -> None:
@@ -79,8 +79,8 @@ def test_every_answer_is_kept_with_its_version_and_what_is_wrong_with_it(
         server.mood = "first"
         wait_until(lambda: server.answered > seen + 20, what="it has reconnected")
         answers = loop.stop()
-    found = set(answers.version.tolist())
-    assert found == {1, 2, MIXED, FAILED}
+    versions = set(answers.version.tolist())
+    assert versions == {1, 2, MIXED, FAILED}
     assert answers.mixed >= 20
     assert answers.failed >= 20
     assert (answers.latency >= 0).all()

@@ -58,11 +58,11 @@ class Repository:
             "parameters": parameters,
             "image": "",
         }
-        said = {**caller["with"], **here, **quick, **inputs}
+        call_inputs = {**caller["with"], **here, **quick, **inputs}
         workflow = Workflow(
             WORKFLOW,
             self.folder,
-            said,
+            call_inputs,
             environment={"ONNXSERVE_HOME": str(self.home)},
         )
         installed, self.is_installed = (

@@ -105,11 +105,11 @@ def test_the_version_stands_in_one_place() -> None:
     text.
     """
     places = ("mlflow_deploy_plugin", "docker", "setup.cfg", "pyproject.toml", "Makefile")
-    named = git(ROOT, "grep", "-lwF", __version__, "--", *places).split()
-    assert [name for name in named if not name.endswith("Chart.yaml")] == [
+    files = git(ROOT, "grep", "-lwF", __version__, "--", *places).split()
+    assert [name for name in files if not name.endswith("Chart.yaml")] == [
         "mlflow_deploy_plugin/core/version.py",
     ]
-    for name in set(named) - {"mlflow_deploy_plugin/core/version.py"}:
+    for name in set(files) - {"mlflow_deploy_plugin/core/version.py"}:
         chart = yaml.safe_load((ROOT / name).read_text())
         assert {str(chart["version"]), str(chart["appVersion"])} == {__version__}
 

@@ -61,7 +61,7 @@ def test_it_asks_the_registry_without_pandas_and_its_like(
         "--to",
         "1",
     ]
-    said = subprocess.run(
+    result = subprocess.run(
         command,
         capture_output=True,
         text=True,
@@ -70,9 +70,9 @@ def test_it_asks_the_registry_without_pandas_and_its_like(
         timeout=120,
     )
 
-    assert said.stdout == "[]\n"
-    assert said.returncode == 1
-    assert said.stderr.startswith("Error: model flight-delay version 1 does not exist: ")
+    assert result.stdout == "[]\n"
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: model flight-delay version 1 does not exist: ")
 
 
 @pytest.mark.long
@@ -83,7 +83,7 @@ def test_it_asks_the_registry_without_pandas_and_its_like(
         (["list"], "there are no deployments"),
     ],
 )
-def test_what_the_store_knows_is_said_without_mlflow_and_arrow(
+def test_rollout_status_and_list_read_the_store_without_importing_mlflow_or_arrow(
     store: Store,
     tmp_path: Path,
     command: list[str],
@@ -92,7 +92,7 @@ def test_what_the_store_knows_is_said_without_mlflow_and_arrow(
     store.add_rollout("flights", ROLLOUT.to_json(), "promoted")
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path)}
     typed = [sys.executable, "-c", CODE, "mlflow,limits,kubernetes,pyarrow", *command]
-    said = subprocess.run(
+    result = subprocess.run(
         typed,
         capture_output=True,
         text=True,
@@ -101,8 +101,8 @@ def test_what_the_store_knows_is_said_without_mlflow_and_arrow(
         timeout=120,
     )
 
-    assert answer in said.stdout
-    assert said.stdout.endswith("[]\n")
+    assert answer in result.stdout
+    assert result.stdout.endswith("[]\n")
 
 
 TRIGGER = "mlflow_deploy_plugin.watch.retraining.trigger.request_retraining"
@@ -130,20 +130,20 @@ def listed(*arguments: str) -> str:
     return CliRunner().invoke(main, ["retrainings", *arguments]).output
 
 
-def test_without_an_endpoint_it_says_what_it_wants(store: Store) -> None:
-    asked = ask()
-    assert asked.exit_code == 2
-    assert mentions(asked.output.splitlines()[-1], "NAME")
+def test_retrain_without_an_endpoint_asks_for_its_name(store: Store) -> None:
+    result = ask()
+    assert result.exit_code == 2
+    assert mentions(result.output.splitlines()[-1], "NAME")
 
 
-def test_an_endpoint_that_is_not_there_is_said(store: Store) -> None:
-    asked = ask("flights")
-    assert asked.exit_code == 1
-    assert mentions(asked.output, "no endpoint", "'flights'")
+def test_unknown_endpoint_is_an_error_for_retrain_and_lists_no_retrainings(store: Store) -> None:
+    result = ask("flights")
+    assert result.exit_code == 1
+    assert mentions(result.output, "no endpoint", "'flights'")
     assert mentions(listed("flights"), "no retrainings", "'flights'")
 
 
-def test_what_has_begun_is_followed_by_the_list_of_retrainings(
+def test_started_retraining_points_to_the_retrainings_command(
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -159,7 +159,7 @@ def test_what_has_begun_is_followed_by_the_list_of_retrainings(
     assert mentions(ask("flights").output, "controller@here", "`onnxserve retrainings`")
 
 
-def test_the_list_says_why_and_what_became_of_it(store: Store) -> None:
+def test_list_shows_the_cause_and_state_of_a_retraining(store: Store) -> None:
     cause = {"kind": "asked", "why": "asked by ada: new carrier"}
     Retrainings(store).add("flights", "accuracy", "X", cause, PLAN)
     text = listed()
@@ -173,10 +173,10 @@ def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.Monk
     begun = Retrainings(store).add("flights", "accuracy", "X", cause, PLAN)
     monkeypatch.setattr(TRIGGER, lambda *_, **__: begun)
 
-    asked = ask("flights", "--wait")
+    result = ask("flights", "--wait")
 
-    assert asked.exit_code == 1
-    assert asked.stdout.splitlines() == [
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
         "flights: retraining 1 of X, full: waiting",
         (
             "flights: retraining 1 of X, full: failed; endpoint 'flights' was deleted during the "

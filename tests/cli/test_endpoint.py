@@ -71,7 +71,7 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     assert mentions(endpoint("get", "flights").stdout, "sticky", "x-user-id")
 
     assert mentions(endpoint("get", "flihgts").stderr, "'flihgts'", "'flights'")
-    assert [one["name"] for one in told("list")] == ["flights"]
+    assert [entry["name"] for entry in told("list")] == ["flights"]
     head, row = endpoint("list").stdout.splitlines()
     assert head.split() == ["NAME", "STATE", "TRAFFIC", "URL"]
     assert "champion=94.06 challenger=5.94" in row  # The weights are divided by their sum.
@@ -102,15 +102,17 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
         ["flights", "unreadable"],
         ["taxis", "empty"],
     ]
-    assert {one["name"]: one["reason"] for one in home.list_endpoints()}["flights"].startswith(
+    assert {entry["name"]: entry["reason"] for entry in home.list_endpoints()}[
+        "flights"
+    ].startswith(
         reason,
     )
-    assert all(reason in said.stderr for said in (listed, shown, monitors))
-    assert [said.exit_code for said in (listed, shown, monitors, history)] == [0, 1, 0, 0]
+    assert all(reason in result.stderr for result in (listed, shown, monitors))
+    assert [result.exit_code for result in (listed, shown, monitors, history)] == [0, 1, 0, 0]
     with pytest.raises(MlflowException, match="cannot be read"):
         home.delete_deployment("flights")
     assert endpoint("delete", "flights").exit_code == 0
-    assert [one["name"] for one in told("list")] == ["taxis"]
+    assert [entry["name"] for entry in told("list")] == ["taxis"]
     endpoint("delete", "taxis")
 
 
@@ -249,16 +251,16 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
     assert lines[5].startswith("spare: it has no deployment; ")
     assert len(lines) == 6
 
-    told = {one["name"]: one for one in json.loads(listed("-o", "json").stdout)}
+    endpoints = {entry["name"]: entry for entry in json.loads(listed("-o", "json").stdout)}
 
-    assert list(told) == ["pair", "spare", "sum"]
-    assert (told["sum"]["state"], told["sum"]["url"], told["sum"]["restarts"]) == (
+    assert list(endpoints) == ["pair", "spare", "sum"]
+    assert (endpoints["sum"]["state"], endpoints["sum"]["url"], endpoints["sum"]["restarts"]) == (
         "running",
         url,
         0,
     )
-    assert told["sum"]["deployments"]["sum"]["version"] == served[2]
-    (daily,) = told["sum"]["monitors"]
+    assert endpoints["sum"]["deployments"]["sum"]["version"] == served[2]
+    (daily,) = endpoints["sum"]["monitors"]
     assert (daily["monitor"], daily["last"]["verdict"]) == ("daily", "unhealthy")
 
 
@@ -270,11 +272,11 @@ def test_a_list_of_nothing_says_how_something_is_made(
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
 
-    said = CliRunner().invoke(main, command)
+    result = CliRunner().invoke(main, command)
 
-    assert (said.exit_code, said.stderr) == (0, "")
-    assert said.stdout.startswith("there are no ")
-    assert ": run `" in said.stdout
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("there are no ")
+    assert ": run `" in result.stdout
 
 
 @pytest.fixture
@@ -285,9 +287,9 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("command", ["start", "stop"])
 def test_an_unknown_name_is_one_line_and_exit_status_1(own_folder: Path, command: str) -> None:
-    said = CliRunner().invoke(main, [command, "nobody"])
+    result = CliRunner().invoke(main, [command, "nobody"])
 
-    assert (said.exit_code, said.stdout, said.stderr) == (
+    assert (result.exit_code, result.stdout, result.stderr) == (
         1,
         "",
         "Error: there is no deployment 'nobody'; there are no deployments yet\n",
@@ -298,9 +300,9 @@ def test_stop_says_how_to_bring_it_back_and_writes_it_down(own_folder: Path) -> 
     store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("idle", "m", {"server.port": 8080}))
 
-    said = CliRunner().invoke(main, ["stop", "idle"])
+    result = CliRunner().invoke(main, ["stop", "idle"])
 
-    assert (said.exit_code, said.output) == (
+    assert (result.exit_code, result.output) == (
         0,
         "idle is stopped; `onnxserve start idle` starts it again\n",
     )
@@ -325,10 +327,10 @@ def test_start_that_fails_says_why(own_folder: Path, free_port: int) -> None:
     store.add_endpoint("onnxserve", new_endpoint("lost", "/nowhere", {"server.port": free_port}))
     store.close()
 
-    said = CliRunner().invoke(main, ["start", "lost"])
+    result = CliRunner().invoke(main, ["start", "lost"])
 
-    assert said.exit_code == 1
-    assert said.stderr.splitlines()[-1].endswith("the folder /nowhere does not exist")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].endswith("the folder /nowhere does not exist")
     assert not (own_folder / "deployments" / "lost" / "server.json").exists()
 
 
@@ -340,11 +342,11 @@ def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(
     store.add_endpoint("onnxserve", new_endpoint("moved", "m", {"server.port": taken_port}))
     store.close()
 
-    said = CliRunner().invoke(main, ["start", "moved"])
+    result = CliRunner().invoke(main, ["start", "moved"])
 
-    assert said.exit_code == 1
+    assert result.exit_code == 1
     assert mentions(
-        said.stderr,
+        result.stderr,
         f"port {taken_port}",
         "in use",
         "`onnxserve endpoint update NAME -C server.port=…`",

@@ -48,8 +48,8 @@ def history(*arguments: str) -> Result:
 
 def test_an_endpoint_has_its_own_history_and_that_of_its_model(trail: None) -> None:
     lines = history("flights").output.splitlines()
-    told = [line.partition("Z  ")[2] for line in lines if not line.startswith(" ")]
-    assert told[1:] == [
+    entries = [line.partition("Z  ")[2] for line in lines if not line.startswith(" ")]
+    assert entries[1:] == [
         "ann  transition  delay version 7: None → Production",
         "ben  traffic  flights: a 100 → a 95, b 5",
     ]
@@ -111,12 +111,12 @@ def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> N
         detail={"stood_there": "7"},
         **verdict,
     )
-    told = {"to": "Production", "gate": "passed", "report": "http://mlflow/2", "begun": begun}
+    detail = {"to": "Production", "gate": "passed", "report": "http://mlflow/2", "begun": begun}
     store.record(
         "promote",
         before="version 7",
         after="version 8 in Production",
-        detail=told,
+        detail=detail,
         **verdict,
     )
     store.close()
@@ -137,7 +137,7 @@ def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> N
     assert actions[3:] == ["gate", "gate", "tag", "tag", "tag", "transition", "promote"]
 
 
-def test_what_anybody_typed_stays_on_its_line(trail: None) -> None:
+def test_control_characters_in_typed_text_stay_on_one_line(trail: None) -> None:
     store = open_store(load_settings().store_url)
     store.record("tag", model="delay", before="a: 1\nb: 2", why="\x1b[2J gone")
     store.close()
@@ -190,14 +190,14 @@ def test_a_model_and_everything_can_be_asked_for(trail: None) -> None:
     assert len(history("-o", "jsonl").output.splitlines()) == 5
 
 
-def test_what_was_deleted_keeps_its_history_and_that_of_its_model(trail: None) -> None:
+def test_deleted_endpoint_keeps_its_history_and_that_of_its_model(trail: None) -> None:
     store = open_store(load_settings().store_url)
     store.remove_endpoint("flights")
     store.close()
-    told = [
+    actions = [
         json.loads(line)["action"] for line in history("flights", "-o", "jsonl").output.splitlines()
     ]
-    assert told == ["create", "transition", "traffic", "delete"]
+    assert actions == ["create", "transition", "traffic", "delete"]
 
 
 def test_an_endpoint_that_never_was_is_one_line_and_exit_status_1(trail: None) -> None:
@@ -205,6 +205,6 @@ def test_an_endpoint_that_never_was_is_one_line_and_exit_status_1(trail: None) -
     assert mentions(said(result), "'flihgts'", "'flights'")
 
 
-def test_a_model_without_a_history_is_told_so(trail: None) -> None:
+def test_model_without_a_history_gets_a_message_naming_it(trail: None) -> None:
     assert mentions(history("--model", "tides").output, "tides")
     assert history("--model", "tides", "-o", "jsonl").output == ""

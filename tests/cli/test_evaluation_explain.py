@@ -49,7 +49,7 @@ def test_columns_are_lines_by_their_importance(command: Any, tmp_path: Path) -> 
 
 def test_the_importance_is_json_for_programs(command: Any) -> None:
     document = json.loads(command("-o", "json").stdout)
-    assert [one["column"] for one in document["importance"]] == ["a", "b"]
+    assert [entry["column"] for entry in document["importance"]] == ["a", "b"]
     assert document["importance"][0]["permutation"] is None
 
 

@@ -41,7 +41,7 @@ def net(
 
 
 @pytest.mark.long
-def test_the_form_stands_beside_its_base_and_is_registered(net: Command) -> None:
+def test_optimized_form_is_compared_to_its_base_and_registered(net: Command) -> None:
     done = net("models:/net/1", "--fp16", "--data", "test.parquet", "--target", "label")
     assert done.exit_code == 0, done.output
     head, base, form, registered = done.stdout.splitlines()

@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     return write_network(tmp_path / "net", rows=50, graph=network((16, 8, 3)))
 
 
-def test_operators_then_nodes_then_what_to_change(folder: Path) -> None:
+def test_report_lists_operators_then_nodes_then_advice(folder: Path) -> None:
     done = CliRunner().invoke(main, ["profile", str(folder)])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -39,7 +39,7 @@ def test_json_has_the_same_figures(folder: Path) -> None:
     done = CliRunner().invoke(main, ["profile", str(folder), "--rows", "8", "-o", "json"])
     document = json.loads(done.stdout)
     assert document["rows"] == 8
-    assert sum(one["share"] for one in document["operators"]) == pytest.approx(1)
+    assert sum(operator["share"] for operator in document["operators"]) == pytest.approx(1)
 
 
 def test_a_version_without_a_run_has_nowhere_to_log_to(folder: Path) -> None:

@@ -29,7 +29,7 @@ def command(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Any
         yield run
 
 
-def test_a_line_for_each_strength_and_a_reason_for_what_cannot_be_measured(
+def test_report_has_a_line_per_strength_and_a_reason_for_unmeasurable_disturbances(
     command: Any,
     tmp_path: Path,
 ) -> None:

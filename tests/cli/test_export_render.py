@@ -39,7 +39,9 @@ def test_a_model_or_a_spec_file_is_printed_as_documents(tmp_path: Path) -> None:
         "kubernetes.replicas=5",
     )
     assert by_spec == by_model
-    deployment = next(one for one in yaml.safe_load_all(by_spec[1]) if one["kind"] == "Deployment")
+    deployment = next(
+        document for document in yaml.safe_load_all(by_spec[1]) if document["kind"] == "Deployment"
+    )
     assert (deployment["metadata"]["namespace"], deployment["spec"]["replicas"]) == ("ml", 5)
 
 
@@ -53,7 +55,7 @@ def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(
     assert printed == "".join(f"# {path}\n{(tmp_path / path).read_text()}" for path in paths)
 
 
-def test_other_users_read_what_is_written_whatever_the_umask(tmp_path: Path) -> None:
+def test_other_users_can_read_the_rendered_spec_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         run(
@@ -70,7 +72,7 @@ def test_other_users_read_what_is_written_whatever_the_umask(tmp_path: Path) -> 
     spec = (
         tmp_path / "etc" / "onnxserve" / "flights.yaml"
     )  # The user of the unit must be able to read the file.
-    assert [one.stat().st_mode & 0o005 for one in (spec.parent, spec)] == [0o005, 0o004]
+    assert [path.stat().st_mode & 0o005 for path in (spec.parent, spec)] == [0o005, 0o004]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_files_that_do_not_say_where_mlflow_is_are_noted(
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], names: list[str]) -> None:
-    status, said = run(*arguments)
+    status, message = run(*arguments)
     assert status == 1
-    assert mentions(said, *names)
-    assert said.count("\n") == 1
+    assert mentions(message, *names)
+    assert message.count("\n") == 1

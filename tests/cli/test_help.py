@@ -71,32 +71,32 @@ def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Com
     if isinstance(command, click.Group):
         context = click.Context(command, info_name=path)
         for name in command.list_commands(context):
-            found = command.get_command(context, name)
-            assert found is not None
-            yield from commands(found, f"{path} {name}")
+            subcommand = command.get_command(context, name)
+            assert subcommand is not None
+            yield from commands(subcommand, f"{path} {name}")
 
 
 ALL = dict(commands(main, "onnxserve"))
 
 
 def help_of(path: str) -> str:
-    said = CliRunner().invoke(main, [*path.split()[1:], "--help"], terminal_width=_WIDTH)
-    assert said.exit_code == 0, said.output
-    return said.output
+    result = CliRunner().invoke(main, [*path.split()[1:], "--help"], terminal_width=_WIDTH)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def prose(command: click.Command) -> list[str]:
     """The paragraphs of its help but for the examples."""
     paragraphs = [
-        " ".join(one.split())
-        for one in (command.help or "").split("\n\n")
-        if not one.strip().startswith("\b")
+        " ".join(paragraph.split())
+        for paragraph in (command.help or "").split("\n\n")
+        if not paragraph.strip().startswith("\b")
     ]
-    return [one for one in paragraphs if one]
+    return [paragraph for paragraph in paragraphs if paragraph]
 
 
 def options(command: click.Command) -> list[click.Option]:
-    return [one for one in command.params if isinstance(one, click.Option)]
+    return [option for option in command.params if isinstance(option, click.Option)]
 
 
 def test_all_commands_are_walked() -> None:
@@ -109,12 +109,12 @@ def test_all_commands_are_walked() -> None:
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_a_command_is_told_in_the_imperative_and_in_whole_sentences(path: str) -> None:
+def test_command_help_is_imperative_and_in_whole_sentences(path: str) -> None:
     paragraphs = prose(ALL[path])
 
     assert paragraphs, "it says nothing"
     assert paragraphs[0].split()[0].strip(",") in _IMPERATIVES
-    assert [one for one in paragraphs if not one.endswith((".", ":"))] == []
+    assert [paragraph for paragraph in paragraphs if not paragraph.endswith((".", ":"))] == []
 
 
 @pytest.mark.parametrize(
@@ -130,16 +130,16 @@ def test_a_list_of_commands_gives_each_its_first_sentence_on_one_line(path: str)
         ),
     )
     below = {
-        name.removeprefix(f"{path} "): one
-        for name, one in ALL.items()
+        name.removeprefix(f"{path} "): subcommand
+        for name, subcommand in ALL.items()
         if name.rpartition(" ")[0] == path
     }
 
     assert listed.keys() == below.keys()
-    for name, said in listed.items():
-        assert prose(below[name])[0].startswith(said)
-        assert said.endswith(".")
-        assert not said.endswith("...")
+    for name, sentence in listed.items():
+        assert prose(below[name])[0].startswith(sentence)
+        assert sentence.endswith(".")
+        assert not sentence.endswith("...")
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -148,17 +148,19 @@ def test_each_option_has_a_sentence_a_metavar_in_our_words_and_its_default_by_cl
 ) -> None:
     command = ALL[path]
     context = click.Context(command, info_name=path)
-    names = [name for one in command.params for name in (*one.opts, *one.secondary_opts)]
+    names = [name for option in command.params for name in (*option.opts, *option.secondary_opts)]
     assert len(names) == len(set(names))
-    for one in options(command):
-        said = " ".join((one.help or "").split())
-        assert re.fullmatch(r"[A-Z`].*\.", said), f"{one.opts}: {said!r}"
-        assert "default" not in said.lower(), f"{one.opts}: the default is printed by show_default"
-        if not one.is_flag and not isinstance(one.type, click.Choice):
-            assert one.make_metavar(context) not in _RAW_METAVARS, one.opts
-        default = one.get_default(context)
-        if not one.is_flag and isinstance(default, str | int | float) and default != "":
-            assert one.show_default, one.opts
+    for option in options(command):
+        sentence = " ".join((option.help or "").split())
+        assert re.fullmatch(r"[A-Z`].*\.", sentence), f"{option.opts}: {sentence!r}"
+        assert "default" not in sentence.lower(), (
+            f"{option.opts}: the default is printed by show_default"
+        )
+        if not option.is_flag and not isinstance(option.type, click.Choice):
+            assert option.make_metavar(context) not in _RAW_METAVARS, option.opts
+        default = option.get_default(context)
+        if not option.is_flag and isinstance(default, str | int | float) and default != "":
+            assert option.show_default, option.opts
 
 
 def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> None:
@@ -200,10 +202,10 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
         "export --format": ExportFormat,
     }
     offered = {
-        f"{path.removeprefix('onnxserve ')} {one.opts[-1]}": tuple(one.type.choices)
+        f"{path.removeprefix('onnxserve ')} {option.opts[-1]}": tuple(option.type.choices)
         for path, command in ALL.items()
-        for one in options(command)
-        if isinstance(one.type, click.Choice)
+        for option in options(command)
+        if isinstance(option.type, click.Choice)
     }
     of_its_own = {
         "optimize --int8",
@@ -221,7 +223,9 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
 def test_the_defaults_of_a_rollout_are_the_same_in_python() -> None:
     from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest
 
-    defaults = {one.name: one.default for one in ALL["onnxserve rollout start"].params}
+    defaults = {
+        parameter.name: parameter.default for parameter in ALL["onnxserve rollout start"].params
+    }
     assert {
         field.name: field.default
         for field in fields(RolloutRequest)
@@ -229,15 +233,15 @@ def test_the_defaults_of_a_rollout_are_the_same_in_python() -> None:
     }.items() <= defaults.items()
 
 
-def test_the_exit_statuses_are_told_once_for_all_commands() -> None:
-    said = " ".join(help_of("onnxserve").split())
+def test_exit_statuses_are_documented_once_for_all_commands() -> None:
+    text = " ".join(help_of("onnxserve").split())
 
-    assert said.count("Exit status") == 1
-    assert mentions(said, "Exit status", "0", "1", "2")
+    assert text.count("Exit status") == 1
+    assert mentions(text, "Exit status", "0", "1", "2")
     assert CliRunner().invoke(main, ["start"]).exit_code == 2
 
 
 def test_each_field_that_the_help_of_mlflow_deployments_lists_has_a_sentence() -> None:
     assert [
-        name for name, _, _, said in field_reference() if not re.fullmatch(r"\S.*\.", said)
+        name for name, _, _, sentence in field_reference() if not re.fullmatch(r"\S.*\.", sentence)
     ] == []

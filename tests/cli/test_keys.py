@@ -88,7 +88,7 @@ def test_limits_go_to_servers_with_the_shortest_period_first() -> None:
         (["revoke", "shpo"], 1, ["'shpo'", "'shop'"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(
+def test_invalid_arguments_give_one_clear_message(
     arguments: list[str],
     code: int,
     names: list[str],
@@ -100,7 +100,7 @@ def test_what_cannot_be_is_one_clear_line(
 
 
 @pytest.mark.long
-def test_nothing_is_made_that_others_may_write_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_in_the_home_are_never_writable_by_others_whatever_the_umask(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "keys", "create", "shop"]
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path / "home")}
 

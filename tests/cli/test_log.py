@@ -189,7 +189,7 @@ def test_parquet_is_not_written_to_a_terminal(writer: LogWriter) -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_what_a_form_has_no_room_for_is_said_in_one_line(
+def test_column_that_a_format_cannot_hold_is_a_one_line_error(
     writer: LogWriter,
     tmp_path: Path,
     form: str,
@@ -209,7 +209,7 @@ def test_times_that_python_does_not_know_are_shown(writer: LogWriter, form: str)
     assert "-0006-01-01" in shown.stdout or "-0005-01-01" in shown.stdout
 
 
-def test_a_broken_file_is_told(writer: LogWriter) -> None:
+def test_broken_file_is_reported_in_a_note(writer: LogWriter) -> None:
     broken = writer.root / "endpoint=flights/date=2013-07-01/hour=00/broken.parquet"
     broken.write_bytes(b"PAR1")
     result = log("query", "flights", "--limit", "1")
@@ -236,8 +236,10 @@ def test_figures_in_words_and_as_json(writer: LogWriter) -> None:
     assert mentions(lines["rows"], "30", "2013-07-01 00:00:00", "2013-07-01 01:27:00")
     assert mentions(lines["labels"], "1 rows", "3.3%", "0 unmatched")
     assert ["2013-07-01", "00:00", "20"] in [line.split()[:3] for line in text.splitlines()]
-    found = json.loads(log("stats", "flights", "-o", "json", "--since", "2013-07-01T01:00").stdout)
-    assert (found["rows"], found["by_hour"]) == (10, {"2013-07-01T01:00:00+00:00": 10})
+    figures = json.loads(
+        log("stats", "flights", "-o", "json", "--since", "2013-07-01T01:00").stdout
+    )
+    assert (figures["rows"], figures["by_hour"]) == (10, {"2013-07-01T01:00:00+00:00": 10})
     assert mentions(said(log("stats", "other")), "no rows", "'other'")
 
 
@@ -269,8 +271,8 @@ def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
     reason = {"_error_code": ["BAD_REQUEST"], "_message": [message], "_column": ["hour"]}
     LogWriter(writer.root / "_failed").write({"_event_time": [DAY], "_status": [400], **reason})
     assert message in log("query", "flights", "--failed").stdout
-    found = log("query", "flights", "--failed", "--where", "_column = 'hour'", "-o", "json").stdout
-    assert [(one["_error_code"], one["_message"]) for one in json.loads(found)] == [
+    output = log("query", "flights", "--failed", "--where", "_column = 'hour'", "-o", "json").stdout
+    assert [(row["_error_code"], row["_message"]) for row in json.loads(output)] == [
         ("BAD_REQUEST", message),
     ]
     assert "--failed" in said(log("sql", "flights", "SELECT * FROM failed"))
@@ -337,7 +339,7 @@ def test_a_size_has_the_unit_that_keeps_it_short(size: float, text: str) -> None
     assert size_text(size) == text
 
 
-def test_numbers_stand_right_and_what_is_long_or_missing_is_shortened() -> None:
+def test_table_right_aligns_numbers_and_shortens_long_or_missing_values() -> None:
     batch = pa.RecordBatch.from_pydict(
         {
             "count": [1, 10, None],

@@ -199,7 +199,7 @@ def test_a_number_that_is_none_is_refused(line: str, option: str) -> None:
         ("logs flights", ["flights", "empty"]),
     ],
 )
-def test_nothing_to_show_or_to_do_is_said_and_no_error(line: str, names: list[str]) -> None:
+def test_commands_with_no_results_print_one_line_and_succeed(line: str, names: list[str]) -> None:
     result = typed(line)
 
     assert (result.exit_code, result.output.count("\n")) == (0, 1)
@@ -235,7 +235,7 @@ def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends()
 
 
 @pytest.mark.long
-def test_an_output_that_is_full_is_said_in_one_line() -> None:
+def test_full_output_device_is_a_one_line_error() -> None:
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "list"]
     with open("/dev/full", "w") as full:
         ended = subprocess.run(

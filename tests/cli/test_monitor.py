@@ -74,9 +74,9 @@ def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_win
     assert first.exit_code == again.exit_code == 0, first.output + again.output
     assert first.stdout.startswith("flights daily 2013-07-02/2013-07-03: drift\n")
     assert "\n  x" in first.stdout
-    found = json.loads(again.stdout)
-    assert (found["verdict"], found["revision"], found["rows"]) == ("drift", 2, 250)
-    assert found["findings"][0]["subject"] == "x"
+    result = json.loads(again.stdout)
+    assert (result["verdict"], result["revision"], result["rows"]) == ("drift", 2, 250)
+    assert result["findings"][0]["subject"] == "x"
     windows = Monitors(store).windows("flights", "daily")
     assert [(window.start, window.revision, window.verdict) for window in windows] == [
         (SHIFTED, 1, "drift"),
@@ -88,7 +88,7 @@ def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_win
 
 
 @pytest.mark.long
-def test_spark_finds_what_this_process_finds(home: Path) -> None:
+def test_spark_engine_gives_the_same_verdict_as_the_local_one(home: Path) -> None:
     pytest.importorskip("pyspark")
     command = ["run", "flights", "--window", "2013-07-02/1d", "-o", "json"]
 
@@ -100,7 +100,7 @@ def test_spark_finds_what_this_process_finds(home: Path) -> None:
 
 
 @pytest.mark.long
-def test_backfill_judges_what_was_not_judged_oldest_first(home: Path) -> None:
+def test_backfill_judges_unjudged_windows_oldest_first(home: Path) -> None:
     capture(home, CALM + 10 * DAY)
 
     first = invoke("backfill", "flights", "daily", "--from", "2013-07-10", "--to", "2013-07-12")
@@ -115,7 +115,7 @@ def test_backfill_judges_what_was_not_judged_oldest_first(home: Path) -> None:
     assert first.exit_code == again.exit_code == 0
 
 
-def test_backfill_says_what_could_not_be_judged(
+def test_backfill_reports_windows_that_could_not_be_judged(
     home: Path,
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
@@ -172,7 +172,7 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
     assert figures(invoke(*command)) == [1, 1, 0]
 
 
-def test_what_is_due_is_judged_as_the_controller_would(home: Path, store: Store) -> None:
+def test_run_due_judges_due_windows_like_the_controller(home: Path, store: Store) -> None:
     begin = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY
     make_endpoint(home, "due", begin=begin, grace="1s")
     capture(home, begin, name="due")
@@ -222,11 +222,11 @@ def test_list_shows_how_each_monitor_stands(home: Path, store: Store) -> None:
 
 
 def test_pausing_twice_is_fine_and_both_stand_in_the_history(home: Path, store: Store) -> None:
-    said = [
+    outputs = [
         invoke(verb, "flights", "daily").stdout for verb in ("pause", "pause", "resume", "resume")
     ]
 
-    assert [line.rpartition("is ")[2] for line in said] == [
+    assert [line.rpartition("is ")[2] for line in outputs] == [
         "paused\n",
         "paused\n",
         "resumed\n",
@@ -380,7 +380,7 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
         (["pause", "flights", "hourly"], ["'flights'", "'hourly'", "it has daily"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(
+def test_invalid_arguments_give_a_one_line_error(
     home: Path,
     arguments: list[str],
     names: list[str],
@@ -410,7 +410,7 @@ def test_a_window_that_the_controller_is_at_is_left_to_it(
     assert mentions(result.stderr, "controller@here")
 
 
-def test_expire_deletes_what_is_old_after_showing_it(store: Store) -> None:
+def test_expire_dry_run_previews_the_old_records_that_expire_deletes(store: Store) -> None:
     long_ago = datetime(2013, 7, 1, tzinfo=UTC)
     Alerts(store).add_once(
         Alert("flights/daily/said/1", "flights", "daily", "said", long_ago, long_ago),

@@ -150,8 +150,8 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
         output_format="list",
     )
     assert [run.data.tags["onnxserve.monitor"] for run in runs[3:]] == ["nightly"]
-    said = drifted.stdout + calm.stdout + refused.stdout + str(values)
-    assert all(run.info.run_id in said for run in runs)
+    text = drifted.stdout + calm.stdout + refused.stdout + str(values)
+    assert all(run.info.run_id in text for run in runs)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
         (["flights", "--exclude", "x,xx"], 1, ["'xx'", "'x'"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(
+def test_invalid_arguments_give_a_clear_error_without_a_traceback(
     home: Path,
     arguments: list[str],
     code: int,
@@ -231,7 +231,7 @@ def test_every_command_judges_the_same_window_with_one_function_and_the_same_ver
     assert same[0] == same[1] == same[2]
 
 
-def test_a_file_beside_a_file_needs_no_endpoint(home: Path, tmp_path: Path) -> None:
+def test_comparing_two_files_needs_no_endpoint(home: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name, shift, count in (("training.csv", 0, 2000), ("recent.csv", 2, 250)):
         values = "\n".join(map(str, rng.normal(shift, 1, count)))

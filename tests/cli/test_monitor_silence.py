@@ -38,7 +38,7 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
     assert silence("flights", "--for", "30m").output.startswith("2  flights, all monitors, ")
     assert silence("--list").output.count("\n") == 2
     assert silence("taxis", "--list").output.startswith("Error: there is no endpoint 'taxis'")
-    assert [one["monitor"] for one in json.loads(silence("--list", "-o", "json").output)] == [
+    assert [entry["monitor"] for entry in json.loads(silence("--list", "-o", "json").output)] == [
         "daily",
         None,
     ]
@@ -76,7 +76,7 @@ def test_a_reason_is_text_to_the_terminal(flights: None) -> None:
         (["--remove", "9"], 1, ["no silence 9"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(
+def test_invalid_arguments_give_a_clear_error(
     flights: None,
     arguments: list[str],
     code: int,

@@ -151,7 +151,7 @@ def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still
         ("parquet", "a,b", ["a Parquet file"]),
     ],
 )
-def test_a_mistake_in_a_file_is_one_line_that_says_where_and_leaves_what_was_there(
+def test_input_file_error_names_its_place_and_leaves_the_output_file_unchanged(
     by: dict[str, list[str]],
     tmp_path: Path,
     way: str,
@@ -189,7 +189,7 @@ def test_a_mistake_in_a_file_is_one_line_that_says_where_and_leaves_what_was_the
         (["-n", "idle"], ["idle", "empty"]),
     ],
 )
-def test_what_cannot_be_begun_says_why(
+def test_predictions_that_cannot_start_give_a_reason(
     home: BaseDeploymentClient,
     by: dict[str, list[str]],
     arguments: list[str],
@@ -362,8 +362,8 @@ def typed(
 
 @pytest.mark.long
 def test_a_server_is_asked_without_pandas(by: dict[str, list[str]], folder: Path) -> None:
-    found = "print('pandas' in sys.modules, file=sys.stderr)"
-    ended = typed(*by["deployment"], "-i", str(folder / "rows.parquet"), "-O", "jsonl", after=found)
+    code = "print('pandas' in sys.modules, file=sys.stderr)"
+    ended = typed(*by["deployment"], "-i", str(folder / "rows.parquet"), "-O", "jsonl", after=code)
     assert ended.stderr == b"False\n"
 
 

@@ -20,11 +20,20 @@ def batch(*arguments: str) -> Result:
 def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path: Path) -> None:
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("id,x\na,1\nb,oops\nc,3\n")
-    given = ["-m", str(model), "-i", str(tmp_path / "rows.csv"), "--keep", "id", "--workers", "1"]
+    arguments = [
+        "-m",
+        str(model),
+        "-i",
+        str(tmp_path / "rows.csv"),
+        "--keep",
+        "id",
+        "--workers",
+        "1",
+    ]
 
-    failed = batch(*given, "-o", str(tmp_path / "failed"))
-    skipped = batch(*given, "-o", str(tmp_path / "out"), "--on-error", "skip-row")
-    left_out = batch(*given, "-o", str(tmp_path / "none"), "--on-error", "skip-part")
+    failed = batch(*arguments, "-o", str(tmp_path / "failed"))
+    skipped = batch(*arguments, "-o", str(tmp_path / "out"), "--on-error", "skip-row")
+    left_out = batch(*arguments, "-o", str(tmp_path / "none"), "--on-error", "skip-part")
 
     assert mentions(said(failed), "rows.csv", "row 1", "'x'", "'oops'")
     assert skipped.exit_code == 0
@@ -41,7 +50,7 @@ def test_a_column_that_is_kept_twice_is_refused(tmp_path: Path) -> None:
     assert result.stderr.endswith("Error: --keep id, id: a column is repeated\n")
 
 
-def test_progress_comes_in_plain_lines_where_there_is_no_terminal(
+def test_progress_is_printed_in_plain_lines_without_a_terminal(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

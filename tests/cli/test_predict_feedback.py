@@ -70,7 +70,7 @@ def feedback(*arguments: str, given: str | None = None) -> Result:
     return CliRunner().invoke(main, ["feedback", *arguments], input=given)
 
 
-def test_labels_go_by_the_server_and_what_is_bad_or_unmatched_is_said(
+def test_labels_sent_over_http_report_bad_and_unmatched_rows(
     ids: list[str],
     tmp_path: Path,
 ) -> None:
@@ -249,7 +249,7 @@ def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: li
         (("sums", "--key", "a", "--rejects", "labels.csv"), ["--rejects labels.csv"]),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_brought(
+def test_invalid_feedback_is_a_one_line_error_and_sends_no_labels(
     ids: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -26,9 +26,9 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
 ) -> Iterator[People]:
-    with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as found:
-        found.add_role("risk", "alice", "carol")
-        yield found
+    with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as accounts:
+        accounts.add_role("risk", "alice", "carol")
+        yield accounts
 
 
 def run(line: str) -> Result:
@@ -51,10 +51,10 @@ def test_a_promotion_is_requested_approved_and_done(server: People) -> None:
     with server.logged_in("alice"):
         refused = run(f"promote {model} 1 --to @champion")
         requested = run(f"promote {model} 1 --to @champion --request --why faster")
-        own = run(f"approve {model} 1 --to @champion")
-    assert (refused.exit_code, requested.exit_code, own.exit_code) == (1, 0, 1)
+        self_approval = run(f"approve {model} 1 --to @champion")
+    assert (refused.exit_code, requested.exit_code, self_approval.exit_code) == (1, 0, 1)
     assert mentions(refused.stderr, "1 of 1", "risk", "--request")
-    assert mentions(own.stderr, "Error", "alice", "requested")
+    assert mentions(self_approval.stderr, "Error", "alice", "requested")
     assert mentions(requested.stdout, model, "version 1", "@champion", "faster", "passed", "1 of 1")
 
     with server.logged_in("carol"):

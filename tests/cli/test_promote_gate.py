@@ -108,7 +108,7 @@ def test_a_torch_original_that_the_version_does_not_name_can_be_given(
     "arguments",
     [("gate", "toy", "2"), ("promote", "toy", "2", "--to", "Production")],
 )
-def test_an_mlflow_that_is_down_is_said_in_one_line_and_not_waited_for(
+def test_unreachable_mlflow_is_a_one_line_error_without_a_long_wait(
     arguments: tuple[str, ...],
     toy: Command,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,7 +126,7 @@ def test_an_mlflow_that_is_down_is_said_in_one_line_and_not_waited_for(
     assert line.endswith(" does not answer correctly: connection refused")
 
 
-def test_promote_says_what_happened_and_who_follows(toy: Command) -> None:
+def test_promote_reports_the_change_the_gate_and_the_followers(toy: Command) -> None:
     done = toy("promote", "toy", "2", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -137,7 +137,7 @@ def test_promote_says_what_happened_and_who_follows(toy: Command) -> None:
     assert mentions(lines[-1], "no deployment", "models:/toy/Production")
 
 
-def test_promote_of_what_is_there_already_is_one_line(toy: Command) -> None:
+def test_promote_to_the_current_target_is_one_line_without_a_change(toy: Command) -> None:
     toy("promote", "toy", "2", "--to", "@same")
     done = toy("promote", "toy", "2", "--to", "@same")
     assert done.exit_code == 0
@@ -149,7 +149,7 @@ def test_promote_of_what_is_there_already_is_one_line(toy: Command) -> None:
     ]
 
 
-def test_gate_of_what_is_served_alone_is_one_line_and_what_is_known(toy: Command) -> None:
+def test_gate_of_the_only_served_version_is_one_line_and_json(toy: Command) -> None:
     toy("promote", "toy", "2", "--to", "Production", "--policy", "cheap.yaml")
     done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
     assert done.exit_code == 0
@@ -157,8 +157,8 @@ def test_gate_of_what_is_served_alone_is_one_line_and_what_is_known(toy: Command
     assert line.startswith(
         "toy version 2 is the served version (Production), and there is no version to compare",
     )
-    known = json.loads(toy("gate", "toy", "2", "--policy", "cheap.yaml", "-o", "json").stdout)
-    assert (known["version"], known["stands"], known["state"]) == (
+    document = json.loads(toy("gate", "toy", "2", "--policy", "cheap.yaml", "-o", "json").stdout)
+    assert (document["version"], document["stands"], document["state"]) == (
         "2",
         "Production",
         "passed without an evaluation",

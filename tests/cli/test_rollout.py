@@ -72,8 +72,8 @@ def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(
         assert shown.stderr is not None
         watchdog = threading.Timer(120, shown.kill)
         watchdog.start()
-        said = shown.stderr.readline()
+        line = shown.stderr.readline()
         shown.kill()
         watchdog.cancel()
 
-    assert mentions(said, "flights", "controller@pod")
+    assert mentions(line, "flights", "controller@pod")

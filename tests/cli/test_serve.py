@@ -223,7 +223,7 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
 
 
 @pytest.mark.long
-def test_no_follow_stays_with_what_it_resolved(
+def test_no_follow_keeps_serving_the_version_resolved_at_start(
     serve: Callable[..., Any],
     register: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -250,7 +250,7 @@ def test_no_follow_stays_with_what_it_resolved(
         ((), ["-m", "/no/such/folder"], ["folder /no/such/folder"]),
     ],
 )
-def test_what_cannot_be_served_is_refused_in_one_line_and_leaves_no_process(
+def test_unservable_model_is_a_one_line_error_and_leaves_no_process(
     serve: Callable[..., Any],
     register: Callable[..., Any],
     taken_port: int,
@@ -289,10 +289,10 @@ def test_a_mistake_is_refused_in_one_line_before_a_process_is_started(
     names: list[str],
     tmp_path: Path,
 ) -> None:
-    said = CliRunner().invoke(main, ["serve", *arguments, "--state-dir", str(tmp_path / "state")])
+    result = CliRunner().invoke(main, ["serve", *arguments, "--state-dir", str(tmp_path / "state")])
 
-    assert said.exit_code in (1, 2)
-    (line,) = [line for line in said.stderr.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code in (1, 2)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert mentions(line, *names)
     assert not (tmp_path / "state" / "server.json").exists()
 
@@ -305,18 +305,18 @@ def test_a_current_folder_that_was_deleted_is_refused_in_one_line(
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
 
-    said = CliRunner().invoke(
+    result = CliRunner().invoke(
         main,
         ["serve", "-m", "models:/x/1", "--state-dir", str(tmp_path / "state")],
     )
 
-    assert said.exit_code == 1
-    assert mentions(said.stderr, "Error", "the current folder", "deleted")
+    assert result.exit_code == 1
+    assert mentions(result.stderr, "Error", "the current folder", "deleted")
     assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.long
-def test_a_registry_that_is_down_at_the_first_start_is_said_within_seconds(
+def test_registry_that_is_down_at_first_start_is_reported_within_a_minute(
     serve: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -27,27 +27,27 @@ except ValueError:
 """
 
 
-def test_what_a_line_quotes_begins_no_line_of_its_own() -> None:
-    told = subprocess.run(
+def test_line_breaks_in_quoted_text_are_escaped_in_the_log() -> None:
+    output = subprocess.run(
         [sys.executable, "-c", _SAYS],
         capture_output=True,
         check=True,
     ).stderr.decode()
-    lines = [line for line in told.splitlines() if not line.startswith("    ")]
-    assert len(lines) == 2, told
+    lines = [line for line in output.splitlines() if not line.startswith("    ")]
+    assert len(lines) == 2, output
     assert lines[0].split(" [serve] ERROR ")[1:] == [
         r"loading a\r\n2030-01-01 00:00:00,000",
         r"forged\x1b[2J\u2028b failed",
     ]
     assert lines[1].endswith("[serve] ERROR it failed")
-    assert "\x1b" not in told
-    assert "Traceback (most recent" in told
+    assert "\x1b" not in output
+    assert "Traceback (most recent" in output
 
 
 def test_lines_for_the_journal_begin_with_their_priority_and_no_others_do() -> None:
     read, write = os.pipe()
-    own = os.fstat(write)
-    journal = {**os.environ, "JOURNAL_STREAM": f"{own.st_dev}:{own.st_ino}"}
+    status = os.fstat(write)
+    journal = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
     subprocess.run([sys.executable, "-c", _SAYS], stderr=write, env=journal, check=True)
     os.close(write)
     with os.fdopen(read) as written:
@@ -77,15 +77,19 @@ for error in (KeyError("one"), KeyError("two"), OSError("three")):
 
 
 def test_a_warning_that_repeats_itself_is_written_once_a_minute() -> None:
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", _REPEATS],
         capture_output=True,
         check=True,
     ).stderr.decode()
-    assert told.count("INFO window judged") == 3
-    assert told.count("WARNING the store at here does not answer") == 1
-    assert told.count("WARNING the store at there does not answer") == 1
-    assert ("KeyError: 'one'" in told, "KeyError: 'two'" in told, "OSError: three" in told) == (
+    assert output.count("INFO window judged") == 3
+    assert output.count("WARNING the store at here does not answer") == 1
+    assert output.count("WARNING the store at there does not answer") == 1
+    assert (
+        "KeyError: 'one'" in output,
+        "KeyError: 'two'" in output,
+        "OSError: three" in output,
+    ) == (
         True,
         False,
         True,

@@ -38,7 +38,7 @@ def test_the_nearest_known_name_is_meant() -> None:
         (["dep_time"], [], ""),
     ],
 )
-def test_what_came_in_place_of_what_is_missing_is_named(
+def test_hint_names_the_unknown_field_in_place_of_the_missing_one(
     missing: list[str],
     unknown: list[str],
     told: str,

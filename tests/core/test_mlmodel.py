@@ -45,7 +45,9 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
         (b"model_id: " + b"m" * 257, "model_id .*at most 256"),
     ],
 )
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+def test_invalid_mlmodel_file_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
     (tmp_path / MLMODEL).write_bytes(content)
     with pytest.raises(InvalidArtifact, match=words) as caught:
         read_mlmodel(tmp_path)
@@ -98,11 +100,11 @@ def test_an_empty_entry_is_like_a_missing_entry(tmp_path: Path) -> None:
     assert read_mlmodel(tmp_path) == {"flavors": {"onnxserve": {"data": "x"}}}
 
 
-def test_a_folder_without_the_file_is_no_model(tmp_path: Path) -> None:
+def test_folder_without_an_mlmodel_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact, match="no MLmodel file"):
         read_mlmodel(tmp_path)
 
 
-def test_aliases_stand_for_what_they_name(tmp_path: Path) -> None:
+def test_yaml_aliases_are_expanded(tmp_path: Path) -> None:
     (tmp_path / MLMODEL).write_text("metadata: &one {a: 1}\nagain: [*one, *one]")
     assert read_mlmodel(tmp_path)["again"] == [{"a": 1}, {"a": 1}]

@@ -55,7 +55,7 @@ def test_settings_keep_their_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pickle.loads(pickle.dumps(settings)).home_path.name == "team-a"
 
 
-def test_a_store_and_a_log_of_all_workspaces_are_told_apart(
+def test_each_workspace_has_its_own_store_and_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
@@ -75,13 +75,13 @@ def test_one_store_for_two_workspaces_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["../team-a", "-a", "team-a/b", "Team", "team-ä", "a" * 64])
-def test_a_workspace_is_no_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_workspace_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", name)
     with pytest.raises(InvalidConfig, match="MLFLOW_WORKSPACE"):
         load_settings()
 
 
-def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_a_home_is_asked_to_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(_: int) -> None:
         raise KeyError
 
@@ -90,31 +90,31 @@ def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPat
         "pwd.getpwuid",
         unknown,
     )  # This is the case in a container that runs with an arbitrary user id.
-    said = CliRunner().invoke(main, ["list"])
-    assert said.exit_code == 1
-    assert mentions(said.stderr, "~/.onnxserve", "HOME")
+    result = CliRunner().invoke(main, ["list"])
+    assert result.exit_code == 1
+    assert mentions(result.stderr, "~/.onnxserve", "HOME")
 
 
-def test_the_folder_of_a_user_who_is_not_there_is_said_in_one_line() -> None:
-    said = CliRunner().invoke(
+def test_folder_of_an_unknown_user_is_a_clear_error() -> None:
+    result = CliRunner().invoke(
         main,
         ["predict", "-m", "~nobody-of-this-name/model"],
         input='[{"a": 1}]',
     )
-    assert said.exit_code == 1
-    assert mentions(said.stderr, "~nobody-of-this-name/model", "HOME")
+    assert result.exit_code == 1
+    assert mentions(result.stderr, "~nobody-of-this-name/model", "HOME")
 
 
-def test_a_path_in_a_folder_that_was_deleted_is_said_in_one_line(
+def test_relative_path_in_a_deleted_folder_is_a_clear_error(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    said = CliRunner().invoke(main, ["batch", "-m", "models:/m/1", "-i", "rows.csv", "-o", "out"])
-    assert said.exit_code == 1
-    assert mentions(said.stderr, "rows.csv", "current folder")
+    result = CliRunner().invoke(main, ["batch", "-m", "models:/m/1", "-i", "rows.csv", "-o", "out"])
+    assert result.exit_code == 1
+    assert mentions(result.stderr, "rows.csv", "current folder")
 
 
 def test_a_relative_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["build-docker", *map(str, arguments)])
 
 
-def test_an_image_says_what_it_holds(
+def test_build_reports_the_contents_of_the_image(
     image: str,
     tag: str,
     model_folder: Path,
@@ -170,7 +170,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def test_what_is_pushed_is_in_the_registry(
+def test_pushed_image_is_in_the_registry(
     image: str,
     registry: str,
     model_folder: Path,
@@ -238,7 +238,7 @@ def test_the_workflow_of_a_model_repository_pushes_the_image_of_a_version(
         (["--push"], "the image 127.0.0.1:9/x:1 was not pushed: .*127.0.0.1:9"),
     ],
 )
-def test_what_fails_is_one_line(
+def test_failed_build_ends_with_a_one_line_error(
     arguments: list[str],
     message: str,
     image: str,
@@ -246,14 +246,14 @@ def test_what_fails_is_one_line(
     docker: Any,
     tmp_path: Path,
 ) -> None:
-    given = arguments if "image" in arguments[0] else [*arguments, "--server-image", image]
+    options = arguments if "image" in arguments[0] else [*arguments, "--server-image", image]
     name = "127.0.0.1:9/x:1"
     done = invoke(
         "-m",
         model_folder,
         "-n",
         name,
-        *(str(tmp_path / one) if one == "x" else one for one in given),
+        *(str(tmp_path / argument) if argument == "x" else argument for argument in options),
     )
     docker("rmi", "-f", name, check=False)
     assert done.exit_code == 1

@@ -62,7 +62,7 @@ def command(
     return run
 
 
-def test_what_is_due_is_judged_once(two_days: TwoDays, command: Callable[..., Any]) -> None:
+def test_due_windows_are_judged_once(two_days: TwoDays, command: Callable[..., Any]) -> None:
     first = command("monitor", "run", "flights", "--monitor", "daily", "--due", **two_days.settings)
     again = command("monitor", "run", "flights", "--monitor", "daily", "--due", **two_days.settings)
 

@@ -36,8 +36,8 @@ BODY = json.dumps({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}
 
 def container(name: str) -> dict[str, Any]:
     """Return the engine's description of a container."""
-    (found,) = json.loads(run_docker("inspect", name).stdout)
-    return found
+    (description,) = json.loads(run_docker("inspect", name).stdout)
+    return description
 
 
 def restarts(name: str) -> int:
@@ -126,12 +126,12 @@ def register(name: str, models: Models) -> None:
     """Register the models `once` and `twice` as versions 1 and 2."""
     for folder in (models.once, models.twice):
         graph = onnx.load(f"{folder}/model.onnx")
-        named: dict[str, Any] = {
+        options: dict[str, Any] = {
             "name": "model",
             "registered_model_name": name,
             "pip_requirements": [],
         }
-        mlflow.onnx.log_model(graph, signature=SIGNATURE, **named)
+        mlflow.onnx.log_model(graph, signature=SIGNATURE, **options)
 
 
 def predictions(client: BaseDeploymentClient, name: str) -> Any:
@@ -181,15 +181,15 @@ def test_a_deployment_is_a_hardened_container_of_its_name(
     home: Path,
 ) -> None:
     assert ours(home) == [flights, f"{flights}-listener"]
-    found = container(flights)
-    assert found["HostConfig"]["Memory"] == 512 * 1024**2
-    assert found["HostConfig"]["NanoCpus"] == 2_000_000_000
-    assert found["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
-    for one in (found, container(f"{flights}-listener")):
-        assert one["Config"]["User"].partition(":")[0] not in ("", "0")
-        assert one["HostConfig"]["ReadonlyRootfs"]
-        assert one["HostConfig"]["CapDrop"] == ["ALL"]
-        assert one["HostConfig"]["SecurityOpt"] == ["no-new-privileges"]
+    server = container(flights)
+    assert server["HostConfig"]["Memory"] == 512 * 1024**2
+    assert server["HostConfig"]["NanoCpus"] == 2_000_000_000
+    assert server["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+    for description in (server, container(f"{flights}-listener")):
+        assert description["Config"]["User"].partition(":")[0] not in ("", "0")
+        assert description["HostConfig"]["ReadonlyRootfs"]
+        assert description["HostConfig"]["CapDrop"] == ["ALL"]
+        assert description["HostConfig"]["SecurityOpt"] == ["no-new-privileges"]
     assert predictions(client, flights) == [{"y": 3.0}]
     shown = client.get_deployment(flights)
     assert (shown["state"], shown["target"]) == ("running", "onnxserve:/docker")
@@ -200,7 +200,7 @@ def test_every_command_knows_the_target_and_a_client_only_its_own(
     client: BaseDeploymentClient,
     flights: str,
 ) -> None:
-    assert flights in [one["name"] for one in client.list_deployments()]
+    assert flights in [deployment["name"] for deployment in client.list_deployments()]
     assert get_deploy_client("onnxserve").list_deployments() == []
     with pytest.raises(MlflowException, match="`-t onnxserve:/docker`"):
         get_deploy_client("onnxserve").get_deployment(flights)
@@ -208,11 +208,11 @@ def test_every_command_knows_the_target_and_a_client_only_its_own(
     assert head.split()[:2] == ["NAME", "TARGET"]
     assert row.split()[:2] == [flights, "onnxserve:/docker"]
     with open_deployments(print) as deployments:
-        assert flights in [one.name for one in deployments.list()]
+        assert flights in [deployment.name for deployment in deployments.list()]
         assert any("is wanted" in line for line in deployments.logs(flights, 50, follow=False))
 
 
-def test_a_change_of_what_is_served_keeps_the_container(
+def test_change_of_traffic_keeps_the_container(
     client: BaseDeploymentClient,
     flights: str,
     models: Models,
@@ -252,7 +252,7 @@ def test_another_image_takes_over_under_load_without_a_failed_request(
     assert list(answers) == [str(b'{"predictions":[{"y":3.0}]}')]
 
 
-def test_an_update_that_does_not_come_up_leaves_what_serves_alone(
+def test_failed_update_leaves_the_serving_container_alone(
     client: BaseDeploymentClient,
     flights: str,
     home: Path,
@@ -294,7 +294,7 @@ def test_a_server_that_is_killed_comes_back_by_itself_with_its_listener(
     wait_until(answers, seconds=60)
 
 
-def test_a_container_that_is_taken_away_is_said_and_brought_back(
+def test_killed_container_is_reported_and_started_again(
     client: BaseDeploymentClient,
     flights: str,
 ) -> None:
@@ -333,7 +333,7 @@ def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
 
 
 @pytest.mark.long
-def test_a_creation_that_was_cut_off_is_said_and_finished_by_the_next_change(
+def test_interrupted_creation_is_reported_and_finished_by_the_next_change(
     client: BaseDeploymentClient,
     flights: str,
     home: Path,
@@ -412,7 +412,7 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_served_is_one_line_and_leaves_nothing(
+def test_unservable_configuration_is_a_one_line_error_and_leaves_no_container(
     client: BaseDeploymentClient,
     name: str,
     models: Models,
@@ -432,7 +432,7 @@ def test_what_cannot_be_served_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.long
-def test_a_model_that_does_not_load_is_said_in_the_servers_words(
+def test_model_that_does_not_load_is_reported_in_the_words_of_the_server(
     client: BaseDeploymentClient,
     name: str,
     models: Models,
@@ -442,7 +442,7 @@ def test_a_model_that_does_not_load_is_said_in_the_servers_words(
         client.create_deployment(name, models.broken, config={"container.image": image})
 
 
-def test_a_taken_port_and_a_taken_name_are_said(
+def test_taken_port_or_container_name_is_refused(
     client: BaseDeploymentClient,
     name: str,
     models: Models,
@@ -533,9 +533,11 @@ def test_a_rollout_brings_a_version_into_the_container(
             "--abort-on",
             "error_rate>1%",
         ]
-        said = CliRunner().invoke(main, ["rollout", "start", name, "--to", "2", *options, "--wait"])
+        result = CliRunner().invoke(
+            main, ["rollout", "start", name, "--to", "2", *options, "--wait"]
+        )
 
-    assert said.exit_code == 0, said.output
+    assert result.exit_code == 0, result.output
     assert predictions(client, name) == [{"y": 6.0}]
     assert container(name)["Id"] == before
     assert set(answers) == {str(f'{{"predictions":[{{"y":{y}}}]}}'.encode()) for y in (3.0, 6.0)}
@@ -551,7 +553,7 @@ def test_a_deleted_deployment_leaves_nothing(
     client.create_deployment(name, models.once, config={"container.image": image})
     client.delete_deployment(name)
 
-    assert [one for one in ours(home) if one.startswith(name)] == []
+    assert [resource for resource in ours(home) if resource.startswith(name)] == []
     assert run_docker("volume", "ls", "-q", "--filter", f"name={name}").stdout == ""
     assert not (home / "docker" / name).exists()
     assert not (home / "deployments" / name).is_symlink()

@@ -10,7 +10,7 @@ import pytest
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(1800)]
 
 
-def test_cuda_is_refused_in_one_line_where_there_is_no_gpu(
+def test_cuda_without_a_gpu_is_a_one_line_error(
     gpu_image: str,
     docker: Any,
     model_folder: Path,

@@ -55,13 +55,13 @@ def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
             "controller": {"enabled": True, "image": controller_image, "resources": {}},
         }
         made = [
-            one for one in template(values) if one["metadata"].pop("namespace")
+            item for item in template(values) if item["metadata"].pop("namespace")
         ]  # replaced by the cluster's own
-        return {f"{one['kind']}/{one['metadata']['name']}": one for one in made}
+        return {f"{item['kind']}/{item['metadata']['name']}": item for item in made}
 
     def ready(name: str) -> bool:
-        (found,) = cluster.items("deployment", f"--field-selector=metadata.name={name}")
-        return bool(found["status"].get("readyReplicas") == 2)
+        (deployment,) = cluster.items("deployment", f"--field-selector=metadata.name={name}")
+        return bool(deployment["status"].get("readyReplicas") == 2)
 
     champion = {"model": "/model", "weight": 90}
     whole = documents({"champion": champion})

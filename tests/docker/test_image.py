@@ -78,7 +78,7 @@ def test_bad_input_is_refused_and_the_next_request_served(hardened: Any) -> None
     assert hardened.ask(ROWS).status == 200
 
 
-def test_what_was_answered_is_captured_in_the_inference_log(hardened: Any) -> None:
+def test_answered_requests_are_captured_in_the_inference_log(hardened: Any) -> None:
     hardened.ask(ROWS)
     deadline = time.monotonic() + 30
     while not hardened.run("find", "/var/lib/onnxserve/", "-name", "*.parquet"):
@@ -259,7 +259,7 @@ def test_its_bill_of_materials_names_python_and_debian_packages(image: str) -> N
     assert not {"pkg:deb/debian/perl-base", "pkg:deb/debian/apt", "pkg:pypi/pip"} & listed
 
 
-def test_what_was_taken_out_is_missed_by_no_protocol(
+def test_every_protocol_works_without_the_removed_packages(
     image: str,
     start: Any,
     docker: Any,

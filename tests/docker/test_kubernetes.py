@@ -54,7 +54,7 @@ def shipped(name: str, image: str) -> tuple[Manifest, Manifest, list[Manifest]]:
     return manifest, container, around
 
 
-def test_a_cronjob_judges_what_is_due_and_says_what_cannot_be_judged(
+def test_cronjob_judges_due_windows_and_reports_unjudgeable_ones(
     two_days: TwoDays,
     cluster: Cluster,
     controller_image: str,

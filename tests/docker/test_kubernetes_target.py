@@ -72,8 +72,8 @@ def registry(
         with tracking_at(server.url):
             for graph in (adder(1), adder(2), parse_graph(FAILING)):
                 with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
-                    named = {"name": "adder", "registered_model_name": "adder"}
-                    mlflow.onnx.log_model(graph, pip_requirements=["onnxruntime"], **named)
+                    options = {"name": "adder", "registered_model_name": "adder"}
+                    mlflow.onnx.log_model(graph, pip_requirements=["onnxruntime"], **options)
             MlflowClient().set_registered_model_alias("adder", "live", "1")
         yield server
     finally:
@@ -118,14 +118,18 @@ class Endpoint:
         return float(answer.json()["predictions"]["y"][0][0])
 
     def pods(self) -> set[str]:
-        found = self.cluster.items("pod", "-l", f"app.kubernetes.io/instance={self.name}")
+        all_pods = self.cluster.items("pod", "-l", f"app.kubernetes.io/instance={self.name}")
         return {
-            one["metadata"]["name"] for one in found if "deletionTimestamp" not in one["metadata"]
+            pod["metadata"]["name"]
+            for pod in all_pods
+            if "deletionTimestamp" not in pod["metadata"]
         }
 
     def ready_pods(self) -> int:
-        (found,) = self.cluster.items("deployment", f"--field-selector=metadata.name={self.name}")
-        return int(found["status"].get("readyReplicas", 0))
+        (deployment,) = self.cluster.items(
+            "deployment", f"--field-selector=metadata.name={self.name}"
+        )
+        return int(deployment["status"].get("readyReplicas", 0))
 
     def update(self, **fields: Any) -> None:
         config = {name.replace("__", "."): value for name, value in fields.items()}
@@ -213,8 +217,8 @@ def under_load(endpoint: Endpoint, threads: int = 4, kept: int = 0) -> Iterator[
             yield load
         finally:
             stop.set()
-    for one in asking:
-        one.result()
+    for future in asking:
+        future.result()
 
 
 def test_it_is_created_listed_asked_and_its_logs_are_read(
@@ -226,10 +230,14 @@ def test_it_is_created_listed_asked_and_its_logs_are_read(
     assert client.predict(endpoint.name, {"inputs": [[1.0]]})["predictions"] == {
         "y": [[2.0]],
     }  # through a port-forward
-    found = client.get_deployment(endpoint.name)
-    assert (found["state"], found["version"], len(found["workers"])) == ("running", "1", 2)
-    assert found["url"] == f"http://{endpoint.name}.{cluster.namespace}.svc:8080"
-    assert [one["name"] for one in client.list_deployments()] == [endpoint.name]
+    deployment = client.get_deployment(endpoint.name)
+    assert (deployment["state"], deployment["version"], len(deployment["workers"])) == (
+        "running",
+        "1",
+        2,
+    )
+    assert deployment["url"] == f"http://{endpoint.name}.{cluster.namespace}.svc:8080"
+    assert [entry["name"] for entry in client.list_deployments()] == [endpoint.name]
     lines = CliRunner().invoke(main, ["logs", endpoint.name]).output
     assert all(f"{pod}: " in lines for pod in endpoint.pods())
 
@@ -255,7 +263,9 @@ def test_other_traffic_and_another_model_need_no_new_pods(
     assert endpoint.pods() == pods
 
 
-def test_what_the_registry_says_is_followed(endpoint: Endpoint, registry: MlflowServer) -> None:
+def test_endpoint_follows_the_alias_in_the_registry(
+    endpoint: Endpoint, registry: MlflowServer
+) -> None:
     versions = MlflowClient(registry.url)
     versions.set_registered_model_alias("adder", "live", "2")
     wait_until(
@@ -285,7 +295,7 @@ def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_me
     registry: MlflowServer,
     traffic: Traffic,
 ) -> None:
-    first, *others = sorted(endpoint.pods())
+    first, *other_pods = sorted(endpoint.pods())
     controller = subprocess.Popen([sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"])
     try:
         options = ["--steps", "20,100", "--every", "4s", "--min-requests", "50"]
@@ -310,7 +320,7 @@ def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_me
 
     assert ended.state == "promoted", ended.reason
     assert MlflowClient(registry.url).get_model_version_by_alias("adder", "live").version == "2"
-    assert endpoint.pods() >= set(others)
+    assert endpoint.pods() >= set(other_pods)
     wait_until(lambda: traffic.last_version == "2", 30, "version 2 answers")
     assert set(traffic.answers) == {("1", 200), ("2", 200)}
 
@@ -397,14 +407,14 @@ def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(
         "ImagePullBackOff",
         '"nowhere:1"',
     )
-    said = endpoint.refused(container__memory_bytes=70_000_000)
-    assert mentions(said, "OOMKilled", "container.memory_bytes is 70M")
-    said = endpoint.refused(container__environment__ONNXSERVE_POLL_SECONDS="soon")
-    assert mentions(said, "ends repeatedly", "exit status 1")
+    message = endpoint.refused(container__memory_bytes=70_000_000)
+    assert mentions(message, "OOMKilled", "container.memory_bytes is 70M")
+    message = endpoint.refused(container__environment__ONNXSERVE_POLL_SECONDS="soon")
+    assert mentions(message, "ends repeatedly", "exit status 1")
     assert mentions(endpoint.refused(container__secrets__A="missing/key"), "secret", '"missing"')
     monkeypatch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "15")
-    said = endpoint.refused(container__cpus=900)
-    assert mentions(said, "unschedulable", "Insufficient cpu", "ONNXSERVE_READY_TIMEOUT_SECONDS")
+    message = endpoint.refused(container__cpus=900)
+    assert mentions(message, "unschedulable", "Insufficient cpu", "ONNXSERVE_READY_TIMEOUT_SECONDS")
 
 
 def objects_of(name: str, cluster: Cluster) -> dict[tuple[str, str], Manifest]:
@@ -412,15 +422,15 @@ def objects_of(name: str, cluster: Cluster) -> dict[tuple[str, str], Manifest]:
     maintains.
     """
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb"
-    found = {}
-    for one in cluster.items(kinds, "-l", f"app.kubernetes.io/instance={name}"):
-        metadata, kept = one.pop("metadata"), ("status", "secrets")
-        said = {key: metadata.get(key, {}) for key in ("labels", "annotations")}
-        said["annotations"].pop("deployment.kubernetes.io/revision", None)
-        found[one["kind"], metadata["name"]] = {
-            key: value for key, value in one.items() if key not in kept
-        } | said
-    return found
+    objects = {}
+    for manifest in cluster.items(kinds, "-l", f"app.kubernetes.io/instance={name}"):
+        metadata, ignored = manifest.pop("metadata"), ("status", "secrets")
+        user_metadata = {key: metadata.get(key, {}) for key in ("labels", "annotations")}
+        user_metadata["annotations"].pop("deployment.kubernetes.io/revision", None)
+        objects[manifest["kind"], metadata["name"]] = {
+            key: value for key, value in manifest.items() if key not in ignored
+        } | user_metadata
+    return objects
 
 
 def test_objects_of_others_are_neither_changed_nor_deleted(
@@ -559,8 +569,8 @@ def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it
     (line,) = failures
     assert mentions(line, f"onnxserve:/kubernetes/{cluster.namespace}", "other controllers")
 
-    for one in rights:
-        cluster.apply(one)
+    for document in rights:
+        cluster.apply(document)
     monkeypatch.setenv("KUBECONFIG", config)
     options = [
         "--steps",
@@ -580,7 +590,7 @@ def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it
     assert set(traffic.answers) == {("1", 200), ("2", 200)}
 
 
-def test_pods_that_answer_callers_with_a_key_only_say_what_they_have_counted(
+def test_metrics_of_pods_that_require_an_api_key_can_be_read(
     create: Callable[..., Endpoint],
     image: str,
     tmp_path: Path,
@@ -596,18 +606,18 @@ def test_pods_that_answer_callers_with_a_key_only_say_what_they_have_counted(
         assert requests.get(f"{made.url}/metrics", timeout=10).status_code == 401
         with open_deployments(lambda line: None) as deployments:
             observed = deployments.get_endpoint(made.name)
-            found, history = (
+            metrics, history = (
                 deployments.server_metrics(observed),
                 deployments.server_history(observed, "hour"),
             )
-        assert set(found) == set(history) == made.pods()
-        assert {type(one) for one in history.values()} == {list}
-        assert {type(one) for one in found.values()} == {ServerMetrics}
+        assert set(metrics) == set(history) == made.pods()
+        assert {type(value) for value in history.values()} == {list}
+        assert {type(value) for value in metrics.values()} == {ServerMetrics}
     finally:
         run_docker("rmi", "-f", tag, check=False)
 
 
-def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_forbidden(
+def test_role_in_the_guide_suffices_and_a_missing_right_is_named_in_one_line(
     create: Callable[..., Endpoint],
     cluster: Cluster,
     tmp_path: Path,
@@ -641,5 +651,5 @@ def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_fo
     cluster.apply({**role, "rules": rights})
     monkeypatch.setenv("KUBECONFIG", config)
     made.update(server__threads=5)  # only readiness shows that it is served
-    found = made.client.get_deployment(made.name)
-    assert (found["state"], found["version"]) == ("running", "")
+    deployment = made.client.get_deployment(made.name)
+    assert (deployment["state"], deployment["version"]) == ("running", "")

@@ -73,7 +73,7 @@ def imported() -> set[str]:
 
 
 @pytest.mark.long
-def test_what_serves_starts_without_what_is_left_out() -> None:
+def test_server_starts_without_the_packages_left_out_of_the_image() -> None:
     left_out = {"alembic", "onnx", "pandas", "simdjson", "sqlalchemy"}
     code = f"import sys; sys.modules.update(dict.fromkeys({left_out})); import {', '.join(ROOTS)}"
     subprocess.run([sys.executable, "-c", code], check=True)

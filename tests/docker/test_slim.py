@@ -51,7 +51,7 @@ def test_libraries_that_were_not_imported_go_from_mlflow(packages: Path) -> None
     }
 
 
-def test_our_sources_stay_and_the_byte_code_of_what_serves(packages: Path) -> None:
+def test_sources_and_only_the_serving_byte_code_stay(packages: Path) -> None:
     assert {name for name in files(packages) if name.startswith("mlflow_deploy_plugin/")} == {
         "mlflow_deploy_plugin/wrap/save.py",
         "mlflow_deploy_plugin/serve/app.py",

@@ -58,7 +58,7 @@ class Machine(Container):
         return [json.loads(line) for line in lines]
 
     def predicts(self, url: str, *options: str) -> bool:
-        asked = [
+        command = [
             "curl",
             "-sk",
             "-H",
@@ -68,7 +68,7 @@ class Machine(Container):
             *options,
             f"{url}/invocations",
         ]
-        return "[[2.0,4.0]]" in run_docker("exec", self.name, *asked, check=False).stdout
+        return "[[2.0,4.0]]" in run_docker("exec", self.name, *command, check=False).stdout
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,8 @@ def test_a_unit_is_started_when_it_answers_restarted_when_it_is_killed_and_ends_
         == "3"
     )
     assert {
-        (one["PRIORITY"], one["_UID"] == "0") for one in machine.journal(unit, "-t", "onnxserve")
+        (entry["PRIORITY"], entry["_UID"] == "0")
+        for entry in machine.journal(unit, "-t", "onnxserve")
     } == {("6", False)}
 
 
@@ -166,7 +167,7 @@ def test_two_units_side_by_side_have_their_secrets_and_privileged_port(
         ),
     )
     machine.run("sh", "-ec", "mkdir -p /home/ada; cp -r /srv/model /home/ada/; chmod 700 /home/ada")
-    one = machine.install("one", "/srv/model", tmp_path, server__port="8081")
+    plain = machine.install("one", "/srv/model", tmp_path, server__port="8081")
     two = machine.install(
         "two",
         "/home/ada/model",
@@ -178,10 +179,10 @@ def test_two_units_side_by_side_have_their_secrets_and_privileged_port(
         server__keyfile=f"{secrets}/tls.key",
         container__secrets__MLFLOW_TRACKING_TOKEN=f"{secrets}/token",
     )
-    assert machine.systemctl("start", one, two).returncode == 0, machine.journal(two)
+    assert machine.systemctl("start", plain, two).returncode == 0, machine.journal(two)
     assert machine.predicts("localhost:8081")
     assert machine.predicts("https://localhost")
-    users = {machine.journal(unit, "-t", "onnxserve")[0]["_UID"] for unit in (one, two)}
+    users = {machine.journal(unit, "-t", "onnxserve")[0]["_UID"] for unit in (plain, two)}
     assert len(users) == 2
     worker = machine.run(
         "sh",
@@ -189,7 +190,7 @@ def test_two_units_side_by_side_have_their_secrets_and_privileged_port(
         f"tr '\\0' '\\n' < /proc/{machine.shown(two, 'MainPID')}/environ",
     )
     assert "token\n" not in worker  # passed in a file
-    assert machine.systemctl("stop", one, two).returncode == 0
+    assert machine.systemctl("stop", plain, two).returncode == 0
 
 
 def test_a_unit_that_cannot_serve_says_so_and_is_tried_again_without_end(
@@ -203,7 +204,7 @@ def test_a_unit_that_cannot_serve_says_so_and_is_tried_again_without_end(
     unit = machine.install("away", "models:/flights/1", tmp_path, **config)
     begun = machine.systemctl("start", unit)
     assert (begun.returncode, "exited with error" in begun.stderr) == (1, True)
-    messages = [one["MESSAGE"] for one in machine.journal(unit)]
+    messages = [entry["MESSAGE"] for entry in machine.journal(unit)]
     assert any(
         mentions(line, "model flights", "http://127.0.0.1:9", "connection refused")
         for line in messages

@@ -134,7 +134,7 @@ def test_the_container_ends_with_a_test_that_is_interrupted(
     model_folder: Path,
     docker: Any,
 ) -> None:
-    asked = [
+    command = [
         "build-docker",
         "-m",
         str(model_folder),
@@ -145,7 +145,7 @@ def test_the_container_ends_with_a_test_that_is_interrupted(
         "--test",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow_deploy_plugin.cli", *asked],
+        [sys.executable, "-m", "mlflow_deploy_plugin.cli", *command],
         process_group=0,
     )
     wait_until(

@@ -80,7 +80,7 @@ def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_drift_of_an_hour_is_told_with_its_report(
+def test_hourly_drift_sends_one_alert_with_its_report(
     watched: Watched,
     mlflow_server: MlflowServer,
 ) -> None:
@@ -96,8 +96,8 @@ def test_drift_of_an_hour_is_told_with_its_report(
     assert actions.startswith("next: onnxserve ")
     assert run.data.tags["onnxserve.window.start"] == (watched.begin + HOUR).isoformat()
     for gauge in ("alerts_firing", "drift_share"):
-        said = f'onnxserve_{gauge}{{endpoint="watched",monitor="daily"}} 1.0'
-        wait_until(lambda: said in requests.get(watched.metrics, timeout=30).text, what=said)  # noqa: B023
+        sample = f'onnxserve_{gauge}{{endpoint="watched",monitor="daily"}} 1.0'
+        wait_until(lambda: sample in requests.get(watched.metrics, timeout=30).text, what=sample)  # noqa: B023
     assert len(watched.receiver.got["/ops"]) == 1
     assert "/science" not in watched.receiver.got
     assert "s3cret" not in watched.log.read_text()

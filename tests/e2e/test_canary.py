@@ -84,7 +84,7 @@ class Canary:
         write_atomically(self.served.state_dir / SPEC, text.encode())
         wait_until(lambda: self._wanted().generation > before, SECONDS, "the agent")
         wanted = self._wanted().generation
-        dealt = lambda: [one.generation for one in read_workers(self.served.state_dir)]  # noqa: E731
+        dealt = lambda: [worker.generation for worker in read_workers(self.served.state_dir)]  # noqa: E731
         wait_until(lambda: dealt() == [wanted] * WORKERS, SECONDS, "the workers")
 
     def _wanted(self) -> Wanted:
@@ -93,12 +93,12 @@ class Canary:
         return wanted
 
     def ask(self, endpoint: str, rows: list[dict[str, Any]], **headers: str) -> requests.Response:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         url = f"{self.served.url}/endpoints/{endpoint}/invocations"
         response = requests.post(
             url,
             json={"dataframe_records": rows},
-            headers=named,
+            headers=http_headers,
             timeout=SECONDS,
         )
         assert response.status_code == 200, response.text
@@ -113,12 +113,12 @@ class Canary:
         """Return the sum of a metric's values that have these labels."""
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         page = requests.get(self.served.url + "/metrics", timeout=SECONDS).text.splitlines()
-        found = [
+        samples = [
             line
             for line in page
             if line.startswith(name + "{") and all(text in line for text in wanted)
         ]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+        return sum(float(line.rsplit(" ", 1)[1]) for line in samples)
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_canary_callers_without_the_header_come_by_chance(canary: Canary) -> Non
 
 
 @pytest.mark.long
-def test_shadow_variants_are_compared_and_logged_beside_what_was_answered(
+def test_shadow_answers_are_compared_and_logged_with_the_main_ones(
     canary: Canary,
     home: Path,
 ) -> None:
@@ -309,12 +309,12 @@ def test_shadow_variants_are_compared_and_logged_beside_what_was_answered(
     wait_until(lambda: len(logged()) == 180, SECONDS, "the inference log")
     log = logged()
     assert dict(log["_variant"].value_counts()) == {"main": 60, "equal": 60, "other": 60}
-    told = {response.headers["X-Prediction-Id"] for response in responses}
-    assert all(set(rows["_prediction_id"]) == told for _, rows in log.groupby("_variant"))
+    prediction_ids = {response.headers["X-Prediction-Id"] for response in responses}
+    assert all(set(rows["_prediction_id"]) == prediction_ids for _, rows in log.groupby("_variant"))
 
 
 @pytest.mark.long
-def test_shadow_that_hangs_raises_or_dies_disturbs_nobody(tmp_path: Path) -> None:
+def test_shadow_that_hangs_raises_or_dies_does_not_disturb_callers(tmp_path: Path) -> None:
     texts = write_model(
         tmp_path / "texts",
         SAME,

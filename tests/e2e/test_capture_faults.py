@@ -117,10 +117,10 @@ class Log:
 
     def has_all(self, answered: list[str]) -> None:
         """Check that each prediction id is in the log exactly once."""
-        found = self.predictions()
-        assert len(found) == len(set(found))
-        assert set(answered) <= set(found), (
-            f"{len(set(answered) - set(found))} of {len(answered)} are missing"
+        logged_ids = self.predictions()
+        assert len(logged_ids) == len(set(logged_ids))
+        assert set(answered) <= set(logged_ids), (
+            f"{len(set(answered) - set(logged_ids))} of {len(answered)} are missing"
         )
 
     def told(self) -> Watermark:
@@ -144,9 +144,9 @@ def agent_of(served: Served) -> psutil.Process:
     def found() -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
             return [
-                one
-                for one in served.members()
-                if "mlflow_deploy_plugin.serve.agent" in one.cmdline()
+                process
+                for process in served.members()
+                if "mlflow_deploy_plugin.serve.agent" in process.cmdline()
             ]
         return []
 
@@ -155,7 +155,9 @@ def agent_of(served: Served) -> psutil.Process:
 
 def worker_of(served: Served) -> psutil.Process:
     alive = wait_until(
-        lambda: [one.pid for one in read_workers(served.state_dir) if psutil.pid_exists(one.pid)],
+        lambda: [
+            worker.pid for worker in read_workers(served.state_dir) if psutil.pid_exists(worker.pid)
+        ],
         PATIENCE,
         "a worker",
     )
@@ -170,7 +172,9 @@ def gunicorn_of(served: Served) -> psutil.Process:
     def found() -> list[psutil.Process]:
         children = psutil.Process(served.process.pid).children()
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
-            return [one for one in children if "gunicorn" in one.cmdline() and one.children()]
+            return [
+                child for child in children if "gunicorn" in child.cmdline() and child.children()
+            ]
         return []
 
     return psutil.Process(wait_until(found, PATIENCE, "gunicorn")[0].pid)
@@ -180,7 +184,7 @@ def kill_all_of(served: Served) -> None:
     """Kill all processes at once, so that no process notices the end of the supervisor
     and shuts down orderly.
     """
-    for pid in sorted(one.pid for one in served.members()):
+    for pid in sorted(member.pid for member in served.members()):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     served.process.wait()
@@ -226,7 +230,7 @@ def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
-def test_what_was_answered_before_everything_was_killed_is_in_the_log_after_the_next_start(
+def test_answered_rows_are_in_the_log_after_everything_was_killed(
     start: Callable[[], Served],
     log: Log,
     seed: int,
@@ -276,14 +280,14 @@ def test_gunicorn_killed_again_and_again_under_load_and_at_the_end(
 
 
 @pytest.mark.long
-def test_a_full_disk_drops_rows_and_counts_them_and_refuses_nobody(
+def test_full_disk_drops_and_counts_rows_without_refusing_requests(
     start: Callable[[], Served],
     log: Log,
 ) -> None:
     served = start()
     limits = {
-        one.pid: resource.prlimit(one.pid, resource.RLIMIT_FSIZE)
-        for one in read_workers(served.state_dir)
+        worker.pid: resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
+        for worker in read_workers(served.state_dir)
     }
     with asking(served.url) as load:
         load.wait_for(50)
@@ -295,13 +299,16 @@ def test_a_full_disk_drops_rows_and_counts_them_and_refuses_nobody(
         load.wait_for(50)
     assert (load.refused, load.broken) == ([], 0)
     assert served.end() == 0, served.log.read_text()
-    mark, found = log.told(), log.predictions()
+    mark, logged_ids = log.told(), log.predictions()
     assert (
-        len(found) == len(set(found)) == mark.shipped_rows[ENDPOINT] == mark.captured_rows[ENDPOINT]
+        len(logged_ids)
+        == len(set(logged_ids))
+        == mark.shipped_rows[ENDPOINT]
+        == mark.captured_rows[ENDPOINT]
     )
     assert mark.dropped_rows[ENDPOINT] >= 40
     assert (
         len(load.answered)
         == mark.answered_rows[ENDPOINT]
-        == len(found) + mark.dropped_rows[ENDPOINT]
+        == len(logged_ids) + mark.dropped_rows[ENDPOINT]
     )

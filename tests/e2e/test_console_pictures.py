@@ -194,13 +194,13 @@ def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traff
             start_rollout(deployments, ENDPOINT, wanted)
             page = console.open()
             page.evaluate("window.notLoadedAgain = true")
-            found = page.locator(f"#{ENDPOINT}-evidence .legend b")
+            legend = page.locator(f"#{ENDPOINT}-evidence .legend b")
 
             expect(page.get_by_role("heading", name="Rollout from version 1 to 2")).to_be_visible()
             expect(page.locator("li[aria-current=step]")).to_have_text(re.compile("50 %"))
-            expect(found).to_have_text(re.compile(r"^[1-9].* %$"))
-            first = found.inner_text()
-            expect(found).not_to_have_text(first)
+            expect(legend).to_have_text(re.compile(r"^[1-9].* %$"))
+            first = legend.inner_text()
+            expect(legend).not_to_have_text(first)
             assert page.evaluate("window.notLoadedAgain")
             expect(page.get_by_text("requests to version 2 failed")).to_be_visible()
             # The texts of the page are updated with the charts.
@@ -242,6 +242,6 @@ def test_it_is_readable_on_a_phone_by_day_and_by_night(
 def test_when_mlflow_is_gone_the_page_says_since_when_it_is_out_of_date(console: Console) -> None:
     page = console.open()
     console.mlflow.kill()
-    said = page.get_by_role("status").filter(has_text="MLflow does not answer")
-    expect(said).to_have_text(re.compile("^Not up to date since .*"))
+    status = page.get_by_role("status").filter(has_text="MLflow does not answer")
+    expect(status).to_have_text(re.compile("^Not up to date since .*"))
     expect(page.locator("path.line").first).to_be_attached()

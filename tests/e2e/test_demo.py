@@ -42,19 +42,19 @@ def test_the_demo_tells_the_whole_loop_and_leaves_nothing_running(tmp_path: Path
 
 
 def drifted_of_ten(table: str, kind: str) -> int:
-    found = re.search(rf"{kind} days judged as drift +(\d+) of 10\n", table)
-    assert found is not None, table
-    return int(found.group(1))
+    match = re.search(rf"{kind} days judged as drift +(\d+) of 10\n", table)
+    assert match is not None, table
+    return int(match.group(1))
 
 
 def processes_of(home: Path) -> list[str]:
     """Return the command lines of the processes that refer to the folder."""
-    found = []
+    command_lines = []
     for process in psutil.process_iter():
         try:
-            told = [*process.cmdline(), *process.environ().values()]
+            texts = [*process.cmdline(), *process.environ().values()]
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        if process.pid != os.getpid() and any(str(home) in text for text in told):
-            found.append(" ".join(process.cmdline()))
-    return found
+        if process.pid != os.getpid() and any(str(home) in text for text in texts):
+            command_lines.append(" ".join(process.cmdline()))
+    return command_lines

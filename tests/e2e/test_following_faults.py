@@ -280,28 +280,28 @@ def test_a_registry_that_is_stopped_for_a_minute_is_not_missed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    own = MlflowServer(tmp_path / "own")
-    shutil.copytree(model.mlflow.folder, own.folder)
-    own.start()
+    registry = MlflowServer(tmp_path / "own")
+    shutil.copytree(model.mlflow.folder, registry.folder)
+    registry.start()
     try:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", own.url)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.url)
         served = serve("-m", model.uri).wait_ready()
-        own.kill()
+        registry.kill()
         until = time.monotonic() + 60
         while time.monotonic() < until:
             assert serves(served, "1")
             time.sleep(0.05)
         assert "does not answer" in agent(served).error
-        own.start()
-        Model(model.name, own).promote("2")
+        registry.start()
+        Model(model.name, registry).promote("2")
         wait_served(served, "2")
     finally:
-        own.kill()
+        registry.kill()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", ["gone", "corrupt", "disk full"])
-def test_a_version_that_cannot_be_fetched_is_told_everywhere_and_served_once_it_can(
+def test_unfetchable_version_is_reported_everywhere_and_served_once_it_can_be(
     serve: Serve,
     model: Model,
     sources: list[str],

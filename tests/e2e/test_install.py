@@ -158,7 +158,7 @@ def environment(tmp_path: Path, wheel: Path) -> Iterator[Callable[[str], Path]]:
     shutil.rmtree(folder, ignore_errors=True)  # Each environment takes half a gigabyte.
 
 
-def test_what_a_release_builds_holds_every_file_of_the_package_and_installs(
+def test_release_build_holds_every_file_of_the_package_and_installs(
     checkout: Path,
     wheel: Path,
     tmp_path: Path,
@@ -176,8 +176,8 @@ def test_what_a_release_builds_holds_every_file_of_the_package_and_installs(
     }
     ours = {name for name in ours if "__pycache__" not in name}
 
-    for one in (wheel, built):
-        with zipfile.ZipFile(one) as archive:
+    for artifact in (wheel, built):
+        with zipfile.ZipFile(artifact) as archive:
             held = set(archive.namelist())
         assert {name for name in held if ".dist-info/" not in name and ".data/" not in name} == ours
         brought = {name.partition("share/onnxserve/")[2] for name in held if ".data/" in name}
@@ -205,7 +205,7 @@ def test_every_extra_is_tried_and_on_the_page() -> None:
     assert f"torch=={_torch_version()}+cpu" in INSTALL
 
 
-def test_the_page_on_installing_is_walked_and_a_saved_model_names_what_it_installs(
+def test_installing_page_works_and_a_saved_model_requires_this_package(
     checkout: Path,
     tmp_path: Path,
 ) -> None:
@@ -271,7 +271,7 @@ def test_without_extras_everything_but_their_rooms_is_imported(
 
 
 @pytest.mark.parametrize("extra", IMPORTS_OF_EXTRAS)
-def test_an_extra_alone_brings_what_its_room_imports(
+def test_each_extra_installs_the_imports_of_its_part(
     extra: str,
     environment: Callable[[str], Path],
     tmp_path: Path,
@@ -356,9 +356,9 @@ def test_by_hand_is_walked_with_the_wheel(
 
 def _extras(heading: str) -> str:
     """Return the extras that the page installs in this section."""
-    found = re.search(r"`pip install '\.\[([\w,]+)\]'`", section(heading))
-    assert found, f"the section {heading!r} contains no command that installs the package"
-    return found[1]
+    match = re.search(r"`pip install '\.\[([\w,]+)\]'`", section(heading))
+    assert match, f"the section {heading!r} contains no command that installs the package"
+    return match[1]
 
 
 def _install(environment: Path, *arguments: str) -> None:

@@ -44,7 +44,7 @@ def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
     assert result.counts.labels == result.counts.flights == sum(result.counts.by_version.values())
     assert len(result.counts.by_version) >= 2  # A new version has answered.
     assert any(state.endswith("promoted") for state in result.states)
-    assert {one.verdict for one in result.weeks if one.monitor == "accuracy"} >= {"violated"}
+    assert {week.verdict for week in result.weeks if week.monitor == "accuracy"} >= {"violated"}
     actions = [line.split()[3] for line in story.splitlines() if not line.startswith(" ")]
     links = [
         "retrain.start",

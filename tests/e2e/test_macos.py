@@ -104,7 +104,7 @@ def endpoint(mac: Mac) -> Iterator[tuple[str, int]]:
     mac.run("mlflow", "deployments", "delete", "-t", "onnxserve", "--name", "tried")
 
 
-def test_what_is_registered_already_is_wrapped_and_judged(mac: Mac) -> None:
+def test_registered_model_is_wrapped_and_judged(mac: Mac) -> None:
     assert "proven on" in mac.run("onnxserve", "wrap", "models:/plain/1")
     assert mentions(mac.run("onnxserve", "gate", "cancer", "1"), "cancer", "version 1: passed")
 
@@ -130,7 +130,7 @@ def test_a_deployment_on_the_mac_itself_answers_and_is_started_again(
     assert requests.post(f"{url}/invocations", json=ROW, timeout=60).json()["predictions"]
     assert requests.get(f"{url}/metrics", timeout=60).ok
     (gunicorn,) = (
-        one for one in psutil.Process(supervisor).children() if "gunicorn" in one.cmdline()
+        child for child in psutil.Process(supervisor).children() if "gunicorn" in child.cmdline()
     )
     gunicorn.kill()
     wait_until(lambda: is_gone(gunicorn.pid) and _answers(url), what="gunicorn's restart")
@@ -138,7 +138,9 @@ def test_a_deployment_on_the_mac_itself_answers_and_is_started_again(
 
 def test_nothing_outlives_a_supervisor_that_is_killed(endpoint: tuple[str, int]) -> None:
     _, supervisor = endpoint
-    processes = [one.pid for one in psutil.process_iter() if _session(one.pid) == supervisor]
+    processes = [
+        process.pid for process in psutil.process_iter() if _session(process.pid) == supervisor
+    ]
     assert len(processes) >= 4
     os.kill(supervisor, signal.SIGKILL)
     wait_until(

@@ -83,7 +83,7 @@ def test_a_batch_is_an_entry_point_and_logs_to_the_run_of_the_project(
     store = new_database(tmp_path)
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("id,x\na,1\nb,2\n")
-    given = {
+    parameters = {
         "model": model,
         "input": tmp_path / "rows.csv",
         "output": tmp_path / "out",
@@ -101,7 +101,7 @@ def test_a_batch_is_an_entry_point_and_logs_to_the_run_of_the_project(
         "--env-manager",
         "local",
     ]
-    command += [part for name, value in given.items() for part in ("-P", f"{name}={value}")]
+    command += [part for name, value in parameters.items() for part in ("-P", f"{name}={value}")]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": store,

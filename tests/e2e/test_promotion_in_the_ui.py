@@ -239,17 +239,19 @@ def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fail
     expect(page.get_by_role("button", name="Roll back")).to_be_enabled()
 
 
-def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Platform) -> None:
+def test_mlflow_ui_shows_the_refusal_of_the_gate_and_leaves_the_stage_unchanged(
+    platform: Platform,
+) -> None:
     before = platform.traffic.version
     client = MlflowClient()
     client.set_registered_model_tag(MODEL, POLICY_TAG, "gated_stages: [Production]")
     pass_gate(MODEL, "3", "failed", "evaluation: accuracy 0.71 against 0.80")
     try:
         move_in_the_ui(platform, "3", "Production")
-        said = (
+        message = (
             "version 3 of adder may not become Production: evaluation: accuracy 0.71 against 0.80"
         )
-        expect(platform.page.get_by_role("alert").get_by_text(said)).to_be_visible()
+        expect(platform.page.get_by_role("alert").get_by_text(message)).to_be_visible()
         assert platform.stage("3") == "None"
         assert [event.version for event in platform.events("refused")] == ["3"]
         platform.traffic.wait_for(before)
@@ -275,8 +277,8 @@ def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
     page.get_by_label(f"Weight of challenger in {ENDPOINT}").fill("0")
     press(page, "Change the traffic")
     platform.traffic.wait_for(before)
-    said = platform.events("traffic")[-2]
-    assert (said.endpoint, said.actor, said.why) == (
+    event = platform.events("traffic")[-2]
+    assert (event.endpoint, event.actor, event.why) == (
         ENDPOINT,
         "anonymous@127.0.0.1",
         "the challenger is to prove itself",
@@ -284,7 +286,7 @@ def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
 
 
 @pytest.mark.long
-def test_the_console_promotes_what_passes_the_gate_says_why_it_refuses_and_rolls_back(
+def test_console_promotes_a_passing_version_explains_a_refusal_and_rolls_back(
     platform: Platform,
 ) -> None:
     client = MlflowClient()

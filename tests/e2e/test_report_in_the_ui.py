@@ -55,10 +55,12 @@ def reader(
         with tracking_at(server.url), chromium() as browser:
             page = browser.new_page(viewport={"width": 1400, "height": 1100})
             page.set_default_timeout(60_000)
-            own = (f"{server.url}/", "data:", "blob:", "about:")
+            local_urls = (f"{server.url}/", "data:", "blob:", "about:")
             page.on(
                 "request",
-                lambda asked: None if asked.url.startswith(own) else elsewhere.append(asked.url),
+                lambda asked: (
+                    None if asked.url.startswith(local_urls) else elsewhere.append(asked.url)
+                ),
             )
             yield Reader(server, page, elsewhere)
     finally:
@@ -111,18 +113,20 @@ def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
 
 
 def test_a_report_of_criteria_is_shown_likewise(reader: Reader) -> None:
-    found = (
+    findings = (
         Finding("accuracy", "criterion", "violated", "0.71 is below 0.8", 0.71, 0.8),
         Finding("f1", "criterion", "not judged", "one class only"),
     )
-    kept = Finding("accuracy", "criterion", "kept", "", 0.84, 0.8)
-    past = result_of(0, monitor="accuracy", kind="performance", state="kept", findings=(kept,))
+    past_finding = Finding("accuracy", "criterion", "kept", "", 0.84, 0.8)
+    past = result_of(
+        0, monitor="accuracy", kind="performance", state="kept", findings=(past_finding,)
+    )
     judgement = result_of(
         1,
         monitor="accuracy",
         kind="performance",
         state="violated",
-        findings=found,
+        findings=findings,
     )
     url = log(judgement, ReportData(), past)
 

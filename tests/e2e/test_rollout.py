@@ -143,10 +143,10 @@ def arena(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory)
                 )
         MlflowClient().transition_model_version_stage(name, "1", "Production")
         client = get_deploy_client("onnxserve")
-        own = {
+        config = {
             "server.port": free_port(),
         }  # The port is reserved for the endpoint while its server is stopped.
-        url = client.create_deployment("arena", f"models:/{name}/Production", config=own)["url"]
+        url = client.create_deployment("arena", f"models:/{name}/Production", config=config)["url"]
         store = open_store(load_settings().store_url)
         traffic = Traffic(url)
         arena = Arena(name, store, traffic, f"{url}/invocations", folder)
@@ -337,7 +337,7 @@ def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh: 
         PATIENCE,
         "one does the rollouts",
     )
-    (waiting,) = (one for one in both if one is not working)
+    (waiting,) = (controller for controller in both if controller is not working)
     fresh.begin_rollout("--to", "2", "--steps", "20,60,100", "--every", "3s")
     wait_until(lambda: fresh.rollout().step >= 1, PATIENCE, "the second step has begun")
 

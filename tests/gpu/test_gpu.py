@@ -108,9 +108,9 @@ def test_the_provider_has_the_options_that_were_given(graph: Path) -> None:
         use_tf32=False,
     )
     placement = Placement("cuda", options=options)
-    given = dict(placement.providers)["CUDAExecutionProvider"]
-    found = open_session(graph, placement).get_provider_options()["CUDAExecutionProvider"]
-    assert {name: found[name] for name in given} == given
+    provider_options = dict(placement.providers)["CUDAExecutionProvider"]
+    session_options = open_session(graph, placement).get_provider_options()["CUDAExecutionProvider"]
+    assert {name: session_options[name] for name in provider_options} == provider_options
 
 
 def test_a_memory_limit_is_kept(graph: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_list_with_the_cpu_computes_the_rest_there(tmp_path: Path) -> None:
     assert session.run(None, {"x": np.full((1, 1), 3, np.float32)})[0].tolist() == [[36.0]]
 
 
-def test_a_list_whose_provider_would_compute_nothing_is_refused(tmp_path: Path) -> None:
+def test_provider_list_with_an_idle_provider_is_refused(tmp_path: Path) -> None:
     with refused(DeviceUnavailable, "server.providers", OPENVINO):
         open_session(save_graph(tmp_path, DOUBLES), MIXED)
 

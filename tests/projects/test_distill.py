@@ -157,15 +157,17 @@ def test_a_mistake_is_one_line(client: MlflowClient, options: dict[str, Any], me
     assert refused.value.message.startswith(message)
 
 
-def test_what_an_endpoint_has_captured_is_learned(client: MlflowClient, tmp_path: Path) -> None:
+def test_student_learns_from_the_captured_rows_of_an_endpoint(
+    client: MlflowClient, tmp_path: Path
+) -> None:
     rows = labelled(300)
     times = [datetime(2026, 11, 20, 12, tzinfo=UTC)] * 300
     columns = {"a": rows["a"], "b": rows["b"], "prediction": rows["label"], "_event_time": times}
     LogWriter(tmp_path / "home" / "inference_log").write(columns, endpoint="toy")
     training = Training(teacher="models:/labels/1", endpoint="toy", target="_label_number")
-    found, truth, origin = load_rows(training, load_version(tmp_path / "teachers" / "labels"))
-    assert found["a"] == pytest.approx(rows["a"])
-    assert found.keys() == {"a", "b"}
+    inputs, truth, origin = load_rows(training, load_version(tmp_path / "teachers" / "labels"))
+    assert inputs["a"] == pytest.approx(rows["a"])
+    assert inputs.keys() == {"a", "b"}
     assert mentions(origin, "captured", "endpoint toy")
     assert truth is not None
     assert np.isnan(truth.astype(float)).all()  # No labels have arrived.

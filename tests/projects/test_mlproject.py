@@ -100,8 +100,8 @@ def test_the_entry_point_batch_is_the_command_batch() -> None:
     assert (module, command) == ("mlflow_deploy_plugin.cli", "batch")
     batch = main.get_command(click.Context(main), command)
     assert batch is not None
-    given = batch.make_context(command, arguments).params
+    options = batch.make_context(command, arguments).params
     declared = parameters(folder, "batch")
     assert {str(entry["default"]) for entry in declared.values() if entry["default"]} <= set(
-        map(str, given.values()),
+        map(str, options.values()),
     )

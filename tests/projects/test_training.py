@@ -92,12 +92,12 @@ def test_a_project_logs_its_picture_and_figures_and_registers_a_proven_version(
         assert run.data.tags[DATA_TAG].split(", ") == ["synthetic data", "seed 7"]
         assert run.inputs.dataset_inputs[0].dataset.name.split(", ") == ["synthetic data", "seed 7"]
         assert "seed 7" in capsys.readouterr().out
-    asked = asked_by_readme(project)
+    example = asked_by_readme(project)
     model = mlflow.pyfunc.load_model(f"models:/{options.registered_model}/1")
     if project == "image_resnet18":
-        assert model.predict(asked).shape == (1, 10)
+        assert model.predict(example).shape == (1, 10)
     else:
-        answer = model.predict(pd.DataFrame([asked]))
+        answer = model.predict(pd.DataFrame([example]))
         assert len(answer) == 1
     if project == "search":
         assert version.tags["onnxserve.gate"] == "passed"
@@ -107,7 +107,7 @@ def test_a_project_logs_its_picture_and_figures_and_registers_a_proven_version(
         )
         assert len(nested) == 3
         assert (
-            min(one.data.metrics["log_loss"] for one in nested)
+            min(trial.data.metrics["log_loss"] for trial in nested)
             == run.data.metrics["choice_log_loss"]
         )
 
@@ -167,7 +167,7 @@ def test_a_refusal_is_one_line(
         ),
     ],
 )
-def test_what_cannot_be_trained_is_refused_at_once(
+def test_invalid_training_options_are_refused_at_once(
     project: str,
     options: dict[str, Any],
     said: str,

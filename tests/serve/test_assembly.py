@@ -66,7 +66,7 @@ def test_no_loop_waits_for_a_redis_that_a_limit_may_ask(
         assert may_wait_for_limits(server, RawRequest("POST", "/invocations", {}, b"")) is expected
 
 
-def test_a_server_closes_what_it_has_opened(tmp_path: Path) -> None:
+def test_closing_a_server_removes_its_worker_file_and_models(tmp_path: Path) -> None:
     server = open_server(tmp_path)
     server.close()
     assert not list((tmp_path / "workers").glob("*.json"))

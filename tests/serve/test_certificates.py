@@ -79,7 +79,7 @@ class Authority:
             return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
         now = datetime.now(UTC)
-        own = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+        names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
         builder = x509.CertificateBuilder(
             named(self.name),
             named(name),
@@ -90,7 +90,7 @@ class Authority:
             now + timedelta(days=1),
         )
         builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
-        builder = builder.add_extension(x509.SubjectAlternativeName(own), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         # Python 3.13 requires these extensions of RFC 5280.
         if is_authority:
             builder = builder.add_extension(

@@ -60,11 +60,11 @@ def test_sagemaker_unpacks_the_model_and_may_name_a_port(folders: tuple[Path, Pa
 def test_azure_names_a_folder_around_the_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
     folder = tmp_path / "azure"
     folder.mkdir()
-    told = {"AZUREML_MODEL_DIR": str(folder)}
-    assert read_cloud(told, folders) == Cloud(5001, str(folder))
+    environment = {"AZUREML_MODEL_DIR": str(folder)}
+    assert read_cloud(environment, folders) == Cloud(5001, str(folder))
     (folder / "flights").mkdir()
     (folder / "flights" / "MLmodel").touch()
-    assert read_cloud(told, folders) == Cloud(5001, str(folder / "flights"))
+    assert read_cloud(environment, folders) == Cloud(5001, str(folder / "flights"))
 
 
 def test_kserve_has_fetched_the_model(folders: tuple[Path, Path]) -> None:
@@ -161,12 +161,12 @@ def test_vertex_is_answered_on_its_port_at_its_routes(
     """The route is `/predict`, which most containers choose, and which is also a route
     of ours.
     """
-    told = {
+    environment = {
         "AIP_HTTP_PORT": str(port),
         "AIP_HEALTH_ROUTE": "/healthz",
         "AIP_PREDICT_ROUTE": "/predict",
     }
-    for name, value in {**told, "AIP_STORAGE_URI": str(model_folders["tensor"])}.items():
+    for name, value in {**environment, "AIP_STORAGE_URI": str(model_folders["tensor"])}.items():
         monkeypatch.setenv(name, value)
     serve(state="vertex").wait_ready()
     url = f"http://127.0.0.1:{port}"

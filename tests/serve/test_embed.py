@@ -31,9 +31,9 @@ RECORD = {"carrier": "UA", "distance": 1400.0, "hour": 17, "late": True}
 
 
 def write_example(framework: str, folder: Path) -> Path:
-    found = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
     (code,) = (
-        block for block in found if block.startswith(f"from {framework}") and "sgi_app" in block
+        block for block in blocks if block.startswith(f"from {framework}") and "sgi_app" in block
     )
     model = mixed_model(folder / "model")
     file = folder / "application.py"

@@ -23,11 +23,11 @@ from tests.support.waiting import wait_until
 def test_the_spec_decides_and_the_state_folder_may_have_any_name() -> None:
     spec = ServerSpec(workers=3, threads=7, request_timeout_seconds=11, graceful_timeout_seconds=12)
     command = gunicorn_command(Path("/with 'quotes'/and space"), spec, 7)
-    said = {
+    options = {
         option: command[command.index(option) + 1]
         for option in ("--workers", "--threads", "--timeout", "--graceful-timeout")
     }
-    assert said == {
+    assert options == {
         "--workers": "3",
         "--threads": "7",
         "--timeout": "11",
@@ -70,7 +70,7 @@ def test_the_libraries_of_pyfuncs_have_the_cores_of_one_worker(
 
 
 @pytest.mark.parametrize("kind", ["fast", "gthread"])
-def test_either_worker_is_what_gunicorn_finds_under_its_name(kind: WorkerClass) -> None:
+def test_gunicorn_can_import_both_worker_classes_and_the_app(kind: WorkerClass) -> None:
     command = gunicorn_command(Path("/s"), ServerSpec(worker_class=kind), 7)
     assert issubclass(load_class(command[command.index("--worker-class") + 1]), Worker)
     module, _, function = command[-1].partition("(")[0].partition(":")
@@ -152,9 +152,9 @@ def test_workers_share_the_modules_of_their_arbiter_which_does_not_load_onnx_run
 
 def metrics_of(state_dir: Path, pid: int) -> list[Path]:
     """Return a worker's metrics files in memory."""
-    found = list((state_dir / METRICS).readlink().glob(f"*_{pid}.db"))
-    assert all(path.is_relative_to("/dev/shm") for path in found)
-    return found
+    files = list((state_dir / METRICS).readlink().glob(f"*_{pid}.db"))
+    assert all(path.is_relative_to("/dev/shm") for path in files)
+    return files
 
 
 def are_gone(paths: list[Path]) -> bool:

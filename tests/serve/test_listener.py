@@ -80,7 +80,7 @@ def test_a_process_with_many_open_files_hears_of_the_end_too(
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_no_path_is_no_shared_listener_and_a_path_without_a_holder_is_an_error(
+def test_without_a_path_no_listener_is_shared_and_a_path_needs_a_holder(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

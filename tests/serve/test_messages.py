@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.serve.messages import new_id
 def test_identifiers_are_hexadecimal_and_never_repeat() -> None:
     ids = [new_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
-    assert all(len(one) == 32 and int(one, 16) >= 0 for one in ids)
+    assert all(len(id_) == 32 and int(id_, 16) >= 0 for id_ in ids)
 
 
 def test_a_forked_process_has_others() -> None:

@@ -97,7 +97,7 @@ def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_time
     running = serve("-m", str(model), "-C", "server.graceful_timeout_seconds=2").wait_ready()
     hanging = {"dataframe_split": {"columns": ["do"], "data": [["hang"]]}}
     with ThreadPoolExecutor(4) as clients:
-        asked = [
+        pending = [
             clients.submit(requests.post, f"{running.url}/invocations", json=hanging, timeout=60)
             for _ in range(4)
         ]
@@ -107,14 +107,16 @@ def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_time
         began = time.monotonic()
         assert running.end() == 0
         assert 1.5 < time.monotonic() - began < 15  # not the 60 s that a request may take
-        assert {type(one.exception()) for one in asked} == {requests.ConnectionError}
+        assert {type(future.exception()) for future in pending} == {requests.ConnectionError}
 
 
 def connections_to(port: int) -> list[Any]:
     return [
-        one
-        for one in psutil.Process().net_connections("tcp4")
-        if one.raddr and one.raddr.port == port and one.status == psutil.CONN_ESTABLISHED
+        connection
+        for connection in psutil.Process().net_connections("tcp4")
+        if connection.raddr
+        and connection.raddr.port == port
+        and connection.status == psutil.CONN_ESTABLISHED
     ]
 
 
@@ -130,17 +132,17 @@ def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_en
 
 @pytest.mark.long
 @pytest.mark.parametrize("is_abstract", [True, False])
-def test_systemd_is_told_that_the_server_answers_and_that_it_ends_and_nothing_else(
+def test_systemd_receives_only_ready_and_stopping(
     start: Start,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     is_abstract: bool,
 ) -> None:
-    said = f"@{tmp_path.name}" if is_abstract else f"{tmp_path}/user@1.s"
+    address = f"@{tmp_path.name}" if is_abstract else f"{tmp_path}/user@1.s"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(f"\0{said[1:]}" if is_abstract else said)
+        systemd.bind(f"\0{address[1:]}" if is_abstract else address)
         systemd.settimeout(60)
-        monkeypatch.setenv("NOTIFY_SOCKET", said)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
         running = start("state")
         assert systemd.recv(100) == b"READY=1"
         assert answers(running.wait_ready())
@@ -176,8 +178,8 @@ def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(
     free = next(number for number in range(limits[0]) if number not in held)
     supervisor.rlimit(psutil.RLIMIT_NOFILE, (free, limits[1]))  # No file can be opened.
     os.kill(before, signal.SIGKILL)
-    told = "the agent cannot be started: Too many open files"
-    wait_until(lambda: told in running.log.read_text(), what="the reason")
+    message = "the agent cannot be started: Too many open files"
+    wait_until(lambda: message in running.log.read_text(), what="the reason")
     assert answers(running)
     supervisor.rlimit(psutil.RLIMIT_NOFILE, limits)
     wait_until(lambda: agent_pid(running) != before, what="another agent")
@@ -274,9 +276,9 @@ def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_th
         assert answers(running)
         assert 'outcome="captured"' in requests.get(f"{running.url}/metrics", timeout=20).text
         assert running.end() == 0
-    told = running.log.read_text().removeprefix(logged)
-    assert mentions(told, "[gunicorn] ERROR", "state folder")
-    assert "Traceback" not in told
+    new_log = running.log.read_text().removeprefix(logged)
+    assert mentions(new_log, "[gunicorn] ERROR", "state folder")
+    assert "Traceback" not in new_log
 
 
 @pytest.mark.long
@@ -294,7 +296,7 @@ def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(star
 
 
 @pytest.mark.long
-def test_a_gunicorn_that_is_told_to_end_takes_everything_along(start: Start) -> None:
+def test_the_server_exits_when_gunicorn_is_ended(start: Start) -> None:
     running = start("state").wait_ready()
     os.kill(gunicorn_pid(running), signal.SIGTERM)
     assert running.process.wait(timeout=40) == 1
@@ -352,7 +354,7 @@ def test_a_port_is_free_again_at_once(start: Start, free_port: int) -> None:
     check_end(again, signal.SIGINT)
 
 
-def test_an_agent_that_crashes_again_and_again_is_said_to(
+def test_an_agent_that_crashes_repeatedly_ends_the_server_with_its_error(
     start: Start,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -387,7 +389,9 @@ def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(
     [errno.ENOSPC, errno.EAGAIN],
     ids=["full disk", "no more processes"],
 )
-def test_what_the_system_refuses_a_server_is_said_in_one_line(tmp_path: Path, number: int) -> None:
+def test_a_system_error_in_the_state_folder_is_reported_in_one_line(
+    tmp_path: Path, number: int
+) -> None:
     reason = os.strerror(number)
     with (
         pytest.raises(InvalidConfig, match=rf"state folder {tmp_path}: {reason}$"),

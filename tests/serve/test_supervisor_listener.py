@@ -48,7 +48,7 @@ def test_ipv6_works_where_it_exists() -> None:
         assert listener.family == socket.AF_INET6
 
 
-def test_nothing_is_held_where_no_port_is_set() -> None:
+def test_without_a_grpc_port_none_is_reserved() -> None:
     with reserve_grpc_port(ServerSpec()):
         pass
 
@@ -114,17 +114,17 @@ def test_a_served_port_is_announced_ready_and_free_again_at_the_end(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "[::1]", "localhost"])
 def test_a_server_that_only_its_machine_reaches_needs_no_keys(host: str) -> None:
-    said: list[str] = []
-    check_exposure(ServerSpec(host=host), said.append)
-    assert said == []
+    messages: list[str] = []
+    check_exposure(ServerSpec(host=host), messages.append)
+    assert messages == []
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "models.example"])
 def test_a_server_that_others_reach_needs_keys_or_says_that_it_has_none(host: str) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(InvalidConfig, match=r"-C server\.api_keys=true .*--insecure"):
-        check_exposure(ServerSpec(host=host), said.append)
-    check_exposure(ServerSpec(host=host, api_keys=True), said.append)
-    assert said == []
-    check_exposure(ServerSpec(host=host, insecure=True), said.append)
-    assert said == [f"insecure: everybody who can connect to {host} may use this server"]
+        check_exposure(ServerSpec(host=host), messages.append)
+    check_exposure(ServerSpec(host=host, api_keys=True), messages.append)
+    assert messages == []
+    check_exposure(ServerSpec(host=host, insecure=True), messages.append)
+    assert messages == [f"insecure: everybody who can connect to {host} may use this server"]

@@ -28,8 +28,8 @@ def variant(weight: int, shadow: bool = False, name: str = "") -> Any:
 def test_draws_fall_into_the_shares_of_the_weights(weights: tuple[int, ...]) -> None:
     variants = answering_variants([variant(weight) for weight in weights])
     total = sum(weights)
-    chosen = [weighted_variant(variants, (mark + 0.5) / total) for mark in range(total)]
-    assert [chosen.count(variant) for variant in dict.fromkeys(variants)] == [
+    picks = [weighted_variant(variants, (mark + 0.5) / total) for mark in range(total)]
+    assert [picks.count(variant) for variant in dict.fromkeys(variants)] == [
         sum(weight for weight in weights if weight == variant.weight)
         for variant in dict.fromkeys(variants)
     ]
@@ -57,11 +57,11 @@ def named(weights: list[int]) -> list[Any]:
 @given(WEIGHTS)
 def test_keys_fall_into_the_shares_of_the_weights(weights: list[int]) -> None:
     variants = named(weights)
-    kept = [sticky_variant(variants, "e", key) for key in KEYS]
+    picks = [sticky_variant(variants, "e", key) for key in KEYS]
     for variant in variants:
         share = variant.weight / sum(weights)
         deviation = (share * (1 - share) / len(KEYS)) ** 0.5
-        assert abs(kept.count(variant) / len(KEYS) - share) <= 6 * deviation + 0.005
+        assert abs(picks.count(variant) / len(KEYS) - share) <= 6 * deviation + 0.005
 
 
 @settings(max_examples=25)
@@ -88,16 +88,19 @@ def test_neither_the_order_nor_a_common_factor_moves_a_caller(
     random: Random,
 ) -> None:
     variants = named(weights)
-    others = [variant(3 * one.weight, name=one.name) for one in variants]
-    random.shuffle(others)
+    scaled_variants = [variant(3 * entry.weight, name=entry.name) for entry in variants]
+    random.shuffle(scaled_variants)
     for key in KEYS[:200]:
-        assert sticky_variant(variants, "e", key).name == sticky_variant(others, "e", key).name
+        assert (
+            sticky_variant(variants, "e", key).name
+            == sticky_variant(scaled_variants, "e", key).name
+        )
 
 
 def test_a_caller_keeps_to_its_variant_in_every_process() -> None:
     variants = named([50, 50])
-    kept = [sticky_variant(variants, "e", key).name for key in [*KEYS[:7], "\udce9"]]
-    assert kept == ["v1", "v0", "v0", "v0", "v0", "v1", "v1", "v1"]
+    picks = [sticky_variant(variants, "e", key).name for key in [*KEYS[:7], "\udce9"]]
+    assert picks == ["v1", "v0", "v0", "v0", "v0", "v1", "v1", "v1"]
     assert [sticky_variant(variants, "f", key).name for key in KEYS] != [
         sticky_variant(variants, "e", key).name for key in KEYS
     ]

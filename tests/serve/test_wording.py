@@ -172,7 +172,7 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) ->
     MESSAGES.values(),
     ids=MESSAGES,
 )
-def test_an_answer_names_what_is_wrong_and_what_would_be_right(
+def test_a_refusal_names_the_mistake_and_the_correct_form(
     server: Server,
     path: str,
     body: Body,

@@ -50,7 +50,9 @@ class NativeStack:
     def __post_init__(self) -> None:
         document = yaml.safe_load(COMPOSE.read_text())
         self.services: dict[str, dict[str, Any]] = document["services"]
-        self._secrets = {name: Path(one["file"]).name for name, one in document["secrets"].items()}
+        self._secrets = {
+            name: Path(secret["file"]).name for name, secret in document["secrets"].items()
+        }
         network = random.SystemRandom().randrange(16, 250)
         self.addresses = {
             name: f"127.{network}.0.{number}" for number, name in enumerate(self.services, 10)
@@ -90,10 +92,12 @@ class NativeStack:
         session: requests.Session | None = None,
         **headers: str,
     ) -> requests.Response:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        named["Authorization"] = f"Bearer {key or self.key}"
+        http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        http_headers["Authorization"] = f"Bearer {key or self.key}"
         ask, certificate = (session or requests).post, str(self.secrets / "tls.crt")
-        return ask(self.door + path, json=document, headers=named, verify=certificate, timeout=30)
+        return ask(
+            self.door + path, json=document, headers=http_headers, verify=certificate, timeout=30
+        )
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -135,11 +139,13 @@ class NativeStack:
         home = self.folder / name
         home.mkdir(exist_ok=True)
         mounts = self._mounts(name, home)
-        asked = self.services[name].get("environment", {})
-        own = {key: self._native(str(value), name, mounts) for key, value in asked.items()}
+        declared = self.services[name].get("environment", {})
+        environment = {
+            key: self._native(str(value), name, mounts) for key, value in declared.items()
+        }
         names = ("AWS_", "ONNXSERVE_", "MLFLOW_T")
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(names)}
-        return [self._native(part, name, mounts) for part in command], {**inherited, **own}
+        return [self._native(part, name, mounts) for part in command], {**inherited, **environment}
 
     def mounted(self, name: str, path: str) -> Path:
         """Return the file on this machine that a service reads at `path`."""
@@ -219,11 +225,11 @@ class NativeStack:
         service = self.services[name]
         mounts: dict[str, str] = {}
         sources: dict[str, Path] = {}
-        for one in service.get("secrets", ()):
+        for secret in service.get("secrets", ()):
             source, target = (
-                (one["source"], one["target"])
-                if isinstance(one, dict)
-                else (one, f"/run/secrets/{one}")
+                (secret["source"], secret["target"])
+                if isinstance(secret, dict)
+                else (secret, f"/run/secrets/{secret}")
             )
             sources[target] = self.secrets / self._secrets[source]
         for volume in service.get("volumes", ()):

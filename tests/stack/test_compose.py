@@ -41,7 +41,7 @@ def read(*profiles: str) -> dict[str, Any]:
         "compose",
         "-f",
         str(COMPOSE),
-        *(f"--profile={one}" for one in profiles),
+        *(f"--profile={profile}" for profile in profiles),
         "config",
     ]
     environment = {
@@ -116,23 +116,23 @@ def test_no_secret_stands_in_an_environment() -> None:
         for service in services.values()
         for key, value in (service.get("environment") or {}).items()
     ]
-    named = {key for key, _ in values if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", key)}
-    assert {key for key in named if not key.endswith("_FILE")} == set()
+    keys = {key for key, _ in values if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", key)}
+    assert {key for key in keys if not key.endswith("_FILE")} == set()
 
 
 def test_the_example_of_a_settings_file_has_the_defaults_and_nothing_that_is_unknown() -> None:
     lines = (COMPOSE.parent / ".env.example").read_text().splitlines()[1:]
     example = dict(line.partition(" #")[0].strip().split("=", 1) for line in lines)
-    asked = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE.read_text()))
-    assert {**asked, "COMPOSE_PROFILES": ""} == example
+    defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE.read_text()))
+    assert {**defaults, "COMPOSE_PROFILES": ""} == example
 
 
 def test_every_file_that_is_mounted_is_in_the_checkout() -> None:
     document = yaml.safe_load(COMPOSE.read_text())
     sources = [
         volume.split(":")[0]
-        for one in document["services"].values()
-        for volume in one.get("volumes", ())
+        for service in document["services"].values()
+        for volume in service.get("volumes", ())
     ]
     missing = [
         source
@@ -153,7 +153,8 @@ def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
     subprocess.run([*make, "--host", "ml.example", "--host", "fd00::7"], check=True)
     made = {file.name: file.read_text() for file in folder.iterdir()}
     wanted = {
-        Path(one["file"]).name for one in yaml.safe_load(COMPOSE.read_text())["secrets"].values()
+        Path(secret["file"]).name
+        for secret in yaml.safe_load(COMPOSE.read_text())["secrets"].values()
     }
     assert wanted <= made.keys()
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -166,8 +167,8 @@ def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
         "-ext",
         "subjectAltName",
     ]
-    named = subprocess.run(certificate, check=True, capture_output=True, text=True).stdout
-    assert "DNS:ml.example, IP Address:FD00:0:0:0:0:0:0:7" in named
+    names = subprocess.run(certificate, check=True, capture_output=True, text=True).stdout
+    assert "DNS:ml.example, IP Address:FD00:0:0:0:0:0:0:7" in names
     subprocess.run([*make, "--host", "ml.example"], check=True)
     refused = subprocess.run(
         [*make, "--host", "other.example"],
@@ -175,6 +176,8 @@ def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    said = f"{folder}/tls.crt exists, but is not for other.example: remove it, and run this again\n"
-    assert (refused.returncode, refused.stderr) == (1, said)
+    message = (
+        f"{folder}/tls.crt exists, but is not for other.example: remove it, and run this again\n"
+    )
+    assert (refused.returncode, refused.stderr) == (1, message)
     assert {file.name: file.read_text() for file in folder.iterdir()} == made

@@ -25,7 +25,7 @@ def targets(file: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(panel["title"], target) for panel in panels for target in panel["targets"]]
 
 
-def test_the_files_are_what_the_description_makes() -> None:
+def test_dashboard_files_match_their_generator() -> None:
     source = importlib.util.spec_from_file_location(
         "make_dashboards",
         GRAFANA / "make_dashboards.py",
@@ -53,22 +53,22 @@ def test_a_dashboard_is_one_of_grafana_11_and_asks_for_metrics_that_the_package_
         "label": "",
     }
     assert len({panel["id"] for panel in made["panels"]}) == len(made["panels"])
-    known = {variable["name"] for variable in made["templating"]["list"]} | {"__rate_interval"}
-    assert set(re.findall(r"\$\{?(\w+)", json.dumps(made["panels"]))) <= known
+    variables = {variable["name"] for variable in made["templating"]["list"]} | {"__rate_interval"}
+    assert set(re.findall(r"\$\{?(\w+)", json.dumps(made["panels"]))) <= variables
     assert undeclared_metrics(" ".join(target["expr"] for _, target in targets(file))) == set()
 
 
 def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (apt-get install prometheus)")
-    asked = [target["expr"] for file in DASHBOARDS for _, target in targets(file)]
+    expressions = [target["expr"] for file in DASHBOARDS for _, target in targets(file)]
     filled = [
         re.sub(r"\$\{?\w+(:\w+)?\}?", "x", expression.replace("$__rate_interval", "5m"))
-        for expression in asked
+        for expression in expressions
     ]
     rules = [
-        {"record": "asked", "expr": one, "labels": {"number": str(at)}}
-        for at, one in enumerate(filled)
+        {"record": "asked", "expr": query, "labels": {"number": str(at)}}
+        for at, query in enumerate(filled)
     ]
     (tmp_path / "rules.yaml").write_text(
         yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}),

@@ -87,7 +87,7 @@ def post(stack: NativeStack, path: str) -> int | None:
         "/endpoints/e/feedback",
     ],
 )
-def test_the_other_server_answers_what_may_come_twice(stack: NativeStack, path: str) -> None:
+def test_repeatable_requests_are_retried_on_the_other_server(stack: NativeStack, path: str) -> None:
     assert post(stack, path) == 200
     assert set(asked) == {stack.addresses["server-a"], stack.addresses["server-b"]}
 

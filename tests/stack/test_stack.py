@@ -63,9 +63,12 @@ class Traffic:
                     continue
                 self.versions[answer.headers["X-Model-Version"]] += 1
                 self.latest.append(answer.headers["X-Model-Version"])
-                named, truth = answer.headers["X-Prediction-Id"], rows.sum(axis=1) > 2 * self.mean
+                prediction_id, truth = (
+                    answer.headers["X-Prediction-Id"],
+                    rows.sum(axis=1) > 2 * self.mean,
+                )
                 labels = [
-                    {"prediction_id": named, "row": row, "label": int(late)}
+                    {"prediction_id": prediction_id, "row": row, "label": int(late)}
                     for row, late in enumerate(truth)
                 ]
                 answer = self.stack.post("/feedback", {"feedback": labels}, session=session)
@@ -152,7 +155,7 @@ def test_a_server_that_is_killed_and_comes_back_costs_no_request(
             stack.wait_for("server-b", lambda: answers(stack.url("server-b", 8080, "/ping")))
         wait_for_more("requests of both servers again")
         ended.set()
-    assert [one.result() for one in asking] == [None] * 4
+    assert [future.result() for future in asking] == [None] * 4
     assert statuses.keys() == {200, 202}
     print(f"{statuses.total()} requests by four callers, of which 0 failed")  # noqa: T201
 
@@ -182,11 +185,13 @@ def test_every_line_of_servers_and_nginx_is_ecs(stack: NativeStack, traffic: Tra
         # startup messages, and nginx's own error log
         other = r"onnxserve: |\d{4}/\d\d/\d\d .* \[(error|warn)\] "
         fields = [read_line(line) for line in lines[:-1] if not re.match(other, line)]
-        assert {one["service.name"] for one in fields} == {
+        assert {record["service.name"] for record in fields} == {
             "nginx" if name == "nginx" else "onnxserve",
         }
         durations = [
-            one["event.duration"] for one in fields if one.get("http.response.status_code") == 200
+            record["event.duration"]
+            for record in fields
+            if record.get("http.response.status_code") == 200
         ]
         assert all(0 <= duration < 60e9 for duration in durations), name
         assert len(durations) > 100
@@ -206,15 +211,17 @@ def test_the_world_moves_and_both_the_controller_and_prometheus_tell(
     assert alerts.titles("controller")[0].startswith("onnxserve: flights: Alarm: monitor ")
 
     def fired() -> list[dict[str, Any]]:
-        told = [alert for message in alerts.got.get("/alerts", ()) for alert in message["alerts"]]
-        return [alert for alert in told if alert["labels"]["alertname"] == "MonitorAlarm"]
+        received = [
+            alert for message in alerts.got.get("/alerts", ()) for alert in message["alerts"]
+        ]
+        return [alert for alert in received if alert["labels"]["alertname"] == "MonitorAlarm"]
 
     alert = wait_until(fired, 120, f"Alertmanager tells; {_last(stack, 'prometheus')}")[0]
     assert (alert["labels"]["endpoint"], alert["labels"]["severity"]) == ("flights", "warning")
     assert alert["annotations"]["runbook_url"] == "docs/runbook.md#monitoralarm"
 
 
-def test_what_was_retrained_is_gated_promoted_and_answers(
+def test_retrained_version_is_gated_promoted_and_served(
     stack: NativeStack,
     traffic: Traffic,
     monkeypatch: pytest.MonkeyPatch,
@@ -240,7 +247,7 @@ def test_what_was_retrained_is_gated_promoted_and_answers(
             'count(sum by (version) (rate(onnxserve_requests_total{endpoint="flights"}[30s])) > 0)'
         )
         wait_until(
-            lambda: [one["value"][1] for one in _ask(stack, query)] == ["2"],
+            lambda: [sample["value"][1] for sample in _ask(stack, query)] == ["2"],
             60,
             "Prometheus sees both",
         )
@@ -267,12 +274,12 @@ def test_prometheus_answers_every_query_of_a_dashboard(
         series = _ask(stack, query)
         if file.stem == "gpu" and not series:  # this machine has no GPU
             continue
-        values = [float(one["value"][1]) for one in series]
+        values = [float(sample["value"][1]) for sample in series]
         assert values, (title, query)
         assert any(math.isfinite(value) for value in values), (title, query, series)
         if "vector(0)" not in query:
-            named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
-            assert named <= series[0]["metric"].keys(), (title, series[0])
+            labels = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            assert labels <= series[0]["metric"].keys(), (title, series[0])
 
 
 def _ask(stack: NativeStack, query: str) -> list[dict[str, Any]]:
@@ -286,10 +293,12 @@ def _ask(stack: NativeStack, query: str) -> list[dict[str, Any]]:
 
 
 def _tags(client: MlflowClient, version: str) -> dict[str, str]:
-    found = [
-        one for one in client.search_model_versions("name = 'flights'") if one.version == version
+    versions = [
+        entry
+        for entry in client.search_model_versions("name = 'flights'")
+        if entry.version == version
     ]
-    return found[0].tags if found else {}
+    return versions[0].tags if versions else {}
 
 
 def _last(stack: NativeStack, name: str) -> str:

@@ -44,14 +44,14 @@ def accessibility_findings(page: Page) -> list[str]:
 
     The rules are WCAG 2.2 A and AA, and the good practice of axe.
     """
-    found = []
+    findings = []
     places: tuple[tuple[int, Literal["dark", "light"]], ...] = ((360, "dark"), (1280, "light"))
     for width, scheme in places:
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
         options = {"resultTypes": ["violations"], "rules": {"target-size": {"enabled": True}}}
         for violation in Axe().run(page, options=options).response["violations"]:
-            found += [
-                f"{violation['id']} ({scheme}): {one['html'][:200]}" for one in violation["nodes"]
+            findings += [
+                f"{violation['id']} ({scheme}): {node['html'][:200]}" for node in violation["nodes"]
             ]
-    return found
+    return findings

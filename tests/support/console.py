@@ -24,21 +24,21 @@ def move(
     base: str = API,
     **more: Any,
 ) -> Any:
-    asked = {"name": model, "version": version, "stage": stage, **more}
-    return mlflow_app.client.post(f"{base}/model-versions/transition-stage", json=asked)
+    body = {"name": model, "version": version, "stage": stage, **more}
+    return mlflow_app.client.post(f"{base}/model-versions/transition-stage", json=body)
 
 
 def point(mlflow_app: Any, model: str, alias: str, version: str) -> Any:
-    asked = {"name": model, "alias": alias, "version": version}
-    return mlflow_app.client.post(f"{API}/registered-models/alias", json=asked)
+    body = {"name": model, "alias": alias, "version": version}
+    return mlflow_app.client.post(f"{API}/registered-models/alias", json=body)
 
 
 def open_page(mlflow_app: Any, path: str = PAGE, **options: Any) -> tuple[Any, str, str]:
     """Return a browser that has opened the page, the page, and the token of its forms."""
     browser = mlflow_app.client
     html = browser.get(path, **options).text
-    found = re.search(r'name="csrf_token" value="([\w.-]+)"', html)
-    return browser, html, found.group(1) if found else ""
+    match = re.search(r'name="csrf_token" value="([\w.-]+)"', html)
+    return browser, html, match.group(1) if match else ""
 
 
 def form(endpoint: str, token: str, **more: str) -> dict[str, str]:

@@ -93,11 +93,11 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
 
 def working_in(folder: Path) -> list[psutil.Process]:
     """Return the processes whose working directory is below `folder`."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()).is_relative_to(folder.resolve()):
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return processes

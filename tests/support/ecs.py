@@ -64,8 +64,8 @@ def read_line(line: str) -> dict[str, Any]:
         if name.startswith(OWN):
             continue
         assert name in FIELDS, f"{name}: no field of the schema; {line}"
-        for one in value if isinstance(value, list) else [value]:
-            _check(FIELDS[name], one)
+        for item in value if isinstance(value, list) else [value]:
+            _check(FIELDS[name], item)
     return fields
 
 

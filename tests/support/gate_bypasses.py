@@ -111,9 +111,9 @@ class GatedRegistry:
             timeout=_SECONDS,
         )
         answer.raise_for_status()
-        found = answer.json()["registered_model"]
-        stages = {version["current_stage"].lower() for version in found["latest_versions"]}
-        return stages | {alias["alias"].lower() for alias in found.get("aliases", [])}
+        registered = answer.json()["registered_model"]
+        stages = {version["current_stage"].lower() for version in registered["latest_versions"]}
+        return stages | {alias["alias"].lower() for alias in registered.get("aliases", [])}
 
     def _post(self, path: str, **fields: Any) -> dict[str, Any]:
         answer = self.session.post(f"{self.url}{API}{path}", json=fields, timeout=_SECONDS)

@@ -23,12 +23,12 @@ _FOREIGN = ("ONNXSERVE_", "MLFLOW_", "PYTHON", "UV_", "VIRTUAL_ENV")
 
 def section(heading: str) -> str:
     """Return the text below `## heading`."""
-    (found,) = re.findall(
+    (text,) = re.findall(
         rf"^## {heading}\n(.*?)(?=^## |\Z)",
         README,
         flags=re.DOTALL | re.MULTILINE,
     )
-    return str(found)
+    return str(text)
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -43,8 +43,8 @@ def shell(environment: Path, folder: Path) -> dict[str, str]:
     Args:
         folder: the user's home.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-    own = {
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    overrides = {
         "PATH": f"{environment / 'bin'}:{os.environ['PATH']}",
         "ONNXSERVE_HOME": str(folder / "onnxserve"),
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder / 'mlflow.db'}",
@@ -53,7 +53,7 @@ def shell(environment: Path, folder: Path) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
     }
-    return kept | own
+    return inherited | overrides
 
 
 def run_smallest_example(environment: Path, folder: Path) -> None:
@@ -191,9 +191,9 @@ def page_reader(folder: Path, tracking_uri: str) -> Reader:
     """Return a reader whose deployments are in the home that this process's environment
     specifies.
     """
-    own = {
+    overrides = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": tracking_uri,
         "PIP_NO_INDEX": "1",  # The packages that a page installs are already in this environment.
     }
-    return Reader(folder, {**os.environ, **own})
+    return Reader(folder, {**os.environ, **overrides})

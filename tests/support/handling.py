@@ -41,8 +41,8 @@ def ask(
     **headers: str,
 ) -> RawResponse:
     """Answer a JSON request; keywords are headers, with underscores for hyphens."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return handle(server, RawRequest(method, path, {**JSON, **named}, body))
+    http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return handle(server, RawRequest(method, path, {**JSON, **http_headers}, body))
 
 
 _OWN_KEYS = ("CONTENT_TYPE", "CONTENT_LENGTH")
@@ -60,7 +60,7 @@ def wsgi_environ(
     The input ends where the body ends.
     """
     path, _, query = target.partition("?")
-    named = {
+    variables = {
         name.upper().replace("-", "_"): value for name, value in headers.items() if "_" not in name
     }
     return {
@@ -77,7 +77,10 @@ def wsgi_environ(
         "wsgi.input": body,
         "wsgi.input_terminated": True,
         "wsgi.errors": sys.stderr,
-        **{name if name in _OWN_KEYS else f"HTTP_{name}": value for name, value in named.items()},
+        **{
+            name if name in _OWN_KEYS else f"HTTP_{name}": value
+            for name, value in variables.items()
+        },
     }
 
 

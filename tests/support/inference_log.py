@@ -48,7 +48,7 @@ class LogWriter:
         segment = segment or f"segment-{next(_segments)}"
         table = event_table(columns)
         rows = len(table)
-        own = {
+        metadata = {
             "_received_time": table.column("_event_time"),
             "_prediction_id": [uuid.uuid4().hex] * rows,
             "_request_id": ["same"] * rows,
@@ -59,7 +59,7 @@ class LogWriter:
             "_offset": pa.array([offset] * rows, pa.int64()),
             "_row": pa.array(np.arange(rows), pa.int32()),
         }
-        for name, values in own.items():
+        for name, values in metadata.items():
             if name in table.column_names:
                 continue
             table = table.append_column(

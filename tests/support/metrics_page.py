@@ -68,7 +68,7 @@ def serving(
 
 def undeclared_metrics(expressions: str) -> set[str]:
     """Return the metrics of PromQL expressions that the package declares nowhere."""
-    asked = set(re.findall(r"\b(?:onnxserve|ml)_\w+", expressions))
+    metrics = set(re.findall(r"\b(?:onnxserve|ml)_\w+", expressions))
     package = "\n".join(file.read_text() for file in PACKAGE.rglob("*.py"))
-    names = {name: re.sub("_(total|bucket|sum|count)$", "", name) for name in asked}
+    names = {name: re.sub("_(total|bucket|sum|count)$", "", name) for name in metrics}
     return {name for name, family in names.items() if f'"{family}"' not in package}

@@ -42,8 +42,8 @@ def judged_window(
 ) -> None:
     """Store a day that was judged."""
     window = Monitors(store).add(endpoint, monitor, start, start + timedelta(days=1))
-    given = replace(window, state="judged", verdict=verdict, reason=reason, run_id=run_id)
-    assert Monitors(store).update(given) is not None
+    judged = replace(window, state="judged", verdict=verdict, reason=reason, run_id=run_id)
+    assert Monitors(store).update(judged) is not None
 
 
 @dataclass
@@ -93,8 +93,8 @@ class MonitoredWorld:
     def spec(self, name: str = "flights", **monitors: Mapping[str, Any]) -> Any:
         fields = {
             f"monitors.{monitor}.{field}": value
-            for monitor, given in (monitors or {"hourly": {}}).items()
-            for field, value in {"every": "1h", **given}.items()
+            for monitor, options in (monitors or {"hourly": {}}).items()
+            for field, value in {"every": "1h", **options}.items()
         }
         return apply_config(new_endpoint(name, "models:/flight-delay/1"), fields)
 
@@ -162,9 +162,9 @@ class MonitoredWorld:
         store = store or self.store
         deployments = Deployments(store, self.settings, self.said.append)
         evaluator = Evaluator(self.answer, more.pop("count", count_rows))
-        given: dict[str, Any] = {"evaluator": evaluator, "look_seconds": 0.1}
-        given |= {"lease_seconds": lease_seconds, **more}
-        scheduler = MonitorScheduler(deployments, "the test", **given)
+        options: dict[str, Any] = {"evaluator": evaluator, "look_seconds": 0.1}
+        options |= {"lease_seconds": lease_seconds, **more}
+        scheduler = MonitorScheduler(deployments, "the test", **options)
         lease = store.acquire_lease(f"lease-{len(self.threads)}", "the test", lease_seconds)
         assert lease is not None
         over = threading.Event()
@@ -190,7 +190,7 @@ class MonitoredWorld:
 
         def found() -> MonitorWindow | None:
             windows = self.monitors.windows(monitor=monitor, states=("pending",))
-            return next((one for one in windows if one.attempts == number), None)
+            return next((candidate for candidate in windows if candidate.attempts == number), None)
 
         window: MonitorWindow = wait_until(found, SECONDS, f"attempt {number} has failed")
         return window
@@ -212,7 +212,9 @@ class MonitoredWorld:
         """
 
         def found() -> list[MonitorWindow]:
-            windows = [one for one in self.monitors.windows(monitor=monitor) if one.state == state]
+            windows = [
+                window for window in self.monitors.windows(monitor=monitor) if window.state == state
+            ]
             return windows if len(windows) >= count else []
 
         windows: list[MonitorWindow] = wait_until(found, SECONDS, f"{count} windows are {state}")

@@ -32,8 +32,8 @@ def node_cases(every: int = 1) -> list[NodeCase]:
         from onnx.backend.test.case.node import collect_testcases
 
         collected = sorted(collect_testcases(None), key=lambda case: str(case.name))
-    found = (_read(case) for case in collected[::every])
-    return [case for case in found if case is not None]
+    cases = (_read(case) for case in collected[::every])
+    return [case for case in cases if case is not None]
 
 
 def _read(case: Any) -> NodeCase | None:
@@ -48,8 +48,10 @@ def _read(case: Any) -> NodeCase | None:
             providers=["CPUExecutionProvider"],
         )
         names = [node.name for node in session.get_inputs()]
-        given = dict(zip(names, (np.asarray(array) for array in case.data_sets[0][0]), strict=True))
-        answers = [session.run(None, given) for _ in range(2)]
+        inputs = dict(
+            zip(names, (np.asarray(array) for array in case.data_sets[0][0]), strict=True)
+        )
+        answers = [session.run(None, inputs) for _ in range(2)]
         # Operators that draw random numbers return different arrays, so that they are
         # excluded here.
         np.testing.assert_equal(*answers)
@@ -60,7 +62,7 @@ def _read(case: Any) -> NodeCase | None:
         isinstance(array, np.ndarray)
         and array.dtype.kind in "fiubOU"
         and array.dtype.name != "bfloat16"
-        for array in (*given.values(), *answered.values())
+        for array in (*inputs.values(), *answered.values())
     )
     if (
         not is_carried
@@ -68,4 +70,4 @@ def _read(case: Any) -> NodeCase | None:
         or "optional" in str([node.type for node in session.get_inputs()])
     ):
         return None
-    return NodeCase(case.name, graph, given, answered)
+    return NodeCase(case.name, graph, inputs, answered)

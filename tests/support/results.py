@@ -22,7 +22,7 @@ def result_of(
     fields = MonitorResult.__dataclass_fields__
     scores = {name: value for name, value in said.items() if name not in fields}
     measured: dict[str, Any] = {"measure": "Wasserstein distance", "unit": "SD"}
-    found = [
+    scored = [
         Finding(
             name,
             "distribution",
@@ -45,11 +45,11 @@ def result_of(
         "window": Window(start, start + timedelta(days=1)),
         "revision": 1,
         "state": "drift"
-        if any(finding.is_alarm for finding in (*found, *findings))
+        if any(finding.is_alarm for finding in (*scored, *findings))
         else "no drift",
         "reason": "the largest score is beyond the threshold",
         "rows": 1000,
-        "findings": (*found, *findings),
+        "findings": (*scored, *findings),
         "figures": {"statistic": max(scores.values()), "threshold": 3.0} if scores else {},
     }
     values |= {name: value for name, value in said.items() if name in fields}

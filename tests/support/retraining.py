@@ -193,11 +193,13 @@ class RetrainingWorld:
         if state != "waiting":
             experiment = MlflowClient().create_experiment("trainings")
             run_id = MlflowClient().create_run(experiment).info.run_id
-        known = RetrainingFigures(
+        all_figures = RetrainingFigures(
             **{"attempt": 1, "host": process.host(), "started_at": utc_now(), **figures},
         )
         written = self.retrainings.update(
-            replace(self.latest(), state=state, version=version, run_id=run_id, figures=known),
+            replace(
+                self.latest(), state=state, version=version, run_id=run_id, figures=all_figures
+            ),
         )
         assert written is not None
         return written
@@ -234,18 +236,18 @@ class RetrainingWorld:
         """
         writer = LogWriter(Path(self.deployments.settings.inference_log))
         plain = labelled(rows, seed=seed)
-        found = change(plain)
+        changed = change(plain)
         for place, part in enumerate(np.array_split(np.arange(rows), 6)):
             times = [
                 start + timedelta(hours=4 * place, seconds=float(second))
                 for second in range(len(part))
             ]
-            columns = {name: found[name][part] for name in COLUMNS}
+            columns = {name: changed[name][part] for name in COLUMNS}
             answer = (plain["a"][part] * SERVED[0] + plain["b"][part] * SERVED[1] > 0).astype(
                 np.int64,
             )
             segment = writer.write({"_event_time": times, **columns, "prediction": answer})
-            self._label(segment, times, found["label"][part][: int(len(part) * share_labelled)])
+            self._label(segment, times, changed["label"][part][: int(len(part) * share_labelled)])
 
     def _label(self, segment: str, times: list[datetime], labels: np.ndarray) -> None:
         root = Path(self.deployments.settings.inference_log)
@@ -282,8 +284,8 @@ def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
     """
     settings = load_settings()
     store = open_store(settings.store_url, lambda: utc_now() + world.ahead)
-    said: list[str] = []
-    world = RetrainingWorld(folder, Deployments(store, settings, said.append), said)
+    messages: list[str] = []
+    world = RetrainingWorld(folder, Deployments(store, settings, messages.append), messages)
     world.project.mkdir()
     (world.project / "MLproject").write_text(_MLPROJECT)
     (world.project / "train.py").write_text(textwrap.dedent(_TRAIN))

@@ -43,11 +43,11 @@ class Served:
         """Return the response for one row. Names of headers have underscores instead of
         hyphens: `X_Event_Time`.
         """
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.post(
             f"{self.url}/invocations",
             json={"inputs": [row]},
-            headers=named,
+            headers=http_headers,
             timeout=30,
         )
 

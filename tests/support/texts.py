@@ -170,7 +170,7 @@ def hostile_texts(count: int, seed: int = 0) -> Iterator[str]:
     except surrogates.
     """
     random = np.random.default_rng(seed)
-    known = (*SPECIAL, *FRAGMENTS)
+    pieces = (*SPECIAL, *FRAGMENTS)
     for _ in range(count):
         codes = random.integers(
             0,
@@ -179,7 +179,8 @@ def hostile_texts(count: int, seed: int = 0) -> Iterator[str]:
         )
         parts = [chr(code) for code in codes.tolist() if not 0xD800 <= code <= 0xDFFF]
         parts += [
-            known[index] for index in random.integers(0, len(known), random.integers(0, 5)).tolist()
+            pieces[index]
+            for index in random.integers(0, len(pieces), random.integers(0, 5)).tolist()
         ]
         random.shuffle(parts)
         yield "".join(parts)

@@ -23,12 +23,12 @@ class Traffic(threading.Thread):
 
     def run(self) -> None:
         session = requests.Session()
-        asked = 0
+        count = 0
         while not self._ended.wait(0.01):
             try:
                 response = session.post(
                     self._url,
-                    json={"inputs": [[float(asked % 5)] * self._width]},
+                    json={"inputs": [[float(count % 5)] * self._width]},
                     timeout=30,
                 )
             except requests.RequestException:
@@ -38,7 +38,7 @@ class Traffic(threading.Thread):
                 continue
             self.last_version = response.headers.get("X-Model-Version", "")
             self.answers[self.last_version, response.status_code] += 1
-            asked += 1
+            count += 1
 
     def stop(self) -> None:
         self._ended.set()

@@ -64,9 +64,11 @@ class Workflow:
         call = self._document["on"].get("workflow_call", {})
         declared = call.get("inputs", {})
         assert set(self.inputs) <= set(declared), "an input that the workflow does not have"
-        required = {name for name, one in declared.items() if one.get("required") == "true"}
+        required = {
+            name for name, declaration in declared.items() if declaration.get("required") == "true"
+        }
         assert required <= set(self.inputs), "a required input is missing"
-        defaults = {name: one.get("default", "") for name, one in declared.items()}
+        defaults = {name: declaration.get("default", "") for name, declaration in declared.items()}
         self._context: dict[str, Any] = {
             "inputs": {**defaults, **{name: str(value) for name, value in self.inputs.items()}},
             "secrets": dict(self.secrets),
@@ -89,8 +91,8 @@ class Workflow:
         described = self._document["jobs"][job]
         needs, before = self._context["needs"], described.get("needs", [])
         has_failed = any(
-            needs[one]["result"] != "success"
-            for one in ([before] if isinstance(before, str) else before)
+            needs[item]["result"] != "success"
+            for item in ([before] if isinstance(before, str) else before)
         )
         if not self._holds(described.get("if", "true"), has_failed):
             needs[job] = {"result": "skipped"}
@@ -99,7 +101,7 @@ class Workflow:
         variables = {**self._document.get("env", {}), **described.get("env", {})}
         results: list[StepResult] = []
         for step in described["steps"]:
-            has_failed = any(one.status for one in results)
+            has_failed = any(item.status for item in results)
             if (
                 "run" in step
                 and step["name"] not in leave_out
@@ -108,7 +110,7 @@ class Workflow:
                 results.append(self._step(step, {**variables, **step.get("env", {})}))
         outputs = {name: self._filled(text) for name, text in described.get("outputs", {}).items()}
         needs[job] = {
-            "result": "failure" if any(one.status for one in results) else "success",
+            "result": "failure" if any(item.status for item in results) else "success",
             "outputs": outputs,
         }
         return results

@@ -56,7 +56,7 @@ def is_hidden(store: Store) -> bool:
     ("models", "hidden"),
     [(["secret", "open"], False), (["open", "secret"], True)],
 )
-def test_of_a_deleted_endpoint_counts_what_it_served_last(
+def test_last_served_model_decides_if_a_deleted_endpoint_is_hidden(
     store: Store,
     models: list[str],
     hidden: bool,
@@ -66,7 +66,7 @@ def test_of_a_deleted_endpoint_counts_what_it_served_last(
     assert is_hidden(store) is hidden
 
 
-def test_of_a_deleted_endpoint_whose_last_spec_cannot_be_read_nothing_is_shown(
+def test_deleted_endpoint_with_an_unreadable_last_spec_is_hidden(
     store: Store,
 ) -> None:
     deleted(store, "open")
@@ -78,7 +78,7 @@ def test_of_a_deleted_endpoint_whose_last_spec_cannot_be_read_nothing_is_shown(
 
 
 @pytest.mark.parametrize(("model", "hidden"), [("open", False), ("secret", True)])
-def test_of_an_endpoint_without_a_deployment_counts_what_it_served_last(
+def test_last_served_model_decides_if_an_endpoint_without_deployments_is_hidden(
     store: Store,
     model: str,
     hidden: bool,
@@ -97,7 +97,7 @@ def test_an_endpoint_that_never_served_is_shown(store: Store) -> None:
     assert not is_hidden(store)
 
 
-def test_of_a_name_that_no_spec_is_known_of_nothing_is_shown(store: Store) -> None:
+def test_name_without_any_recorded_spec_is_hidden(store: Store) -> None:
     store.record("rollout.end", endpoint="flights", why="version 7 of secret was worse")
 
     assert is_hidden(store)

@@ -76,7 +76,7 @@ def accounts(
         basic_auth_server(folder, "alice", "bob", "carol") as server,
     ):
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
-        found, admin = Accounts(server, store), ("admin", password("admin"))
+        new_accounts, admin = Accounts(server, store), ("admin", password("admin"))
         try:
             log_in(patch, "alice")
             client = MlflowClient(server.url)
@@ -85,10 +85,14 @@ def accounts(
                 tags={"onnxserve.gate.policy": "gated_stages: [Production]"},
             )
             client.create_model_version("X", "s3://bucket/x")
-            given = {"resource_type": "registered_model", "resource_id": "X", "permission": "READ"}
+            permission = {
+                "resource_type": "registered_model",
+                "resource_id": "X",
+                "permission": "READ",
+            }
             requests.post(
                 f"{server.url}/api/3.0/mlflow/users/permissions/grant",
-                json={"username": "bob", **given},
+                json={"username": "bob", **permission},
                 auth=admin,
                 timeout=60,
             ).raise_for_status()
@@ -101,7 +105,7 @@ def accounts(
                     new_endpoint(model.lower(), f"models:/{model}/Production"),
                 )
             store.add_endpoint("onnxserve", new_endpoint("x", "models:/X/Production"))
-            yield found
+            yield new_accounts
         finally:
             store.close()
 
@@ -146,12 +150,12 @@ def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_
 def test_the_comparison_of_versions_is_shown_to_whoever_may_read_the_model(
     accounts: Accounts,
 ) -> None:
-    url, asked = (
+    url, query = (
         f"{accounts.server.url}/onnxserve/diff",
         {"model": "X", "before": "1", "after": "1"},
     )
     answers = {
-        user: accounts.browser(user).get(url, params=asked, timeout=60)
+        user: accounts.browser(user).get(url, params=query, timeout=60)
         for user in ("alice", "bob", "carol")
     }
     assert {user: answer.status_code for user, answer in answers.items()} == {
@@ -159,7 +163,7 @@ def test_the_comparison_of_versions_is_shown_to_whoever_may_read_the_model(
         "bob": 200,
         "carol": 404,
     }
-    assert requests.get(url, params=asked, timeout=60).status_code == 401
+    assert requests.get(url, params=query, timeout=60).status_code == 401
 
 
 def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts: Accounts) -> None:
@@ -188,7 +192,7 @@ def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts: Accounts) -> No
     )
 
 
-def test_what_is_of_a_model_that_one_may_not_read_is_neither_shown_nor_given(
+def test_history_of_an_unreadable_model_is_neither_shown_nor_exported(
     accounts: Accounts,
 ) -> None:
     accounts.store.add_endpoint("onnxserve", new_endpoint("gone", "models:/X/Production"))
@@ -224,7 +228,7 @@ def test_the_page_of_a_model_that_one_may_not_read_is_that_of_a_model_that_does_
         {"action": "traffic", "endpoint": "x", "weight:x": "100"},
     ],
 )
-def test_a_form_for_what_one_may_not_edit_is_refused(
+def test_form_without_edit_permission_is_refused(
     accounts: Accounts,
     form: dict[str, str],
 ) -> None:

@@ -68,14 +68,14 @@ def url(mlflow_app: Any) -> Iterator[str]:
             replace(stored, spec=spec),
             Observation("running", url=address, workers=(worker,)),
         )
-        others = [
+        other_endpoints = [
             ObservedEndpoint(
                 mlflow_app.store.endpoint(state),
                 Observation(state, reason=f"it is {state}"),
             )
             for state in STATES
         ]
-        observed = {one.endpoint.name: one for one in (busy, *others)}
+        observed = {entry.endpoint.name: entry for entry in (busy, *other_endpoints)}
         patch.setattr(
             Deployments,
             "list_endpoints",
@@ -102,14 +102,14 @@ def populate(mlflow_app: Any) -> None:
         {"monitors.drift.every": "1h"},
         variant="v0",
     )
-    others = {
+    other_variants = {
         f"v{number}": VariantSpec(model=f"models:/{model}/{number % 4 + 1}", weight=0)
         for number in range(1, 11)
     }
     shadow = VariantSpec(model=f"models:/{model}/2", shadow=True, weight=0)
     store.add_endpoint(
         "onnxserve",
-        spec.model_copy(update={"variants": {**spec.variants, **others, "copy": shadow}}),
+        spec.model_copy(update={"variants": {**spec.variants, **other_variants, "copy": shadow}}),
     )
     for state in STATES:
         store.add_endpoint("onnxserve", new_endpoint(state, "models:/مرحبا 🙂/Production"))

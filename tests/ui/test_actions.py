@@ -137,7 +137,7 @@ def private_mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         (False, ["cannot send requests to itself", "MLFLOW_TRACKING_SERVER_CERT_PATH"]),
     ],
 )
-def test_a_button_trusts_the_authority_that_mlflow_is_told_to_trust(
+def test_job_trusts_the_certificate_authority_configured_for_mlflow(
     private_mlflow: tuple[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -195,7 +195,7 @@ def ended(browser: Any, path: str) -> str:
         ({"why": "x" * 501}, 400, ["501", "500"]),
     ],
 )
-def test_what_makes_no_sense_is_said_in_one_line(
+def test_invalid_form_is_refused_with_a_clear_message(
     mlflow_app: Any,
     endpoint: str,
     changed: dict[str, str],
@@ -242,24 +242,24 @@ def followed(mlflow_app: Any, model: str, *stood: str) -> ObservedEndpoint:
 def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(
     mlflow_app: Any,
 ) -> None:
-    one = followed(mlflow_app, mlflow_app.model(), "1", "2")
+    live = followed(mlflow_app, mlflow_app.model(), "1", "2")
     for state in ("stopped", "failed", "empty"):
-        down = replace(one, observation=Observation(state))  # type: ignore[arg-type]
-        said = (
-            f"the server of {one.endpoint.name} does not run: start it with `onnxserve start "
-            f"{one.endpoint.name}`"
+        down = replace(live, observation=Observation(state))  # type: ignore[arg-type]
+        text = (
+            f"the server of {live.endpoint.name} does not run: start it with `onnxserve start "
+            f"{live.endpoint.name}`"
         )
-        assert server_blocker(down) == said
-        assert traffic_blocker(mlflow_app.store, down) == said
-        assert refusal(mlflow_app, down) == said
+        assert server_blocker(down) == text
+        assert traffic_blocker(mlflow_app.store, down) == text
+        assert refusal(mlflow_app, down) == text
 
 
-def test_what_runs_and_had_an_earlier_version_is_given_traffic_and_rolled_back(
+def test_running_endpoint_with_an_earlier_version_allows_traffic_and_rollback(
     mlflow_app: Any,
 ) -> None:
-    one = followed(mlflow_app, mlflow_app.model(), "1", "2")
-    assert traffic_blocker(mlflow_app.store, one) == ""
-    assert target(mlflow_app, one) == "1"
+    served = followed(mlflow_app, mlflow_app.model(), "1", "2")
+    assert traffic_blocker(mlflow_app.store, served) == ""
+    assert target(mlflow_app, served) == "1"
 
 
 def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(
@@ -267,50 +267,50 @@ def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(
     deployments: Deployments,
 ) -> None:
     model = mlflow_app.model(versions=3)
-    one = followed(mlflow_app, model, "1", "2", "3")
-    shown = target(mlflow_app, one)
+    served = followed(mlflow_app, model, "1", "2", "3")
+    shown = target(mlflow_app, served)
     assert shown == "2"
-    require_shown_target(mlflow_app.store, one, shown, {})
+    require_shown_target(mlflow_app.store, served, shown, {})
 
-    rollback(deployments, one.endpoint.name, to="2")
+    rollback(deployments, served.endpoint.name, to="2")
 
     with refused(InvalidConfig, "a rollback to 2", "rolled back to 1"):
-        require_shown_target(mlflow_app.store, one, shown, {})
+        require_shown_target(mlflow_app.store, served, shown, {})
 
 
 def test_while_a_rollout_is_under_way_it_has_the_traffic_and_a_rollback_aborts_it(
     mlflow_app: Any,
     deployments: Deployments,
 ) -> None:
-    one = followed(mlflow_app, mlflow_app.model(), "1")
-    name = one.endpoint.name
+    served = followed(mlflow_app, mlflow_app.model(), "1")
+    name = served.endpoint.name
     mlflow_app.store.add_rollout(
         name,
         {"to_uri": "models:/m/2", "steps": [10, 100], "before_version": "1"},
         "stepping",
     )
 
-    assert target(mlflow_app, one) == "1"
-    said = traffic_blocker(mlflow_app.store, one)
+    assert target(mlflow_app, served) == "1"
+    blocker = traffic_blocker(mlflow_app.store, served)
     with pytest.raises(InvalidConfig) as raised:
         deployments.set_traffic(name, {name: 100})
-    assert said == raised.value.message
-    assert mentions(said, "rollout")
+    assert blocker == raised.value.message
+    assert mentions(blocker, "rollout")
 
 
-def test_without_anything_before_it_there_is_no_rollback(
+def test_rollback_without_an_earlier_version_is_refused(
     mlflow_app: Any,
     deployments: Deployments,
 ) -> None:
     model = mlflow_app.model()
-    one, pinned = followed(mlflow_app, model, "1"), observed(mlflow_app, f"models:/{model}/1")
-    for each in (one, pinned):
-        said = refusal(mlflow_app, each)
+    served, pinned = followed(mlflow_app, model, "1"), observed(mlflow_app, f"models:/{model}/1")
+    for each in (served, pinned):
+        message = refusal(mlflow_app, each)
         with pytest.raises(NotFound) as raised:
             rollback(deployments, each.endpoint.name)
-        assert said == redact_addresses(raised.value.message)
-        assert "sqlite" not in said
-        assert mentions(said, f"`onnxserve rollback {each.endpoint.name} --to")
+        assert message == redact_addresses(raised.value.message)
+        assert "sqlite" not in message
+        assert mentions(message, f"`onnxserve rollback {each.endpoint.name} --to")
 
 
 def target(mlflow_app: Any, one: ObservedEndpoint) -> str:
@@ -328,14 +328,14 @@ def test_of_several_that_answer_none_is_rolled_back(
     deployments: Deployments,
 ) -> None:
     model = mlflow_app.model()
-    one = observed(mlflow_app, f"models:/{model}/1", beside=f"models:/{model}/2")
+    served = observed(mlflow_app, f"models:/{model}/1", beside=f"models:/{model}/2")
 
-    said = refusal(mlflow_app, one)
+    message = refusal(mlflow_app, served)
 
     with pytest.raises(InvalidConfig) as raised:
-        rollback(deployments, one.endpoint.name)
-    assert said == raised.value.message
-    assert mentions(said, "exactly one deployment is expected")
+        rollback(deployments, served.endpoint.name)
+    assert message == raised.value.message
+    assert mentions(message, "exactly one deployment is expected")
 
 
 @pytest.mark.parametrize(
@@ -359,8 +359,8 @@ def test_a_version_goes_where_it_is_not_yet_and_may_be(
     holders: set[str],
     refused: str,
 ) -> None:
-    said = promotion_blocker("m", "2", place, tags, GatePolicy(), frozenset(holders))
-    assert (refused in said) if refused else said == ""
+    blocker = promotion_blocker("m", "2", place, tags, GatePolicy(), frozenset(holders))
+    assert (refused in blocker) if refused else blocker == ""
 
 
 def test_the_promotion_refuses_a_version_that_was_rolled_back_in_the_same_words(

@@ -18,7 +18,7 @@ from tests.support.services.postgresql import postgresql_server
 SCRIPT = f'<script src="{PAGE}/console.js" defer></script>'
 
 
-def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(
+def test_page_shows_endpoints_versions_gate_and_trail_without_external_requests(
     mlflow_app: Any,
     endpoint: str,
 ) -> None:
@@ -47,11 +47,14 @@ def test_a_version_is_moved_to_production_on_postgresql(mlflow_app: Any, tmp_pat
             for version in ("1", "2"):
                 registry.create_model_version("flights", str(tmp_path))
                 registry.transition_model_version_stage("flights", version, "Production", True)
-            found = registry.search_model_versions("name = 'flights'")
+            versions = registry.search_model_versions("name = 'flights'")
         finally:
             registry.engine.dispose()
 
-    assert {one.version: one.current_stage for one in found} == {1: "Archived", 2: "Production"}
+    assert {entry.version: entry.current_stage for entry in versions} == {
+        1: "Archived",
+        2: "Production",
+    }
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,7 @@ def test_a_server_of_artifacts_alone_has_no_console(
     assert "--artifacts-only" in answer.text
 
 
-def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
+def test_unusable_store_is_an_error_page_that_names_the_store(
     mlflow_app: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -73,14 +73,14 @@ def open_diff(mlflow_app: Any, model: str, before: str = "1", after: str = "2") 
 
 
 def rows(html: str) -> dict[str, tuple[str, str]]:
-    found = re.findall(
+    matches = re.findall(
         r'<tr><th scope="row">(.*?)</th><td [^>]*>(.*?)</td><td [^>]*>(.*?)</td>',
         html,
     )
-    return {name: (before, after) for name, before, after in found}
+    return {name: (before, after) for name, before, after in matches}
 
 
-def test_the_page_shows_what_differs_and_names_the_command_for_predictions(
+def test_diff_page_shows_changed_values_and_the_command_for_predictions(
     mlflow_app: Any,
     model: str,
 ) -> None:

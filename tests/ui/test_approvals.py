@@ -115,8 +115,8 @@ def listed(mlflow_app: Any, user: str, model: str) -> list[dict[str, Any]]:
         headers={"X-User": user},
     )
     assert answer.status_code == 200
-    found: list[dict[str, Any]] = answer.json
-    return found
+    entries: list[dict[str, Any]] = answer.json
+    return entries
 
 
 def decisions(mlflow_app: Any, model: str) -> list[tuple[str, str]]:
@@ -298,7 +298,7 @@ def test_an_expired_approval_does_not_count(mlflow_app: Any) -> None:
     send(mlflow_app, "alice", "request", model)
     send(mlflow_app, "carol", "approve", model)
     (entry,) = wait_until(
-        lambda: [one for one in listed(mlflow_app, "bob", model) if one["missing"]],
+        lambda: [item for item in listed(mlflow_app, "bob", model) if item["missing"]],
         20,
         "it expires",
     )
@@ -325,9 +325,9 @@ def test_a_request_is_announced_once(
 @pytest.fixture
 def channel(tmp_path: Path) -> Iterator[Receiver]:
     """A web server that receives the alerts of processes with the file `alerts.yaml`."""
-    with receiver() as kept:
-        (tmp_path / "alerts.yaml").write_text(f"urls:\n  - {kept.url('risk')}\n")
-        yield kept
+    with receiver() as alert_receiver:
+        (tmp_path / "alerts.yaml").write_text(f"urls:\n  - {alert_receiver.url('risk')}\n")
+        yield alert_receiver
 
 
 def test_the_server_that_records_a_request_sends_it(

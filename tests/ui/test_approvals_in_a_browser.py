@@ -39,9 +39,9 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
 ) -> Iterator[People]:
-    with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as found:
-        found.add_role("risk", "alice", "carol")
-        yield found
+    with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as accounts:
+        accounts.add_role("risk", "alice", "carol")
+        yield accounts
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_changes_without_the_app_arrive_for_every_uri_of_a_reader(server: Mlflow
     ],
 )
 @pytest.mark.long
-def test_what_cannot_be_followed_is_refused(server: MlflowServer, uris: list[str]) -> None:
+def test_invalid_uris_are_refused(server: MlflowServer, uris: list[str]) -> None:
     answer = requests.get(f"{server.url}{CHANGES}", {"uri": uris}, timeout=60)
     assert answer.status_code == 400
     assert "change feed" in answer.text or "URI" in answer.text

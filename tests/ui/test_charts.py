@@ -37,7 +37,10 @@ TEMPLATES = Environment(
 
 
 def chart(*values: list[float | None], limit: float | None = None) -> LineChart:
-    series = [Series(f"version {number}", one, number) for number, one in enumerate(values)]
+    series = [
+        Series(f"version {number}", version_values, number)
+        for number, version_values in enumerate(values)
+    ]
     return line_chart(
         "f-requests",
         "Requests",
@@ -69,15 +72,15 @@ def test_whatever_the_values_are_the_picture_is_well_formed_and_within_its_box(
     name: str,
     limit: float | None,
 ) -> None:
-    series = [Series(name, one, number) for number, one in enumerate(values)]
+    series = [Series(name, line_values, number) for number, line_values in enumerate(values)]
     made = line_chart("f-x", name, "ms", ago_axis(NOON, 3600), series, limit=limit)
 
     html = drawn(made)
 
-    for line, one in zip(made.lines, values, strict=True):
-        found = points(line.path)
-        assert len(found) == sum(v is not None and v <= 1e12 for v in one)
-        assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in found)
+    for line, line_values in zip(made.lines, values, strict=True):
+        coordinates = points(line.path)
+        assert len(coordinates) == sum(v is not None and v <= 1e12 for v in line_values)
+        assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in coordinates)
         assert line.colour < COLOURS
     assert made.limit is None or 0 <= made.limit <= HEIGHT
     (svg,) = html.findall(".//figure//div/svg")
@@ -92,7 +95,7 @@ def test_the_axis_ends_at_a_short_number_not_far_above_the_values(value: float) 
     assert float(f"{top:.0e}") == pytest.approx(top)
 
 
-def test_a_gap_is_no_line_and_a_value_alone_is_a_dot() -> None:
+def test_gap_breaks_the_line_and_a_lone_value_is_a_dot() -> None:
     (line,) = chart([1.0, 2.0, None, 4.0, math.nan]).lines
     assert line.path.split() == ["M0.0", "75.0", "L250.0", "50.0", "M750.0", "0.0", "h0"]
     assert line.last == "–"
@@ -103,7 +106,7 @@ def test_one_point_is_a_dot() -> None:
     assert (line.path, line.last) == ("M0.0 25.0 h0", "3 /s")
 
 
-def test_the_picture_says_in_words_what_it_shows() -> None:
+def test_summary_describes_the_chart_in_words() -> None:
     summary = chart([1.0, 12.0], [None, 0.5]).summary
     assert mentions(
         summary,

@@ -46,7 +46,7 @@ def page(browser: Any) -> Iterator[Any]:
     [{"status": 302, "headers": {"Location": "http://login.example/"}}, {"status": 401}],
     ids=["proxy", "mlflow"],
 )
-def test_a_session_that_has_ended_is_said_and_what_was_shown_stays(
+def test_ended_session_shows_a_message_and_keeps_the_charts(
     page: Any,
     url: str,
     endpoint: str,
@@ -55,12 +55,14 @@ def test_a_session_that_has_ended_is_said_and_what_was_shown_stays(
     page.goto(f"{url}?endpoint={endpoint}")
     page.route("**/pictures?*", lambda route: route.fulfill(**answer))
     page.clock.run_for(SOON)
-    said = page.get_by_role("status").filter(has_text="the session has ended: load the page again")
-    expect(said).to_be_visible()
+    notice = page.get_by_role("status").filter(
+        has_text="the session has ended: load the page again"
+    )
+    expect(notice).to_be_visible()
     expect(page.locator("figure.chart")).to_have_count(4)
 
 
-def test_while_the_store_is_away_this_is_said_and_what_was_shown_stays(
+def test_unavailable_store_shows_a_message_and_keeps_the_page(
     page: Any,
     url: str,
     endpoint: str,

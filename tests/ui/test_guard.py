@@ -85,12 +85,12 @@ def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_a
     mlflow_app: Any,
 ) -> None:
     model = mlflow_app.model()
-    judged, others = mlflow_app.files(model, "1"), mlflow_app.files(model, "2")
+    judged, other_files = mlflow_app.files(model, "1"), mlflow_app.files(model, "2")
     (judged / "data").mkdir()
     (judged / "data" / "weights.bin").write_bytes(b"judged")
     mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
     right = (judged / "MLmodel").read_text()
-    (judged / "MLmodel").write_text((others / "MLmodel").read_text())  # The size is the same.
+    (judged / "MLmodel").write_text((other_files / "MLmodel").read_text())  # The size is the same.
     for answer in (
         move(mlflow_app, model, "1", "Production"),
         point(mlflow_app, model, "champion", "1"),
@@ -157,7 +157,7 @@ def test_no_files_of_a_model_without_a_policy_or_for_a_place_without_a_gate_are_
     ("to", "stays"),
     [("Production", False), ("@best", False), ("Staging", True)],
 )
-def test_what_was_rolled_back_and_is_promoted_again_may_be_gone_back_to(
+def test_promotion_to_a_followed_target_clears_the_rolled_back_mark(
     mlflow_app: Any,
     to: str,
     stays: bool,
@@ -175,7 +175,7 @@ def test_what_was_rolled_back_and_is_promoted_again_may_be_gone_back_to(
     assert (tag in mlflow_app.registry.get_model_version(model, "1").tags) is stays
 
 
-def test_what_is_refused_stays_rolled_back(mlflow_app: Any) -> None:
+def test_refused_promotion_keeps_the_rolled_back_mark(mlflow_app: Any) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
 
     tag, model = "onnxserve.rolled_back", mlflow_app.model()
@@ -193,7 +193,7 @@ def test_what_is_refused_stays_rolled_back(mlflow_app: Any) -> None:
         ({"name": "model-0", "version": 1, "stage": "Production"}, 400, "INVALID_PARAMETER_VALUE"),
     ],
 )
-def test_what_makes_no_sense_is_answered_by_mlflow(
+def test_invalid_transition_gets_the_error_of_mlflow(
     mlflow_app: Any,
     asked: Any,
     status: int,
@@ -217,12 +217,14 @@ def test_a_new_version_brings_no_verdict_along(mlflow_app: Any) -> None:
         {"key": key, "value": "passed"}
         for key in ("onnxserve.gate", "onnxserve.gate.reason", "team")
     ]
-    asked = {"name": model, "source": "s3://bucket/x", "tags": tags}
-    assert mlflow_app.client.post(f"{API}/model-versions/create", json=asked).status_code == 200
+    body = {"name": model, "source": "s3://bucket/x", "tags": tags}
+    assert mlflow_app.client.post(f"{API}/model-versions/create", json=body).status_code == 200
     assert mlflow_app.registry.get_model_version(model, "3").tags == {"team": "passed"}
 
 
-def test_what_cannot_be_read_is_not_moved(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_is_not_moved_while_its_model_cannot_be_read(
+    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
@@ -243,8 +245,8 @@ def test_a_gated_alias_is_refused_and_others_are_written_down(mlflow_app: Any) -
     assert point(mlflow_app, model, "Champion", "1").status_code == 403
     assert point(mlflow_app, model, "candidate", "1").status_code == 200
     point(mlflow_app, model, "candidate", "2")
-    asked = {"name": model, "alias": "candidate"}
-    assert mlflow_app.client.delete(f"{API}/registered-models/alias", json=asked).status_code == 200
+    body = {"name": model, "alias": "candidate"}
+    assert mlflow_app.client.delete(f"{API}/registered-models/alias", json=body).status_code == 200
     assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
         ("refused", "", "version 1 in @Champion"),
         ("alias", "", "version 1 in @candidate"),
@@ -256,8 +258,8 @@ def test_a_gated_alias_is_refused_and_others_are_written_down(mlflow_app: Any) -
 def test_a_version_that_is_deleted_out_of_a_stage_is_in_the_trail(mlflow_app: Any) -> None:
     model = mlflow_app.model(policy=None)
     move(mlflow_app, model, "1", "Production")
-    asked = {"name": model, "version": "1"}
-    assert mlflow_app.client.delete(f"{API}/model-versions/delete", json=asked).status_code == 200
+    body = {"name": model, "version": "1"}
+    assert mlflow_app.client.delete(f"{API}/model-versions/delete", json=body).status_code == 200
     assert [event.after for event in events(mlflow_app, model)] == ["Production", "deleted"]
 
 
@@ -267,7 +269,7 @@ def set_policy(mlflow_app: Any, model: str, policy: str) -> None:
 
 
 @pytest.mark.parametrize("tag", ["", "onnxserve.rolled_back"])
-def test_what_stood_there_before_may_come_back_without_a_gate_unless_it_was_taken_back(
+def test_earlier_production_version_may_return_ungated_unless_rolled_back(
     mlflow_app: Any,
     tag: str,
 ) -> None:
@@ -330,11 +332,11 @@ def test_a_verdict_by_another_policy_does_not_count(mlflow_app: Any, gate: str) 
     model = mlflow_app.model()
     mlflow_app.stands(model, "1", gate, "all 5 checks passed")
     digest = parse_policy(POLICY, "here").digest
-    for given, status in (("0" * 16, 403), (digest, 200)):
+    for tagged_digest, status in (("0" * 16, 403), (digest, 200)):
         mlflow_app.registry.set_model_version_tag(
             model,
             "1",
-            ModelVersionTag("onnxserve.gate.policy_digest", given),
+            ModelVersionTag("onnxserve.gate.policy_digest", tagged_digest),
         )
         assert move(mlflow_app, model, "1", "Production").status_code == status
 
@@ -346,16 +348,16 @@ def test_who_writes_a_policy_or_tries_to_write_a_verdict_by_hand_is_in_the_trail
     policy = {"name": model, "key": "onnxserve.gate.policy", "value": "gated_stages: [Production]"}
     verdict = {"name": model, "version": "1", "key": "onnxserve.gate", "value": "passed"}
     other = {"name": model, "version": "1", "key": "team", "value": "flights"}
-    for path, asked in (
+    for path, body in (
         ("registered-models", policy),
         ("model-versions", verdict),
         ("model-versions", other),
     ):
-        status = 403 if asked is verdict else 200
-        assert mlflow_app.client.post(f"{API}/{path}/set-tag", json=asked).status_code == status
-    asked = {"name": model, "key": "onnxserve.gate.policy"}
+        status = 403 if body is verdict else 200
+        assert mlflow_app.client.post(f"{API}/{path}/set-tag", json=body).status_code == status
+    body = {"name": model, "key": "onnxserve.gate.policy"}
     assert (
-        mlflow_app.client.delete(f"{API}/registered-models/delete-tag", json=asked).status_code
+        mlflow_app.client.delete(f"{API}/registered-models/delete-tag", json=body).status_code
         == 200
     )
     assert [
@@ -395,16 +397,16 @@ def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str)
 
     model = mlflow_app.model(policy=None)
     mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(key, "old"))
-    asked = {"name": model, "version": "1", "key": key}
+    body = {"name": model, "version": "1", "key": key}
     for base in (API, AJAX):
         answer = mlflow_app.client.post(
             f"{base}/model-versions/set-tag",
-            json={**asked, "value": "new"},
+            json={**body, "value": "new"},
         )
         assert answer.status_code == 403
         assert mentions(answer.json["message"], key, f"`onnxserve gate {model} 1`")
         assert (
-            mlflow_app.client.delete(f"{base}/model-versions/delete-tag", json=asked).status_code
+            mlflow_app.client.delete(f"{base}/model-versions/delete-tag", json=body).status_code
             == 403
         )
     assert mlflow_app.registry.get_model_version(model, "1").tags == {key: "old"}
@@ -435,7 +437,9 @@ def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_name
     ]
 
 
-def test_what_stood_in_another_model_of_the_same_name_may_not_come_back(mlflow_app: Any) -> None:
+def test_version_of_a_renamed_model_is_gated_despite_the_history_of_the_name(
+    mlflow_app: Any,
+) -> None:
     first, second = mlflow_app.model(policy=None), mlflow_app.model(policy=None)
     for model, versions in ((first, "12"), (second, "2")):
         for version in versions:

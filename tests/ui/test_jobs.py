@@ -27,7 +27,7 @@ def test_a_job_that_hangs_is_stopped_and_says_so(
     assert not is_alive(started.pid)
 
 
-def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) -> None:
+def test_job_of_a_dead_server_times_out(tmp_path: Path) -> None:
     write_state(
         tmp_path / f"{'a' * 16}.json",
         press({}, id="a" * 16, pid=os.getpid(), started_at=0.0),
@@ -67,7 +67,7 @@ def test_one_person_cannot_take_the_places_of_the_others(
     wait_until(lambda: found(tmp_path, started, "failed"), 60, "that of another person has run")
 
 
-def test_a_job_is_not_told_of_the_databases_of_the_server(
+def test_job_does_not_receive_the_database_uris_of_the_server(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -77,9 +77,9 @@ def test_a_job_is_not_told_of_the_databases_of_the_server(
     id = Jobs(tmp_path).start(press({}), {"MLFLOW_WORKSPACE": "team-a"}).id
     wait_until(lambda: found(tmp_path, id, "failed"), 60, "it has ended")
 
-    told = (tmp_path / f"{id}.log").read_text()
-    assert "MLFLOW_WORKSPACE=team-a" in told
-    assert "password" not in told
+    log = (tmp_path / f"{id}.log").read_text()
+    assert "MLFLOW_WORKSPACE=team-a" in log
+    assert "password" not in log
 
 
 def press(arguments: dict[str, str], actor: str = "eva", **fields: Any) -> Job:

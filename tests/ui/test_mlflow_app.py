@@ -84,9 +84,11 @@ def company(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
 
     def register(app: object) -> None:
         monkeypatch.setattr(sys.modules[__name__], "company_app", app, raising=False)
-        found = EntryPoint(COMPANY, f"{__name__}:company_app", "mlflow.app")
+        app_entry = EntryPoint(COMPANY, f"{__name__}:company_app", "mlflow.app")
         adapter = EntryPoint(COMPANY, f"{__name__}:CompanyLogin", logins.GROUP)
-        monkeypatch.setattr(apps, "entry_points", lambda group: [*entry_points(group=group), found])
+        monkeypatch.setattr(
+            apps, "entry_points", lambda group: [*entry_points(group=group), app_entry]
+        )
         monkeypatch.setattr(logins, "entry_points", lambda group: [adapter])
         monkeypatch.setenv("ONNXSERVE_MLFLOW_APP", COMPANY)
 

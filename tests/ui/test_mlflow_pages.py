@@ -36,8 +36,8 @@ def test_a_window_is_written_as_short_as_it_can_be(
 
 def test_a_window_in_words() -> None:
     stored = window("judged", reason="0.84 → 0.71", figures={"labelled_share": 0.835})
-    one = MonitorVerdict(stored, "violated", "alarm")
-    assert mentions(one.words, "hits, 2026-11-20", "violated", "84%", "0.84 → 0.71")
+    verdict = MonitorVerdict(stored, "violated", "alarm")
+    assert mentions(verdict.words, "hits, 2026-11-20", "violated", "84%", "0.84 → 0.71")
     by_hand = MonitorVerdict(replace(stored, by_hand=True), "no drift", "fine")
     assert mentions(by_hand.words, "hits, 2026-11-20", "no drift", "by hand")
 
@@ -90,13 +90,13 @@ def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app:
     experiment = mlflow.MlflowClient().create_experiment("onnxserve/judged")
     pages = MlflowPages(handlers._get_tracking_store(), "/mlflow")
     violated = window("judged", verdict="violated", run_id="a-run", figures={"labelled_share": 0.5})
-    given = [violated, window("judged", verdict="cannot tell"), window("running")]
-    given += [
+    windows = [violated, window("judged", verdict="cannot tell"), window("running")]
+    windows += [
         window("failed", reason="a timeout", attempts=5),
         window("pending", reason="no column", attempts=1),
     ]
 
-    judged, undecided, running, failed, failing = pages.windows("judged", given)
+    judged, undecided, running, failed, failing = pages.windows("judged", windows)
 
     assert (judged.state, judged.mark, judged.window) == ("violated", "alarm", "2026-11-20")
     assert mentions(judged.words, "50%")
@@ -121,9 +121,11 @@ def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(
     partly = window("judged", verdict="drift", evidence=evidence)
     fully = window("judged", verdict="drift", evidence={**evidence, "accepted": ["y", "x"]})
 
-    found = [(one.state, one.mark) for one in pages.windows("nobody", [partly, fully])]
+    outcomes = [
+        (verdict.state, verdict.mark) for verdict in pages.windows("nobody", [partly, fully])
+    ]
 
-    assert found == [("drift", "alarm"), ("accepted", "fine")]
+    assert outcomes == [("drift", "alarm"), ("accepted", "fine")]
 
 
 def test_the_sentence_of_a_verdict_names_the_alarms_that_are_not_accepted(mlflow_app: Any) -> None:
@@ -131,7 +133,7 @@ def test_the_sentence_of_a_verdict_names_the_alarms_that_are_not_accepted(mlflow
 
     pages = MlflowPages(handlers._get_tracking_store(), "")
     alarms = ("delay", "fare")
-    given = [
+    windows = [
         window(
             "judged",
             verdict="drift",
@@ -141,14 +143,14 @@ def test_the_sentence_of_a_verdict_names_the_alarms_that_are_not_accepted(mlflow
         for accepted in (("delay",), alarms)
     ]
 
-    found = [one.sentence for one in pages.windows("nobody", given)]
+    sentences = [verdict.sentence for verdict in pages.windows("nobody", windows)]
 
-    assert found == ["in fare", "all alarms are accepted: delay, fare"]
+    assert sentences == ["in fare", "all alarms are accepted: delay, fare"]
 
 
 def test_a_window_without_an_experiment_has_its_verdict(mlflow_app: Any) -> None:
     from mlflow.server import handlers
 
     pages = MlflowPages(handlers._get_tracking_store(), "")
-    (found,) = pages.windows("nobody", [window("judged", verdict="no drift", run_id="a-run")])
-    assert (found.state, found.mark, found.report) == ("no drift", "fine", "")
+    (verdict,) = pages.windows("nobody", [window("judged", verdict="no drift", run_id="a-run")])
+    assert (verdict.state, verdict.mark, verdict.report) == ("no drift", "fine", "")

@@ -101,8 +101,8 @@ class Platform:
         return self.sessions[user].post(f"{self.console}/requests", json=body, timeout=SECONDS)
 
     def stage(self, model: str) -> str:
-        found = self.call("GET", f"/model-versions/get?name={model}&version=1", {})
-        return str(found.json()["model_version"]["current_stage"])
+        response = self.call("GET", f"/model-versions/get?name={model}&version=1", {})
+        return str(response.json()["model_version"]["current_stage"])
 
     def events(self, model: str, action: str) -> list[AuditEvent]:
         return [event for event in self.store.events(model=model) if event.action == action]
@@ -132,7 +132,7 @@ def platform(
         server.start()
         sessions = {user: server.log_in(user) for user in ("admin", "reader", "editor", "stranger")}
         store = open_store(f"sqlite:///{server.folder / 'home' / 'onnxserve.db'}")
-        found = Platform(server, store, sessions)
+        new_platform = Platform(server, store, sessions)
         for model, endpoint in MODELS.items():
             policy = [{"key": "onnxserve.gate.policy", "value": POLICY}]
             new, version = (
@@ -140,14 +140,14 @@ def platform(
                 {"name": model, "source": "gs://bucket/x"},
             )
             owner = OWNERS.get(model, "admin")
-            found.call("POST", "/registered-models/create", new, owner).raise_for_status()
+            new_platform.call("POST", "/registered-models/create", new, owner).raise_for_status()
             # Only administrators may create a version from files outside of a run.
-            found.call("POST", "/model-versions/create", version).raise_for_status()
+            new_platform.call("POST", "/model-versions/create", version).raise_for_status()
             store.add_endpoint("onnxserve", new_endpoint(endpoint, f"models:/{model}/Staging"))
         server.grant(sessions["admin"], "reader", "X", "READ")
         server.grant(sessions["admin"], "editor", "X", "EDIT")
         server.grant_group(sessions["admin"], TEAM, "Shared", "EDIT")
-        yield found
+        yield new_platform
         store.close()
     finally:
         server.stop()
@@ -380,9 +380,9 @@ def test_a_client_with_a_token_is_recorded_by_name_and_held_to_the_gate_and_the_
         else:
             client.headers["Authorization"] = f"Bearer {platform.server.issuer.token(user)}"
         for stage in ("Archived", "Production"):
-            asked = {"name": "X", "version": "1", "stage": stage}
+            body = {"name": "X", "version": "1", "stage": stage}
             path = f"{platform.server.url}{API}/model-versions/transition-stage"
-            answers[user, stage] = client.post(path, json=asked, timeout=SECONDS).status_code
+            answers[user, stage] = client.post(path, json=body, timeout=SECONDS).status_code
         assert 'id="endpoint-x"' in client.get(platform.console, timeout=SECONDS).text
     assert answers == {
         ("editor", "Archived"): 200,
@@ -419,7 +419,7 @@ def test_after_the_logout_the_session_is_refused(platform: Platform) -> None:
     assert requests.get(platform.console, cookies=cookies, timeout=SECONDS).status_code == 401
 
 
-def test_while_the_issuer_is_down_sessions_stay_and_nobody_logs_in(
+def test_issuer_outage_keeps_sessions_and_prevents_logins(
     tmp_path: Path,
     new_server: Callable[[Path], OidcServer],
 ) -> None:

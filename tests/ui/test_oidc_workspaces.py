@@ -56,11 +56,11 @@ def workspaces(
     try:
         server.issuer.start()
         server.start()
-        found = Workspaces(
+        new_workspaces = Workspaces(
             server,
             {user: server.log_in(user) for user in ("admin", "reader", "editor", "stranger")},
         )
-        admin, api = found.sessions["admin"], f"{server.url}/api/3.0/mlflow"
+        admin, api = new_workspaces.sessions["admin"], f"{server.url}/api/3.0/mlflow"
         admin.post(f"{api}/workspaces", json={"name": "team"}, timeout=SECONDS).raise_for_status()
         for workspace, endpoint in (("default", "own"), ("team", "teams")):
             new = {"name": "X"}, {"name": "X", "source": "gs://bucket/x"}
@@ -72,7 +72,7 @@ def workspaces(
                 headers = {HEADER: workspace}
                 url = f"{server.url}{API}{path}"
                 admin.post(url, json=fields, headers=headers, timeout=SECONDS).raise_for_status()
-            found.page("admin", workspace, {})  # The page creates the workspace's store.
+            new_workspaces.page("admin", workspace, {})  # The page creates the workspace's store.
             home = folder / "home"
             store = open_store(
                 f"sqlite:///{home / ('.' if workspace == 'default' else 'workspaces/team')}/onnxserve.db",
@@ -86,7 +86,7 @@ def workspaces(
             json=grant,
             timeout=SECONDS,
         ).raise_for_status()
-        yield found
+        yield new_workspaces
     finally:
         server.stop()
 

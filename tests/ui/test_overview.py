@@ -99,21 +99,22 @@ def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_mo
     for name in names:
         mlflow_app.registry.create_registered_model(name)
         mlflow_app.store.add_endpoint("onnxserve", new_endpoint(name, f"models:/{name}/1"))
-    known = sorted(mlflow_app.store.names())
+    all_names = sorted(mlflow_app.store.names())
     first, second = (
-        mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", f"?beginning={known[31]}")
+        mlflow_app.client.get(f"{PAGE}{query}").text
+        for query in ("", f"?beginning={all_names[31]}")
     )
     for name in names:
         mlflow_app.store.remove_endpoint(name)
-    for html, shown in ((first, known[:30]), (second, known[30:60])):
+    for html, shown in ((first, all_names[:30]), (second, all_names[30:60])):
         assert re.findall(r'<h2 id="endpoint-([^"]+)"', html) == shown
         assert {name for name in names if f'data-part="model {name}"' in html} == {*names} & {
             *shown,
         }
-        assert f'?beginning={known[30]}"' in html
+        assert f'?beginning={all_names[30]}"' in html
         assert re.findall(r'aria-current="page">([^<]+)<', html) == [f"{shown[0]} – {shown[-1]}"]
     assert (
-        f'action="/onnxserve?beginning={known[31]}"' in second
+        f'action="/onnxserve?beginning={all_names[31]}"' in second
     )  # The form leads back to this page.
 
 
@@ -193,13 +194,13 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
     )
     with serving({"/metrics": page}) as url:
         spec = apply_config(stored.spec, {"server.port": urlsplit(url).port})
-        one = ObservedEndpoint(
+        observed = ObservedEndpoint(
             replace(stored, spec=spec),
             Observation("running", url=url, workers=(worker,)),
         )
-        monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+        monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
         html = mlflow_app.client.get(PAGE).text
-        counters = take_snapshot(one, {endpoint: parse_server_metrics(page)}).counters
+        counters = take_snapshot(observed, {endpoint: parse_server_metrics(page)}).counters
 
     counted = counters[endpoint]["champion", "6"]
     numbers = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
@@ -219,11 +220,11 @@ def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
         {"to_uri": "models:/m/2", "before_version": "1"},
         "stepping",
     )
-    one = ObservedEndpoint(
+    observed = ObservedEndpoint(
         mlflow_app.store.endpoint("stepping"),
         Observation("running", url="http://f.ml.svc:8080"),
     )
-    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
     html = mlflow_app.client.get(PAGE).text
     mlflow_app.store.remove_endpoint("stepping")
@@ -251,8 +252,8 @@ def test_a_rollback_is_offered_once_something_was_served_before(
         "onnxserve",
         new_endpoint("moved", f"models:/{model}/Production"),
     )
-    one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
-    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    observed = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
     before = mlflow_app.client.get(PAGE).text
     mlflow_app.registry.transition_model_version_stage(model, "2", "Production", False)
@@ -280,10 +281,12 @@ def test_the_page_of_a_model_has_the_endpoints_that_serve_it(
 ) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("of-another", "models:/another/1"))
     model = endpoint.removeprefix("of-")
-    own, none = (mlflow_app.client.get(f"{PAGE}?model={name}").text for name in (model, "nowhere"))
+    model_page, none = (
+        mlflow_app.client.get(f"{PAGE}?model={name}").text for name in (model, "nowhere")
+    )
     mlflow_app.store.remove_endpoint("of-another")
-    assert re.findall(r'<h2 id="endpoint-([^"]+)"', own) == [endpoint]
-    assert f'action="{PAGE}?model={model}"' in own
+    assert re.findall(r'<h2 id="endpoint-([^"]+)"', model_page) == [endpoint]
+    assert f'action="{PAGE}?model={model}"' in model_page
     assert re.findall(r'<h2 id="endpoint-([^"]+)"', none) == []
     assert mentions(none, "No endpoint", "<bdi>nowhere</bdi>")
 
@@ -296,11 +299,11 @@ def test_a_server_that_does_not_answer_is_silent(
 ) -> None:
     stored = mlflow_app.store.endpoint(endpoint)
     spec = apply_config(stored.spec, {"server.port": free_port})
-    one = ObservedEndpoint(
+    observed = ObservedEndpoint(
         replace(stored, spec=spec),
         Observation("running", url=f"http://127.0.0.1:{free_port}"),
     )
-    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
 
     html = mlflow_app.client.get(PAGE).text
 
@@ -318,8 +321,8 @@ def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
         url="http://f.ml.svc:8080",
         shipping_error="the inference log s3://rows cannot be written: 403",
     )
-    one = ObservedEndpoint(mlflow_app.store.endpoint(endpoint), observation)
-    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    observed = ObservedEndpoint(mlflow_app.store.endpoint(endpoint), observation)
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
 
     html = mlflow_app.client.get(PAGE).text
@@ -352,21 +355,21 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
         generation=1,
         endpoints={endpoint: {"champion": LoadedVariant(version="6")}},
     )
-    one = ObservedEndpoint(
+    observed = ObservedEndpoint(
         stored,
         Observation("running", url="http://f.ml.svc:8080", workers=(worker,)),
     )
     pods = {"f-1": parse_server_metrics(page), "f-2": parse_server_metrics(page)}
-    found = pods | dict.fromkeys(unread, Refused("no command"))
-    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
-    monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: found)
+    metrics = pods | dict.fromkeys(unread, Refused("no command"))
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
+    monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: metrics)
 
     html = mlflow_app.client.get(PAGE).text
 
     assert f'<span class="mark mark-{mark}">{mark}</span>' in html
     requests, refused, failures, _ = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
-    assert [int(one) for one in (requests, refused, failures)] == [
-        one * (2 - len(unread)) for one in (108, 3, 2)
+    assert [int(observed) for observed in (requests, refused, failures)] == [
+        observed * (2 - len(unread)) for observed in (108, 3, 2)
     ]
     assert all(f"{pod}: no command" in html for pod in unread)
 
@@ -411,9 +414,9 @@ def test_an_endpoint_with_alarms_in_a_row_is_not_healthy_and_its_verdict_is_one_
         "onnxserve",
         new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}),
     )
-    one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
-    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
-    monkeypatch.setattr(Deployments, "get_endpoint", lambda *asked: one)
+    observed = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
+    monkeypatch.setattr(Deployments, "get_endpoint", lambda *asked: observed)
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
     before = mlflow_app.client.get(f"{PAGE}?endpoint={name}").text
     reason = "hour: mean 13.2 → 17.9, higher; also 4 more (p = 0.0003 compared with 181 windows)"
@@ -450,11 +453,11 @@ def test_an_endpoint_is_healthy_until_its_monitor_has_its_consecutive_windows(
     mark: str,
 ) -> None:
     store, fields = mlflow_app.store, {"monitors.hits.every": "1d", "monitors.hits.consecutive": 2}
-    one = ObservedEndpoint(
+    observed = ObservedEndpoint(
         store.add_endpoint("onnxserve", new_endpoint("patient", "models:/m/1", fields)),
         Observation("running", url="http://f.ml.svc:8080"),
     )
-    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
     judged(store, "patient", "drift")
     Monitors(store).update_state("patient", "hits", consecutive=in_a_row)
@@ -484,8 +487,8 @@ def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not
         "onnxserve",
         new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}),
     )
-    one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
-    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    observed = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
     start = datetime(2013, 7, 9, tzinfo=UTC)
     window = monitors.add(name, "hits", start, start + timedelta(days=1), by_hand=by_hand)
@@ -542,10 +545,10 @@ def test_a_verdict_that_a_person_asked_for_is_marked(mlflow_app: Any) -> None:
         )
     store.remove_endpoint("by-hand")
 
-    (before, _), (after, own) = pages
+    (before, _), (after, timeline) = pages
     assert rows_of_monitors(before, "by-hand") == ["hits 2013-07-09 kept"]
     assert rows_of_monitors(after, "by-hand") == ["hits 2013-07-10 kept judged by hand"]
-    assert re.findall(r'window-fine( by-hand)?" title="hits', own) == ["", " by-hand"]
+    assert re.findall(r'window-fine( by-hand)?" title="hits', timeline) == ["", " by-hand"]
 
 
 def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_the_name(
@@ -554,7 +557,7 @@ def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_t
     name, store, monitors = (
         "made-anew",
         mlflow_app.store,
-        {f"monitors.{one}.every": "1d" for one in ("hits", "new")},
+        {f"monitors.{monitor}.every": "1d" for monitor in ("hits", "new")},
     )
     experiment = mlflow.MlflowClient().create_experiment(f"onnxserve/{name}")
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", monitors))
@@ -577,7 +580,7 @@ def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_t
     assert f'href="/#/experiments/{experiment}/runs/a-run/artifacts/report.html"' in html
 
 
-def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_endpoint_is_on(
+def test_alert_is_shown_with_its_start_and_next_command_for_endpoints_off_the_page(
     mlflow_app: Any,
 ) -> None:
     store, since = mlflow_app.store, datetime(2026, 11, 20, 3, 10, tzinfo=UTC)
@@ -589,7 +592,7 @@ def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_e
     }
     detail["link"] = "http://mlflow/#/experiments/1/runs/a/artifacts/report.html"
     Alerts(store).add_once(Alert("f", "alerted-30", "daily", "firing", since, since, detail=detail))
-    page, own, other = (
+    page, endpoint_page, other = (
         mlflow_app.client.get(f"{PAGE}{query}").text
         for query in ("", "?endpoint=alerted-30", "?endpoint=alerted-29")
     )
@@ -599,8 +602,8 @@ def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_e
     assert 'id="endpoint-alerted-30"' not in page
     assert 'mark-alarm">1 firing</span>' in page
     assert 'endpoint=alerted-30">alerted-30</a> <b>daily</b>' in page
-    said = own[own.index('<ul class="alerts">') :]
-    text = " ".join(re.sub("<[^>]*>", " ", said[: said.index("</ul>")]).split())
+    alert_list = endpoint_page[endpoint_page.index('<ul class="alerts">') :]
+    text = " ".join(re.sub("<[^>]*>", " ", alert_list[: alert_list.index("</ul>")]).split())
     first, second = detail["lines"]
     assert mentions(
         unescape(text),
@@ -611,7 +614,7 @@ def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_e
         str(detail["next"]),
         "report",
     )
-    assert f'href="{detail["link"]}"' in said
+    assert f'href="{detail["link"]}"' in alert_list
     assert "firing" not in other
 
 
@@ -632,7 +635,7 @@ def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_vers
     assert "promoted version 2 of <bdi>مرحبا</bdi><" in mlflow_app.client.get(PAGE).text
 
 
-def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(
+def test_refused_actions_are_disabled_with_a_reason(
     mlflow_app: Any,
     endpoint: str,
 ) -> None:

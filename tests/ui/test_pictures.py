@@ -70,8 +70,8 @@ def interval(
 
 
 def charts(*history: CountedInterval, now: datetime = NOW) -> tuple[dict[str, LineChart], str]:
-    found, notice = traffic_charts("f", {"f": history}, "hour", now)
-    return {chart.title: chart for chart in found}, notice
+    pictures, notice = traffic_charts("f", {"f": history}, "hour", now)
+    return {chart.title: chart for chart in pictures}, notice
 
 
 def last(chart: LineChart) -> dict[str, str]:
@@ -79,31 +79,31 @@ def last(chart: LineChart) -> dict[str, str]:
 
 
 def test_requests_latency_errors_rows_and_labels_by_version() -> None:
-    found, notice = charts(*(interval(at, v9=50, v10=5, labels=6) for at in HOUR))
+    pictures, notice = charts(*(interval(at, v9=50, v10=5, labels=6) for at in HOUR))
 
-    assert last(found["Requests"]) == {"version 9": "5 /s", "version 10": "0.5 /s"}
-    assert last(found["Latency"])["version 9 p99"] == "3.98 ms"
-    assert last(found["Latency"])["version 10 median"] == "3 ms"
-    assert last(found["Failures"]) == {
+    assert last(pictures["Requests"]) == {"version 9": "5 /s", "version 10": "0.5 /s"}
+    assert last(pictures["Latency"])["version 9 p99"] == "3.98 ms"
+    assert last(pictures["Latency"])["version 10 median"] == "3 ms"
+    assert last(pictures["Failures"]) == {
         "version 9": "6 %",
         "version 9 refused": "4 %",
         "version 10": "6 %",
         "version 10 refused": "4 %",
     }
-    assert last(found["Rows and labels"]) == {
+    assert last(pictures["Rows and labels"]) == {
         "rows answered": "330 /min",
         "labels received": "36 /min",
     }
-    assert [line.colour for line in found["Failures"].lines] == [0, 0, 1, 1]
-    assert (notice, found["Requests"].axis.ticks[0]) == ("", "60 min ago")
+    assert [line.colour for line in pictures["Failures"].lines] == [0, 0, 1, 1]
+    assert (notice, pictures["Requests"].axis.ticks[0]) == ("", "60 min ago")
 
 
 def test_seconds_are_drawn_as_seconds() -> None:
     slow = VersionCounters(100, 0, {0.002: 0, 0.004: 60, 9.0: 98, 10.0: 100, math.inf: 100})
-    found, _ = charts(CountedInterval(HOUR[-1], 10, {("f", "main", "m", "1"): slow}))
+    pictures, _ = charts(CountedInterval(HOUR[-1], 10, {("f", "main", "m", "1"): slow}))
 
-    assert (found["Latency"].unit, found["Latency"].ticks) == ("s", ("10", "5", "0"))
-    assert last(found["Latency"]) == {"version 1 p99": "9.5 s", "version 1 median": "3.67 ms"}
+    assert (pictures["Latency"].unit, pictures["Latency"].ticks) == ("s", ("10", "5", "0"))
+    assert last(pictures["Latency"]) == {"version 1 p99": "9.5 s", "version 1 median": "3.67 ms"}
 
 
 def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero() -> None:
@@ -111,12 +111,12 @@ def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero(
         [interval(at, v1=20) for at in HOUR[:60]],
         [interval(at) for at in HOUR[60:120] + HOUR[240:]],
     )
-    found, _ = charts(*busy, *idle)
+    pictures, _ = charts(*busy, *idle)
 
-    (line,) = found["Requests"].lines
+    (line,) = pictures["Requests"].lines
     assert line.path.count("M") == 2
     assert line.last == "0 /s"
-    for errors in found["Failures"].lines:
+    for errors in pictures["Failures"].lines:
         assert (errors.path.count("M"), errors.last) == (
             1,
             "–",
@@ -124,15 +124,15 @@ def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero(
 
 
 def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> None:
-    found, _ = charts(
+    pictures, _ = charts(
         *(
             interval(at, seconds=40 if at == HOUR[-2] else 10, v1=1)
             for at in (*HOUR[-9:-5], *HOUR[-2:])
         ),
     )
 
-    assert found["Requests"].axis.ticks == ("8 min ago", "6 min", "4 min", "2 min", "now")
-    (line,) = found["Requests"].lines
+    assert pictures["Requests"].axis.ticks == ("8 min ago", "6 min", "4 min", "2 min", "now")
+    (line,) = pictures["Requests"].lines
     assert line.path.count("M") == 1
 
 
@@ -145,8 +145,8 @@ def test_the_figures_of_several_pods_are_added_up_also_where_one_has_just_come()
         "f-3": [interval(HOUR[-1] - 12, v2=20)],
         "f-4": Refused("no command can be run there"),
     }
-    found, notice = traffic_charts("f", pods, "hour", NOW)
-    requests, latency, errors, rows = found
+    pictures, notice = traffic_charts("f", pods, "hour", NOW)
+    requests, latency, errors, rows = pictures
 
     assert last(requests) == {"version 1": "6 /s", "version 2": "2 /s"}
     assert mentions(requests.summary, "version 1: now 6 /s", "8 /s")
@@ -157,8 +157,8 @@ def test_the_figures_of_several_pods_are_added_up_also_where_one_has_just_come()
 
 
 def test_one_interval_is_a_dot() -> None:
-    found, _ = charts(interval(HOUR[-1], v1=10))
-    assert found["Requests"].lines[0].path.endswith("h0")
+    pictures, _ = charts(interval(HOUR[-1], v1=10))
+    assert pictures["Requests"].lines[0].path.endswith("h0")
 
 
 @pytest.mark.parametrize(
@@ -171,16 +171,18 @@ def test_one_interval_is_a_dot() -> None:
         (-3600, "The server's clock is 60 min ahead of this machine's clock"),
     ],
 )
-def test_a_server_that_is_silent_and_a_clock_that_is_wrong_are_said(late: float, said: str) -> None:
-    found, notice = charts(interval(HOUR[-1], v1=10), now=NOW + timedelta(seconds=late))
+def test_silent_server_or_wrong_clock_gives_a_notice(late: float, said: str) -> None:
+    pictures, notice = charts(interval(HOUR[-1], v1=10), now=NOW + timedelta(seconds=late))
     assert notice == said
-    assert found["Requests"].lines[0].path
+    assert pictures["Requests"].lines[0].path
 
 
 def test_without_figures_the_picture_says_why() -> None:
-    found, notice = traffic_charts("f", {"f": Refused("the server does not answer")}, "hour", NOW)
+    pictures, notice = traffic_charts(
+        "f", {"f": Refused("the server does not answer")}, "hour", NOW
+    )
     assert mentions(notice, "No figures", "does not answer")
-    assert {chart.empty for chart in found} == {"no figures yet"}
+    assert {chart.empty for chart in pictures} == {"no figures yet"}
     assert {chart.empty for chart in traffic_charts("f", {"f": []}, "day", NOW)[0]} == {
         "no figures yet",
     }
@@ -189,9 +191,9 @@ def test_without_figures_the_picture_says_why() -> None:
 
 
 def test_versions_of_several_models_have_their_names_and_of_many_the_busiest_are_shown() -> None:
-    one = interval(HOUR[-1], **{f"v{number}": float(number) for number in range(1, 10)})
-    found, _ = charts(one)
-    assert [*last(found["Requests"])] == [f"version {number}" for number in range(4, 10)]
+    counted = interval(HOUR[-1], **{f"v{number}": float(number) for number in range(1, 10)})
+    pictures, _ = charts(counted)
+    assert [*last(pictures["Requests"])] == [f"version {number}" for number in range(4, 10)]
     both = CountedInterval(
         HOUR[-1],
         10,
@@ -201,8 +203,8 @@ def test_versions_of_several_models_have_their_names_and_of_many_the_busiest_are
 
 
 def test_figures_that_are_none_are_a_gap() -> None:
-    found, _ = charts(interval(HOUR[-2], v1=math.nan), interval(HOUR[-1], v1=math.inf))
-    assert [line.path for line in found["Requests"].lines] == [""]
+    pictures, _ = charts(interval(HOUR[-2], v1=math.nan), interval(HOUR[-1], v1=math.inf))
+    assert [line.path for line in pictures["Requests"].lines] == [""]
 
 
 def rollout(
@@ -263,8 +265,8 @@ def verdict(day: int, state: str = "no drift", **more: Any) -> MonitorVerdict:
 
 def test_a_timeline_has_the_newest_windows_in_their_order_and_the_newest_verdict_of_each() -> None:
     again = replace(verdict(2), mark="waiting")
-    found = newest_verdicts([verdict(1), verdict(2), verdict(2, "drift"), again, verdict(3)], 2)
-    assert [(one.window, one.state) for one in found] == [
+    verdicts = newest_verdicts([verdict(1), verdict(2), verdict(2, "drift"), again, verdict(3)], 2)
+    assert [(entry.window, entry.state) for entry in verdicts] == [
         ("2026-01-03", "drift"),
         ("2026-01-04", "no drift"),
     ]
@@ -296,19 +298,19 @@ def test_a_server_without_a_folder_here_is_asked(mlflow_app: Any) -> None:
     line = history_line(time.time(), v3=70).replace(b'"f"', b'"far"').decode()
     with serving({"/metrics/history?span=hour": line}) as url:
         spec = apply_config(new_endpoint("far", "models:/m/1"), {"server.port": urlsplit(url).port})
-        one = ObservedEndpoint(
+        observed = ObservedEndpoint(
             Endpoint("far", "onnxserve", spec, NOW, NOW),
             Observation("running", url=url),
         )
         deployments = Deployments(mlflow_app.store, load_settings(), print)
-        found = endpoint_pictures(
-            one,
+        pictures = endpoint_pictures(
+            observed,
             deployments,
             MlflowPages(None, ""),
             "hour",
             only_traffic=True,
         )
-        away = replace(one, observation=Observation("stopped"))
+        away = replace(observed, observation=Observation("stopped"))
         gone = endpoint_pictures(
             away,
             deployments,
@@ -317,7 +319,7 @@ def test_a_server_without_a_folder_here_is_asked(mlflow_app: Any) -> None:
             only_traffic=True,
         )
 
-    assert (last(found.charts[0]), found.notice) == ({"version 3": "7 /s"}, "")
+    assert (last(pictures.charts[0]), pictures.notice) == ({"version 3": "7 /s"}, "")
     assert mentions(gone.notice, "No figures", "is not running")
 
 
@@ -410,7 +412,7 @@ def test_the_script_gets_the_pictures_alone(mlflow_app: Any, drawn: str) -> None
     "path",
     [f"{PAGE}/pictures?endpoint=nobody", f"{PAGE}?endpoint=nobody", f"{PAGE}/pictures"],
 )
-def test_of_an_endpoint_that_is_not_there_nothing_is_shown_nor_named(
+def test_unknown_endpoint_is_not_found_and_reveals_no_other(
     mlflow_app: Any,
     drawn: str,
     path: str,
@@ -437,13 +439,13 @@ def test_a_rollout_of_an_earlier_endpoint_of_the_name_is_not_shown(
     assert "Rollout from" not in mlflow_app.client.get(f"{PAGE}?endpoint=f").text
 
 
-def test_a_history_that_cannot_be_read_is_said(mlflow_app: Any, drawn: str) -> None:
+def test_unreadable_history_is_reported(mlflow_app: Any, drawn: str) -> None:
     file = load_settings().state_dir("f") / "history" / "hour.jsonl"
     file.write_bytes(b'{"labels":{}}')
     assert mentions(mlflow_app.client.get(PAGE).text, "No figures", "cannot be read")
 
 
-def test_a_store_that_does_not_answer_is_said(
+def test_unavailable_store_is_a_plain_text_error(
     mlflow_app: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -127,10 +127,10 @@ def test_a_header_of_the_client_does_not_reach_mlflow(behind: Behind) -> None:
 
 
 def test_the_gate_holds_and_the_trail_has_the_name(behind: Behind) -> None:
-    asked = {"name": "X", "alias": "champion", "version": "1"}
+    body = {"name": "X", "alias": "champion", "version": "1"}
     answer = browser("alice").post(
         f"{behind.url}/api/2.0/mlflow/registered-models/alias",
-        json=asked,
+        json=body,
         timeout=60,
     )
     assert answer.status_code == 403

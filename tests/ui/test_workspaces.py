@@ -153,7 +153,7 @@ def test_a_reader_switches_between_workspaces_without_a_script(workspaces: Works
 
 
 @pytest.mark.long
-def test_a_workspace_that_is_not_there_is_said(workspaces: Workspaces) -> None:
+def test_missing_workspace_is_not_found(workspaces: Workspaces) -> None:
     answer = workspaces.page("team-z")
     assert (answer.status_code, answer.text) == (404, "Workspace 'team-z' not found")
 

@@ -91,24 +91,24 @@ def days(*windows: tuple[State, float | None]) -> list[JudgedWindow]:
     ],
     ids=["first", "one", "in a row", "undecided", "unchanged", "ever since"],
 )
-def test_a_violated_figure_says_from_what_it_went_and_since_when(
+def test_violated_figure_reports_its_earlier_value_and_its_start(
     windows: list[Any],
     change: str,
     since: int,
     in_a_row: int,
 ) -> None:
-    (found,) = told(judged(10, accuracy("violated", 0.7)), days(*windows))
+    (finding,) = told(judged(10, accuracy("violated", 0.7)), days(*windows))
 
     first = FIRST + since * DAY
-    assert (found.change, found.in_a_row) == (change, in_a_row)
-    assert (found.since, found.since_end) == (first.isoformat(), (first + DAY).isoformat())
+    assert (finding.change, finding.in_a_row) == (change, in_a_row)
+    assert (finding.since, finding.since_end) == (first.isoformat(), (first + DAY).isoformat())
 
 
-def test_a_figure_that_is_kept_says_what_became_of_it_and_no_since() -> None:
-    (found,) = told(judged(10, accuracy("kept", 0.95)), days(("kept", 0.9), ("violated", 0.7)))
+def test_kept_figure_reports_its_change_without_a_start() -> None:
+    (finding,) = told(judged(10, accuracy("kept", 0.95)), days(("kept", 0.9), ("violated", 0.7)))
 
-    assert mentions(found.change, "0.8", "median of the 2 windows", "0.95", "higher")
-    assert (found.since, found.in_a_row, found.history) == ("", 0, found.change)
+    assert mentions(finding.change, "0.8", "median of the 2 windows", "0.95", "higher")
+    assert (finding.since, finding.in_a_row, finding.history) == ("", 0, finding.change)
 
 
 @pytest.mark.parametrize(
@@ -126,17 +126,17 @@ def test_a_figure_is_compared_with_the_same_weekday_if_there_are_three(
         judged(day, accuracy("kept", 0.6 if day % 7 == 3 else 0.9)) for day in range(3, 3 + days)
     ]
 
-    (found,) = told(judged(3 + days, accuracy("violated", 0.7)), past_of(*past))
+    (finding,) = told(judged(3 + days, accuracy("violated", 0.7)), past_of(*past))
 
-    assert found.change == change
+    assert finding.change == change
 
 
-def test_what_a_kind_says_of_the_reference_stands() -> None:
+def test_change_given_by_the_kind_is_kept() -> None:
     of_kind = replace(accuracy("violated", 0.7), change="0.8 (the reference) → 0.7, lower")
 
-    (found,) = told(judged(10, of_kind), days(("kept", 0.9)))
+    (finding,) = told(judged(10, of_kind), days(("kept", 0.9)))
 
-    assert found.change == of_kind.change
+    assert finding.change == of_kind.change
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_reason_has_the_history_of_an_open_finding(
     assert mentions(reason, *texts)
 
 
-def test_each_segment_stands_beside_its_own_windows_and_what_has_no_value_beside_none() -> None:
+def test_segment_is_compared_with_its_own_past_and_a_missing_value_with_none() -> None:
     before = past_of(judged(9, accuracy("kept", 0.9), accuracy("kept", 0.6, "carrier=AA")))
 
     (of_segment,) = told(judged(10, accuracy("violated", 0.7, "carrier=AA")), before)
@@ -189,13 +189,13 @@ def test_a_window_that_another_requirement_violated_does_not_count() -> None:
     broken = past_of(judged(8, accuracy("violated", 0.7)), judged(9, f1, accuracy("kept", 0.9)))
 
     (undecided,) = told(judged(10, accuracy("violated", 0.7)), before)
-    (kept,) = told(judged(10, accuracy("violated", 0.7)), broken)
+    (restarted,) = told(judged(10, accuracy("violated", 0.7)), broken)
 
     assert (undecided.since[:10], undecided.in_a_row) == ("2013-07-09", 2)
-    assert (kept.since[:10], kept.in_a_row) == ("2013-07-11", 1)
+    assert (restarted.since[:10], restarted.in_a_row) == ("2013-07-11", 1)
 
 
-def test_columns_with_similar_names_are_told_apart() -> None:
+def test_columns_with_similar_names_have_separate_histories() -> None:
     def missing(column: str, state: State, value: float) -> Finding:
         return Finding(f"missing({column})", "criterion", state, "", value, 0.1)
 
@@ -203,7 +203,7 @@ def test_columns_with_similar_names_are_told_apart() -> None:
 
     now = told(judged(10, missing("a+b", "violated", 0.4), missing("a*b", "violated", 0.4)), before)
 
-    assert [(one.change, one.in_a_row) for one in now] == [
+    assert [(finding.change, finding.in_a_row) for finding in now] == [
         ("", 2),
         ("0.2 (the window before) → 0.4, higher", 1),
     ]
@@ -220,9 +220,9 @@ def test_of_data_quality_a_window_without_the_column_among_its_findings_ends_the
         ),
     )
 
-    (found,) = told(judged(10, missing("a", 0.4), kind="data_quality"), before)
+    (finding,) = told(judged(10, missing("a", 0.4), kind="data_quality"), before)
 
-    assert (found.change, found.since[:10]) == (
+    assert (finding.change, finding.since[:10]) == (
         "0.3 (the window before) → 0.4, higher",
         "2013-07-11",
     )
@@ -232,10 +232,12 @@ def columns(*scores: float | None) -> list[JudgedWindow]:
     """Return days up to the eighth, each with the score of a column; None: the column
     was not judged.
     """
-    said = [
+    outcomes = [
         {"state": "not judged"} if score is None else {"temperature": score} for score in scores
     ]
-    return past_of(*(result_of(day, **one) for day, one in enumerate(said, 9 - len(said))))
+    return past_of(
+        *(result_of(day, **outcome) for day, outcome in enumerate(outcomes, 9 - len(outcomes)))
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,10 +257,13 @@ def test_an_alarm_of_a_column_says_since_when(
     since: int,
     in_a_row: int,
 ) -> None:
-    found = told(result_of(9, temperature=9.0, noise=1.0), columns(*scores))
+    findings = told(result_of(9, temperature=9.0, noise=1.0), columns(*scores))
 
-    assert [finding.since for finding in found] == [(FIRST + timedelta(days=since)).isoformat(), ""]
-    assert [finding.in_a_row for finding in found] == [in_a_row, 0]
+    assert [finding.since for finding in findings] == [
+        (FIRST + timedelta(days=since)).isoformat(),
+        "",
+    ]
+    assert [finding.in_a_row for finding in findings] == [in_a_row, 0]
 
 
 def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() -> None:
@@ -285,8 +290,11 @@ def test_a_window_of_an_earlier_release_ends_a_row_unless_the_column_was_an_alar
         JudgedWindow(FIRST + day * DAY, "drift", Evidence(alarms=(name,)))
         for day, name in ((6, "a"), (7, "b"))
     ]
-    found = told(result_of(8, a=9.0, b=9.0), stored)
-    assert [(finding.since[8:10], finding.in_a_row) for finding in found] == [("09", 1), ("08", 2)]
+    findings = told(result_of(8, a=9.0, b=9.0), stored)
+    assert [(finding.since[8:10], finding.in_a_row) for finding in findings] == [
+        ("09", 1),
+        ("08", 2),
+    ]
 
 
 def shift(state: State = "drift", subject: str = "delay", segment: str = "") -> Finding:
@@ -328,9 +336,9 @@ def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column() 
         ),
     )
 
-    (found,) = told(result_of(10, delay=5.0), past)
+    (finding,) = told(result_of(10, delay=5.0), past)
 
-    assert (found.since[:10], found.in_a_row) == ("2013-07-09", 3)
+    assert (finding.since[:10], finding.in_a_row) == ("2013-07-09", 3)
 
 
 def test_the_start_of_a_shift_within_a_day_has_its_time() -> None:

@@ -45,9 +45,9 @@ def test_every_kind_of_the_spec_has_its_function() -> None:
 
 
 @pytest.mark.long
-def test_every_kind_ends_in_a_run_that_says_what_was_found(world: Any) -> None:
+def test_every_kind_logs_a_run_with_its_verdict(world: Any) -> None:
     world.capture_day(CALM)
-    asked: dict[str, tuple[dict[str, Any], str]] = {
+    cases: dict[str, tuple[dict[str, Any], str]] = {
         "prediction_drift": ({}, "no drift"),
         "data_quality": ({"require": ["missing<=0.2"]}, "kept"),
         "performance": ({"require": ["accuracy>=0.8"]}, "not judged"),
@@ -55,7 +55,7 @@ def test_every_kind_ends_in_a_run_that_says_what_was_found(world: Any) -> None:
         "service_level": ({"require": ["p99<=0.2"]}, "not judged"),
     }
 
-    for kind, (spec, state) in asked.items():
+    for kind, (spec, state) in cases.items():
         result, shown_by = run(world, kind=kind, min_rows=100, **spec)
 
         assert (kind, result.state) == (kind, state)
@@ -75,12 +75,12 @@ def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(
 ) -> None:
     from mlflow_deploy_plugin.watch.run import KINDS
 
-    found = lambda request: request.result(
+    judge = lambda request: request.result(
         "not judged",
         "1 column: two\nlines",
         notes=["of two\nlines"],
     )  # noqa: E731
-    monkeypatch.setitem(KINDS, "data_quality", found)
+    monkeypatch.setitem(KINDS, "data_quality", judge)
 
     result, shown_by = run(world, kind="data_quality")
 
@@ -96,7 +96,7 @@ def test_an_empty_window_is_a_run_as_well(world: Any) -> None:
     assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == result.reason
 
 
-def test_without_what_draws_the_report_nothing_is_read_first(
+def test_missing_report_package_is_reported_before_any_data_is_read(
     world: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_reference_that_is_named_and_not_there_is_an_outcome(world: Any, kind:
 
 
 @pytest.mark.long
-def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: Any) -> None:
+def test_shifted_day_is_drift_and_its_run_has_the_findings(world: Any) -> None:
     world.capture_day(SUMMER, shift=8)
 
     result, shown_by = run(world, "2013-07-01/1d", min_rows=100)
@@ -164,7 +164,9 @@ def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: A
     described = {
         metric["config"]["column"] for metric in report["metrics"] if "column" in metric["config"]
     }
-    judged = {found["subject"] for found in verdict["findings"] if found["check"] == "distribution"}
+    judged = {
+        finding["subject"] for finding in verdict["findings"] if finding["check"] == "distribution"
+    }
     assert described == judged - {RELATIONS}
     page = artifact(shown_by.run_id, "report.html")
     assert "flight-delay version 1" in page

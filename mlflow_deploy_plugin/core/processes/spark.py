@@ -63,10 +63,10 @@ def _settings(master: str | None) -> dict[str, str]:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     if master is None and not any(os.environ.get(name) for name in _CONFIGURED):
         master = "local[*]"
-    named = {"spark.master": master} if master else {}
+    master_settings = {"spark.master": master} if master else {}
     return {
         "spark.app.name": "onnxserve",
-        **named,
+        **master_settings,
         **(_ALONE if master and master.startswith("local") else {}),
     }
 

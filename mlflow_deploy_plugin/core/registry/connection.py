@@ -322,11 +322,11 @@ def _replace_functions() -> None:
     from mlflow.utils.rest_utils import MlflowHostCreds
 
     def credentials(uri: str) -> MlflowHostCreds:
-        known = get_default_host_creds(uri)
+        creds = get_default_host_creds(uri)
         if is_mlflow(uri):
-            return known
+            return creds
         tls = {
-            name: getattr(known, name) for name in ("ignore_tls_verification", "server_cert_path")
+            name: getattr(creds, name) for name in ("ignore_tls_verification", "server_cert_path")
         }
         return MlflowHostCreds(uri, **tls)
 
@@ -492,9 +492,9 @@ def refuse_folder(location: str) -> None:
     try:
         folders = _folders_at(location) if servers else []
     except ValueError as error:
-        named = redact_credentials(location)
+        redacted = redact_credentials(location)
         raise InvalidConfig(
-            f"MLflow at {registry_address()} names the invalid address {named!r}: {error}",
+            f"MLflow at {registry_address()} names the invalid address {redacted!r}: {error}",
         ) from None
     allowed = load_settings().artifact_paths
     is_local = all(is_loopback(server.hostname or "") for server in servers)
@@ -544,9 +544,9 @@ def is_mlflow(uri: str) -> bool:
             parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or ""),
         )
 
-    own = filter(_is_web, mlflow_addresses())
+    addresses = filter(_is_web, mlflow_addresses())
     with suppress(ValueError):  # requests also refuses such an address.
-        return origin(uri) in map(origin, own)
+        return origin(uri) in map(origin, addresses)
     return False
 
 

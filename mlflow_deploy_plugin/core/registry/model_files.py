@@ -118,10 +118,10 @@ def fetch_mlmodel(source: str) -> "Model":
         tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder,
         connection.registry_errors(what),
     ):
-        own = _local_folder(location) or fetch(f"{location}/MLmodel", Path(folder), what).parent
-        document = read_mlmodel(own)
+        local = _local_folder(location) or fetch(f"{location}/MLmodel", Path(folder), what).parent
+        document = read_mlmodel(local)
         try:
-            model = Model.load(str(own))
+            model = Model.load(str(local))
         except MALFORMED as error:
             raise InvalidArtifact(
                 f"{what}: the MLmodel file cannot be understood: {error}",
@@ -302,6 +302,6 @@ def logged_columns(source: str) -> LoggedColumns:
             for item in section.get("outputs") or ()
         )
     described = inputs.to_dict() if inputs is not None else []
-    named = {str(column["name"]): column["type"] for column in described if "name" in column}
-    dtypes = {name: COLUMN_TYPES[kind] for name, kind in named.items() if kind in COLUMN_TYPES}
+    types = {str(column["name"]): column["type"] for column in described if "name" in column}
+    dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
     return LoggedColumns(tuple(map(str, names)), columns, dtypes)

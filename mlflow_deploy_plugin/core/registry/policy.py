@@ -422,12 +422,12 @@ def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
     """
     with registry_errors(f"model {model}"):
         tags = registry_client().get_registered_model(model).tags
-    own = policy_from_tags(model, tags)
+    tagged = policy_from_tags(model, tags)
     if file is not None:
         policy = parse_policy(read_text(file, "the policy"), f"the policy {file}")
-        return PolicyChoice(policy, str(file), own is None or own.digest == policy.digest)
-    if own is not None:
-        return PolicyChoice(own, f"tag {GATE_POLICY_TAG} of model {model}", True)
+        return PolicyChoice(policy, str(file), tagged is None or tagged.digest == policy.digest)
+    if tagged is not None:
+        return PolicyChoice(tagged, f"tag {GATE_POLICY_TAG} of model {model}", True)
     return PolicyChoice(GatePolicy(), "the defaults", True)
 
 
@@ -452,13 +452,13 @@ def parse_policy(text: str, where: str) -> GatePolicy:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        known = (
+        hint = (
             f"; the fields are {', '.join(GatePolicy.model_fields)}"
             if first["type"] == "extra_forbidden"
             else ""
         )
         raise InvalidConfig(
-            f"{where}: {field + ': ' if field else ''}{first['msg']}{known}",
+            f"{where}: {field + ': ' if field else ''}{first['msg']}{hint}",
         ) from None
 
 

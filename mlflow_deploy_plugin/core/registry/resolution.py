@@ -352,7 +352,9 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
         ]
     if name in models:
         return lacks + "it does not have any versions"
-    others = f"the registered models are {', '.join(models)}" if models else "the registry is empty"
+    alternatives = (
+        f"the registered models are {', '.join(models)}" if models else "the registry is empty"
+    )
     unset = "" if models or is_mlflow_set() else "; MLFLOW_TRACKING_URI is not set"
     where = f"{registry_address()}{f', workspace {workspace}' if (workspace := active_workspace()) else ''}"
-    return f"there is no registered model {name}; {others}, in MLflow at {where}{unset}"
+    return f"there is no registered model {name}; {alternatives}, in MLflow at {where}{unset}"

@@ -154,10 +154,10 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
         with registry_errors(f"run {run_id}"):
             return ModelRun(run_id, str(client.get_run(run_id).info.experiment_id), model_id)
     with registry_errors(f"logged model {model_id}"):
-        known = client.get_logged_model(model_id)
+        logged_model = client.get_logged_model(model_id)
         # Use the id that MLflow returned, because over REST the id `m-1?` in a file
         # would select m-1.
-        model_id, experiment_id = str(known.model_id), str(known.experiment_id)
+        model_id, experiment_id = str(logged_model.model_id), str(logged_model.experiment_id)
         runs = client.search_runs(
             [experiment_id],
             f"tags.`{EVALUATED_TAG}` = '{model_id}'",
@@ -288,16 +288,16 @@ def log_metrics(
     from mlflow.exceptions import MlflowException
     from mlflow.utils.time import get_current_time_millis
 
-    known = None
+    logged_id = None
     if model_id:
         with suppress(MlflowException):  # A model may come from another tracking server.
-            known = str(client.get_logged_model(model_id).model_id)
+            logged_id = str(client.get_logged_model(model_id).model_id)
     time = get_current_time_millis() if at_ms is None else at_ms
-    metrics = [Metric(key, value, time, step, model_id=known) for key, value in figures]
+    metrics = [Metric(key, value, time, step, model_id=logged_id) for key, value in figures]
     for start in range(0, len(metrics), _MAX_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
-    if known is not None:
-        client.log_inputs(run_id, models=[LoggedModelInput(known)])
+    if logged_id is not None:
+        client.log_inputs(run_id, models=[LoggedModelInput(logged_id)])
 
 
 def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
@@ -407,8 +407,8 @@ class IdempotentRun:
         primary run.
         """
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self.identity.items())
-        found = client.search_runs([experiment_id], query, max_results=_MAX_RUNS)
-        runs = [run for run in found if SUPERSEDED not in run.data.tags]
+        results = client.search_runs([experiment_id], query, max_results=_MAX_RUNS)
+        runs = [run for run in results if SUPERSEDED not in run.data.tags]
         return sorted(
             runs,
             key=lambda run: (

@@ -247,13 +247,13 @@ def with_description_section(description: str, lines: list[str]) -> str:
     """Return the description with onnxserve's section at the end, or without this
     section if no line fits.
     """
-    own = _SECTION.sub("\n\n", description).strip("\n")
-    head = f"{own}\n\n{_BEGIN}\n" if own else f"{_BEGIN}\n"
-    kept: list[str] = []
+    user_text = _SECTION.sub("\n\n", description).strip("\n")
+    head = f"{user_text}\n\n{_BEGIN}\n" if user_text else f"{_BEGIN}\n"
+    bullets: list[str] = []
     room = MAX_DESCRIPTION_LENGTH - len(head) - len(_END) - 1
     for line in lines:
         room -= len(line) + 1
         if room < 0:
             break
-        kept.append(line)
-    return "\n".join([head.rstrip("\n"), *kept, "", _END]) if kept else own
+        bullets.append(line)
+    return "\n".join([head.rstrip("\n"), *bullets, "", _END]) if bullets else user_text

@@ -152,8 +152,8 @@ def validate_spec(document: object) -> EndpointSpec:
         if removal := removal_reason(where, first["input"]):
             raise InvalidConfig(removal) from None
         if first["type"] == "extra_forbidden":
-            known = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
-            raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, known)}") from None
+            fields = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
+            raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, fields)}") from None
         context, message = first.get("ctx", {}), str(first["msg"]).removeprefix("Value error, ")
         if first["type"] in _EXPECTED:
             message = _EXPECTED[first["type"]].format(**context)
@@ -228,7 +228,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
     document = spec_document(spec)
     if any(dotted.startswith("sticky.") for dotted in config):
         document.pop("sticky", None)  # `config` replaces the key or header: only one may be set.
-    known = [name for name, *_ in _fields()]
+    field_names = [name for name, *_ in _fields()]
     for dotted, value in config.items():
         path = _path(dotted)
         field = ".".join(
@@ -242,10 +242,10 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
             "parameters",
         ]  # a parameter of the project
         is_removed_sample = field == "monitors.NAME.retrain.sample" and value == ""
-        if not (field in known or is_model or is_parameter or is_removed_sample):
+        if not (field in field_names or is_model or is_parameter or is_removed_sample):
             hint = did_you_mean(
                 field,
-                known,
+                field_names,
                 "`mlflow deployments help -t onnxserve` lists the fields",
             )
             raise InvalidConfig(removal_reason(dotted) or f"unknown config key {dotted!r}{hint}")

@@ -274,10 +274,10 @@ class ServerSpec(SpecPart):
             raise ValueError("ca_certs requires certfile and keyfile")
         if (self.jwt_issuer is None) != (self.jwt_audience is None):
             raise ValueError("jwt_issuer and jwt_audience must be set together")
-        for one, other in combinations(("port", "grpc_port", "metrics_port"), 2):
-            if getattr(self, one) is not None and getattr(self, one) == getattr(self, other):
+        for first, other in combinations(("port", "grpc_port", "metrics_port"), 2):
+            if getattr(self, first) is not None and getattr(self, first) == getattr(self, other):
                 raise ValueError(
-                    f"{one} and {other} are both {getattr(self, one)}; they must differ",
+                    f"{first} and {other} are both {getattr(self, first)}; they must differ",
                 )
         return self
 
@@ -295,10 +295,10 @@ class ServerSpec(SpecPart):
             for name in self.provider_options.model_dump(exclude_defaults=True)
         ]
         fields += ["device_ids"] if self.device_ids else []
-        others = (["device"] if self.device != "cpu" else []) + fields
-        if self.providers and others:
+        contradicting = (["device"] if self.device != "cpu" else []) + fields
+        if self.providers and contradicting:
             raise ValueError(
-                f"{others[0]} and providers are both set: providers replaces device, with all "
+                f"{contradicting[0]} and providers are both set: providers replaces device, with all "
                 "options",
             )
         if len({name for entry in self.providers if len(entry) == 1 for name in entry}) < len(
@@ -579,8 +579,8 @@ class EndpointSpec(SpecPart):
     def monitor(self, name: str) -> MonitorSpec:
         """Return the monitor of this name, or raise NotFound."""
         if name not in self.monitors:
-            known = ", ".join(sorted(self.monitors))
-            hint = f"it has {known}" if known else "onnxserve monitor add makes one"
+            names = ", ".join(sorted(self.monitors))
+            hint = f"it has {names}" if names else "onnxserve monitor add makes one"
             raise NotFound(f"endpoint {self.name!r} has no monitor {name!r}; {hint}")
         return self.monitors[name]
 

@@ -107,9 +107,9 @@ class _Ring:
         line = orjson.dumps(_document(at, self._pending_seconds, self._pending))
         self._pending, self._pending_seconds = _Counts(), 0.0
         if self._lines >= 2 * self._kept:
-            kept = deque(_lines(self._path), self._kept)
-            write_atomically(self._path, b"\n".join(kept))
-            self._lines = len(kept)
+            lines = deque(_lines(self._path), self._kept)
+            write_atomically(self._path, b"\n".join(lines))
+            self._lines = len(lines)
         self._path.parent.mkdir(exist_ok=True)
         with self._path.open("ab") as file:
             file.write(b"\n" + line)  # The leading newline ends a line that a crash has cut off.

@@ -128,8 +128,8 @@ class MmapCounters:
             [kind, metric.name, metric.help, metric.bounds, spelled],
             sort_keys=True,
         ).encode()
-        if (known := self._slots.get(key)) is not None:
-            return known
+        if (position := self._slots.get(key)) is not None:
+            return position
         cells = (
             len(metric.bounds) + 2 if metric.bounds else _LOST_CELLS if kind == "histogram" else 1
         )

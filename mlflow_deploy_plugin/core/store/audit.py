@@ -168,9 +168,9 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
                     ],
                 ),
             )
-    others = [_other_fields(spec, changed) for spec in specs]
-    for field_name in sorted({*others[0], *others[1]}):
-        values = [fields.get(field_name, "not set") for fields in others]
+    sides = [_other_fields(spec, changed) for spec in specs]
+    for field_name in sorted({*sides[0], *sides[1]}):
+        values = [fields.get(field_name, "not set") for fields in sides]
         if values[0] != values[1]:
             for text, value in zip(texts, values, strict=True):
                 text.append(f"{field_name} {value}")

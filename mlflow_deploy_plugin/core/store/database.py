@@ -122,8 +122,8 @@ def _migrate(connection: Connection) -> None:
     scripts = ScriptDirectory.from_config(config)
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     current = context.get_current_revision()
-    known = {script.revision for script in scripts.walk_revisions()}
-    if current is not None and current not in known:
+    revisions = {script.revision for script in scripts.walk_revisions()}
+    if current is not None and current not in revisions:
         raise StoreUnavailable(
             f"the store at {redacted_url(connection.engine.url)} has the schema {current}, which "
             f"onnxserve {__version__} does not support: upgrade onnxserve if a newer version "

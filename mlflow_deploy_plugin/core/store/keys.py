@@ -122,12 +122,12 @@ class ApiKeys:
         user = self._store.user
         with self._store.transaction() as session:
             for row in session.scalars(_UNREVOKED.order_by(ApiKeyRow.name)):
-                others = [name for name in row.endpoints if name != endpoint]
-                if not others and row.endpoints:
+                remaining = [name for name in row.endpoints if name != endpoint]
+                if not remaining and row.endpoints:
                     self._revoke(session, row, user, f"its endpoint {endpoint} was deleted")
                     revoked.append(row.name)
                 else:
-                    row.endpoints = others
+                    row.endpoints = remaining
         return revoked
 
     def _revoke(self, session: Session, row: ApiKeyRow, user: str, why: str) -> None:

@@ -656,8 +656,10 @@ def _read_spec(text: str) -> EndpointSpec:
 
 def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> NotFound:
     names = sorted({*known} - {""})
-    others = f"there are {join_names(names, name)}" if names else "there are no endpoints yet"
-    return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}{otherwise}")
+    available = f"there are {join_names(names, name)}" if names else "there are no endpoints yet"
+    return NotFound(
+        f"there is no endpoint {name!r}{did_you_mean(name, names, available)}{otherwise}"
+    )
 
 
 def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:

@@ -83,33 +83,35 @@ class RetrainingFigures:
     compared: bool | None = None
 
     def as_json(self) -> dict[str, str | float | bool]:
-        known = {
+        figures = {
             name: value
             for name, value in vars(self).items()
             if value is not None and name != "evaluation"
         }
-        known |= {
-            name: value.isoformat() for name, value in known.items() if isinstance(value, datetime)
+        figures |= {
+            name: value.isoformat()
+            for name, value in figures.items()
+            if isinstance(value, datetime)
         }
-        return known | {f"evaluation.{name}": value for name, value in self.evaluation.items()}
+        return figures | {f"evaluation.{name}": value for name, value in self.evaluation.items()}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "RetrainingFigures":
         """Return the figures of a document. Unknown keys are ignored."""
-        known = {
+        values = {
             entry.name: document[entry.name] for entry in fields(cls) if entry.name in document
         }
-        known |= {
-            name: datetime.fromisoformat(known[name])
+        values |= {
+            name: datetime.fromisoformat(values[name])
             for name in ("started_at", "gated_at")
-            if name in known
+            if name in values
         }
         scores = {
             name.partition(".")[2]: value
             for name, value in document.items()
             if name.startswith("evaluation.")
         }
-        return cls(**known | {"evaluation": scores})
+        return cls(**values | {"evaluation": scores})
 
 
 class _FiguresJson(sa.TypeDecorator[RetrainingFigures]):
@@ -155,10 +157,12 @@ def storable_text(text: str, longest: int | None) -> str:
     """Replace characters that PostgreSQL or UTF-8 cannot store. A text longer than
     `longest` is cut and ends with …
     """
-    kept = (
+    storable = (
         text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     )
-    return kept if longest is None or len(kept) <= longest else kept[: longest - 1] + "…"
+    return (
+        storable if longest is None or len(storable) <= longest else storable[: longest - 1] + "…"
+    )
 
 
 def write_fields(row: Base, value: "DataclassInstance", *names: str) -> None:

@@ -323,7 +323,7 @@ class RowStream:
         """Return the rows of these lines. Each row is checked separately; 20.0 is
         accepted as an integer.
         """
-        parts, kept, bad = [fields.empty_table()], [], []
+        parts, row_numbers, bad = [fields.empty_table()], [], []
         for number, line in zip(numbers, lines, strict=True):
             try:
                 record = orjson.loads(line)
@@ -336,12 +336,12 @@ class RowStream:
                             f"{field.type}",
                         )
                 parts.append(pa.Table.from_pylist([record], fields))
-                kept.append(number)
+                row_numbers.append(number)
             except (pa.ArrowException, ValueError, TypeError) as error:
                 bad.append(RejectedRow(number, first_line(error), line.decode(errors="replace")))
         return RowBlock(
             pa.concat_tables(parts).combine_chunks(),
-            kept,
+            row_numbers,
             tuple(bad),
             self._file.tell(),
         )

@@ -128,15 +128,19 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
         )
         run = logged_run(registry_client(), measured.run_id) if measured.run_id else None
     # A deleted version may have had the same number.
-    own = (event for event in store.events(model=record.name) if event.at >= record.created_at)
+    model_events = (
+        event for event in store.events(model=record.name) if event.at >= record.created_at
+    )
     facts = _Facts(
         record,
         run,
-        without_step_events([event for event in own if event.version == record.version]),
+        without_step_events([event for event in model_events if event.version == record.version]),
     )
     for group, sections in _SECTIONS.items():
-        found = {section: facts.statements(section) for section in sections}
-        groups[group] = {section: statements for section, statements in found.items() if statements}
+        by_section = {section: facts.statements(section) for section in sections}
+        groups[group] = {
+            section: statements for section, statements in by_section.items() if statements
+        }
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
 
@@ -262,21 +266,24 @@ class _Facts:
         another version.
         """
         document = _read_json(self.run.run_id, file) if self.run else {}
-        own = (
+        uris = (
             self.record.uri,
             self.record.original,
             f"models:/{self.record.mlmodel.get('model_id')}",
         )
         model = str(document.get("model"))
         return (
-            {} if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in own else document
+            {} if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in uris else document
         )
 
     def windows(self) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:
         """Yield each monitor, the run of its newest window, and the tags of its
         windows, the newest window first.
         """
-        own = {"onnxserve.model": self.record.name, "onnxserve.version": self.record.version}
+        version_tags = {
+            "onnxserve.model": self.record.name,
+            "onnxserve.version": self.record.version,
+        }
         begin = self.record.created_at.timestamp() * 1000
         for tag in (
             tag
@@ -288,7 +295,7 @@ class _Facts:
             )
             windows: dict[str, Any] = {}
             for run in window_runs.runs_of_windows(endpoint, monitor):
-                if own.items() <= run.data.tags.items() and run.info.start_time >= begin:
+                if version_tags.items() <= run.data.tags.items() and run.info.start_time >= begin:
                     windows.setdefault(
                         run.data.tags[window_runs.START_TAG],
                         run,
@@ -305,8 +312,8 @@ class _Facts:
         name = self.record.name
         if purpose := registry_client().get_registered_model(name).description:
             yield self.in_registry(f"The description of the model {name} is: {purpose}")
-        if own := tags.with_description_section(self.record.description, []):
-            yield self.in_registry(f"The description of the version is: {own}")
+        if text := tags.with_description_section(self.record.description, []):
+            yield self.in_registry(f"The description of the version is: {text}")
 
     def origin(self) -> Statements:
         record = self.record
@@ -378,18 +385,18 @@ class _Facts:
             lambda item: item[0].partition(" ")[0],
         ):
             entries = [json.loads(text) for _, text in columns]
-            named = [_column_text(entry) for entry in entries]
-            yield self.in_registry(f"The {side} are: {join_names(named)}")
+            texts = [_column_text(entry) for entry in entries]
+            yield self.in_registry(f"The {side} are: {join_names(texts)}")
 
     def metrics(self) -> Statements:
         if run := self.record.run:
-            own = {
+            figures = {
                 name: value
                 for name, value in run.metrics.items()
                 if not name.startswith(_OWN_METRICS)
             }
-            if own:
-                measured = join_names(f"{name} {value:.6g}" for name, value in own.items())
+            if figures:
+                measured = join_names(f"{name} {value:.6g}" for name, value in figures.items())
                 yield self.in_run(
                     f"The metrics of the run {run.tags.get('mlflow.runName')} are: {measured}",
                 )
@@ -508,7 +515,10 @@ class _Facts:
 
     def monitors(self) -> Statements:
         for monitor, newest, windows in self.windows():
-            own, counts = windows[0], Counter(window[window_runs.VERDICT_TAG] for window in windows)
+            latest, counts = (
+                windows[0],
+                Counter(window[window_runs.VERDICT_TAG] for window in windows),
+            )
             verdicts = join_names(f"{count} {verdict}" for verdict, count in counts.items())
             yield self.in_run(
                 f"The verdicts of {monitor} on its last windows are: {verdicts}",
@@ -517,10 +527,10 @@ class _Facts:
             )
             text = (
                 f"The verdict of {monitor} on the window of "
-                f"{format_time(own[window_runs.START_TAG])} is"
+                f"{format_time(latest[window_runs.START_TAG])} is"
             )
             yield self.in_run(
-                f"{text} {own[window_runs.VERDICT_TAG]}: {own['onnxserve.reason']}",
+                f"{text} {latest[window_runs.VERDICT_TAG]}: {latest['onnxserve.reason']}",
                 window_runs.PAGE,
                 newest,
             )

@@ -133,9 +133,10 @@ class VersionRecord:
 
     @property
     def git_commit(self) -> str:
-        own = {**(self.run.tags if self.run else {}), **self.tags}
+        all_tags = {**(self.run.tags if self.run else {}), **self.tags}
         return str(
-            self.section.get("provenance", {}).get("git_commit") or own.get(GIT_COMMIT_TAG, ""),
+            self.section.get("provenance", {}).get("git_commit")
+            or all_tags.get(GIT_COMMIT_TAG, ""),
         )
 
     @property
@@ -144,12 +145,12 @@ class VersionRecord:
         retraining, the datasets of the run.
         """
         saved = self.section.get("provenance", {})
-        named = {str(saved.get("dataset_name", "dataset")): str(saved.get("dataset_digest", ""))}
-        named |= {
+        digests = {str(saved.get("dataset_name", "dataset")): str(saved.get("dataset_digest", ""))}
+        digests |= {
             "retraining": self.tags.get(tags.DATA_DIGEST_TAG, ""),
             **(self.run.datasets if self.run else {}),
         }
-        return {name: digest for name, digest in named.items() if digest}
+        return {name: digest for name, digest in digests.items() if digest}
 
 
 def read_record(model_uri: str) -> VersionRecord:

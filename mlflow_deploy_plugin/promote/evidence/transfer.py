@@ -124,10 +124,10 @@ class CopiedVersion:
             (self.model, self.version) if at_target else (self.source_model, self.source_version)
         )
         with store_or_default(None) as trail:
-            known = {
+            recorded = {
                 (old.version, old.after) for old in trail.events(model=model, actions=(action,))
             }
-            if is_new or (version, after) not in known:
+            if is_new or (version, after) not in recorded:
                 trail.record(
                     action,
                     model=model,
@@ -326,17 +326,17 @@ def _copy(
         _GATE_TAG: gate,
         _RUN_TAG: source.run_page,
     }
-    run_id, location, known = entry.run_id, source.uri, source.copies(name, digest)
-    if known:
-        location = f"models:/{name}/{known[0]}"
+    run_id, location, copies = entry.run_id, source.uri, source.copies(name, digest)
+    if copies:
+        location = f"models:/{name}/{copies[0]}"
     elif not is_same:
         run_id, location = _log_run(source, name, folder, origin, progress)
     progress(f"comparing {location} in {registry_address()} with the source")
     if version_digest(location) != digest:
         raise InvalidArtifact(f"the files of {location} differ from {source}: delete {location}")
-    if not known:
+    if not copies:
         progress(f"registering {source} as a version of {name} in {registry_address()}")
-        kept = tags.kept_tags(entry.tags, *_KEPT_TAGS) | origin
+        copied_tags = tags.kept_tags(entry.tags, *_KEPT_TAGS) | origin
         description = tags.with_description_section(entry.description or "", [])
         with registry_errors(f"model {name}"):
             with suppress(
@@ -347,7 +347,7 @@ def _copy(
                 name,
                 location,
                 run_id,
-                kept,
+                copied_tags,
                 description=description,
                 await_creation_for=0,
             )
@@ -391,7 +391,7 @@ def _log_run(
         progress(f"uploading {len(sizes)} files ({sum(sizes):,} bytes) to {registry_address()}")
         client.log_artifacts(run_id, str(folder))
 
-    kept = tags.kept_tags(run.data.tags if run is not None else {}, *_KEPT_TAGS)
+    copied_tags = tags.kept_tags(run.data.tags if run is not None else {}, *_KEPT_TAGS)
     identity = {key: origin[key] for key in (tags.COPIED_FROM_TAG, _FILES_TAG)}
     copy = IdempotentRun(
         f"the copy of {source}",
@@ -401,7 +401,7 @@ def _log_run(
     )
     run_id = copy.log(
         str(run.info.run_name if run is not None else source),
-        kept | origin,
+        copied_tags | origin,
         log_content,
     ).run_id
     with registry_errors(f"run {run_id}"):
@@ -427,10 +427,14 @@ def _registry_at(address: str) -> Iterator[None]:
         / "registries"
         / quote(connection.redact_credentials(address), safe="")
     )
-    kept = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
-    own = {match[1]: value for name, value in kept.items() if (match := _OF_TARGET.fullmatch(name))}
+    remaining = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
+    renamed = {
+        match[1]: value
+        for name, value in remaining.items()
+        if (match := _OF_TARGET.fullmatch(name))
+    }
     try:
-        _set_environment(kept | {"ONNXSERVE_HOME": str(home)} | own)
+        _set_environment(remaining | {"ONNXSERVE_HOME": str(home)} | renamed)
         credentials._get_credentials_path = lambda: (
             os.devnull
         )  # The file ~/.mlflow/credentials is for the source.

@@ -309,17 +309,17 @@ def approve(
     required = policy.required_approvals(subject.model, subject.place)
 
     def decide(request: PromotionRequest | None) -> AuditEvent | None:
-        known = _require_open(request, subject)
-        require_may_approve(required, known, subject, person)
-        if report != known.report_digest:
+        pending = _require_open(request, subject)
+        require_may_approve(required, pending, subject, person)
+        if report != pending.report_digest:
             raise GateRefused(
-                f"the gate report has changed since {person.user} opened it; read {known.report} "
+                f"the gate report has changed since {person.user} opened it; read {pending.report} "
                 "again",
             )
-        status = approval_status(required, known, subject, store.now())
+        status = approval_status(required, pending, subject, store.now())
         if any(_same(person.user, name) for name in status.approved_by):
             return None
-        detail: Json = {"report": report, "verdict": known.verdict}
+        detail: Json = {"report": report, "verdict": pending.verdict}
         if status.missing <= 1:
             detail[COMPLETE] = asdict(subject)
         return _event(store, "approve", subject, person, why, detail)
@@ -340,13 +340,13 @@ def decline(
     Only the model, the version and the stage or alias of `subject` matter. Raises like
     `approve`.
     """
-    required, known = (
+    required, pending = (
         policy.required_approvals(subject.model, subject.place),
         open_request(store, subject),
     )
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
-    require_may_decline(required, declined := _require_open(known, subject), person)
+    require_may_decline(required, declined := _require_open(pending, subject), person)
     event = _event(store, "decline", subject, person, why, {})
     store.record_next(
         subject.model,
@@ -427,12 +427,12 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
             request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
             live[key] = PromotionRequest.model_validate(request)
         elif event.action == "approve" and key in live:
-            others = [
+            earlier = [
                 approval
                 for approval in live[key].approvals
                 if not _same(approval.actor, event.actor)
             ]
-            live[key] = live[key].model_copy(update={"approvals": (*others, event)})
+            live[key] = live[key].model_copy(update={"approvals": (*earlier, event)})
         elif event.action == "decline":
             live.pop(key, None)
         elif event.action in _MOVES and (moved := detail.get("moved")):

@@ -50,9 +50,9 @@ def earlier_files(store: Store, version: "ModelVersion") -> tuple[str, ...]:
     created = int(version.creation_timestamp)
     events = store.events(model=version.name, actions=("approve",), newest_first=True)
     subjects = filter(None, (event.detail.get(COMPLETE) for event in events))
-    known = [
+    matching = [
         entry
         for entry in subjects
         if (entry["version"], entry["created"]) == (str(version.version), created)
     ]
-    return tuple(dict.fromkeys(entry["files"] for entry in known))
+    return tuple(dict.fromkeys(entry["files"] for entry in matching))

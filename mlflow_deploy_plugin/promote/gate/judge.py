@@ -225,10 +225,10 @@ class _Checks:
         rows, current = take_rows(rows, picked), None
         if self.current is not None:
             current = self.current, own_columns(self.current.artifact, rows)
-        own = own_columns(self.candidate.artifact, rows)
+        candidate_rows = own_columns(self.candidate.artifact, rows)
         return check_robustness(
             self.candidate,
-            own,
+            candidate_rows,
             policy,
             seed,
             truth,

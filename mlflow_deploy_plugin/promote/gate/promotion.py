@@ -110,13 +110,13 @@ def promote(
         raise InvalidConfig("a forced promotion requires a reason (--why)")
     target = transitions.parse_stage_or_alias(to)
     candidate = registered_version(model, version)
-    chosen = choose_policy(model, policy_file)
-    if not chosen.is_models_own:
+    choice = choose_policy(model, policy_file)
+    if not choice.is_models_own:
         raise InvalidConfig(
             f"model {model} already has a policy, in its tag {tags.GATE_POLICY_TAG}; omit the file",
         )
     if is_request:
-        chosen.policy.required_approvals(model, target)
+        choice.policy.required_approvals(model, target)
     with store_or_default(store) as trail:
         begun = trail.now()
         before = transitions.version_at(model, target, exclude=candidate.version)
@@ -127,14 +127,14 @@ def promote(
             gate_version,
             candidate,
             before,
-            chosen,
+            choice,
             by,
             trail,
             progress,
             allowed=allowed,
             original=original,
         )
-        request = _Request(candidate, entry, target, before, chosen, why, by, begun, run)
+        request = _Request(candidate, entry, target, before, choice, why, by, begun, run)
         refusal = transitions.rolled_back_refusal(
             candidate.name,
             candidate.version,
@@ -169,8 +169,8 @@ def promote(
                 before=before.version if before else "",
                 is_moved=False,
             )
-        subject = subject_of(entry, target, status.digest, chosen.policy)
-        if not is_there and (refusal := missing_approvals(trail, chosen.policy, subject)):
+        subject = subject_of(entry, target, status.digest, choice.policy)
+        if not is_there and (refusal := missing_approvals(trail, choice.policy, subject)):
             request.record(
                 trail,
                 "refused",
@@ -179,7 +179,7 @@ def promote(
             raise GateRefused(refusal)
         if not status.passed:
             status = request.record_forced(trail, status)
-        elif not force and chosen.policy.gates(target):
+        elif not force and choice.policy.gates(target):
             now = transitions.version_at(model, target, exclude=candidate.version)
             if now is not None and (before is None or now.version != before.version):
                 raise GateRefused(
@@ -214,8 +214,8 @@ class _Request:
     @cached_property
     def verdict(self) -> tags.GateStatus:
         """The verdict from the tags, which is void if the version's files have changed."""
-        known = tags.gate_status_of(self.entry.tags)
-        return known.on_files(version_digest(self.candidate.source)) if known.state else known
+        status = tags.gate_status_of(self.entry.tags)
+        return status.on_files(version_digest(self.candidate.source)) if status.state else status
 
     def gate_status(self, force: bool, progress: ProgressCallback) -> tags.GateStatus:
         """Return the gate status of the version for `place`. The gate is run unless
@@ -226,10 +226,10 @@ class _Request:
         # With `force`, a fresh failed verdict is reused too.
         counted = ("passed", tags.PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
         try:
-            if self.is_fresh() and (known := self.verdict).state in counted:
+            if self.is_fresh() and (status := self.verdict).state in counted:
                 version, at = self.candidate.version, self.entry.tags[tags.GATE_AT_TAG]
-                progress(f"the verdict on version {version} from {at} is {known.state}")
-                return known
+                progress(f"the verdict on version {version} from {at} is {status.state}")
+                return status
             gated = self.run_gate()
         except OnnxserveError as error:
             if not force:

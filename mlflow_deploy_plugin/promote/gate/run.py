@@ -99,19 +99,19 @@ def verdict_of_served(
     A new verdict would have no version to compare with. The stored verdict must be for
     this policy and the current files. A forced promotion counts as passed.
     """
-    candidate, chosen = registered_version(model, version), choose_policy(model, policy_file)
+    candidate, choice = registered_version(model, version), choose_policy(model, policy_file)
     status = candidate.gate_status
-    if not chosen.is_models_own or not status.passed or _served_version(candidate, chosen.policy):
+    if not choice.is_models_own or not status.passed or _served_version(candidate, choice.policy):
         return None
     # No other version has a gated stage or alias, so a non-empty stage or alias
     # contains the candidate.
-    places = [place for place in chosen.policy.gated_places if version_at(model, place) is not None]
+    places = [place for place in choice.policy.gated_places if version_at(model, place) is not None]
     with registry_errors(f"model {model} version {version}"):
         version_tags = registry_client().get_model_version(model, candidate.version).tags
     if (
         not places
-        or version_tags.get(tags.GATE_POLICY_DIGEST_TAG, chosen.policy.digest)
-        != chosen.policy.digest
+        or version_tags.get(tags.GATE_POLICY_DIGEST_TAG, choice.policy.digest)
+        != choice.policy.digest
     ):
         return None
     if not status.on_files(version_digest(candidate.source)).passed:
@@ -150,16 +150,16 @@ def run_gate(
     StoreUnavailable like `promote`.
     """
     candidate = registered_version(model, version)
-    chosen = choose_policy(model, policy_file)
-    served = _served_version(candidate, chosen.policy)
+    choice = choose_policy(model, policy_file)
+    served = _served_version(candidate, choice.policy)
     current = resolve(against) if against else served
-    is_official = chosen.is_models_own and (current and current.source) == (
+    is_official = choice.is_models_own and (current and current.source) == (
         served and served.source
     )
     return gate_version(
         candidate,
         current,
-        chosen,
+        choice,
         actor,
         store,
         progress,

@@ -166,7 +166,7 @@ def backtest(
         raise InvalidConfig(
             f"{shown} has another signature than the served versions: {error.message}",
         ) from None
-    known = compared.differences[np.isfinite(compared.differences) & compared.are_numbers]
+    finite = compared.differences[np.isfinite(compared.differences) & compared.are_numbers]
     labels = accepted.column(LABEL if kinds[0].startswith("text") else LABEL_NUMBER)
     labelled = np.flatnonzero(np.asarray(pc.is_valid(labels)))
     comparison: metrics.MetricComparison | Refused = Refused(
@@ -204,8 +204,8 @@ def backtest(
             for (model, version), rows in count_versions(accepted).items()
         },
         disagreement=1 - float(compared.same.mean()),
-        mean_difference=float(known.mean()) if len(known) else math.nan,
-        max_difference=float(known.max()) if len(known) else math.nan,
+        mean_difference=float(finite.mean()) if len(finite) else math.nan,
+        max_difference=float(finite.max()) if len(finite) else math.nan,
         refused_rows=len(table) - len(accepted),
         refused=sorted(refused.values(), key=lambda noted: -noted.rows)[:_SHOWN],
         candidate_row_us=seconds / len(table) * 1e6,

@@ -138,10 +138,10 @@ class EndpointControl:
             for name, running in self._running.items()
             if running.spec is not None
         }
-        known = self._all_endpoints | loading
+        specs = self._all_endpoints | loading
         return [
             spec
-            for name, spec in known.items()
+            for name, spec in specs.items()
             if name in loading or name not in self._control.unloaded
         ]
 
@@ -189,7 +189,7 @@ class EndpointControl:
             if (loaded := running.spec) is not None and error is None:
                 unloaded = tuple(other for other in self._control.unloaded if other != loaded.name)
                 added = dict(self._control.added)
-                if all(own.name != loaded.name for own in self.specs):
+                if all(spec.name != loaded.name for spec in self.specs):
                     added[loaded.name] = loaded
                     surplus = max(0, len(added) - MOST_ADDED)
                     for forgotten in [other for other in added if other in unloaded][:surplus]:
@@ -207,8 +207,10 @@ class EndpointControl:
 
     @property
     def _all_endpoints(self) -> dict[str, EndpointSpec]:
-        own = {spec.name: spec for spec in self.specs}
-        return own | {name: spec for name, spec in self._control.added.items() if name not in own}
+        configured = {spec.name: spec for spec in self.specs}
+        return configured | {
+            name: spec for name, spec in self._control.added.items() if name not in configured
+        }
 
     def _start(self, command: Command) -> EndpointSpec | None:
         """Return the endpoint that the command loads, or None for an unload, which is
@@ -216,7 +218,7 @@ class EndpointControl:
         """
         if not self._is_allowed:
             raise InvalidConfig("model_control_mode is not explicit in the server's spec")
-        known = self._all_endpoints
+        endpoints = self._all_endpoints
         if command.added is not None:
             if any(spec.name == command.endpoint for spec in self.specs):
                 raise InvalidConfig(
@@ -229,16 +231,16 @@ class EndpointControl:
                     f"{MOST_ADDED} endpoints were already added; unload one of them first",
                 )
             return command.added
-        if command.endpoint not in known:
-            named = repr(command.endpoint[:100])
+        if command.endpoint not in endpoints:
+            shown = repr(command.endpoint[:100])
             raise NotFound(
-                f"there is no endpoint {named}; a new endpoint needs the parameter model_uri or "
+                f"there is no endpoint {shown}; a new endpoint needs the parameter model_uri or "
                 "config",
             )
         if command.action == "load":
-            return known[command.endpoint]
+            return endpoints[command.endpoint]
         out = {*self._control.unloaded, command.endpoint}
-        self._save(tuple(name for name in known if name in out), self._control.added)
+        self._save(tuple(name for name in endpoints if name in out), self._control.added)
         return None
 
     def _save(self, unloaded: tuple[str, ...], added: dict[str, EndpointSpec]) -> None:

@@ -71,7 +71,7 @@ class ModelCache:
         self._models = root / "models"
         self._downloads: dict[str, Path] = {}
         """The folders of the running downloads, by source."""
-        user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
+        user, folder = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
             self._models.mkdir(
                 parents=True,
@@ -79,9 +79,9 @@ class ModelCache:
                 mode=0o770,
             )  # The mode does not apply to copied files.
             if (
-                not user.exists() or user.read_text() != named
+                not user.exists() or user.read_text() != folder
             ):  # An unnecessary write could fail on a full disk.
-                write_atomically(user, named.encode())
+                write_atomically(user, folder.encode())
         except OSError as error:
             raise InvalidConfig(
                 f"the model cache {root} cannot be written: {error.strerror}",
@@ -285,19 +285,19 @@ class MlflowRegistry:
         """Raise GateRefused if the files were refused a short time ago and no other
         files have been approved since.
         """
-        known = self._refused.get(identity)
-        if known is not None and known.approved == approved and self.clock() < known.until:
-            raise GateRefused(known.message)
+        refusal = self._refused.get(identity)
+        if refusal is not None and refusal.approved == approved and self.clock() < refusal.until:
+            raise GateRefused(refusal.message)
 
     def _refuse(self, resolved: ResolvedModel, digest: str, approved: tuple[str, ...]) -> NoReturn:
         """Raise GateRefused. The time until the next download doubles, because all
         files of the version are loaded.
         """
-        known = self._refused.get(resolved.identity)
+        previous = self._refused.get(resolved.identity)
         pause = (
             _FIRST_PAUSE
-            if known is None or known.approved != approved
-            else min(known.pause * 2, _HOUR)
+            if previous is None or previous.approved != approved
+            else min(previous.pause * 2, _HOUR)
         )
         message = _unapproved_files(resolved, digest, approved[0])
         self._refused[resolved.identity] = _RefusedFiles(

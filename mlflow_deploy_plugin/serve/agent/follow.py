@@ -176,7 +176,7 @@ class Follower:
         specs = self._control.endpoints
         if specs != self._specs:
             self._specs = specs
-            known = self._restored | self.resolver.models
+            models_before = self._restored | self.resolver.models
             self._restored = {}
             models = {}
             for spec, name, variant in self._variants():
@@ -184,7 +184,7 @@ class Follower:
                 models[ref] = carry_over(
                     ref,
                     endpoint.variants.get(name) if endpoint is not None else None,
-                    known,
+                    models_before,
                 )
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
             self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)

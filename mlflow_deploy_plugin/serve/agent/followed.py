@@ -149,17 +149,17 @@ class FollowedModel:
         error = self.error.message if self.error is not None else ""
         if rejection is None:
             return error
-        named = (
+        cause = (
             f"version {rejection.version} {_CAUSE_TEXTS[rejection.cause]}: "
             if rejection.version
             else ""
         )
         served = self.version
         is_other = served is not None and served.identity != rejection.identity
-        kept = (
+        still_served = (
             f"; version {served.version} is still served" if is_other and served is not None else ""
         )
-        return "; ".join(filter(None, [error, f"{uri}: {named}{rejection.reason}{kept}"]))
+        return "; ".join(filter(None, [error, f"{uri}: {cause}{rejection.reason}{still_served}"]))
 
     def roll_back(self, error: str) -> None:
         failed = self.version

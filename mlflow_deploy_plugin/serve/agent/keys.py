@@ -140,11 +140,11 @@ def issuer_key_fetcher(
             discovery = session.get(where, timeout=_TIMEOUT_SECONDS)
             discovery.raise_for_status()
             document = discovery.json()
-            named = document.get("issuer") if isinstance(document, dict) else None
-            if named != issuer or not isinstance(document.get("jwks_uri"), str):
+            document_issuer = document.get("issuer") if isinstance(document, dict) else None
+            if document_issuer != issuer or not isinstance(document.get("jwks_uri"), str):
                 raise ValueError(
                     f"{where} is not the discovery document of server.jwt_issuer: it names "
-                    f"{named!r}",
+                    f"{document_issuer!r}",
                 )
             answer = session.get(document["jwks_uri"], timeout=_TIMEOUT_SECONDS)
             answer.raise_for_status()

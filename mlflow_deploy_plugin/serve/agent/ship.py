@@ -288,8 +288,10 @@ class Shipper:
         )
         try:
             shutil.copy2(segment, copy)
-            kept = sorted(self._spool.glob(f"*{_BROKEN}"), key=lambda path: path.stat().st_mtime_ns)
-            for surplus in kept[:-_MOST_BROKEN]:
+            broken = sorted(
+                self._spool.glob(f"*{_BROKEN}"), key=lambda path: path.stat().st_mtime_ns
+            )
+            for surplus in broken[:-_MOST_BROKEN]:
                 _log.warning(
                     "%s is removed: only the last %d malformed segments are kept",
                     surplus.name,

@@ -219,8 +219,8 @@ class Client:
             OnnxserveError: any other error. The errors of a server have its
                 `request_id` and `status`.
         """
-        named = {"X-Request-Id": request_id, "X-Event-Time": event_time and event_time.isoformat()}
-        headers = {name: value for name, value in named.items() if value}
+        values = {"X-Request-Id": request_id, "X-Event-Time": event_time and event_time.isoformat()}
+        headers = {name: value for name, value in values.items() if value}
         if not params and not self.only_json:
             body, content_type, accept = encode_rows(rows)
             try:

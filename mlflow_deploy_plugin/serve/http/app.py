@@ -226,12 +226,12 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
             False  # Otherwise the content of a file response could not be read.
         )
         body = response.get_data()
-    kept = {
+    headers = {
         name: value
         for name, value in response.headers.items()
         if name not in ("Content-Type", "Content-Length")
     }
-    return RawResponse(response.status_code, body, response.content_type or "", kept)
+    return RawResponse(response.status_code, body, response.content_type or "", headers)
 
 
 def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:

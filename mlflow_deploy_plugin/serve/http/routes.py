@@ -262,7 +262,7 @@ def handle_request_async(
         return False
     if request.path in server.cloud.paths:
         return False
-    routes, named = _match(request.path)
+    routes, parameters = _match(request.path)
     route = routes.get("POST")
     if route is None or route.protocol is None:
         return False
@@ -274,7 +274,7 @@ def handle_request_async(
             response = failure_response(request, error)
         done(response)
 
-    return infer_async(server, request, finish, route.protocol, **named)
+    return infer_async(server, request, finish, route.protocol, **parameters)
 
 
 def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
@@ -282,7 +282,7 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
     unexpected errors, and never raise.
     """
     path = request.path
-    routes, named = (
+    routes, parameters = (
         _match(path)
         if path not in server.cloud.paths
         else (_cloud_routes(server, path), _NOTHING_NAMED)
@@ -295,7 +295,7 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
     try:
         return encode_body(
             request,
-            route.view(server, decode_body(request, server.max_body_bytes), **named),
+            route.view(server, decode_body(request, server.max_body_bytes), **parameters),
         )
     except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
         pass_exit(error)
@@ -303,10 +303,10 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
 
 
 def not_found(path: str) -> RawResponse:
-    named = _ENDPOINT.match(path[:200])
+    match = _ENDPOINT.match(path[:200])
     plain = (re.sub(r"\[.*\]", "", route.path) for route in ROUTES)
-    known = dict.fromkeys(path_.replace("NAME", named[1]) if named else path_ for path_ in plain)
-    matches = close_matches(path, [*known], _SUGGESTED_PATHS)
+    paths = dict.fromkeys(path_.replace("NAME", match[1]) if match else path_ for path_ in plain)
+    matches = close_matches(path, [*paths], _SUGGESTED_PATHS)
     nearest = (
         f"the nearest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}; "
         if matches
@@ -320,8 +320,8 @@ def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawRespon
     """Return the response for a method that a path does not accept; for OPTIONS, the
     methods that it accepts.
     """
-    named = sorted({*methods} - {"HEAD", "OPTIONS"})
-    allowed = ", ".join([*named, *(["HEAD"] if "GET" in named else []), "OPTIONS"])
+    listed = sorted({*methods} - {"HEAD", "OPTIONS"})
+    allowed = ", ".join([*listed, *(["HEAD"] if "GET" in listed else []), "OPTIONS"])
     if request.method == "OPTIONS":
         return RawResponse(204, b"", "", {"Allow": allowed})
     message = f"{request.path[:200]} accepts {allowed}, not {request.method[:20]}"

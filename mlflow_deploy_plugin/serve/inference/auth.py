@@ -181,12 +181,12 @@ class Authenticator:
             self._look_at = (
                 now + _LOOK_SECONDS
             )  # Set this after reading, so that no thread skips new keys.
-        known, sent = self._known, _short(authorization)
-        entry = known.get(sent)
+        cache, sent = self._known, _short(authorization)
+        entry = cache.get(sent)
         if entry is None:
-            entry = known[sent] = self._find(authorization)
-            while len(known) > _MAX_KNOWN:
-                known.popitem(last=False)
+            entry = cache[sent] = self._find(authorization)
+            while len(cache) > _MAX_KNOWN:
+                cache.popitem(last=False)
         if self._needs_certificate and not certificate and entry is not _LOCAL:
             raise Unauthenticated(_NO_CERTIFICATE)
         if entry.expires_at is not None and entry.expires_at <= self._clock():
@@ -273,15 +273,15 @@ class Authenticator:
                 f"the keys of {self._issuer} have not been fetched yet; retry in a moment",
             )
         try:
-            known = {key.key_id: key for key in self._jwks.keys}
+            keys = {key.key_id: key for key in self._jwks.keys}
             name = jwt.get_unverified_header(token).get("kid")
-            if name not in known:
+            if name not in keys:
                 raise Unauthenticated(
                     f"{self._issuer} has no key {str(name)[:60]!r}, with which the token is signed",
                 )
             claims: Mapping[str, Any] = jwt.decode(
                 token,
-                known[name].key,
+                keys[name].key,
                 algorithms=_ALGORITHMS,
                 audience=self._audience,
                 issuer=self._issuer,

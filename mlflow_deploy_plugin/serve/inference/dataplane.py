@@ -248,8 +248,8 @@ class DataPlane:
         """Return True if `infer_async` can run all variants of the endpoint. With a
         cache, no variant can.
         """
-        named = self.repository.default_endpoint if endpoint is None else endpoint
-        served = self.repository.table.get(named or "")
+        endpoint_name = self.repository.default_endpoint if endpoint is None else endpoint
+        served = self.repository.table.get(endpoint_name or "")
         if served is None or self.cache is not None:
             return False
         return all(variant.loaded.batcher is not None for variant in served.answering)

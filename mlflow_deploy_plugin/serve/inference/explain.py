@@ -40,14 +40,16 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             context.admit(endpoint)
             variant = context.select_variant(endpoint)
             feeds, params = _decode(server, request, variant)
-            named = variant  # `named` is the version in the body, or the sticky column's variant.
+            selected = (
+                variant  # `named` is the version in the body, or the sticky column's variant.
+            )
             if (version := params.get("version")) is not None:
                 if version != variant.loaded.version:
-                    named = server.repository.select_variant(variant.endpoint, version)
+                    selected = server.repository.select_variant(variant.endpoint, version)
             elif variant.key is not None:
-                named = server.dataplane.sticky_variant(variant, feeds)
-            if named is not variant:
-                variant = context.answer_by(named)
+                selected = server.dataplane.sticky_variant(variant, feeds)
+            if selected is not variant:
+                variant = context.answer_by(selected)
                 feeds, params = _decode(server, request, variant)
             predictor = variant.loaded.predictor
             # Check everything before asking the explainer's process.

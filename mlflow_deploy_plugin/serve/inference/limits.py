@@ -118,12 +118,12 @@ class RequestLimits:
                 limiter_and_client = self._of_keys.setdefault((name, rate), limiter_and_client)
             yield rate, *limiter_and_client
         if self._limiter is not None:
-            named = request.headers.get(self.rate_header) if self.rate_header else None
+            rate_key = request.headers.get(self.rate_header) if self.rate_header else None
             address = (key.name if key else request.caller) or _network(request.client)
             yield (
                 "",
                 self._limiter,
-                _digest(f"address {address}" if named is None else f"key {named}"),
+                _digest(f"address {address}" if rate_key is None else f"key {rate_key}"),
             )
 
     def take_place(self) -> bool:

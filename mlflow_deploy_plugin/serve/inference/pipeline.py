@@ -97,8 +97,8 @@ class RequestContext:
         `Authenticator.require` and `RequestLimits`.
         """
         server, request = self.server, self.request
-        named = server.repository.default_endpoint if endpoint is None else endpoint
-        key = server.auth.identify(request, "infer", named)
+        endpoint_name = server.repository.default_endpoint if endpoint is None else endpoint
+        key = server.auth.identify(request, "infer", endpoint_name)
         server.limits.check_rates(request, key)
         server.limits.acquire()
         self._is_admitted = True
@@ -112,9 +112,9 @@ class RequestContext:
         """Return a second context of the request, which remains admitted after this
         context ends.
         """
-        kept = copy(self)
+        context = copy(self)
         self._is_admitted = False
-        return kept
+        return context
 
     def select_variant(
         self,
@@ -255,10 +255,10 @@ def failure(
         if request is None
         else f" {request.method[:20]} {messages.without_keys(request.path)[:200]}"
     )
-    named, message = "", "the server failed to answer; its log has the reason"
+    suffix, message = "", "the server failed to answer; its log has the reason"
     if identity := (headers or {}).get("X-Request-Id"):
-        named, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"
-    logger.error("answering%s failed%s", description, named, exc_info=error)
+        suffix, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"
+    logger.error("answering%s failed%s", description, suffix, exc_info=error)
     return error_reply(errors.InternalError(message), headers)
 
 

@@ -87,13 +87,13 @@ class MemoryCache:
         size = _ENTRY_BYTES + array_bytes(outputs)
         if size > self._max_bytes:
             return
-        kept = {name: array.copy() for name, array in outputs.items()}
-        for array in kept.values():
+        copies = {name: array.copy() for name, array in outputs.items()}
+        for array in copies.values():
             array.flags.writeable = False  # Several requests will receive this array.
         with self._lock:
             if key in self._entries:
                 self._drop(key)
-            self._entries[key] = self._clock() + self._seconds, size, kept
+            self._entries[key] = self._clock() + self._seconds, size, copies
             self._bytes += size
             while self._bytes > self._max_bytes:
                 self._drop(next(iter(self._entries)))

@@ -240,7 +240,7 @@ class Shadows:
 
     def _is_batchable(self, copy: MirroredRequest) -> bool:
         loaded = copy.shadow.loaded
-        if (known := self._batchable.get(loaded)) is None:
+        if (is_batchable := self._batchable.get(loaded)) is None:
             try:
                 feeds = translate_feeds(
                     copy.feeds,
@@ -248,11 +248,11 @@ class Shadows:
                     loaded.predictor.schema,
                 )
                 is_remote = isinstance(loaded.predictor, PyfuncPredictor)
-                known = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
+                is_batchable = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
             except Exception:  # noqa: BLE001 - the copies are then run one by one, and report the error
                 return False
-            self._batchable[loaded] = known
-        return known
+            self._batchable[loaded] = is_batchable
+        return is_batchable
 
     def _process(self, batch: list[MirroredRequest]) -> None:
         """Run the batch and compare the outputs. If this fails, process each copy

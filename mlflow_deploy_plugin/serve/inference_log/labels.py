@@ -271,13 +271,13 @@ class EndpointLabels:
     @cached_property
     def _few(self) -> list[pa.Table] | None:
         """All labels, or None if the labels are too many to keep in memory."""
-        kept, size = [], 0
+        recent, size = [], 0
         for labels in read_labels(*self._source):
-            kept.append(labels)
+            recent.append(labels)
             size += labels.nbytes
             if size > MOST_KEPT_BYTES:
                 return None
-        return kept
+        return recent
 
 
 def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
@@ -287,9 +287,9 @@ def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
     """
     rows = RowKeys(table)
     candidates = labels.latest(rows)
-    chosen = rows.choose_labels(candidates) if len(candidates) else None
+    label_rows = rows.choose_labels(candidates) if len(candidates) else None
     for name, kind in ((LABEL, pa.string()), (LABEL_NUMBER, pa.float64())):
-        column = pa.nulls(len(table), kind) if chosen is None else chosen.column(name)
+        column = pa.nulls(len(table), kind) if label_rows is None else label_rows.column(name)
         table = table.append_column(name, column)
     return table
 

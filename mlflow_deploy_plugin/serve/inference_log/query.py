@@ -252,9 +252,9 @@ def _plan(
             scans += 1
             projected = node["extra_info"].get("Projections", schema.names)
             columns.update([projected] if isinstance(projected, str) else projected)
-    known = set(schema.names)
+    names = set(schema.names)
     return (
-        columns if columns <= known else known,
+        columns if columns <= names else names,
         scans,
     )  # DuckDB renames columns that differ in case.
 
@@ -262,11 +262,11 @@ def _plan(
 def _message(text: str, schema: pa.Schema) -> str:
     if missing := _NO_COLUMN.search(text) or _NO_TABLE.search(text):
         name = missing[1]
-        dotted = [known for known in schema.names if known.startswith(f"{name}.")]
+        dotted = [column for column in schema.names if column.startswith(f"{name}.")]
         if dotted:
             return f'the log has no table or column {name!r}; put a name with a dot in double quotes: "{dotted[0]}"'
-        others = f"put a text in single quotes; the columns are {', '.join(schema.names[:40])}"
-        return f"the log has no column {name!r}{did_you_mean(name, schema.names, others)}"
+        hint = f"put a text in single quotes; the columns are {', '.join(schema.names[:40])}"
+        return f"the log has no column {name!r}{did_you_mean(name, schema.names, hint)}"
     if wrong := _OTHER_TABLE.search(text):
         failed = (
             "; use the option --failed to query requests without an answer"

@@ -254,15 +254,19 @@ class InferenceLog:
         if not samples:
             return None
         counts = {identity: sample.rows() for identity, sample in samples.items()}
-        model, version = chosen = max(counts, key=lambda identity: (counts[identity], identity))
+        model, version = version_key = max(
+            counts, key=lambda identity: (counts[identity], identity)
+        )
         return WindowRows(
             model=model,
             version=version,
-            table=samples[chosen].table(),
-            rows=counts[chosen],
-            is_sampled=samples[chosen].is_full,
+            table=samples[version_key].table(),
+            rows=counts[version_key],
+            is_sampled=samples[version_key].is_full,
             other_versions={
-                f"{key[0]} version {key[1]}": rows for key, rows in counts.items() if key != chosen
+                f"{key[0]} version {key[1]}": rows
+                for key, rows in counts.items()
+                if key != version_key
             },
         )
 
@@ -325,8 +329,10 @@ def view_schema(log: InferenceLog, view: View) -> pa.Schema:
     schema = log.schema(view)
     if not len(schema):
         require_endpoint(log, view.endpoint)
-    own = _FIRST | _LAST
-    model = {column.name: _for_duckdb(column.type) for column in schema if column.name not in own}
+    log_columns = _FIRST | _LAST
+    model = {
+        column.name: _for_duckdb(column.type) for column in schema if column.name not in log_columns
+    }
     fields = _FIRST | model | _LAST
     if not view.labels:
         del fields[LABEL], fields[LABEL_NUMBER]
@@ -383,11 +389,13 @@ def require_endpoint(log: InferenceLog, endpoint: str) -> None:
     """Raise NotFound if the log has no rows of the endpoint; the message names the
     endpoints in the log.
     """
-    known = log.endpoints()
-    if endpoint in known:
+    endpoints = log.endpoints()
+    if endpoint in endpoints:
         return
-    has = f"it has rows of {', '.join(known)}" if known else "no rows have been captured yet"
-    hint = did_you_mean(endpoint, known, has)
+    has = (
+        f"it has rows of {', '.join(endpoints)}" if endpoints else "no rows have been captured yet"
+    )
+    hint = did_you_mean(endpoint, endpoints, has)
     raise NotFound(
         f"the inference log {log.location.shown} has no rows of endpoint {endpoint!r}{hint}",
     )

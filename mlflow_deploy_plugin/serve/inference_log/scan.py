@@ -130,8 +130,8 @@ def _first_rows(
         if passes > 1
         else np.arange(len(hashes))
     )
-    kept = of_pass[seen.first_seen(hashes[of_pass])]
-    return rows.select(table if len(kept) == len(table) else table.take(pa.array(kept)))
+    positions = of_pass[seen.first_seen(hashes[of_pass])]
+    return rows.select(table if len(positions) == len(table) else table.take(pa.array(positions)))
 
 
 def read_folder(

@@ -33,11 +33,11 @@ def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
     for schema in schemas:
         for field in schema:
             kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-            known = types.get(field.name)
-            if known is None or known == kind:
+            earlier = types.get(field.name)
+            if earlier is None or earlier == kind:
                 types[field.name] = kind
                 continue
-            pair = _boolean_as(known, kind), _boolean_as(kind, known)
+            pair = _boolean_as(earlier, kind), _boolean_as(kind, earlier)
             try:
                 both = pa.unify_schemas(
                     [pa.schema([("c", kind)]) for kind in pair],
@@ -289,8 +289,8 @@ class Deduplicator:
         """
         distinct, first = np.unique(hashes, return_index=True)
         is_new = np.ones(len(distinct), dtype=bool)
-        for known in self._sorted:
-            is_new &= ~contains(known, distinct)
+        for block in self._sorted:
+            is_new &= ~contains(block, distinct)
         mask = np.zeros(len(hashes), dtype=bool)
         mask[first[is_new]] = True
         if is_new.any():

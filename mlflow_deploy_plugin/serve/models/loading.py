@@ -270,8 +270,8 @@ class MemoryLimit:
             self._factor = min(max(taken, _MIN_FACTOR), _MAX_FACTOR)
 
     def used(self) -> int:
-        own, size = psutil.Process(), 0
-        for process in (own, *own.children(recursive=True)):
+        this_process, size = psutil.Process(), 0
+        for process in (this_process, *this_process.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):  # The process has just exited.
                 size += process.memory_info().rss
         return size

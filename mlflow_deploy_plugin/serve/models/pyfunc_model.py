@@ -101,16 +101,18 @@ class PyfuncPredictor:
         answer = self._process.request(SideMessage("predict", fields, {"feeds": feeds}), deadline)
         computed = dict(answer.arrays["outputs"])
         self._learn_outputs(computed)
-        known = self.artifact.prediction
-        if len(computed) == 1 and len(known) == 1:
-            computed = {known[0]: next(iter(computed.values()))}
-        if computed.keys() != set(known):
-            actual, expected = (join_names(map(repr, names)) for names in (computed, known))
+        expected_names = self.artifact.prediction
+        if len(computed) == 1 and len(expected_names) == 1:
+            computed = {expected_names[0]: next(iter(computed.values()))}
+        if computed.keys() != set(expected_names):
+            actual, expected = (
+                join_names(map(repr, names)) for names in (computed, expected_names)
+            )
             raise InferenceError(
                 f"the model returns {actual}, {self._source} {expected}; send it to /invocations, "
                 "as JSON or CSV",
             )
-        return {name: computed[name] for name in (known if outputs is None else outputs)}
+        return {name: computed[name] for name in (expected_names if outputs is None else outputs)}
 
     def prediction(
         self,

@@ -352,7 +352,7 @@ class Repository:
                 loaded = loaded_by_identity[identity]
             except OnnxserveError as error:
                 errors[name] = error.message
-                kept = (
+                in_use = (
                     f"version {old.loaded.version} remains in use"
                     if old
                     else "no version is in use"
@@ -364,7 +364,7 @@ class Repository:
                     want.model,
                     want.version,
                     error.message,
-                    kept,
+                    in_use,
                 )
                 if old is None:
                     continue

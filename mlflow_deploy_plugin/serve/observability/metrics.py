@@ -287,7 +287,7 @@ class Metrics:
             "",
         )
         values = self._values
-        known = self._predictions.setdefault(version, {})
+        version_slots = self._predictions.setdefault(version, {})
         lock, now, captures, prediction_slot = (
             self._lock,
             time.time,
@@ -303,7 +303,7 @@ class Metrics:
             outputs: Mapping[str, Array],
         ) -> None:
             nonlocal slots
-            rows, kept, is_written = captured
+            rows, captured_rows, is_written = captured
             label = outputs.get(label_output)
             predicted = (
                 [(label.item(), 1)]
@@ -333,10 +333,12 @@ class Metrics:
                 cells[requests] += 1
                 cells[of_capture[0]] += rows
                 if is_written is not None:
-                    cells[of_capture[1 if is_written else 2]] += kept
+                    cells[of_capture[1 if is_written else 2]] += captured_rows
                     cells[captures[is_written]] += 1
                 for value, number in predicted:
-                    slot = known.get((type(value), value)) or prediction_slot(known, version, value)
+                    slot = version_slots.get((type(value), value)) or prediction_slot(
+                        version_slots, version, value
+                    )
                     values.cells[slot] += (
                         number  # `values.cells` is read again, because the file may have grown.
                     )
@@ -371,23 +373,23 @@ class Metrics:
         first_seconds: float,
     ) -> None:
         """Count one streamed response: complete, failed, or abandoned by its caller."""
-        named = _without_variant(labels)
+        version_labels = _without_variant(labels)
         with self._lock:
             self._observe(
-                self._values.slot(_STREAM_PARTS, {**named, "outcome": outcome}),
+                self._values.slot(_STREAM_PARTS, {**version_labels, "outcome": outcome}),
                 parts,
                 _ROWS,
             )
-            self._observe(self._values.slot(_FIRST_PART, named), first_seconds)
+            self._observe(self._values.slot(_FIRST_PART, version_labels), first_seconds)
 
     def count_capture(self, endpoint: str, captured: CapturedRows) -> None:
-        rows, kept, is_written = captured
+        rows, captured_rows, is_written = captured
         with self._lock:
             of_capture = self._row_slots(endpoint)
             cells = self._values.cells
             cells[of_capture[0]] += rows
             if is_written is not None:
-                cells[of_capture[1 if is_written else 2]] += kept
+                cells[of_capture[1 if is_written else 2]] += captured_rows
                 cells[self._captures[is_written]] += 1
 
     def count_shadow_capture(self, is_written: bool) -> None:
@@ -486,10 +488,10 @@ class Metrics:
         return dict(summed)
 
     def _add(self, number: int, metric: Metric, **labels: str) -> None:
-        known = metric.name, *labels.values()
+        key = metric.name, *labels.values()
         with self._lock:
-            if (slot := self._slots.get(known)) is None:
-                slot = self._slots[known] = self._values.slot(metric, labels)
+            if (slot := self._slots.get(key)) is None:
+                slot = self._slots[key] = self._values.slot(metric, labels)
             self._values.cells[slot] += number
 
     def _observe(self, histogram: int, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
@@ -498,19 +500,23 @@ class Metrics:
 
     def _find_request_slots(self, labels: RequestLabels) -> _RequestSlots:
         *of_variant, protocol, status = labels
-        named = {**dict(zip(OF_VARIANT, of_variant, strict=True)), "protocol": protocol}
-        requests = self._values.slot(_REQUESTS, {**named, "status": status})
+        all_labels = {**dict(zip(OF_VARIANT, of_variant, strict=True)), "protocol": protocol}
+        requests = self._values.slot(_REQUESTS, {**all_labels, "status": status})
         last = self._values.slot(_LAST_REQUEST, _without_variant(of_variant))
-        histograms = [self._values.slot(_REQUEST_DURATION, named)]
+        histograms = [self._values.slot(_REQUEST_DURATION, all_labels)]
         if status == "200":
             histograms.append(
-                self._values.slot(_PREDICTION_LATENCY, {"model_version": named["version"]}),
+                self._values.slot(_PREDICTION_LATENCY, {"model_version": all_labels["version"]}),
             )
         return requests, last, tuple(histograms)
 
     def _find_batch_slots(self, labels: VariantLabels) -> _BatchSlots:
-        slot, named = self._values.slot, _without_variant(labels)
-        return slot(_BATCH_ROWS, named), slot(_QUEUE_SECONDS, named), slot(_COMPUTE_SECONDS, named)
+        slot, version_labels = self._values.slot, _without_variant(labels)
+        return (
+            slot(_BATCH_ROWS, version_labels),
+            slot(_QUEUE_SECONDS, version_labels),
+            slot(_COMPUTE_SECONDS, version_labels),
+        )
 
     def _find_row_slots(self, endpoint: str) -> tuple[int, ...]:
         outcomes = "answered", "captured", "dropped"
@@ -523,17 +529,18 @@ class Metrics:
         """Return the slots of a shadow: one per outcome, and `same`, `different`,
         `difference`, `seconds`.
         """
-        slot, named = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
+        slot, variant_labels = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
         requests = {
-            name: slot(_SHADOW_REQUESTS, {**named, "outcome": name})
+            name: slot(_SHADOW_REQUESTS, {**variant_labels, "outcome": name})
             for name in get_args(ShadowOutcome)
         }
         rows = {
-            name: slot(_SHADOW_ROWS, {**named, "agreement": name}) for name in ("same", "different")
+            name: slot(_SHADOW_ROWS, {**variant_labels, "agreement": name})
+            for name in ("same", "different")
         }
         of_numbers = {
-            "difference": slot(_SHADOW_DIFFERENCE, named),
-            "seconds": slot(_SHADOW_DURATION, named),
+            "difference": slot(_SHADOW_DIFFERENCE, variant_labels),
+            "seconds": slot(_SHADOW_DURATION, variant_labels),
         }
         return {**requests, **rows, **of_numbers}
 
@@ -551,8 +558,8 @@ class Metrics:
                 _PREDICTIONS,
                 {"model_version": version, "prediction": _OTHER},
             )
-        named = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
-        slot = known[of_type] = self._values.slot(_PREDICTIONS, named)
+        prediction_labels = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
+        slot = known[of_type] = self._values.slot(_PREDICTIONS, prediction_labels)
         return slot
 
 

@@ -96,8 +96,8 @@ class RecentRequests:
         """Return the requests of all workers, newest first. Requests of other workers
         appear after up to a second.
         """
-        others = (path for path in self._path.parent.glob("requests_*.json") if path != self._path)
-        return sorted(chain(self._own(), *map(_read, others)), key=itemgetter(1), reverse=True)
+        paths = (path for path in self._path.parent.glob("requests_*.json") if path != self._path)
+        return sorted(chain(self._own(), *map(_read, paths)), key=itemgetter(1), reverse=True)
 
     def write(self) -> None:
         newest = self._own()[:_MOST_WRITTEN]

@@ -190,16 +190,16 @@ def observe_request(
         opened = tracer.request(_span_name(request.method, path), request.headers, fields)
     with opened as (span, traceparent):
         response = handle()
-        named = {
+        answer_fields = {
             field: response.headers[header]
             for header, field in _FIELDS.items()
             if header in response.headers
         }
         if request.caller:
-            named["user.name"] = request.caller
+            answer_fields["user.name"] = request.caller
         if tracer:
             response.headers["traceparent"] = traceparent
-            span.set_attributes({"http.response.status_code": response.status, **named})
+            span.set_attributes({"http.response.status_code": response.status, **answer_fields})
             if (
                 response.status >= 500
             ):  # OpenTelemetry's HTTP conventions define only such statuses as errors.
@@ -208,7 +208,7 @@ def observe_request(
         seconds = time.perf_counter() - began
         extra = {
             **fields,
-            **named,
+            **answer_fields,
             "http.response.status_code": response.status,
             "http.request.body.bytes": len(request.body),
             "http.response.body.bytes": len(response.body),
@@ -222,7 +222,7 @@ def observe_request(
             path,
             response.status,
             seconds * 1000,
-            named.get("http.request.id", "-"),
+            answer_fields.get("http.request.id", "-"),
             f", key {request.caller}" if request.caller else "",
             extra=extra,
         )

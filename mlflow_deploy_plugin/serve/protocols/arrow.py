@@ -82,10 +82,10 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
     try:
         check_stream_size(pa.ipc.MessageReader.open_stream(stream), limit)
         reader = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
-        chosen = select_columns(reader.schema, schema)
+        columns = select_columns(reader.schema, schema)
         table = reader.read_all()
         table.validate()
-        return _feeds(table, chosen, schema, limit)
+        return _feeds(table, columns, schema, limit)
     except (
         pa.ArrowException,
         OSError,

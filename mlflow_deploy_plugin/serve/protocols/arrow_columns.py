@@ -257,14 +257,14 @@ def _strings(array: "pa.Array") -> Array:
 
 
 def _dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
-    key, known = address(array.dictionary), budget.dictionaries
-    if key not in known:
+    key, dictionaries = address(array.dictionary), budget.dictionaries
+    if key not in dictionaries:
         words = to_numpy(array.dictionary, limit, budget)
         lengths = np.zeros(len(words), np.int64)
         if words.dtype.kind == "O":
             lengths[:] = [len(word or "") for word in words]
-        known[key] = words, lengths
-    words, lengths = known[key]
+        dictionaries[key] = words, lengths
+    words, lengths = dictionaries[key]
     indices = _view(
         array.indices.buffers()[1],
         _NUMBERS[str(array.indices.type)],

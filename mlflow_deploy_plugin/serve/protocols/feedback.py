@@ -59,13 +59,13 @@ def check_columns(entries: Collection[Feedback], columns: Collection[str], endpo
     """Raise SchemaMismatch with the most similar name if a key is not in `columns`, the
     columns of a captured row.
     """
-    known = set(columns)
+    names = set(columns)
     for index, entry in enumerate(entries):
         for name in entry.key or ():
-            if name not in known:
+            if name not in names:
                 where = f"feedback[{index}]." if len(entries) > 1 else ""
                 raise SchemaMismatch(
-                    f"{where}key names {unknown_column(name, sorted(known), endpoint)}",
+                    f"{where}key names {unknown_column(name, sorted(names), endpoint)}",
                 )
 
 
@@ -73,10 +73,10 @@ def unknown_column(name: str, columns: Iterable[str], endpoint: str) -> str:
     """Return the end of a message about an unknown key column. The log's own columns
     are omitted.
     """
-    own = [column for column in columns if not column.startswith("_")]
-    known = f"{did_you_mean(name, own)}; rows have {join_names(own, name) or 'no columns'}"
+    data_columns = [column for column in columns if not column.startswith("_")]
+    hint = f"{did_you_mean(name, data_columns)}; rows have {join_names(data_columns, name) or 'no columns'}"
     remedy = "capture.keys in the spec adds a business id that is not an input of the model"
-    return f"{name[:60]!r}, but no logged row of {endpoint} has this column{known}; {remedy}"
+    return f"{name[:60]!r}, but no logged row of {endpoint} has this column{hint}; {remedy}"
 
 
 def _entry(entry: object, where: str) -> Feedback:

@@ -99,10 +99,10 @@ def _feeds_of_json(
         elif field not in ("inputs", "instances"):
             return None
         elif isinstance(value, simdjson.Object):
-            named = object_entries(value, min(_MOST_ENTRIES, len(body) // _COLUMN_BYTES))
-            names = [*named]
+            columns = object_entries(value, min(_MOST_ENTRIES, len(body) // _COLUMN_BYTES))
+            names = [*columns]
             arrays, counts = zip(
-                *(numbers_of(column, opened, kind) for column in named.values()),
+                *(numbers_of(column, opened, kind) for column in columns.values()),
                 strict=True,
             )
             array, seen = np.stack(arrays, axis=1) if schema.columns else arrays[0], sum(counts)

@@ -132,9 +132,9 @@ def _parameters(content_type: str, media: str) -> dict[str, str]:
                     f"the Content-Type has header={value[:40]!r}; present or absent is expected",
                 )
         elif name and name != "charset":
-            known = "only charset and header are" if media == CSV else "only charset is"
+            supported = "only charset and header are" if media == CSV else "only charset is"
             raise UnsupportedMediaType(
-                f"the Content-Type has the parameter {name[:40]!r}; {known} supported",
+                f"the Content-Type has the parameter {name[:40]!r}; {supported} supported",
             )
         parameters[name] = value
     return parameters

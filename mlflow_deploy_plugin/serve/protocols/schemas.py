@@ -190,18 +190,18 @@ def named_or_rows(schema: Schema) -> JsonSchema:
 
 
 def named_schema(schema: Schema) -> JsonSchema:
-    named = object_schema(
+    document = object_schema(
         {},
         {column.name: {} for column in schema.columns},
         title="values by name",
         minProperties=1,
     )
     if schema.columns:
-        named["required"] = [column.name for column in schema.columns if column.required]
+        document["required"] = [column.name for column in schema.columns if column.required]
     elif len(schema.tensors) > 1:
-        named["required"] = list(schema.names)
-        named["properties"] = {tensor.name: tensor_schema(tensor) for tensor in schema.tensors}
-    return named
+        document["required"] = list(schema.names)
+        document["properties"] = {tensor.name: tensor_schema(tensor) for tensor in schema.tensors}
+    return document
 
 
 def rows_schema(schema: Schema) -> JsonSchema:

@@ -105,13 +105,13 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
     Raises SchemaMismatch if the response must be by row and an output does not have one
     value per row.
     """
-    named = {
+    encodable = {
         output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES
     } or outputs
     field = "predictions" if is_by_row else "outputs"
-    if len(named) == 1:
-        return dump_json({field: next(iter(named.values()))})
-    return dump_json({field: rows_of(named) if is_by_row else named})
+    if len(encodable) == 1:
+        return dump_json({field: next(iter(encodable.values()))})
+    return dump_json({field: rows_of(encodable) if is_by_row else encodable})
 
 
 def decode_base64(document: object, schema: Schema) -> Any:
@@ -160,9 +160,9 @@ def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) ->
             for column in schema.columns
         }
     else:
-        named = {tensor.name or schema.inputs[0].name: tensor for tensor in schema.tensors}
+        tensors = {tensor.name or schema.inputs[0].name: tensor for tensor in schema.tensors}
         inputs = {
-            name: _tensor_info(name, tensor.dtype, tensor.shape) for name, tensor in named.items()
+            name: _tensor_info(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()
         }
     outputs = {
         output.name: _tensor_info(output.name, output.dtype, output.shape)

@@ -308,8 +308,8 @@ def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> 
     """
     if head.name in before:
         return head.mismatch(" is repeated")
-    known = dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
-    return head.mismatch(f" is unknown; the model's inputs are {join_names(known, head.name)}")
+    names = dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
+    return head.mismatch(f" is unknown; the model's inputs are {join_names(names, head.name)}")
 
 
 def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
@@ -321,9 +321,9 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     decoded. Raises SchemaMismatch if a tensor is unknown or missing, or does not fit.
     """
     if isinstance(schema, KeyedSchema):
-        own, keys = schema.split(arrays)
+        tensors, keys = schema.split(arrays)
         return schema.attach(
-            bind_tensors(own, schema.model),
+            bind_tensors(tensors, schema.model),
             {name: array for name, (_, array) in keys.items()},
         )
     if len(arrays) == len(schema.columns) == 1 and arrays.keys().isdisjoint(
@@ -376,7 +376,7 @@ def requested_outputs(
     is unknown or repeated.
     """
     is_binary = _flag("the request", document, "binary_data_output", False)
-    known = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
+    names = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
     entries = document.get("outputs")
     entries = [] if entries is None else entries
     if not isinstance(entries, list):
@@ -390,10 +390,10 @@ def requested_outputs(
             raise InvalidRequest(
                 f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected",
             )
-        if known and name not in known:
+        if names and name not in names:
             raise SchemaMismatch(
                 f"output {name[:100]!r} is unknown; the model's outputs are "
-                f"{join_names(known, name)}",
+                f"{join_names(names, name)}",
             )
         if name in requested:
             raise SchemaMismatch(f"output {name!r} is repeated")
@@ -402,7 +402,7 @@ def requested_outputs(
             _flag(f"output {name!r}", entry, "binary_data", is_binary),
         )
     return tuple(requested.values()) or tuple(
-        RequestedOutput(name, is_binary) for name in known or [""]
+        RequestedOutput(name, is_binary) for name in names or [""]
     )
 
 

@@ -80,8 +80,8 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         scorer = Scorer.load(folder)
     except ImportError as error:
         needed = f"the Python module {error.name!r}" if error.name else error_summary(error)
-        others = ", ".join(version_differences(folder))
-        logged = f" (it was logged with {others})" if others else ""
+        differences = ", ".join(version_differences(folder))
+        logged = f" (it was logged with {differences})" if differences else ""
         _log.exception(
             "the model cannot be loaded; its requirements are in %s",
             folder / "requirements.txt",

@@ -177,8 +177,8 @@ def version_differences(folder: Path) -> list[str]:
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:  # The package xgboost-cpu may have the module xgboost.
-            others = packages_distributions().get(requirement.name)
-            installed = version(others[0]) if others else ""
+            distributions = packages_distributions().get(requirement.name)
+            installed = version(distributions[0]) if distributions else ""
         if not installed:
             differences.append(f"{required} (not installed)")
         elif not requirement.specifier.contains(installed, prereleases=True):

@@ -283,14 +283,14 @@ def _missing_texts(
     # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
-        known, columns = fields.get("categories_"), fields.get("feature_names_in_")
-        known = (
-            known if isinstance(known, list) else []
+        all_categories, columns = fields.get("categories_"), fields.get("feature_names_in_")
+        all_categories = (
+            all_categories if isinstance(all_categories, list) else []
         )  # A custom estimator may have any attribute.
-        columns = columns if isinstance(columns, np.ndarray) else [""] * max(1, len(known))
+        columns = columns if isinstance(columns, np.ndarray) else [""] * max(1, len(all_categories))
         if fields.get("missing_values", "") is None:  # The estimator is an imputer.
-            known = [np.array(["", None])] * len(columns)
-        for name, categories in zip(columns, known, strict=False):
+            all_categories = [np.array(["", None])] * len(columns)
+        for name, categories in zip(columns, all_categories, strict=False):
             if isinstance(categories, np.ndarray) and any(
                 isinstance(category, str) for category in categories
             ):
@@ -313,13 +313,13 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
     than numbers and strings.
     """
     if isinstance(prediction, pd.DataFrame):
-        named = {
+        columns = {
             str(name): _array(prediction.iloc[:, index])
             for index, name in enumerate(prediction.columns)
         }
-        if len(named) != prediction.shape[1]:
+        if len(columns) != prediction.shape[1]:
             raise NotRepresentable("two columns have the same name")
-        return named
+        return columns
     if isinstance(prediction, Mapping):
         return {str(name): _array(value) for name, value in prediction.items()}
     return {UNNAMED_OUTPUT: _array(prediction)}
@@ -647,9 +647,9 @@ class Scorer:
                 kind.name if isinstance(kind, DataType) else _NESTED
                 for kind in self._schema.input_types()
             ]
-            named = [column.name for column in columns]
-            self._types = dict(zip(named, kinds, strict=True))
-            self._names = dict(zip(named, self._schema.input_names(), strict=True))
+            names = [column.name for column in columns]
+            self._types = dict(zip(names, kinds, strict=True))
+            self._names = dict(zip(names, self._schema.input_names(), strict=True))
         self._dates = [
             self._names[name] for name, kind in self._types.items() if kind == "datetime"
         ]
@@ -863,9 +863,9 @@ class Scorer:
         params lack are ignored.
         """
         data = to_model_input(feeds, self._artifact, self._types, self._names)
-        known = self._model.metadata.get_params_schema() or ()
+        specs = self._model.metadata.get_params_schema() or ()
         params = (
-            {spec.name: parameters[spec.name] for spec in known if spec.name in parameters}
+            {spec.name: parameters[spec.name] for spec in specs if spec.name in parameters}
             if parameters
             else None
         )

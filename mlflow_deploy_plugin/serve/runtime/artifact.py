@@ -217,9 +217,9 @@ def read_artifact(folder: Path) -> Artifact:
     name = "onnxserve" if FLAVOR in flavors else "onnx"
     section = flavors.get(name)
     if not isinstance(section, Mapping):
-        known = ", ".join(sorted(map(str, flavors))) or "none"
+        entries = ", ".join(sorted(map(str, flavors))) or "none"
         raise InvalidArtifact(
-            f"this model has the flavors {known}, none of which is onnxserve or onnx: "
+            f"this model has the flavors {entries}, none of which is onnxserve or onnx: "
             "log it with mlflow_deploy_plugin.log_model",
         )
     content: Mapping[str, Any] = {key: value for key, value in section.items() if value}
@@ -262,8 +262,8 @@ def read_artifact(folder: Path) -> Artifact:
             ),
             refusals=Refusals(missing, infinite, categories),
             categories={
-                str(column): tuple(map(str, known))
-                for column, known in content.get("categories", {}).items()
+                str(column): tuple(map(str, entries))
+                for column, entries in content.get("categories", {}).items()
             },
             prediction=tuple(content.get("prediction", ())),
             classes=tuple(content.get("classes", ())),

@@ -378,20 +378,20 @@ class Batcher:
         """Return the leader's batch, its number of rows, and True if the batch need not
         wait for more requests.
         """
-        chosen: list[QueuedRequest] = []
+        batch: list[QueuedRequest] = []
         rows = preferred = 0
         for entry in self._queue:
             if entry.key != leader.key:
                 continue
-            if chosen and rows + entry.rows > self._limit:
-                return chosen[:preferred] or chosen, rows, True
-            chosen.append(entry)
+            if batch and rows + entry.rows > self._limit:
+                return batch[:preferred] or batch, rows, True
+            batch.append(entry)
             rows += entry.rows
             if rows in self._preferred:
-                preferred = len(chosen)
+                preferred = len(batch)
             if rows >= self._limit:
                 break
-        return chosen[:preferred] or chosen, rows, bool(preferred) or rows >= self._limit
+        return batch[:preferred] or batch, rows, bool(preferred) or rows >= self._limit
 
     def _compute_batch(self, batch: list[QueuedRequest]) -> list[dict[str, Array]]:
         """Return each request's outputs as views of the batch's outputs; empty if they

@@ -236,11 +236,11 @@ def rowless_reason(
                 f"has the fixed first size {first[0]}" if first else "is a scalar"
             )
     if len({entry.dimension_names[:1] for entry in inputs}) > 1:
-        named = ", ".join(
+        dimensions = ", ".join(
             f"{entry.name!r} ({''.join(entry.dimension_names[:1]) or 'no name'})"
             for entry in inputs[:5]
         )
-        return f"the first dimensions of its inputs are not the same: {named}"
+        return f"the first dimensions of its inputs are not the same: {dimensions}"
     if outputs and _FREE not in answered:
         return "none of its outputs has a free first dimension"
     return ""

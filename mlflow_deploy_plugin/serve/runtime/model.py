@@ -252,10 +252,10 @@ class OnnxModel:
         elif session.get_providers() == ["CPUExecutionProvider"]:
             # Skip the Python wrapper, which repeats the schema's checks of the feeds
             # (1.1 of 4 µs per run).
-            own = getattr(session, "_sess", session)
+            raw_session = getattr(session, "_sess", session)
             self._compute, self._compute_large, self._small_run = (
-                own.run,
-                Arena(own).run,
+                raw_session.run,
+                Arena(raw_session).run,
                 quiet_options(),
             )
         if artifact.tokenizer is not None:
@@ -417,17 +417,17 @@ class OnnxModel:
         names = self.artifact.prediction
         if self.artifact.flavor != "onnx":
             return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
-        named = {name: outputs[name] for name in names}
+        arrays = {name: outputs[name] for name in names}
         is_table = self._has_columns or (of_table and not self.artifact.has_signature)
-        rows = {len(array) if array.ndim else -1 for array in named.values()}
+        rows = {len(array) if array.ndim else -1 for array in arrays.values()}
         is_single_value = len(rows) == 1 and all(
-            array.size == len(array) for array in named.values() if array.ndim
+            array.size == len(array) for array in arrays.values() if array.ndim
         )
         if not is_table or not is_single_value:
-            return named
-        columns = [array.reshape(-1).tolist() for array in named.values()]
+            return arrays
+        columns = [array.reshape(-1).tolist() for array in arrays.values()]
         return object_array(
-            [dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)],
+            [dict(zip(arrays, row, strict=True)) for row in zip(*columns, strict=True)],
         )
 
     def graph_feeds(self, feeds: Feeds) -> Feeds:

@@ -73,13 +73,15 @@ def compile_checks(
         columns = [CheckedColumn(position, name) for position, name in enumerate(entry.columns)]
         categories = []
         for column in columns:
-            known = refusals.categories.get(column.name, ())
+            learned = refusals.categories.get(column.name, ())
             # Texts are compared only with texts: if an encoder learned numbers, an
             # input of texts may contain digits.
-            if known and all(isinstance(value, str) == (entry.dtype == "str") for value in known):
+            if learned and all(
+                isinstance(value, str) == (entry.dtype == "str") for value in learned
+            ):
                 missing = [] if entry.missing is None else [entry.missing]
-                allowed = [*sorted(map(str, known)), *(["null"] if missing else [])]
-                categories.append((column, frozenset([*known, *missing]), allowed))
+                allowed = [*sorted(map(str, learned)), *(["null"] if missing else [])]
+                categories.append((column, frozenset([*learned, *missing]), allowed))
         numbers = columns or [CheckedColumn(None, tensors[entry.name])]
         if numpy_dtype(entry.dtype).kind != "f":
             numbers = []
@@ -112,11 +114,11 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
                 np.isinf(array),
                 "infinite; the model accepts only finite numbers",
             )
-        for column, known, allowed in categories:
+        for column, accepted, allowed in categories:
             values = column.values(array).tolist()
-            if not known.issuperset(values):
+            if not accepted.issuperset(values):
                 row, value = next(
-                    (row, value) for row, value in enumerate(values) if value not in known
+                    (row, value) for row, value in enumerate(values) if value not in accepted
                 )
                 near = (
                     allowed if isinstance(value, str) else ()

@@ -93,10 +93,10 @@ def _pairs(
     """Yield pairs of outputs, [N, k] each, that have the same name, or otherwise the
     same role and position.
     """
-    ours, others = _by_place(answering, outputs), _by_place(shadow, shadow_outputs)
-    by_name = {other.name: other for other in others.values()}
+    ours, theirs = _by_place(answering, outputs), _by_place(shadow, shadow_outputs)
+    by_name = {other.name: other for other in theirs.values()}
     for position, output in ours.items():
-        other = by_name.get(output.name) or others.get(position)
+        other = by_name.get(output.name) or theirs.get(position)
         if other is None:  # Skip an output without a counterpart.
             continue
         left, right = outputs[output.name], shadow_outputs[other.name]

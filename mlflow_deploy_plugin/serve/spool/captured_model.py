@@ -259,14 +259,14 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
         else (entry.name for entry in model.schema.inputs),
     )
     prediction = [PREDICTION] if len(model.prediction) == 1 or model.outputs is None else []
-    known = [*inputs, *prediction, *(OUTPUT_PREFIX + name for name in model.outputs or ())]
+    columns = [*inputs, *prediction, *(OUTPUT_PREFIX + name for name in model.outputs or ())]
     for name in names:
         is_output = name == PREDICTION or name.startswith(OUTPUT_PREFIX)
         # Accept any name if the model has no signature: the first request shows the
         # inputs and outputs.
-        if name in known or (model.outputs is None if is_output else not inputs):
+        if name in columns or (model.outputs is None if is_output else not inputs):
             continue
-        hint = did_you_mean(name, known, f"the columns are {', '.join(known[:20])}")
+        hint = did_you_mean(name, columns, f"the columns are {', '.join(columns[:20])}")
         raise InvalidConfig(
             f"capture.{option}: {model.model} {model.version} has no column {name!r}{hint}",
         )

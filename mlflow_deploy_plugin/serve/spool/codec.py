@@ -232,13 +232,13 @@ def _make_plan(
         "outputs": [],
         "masked": [],
     }
-    kept: list[KeptArray] = []
+    whole: list[KeptArray] = []
     masked: list[MaskedColumn] = []
     arrays = [*feeds.items(), *outputs.items()]
     for position, (name, array) in enumerate(arrays):
         if is_failed:
             sides["outputs"].append((name, "str", ()))
-            kept.append((position, True, None))
+            whole.append((position, True, None))
             continue
         is_feed, is_text = position < len(feeds), array.dtype.kind == "O"
         holds_objects = (
@@ -261,7 +261,7 @@ def _make_plan(
         sides["feeds" if is_feed else "outputs"].append(
             (name, "str" if is_text else array.dtype.str, inner),
         )
-        kept.append((position, is_text, columns))
+        whole.append((position, is_text, columns))
     if not masked:
         del sides["masked"]
     head = {
@@ -271,15 +271,15 @@ def _make_plan(
         "failed": is_failed,
     }
     names, forms = [name for name, _ in arrays], [_form(array) for _, array in arrays]
-    are_plain = all(columns is None and not is_text for _, is_text, columns in kept)
-    is_plain = rows <= max_rows and len(kept) == len(arrays) and are_plain
+    are_plain = all(columns is None and not is_text for _, is_text, columns in whole)
+    is_plain = rows <= max_rows and len(whole) == len(arrays) and are_plain
     layout = orjson.dumps({**head, **sides})
     return EncodingPlan(
         model,
         layout,
         names,
         forms,
-        kept,
+        whole,
         masked,
         rows,
         min(rows, max_rows),

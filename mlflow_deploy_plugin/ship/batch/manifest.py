@@ -189,32 +189,36 @@ class BatchOutput:
         )  # Convert tuples to lists for the comparison.
         try:
             files = {*_list_files(self._location)}
-            known: Manifest | None = None
+            previous: Manifest | None = None
             written: set[str] = set()
             if MANIFEST in files:
                 with self._location.filesystem.open_input_file(
                     f"{self._location.root}/{MANIFEST}",
                 ) as file:
                     begun: Manifest = orjson.loads(file.read())
-                known, written = begun, {part["output"] for part in begun["parts"].values()}
+                previous, written = begun, {part["output"] for part in begun["parts"].values()}
             # Replace a local batch without output files: because of the lock, no other
             # batch is running.
-            if known and (restart or (self._location.is_local and not written & files)):
-                own = {MANIFEST, SUCCESS, *written}
+            if previous and (restart or (self._location.is_local and not written & files)):
+                removable = {MANIFEST, SUCCESS, *written}
                 self._remove(
-                    {name for name in files if name in own or name.startswith(f"{REJECTED}/")},
+                    {
+                        name
+                        for name in files
+                        if name in removable or name.startswith(f"{REJECTED}/")
+                    },
                 )
-                files, known = {*_list_files(self._location)}, None
+                files, previous = {*_list_files(self._location)}, None
             # Ignore the lock and the files of a killed writer, whose names begin with a
             # dot.
-            if not known and (
+            if not previous and (
                 strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}
             ):
                 raise AlreadyExists(
                     f"--output {self.uri} contains {min(strange)}, which is not from a batch: "
                     "specify another folder",
                 )
-            if known and (changed := _difference(known, manifest, files)):
+            if previous and (changed := _difference(previous, manifest, files)):
                 raise AlreadyExists(
                     f"--output {self.uri} was begun with {changed}; specify another folder, or "
                     "use --restart to delete its files and start again",
@@ -223,9 +227,9 @@ class BatchOutput:
             gone = {SUCCESS} & files if expected - files else set()
             stems = set(map(unfinished_stem, expected))
             self._remove(gone | {name for name in files if name.rpartition(".")[0] in stems})
-            if not known or known["parts"] != manifest["parts"]:
+            if not previous or previous["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
-                write_file(self._location, MANIFEST, content, is_new=not known)
+                write_file(self._location, MANIFEST, content, is_new=not previous)
         except FileExistsError:
             raise AlreadyExists(
                 f"--output {self.uri}: another batch has just started to write to it; specify "
@@ -263,9 +267,9 @@ def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
                 f"{entry['model']['name']} {entry['model']['version']}".strip()
                 for entry in (known, manifest)
             ]
-            named = f"{versions[0]}, and {manifest['model']['uri']} is now {versions[1]}"
+            change = f"{versions[0]}, and {manifest['model']['uri']} is now {versions[1]}"
             return (
-                named
+                change
                 if versions[0] != versions[1]
                 else f"other files of the model {versions[0]} (another {field})"
             )

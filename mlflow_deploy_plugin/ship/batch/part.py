@@ -265,12 +265,12 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
     names = stream.schema.names
     if not names:  # The CSV or JSON Lines file is empty.
         return []
-    known = [*names, *folders.column_names]
-    if missing := [name for name in job.keep if name not in known]:
+    available = [*names, *folders.column_names]
+    if missing := [name for name in job.keep if name not in available]:
         raise InvalidRequest(
-            f"--keep {missing[0]}: no such column; the columns are {join_names(known, missing[0])}",
+            f"--keep {missing[0]}: no such column; the columns are {join_names(available, missing[0])}",
         )
-    if missing_columns := model.schema.missing_columns(known):
+    if missing_columns := model.schema.missing_columns(available):
         raise missing_columns
     read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
     if len(set(read)) < len(read):

@@ -115,8 +115,8 @@ def predict_frame(
 
     shipped = download(resolve(model_uri).source, _folder_until_exit())
     model = load_table_model(shipped)
-    kept = tuple(frame.columns if keep is None else keep)
-    if missing := [name for name in kept if name not in frame.columns]:
+    kept_columns = tuple(frame.columns if keep is None else keep)
+    if missing := [name for name in kept_columns if name not in frame.columns]:
         raise InvalidConfig(
             f"keep: the column {missing[0]!r} does not exist; the columns are "
             f"{join_names(frame.columns, missing[0])}",
@@ -126,16 +126,20 @@ def predict_frame(
     outputs = from_arrow_schema(declared_outputs(model.artifact).schema)
     if not outputs.fields:
         raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
-    if doubled := [name for name in outputs.names if name in kept]:
+    if doubled := [name for name in outputs.names if name in kept_columns]:
         raise InvalidConfig(
             f"keep: {doubled[0]!r} is also an output of the model; rename the column",
         )
-    schema = StructType([*(frame.schema[name] for name in kept), *outputs.fields])
+    schema = StructType([*(frame.schema[name] for name in kept_columns), *outputs.fields])
     arrow_schema = to_arrow_schema(outputs)
     if (context := getattr(frame.sparkSession, "sparkContext", None)) is None:
         raise InvalidConfig(NO_CONNECT)
     archive = _ship(context, shipped)
-    selected = [name for name in frame.columns if name in kept or takes(model.schema, name, kept)]
+    selected = [
+        name
+        for name in frame.columns
+        if name in kept_columns or takes(model.schema, name, kept_columns)
+    ]
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         loaded = load_table_model(_shipped(archive))
@@ -143,12 +147,14 @@ def predict_frame(
             if not batch.num_rows:
                 continue
             table = pa.Table.from_batches([batch])
-            inputs = table.select([name for name in selected if takes(loaded.schema, name, kept)])
+            inputs = table.select(
+                [name for name in selected if takes(loaded.schema, name, kept_columns)]
+            )
             try:
                 predicted = loaded.predict(inputs).cast(arrow_schema)
             except OnnxserveError as error:
                 raise InferenceError(f"a batch of {len(batch)} rows: {error.message}") from None
-            yield from with_kept(table, kept, predicted).combine_chunks().to_batches()
+            yield from with_kept(table, kept_columns, predicted).combine_chunks().to_batches()
 
     return frame.select(*selected).mapInArrow(task, schema)
 

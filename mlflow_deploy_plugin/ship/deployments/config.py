@@ -155,9 +155,9 @@ def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
 
 def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
     if name not in spec.variants:
-        known = ", ".join(spec.variants) or "none yet"
+        names = ", ".join(spec.variants) or "none yet"
         raise InvalidConfig(
-            f"the endpoint {spec.name!r} has no deployment {name!r}; it has {known}",
+            f"the endpoint {spec.name!r} has no deployment {name!r}; it has {names}",
         )
     if spec.variants[name].shadow:
         raise InvalidConfig(
@@ -242,9 +242,9 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
     if not (folder / _MLPROJECT).is_file():
         raise InvalidConfig(f"project: {folder} has no {_MLPROJECT}; {_EXPECTED_PROJECT}")
     if entry_point not in entries:
-        known = ", ".join(entries) or "none"
+        entry_points = ", ".join(entries) or "none"
         raise InvalidConfig(
-            f"entry_point: the project {folder} has no entry point {entry_point!r}; it has {known}",
+            f"entry_point: the project {folder} has no entry point {entry_point!r}; it has {entry_points}",
         )
     declared = entries[entry_point]
     where = f"entry point {entry_point!r} of the project {folder}"
@@ -280,12 +280,12 @@ def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> Logge
         return None
     inputs = dict.fromkeys(name for item in logged for name in item.inputs)
     outputs = [item.outputs for item in logged]
-    known = (
+    output_names = (
         None
         if None in outputs
         else tuple(dict.fromkeys(name for names in outputs for name in names or ()))
     )
-    return LoggedColumns(tuple(inputs), known)
+    return LoggedColumns(tuple(inputs), output_names)
 
 
 def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
@@ -301,26 +301,26 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
                 raise InvalidConfig(
                     f"require: {item.text}: the endpoint has no deployment {item.argument!r}{hint}",
                 )
-    others = [name for name in monitor.columns if not _is_answer(name)]
-    if monitor.kind == "prediction_drift" and others:
+    inputs = [name for name in monitor.columns if not _is_answer(name)]
+    if monitor.kind == "prediction_drift" and inputs:
         raise InvalidConfig(
-            f"columns: {join_names(others)}: prediction_drift judges outputs: prediction, "
+            f"columns: {join_names(inputs)}: prediction_drift judges outputs: prediction, "
             "output.NAME",
         )
     if columns is None:
         return
-    named = [
+    places = [
         (f"{field}: ", name)
         for field in ("columns", "segment_by")
         for name in getattr(monitor, field)
     ]
     if monitor.kind == "data_quality":
-        named += [
+        places += [
             (f"require: {requirement.text}: ", requirement.argument) for requirement in required
         ]
     if monitor.sample is not None and monitor.sample.stratify is not None:
-        named.append(("retrain.sample.stratify: ", monitor.sample.stratify))
-    for where, name in named:
+        places.append(("retrain.sample.stratify: ", monitor.sample.stratify))
+    for where, name in places:
         may_be_answer = columns.outputs is None and _is_answer(name)
         if not (name.startswith(_OWN_PREFIX) or _is_among(name, columns.all) or may_be_answer):
             hint = did_you_mean(name, columns.all, f"it has {join_names(columns.all)}")
@@ -352,11 +352,11 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         and monitor.kind != "prediction_drift"
         and columns is not None
     ):
-        others = [name for name in (monitor.columns or columns.inputs) if name not in missing]
+        remaining = [name for name in (monitor.columns or columns.inputs) if name not in missing]
         raise InvalidConfig(
             f"reference: {uri} lacks the column {join_names(missing)} with the model's outputs: "
             "add the model's outputs for these rows, or judge only the other columns: "
-            f"columns={','.join(others)}",
+            f"columns={','.join(remaining)}",
         )
     raise InvalidConfig(
         f"reference: {uri} has no column {join_names(missing)} for the comparison; it has "

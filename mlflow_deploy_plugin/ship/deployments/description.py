@@ -192,7 +192,7 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
     """Return the flavor, parity and origin of the served version, from the agent, local
     files or MLflow.
     """
-    known = dict.fromkeys(
+    details = dict.fromkeys(
         ("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"),
         "",
     )
@@ -207,8 +207,8 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
                 "parity": artifact.parity_state,
                 "run_id": artifact.run_id,
             }
-            known |= facts | _texts(artifact.provenance)
-    if is_running and not (known | reported)["flavor"]:
+            details |= facts | _texts(artifact.provenance)
+    if is_running and not (details | reported)["flavor"]:
         if wanted is not None and parse_model_uri(model_uri).followed:
             model_uri = f"models:/{wanted.model}/{wanted.version}"
         with suppress(OnnxserveError):
@@ -221,8 +221,8 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
             proven = str(section.get("parity", {}).get("state", "no-original"))
             parity = PYFUNC_PARITY if flavor == PYTHON_FUNCTION else proven
             facts = {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""}
-            known |= facts | _texts(section.get("provenance", {}))
-    return known | reported
+            details |= facts | _texts(section.get("provenance", {}))
+    return details | reported
 
 
 def _texts(provenance: Mapping[str, object]) -> dict[str, str]:

@@ -543,8 +543,8 @@ class Deployments:
             for item in self._seen()
             if name in item.spec.variants and endpoint in (None, item.name)
         ]
-        own = [item for item in stored if item.name == name]
-        if len(stored) > 1 and not own:
+        matching = [item for item in stored if item.name == name]
+        if len(stored) > 1 and not matching:
             names = ", ".join(item.name for item in stored)
             raise InvalidConfig(
                 f"the endpoints {names} each have a deployment {name!r}: select one with "
@@ -552,7 +552,7 @@ class Deployments:
             )
         if not stored:
             raise self._no_deployment(name, endpoint)
-        return (own or stored)[0]
+        return (matching or stored)[0]
 
     def _no_deployment(self, name: str, endpoint: str | None) -> NotFound:
         namesake = self.store.endpoint(endpoint or name)
@@ -569,9 +569,13 @@ class Deployments:
                 f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`",
             )
         stored = [item for item in self._seen() if endpoint in (None, item.name)]
-        known = list(dict.fromkeys(variant for item in stored for variant in item.spec.variants))
-        others = f"there are {join_names(known, name)}" if known else "there are no deployments yet"
-        return NotFound(f"{message}{did_you_mean(name, known, others)}")
+        variants = list(dict.fromkeys(variant for item in stored for variant in item.spec.variants))
+        hint = (
+            f"there are {join_names(variants, name)}"
+            if variants
+            else "there are no deployments yet"
+        )
+        return NotFound(f"{message}{did_you_mean(name, variants, hint)}")
 
     def _find_server(self, name: str) -> str:
         return name if name in self.store.names() else self._find(name, None).name

@@ -148,8 +148,8 @@ class ServerMetrics:
         """
         answered = [
             version
-            for (*others, version), counters in self.counters.items()
-            if others == [endpoint, variant, model] and counters.requests
+            for (*labels, version), counters in self.counters.items()
+            if labels == [endpoint, variant, model] and counters.requests
         ]
         last = {
             version: self.last_requests.get((endpoint, model, version), 0) for version in answered
@@ -291,8 +291,8 @@ def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
         _count(sums[endpoint, variant, model, version], status, float(number))
     timed: dict[_Version, dict[float, float]] = {}
     for endpoint, variant, model, version, buckets in document["durations"]:
-        own = {float(bound): float(number) for bound, number in buckets.items()}
-        summed = accumulate(own.get(bound, 0.0) for bound in bounds)
+        counts = {float(bound): float(number) for bound, number in buckets.items()}
+        summed = accumulate(counts.get(bound, 0.0) for bound in bounds)
         timed[endpoint, variant, model, version] = dict(zip(bounds, summed, strict=True))
     counters = {
         key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}

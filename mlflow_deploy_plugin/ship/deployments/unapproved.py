@@ -221,7 +221,7 @@ def permitted_answers(
     Raises GateRefused if a version lacks an approval beyond the limit, and the errors
     of `lacking_approval`.
     """
-    known = (
+    by_uri = (
         {answer.model_uri: answer for answer in answers_of(before)} if before is not None else {}
     )
     shares_before = _shares(before.spec) if before is not None else {}
@@ -229,12 +229,12 @@ def permitted_answers(
     answers: list[UnapprovedAnswer] = []
     raised: list[LackingApproval] = []
     for model_uri, share in _shares(after).items():
-        answer = known.get(model_uri)
+        answer = by_uri.get(model_uri)
         if restores or share <= shares_before.get(model_uri, 0.0):
             answers += [] if answer is None else [replace(answer, share=share)]
             continue
         try:
-            lacking = lacking_approval(model_uri, served, None if known else store)
+            lacking = lacking_approval(model_uri, served, None if by_uri else store)
         except RegistryUnavailable:
             if model_uri not in shares_before or answer is not None:
                 raise

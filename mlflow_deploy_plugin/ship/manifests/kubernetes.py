@@ -384,12 +384,12 @@ def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document
     ):
         callers = [{"namespaceSelector": {}}]
     elif kubernetes.allowed_namespaces:
-        named = {
+        expression = {
             "key": "kubernetes.io/metadata.name",
             "operator": "In",
             "values": list(kubernetes.allowed_namespaces),
         }
-        callers.append({"namespaceSelector": {"matchExpressions": [named]}})
+        callers.append({"namespaceSelector": {"matchExpressions": [expression]}})
     ports = [{"protocol": "TCP", "port": port["targetPort"]} for port in _service_ports(spec)]
     return {
         "podSelector": {"matchLabels": dict(selector)},

@@ -88,16 +88,16 @@ def request_bodies(folder: Path, rows: int) -> list[bytes]:
         else OnnxModel.load(folder).schema
     )
     try:
-        known = known_rows(artifact, schema, _MOST_BODIES)
+        sample_rows = known_rows(artifact, schema, _MOST_BODIES)
     except InvalidRequest as error:
         raise InvalidConfig(
             f"the model refuses its own example: {error.message}; log a valid input_example",
         ) from None
     if no_batch_dimension_reason(artifact):
-        return [encode_json(known)]
-    count = schema.count_rows(known)
+        return [encode_json(sample_rows)]
+    count = schema.count_rows(sample_rows)
     positions = [(start + np.arange(rows)) % count for start in range(min(count, _MOST_BODIES))]
-    return [encode_json(take_rows(known, picked)) for picked in positions]
+    return [encode_json(take_rows(sample_rows, picked)) for picked in positions]
 
 
 def measure_pod(
@@ -237,8 +237,8 @@ class _Pod:
         """
         if sys.platform != "linux":
             raise NotImplementedError  # `measure_pod` refuses other systems.
-        every, own = psutil.cpu_times(), psutil.Process()
-        trees = [[root, *root.children(recursive=True)] for root in (self.process, own)]
+        every, this_process = psutil.cpu_times(), psutil.Process()
+        trees = [[root, *root.children(recursive=True)] for root in (self.process, this_process)]
         pod, mine = (sum(sum(process.cpu_times()[:2]) for process in tree) for tree in trees)
         return np.array([pod, sum(every) - every.idle - every.iowait - mine])
 

@@ -82,14 +82,14 @@ def record_failure(
 def resolve_orphaned(store: Store) -> None:
     """End alerts of monitors or endpoints that no longer exist."""
     firing = Alerts(store).firing()
-    known = (
+    monitors = (
         {(entry.name, name) for entry in store.endpoints() for name in entry.spec.monitors}
         if firing
         else set()
     )
     unreadable = {endpoint.name for endpoint in store.unreadable()} if firing else set()
     for alert in firing:
-        if (alert.endpoint, alert.monitor) not in known and alert.endpoint not in unreadable:
+        if (alert.endpoint, alert.monitor) not in monitors and alert.endpoint not in unreadable:
             end_alert(store, alert, "the monitor was removed")
 
 

@@ -321,16 +321,16 @@ def _settle(
     subject = f"{alert.endpoint}, monitor {alert.monitor}"
 
     def settled(stored: Alert) -> Alert:
-        known = dict(stored.detail.get("channels", {}))
+        deliveries = dict(stored.detail.get("channels", {}))
         for channel, is_taken in outcomes:
             if is_taken:
-                known[channel.id] = {"number": alert.detail["number"]}
+                deliveries[channel.id] = {"number": alert.detail["number"]}
                 continue
-            before = known.get(channel.id, {})
+            before = deliveries.get(channel.id, {})
             tries = before.get("tries", 0) + 1
             seconds = _pause_seconds(tries)
             not_before = (now + timedelta(seconds=seconds)).isoformat()
-            known[channel.id] = {**before, "tries": tries, "not_before": not_before}
+            deliveries[channel.id] = {**before, "tries": tries, "not_before": not_before}
             if tries < _MOST_TRIES:
                 _log.warning(
                     "%s: %s did not accept the alert; retry in %d s",
@@ -346,7 +346,7 @@ def _settle(
                     tries,
                 )
         told_at = now if any(is_taken for _, is_taken in outcomes) else stored.told_at
-        detail = {**stored.detail, "channels": known, "claimed_until": ""}
+        detail = {**stored.detail, "channels": deliveries, "claimed_until": ""}
         after = replace(stored, detail=detail, told_at=told_at)
         is_told = not any(_is_owed(after, channel) for channel in channels)
         has_reached = any(channel.takes(after.detail.get("tags", ())) for channel in channels)

@@ -52,11 +52,11 @@ class _Connection(H11Protocol):
         super().connection_made(transport)
         self.heard_at = self.loop.time()
         self._limit = self.loop.call_later(self._request_seconds, transport.abort)
-        others: list[Any] = [
+        open_connections: list[Any] = [
             other for other in self.connections if not other.transport.is_closing()
         ]
-        if len(others) > _MAX_OPEN:
-            min(others, key=lambda other: other.heard_at).transport.abort()
+        if len(open_connections) > _MAX_OPEN:
+            min(open_connections, key=lambda other: other.heard_at).transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = self.loop.time()

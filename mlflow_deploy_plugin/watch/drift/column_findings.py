@@ -90,7 +90,7 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
         return Finding(name, check, "drift", reason, value, 0.0, change=change)
 
     if current is None or current.rows == 0:
-        some = sum(name not in own.columns for own in reference.pieces.windows)
+        some = sum(name not in piece.columns for piece in reference.pieces.windows)
         if some:
             reason = (
                 f"the column is missing, as in {some} of the reference's "
@@ -105,16 +105,19 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
             "new",
         )
     if current.mistyped and not expected.mistyped:
-        known, usual = current.rows - current.missing, expected.arrow_type or current.expected_type
+        present_rows, usual = (
+            current.rows - current.missing,
+            expected.arrow_type or current.expected_type,
+        )
         reason = (
-            f"{current.mistyped:,} of {known:,} values have type {current.arrow_type}; the "
+            f"{current.mistyped:,} of {present_rows:,} values have type {current.arrow_type}; the "
             f"reference has {usual}"
         )
         return drift(
             "type",
             reason,
             f"{usual} → {current.arrow_type}",
-            current.mistyped / max(known, 1),
+            current.mistyped / max(present_rows, 1),
         )
     # Check columns without a judged distribution (times, binary values) for a change of
     # type.
@@ -135,26 +138,30 @@ def _constant_finding(
     expected: ColumnSketch,
     current: ColumnSketch,
 ) -> Finding | None:
-    bins, known = reference.bins.get(name), current.rows - current.missing
+    bins, present_rows = reference.bins.get(name), current.rows - current.missing
     only = _only_value(bins, current)
-    if bins is None or not only or known < MIN_COMPARED_ROWS:
+    if bins is None or not only or present_rows < MIN_COMPARED_ROWS:
         return None
     pieces = reference.pieces
     parts = (*pieces.windows, *(pieces.steps if len(pieces.windows) < _FEW_WINDOWS else ()))
-    own = [part.columns[name] for part in parts if name in part.columns]
+    columns = [part.columns[name] for part in parts if name in part.columns]
     large = [
         column
-        for column in own
-        if column.rows - column.missing >= min(known / 2, MIN_COMPARED_ROWS)
+        for column in columns
+        if column.rows - column.missing >= min(present_rows / 2, MIN_COMPARED_ROWS)
     ]
     single = (
         bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
     )  # the number of bins, except rare values
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
-    if not large or share**known >= _UNLIKELY or any(_only_value(bins, column) for column in large):
+    if (
+        not large
+        or share**present_rows >= _UNLIKELY
+        or any(_only_value(bins, column) for column in large)
+    ):
         return None
     reason = (
-        f"all {known:,} values are {only}; none of the reference's {len(pieces.windows)} windows "
+        f"all {present_rows:,} values are {only}; none of the reference's {len(pieces.windows)} windows "
         "has only one value"
     )
     return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
@@ -195,7 +202,7 @@ def judgeable_columns(
     reason for each other column. The projections follow if `columns` is empty or
     contains them, and if all columns that they include can be judged.
     """
-    kept: list[str] = []
+    names: list[str] = []
     reasons: dict[str, str] = {}
     for name in _column_names(reference, window, columns):
         expected, current = reference.pieces.total.columns.get(name), window.columns.get(name)
@@ -209,16 +216,16 @@ def judgeable_columns(
             usual = expected.arrow_type or current.expected_type
             reasons[name] = f"the type is {current.arrow_type}; the reference has {usual}"
         else:
-            kept.append(name)
+            names.append(name)
     relations = [
         name for name in PROJECTIONS if name in reference.bins and (not columns or name in columns)
     ]
-    left_out = sorted(relation_tables(reference.bins).keys() - set(kept))
+    left_out = sorted(relation_tables(reference.bins).keys() - set(names))
     if relations and left_out:
         reasons[relations[0]] = f"the relations include {left_out[0]}, which cannot be judged"
     elif relations:
-        kept += relations
-    return tuple(kept), not_judged_findings(reasons, segment)
+        names += relations
+    return tuple(names), not_judged_findings(reasons, segment)
 
 
 def not_judged_findings(reasons: Mapping[str, str], segment: str = "") -> list[Finding]:
@@ -270,16 +277,16 @@ def judge_columns(
             is_relation and f"drift_score/{title}" in figures
         ):  # A projection with a larger score has the finding.
             continue
-        others = group.reference.pieces.others
+        other_windows = group.reference.pieces.others
         seasonal, phase = None, ""
         if largest[index] > threshold:
             seasonal, phase = _in_phase(group.reference.pieces, name, start_us, season_us)
         column = _JudgedColumn(
             bins=group.reference.bins[name],
             given=group.window.columns[name],
-            before=seasonal or others.columns.get(name),
+            before=seasonal or other_windows.columns.get(name),
             missing=_missing_share(group.window.columns[name], group.window.rows),
-            missing_before=_missing_share(others.columns.get(name), others.rows),
+            missing_before=_missing_share(other_windows.columns.get(name), other_windows.rows),
         )
         figures[f"drift_score/{title}"] = float(largest[index])
         figures[f"drift_distance/{title}"] = float(window[index, DISTANCE])
@@ -289,13 +296,13 @@ def judge_columns(
                 f"reference_missing/{name}": column.missing_before,
             }
         for figure, check in enumerate(CHECKS):
-            own = float(scores[index, figure])
+            score = float(scores[index, figure])
             is_seen = window[index, figure] > 0 or (figure == MISSING and column.missing_before)
             if (
                 figure != DISTANCE and not is_seen
             ):  # Omit checks for values that do not occur, such as missing values.
                 continue
-            if not np.isfinite(own):
+            if not np.isfinite(score):
                 reason = "too few of the reference's own windows have this figure"
                 findings.append(
                     Finding(subject, check, "not judged", reason, segment=group.segment),
@@ -305,7 +312,7 @@ def judge_columns(
                 check,
                 *(float(part[index, figure]) for part in (window, usual, spread)),
             )
-            state: State = "drift" if own > threshold else "no drift"
+            state: State = "drift" if score > threshold else "no drift"
             causes = [column_name for owner, column_name in drifted if owner is group]
             if is_relation and state == "drift" and causes:
                 state, reason = (
@@ -315,7 +322,7 @@ def judge_columns(
             seen = change if state == "drift" else ""
             if phase and check == "distribution":
                 seen = seen.replace(" → ", f" ({phase}) → ", 1)
-            finding = Finding(subject, check, state, reason, own, threshold, group.segment, seen)
+            finding = Finding(subject, check, state, reason, score, threshold, group.segment, seen)
             findings.append(replace(finding, measure=column.measure(check), unit="SD"))
     return findings, figures
 
@@ -451,9 +458,9 @@ class _JudgedColumn:
         now: Array,
     ) -> str:
         current, (value, rows) = self.given, next(iter(self.given.unseen_values.items()), ("", 0))
-        known = max(current.rows - current.missing, 1)
-        if rows > 1 and 2 * rows / known >= np.maximum(now - before, 0).sum():
-            return _share_change(f"new value {value!r}", 0.0, rows / known)
+        present_rows = max(current.rows - current.missing, 1)
+        if rows > 1 and 2 * rows / present_rows >= np.maximum(now - before, 0).sum():
+            return _share_change(f"new value {value!r}", 0.0, rows / present_rows)
         cells = np.stack([before, now]).reshape(2, *bins.rare_shape)
         lengths, parts = (
             cells.sum(axis=2),
@@ -473,11 +480,11 @@ class _JudgedColumn:
                 else f"{low} to {high}"
             )
             return _share_change(f"texts of {size} characters", *lengths[:, index])
-        if 2 * current.unseen > known * now.sum():
+        if 2 * current.unseen > present_rows * now.sum():
             return _share_change(
                 f"new values such as {value!r}",
                 column.unseen / max(column.rows, 1),
-                current.unseen / known,
+                current.unseen / present_rows,
             )
         index = int(np.argmax(now - before))
         if now[index] - before[index] > abs(now.sum() - before.sum()):
@@ -489,8 +496,8 @@ def _missing_share(column: ColumnSketch | None, rows: int) -> float:
     """Return the share of missing values. The value of a row without the column counts
     as missing.
     """
-    known = column.rows - column.missing if column else 0
-    return (rows - known) / max(rows, 1)
+    present_rows = column.rows - column.missing if column else 0
+    return (rows - present_rows) / max(rows, 1)
 
 
 def _share_change(name: str, first: float, now: float) -> str:
@@ -517,7 +524,7 @@ def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def describe_worst(subjects: Sequence[str], reason: str) -> str:
-    worst, *others = dict.fromkeys(subjects)
-    more = f" and {len(others) - _SHOWN + 1} more" if len(others) > _SHOWN - 1 else ""
-    also = f"; also {', '.join(others[: _SHOWN - 1])}{more}" if others else ""
+    worst, *rest = dict.fromkeys(subjects)
+    more = f" and {len(rest) - _SHOWN + 1} more" if len(rest) > _SHOWN - 1 else ""
+    also = f"; also {', '.join(rest[: _SHOWN - 1])}{more}" if rest else ""
     return f"{worst}: {reason}{also}"

@@ -174,21 +174,23 @@ def judge_profile(
     rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
     groups: list[ColumnGroup] = []
     unjudged: list[Finding] = []
-    for name, (own, part) in {"": (reference, window), **(segments or {})}.items():
-        columns, others = column_findings.judgeable_columns(own, part, spec.columns, name)
-        compared = compared_rows(own, part.rows, spec)
-        reason = too_few_rows(own, part.rows, columns, compared, spec)
-        unjudged += others
-        known = {
+    for name, (segment_reference, part) in {"": (reference, window), **(segments or {})}.items():
+        columns, not_judged = column_findings.judgeable_columns(
+            segment_reference, part, spec.columns, name
+        )
+        compared = compared_rows(segment_reference, part.rows, spec)
+        reason = too_few_rows(segment_reference, part.rows, columns, compared, spec)
+        unjudged += not_judged
+        excluded = {
             column: _ACCEPTED
             for column in columns
             if alarm_key(shown_name(column), name) in accepted
         }
-        known |= {column: _ACCEPTED for column in columns if known and column in PROJECTIONS}
-        unjudged += column_findings.not_judged_findings(known, name)
-        columns = tuple(column for column in columns if column not in known)
+        excluded |= {column: _ACCEPTED for column in columns if excluded and column in PROJECTIONS}
+        unjudged += column_findings.not_judged_findings(excluded, name)
+        columns = tuple(column for column in columns if column not in excluded)
         if not reason and not columns:
-            reason = column_findings.describe_worst(without_projections(known), _ACCEPTED)
+            reason = column_findings.describe_worst(without_projections(excluded), _ACCEPTED)
             if not name and not any(finding.is_alarm for finding in schema):
                 return DriftVerdict(
                     "no drift",
@@ -197,7 +199,7 @@ def judge_profile(
                     rows,
                 )
         if not reason:
-            groups.append(ColumnGroup(name, own, part, columns, compared))
+            groups.append(ColumnGroup(name, segment_reference, part, columns, compared))
             continue
         unjudged += column_findings.not_judged_findings(dict.fromkeys(columns, reason), name)
         if not name:
@@ -361,16 +363,20 @@ def null_distribution(
         return cached
     # The levels of projections depend on the levels of the columns, and would hide
     # alarms of the columns.
-    own = [replace(group, columns=group.own_columns) for group in groups]
-    null = IndependentRows.cut(own[0], rate) if independent_rows else choose_null(own[0], rate)
+    column_groups = [replace(group, columns=group.own_columns) for group in groups]
+    null = (
+        IndependentRows.cut(column_groups[0], rate)
+        if independent_rows
+        else choose_null(column_groups[0], rate)
+    )
     if isinstance(null, Refused):
         return null
-    persistence, slowest_column = null.persistence(own[0])
+    persistence, slowest_column = null.persistence(column_groups[0])
     fresh = replace(
         null.compare(groups),
         persistence=persistence,
         slowest_column=slowest_column,
-        held_out=null.hold_out(own, rate, persistence),
+        held_out=null.hold_out(column_groups, rate, persistence),
     )
     if files and path:
         with files.writing(path) as temporary:

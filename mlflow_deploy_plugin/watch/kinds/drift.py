@@ -116,14 +116,14 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
-    chosen = request.spec.columns
+    listed = request.spec.columns
     columns = tuple(
         name
-        for name in select_columns(compared.names, chosen)
+        for name in select_columns(compared.names, listed)
         if name.partition(".")[0] == PREDICTION or name.startswith(OUTPUT_PREFIX)
     )
     if not columns:
-        among = f"; `columns` lists {', '.join(chosen)}" if chosen else ""
+        among = f"; `columns` lists {', '.join(listed)}" if listed else ""
         reason = (
             "neither the window nor the reference has a prediction column (prediction, "
             f"output.…){among}"
@@ -198,10 +198,10 @@ class WindowComparison:
 
     @property
     def names(self) -> list[str]:
-        known = {*self.profile.columns, *self.excluded}
+        all_names = {*self.profile.columns, *self.excluded}
         if self.reference is not None:
-            known |= {*self.reference.bins, *self.reference.pieces.total.columns}
-        return sorted(without_projections(known))
+            all_names |= {*self.reference.bins, *self.reference.pieces.total.columns}
+        return sorted(without_projections(all_names))
 
     def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
         """Return the verdict on the `columns`, or on all columns if empty. Without a
@@ -209,12 +209,12 @@ class WindowComparison:
         """
         request = self.request
         absent = [name for name in columns if not select_columns(self.names, [name])]
-        chosen = tuple(
+        selected = tuple(
             part
             for part in (*select_columns(self.names, columns), *absent)
             if part not in self.excluded
         )
-        if self.reference is None or not chosen:
+        if self.reference is None or not selected:
             reason = self.missing_reason or _NOTHING_LEFT
             findings = self._not_judged(
                 {**dict.fromkeys(self.names, reason), **self.excluded},
@@ -222,14 +222,14 @@ class WindowComparison:
             )
             return DriftVerdict("not judged", reason, findings, {"reference_rows": 0.0})
         if request.spec.kind == "drift":
-            chosen += tuple(name for name in PROJECTIONS if name in self.reference.bins)
+            selected += tuple(name for name in PROJECTIONS if name in self.reference.bins)
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
         per_year = request.false_per_year
         verdict = judge_profile(
             self.reference,
             self.profile,
             request.window.start_us,
-            request.spec.model_copy(update={"columns": chosen}),
+            request.spec.model_copy(update={"columns": selected}),
             request.settings.cache_path / _CACHE,
             self.segments,
             single_window_rate(request.spec, per_year) if per_year else None,
@@ -247,13 +247,13 @@ class WindowComparison:
             return ShiftVerdict(Evidence())
         self.request.progress("following the levels of the columns over the windows")
         drifted = dict.fromkeys(item.key for item in verdict.findings if item.is_alarm)
-        chosen = sorted(name for name in self.reference.bins if shown_name(name) in columns)
+        names = sorted(name for name in self.reference.bins if shown_name(name) in columns)
         return judge_shifts(
             self.request,
             self.reference,
             self.profile,
             self.segments,
-            chosen,
+            names,
             drifted,
         )
 
@@ -297,10 +297,10 @@ class WindowComparison:
         reference, window = (read_columns(table)[0] for table in sample) if sample else ({}, {})
         pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
         of_shifts = [self._with_correlation(item, sample) for item in shifts.findings]
-        own = {
+        inputs = {
             name: self.profile.columns[name] for name in without_projections(self.profile.columns)
         }
-        sketches = profile_to_parquet(Profile(self.profile.rows, own))
+        sketches = profile_to_parquet(Profile(self.profile.rows, inputs))
         accuracy = self.request.accuracy
         levels = (*shifts.charts, accuracy) if shifts.charts and accuracy else shifts.charts
         outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
@@ -381,11 +381,11 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     versions = window_versions(log, request.endpoint, window)
     if not versions:
         return request.result("not judged", "the window has no rows", notes=unreadable_notes(log))
-    version, *others = versions
+    version, *rest = versions
     notes = [
         f"{versions[other]:,} rows in the window were answered by {other[0]} version {other[1]} "
         "and are skipped"
-        for other in others
+        for other in rest
     ]
     capture = request.capture
     if any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
@@ -482,8 +482,8 @@ def _segment_profiles(
         notes += left_out if counts else [f"segments: the window has no values of {column!r}"]
         profiles = _profiles_by_value(request, version, column, values, reference)
         references = load_segment_references(request, *version, reference, column, values)
-        for value, own, profile in zip(values, references, profiles, strict=True):
-            segments[segment_name(column, value)] = own, profile
+        for value, segment_reference, profile in zip(values, references, profiles, strict=True):
+            segments[segment_name(column, value)] = segment_reference, profile
     return segments, notes
 
 
@@ -579,12 +579,12 @@ def _required(
         )
         for name in names
     }
-    known = {
+    states = {
         name: criterion_state(requirement.holds(interval.low), requirement.holds(interval.high))
         for name, interval in intervals.items()
     }
     order = sorted(names, key=lambda name: (-shares[name], name))
-    broken = [name for name in order if known[name] != "kept"]
+    broken = [name for name in order if states[name] != "kept"]
     more = (
         f", and the same for {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS else ""
     )
@@ -604,7 +604,7 @@ def _required(
         yield Finding(
             f"{requirement.name}({name})",
             "criterion",
-            known[name],
+            states[name],
             f"{text} {requirement.text}{more if name == order[0] else ''}",
             share,
             requirement.value,
@@ -642,10 +642,10 @@ def _share_change(compared: WindowComparison, figure: str, column: str, share: f
     """Return the change of a column's share from the reference to the window, in the
     format of `Finding.change`.
     """
-    others = compared.reference.pieces.others if compared.reference is not None else None
-    if others is None or not others.rows or column not in others.columns:
+    rest = compared.reference.pieces.others if compared.reference is not None else None
+    if rest is None or not rest.rows or column not in rest.columns:
         return ""
-    before = _share(figure, others, others.columns[column])
+    before = _share(figure, rest, rest.columns[column])
     first, last = f"{before:.1%}", f"{share:.1%}"
     where = "unchanged" if first == last else "more" if share > before else "fewer"
     return f"{first} (the reference) → {last}, {where}"

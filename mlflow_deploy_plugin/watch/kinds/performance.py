@@ -202,14 +202,16 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     labels may not represent.
     """
     labelled, spec = window.labelled, window.request.spec
-    others = int((~labelled.rows).sum())
-    bounds = f"so that the metrics are bounds for any labels of the unlabelled rows ({others:,})"
+    unlabelled = int((~labelled.rows).sum())
+    bounds = (
+        f"so that the metrics are bounds for any labels of the unlabelled rows ({unlabelled:,})"
+    )
     unlike = f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)}"
     unlike += f" (chi-square tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g})"
     if spec.labels == "reported":
         return labelled.at_worst, [
             f"the monitor sets `labels: reported`, {bounds}",
-        ] if others else []
+        ] if unlabelled else []
     if spec.labels == "sampled":
         text = (
             "the monitor sets `labels: sampled`, and the metrics use the labelled rows without "
@@ -411,16 +413,16 @@ def _estimate_window(
         joined.number == 0,
     )
     estimates = []
-    for name, chosen in (("", np.ones(len(joined.table), bool)), *segments):
-        own = chosen & (joined.number == 0)
+    for name, is_member in (("", np.ones(len(joined.table), bool)), *segments):
+        in_window = is_member & (joined.number == 0)
         of_rows = estimate(
-            joined.classified.take(own),
-            joined.earlier(chosen, spec.min_rows),
+            joined.classified.take(in_window),
+            joined.earlier(is_member, spec.min_rows),
             names,
         )
         if isinstance(of_rows, Refused):
             return of_rows
-        estimates.append((name, int(own.sum()), of_rows))
+        estimates.append((name, int(in_window.sum()), of_rows))
     return estimates, [*joined.notes, *notes]
 
 
@@ -460,17 +462,22 @@ def _join_earlier_windows(
         earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
             continue
-        known = read_predictions(earlier.table, artifact, request.capture.mask)
-        if isinstance(known, Refused) or known.label_mismatch:
+        earlier_predictions = read_predictions(earlier.table, artifact, request.capture.mask)
+        if isinstance(earlier_predictions, Refused) or earlier_predictions.label_mismatch:
             continue
-        if known.is_labelled.sum() < spec.min_rows or known.is_labelled.mean() < least_share:
+        if (
+            earlier_predictions.is_labelled.sum() < spec.min_rows
+            or earlier_predictions.is_labelled.mean() < least_share
+        ):
             continue
-        compared = weigh_labels(earlier.table, known, spec.segment_by, spec.false_alarm_rate)
+        compared = weigh_labels(
+            earlier.table, earlier_predictions, spec.segment_by, spec.false_alarm_rate
+        )
         if compared.is_selected and spec.labels != "sampled":
             selected += 1
             continue
-        shares.append(float(known.is_labelled.mean()))
-        tables.append(earlier.table.filter(pa.array(known.is_labelled)))
+        shares.append(float(earlier_predictions.is_labelled.mean()))
+        tables.append(earlier.table.filter(pa.array(earlier_predictions.is_labelled)))
         if len(tables) > _EARLIER_WINDOWS:
             break
     together = concat_tables(tables)

@@ -67,12 +67,12 @@ class _RequestCounts:
         """Count answered requests. `latencies` is [N] float64 in microseconds, NaN if
         unknown.
         """
-        known = latencies[~np.isnan(latencies)]
+        timed = latencies[~np.isnan(latencies)]
         self.requests += len(latencies)
-        self.timed += len(known)
-        buckets = np.round(np.log(np.maximum(known, 1.0)) / _GROWTH).astype(np.int64)
+        self.timed += len(timed)
+        buckets = np.round(np.log(np.maximum(timed, 1.0)) / _GROWTH).astype(np.int64)
         self.buckets += np.bincount(np.minimum(buckets, _BUCKETS - 1), minlength=_BUCKETS)
-        self.slow += (known[:, None] > self.limits_us).sum(axis=0)
+        self.slow += (timed[:, None] > self.limits_us).sum(axis=0)
 
     def add_failures(self, statuses: Array) -> None:
         """Count failed requests by HTTP status, [N] float64."""
@@ -124,9 +124,9 @@ def judge(request: WindowRequest) -> MonitorResult:
     notes += [f"segments: the rows have no column {column!r}" for column in absent]
     if counted.is_full:
         notes.append(f"segments: only the first {_MAX_VALUES:,} values of a column were counted")
-    version, *others = most_first(counted.versions)
-    if others:
-        notes.append(f"{len(others) + 1} versions answered in the window and are judged together")
+    version, *rest = most_first(counted.versions)
+    if rest:
+        notes.append(f"{len(rest) + 1} versions answered in the window and are judged together")
     if total.requests < spec.min_rows:
         reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
         return request.result("not judged", reason, version, total.requests, notes=notes)
@@ -219,14 +219,14 @@ class _CountedRequests:
         """Return the largest segments with enough requests, and notes on skipped
         values.
         """
-        chosen: dict[str, _RequestCounts] = {}
+        segments: dict[str, _RequestCounts] = {}
         notes: list[str] = []
         for column, by_value in self.by_column.items():
             counts = {value: value_counts.requests for value, value_counts in by_value.items()}
             values, left_out = largest_values(counts, column, min_rows)
             notes += left_out
-            chosen |= {segment_name(column, value): by_value[value] for value in values}
-        return chosen, notes
+            segments |= {segment_name(column, value): by_value[value] for value in values}
+        return segments, notes
 
 
 def _findings(

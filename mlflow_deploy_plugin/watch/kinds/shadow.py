@@ -155,17 +155,20 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
             name for name in batch.column_names if name in segment_by or name.startswith(prefixes)
         ]
         batch = batch.select(needed)
-        own = hash_texts(batch.column("_prediction_id"))
+        batch_hashes = hash_texts(batch.column("_prediction_id"))
         total += len(batch)
-        kept = own <= np.uint64(limit)
-        tables.append(batch.filter(pa.array(kept)))
-        hashes.append(own[kept])
-        held += int(kept.sum())
+        is_sampled = batch_hashes <= np.uint64(limit)
+        tables.append(batch.filter(pa.array(is_sampled)))
+        hashes.append(batch_hashes[is_sampled])
+        held += int(is_sampled.sum())
         while held > 2 * MAX_ROWS:
             limit //= 2
             for index, numbers in enumerate(hashes):
-                kept = numbers <= np.uint64(limit)
-                tables[index], hashes[index] = tables[index].filter(pa.array(kept)), numbers[kept]
+                is_sampled = numbers <= np.uint64(limit)
+                tables[index], hashes[index] = (
+                    tables[index].filter(pa.array(is_sampled)),
+                    numbers[is_sampled],
+                )
             held = sum(map(len, hashes))
     notes = list(unreadable_notes(request.log))
     if limit < 2**64 - 1:
@@ -199,8 +202,8 @@ def _compare(
     """Compare the row pairs of each combination of versions separately, because the
     outputs differ per version.
     """
-    keys, others = _keys(answered), _keys(computed)
-    _, ours, theirs = np.intersect1d(keys, others, return_indices=True)
+    keys, shadow_keys = _keys(answered), _keys(computed)
+    _, ours, theirs = np.intersect1d(keys, shadow_keys, return_indices=True)
     order = np.argsort(ours)
     left, right = answered.take(pa.array(ours[order])), computed.take(pa.array(theirs[order]))
     same = np.full(len(left), _NOT_COMPARED, np.int8)
@@ -258,13 +261,13 @@ def _findings(
         if requirement.argument not in ("", variant):
             continue
         for segment, rows in parts:
-            chosen = rows & compared.comparable
-            if (count := int(chosen.sum())) < spec.min_rows:
+            is_compared = rows & compared.comparable
+            if (count := int(is_compared.sum())) < spec.min_rows:
                 measured: MetricInterval | Refused = Refused(
                     f"{count:,} rows can be compared; min_rows is {spec.min_rows}",
                 )
             else:
-                measured = compared.disagreement(chosen, sampling)
+                measured = compared.disagreement(is_compared, sampling)
             item = criterion_finding(requirement, measured, sampling.confidence, segment)
             yield (
                 item

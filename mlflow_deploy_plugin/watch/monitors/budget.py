@@ -184,27 +184,27 @@ def _relations(baseline: Mapping[str, str], evidence: Evidence) -> dict[str, str
     for relations in sorted(
         key for key in _columns(evidence) if key.rpartition("/")[2] == RELATIONS
     ):
-        own = [
+        times = [
             since
             for key, since in baseline.items()
             if key.startswith(relations.removesuffix(RELATIONS))
         ]
-        if own:
-            starts[relations] = max(own)
+        if times:
+            starts[relations] = max(times)
     return starts
 
 
 def _chosen(baseline: Mapping[str, str], columns: Collection[str], where: str) -> dict[str, str]:
     """Return the entries of the columns. Raises NotFound if a column has none."""
-    chosen: dict[str, str] = {}
+    selected: dict[str, str] = {}
     for column in columns:
         segment = re.compile(f"([^/]*=.*/)?{re.escape(column)}", re.DOTALL)
-        own = {key: since for key, since in baseline.items() if segment.fullmatch(key)}
-        if not own:
-            known = f"the columns with an open alarm are {join_names(sorted(baseline))}"
+        matching = {key: since for key, since in baseline.items() if segment.fullmatch(key)}
+        if not matching:
+            hint = f"the columns with an open alarm are {join_names(sorted(baseline))}"
             raise NotFound(
                 f"{where} has no open alarm of a column "
-                f"{column!r}{did_you_mean(column, baseline, known)}",
+                f"{column!r}{did_you_mean(column, baseline, hint)}",
             )
-        chosen |= own
-    return chosen
+        selected |= matching
+    return selected

@@ -90,19 +90,19 @@ class SelectedMonitor:
         Raises InvalidConfig if columns are specified and the monitor's kind does not
         judge columns.
         """
-        named = {
+        options = {
             name: ",".join(names)
             for name, names in (("columns", columns), ("exclude", exclude))
             if names
         }
-        if named and self.spec.kind not in KINDS_WITH_REFERENCE:
+        if options and self.spec.kind not in KINDS_WITH_REFERENCE:
             kinds = ", ".join(KINDS_WITH_REFERENCE)
             raise InvalidConfig(
-                f"--{next(iter(named))}: monitors of {kinds} judge columns; {self.spec.kind} does "
+                f"--{next(iter(options))}: monitors of {kinds} judge columns; {self.spec.kind} does "
                 "not",
             )
         new_bounds = {name: value for name, value in bounds.items() if value is not None}
-        tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | named).items())
+        tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | options).items())
         spec = self.spec.model_copy(update=new_bounds | ({"columns": columns} if columns else {}))
         has_own_rate = "false_alarm_rate" in new_bounds
         return replace(
@@ -237,17 +237,17 @@ def _accuracy(
         windows = {row.start: row.figures for row in stored if row.start >= since}
         metric = spec.requirements[0].name
         sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
-        known = [
+        keys = [
             key
             for key in sources
             if any(figures.get(key) is not None for figures in windows.values())
         ]
         values = [
-            next((row[key] for key in known if row.get(key) is not None), math.nan)
+            next((row[key] for key in keys if row.get(key) is not None), math.nan)
             for row in windows.values()
         ]
-        title = f"{metric}, {' or '.join(sources[key] for key in known)}"
-        return LevelSeries(title, [*windows], values) if known else None
+        title = f"{metric}, {' or '.join(sources[key] for key in keys)}"
+        return LevelSeries(title, [*windows], values) if keys else None
     return None
 
 

@@ -127,11 +127,11 @@ class MonitorScheduler:
         pending: dict[MonitorKey, list[MonitorWindow]] = {}
         for window in self._monitors.windows(states=("pending", "running"), by_hand=False):
             pending.setdefault((window.endpoint, window.monitor), []).append(window)
-        known: set[MonitorKey] = set()
+        keys: set[MonitorKey] = set()
         for endpoint in self._store.endpoints():
             for name in endpoint.spec.monitors:
                 key = endpoint.name, name
-                known.add(key)
+                keys.add(key)
                 self._watched.setdefault(key, _Watched())
                 state = states.get(key, MonitorState(*key))
                 if state.paused or not work.is_free(key):
@@ -156,7 +156,7 @@ class MonitorScheduler:
                 ) as error:  # The schedule exceeds the range of `datetime`.
                     self._report_trouble(key, f"the schedule cannot be computed: {error}")
                 work.pause(key, _FAILURE_SECONDS)
-        self._close_windows_of_gone(pending, known)
+        self._close_windows_of_gone(pending, keys)
         resolve_orphaned(self._store)
 
     def _attempt(self, key: MonitorKey, keeper: LeaseKeeper, windows: WindowRunner) -> float:
@@ -172,8 +172,8 @@ class MonitorScheduler:
                 lease is None
             ):  # A user runs the monitor, or a killed controller's lease has not expired.
                 return min(_HELD_SECONDS, self.lease_seconds / 4)
-            with LeaseKeeper(self._store, lease, self.monotonic) as own:
-                taken = windows.run_next(*key, own)
+            with LeaseKeeper(self._store, lease, self.monotonic) as held_lease:
+                taken = windows.run_next(*key, held_lease)
                 watched.troubles, watched.last_reason = (
                     0,
                     "",

@@ -346,9 +346,9 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     decided = [row for row in reversed(newest.values()) if row.verdict not in UNDECIDED]
     in_a_row = takewhile(lambda row: row.outcome in ALARMS, decided)
     alarms = [Evidence.from_json(row.evidence).open_alarms for row in in_a_row]
-    lasting, count = {key for found in alarms for key in found}, 0
-    for count, found in enumerate(alarms, 1):
-        if found and not (lasting := lasting & {*found}):
+    lasting, count = {key for keys in alarms for key in keys}, 0
+    for count, keys in enumerate(alarms, 1):
+        if keys and not (lasting := lasting & {*keys}):
             return count - 1
     return count
 

@@ -70,21 +70,21 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
             and finding.subject in by_name
         ):
             judged.setdefault(finding.subject, by_name[finding.subject])
-    chosen = list(judged.values())[:most]
-    if not chosen:
+    columns = list(judged.values())[:most]
+    if not columns:
         return EvidentlyReport(notes=("no column has a score and rows to draw",))
-    sizes = [len(side.values) for side in chosen[0]]
+    sizes = [len(side.values) for side in columns[0]]
     if min(sizes) < _MIN_ROWS:
         return EvidentlyReport(notes=(f"charts need at least {_MIN_ROWS} rows",))
     notes = []
-    if len(chosen) < len(judged):
-        notes.append(f"charts show only the first {len(chosen)} of {len(judged)} columns")
+    if len(columns) < len(judged):
+        notes.append(f"charts show only the first {len(columns)} of {len(judged)} columns")
     if max(sizes) > MAX_ROWS:
         notes.append(
             f"charts show at most {MAX_ROWS:,} rows of each side; the verdict uses all rows",
         )
     try:
-        page, figures = _drawn(chosen)
+        page, figures = _drawn(columns)
     except Exception as error:  # noqa: BLE001 - A failure of Evidently must not prevent the report.
         _log.warning("Evidently failed on %s", result.window, exc_info=True)
         reason = f"{type(error).__name__}: {one_line(str(error))}"[:200]
@@ -128,7 +128,7 @@ def _frames(
     for pair in columns:
         name, (left, right) = (
             pair[0].name,
-            (side.values[chosen] for side, chosen in zip(pair, rows, strict=True)),
+            (side.values[positions] for side, positions in zip(pair, rows, strict=True)),
         )
         if all(side.kind == "number" for side in pair):
             left, right = (
@@ -146,11 +146,13 @@ def _has_histogram(values: Array) -> bool:
     """Return True if numpy can bin the values: some are known, and float64 resolves
     their range.
     """
-    known = values[~np.isnan(values)]
-    if not len(known):
+    present = values[~np.isnan(values)]
+    if not len(present):
         return False
-    largest = float(np.abs(known).max())
-    width = float(known.max() - known.min()) or 1.0  # numpy widens a constant by 0.5 on both sides.
+    largest = float(np.abs(present).max())
+    width = (
+        float(present.max() - present.min()) or 1.0
+    )  # numpy widens a constant by 0.5 on both sides.
     return largest < _LARGEST and width > 100 * float(np.spacing(largest))
 
 

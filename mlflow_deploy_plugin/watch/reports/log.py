@@ -209,25 +209,25 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
     for a shift of its level; `criterion/accuracy`, `criterion_threshold/accuracy` and
     `criterion_state/accuracy` (0 kept, 0.5 cannot tell, 1 violated) for a requirement.
     """
-    named: list[tuple[str, float | None]] = [
+    pairs: list[tuple[str, float | None]] = [
         ("rows", result.rows),
         ("is_alarm", float(result.is_alarm)),
     ]
-    named += result.figures.items()
+    pairs += result.figures.items()
     for finding in result.findings:
         subject = _metric_subject(finding)
         if finding.check == "criterion":
-            named.append((f"criterion/{subject}", finding.value))
-            named.append((f"criterion_threshold/{subject}", finding.threshold))
-            named.append((f"criterion_state/{subject}", _STATES.get(finding.state)))
+            pairs.append((f"criterion/{subject}", finding.value))
+            pairs.append((f"criterion_threshold/{subject}", finding.threshold))
+            pairs.append((f"criterion_state/{subject}", _STATES.get(finding.state)))
         else:
-            named.append((f"{finding.check}_score/{subject}", finding.value))
+            pairs.append((f"{finding.check}_score/{subject}", finding.value))
         if (
             finding.check == "shift"
         ):  # The detector restarts, so its score does not show a lasting alarm.
-            named.append((f"shift_state/{subject}", float(finding.is_alarm)))
+            pairs.append((f"shift_state/{subject}", float(finding.is_alarm)))
     values: dict[str, float] = {}
-    for name, value in named:
+    for name, value in pairs:
         if value is not None and math.isfinite(value):
             values.setdefault(name, float(value))
     counts = Counter(metric_name(name) for name in values)

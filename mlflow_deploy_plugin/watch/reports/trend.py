@@ -88,9 +88,9 @@ class LevelLine:
 
     def describe(self) -> str:
         """Return a text about the newest known value until the judged window."""
-        known = [index for index, value in enumerate(self.series.values) if math.isfinite(value)]
+        finite = [index for index, value in enumerate(self.series.values) if math.isfinite(value)]
         newest = max(
-            [index for index in known if self.series.starts[index] <= self.judged] or known,
+            [index for index in finite if self.series.starts[index] <= self.judged] or finite,
         )
         onset = self.series.onset
         interval = (
@@ -276,10 +276,10 @@ def draw_trend(
             line.draw_reference(panel)
         else:
             starts, values, bounds, colours = times, line.values, line.bounds, line.colours
-            known = [index for index, value in enumerate(values) if math.isfinite(value)]
-            alarms = sum(colours[index] == _ALARM for index in known)
-            newest = f"newest {values[known[-1]]:.4g}, threshold {bounds[known[-1]]:.4g}"
-            words.append(f"{line.title}: {newest}, an alarm in {alarms} of {len(known)} windows")
+            finite = [index for index, value in enumerate(values) if math.isfinite(value)]
+            alarms = sum(colours[index] == _ALARM for index in finite)
+            newest = f"newest {values[finite[-1]]:.4g}, threshold {bounds[finite[-1]]:.4g}"
+            words.append(f"{line.title}: {newest}, an alarm in {alarms} of {len(finite)} windows")
             panel.plot(
                 times,
                 bounds,
@@ -301,8 +301,8 @@ def draw_trend(
         panel.plot(starts, values, color=_LINE, linewidth=1, zorder=1)
         for colour, marker in _MARKERS.items():
             marked = [
-                value if own == colour else math.nan
-                for value, own in zip(values, colours, strict=True)
+                value if window_colour == colour else math.nan
+                for value, window_colour in zip(values, colours, strict=True)
             ]
             panel.scatter(starts, marked, color=colour, marker=marker, s=20, zorder=2)
         panel.set_title(_cut(line.title, _TITLE_LENGTH), fontsize=8, loc="left", parse_math=False)

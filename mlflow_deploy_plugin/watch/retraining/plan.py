@@ -171,7 +171,7 @@ class RetrainingContext:
         why: str,
         detail: Json,
     ) -> AuditEvent:
-        named = {"retraining": row.id, **detail}
+        details = {"retraining": row.id, **detail}
         return AuditEvent(
             self.now(),
             self.actor,
@@ -182,7 +182,7 @@ class RetrainingContext:
             before,
             after,
             why,
-            named,
+            details,
         )
 
     def wait(self, retraining: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
@@ -212,8 +212,8 @@ class RetrainingContext:
         except after a failure.
         """
         detail = {"state": state, "run_id": retraining.run_id, "rollout": retraining.rollout_id}
-        known = {name: value for name, value in detail.items() if value not in ("", None)}
-        event = self.event("retrain.end", retraining, "", state.replace("_", " "), reason, known)
+        filled = {name: value for name, value in detail.items() if value not in ("", None)}
+        event = self.event("retrain.end", retraining, "", state.replace("_", " "), reason, filled)
         written = self.write(
             replace(retraining, state=state, reason=reason, ended_at=event.at),
             event,

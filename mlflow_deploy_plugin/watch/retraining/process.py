@@ -203,7 +203,7 @@ def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) ->
     Raises as `tag_version`.
     """
     with registry_errors(f"model {plan.model} version {version}"):
-        known = registry_client().get_model_version(plan.model, version).tags
+        existing = registry_client().get_model_version(plan.model, version).tags
     tags = {
         CAUSE_TAG: str(retraining.cause["why"]),
         PARENT_TAG: plan.base_uri,
@@ -211,7 +211,7 @@ def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) ->
         DATA_DIGEST_TAG: retraining.figures.data_digest,
     }
     for key, value in tags.items():
-        if value and key not in known:
+        if value and key not in existing:
             tag_version(plan.model, version, key, value)
 
 

@@ -162,8 +162,8 @@ def watch_rollout(context: RetrainingContext, retraining: Retraining) -> None:
 
 
 def _roll_out(context: RetrainingContext, retraining: Retraining, plan: RetrainPlan) -> None:
-    if others := context.deployments.store.rollouts(plan.endpoint, live=True):
-        context.wait(retraining, f"waiting for the end of rollout {others[0].id} of the endpoint")
+    if live := context.deployments.store.rollouts(plan.endpoint, live=True):
+        context.wait(retraining, f"waiting for the end of rollout {live[0].id} of the endpoint")
     elif not reaches(context.deployments, plan.endpoint):
         why = (
             "this controller cannot reach its server, and no controller that can reach it has "

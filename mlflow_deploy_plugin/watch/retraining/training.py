@@ -447,11 +447,11 @@ def _distinct_labels(labelled: pa.Table) -> int:
 
 
 def _model_columns(table: pa.Table) -> pa.Table:
-    kept = (EVENT_TIME, LABEL, LABEL_NUMBER)
+    columns = (EVENT_TIME, LABEL, LABEL_NUMBER)
     names = [
         name
         for name in table.column_names
-        if name in kept or not (name.startswith(("_", OUTPUT_PREFIX)) or name == PREDICTION)
+        if name in columns or not (name.startswith(("_", OUTPUT_PREFIX)) or name == PREDICTION)
     ]
     return table.select(names)
 

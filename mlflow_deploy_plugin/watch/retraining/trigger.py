@@ -161,16 +161,18 @@ def request_retraining(
             f"{', '.join(able)}",
         )
     name = able[0] if monitor is None else monitor
-    chosen = spec.monitor(name)
-    if chosen.retrain is None:
+    selected = spec.monitor(name)
+    if selected.retrain is None:
         raise InvalidConfig(
             f"monitor {name!r} does not specify how to train the model: it has no `retrain`",
         )
-    retrain = chosen.retrain.model_copy(update={"mode": mode}) if mode else chosen.retrain
+    retrain = selected.retrain.model_copy(update={"mode": mode}) if mode else selected.retrain
     check_project(retrain.project, retrain.entry_point, retrain.parameters)
     _check_no_rollout(deployments.store, endpoint)
     model = served_model(observed)
-    plan = plan_for(retrain, endpoint, model, served_version(observed), chosen.every, window, actor)
+    plan = plan_for(
+        retrain, endpoint, model, served_version(observed), selected.every, window, actor
+    )
     reason = why
     if kind == "asked":
         reason = f"requested by {actor}: {why}" if why else f"requested by {actor}"

@@ -27,11 +27,13 @@ def remove_cycle(values: Array, reference: int, phases: Array, season: int) -> A
     result = values - overall[..., None, :]
     if season > 1:
         for phase in np.unique(phases):
-            own = np.flatnonzero(phases[:reference] == phase)
-            if len(own):
-                chosen = result[..., own, :]
-                known = np.isfinite(chosen)
-                mean = np.where(known, chosen, 0).sum(axis=-2) / np.maximum(known.sum(axis=-2), 1)
+            in_phase = np.flatnonzero(phases[:reference] == phase)
+            if len(in_phase):
+                phase_values = result[..., in_phase, :]
+                is_known = np.isfinite(phase_values)
+                mean = np.where(is_known, phase_values, 0).sum(axis=-2) / np.maximum(
+                    is_known.sum(axis=-2), 1
+                )
                 result[..., phases == phase, :] -= mean[..., None, :]
     usual: Array = np.nan_to_num(result, nan=0.0, posinf=0.0, neginf=0.0)
     return usual

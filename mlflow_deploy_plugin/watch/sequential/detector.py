@@ -148,18 +148,20 @@ def track(windows: Windows, limit: float) -> Tracking:
         mass[:, shifted] = 0
         statistic = math.log(max(float(mass.mean()), 1e-300))
         if statistic > limit:
-            found = [*_find(mass, innovations[restarted : now + 1], restarted, limit)]
-            open_shifts += found
-            for shift in found:
+            shifts = [*_find(mass, innovations[restarted : now + 1], restarted, limit)]
+            open_shifts += shifts
+            for shift in shifts:
                 is_shifted[shift.onset : now, shift.series] = True
             alarms.append(now)
             mass[:] = 0
             restarted = now + 1
         is_shifted[now, [shift.series for shift in open_shifts]] = True
-        own = windows.restarts <= now
-        baseline.add_level(value, own & ~is_shifted[now])
+        has_restarted = windows.restarts <= now
+        baseline.add_level(value, has_restarted & ~is_shifted[now])
         if (joining := now - JOINS_AFTER) >= first:
-            baseline.add(levels[joining], levels[joining - 1], ~is_shifted[joining] & ~own)
+            baseline.add(
+                levels[joining], levels[joining - 1], ~is_shifted[joining] & ~has_restarted
+            )
     return Tracking(
         tuple(open_shifts),
         tuple(alarms),
@@ -214,10 +216,10 @@ def limit_for(windows: Windows, rate: float) -> float:
         season,
         windows.floors,
     )
-    known = np.count_nonzero(alarms >= _FEWEST_ALARMS)
-    if known < 2:  # The figures of the reference hardly vary.
-        return float(_LIMITS[known])
-    logs, target = np.log(alarms[:known] / (_SIMULATIONS * _HORIZON)), math.log(rate)
+    count = np.count_nonzero(alarms >= _FEWEST_ALARMS)
+    if count < 2:  # The figures of the reference hardly vary.
+        return float(_LIMITS[count])
+    logs, target = np.log(alarms[:count] / (_SIMULATIONS * _HORIZON)), math.log(rate)
     beyond = int(np.searchsorted(-logs, -target))  # `logs` decrease.
     right = min(max(beyond, 1), len(logs) - 1)
     left = right - 1

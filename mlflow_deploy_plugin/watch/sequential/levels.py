@@ -101,11 +101,11 @@ def reference_levels(
         if rows.any()
         else np.zeros(len(rows), bool)
     )
-    kept: dict[FigureSeries, Array] = {}
-    for segment, own in {"": reference, **segments}.items():
+    series_values: dict[FigureSeries, Array] = {}
+    for segment, segment_reference in {"": reference, **segments}.items():
         for series, figure in _figures(
-            own,
-            profiles_at(times, *_windows(own.pieces)),
+            segment_reference,
+            profiles_at(times, *_windows(segment_reference.pieces)),
             columns,
             segment,
         ):
@@ -114,18 +114,22 @@ def reference_levels(
                 len(values),
                 1,
             ):
-                kept[series] = values
+                series_values[series] = values
     scales = {
         series: bins.scale
-        for series in kept
+        for series in series_values
         if series.figure == "level"
         and isinstance(bins := reference.bins[series.column], OrderedBins)
     }
     return ReferenceLevels(
         starts_us=starts[later][is_full],
-        series=tuple(kept),
-        values=np.stack([*kept.values()], axis=1) if kept else np.empty((is_full.sum(), 0)),
-        floors=np.array([FLOORS[series.figure] * scales.get(series, 1.0) for series in kept]),
+        series=tuple(series_values),
+        values=np.stack([*series_values.values()], axis=1)
+        if series_values
+        else np.empty((is_full.sum(), 0)),
+        floors=np.array(
+            [FLOORS[series.figure] * scales.get(series, 1.0) for series in series_values]
+        ),
         is_complete=len(profiles) >= reference.pieces.grid.windows,
     )
 
@@ -179,15 +183,15 @@ def _column_figures(bins: Bins, counts: Array, usual: Array) -> Iterator[tuple[s
     """Yield the figures of a column with the histograms `counts`, [P, K + 1]; `usual`,
     [K], are the reference's.
     """
-    known = counts[:, :-1]
-    rows = known.sum(axis=1)
+    present = counts[:, :-1]
+    rows = present.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         yield MISSING, counts[:, -1] / counts.sum(axis=1)
         if isinstance(bins, OrderedBins):
-            level = known @ bins.positions / rows
+            level = present @ bins.positions / rows
             yield "level", level
-            variance = (known * np.square(bins.positions - level[:, None])).sum(axis=1) / rows
+            variance = (present * np.square(bins.positions - level[:, None])).sum(axis=1) / rows
             yield "spread", np.where(variance > 0, np.log(variance) / 2, np.nan)
         frequent = int(usual.argmax())
         if not isinstance(bins, OrderedBins) or usual[frequent] >= _LEAST_FREQUENT * usual.sum():
-            yield "frequent", known[:, frequent] / rows
+            yield "frequent", present[:, frequent] / rows

@@ -82,15 +82,15 @@ def judge_shifts(
     """
     parts = {"": (reference, window), **segments}
     current: dict[FigureSeries, float] = {}
-    for segment, (own, profile) in parts.items():
-        current |= window_levels(own, profile, columns, segment)
+    for segment, (part, profile) in parts.items():
+        current |= window_levels(part, profile, columns, segment)
     figures = (MISSING,) if request.spec.kind == "data_quality" else FLOORS
     basis = request.spec.reference if request.spec.is_rolling else reference.bins_key
     evidence = Evidence(basis, {str(series): value for series, value in current.items()})
     levels = reference_levels(
         reference,
         columns,
-        {name: own for name, (own, _) in segments.items()},
+        {name: part for name, (part, _) in segments.items()},
         figures,
     )
     per_year = request.false_per_year
@@ -134,11 +134,11 @@ def follow(
     """
     start_us = request.window.start_us
     past = [
-        one
-        for one in request.past
-        if one.evidence.basis == basis and one.start < request.window.start
+        window
+        for window in request.past
+        if window.evidence.basis == basis and window.start < request.window.start
     ]
-    judged = np.array([*(microseconds(one.start) for one in past), start_us], np.int64)
+    judged = np.array([*(microseconds(window.start) for window in past), start_us], np.int64)
     if request.spec.is_rolling:  # The reference contains all windows before this window.
         older = levels.starts_us < judged[0]
         if older.sum() < budget.FEWEST_WINDOWS:
@@ -147,7 +147,7 @@ def follow(
     outside = ~np.isin(judged, levels.starts_us)
     if not outside[-1] or not levels.series:
         return None
-    rows = [one.evidence.levels for one in past] + [
+    rows = [window.evidence.levels for window in past] + [
         {str(name): value for name, value in current.items()},
     ]
     values = np.array([[row.get(str(name), np.nan) for name in levels.series] for row in rows])[
@@ -174,8 +174,8 @@ def follow(
 
 def _finding(course: Course, shift: Shift) -> Finding:
     series, tracking = course.series[shift.series], course.tracking
-    own = tracking.levels[shift.onset :, shift.series]
-    size = float(own.mean() - tracking.mean[shift.series])
+    levels = tracking.levels[shift.onset :, shift.series]
+    size = float(levels.mean() - tracking.mean[shift.series])
     deviations = size / float(tracking.deviation[shift.series])
     now = float(np.nanmean(course.windows.values[shift.onset :, shift.series]))
     onset = _onset(course, shift)
@@ -192,7 +192,7 @@ def _finding(course: Course, shift: Shift) -> Finding:
         change=_change(course, series, now - size, now),
         since=onset.start.isoformat(),
         since_end=onset.end.isoformat(),
-        in_a_row=len(own),
+        in_a_row=len(levels),
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
         measure=_measure(course, series),
         unit="SD",
@@ -268,17 +268,17 @@ def _charts(
     in_time = sorted(range(len(course.starts)), key=course.starts.__getitem__)
     end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
     shown_windows = in_time[max(end - _SHOWN_WINDOWS, 0) : end]
-    chosen: dict[int, Shift | None] = {shift.series: shift for shift in shifts}
-    shown = {course.series[place].key for place in chosen}
+    charted: dict[int, Shift | None] = {shift.series: shift for shift in shifts}
+    shown = {course.series[place].key for place in charted}
     for key in drifted:
-        own = [
+        places = [
             place
             for place, series in enumerate(course.series)
             if series.key == key and series.figure != MISSING
         ]
-        if own and key not in shown:
-            chosen[own[0]] = None
-    for place, shift in [*chosen.items()][:_MOST_CHARTS]:
+        if places and key not in shown:
+            charted[places[0]] = None
+    for place, shift in [*charted.items()][:_MOST_CHARTS]:
         series, values = course.series[place], course.windows.values[:, place]
         usual = values - course.tracking.levels[:, place] + course.tracking.mean[place]
         yield LevelSeries(

@@ -217,8 +217,8 @@ def _excesses(
     calibrate the probabilities.
     """
     fitted, answers = _calibrated(complete), windows[0].answers
-    own = len(answers.classes) - answers.unknown
-    classes = [1] if answers.is_binary else list(range(own))
+    class_count = len(answers.classes) - answers.unknown
+    classes = [1] if answers.is_binary else list(range(class_count))
 
     def off(window: LabelledWindow, chances: Array) -> tuple[Array, Array]:
         labels, called = window.truth, window.answers.predicted
@@ -255,13 +255,16 @@ def expected_metrics(
 
 
 def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "float | Refused":
-    scores, own = answers.probabilities, chances[np.arange(len(chances)), answers.predicted]
+    scores, predicted_chances = (
+        answers.probabilities,
+        chances[np.arange(len(chances)), answers.predicted],
+    )
     if name == "accuracy":
-        return float(own.mean())
+        return float(predicted_chances.mean())
     if name in HITS_DIVISORS:
         classes = len(answers.classes)
         called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
-        hits = np.bincount(answers.predicted, own, minlength=classes)
+        hits = np.bincount(answers.predicted, predicted_chances, minlength=classes)
         true = chances.sum(axis=0)
         label_indices = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
         total = HITS_DIVISORS[name](true[label_indices], called[label_indices])
@@ -313,15 +316,19 @@ class _Calibrated:
         number of rows.
         """
         pairs = list(zip(self.windows, self.chances, strict=True))
-        own = np.concatenate(
+        confidences = np.concatenate(
             [used[np.arange(len(used)), window.answers.predicted] for window, used in pairs],
         )
         hit = np.concatenate([window.truth == window.answers.predicted for window, _ in pairs])
-        bins = np.empty(len(own), np.int64)
-        bins[np.argsort(own, kind="stable")] = np.arange(len(own)) * 10 // len(own)
+        bins = np.empty(len(confidences), np.int64)
+        bins[np.argsort(confidences, kind="stable")] = (
+            np.arange(len(confidences)) * 10 // len(confidences)
+        )
         counts = np.bincount(bins, minlength=10)
-        apart = np.abs(np.bincount(bins, own, minlength=10) - np.bincount(bins, hit, minlength=10))
-        return float((apart / np.maximum(counts, 1) * counts).sum() / len(own))
+        apart = np.abs(
+            np.bincount(bins, confidences, minlength=10) - np.bincount(bins, hit, minlength=10)
+        )
+        return float((apart / np.maximum(counts, 1) * counts).sum() / len(confidences))
 
 
 def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
@@ -440,8 +447,8 @@ def _sampling_variances(
     """
     rows = len(chances)
     if rows > _DRAWN_ROWS:
-        chosen = rng.choice(rows, _DRAWN_ROWS, replace=False)
-        answers, chances = answers.take(chosen), chances[chosen]
+        sample = rng.choice(rows, _DRAWN_ROWS, replace=False)
+        answers, chances = answers.take(sample), chances[sample]
     centre, classes = expected_metrics(answers, chances, names), np.eye(chances.shape[1])
     below = chances.cumsum(axis=1)[:, :-1]
     apart: dict[str, list[float]] = {name: [] for name in names}

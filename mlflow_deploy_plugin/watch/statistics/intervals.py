@@ -272,9 +272,9 @@ def _percentiles(
     low = high = value
     if len(drawn):
         tail = (1 - confidence) / 2
-        known = max(tail, min(_TAIL / len(drawn), 0.25))
-        low, middle, high = np.quantile(drawn, [known, 0.5, 1 - known])
-        scale = float(ndtri(tail) / ndtri(known))
+        probability = max(tail, min(_TAIL / len(drawn), 0.25))
+        low, middle, high = np.quantile(drawn, [probability, 0.5, 1 - probability])
+        scale = float(ndtri(tail) / ndtri(probability))
         low, high = middle - scale * (middle - low), middle + scale * (high - middle)
     return MetricInterval(
         name,
@@ -300,9 +300,9 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
         weight_below = weight_below_scores(score)
         beaten, beating = weight_below(below), positives - weight_below(above)
         areas.append(float(above @ beaten / (positives * negatives)))
-        own = np.where(positive, beaten / negatives, beating / positives) - areas[-1]
-        own *= weights * np.where(positive, count / positives, count / negatives)
-        influence += own / is_positive.shape[1]
+        deviations = np.where(positive, beaten / negatives, beating / positives) - areas[-1]
+        deviations *= weights * np.where(positive, count / positives, count / negatives)
+        influence += deviations / is_positive.shape[1]
     value = float(np.mean(areas))
     effective_n = sampling.effective_n(influence)
     deviation = math.sqrt(float(np.square(influence).mean()) / effective_n)
@@ -386,16 +386,16 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
     violated = [finding for finding in findings if finding.state == "violated"]
     if violated:
         return "violated", _shown(violated)
-    kept = [finding for finding in findings if finding.state == "kept"]
+    satisfied = [finding for finding in findings if finding.state == "kept"]
     unknown = [finding for finding in findings if finding.state == "cannot tell"]
-    if kept or unknown:
+    if satisfied or unknown:
         unknown += [
             finding for finding in findings if finding.state == "not judged" and not finding.segment
         ]
     if unknown:
         return "cannot tell", _shown(unknown)
-    if kept:
-        return "kept", _shown(kept)
+    if satisfied:
+        return "kept", _shown(satisfied)
     return "not judged", _shown(findings[:1]) if findings else "the monitor has no requirements"
 
 

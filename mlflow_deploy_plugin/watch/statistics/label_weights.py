@@ -171,11 +171,11 @@ def _cut(values: Array, bins: int) -> Array:
     """Return the bin of each value, [N] int64. Bins have equal sizes; non-finite values
     have a separate bin.
     """
-    known = np.isfinite(values)
-    if not known.any():
+    is_known = np.isfinite(values)
+    if not is_known.any():
         return np.zeros(len(values), np.int64)
-    edges = np.unique(np.quantile(values[known], np.arange(1, bins) / bins))
-    return np.where(known, np.searchsorted(edges, values, side="right"), len(edges) + 1)
+    edges = np.unique(np.quantile(values[is_known], np.arange(1, bins) / bins))
+    return np.where(is_known, np.searchsorted(edges, values, side="right"), len(edges) + 1)
 
 
 def _largest(codes: Array) -> Array:
@@ -281,36 +281,36 @@ def weighted_metrics(
     sampling: Sampling,
 ) -> Metrics:
     """Return the metrics of the chosen `rows`, [N] bool, from their labels and weights."""
-    chosen, unknown = rows & labelled.rows, rows & labelled.unknown
+    is_used, unknown = rows & labelled.rows, rows & labelled.unknown
     weighted, truth = replace(sampling, weights=labelled.weights), predictions.truth
     if predictions.classified is not None:
         if (
             labelled.weights is None
         ):  # Only bounds are known. They also exist for answers without a labelled row.
-            chosen, truth = (
-                chosen | unknown,
+            is_used, truth = (
+                is_used | unknown,
                 np.where(unknown, predictions.classified.predicted, truth),
             )
         metrics = classification_metrics(
-            truth[chosen],
-            predictions.classified.take(chosen),
+            truth[is_used],
+            predictions.classified.take(is_used),
             names,
-            weighted.of(chosen),
+            weighted.of(is_used),
         )
     else:
         assert predictions.numbers is not None
-        chosen &= np.isfinite(predictions.numbers)
-        if not chosen.any():
+        is_used &= np.isfinite(predictions.numbers)
+        if not is_used.any():
             return dict.fromkeys(names, Refused("no labelled row has a numeric answer"))
         metrics = regression_metrics(
-            truth[chosen],
-            predictions.numbers[chosen],
+            truth[is_used],
+            predictions.numbers[is_used],
             names,
-            weighted.of(chosen),
+            weighted.of(is_used),
         )
     if not unknown.any():
         return metrics
-    both = chosen | unknown  # The interval covers all possible labels of the unknown rows.
+    both = is_used | unknown  # The interval covers all possible labels of the unknown rows.
     ends = dict(metrics)
     for name, metric in metrics.items():
         if isinstance(metric, MetricInterval):
@@ -345,8 +345,8 @@ def _possible_range(
         )  # Any class except the predicted class is wrong.
     else:
         return _RANGES.get(name, (0.0, 1.0))
-    chosen, drawn = answers.take(rows), weighted.of(rows)
+    selected, drawn = answers.take(rows), weighted.of(rows)
     truths = [np.where(unknown, labels, truth)[rows] for labels in (worst, best)]
-    measured = [classification_metrics(labels, chosen, [name], drawn)[name] for labels in truths]
+    measured = [classification_metrics(labels, selected, [name], drawn)[name] for labels in truths]
     bounds = [end for end in measured if isinstance(end, MetricInterval)]
     return min(end.low for end in bounds), max(end.high for end in bounds)

@@ -71,10 +71,10 @@ class Predictions:
         ):
             yield f"{unanswered:,} labelled rows have a non-numeric answer and are skipped"
         if self.classified is not None and self.classified.unknown and not self.label_mismatch:
-            own = len(self.classified.classes) - self.classified.unknown
-            named = f"the model does not have ({quote_names(self.classified.classes[own:])})"
+            class_count = len(self.classified.classes) - self.classified.unknown
+            text = f"the model does not have ({quote_names(self.classified.classes[class_count:])})"
             yield (
-                f"{int((self.truth >= own).sum()):,} labels are classes that {named}; each counts "
+                f"{int((self.truth >= class_count).sum()):,} labels are classes that {text}; each counts "
                 "as a wrong answer"
             )
 
@@ -93,8 +93,8 @@ def read_predictions(
     columns, classes = _Columns(table, artifact), artifact.classes if artifact else ()
     labels, probabilities = columns.labels(), columns.probabilities()
     if labels is None and probabilities is not None and classes:
-        named: Array = np.array(classes, dtype=object)
-        labels = pa.array(named[np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)].tolist())
+        names: Array = np.array(classes, dtype=object)
+        labels = pa.array(names[np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)].tolist())
     if labels is not None:
         return _classified(table, labels, probabilities, classes)
     numbers = columns.numbers()
@@ -221,15 +221,17 @@ def _classified(
             numbers = table.column(LABEL_NUMBER).combine_chunks()
             truth = pc.if_else(pc.is_valid(numbers), _names(numbers, name_of), truth)
     in_files = [name for label in classes_in_files if (name := name_of(label)) is not None]
-    own = _ascending({*in_files, *_seen(predicted)})
-    only_labels = _ascending({*_seen(truth)} - {*own})
+    model_classes = _ascending({*in_files, *_seen(predicted)})
+    only_labels = _ascending({*_seen(truth)} - {*model_classes})
     # Without classes in the files, labels are classes of the model, because these
     # answers may not include all classes.
-    every = [*own, *only_labels] if in_files else _ascending({*own, *only_labels})
+    every = (
+        [*model_classes, *only_labels] if in_files else _ascending({*model_classes, *only_labels})
+    )
     # Limit the classes from labels, because each class takes memory for the probability
     # of every row.
     unknown = min(len(only_labels), MOST_CLASSES + 1) if in_files else 0
-    classes = every[: len(own) + unknown] if in_files else every
+    classes = every[: len(model_classes) + unknown] if in_files else every
     indices = {name: index for index, name in enumerate(every)}
     ordered: Array | None = None
     if probabilities is not None and in_files:
@@ -254,12 +256,12 @@ def _classified(
     if _is_other_alphabet(
         called,
         true,
-        np.array([indices[name] for name in own], np.int64),
+        np.array([indices[name] for name in model_classes], np.int64),
         bool(in_files),
     ):
         mismatch = (
             f"the labels are {quote_names(_seen(truth))}, the model's classes are "
-            f"{quote_names(own)}"
+            f"{quote_names(model_classes)}"
         )
         mismatch += "; they must be the same"
     classified = ClassPredictions(called, ordered, tuple(classes), unknown)
@@ -304,8 +306,8 @@ def _may_be_label(kind: pa.DataType) -> bool:
 def _names(values: pa.Array, name_of: Callable[[object], str | None]) -> pa.Array:
     """Return the values as text, [N]. `name_of` is called once per distinct value."""
     coded = values.dictionary_encode()
-    named = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
-    return named.take(coded.indices)
+    names = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
+    return names.take(coded.indices)
 
 
 def _seen(names: pa.Array) -> list[str]:
@@ -313,11 +315,11 @@ def _seen(names: pa.Array) -> list[str]:
 
 
 def _ascending(names: Iterable[str]) -> list[str]:
-    known = list(names)
+    values = list(names)
     try:
-        return sorted(known, key=lambda name: (float(name), name))
+        return sorted(values, key=lambda name: (float(name), name))
     except ValueError:
-        return sorted(known)
+        return sorted(values)
 
 
 def _places(names: pa.Array, index_of: dict[str, int]) -> Array:

@@ -129,10 +129,10 @@ class Batch:
         if not isinstance(table, pd.DataFrame):
             return schema.from_columns(table)
         if schema.matrix_kinds and len(table) and tuple(map(str, table.columns)) == schema.names:
-            dtype, *others = set(table.dtypes)
+            dtype, *rest = set(table.dtypes)
             # Read columns of the same type at once. Otherwise, each takes 10 µs, or a
             # full scan of a row-major table.
-            if not others and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
+            if not rest and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
                 return schema.from_array(table.to_numpy())
         return schema.from_columns(
             {str(name): column_values(table[name]) for name in table.columns},
@@ -257,10 +257,10 @@ class Batch:
         return {
             name: tuple(
                 axis
-                for axis, sizes in enumerate(zip(*known, strict=True))
+                for axis, sizes in enumerate(zip(*all_sizes, strict=True))
                 if axis and len({*sizes}) > 1
             )
-            for name, known in shapes.items()
+            for name, all_sizes in shapes.items()
         }
 
     def check_as_example(self) -> None:
@@ -332,11 +332,11 @@ class Batch:
             return signature
         if signature is None or signature.inputs is None:
             return ModelSignature(NAMELESS_TEXT, signature and signature.outputs)
-        spec, *others = signature.inputs.inputs
+        spec, *rest = signature.inputs.inputs
         is_text = spec.type == DataType.string or (
             isinstance(spec, TensorSpec) and spec.type.kind in "OU"
         )
-        if others or spec.name or not is_text:
+        if rest or spec.name or not is_text:
             return signature
         return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
 
@@ -408,14 +408,14 @@ def unseen_category(series: pd.Series) -> pd.Series | None:
     (https://github.com/dmlc/xgboost/issues/12189), and 3.3 rejects all unknown
     categories.
     """
-    known = series.cat.categories
+    categories = series.cat.categories
     if column_type(series) == "string":
         unseen: str | int = "~ never seen"
-    elif len(known) and pd.api.types.is_integer_dtype(known.dtype):
-        unseen = int(known.max()) + 1
+    elif len(categories) and pd.api.types.is_integer_dtype(categories.dtype):
+        unseen = int(categories.max()) + 1
     else:
         return None
-    dtype = pd.CategoricalDtype([*known, unseen], ordered=series.cat.ordered)
+    dtype = pd.CategoricalDtype([*categories, unseen], ordered=series.cat.ordered)
     return pd.Series([unseen] * len(series), series.index, dtype, series.name)
 
 

@@ -93,11 +93,11 @@ def answer_spread(answers: Array) -> Array:
     """
     if answers.dtype.kind not in "fiu":
         return np.zeros(())
-    known = np.ma.masked_invalid(answers.astype(np.float64))
-    overall = np.asarray(np.ma.filled(known.std(), 0.0))
+    finite = np.ma.masked_invalid(answers.astype(np.float64))
+    overall = np.asarray(np.ma.filled(finite.std(), 0.0))
     if len(answers) < ENOUGH_ROWS:
         return overall
-    return np.maximum(np.ma.filled(known.std(axis=0), 0.0), overall * _FINEST)
+    return np.maximum(np.ma.filled(finite.std(axis=0), 0.0), overall * _FINEST)
 
 
 def top_margins(probabilities: Array) -> Array:

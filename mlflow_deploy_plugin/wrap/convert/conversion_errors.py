@@ -177,8 +177,8 @@ def plain_reason(text: str) -> str:
         return f"its converter uses the operator {match['op']}, which ONNX Runtime does not support"
     if match := _NO_OPERATOR.search(text):
         return f"ONNX has no operator for {match['tf'] or match['fx'] or match['ts']}"
-    if known := next((reason for words, reason in _REASONS.items() if words in text), ""):
-        return known
+    if explanation := next((reason for words, reason in _REASONS.items() if words in text), ""):
+        return explanation
     if _MIXED.search(text):
         return (
             "a step reads strings and numbers together, which a graph cannot mix; use a "

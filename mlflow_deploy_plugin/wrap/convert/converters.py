@@ -139,8 +139,8 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
         packages = [
             name for name in packages if name != "transformers"
         ]  # A net without its pipeline reads token ids.
-    known = (name for name in packages if name in _MODULES or name in _NEVER)
-    framework = "onnx" if is_onnx(model) else next(known, None)
+    frameworks = (name for name in packages if name in _MODULES or name in _NEVER)
+    framework = "onnx" if is_onnx(model) else next(frameworks, None)
     if framework is None or framework in _NEVER:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
@@ -182,10 +182,10 @@ def check_installed(error: BaseException, what: str) -> None:
 
 
 def _unknown_framework(what: str) -> ConversionError:
-    known = ", ".join(sorted(_MODULES))
+    names = ", ".join(sorted(_MODULES))
     return ConversionError(
         f"{what} cannot be converted to ONNX: its framework is not supported; supported are "
-        f"{known}",
+        f"{names}",
     )
 
 

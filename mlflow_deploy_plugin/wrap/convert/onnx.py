@@ -135,12 +135,12 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
     if not any(output.type.HasField("sequence_type") for output in graph.output):
         return
     try:
-        known = onnx.shape_inference.infer_shapes(proto).graph
+        inferred = onnx.shape_inference.infer_shapes(proto).graph
     except Exception as error:  # noqa: BLE001 - protobuf and the inference raise errors of many classes.
         raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
     shapes = {
         value.name: converted.dtype_and_shape(value)[1]
-        for value in (*known.input, *known.value_info)
+        for value in (*inferred.input, *inferred.value_info)
     }
     parts = {weight.name: weight.dims[0] for weight in graph.initializer if len(weight.dims) == 1}
     nodes = {name: node for node in graph.node for name in node.output}
@@ -229,15 +229,15 @@ def _declare_outputs(proto: ModelProto) -> None:
         raise ConversionError(
             f"ONNX Runtime cannot load the graph: {describe_error(error)}",
         ) from None
-    known = {
+    nodes = {
         node.name: node
         for node in session.get_outputs()
         if node.name in bare and node.type.startswith("tensor(")
     }
-    shapes: dict[str, Sizes] = {name: node.shape for name, node in known.items()}
+    shapes: dict[str, Sizes] = {name: node.shape for name, node in nodes.items()}
     if unknown := [name for name, shape in shapes.items() if not shape]:
         shapes |= _computed_shapes(session, unknown, proto.graph)
-    for name, node in known.items():
+    for name, node in nodes.items():
         kind = getattr(onnx.TensorProto, node.type[len("tensor(") : -1].upper())
         bare[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))
 

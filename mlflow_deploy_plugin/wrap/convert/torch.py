@@ -118,14 +118,14 @@ def move_weights(module: TrainedModel, random: np.random.Generator) -> Iterator[
         for tensor in (*module.parameters(), *module.buffers())
         if tensor.is_floating_point()
     ]
-    kept = [tensor.clone() for tensor in weights]
+    copies = [tensor.clone() for tensor in weights]
     try:
         for weight in weights:
             signs = torch.from_numpy(random.choice([-1.0, 1.0], tuple(weight.shape))).to(weight)
             weight.mul_(1 + ROUNDINGS * torch.finfo(weight.dtype).eps * signs)
         yield
     finally:
-        for weight, values in zip(weights, kept, strict=True):
+        for weight, values in zip(weights, copies, strict=True):
             weight.copy_(values)
 
 
@@ -164,12 +164,12 @@ def export(
                     mode="wrap",
                 )
         with suppress(InvalidConfig):  # The model may not accept this size.
-            others = converted.call_original(original, longer)
+            second = converted.call_original(original, longer)
             for (
                 value
             ) in proto.graph.output:  # The exporter fixes the output sizes of a GRU (torch 2.13).
                 dimensions = value.type.tensor_type.shape.dim
-                sizes = zip(answers[value.name].shape, others[value.name].shape, strict=False)
+                sizes = zip(answers[value.name].shape, second[value.name].shape, strict=False)
                 for axis in (axis for axis, (size, other) in enumerate(sizes) if size != other):
                     if dimensions[axis].dim_value:
                         dimensions[axis].dim_param = f"{value.name}_{axis}"
@@ -464,8 +464,8 @@ def original_model(model: TrainedModel, of_tensors: bool = False) -> converted.O
             order = [name for name in parameters if name in batch] or list(batch)
         tensors = _tensors(batch, order, model)
         with _eval_mode(model), torch.no_grad():
-            named = dict(zip(order, tensors, strict=True)) if _by_keyword(model, order) else {}
-            answers = by_name(module(**named) if named else module(*tensors), of_tensors)
+            arguments = dict(zip(order, tensors, strict=True)) if _by_keyword(model, order) else {}
+            answers = by_name(module(**arguments) if arguments else module(*tensors), of_tensors)
         return {name: answer.detach().cpu().numpy() for name, answer in answers.items()}
 
     return original

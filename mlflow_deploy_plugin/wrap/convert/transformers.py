@@ -122,11 +122,11 @@ def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Trai
 
     Raises ConversionError for an argument whose effect a graph cannot contain.
     """
-    given = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
+    options = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
     if isinstance(model, transformers.TextClassificationPipeline):
-        return _pipeline_asked_with(model, given, predict_fn)
+        return _pipeline_asked_with(model, options, predict_fn)
     if isinstance(model, SentenceTransformer):
-        return _encoder_asked_with(model, given)
+        return _encoder_asked_with(model, options)
     return model  # `forms` refuses such a model.
 
 
@@ -172,10 +172,10 @@ def _encoder_asked_with(model: TrainedModel, given: dict[str, Any]) -> TrainedMo
         model.default_prompt_name = "asked"
     elif prompt_name is not None:
         if prompt_name not in model.prompts:
-            known = ", ".join(map(repr, model.prompts)) or "none"
+            prompts = ", ".join(map(repr, model.prompts)) or "none"
             raise ConversionError(
                 f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts "
-                f"({known})",
+                f"({prompts})",
             )
         model.default_prompt_name = prompt_name
     if size is not None:
@@ -338,11 +338,11 @@ def _convert(
         graph.output.insert(0, helper.make_tensor_value_info("label", string, ["batch"]))
 
     def original(batch: ModelInput) -> dict[str, Array]:
-        given = pd.DataFrame(batch).iloc[:, 0].tolist()
-        if not all(isinstance(text, str) for text in given):
+        inputs = pd.DataFrame(batch).iloc[:, 0].tolist()
+        if not all(isinstance(text, str) for text in inputs):
             raise InvalidConfig("a text is missing")
         places = {
-            text: index for index, text in enumerate(dict.fromkeys(given))
+            text: index for index, text in enumerate(dict.fromkeys(inputs))
         }  # The example is repeated.
         tokens = net.tokenizer([net.prefix + text for text in places], verbose=False)["input_ids"]
         if empty := [text for text, ids in zip(places, tokens, strict=True) if not ids]:
@@ -351,7 +351,7 @@ def _convert(
                 "special tokens; leave it out",
             )
         return {
-            name: array[[places[text] for text in given]]
+            name: array[[places[text] for text in inputs]]
             for name, array in net.predict(list(places)).items()
         }
 
@@ -389,9 +389,11 @@ def _saved_tokenizer(
         )
     arrays = model.tokenize(texts)  # This call sets truncation and padding in the tokenizer.
     names = [name for name in _ARRAYS if name in arrays]
-    if others := [name for name in arrays if name not in (*_ARRAYS, "modality", "prompt_length")]:
+    if unsupported := [
+        name for name in arrays if name not in (*_ARRAYS, "modality", "prompt_length")
+    ]:
         raise ConversionError(
-            f"its tokenizer returns {others[0]!r}, which is not supported: {', '.join(_ARRAYS)} "
+            f"its tokenizer returns {unsupported[0]!r}, which is not supported: {', '.join(_ARRAYS)} "
             "are",
         )
     content, truncation = (

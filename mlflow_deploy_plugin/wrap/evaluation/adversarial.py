@@ -170,8 +170,8 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
         if len(classes) != probabilities.shape[1] or not set(truth.tolist()) <= set(classes):
             return Refused("the target contains values that are not classes of the model")
         indices = np.array([classes.index(value) for value in truth.tolist()])
-        chosen = probabilities[np.arange(len(truth)), indices].astype(np.float64)
-        return np.asarray(-np.log(np.clip(chosen, 1e-300, None)))
+        likelihoods = probabilities[np.arange(len(truth)), indices].astype(np.float64)
+        return np.asarray(-np.log(np.clip(likelihoods, 1e-300, None)))
     if argmax_labels(truth, predictions) is not predictions:  # The predictions are class scores.
         numbers = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
         return np.asarray(
@@ -259,13 +259,13 @@ def _original_uri(
     """Return the URI of the torch model from which a version or its base was made;
     empty if unknown.
     """
-    named = str(metadata.get(WRAPPED_FROM_TAG, ""))
-    if named or "pytorch" in flavors:
-        return named or model.source
-    named = wrapped_from(model.name, model.version)
+    uri = str(metadata.get(WRAPPED_FROM_TAG, ""))
+    if uri or "pytorch" in flavors:
+        return uri or model.source
+    uri = wrapped_from(model.name, model.version)
     base = (flavors.get(FLAVOR, {}).get("optimization") or {}).get("base")
-    if named or not base or not follows_base:
-        return named
+    if uri or not base or not follows_base:
+        return uri
     resolved = resolve(str(base))
     info = fetch_mlmodel(resolved.source)
     return _original_uri(resolved, info.flavors, info.metadata or {}, follows_base=False)

@@ -139,17 +139,19 @@ class RobustnessReport:
         """
         metrics = [("robustness/clean", self.clean, 0)]
         for name, points in self.curves():
-            known = [
+            measured = [
                 (point.strength, point.value, point.loss)
                 for point in points
                 if point.value is not None and point.loss is not None
             ]
             metrics += [
                 (f"robustness/{name}", value, round(strength * 1000))
-                for strength, value, _ in known
+                for strength, value, _ in measured
             ]
             metrics += (
-                [(f"robustness/{name}_loss", max(loss for _, _, loss in known), 0)] if known else []
+                [(f"robustness/{name}_loss", max(loss for _, _, loss in measured), 0)]
+                if measured
+                else []
             )
         return [figure for figure in metrics if math.isfinite(figure[1])]
 
@@ -173,10 +175,10 @@ class RobustnessReport:
 
         figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
         panel = figure.subplots()
-        known = [(point.strength, point.value) for point in points if point.value is not None]
+        measured = [(point.strength, point.value) for point in points if point.value is not None]
         panel.plot(
-            [strength for strength, _ in known],
-            [value for _, value in known],
+            [strength for strength, _ in measured],
+            [value for _, value in measured],
             color=_LINE,
             marker="o",
         )
@@ -245,7 +247,7 @@ def robustness(
     plots, SchemaMismatch or InferenceError if the model rejects the undisturbed rows,
     and RegistryUnavailable if MLflow does not answer.
     """
-    chosen = None if strengths is None else check_strengths(strengths)
+    checked = None if strengths is None else check_strengths(strengths)
     check_metric(metric)
     if log:
         require_matplotlib()
@@ -265,13 +267,13 @@ def robustness(
             folder,
             model.artifact,
             original,
-            has_consent=chosen is not None,
+            has_consent=checked is not None,
         )
         measured = measure_robustness(
             model,
             labelled,
             metric,
-            chosen,
+            checked,
             seed,
             find_gradient,
             progress,

@@ -84,10 +84,10 @@ def labelled_rows(
         raise InvalidConfig(f"target {target!r} is an input of the model; name the label column")
     # Only a missing value, NaN, or an array with a NaN differs from itself.
     is_known = [value is not None and bool(np.all(value == value)) for value in rows[target]]
-    known = np.flatnonzero(is_known)
-    if not len(known):
+    positions = np.flatnonzero(is_known)
+    if not len(positions):
         raise InvalidConfig(f"{shown} has no row with a known {target!r}")
-    rows = take_rows(rows, known[sample_positions(len(known), max_rows, seed)])
+    rows = take_rows(rows, positions[sample_positions(len(positions), max_rows, seed)])
     truth = rows.pop(target)
     if truth.dtype.kind == "O" and not isinstance(truth[0], str):
         truth = np.array(truth.tolist())
@@ -169,14 +169,14 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     types. Raises InvalidConfig if several arrays are given for one unnamed tensor.
     """
     names = {field.name for field in artifact.columns or artifact.tensors}
-    own = {name: values for name, values in rows.items() if name in names or not any(names)}
-    own = cast_to_signature(artifact, own)
-    if names == {""} and len(own) > 1:
+    columns = {name: values for name, values in rows.items() if name in names or not any(names)}
+    columns = cast_to_signature(artifact, columns)
+    if names == {""} and len(columns) > 1:
         raise InvalidConfig(
-            f"the model has one unnamed tensor, and the data contains {join_names(own)}: name the "
+            f"the model has one unnamed tensor, and the data contains {join_names(columns)}: name the "
             "target, and remove all other arrays",
         )
-    return own
+    return columns
 
 
 def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
@@ -316,11 +316,11 @@ def _without_log_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     tensor would use them as input.
     """
     names = {field.name for field in artifact.columns or artifact.tensors}
-    own = ("_", OUTPUT_PREFIX)
+    prefixes = ("_", OUTPUT_PREFIX)
     return {
         name: values
         for name, values in rows.items()
-        if name in names or not (name == PREDICTION or name.startswith(own))
+        if name in names or not (name == PREDICTION or name.startswith(prefixes))
     }
 
 

@@ -77,10 +77,10 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator
             ] = UNSEEN
             return changed
         numbers = values.astype(np.float64)
-        known = numbers[np.isfinite(numbers)]
-        if values.dtype.kind not in "iuf" or not len(known):
+        finite = numbers[np.isfinite(numbers)]
+        if values.dtype.kind not in "iuf" or not len(finite):
             return values
-        low, high = known.min(), known.max()
+        low, high = finite.min(), finite.max()
         far = max(high - low, 1e-12) * ranges
         ends = np.where(rng.random(values.shape) < 0.5, low - far, high + far)
         return within_type(np.where(moved, ends, numbers), values.dtype)
@@ -182,9 +182,11 @@ def scaled_columns(
             for index in np.sort(rng.choice(len(columns), _MAX_SCALED, replace=False))
         ]
     for name, column in columns:
-        chosen = np.s_[:] if column is None else np.s_[:, column]
+        selection = np.s_[:] if column is None else np.s_[:, column]
         changed = rows[name].copy()
-        changed[chosen] = within_type(changed[chosen].astype(np.float64) * factor, changed.dtype)
+        changed[selection] = within_type(
+            changed[selection].astype(np.float64) * factor, changed.dtype
+        )
         yield name if column is None else f"{name}[{column}]", {**rows, name: changed}
 
 
@@ -233,8 +235,8 @@ def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> Named
 
 
 def value_range(values: Array) -> tuple[float, float]:
-    known = values[np.isfinite(values)]
-    return (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _of_pictures(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArrays:

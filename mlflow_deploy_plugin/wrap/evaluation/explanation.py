@@ -286,8 +286,8 @@ def explain(
                 shap_values.features,
                 seed,
             )
-    known = np.isfinite(shap_values.values).all(axis=(1, 2))
-    if not known.any():
+    is_finite = np.isfinite(shap_values.values).all(axis=(1, 2))
+    if not is_finite.any():
         raise InvalidConfig(
             f"the model returns no finite numbers for these rows or for {background}",
         )
@@ -295,7 +295,7 @@ def explain(
     importance = [
         ColumnImportance(name, float(mean), *(lost[index] if lost else ()))
         for index, (name, mean) in enumerate(
-            zip(columns, np.abs(shap_values.values[known]).mean(axis=(0, 2)), strict=True),
+            zip(columns, np.abs(shap_values.values[is_finite]).mean(axis=(0, 2)), strict=True),
         )
     ]
     explanation = Explanation(
@@ -303,11 +303,11 @@ def explain(
         dataset=source,
         columns=columns,
         outputs=tuple(shap_values.outputs),
-        values=shap_values.values[known],
+        values=shap_values.values[is_finite],
         base_values=shap_values.base_values,
-        data={feature.name: feature.values(feeds)[known] for feature in shap_values.features},
-        positions=positions[known],
-        left_out=int(np.sum(~known)),
+        data={feature.name: feature.values(feeds)[is_finite] for feature in shap_values.features},
+        positions=positions[is_finite],
+        left_out=int(np.sum(~is_finite)),
         importance=tuple(sorted(importance, key=lambda entry: -entry.mean_abs)),
         metric=metric,
         background=background,

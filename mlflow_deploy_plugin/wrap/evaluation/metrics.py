@@ -131,8 +131,8 @@ class Baseline:
 
 def spread(values: Array) -> float:
     numbers = values.astype(np.float64)
-    known = numbers[np.isfinite(numbers)]
-    return float(known.std()) if known.size else 0.0
+    finite = numbers[np.isfinite(numbers)]
+    return float(finite.std()) if finite.size else 0.0
 
 
 def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictions:
@@ -289,13 +289,13 @@ def _of_probabilities(
     if np.isnan(probabilities).any():  # NaN would be sorted as the highest score.
         return lambda weights: float("nan")
     if metric == "log_loss":
-        known = probabilities[:, columns]
-        sums = known.sum(axis=1, keepdims=True)
-        own = (known / np.where(sums > 0, sums, 1))[
+        label_probabilities = probabilities[:, columns]
+        sums = label_probabilities.sum(axis=1, keepdims=True)
+        shares = (label_probabilities / np.where(sums > 0, sums, 1))[
             np.arange(len(truth)),
             np.searchsorted(labels, truth),
         ]
-        return _weighted_mean(log_losses(own))
+        return _weighted_mean(log_losses(shares))
     if len(labels) < 2:
         raise InvalidConfig("roc_auc needs two different labels; the target has one")
     picked = [1] if len(labels) == 2 else range(len(labels))

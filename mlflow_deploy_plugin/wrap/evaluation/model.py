@@ -201,8 +201,8 @@ class _LoadedPyfunc:
             raise SchemaMismatch(f"column {missing[0]!r} is missing")
         try:
             if tensors or (not columns and any(values.ndim > 1 for values in rows.values())):
-                named = {tensor.name: rows[tensor.name] for tensor in tensors if tensor.name}
-                data: Mapping[str, Array] | Array | pd.DataFrame = named or next(
+                arrays = {tensor.name: rows[tensor.name] for tensor in tensors if tensor.name}
+                data: Mapping[str, Array] | Array | pd.DataFrame = arrays or next(
                     iter(rows.values()),
                 )
             else:

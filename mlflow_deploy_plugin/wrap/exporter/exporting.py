@@ -389,8 +389,11 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
                 array.shape,
             )
             drawn[name] = (array * factors).astype(array.dtype)
-    known = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
-    return [{name: np.concatenate([array, drawn[name]]) for name, array in known.items()}, known]
+    given_rows = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
+    return [
+        {name: np.concatenate([array, drawn[name]]) for name, array in given_rows.items()},
+        given_rows,
+    ]
 
 
 _PROOF = """

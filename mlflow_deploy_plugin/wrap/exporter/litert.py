@@ -261,12 +261,12 @@ def _unroll_layer(
         for step in range(steps)[:: -1 if is_reverse else 1]:
             now = ops.add("Gather", inputs[0], ops.constant(step), axis=0)
             taken = ops.add("Add", ops.add("MatMul", now, weights), bias)
-            kept = (
+            total = (
                 ops.add("Add", ops.add("MatMul", state, recurrent), recurrent_bias)
                 if state
                 else recurrent_bias
             )
-            state, cell = add_step(ops, taken, kept, state, cell, size)
+            state, cell = add_step(ops, taken, total, state, cell, size)
             answers.append(ops.add("Unsqueeze", state, ops.constant([0, 1])))
         every.append(ops.add("Concat", *answers[:: -1 if is_reverse else 1], axis=0))
         last.append(ops.add("Unsqueeze", state, ops.constant([0])))

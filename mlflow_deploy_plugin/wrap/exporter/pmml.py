@@ -118,18 +118,18 @@ def served_outputs(
     """
     probabilities = [array for name, array in fields.items() if name.startswith("probability(")]
     targets = [array for name, array in fields.items() if not name.startswith("probability(")]
-    named: dict[str, Array] = {}
+    outputs: dict[str, Array] = {}
     for name, want in expected.items():
         width = want.size // max(len(want), 1)
         values = targets[:width]
         if roles[name] == "probabilities" or (roles[name] == "values" and probabilities):
             values = probabilities if width == len(probabilities) else probabilities[-1:]
         if len(values) == width:
-            named[name] = (
+            outputs[name] = (
                 np.array([array.tolist() for array in values])
                 .T.reshape(want.shape)
                 .astype(want.dtype)
             )
-    if not named:
+    if not outputs:
         raise ConversionError("the PMML file has none of the outputs of the served model")
-    return named
+    return outputs

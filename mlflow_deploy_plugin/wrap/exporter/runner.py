@@ -67,12 +67,12 @@ class Model:
         options.log_severity_level = 3
         file = path or next(Path(__file__).parent.glob("model.o*"))
         self._session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
-        known = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        if known is None:
+        metadata = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if metadata is None:
             raise ValueError(
                 f"{file} was not created by `onnxserve export`: its metadata has no {METADATA_KEY}",
             )
-        self._known: dict[str, Any] = json.loads(known)
+        self._known: dict[str, Any] = json.loads(metadata)
         self.name, self.version = str(self._known["name"]), str(self._known["version"])
         self.source = str(self._known["source"])
         self.classes: list[Any] = self._known["classes"]
@@ -168,14 +168,14 @@ class Model:
         ):
             if array.dtype.kind == "f" and name in refused.get(kind, ()) and test(array).any():
                 raise ValueError(f"{name!r}, row {int(np.argwhere(test(array))[0][0])}: {reason}")
-        known = refused.get("categories", {}).get(name)
-        if known is not None:
-            known = {
-                *known,
+        categories = refused.get("categories", {}).get(name)
+        if categories is not None:
+            categories = {
+                *categories,
                 *(entry["missing"] for entry in self._known["inputs"] if name in entry["columns"]),
             }
             for row, value in enumerate(array.tolist()):
-                if value not in known:
+                if value not in categories:
                     raise ValueError(
                         f"column {name!r}, row {row}: {value!r} is not a category of the model",
                     )
@@ -184,8 +184,8 @@ class Model:
         """Return the columns or tensors by name."""
         names = [entry["name"] for entry in self._known["columns"] or self._known["tensors"]]
         if hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # a DataFrame
-            named = {str(name): rows[name].to_numpy() for name in rows.columns}
-            return named if self.columns or len(names) > 1 else {names[0]: rows.to_numpy()}
+            columns = {str(name): rows[name].to_numpy() for name in rows.columns}
+            return columns if self.columns or len(names) > 1 else {names[0]: rows.to_numpy()}
         if isinstance(rows, Mapping):
             is_record = not any(
                 isinstance(value, (list, tuple, np.ndarray)) for value in rows.values()

@@ -75,8 +75,8 @@ def _from_json(document: JsonValue) -> ModelData:
             else np.asarray(document)
         )
     if isinstance(document, dict) and all(isinstance(values, list) for values in document.values()):
-        known = {"instances", "inputs", "dataframe_records"} & set(document)
-        return infer_and_parse_data(document) if known else pd.DataFrame(document)
+        keys = {"instances", "inputs", "dataframe_records"} & set(document)
+        return infer_and_parse_data(document) if keys else pd.DataFrame(document)
     return infer_and_parse_data(document)
 
 
@@ -106,12 +106,12 @@ def fit_to_signature(
             f"the rows have no column {missing[0]!r}, but the signature has a tensor of this name",
         )
     try:
-        named = {
+        arrays = {
             spec.name: np.asarray(rows[spec.name].tolist()).astype(spec.type)
             for spec in tensors
             if spec.name
         }
-        return named or rows.to_numpy().astype(tensors[0].type).reshape(
+        return arrays or rows.to_numpy().astype(tensors[0].type).reshape(
             len(rows),
             *tensors[0].shape[1:],
         )
@@ -158,7 +158,7 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
         return tensors.get("", tensors)
     names = [str(name) for name in signature.inputs.input_names()]
     converter = converter_for(model)
-    known = (
+    boundary = (
         converter.known_values(model, names)
         if hasattr(converter, "known_values")
         else BoundaryValues()
@@ -167,7 +167,7 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     for name, spec in zip(names, signature.inputs.inputs, strict=True):
         kind = getattr(spec.type, "name", str(spec.type))
         # `Batch.cast_to_signature` later rejects types that are not in `COLUMN_TYPES`.
-        columns[name] = _made_up_column(COLUMN_TYPES.get(kind, "str"), name, known, random)
+        columns[name] = _made_up_column(COLUMN_TYPES.get(kind, "str"), name, boundary, random)
     table = pd.DataFrame(columns)
     if signature.inputs == NAMELESS_TEXT:
         return _only_column(table)

@@ -136,7 +136,7 @@ class ParityReport:
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics for the MLflow run, with names that MLflow accepts."""
-        named = {
+        figures = {
             "onnxserve.parity.rows": float(self.rows),
             "onnxserve.parity.beyond_tolerance": self.beyond_tolerance,
         }
@@ -145,11 +145,11 @@ class ParityReport:
                 letter if letter.isalnum() or letter in "_-. " else "_" for letter in output.name
             )[:100]
             prefix = f"onnxserve.parity.{name}"
-            named[f"{prefix}.agreement"] = output.agreement
+            figures[f"{prefix}.agreement"] = output.agreement
             if output.role != "label":
-                named[f"{prefix}.max_absolute_error"] = output.max_absolute_error
-                named[f"{prefix}.max_relative_error"] = output.max_relative_error
-        return named
+                figures[f"{prefix}.max_absolute_error"] = output.max_absolute_error
+                figures[f"{prefix}.max_relative_error"] = output.max_relative_error
+        return figures
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,11 @@ def ask_original(
         count = len(group.batch)
         start, size = 0, (block := group.block)
         while start < count:
-            named = group.columns
-            if len(named) > 1:
-                named = named[start // block : (start + size) // block]
+            columns = group.columns
+            if len(columns) > 1:
+                columns = columns[start // block : (start + size) // block]
             rows = group.batch.take(slice(start, start + size))
-            part = replace(group, batch=rows, columns=named)
+            part = replace(group, batch=rows, columns=columns)
             answers = _ask(original, part) if size < count else None
             if answers is None and size > block:
                 size //= 2
@@ -484,20 +484,20 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
     categories: dict[str, list[JsonValue]] = {}
     for name in sorted(refused.get("unseen", set()) | refused.get("near categories", set())):
         learned = boundary_values.categories.get(name, ())
-        known = list(
+        values = list(
             dict.fromkeys(
                 _plain(value) for value in learned if value is not None and value == value
             ),
         )
         is_whole = len(learned) < MAX_VALUES and name not in refused.get("categories", ())
-        numbers = [number for number in known if not isinstance(number, str)]
+        numbers = [number for number in values if not isinstance(number, str)]
         # The graph's 32-bit floats represent integers exactly up to 2**24.
         are_codes = all(
             isinstance(code, int | float) and abs(code) <= 2**24 and code == int(code)
             for code in numbers
         )
-        if known and is_whole and are_codes:
-            categories[name] = known
+        if values and is_whole and are_codes:
+            categories[name] = values
     refusals: dict[str, object] = {
         kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")
     }

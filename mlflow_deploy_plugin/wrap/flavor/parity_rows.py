@@ -279,24 +279,24 @@ class _TableRows:
         if learned and most < _CATEGORY_ROWS:  # In a wide table, set all columns at once.
             table = self.some(_CATEGORY_ROWS)
             for name, values in learned.items():
-                if chosen := self.some_categories(name, values, _CATEGORY_ROWS):
+                if categories := self.some_categories(name, values, _CATEGORY_ROWS):
                     with contextlib.suppress(
                         TypeError,
                         ValueError,
                     ):  # The column's type may not allow the values.
                         table[name] = _as(
-                            list(islice(cycle(chosen), len(table))),
+                            list(islice(cycle(categories), len(table))),
                             table[name].dtype,
                         )
             yield RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
         for source, values_of in (("categories", list), ("near categories", _near)):
             changed: dict[Any, pd.Series] = {}
             for name in names:
-                chosen = self.some_categories(name, values_of(learned[name]), most)
-                whole = -(-len(chosen) // _UNSEEN_ROWS) * _UNSEEN_ROWS
+                categories = self.some_categories(name, values_of(learned[name]), most)
+                whole = -(-len(categories) // _UNSEEN_ROWS) * _UNSEEN_ROWS
                 with contextlib.suppress(TypeError, ValueError):
                     changed[name] = _as(
-                        list(islice(cycle(chosen), whole)),
+                        list(islice(cycle(categories), whole)),
                         self.example[name].dtype,
                     )
             if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
@@ -400,17 +400,17 @@ class _TableRows:
             numbers = values[np.abs(values) < np.finfo(np.float32).max]
             if not _is_number(series) or not len(numbers):
                 continue
-            chosen = self.random.choice(numbers.astype(np.float64), count)
+            drawn = self.random.choice(numbers.astype(np.float64), count)
             if pd.api.types.is_integer_dtype(series.dtype):
-                moved = np.floor(chosen) + self.random.integers(0, 2, count)
+                moved = np.floor(drawn) + self.random.integers(0, 2, count)
             else:
-                single = chosen.astype(np.float32)
+                single = drawn.astype(np.float32)
                 steps = [
                     np.nextafter(edge, edge.dtype.type(end))
-                    for edge in (chosen, single)
+                    for edge in (drawn, single)
                     for end in (np.inf, -np.inf)
                 ]
-                ways = [chosen, single, chosen / 2 + single / 2, *steps]
+                ways = [drawn, single, drawn / 2 + single / 2, *steps]
                 moved = np.choose(self.random.integers(0, len(ways), count), ways)
             keep = self.random.random(count) < 0.5
             table[name] = pd.Series(np.where(keep, series, moved)).astype(self.example[name].dtype)
@@ -451,8 +451,8 @@ class _TableRows:
 
 def _finite_range(values: Array) -> tuple[float, float]:
     """Return the smallest and the largest finite number, or NaN if no number is finite."""
-    known = values[np.isfinite(values)]
-    return (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
 
 
 def _near(categories: Iterable[Category]) -> list[Category]:
@@ -503,8 +503,10 @@ def _far(column: pd.Series, _: pd.Series) -> pd.Series:
     later rows) by `_FAR`.
     """
     reach, factors = _reach(column), np.resize(np.array(_FAR), len(column))
-    own = np.clip(np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
-    some = np.where(np.arange(len(column)) < len(_FAR), reach, own)
+    values = np.clip(
+        np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach
+    )
+    some = np.where(np.arange(len(column)) < len(_FAR), reach, values)
     return _as(factors * some, column.dtype)
 
 
@@ -645,12 +647,12 @@ def _other_sizes(
         for axis, symbol in axes.items()
     }
     for _ in range(_OTHER_SIZES if most else 0):
-        chosen = random.integers(0, len(example), _OTHER_SIZE_ROWS)
+        positions = random.integers(0, len(example), _OTHER_SIZE_ROWS)
         drawn = {
             symbol: np.arange(random.integers(1, size, endpoint=True))
             for symbol, size in most.items()
         }
-        changed = dict(example.take(chosen).tensors)
+        changed = dict(example.take(positions).tensors)
         for name, axes in free.items():
             for axis, symbol in axes.items():
                 changed[name] = changed[name].take(drawn[symbol], axis, mode="wrap")

@@ -82,14 +82,14 @@ def log_as_pyfunc(
     example = _records_as_table(input_example)
     predict_fn = options.get("pyfunc_predict_fn", "predict")
     arguments: LogOptions = {"input_example": _first_rows(example)}
-    own = net_options(flavor, model, input_example, *others)
-    if own is None and isinstance(example, pd.DataFrame):
-        own = typed_columns_options(model, predict_fn, example)
-        if own is None:
+    pyfunc_options = net_options(flavor, model, input_example, *others)
+    if pyfunc_options is None and isinstance(example, pd.DataFrame):
+        pyfunc_options = typed_columns_options(model, predict_fn, example)
+        if pyfunc_options is None:
             arguments |= table_options(model, predict_fn, example)
     rows = arguments["input_example"]
     if (
-        own is None
+        pyfunc_options is None
         and rows is not None
         and predict_fn != "predict"
         and options["signature"] is None
@@ -97,7 +97,7 @@ def log_as_pyfunc(
     ):
         # Without a signature, MLflow would infer the outputs from `predict`.
         arguments["signature"] = infer_signature(rows, getattr(model, predict_fn)(rows))
-    if own is None:
+    if pyfunc_options is None:
         try:
             _Example(rows if rows is not None else {})
         except Exception as problem:  # noqa: BLE001 - MLflow's encoder may raise any error.
@@ -107,7 +107,7 @@ def log_as_pyfunc(
             )
             arguments["input_example"] = None
     else:
-        flavor, arguments = own
+        flavor, arguments = pyfunc_options
         options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
     code = [] if options["code_paths"] else _own_code(model)
     _logger.warning(
@@ -126,7 +126,7 @@ def log_as_pyfunc(
     arguments |= {
         name: value for name, value in options.items() if value is not None or name not in arguments
     }
-    if own is None:
+    if pyfunc_options is None:
         arguments[accepted[0]] = model
     info = log_flavor(
         module,

@@ -501,17 +501,17 @@ def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, 
     """Return the provenance with the git commit and the dataset of the run that trained
     the model.
     """
-    kept = {name: value for name, value in provenance.items() if not name.startswith("git_")}
+    details = {name: value for name, value in provenance.items() if not name.startswith("git_")}
     if run is None:
-        return kept
+        return details
     if commit := run.data.tags.get(GIT_COMMIT_TAG):
-        kept["git_commit"] = commit
+        details["git_commit"] = commit
     if inputs := run.inputs.dataset_inputs:
-        kept |= {
+        details |= {
             "dataset_digest": inputs[-1].dataset.digest,
             "dataset_name": inputs[-1].dataset.name,
         }
-    return kept
+    return details
 
 
 def load_folder(folder: Path, source: str) -> Original:

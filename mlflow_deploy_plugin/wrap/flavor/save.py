@@ -336,8 +336,10 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns about integer columns.
             digest = batch.digest()
-            known = {entry.dataset.digest for entry in client.get_run(run_id).inputs.dataset_inputs}
-            if digest in known or (known and make(batch.unnamed).digest in known):
+            digests = {
+                entry.dataset.digest for entry in client.get_run(run_id).inputs.dataset_inputs
+            }
+            if digest in digests or (digests and make(batch.unnamed).digest in digests):
                 return
             # Only the first rows: MLflow needs 15 s to infer the schema from 1 million
             # rows.

@@ -85,11 +85,11 @@ def wrap(
         reference_data,
         event_time,
     )
-    others = [data.tensors for data in (proof, reference) if data is not None]
+    tensors = [data.tensors for data in (proof, reference) if data is not None]
     axes = (
         {}
         if example is None
-        else example.free_axes(others, "parity_data, reference_data", signature)
+        else example.free_axes(tensors, "parity_data, reference_data", signature)
     )
     judged = reference if reference is not None else example
     sample = None
@@ -343,11 +343,11 @@ class _FormTrials:
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
             return OnnxForm(converted, runnable, signature, ParityReport("no-original"))
-        known, sizes = converted.boundary_values, symbolic_sizes(converted.proto)
-        self.left_out.update(known.left_out)
+        boundary, sizes = converted.boundary_values, symbolic_sizes(converted.proto)
+        self.left_out.update(boundary.left_out)
         answered = self.answered or ask_original(
             original,
-            parity_rows(example, self.parity_data, known, sizes, self.left_out),
+            parity_rows(example, self.parity_data, boundary, sizes, self.left_out),
         )
         if example.is_table:  # Predictions for tensors may be too large to keep.
             answered = self.answered = list(answered)

@@ -54,8 +54,8 @@ def pruned_and_tuned(
     weights = (
         weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1
     )
-    kept = [(weight, _largest(weight, share)) for weight in weights]
-    if not kept:
+    masked_weights = [(weight, _largest(weight, share)) for weight in weights]
+    if not masked_weights:
         raise ConversionError(f"{type(module).__name__} has no linear or convolutional layer")
     torch.manual_seed(seed)
     frozen = [
@@ -69,7 +69,7 @@ def pruned_and_tuned(
         torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs
     ]  # in the order of `forward`
     try:
-        for weight, mask in kept:
+        for weight, mask in masked_weights:
             weight.data *= mask
         for _ in range(epochs):
             for positions in torch.randperm(len(targets)).split(_BATCH):
@@ -77,7 +77,7 @@ def pruned_and_tuned(
                 predicted = module(*(argument[positions] for argument in arguments))
                 _loss(predicted, targets[positions]).backward()
                 optimizer.step()
-                for weight, mask in kept:
+                for weight, mask in masked_weights:
                     weight.data *= mask
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ConversionError(
@@ -95,11 +95,11 @@ def pruned_and_tuned(
         )
         saved = read_artifact(Path(folder))
         graph = onnx.load(str(saved.onnx_file))
-    own, others = (
+    saved_names, base_names = (
         [sorted(entry.name for entry in side) for side in (form.inputs, form.outputs)]
         for form in (saved, base.artifact)
     )
-    if own != others:
+    if saved_names != base_names:
         raise ConversionError(
             f"{type(module).__name__} has other inputs or outputs than the original version",
         )

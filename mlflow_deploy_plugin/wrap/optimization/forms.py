@@ -219,12 +219,12 @@ def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
 
 def share_of_zeros(proto: onnx.ModelProto) -> float:
     """Return the share of zeros in all weights of two or more dimensions."""
-    known = [
+    tensors = [
         tensor
         for tensor in _tensors(proto.graph)
         if len(tensor.dims) > 1 and tensor.data_type in _FLOATS
     ]
-    weights = [numpy_helper.to_array(tensor) for tensor in known]
+    weights = [numpy_helper.to_array(tensor) for tensor in tensors]
     zeros = sum(int((array == 0).sum()) for array in weights)
     return zeros / max(sum(int(array.size) for array in weights), 1)
 
@@ -258,10 +258,10 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
             raise ConversionError(f"ONNX Runtime cannot load it: {describe_error(error)}") from None
         graph = onnx.load(path)
-    named = set()
+    names = set()
     for position, node in enumerate(graph.graph.node):
-        node.name = node.name if node.name and node.name not in named else f"node_{position}"
-        named.add(node.name)
+        node.name = node.name if node.name and node.name not in names else f"node_{position}"
+        names.add(node.name)
     del graph.graph.value_info[:]
     graph = onnx.shape_inference.infer_shapes(graph)
     add_pre_process_metadata(graph)  # The quantizer warns if these entries are missing.
@@ -362,8 +362,12 @@ def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
 
     graph = half.graph
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
-    own = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")  # names of the converter's casts
-    to_half = {name: node.input[0] for name, node in casts.items() if own.fullmatch(node.name)}
+    cast_names = re.compile(
+        r"graph_input_cast\d+|.*_cast_to_fp16_node"
+    )  # names of the converter's casts
+    to_half = {
+        name: node.input[0] for name, node in casts.items() if cast_names.fullmatch(node.name)
+    }
     for node in casts.values():
         if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:
             node.op_type, node.input[0] = "Identity", to_half[node.input[0]]

@@ -241,12 +241,16 @@ def optimize(
                 "instead",
             )
         if is_registered and not data:
-            own = choose_policy(resolved.name).policy.evaluation
-            data, target, metric = own.dataset, target or own.target, metric or own.metric
+            settings = choose_policy(resolved.name).policy.evaluation
+            data, target, metric = (
+                settings.dataset,
+                target or settings.target,
+                metric or settings.metric,
+            )
         calibration, evaluation = _read_halves(base, data, target)
         if any(recipe.prune for recipe in recipes) and isinstance(original, str):
-            named, original = original, torch_original(resolved, folder, original)
-            if named and isinstance(original, Refused):
+            original_uri, original = original, torch_original(resolved, folder, original)
+            if original_uri and isinstance(original, Refused):
                 raise InvalidConfig(original.reason)
         with ExitStack() as ended:
             trial = Worker(stderr=subprocess.DEVNULL)

@@ -55,12 +55,12 @@ def save_model(
     section = base_model.flavors[artifact.flavor]
     section |= {"data": ONNX_FILE, "optimization": dict(record or {})}
     if artifact.flavor == FLAVOR:
-        kept = {
+        present = {
             name: digest
             for name, digest in section.get("digests", {}).items()
             if (folder / name).is_file()
         }
-        section["digests"] = kept | digests
+        section["digests"] = present | digests
         section["parity"] = dict(parity or {})
         proof = {
             **section["parity"],

@@ -118,7 +118,7 @@ def test_the_end_of_one_that_runs_is_not_waited_for_longer_than_asked(new_child:
     assert child.exit_status is None
 
 
-def test_killing_it_kills_what_it_has_started(new_child: New, tmp_path: Path) -> None:
+def test_killing_the_child_kills_its_grandchildren(new_child: New, tmp_path: Path) -> None:
     output = tmp_path / "output"
     with output.open("wb") as file:
         child = new_child(WITH_GRANDCHILD, stdout=file)
@@ -130,7 +130,7 @@ def test_killing_it_kills_what_it_has_started(new_child: New, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kills_group", [True, False])
-def test_what_is_left_of_one_that_ended_by_itself_is_killed_or_left_alone(
+def test_grandchildren_of_an_ended_child_are_killed_only_with_kills_group(
     new_child: New,
     tmp_path: Path,
     kills_group: bool,
@@ -213,7 +213,7 @@ def test_the_kernel_ends_it_with_the_thread_that_started_it(new_child: New) -> N
     assert children[0].wait(60) == -signal.SIGKILL
 
 
-def test_nothing_is_left_of_a_group_that_nobody_leads() -> None:
+def test_signal_to_a_group_without_processes_returns_false() -> None:
     child = Child([sys.executable, "-c", ""])
     child.wait(60)
     assert not signal_group(child.pid, 0)
@@ -228,7 +228,7 @@ def test_nothing_is_left_of_a_group_that_nobody_leads() -> None:
         (-40, "was killed by signal 40"),
     ],
 )
-def test_how_it_ended_is_said_in_words(status: int, said: str) -> None:
+def test_exit_reason_is_in_words(status: int, said: str) -> None:
     assert exit_reason(status) == said
 
 
@@ -397,9 +397,7 @@ print(number)
 """
 
 
-def test_a_process_that_was_stopped_for_longer_than_it_waits_gets_no_signal_that_nobody_sent() -> (
-    None
-):
+def test_process_stopped_beyond_its_timeout_reports_no_signal_on_resume() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WAITS_FOR_SIGNALS],
         stdout=subprocess.PIPE,

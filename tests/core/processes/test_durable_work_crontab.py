@@ -25,15 +25,15 @@ from tests.support.refusals import refused
     ],
 )
 def test_days_of_the_week_are_those_of_crontab(schedule: str, days: list[str]) -> None:
-    time, found = datetime(2026, 11, 22, 12, tzinfo=UTC), []
+    time, weekdays = datetime(2026, 11, 22, 12, tzinfo=UTC), []
     while (time := next_fire(schedule, "UTC", time)) <= datetime(2026, 11, 29, 12, tzinfo=UTC):
-        found.append(time.strftime("%a"))
+        weekdays.append(time.strftime("%a"))
 
-    assert sorted(found) == sorted(days)
+    assert sorted(weekdays) == sorted(days)
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlinn", "../etc/passwd", "Europe"])
-def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
+def test_unknown_time_zone_is_refused(zone: str) -> None:
     with refused(InvalidConfig, "time_zone", f"'{zone}'"):
         next_fire("15 6 * * *", zone, datetime(2026, 11, 22, tzinfo=UTC))
 
@@ -70,15 +70,15 @@ def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
         ("UTC", "0 0 29 2 *", "2096-03-01T00:00Z", ["29T00:00"]),
     ],
 )
-def test_over_a_change_of_clocks_nothing_is_left_out_and_nothing_comes_twice(
+def test_clock_changes_neither_skip_nor_repeat_a_scheduled_time(
     zone: str,
     schedule: str,
     after: str,
     times: list[str],
 ) -> None:
-    time, found = datetime.fromisoformat(after), []
+    time, fire_times = datetime.fromisoformat(after), []
     for _ in times:
         time = next_fire(schedule, zone, time)
-        found.append(f"{time:%dT%H:%M}")
+        fire_times.append(f"{time:%dT%H:%M}")
 
-    assert found == times
+    assert fire_times == times

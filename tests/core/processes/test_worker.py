@@ -47,9 +47,9 @@ def prepare() -> None:
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    one = Worker(kept_errors=[RegistryUnavailable])
-    yield one
-    one.end()
+    instance = Worker(kept_errors=[RegistryUnavailable])
+    yield instance
+    instance.end()
 
 
 def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker: Worker) -> None:
@@ -94,7 +94,7 @@ def test_a_panic_is_an_error_of_its_call(worker: Worker) -> None:
     assert worker.call(os.getpid, seconds=SECONDS) == pid
 
 
-def test_what_cannot_be_pickled_is_an_error_of_the_call_alone(worker: Worker) -> None:
+def test_unpicklable_result_fails_only_its_own_call(worker: Worker) -> None:
     pid = worker.call(os.getpid, seconds=SECONDS)
     with pytest.raises(OnnxserveError, match="pickle"):
         worker.call(threading.Lock, seconds=SECONDS)
@@ -127,7 +127,7 @@ def test_it_is_prepared_before_the_first_call_and_replaced_after_the_last() -> N
         worker.end()
 
 
-def test_it_ends_when_it_is_told_to_and_not_before() -> None:
+def test_worker_ends_only_on_request_or_when_idle_long_enough() -> None:
     worker = Worker()
     pid = worker.call(os.getpid, seconds=SECONDS)
     worker.end_if_idle(600)

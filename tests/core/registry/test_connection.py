@@ -73,7 +73,7 @@ def test_calls_are_short_and_downloads_are_not(clean: pytest.MonkeyPatch) -> Non
     assert os.environ[TIMEOUT] == "5"
 
 
-def test_what_the_user_said_counts(clean: pytest.MonkeyPatch) -> None:
+def test_timeout_set_by_the_user_is_kept(clean: pytest.MonkeyPatch) -> None:
     clean.setenv(TIMEOUT, "77")
     set_service_timeouts()
     with no_request_timeout:
@@ -105,7 +105,7 @@ def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
         ("models:/x/3: version 3 cannot be loaded", "models:/x/3: version 3 cannot be loaded"),
     ],
 )
-def test_callers_are_not_told_where_mlflow_is(text: str, public: str) -> None:
+def test_mlflow_addresses_are_redacted_for_callers(text: str, public: str) -> None:
     assert redact_addresses(text) == public
 
 
@@ -139,7 +139,7 @@ def serving(handler: type[SimpleHTTPRequestHandler]) -> Iterator[str]:
             server.shutdown()
 
 
-def test_a_server_without_a_route_is_told_without_its_page() -> None:
+def test_missing_mlflow_route_is_reported_without_the_html_page() -> None:
     with (
         http_server() as (host, _),
         tracking_at(f"http://{host}"),
@@ -168,7 +168,7 @@ def test_a_server_without_a_route_is_told_without_its_page() -> None:
         ),
     ],
 )
-def test_what_the_account_may_not_read_is_no_outage(
+def test_permission_errors_are_refusals_and_not_outages(
     error: MlflowException,
     names: tuple[str, ...],
 ) -> None:
@@ -299,7 +299,7 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
         ),
     ],
 )
-def test_what_an_artifact_store_refuses_or_lacks_is_told_as_such(
+def test_artifact_store_failures_are_classified_as_refused_or_missing(
     store: str,
     error: Exception,
     kind: type[Exception],
@@ -311,7 +311,7 @@ def test_what_an_artifact_store_refuses_or_lacks_is_told_as_such(
     assert re.fullmatch(f"the files: {said}", failure.message), failure.message
 
 
-def test_a_store_that_takes_no_files_is_told_in_one_line_and_not_taken_for_mlflow() -> None:
+def test_refused_upload_blames_the_artifact_store_in_one_line() -> None:
     for error in (
         S3UploadFailedError(
             "Failed to upload a to b/c: An error occurred (AccessDenied) when …: Access Denied",
@@ -325,7 +325,7 @@ def test_a_store_that_takes_no_files_is_told_in_one_line_and_not_taken_for_mlflo
             raise error
 
 
-def test_an_error_of_nobody_else_is_not_taken_for_one_of_mlflow() -> None:
+def test_unrelated_error_is_not_taken_for_an_mlflow_error() -> None:
     with pytest.raises(ZeroDivisionError), registry_errors("run r"):
         raise ZeroDivisionError
 
@@ -408,7 +408,7 @@ READ_ONLY_DATABASE = {
         ),
     ],
 )
-def test_an_mlflow_that_does_not_answer_is_told_by_its_cause_and_what_mends_it(
+def test_unavailable_mlflow_error_gives_the_cause_and_the_remedy(
     clean: pytest.MonkeyPatch,
     error: str | MlflowException,
     said: str,
@@ -479,11 +479,11 @@ def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.Mo
     assert os.environ[TIMEOUT] == "5"
 
 
-def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_password() -> None:
-    said = r"^MLFLOW_TRACKING_URI or .*unsupported URI 'foo://somewhere'"
+def test_unsupported_tracking_uri_is_a_one_line_error_without_its_password() -> None:
+    pattern = r"^MLFLOW_TRACKING_URI or .*unsupported URI 'foo://somewhere'"
     with (
         tracking_at("foo://user:secret@somewhere"),
-        pytest.raises(InvalidConfig, match=said) as raised,
+        pytest.raises(InvalidConfig, match=pattern) as raised,
     ):
         registry_client()
 
@@ -535,12 +535,12 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
-        http_server() as (own, sent_to_own),
+        http_server() as (server, sent_to_own),
         http_server() as (other, sent_to_other),
-        tracking_at(f"http://{own}"),
+        tracking_at(f"http://{server}"),
         pytest.raises((NotFound, RegistryUnavailable)) as failed,
     ):
-        fetch(location.format(own=own, other=other), tmp_path, "the files")
+        fetch(location.format(own=server, other=other), tmp_path, "the files")
 
     assert bool(sent_to_own) is is_own
     assert set(sent_to_own) <= {"Basic YWdlbnQ6czNjcmV0"}
@@ -560,7 +560,11 @@ def test_in_a_process_of_a_user_files_elsewhere_are_refused_because_mlflow_would
     location: str,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
-    with http_server() as (own, _), http_server() as (other, sent), tracking_at(f"http://{own}"):
+    with (
+        http_server() as (server, _),
+        http_server() as (other, sent),
+        tracking_at(f"http://{server}"),
+    ):
         with refused(InvalidConfig, "the files", other, "credentials"):
             fetch(location.format(other=other), tmp_path, "the files")
         assert sent == []
@@ -623,12 +627,12 @@ def test_the_account_of_azure_goes_to_azure_alone(
         None,
     )  # An import would send a request to the host.
     refusal = NotInstalled if is_azure else InvalidConfig
-    said = (
+    pattern = (
         "pip install azure-storage-file-datalake"
         if is_azure
         else r"^the files: \S+ is not Azure storage "
     )
-    with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"), pytest.raises(refusal, match=said):
+    with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"), pytest.raises(refusal, match=pattern):
         fetch(location, tmp_path, "the files")
 
 
@@ -656,7 +660,7 @@ def test_an_mlflow_without_a_web_address_leaves_other_servers_of_files_as_they_a
         (b"530 of staff\r\n", "error_perm 530"),
     ],
 )
-def test_what_a_server_says_that_an_author_names_stands_in_no_error(
+def test_ftp_server_reply_is_not_quoted_in_the_error(
     tmp_path: Path,
     answer: bytes,
     said: str,

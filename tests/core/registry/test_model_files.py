@@ -64,7 +64,7 @@ def test_files_that_loading_a_version_in_place_writes_are_not_of_the_version(
     assert version_digest(str(folder)) != before
 
 
-def test_files_that_are_gone_are_said_to_be(store: Any, tmp_path: Path) -> None:
+def test_missing_files_are_reported_as_not_found(store: Any, tmp_path: Path) -> None:
     with refused(NotFound, "folder /no/such"):
         download("file:///no/such", tmp_path)
 
@@ -132,13 +132,13 @@ except NotInstalled as error:
 
 
 @pytest.mark.long
-def test_a_store_whose_package_is_missing_names_what_to_install(tmp_path: Path) -> None:
-    asked = [sys.executable, "-c", WITHOUT_BOTO3, str(tmp_path)]  # MLflow caches its client.
-    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    assert mentions(said, "s3://bucket/model", "boto3", "pip install 'mlflow-onnxserve[s3]'")
+def test_store_without_its_package_names_the_extra_to_install(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_BOTO3, str(tmp_path)]  # MLflow caches its client.
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert mentions(output, "s3://bucket/model", "boto3", "pip install 'mlflow-onnxserve[s3]'")
 
 
-def test_a_store_that_mlflow_does_not_know_is_no_outage(tmp_path: Path) -> None:
+def test_unknown_store_scheme_is_a_config_error_and_not_an_outage(tmp_path: Path) -> None:
     with refused(InvalidConfig, "foo:/bar", "foo:…", "s3, gs"):
         download("foo:/bar", tmp_path)
     with refused(InvalidConfig, "model:…", "'models'"):

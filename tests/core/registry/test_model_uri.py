@@ -128,7 +128,7 @@ def test_the_endpoint_is_named_after_the_model(model_uri: str, name: str) -> Non
         ("http://h:5000/#/models/flights", ["models:/flights/VERSION"]),
     ],
 )
-def test_a_web_address_is_refused_with_what_it_may_have_been_meant_for(
+def test_web_address_is_refused_with_the_likely_tracking_uri_and_model_uri(
     address: str,
     names: list[str],
 ) -> None:
@@ -143,7 +143,7 @@ def test_a_web_address_is_refused_without_its_password() -> None:
 
 
 @pytest.mark.parametrize("uri", ["models:/./flights", "models:/../flights/1", "models:/~/flights"])
-def test_a_folder_as_a_registered_model_is_told(uri: str) -> None:
+def test_folder_given_as_a_registered_model_is_refused(uri: str) -> None:
     with refused(InvalidConfig, "a folder", "a registered model"):
         parse_model_uri(uri)
 
@@ -178,7 +178,7 @@ def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
 
 
 @pytest.mark.parametrize("text", ["/no/such/folder", "./nothing", "~/nothing", "a/b/c"])
-def test_a_path_that_is_plainly_one_is_only_said_to_be_missing(text: str) -> None:
+def test_missing_path_gets_no_other_suggestion(text: str) -> None:
     assert missing_folder_message(text).endswith(" does not exist")
 
 

@@ -125,9 +125,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowClient) -> None:
     assert choose_policy("toy") == PolicyChoice(GatePolicy(), "the defaults", True)
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "gated_stages: [Staging]")
-    chosen = choose_policy("toy")
-    assert chosen.policy.gated_stages == ("Staging",)
-    assert mentions(chosen.where, "onnxserve.gate.policy", "model toy")
+    choice = choose_policy("toy")
+    assert choice.policy.gated_stages == ("Staging",)
+    assert mentions(choice.where, "onnxserve.gate.policy", "model toy")
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "gated_stage: x")
     with refused(InvalidConfig, "onnxserve.gate.policy", "model toy", "gated_stage"):
         choose_policy("toy")

@@ -64,7 +64,7 @@ def test_a_model_that_is_deleted_and_registered_anew_has_other_versions_under_th
     assert len(identities) == 3
 
 
-def test_a_name_that_mlflow_cannot_search_for_is_told(store: Any) -> None:
+def test_model_name_with_unsearchable_quotes_is_refused(store: Any) -> None:
     name = """it's "it\""""
     client = mlflow.MlflowClient()
     client.create_registered_model(name)
@@ -107,7 +107,7 @@ def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
         ("/no/such/folder", ["folder /no/such/folder"]),
     ],
 )
-def test_what_does_not_exist_is_said_with_what_does(
+def test_missing_version_error_lists_the_existing_versions(
     store: Any,
     model_uri: str,
     names: list[str],
@@ -117,12 +117,12 @@ def test_what_does_not_exist_is_said_with_what_does(
     assert "\n" not in caught.value.message
 
 
-def test_a_model_that_is_not_there_is_said_with_the_registry_that_was_asked(store: Any) -> None:
+def test_missing_model_error_lists_the_models_and_the_registry(store: Any) -> None:
     with refused(NotFound, "tyni", "empty, tiny", "sqlite://"):
         resolve("models:/tyni/Production")
 
 
-def test_an_unknown_stage_is_told_from_an_alias(store: Any) -> None:
+def test_unknown_stage_error_suggests_the_alias(store: Any) -> None:
     with refused(InvalidConfig, "a version", "`latest`", "a stage", "models:/tiny@champion"):
         resolve("models:/tiny/champion")
 
@@ -145,7 +145,7 @@ def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_cre
     assert time.monotonic() - started < 60  # MLflow's own retries would take four minutes.
 
 
-def test_a_folder_beside_may_have_the_name_of_a_registered_model(
+def test_folder_may_share_the_name_of_a_registered_model(
     store: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -188,6 +188,8 @@ def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str)
         ("models://profile/tiny/2", "NAME VERSION"),
     ],
 )
-def test_what_is_no_name_of_a_registered_model_is_told(given: str, right: str) -> None:
+def test_invalid_registered_model_name_is_refused_with_the_right_form(
+    given: str, right: str
+) -> None:
     with refused(InvalidConfig, repr(given), "not the name", right):
         registered_version(given, "1")

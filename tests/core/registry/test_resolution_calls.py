@@ -72,11 +72,11 @@ def test_no_look_reads_all_versions_of_a_model(proxy: Proxy, model: str) -> None
     for selector in ("/tag:team=none", "@dead"):
         with pytest.raises(NotFound):
             resolve(f"models:/{model}{selector}")
-    searches = [asked for asked in proxy.asked if "model-versions/search" in asked]
+    searches = [request for request in proxy.asked if "model-versions/search" in request]
     assert searches
-    assert all("max_results=1&" in asked or "max_results=10&" in asked for asked in searches), (
-        searches
-    )
+    assert all(
+        "max_results=1&" in request or "max_results=10&" in request for request in searches
+    ), searches
 
 
 def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_no_rows(
@@ -94,9 +94,9 @@ def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_
         ("evaluation: {dataset: rows.csv, target: y}", False),
     ):
         client.set_registered_model_tag(model, "onnxserve.gate.policy", policy)
-        found = resolve(f"models:/{model}/Production")
-        assert found.gate_status.passed is is_passed
-        assert ("onnxserve gate" in found.gate_status.reason) is not is_passed
+        resolved = resolve(f"models:/{model}/Production")
+        assert resolved.gate_status.passed is is_passed
+        assert ("onnxserve gate" in resolved.gate_status.reason) is not is_passed
 
 
 def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(
@@ -126,7 +126,7 @@ def test_a_reference_without_a_version_is_an_error(
     ("mood", "status"),
     [("<html>hello</html>", 200), ("[1]", 200), ("oops", 500), ("refuse", 200)],
 )
-def test_a_registry_that_talks_nonsense_is_said_to(
+def test_nonsense_from_the_registry_is_reported_after_one_request(
     proxy: Proxy,
     model: str,
     mood: str,

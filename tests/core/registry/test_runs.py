@@ -67,7 +67,7 @@ def test_a_logged_model_is_looked_for_by_the_id_that_mlflow_has(
     )
 
 
-def test_what_is_reported_again_goes_to_the_same_run(client: MlflowClient) -> None:
+def test_second_report_updates_the_same_run(client: MlflowClient) -> None:
     times: list[int] = []
     runs = [
         WINDOW.log("window 3", {"by": "a"}, lambda _client, _run, before: times.append(before))
@@ -97,7 +97,7 @@ def test_of_two_runs_that_were_made_at_once_the_older_one_counts(client: MlflowC
     assert client.get_run(younger).data.tags[SUPERSEDED] == older
 
 
-def test_the_run_of_a_project_that_was_deleted_is_said_to_be(
+def test_deleted_project_run_is_reported(
     client: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -177,24 +177,26 @@ def client_of_old_server(
         yield client
 
 
-def test_models_of_one_path_lie_beside_each_other_on_a_server_before_mlflow_3(
+def test_models_with_one_path_are_stored_separately_before_mlflow_3(
     client_of_old_server: MlflowClient,
     mlflow_server: MlflowServer,
     tmp_path: Path,
 ) -> None:
     first = log_flavor(TextModel, "deep/model", text="a")
-    others = [log_flavor(TextModel, "deep/model", run_id=first.run_id, text=text) for text in "bc"]
+    other_models = [
+        log_flavor(TextModel, "deep/model", run_id=first.run_id, text=text) for text in "bc"
+    ]
 
     assert client_of_old_server.get_run(first.run_id).info.status == "FINISHED"
     texts = [
         Path(
             MlflowClient(mlflow_server.url).download_artifacts(
-                one.run_id,
-                f"{one.artifact_path}/text",
+                info.run_id,
+                f"{info.artifact_path}/text",
                 str(tmp_path),
             ),
         ).read_text()
-        for one in (first, *others)
+        for info in (first, *other_models)
     ]
     assert texts == ["a", "b", "c"]
 

@@ -25,7 +25,7 @@ def test_the_section_stands_at_the_end_and_is_replaced(own: str) -> None:
     assert with_description_section(second, []) == own
 
 
-def test_what_people_write_after_it_stays() -> None:
+def test_text_written_after_the_section_is_kept() -> None:
     changed = with_description_section("Before.", DRIFT) + "\n\nAfter."
 
     again = with_description_section(changed, CALM)

@@ -50,15 +50,15 @@ def stages(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("selector", ["/Production", "/production", "@live", "/tag:team=blue"])
-def test_what_is_followed_is_moved_there_and_back(model: str, selector: str) -> None:
+def test_followed_reference_moves_forward_and_back(model: str, selector: str) -> None:
     reference = parse_model_uri(f"models:/{model}{selector}")
 
-    found = [current_version(reference)]
+    versions = [current_version(reference)]
     for version in ("1", "3", "3", "2"):
         move_version(reference, version)
-        found.append(current_version(reference))
+        versions.append(current_version(reference))
 
-    assert found == ["", "1", "3", "3", "2"]
+    assert versions == ["", "1", "3", "3", "2"]
 
 
 @pytest.mark.parametrize("model", ["moved", "eva's", 'a "b"'], indirect=True)
@@ -109,7 +109,7 @@ def test_of_two_clients_that_move_at_once_one_wins(
         last = ours if is_ours_last else theirs
         assert stages(model) == [
             "Archived",
-            *("Production" if one == last else "Archived" for one in "23"),
+            *("Production" if version == last else "Archived" for version in "23"),
         ]
 
 
@@ -224,7 +224,7 @@ def test_the_others_are_archived_on_postgresql_too() -> None:
         ]
 
 
-def test_a_version_that_is_pointed_at_is_no_longer_rolled_back(model: str) -> None:
+def test_pointing_at_a_version_clears_its_rolled_back_mark(model: str) -> None:
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
     assert was_rolled_back(model, "2")
 
@@ -271,12 +271,12 @@ def test_an_alias_leaves_no_trace_of_where_it_was(model: str) -> None:
     assert previous_in_registry(reference, "2") is None
 
 
-def test_a_version_that_does_not_exist_is_said(model: str) -> None:
+def test_unknown_version_is_not_found(model: str) -> None:
     with refused(NotFound, f"model {model} version 9"):
         move_version(parse_model_uri(f"models:/{model}/Production"), "9")
 
 
-def test_what_mlflow_forbids_is_said_in_its_words(
+def test_mlflow_refusal_is_quoted_in_the_error(
     model: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -51,12 +51,15 @@ def test_the_trail_of_a_deleted_endpoint_has_the_events_of_the_models_that_it_se
     audit.record("delete", endpoint="flights")
 
     assert models_served_by(audit, "flights") == ["flight-delay"]
-    assert [one.action for one in event_history(audit, "flights", None, None)] == [
+    assert [entry.action for entry in event_history(audit, "flights", None, None)] == [
         "create",
         "promote",
         "delete",
     ]
-    assert [one.action for one in event_history(audit, "flights", None, 2)] == ["promote", "delete"]
+    assert [entry.action for entry in event_history(audit, "flights", None, 2)] == [
+        "promote",
+        "delete",
+    ]
 
 
 @pytest.mark.parametrize("spec", [None, "name: flights\nof_a_newer_onnxserve: 1"])
@@ -81,10 +84,10 @@ def test_the_steps_of_a_promotion_are_left_out() -> None:
         promoted,
         event("tag", 6),
     ]
-    assert [one.action for one in without_step_events(events)] == ["gate", "promote", "tag"]
+    assert [entry.action for entry in without_step_events(events)] == ["gate", "promote", "tag"]
 
 
-def test_what_gave_its_stage_up_to_a_promoted_version_is_a_step_of_it() -> None:
+def test_archiving_caused_by_a_promotion_is_not_a_separate_event() -> None:
     archived = replace(event("transition", 4, before="Production", after="Archived"), version="1")
     by_itself = replace(archived, at=NOON - timedelta(minutes=1))
     promoted = event("promote", 5, detail={STARTED_AT: NOON.isoformat()})
@@ -117,7 +120,7 @@ def test_each_of_many_promotions_takes_its_own_steps_and_is_compared_with_few_ev
             replace(act, at=ended),
         ]
 
-    assert {one.action for one in without_step_events(events)} == {"promote"}
+    assert {entry.action for entry in without_step_events(events)} == {"promote"}
     assert CountedTime.compared < 50 * len(events)
 
 

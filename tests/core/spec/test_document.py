@@ -53,7 +53,7 @@ def test_several_documents_are_several_endpoints() -> None:
     port=st.none() | st.integers(1, 65535),
     fraction=st.floats(0, 1),
 )
-def test_what_is_written_is_read_back(
+def test_written_spec_is_read_back_unchanged(
     name: str,
     model: str,
     weight: int,
@@ -199,7 +199,7 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         ),
     ],
 )
-def test_a_document_that_is_no_spec_says_where(text: str, said: str) -> None:
+def test_invalid_document_error_names_the_place(text: str, said: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         load_specs(text)
 

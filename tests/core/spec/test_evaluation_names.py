@@ -40,7 +40,7 @@ def test_a_name_alone_has_its_default_strengths() -> None:
         ),
     ],
 )
-def test_strengths_of_nonsense_are_refused_with_what_is_expected(entry: str, message: str) -> None:
+def test_nonsense_strengths_are_refused_with_the_expected_range(entry: str, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         check_strengths(parse_strengths([entry]))
 

@@ -15,7 +15,7 @@ from tests.support.refusals import refused
 from tests.support.specs import flights
 
 
-def test_rows_of_earlier_windows_are_read_for_what_is_estimated_alone() -> None:
+def test_only_estimated_figures_read_rows_of_earlier_windows() -> None:
     def reads(figure: str, **fields: Any) -> timedelta:
         return MonitorSpec(
             kind="performance",
@@ -42,10 +42,10 @@ def with_sample(**fields: object) -> EndpointSpec:
     """Return an endpoint whose monitor of daily windows retrains on a sample; `__` in a
     name stands for a dot.
     """
-    given = SAMPLED | {name.replace("__", "."): value for name, value in fields.items()}
+    options = SAMPLED | {name.replace("__", "."): value for name, value in fields.items()}
     return apply_config(
         flights(),
-        {f"monitors.daily.retrain.{name}": value for name, value in given.items()},
+        {f"monitors.daily.retrain.{name}": value for name, value in options.items()},
     )
 
 
@@ -63,10 +63,10 @@ def test_a_sample_is_set_by_dotted_names_and_removed_by_its_name() -> None:
 
 
 def test_the_rows_of_a_sample_are_kept_in_the_log() -> None:
-    kept = {"capture.retention": "30d"}
+    config = {"capture.retention": "30d"}
     with refused(InvalidConfig, "capture.retention 30d", "'daily'", "31d"):
-        apply_config(with_sample(), kept)
-    assert apply_config(with_sample(sample__recent="29d"), kept).capture.retention == "30d"
+        apply_config(with_sample(), config)
+    assert apply_config(with_sample(sample__recent="29d"), config).capture.retention == "30d"
 
 
 @pytest.mark.parametrize(

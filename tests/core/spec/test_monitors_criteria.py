@@ -21,11 +21,12 @@ def test_requirements_are_read_with_their_columns_and_units() -> None:
         Requirement("rmse <= 3", "rmse", "", "<=", 3.0),
     )
     assert [
-        (one.argument, one.value)
-        for one in required("data_quality", "missing<=0.1", "missing(wind (m/s))<5%")
+        (requirement.argument, requirement.value)
+        for requirement in required("data_quality", "missing<=0.1", "missing(wind (m/s))<5%")
     ] == [("", 0.1), ("wind (m/s)", 0.05)]
     assert [
-        one.value for one in required("service_level", "p99<=0.2", "p50<=20ms", "error_rate<=1%")
+        requirement.value
+        for requirement in required("service_level", "p99<=0.2", "p50<=20ms", "error_rate<=1%")
     ] == [
         0.2,
         0.02,
@@ -35,14 +36,14 @@ def test_requirements_are_read_with_their_columns_and_units() -> None:
 
 def test_a_command_line_says_several_in_one_text() -> None:
     assert [
-        one.name
-        for one in MonitorSpec.model_validate(
+        requirement.name
+        for requirement in MonitorSpec.model_validate(
             {"kind": "shadow", "require": "disagreement<=5%"},
         ).requirements
     ] == ["disagreement"]
 
 
-def test_a_figure_holds_on_one_side_of_its_bound_and_what_is_no_number_never() -> None:
+def test_requirement_holds_on_one_side_of_its_bound_and_never_for_nan() -> None:
     (accuracy,) = required("performance", "accuracy>=0.8")
 
     assert [accuracy.holds(value) for value in (0.81, 0.8, 0.79, float("nan"))] == [
@@ -84,7 +85,7 @@ def test_a_figure_holds_on_one_side_of_its_bound_and_what_is_no_number_never() -
         ),
     ],
 )
-def test_what_is_no_requirement_is_refused_with_what_would_be_right(
+def test_invalid_requirement_is_refused_with_a_correction(
     kind: str,
     text: str,
     said: str,
@@ -116,7 +117,7 @@ def test_a_field_that_the_kind_does_not_read_is_refused(
     "text",
     ["", "accuracy", ">0.8", "accuracy>=", "accuracy>=x", "a b>=1", "accuracy=>0.8"],
 )
-def test_what_is_no_condition_is_none(text: str) -> None:
+def test_invalid_condition_parses_to_none(text: str) -> None:
     assert parse_condition(text) is None
 
 

@@ -8,7 +8,7 @@ from tests.support.refusals import refused
 from tests.support.specs import flights
 
 
-def test_a_caller_sticks_by_one_of_header_and_key_and_the_last_one_said_holds() -> None:
+def test_last_sticky_setting_wins_and_header_excludes_key() -> None:
     by_header = apply_config(flights(), {"sticky.header": "X-User-Id"})
     assert by_header.sticky is not None
     assert by_header.sticky.header == "x-user-id"

@@ -31,7 +31,7 @@ from tests.support.disk import files_of_at_most
 from tests.support.refusals import mentions
 
 
-def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     write_atomically(tmp_path / "state.json", b"old")
     with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
         write_atomically(tmp_path / "state.json", b"x" * 200)
@@ -55,18 +55,18 @@ def test_a_state_folder_is_for_its_user_alone(tmp_path: Path) -> None:
     ],
     ids=["a file", "a socket"],
 )
-def test_what_the_system_refuses_a_server_is_named(
+def test_system_error_in_a_claimed_folder_names_the_folder_and_the_cause(
     tmp_path: Path,
     refuse: Callable[[Path], object],
     why: str,
 ) -> None:
     with pytest.raises(InvalidConfig) as refused, claim_state_dir(tmp_path / "server"):
         refuse(tmp_path)
-    said = why.format(folder=tmp_path)
-    assert mentions(refused.value.message, f"{tmp_path}/server", said)
+    expected = why.format(folder=tmp_path)
+    assert mentions(refused.value.message, f"{tmp_path}/server", expected)
 
 
-def test_a_state_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+def test_state_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "server").touch()
     with pytest.raises(InvalidConfig) as refused, claim_state_dir(tmp_path / "server"):
         pass
@@ -127,7 +127,7 @@ def test_a_file_takes_its_place_at_the_end(tmp_path: Path) -> None:
     assert (path.read_text(), names(cache)) == ("whole", ["aa.bin"])
 
 
-def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
+def test_error_while_writing_leaves_no_file(tmp_path: Path) -> None:
     cache = FileCache(tmp_path, ".bin")
     with suppress(ZeroDivisionError), cache.writing(cache.path("aa")) as temporary:
         temporary.write_text("half")
@@ -157,7 +157,7 @@ def test_the_oldest_files_go_beyond_a_number_or_a_size(tmp_path: Path) -> None:
     ).exists()  # The newest file is kept regardless of its size.
 
 
-def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path: Path) -> None:
+def test_partial_file_of_a_killed_writer_is_removed_after_an_hour(tmp_path: Path) -> None:
     cache = FileCache(tmp_path, ".bin")
     for name, age in ((".old.bin", 4000), (".new.bin", 10)):
         (tmp_path / name).write_text("half")

@@ -67,7 +67,7 @@ def rounds(machine: Machine, agent: HistoryWriter, seconds: float) -> None:
         agent.round()
 
 
-def test_a_line_has_what_was_added_since_the_one_before(machine: Machine) -> None:
+def test_line_counts_only_the_requests_since_the_line_before(machine: Machine) -> None:
     machine.answer(5)
     agent = machine.agent()
     agent.round()  # Counts at the start are from earlier intervals.
@@ -93,7 +93,7 @@ def test_a_line_has_what_was_added_since_the_one_before(machine: Machine) -> Non
     assert (idle.counters, idle.labels) == ({}, 0)
 
 
-def test_a_restart_is_no_fall_and_the_time_without_a_server_has_no_line(machine: Machine) -> None:
+def test_restart_is_not_a_drop_in_counts_and_downtime_has_no_line(machine: Machine) -> None:
     agent = machine.agent()
     agent.round()
     machine.answer(30)
@@ -104,8 +104,8 @@ def test_a_restart_is_no_fall_and_the_time_without_a_server_has_no_line(machine:
     machine.answer(3)
     rounds(machine, agent, 10)
 
-    assert [one.at - machine.wall for one in machine.hour()] == [10, 80]
-    assert [one.counters[OF_VERSION].requests for one in machine.hour()] == [30, 3]
+    assert [line.at - machine.wall for line in machine.hour()] == [10, 80]
+    assert [line.counters[OF_VERSION].requests for line in machine.hour()] == [30, 3]
 
 
 def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cut_off(
@@ -121,7 +121,7 @@ def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cu
     machine.answer(1)
     rounds(machine, agent, 20)
 
-    assert [bool(one.counters) for one in machine.hour()] == [False, False, True, False]
+    assert [bool(line.counters) for line in machine.hour()] == [False, False, True, False]
 
 
 def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch)
     assert most == 12
     assert len(machine.hour()) == 6
     day = parse_server_history(read_history(machine.folder, "day"))
-    assert [one.counters[OF_VERSION].requests for one in day] == [6, 6]
+    assert [line.counters[OF_VERSION].requests for line in day] == [6, 6]
 
 
 def test_a_full_disk_costs_lines_and_is_logged(
@@ -158,10 +158,10 @@ def test_a_full_disk_costs_lines_and_is_logged(
         rounds(machine, agent, 40)
     rounds(machine, agent, 10)
 
-    said = {
+    messages = {
         record.getMessage() for record in caplog.records
     }  # The log repeats a message once a minute.
-    assert said == {"the server's history cannot be written: No space left on device"}
+    assert messages == {"the server's history cannot be written: No space left on device"}
     assert len(machine.hour()) == 1
 
 
@@ -170,8 +170,8 @@ def test_of_a_clock_that_was_set_back_the_newer_lines_stay() -> None:
         {"at": at, "seconds": 10, "requests": [], "durations": [], "rows": {}, "labels": n}
         for n, at in enumerate((10, 20, 30, 15, 25))
     ]
-    found = parse_server_history(b"\n".join(map(orjson.dumps, lines)))
-    assert [(one.at, one.labels) for one in found] == [(10, 0), (15, 3), (25, 4)]
+    entries = parse_server_history(b"\n".join(map(orjson.dumps, lines)))
+    assert [(entry.at, entry.labels) for entry in entries] == [(10, 0), (15, 3), (25, 4)]
 
 
 EMPTY = b'"requests": [], "durations": [], "rows": {}, "labels": 0}'
@@ -188,6 +188,6 @@ EMPTY = b'"requests": [], "durations": [], "rows": {}, "labels": 0}'
         b'{"at": 1.7e9, "seconds": 0, ' + EMPTY,
     ],
 )
-def test_what_is_no_history_is_refused(page: bytes) -> None:
+def test_invalid_history_page_is_refused(page: bytes) -> None:
     with pytest.raises(ValueError, match=r"line|interval"):
         parse_server_history(page)

@@ -110,7 +110,7 @@ def check(folder: Path, workers: list[list[dict[str, str]]], living: list[int]) 
     registry = CollectorRegistry()
     registry.register(Expected(workers, living))
     ours = parsed(prometheus_text(read_families(folder)))
-    assert {name: one for name, one in ours.items() if "unrecorded" not in name} == parsed(
+    assert {name: family for name, family in ours.items() if "unrecorded" not in name} == parsed(
         generate_latest(registry),
     )
 
@@ -132,7 +132,7 @@ def test_the_page_is_that_of_prometheus_client(
     check(folder, workers, [*range(len(workers))])
 
 
-def test_what_a_dead_worker_has_counted_stays_and_what_it_was_goes(tmp_path: Path) -> None:
+def test_dead_worker_keeps_its_counters_and_loses_its_gauges(tmp_path: Path) -> None:
     workers = [[{"a": "1", "endpoint": "e", "model": "m"}]] * 2
     for number, label_sets in enumerate(workers):
         fill(tmp_path, number, label_sets)

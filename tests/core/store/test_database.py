@@ -64,11 +64,11 @@ both = pytest.mark.parametrize(
 
 def columns(connection: Connection) -> dict[tuple[str, str], tuple[str, bool, str | None]]:
     """Return type, nullability and default of each column of the store."""
-    found = inspect(connection)
+    inspector = inspect(connection)
     return {
         (table, column["name"]): (str(column["type"]), column["nullable"], column["default"])
         for table in Base.metadata.tables
-        for column in found.get_columns(table)
+        for column in inspector.get_columns(table)
     }
 
 
@@ -175,7 +175,7 @@ def test_a_store_whose_schema_is_not_known_is_left_alone(tmp_path: Path, schema:
     assert "\n" not in caught.value.message
 
 
-def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path) -> None:
+def test_invalid_database_file_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "store.db").write_bytes(
         b"no database at all, but long enough to have a header" * 20,
     )
@@ -202,21 +202,21 @@ def test_a_store_whose_connections_all_hang_is_unavailable(tmp_path: Path) -> No
             store.names()
 
 
-def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_names_the_settings(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with refused(StoreUnavailable, f"{tmp_path}/file", "ONNXSERVE_HOME", "ONNXSERVE_STORE_URI"):
         open_store(f"sqlite:///{tmp_path}/file/store.db")
 
 
-def test_a_file_that_cannot_be_opened_is_said_with_the_settings_that_name_another(
+def test_database_that_cannot_be_opened_names_the_setting(
     tmp_path: Path,
 ) -> None:
     with refused(StoreUnavailable, "unable to open", "ONNXSERVE_HOME"):
         open_store(f"sqlite:///{tmp_path}")
 
 
-def test_a_folder_that_takes_no_new_file_is_said_with_the_settings_that_name_another() -> None:
+def test_read_only_folder_error_names_the_setting() -> None:
     denied = sqlite3.OperationalError("attempt to write a readonly database")
     denied.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY  # The home belongs to another user.
     assert "ONNXSERVE_HOME" in store_unavailable(make_url("sqlite:///store.db"), denied).message
@@ -248,9 +248,9 @@ def test_a_store_that_goes_away_while_it_is_open_is_an_error_of_ours(postgresql_
     store = open_store(postgresql_url)
     store.endpoints()
     with create_engine(postgresql_url).begin() as connection:
-        others = "pid <> pg_backend_pid() AND datname = 'postgres'"
+        other_sessions = "pid <> pg_backend_pid() AND datname = 'postgres'"
         connection.execute(
-            text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"),
+            text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {other_sessions}"),
         )
 
     with pytest.raises(StoreUnavailable):

@@ -69,7 +69,8 @@ def judge(
 
 def hours(store: Store, *, by_hand: bool = False) -> list[int]:
     return [
-        (one.start - START) // HOUR for one in Monitors(store).windows("flights", by_hand=by_hand)
+        (window.start - START) // HOUR
+        for window in Monitors(store).windows("flights", by_hand=by_hand)
     ]
 
 
@@ -190,7 +191,7 @@ def test_alerts_go_when_they_are_over_and_old(store: Store, clock: Clock[datetim
     clock.now = START + YEAR
 
     assert expire(store, 30 * DAY) == Expired(alerts=9)
-    assert [one.fingerprint for one in alerts.recent()] == ["over", "fires"]
+    assert [alert.fingerprint for alert in alerts.recent()] == ["over", "fires"]
 
 
 def test_each_transaction_is_short_and_between_two_one_may_leave(
@@ -199,7 +200,7 @@ def test_each_transaction_is_short_and_between_two_one_may_leave(
 ) -> None:
     judge(store, clock, range(21))
     clock.now = START + YEAR
-    asked = iter([True, True, False, False])
+    answers = iter([True, True, False, False])
     deletions: list[int] = []
 
     def note(connection: object, cursor: Any, statement: str, *rest: object) -> None:
@@ -208,7 +209,7 @@ def test_each_transaction_is_short_and_between_two_one_may_leave(
 
     event.listen(Engine, "after_cursor_execute", note)
     try:
-        assert expire(store, 30 * DAY, goes_on=lambda: next(asked)) == Expired(windows=8)
+        assert expire(store, 30 * DAY, goes_on=lambda: next(answers)) == Expired(windows=8)
     finally:
         event.remove(Engine, "after_cursor_execute", note)
     assert deletions == [4, 4]

@@ -69,14 +69,14 @@ def test_a_key_does_not_outlive_the_endpoints_that_it_names(store: Store) -> Non
 
 def test_two_keys_differ_and_their_texts_are_nowhere(store: Store) -> None:
     keys = ApiKeys(store)
-    (one, first), (other, second) = (
+    (key, first), (other, second) = (
         keys.create("a", ["infer"], actor="ada"),
         keys.create("b", ["infer"]),
     )
     assert not any(text in without_keys(f"/{text}/") for text in (first, second))
     assert first != second
     assert len(first) > 40
-    assert first not in repr([one, other, *store.events()])
+    assert first not in repr([key, other, *store.events()])
     assert [(event.action, event.actor, event.after) for event in store.events()][:1] == [
         ("key.create", "ada", "key a"),
     ]

@@ -59,13 +59,13 @@ def test_a_window_is_there_once(store: Store, name: str) -> None:
 
     assert monitors.add(name, "daily", START, START + DAY).revision == 2
     assert monitors.add(name, "hourly", START, START + DAY).id != first.id
-    assert [one.revision for one in monitors.windows(name, "daily")] == [1, 2]
+    assert [window.revision for window in monitors.windows(name, "daily")] == [1, 2]
 
 
 def test_a_window_that_is_judged_stays_as_it_is(store: Store, name: str) -> None:
     monitors = Monitors(store)
     added = monitors.add(name, "daily", START, START + DAY)
-    found = replace(
+    window = replace(
         added,
         state="judged",
         verdict="drift",
@@ -73,7 +73,7 @@ def test_a_window_that_is_judged_stays_as_it_is(store: Store, name: str) -> None
         figures={"p": 0.5, "nan": float("nan")},
     )
 
-    judged = monitors.update(replace(found, reason="a\0b"))
+    judged = monitors.update(replace(window, reason="a\0b"))
 
     assert judged is not None
     assert (judged.verdict, judged.rows, judged.reason, judged.figures) == (
@@ -82,7 +82,7 @@ def test_a_window_that_is_judged_stays_as_it_is(store: Store, name: str) -> None
         "a\ufffdb",
         {"p": 0.5, "nan": None},
     )
-    assert monitors.update(replace(found, verdict="no drift")) is None
+    assert monitors.update(replace(window, verdict="no drift")) is None
     assert monitors.windows(name) == [judged]
 
 
@@ -106,9 +106,18 @@ def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(
     for days in (2, 0, 1):
         monitors.add(name, "daily", START + days * DAY, START + (days + 1) * DAY)
 
-    assert [one.start for one in monitors.windows(name)] == [START, START + DAY, START + 2 * DAY]
-    assert [one.start for one in monitors.windows(name, limit=2)] == [START + DAY, START + 2 * DAY]
-    assert [one.start for one in monitors.windows(name, since=START + 2 * DAY)] == [START + 2 * DAY]
+    assert [window.start for window in monitors.windows(name)] == [
+        START,
+        START + DAY,
+        START + 2 * DAY,
+    ]
+    assert [window.start for window in monitors.windows(name, limit=2)] == [
+        START + DAY,
+        START + 2 * DAY,
+    ]
+    assert [window.start for window in monitors.windows(name, since=START + 2 * DAY)] == [
+        START + 2 * DAY
+    ]
     assert monitors.windows(name, states=["judged"]) == []
 
 
@@ -128,17 +137,17 @@ def test_a_busy_monitor_takes_nothing_from_the_newest_windows_of_another(
     monitors.add(name, "daily", START + 4 * DAY, START + 5 * DAY)
     monitors.add(name, "removed", START, START + DAY)
 
-    found = monitors.newest_of_each(name, ["busy", "daily", "new"], 2)
+    windows = monitors.newest_of_each(name, ["busy", "daily", "new"], 2)
 
-    assert [one.start for one in found if one.monitor == "busy"] == [
+    assert [window.start for window in windows if window.monitor == "busy"] == [
         START + 9 * DAY + number * minute for number in (3, 4)
     ]
-    assert [(one.start, one.revision) for one in found if one.monitor == "daily"] == [
+    assert [(window.start, window.revision) for window in windows if window.monitor == "daily"] == [
         (START + 3 * DAY, 1),
         (START + 4 * DAY, 1),
         (START + 4 * DAY, 2),
     ]
-    assert len(found) == 5
+    assert len(windows) == 5
 
 
 def test_a_pause_is_written_down_with_who_paused(store: Store, name: str) -> None:
@@ -275,8 +284,8 @@ def test_of_several_who_write_a_new_row_at_once_one_makes_it(
     number: int,
 ) -> None:
     monitors, alerts, now = Monitors(store), Alerts(store), store.now()
-    said = Alert(f"{name}/said", name, "daily", "said", now, now)
-    firing = replace(said, fingerprint=f"{name}/drift", state="firing")
+    notice = Alert(f"{name}/said", name, "daily", "said", now, now)
+    firing = replace(notice, fingerprint=f"{name}/drift", state="firing")
     failed = AuditEvent(
         now,
         "controller",
@@ -288,12 +297,12 @@ def test_of_several_who_write_a_new_row_at_once_one_makes_it(
 
     at_once(lambda: monitors.update_state(name, "daily", consecutive=2))
     paused = at_once(lambda: monitors.pause(name, "hourly"))
-    announced = at_once(lambda: alerts.add_once(said))
+    announced = at_once(lambda: alerts.add_once(notice))
     at_once(lambda: alerts.change(firing.fingerprint, lambda known: known or firing))
     at_once(lambda: store.record_unless_repeated(failed))
 
-    assert [one.monitor for one in monitors.states(name)] == ["daily", "hourly"]
+    assert [entry.monitor for entry in monitors.states(name)] == ["daily", "hourly"]
     assert paused.count(True) == 1
     assert announced.count(None) == AT_ONCE - 1
     assert len(alerts.firing(name)) == 1
-    assert [one.action for one in store.events(name)] == ["monitor.pause", "retrain.failed"]
+    assert [entry.action for entry in store.events(name)] == ["monitor.pause", "retrain.failed"]

@@ -38,7 +38,7 @@ def add(retrainings: Retrainings, model: str = "X", endpoint: str = "flights") -
     return retrainings.add(endpoint, "accuracy", model, {"why": "it is worse"}, {"mode": "full"})
 
 
-def test_what_is_written_down_is_found_again(retrainings: Retrainings) -> None:
+def test_added_retraining_is_found_again(retrainings: Retrainings) -> None:
     added = add(retrainings)
     assert retrainings.find("flights", "X") == [added]
     assert retrainings.get(added.id) == added
@@ -99,7 +99,7 @@ def test_a_model_has_one_live_retraining_and_a_new_one_after_its_end(
     other = add(retrainings, model="Y")
     retrainings.update(replace(first, state="failed", ended_at=NOON))
     second = add(retrainings)
-    assert [one.id for one in retrainings.find(live=True)] == [other.id, second.id]
+    assert [retraining.id for retraining in retrainings.find(live=True)] == [other.id, second.id]
 
 
 def test_of_two_that_change_it_at_the_same_time_one_does(
@@ -113,12 +113,12 @@ def test_of_two_that_change_it_at_the_same_time_one_does(
     assert retrainings.update(replace(added, state="failed"), event) is None
     assert retrainings.get(added.id) == running
     actions = [
-        one.action for one in store.events("flights")
+        entry.action for entry in store.events("flights")
     ]  # The PostgreSQL server is shared by tests.
     assert [action for action in actions if action.startswith("retrain.")] == ["retrain.run"]
 
 
-def test_what_has_ended_stays_as_it_is(retrainings: Retrainings) -> None:
+def test_ended_retraining_is_never_updated(retrainings: Retrainings) -> None:
     ended = retrainings.update(replace(add(retrainings), state="left", ended_at=NOON))
     assert ended is not None
     assert not ended.is_live

@@ -92,11 +92,11 @@ def plans_on_sqlite(folder: Path, ask: Callable[[Store], object]) -> list[str]:
     """Return the steps of SQLite's plans for the queries of `ask`."""
     file = folder / "store.db"
     store = open_store(f"sqlite:///{file}")
-    asked: list[tuple[str, Any]] = []
+    statements: list[tuple[str, Any]] = []
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, *others: Any) -> None:
         if connection.engine.url.database == str(file):
-            asked.append((statement, parameters))
+            statements.append((statement, parameters))
 
     event.listen(Engine, "before_cursor_execute", note)
     try:
@@ -106,8 +106,8 @@ def plans_on_sqlite(folder: Path, ask: Callable[[Store], object]) -> list[str]:
         store.close()
     with closing(sqlite3.connect(file)) as database:
         plans = [
-            database.execute(f"EXPLAIN QUERY PLAN {text}", given).fetchall()
-            for text, given in asked
+            database.execute(f"EXPLAIN QUERY PLAN {text}", values).fetchall()
+            for text, values in statements
         ]
     return [step[3] for plan in plans for step in plan]
 
@@ -142,7 +142,7 @@ def test_a_look_at_the_windows_that_wait_does_not_read_the_judged_ones(
     assert all("ix_onnxserve_monitor_windows_state" in read for read in reads), reads
 
 
-def test_a_long_look_keeps_nobody_from_writing(tmp_path: Path) -> None:
+def test_long_read_does_not_block_a_writer(tmp_path: Path) -> None:
     store, other = (open_store(f"sqlite:///{tmp_path}/store.db") for _ in range(2))
 
     with store.transaction(is_read_only=True) as session:
@@ -168,7 +168,7 @@ def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -
         assert row is not None
         row.spec = row.spec.replace("15 6 * * *", "at dawn")
 
-    assert [one.name for one in store.endpoints()] == ["good"]
+    assert [endpoint.name for endpoint in store.endpoints()] == ["good"]
     (unreadable,) = store.unreadable()
     assert unreadable.name == "bad"
     assert unreadable.reason.startswith(
@@ -193,7 +193,7 @@ def test_a_replaced_spec_keeps_the_time_of_creation(store: Store) -> None:
     assert second.created_at == first.created_at < second.updated_at
 
 
-def test_what_is_not_there_cannot_be_replaced_and_need_not_be_removed(store: Store) -> None:
+def test_missing_endpoint_cannot_be_replaced_and_may_be_removed(store: Store) -> None:
     with pytest.raises(NotFound, match="'flights'"):
         store.replace_spec(new_endpoint("flights", "one"))
 
@@ -201,7 +201,7 @@ def test_what_is_not_there_cannot_be_replaced_and_need_not_be_removed(store: Sto
     assert store.remove_endpoint("flights") is False
 
 
-def test_a_change_is_told_by_the_fields_that_differ(store: Store) -> None:
+def test_change_event_lists_only_the_fields_that_differ(store: Store) -> None:
     spec = add_variant(new_endpoint("told", "one", variant="a"), "b", "two")
     store.add_endpoint("onnxserve", spec)
     for config in (
@@ -265,8 +265,8 @@ def test_a_failed_change_leaves_no_event(store: Store) -> None:
     assert [event.action for event in store.events("once")] == ["create"]
 
 
-def test_an_event_says_what_was_changed_from_what_to_what_by_whom_and_why(store: Store) -> None:
-    said = {
+def test_event_records_the_change_the_actor_and_the_reason(store: Store) -> None:
+    change = {
         "model": "flight-delay",
         "version": "7",
         "before": "Staging",
@@ -274,12 +274,12 @@ def test_an_event_says_what_was_changed_from_what_to_what_by_whom_and_why(store:
         "why": "better",
     }
 
-    store.record("transition", **said, detail={"auc": 0.71}, actor="ada@laptop")
+    store.record("transition", **change, detail={"auc": 0.71}, actor="ada@laptop")
 
     (event,) = store.events(model="flight-delay")
     assert (event.actor, event.action, event.endpoint) == ("ada@laptop", "transition", "")
     assert (event.model, event.version, event.before, event.after, event.why) == tuple(
-        said.values(),
+        change.values(),
     )
     assert event.detail == {"auc": 0.71}
 

@@ -21,14 +21,14 @@ def store(store_url: str) -> Iterator[Store]:
 
 
 def test_processes_that_count_at_the_same_time_lose_no_change(store: Store, store_url: str) -> None:
-    others = [open_store(store_url) for _ in range(4)]
+    other_stores = [open_store(store_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         futures = [
-            pool.submit(other.count_change, model) for other in others for model in "XY" * 10
+            pool.submit(other.count_change, model) for other in other_stores for model in "XY" * 10
         ]
     assert [future.exception() for future in futures] == [None] * 80
     assert store.recent_changes() == {"X": 40, "Y": 40}
-    for other in others:
+    for other in other_stores:
         other.close()
 
 

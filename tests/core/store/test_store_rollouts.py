@@ -110,7 +110,7 @@ def test_of_two_that_change_the_same_rollout_the_second_is_refused(
     assert second.update_rollout(replace(read, state="stepping"), None) is None
 
 
-def test_what_has_ended_is_not_changed_any_more(
+def test_ended_rollout_is_never_updated(
     machines: tuple[Machine, Machine],
     name: str,
 ) -> None:
@@ -202,10 +202,10 @@ def test_who_waits_for_a_lease_hears_who_has_it_and_gets_it_next(
     for machine in machines:
         machine.monotonic = time.monotonic()  # The keeper uses this clock.
     first, second = (machine.store for machine in machines)
-    told: list[str] = []
+    holders: list[str] = []
 
     def wait_for(holder: str) -> None:
-        told.append(holder)
+        holders.append(holder)
         held.close()
 
     with ExitStack() as held:
@@ -213,7 +213,7 @@ def test_who_waits_for_a_lease_hears_who_has_it_and_gets_it_next(
         with held_lease(second, name, wait_for) as keeper:
             assert keeper.is_held
 
-    assert told == [f"{current_actor()} (process {os.getpid()})"]
+    assert holders == [f"{current_actor()} (process {os.getpid()})"]
     assert second.lease(name) is None
 
 

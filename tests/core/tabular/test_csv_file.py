@@ -9,23 +9,23 @@ from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
 
 def test_a_csv_record_knows_its_line_its_bytes_and_the_position_after_it() -> None:
     text = b'\xef\xbb\xbfa,b\r\n\r\n1,"two\nlines"\n   \n3,\xff'
-    found = list(csv_records(io.BytesIO(text)))
-    assert [(record.line, record.fields) for record in found] == [
+    records = list(csv_records(io.BytesIO(text)))
+    assert [(record.line, record.fields) for record in records] == [
         (1, ["a", "b"]),
         (3, ["1", "two\nlines"]),
         (6, ["3", "\udcff"]),
     ]
-    assert [record.raw for record in found] == [
+    assert [record.raw for record in records] == [
         b"\xef\xbb\xbfa,b\r\n",
         b'1,"two\nlines"\n',
         b"3,\xff\n",
     ]
-    assert found[-1].position == len(text)
+    assert records[-1].position == len(text)
 
 
 def test_lines_may_end_in_a_carriage_return_alone() -> None:
-    found = list(csv_records(io.BytesIO(b"a,b\r1,2\r3,4\r,")))
-    assert [(record.line, record.fields) for record in found] == [
+    records = list(csv_records(io.BytesIO(b"a,b\r1,2\r3,4\r,")))
+    assert [(record.line, record.fields) for record in records] == [
         (1, ["a", "b"]),
         (2, ["1", "2"]),
         (3, ["3", "4"]),
@@ -34,13 +34,13 @@ def test_lines_may_end_in_a_carriage_return_alone() -> None:
 
 
 def test_a_record_that_is_not_csv_has_an_error_and_the_next_ones_follow() -> None:
-    found = list(csv_records(io.BytesIO(b'a\n"x"y\nz\n')))
-    assert [record.error.partition(";")[0] for record in found] == [
+    records = list(csv_records(io.BytesIO(b'a\n"x"y\nz\n')))
+    assert [record.error.partition(";")[0] for record in records] == [
         "",
         "',' expected after '\"'",
         "",
     ]
-    assert found[-1].fields == ["z"]
+    assert records[-1].fields == ["z"]
 
 
 @pytest.mark.parametrize(
@@ -50,16 +50,16 @@ def test_a_record_that_is_not_csv_has_an_error_and_the_next_ones_follow() -> Non
 def test_a_quotation_mark_that_is_not_closed_costs_its_own_line_only(after: bytes) -> None:
     text = b'a,b\n1,"x\n' + after
 
-    found = list(csv_records(io.BytesIO(text)))
+    records = list(csv_records(io.BytesIO(text)))
 
-    wrong = [record for record in found if record.error]
+    wrong = [record for record in records if record.error]
     assert (wrong[0].line, wrong[0].raw, wrong[0].position) == (2, b'1,"x\n', 9)
-    assert [record.line for record in found] == list(
+    assert [record.line for record in records] == list(
         range(1, text.count(b"\n") + (text[-1:] != b"\n") + 1),
     )
-    assert found[-1].position == len(text)
+    assert records[-1].position == len(text)
 
 
 def test_an_empty_text_in_quotation_marks_is_a_record_and_a_line_of_spaces_is_none() -> None:
-    found = list(csv_records(io.BytesIO(b'a\n""\n  \n1\n')))
-    assert [record.fields for record in found] == [["a"], [""], ["1"]]
+    records = list(csv_records(io.BytesIO(b'a\n""\n  \n1\n')))
+    assert [record.fields for record in records] == [["a"], [""], ["1"]]

@@ -70,7 +70,11 @@ def test_csv_is_read_as_the_csv_module_reads_it(rows: list[list[str]]) -> None:
     numbers, bad = joined(blocks)
     assert numbers == list(whole)
     assert bad == [number for number in range(len(rows)) if number not in whole]
-    read = [(one["x"] or "", one["y"] or "") for block in blocks for one in block.table.to_pylist()]
+    read = [
+        (record["x"] or "", record["y"] or "")
+        for block in blocks
+        for record in block.table.to_pylist()
+    ]
     assert read == [tuple(row) for row in whole.values()]
 
 
@@ -97,12 +101,12 @@ def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(
     numbers, left_out = joined(blocks)
     assert left_out == [row]
     assert numbers == [number for number in range(10_001) if number != row]
-    (rejected,) = (one for block in blocks for one in block.bad)
+    (rejected,) = (entry for block in blocks for entry in block.bad)
     assert rejected.content == UNREADABLE[bad].decode(errors="replace")
     assert sum(len(block.table) for block in blocks) == 10_000
 
 
-def test_a_value_of_a_row_beside_one_that_cannot_be_read_may_be_long() -> None:
+def test_long_value_is_read_in_a_block_with_an_unreadable_row() -> None:
     rows = stream(b"a,b\n1\n2," + b"x" * 1_000_000 + b"\n", "csv")
 
     (block,) = rows.blocks(["b"])
@@ -127,7 +131,7 @@ def test_lines_of_a_csv_file_may_end_in_a_carriage_return_alone() -> None:
 
 
 @pytest.mark.parametrize("bad", [b"", b"3,4\n"])
-def test_a_line_of_spaces_is_no_row(bad: bytes) -> None:
+def test_line_of_spaces_is_not_a_row(bad: bytes) -> None:
     (block,) = stream(b'a\n1\n  \n""\n' + bad, "csv").blocks(["a"])
 
     assert block.table["a"].to_pylist() == ["1", None]
@@ -247,7 +251,7 @@ def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path: Path) -> None:
     assert max(block.table.nbytes for block in blocks) < 20e6
 
 
-def test_a_page_of_a_parquet_file_that_was_damaged_is_told_by_its_checksum() -> None:
+def test_damaged_parquet_page_is_detected_by_its_checksum() -> None:
     file = io.BytesIO()
     table = pa.table({"x": range(1000)})
     pq.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")
@@ -280,7 +284,7 @@ def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(
             ),
         )
 
-    assert [one for block in blocks for one in block.table.to_pylist()] == rows.to_pylist()
+    assert [record for block in blocks for record in block.table.to_pylist()] == rows.to_pylist()
     texts = pa.dictionary(pa.int32(), pa.string())
     assert {block.table.schema for block in blocks} == {rows.schema.set(0, pa.field("few", texts))}
 
@@ -355,7 +359,7 @@ def test_a_table_may_have_quotation_marks_and_line_ends_in_its_values(tmp_path: 
     assert read_table(tmp_path / "t.csv", {}).column("b").to_pylist() == ['x\n"y"', '5" pipe']
 
 
-def test_a_table_may_have_a_long_value_beside_quotation_marks_that_no_value_begins_with(
+def test_long_value_is_read_despite_a_quotation_mark_inside_another_value(
     tmp_path: Path,
 ) -> None:
     long = "x" * 200_000

@@ -100,6 +100,6 @@ def test_an_error_of_the_server_is_raised_in_its_own_words(
         traffic.send(f"http://127.0.0.1:{server.server_port}", two_days)
 
 
-def test_nobody_listening_is_one_clear_line(two_days: pd.DataFrame) -> None:
+def test_traffic_to_a_closed_port_is_one_clear_error(two_days: pd.DataFrame) -> None:
     with pytest.raises(NotReady, match="does not answer"):
         traffic.send("http://127.0.0.1:9", two_days)

@@ -28,7 +28,7 @@ from tests.support.tracking import tracking_at
         ),
     ],
 )
-def test_what_cannot_be_trained_is_said_at_once(
+def test_invalid_training_parameters_are_refused_at_once(
     asked: Training,
     kind: type[OnnxserveError],
     said: str,

@@ -48,24 +48,24 @@ def test_captured_rows_come_back_as_the_flights_that_they_were(
     flights: pd.DataFrame,
     captured: Path,
 ) -> None:
-    found = load_training_data(7, "1-3", str(captured))
+    data = load_training_data(7, "1-3", str(captured))
     april = months(flights, 3, 4).iloc[::50]
     april = april[april[DAY].dt.month == 4].reset_index(drop=True)
-    assert len(found.digest) == 64
-    pd.testing.assert_frame_equal(found.new, april)
-    assert len(found.all) == len(found.built_in) + len(april)
-    assert found.all[EVENT_TIME].is_monotonic_increasing
+    assert len(data.digest) == 64
+    pd.testing.assert_frame_equal(data.new, april)
+    assert len(data.all) == len(data.built_in) + len(april)
+    assert data.all[EVENT_TIME].is_monotonic_increasing
 
 
 @pytest.mark.long
 def test_without_captured_rows_the_built_in_months_are_learned_alone(flights: pd.DataFrame) -> None:
-    found = load_training_data(7, "1-3", "")
-    assert (len(found.new), found.digest) == (0, "")
-    assert found.all is found.built_in
-    assert len(found.built_in) + len(found.held_out) == len(months(flights, 1, 3))
+    data = load_training_data(7, "1-3", "")
+    assert (len(data.new), data.digest) == (0, "")
+    assert data.all is data.built_in
+    assert len(data.built_in) + len(data.held_out) == len(months(flights, 1, 3))
 
 
-def test_a_file_that_is_no_labelled_flights_is_said(flights: pd.DataFrame, tmp_path: Path) -> None:
+def test_file_without_labelled_flights_is_refused(flights: pd.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     with pytest.raises(InvalidConfig, match="cannot be read"):
         read_labelled(path, flights)
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_labelled_flights_is_said(flights: pd.DataFrame, tmp_p
     ("column", "value"),
     [("_event_time", "someday"), ("_label_number", "yes"), ("temp", "warm")],
 )
-def test_a_column_of_labelled_rows_of_another_type_is_said(
+def test_labelled_column_of_another_type_is_refused(
     flights: pd.DataFrame,
     captured: Path,
     column: str,
@@ -98,7 +98,7 @@ def test_months_are_read_as_people_and_mlflow_write_them(
 
 
 @pytest.mark.parametrize("text", ["", "0-3", "3-1", "1-13", "spring"])
-def test_what_is_no_range_of_months_is_said(text: str) -> None:
+def test_invalid_range_of_months_is_refused(text: str) -> None:
     with pytest.raises(InvalidConfig, match="month of 2013"):
         parse_months(text)
 

@@ -170,14 +170,19 @@ def recorded(
             )
             onnxserve.explain("models:/toy/1", holdout, max_rows=10, log=True)
             run_gate("toy", "1", store=store)
-            champion, chosen = parse_stage_or_alias("@champion"), choose_policy("toy", None).policy
+            champion, gate_policy = (
+                parse_stage_or_alias("@champion"),
+                choose_policy("toy", None).policy,
+            )
             files = version_digest("models:/toy/1")
-            subject = subject_of(client.get_model_version("toy", "1"), champion, files, chosen)
-            request_promotion(store, chosen, subject, Person("eva", frozenset(), True), "needed")
+            subject = subject_of(client.get_model_version("toy", "1"), champion, files, gate_policy)
+            request_promotion(
+                store, gate_policy, subject, Person("eva", frozenset(), True), "needed"
+            )
             (request,) = promotion_requests(store, "toy")
             approve(
                 store,
-                chosen,
+                gate_policy,
                 subject,
                 Person("ada", frozenset(), True),
                 request.report_digest,
@@ -307,8 +312,8 @@ def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry: Regi
             (".digest", "a digest"),
         ):
             registry.client.set_model_version_tag("pair", version, f"onnxserve.gate{name}", value)
-    own, served = texts(make_card("models:/pair/2", registry.store), "gate").splitlines()[:2]
-    assert mentions(own, "models:/pair/2 is failed", "the reason of 2")
+    candidate, served = texts(make_card("models:/pair/2", registry.store), "gate").splitlines()[:2]
+    assert mentions(candidate, "models:/pair/2 is failed", "the reason of 2")
     assert mentions(served, "served version 1 in @champion is passed", "the reason of 1")
     assert "served" not in texts(make_card("models:/pair/1", registry.store), "gate")
 

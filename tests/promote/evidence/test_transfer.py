@@ -57,13 +57,13 @@ class Registry:
             return [*store.events(model=model, actions=actions)]
 
     def versions(self, model: str) -> list[ModelVersion]:
-        found = self.client.search_model_versions(f"name = '{model}'")
-        return [self.client.get_model_version(model, entry.version) for entry in reversed(found)]
+        entries = self.client.search_model_versions(f"name = '{model}'")
+        return [self.client.get_model_version(model, entry.version) for entry in reversed(entries)]
 
     def runs(self, model: str) -> list[str]:
         experiment = self.client.get_experiment_by_name(f"onnxserve/{model}")
-        found = self.client.search_runs([experiment.experiment_id]) if experiment else []
-        return [run.info.run_id for run in found if "onnxserve.copied_from" in run.data.tags]
+        all_runs = self.client.search_runs([experiment.experiment_id]) if experiment else []
+        return [run.info.run_id for run in all_runs if "onnxserve.copied_from" in run.data.tags]
 
     def files(self, model: str, version: str, folder: Path) -> dict[str, str]:
         with tracking_at(self.server.url):
@@ -75,14 +75,14 @@ class Registry:
                     dst_path=str(folder),
                 ),
             )
-        found = (
+        paths = (
             file
             for file in path.rglob("*")
             if file.is_file() and file.name != "registered_model_meta"
         )
         return {
             str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in found
+            for file in paths
         }
 
 

@@ -169,7 +169,7 @@ def test_two_spellings_that_were_recorded_as_two_people_count_once(store: Store)
 
 
 @pytest.mark.parametrize("name", ["ada\t", "ad\x00a", "ada\x85", "anonymous@10.0.0.7", "a" * 256])
-def test_a_person_may_not_decide_under_a_name_that_cannot_be_told_from_others(
+def test_names_that_look_like_another_are_refused_in_approvals(
     name: str,
     store: Store,
 ) -> None:

@@ -34,23 +34,23 @@ def judged(
     current: ResolvedModel | None,
     policy: GatePolicy,
 ) -> tuple[GateVerdict, dict[str, CheckResult], EvaluationData | None, list[str]]:
-    said: list[str] = []
+    progress: list[str] = []
     verdict, evaluated = judge(
         candidate,
         current,
         policy,
         "a test",
-        said.append,
+        progress.append,
         clock=lambda: NOON,
     )
-    return verdict, {check.name: check for check in verdict.checks}, evaluated, said
+    return verdict, {check.name: check for check in verdict.checks}, evaluated, progress
 
 
 def test_a_version_that_is_as_good_passes_every_check(
     version: Callable[[str], ResolvedModel],
     policy: GatePolicy,
 ) -> None:
-    verdict, checks, evaluated, said = judged(version("equal"), version("good"), policy)
+    verdict, checks, evaluated, progress = judged(version("equal"), version("good"), policy)
     states = {name: check.state for name, check in checks.items()}
     assert states == {
         "parity": "passed",
@@ -64,7 +64,7 @@ def test_a_version_that_is_as_good_passes_every_check(
     assert verdict.reason.startswith(
         "checked: parity, signature, evaluation, robustness; not checked: budget: the policy",
     )
-    assert said == [
+    assert progress == [
         "fetching version  and version ",
         "checking signature",
         "checking evaluation",
@@ -114,7 +114,7 @@ def test_without_a_dataset_the_reference_is_disturbed(
     assert evaluated is None
 
 
-def test_a_version_without_rows_is_disturbed_on_those_of_what_is_served_and_costs_are_measured_on_a_blank_one(
+def test_version_without_rows_uses_those_of_the_served_one_and_a_blank_row_for_costs(
     version: Callable[[str], ResolvedModel],
 ) -> None:
     policy = parse_policy("skip: [evaluation, budget]\nparity: any", "it")
@@ -131,7 +131,9 @@ def test_a_version_without_rows_is_disturbed_on_those_of_what_is_served_and_cost
 
 
 @pytest.mark.long
-def test_costs_are_measured_beside_what_is_served(version: Callable[[str], ResolvedModel]) -> None:
+def test_costs_are_compared_with_those_of_the_served_version(
+    version: Callable[[str], ResolvedModel],
+) -> None:
     policy = parse_policy("skip: [signature, evaluation, robustness]\nbudget: {batch: 8}", "it")
     _, checks, _, _ = judged(version("equal"), version("good"), policy)
     assert checks["budget"].figures["row_p50_ms_ratio"] > 0
@@ -262,10 +264,10 @@ def test_the_metric_has_to_hold_under_the_disturbances_that_the_policy_demands(
         "target": "label",
     }
     policy = GatePolicy.model_validate({"robustness": robustness, "skip": ["budget"]})
-    _, checks, _, said = judged(version("good"), None, policy)
+    _, checks, _, progress = judged(version("good"), None, policy)
     assert checks["disturbances"].state == state
     assert re.search(reason, checks["disturbances"].reason)
-    assert "checking disturbances" in said
+    assert "checking disturbances" in progress
     skipped = judged(
         version("good"),
         None,

@@ -54,10 +54,10 @@ def actions() -> list[tuple[str, str, str]]:
     return [(event.action, event.version, event.actor) for event in events()]
 
 
-def test_what_passes_takes_the_place_of_what_was_there(toy: MlflowClient) -> None:
-    said: list[str] = []
-    found = promote("toy", "2", "production", actor="eva", progress=said.append)
-    assert (found.to, found.before, found.gate, found.uri) == (
+def test_passing_version_replaces_the_one_in_production(toy: MlflowClient) -> None:
+    progress: list[str] = []
+    promotion = promote("toy", "2", "production", actor="eva", progress=progress.append)
+    assert (promotion.to, promotion.before, promotion.gate, promotion.uri) == (
         "Production",
         "1",
         UNEVALUATED,
@@ -65,16 +65,18 @@ def test_what_passes_takes_the_place_of_what_was_there(toy: MlflowClient) -> Non
     )
     assert stages(toy) == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
-    assert mentions(said[-1], "version 2", "Production")
+    assert mentions(progress[-1], "version 2", "Production")
     event = events()[-1]
     assert (event.before, event.after) == ("version 1 in Production", "version 2 in Production")
     assert (event.detail["report"], event.detail["moved"]) == (
-        found.report,
+        promotion.report,
         {"place": "Production", "before": "1"},
     )
 
 
-def test_what_does_not_is_refused_with_the_figures_and_nothing_moves(toy: MlflowClient) -> None:
+def test_failing_version_is_refused_with_its_report_and_stages_do_not_change(
+    toy: MlflowClient,
+) -> None:
     with refused(GateRefused, "toy version 4", "Production", "form", "report"):
         promote("toy", "4", "Production", actor="eva")
     assert stages(toy) == {1: "Production", 2: "None", 3: "None", 4: "None"}
@@ -86,8 +88,10 @@ def test_what_does_not_is_refused_with_the_figures_and_nothing_moves(toy: Mlflow
 def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
     with refused(InvalidConfig, "forced", "reason"):
         promote("toy", "4", "Production", force=True)
-    found = promote("toy", "4", "Production", force=True, why="the old one is broken", actor="eva")
-    assert found.gate == "forced"
+    promotion = promote(
+        "toy", "4", "Production", force=True, why="the old one is broken", actor="eva"
+    )
+    assert promotion.gate == "forced"
     assert stages(toy)[4] == "Production"
     tags = toy.get_model_version("toy", "4").tags
     assert tags["onnxserve.gate"] == "forced"
@@ -99,7 +103,7 @@ def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
     assert event.detail["forced"] is True
 
 
-def test_what_passes_is_not_called_forced(toy: MlflowClient) -> None:
+def test_forced_promotion_of_a_passing_version_is_not_recorded_as_forced(toy: MlflowClient) -> None:
     toy.set_registered_model_tag(
         "toy",
         "onnxserve.gate.policy",
@@ -111,19 +115,21 @@ def test_what_passes_is_not_called_forced(toy: MlflowClient) -> None:
 @pytest.mark.long
 def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> None:
     run_gate("toy", "2")
-    said: list[str] = []
-    promote("toy", "2", "Production", progress=said.append)
-    assert said[0].startswith("the verdict on version 2 from ")
-    promote("toy", "1", "Production", progress=said.append)  # Version 1 is compared with version 2.
+    progress: list[str] = []
+    promote("toy", "2", "Production", progress=progress.append)
+    assert progress[0].startswith("the verdict on version 2 from ")
+    promote(
+        "toy", "1", "Production", progress=progress.append
+    )  # Version 1 is compared with version 2.
     run_gate("toy", "2")
     toy.set_registered_model_tag(
         "toy",
         "onnxserve.gate.policy",
         "skip: [evaluation, robustness, budget]\nseed: 1",
     )
-    said.clear()
-    promote("toy", "2", "Production", progress=said.append)
-    assert said[0].startswith("fetching")  # The policy has changed.
+    progress.clear()
+    promote("toy", "2", "Production", progress=progress.append)
+    assert progress[0].startswith("fetching")  # The policy has changed.
     for version, year in (
         ("1", 2020),
         ("2", 2096),
@@ -134,9 +140,9 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> N
             "onnxserve.gate.at",
             f"{year}-01-01T00:00:00+00:00",
         )
-        said.clear()
-        promote("toy", version, "Production", progress=said.append)
-        assert said[0].startswith("fetching")
+        progress.clear()
+        promote("toy", version, "Production", progress=progress.append)
+        assert progress[0].startswith("fetching")
 
 
 def test_a_verdict_on_other_files_is_not_taken(
@@ -206,21 +212,25 @@ def test_the_alias_champion_is_gated_by_default(toy: MlflowClient) -> None:
     toy.set_registered_model_alias("toy", "champion", "1")
     with refused(GateRefused, "toy version 4", "@champion"):
         promote("toy", "4", "@champion")
-    found = promote("toy", "2", "@champion")
-    assert mentions(found.location_text, "@champion")
-    assert (found.gate, found.before, found.uri) == (UNEVALUATED, "1", "models:/toy@champion")
+    promotion = promote("toy", "2", "@champion")
+    assert mentions(promotion.location_text, "@champion")
+    assert (promotion.gate, promotion.before, promotion.uri) == (
+        UNEVALUATED,
+        "1",
+        "models:/toy@champion",
+    )
     assert toy.get_model_version_by_alias("toy", "champion").version == 2
 
 
 def test_a_place_that_is_not_gated_is_free(toy: MlflowClient) -> None:
-    found = promote("toy", "4", "Staging")
-    assert (found.gate, found.reason) == ("not asked", "the policy does not gate Staging")
+    promotion = promote("toy", "4", "Staging")
+    assert (promotion.gate, promotion.reason) == ("not asked", "the policy does not gate Staging")
     assert promote("toy", "4", "@shadow").gate == "not asked"
     assert stages(toy)[4] == "Staging"
     assert actions() == [("promote", "4", this := actions()[0][2]), ("promote", "4", this)]
 
 
-def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy: MlflowClient) -> None:
+def test_rolled_back_version_is_refused_until_forced_with_a_reason(toy: MlflowClient) -> None:
     toy.set_model_version_tag("toy", "2", "onnxserve.rolled_back", "flights: too slow")
     again = r"version 2 is not promoted to Production, .* rolled back \(flights: too slow\).*--force --why TEXT"
     with pytest.raises(GateRefused, match=again):
@@ -231,7 +241,7 @@ def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy: Mlfl
     assert "onnxserve.rolled_back" not in toy.get_model_version("toy", "2").tags
 
 
-def test_of_what_is_there_already_nothing_is_done(toy: MlflowClient) -> None:
+def test_second_promotion_of_the_same_version_changes_no_stage(toy: MlflowClient) -> None:
     moved = promote("toy", "2", "Production", actor="eva")
     again = promote("toy", "2", "Production", actor="eva")
     assert (moved.is_moved, again.is_moved, again.gate, again.location_text) == (
@@ -244,7 +254,7 @@ def test_of_what_is_there_already_nothing_is_done(toy: MlflowClient) -> None:
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
 
 
-def test_what_is_there_without_a_verdict_gets_one(toy: MlflowClient) -> None:
+def test_version_in_place_without_a_verdict_gets_one(toy: MlflowClient) -> None:
     assert promote("toy", "1", "Production").is_moved
     assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == UNEVALUATED
 

@@ -89,9 +89,9 @@ def test_no_status_asks_for_another_gate_while_the_tags_of_the_first_verdict_are
 @pytest.mark.long
 def test_a_failed_one_says_why(policy: None, registry: MlflowClient) -> None:
     run_gate("toy", "3")
-    found = resolve("models:/toy/3").gate_status
-    assert (found.passed, found.state) == (False, "failed")
-    assert found.reason.startswith(
+    status = resolve("models:/toy/3").gate_status
+    assert (status.passed, status.state) == (False, "failed")
+    assert status.reason.startswith(
         "evaluation: worse by more than the margin of 0.0100; accuracy 0.",
     )
     assert mentions(resolve("models:/toy/2").gate_status.reason, "the gate")
@@ -101,20 +101,20 @@ def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
     registry: MlflowClient,
     tmp_path: Path,
 ) -> None:
-    own = "skip: [evaluation, robustness, budget]"
-    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", own)
-    (tmp_path / "easy.yaml").write_text(f"parity: any\n{own}")
+    model_policy = "skip: [evaluation, robustness, budget]"
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", model_policy)
+    (tmp_path / "easy.yaml").write_text(f"parity: any\n{model_policy}")
     gated = run_gate("toy", "4", policy_file=tmp_path / "easy.yaml")
     assert gated.verdict.passed
     assert not gated.is_tagged
     assert resolve("models:/toy/4").gate_status.state == ""
-    (tmp_path / "same.yaml").write_text(own)
+    (tmp_path / "same.yaml").write_text(model_policy)
     assert run_gate("toy", "4", policy_file=tmp_path / "same.yaml").is_tagged
     assert resolve("models:/toy/4").gate_status.state == "failed"
 
 
 @pytest.mark.long
-def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
+def test_promoted_version_is_compared_with_the_previous_one(
     registry: MlflowClient,
     tmp_path: Path,
 ) -> None:
@@ -134,23 +134,25 @@ def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 
 
-def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: MlflowClient) -> None:
+def test_only_served_version_keeps_its_verdict_until_the_policy_changes(
+    registry: MlflowClient,
+) -> None:
     policy = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
     assert verdict_of_served("toy", "1") is None  # The version is served without a verdict.
     run_gate("toy", "1")
-    told = str(verdict_of_served("toy", "1"))
-    assert told.startswith(
+    message = str(verdict_of_served("toy", "1"))
+    assert message.startswith(
         "toy version 1 is the served version (Production), and there is no version to compare it "
         "with",
     )
-    assert mentions(told, "remains passed", "without an evaluation")
+    assert mentions(message, "remains passed", "without an evaluation")
     assert verdict_of_served("toy", "2") is None
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", f"{policy}\nseed: 1")
     assert verdict_of_served("toy", "1") is None  # The policy has changed.
 
 
-def test_the_verdict_on_other_files_is_not_told_of_what_is_served(
+def test_verdict_on_changed_files_does_not_apply_to_the_served_version(
     registry: MlflowClient,
     own_files: Path,
     folders: dict[str, Path],

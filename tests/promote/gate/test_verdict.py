@@ -81,7 +81,7 @@ def verdict() -> GateVerdict:
     )
 
 
-def test_the_page_stands_alone_and_says_what_failed(verdict: GateVerdict) -> None:
+def test_page_is_self_contained_and_shows_the_failed_checks(verdict: GateVerdict) -> None:
     page = verdict_as_html(verdict)
     assert not re.search(r"(?i)<script|<link|src=|https?://", page)
     assert "2: <span class='failed'>failed</span>" in page

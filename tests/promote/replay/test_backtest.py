@@ -99,14 +99,16 @@ def test_a_worse_candidate_disagrees_and_loses_accuracy(
     report = replayed(traffic, write_classifier(tmp_path / "worse", (1.0, 2.0)))
 
     answers = load_version(served).predict(ROWS).prediction
-    others = (ROWS["a"] + 2 * ROWS["b"] > 0).astype(int)
-    assert report.disagreement == pytest.approx((answers != others).mean())
-    assert comparison(report).candidate == pytest.approx((others == ROWS["label"])[:400].mean())
+    candidate_answers = (ROWS["a"] + 2 * ROWS["b"] > 0).astype(int)
+    assert report.disagreement == pytest.approx((answers != candidate_answers).mean())
+    assert comparison(report).candidate == pytest.approx(
+        (candidate_answers == ROWS["label"])[:400].mean()
+    )
     assert comparison(report).current == pytest.approx((answers == ROWS["label"])[:400].mean())
     assert comparison(report).high < -0.1
     for row in report.disagreeing:
         number = int(row.prediction_id.removeprefix("1-"))
-        assert mentions(row.text, f"{others[number]} instead of {answers[number]}")
+        assert mentions(row.text, f"{candidate_answers[number]} instead of {answers[number]}")
     assert len(report.disagreeing) == 5
 
 

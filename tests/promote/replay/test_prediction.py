@@ -278,7 +278,7 @@ def test_masked_and_dropped_outputs_are_not_compared(answering: Answering) -> No
     assert (dropped.outputs, dropped.is_equal) == ([], False)
 
 
-def test_an_unknown_id_names_what_may_have_happened(answering: Answering) -> None:
+def test_unknown_prediction_id_error_lists_the_possible_causes(answering: Answering) -> None:
     with refused(NotFound, "p-1", "capture.retention", "capture.fraction", "--failed"):
         find_request(answering.log, "p-1")
 

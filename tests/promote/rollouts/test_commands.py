@@ -40,7 +40,7 @@ def test_nothing_begins_without_a_controller_that_is_alive(store: Store) -> None
     require_controller(store, LEASE, patience=0)
 
 
-def test_of_a_rollout_that_stands_still_it_is_said_why(store: Store, tmp_path: Path) -> None:
+def test_stalled_rollout_gives_a_reason(store: Store, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     deployments = Deployments(store, settings, lambda line: None)
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
@@ -104,12 +104,12 @@ def test_no_more_than_all_the_evidence_is_shown(store: Store) -> None:
     judged = {"figures": "many requests failed", "log_evidence": 500.0, "log_evidence_needed": 4.9}
     begun = store.add_rollout("flights", PLAN.to_json(), "stepping")
 
-    told = describe_rollout(replace(begun, figures={"criteria": {"error_rate>1%": judged}}))
+    text = describe_rollout(replace(begun, figures={"criteria": {"error_rate>1%": judged}}))
 
-    assert mentions(told, "many requests failed", "100%")
+    assert mentions(text, "many requests failed", "100%")
 
 
-def test_what_a_rollout_cannot_do_in_its_state_is_refused(store: Store, tmp_path: Path) -> None:
+def test_impossible_rollout_commands_are_refused(store: Store, tmp_path: Path) -> None:
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
     with refused(NotFound, "'flights'", "no rollout"):
         last_rollout(store, "flights")

@@ -71,8 +71,12 @@ class World:
         versions = dict.fromkeys(variants(share), "7") | {
             "champion": self.served.get(endpoint, "6"),
         }
-        asked = 100.0 * self.looks
-        now = numbers(counted(asked), counted(asked, self.errors * asked), counted(0, same=asked))
+        request_count = 100.0 * self.looks
+        now = numbers(
+            counted(request_count),
+            counted(request_count, self.errors * request_count),
+            counted(0, same=request_count),
+        )
         return EndpointSnapshot(variants(share), "running", "", versions, counters=now)
 
     def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
@@ -109,7 +113,7 @@ def begin(store: Store, plan: RolloutPlan = QUICK) -> Rollout:
 
 
 def end_of(store: Store, begun: Rollout) -> Rollout:
-    return next(one for one in store.rollouts(begun.endpoint) if one.id == begun.id)
+    return next(rollout for rollout in store.rollouts(begun.endpoint) if rollout.id == begun.id)
 
 
 @pytest.fixture
@@ -194,7 +198,7 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
     assert world.done == ["set_traffic", "promote", "finish"]
 
 
-def test_a_step_that_waits_for_requests_is_said_once_and_not_with_each_count(
+def test_step_that_waits_for_requests_is_logged_once(
     store: Store,
     run: Callable[[RolloutController], threading.Event],
 ) -> None:
@@ -250,7 +254,7 @@ def test_a_controller_that_does_not_reach_the_server_leaves_the_rollout_to_one_t
     assert end_of(stores[0], begun).state == "rolled_back"
 
 
-def test_what_is_written_after_the_lease_is_lost_does_not_count(
+def test_writes_after_a_lost_lease_are_ignored(
     store: Store,
     tmp_path: Path,
 ) -> None:
@@ -356,7 +360,7 @@ def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(
     wait_until(lambda: "the attempt failed" in caplog.text, SECONDS, "the failure is logged")
 
     assert "RuntimeError: a bug" in caplog.text
-    assert {one.state for one in store.rollouts()} == {"promoted", "starting"}
+    assert {rollout.state for rollout in store.rollouts()} == {"promoted", "starting"}
 
 
 def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path: Path) -> None:
@@ -387,19 +391,19 @@ def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborte
     run(controller(store, World(), "one"))
     wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
-    said = command_rollout(deployments, "other", "abort", actor="ada@laptop")
+    message = command_rollout(deployments, "other", "abort", actor="ada@laptop")
 
     assert end_of(store, begun).state == "promoted"
     assert end_of(store, unreadable).state == "abandoned"
     assert end_of(store, unreadable).ended_at is not None
-    assert said.startswith(
+    assert message.startswith(
         "other: rollout 1: abandoned; aborted by ada@laptop; the earlier version was not "
         "restored: ",
     )
     assert next(store.events("other", newest_first=True)).action == "rollout.end"
 
 
-def test_a_place_that_is_no_longer_reached_is_left_to_others_and_taken_again_when_it_is(
+def test_lease_of_an_unreachable_place_is_released_and_taken_again_later(
     store: Store,
     tmp_path: Path,
 ) -> None:
@@ -432,7 +436,7 @@ def test_a_place_that_is_no_longer_reached_is_left_to_others_and_taken_again_whe
     assert not is_held()
 
 
-def test_what_ended_a_controller_is_raised_also_if_its_place_is_seen_again_meanwhile(
+def test_controller_error_is_raised_even_if_its_place_is_found_again(
     store: Store,
     tmp_path: Path,
 ) -> None:

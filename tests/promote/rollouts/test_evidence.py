@@ -38,7 +38,7 @@ ERRORS = replace(PLAN, abort_on="error_rate>1%", shadow="")
 SLOW = replace(PLAN, abort_on="p99>2x", shadow="")
 
 
-def test_only_what_was_counted_since_the_step_began_is_judged() -> None:
+def test_only_requests_counted_since_the_step_began_are_judged() -> None:
     ledger = looked(
         ERRORS,
         numbers(counted(1000, 10), counted(500, 400)),
@@ -81,7 +81,7 @@ def test_each_pod_is_counted_once_whichever_pods_there_are_and_can_be_read() -> 
     assert ledger.history.requests == 2000 + 8 + ledger.step["current"].requests
 
 
-def test_what_a_pod_has_counted_before_it_was_ready_is_not_of_the_step() -> None:
+def test_requests_counted_before_a_pod_was_ready_do_not_belong_to_the_step() -> None:
     begun, old = counted(100), versions_counted(counted(5000, 400), counted(900, 890))
     ledger = looked(
         ERRORS,
@@ -96,8 +96,8 @@ def test_what_a_pod_has_counted_before_it_was_ready_is_not_of_the_step() -> None
 
 
 def test_the_counters_of_pods_that_have_ended_are_not_kept_for_ever() -> None:
-    one = versions_counted(counted(10))
-    ledger = looked(ERRORS, *({f"pod {number}": one, "always": one} for number in range(300)))
+    counts = versions_counted(counted(10))
+    ledger = looked(ERRORS, *({f"pod {number}": counts, "always": counts} for number in range(300)))
 
     assert len(ledger.last) < 150
     assert {"always", "pod 299", "pod 298"} <= {*ledger.last}
@@ -113,9 +113,7 @@ def test_errors_that_the_current_version_has_too_are_not_held_against_the_candid
     )
 
 
-def test_at_a_hundred_percent_the_candidate_is_held_to_what_the_current_version_may_have_done_before() -> (
-    None
-):
+def test_full_traffic_step_is_judged_against_earlier_errors_of_the_current_version() -> None:
     before = numbers(counted(10_000, 300))  # 3 %, above the threshold
     as_before = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 60)), step=1)
     worse = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 160)), step=1)
@@ -126,7 +124,7 @@ def test_at_a_hundred_percent_the_candidate_is_held_to_what_the_current_version_
     )
 
 
-def test_a_slow_candidate_is_told_from_one_that_is_as_slow_as_the_current_version() -> None:
+def test_slow_candidate_is_rejected_only_if_the_current_version_is_faster() -> None:
     begun = numbers(counted(1000, slow=5))
     same = looked(SLOW, begun, numbers(counted(2000, slow=10), counted(1000, slow=5)))
     slower = looked(SLOW, begun, numbers(counted(2000, slow=10), counted(1000, slow=100)))
@@ -147,7 +145,7 @@ def test_a_latency_in_time_needs_no_history() -> None:
     )
 
 
-def test_without_a_known_quantile_nothing_is_said_of_latency() -> None:
+def test_latency_is_not_judged_without_a_known_quantile() -> None:
     ledger = looked(
         SLOW,
         numbers(VersionCounters()),

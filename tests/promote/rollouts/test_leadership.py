@@ -86,7 +86,7 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(
 def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(
     tmp_path: Path,
 ) -> None:
-    store, ended, said = open_store(f"sqlite:///{tmp_path}/store.db"), threading.Event(), []
+    store, ended, messages = open_store(f"sqlite:///{tmp_path}/store.db"), threading.Event(), []
     assert store.acquire_lease(
         STORE_LEASE,
         "this",
@@ -102,14 +102,16 @@ def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(
         [work],
         "this",
         4,
-        lambda line: said.append((line, store.lease(STORE_LEASE) == lost)),
+        lambda line: messages.append((line, store.lease(STORE_LEASE) == lost)),
         ended,
     )
-    assert said == [("this is the controller", False)]
+    assert messages == [("this is the controller", False)]
     store.close()
 
 
-def test_prometheus_is_told_whether_this_process_leads(start: Start, worked: list[str]) -> None:
+def test_leadership_metric_shows_whether_this_process_leads(
+    start: Start, worked: list[str]
+) -> None:
     ended = start("the test")
     wait_until(lambda: worked, SECONDS, "it works")
     wait_until(lambda: leads() == 1, SECONDS, "it leads")
@@ -148,25 +150,29 @@ def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_oth
         Deployments(store, Settings(home=tmp_path / name), print)
         for name in ("here", "here", "there", "nowhere")
     )
-    for one in (here, there):
-        (one.settings.deployments_path / "flights").mkdir(parents=True)
+    for deployments in (here, there):
+        (deployments.settings.deployments_path / "flights").mkdir(parents=True)
 
     place = here.place("flights")
     assert place == beside.place("flights") != there.place("flights")
-    assert [reaches(one, "flights") for one in (here, there, nowhere)] == [True, True, False]
-    assert [reaches(one, "flights", place) for one in (here, there, nowhere)] == [
+    assert [reaches(deployments, "flights") for deployments in (here, there, nowhere)] == [
+        True,
+        True,
+        False,
+    ]
+    assert [reaches(deployments, "flights", place) for deployments in (here, there, nowhere)] == [
         True,
         False,
         False,
     ]
-    said: list[str] = []
-    assert list(reached_places(beside, said.append)) == [(place, "the servers here")]
-    assert not list(reached_places(nowhere, said.append))
-    assert not said
+    messages: list[str] = []
+    assert list(reached_places(beside, messages.append)) == [(place, "the servers here")]
+    assert not list(reached_places(nowhere, messages.append))
+    assert not messages
     store.close()
 
 
-def test_a_cluster_that_is_not_reached_is_said_and_hides_no_other_place(
+def test_unreachable_cluster_is_reported_and_other_places_are_still_found(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

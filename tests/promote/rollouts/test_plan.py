@@ -57,7 +57,7 @@ def test_criteria_are_read_with_their_units() -> None:
     )
 
 
-def test_a_latency_may_be_said_in_time() -> None:
+def test_latency_criterion_accepts_a_time() -> None:
     fast, slow = parse_criteria("p50>250ms,p95>1.5s")
 
     assert (fast.share, fast.seconds, fast.factor) == (0.5, 0.25, None)
@@ -79,6 +79,6 @@ def test_a_latency_may_be_said_in_time() -> None:
         ("p99>2x,p99>1s", ["p99>2x", "p99>1s", "the same"]),
     ],
 )
-def test_what_is_no_criterion_is_refused_with_those_that_are(text: str, names: list[str]) -> None:
+def test_invalid_criterion_is_refused_with_valid_examples(text: str, names: list[str]) -> None:
     with refused(InvalidConfig, "--abort-on", *names):
         parse_criteria(text)

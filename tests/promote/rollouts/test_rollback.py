@@ -81,7 +81,9 @@ def stage(model: str, version: str) -> str:
     return str(MlflowClient().get_model_version(model, version).current_stage)
 
 
-def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> None:
+def test_rollback_returns_to_the_version_archived_last_in_the_registry(
+    store: Store, model: str
+) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
     done = roll_back("flights", why="too slow", actor="ada@laptop")
@@ -105,7 +107,7 @@ def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> 
     )
 
 
-def test_the_servers_know_what_has_answered_where_the_trail_does_not(
+def test_rollback_without_an_audit_trail_uses_the_version_that_servers_saw_last(
     store: Store,
     model: str,
 ) -> None:
@@ -139,7 +141,7 @@ def test_the_servers_know_what_has_answered_where_the_trail_does_not(
     assert mentions(done["source"], "version 3", "the server", "version 1")
 
 
-def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: str) -> None:
+def test_rollback_ignores_versions_of_other_stages(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     for stage_moved_to, stood in (("Production", "2"), ("Staging", "1")):
         store.record(
@@ -227,7 +229,7 @@ def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
         ([("1", ""), ("3", "")], "1"),
     ],
 )
-def test_an_alias_that_went_back_and_forth_is_given_back_to_what_had_it_before(
+def test_rollback_gives_the_alias_to_its_holder_before_the_latest_move(
     store: Store,
     model: str,
     moves: list[tuple[str, str]],
@@ -242,7 +244,7 @@ def test_an_alias_that_went_back_and_forth_is_given_back_to_what_had_it_before(
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
-def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(
+def test_emptied_stage_is_given_back_to_its_last_version(
     store: Store,
     model: str,
 ) -> None:
@@ -258,7 +260,7 @@ def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(
     assert roll_back("flights")["to"] == "2"
 
 
-def test_what_a_rollout_promotes_by_its_number_is_no_longer_rolled_back(
+def test_promotion_of_a_pinned_version_clears_its_rolled_back_mark(
     store: Store,
     model: str,
 ) -> None:
@@ -283,7 +285,7 @@ def test_what_a_rollout_promotes_by_its_number_is_no_longer_rolled_back(
     assert "onnxserve.rolled_back" not in MlflowClient().get_model_version(model, "3").tags
 
 
-def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> None:
+def test_version_rolled_back_once_is_skipped(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
     assert [roll_back("flights")["to"] for _ in range(2)] == ["1", "2"]
@@ -307,7 +309,7 @@ def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(
     assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
 
 
-def test_what_a_rollout_has_promoted_just_now_is_taken_back(
+def test_promotion_just_finished_by_a_rollout_is_rolled_back(
     store: Store,
     model: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -316,9 +318,9 @@ def test_what_a_rollout_has_promoted_just_now_is_taken_back(
     begun, read = store.add_rollout("flights", PLAN.to_json(), "promoting"), store.rollouts
 
     def ends_after_the_first_look(*asked: Any, **more: Any) -> list[Rollout]:
-        found = read(*asked, **more)
+        rollouts = read(*asked, **more)
         store.update_rollout(replace(begun, state="promoted", ended_at=begun.created_at), None)
-        return found
+        return rollouts
 
     monkeypatch.setattr(store, "rollouts", ends_after_the_first_look)
 
@@ -328,7 +330,7 @@ def test_what_a_rollout_has_promoted_just_now_is_taken_back(
 
 
 @pytest.mark.parametrize("to", ["2", "models:/{}/2"])
-def test_the_version_is_said_by_its_number_or_by_its_uri(store: Store, model: str, to: str) -> None:
+def test_rollback_target_is_a_number_or_a_uri(store: Store, model: str, to: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
     with refused(InvalidConfig, model, "versions", "6"):
@@ -439,7 +441,7 @@ def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(
         pinned()
 
 
-def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(
+def test_two_answering_deployments_need_a_choice(
     store: Store,
     model: str,
 ) -> None:
@@ -456,17 +458,17 @@ def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(
 def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store: Store) -> None:
     store.add_rollout("flights", PLAN.to_json(), "starting")
 
-    said = command_rollout(
+    message = command_rollout(
         Deployments(store, load_settings(), print),
         "flights",
         "abort",
         actor="ada@laptop",
     )
 
-    assert mentions(said, "flights", "6 → 7", "abandoned", "ada@laptop")
+    assert mentions(message, "flights", "6 → 7", "abandoned", "ada@laptop")
     assert store.rollouts("flights", live=True) == []
 
 
-def test_what_does_not_exist_is_said(store: Store) -> None:
+def test_rollback_of_an_unknown_endpoint_is_refused(store: Store) -> None:
     with refused(NotFound, "no endpoint", "'flights'"):
         roll_back("flights")

@@ -31,23 +31,23 @@ def aborted(candidate: float, current: float, threshold: float, seed: int) -> fl
     generator = np.random.default_rng(seed)
     ended = np.zeros(ROLLOUTS, bool)
     history = generator.binomial(BEFORE, current, ROLLOUTS)
-    known = np.full(ROLLOUTS, BEFORE)
+    totals = np.full(ROLLOUTS, BEFORE)
     for weight in STEPS:
         level, limit = LEVEL / len(STEPS), np.full(ROLLOUTS, threshold)
         if weight == 100:
             level /= 2
             limits = [
                 upper_limit(*counts, level)
-                for counts in zip(history.tolist(), known.tolist(), strict=True)
+                for counts in zip(history.tolist(), totals.tolist(), strict=True)
             ]
             limit = np.maximum(limits, threshold)
         test = SequentialTest(limit, level, against_current=weight < 100)
         for _ in range(LOOKS):
-            asked = generator.binomial(REQUESTS, weight / 100, ROLLOUTS)
-            errors = generator.binomial(asked, candidate)
-            current_errors = generator.binomial(REQUESTS - asked, current)
-            test.look(errors, asked, current_errors, REQUESTS - asked)
-            history, known = history + current_errors, known + REQUESTS - asked
+            requests = generator.binomial(REQUESTS, weight / 100, ROLLOUTS)
+            errors = generator.binomial(requests, candidate)
+            current_errors = generator.binomial(REQUESTS - requests, current)
+            test.look(errors, requests, current_errors, REQUESTS - requests)
+            history, totals = history + current_errors, totals + REQUESTS - requests
             ended |= test.rejects
     return float(ended.mean())
 
@@ -78,9 +78,11 @@ def test_an_outage_that_hits_both_is_held_against_neither() -> None:
         rate = 0.5 if 20 <= look < 30 else 0.001
         # The candidate's share of the requests also changes, so pooled counts would
         # make it look far worse.
-        asked = generator.binomial(REQUESTS, 0.5 if rate > 0.1 else 0.1, ROLLOUTS)
-        errors = generator.binomial(asked, rate)
-        test.look(errors, asked, generator.binomial(REQUESTS - asked, rate), REQUESTS - asked)
+        requests = generator.binomial(REQUESTS, 0.5 if rate > 0.1 else 0.1, ROLLOUTS)
+        errors = generator.binomial(requests, rate)
+        test.look(
+            errors, requests, generator.binomial(REQUESTS - requests, rate), REQUESTS - requests
+        )
         ended |= test.rejects
     assert ended.mean() <= LEVEL
 
@@ -98,7 +100,7 @@ def test_the_evidence_is_a_fair_game_under_the_null_hypothesis() -> None:
     assert mean == pytest.approx(1)
 
 
-def test_without_a_request_there_is_no_evidence() -> None:
+def test_no_requests_give_no_evidence() -> None:
     test = SequentialTest(0.01, LEVEL)
 
     test.look(0, 0, 3, 100)
@@ -119,5 +121,5 @@ def test_the_upper_limit_holds_for_nearly_every_sample(events: int, trials: int)
     ).mean() <= 0.055  # With 0 events, the share is 0.05 plus the noise of the samples.
 
 
-def test_nothing_limits_what_was_never_asked() -> None:
+def test_upper_limit_without_requests_is_one() -> None:
     assert upper_limit(0, 0, 0.05) == 1.0

@@ -24,14 +24,14 @@ def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path: Path) -> 
             new_endpoint("f", "models:/X/Production", variant="main"),
         )
     metrics: MetricsByServer = {"f-1": parse_server_metrics(PAGE), "f-2": Refused("it answers 500")}
-    one = ObservedEndpoint(stored, Observation("running"))
+    observed = ObservedEndpoint(stored, Observation("running"))
 
-    snapshot = take_snapshot(one, metrics)
+    snapshot = take_snapshot(observed, metrics)
 
     ((server, counted),) = snapshot.counters.items()
     assert (server, counted["main", "6"].requests, counted["main", "6"].errors) == ("f-1", 100, 5)
     assert snapshot.unread.split(": ") == ["f-2", "it answers 500"]
-    assert (take_snapshot(one).counters, take_snapshot(one).unread) == ({}, "")
+    assert (take_snapshot(observed).counters, take_snapshot(observed).unread) == ({}, "")
 
 
 def test_only_versions_of_a_registered_model_are_trained(tmp_path: Path) -> None:

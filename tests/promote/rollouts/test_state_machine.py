@@ -150,7 +150,7 @@ def test_a_candidate_that_disagrees_goes_back(first_step: Progress) -> None:
     )
 
 
-def test_nothing_is_judged_by_fewer_requests_than_the_minimum(first_step: Progress) -> None:
+def test_too_few_requests_are_not_judged(first_step: Progress) -> None:
     few = decide(
         PLAN,
         first_step,
@@ -263,7 +263,7 @@ def test_a_paused_step_lasts_and_is_still_judged(first_step: Progress) -> None:
         ),
     ],
 )
-def test_what_others_have_changed_ends_it(
+def test_outside_change_rolls_the_rollout_back(
     first_step: Progress,
     fields: dict[str, object],
     said: str,
@@ -274,7 +274,7 @@ def test_what_others_have_changed_ends_it(
 
 
 @pytest.mark.parametrize("progress", [Progress(), Progress("stepping", 1), Progress("paused", 0)])
-def test_what_somebody_else_promotes_of_its_own_version_ends_it_as_promoted(
+def test_outside_promotion_of_the_candidate_finishes_the_rollout_as_promoted(
     progress: Progress,
 ) -> None:
     reached = decide(PLAN, progress, seen(10, versions=dict.fromkeys(variants(10), "7")), 1)
@@ -335,7 +335,7 @@ def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step: P
         assert again.then == replace(turned, state="rolled_back")
 
 
-def test_what_does_not_come_in_time_goes_back() -> None:
+def test_timeout_of_loading_or_promoting_rolls_back() -> None:
     unloaded = decide(PLAN, Progress(), seen(None), START_SECONDS + 1)
     promoting = Progress("promoting", 1, PROMOTE_SECONDS)
     unserved = decide(PLAN, promoting, seen(100, errors={"champion": "no consent"}), 1)
@@ -344,7 +344,7 @@ def test_what_does_not_come_in_time_goes_back() -> None:
     assert mentions(unserved.progress.reason, "champion", "version 7", "300 s", "no consent")
 
 
-def test_what_the_agent_refuses_goes_back_at_once() -> None:
+def test_version_refused_by_the_agent_rolls_back_at_once() -> None:
     refused = {
         ("champion", "7"): "it would run its own code",
         ("candidate", "7"): "the gate has not passed",
@@ -418,7 +418,7 @@ def test_a_rollout_is_aborted_once(first_step: Progress) -> None:
     assert aborted(replace(ended, state="rolled_back"), "again") is None
 
 
-def test_what_is_written_down_is_all_that_is_needed_to_go_on(first_step: Progress) -> None:
+def test_stored_progress_is_enough_to_continue_a_rollout(first_step: Progress) -> None:
     looked = decide(
         PLAN,
         first_step,
@@ -462,10 +462,10 @@ def test_the_trail_has_each_step_pause_and_end(
     now, later = datetime(2026, 11, 21, tzinfo=UTC), datetime(2026, 11, 22, tzinfo=UTC)
     row = Rollout(1, PLAN.endpoint, PLAN.to_json(), state, 0, now, {}, "", now, now)
     progress = replace(first_step, **fields)
-    found = progress_event(row, progress, "ada@laptop", later)
+    entry = progress_event(row, progress, "ada@laptop", later)
 
-    assert (found and (found.action, found.before, found.after)) == event
-    assert found is None or found.detail["state"] == progress.state
+    assert (entry and (entry.action, entry.before, entry.after)) == event
+    assert entry is None or entry.detail["state"] == progress.state
     assert with_progress(row, progress, later).step_at == (later if event else now)
 
 

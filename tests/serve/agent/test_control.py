@@ -140,7 +140,7 @@ def test_a_control_json_that_is_lost_is_written_again(case: Case) -> None:
     assert read_state(case.state_dir / CONTROL, Control) == Control(unloaded=("a",))
 
 
-def test_what_a_full_disk_refuses_to_control_json_is_logged_once_and_saved_when_there_is_room(
+def test_control_json_is_saved_once_the_disk_has_room_and_the_error_is_logged_once(
     case: Case,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -172,7 +172,7 @@ def test_a_load_is_kept_once_it_went_well_and_found_again_by_the_next_agent(case
     assert case.served == ["a", "b", "c"]
 
 
-def test_a_load_that_fails_leaves_what_was_there(case: Case) -> None:
+def test_a_failed_load_restores_the_previous_endpoint(case: Case) -> None:
     old, new = new_endpoint("c", "old"), new_endpoint("c", "new")
     case.do("load", "c", old)
     name = case.ask("load", "c", new)
@@ -221,8 +221,8 @@ def test_a_command_that_cannot_be_is_answered_at_once(
 def test_the_spec_takes_back_a_name_and_the_permission(case: Case) -> None:
     case.do("load", "c", new_endpoint("c", "x"))
     case.do("unload", "a")
-    case.control.specs = own = allowing("a", "c")
-    assert case.control.endpoints == [own[1]]
+    case.control.specs = specs = allowing("a", "c")
+    assert case.control.endpoints == [specs[1]]
     case.control.specs = forbidding = [new_endpoint("a", "m")]
     assert case.control.endpoints == forbidding
     assert case.control.unloaded == ()
@@ -233,7 +233,7 @@ def test_the_spec_takes_back_a_name_and_the_permission(case: Case) -> None:
     assert "not explicit" in answer.error
 
 
-def test_what_nobody_waits_for_or_can_read_is_removed(case: Case) -> None:
+def test_stale_and_unreadable_commands_and_orphaned_answers_are_removed(case: Case) -> None:
     case.ask("unload", "a", created_at=NOW - MAX_COMMAND_AGE_SECONDS)
     case.ask("unload", "b", created_at=NOW + 1)  # The command is from before the machine's restart.
     (case.state_dir / COMMANDS / "broken.json").write_text("{")

@@ -234,8 +234,8 @@ def test_nginx_asks_the_next_replica_with_the_lines_of_the_guide(
     server: MlflowServer,
     nginx: tuple[str, list[socket.socket]],
 ) -> None:
-    url, asked = nginx
-    before = len(asked)
+    url, connections = nginx
+    before = len(connections)
     move(server, "1")
     with tracking_at(url):
         for _ in range(
@@ -245,7 +245,7 @@ def test_nginx_asks_the_next_replica_with_the_lines_of_the_guide(
                 (resolved,) = next(selected for selected in events if selected).values()
                 assert resolved is not None
                 assert resolved.version == "1"
-        assert len(asked) == before + 1
+        assert len(connections) == before + 1
 
 
 @pytest.mark.long

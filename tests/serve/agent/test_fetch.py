@@ -34,7 +34,7 @@ def test_a_folder_is_served_from_where_it_stands_under_its_model_id(
     assert not list((tmp_path / "cache" / "models").iterdir())
 
 
-def test_what_the_registry_says_counts_more_than_the_files(
+def test_registry_metadata_overrides_the_metadata_in_the_files(
     registry: MlflowRegistry,
     make_model: MakeModel,
     tmp_path: Path,
@@ -50,11 +50,13 @@ def test_what_the_registry_says_counts_more_than_the_files(
     )
     version = registry.fetch(resolved)
     assert (version.model, version.version) == ("x", "4")
-    named = {"alias": "a", "parity": "proven"}
-    assert version.aspects == {"flavor": "onnx", "model_id": "m-1", "run_id": "r-1", **named}
+    aspects = {"alias": "a", "parity": "proven"}
+    assert version.aspects == {"flavor": "onnx", "model_id": "m-1", "run_id": "r-1", **aspects}
 
 
-def test_a_pyfunc_is_told_apart(registry: MlflowRegistry, tmp_path: Path) -> None:
+def test_a_pyfunc_version_is_marked_as_running_code(
+    registry: MlflowRegistry, tmp_path: Path
+) -> None:
     folder = tmp_path / "pyfunc"
     folder.mkdir()
     (folder / "MLmodel").write_text(
@@ -116,7 +118,7 @@ def test_a_digest_of_a_file_outside_of_the_folder_is_not_looked_at(
         registry.fetch(resolve(str(folder)))
 
 
-def test_a_failure_of_what_is_not_registered_is_reported_to_nobody(
+def test_reporting_a_failure_of_an_unregistered_model_succeeds(
     registry: MlflowRegistry,
     tmp_path: Path,
 ) -> None:

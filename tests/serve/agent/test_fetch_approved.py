@@ -35,8 +35,8 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
 ) -> Iterator[People]:
-    with people(tmp_path_factory.mktemp("approved"), new_database, "alice") as found:
-        yield found
+    with people(tmp_path_factory.mktemp("approved"), new_database, "alice") as login_server:
+        yield login_server
 
 
 def run(server: People, user: str, line: str) -> None:

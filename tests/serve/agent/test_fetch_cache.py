@@ -99,7 +99,7 @@ def test_files_that_were_changed_on_disk_are_fetched_again(
 
 
 @pytest.mark.parametrize("fault", ["no MLmodel", "no graph", "link"])
-def test_what_is_no_model_leaves_nothing_behind(
+def test_fetching_an_invalid_model_leaves_no_files_behind(
     cache: ModelCache,
     make_model: MakeModel,
     tmp_path: Path,
@@ -128,9 +128,9 @@ def test_many_fetchers_at_the_same_time_get_the_same_whole_folder(
     got: list[Path] = []
 
     def fetch(number: int) -> None:
-        own = ModelCache(tmp_path / "cache", tmp_path / f"state-{number}")
+        own_cache = ModelCache(tmp_path / "cache", tmp_path / f"state-{number}")
         start.wait()
-        got.append(own.fetch(str(source), "x"))
+        got.append(own_cache.fetch(str(source), "x"))
 
     fetchers = [threading.Thread(target=fetch, args=(number,)) for number in range(8)]
     for fetcher in fetchers:
@@ -185,7 +185,7 @@ def test_a_version_that_is_found_again_is_not_deleted_while_it_is_looked_at(
     assert (folders[0] / "model.onnx").exists()
 
 
-def test_what_an_agent_that_was_killed_had_begun_to_fetch_is_deleted_after_a_day(
+def test_partial_fetches_of_a_killed_agent_are_deleted_after_a_day(
     cache: ModelCache,
     tmp_path: Path,
 ) -> None:
@@ -230,7 +230,7 @@ def test_a_cache_that_takes_no_more_is_named(
     assert not left_overs(tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
+def test_an_unwritable_cache_folder_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidConfig, match="cannot be written"):
         ModelCache(tmp_path / "file" / "cache", tmp_path)

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.core.statedir.models import AgentState, ShippingState
 from tests.support.fake_registry import STAGE, Case
 
 
-def test_what_the_registry_names_is_wanted_and_a_move_is_noticed_at_the_next_poll(
+def test_the_registry_version_is_wanted_and_a_move_is_noticed_at_the_next_poll(
     case: Case,
 ) -> None:
     case.spec(STAGE)
@@ -82,7 +82,7 @@ def test_a_spec_that_changes_is_read_again(case: Case) -> None:
     assert case.versions == {"v1": "3"}
 
 
-def test_how_shipping_goes_stands_beside_how_following_goes(case: Case) -> None:
+def test_the_agent_state_contains_the_shipping_state(case: Case) -> None:
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
     follower = case.follower()

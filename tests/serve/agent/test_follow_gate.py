@@ -25,7 +25,7 @@ def test_a_version_without_its_gate_is_not_served_until_the_tag_appears(case: Ca
         assert state.error.endswith(
             "but this endpoint requires gate=passed; version 1 is still served",
         )
-        assert [(one.variant, one.version, one.cause) for one in state.refused] == [
+        assert [(refusal.variant, refusal.version, refusal.cause) for refusal in state.refused] == [
             ("v1", "2", "gate"),
         ]
         assert case.world.failures[-1] == ("models:/tiny/2", state.refused[0].reason)
@@ -49,7 +49,7 @@ def test_a_version_with_other_files_than_the_judged_ones_is_fetched_once_and_not
         case.now += 2
         state = follower.round()
     assert (case.versions, case.world.fetched) == ({"v1": "1"}, ["1", "2"])
-    assert [(one.version, one.cause) for one in state.refused] == [("2", "gate")]
+    assert [(refusal.version, refusal.cause) for refusal in state.refused] == [("2", "gate")]
     assert "onnxserve gate" in state.error
     del case.world.judged["2"]  # The version gets a new verdict.
     case.now += 2
@@ -71,7 +71,7 @@ def test_a_pinned_version_without_its_gate_is_refused_at_the_start_in_one_line(c
     assert mentions(state.error, "models:/tiny/7", "version 7", "gate=passed")
 
 
-def test_what_is_served_when_the_gate_comes_to_be_required_is_served_on_also_across_a_restart(
+def test_a_served_version_survives_a_restart_without_a_gate_verdict(
     case: Case,
 ) -> None:
     case.require_gate(STAGE)
@@ -102,7 +102,7 @@ def test_a_version_without_its_approvals_is_not_served_from_a_gated_stage(case: 
     case.move("2")
     state = follower.round()
     assert case.versions == {"v1": "1"}
-    assert [(one.version, one.cause) for one in state.refused] == [("2", "gate")]
+    assert [(refusal.version, refusal.cause) for refusal in state.refused] == [("2", "gate")]
     assert mentions(
         state.error,
         "version 2",
@@ -130,7 +130,7 @@ def test_other_files_than_the_approved_ones_are_not_served_until_they_are_back(c
     case.world.unusable["2"] = GateRefused("its files differ from the files that were approved")
     case.move("2")
     state = follower.round()
-    assert (case.versions, [one.cause for one in state.refused]) == ({"v1": "1"}, ["gate"])
+    assert (case.versions, [refusal.cause for refusal in state.refused]) == ({"v1": "1"}, ["gate"])
     assert mentions(state.error, "version 2", "differ", "approved")
     del case.world.unusable["2"]
     case.now += 61

@@ -42,7 +42,7 @@ from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 
-def test_an_outage_is_told_and_the_version_stays_while_the_polls_become_rare(case: Case) -> None:
+def test_an_outage_is_reported_keeps_the_version_and_backs_off_the_polls(case: Case) -> None:
     follower = case.serving("1")
     case.world.versions[STAGE] = RegistryUnavailable("MLflow is down")
     polls = []
@@ -64,7 +64,7 @@ def test_an_outage_is_told_and_the_version_stays_while_the_polls_become_rare(cas
 
 
 @pytest.mark.parametrize("error", [NotFound("no model"), RegistryRefused("no permission")])
-def test_what_somebody_may_put_right_at_any_moment_is_polled_as_often_as_ever(
+def test_errors_that_a_user_can_fix_do_not_slow_down_polling(
     case: Case,
     error: OnnxserveError,
 ) -> None:
@@ -93,7 +93,7 @@ def test_at_a_first_start_nothing_to_serve_is_fatal(case: Case, error: Onnxserve
     assert case.wanted.generation == 0
 
 
-def test_after_a_restart_what_was_served_is_served_on_without_the_registry(case: Case) -> None:
+def test_a_restart_during_an_outage_keeps_the_served_version(case: Case) -> None:
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
     case.follower().round()
@@ -154,7 +154,7 @@ def test_after_a_restart_with_another_model_the_old_one_does_not_count(case: Cas
     assert case.follower().round().fatal
 
 
-def test_files_that_cannot_be_had_are_tried_again_and_told_and_another_version_need_not_wait(
+def test_failed_fetches_are_reported_and_retried_and_do_not_delay_other_versions(
     case: Case,
 ) -> None:
     follower = case.serving("1")
@@ -187,7 +187,7 @@ def test_files_that_cannot_be_had_are_tried_again_and_told_and_another_version_n
     assert case.world.failures[1:] == [("models:/tiny/2", "")]
 
 
-def test_a_failure_is_told_to_the_registry_when_it_is_back(case: Case) -> None:
+def test_a_failure_is_reported_once_the_registry_is_reachable_again(case: Case) -> None:
     case.world.unusable["2"] = InvalidArtifact("no onnx here")
     follower = case.serving("1")
     case.world.versions[STAGE], case.world.is_deaf = "2", True
@@ -199,7 +199,7 @@ def test_a_failure_is_told_to_the_registry_when_it_is_back(case: Case) -> None:
     assert case.world.failures == [("models:/tiny/2", "no onnx here")]
 
 
-def test_while_the_registry_hangs_the_weights_still_change_and_nothing_is_asked_twice(
+def test_weights_change_while_the_registry_hangs_and_lookups_are_not_repeated(
     case: Case,
 ) -> None:
     looks = Later()
@@ -245,7 +245,7 @@ def test_at_a_first_start_an_endpoint_whose_model_does_not_come_keeps_no_other_f
     bringing.start()
     assert not follower.round().fatal
     bringing.join()
-    assert {name: list(one.variants) for name, one in case.wanted.endpoints.items()} == {
+    assert {name: list(endpoint.variants) for name, endpoint in case.wanted.endpoints.items()} == {
         "e1": [],
         "e2": ["v"],
     }
@@ -286,7 +286,7 @@ def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case: Ca
     assert case.wanted.generation == 1
 
 
-def test_why_an_endpoint_has_no_version_is_told_to_its_callers_without_addresses(
+def test_the_error_of_an_endpoint_without_a_version_hides_the_registry_address(
     case: Case,
 ) -> None:
     documents = [
@@ -306,7 +306,7 @@ def test_why_an_endpoint_has_no_version_is_told_to_its_callers_without_addresses
     }
 
 
-def test_whoever_has_an_unknown_model_loaded_is_not_told_where_the_registry_is(case: Case) -> None:
+def test_the_error_of_loading_an_unknown_model_hides_the_registry_address(case: Case) -> None:
     (case.state_dir / SPEC).write_text(
         "name: e\n"
         f"variants: {{v1: {{model: '{STAGE}'}}}}\n"
@@ -331,7 +331,7 @@ def test_whoever_has_an_unknown_model_loaded_is_not_told_where_the_registry_is(c
     assert list(case.wanted.endpoints) == ["e"]
 
 
-def test_an_error_that_was_told_before_a_restart_is_taken_back_when_it_is_no_more(
+def test_an_error_reported_before_a_restart_is_withdrawn_once_it_is_resolved(
     case: Case,
 ) -> None:
     case.require_gate(STAGE)

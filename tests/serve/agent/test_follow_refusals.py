@@ -110,7 +110,7 @@ def test_a_second_variant_that_does_not_load_leaves_the_first_one_serving(case: 
     assert mentions(state.error, "models:/tiny/3", "version 3", "cannot be loaded", "bad graph")
 
 
-def test_an_agent_that_is_killed_in_the_middle_of_a_swap_knows_what_to_go_back_to(
+def test_an_agent_killed_during_a_swap_can_still_roll_back(
     case: Case,
 ) -> None:
     follower = case.serving("1")

@@ -51,7 +51,7 @@ def test_a_version_that_is_gone_gives_way_to_the_one_before(
     assert restore_checkpoint(tmp_path) == {STAGE: FollowedModel(old)}
 
 
-def test_where_nothing_is_remembered_what_the_workers_were_told_counts(
+def test_without_a_checkpoint_the_wanted_state_is_restored(
     make_model: MakeModel,
     tmp_path: Path,
 ) -> None:

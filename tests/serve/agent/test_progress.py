@@ -129,7 +129,7 @@ def moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def test_what_was_answered_and_captured_and_shipped_stands_side_by_side(machine: Machine) -> None:
+def test_a_watermark_counts_answered_captured_and_shipped_rows(machine: Machine) -> None:
     write_state(machine.folder / WANTED, Wanted(endpoints={"idle": WantedEndpoint(variants={})}))
     machine.answer(3)
     machine.answer(200, max_rows=100)
@@ -177,7 +177,7 @@ def test_the_log_is_complete_until_the_last_look_at_which_nothing_waited(machine
     assert (shipper.progress.complete_until, segments(machine.folder / "spool")) == (1006, [])
 
 
-def test_while_the_log_is_down_it_is_not_said_to_be_complete(machine: Machine) -> None:
+def test_complete_until_stands_still_while_the_log_is_down(machine: Machine) -> None:
     machine.shipper.round()
     log = machine.folder / "log"
     log.write_text("a file where the folder should be")
@@ -318,7 +318,7 @@ def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while
     )
 
 
-def test_where_progress_makes_no_sense_what_ended_runs_have_counted_stays_with_the_earlier_name(
+def test_counts_of_ended_runs_keep_the_earlier_agent_name_if_progress_is_unreadable(
     machine: Machine,
 ) -> None:
     machine.answer(3)
@@ -353,7 +353,7 @@ def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
     assert (mark.dropped_rows, mark.shipped_rows) == ({"e": 3}, {"e": 2})
 
 
-def test_the_last_word_counts_what_an_ended_server_has_left(machine: Machine) -> None:
+def test_the_last_watermark_counts_the_rows_of_an_ended_server(machine: Machine) -> None:
     machine.answer(3)
     machine.writer.close()
     counted = read_capture_counters(machine.folder)
@@ -368,8 +368,8 @@ def test_the_last_word_counts_what_an_ended_server_has_left(machine: Machine) ->
     assert machine.told().answered_rows == {"e": 3}
 
 
-def test_it_is_said_soon_where_rows_are_counted_and_seldom_where_none_are(machine: Machine) -> None:
-    told: list[datetime] = []
+def test_watermarks_are_written_often_only_while_rows_are_counted(machine: Machine) -> None:
+    times: list[datetime] = []
     for second in range(1000, 1070, 2):
         machine.clock.now = second
         if second == 1050:
@@ -377,9 +377,9 @@ def test_it_is_said_soon_where_rows_are_counted_and_seldom_where_none_are(machin
         machine.shipper.round()
         machine.watermark.round()
         written = machine.told().written_at
-        if not told or written != told[-1]:
-            told.append(written)
-    assert told == [moment(1000), moment(1030), moment(1050), moment(1056)]
+        if not times or written != times[-1]:
+            times.append(written)
+    assert times == [moment(1000), moment(1030), moment(1050), moment(1056)]
 
 
 def test_a_progress_that_makes_no_sense_begins_anew_under_another_name(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_fetches_that_take_long_leave_their_turns_to_others(case: Case) -> None:
     assert all(model.is_settled and model.version for model in resolver.models.values())
 
 
-def test_a_download_of_which_nothing_arrives_is_told_until_something_does(case: Case) -> None:
+def test_a_stalled_download_is_an_error_until_more_bytes_arrive(case: Case) -> None:
     fetches = Later()
     resolver = case.follower(fetches=fetches).resolver
     model = FollowedModel()
@@ -145,14 +145,14 @@ def test_a_download_of_which_nothing_arrives_is_told_until_something_does(case: 
         return model.message(STAGE)
 
     assert after(0, 0) == after(500, 1000) == after(590, 1000) == ""
-    told = (
+    reason = (
         f"{STAGE}: version 1 cannot be fetched: the download stalls: 1,000 bytes of its files have "
         "arrived, and none in"
     )
-    assert after(20, 1000) == after(20, 1000) == f"{told} ten minutes"
+    assert after(20, 1000) == after(20, 1000) == f"{reason} ten minutes"
     assert len(fetches.waiting) == 1
     assert after(20, 2000) == ""
-    assert told.replace("1,000", "2,000") in after(600, 2000)
+    assert reason.replace("1,000", "2,000") in after(600, 2000)
     assert model.is_settled
     fetches.go_on()
     assert after(0, 2000) == ""

@@ -130,9 +130,9 @@ def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(
         ("carrier",),
     )
     assert shipper.ship() == 3
-    found = rows(tmp_path)
-    key = next(json.loads(row["_key"]) for row in found if "_key" in row)
-    logged = [row for row in found if "_key" not in row]
+    log_rows = rows(tmp_path)
+    key = next(json.loads(row["_key"]) for row in log_rows if "_key" in row)
+    logged = [row for row in log_rows if "_key" not in row]
     assert [row["carrier"] for row in logged] == [key["carrier"], None, key["carrier"]]
     assert logged[0]["prediction"] == logged[2]["prediction"] != logged[1]["prediction"]
     assert key["distance"] == "0"
@@ -162,7 +162,7 @@ def test_rows_are_partitioned_by_endpoint_and_the_hour_of_event_time(
     ]
 
 
-def test_one_value_for_all_rows_is_no_column(
+def test_a_scalar_input_gets_no_column(
     writer: CaptureWriter,
     shipper: Shipper,
     tmp_path: Path,
@@ -199,14 +199,14 @@ def test_tensors_of_different_lengths_become_nested_lists(
         image = np.arange(2 * length * 2, dtype=np.float32).reshape(2, length, 2)
         assert writer.write(record, IMAGES, {"image": image}, {"p": np.zeros(2, np.int64)}, 100)[-1]
     assert shipper.ship() == 4
-    found = rows(tmp_path)
-    assert [row["image"] for row in found] == [
+    log_rows = rows(tmp_path)
+    assert [row["image"] for row in log_rows] == [
         [[0.0, 1.0]],
         [[2.0, 3.0]],
         [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]],
         [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]],
     ]
-    assert [row["prediction"] for row in found] == [0, 0, 0, 0]
+    assert [row["prediction"] for row in log_rows] == [0, 0, 0, 0]
 
 
 def test_requests_that_are_alike_make_one_file_whatever_came_between(
@@ -218,5 +218,5 @@ def test_requests_that_are_alike_make_one_file_whatever_came_between(
         write(writer, f"r{number}", ["AA"] * (1 + number % 3))
     assert shipper.ship() == 60
     assert len(files(tmp_path)) == 1
-    found = {(row["_request_id"], row["_row"]) for row in rows(tmp_path)}
-    assert found == {(f"r{number}", row) for number in range(30) for row in range(1 + number % 3)}
+    row_ids = {(row["_request_id"], row["_row"]) for row in rows(tmp_path)}
+    assert row_ids == {(f"r{number}", row) for number in range(30) for row in range(1 + number % 3)}

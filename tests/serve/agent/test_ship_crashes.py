@@ -32,15 +32,15 @@ def test_a_crash_before_the_offset_is_written_makes_no_doubles(
     assert [row["_request_id"] for row in rows(tmp_path)] == ["a"]
 
 
-def test_after_a_crash_no_file_comes_to_hold_other_rows_so_that_a_compactor_may_delete_what_it_has_read(
+def test_shipping_again_after_a_crash_never_overwrites_files_that_may_have_been_read(
     writer: CaptureWriter,
     shipper: Shipper,
     tmp_path: Path,
 ) -> None:
-    said = [Feedback("p-a", None, None, 1)]
+    feedback = [Feedback("p-a", None, None, 1)]
     for request in "ab":
         write(writer, request, ["AA"])
-        writer.write_feedback("flights", NOON, said)
+        writer.write_feedback("flights", NOON, feedback)
         if request == "a":
             shipper.ship()
             read = files(tmp_path)
@@ -57,7 +57,7 @@ def test_after_a_crash_no_file_comes_to_hold_other_rows_so_that_a_compactor_may_
     assert sum(map(len, read_labels(log.location, "flights", {}))) == 2
 
 
-def test_what_a_killed_worker_left_is_shipped_up_to_the_torn_frame(
+def test_the_segment_of_a_killed_worker_is_shipped_up_to_the_torn_frame(
     shipper: Shipper,
     tmp_path: Path,
 ) -> None:

@@ -88,10 +88,10 @@ def test_answers_of_other_types_or_shapes_take_no_row_of_the_same_model_with_the
         feeds = {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}
         assert writer.write(record, TABULAR, feeds, {"label": answer}, 100)[-1]
     assert shipper.ship() == 5
-    found = {
+    predictions = {
         row["_request_id"]: row.get("prediction", row.get("output.label")) for row in rows(tmp_path)
     }
-    assert found == {"0": 1.0, "1": 1, "2": [1.0], "3": "a", "4": 2.0}
+    assert predictions == {"0": 1.0, "1": 1, "2": [1.0], "3": "a", "4": 2.0}
     assert len(files(tmp_path)) == 4
 
 
@@ -150,8 +150,8 @@ def test_the_last_few_segments_that_make_no_sense_are_kept_and_all_are_counted(
         segment.write_bytes(segment.read_bytes()[request.offset :])
         os.utime(segment, (number, number))
         shipper.ship()
-    kept = {path.stat().st_mtime for path in (tmp_path / "spool").glob("*.broken")}
-    assert (kept, shipper.state.broken_segments) == ({2, 3, 4, 5}, 6)
+    times = {path.stat().st_mtime for path in (tmp_path / "spool").glob("*.broken")}
+    assert (times, shipper.state.broken_segments) == ({2, 3, 4, 5}, 6)
 
 
 @pytest.mark.parametrize("payload", [b"", b"R", b"R" + bytes(4), b"R" + bytes(40), b"L" + bytes(2)])
@@ -184,14 +184,14 @@ def test_a_frame_that_makes_no_sense_takes_none_with_it_of_a_segment_that_is_wri
     assert shipper.ship() == 2
     write(writer, "c", ["AA"])
     assert shipper.ship() == 1
-    found = rows(tmp_path)
-    assert {row["_request_id"] for row in found if "_request_id" in row} == {"a", "b", "c"}
-    assert [row["_label"] for row in found if "_label" in row] == ["1"]
+    log_rows = rows(tmp_path)
+    assert {row["_request_id"] for row in log_rows if "_request_id" in row} == {"a", "b", "c"}
+    assert [row["_label"] for row in log_rows if "_label" in row] == ["1"]
     assert segment.with_suffix(".broken").exists()
     assert shipper.state.broken_segments == 1
 
 
-def test_a_frame_that_makes_no_sense_is_told_once_however_often_its_segment_is_tried(
+def test_a_broken_frame_is_counted_once_even_if_its_segment_is_retried(
     writer: CaptureWriter,
     shipper: Shipper,
     tmp_path: Path,
@@ -246,7 +246,7 @@ def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
     held.close()
 
 
-def test_want_of_memory_or_of_what_writes_to_a_bucket_costs_no_row(
+def test_running_out_of_memory_or_missing_boto3_loses_no_rows(
     writer: CaptureWriter,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -15,7 +15,7 @@ from tests.support.services.s3 import s3_server
 from tests.support.shipping import rows, write
 
 
-def test_only_what_is_new_is_shipped_and_a_segment_goes_when_its_worker_let_go(
+def test_only_new_rows_are_shipped_and_a_released_segment_is_deleted(
     writer: CaptureWriter,
     shipper: Shipper,
     tmp_path: Path,
@@ -35,16 +35,16 @@ def test_only_what_is_new_is_shipped_and_a_segment_goes_when_its_worker_let_go(
     assert sorted(row["_request_id"] for row in rows(tmp_path)) == ["a", "b", "c"]
 
 
-def test_after_a_clock_that_was_ahead_the_log_is_said_to_be_complete_until_now(
+def test_complete_until_follows_a_clock_that_is_set_back(
     tmp_path: Path,
 ) -> None:
     clock, day = Clock(0.0), 86400.0
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), now=clock)
-    said = []
+    times = []
     for clock.now in (day, 3 * day, day + 60):
         shipper.round()
-        said.append(shipper.state.complete_until)
-    assert said == [day, 3 * day, day + 60]
+        times.append(shipper.state.complete_until)
+    assert times == [day, 3 * day, day + 60]
 
 
 def test_a_new_server_whose_log_is_away_is_behind_since_its_start(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_segment_that_its_worker_let_go_of_is_shipped_at_once(
     assert patient.round() == 1
 
 
-def test_a_log_that_is_down_is_told_and_asked_less_and_less_often(
+def test_an_unwritable_log_is_reported_once_and_retried_with_backoff(
     patient: Shipper,
     clock: Clock[float],
     tmp_path: Path,
@@ -165,7 +165,7 @@ def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
     assert (shipper.state.error, shipper.progress.complete_until >= 3600) == ("", True)
 
 
-def test_a_bucket_that_refuses_is_told_once_and_gets_each_row_once_it_takes_them(
+def test_a_refusing_bucket_is_logged_once_and_later_gets_each_row_once(
     writer: CaptureWriter,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

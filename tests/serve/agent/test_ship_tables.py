@@ -228,9 +228,9 @@ def by_input(datatype: str, data: list[float]) -> Feeds:
     """Return one row of the graph's input."""
     head = TensorHeader("X", (1, 5), datatype)
     text = TensorHeader("carrier", (1, 1), "BYTES")
-    given = np.array([data], {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}[datatype])
+    array = np.array([data], {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}[datatype])
     return v2.bind_tensors(
-        {"X": (head, given), "carrier": (text, np.array([["UA"]], object))},
+        {"X": (head, array), "carrier": (text, np.array([["UA"]], object))},
         STACKED,
     )
 
@@ -250,7 +250,7 @@ def test_a_tensor_for_the_graph_is_kept_as_it_came(datatype: str) -> None:
     }
 
 
-def test_values_that_no_column_of_the_type_can_hold_stand_beside_those_that_it_can() -> None:
+def test_values_beyond_the_column_type_widen_the_column() -> None:
     table = logged(STACKED, by_input("FP64", [7, 7, 1, 3, 4]), by_input("FP64", [7.5, 7, 2, 3, 4]))
     assert table.column("key").to_pylist() == [7, 7.5]
     assert table.column("is_late").to_pylist() == [1, 2]

@@ -109,13 +109,13 @@ def test_a_graph_answers_the_outputs_that_predict_leaves_out(
     served: Served,
 ) -> None:
     every = flights.infer(COLUMNS)
-    chosen = flights.infer(COLUMNS, ["probabilities"])
+    subset = flights.infer(COLUMNS, ["probabilities"])
 
     assert isinstance(every.values, dict)
     assert every.values["label"].tolist() == ["yes", "no"]
     assert list(every.values) == ["label", "probabilities"]
     np.testing.assert_array_equal(
-        np.asarray(chosen.values["probabilities"]),
+        np.asarray(subset.values["probabilities"]),
         every.values["probabilities"],
     )
     image = np.ones((1, 2, 2), np.float32)
@@ -186,7 +186,7 @@ def test_labels_are_sent_to_the_prediction_that_they_are_of(
 
 def test_metadata_and_readiness_are_those_of_the_endpoint(flights: Client, served: Served) -> None:
     assert flights.metadata()["name"] == "flights"
-    assert [one["name"] for one in Client(served("images"), "images").metadata()["inputs"]] == [
+    assert [entry["name"] for entry in Client(served("images"), "images").metadata()["inputs"]] == [
         "image",
     ]
     assert flights.ready()
@@ -278,7 +278,7 @@ def test_a_call_says_when_its_rows_happened_and_who_asks(scripted: Callable[...,
     ],
     ids=["dates", "mixed types", "objects", "tensors of several lengths"],
 )
-def test_what_arrow_or_the_server_has_no_column_for_is_sent_as_json(
+def test_rows_without_an_arrow_column_type_are_sent_as_json(
     scripted: Callable[..., Any],
     rows: Any,
     document: Any,
@@ -288,7 +288,7 @@ def test_what_arrow_or_the_server_has_no_column_for_is_sent_as_json(
     assert orjson.loads(server.asked[0][2]) == document
 
 
-def test_a_client_may_be_told_to_send_json_alone(scripted: Callable[..., Any]) -> None:
+def test_only_json_makes_the_client_send_json(scripted: Callable[..., Any]) -> None:
     server = scripted(OK)
     Client(server.url, only_json=True).predict(np.ones((1, 1)))
     assert server.asked[0][1]["Content-Type"] == "application/json"
@@ -302,7 +302,7 @@ def test_a_busy_server_is_asked_again(scripted: Callable[..., Any], status: int)
     assert len(server.asked) == 3
 
 
-def test_the_last_try_raises_what_the_server_says(scripted: Callable[..., Any]) -> None:
+def test_the_last_attempt_raises_the_servers_error(scripted: Callable[..., Any]) -> None:
     server = scripted((429, {"Retry-After": "0"}, b'{"message": "at most 5 a second"}', 0.0))
 
     with pytest.raises(TooManyRequests, match="5 a second"):
@@ -310,7 +310,7 @@ def test_the_last_try_raises_what_the_server_says(scripted: Callable[..., Any]) 
     assert len(server.asked) == 4
 
 
-def test_nobody_waits_for_a_server_that_will_be_busy_for_longer_than_the_call_may_take(
+def test_a_retry_after_beyond_the_timeout_is_not_waited_for(
     scripted: Callable[..., Any],
 ) -> None:
     server = scripted((503, {"Retry-After": "60"}, b'{"error": "loading"}', 0.0))
@@ -325,7 +325,7 @@ def test_nobody_waits_for_a_server_that_will_be_busy_for_longer_than_the_call_ma
 
 
 @pytest.mark.parametrize("status", [500, 502, 301])
-def test_what_may_have_been_computed_is_not_sent_again(
+def test_a_request_that_may_have_been_computed_is_not_sent_again(
     scripted: Callable[..., Any],
     status: int,
 ) -> None:
@@ -383,9 +383,12 @@ def test_an_answer_in_another_form_is_an_error_of_this_package(
         "application/json": b"[[1]]",
         "application/vnd.apache.arrow.stream": b"<html>",
     }
-    named = {"X-Request-Id": "r-9"}
+    id_header = {"X-Request-Id": "r-9"}
     server = scripted(
-        *((200, {"Content-Type": kind, **named}, content, 0.0) for kind, content in kinds.items()),
+        *(
+            (200, {"Content-Type": kind, **id_header}, content, 0.0)
+            for kind, content in kinds.items()
+        ),
     )
     for kind in kinds:
         with pytest.raises(OnnxserveError, match=rf"status 200 .*\({kind}\)") as refused:
@@ -399,7 +402,7 @@ def test_an_id_that_no_header_can_have_is_refused(flights: Client, request_id: s
         flights.predict([{"carrier": "AA"}], request_id=request_id)
 
 
-def test_a_server_that_is_not_there_is_tried_again_and_then_said_to_be_away() -> None:
+def test_an_unreachable_server_is_not_ready_after_all_retries() -> None:
     client = Client(f"http://127.0.0.1:{find_free_port()}", retries=FAST)
 
     with pytest.raises(NotReady, match=r"http://127\.0\.0\.1"):
@@ -415,14 +418,14 @@ def test_a_url_has_a_scheme_and_a_host(url: str) -> None:
         Client(url)
 
 
-def test_pauses_double_up_to_a_bound_and_follow_what_the_server_says() -> None:
+def test_pauses_double_up_to_a_bound_and_follow_retry_after() -> None:
     policy, generator = RetryPolicy(first_pause_seconds=1, max_pause_seconds=5), random.Random(1)
 
     pauses = [
         [policy.pause_seconds(attempt, None, generator) for _ in range(500)] for attempt in range(4)
     ]
 
-    assert [round(max(one)) for one in pauses] == [1, 2, 4, 5]
+    assert [round(max(sample)) for sample in pauses] == [1, 2, 4, 5]
     assert min(map(min, pauses)) < 0.1
     assert all(3 <= policy.pause_seconds(0, 3, generator) <= 3.3 for _ in range(100))
 
@@ -447,7 +450,7 @@ def test_asyncio_asks_many_at_once(served: Served) -> None:
             assert await client.feedback(predictions[0], ["yes", "no"]) == 2
             return predictions
 
-    assert [np.asarray(one).tolist() for one in asyncio.run(ask())] == [["yes", "no"]] * 20
+    assert [np.asarray(answer).tolist() for answer in asyncio.run(ask())] == [["yes", "no"]] * 20
 
 
 @pytest.mark.long

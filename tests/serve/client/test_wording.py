@@ -59,7 +59,7 @@ ANSWERS: dict[str, tuple[int, bytes, str]] = {
 
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_an_error_names_what_is_wrong(
+def test_errors_name_the_mistake(
     served: Callable[[str], str],
     cause: Callable[[Client], object],
     message: str,

@@ -347,8 +347,8 @@ def _arrow_twins(size: int) -> bytes:
 
 
 def _batches(size: int) -> bytes:
-    one = table([RECORD])
-    return arrow_stream(pa.concat_tables([one] * (size // 400)))
+    chunk = table([RECORD])
+    return arrow_stream(pa.concat_tables([chunk] * (size // 400)))
 
 
 def _rows(write: Callable[[pa.Table], bytes]) -> Fill:
@@ -417,24 +417,24 @@ def shapes(route: Route) -> dict[str, Fill]:
     if route.reads not in FIELDS:
         return _SOME if route.path.endswith("/load") else VALUES
     field, before = FIELDS[route.reads], route.good[:-1] + b","
-    found = dict(_within(field, VALUES if route.reads in _ALL else _SOME))
-    found["keys of the document"] = VALUES["keys"]
-    found["keys beside the field"] = lambda size: filled(size, _keys(b"1"), before, b"}")
-    found["keys of params"] = lambda size: filled(size, _keys(b"1"), before + b'"params":{', b"}}")
-    found["keys of parameters"] = lambda size: filled(
+    fills = dict(_within(field, VALUES if route.reads in _ALL else _SOME))
+    fills["keys of the document"] = VALUES["keys"]
+    fills["keys beside the field"] = lambda size: filled(size, _keys(b"1"), before, b"}")
+    fills["keys of params"] = lambda size: filled(size, _keys(b"1"), before + b'"params":{', b"}}")
+    fills["keys of parameters"] = lambda size: filled(
         size,
         _keys(b"1"),
         before + b'"parameters":{',
         b"}}",
     )
-    found["the field again and again"] = lambda size: _repeated(
+    fills["the field again and again"] = lambda size: _repeated(
         size,
         b'"%s":[1]' % field,
         b"{",
         b"}",
     )
     if route.reads in ("invocations", "azure"):
-        found |= _within(field, _SPLITS)
+        fills |= _within(field, _SPLITS)
     if route.reads == "v2":
-        found |= _V2
-    return found
+        fills |= _V2
+    return fills

@@ -46,10 +46,10 @@ class Raw:
         """The positions at which the bytes are split: around each line end, between the
         parts, and within them.
         """
-        found = {1, len(self.sent) // 2, len(self.sent) - 1}
+        offsets = {1, len(self.sent) // 2, len(self.sent) - 1}
         for match in re.finditer(rb"[\r\n:; ]", self.sent[:400]):
-            found |= {match.start(), match.end()}
-        places = sorted(found & set(range(1, len(self.sent))))
+            offsets |= {match.start(), match.end()}
+        places = sorted(offsets & set(range(1, len(self.sent))))
         step = -(-len(places) // _MOST_CUTS)
         return [*places[:4], *places[4::step]]
 

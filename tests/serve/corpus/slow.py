@@ -113,14 +113,14 @@ def never_read(wire: Wire, route: Route, limit: float) -> None:
     Raises:
         Refused: the server does not close the connection.
     """
-    asked = route.request() * 50
+    payload = route.request() * 50
     deadline = time.monotonic() + limit
     with wire.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(1)
         while time.monotonic() < deadline:
             try:
-                connection.sendall(asked)
+                connection.sendall(payload)
             except TimeoutError:
                 continue
             except OSError:

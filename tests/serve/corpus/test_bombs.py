@@ -33,10 +33,14 @@ def test_a_bomb_takes_no_more_memory_than_it_may(tmp_path: Path, kind: str) -> N
         timeout=300,
         check=True,
     )
-    told = {line["name"]: line for line in map(json.loads, ran.stdout.splitlines())}
-    assert list(told) == names, ran.stderr[
+    reports = {line["name"]: line for line in map(json.loads, ran.stdout.splitlines())}
+    assert list(reports) == names, ran.stderr[
         -2000:
     ]  # A missing name means that the bomb has crashed the process.
-    assert {name: line for name, line in told.items() if line["mib"] >= BOMBS[name].most_mib} == {}
-    refused = {name for name, line in told.items() if line["message"].startswith(("400 ", "413 "))}
-    assert set(names) - refused == TAKEN & set(names), told
+    assert {
+        name: line for name, line in reports.items() if line["mib"] >= BOMBS[name].most_mib
+    } == {}
+    refused = {
+        name for name, line in reports.items() if line["message"].startswith(("400 ", "413 "))
+    }
+    assert set(names) - refused == TAKEN & set(names), reports

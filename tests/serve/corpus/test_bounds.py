@@ -51,12 +51,12 @@ def fails(attempts: Iterable[Callable[[], None]]) -> bool:
 
 def removals(*of: str) -> Any:
     """Parametrize a test by these removals."""
-    found = [
+    params = [
         pytest.param(*entry, id=f"{entry[0]}-{entry[1].of}")
         for entry in REMOVALS
         if entry[1].of in of
     ]
-    return pytest.mark.parametrize(("name", "removal"), found)
+    return pytest.mark.parametrize(("name", "removal"), params)
 
 
 @removals("answer", "wsgi")

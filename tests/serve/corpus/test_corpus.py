@@ -17,13 +17,13 @@ from tests.serve.corpus.wire import Refused, Wsgi
 
 def failures(check: Callable[[Route], None], routes: tuple[Route, ...]) -> list[str]:
     """Return the failures by route."""
-    found = []
+    errors = []
     for route in routes:
         try:
             check(route)
         except Refused as error:
-            found.append(f"{route.name}: {error}")
-    return found
+            errors.append(f"{route.name}: {error}")
+    return errors
 
 
 def test_every_route_gives_its_right_answer(tried: Tried, wsgi: Wsgi) -> None:

@@ -66,10 +66,10 @@ def test_noise_is_refused_by_every_method_and_the_good_call_answered(
 ) -> None:
     channel, _ = called
     for method in METHODS:
-        code, told = refusal(channel, method, NOISE[noise])
-        assert code in _CODES, (method, told)
-        assert "Traceback" not in told
-        assert ".py" not in told
+        code, details = refusal(channel, method, NOISE[noise])
+        assert code in _CODES, (method, details)
+        assert "Traceback" not in details
+        assert ".py" not in details
         answer = messages.ModelInferResponse.FromString(
             channel.unary_unary(METHODS[0])(GOOD, timeout=20),
         )

@@ -19,10 +19,10 @@ def test_hostile_bytes_are_read_alike_however_they_are_cut(tried: Tried) -> None
 
     def check(job: tuple[Raw, int]) -> str:
         case, cut = job
-        found = exchanged(port, [case.sent[:cut], case.sent[cut:]] if cut else [case.sent])
-        if found == (case.statuses, case.goes_on):
+        outcome = exchanged(port, [case.sent[:cut], case.sent[cut:]] if cut else [case.sent])
+        if outcome == (case.statuses, case.goes_on):
             return ""
-        return f"{case.name}, cut behind {case.sent[max(0, cut - 20) : cut]!r}: {found}"
+        return f"{case.name}, cut behind {case.sent[max(0, cut - 20) : cut]!r}: {outcome}"
 
     jobs = [(case, cut) for case in raw.CASES for cut in (0, *case.cuts)]
     jobs.sort(key=lambda job: job[1])  # Few streams are then read at the same time.
@@ -37,12 +37,12 @@ def test_hostile_bytes_that_come_one_by_one_are_read_alike(tried: Tried) -> None
     cases = [case for case in raw.CASES if len(case.sent) < 250][::3]
 
     def check(case: Raw) -> str:
-        found = exchanged(
+        outcome = exchanged(
             port,
             [case.sent[place : place + 1] for place in range(len(case.sent))],
             pause=0.0002,
         )
-        return "" if found == (case.statuses, case.goes_on) else f"{case.name}: {found}"
+        return "" if outcome == (case.statuses, case.goes_on) else f"{case.name}: {outcome}"
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         assert [wrong for wrong in pool.map(check, cases) if wrong] == []

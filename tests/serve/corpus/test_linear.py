@@ -117,11 +117,11 @@ def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server: Any, route:
     def ask(body: bytes) -> None:
         statuses.add(handle(server, RawRequest(route.method, route.path, headers, body)).status)
 
-    found = {}
+    superlinear = {}
     for name, fill in hostile.shapes(route).items():
         if grown := grows_with(ask, fill(SMALL), fill(TIMES * SMALL)):
-            found[name] = grown
-    assert found == {}
+            superlinear[name] = grown
+    assert superlinear == {}
     assert statuses <= {200, 202, 400, 413, 415}
 
 

@@ -24,10 +24,10 @@ TYPES = st.sampled_from(
 @pytest.fixture
 def ask(server: Any) -> Any:
     def asked(route: Route, body: bytes, headers: dict[str, str]) -> Answer:
-        given = {
+        fields = {
             name.lower(): value for name, value in {**route.headers, **headers}.items() if value
         }
-        response = handle(server, RawRequest(route.method, route.path, given, body))
+        response = handle(server, RawRequest(route.method, route.path, fields, body))
         return Answer(response.status, response.headers, response.body)
 
     return asked

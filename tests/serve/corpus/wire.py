@@ -187,5 +187,5 @@ def check_refusal(
     if missing := [word for word in case.words if word not in message]:
         raise Refused(f"the message lacks {missing}: {shown!r}")
     sent = case.sent(route)
-    if told := [secret for secret in secrets if secret in answer.body and secret not in sent]:
-        raise Refused(f"the message tells {told}: {shown!r}")
+    if leaks := [secret for secret in secrets if secret in answer.body and secret not in sent]:
+        raise Refused(f"the message tells {leaks}: {shown!r}")

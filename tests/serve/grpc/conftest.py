@@ -91,9 +91,9 @@ def called(
 
 def tensor(name: str, array: Any) -> InferInput:
     """Return an input of Triton's client, as bytes."""
-    given = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    given.set_data_from_numpy(array)
-    return given
+    input_tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    input_tensor.set_data_from_numpy(array)
+    return input_tensor
 
 
 def message(

@@ -46,16 +46,16 @@ def kind_of(field: Any) -> str:
     if field.message_type and field.message_type.GetOptions().map_entry:
         key, value = field.message_type.fields
         return f"map<{kind_of(key)},{kind_of(value)}>"
-    named = field.message_type or field.enum_type
-    return ("repeated " if field.is_repeated else "") + (named.name if named else _NAMES[field.type])
+    descriptor = field.message_type or field.enum_type
+    return ("repeated " if field.is_repeated else "") + (descriptor.name if descriptor else _NAMES[field.type])
 
 
-def test_the_module_is_what_the_proto_says() -> None:
+def test_the_module_matches_the_proto_file() -> None:
     file = inference_pb2.DESCRIPTOR
-    found = {entry for name, message in file.message_types_by_name.items() for entry in made(name, message)}
+    entries = {entry for name, message in file.message_types_by_name.items() for entry in made(name, message)}
     enums = file.enum_types_by_name.items()
-    found |= {(name, value.name, "value", value.number) for name, enum in enums for value in enum.values}
-    assert found == set(written(PROTO.read_text()))
+    entries |= {(name, value.name, "value", value.number) for name, enum in enums for value in enum.values}
+    assert entries == set(written(PROTO.read_text()))
 
 
 def test_names_numbers_and_types_are_those_of_triton_s_client() -> None:

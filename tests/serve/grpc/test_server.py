@@ -57,7 +57,7 @@ def test_a_worker_without_the_port_has_not_imported_grpcio(
 def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     with calling(tmp_path, endpoints, workers=2) as called:
         pids = wait_until(
-            lambda: len(found := worker_pids(called)) == 2 and found,
+            lambda: len(workers := worker_pids(called)) == 2 and workers,
             what="two workers",
         )
         port = int(called.address.rpartition(":")[2])
@@ -93,11 +93,11 @@ def test_a_call_in_flight_is_answered_when_the_server_ends(
         calling(tmp_path, endpoints, worker_class=worker_class, **waits) as called,
         called.stub() as stub,
     ):
-        asked = stub.ModelInfer.future(request)
+        future = stub.ModelInfer.future(request)
         assert stub.ServerLive(service_pb2.ServerLiveRequest()).live
-        assert not asked.done()
+        assert not future.done()
         called.http.process.send_signal(signal.SIGTERM)
-        assert asked.result(20).raw_output_contents[1] == np.float32(4).tobytes()
+        assert future.result(20).raw_output_contents[1] == np.float32(4).tobytes()
         assert called.http.process.wait(20) == 0
 
 
@@ -173,19 +173,19 @@ def test_watchers_that_leave_give_their_places_back(
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
 
         def has_room() -> bool:
-            one = watch(b"")
+            watcher = watch(b"")
             try:
-                return bool(next(one))
+                return bool(next(watcher))
             except grpc.RpcError:
                 return False
             finally:
-                one.cancel()
+                watcher.cancel()
 
         watchers = [watch(b"") for _ in range(32)]
-        assert {next(one) for one in watchers} == {b"\x08\x01"}
+        assert {next(watcher) for watcher in watchers} == {b"\x08\x01"}
         assert not has_room()
-        for one in watchers:
-            one.cancel()
+        for watcher in watchers:
+            watcher.cancel()
         wait_until(has_room, 10, "a place is free")
 
 
@@ -283,7 +283,7 @@ def begun_and_reset(stream: int) -> bytes:
 
 
 @pytest.mark.long
-def test_a_client_that_resets_its_calls_at_once_keeps_nobody_out(
+def test_a_client_that_resets_its_calls_at_once_does_not_block_others(
     tmp_path: Path,
     endpoints: dict[str, Any],
 ) -> None:
@@ -403,14 +403,14 @@ def test_a_call_of_any_method_has_its_line_in_the_log(
     listener.drain()
     listener.wait()
 
-    lines = [vars(one) for one in caplog.records if one.name.endswith(".request")]
+    lines = [vars(record) for record in caplog.records if record.name.endswith(".request")]
     logged = [(line["url.path"], line["http.response.status_code"]) for line in lines]
     service = "/inference.GRPCInferenceService"
     answered = [(f"{service}/ServerLive", 200), ("/grpc.health.v1.Health/Check", 200)]
     assert logged == [*answered, (f"{service}/RepositoryModelUnload", 400)]
 
 
-def test_a_certificate_that_is_not_there_is_told(
+def test_a_missing_certificate_is_a_config_error(
     serve_here: Any,
     endpoints: dict[str, Any],
     tmp_path: Path,

@@ -36,8 +36,8 @@ def ask_tensor(client: Any, **more: Any) -> Any:
 def test_server_and_models_tell_of_themselves(client: Any) -> None:
     assert (client.is_server_live(), client.is_server_ready()) == (True, True)
     ready = [
-        client.is_model_ready(*named)
-        for named in (("mixed",), ("mixed", "7"), ("mixed", "8"), ("none",))
+        client.is_model_ready(*target)
+        for target in (("mixed",), ("mixed", "7"), ("mixed", "8"), ("none",))
     ]
     assert ready == [True, True, False, False]
     assert client.get_server_metadata().name == "onnxserve"
@@ -136,13 +136,17 @@ def test_every_answer_says_who_gave_it(called: Any) -> None:
     with called.stub() as stub:
         request = message("tensor", raw_input_contents=[IMAGE.tobytes()], id="from the body")
         _, call = stub.ModelInfer.with_call(request, metadata=[("x-request-id", "mine")])
-        told = dict(call.trailing_metadata())
-        assert (told["x-request-id"], told["x-model-name"], told["x-model-version"]) == (
+        trailers = dict(call.trailing_metadata())
+        assert (
+            trailers["x-request-id"],
+            trailers["x-model-name"],
+            trailers["x-model-version"],
+        ) == (
             "mine",
             "m",
             "7",
         )
-        assert len(told["x-prediction-id"]) == 32
+        assert len(trailers["x-prediction-id"]) == 32
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(request, metadata=[("x-event-time", "yesterday")])
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -150,7 +154,7 @@ def test_every_answer_says_who_gave_it(called: Any) -> None:
         assert dict(refused.value.trailing_metadata())["x-model-version"] == "7"
 
 
-def test_calls_are_counted_beside_those_of_http(called: Any, client: Any) -> None:
+def test_grpc_calls_are_counted_in_the_same_metrics_as_http(called: Any, client: Any) -> None:
     ask_tensor(client)
     page = requests.get(called.http.url + "/metrics", timeout=10).text
     assert (
@@ -182,8 +186,8 @@ def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_en
     """
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
-    given = [tensor("image", IMAGE)]
-    client.async_stream_infer("tensor", given, enable_empty_final_response=True)
+    inputs = [tensor("image", IMAGE)]
+    client.async_stream_infer("tensor", inputs, enable_empty_final_response=True)
     result, error = answers.get(timeout=30)
     client.stop_stream()
     assert error is None
@@ -194,19 +198,21 @@ def test_a_stream_is_answered_in_order_and_outlives_an_error(client: Any) -> Non
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     for number in range(6):
-        given = tensor("image", IMAGE + number) if number != 3 else tensor("nothing", IMAGE[0])
-        client.async_stream_infer("tensor", [given], request_id=str(number))
-    told = [answers.get(timeout=30) for _ in range(6)]
+        input_tensor = (
+            tensor("image", IMAGE + number) if number != 3 else tensor("nothing", IMAGE[0])
+        )
+        client.async_stream_infer("tensor", [input_tensor], request_id=str(number))
+    results = [answers.get(timeout=30) for _ in range(6)]
     client.stop_stream()
-    assert [error is not None for _, error in told] == [number == 3 for number in range(6)]
-    assert "'nothing'" in str(told[3][1])
+    assert [error is not None for _, error in results] == [number == 3 for number in range(6)]
+    assert "'nothing'" in str(results[3][1])
     for number in (0, 1, 2, 4, 5):
-        response = told[number][0].get_response()
+        response = results[number][0].get_response()
         assert (response.id, response.parameters["x-model-version"].string_param) == (
             str(number),
             "7",
         )
-        np.testing.assert_array_equal(told[number][0].as_numpy("doubled"), (IMAGE + number) * 2)
+        np.testing.assert_array_equal(results[number][0].as_numpy("doubled"), (IMAGE + number) * 2)
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -272,7 +278,9 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_is_told_and_the_next_call_is_answered(called: Any, case: str) -> None:
+def test_an_invalid_call_gets_its_error_and_the_next_call_is_answered(
+    called: Any, case: str
+) -> None:
     fields, code, words = BAD[case]
     fields = {
         "endpoint": "tensor",
@@ -344,7 +352,9 @@ def test_grpc_s_own_health_check_is_answered(called: Any) -> None:
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_the_repository_its_statistics_and_configuration_are_told(called: Any, client: Any) -> None:
+def test_the_client_reads_the_repository_index_statistics_and_config(
+    called: Any, client: Any
+) -> None:
     ask_tensor(client)
     index = {
         (model.name, model.version, model.state)

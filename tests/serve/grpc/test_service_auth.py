@@ -105,7 +105,7 @@ def keyed(
     ],
 )
 def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, path: str) -> None:
-    asked = message("tensor", contents={"fp32_contents": IMAGE.ravel().tolist()})
+    request = message("tensor", contents={"fp32_contents": IMAGE.ravel().tolist()})
     key, is_over = [("authorization", "Bearer infer")], threading.Event()
 
     def nothing() -> Iterator[bytes]:
@@ -115,12 +115,12 @@ def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, path: str) ->
     with grpc.insecure_channel(keyed.address) as strangers:
         held = [strangers.stream_stream(path)(nothing()) for _ in range(150)]
         with keyed.stub() as stub:
-            assert stub.ModelInfer(asked, timeout=20, metadata=key).model_version == "7"
-            streamed = next(stub.ModelStreamInfer(iter([asked]), timeout=20, metadata=key))
+            assert stub.ModelInfer(request, timeout=20, metadata=key).model_version == "7"
+            streamed = next(stub.ModelStreamInfer(iter([request]), timeout=20, metadata=key))
             assert streamed.error_message == ""
         is_over.set()
-        for one in held:
-            one.cancel()
+        for call in held:
+            call.cancel()
 
 
 @pytest.mark.parametrize(

@@ -117,24 +117,24 @@ def test_answers_are_kept_captured_and_traced_as_those_of_http(
             wait_until(lambda: len(received.named(name)) == 2, 60, "the spans")
             page = requests.get(called.http.url + "/metrics", timeout=30).text
     assert first.raw_output_contents == again.raw_output_contents
-    assert [told(one)["x-cache"] for one in (call, second)] + [over_http.headers["X-Cache"]] == [
+    assert [told(item)["x-cache"] for item in (call, second)] + [over_http.headers["X-Cache"]] == [
         "miss",
         "hit",
         "hit",
     ]
     assert 'protocol="grpc",status="200"' in page
 
-    (span,) = (one for one in received.named(name) if one.trace_id.hex() == TRACE)
+    (span,) = (item for item in received.named(name) if item.trace_id.hex() == TRACE)
     assert span.parent_span_id.hex() == PARENT
     assert told(call)["traceparent"] == f"00-{TRACE}-{span.span_id.hex()}-01"
     assert attributes(span)["onnxserve.prediction_id"] == told(call)["x-prediction-id"]
-    parts = {one.name for one in received.spans if one.parent_span_id == span.span_id}
+    parts = {item.name for item in received.spans if item.parent_span_id == span.span_id}
     assert parts == {"decode", "infer", "encode"}
 
     captured = [
-        kept for segment in segments(tmp_path / "spool") for kept in read_segment(segment)[0]
+        entry for segment in segments(tmp_path / "spool") for entry in read_segment(segment)[0]
     ]
-    ids = {kept.record.prediction_id: kept for kept in captured}
+    ids = {entry.record.prediction_id: entry for entry in captured}
     answered = [
         told(call)["x-prediction-id"],
         told(second)["x-prediction-id"],
@@ -148,7 +148,7 @@ def test_answers_are_kept_captured_and_traced_as_those_of_http(
 
 
 @pytest.mark.long
-def test_a_pyfunc_answers_and_says_what_is_wrong(tmp_path: Path) -> None:
+def test_a_pyfunc_answers_and_rejects_invalid_inputs(tmp_path: Path) -> None:
     folders = save_pyfuncs(tmp_path / "models", ["days", "bytes"])
     (tmp_path / "state").mkdir()
     endpoints = {name: {"v": variant(folder)} for name, folder in folders.items()}

@@ -28,10 +28,10 @@ def test_every_error_has_its_code(error: type[errors.OnnxserveError], code: str)
 
 
 def test_metadata_is_in_lower_case_and_visible_ascii() -> None:
-    told = metadata_of(
+    metadata = metadata_of(
         {"X-Model-Name": "Flüge 100%", "Retry-After": "1", "traceparent": "00-a-b-01"},
     )
-    assert told == [
+    assert metadata == [
         ("x-model-name", "Fl%C3%BCge 100%25"),
         ("retry-after", "1"),
         ("traceparent", "00-a-b-01"),

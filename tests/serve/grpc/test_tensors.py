@@ -80,9 +80,9 @@ def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRe
     )
     request = service_pb2.ModelInferRequest(model_name="e", inputs=[entry], id="mine")
     if is_raw:
-        given = InferInput("x", list(array.shape), datatype)
-        given.set_data_from_numpy(array)
-        request.raw_input_contents.append(given._get_content())
+        input_tensor = InferInput("x", list(array.shape), datatype)
+        input_tensor.set_data_from_numpy(array)
+        request.raw_input_contents.append(input_tensor._get_content())
     else:
         values = (
             [str(value).encode() for value in array.flat]
@@ -95,15 +95,15 @@ def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRe
 
 @settings(max_examples=150)
 @given(st.data(), st.sampled_from(sorted(DTYPES)), st.booleans())
-def test_what_goes_in_comes_out(data: st.DataObject, datatype: str, is_raw: bool) -> None:
+def test_tensors_survive_a_round_trip(data: st.DataObject, datatype: str, is_raw: bool) -> None:
     is_raw = is_raw or datatype == "FP16"
     array = data.draw(elements(datatype))
     artifact, schema = model_of(array)
     question = decode(request_of(array, datatype, is_raw), artifact, schema)
     assert question.feeds["x"].dtype == array.dtype
     np.testing.assert_array_equal(question.feeds["x"], array)
-    told = encode(question, is_raw, "e", "made", "1", {"y": question.feeds["x"]})
-    answer = service_pb2.ModelInferResponse.FromString(told.SerializeToString())
+    response = encode(question, is_raw, "e", "made", "1", {"y": question.feeds["x"]})
+    answer = service_pb2.ModelInferResponse.FromString(response.SerializeToString())
     assert (answer.id, answer.model_version, answer.outputs[0].datatype) == ("mine", "1", datatype)
     again = messages.ModelInferRequest(
         inputs=[{"name": "x", "datatype": datatype, "shape": answer.outputs[0].shape}],
@@ -150,7 +150,7 @@ def test_a_typed_value_beyond_its_datatype_is_named(datatype: str, value: int, w
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "BOOL"])
-def test_fields_that_are_unknown_beside_typed_values_are_left_out(datatype: str) -> None:
+def test_unknown_fields_around_typed_values_are_ignored(datatype: str) -> None:
     array = np.array([[1, 0], [0, 1]], DTYPES[datatype])
     artifact, schema = model_of(array)
     contents = request_of(array, datatype, is_raw=False).inputs[0].contents.SerializeToString()
@@ -180,7 +180,7 @@ def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first: by
         read_message(messages.ModelInferRequest, first + (MAX_FIELDS + 1) * empty_input)
 
 
-def test_a_typed_text_that_is_no_utf_8_is_named() -> None:
+def test_a_typed_text_with_invalid_utf_8_is_named() -> None:
     artifact, schema = model_of(np.array([["a", "b"]], dtype=object))
     request = request_of(np.array([["a", "b"]], dtype=object), "BYTES", is_raw=False)
     request.inputs[0].contents.bytes_contents[1] = b"\xff"
@@ -188,7 +188,7 @@ def test_a_typed_text_that_is_no_utf_8_is_named() -> None:
         decode(request, artifact, schema)
 
 
-def test_empty_contents_beside_bytes_are_none_as_mlservers_client_sends_them() -> None:
+def test_empty_contents_with_raw_bytes_are_ignored_as_mlservers_client_sends_them() -> None:
     array = np.array([[1.0, 2.0]], np.float32)
     request = request_of(array, "FP32", is_raw=True)
     request.inputs[0].contents.SetInParent()
@@ -196,7 +196,7 @@ def test_empty_contents_beside_bytes_are_none_as_mlservers_client_sends_them() -
     np.testing.assert_array_equal(decode(request, *model_of(array)).feeds["x"], array)
 
 
-def test_an_input_in_shared_memory_is_named_beside_one_whose_bytes_came() -> None:
+def test_an_input_in_shared_memory_is_named_even_if_other_inputs_have_bytes() -> None:
     """Triton's client then sends bytes only for the other inputs."""
     array = np.ones((1, 2), np.float32)
     request = request_of(array, "FP32", is_raw=True)

@@ -33,7 +33,7 @@ class SlowBody(io.BytesIO):
         return super().read(size)
 
 
-def test_what_a_body_takes_to_arrive_is_not_the_request_s_own_time(
+def test_the_timeout_of_a_request_excludes_the_time_its_body_takes_to_arrive(
     serve_here: Callable[..., Server],
     bias_folders: dict[str, Path],
 ) -> None:

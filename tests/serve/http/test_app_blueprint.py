@@ -119,12 +119,12 @@ def test_a_view_that_fails_is_answered_without_its_reason(running: Any, view: st
 
 
 @pytest.mark.parametrize("status", [404, 405, 410])
-def test_what_a_view_refuses_is_answered_in_its_own_words(running: Any, status: int) -> None:
+def test_an_error_of_a_view_keeps_its_own_message(running: Any, status: int) -> None:
     refused = requests.get(f"{running.url}/aborts/{status}", timeout=30)
     assert (refused.status_code, "its own words" in refused.text) == (status, True)
 
 
-def test_one_that_cannot_be_loaded_keeps_nobody_from_answers(running: Any) -> None:
+def test_a_blueprint_that_cannot_be_loaded_does_not_stop_predictions(running: Any) -> None:
     assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[1006.0]]}
     assert mentions(running.log.read_text(), "blueprint", "no_such_module:x", "cannot be used")
 

@@ -196,12 +196,14 @@ def test_a_mounted_model_answers_as_the_server_does(
             assert (status, content) == (response.status_code, response.content), (
                 f"{case} by {kind}"
             )
-            kept = {name: value for name, value in fields.items() if name not in OF_THE_REQUEST}
+            stable_fields = {
+                name: value for name, value in fields.items() if name not in OF_THE_REQUEST
+            }
             length = (
                 {} if method == "HEAD" or status == 204 else {"content-length": str(len(content))}
             )
             wanted = {name: value for name, value in expected.items() if name not in OF_THE_REQUEST}
-            assert {**kept, **length} == {**wanted, **length}, f"{case} by {kind}"
+            assert {**stable_fields, **length} == {**wanted, **length}, f"{case} by {kind}"
 
 
 def answering_in_parts(pieces: Generator[bytes, None, None]) -> AsgiApp:
@@ -297,11 +299,11 @@ def test_pages_for_people_are_left_out(
 def test_a_websocket_is_closed_and_a_lifespan_ends_the_model(folder: Path, tmp_path: Path) -> None:
     app = asgi_app(str(folder), state_dir=tmp_path)
     agents = [child for child in psutil.Process().children() if str(tmp_path) in child.cmdline()]
-    told = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[str] = []
 
     async def receive() -> dict[str, Any]:
-        return told.pop(0)
+        return events.pop(0)
 
     async def send(message: Any) -> None:
         sent.append(message["type"])
@@ -314,7 +316,7 @@ def test_a_websocket_is_closed_and_a_lifespan_ends_the_model(folder: Path, tmp_p
     assert not any(child.is_running() for child in agents)
 
 
-def test_what_a_mounted_model_answers_reaches_the_inference_log(
+def test_predictions_of_a_mounted_model_reach_the_inference_log(
     folder: Path,
     tmp_path: Path,
 ) -> None:
@@ -369,7 +371,7 @@ def test_the_counters_of_the_application_stay_as_they_are(
 
 
 @pytest.mark.long
-def test_a_model_that_is_not_there_is_said_at_the_start_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_missing_model_fails_at_the_start_and_leaves_no_process(tmp_path: Path) -> None:
     before = len(psutil.Process().children())
     with pytest.raises(DeploymentFailed, match="nowhere"):
         asgi_app(str(tmp_path / "nowhere"), state_dir=tmp_path / "state")
@@ -380,7 +382,7 @@ def test_a_model_that_is_not_there_is_said_at_the_start_and_nothing_is_left(tmp_
         pass
 
 
-def test_a_model_that_cannot_be_loaded_is_said_at_the_start(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_fails_at_the_start(tmp_path: Path) -> None:
     broken = mixed_model(tmp_path / "broken")
     (broken / "serving_input_example.json").write_text('{"inputs": [[1]]}')
     with pytest.raises(DeploymentFailed, match="its own example"):
@@ -466,7 +468,7 @@ def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed
         (killed,) = agents()
         os.kill(killed.pid, signal.SIGKILL)
         wait_until(
-            lambda: any("--parent" in one.cmdline() for one in agents() if one != killed),
+            lambda: any("--parent" in child.cmdline() for child in agents() if child != killed),
             what="a new agent",
         )
         (agent,) = agents()
@@ -497,8 +499,10 @@ def test_an_agent_that_cannot_be_started_for_want_of_files_is_started_later(
         limits = process.rlimit(psutil.RLIMIT_NOFILE)
         process.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
         os.kill(killed.pid, signal.SIGKILL)
-        told = iter(app.stderr.readline, b"")
-        assert any(b"the agent cannot be started: Too many open files" in line for line in told)
+        lines = iter(app.stderr.readline, b"")
+        assert any(b"the agent cannot be started: Too many open files" in line for line in lines)
         process.rlimit(psutil.RLIMIT_NOFILE, limits)
-        wait_until(lambda: [one for one in process.children() if one != killed], what="a new agent")
+        wait_until(
+            lambda: [child for child in process.children() if child != killed], what="a new agent"
+        )
         app.kill()

@@ -121,7 +121,7 @@ def test_a_body_that_is_not_compressed_at_all_is_refused(encoding: str, body: by
         undo(body, encoding)
 
 
-def test_what_lies_behind_the_data_is_not_passed_over() -> None:
+def test_trailing_data_after_a_compressed_body_is_refused() -> None:
     with pytest.raises(InvalidRequest):
         undo(gzip.compress(b"x") + b"junk", "gzip")
     with pytest.raises(InvalidRequest):
@@ -195,10 +195,10 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) ->
 
 
 def ask(server: Server, path: str, body: bytes, **headers: str) -> RawResponse:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
     return handle(
         server,
-        RawRequest("POST", path, {"content-type": "application/json", **named}, body),
+        RawRequest("POST", path, {"content-type": "application/json", **fields}, body),
     )
 
 

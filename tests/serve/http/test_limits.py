@@ -39,8 +39,8 @@ def test_gunicorn_gets_the_limits_of_a_head() -> None:
         "--limit-request-field_size",
         "--keep-alive",
     )
-    given = [int(command[command.index(option) + 1]) for option in options]
-    assert given == [
+    values = [int(command[command.index(option) + 1]) for option in options]
+    assert values == [
         limits.REQUEST_LINE_BYTES,
         limits.FIELDS,
         limits.FIELD_BYTES,

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.serve.http.parser import (
 )
 
 
-def test_a_head_says_what_was_asked_and_what_is_to_come() -> None:
+def test_a_head_is_parsed_into_path_headers_and_body_length() -> None:
     got = read_head(
         b"POST /v2/models/a%20b/infer?x=%2F HTTP/1.1\r\nHost: x:80\r\nContent-LENGTH: 007\r\nAccept: a\r\n"
         b"ACCEPT:\t b \r\nx_y: z\r\nName: caf\xe9\r\nExpect: 100-Continue",
@@ -95,7 +95,7 @@ def test_a_head_beyond_a_limit_is_refused_alike_whole_and_while_it_comes(
         parse_head(head)
 
 
-def test_what_waits_for_nothing_is_not_told_to_go_on() -> None:
+def test_requests_that_do_not_wait_are_not_sent_a_100_continue() -> None:
     assert not read_head(b"GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue").expects_continue
     assert not read_head(
         b"POST / HTTP/1.0\r\nContent-Length: 1\r\nExpect: 100-continue",
@@ -112,7 +112,7 @@ def test_hosts_pass(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["x y", "x/y", "x:y", "[::1", "a,b", "me@x", "x:999999", "ü"])
-def test_what_is_no_host_does_not(host: str) -> None:
+def test_an_invalid_host_is_refused(host: str) -> None:
     with pytest.raises(InvalidRequest):
         check_host(host)
 
@@ -199,7 +199,7 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_held(length: int) -> No
         b"1;" + b"a" * 2000,
     ],
 )
-def test_what_is_no_chunk_is_refused(data: bytes) -> None:
+def test_an_invalid_chunk_is_refused(data: bytes) -> None:
     body = BodyParser(CHUNKED, 10**6)
     with pytest.raises(InvalidRequest):
         fed(body, data + b"\r\n\r\n", [])

@@ -310,7 +310,7 @@ it, and both peers refuse it.
 
 
 @STREAMS
-def test_what_both_refuse_is_refused(count: int) -> None:
+def test_streams_that_both_peers_refuse_are_refused(count: int) -> None:
     refused = 0
     for stream, _ in streams(count, seed=13):
         if SPACE_BEFORE_EXTENSION.search(stream):

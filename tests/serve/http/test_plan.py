@@ -72,14 +72,14 @@ def shown(response: RawResponse, request: RawRequest) -> tuple[Any, ...]:
     made = [headers.pop("X-Prediction-Id")]
     if "x-request-id" not in request.headers and headers["X-Request-Id"] != "mine":
         made.append(headers.pop("X-Request-Id"))
-    assert {len(one) for one in made} == {32}
+    assert {len(id_) for id_ in made} == {32}
     body = response.body.replace(made[-1].encode(), b"")  # V2 repeats the id.
     return response.status, body, response.content_type, headers
 
 
 def post(path: str, document: Any, **headers: str) -> RawRequest:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return RawRequest("POST", path, {**JSON, **named}, orjson.dumps(document))
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return RawRequest("POST", path, {**JSON, **fields}, orjson.dumps(document))
 
 
 @pytest.mark.parametrize(("path", "document"), BODIES)
@@ -257,11 +257,11 @@ def test_whatever_is_sent_a_plan_answers_and_counts_as_the_general_way_or_leaves
         assert between - before == counters(shared) - between
 
 
-def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
+def test_a_planned_answer_is_captured_and_counted_like_a_general_one(
     serve_here: Callable[..., Server],
     endpoints: Any,
 ) -> None:
-    kept = []
+    outcomes = []
     for is_planned in (True, False):
         server = serve_here(endpoints)
         plans = PlanTable(server)
@@ -277,17 +277,17 @@ def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
         segments = (server.repository.state_dir / SPOOL).iterdir()
         rows = [
             (
-                one.record.endpoint,
-                one.record.variant,
-                one.record.request_id,
-                one.model.version,
-                repr((one.feeds, one.outputs)),
+                entry.record.endpoint,
+                entry.record.variant,
+                entry.record.request_id,
+                entry.model.version,
+                repr((entry.feeds, entry.outputs)),
             )
             for segment in segments
-            for one in read_segment(segment)[0]
+            for entry in read_segment(segment)[0]
         ]
-        kept.append((counted, rows))
-    (planned, planned_rows), (general, general_rows) = kept
+        outcomes.append((counted, rows))
+    (planned, planned_rows), (general, general_rows) = outcomes
     assert {*planned} ^ {*general} == set(), (
         "Metrics.prediction_counter and count_response count alike"
     )
@@ -386,7 +386,7 @@ def test_an_endpoint_with_a_shadow_or_with_sticky_callers_has_no_plan(
         RawRequest("GET", "/invocations", {}, b""),
     ],
 )
-def test_what_a_plan_does_not_cover_leaves_no_trace(server: Server, request_: RawRequest) -> None:
+def test_a_request_outside_the_plan_leaves_no_trace(server: Server, request_: RawRequest) -> None:
     before = server.metrics.page()
     assert PlanTable(server).answer(request_) is None
     assert server.metrics.page() == before

@@ -34,7 +34,7 @@ def test_the_plain_pages_answer(server: Server) -> None:
     assert 'onnxserve_served_version{endpoint="f",model="m",variant="w",version="2"} 1.0' in page
 
 
-def test_v2_says_what_is_served(server: Server) -> None:
+def test_v2_returns_the_server_and_model_metadata(server: Server) -> None:
     document = json.loads(ask(server, "/v2", "GET").body)
     assert (document["name"], document["extensions"]) == (
         "onnxserve",
@@ -64,7 +64,7 @@ def test_v2_says_what_is_served(server: Server) -> None:
         ("/v2/models/f/versions/2/ready", {"name": "f", "ready": True}),
     ],
 )
-def test_v2_says_what_is_ready(server: Server, path: str, document: dict[str, Any]) -> None:
+def test_v2_readiness_routes_answer(server: Server, path: str, document: dict[str, Any]) -> None:
     response = ask(server, path, "GET")
     assert (response.status, json.loads(response.body)) == (200, document)
     assert ask(server, path, "HEAD").status == 200
@@ -110,7 +110,7 @@ def test_errors_of_v2_have_its_form(
     assert told in document["error"]
 
 
-def test_what_flask_refuses_has_v2_s_form_too(server: Server) -> None:
+def test_errors_of_flask_have_the_form_of_v2(server: Server) -> None:
     client = ServerApp(server).test_client()
     got = client.post("/v2/models/e/infer", data=bytes(server.max_body_bytes + 1))
     assert (got.status_code, list(got.json or {})) == (413, ["error"])
@@ -141,7 +141,7 @@ def test_what_flask_refuses_has_v2_s_form_too(server: Server) -> None:
         ("GET", "/nowhere", b"", "application/json"),
     ],
 )
-def test_flask_sends_what_the_function_answers(
+def test_flask_returns_the_same_response_as_the_handler(
     server: Server,
     method: str,
     path: str,
@@ -178,12 +178,14 @@ def test_a_browser_gets_the_page_and_kserves_client_that_the_server_is_alive(
     assert (answer.body == b'{"status":"alive"}') == (content_type == "application/json")
 
 
-def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Server]) -> None:
+def test_the_error_of_an_unknown_path_lists_the_nearest_routes(
+    serve_here: Callable[..., Server],
+) -> None:
     server = serve_here({})
-    told = json.loads(handle(server, RawRequest("POST", "/invocation", {}, b"")).body)["message"]
-    assert told.startswith("the path /invocation does not exist; the nearest are /invocations, ")
-    assert told.endswith("; /docs lists all routes")
-    assert len(told) < 200
+    message = json.loads(handle(server, RawRequest("POST", "/invocation", {}, b"")).body)["message"]
+    assert message.startswith("the path /invocation does not exist; the nearest are /invocations, ")
+    assert message.endswith("; /docs lists all routes")
+    assert len(message) < 200
     assert (
         "nearest" not in handle(server, RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()
     )

@@ -77,16 +77,16 @@ def test_every_route_needs_its_scope(
 ) -> None:
     assert (declared or "") == need_of(path, method)
     plain = path.partition("[")[0] + path.partition("]")[2]  # without the optional parts
-    named = plain.replace("/NAME", "/e")
+    address = plain.replace("/NAME", "/e")
     needed = need_of(path, method)
     allowing = {"describe": {"infer", "read"}}.get(needed, {needed})
-    assert (ask(server, named, method).status == 401) is bool(needed)
+    assert (ask(server, address, method).status == 401) is bool(needed)
     body = b"{" if needed == "admin" else ROW  # The server does not execute these requests.
     for scope in SCOPES if needed else ():
         refused = (
             ask(
                 server,
-                named,
+                address,
                 method,
                 body,
                 host="localhost",
@@ -131,8 +131,8 @@ def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(
             may_ask = key == "only-e" and "{" not in template
             assert refusal[0] == (403 if caller and key != "wrong" else 401) or may_ask, template
             if route.is_direct or not may_ask:
-                named = [answer(route, template, "f", choice) for choice in ("2", "w", "nix")]
-                assert named == [refusal] * 3, template
+                answers = [answer(route, template, "f", choice) for choice in ("2", "w", "nix")]
+                assert answers == [refusal] * 3, template
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,9 @@ def test_a_key_may_hold_for_one_endpoint(
     assert ask(server, path, method, authorization="Bearer only-f").status == status
 
 
-def test_a_key_for_the_default_endpoint_does_not_tell_what_the_others_take(server: Server) -> None:
+def test_a_key_for_the_default_endpoint_does_not_reveal_the_inputs_of_others(
+    server: Server,
+) -> None:
     write_keys(
         server.repository.state_dir,
         {"only-e": KeyEntry(name="only-e", scopes=("read",), endpoints=("e",))},
@@ -184,11 +186,11 @@ def test_a_page_tells_a_key_for_one_endpoint_the_name_of_no_other(
 def test_a_health_check_tells_a_stranger_no_reason(server: Server, tmp_path: Path) -> None:
     want(server.repository.state_dir, 2, {"g": {"v": variant(tmp_path, "1")}})
     server.repository.poll()
-    told = ask(server, "/ping", "GET", authorization="Bearer infer")
-    assert (told.status, b"no MLmodel file" in told.body) == (503, True)
-    told = ask(server, "/ping", "GET")
-    assert told.status == 503
-    assert b"the server cannot predict now; send a key to get the reason" in told.body
+    response = ask(server, "/ping", "GET", authorization="Bearer infer")
+    assert (response.status, b"no MLmodel file" in response.body) == (503, True)
+    response = ask(server, "/ping", "GET")
+    assert response.status == 503
+    assert b"the server cannot predict now; send a key to get the reason" in response.body
 
 
 def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
@@ -201,7 +203,7 @@ def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("method", "need"), [("GET", "read"), ("POST", "admin")])
-def test_a_view_of_another_distribution_is_for_readers_and_what_changes_something_for_admins(
+def test_views_of_other_packages_need_read_or_for_changes_admin_scope(
     server: Server,
     method: str,
     need: str,
@@ -253,10 +255,10 @@ def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
     plans, observed = PlanTable(server), replace(server, logs_requests=True)
 
     def new_id(path: str, identity: str = "", body: bytes = ROW) -> str:
-        named = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+        headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
         if identity:
-            named["x-request-id"] = identity
-        request = RawRequest("POST", path, named, body)
+            headers["x-request-id"] = identity
+        request = RawRequest("POST", path, headers, body)
         response = plans.answer(request) if uses_plan else handle(observed, request)
         return "" if response is None else response.headers.get("X-Request-Id", "")
 
@@ -280,7 +282,7 @@ def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
         failure(RawRequest("POST", "/a" * 90 + KEY, {}, b""), RuntimeError())
 
     captured = b"".join(segment.read_bytes() for segment in segments(server.capture.spool))
-    assert all(re.fullmatch("[0-9a-f]{32}", one) and one.encode() in captured for one in new)
+    assert all(re.fullmatch("[0-9a-f]{32}", id_) and id_.encode() in captured for id_ in new)
     assert KEY[:30] not in caplog.text + str([vars(record) for record in caplog.records])
     assert KEY.encode() not in captured
 
@@ -321,7 +323,7 @@ def test_a_worker_asks_for_keys_and_waits_for_no_body_of_a_stranger(url: str) ->
     assert b"send Authorization: Bearer KEY" in answer
 
 
-def test_a_worker_counts_requests_by_key_and_refuses_what_is_above_its_limit(url: str) -> None:
+def test_a_worker_counts_requests_by_key_and_refuses_those_above_its_limit(url: str) -> None:
     headers = {"Content-Type": "application/json", "Authorization": "Bearer thrice"}
     answers = [
         requests.post(f"{url}/invocations", ROW, headers=headers, timeout=10) for _ in range(4)

@@ -99,7 +99,7 @@ def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(
     assert read_all(connection).count(b"1006.0") == 1000
 
 
-def test_a_body_larger_than_the_limit_is_no_matter_where_no_line_is(post: Post) -> None:
+def test_a_stream_larger_than_the_limit_is_accepted_if_each_line_is_within_it(post: Post) -> None:
     line = b"[1, 2, 3" + b" " * 20 + b"]\n"  # The response is below the limit.
     body = line * (2 * LIMIT // len(line))
     response = post(body, "/endpoints/e/invocations")
@@ -128,7 +128,7 @@ def test_an_answer_comes_before_the_body_has_ended(connect: Callable[[], socket.
         (b'["far", 2, 3]\n', 400, "line 1: column 'a'"),
     ],
 )
-def test_what_is_wrong_from_the_beginning_is_an_error_as_any(
+def test_an_error_in_the_first_line_is_an_ordinary_error(
     post: Post,
     lines: bytes,
     status: int,
@@ -139,7 +139,7 @@ def test_what_is_wrong_from_the_beginning_is_an_error_as_any(
     assert words in response.json()["message"]
 
 
-def test_what_is_wrong_later_is_told_in_the_last_line_of_an_answer_that_breaks_off(
+def test_a_later_error_is_the_last_line_of_an_unfinished_response(
     connect: Callable[[], socket.socket],
 ) -> None:
     connection = connect()

@@ -123,7 +123,7 @@ def test_the_parts_of_an_answer_are_events(post: Post, tmp_path: Path) -> None:
     assert last == "[DONE]"
 
 
-def test_what_was_streamed_is_captured_as_one_output(
+def test_a_streamed_answer_is_captured_as_one_output(
     running: Any,
     post: Post,
     tmp_path: Path,
@@ -185,7 +185,7 @@ def test_streams_are_counted_by_their_end_and_until_their_first_part(
     list(events(post(f"say {tmp_path}/a b c")))
     list(events(post(f"fail {tmp_path}/a")))
     after = [count(running, f"onnxserve_stream_parts_{sample}") for sample in samples]
-    assert [one - other for one, other in zip(after, before, strict=True)] == [1, 3, 1]
+    assert [value - other for value, other in zip(after, before, strict=True)] == [1, 3, 1]
     assert count(running, streams) == streams_before + 2
     assert count(running, seconds) > 0
 
@@ -194,11 +194,11 @@ def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(
     post: Post,
     tmp_path: Path,
 ) -> None:
-    told = tmp_path / "told"
-    coming = events(post(f"wait {told}"))
-    assert json.loads(next(coming))["word"] == str(told)
+    signal_file = tmp_path / "told"
+    coming = events(post(f"wait {signal_file}"))
+    assert json.loads(next(coming))["word"] == str(signal_file)
     assert post("anything", stream=False).json() == {"whole": "anything"}
-    told.touch()
+    signal_file.touch()
     assert list(coming)[-1] == "[DONE]"
 
 
@@ -206,8 +206,8 @@ def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(
     running: Any,
     tmp_path: Path,
 ) -> None:
-    told = tmp_path / "told"
-    body = json.dumps({"messages": [{"content": f"wait {told}"}], "stream": True}).encode()
+    signal_file = tmp_path / "told"
+    body = json.dumps({"messages": [{"content": f"wait {signal_file}"}], "stream": True}).encode()
     head = (
         "POST /invocations HTTP/1.0\r\n"
         "Content-Type: application/json\r\n"
@@ -219,7 +219,7 @@ def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(
         came = b""
         while b"data: " not in came:
             came += client.recv(1000)
-        told.touch()
+        signal_file.touch()
         while piece := client.recv(1000):
             came += piece
     fields, content = came.split(b"\r\n\r\n", 1)
@@ -229,12 +229,12 @@ def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(
     assert content.endswith(b"\n\ndata: [DONE]\n\n")
 
 
-def test_a_model_whose_client_has_gone_is_told_so(post: Post, tmp_path: Path) -> None:
+def test_a_model_is_notified_when_its_client_disconnects(post: Post, tmp_path: Path) -> None:
     for number in range(
         4,
     ):  # There are more requests than threads, so that each must release its place.
-        told = tmp_path / str(number)
-        response = post(f"wait {told}")
+        signal_file = tmp_path / str(number)
+        response = post(f"wait {signal_file}")
         next(events(response))
         response.close()
         wait_until((tmp_path / f"{number}.ended").exists, what="the end of the stream")

@@ -146,8 +146,8 @@ def play(talk: Coroutine[Any, Any, None]) -> None:
 
 
 def counted(server: Server, name: str) -> dict[str, float]:
-    found = re.findall(rf"^{name}{{(.*)}} (\S+)$", server.metrics.page().decode(), re.MULTILINE)
-    return {labels: float(value) for labels, value in found}
+    matches = re.findall(rf"^{name}{{(.*)}} (\S+)$", server.metrics.page().decode(), re.MULTILINE)
+    return {labels: float(value) for labels, value in matches}
 
 
 def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -> None:
@@ -395,7 +395,9 @@ def test_a_client_that_is_being_answered_does_not_give_way_to_another(server: Se
                 b'{"inputs":[%s]}' % row,
             )
             first = await here.connect(head + b'{"inputs":[%s]}' % row)
-            await until(lambda: [one.idle_since for one in here.connections] == [math.inf])
+            await until(
+                lambda: [connection.idle_since for connection in here.connections] == [math.inf]
+            )
             second = await here.connect(b"")
             refused = await here.read(second)
             second.close()

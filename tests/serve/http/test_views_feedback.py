@@ -62,9 +62,9 @@ def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
 ) -> None:
     with gunicorn(tmp_path, {"flights": {"v": variant(model_folders["mixed"])}}) as running:
         predicted = running.post(json={"dataframe_records": [ROW]})
-        one = {"prediction_id": predicted.headers["X-Prediction-Id"], "row": 0, "label": True}
+        label = {"prediction_id": predicted.headers["X-Prediction-Id"], "row": 0, "label": True}
         for path, body, accepted in (
-            ("/feedback", one, 1),
+            ("/feedback", label, 1),
             ("/endpoints/flights/feedback", BATCH, 3),
         ):
             answered = running.post(path, json=body)
@@ -171,7 +171,7 @@ def test_masked_key_columns_are_masked_before_they_are_written_down(server: Serv
         (b"", "the body is empty"),
     ],
 )
-def test_what_is_no_feedback_is_refused_with_what_is_wrong(
+def test_invalid_feedback_is_refused_with_a_reason(
     server: Server,
     body: Any,
     message: str,
@@ -206,7 +206,7 @@ def test_another_content_type_and_an_unknown_endpoint_are_refused(server: Server
     )
 
 
-def test_on_a_full_disk_the_caller_is_told_to_come_back(server: Server) -> None:
+def test_a_full_disk_answers_503_with_retry_after(server: Server) -> None:
     with files_of_at_most(0):
         response = give(server, {"prediction_id": "p", "label": 1})
     assert (response.status, response.headers["Retry-After"]) == (503, "30")

@@ -21,8 +21,8 @@ FOREIGN = """
 
 
 def check(**headers: str) -> None:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    check_same_site(RawRequest("POST", "/v2/repository/models/x/load", named, b""), SPEC)
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    check_same_site(RawRequest("POST", "/v2/repository/models/x/load", fields, b""), SPEC)
 
 
 @pytest.mark.parametrize("host", OURS.split())
@@ -60,6 +60,6 @@ def test_a_page_of_elsewhere_may_not(origin: str) -> None:
     "kind",
     ["text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", ""],
 )
-def test_what_a_browser_sends_without_a_question_is_not_taken(kind: str) -> None:
+def test_content_types_that_browsers_send_without_a_preflight_are_refused(kind: str) -> None:
     with pytest.raises(UnsupportedMediaType):
         check(host="localhost", content_type=kind)

@@ -51,17 +51,17 @@ def test_the_first_requests_of_two_threads_both_know_the_keys(
     auth: Authenticator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read, asked, go_on = auth._read_keys, threading.Barrier(3), threading.Event()
+    read, barrier, go_on = auth._read_keys, threading.Barrier(3), threading.Event()
 
     def slow() -> None:
-        asked.wait(10)
+        barrier.wait(10)
         go_on.wait(10)
         read()
 
     monkeypatch.setattr(auth, "_read_keys", slow)
     with ThreadPoolExecutor(2) as threads:
         callers = [threads.submit(auth.require, bearer("ops"), "read") for _ in range(2)]
-        asked.wait(10)
+        barrier.wait(10)
         go_on.set()
         assert [caller.result().name for caller in callers] == ["ops", "ops"]
 
@@ -108,7 +108,7 @@ def test_a_key_comes_as_bearer_or_as_a_password(
     assert auth.require(headers, "read").name == "ops"
 
 
-def test_long_user_names_beside_a_key_take_no_memory(auth: Authenticator) -> None:
+def test_long_user_names_with_a_key_take_no_memory(auth: Authenticator) -> None:
     auth.require(bearer("ops"), "read")
     tracemalloc.start()
     for number in range(500):
@@ -131,7 +131,7 @@ def test_long_user_names_beside_a_key_take_no_memory(auth: Authenticator) -> Non
         ({"authorization": "onnxserve_ops"}, "Authorization is neither Bearer nor Basic"),
     ],
 )
-def test_who_has_no_key_is_told_how_to_send_one(
+def test_a_request_without_a_key_learns_how_to_send_one(
     auth: Authenticator,
     headers: dict[str, str],
     message: str,
@@ -171,7 +171,7 @@ def holds(auth: Authenticator, key: str, endpoint: str | None = "flights") -> bo
     return True
 
 
-def test_a_certificate_stands_beside_the_key_or_in_its_place(tmp_path: Path) -> None:
+def test_a_certificate_is_required_with_the_key_or_instead_of_it(tmp_path: Path) -> None:
     write_keys(tmp_path, {"shop": KeyEntry(name="shop", scopes=("infer",))})
     make_local_key(tmp_path)
     both = Authenticator(tmp_path, WITH_CERTIFICATES.model_copy(update={"api_keys": True}))
@@ -222,7 +222,7 @@ def test_a_revoked_key_is_gone_within_a_second_though_the_clock_was_set_back(
     assert not holds(auth, "shop")
 
 
-def test_without_a_file_nobody_is_answered_but_who_may_read_the_folder(tmp_path: Path) -> None:
+def test_without_a_keys_file_only_readers_of_the_folder_are_allowed(tmp_path: Path) -> None:
     assert not holds(Authenticator(tmp_path, WITH_KEYS), "shop")
     make_local_key(tmp_path)
     key = tmp_path / "local.key"
@@ -262,7 +262,7 @@ def token(key: Any = SIGNING, kid: str = "monday", algorithm: str = "ES256", **c
     )
 
 
-def test_a_token_allows_what_its_scope_says(of_issuer: Authenticator) -> None:
+def test_a_token_allows_the_actions_in_its_scope(of_issuer: Authenticator) -> None:
     sent = bearer(token())
     for _ in range(2):  # The key is verified once and then cached.
         assert (
@@ -346,7 +346,7 @@ def test_a_token_may_give_its_times_with_fractions(of_issuer: Authenticator) -> 
 
 
 @pytest.mark.parametrize("sent", ["a.b.c", "..", "é.é.é", "eyJhbGciOiJFUzI1NiJ9.e30.x"])
-def test_what_is_no_token_is_refused(of_issuer: Authenticator, sent: str) -> None:
+def test_an_invalid_token_is_refused(of_issuer: Authenticator, sent: str) -> None:
     with pytest.raises(Unauthenticated):
         of_issuer.require(bearer(sent), "infer")
 
@@ -365,7 +365,7 @@ def test_a_token_expires_though_it_is_remembered(
         auth.require(sent, "infer")
 
 
-def test_before_the_keys_of_the_issuer_are_there_a_caller_is_told_so(tmp_path: Path) -> None:
+def test_before_the_keys_of_the_issuer_are_fetched_callers_get_not_ready(tmp_path: Path) -> None:
     with pytest.raises(
         NotReady,
         match="not been fetched",

@@ -23,10 +23,14 @@ def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
 def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    asked, answers, counted = queue.SimpleQueue[str](), queue.SimpleQueue[bool](), list[int]()
+    thread_names, answers, counted = (
+        queue.SimpleQueue[str](),
+        queue.SimpleQueue[bool](),
+        list[int](),
+    )
 
     def ping() -> None:
-        asked.put(threading.current_thread().name)
+        thread_names.put(threading.current_thread().name)
         if not answers.get():
             raise OSError("away, redis://:secret@h")
 
@@ -39,12 +43,12 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(
     for _ in range(2):  # The second request began before the first failed.
         circuit.record_failure(OSError("away, redis://:secret@h"))
     for answer in (False, False, True):
-        assert asked.get() == "onnxserve-redis"
+        assert thread_names.get() == "onnxserve-redis"
         assert circuit.is_open
         answers.put(answer)
     wait_until(lambda: not circuit.is_open, 10, "the circuit closes once Redis answers")
 
-    assert asked.empty()
+    assert thread_names.empty()
     assert len(counted) == 3
     assert set(caplog.messages) == {
         "Redis does not answer (OSError): nothing happens",
@@ -54,21 +58,21 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(
 def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_a_second_one_for_the_pause() -> (
     None
 ):
-    asked = queue.SimpleQueue[None]()
+    probes = queue.SimpleQueue[None]()
     circuit = CircuitBreaker(
         "nothing happens",
-        lambda: asked.put(None),
+        lambda: probes.put(None),
         lambda: None,
         pause_seconds=60,
     )
     circuit.record_failure(OSError("slow"))
-    asked.get(timeout=10)
+    probes.get(timeout=10)
     wait_until(lambda: not circuit.is_open, 10, "the circuit closes once Redis answers")
 
     circuit.record_failure(OSError("slow again"))
     assert circuit.is_open
     with pytest.raises(queue.Empty):
-        asked.get(timeout=0.05)
+        probes.get(timeout=0.05)
 
 
 def test_where_no_thread_can_begin_the_next_request_asks(monkeypatch: pytest.MonkeyPatch) -> None:

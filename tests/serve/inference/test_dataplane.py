@@ -49,11 +49,11 @@ def ask(
     **headers: str,
 ) -> RawResponse:
     content = orjson.dumps({"dataframe_records": [ROW]} if body is None else body)
-    named = {
+    fields = {
         "content-type": "application/json",
         **{key.replace("_", "-"): value for key, value in headers.items()},
     }
-    return handle(server, RawRequest("POST", path, named, content, "192.0.2.1"))
+    return handle(server, RawRequest("POST", path, fields, content, "192.0.2.1"))
 
 
 def v2(rows: int = 1, **parameters: Any) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def sample(server: Server, name: str, **labels: str) -> float:
     """Return the sum of the values of a metric over the series with these labels."""
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     lines = server.metrics.page().decode().splitlines()
-    found = [
+    series = [
         line
         for line in lines
         if line.startswith(name + "{") and all(text in line for text in wanted)
     ]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+    return sum(float(line.rsplit(" ", 1)[1]) for line in series)
 
 
 def test_by_default_a_cpu_batches_nothing(serve: Serve) -> None:
@@ -95,7 +95,7 @@ def test_many_callers_are_joined_and_each_has_its_own_answer(serve: Serve) -> No
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(one, range(200)))
 
-    assert [found["predictions"] for found in answers] == [
+    assert [answer["predictions"] for answer in answers] == [
         [[1005.0 + number]] for number in range(200)
     ]
     assert sample(server, "onnxserve_batch_rows_sum", endpoint="e") == 200
@@ -137,7 +137,9 @@ def test_a_timeout_that_is_none_is_the_callers_mistake(serve: Serve, timeout: An
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-def test_what_a_version_does_not_answer_is_captured_as_a_failure(serve: Serve, batch: int) -> None:
+def test_a_request_that_a_version_refuses_is_captured_as_a_failure(
+    serve: Serve, batch: int
+) -> None:
     server = serve(max_batch_size=batch)
     headers = {"x_request_id": "bad", "x_event_time": "2013-07-01T12:30:00Z"}
     assert ask(server, {"dataframe_records": [{"a": "x"}]}, **headers).status == 400
@@ -231,9 +233,9 @@ def test_a_failure_keeps_its_code_its_message_and_the_column(
 ) -> None:
     server = serve_here({"e": {"e": variant(model_folders["mixed"])}})
     content = body if isinstance(body, bytes) else orjson.dumps(body)
-    named = {"content-type": headers.get("content_type", "application/json")}
+    fields = {"content-type": headers.get("content_type", "application/json")}
     answered = orjson.loads(
-        handle(server, RawRequest("POST", path, named, content, "192.0.2.1")).body,
+        handle(server, RawRequest("POST", path, fields, content, "192.0.2.1")).body,
     )
     (reason,) = reasons(server)
     assert reason == {
@@ -269,8 +271,8 @@ def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_withou
         b"secret,7.5\nAA,8\n",
     )
     assert handle(server, row_as_header).status == 400
-    found = reasons(server)
-    assert [reason["_column"] for reason in found] == [
+    failures = reasons(server)
+    assert [reason["_column"] for reason in failures] == [
         "carrier",
         "distance",
         None,
@@ -278,7 +280,7 @@ def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_withou
         None,
         "carrier",
     ]
-    assert {(reason["_error_code"], reason["_message"]) for reason in found} == {
+    assert {(reason["_error_code"], reason["_message"]) for reason in failures} == {
         ("BAD_REQUEST", None),
     }
     captured = b"".join(path.read_bytes() for path in segments(server.capture.spool))
@@ -300,9 +302,9 @@ def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve: Se
 
     answers = [ask(server), ask(server), ask(server, v2(), "/v2/models/e/infer")]
 
-    assert [found.headers["X-Cache"] for found in answers] == ["miss", "hit", "hit"]
+    assert [answer.headers["X-Cache"] for answer in answers] == ["miss", "hit", "hit"]
     assert answers[0].body == answers[1].body
-    assert len({found.headers["X-Prediction-Id"] for found in answers}) == 3
+    assert len({answer.headers["X-Prediction-Id"] for answer in answers}) == 3
     assert sample(server, "onnxserve_requests_total", endpoint="e", status="200") == 3
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
     captured = [
@@ -321,7 +323,7 @@ def test_a_new_version_has_nothing_in_the_cache(
     for version, path in ((v, f"/v2/models/e/versions/{v}/infer") for v in ("1", "2")):
         first, second = ask(server, v2(), path), ask(server, v2(), path)
         assert orjson.loads(second.body)["outputs"][0]["data"] == [1000.0 * int(version) + 6]
-        assert [found.headers["X-Cache"] for found in (first, second)] == ["miss", "hit"]
+        assert [answer.headers["X-Cache"] for answer in (first, second)] == ["miss", "hit"]
 
 
 def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(
@@ -335,7 +337,7 @@ def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(
     }
     server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
     answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
-    assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [
+    assert [orjson.loads(answer.body)["outputs"][0]["data"] for answer in answers] == [
         [1006.0],
         [2006.0],
     ]
@@ -353,7 +355,7 @@ def test_two_folders_of_one_name_do_not_answer_for_each_other(
     endpoints = {name: {name: variant(folder, "unknown")} for name, folder in copies.items()}
     server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
     answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
-    assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [
+    assert [orjson.loads(answer.body)["outputs"][0]["data"] for answer in answers] == [
         [1006.0],
         [2006.0],
     ]
@@ -373,7 +375,7 @@ def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve: S
 
     answers = [ask(server, x_api_key="k") for _ in range(3)]
 
-    assert [found.status for found in answers] == [200, 200, 429]
+    assert [answer.status for answer in answers] == [200, 200, 429]
     assert orjson.loads(answers[2].body)["error_code"] == "REQUEST_LIMIT_EXCEEDED"
     assert 1 <= int(answers[2].headers["Retry-After"]) <= 60
     assert ask(server, x_api_key="other").status == 200
@@ -400,7 +402,7 @@ def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_the
     assert ask(server).status == 200
 
 
-def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
+def test_a_version_that_is_swapped_out_finishes_its_requests(
     serve: Serve,
     bias_folders: dict[str, Path],
     tmp_path: Path,
@@ -411,10 +413,10 @@ def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
 
     def client() -> None:
         while not stop.is_set():
-            found = ask(server)
-            assert found.status == 200, found.body
+            response = ask(server)
+            assert response.status == 200, response.body
             answers.append(
-                (found.headers["X-Model-Version"], orjson.loads(found.body)["predictions"]),
+                (response.headers["X-Model-Version"], orjson.loads(response.body)["predictions"]),
             )
 
     threads = [threading.Thread(target=client) for _ in range(8)]
@@ -435,7 +437,7 @@ def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
             thread.join(30)
 
     assert {version for version, _ in answers} == {"1", "2", "3", "4"}
-    assert all(found == [[1000.0 * int(version) + 6]] for version, found in answers)
+    assert all(predictions == [[1000.0 * int(version) + 6]] for version, predictions in answers)
     assert not any(thread.is_alive() for thread in threads)
 
 
@@ -459,10 +461,10 @@ def ask_later(server: Server, path: str, body: Any, **headers: str) -> RawRespon
     path.
     """
     answers: SimpleQueue[RawResponse] = SimpleQueue()
-    named = {"content-type": "application/json", "x-request-id": "r", **headers}
+    fields = {"content-type": "application/json", "x-request-id": "r", **headers}
     if not handle_request_async(
         server,
-        RawRequest("POST", path, named, orjson.dumps(body), "192.0.2.1"),
+        RawRequest("POST", path, fields, orjson.dumps(body), "192.0.2.1"),
         answers.put,
     ):
         return None
@@ -511,7 +513,7 @@ def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_othe
     assert answer.status == 200
 
 
-def test_an_event_loop_is_sent_elsewhere_with_what_is_not_batched(serve: Serve) -> None:
+def test_requests_that_cannot_be_batched_are_not_answered_on_the_event_loop(serve: Serve) -> None:
     assert ask_later(serve(), "/invocations", {"dataframe_records": [ROW]}) is None
     server = serve(max_batch_size=8)
     assert ask_later(server, "/ping", {}) is None
@@ -536,7 +538,7 @@ def test_an_event_loop_does_not_wait_for_redis(
 def test_an_event_loop_is_limited_as_threads_are(serve: Serve) -> None:
     server = serve(max_batch_size=8, rate_limit="1/minute")
     answers = [ask_later(server, "/predict", ROW) for _ in range(2)]
-    assert [found.status for found in answers if found] == [200, 429]
+    assert [answer.status for answer in answers if answer] == [200, 429]
     assert answers[1] is not None
     assert int(answers[1].headers["Retry-After"]) >= 1
 

@@ -206,31 +206,31 @@ def shapley(model: OnnxModel, row: dict[str, Any]) -> list[float]:
     names = list(row)
     count = len(FLIGHTS["carrier"])
     value = {
-        chosen: probabilities_of(
+        coalition: probabilities_of(
             model,
-            {name: [row[name]] * count if name in chosen else FLIGHTS[name] for name in names},
+            {name: [row[name]] * count if name in coalition else FLIGHTS[name] for name in names},
         )[:, 1].mean(dtype="float64")
         for size in range(len(names) + 1)
-        for chosen in itertools.combinations(names, size)
+        for coalition in itertools.combinations(names, size)
     }
     contributions = []
     for name in names:
         total = 0.0
-        for chosen in value:
-            if name in chosen:
-                without = tuple(other for other in chosen if other != name)
-                weight = math.factorial(len(without)) * math.factorial(len(names) - len(chosen))
-                total += weight / math.factorial(len(names)) * (value[chosen] - value[without])
+        for coalition in value:
+            if name in coalition:
+                without = tuple(other for other in coalition if other != name)
+                weight = math.factorial(len(without)) * math.factorial(len(names) - len(coalition))
+                total += weight / math.factorial(len(names)) * (value[coalition] - value[without])
         contributions.append(total)
     return contributions
 
 
-def test_the_same_question_has_the_same_answer_whatever_rows_are_beside_it(server: Any) -> None:
+def test_an_explanation_is_reproducible_and_independent_of_the_other_rows(server: Any) -> None:
     rows = rows_of_flights(3, 9)
     alone = {name: column[1:2] for name, column in rows.items()}
 
     first, again, single = (
-        explain(server, "flights", json=split(asked)) for asked in (rows, rows, alone)
+        explain(server, "flights", json=split(batch)) for batch in (rows, rows, alone)
     )
     other = explain(server, "flights", json={**split(rows), "params": {"seed": 5, "max_evals": 9}})
 
@@ -349,14 +349,14 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
         ),
     ],
 )
-def test_what_cannot_be_explained_is_refused_with_its_reason(
+def test_a_request_that_cannot_be_explained_gets_a_reason(
     server: Any,
     endpoint: str,
     document: Any,
     said: str,
 ) -> None:
-    status, told = message(explain(server, endpoint, json=document))
-    assert (status, said in told) == (400, True), told
+    status, reason = message(explain(server, endpoint, json=document))
+    assert (status, said in reason) == (400, True), reason
 
 
 def test_the_workers_stay_light_and_the_request_is_counted_by_its_own_name(server: Any) -> None:

@@ -139,7 +139,9 @@ def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
 
 
 @pytest.mark.parametrize("start", [0.0, 1000.0, 1019.5, 1059.9])
-def test_whoever_waits_as_long_as_told_may_ask_again(clock: Clock[float], start: float) -> None:
+def test_a_caller_that_waits_for_the_returned_seconds_may_ask_again(
+    clock: Clock[float], start: float
+) -> None:
     clock.now = start
     rate = MemoryRateLimiter(10, 60, clock)
     for _ in range(100):
@@ -323,16 +325,16 @@ def test_a_client_above_its_rate_does_not_keep_redis_busy(clock: Clock[float]) -
     redis = FixedWindow()
     limiter = share(redis, "1/minute", clock)
     assert limiter(b"a") is None
-    told = []
+    waits = []
     for _ in range(1000):
-        told.append(limiter(b"a"))
+        waits.append(limiter(b"a"))
         clock.now += 0.001
 
-    assert told[:2] == [30.0, pytest.approx(29.999)]
+    assert waits[:2] == [30.0, pytest.approx(29.999)]
     assert len(redis.asked) <= 1 + 1000 * 0.001 / 0.1 + 1
 
 
-def test_a_limit_waits_for_nobody_while_a_reservation_or_a_refusal_holds(
+def test_a_limiter_does_not_wait_while_a_reservation_or_a_refusal_holds(
     clock: Clock[float],
 ) -> None:
     redis = FixedWindow()
@@ -347,12 +349,12 @@ def test_a_limit_waits_for_nobody_while_a_reservation_or_a_refusal_holds(
     assert 0 < sum(waits) <= 300 / 2
     clock.now += 0.1
     assert limiter.may_wait(b"a")
-    own = RequestLimits(
+    request_limits = RequestLimits(
         rate="9/second",
         open_rate=lambda rate: limiter if "minute" in rate else open_rate_limiter(rate, None),
     )
-    assert not own.may_wait(sent(), KeyEntry(name="shop", scopes=()))
-    assert own.may_wait(sent(), KeyEntry(name="shop", scopes=(), limits=("300/minute",)))
+    assert not request_limits.may_wait(sent(), KeyEntry(name="shop", scopes=()))
+    assert request_limits.may_wait(sent(), KeyEntry(name="shop", scopes=(), limits=("300/minute",)))
     assert RequestLimits(rate="300/minute", open_rate=lambda rate: limiter).may_wait(sent(), None)
     redis.is_away = True
     assert not limiter.may_wait(b"a")

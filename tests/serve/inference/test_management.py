@@ -43,8 +43,8 @@ def test_the_index_has_every_version_and_why_there_is_none(server: Server) -> No
         {"name": "two", "version": "m-2", "state": "READY", "reason": ""},
     ]
     assert management.repository_index(server.repository, only_ready=True) == ready
-    *others, broken = management.repository_index(server.repository)
-    assert others == ready
+    *entries, broken = management.repository_index(server.repository)
+    assert entries == ready
     assert (broken["name"], broken["state"]) == ("broken", "UNAVAILABLE")
     assert "no MLmodel file" in broken["reason"]
 
@@ -58,7 +58,7 @@ def test_an_index_request_may_be_empty(body: bytes, ready: bool) -> None:
     assert management.decode_index(b'{"ready": true}')
 
 
-def test_a_load_may_say_what_the_endpoint_is() -> None:
+def test_a_load_may_define_the_endpoint() -> None:
     assert management.endpoint_to_load("e", management.decode_parameters(b"")) is None
     by_uri = management.endpoint_to_load("e", {"model_uri": "models:/m/3"})
     assert by_uri is not None
@@ -77,7 +77,7 @@ def test_a_load_may_say_what_the_endpoint_is() -> None:
         "\x00",
     ],
 )
-def test_a_config_that_is_no_endpoint_is_refused_in_one_line(config: str) -> None:
+def test_an_invalid_endpoint_config_is_refused_in_one_line(config: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         management.endpoint_to_load("e", {"config": config})
     assert "\n" not in caught.value.message
@@ -91,7 +91,7 @@ def test_tritons_own_configuration_is_refused_by_its_name() -> None:
         )
 
 
-def test_an_unload_takes_what_tritons_client_sends() -> None:
+def test_an_unload_accepts_the_parameters_of_tritons_client() -> None:
     management.check_unload_parameters({"unload_dependents": False})
     with pytest.raises(InvalidRequest, match=r"'x' .*unload"):
         management.check_unload_parameters({"x": 1})

@@ -99,18 +99,22 @@ def test_a_request_id_unfit_to_be_sent_back_is_replaced(server: Server, given: s
     assert len(made) == 32
 
 
-def test_what_is_answered_is_captured_with_its_ids_and_times(
+def test_requests_are_captured_with_their_ids_and_times(
     server: Server,
     tmp_path: Path,
 ) -> None:
     first = ask(server, x_request_id="mine", x_event_time="2013-07-01T08:30:00.5-04:00")
     second = ask(server, "/endpoints/f/invocations", x_request_id="mine")
     ask(server, body=b"{}")
-    one, two, failed = captured(server, tmp_path)
-    assert (one.record.endpoint, one.record.variant, one.record.request_id) == ("e", "v", "mine")
-    assert one.record.event_time == 1_372_681_800_500_000
+    first_row, two, failed = captured(server, tmp_path)
+    assert (first_row.record.endpoint, first_row.record.variant, first_row.record.request_id) == (
+        "e",
+        "v",
+        "mine",
+    )
+    assert first_row.record.event_time == 1_372_681_800_500_000
     assert (
-        one.record.prediction_id
+        first_row.record.prediction_id
         == first.headers["X-Prediction-Id"]
         != second.headers["X-Prediction-Id"]
     )
@@ -120,7 +124,7 @@ def test_what_is_answered_is_captured_with_its_ids_and_times(
         two.record.received_time,
     )
     assert two.outputs["y"].tolist() == [[2006.0]]
-    assert (one.record.status, failed.record.status, failed.feeds) == (200, 400, {})
+    assert (first_row.record.status, failed.record.status, failed.feeds) == (200, 400, {})
     assert (
         b'onnxserve_capture_requests_total{outcome="captured"} 2.0'
         in ask(server, "/metrics", "GET").body
@@ -142,7 +146,7 @@ def test_a_fraction_of_the_requests_is_captured(
     assert low <= len(captured(server, tmp_path)) <= high
 
 
-def test_an_error_that_nobody_foresaw_is_logged_and_answered_without_details(
+def test_an_unexpected_error_is_logged_and_answered_without_details(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -245,4 +249,4 @@ def test_of_json_lines_a_piece_that_fails_is_captured_as_any_failure(
     reply = infer_lines(server, request, "e", sent())
     with suppress(BrokenResponse):
         list(reply.pieces or ())
-    assert [one.record.status for one in captured(server, tmp_path)] == expected
+    assert [entry.record.status for entry in captured(server, tmp_path)] == expected

@@ -62,18 +62,18 @@ def test_a_question_without_bytes_has_no_key() -> None:
     assert request_digest(VERSION, {"x": np.array([{"a": 1}], dtype=object)}) is None
 
 
-def test_what_is_kept_is_a_copy_that_nobody_can_change() -> None:
+def test_cached_responses_are_read_only_copies() -> None:
     cache = MemoryCache(100_000, 60)
     batch = np.arange(10.0)
     cache.put(b"k", {"y": batch[2:4]})
     batch[:] = -1
 
-    kept = cache.get(b"k")
-    assert kept is not None
-    assert kept["y"].tolist() == [2.0, 3.0]
+    arrays = cache.get(b"k")
+    assert arrays is not None
+    assert arrays["y"].tolist() == [2.0, 3.0]
     with pytest.raises(ValueError, match="read-only"):
-        kept["y"][0] = 7
-    kept.clear()
+        arrays["y"][0] = 7
+    arrays.clear()
     assert cache.get(b"k")
 
 
@@ -161,27 +161,27 @@ def test_no_bytes_no_cache() -> None:
 
 @pytest.mark.redis
 def test_workers_share_answers_over_redis(redis_url: str) -> None:
-    one, other = (RedisCache(redis_url, 10_000, 60, print) for _ in range(2))
+    cache, other = (RedisCache(redis_url, 10_000, 60, print) for _ in range(2))
     assert other.get(b"shared") is None
-    one.put(b"shared", {"y": np.arange(3.0), "label": texts("a", "b", "c")})
+    cache.put(b"shared", {"y": np.arange(3.0), "label": texts("a", "b", "c")})
 
-    found = other.get(b"shared")
-    assert found is not None
-    assert found["y"].tolist() == [0.0, 1.0, 2.0]
-    assert found["label"].tolist() == ["a", "b", "c"]
-    assert 0 < one._client.ttl(b"onnxserve:answer:shared") <= 60
-    one.put(b"large", {"y": np.zeros(5000)})
+    answer = other.get(b"shared")
+    assert answer is not None
+    assert answer["y"].tolist() == [0.0, 1.0, 2.0]
+    assert answer["label"].tolist() == ["a", "b", "c"]
+    assert 0 < cache._client.ttl(b"onnxserve:answer:shared") <= 60
+    cache.put(b"large", {"y": np.zeros(5000)})
     assert other.get(b"large") is None
 
 
 @pytest.mark.redis
-def test_what_another_wrote_into_redis_is_computed_anew(redis_url: str) -> None:
+def test_a_foreign_value_in_redis_is_ignored(redis_url: str) -> None:
     cache = RedisCache(redis_url, 10_000, 60, print)
     cache._client.set(b"onnxserve:answer:foreign", b"\x80\x04cos\nsystem\n")
     assert cache.get(b"foreign") is None
 
 
-def test_while_redis_is_away_nothing_is_found_and_nothing_fails(
+def test_without_redis_the_cache_misses_and_raises_no_error(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

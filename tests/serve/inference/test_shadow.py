@@ -87,11 +87,11 @@ def compared(server: Server, requests: int) -> None:
 
 def captured(place: Server | Path, variant: str) -> list[CapturedRequest]:
     spool = place if isinstance(place, Path) else place.capture.spool
-    found = [request for path in segments(spool) for request in read_segment(path)[0]]
-    return [request for request in found if request.record.variant == variant]
+    requests = [request for path in segments(spool) for request in read_segment(path)[0]]
+    return [request for request in requests if request.record.variant == variant]
 
 
-def test_an_answer_is_compared_with_what_the_shadow_says(
+def test_an_answer_is_compared_with_the_shadows_answer(
     serve: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
@@ -169,7 +169,7 @@ def test_the_shadows_rows_have_the_keys_of_the_request(
             }
 
 
-def test_what_is_not_captured_has_no_row_of_the_shadow_either(
+def test_a_request_that_is_not_captured_has_no_shadow_row(
     serve: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
@@ -177,7 +177,10 @@ def test_what_is_not_captured_has_no_row_of_the_shadow_either(
     for _ in range(30):
         ask(server, [1, 2, 3])
     compared(server, 30)
-    ids = [{one.record.prediction_id for one in captured(server, name)} for name in ("main", "new")]
+    ids = [
+        {request.record.prediction_id for request in captured(server, name)}
+        for name in ("main", "new")
+    ]
     assert ids[0] == ids[1]
     assert 0 < len(ids[0]) < 30
 
@@ -211,10 +214,14 @@ def test_joined_and_batched_requests_are_each_compared_with_their_own_answer(
         list(pool.map(lambda number: ask(server, [number, 0, 0], [0, number, 1]), range(100)))
     compared(server, 100)
     assert shadowed(server, "rows", agreement="same") == 200
-    told = {one.record.prediction_id: one.outputs["y"].tolist() for one in captured(server, "main")}
+    answers = {
+        request.record.prediction_id: request.outputs["y"].tolist()
+        for request in captured(server, "main")
+    }
     assert {
-        one.record.prediction_id: one.outputs["y"].tolist() for one in captured(server, "new")
-    } == told
+        request.record.prediction_id: request.outputs["y"].tolist()
+        for request in captured(server, "new")
+    } == answers
 
 
 @pytest.mark.parametrize("most", [1, 16])
@@ -303,7 +310,7 @@ def offer(shadows: Shadows, variant: ServedVariant, requests: int, first: int = 
 
 
 @pytest.mark.parametrize("bound", [{"max_copies": 3}, {"max_bytes": 3 * 16}])
-def test_what_finds_no_room_is_dropped_and_counted(
+def test_copies_beyond_the_queue_bound_are_dropped_and_counted(
     slow: tuple[Server, ServedVariant, Slow],
     tmp_path: Path,
     bound: dict[str, Any],
@@ -314,8 +321,8 @@ def test_what_finds_no_room_is_dropped_and_counted(
     assert shadowed(server, "requests", outcome="dropped") == 7
     predictor.go_on.set()
     compared(server, 3)
-    found = captured(tmp_path / "spool", "new")
-    assert [request.record.prediction_id for request in found] == [
+    copies = captured(tmp_path / "spool", "new")
+    assert [request.record.prediction_id for request in copies] == [
         "0",
         "1",
         "2",
@@ -323,7 +330,7 @@ def test_what_finds_no_room_is_dropped_and_counted(
     shadows.close()
 
 
-def test_what_finds_no_thread_is_dropped_and_counted(
+def test_copies_are_dropped_and_counted_if_no_thread_can_start(
     slow: tuple[Server, ServedVariant, Slow],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -344,7 +351,7 @@ def test_what_finds_no_thread_is_dropped_and_counted(
     shadows.close()
 
 
-def test_what_has_waited_is_computed_in_one_run(
+def test_queued_copies_are_computed_in_one_run(
     slow: tuple[Server, ServedVariant, Slow],
     tmp_path: Path,
 ) -> None:
@@ -389,8 +396,8 @@ def test_a_copy_that_fails_takes_none_of_those_along_with_which_it_was_run(
         what="the copy that fails",
     )
     assert max(sizes) > 1
-    found = [request.record.prediction_id for request in captured(tmp_path / "spool", "new")]
-    assert found == ["0", *(str(number) for number in range(10, 20) if number != 13)]
+    ids = [request.record.prediction_id for request in captured(tmp_path / "spool", "new")]
+    assert ids == ["0", *(str(number) for number in range(10, 20) if number != 13)]
     shadows.close()
 
 
@@ -438,7 +445,7 @@ def test_copies_are_computed_where_the_system_lowers_no_priority(
     shadows.close()
 
 
-def test_without_a_shadow_there_is_no_thread(
+def test_a_server_without_a_shadow_starts_no_thread(
     serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
@@ -451,8 +458,8 @@ def test_a_version_that_is_asked_for_by_its_number_is_not_answered_by_its_shadow
     serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
-    one, two = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
-    server = serve_here({"e": {"watched": two | {"shadow": True}, "main": one, "new": two}})
+    main, two = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
+    server = serve_here({"e": {"watched": two | {"shadow": True}, "main": main, "new": two}})
     assert server.repository.select_variant("e", "2").name == "new"
 
 

@@ -78,7 +78,7 @@ def test_parquet_of_bytes_decimals_and_lists() -> None:
     }
 
 
-def test_jsonl_takes_what_post_feedback_takes_and_columns() -> None:
+def test_jsonl_accepts_post_feedback_bodies_and_columns() -> None:
     lines = (
         '{"prediction_id": "a", "row": 1, "label": 2.5}\n{"key": {"flight": 7}, "label": null}\n'
     )

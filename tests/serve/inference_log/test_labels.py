@@ -91,12 +91,12 @@ def test_few_labels_are_read_once_and_many_each_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     writer.label(Label("p", None, None, 1, RECEIVED), name="one")
-    kept, many = (EndpointLabels(log.location, "flights", {}) for _ in range(2))
-    assert sum(map(len, kept.batches())) == 1
+    few, many = (EndpointLabels(log.location, "flights", {}) for _ in range(2))
+    assert sum(map(len, few.batches())) == 1
     monkeypatch.setattr(labels_module, "MOST_KEPT_BYTES", 0)
     assert sum(map(len, many.batches())) == 1
     writer.label(Label("q", None, None, 1, RECEIVED), name="two")
-    assert (sum(map(len, kept.batches())), sum(map(len, many.batches()))) == (1, 2)
+    assert (sum(map(len, few.batches())), sum(map(len, many.batches()))) == (1, 2)
 
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -135,11 +135,11 @@ def test_labels_that_the_caller_has_are_not_read_again(
 ) -> None:
     writer.write(request(1))
     writer.label(by_id("late", 0))
-    known = EndpointLabels(log.location, "flights", {})
-    assert sum(map(len, known.batches())) == 1
+    cached_labels = EndpointLabels(log.location, "flights", {})
+    assert sum(map(len, cached_labels.batches())) == 1
     writer.label(by_id("on time", 0, at=1), name="newer")
 
-    rows = log.labelled("flights", WINDOW, labels=known)
+    rows = log.labelled("flights", WINDOW, labels=cached_labels)
 
     assert rows is not None
     assert rows.table.column("_label").to_pylist() == ["late"]
@@ -150,8 +150,8 @@ def test_a_label_is_a_text_and_where_it_can_be_a_number(
     writer: LogWriter,
 ) -> None:
     writer.write(request(7))
-    given = [1, 2.5, "late", True, "7", "false"]
-    writer.label(*(by_id(label, row) for row, label in enumerate(given)))
+    values = [1, 2.5, "late", True, "7", "false"]
+    writer.label(*(by_id(label, row) for row, label in enumerate(values)))
 
     rows = log.labelled("flights", WINDOW)
 
@@ -227,11 +227,11 @@ def test_an_integer_key_joins_rows_of_a_log_that_has_older_ones_in_another_type(
 
     tables = list(view_tables(log, View("flights"), ["x", "_label"]))
 
-    found = {row["x"]: row["_label"] for table in tables for row in table.to_pylist()}
-    assert found == {0.0: "old", 1.0: "new"}
+    by_row = {row["x"]: row["_label"] for table in tables for row in table.to_pylist()}
+    assert by_row == {0.0: "old", 1.0: "new"}
 
 
-def test_keys_take_small_fractions_dates_and_what_is_missing(
+def test_keys_match_small_fractions_dates_and_missing_values(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:
@@ -262,7 +262,7 @@ def test_of_labels_by_id_and_by_key_the_later_one_wins(
     assert labels(log) == ["key", "id"]
 
 
-def test_a_prediction_id_that_looks_like_a_key_is_no_key(
+def test_a_prediction_id_that_looks_like_a_key_does_not_match_by_key(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:
@@ -281,7 +281,7 @@ def test_a_label_without_a_value_takes_the_earlier_one_back(
     assert labels(log) == [None, "yes"]
 
 
-def test_labels_of_one_moment_are_told_apart_by_segment_and_offset(
+def test_labels_of_the_same_moment_are_ordered_by_segment_and_offset(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:
@@ -347,7 +347,7 @@ def test_many_corrections_of_few_rows_are_let_go_while_they_are_read(
     assert labels(log) == ["198", "199"]
 
 
-def test_labels_beside_many_rows_are_read_and_sorted_a_fixed_number_of_times(
+def test_labels_of_many_rows_are_read_and_sorted_a_fixed_number_of_times(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -523,7 +523,7 @@ def test_a_key_of_a_column_of_half_floats_names_its_rows(
     assert labels(log) == ["half", "seven"]
 
 
-def test_columns_whose_names_look_like_a_part_of_a_key_are_told_apart(
+def test_columns_whose_names_look_like_a_part_of_a_key_are_distinguished(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:

@@ -63,8 +63,8 @@ def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(
     done = compact(log, "flights", LATER)
 
     assert (done.compacted_files, done.written_files) == (7, 1)
-    (one,) = files(writer)
-    assert pq.read_metadata(one).num_rows == 60  # The duplicates are removed.
+    (file,) = files(writer)
+    assert pq.read_metadata(file).num_rows == 60  # The duplicates are removed.
     assert rows(log) == before
     assert compact(log, "flights", LATER) == MaintenanceResult()
 
@@ -224,15 +224,15 @@ def test_labels_of_a_day_become_one_file_and_mean_the_same(
 
     compact(log, "flights", LATER)
 
-    (one,) = files(writer, "_labels/endpoint=flights/date=2013-07-02")
-    assert pq.read_metadata(one).num_rows == 6
+    (file,) = files(writer, "_labels/endpoint=flights/date=2013-07-02")
+    assert pq.read_metadata(file).num_rows == 6
     after = log.labelled("flights", WINDOW)
     assert before is not None
     assert after is not None
     assert after.table.equals(before.table)
 
 
-def test_what_is_too_old_is_deleted_rows_labels_and_sketches(
+def test_rows_labels_and_sketches_beyond_the_age_are_deleted(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:
@@ -268,7 +268,7 @@ def test_what_is_too_old_is_deleted_rows_labels_and_sketches(
     assert expire(log, "flights", now, timedelta(days=1)) == MaintenanceResult()
 
 
-def test_what_lies_in_a_window_that_is_spared_is_not_too_old(
+def test_rows_and_labels_in_a_pinned_window_are_kept(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:
@@ -298,7 +298,7 @@ def test_requests_without_an_answer_are_kept_up_like_rows(
     assert list(log.failures.batches("flights", WINDOW)) == []
 
 
-def test_nothing_is_older_than_the_calendar_and_an_endpoint_without_rows_is_fine(
+def test_an_age_beyond_the_calendar_or_an_endpoint_without_rows_deletes_no_files(
     log: InferenceLog,
 ) -> None:
     assert expire(log, "flights", LATER, timedelta(days=999_999)) == MaintenanceResult()

@@ -66,8 +66,10 @@ def ask(
     shadows: bool = False,
     **parts: Any,
 ) -> pa.Table:
-    asked = Query(View("flights", parse_time_range(since, None, NOW), labels, shadows), **parts)
-    with run_query(log, asked) as answer:
+    full_query = Query(
+        View("flights", parse_time_range(since, None, NOW), labels, shadows), **parts
+    )
+    with run_query(log, full_query) as answer:
         return pa.Table.from_batches(list(answer.batches), answer.schema)
 
 
@@ -136,7 +138,7 @@ def test_a_whole_statement_may_group_and_join(flights: InferenceLog) -> None:
     assert ask(flights, statement=joined, limit=5).to_pylist() == [{"n": 130}]
 
 
-def test_a_window_of_event_time_and_what_was_received_lately(
+def test_since_selects_a_window_of_event_time_or_the_recently_received_rows(
     flights: InferenceLog,
     writer: LogWriter,
 ) -> None:
@@ -220,7 +222,7 @@ def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: Log
         ),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_would_be_right(
+def test_an_invalid_query_gets_a_one_line_error_with_the_correct_form(
     flights: InferenceLog,
     parts: dict[str, Any],
     message: str,
@@ -259,7 +261,7 @@ def test_a_broken_file_is_left_out_and_named(flights: InferenceLog, writer: LogW
     assert list(flights.unreadable) == [str(broken)]
 
 
-def test_a_log_that_goes_down_meanwhile_is_said_so(
+def test_a_log_that_goes_down_during_a_query_raises_its_error(
     flights: InferenceLog,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -302,19 +304,19 @@ def test_ctrl_c_ends_a_statement_at_once(
     plan = query._plan
 
     def planned(*arguments: Any) -> Any:
-        found = plan(*arguments)
+        query_plan = plan(*arguments)
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         assert moment != "before it computes" or interrupted.wait(60)
-        return found
+        return query_plan
 
     monkeypatch.setattr(query, "_plan", planned)
-    asked: dict[str, Any] = {"statement": ENDLESS}
+    options: dict[str, Any] = {"statement": ENDLESS}
     if moment == "while it reads":
-        asked = {"order_by": "x"}
+        options = {"order_by": "x"}
         endless = itertools.repeat(event_table({"_event_time": [DAY] * 1000, "x": ["1"] * 1000}))
         monkeypatch.setattr(reader, "scan_hour", lambda *_: endless)
     with pytest.raises(KeyboardInterrupt):
-        ask(flights, **asked)
+        ask(flights, **options)
 
 
 @pytest.mark.long
@@ -389,7 +391,7 @@ def test_a_statement_is_over_when_nothing_comes_of_it() -> None:
     assert timeout.is_over
 
 
-def test_what_the_log_takes_and_what_is_done_with_the_answer_does_not_count() -> None:
+def test_the_timeout_excludes_reading_the_log_and_using_the_answer() -> None:
     clock = Clock(0.0)
     timeout = StatementTimeout(10.0, clock)
     with timeout.reading():

@@ -171,7 +171,7 @@ def test_the_latest_whole_window_is_the_last_one_that_is_over(
         log.latest_window("flights", "1d", DAY + timedelta(hours=1))
 
 
-def test_where_nothing_was_captured_there_is_no_window(
+def test_an_endpoint_without_captured_rows_has_no_window(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:
@@ -266,7 +266,7 @@ def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(
     assert (matches.matched, len(log.unreadable)) == (0, 1)
 
 
-def test_an_unknown_endpoint_is_said_with_the_nearest(
+def test_the_error_of_an_unknown_endpoint_names_the_nearest(
     log: InferenceLog,
     written: LogWriter,
 ) -> None:

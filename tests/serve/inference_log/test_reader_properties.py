@@ -177,15 +177,15 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
 
     assert rows is not None
     last = {flight: _last_label(labels, flight) for flight in (5, 6, 7, 8)}
-    for found in (rows.table, pa.concat_tables(tables)):
-        assert {row["flight"]: row["_label"] for row in found.to_pylist()} == last
+    for table in (rows.table, pa.concat_tables(tables)):
+        assert {row["flight"]: row["_label"] for row in table.to_pylist()} == last
     names = {
         (
-            one.prediction_id,
-            one.row,
-            as_key(one.key["flight"]) if isinstance(one.key, dict) else None,
+            entry.prediction_id,
+            entry.row,
+            as_key(entry.key["flight"]) if isinstance(entry.key, dict) else None,
         )
-        for one in labels
+        for entry in labels
     }
     unknown = {name for name in names if name[0] == "unknown" or name[2] == "99"}
     assert counts == LabelCounts(

@@ -44,12 +44,12 @@ def test_only_the_columns_that_are_asked_for_come_in_their_order_where_a_file_ha
     writer.write(hour(2))
     writer.write(hour(1, carrier=["UA"]))
 
-    found = [table.column_names for table in log.batches("flights", WINDOW, ["carrier", "x"])]
+    names = [table.column_names for table in log.batches("flights", WINDOW, ["carrier", "x"])]
 
-    assert sorted(found) == [["carrier", "x"], ["x"]]
+    assert sorted(names) == [["carrier", "x"], ["x"]]
 
 
-def test_what_shadows_answered_is_left_out_unless_it_is_asked_for(
+def test_shadow_rows_are_left_out_unless_requested(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:
@@ -191,14 +191,14 @@ def test_files_that_are_compacted_while_they_are_read_give_their_rows_once(
     def compact_at_the_second(path: str) -> None:
         opened.append(path)
         if len(opened) == 2:
-            one = pa.concat_tables([pa.parquet.read_table(file) for file in files])
-            pa.parquet.write_table(one, writer.root / FOLDER / "compacted.parquet")
+            table = pa.concat_tables([pa.parquet.read_table(file) for file in files])
+            pa.parquet.write_table(table, writer.root / FOLDER / "compacted.parquet")
             for file in files:
                 file.unlink()
 
-    found = read(changing(log, compact_at_the_second, is_local), "x")
+    rows = read(changing(log, compact_at_the_second, is_local), "x")
 
-    assert sorted(row["x"] for row in found) == list(range(40))
+    assert sorted(row["x"] for row in rows) == list(range(40))
 
 
 def test_files_that_expire_while_they_are_read_are_no_error(
@@ -263,10 +263,10 @@ def test_an_hour_that_is_too_large_to_be_remembered_is_read_in_parts_and_each_ro
     writer.write(hour(300), segment=segments[0], suffix="-again")
     monkeypatch.setattr(scan, "PASS_BYTES", 8000)
 
-    found = read(log, "_segment", "_row")
+    rows = read(log, "_segment", "_row")
 
-    assert len(found) == 900
-    assert len({(row["_segment"], row["_row"]) for row in found}) == 900
+    assert len(rows) == 900
+    assert len({(row["_segment"], row["_row"]) for row in rows}) == 900
 
 
 def test_folders_that_are_not_of_the_log_and_hidden_files_are_passed_over(

@@ -74,7 +74,7 @@ def test_labels_are_counted_with_those_that_have_no_row_in_the_log(
     assert (stats.rows, stats.labels.rows, stats.labels.unmatched) == (1, 1, None)
 
 
-def test_what_the_agents_have_counted_is_added_up(flights: InferenceLog) -> None:
+def test_the_counts_of_all_agents_are_added_up(flights: InferenceLog) -> None:
     for number, ended in enumerate((False, True, False)):
         counts = {"flights": 10 * (number + 1), "other": 999}
         mark = Watermark(
@@ -122,7 +122,7 @@ def test_shipped_rows_that_are_not_in_the_log_any_more_are_seen() -> None:
     assert (account.gone(4), account.gone(9), account.gone(12)) == (5, 0, 0)
 
 
-def test_an_endpoint_that_has_no_rows_is_said_so(flights: InferenceLog) -> None:
+def test_stats_of_an_endpoint_without_rows_are_not_found(flights: InferenceLog) -> None:
     with pytest.raises(NotFound, match="rows of flights"):
         log_stats(flights, "zzz")
 
@@ -130,7 +130,7 @@ def test_an_endpoint_that_has_no_rows_is_said_so(flights: InferenceLog) -> None:
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
-def test_what_each_agent_has_last_said_is_read_back(tmp_path: Path) -> None:
+def test_the_last_watermark_of_each_agent_is_read_back(tmp_path: Path) -> None:
     location = locate_log(str(tmp_path / "log"))
     assert read_watermarks(location) == []
     for agent in ("b", "a"):
@@ -159,13 +159,13 @@ def test_one_that_cannot_be_understood_hides_no_other(tmp_path: Path) -> None:
     assert read_watermarks(location) == [mark]
 
 
-def test_those_of_agents_that_have_long_said_nothing_go(tmp_path: Path) -> None:
+def test_watermarks_of_agents_that_are_long_gone_are_deleted(tmp_path: Path) -> None:
     location = locate_log(str(tmp_path))
     assert expire_watermarks(location, NOON) == []
     for agent, age in (("gone", GONE_AFTER), ("quiet", GONE_AFTER - timedelta(hours=1))):
         write_watermark(location, Watermark(agent, ("e",), NOON, NOON))
-        said = (NOON - age).timestamp()
-        os.utime(tmp_path / "_watermarks" / f"{agent}.json", (said, said))
+        timestamp = (NOON - age).timestamp()
+        os.utime(tmp_path / "_watermarks" / f"{agent}.json", (timestamp, timestamp))
 
     assert expire_watermarks(location, NOON) == ["gone"]
     assert [mark.agent for mark in read_watermarks(location)] == ["quiet"]

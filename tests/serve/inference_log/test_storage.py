@@ -63,8 +63,8 @@ def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(
     assert [path.name for path in (tmp_path / "a log").rglob("*") if path.is_file()] == [
         "f.parquet",
     ]
-    found = pyarrow.dataset.dataset(str(tmp_path / "a log"), partitioning="hive").to_table()
-    assert found.to_pylist() == [
+    table = pyarrow.dataset.dataset(str(tmp_path / "a log"), partitioning="hive").to_table()
+    assert table.to_pylist() == [
         {"a": 1, "endpoint": "e", "date": "2026-06-01"},
         {"a": 2, "endpoint": "e", "date": "2026-06-01"},
     ]
@@ -89,7 +89,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
         yield bucket
 
 
-def test_what_is_written_is_read_back(bucket: Bucket) -> None:
+def test_a_file_written_to_a_bucket_is_read_back(bucket: Bucket) -> None:
     location = locate_log("s3://b/some/log")
     write_file(location, "endpoint=e/f.parquet", b"content")
     assert bucket.objects == {"b/some/log/endpoint=e/f.parquet": b"content"}
@@ -120,8 +120,8 @@ def test_objects_are_encrypted_as_asked_whole_and_in_parts(
     write_file(location, "large", large)
     assert bucket.objects["b/log/large"] == large
     sse = "x-amz-server-side-encryption"
-    asked = [*bucket.headers_of("PUT", "small"), *bucket.headers_of("POST", "uploads")]
-    assert [(h.get(sse), h.get(sse + "-aws-kms-key-id")) for h in asked] == [(algorithm, key)] * 2
+    headers = [*bucket.headers_of("PUT", "small"), *bucket.headers_of("POST", "uploads")]
+    assert [(h.get(sse), h.get(sse + "-aws-kms-key-id")) for h in headers] == [(algorithm, key)] * 2
 
 
 def test_an_encryption_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_an_api_that_does_not_encrypt_is_an_error_that_names_the_setting(
 
 
 @pytest.mark.parametrize("status", [503, 500, 0])
-def test_what_is_refused_for_the_moment_is_tried_again(bucket: Bucket, status: int) -> None:
+def test_temporary_refusals_of_a_bucket_are_retried(bucket: Bucket, status: int) -> None:
     bucket.refusals = [status, status]
     write_file(locate_log("s3://b/log"), "f", b"x")
     assert bucket.objects == {"b/log/f": b"x"}
@@ -154,7 +154,7 @@ def test_a_bucket_that_refuses_is_an_error_that_says_so(bucket: Bucket) -> None:
         write_file(locate_log("s3://b/log"), "f", b"x")
 
 
-def test_a_bucket_that_answers_nothing_is_an_error_that_says_so(
+def test_a_bucket_that_drops_the_connection_raises_an_error_with_its_url(
     bucket: Bucket,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

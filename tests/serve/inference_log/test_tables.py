@@ -52,7 +52,7 @@ def test_two_types_become_the_one_that_holds_both(
     joined: pa.DataType,
     values: list[object],
 ) -> None:
-    sides = [pa.table({"c": one}) for one in (old, new)]
+    sides = [pa.table({"c": array}) for array in (old, new)]
     for tables in (sides, sides[::-1]):
         schema = unify_schemas(table.schema for table in tables)
         assert schema.field("c").type == joined
@@ -90,9 +90,9 @@ def test_a_query_and_a_window_read_rows_of_both_builds(
         order_by="id",
     )
     with run_query(log, query) as answer:
-        found = [row for batch in answer.batches for row in batch.to_pylist()]
+        answer_rows = [row for batch in answer.batches for row in batch.to_pylist()]
     ids = [123456789] * 2 + [123456792] * 2
-    assert found == [{"id": one, "is_late": True} for one in ids]
+    assert answer_rows == [{"id": id_, "is_late": True} for id_ in ids]
     rows = log.read("flights", WINDOW)
     assert rows is not None
     assert sorted(rows.table.column("id").to_pylist()) == ids
@@ -104,13 +104,13 @@ def texts(*values: str | None, kind: pa.DataType | None = None) -> pa.ChunkedArr
 
 def test_a_hash_is_seen_for_the_first_time_once() -> None:
     seen, rng = Deduplicator(), np.random.default_rng(0)
-    given: set[int] = set()
+    earlier_hashes: set[int] = set()
     for size in (5, 1, 400, 3, 90):
         hashes = rng.integers(0, 300, size).astype(np.uint64)
         first = seen.first_seen(hashes)
-        fresh = {int(value) for value in hashes} - given
+        fresh = {int(value) for value in hashes} - earlier_hashes
         assert sorted(hashes[first].tolist()) == sorted(fresh)
-        given |= fresh
+        earlier_hashes |= fresh
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_a_window_is_read_in_utc(text: str, start: datetime, end: datetime) -> N
         ("0001-01-01T00:00+10:00/1d", "is not within the years 1 to 9999"),
     ],
 )
-def test_what_is_no_window_is_refused_by_name(text: str, message: str) -> None:
+def test_an_invalid_window_is_refused_by_name(text: str, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         parse_window(text)
 
@@ -73,7 +73,7 @@ def test_a_duration_is_of_the_wall_clock_and_a_time_is_of_the_events() -> None:
     assert parse_time_range("2013-07-01", "1h", NOW).received_until == NOW - timedelta(hours=1)
 
 
-def test_nothing_said_is_everything() -> None:
+def test_without_bounds_the_time_range_is_unlimited() -> None:
     assert parse_time_range(None, None, NOW).window is None
     assert parse_time_range(None, None, NOW).received_us is None
 
@@ -99,6 +99,8 @@ def test_files_that_were_written_before_hold_nothing_that_was_received_since() -
         ("2013-07-01/never", None, "'never' is not a time"),
     ],
 )
-def test_what_cannot_be_is_one_line(since: str | None, until: str | None, message: str) -> None:
+def test_an_impossible_time_range_is_refused_in_one_line(
+    since: str | None, until: str | None, message: str
+) -> None:
     with pytest.raises(InvalidConfig, match=message):
         parse_time_range(since, until, NOW)

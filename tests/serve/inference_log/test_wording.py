@@ -68,7 +68,7 @@ MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
 
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_a_refusal_names_what_is_there(
+def test_refusals_list_the_valid_choices(
     log: InferenceLog,
     writer: LogWriter,
     cause: Callable[[InferenceLog], object],

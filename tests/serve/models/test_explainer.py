@@ -77,8 +77,8 @@ def explainer(
         return made[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for client in made:
+        client.close()
 
 
 def ask(explainer: ExplainerClient, seed: int = 0) -> dict[str, object]:
@@ -88,47 +88,47 @@ def ask(explainer: ExplainerClient, seed: int = 0) -> dict[str, object]:
 def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(
     explainer: Callable[..., ExplainerClient],
 ) -> None:
-    asked = explainer()
-    assert asked.pid is None
+    client = explainer()
+    assert client.pid is None
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: ask(asked), range(4)))
-    assert {answer["pid"] for answer in answers} == {asked.pid}
+        answers = list(pool.map(lambda _: ask(client), range(4)))
+    assert {answer["pid"] for answer in answers} == {client.pid}
     assert (answers[0]["folder"], answers[0]["max_evals"]) == ("/model", 70)
 
 
-def test_it_ends_when_nobody_asks_and_comes_back_when_somebody_does(
+def test_an_idle_explainer_ends_and_restarts_on_demand(
     explainer: Callable[..., ExplainerClient],
 ) -> None:
-    asked = explainer(idle_seconds=0.2)
-    first = ask(asked)["pid"]
+    client = explainer(idle_seconds=0.2)
+    first = ask(client)["pid"]
     assert isinstance(first, int)
-    wait_until(lambda: asked.pid is None and not psutil.pid_exists(first), 60, "its end")
-    assert ask(asked)["pid"] != first
+    wait_until(lambda: client.pid is None and not psutil.pid_exists(first), 60, "its end")
+    assert ask(client)["pid"] != first
 
 
 def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., ExplainerClient]) -> None:
-    asked = explainer(most_waiting=2)
-    ask(asked)
+    client = explainer(most_waiting=2)
+    ask(client)
     with ThreadPoolExecutor(2) as pool:
-        hanging = [pool.submit(ask, asked, HANGS) for _ in range(2)]
-        wait_until(lambda: asked._active == 2, 60, "two that wait")
+        hanging = [pool.submit(ask, client, HANGS) for _ in range(2)]
+        wait_until(lambda: client._active == 2, 60, "two that wait")
         with pytest.raises(TooManyRequests, match="limit of 2") as caught:
-            ask(asked)
+            ask(client)
         assert caught.value.retry_after == 1
-        asked.close()
-        assert {type(one.exception(60)) for one in hanging} == {NotReady}
+        client.close()
+        assert {type(future.exception(60)) for future in hanging} == {NotReady}
 
 
 def test_a_process_that_ends_over_a_question_is_started_anew(
     explainer: Callable[..., ExplainerClient],
 ) -> None:
-    asked = explainer()
+    client = explainer()
     with pytest.raises(NotReady, match="this explainer"):
-        ask(asked, CRASHES)
+        ask(client, CRASHES)
 
     def answers() -> bool:
         try:
-            return bool(ask(asked))
+            return bool(ask(client))
         except NotReady:
             return False
 
@@ -138,11 +138,11 @@ def test_a_process_that_ends_over_a_question_is_started_anew(
 def test_one_that_ends_before_it_is_ready_and_after_its_time_is_started_anew(
     explainer: Callable[..., ExplainerClient],
 ) -> None:
-    asked = explainer("late", answer_seconds=1.0)
+    client = explainer("late", answer_seconds=1.0)
 
     def answers() -> bool:
         try:
-            return bool(ask(asked))
+            return bool(ask(client))
         except (NotReady, DeadlineExceeded):
             return False
 
@@ -150,7 +150,7 @@ def test_one_that_ends_before_it_is_ready_and_after_its_time_is_started_anew(
     wait_until(answers, 60, "the next process")
 
 
-def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(
+def test_an_explainer_that_does_not_start_is_not_ready(
     explainer: Callable[..., ExplainerClient],
 ) -> None:
     with pytest.raises(NotReady, match="is being started"):
@@ -161,26 +161,26 @@ def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(
             ask(broken)
 
 
-def test_who_waits_longer_than_an_answer_may_take_is_told_so(
+def test_waiting_too_long_for_a_busy_explainer_raises_deadline_exceeded(
     explainer: Callable[..., ExplainerClient],
 ) -> None:
-    asked = explainer(answer_seconds=20.0)
-    ask(asked)
-    asked._timeout_seconds = 0.2  # The process runs, so that only the wait is short.
+    client = explainer(answer_seconds=20.0)
+    ask(client)
+    client._timeout_seconds = 0.2  # The process runs, so that only the wait is short.
     with ThreadPoolExecutor(1) as pool:
-        hanging = pool.submit(ask, asked, HANGS)
+        hanging = pool.submit(ask, client, HANGS)
         wait_until(
-            lambda: asked._process is not None and not asked._process._turn._value,
+            lambda: client._process is not None and not client._process._turn._value,
             60,
             "the first question",
         )
         with pytest.raises(DeadlineExceeded, match="explainer was free"):
-            ask(asked)
-        asked.close()
+            ask(client)
+        client.close()
         assert isinstance(hanging.exception(60), NotReady)
 
 
-def test_without_shap_it_says_what_to_install(
+def test_without_shap_the_error_names_the_package_to_install(
     explainer: Callable[..., ExplainerClient],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

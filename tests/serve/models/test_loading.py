@@ -126,7 +126,7 @@ def test_only_the_texts_of_the_request_count_if_batches_are_padded(tmp_path: Pat
     assert len(warm.batcher.run(feeds)["embedding"]) == 5
 
 
-def test_without_a_policy_nothing_is_batched(model_folders: dict[str, Path]) -> None:
+def test_a_model_without_a_batching_policy_has_no_batcher(model_folders: dict[str, Path]) -> None:
     assert load_warm(model_folders["mixed"], Placement(), 1).batcher is None
 
 
@@ -218,7 +218,7 @@ def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(
         )
 
 
-def test_a_first_version_has_nobody_beside_it(model: Path) -> None:
+def test_the_first_version_may_use_the_whole_memory_limit(model: Path) -> None:
     with MemoryLimit(MemoryLimit(None).used() + 24 * MIB).loading(model):
         pass
     with pytest.raises(ModelError, match="about 16 MiB"), MemoryLimit(MIB).loading(model):
@@ -242,13 +242,13 @@ except ModelError as error:
 """
 
 
-def test_what_the_last_version_took_tells_what_the_next_one_takes(model: Path) -> None:
+def test_the_memory_of_the_last_version_predicts_that_of_the_next_one(model: Path) -> None:
     """The measurement runs in a new process, so that other tests do not change its
     memory.
     """
     command = [sys.executable, "-c", _TAKES_THREE_TIMES_ITS_FILES, str(model)]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert re.match(r"loading it would take about (4[789]|50) MiB", said), said
+    output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert re.match(r"loading it would take about (4[789]|50) MiB", output), output
 
 
 @pytest.mark.parametrize(

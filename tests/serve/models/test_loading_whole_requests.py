@@ -94,11 +94,11 @@ def test_one_record_of_the_short_protocol_is_the_whole_of_the_tensors(server: An
 @pytest.mark.parametrize("name", GRAPHS)
 def test_it_is_never_joined_and_says_so(server: Any, name: str) -> None:
     assert server.repository.select_variant(name).loaded.batcher is None
-    said = f"none: {REASONS[name]}"
-    assert told(server, f"/v2/models/{name}")["parameters"] == {"batch_dimension": said}
+    reason = f"none: {REASONS[name]}"
+    assert told(server, f"/v2/models/{name}")["parameters"] == {"batch_dimension": reason}
     config = told(server, f"/v2/models/{name}/config")
     assert config["max_batch_size"] == 0
-    assert config["parameters"] == {"batch_dimension": {"string_value": said}}
+    assert config["parameters"] == {"batch_dimension": {"string_value": reason}}
     state = read_state(worker_file(server.repository.state_dir, os.getpid()), WorkerState)
     assert state is not None
     assert state.endpoints[name]["main"].no_batch == REASONS[name]
@@ -179,5 +179,5 @@ def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(
         [[1.0, 2.0]],
         [[-1.0, -2.0]],
     )
-    said = "none: its input 'x' has the fixed first size 1"
-    assert told(server, "/v2/models/one")["parameters"] == {"batch_dimension": said}
+    reason = "none: its input 'x' has the fixed first size 1"
+    assert told(server, "/v2/models/one")["parameters"] == {"batch_dimension": reason}

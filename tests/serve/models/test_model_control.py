@@ -91,7 +91,7 @@ def test_a_command_is_done_when_it_is_answered_and_its_files_are_gone(tmp_path: 
         (OnnxserveError("something"), OnnxserveError),
     ],
 )
-def test_an_error_comes_back_as_what_it_is(
+def test_an_agents_error_is_raised_as_its_own_class(
     tmp_path: Path,
     error: OnnxserveError,
     raised: type[OnnxserveError],
@@ -104,7 +104,7 @@ def test_an_error_comes_back_as_what_it_is(
     assert caught.type is raised
 
 
-def test_without_an_agent_nobody_waits_long_and_the_command_is_withdrawn(tmp_path: Path) -> None:
+def test_without_an_agent_a_command_fails_quickly_and_is_withdrawn(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match=r"agent .*not running"):
         commands(tmp_path).load("e")
     assert not left_over(tmp_path)
@@ -117,7 +117,7 @@ def test_an_agent_that_takes_too_long_is_not_waited_for(tmp_path: Path) -> None:
     assert not left_over(tmp_path)
 
 
-def test_unless_it_is_allowed_nothing_is_asked_of_the_agent(tmp_path: Path) -> None:
+def test_without_explicit_control_the_agent_gets_no_command(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"-C server\.model_control_mode=explicit"):
         ModelControl(tmp_path, "none", 1).load("e")
     assert not (tmp_path / COMMANDS).exists()
@@ -160,7 +160,7 @@ def test_the_commands_of_all_workers_are_bounded(tmp_path: Path) -> None:
         commands(tmp_path).load("e")
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_a_command_that_cannot_be_written_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / COMMANDS).write_text("a file where the folder should be")
     with pytest.raises(NotReady, match="cannot be written"):
         commands(tmp_path).load("e")

@@ -90,7 +90,7 @@ def test_an_unloaded_endpoint_is_gone_from_every_worker_and_comes_back(
     assert index(client) == {"first": ("READY", ""), "second": ("READY", "")}
 
 
-def test_a_load_of_what_is_loaded_changes_nothing(served: Served, client: Any) -> None:
+def test_loading_a_loaded_model_changes_nothing(served: Served, client: Any) -> None:
     client.load_model("first")
     assert index(client)["first"] == ("READY", "")
 
@@ -258,7 +258,7 @@ def test_a_web_page_of_elsewhere_changes_nothing(
         ),
     ],
 )
-def test_a_body_that_is_no_request_is_refused(
+def test_an_invalid_request_body_is_refused(
     served: Served,
     path: str,
     body: bytes,
@@ -269,7 +269,7 @@ def test_a_body_that_is_no_request_is_refused(
     assert words in answer.json()["error"]
 
 
-def test_the_statistics_of_all_workers_count_what_was_answered(served: Served, client: Any) -> None:
+def test_the_statistics_of_all_workers_are_added_up(served: Served, client: Any) -> None:
     def counted() -> Any:
         (entry,) = client.get_inference_statistics("first")["model_stats"]
         return entry
@@ -302,7 +302,7 @@ def test_the_statistics_of_all_workers_count_what_was_answered(served: Served, c
 
 
 @pytest.mark.long
-def test_what_was_unloaded_and_added_is_found_again_after_a_restart_and_without_control_the_spec_counts(
+def test_explicit_loads_and_unloads_survive_a_restart_until_control_is_disabled(
     serve: Callable[..., Served],
     spec_file: Path,
     model_folders: dict[str, Path],

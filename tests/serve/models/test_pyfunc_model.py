@@ -169,14 +169,14 @@ def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them
         {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
         for name, value in DAYS.items()
     ]
-    asked = {
+    document = {
         "inputs": inputs,
         "outputs": [{"name": "day"}],
         "parameters": {"content_type": "pd", "plus": 1000},
     }
-    answer = ask("/v2/models/days/infer", asked)
+    answer = ask("/v2/models/days/infer", document)
     assert json.loads(answer.body)["outputs"][0]["data"] == [1182]
-    refused = ask("/v2/models/days/infer", asked | {"parameters": {"plus": "many"}})
+    refused = ask("/v2/models/days/infer", document | {"parameters": {"plus": "many"}})
     assert refused.status == 400
     assert "plus" in message(refused)
 
@@ -300,7 +300,7 @@ def test_without_a_signature_only_invocations_answer(
         ({"name": "a"}, "column 'when' is missing"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_a_value_of_the_wrong_type_is_named(
     server: Server,
     ask: Callable[..., RawResponse],
     document: Any,
@@ -459,7 +459,7 @@ def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
 
 
 @pytest.mark.long
-def test_without_mlflow_it_says_what_is_missing(
+def test_without_mlflow_the_error_names_the_missing_packages(
     pyfunc_folders: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -528,7 +528,7 @@ def spin(running: Any) -> None:
 
 
 @pytest.mark.long
-def test_nothing_is_left_of_a_worker_that_is_killed(
+def test_killing_a_worker_ends_its_side_process(
     pyfunc_folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:

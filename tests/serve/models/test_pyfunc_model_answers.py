@@ -111,8 +111,8 @@ def test_the_first_answer_says_the_outputs(ask: Callable[..., Any]) -> None:
         {"name": "known", "datatype": "BOOL", "shape": [-1]},
         {"name": "half", "datatype": "FP64", "shape": [-1]},
     ]
-    chosen = ask("/v2/models/names/infer", tensors("a", outputs=[{"name": "half"}]))
-    assert [entry["name"] for entry in chosen["outputs"]] == ["half"]
+    answer = ask("/v2/models/names/infer", tensors("a", outputs=[{"name": "half"}]))
+    assert [entry["name"] for entry in answer["outputs"]] == ["half"]
     odd = ask("/v2/models/names/infer", tensors("odd"), status=400)["error"]
     assert odd.startswith(
         "the model returns 'strange', but its first request returned 'known', 'half'; send it to",
@@ -156,7 +156,7 @@ def test_rows_with_missing_texts_are_captured(ask: Callable[..., Any], server: S
 
 
 @pytest.mark.parametrize("path", ["/v2/models/names/infer", "/invocations"])
-def test_waiting_for_the_model_is_no_computing(
+def test_waiting_for_the_model_counts_as_queue_time_and_not_as_compute_time(
     ask: Callable[..., Any],
     server: Server,
     path: str,
@@ -182,7 +182,7 @@ def test_waiting_for_the_model_is_no_computing(
     assert seconds("compute_infer") - computed > 2.8
 
 
-def test_an_index_does_not_call_ready_what_cannot_answer(
+def test_an_index_shows_a_dead_model_as_unavailable(
     ask: Callable[..., Any],
     server: Server,
 ) -> None:

@@ -149,7 +149,7 @@ def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
     candidate = repository.table["e"].variants["candidate"].loaded
 
     serve(champion=new, candidate=new | {"weight": 0}, watched=new | {"shadow": True})
-    assert {one.loaded for one in repository.table["e"].variants.values()} == {candidate}
+    assert {variant.loaded for variant in repository.table["e"].variants.values()} == {candidate}
     serve(champion=new)
     assert repository.select_variant(None, draw=0.0).loaded is candidate
     assert len(loads) == 2
@@ -162,14 +162,14 @@ def test_endpoints_share_a_version_and_the_last_one_frees_it(
     loads: list[Path],
     tmp_path: Path,
 ) -> None:
-    one = servers.variant(bias_folders["1"])
-    servers.want(tmp_path, 1, {"a": {"v": one}, "b": {"v": one}})
+    variant = servers.variant(bias_folders["1"])
+    servers.want(tmp_path, 1, {"a": {"v": variant}, "b": {"v": variant}})
     repository.poll()
     shared = weakref.ref(repository.select_variant("a", draw=0.0).loaded)
     assert repository.select_variant("b", draw=0.0).loaded is shared()
     assert len(loads) == 1
 
-    servers.want(tmp_path, 2, {"b": {"v": one}})
+    servers.want(tmp_path, 2, {"b": {"v": variant}})
     repository.poll()
     assert shared() is not None
     servers.want(tmp_path, 3, {"b": {"v": servers.variant(bias_folders["2"], "2")}})
@@ -188,7 +188,8 @@ def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
     assert all(not variant.shadows for variant in repository.table["e"].answering)
     serve(champion=old, candidate=new, watched=new | {"shadow": True})
     shadows = {
-        one.name: [shadow.name for shadow in one.shadows] for one in repository.table["e"].answering
+        served.name: [shadow.name for shadow in served.shadows]
+        for served in repository.table["e"].answering
     }
     assert shadows == {"champion": ["watched"], "candidate": []}
 
@@ -228,12 +229,12 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
     serve(2, {"key": "a"}, 50, 50)
     leased = [repository.select_variant("e", draw=draw) for draw in (0.1, 0.9)]
     assert [(variant.name, variant.key) for variant in leased] == [("1", "a"), ("2", "a")]
-    kept = [
+    choices = [
         [repository.select_variant("e", draw=draw, key=key).name for key in "abcdefgh"]
         for draw in (0.1, 0.9)
     ]
-    assert kept[0] == kept[1]
-    assert set(kept[0]) == {"1", "2"}
+    assert choices[0] == choices[1]
+    assert set(choices[0]) == {"1", "2"}
 
     serve(3, {"key": "a"}, 100, 0)
     assert repository.select_variant("e", draw=0.9).key is None
@@ -282,7 +283,7 @@ def with_an_example_that_is_no_json(folder: Path) -> None:
         (with_an_example_that_is_no_json, "not valid JSON"),
     ],
 )
-def test_whatever_fails_leaves_the_old_version_and_is_told(
+def test_a_failed_load_keeps_the_old_version_and_reports_its_error(
     serve: Serve,
     repository: Repository,
     bias_folders: dict[str, Path],
@@ -327,7 +328,7 @@ def test_a_failing_new_variant_leaves_the_endpoint_ready(
     } == {"1"}
 
 
-def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
+def test_an_unexpected_error_is_logged_and_reported_without_details(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -427,7 +428,7 @@ def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Pat
     assert read_workers(tmp_path) == []
 
 
-def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
+def test_waiting_for_the_start_ends_once_the_wanted_version_is_loaded(
     tmp_path: Path,
     bias_folders: dict[str, Path],
 ) -> None:
@@ -450,7 +451,7 @@ def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
 
 
 @pytest.mark.parametrize("wanted", [None, "broken", '{"generation": 1, "endpoints": {}}'])
-def test_where_nothing_can_be_loaded_nothing_is_waited_for(
+def test_without_a_valid_wanted_state_the_start_is_not_waited_for(
     tmp_path: Path,
     wanted: str | None,
 ) -> None:
@@ -467,7 +468,7 @@ def test_where_nothing_can_be_loaded_nothing_is_waited_for(
         repository.stop()
 
 
-def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows(
+def test_selecting_an_endpoint_without_a_version_raises_the_agents_error(
     repository: Repository,
     bias_folders: dict[str, Path],
     tmp_path: Path,
@@ -505,7 +506,7 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(
     assert list((tmp_path / LOADING).iterdir()) == []
 
 
-def test_what_a_full_disk_does_not_take_of_the_state_is_written_later(
+def test_a_worker_state_refused_by_a_full_disk_is_written_later(
     tmp_path: Path,
     repository: Repository,
     caplog: pytest.LogCaptureFixture,

@@ -59,7 +59,7 @@ def test_the_plain_routes_go_to_the_first(served: Served) -> None:
     assert served.predict(1, 2, 3).json() == {"predictions": [[6.0]]}
 
 
-def test_the_broken_ones_say_so_and_keep_nobody_from_serving(served: Served) -> None:
+def test_broken_endpoints_report_their_error_and_the_others_are_served(served: Served) -> None:
     index = requests.post(f"{served.url}/v2/repository/index", timeout=10).json()
     states = {entry["name"]: entry["state"] for entry in index}
     assert {name for name, state in states.items() if state != "READY"} == {"missing", "broken"}
@@ -75,7 +75,7 @@ def test_the_broken_ones_say_so_and_keep_nobody_from_serving(served: Served) -> 
     assert "missing" in state.error
 
 
-def test_an_unknown_endpoint_is_told_some_of_the_names(served: Served) -> None:
+def test_the_error_of_an_unknown_endpoint_lists_some_names(served: Served) -> None:
     answer = requests.get(f"{served.url}/v2/models/nobody", timeout=10)
     assert answer.status_code == 404
     assert f"and {COUNT + 2 - 10} more" in answer.json()["error"]

@@ -168,7 +168,7 @@ def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Star
     process = new_process(answer_seconds=1.0, concurrency=2)
     first = process.start().fields["pid"]
     with ThreadPoolExecutor() as pool:
-        for told in ("within 1 s$", "restarted$"):
+        for message in ("within 1 s$", "restarted$"):
             hanging = pool.submit(process.request, SideMessage("hang"))
             with contextlib.suppress(
                 NotReady,
@@ -176,7 +176,7 @@ def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Star
             ):  # The process may already be killed.
                 while not hanging.done():
                     assert process.request(SideMessage("echo")).fields["pid"] == first
-            with pytest.raises(DeadlineExceeded, match=told):
+            with pytest.raises(DeadlineExceeded, match=message):
                 hanging.result()
     assert pid_of(process) != first
 
@@ -189,7 +189,7 @@ def test_an_answer_may_come_in_parts(new_process: Start) -> None:
         assert [part.fields["number"] for part in parts] == [0, 1, 2]
 
 
-def test_parts_that_nobody_wants_any_more_leave_their_turn_and_reach_nobody_else(
+def test_an_abandoned_stream_frees_its_turn_and_its_parts_reach_no_other_request(
     new_process: Start,
 ) -> None:
     process = new_process()
@@ -212,7 +212,7 @@ def test_the_next_request_begins_when_unwanted_parts_are_not_made_any_more(
     assert process.request(SideMessage("echo")).fields["making_parts"] == 0
 
 
-def test_a_process_that_never_learns_that_nobody_wants_its_parts_is_ended(
+def test_a_process_that_does_not_notice_an_abandoned_stream_is_ended(
     new_process: Start,
 ) -> None:
     process = new_process(answer_seconds=0.5)
@@ -223,7 +223,7 @@ def test_a_process_that_never_learns_that_nobody_wants_its_parts_is_ended(
     assert pid_of(process) != first
 
 
-def test_close_ends_it_and_what_it_has_started(new_process: Start) -> None:
+def test_close_ends_the_process_and_its_children(new_process: Start) -> None:
     process = new_process()
     pid = process.start().fields["pid"]
     grandchild = process.request(SideMessage("child")).fields["pid"]
@@ -304,7 +304,11 @@ def test_one_that_cannot_be_started_any_more_is_tried_again_after_a_pause_that_g
     os.kill(first, signal.SIGKILL)
 
     def failures() -> list[float]:
-        return [one.created for one in caplog.records if "cannot be started" in one.getMessage()]
+        return [
+            record.created
+            for record in caplog.records
+            if "cannot be started" in record.getMessage()
+        ]
 
     wait_until(lambda: len(failures()) > 1, what="the second attempt")
     assert failures()[1] - failures()[0] >= 1

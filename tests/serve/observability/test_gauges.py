@@ -66,17 +66,17 @@ def asked_anew() -> Iterator[None]:
     gauges._nvml.cache_clear()
 
 
-def test_each_gpu_has_its_gauges_and_what_it_does_not_know_is_left_out(
+def test_each_gpu_has_its_gauges_and_unknown_values_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     families = text_string_to_metric_families(gpu_metrics_page().decode())
-    found = {
+    values = {
         (sample.name, sample.labels["gpu"]): sample.value
         for family in families
         for sample in family.samples
     }
-    assert found == {
+    assert values == {
         ("onnxserve_gpu_memory_used_bytes", "0"): 2**30,
         ("onnxserve_gpu_memory_used_bytes", "1"): 2**31,
         ("onnxserve_gpu_memory_total_bytes", "0"): 2**34,
@@ -120,7 +120,7 @@ def samples(state_dir: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
     }
 
 
-def test_what_is_not_served_is_a_metric(tmp_path: Path) -> None:
+def test_the_agent_state_and_refused_versions_are_metrics(tmp_path: Path) -> None:
     shipping = ShippingState(complete_until=120.0)
     state = AgentState(
         pid=os.getpid(),
@@ -148,7 +148,9 @@ def test_what_is_not_served_is_a_metric(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_an_agent_that_is_not_there_is_told(tmp_path: Path, is_there: bool) -> None:
+def test_an_agent_that_has_ended_is_down_and_an_absent_agent_has_no_metrics(
+    tmp_path: Path, is_there: bool
+) -> None:
     if is_there:
         dead = subprocess.Popen(["true"])
         dead.wait()

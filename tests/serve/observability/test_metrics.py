@@ -27,10 +27,12 @@ GUIDE = Path(__file__).parents[3] / "docs" / "observe.md"
 
 
 def test_every_metric_stands_in_the_guide() -> None:
-    declared = {one.name for one in vars(server_metrics).values() if isinstance(one, Metric)}
-    told = set(re.findall(r"`((?:onnxserve|ml)_\w+?)(?:_total)?`", GUIDE.read_text()))
+    declared = {
+        metric.name for metric in vars(server_metrics).values() if isinstance(metric, Metric)
+    }
+    documented = set(re.findall(r"`((?:onnxserve|ml)_\w+?)(?:_total)?`", GUIDE.read_text()))
     families = tuple(re.findall(r"`(onnxserve_\w+_)…`", GUIDE.read_text()))
-    assert {name for name in declared - told if not name.startswith(families)} == set()
+    assert {name for name in declared - documented if not name.startswith(families)} == set()
 
 
 @pytest.fixture
@@ -41,8 +43,8 @@ def workers(tmp_path: Path) -> tuple[Metrics, Metrics]:
 
 def samples(metrics: Metrics, name: str) -> dict[str, float]:
     """Return the page's samples with this name, by the text of their labels."""
-    found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", metrics.page().decode(), re.MULTILINE)
-    return {labels: float(value) for labels, value in found}
+    matches = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", metrics.page().decode(), re.MULTILINE)
+    return {labels: float(value) for labels, value in matches}
 
 
 def test_requests_of_all_workers_are_summed_by_their_labels(
@@ -125,7 +127,7 @@ def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metri
     }
 
 
-def test_a_dead_worker_serves_nothing_and_has_counted_what_it_did(
+def test_a_dead_workers_counts_remain(
     workers: tuple[Metrics, Metrics],
     tmp_path: Path,
 ) -> None:
@@ -192,11 +194,11 @@ def test_shadows_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path
     for number in range(200):
         metrics.count_shadow(("e", str(number), "m", "2"), "failed")
     failed = [
-        one
-        for one in read_series(tmp_path)["onnxserve_shadow_requests"]
-        if one.labels["outcome"] == "failed"
+        sample
+        for sample in read_series(tmp_path)["onnxserve_shadow_requests"]
+        if sample.labels["outcome"] == "failed"
     ]
-    assert [one.value for one in failed] == [1.0] * 200
+    assert [sample.value for sample in failed] == [1.0] * 200
 
 
 def test_the_shadows_of_workers_are_added_up(
@@ -214,12 +216,13 @@ def test_the_shadows_of_workers_are_added_up(
         metrics.count_shadow(SHADOW, "failed")
 
     outcomes = {
-        one.labels["outcome"]: one.value
-        for one in read_series(tmp_path)["onnxserve_shadow_requests"]
+        sample.labels["outcome"]: sample.value
+        for sample in read_series(tmp_path)["onnxserve_shadow_requests"]
     }
     assert outcomes == {"compared": 4.0, "dropped": 2.0, "failed": 2.0}
     rows = {
-        one.labels["agreement"]: one.value for one in read_series(tmp_path)["onnxserve_shadow_rows"]
+        sample.labels["agreement"]: sample.value
+        for sample in read_series(tmp_path)["onnxserve_shadow_rows"]
     }
     assert rows == {"same": 4.0, "different": 2.0}
     page = prometheus_text(read_families(tmp_path)).decode()

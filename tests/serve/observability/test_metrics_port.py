@@ -136,9 +136,9 @@ def keyed(serve: Callable[..., Served], model_folders: dict[str, Path], free_por
         str(free_port),
     ]
     server = serve(*options, "-C", "server.api_keys=true").wait_ready()
-    found = Keyed(server, f"http://127.0.0.1:{free_port}/metrics", key)
-    wait_until(lambda: found.predict().ok, 60, "a worker knows the key")
-    return found
+    keyed_server = Keyed(server, f"http://127.0.0.1:{free_port}/metrics", key)
+    wait_until(lambda: keyed_server.predict().ok, 60, "a worker knows the key")
+    return keyed_server
 
 
 def counted(url: str) -> dict[str, float]:

@@ -133,15 +133,15 @@ def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-mlflow-experiment-id={experiment}")
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         answer = running.post(json={"inputs": [[1, 2, 3]]})
-    found = client.get_trace("tr-" + answer.headers["traceparent"].split("-")[1])
-    (span,) = (span for span in found.data.spans if span.name == "POST /invocations")
+    trace = client.get_trace("tr-" + answer.headers["traceparent"].split("-")[1])
+    (span,) = (span for span in trace.data.spans if span.name == "POST /invocations")
     assert span.attributes["onnxserve.prediction_id"] == answer.headers["X-Prediction-Id"]
-    assert {part.name for part in found.data.spans if part.parent_id == span.span_id} == {
+    assert {part.name for part in trace.data.spans if part.parent_id == span.span_id} == {
         "decode",
         "infer",
         "encode",
     }
-    assert (found.info.experiment_id, found.info.status) == (experiment, "OK")
+    assert (trace.info.experiment_id, trace.info.status) == (experiment, "OK")
 
 
 def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:

@@ -230,7 +230,7 @@ def test_columns_are_stacked_by_name_into_one_input(writer: Callable[[pa.Table],
     np.testing.assert_array_equal(feeds["X"], values.astype(np.float32))
 
 
-def test_a_missing_string_is_what_the_model_says_and_all_nulls_are_nan() -> None:
+def test_a_missing_string_becomes_the_models_default_and_null_columns_become_nan() -> None:
     table = pa.table({"c": pa.array(["a", None]).dictionary_encode(), "x": pa.nulls(2)})
     feeds = arrow.decode(stream(table), schema_of("?", c="string", x="double"), LIMIT)
     assert feeds["c"].ravel().tolist() == ["a", "?"]
@@ -316,7 +316,7 @@ REFUSED: list[tuple[str, pa.Array, ColumnType, list[str]]] = [
     [case[1:] for case in REFUSED],
     ids=[case[0] for case in REFUSED],
 )
-def test_what_does_not_fit_is_refused_by_name(
+def test_a_mismatched_column_is_refused_by_name(
     media: str,
     array: pa.Array,
     kind: ColumnType,
@@ -409,16 +409,16 @@ def test_a_prediction_is_a_table_in_kind(media: str) -> None:
     }
     body = arrow.encode(media, outputs)
     table = READERS[media](body)
-    found = table.to_pydict()
+    columns = table.to_pydict()
     assert table.column_names == list(outputs)
-    assert (found["y"][0], found["y"][2], found["label"], found["late"]) == (
+    assert (columns["y"][0], columns["y"][2], columns["label"], columns["late"]) == (
         0.5,
         2.0,
         ["yes", "", "ü"],
         [True, False, True],
     )
-    assert found["p"] == outputs["p"].tolist()
-    assert found["z"] == outputs["z"].tolist()
+    assert columns["p"] == outputs["p"].tolist()
+    assert columns["z"] == outputs["z"].tolist()
 
 
 READERS: dict[str, Callable[[bytes], pa.Table]] = {
@@ -428,10 +428,10 @@ READERS: dict[str, Callable[[bytes], pa.Table]] = {
 
 
 def test_one_output_is_the_column_prediction_and_records_are_columns() -> None:
-    one = READERS[arrow.STREAM](arrow.encode(arrow.STREAM, np.array([1, 2])))
+    table = READERS[arrow.STREAM](arrow.encode(arrow.STREAM, np.array([1, 2])))
     records = np.empty(2, object)
     records[:] = [{"y": 1.5, "n": 2}, {"y": 2.5, "n": 3}]
-    assert one.to_pydict() == {"prediction": [1, 2]}
+    assert table.to_pydict() == {"prediction": [1, 2]}
     assert READERS[arrow.STREAM](arrow.encode(arrow.STREAM, records)).to_pydict() == {
         "y": [1.5, 2.5],
         "n": [2, 3],
@@ -492,7 +492,7 @@ def refusal(media: str, body: bytes) -> OnnxserveError | None:
     "body",
     [b"", b"x", b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff", bytes(1000)],
 )
-def test_what_is_no_table_is_refused(media: str, body: bytes) -> None:
+def test_an_invalid_table_is_refused(media: str, body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         arrow.decode(body, MIXED, LIMIT)
 
@@ -570,14 +570,14 @@ def test_batches_without_an_end_and_dictionaries_in_pieces_are_refused() -> None
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
-def test_a_missing_column_is_named_beside_the_unknown_one_that_came(media: str) -> None:
+def test_a_missing_column_is_named_with_the_unknown_column_that_came(media: str) -> None:
     body = WRITERS[media](pa.table({"dep_tme": [1.0]}))
     with pytest.raises(SchemaMismatch, match=r"'dep_time' .*'dep_tme' .*'dep_time'"):
         arrow.decode(body, schema_of(dep_time="double"), LIMIT)
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
-def test_a_missing_column_of_texts_is_named_or_what_stands_for_it(media: str) -> None:
+def test_a_missing_text_column_is_named_or_filled_with_its_default(media: str) -> None:
     body = WRITERS[media](pa.table({"hour": [1]}))
     with pytest.raises(SchemaMismatch, match="'carrier' is missing"):
         arrow.decode(body, schema_of(hour="long", carrier="string"), LIMIT)

@@ -117,8 +117,8 @@ def test_an_unknown_content_type_is_refused_with_all_that_are_taken(
     message = json.loads(response.body)["message"]
     assert response.status == 415
     assert all(
-        known in message
-        for known in ("application/json", "text/csv", arrow.STREAM, "application/jsonl")
+        media_type in message
+        for media_type in ("application/json", "text/csv", arrow.STREAM, "application/jsonl")
     )
 
 

@@ -129,7 +129,7 @@ def outcome(ask: Any) -> Any:
 @pytest.mark.long
 @given(st.sampled_from(sorted(SCHEMAS)), bodies())
 @settings(max_examples=1000)
-def test_it_reads_what_the_exact_way_reads_and_refuses_alike(name: str, body: bytes) -> None:
+def test_the_fast_reader_agrees_with_the_exact_reader(name: str, body: bytes) -> None:
     schema = SCHEMAS[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large_json, "LARGE_BYTES", 0)
@@ -258,7 +258,7 @@ def test_a_number_is_not_taken_for_a_null_in_a_name(named: bytes) -> None:
         b'[[1,2]],"inputs":[[3,4]]',
     ],
 )
-def test_what_is_ragged_or_stands_twice_is_left_alone(rows: bytes) -> None:
+def test_ragged_or_duplicated_rows_are_left_to_the_exact_reader(rows: bytes) -> None:
     body = b'{"inputs":' + rows + b"}" + b" " * large_json.LARGE_BYTES
     assert large_json.read_large_feeds(body, SCHEMAS["pairs"]) is None
 

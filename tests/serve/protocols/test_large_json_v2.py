@@ -145,14 +145,14 @@ def outcome(body: bytes, artifact: Artifact, schema: Schema) -> Any:
         name: (a.dtype.str, a.shape, a.tolist(), a.tobytes()) for name, a in question.feeds.items()
     }
     if any(array.dtype.kind == "O" for array in question.feeds.values()):
-        feeds = {name: told[:3] for name, told in feeds.items()}  # type: ignore[misc]
+        feeds = {name: entry[:3] for name, entry in feeds.items()}  # type: ignore[misc]
     return question.id, question.outputs, question.parameters, repr(feeds)
 
 
 @pytest.mark.long
 @given(requests())
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_it_reads_what_the_exact_way_reads_and_refuses_alike(
+def test_the_fast_reader_agrees_with_the_exact_reader(
     artifact: Artifact,
     request_: tuple[str, bytes],
 ) -> None:

@@ -114,7 +114,7 @@ def test_the_bare_nan_of_mlflows_clients_is_a_missing_number() -> None:
     assert np.isnan(feeds["d"]).all()
 
 
-def test_beside_a_bare_nan_a_text_that_is_none_is_refused_as_it_is_elsewhere() -> None:
+def test_an_invalid_text_is_refused_also_if_the_row_contains_a_bare_nan() -> None:
     for missing in (b"null", b"NaN"):
         body = (
             b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [["\\ud800", %b, 1, true]]}}'
@@ -152,7 +152,7 @@ def test_csv_feeds_a_tensor_by_position() -> None:
 
 
 @pytest.mark.parametrize("field", ["1_000", "x", "1,5", "0x10", "1e", "--1"])
-def test_a_csv_field_that_is_no_number_is_named(field: str) -> None:
+def test_a_csv_field_that_cannot_be_parsed_is_named(field: str) -> None:
     with pytest.raises((SchemaMismatch, InvalidRequest), match="row 0"):
         decode("text/csv", f"s,d,n,b\na,{field},1,true\n".encode(), MIXED)
 
@@ -193,7 +193,7 @@ def test_any_bytes_are_read_or_refused_as_ours(body: bytes, content_type: str) -
         assert feeds
 
 
-def test_rows_without_a_field_are_told_the_fields() -> None:
+def test_the_error_of_a_bare_json_list_lists_the_accepted_fields() -> None:
     """SageMaker's containers accept CSV in this form."""
     with pytest.raises(InvalidRequest, match=r"dataframe_split, .*inputs"):
         decode("application/json", b"[[1, 2, 3]]", TENSOR)
@@ -230,10 +230,10 @@ def test_a_column_whose_name_has_another_separator_is_read() -> None:
 )
 def test_csv_without_a_header_is_in_the_signatures_order(parameter: str) -> None:
     body = b"a,1.5,2,true\n,,-3,false\n"
-    named = decode("text/csv; header=present", b"s,d,n,b\n" + body, MIXED)
+    with_header = decode("text/csv; header=present", b"s,d,n,b\n" + body, MIXED)
     bare = decode(f"text/csv; {parameter}", body, MIXED)
-    assert bare["s"].tolist() == named["s"].tolist() == [["a"], ["?"]]
-    np.testing.assert_array_equal(bare["d"], named["d"])
+    assert bare["s"].tolist() == with_header["s"].tolist() == [["a"], ["?"]]
+    np.testing.assert_array_equal(bare["d"], with_header["d"])
     assert decode("text/csv; header=absent", b"1,2\n3,4\n", TENSOR)["x"].tolist() == [
         [1, 2],
         [3, 4],
@@ -298,7 +298,7 @@ def test_a_quoted_blank_of_a_column_of_numbers_is_refused_and_not_left_out() -> 
         decode("text/csv", b'd\n1\n" "\n2\n', number)
 
 
-def test_a_header_is_said_only_of_csv_and_only_as_present_or_absent() -> None:
+def test_the_header_parameter_is_only_for_csv_and_is_present_or_absent() -> None:
     with pytest.raises(UnsupportedMediaType, match="present or absent"):
         decode("text/csv; header=1", b"1", MIXED)
     with pytest.raises(UnsupportedMediaType, match="'header'"):

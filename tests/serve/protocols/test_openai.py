@@ -152,7 +152,9 @@ def test_a_responses_agent_answers_in_events(
         ("response.output_text.delta", "you"),
     ]
     request = [
-        one for segment in segments(running.state_dir / SPOOL) for one in read_segment(segment)[0]
+        entry
+        for segment in segments(running.state_dir / SPOOL)
+        for entry in read_segment(segment)[0]
     ][-1]
     assert json.loads(request.feeds["input"][0]) == USER
     assert [part["delta"] for part in json.loads(request.outputs["stream"][0])] == ["hello", "you"]
@@ -193,7 +195,7 @@ def test_the_one_answer_of_a_list_is_the_answer(client: Callable[..., Any]) -> N
 @pytest.mark.parametrize("given", ["hello", ["hello", "you"]])
 def test_a_model_of_embeddings_answers(client: Callable[..., Any], given: Any) -> None:
     answer = client("/endpoints/embedder").embeddings.create(model="any", input=given)
-    assert [one.embedding for one in answer.data] == [[5, 0.5], [3, 0.5]][: len(answer.data)]
+    assert [item.embedding for item in answer.data] == [[5, 0.5], [3, 0.5]][: len(answer.data)]
     with pytest.raises(openai.BadRequestError, match="without dimensions"):
         client("/endpoints/embedder").embeddings.create(model="any", input=given, dimensions=64)
 

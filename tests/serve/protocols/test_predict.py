@@ -60,7 +60,7 @@ def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
     )
 
 
-def test_a_model_whose_predict_answers_probabilities_answers_the_label_beside_them(
+def test_a_model_whose_prediction_is_probabilities_also_answers_the_label(
     serve_here: Callable[..., Server],
     model_folders: dict[str, Path],
     tmp_path: Path,
@@ -74,10 +74,10 @@ def test_a_model_whose_predict_answers_probabilities_answers_the_label_beside_th
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     server = serve_here(servers.one_endpoint(folder, "3"))
 
-    _, given = post(server, "/predict", RECORD)
+    _, answer = post(server, "/predict", RECORD)
 
-    assert given["prediction"] == "yes"
-    assert given["probabilities"]["yes"] == SIGMOID_1
+    assert answer["prediction"] == "yes"
+    assert answer["probabilities"]["yes"] == SIGMOID_1
 
 
 @pytest.mark.parametrize(

@@ -23,16 +23,16 @@ Pair = tuple[socket.socket, socket.socket]
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    one, other = socket.socketpair()
-    with one, other:
-        yield one, other
+    end, other = socket.socketpair()
+    with end, other:
+        yield end, other
 
 
 def objects(*texts: str) -> np.ndarray:
     return np.array(texts, dtype=object)
 
 
-def test_what_is_sent_is_received(pair: Pair) -> None:
+def test_a_message_survives_a_round_trip(pair: Pair) -> None:
     arrays = {
         "feeds": {
             "x": np.arange(6, dtype=np.float32).reshape(3, 2),
@@ -48,9 +48,9 @@ def test_what_is_sent_is_received(pair: Pair) -> None:
     got = receive_message(pair[1])
     assert got is not None
     assert (got.kind, got.fields, got.body) == ("ask", {"a": [1, None]}, b"\x00\xff")
-    for group, named in arrays.items():
-        assert got.arrays[group].keys() == named.keys()
-        for name, array in named.items():
+    for group, group_arrays in arrays.items():
+        assert got.arrays[group].keys() == group_arrays.keys()
+        for name, array in group_arrays.items():
             assert got.arrays[group][name].dtype == array.dtype
             assert got.arrays[group][name].tolist() == array.tolist()
             assert got.arrays[group][name].shape == array.shape
@@ -101,7 +101,7 @@ def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) ->
         framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1],100000]]}}', b"[" * 100_000),
     ],
 )
-def test_what_is_no_message_is_refused(pair: Pair, sent: bytes) -> None:
+def test_an_invalid_message_is_refused(pair: Pair, sent: bytes) -> None:
     pair[0].sendall(sent)
     with pytest.raises(MalformedMessage):
         receive_message(pair[1], time.monotonic() + 5)

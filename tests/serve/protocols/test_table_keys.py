@@ -129,10 +129,16 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
     rows = [row for table in tables for row in table.to_pylist()]
     bias = 0.5 if "stock" in request_.path else 0.0
     for answer in answered:
-        own = [row for row in rows if row["_prediction_id"] == answer.headers["X-Prediction-Id"]]
-        assert own
-        assert [row["output.y"] for row in own] == [[6.0 + bias], [15.0 + bias]][: len(own)]
-        assert [row["customer_id"] for row in own if "customer_id" in row] == expected[: len(own)]
+        answer_rows = [
+            row for row in rows if row["_prediction_id"] == answer.headers["X-Prediction-Id"]
+        ]
+        assert answer_rows
+        assert [row["output.y"] for row in answer_rows] == [[6.0 + bias], [15.0 + bias]][
+            : len(answer_rows)
+        ]
+        assert [row["customer_id"] for row in answer_rows if "customer_id" in row] == expected[
+            : len(answer_rows)
+        ]
     assert not any("is_new" in row for row in rows)
 
 

@@ -109,11 +109,14 @@ def test_a_version_is_chosen_by_number_or_label(server: Server, chosen: str) -> 
         200,
         {"predictions": [[2006]]},
     )
-    status, told = ask(server, f"single{chosen}", method="GET")
-    assert (status, [entry["version"] for entry in told["model_version_status"]]) == (200, ["2"])
+    status, document = ask(server, f"single{chosen}", method="GET")
+    assert (status, [entry["version"] for entry in document["model_version_status"]]) == (
+        200,
+        ["2"],
+    )
 
 
-def test_the_status_lists_what_is_loaded(server: Server) -> None:
+def test_the_status_lists_the_loaded_versions(server: Server) -> None:
     entries = [
         {"version": v, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
         for v in "12"
@@ -122,11 +125,11 @@ def test_the_status_lists_what_is_loaded(server: Server) -> None:
     assert ask(server, "single", method="GET") == (200, {"model_version_status": entries, **kserve})
 
 
-def test_the_metadata_say_what_predict_takes_and_gives(server: Server) -> None:
-    status, told = ask(server, "mixed/metadata", method="GET")
-    signature = told["metadata"]["signature_def"]["signature_def"]["serving_default"]
+def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server: Server) -> None:
+    status, document = ask(server, "mixed/metadata", method="GET")
+    signature = document["metadata"]["signature_def"]["signature_def"]["serving_default"]
     assert status == 200
-    assert told["model_spec"] == {"name": "mixed", "signature_name": "", "version": "7"}
+    assert document["model_spec"] == {"name": "mixed", "signature_name": "", "version": "7"}
     assert {name: entry["dtype"] for name, entry in signature["inputs"].items()} == {
         "carrier": "DT_STRING",
         "distance": "DT_DOUBLE",
@@ -197,7 +200,7 @@ def test_the_metadata_say_what_predict_takes_and_gives(server: Server) -> None:
         ("tensor:predict", {"instances": [[1, 2], [3]]}, 400, ["ragged"]),
     ],
 )
-def test_what_is_wrong_is_said_in_tensorflows_form(
+def test_errors_have_the_form_of_tensorflow_serving(
     server: Server,
     path: str,
     document: Any,

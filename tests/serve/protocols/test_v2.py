@@ -36,10 +36,10 @@ def ask(
 ) -> RawResponse:
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     headers = {} if binary is None else {HEADER_LENGTH: str(len(body))}
-    named = {name.replace("_", "-"): value for name, value in more.items()}
+    fields = {name.replace("_", "-"): value for name, value in more.items()}
     return handle(
         server,
-        RawRequest("POST", f"/v2/models/{model}/infer", headers | named, body + (binary or b"")),
+        RawRequest("POST", f"/v2/models/{model}/infer", headers | fields, body + (binary or b"")),
     )
 
 
@@ -151,8 +151,8 @@ def test_a_column_of_the_signature_is_a_tensor_too(server: Server) -> None:
 @pytest.mark.parametrize("model", ["stock", "tensor"])
 def test_models_without_columns_take_the_graph_s_tensors(server: Server, model: str) -> None:
     image = {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}
-    given, wanted = {"stock": (X, [6.5, 15.5]), "tensor": (image, [2.0, 4.0, 6.0, 8.0])}[model]
-    assert outputs(ask(server, {"inputs": [given]}, model))[0]["data"] == wanted
+    tensor, wanted = {"stock": (X, [6.5, 15.5]), "tensor": (image, [2.0, 4.0, 6.0, 8.0])}[model]
+    assert outputs(ask(server, {"inputs": [tensor]}, model))[0]["data"] == wanted
 
 
 def test_null_is_a_missing_number_in_both_directions(server: Server) -> None:
@@ -169,18 +169,20 @@ def test_null_is_as_nothing_where_a_client_leaves_something_out(server: Server) 
 
 
 def test_a_surrogate_in_a_string_is_refused(server: Server) -> None:
-    asked = columns(
+    document = columns(
         carrier=column("carrier", "BYTES", "\ud800"),
         distance=column("distance", "FP64", float("nan")),
     )
-    assert error(ask(server, asked, "mixed"))
+    assert error(ask(server, document, "mixed"))
 
 
 def test_only_the_outputs_asked_for_are_answered_in_their_order(server: Server) -> None:
-    asked = {**columns(), "outputs": [{"name": "probabilities"}]}
-    assert [output["name"] for output in outputs(ask(server, asked, "mixed"))] == ["probabilities"]
-    asked["outputs"] = [{"name": "probabilities"}, {"name": "label"}]
-    assert [output["name"] for output in outputs(ask(server, asked, "mixed"))] == [
+    document = {**columns(), "outputs": [{"name": "probabilities"}]}
+    assert [output["name"] for output in outputs(ask(server, document, "mixed"))] == [
+        "probabilities"
+    ]
+    document["outputs"] = [{"name": "probabilities"}, {"name": "label"}]
+    assert [output["name"] for output in outputs(ask(server, document, "mixed"))] == [
         "probabilities",
         "label",
     ]
@@ -203,8 +205,11 @@ def test_tensors_come_and_go_as_bytes_behind_the_json(server: Server) -> None:
         binary("late", "BOOL", [2], 2),
     ]
     blob = struct.pack("<I2sI4s", 2, b"AA", 4, "ÄÖ".encode()) + bytes(4) + b"\x00\x01"
-    asked = {"inputs": tensors, "outputs": [{"name": "label", "parameters": {"binary_data": True}}]}
-    response = ask(server, asked, "mixed", blob, content_type="application/octet-stream")
+    document = {
+        "inputs": tensors,
+        "outputs": [{"name": "label", "parameters": {"binary_data": True}}],
+    }
+    response = ask(server, document, "mixed", blob, content_type="application/octet-stream")
     assert (response.status, response.content_type) == (200, "application/octet-stream"), (
         response.body
     )
@@ -215,18 +220,18 @@ def test_tensors_come_and_go_as_bytes_behind_the_json(server: Server) -> None:
 
 
 def test_all_outputs_are_bytes_where_the_request_wants_it_so(server: Server) -> None:
-    asked = {
+    document = {
         "inputs": [binary("X", "FP32", [2, 3], 24)],
         "parameters": {"binary_data_output": True},
     }
-    response = ask(server, asked, binary=SIX)
+    response = ask(server, document, binary=SIX)
     assert response.body[int(response.headers["Inference-Header-Content-Length"]) :] == struct.pack(
         "<2f",
         6,
         15,
     )
-    asked["outputs"] = [{"name": "y", "parameters": {"binary_data": False}}]
-    assert outputs(ask(server, asked, binary=SIX)) == [Y]
+    document["outputs"] = [{"name": "y", "parameters": {"binary_data": False}}]
+    assert outputs(ask(server, document, binary=SIX)) == [Y]
 
 
 BIG = 2**62

@@ -49,15 +49,15 @@ def test_onnxs_own_node_cases_are_answered_as_onnx_runtime_answers_them(
     folders = {name: saved(tmp_path / name, case) for name, case in cases.items()}
     server = serve_here({name: {"main": variant(folder)} for name, folder in folders.items()})
 
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     wrong = []
     for name, case in cases.items():
         for form, ask in (("JSON", ask_in_json), ("binary", ask_in_bytes)):
-            told[form] += 1
+            counts[form] += 1
             if reason := ask(server, name, case):
                 wrong.append(f"{case.name} ({form}): {reason}")
-    assert not wrong, "\n".join([f"{len(wrong)} of {told.total()}", *wrong[:20]])
-    assert told["JSON"] == told["binary"] == len(cases) >= at_least
+    assert not wrong, "\n".join([f"{len(wrong)} of {counts.total()}", *wrong[:20]])
+    assert counts["JSON"] == counts["binary"] == len(cases) >= at_least
 
 
 def saved(folder: Path, case: NodeCase) -> Path:
@@ -80,7 +80,7 @@ def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
     if status != 200:
         return body.decode()[:300]
     outputs = {entry["name"]: entry for entry in json.loads(body)["outputs"]}
-    found = {
+    answers = {
         key: np.array(
             [np.nan if value is None else value for value in entry["data"]],
             case.outputs[key].dtype,
@@ -88,7 +88,9 @@ def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
         for key, entry in outputs.items()
     }
     # JSON cannot represent infinity, which becomes null, as NaN does.
-    return difference({key: without_infinity(array) for key, array in case.outputs.items()}, found)
+    return difference(
+        {key: without_infinity(array) for key, array in case.outputs.items()}, answers
+    )
 
 
 def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
@@ -108,13 +110,13 @@ def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
     if status != 200:
         return body.decode()[:300]
     length = int(headers[HEADER_LENGTH])
-    found, start = {}, length
+    arrays, start = {}, length
     for entry in json.loads(body[:length])["outputs"]:
         size = entry["parameters"]["binary_data_size"]
         tensor = TensorHeader(entry["name"], tuple(entry["shape"]), entry["datatype"])
-        found[entry["name"]] = from_binary(tensor, memoryview(body)[start : start + size])
+        arrays[entry["name"]] = from_binary(tensor, memoryview(body)[start : start + size])
         start += size
-    return difference(case.outputs, found)
+    return difference(case.outputs, arrays)
 
 
 def ask(server: Server, name: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, Any]:

@@ -73,16 +73,16 @@ def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
     body, headers = v2.encode(question, "e", "id", "1", {"x": array})
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
     document: dict[str, Any] = json.loads(body[:length])
-    asked = json.dumps({"inputs": document["outputs"]}).encode()
-    sent = {"inference-header-content-length": str(len(asked))} if is_binary else {}
-    return v2.decode(sent, asked + body[length:], artifact, schema).feeds["x"]
+    request_json = json.dumps({"inputs": document["outputs"]}).encode()
+    sent = {"inference-header-content-length": str(len(request_json))} if is_binary else {}
+    return v2.decode(sent, request_json + body[length:], artifact, schema).feeds["x"]
 
 
 @pytest.mark.parametrize("is_binary", [False, True])
 @pytest.mark.parametrize("datatype", DTYPES)
 @given(data=st.data())
 @settings(max_examples=25)
-def test_what_is_answered_can_be_asked_with_the_same_values(
+def test_answers_can_be_sent_back_with_the_same_values(
     datatype: str,
     is_binary: bool,
     data: st.DataObject,
@@ -144,7 +144,7 @@ def test_any_request_is_read_or_refused(document: Any, blob: bytes, has_bytes: b
         v2.decode(headers, text + blob * has_bytes, *same("FP32", (-1, -1)))
 
 
-def test_what_has_no_datatype_is_not_offered() -> None:
+def test_an_output_without_a_datatype_is_not_offered() -> None:
     """scikit-learn's classifiers, as converted by default, return a mapping from class
     to probability.
     """

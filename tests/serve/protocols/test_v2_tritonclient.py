@@ -26,9 +26,9 @@ def client(
 
 
 def tensor(name: str, array: Any, is_binary: bool) -> InferInput:
-    given = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    given.set_data_from_numpy(array, binary_data=is_binary)
-    return given
+    input_tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    input_tensor.set_data_from_numpy(array, binary_data=is_binary)
+    return input_tensor
 
 
 def test_the_client_finds_server_and_model_ready(client: Any) -> None:
@@ -53,7 +53,7 @@ def test_the_client_finds_server_and_model_ready(client: Any) -> None:
 
 @pytest.mark.parametrize("asks_binary", [False, True, None])
 @pytest.mark.parametrize("is_binary", [False, True])
-def test_the_client_reads_what_it_asked_for(
+def test_the_client_reads_the_outputs_it_requested(
     client: Any,
     is_binary: bool,
     asks_binary: bool | None,

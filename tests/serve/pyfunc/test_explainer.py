@@ -71,7 +71,7 @@ def test_a_missing_value_is_a_value_of_its_own(explainer: Any, tmp_path: Path) -
     assert answer.arrays["explained"]["base_values"].tolist() == [10.0]
 
 
-def test_numbers_that_hardly_differ_are_told_apart(explainer: Any, tmp_path: Path) -> None:
+def test_nearly_equal_numbers_are_distinguished(explainer: Any, tmp_path: Path) -> None:
     """Numbers must be coded, because shap treats numbers as equal if their relative
     difference is below 1e-5.
     """
@@ -114,7 +114,7 @@ def test_a_model_that_does_not_answer_a_few_numbers_a_row_is_refused(
     assert caught.value.message == said
 
 
-def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(
+def test_an_invalid_or_unreadable_reference_is_an_error(
     explainer: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -23,15 +23,15 @@ def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(
     (tmp_path / "model.pkl").write_bytes(b"cnumpy\nno_such_name\n.")
     with pytest.raises(InvalidArtifact) as refused:
         start_scorer(tmp_path)
-    said = str(refused.value)
-    assert said.startswith("MLflow cannot load the model: AttributeError: ")
-    assert said.endswith(
+    message = str(refused.value)
+    assert message.startswith("MLflow cannot load the model: AttributeError: ")
+    assert message.endswith(
         f"; install the versions it was logged with: numpy 0.1 ({np.__version__} is installed)",
     )
-    assert str(tmp_path) not in said
+    assert str(tmp_path) not in message
 
 
-def test_a_package_that_is_missing_is_named_with_what_installs_it(
+def test_the_error_of_a_missing_package_names_how_to_install_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -42,11 +42,11 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
     (tmp_path / "requirements.txt").write_text("mlflow==2.9.2\nnumpy==0.1\n")
     with pytest.raises(InvalidArtifact) as refused:
         start_scorer(tmp_path)
-    said = str(refused.value)
-    assert said.startswith(
+    message = str(refused.value)
+    assert message.startswith(
         "the model needs the Python module 'not_installed_here', which is not installed here (it ",
     )
-    assert mentions(said, "numpy 0.1", np.__version__, "`pip install")
-    assert mentions(said, "`mlflow.pyfunc.get_model_dependencies(MODEL_URI)`")
-    assert said.endswith("; to include your own modules in the model, log it with `code_paths`")
-    assert str(tmp_path) not in said
+    assert mentions(message, "numpy 0.1", np.__version__, "`pip install")
+    assert mentions(message, "`mlflow.pyfunc.get_model_dependencies(MODEL_URI)`")
+    assert message.endswith("; to include your own modules in the model, log it with `code_paths`")
+    assert str(tmp_path) not in message

@@ -118,14 +118,14 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
         "message": "column 'x' is missing",
         "column": "x",
     }
-    said = ask(ours, "raise").fields
-    assert said == {
+    refusal = ask(ours, "raise").fields
+    assert refusal == {
         "error": "InferenceError",
         "message": "the model cannot answer: KeyError: '…'",
         "column": "",
     }
-    said = ask(ours, "fill").fields
-    assert said == {
+    refusal = ask(ours, "fill").fields
+    assert refusal == {
         "error": "BodyTooLarge",
         "message": "the answer is too large: 2,000 bytes; at most 1,000 are allowed",
         "column": "",
@@ -184,7 +184,7 @@ def test_its_log_is_in_the_form_of_the_server_s(
     assert (line["service.node.role"], line["error.type"]) == ("test", "KeyError")
 
 
-def test_it_goes_on_without_a_word_when_nobody_reads_an_answer(
+def test_a_closed_connection_does_not_end_or_log_in_the_side_process(
     connections: tuple[socket.socket, socket.socket],
     tmp_path: Path,
 ) -> None:
@@ -219,7 +219,7 @@ def test_an_exception_is_named_in_one_line_without_paths() -> None:
     assert error_summary(MemoryError()) == "MemoryError"
 
 
-def test_what_mlflow_appends_is_left_out() -> None:
+def test_the_text_that_mlflow_appends_is_removed() -> None:
     text = "Failed to predict data '[1]'. \nError: column missing\nInput: 1,2,3"
     assert clean_message(text) == "column missing"
 

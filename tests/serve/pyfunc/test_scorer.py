@@ -130,11 +130,11 @@ ROUTES: dict[str, Callable[[Any, Rows], SideMessage]] = {
 
 
 def test_a_body_is_kept_as_the_signatures_columns(scorers: dict[str, Any]) -> None:
-    kept = (
+    arrays = (
         scorers["days"].invoke(JSON, records({"when": "2013-07-01", "name": "a", "more": 3})).arrays
     )
-    assert values(kept["feeds"]) == {"when": ["2013-07-01T00:00:00"], "name": ["a"]}
-    assert values(kept["outputs"]) == {"day": [183], "name": ["A"]}
+    assert values(arrays["feeds"]) == {"when": ["2013-07-01T00:00:00"], "name": ["a"]}
+    assert values(arrays["outputs"]) == {"day": [183], "name": ["A"]}
     assert values(scorers["bytes"].invoke(JSON, records({"blob": "AAE="})).arrays["feeds"]) == {
         "blob": ["AAE="],
     }
@@ -197,7 +197,7 @@ def test_dates_in_csv_are_read_as_in_json(scorers: dict[str, Any]) -> None:
         scorers["days"].invoke("text/csv", b"when,name\nyesterday,a\n")
 
 
-def test_a_number_is_no_date(scorers: dict[str, Any]) -> None:
+def test_a_number_is_refused_as_a_date(scorers: dict[str, Any]) -> None:
     """Check dates as numbers: `DataFrame.to_json()` writes milliseconds, which MLflow
     reads as nanoseconds (1970).
     """
@@ -272,13 +272,13 @@ def test_a_date_that_mlflow_has_no_nanoseconds_for_names_its_column(
 
 
 def test_a_date_of_javascript_is_read_in_utc(scorers: dict[str, Any]) -> None:
-    kept = (
+    arrays = (
         scorers["days"]
         .invoke(JSON, records({"when": "2013-07-02T01:00:00.000Z", "name": "a"}))
         .arrays
     )
-    assert values(kept["feeds"])["when"] == ["2013-07-02T01:00:00"]
-    assert values(kept["outputs"])["day"] == [184]
+    assert values(arrays["feeds"])["when"] == ["2013-07-02T01:00:00"]
+    assert values(arrays["outputs"])["day"] == [184]
 
 
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
@@ -342,14 +342,14 @@ def test_an_estimator_may_have_any_value_in_the_attributes_of_an_encoder(
 
 def test_a_number_for_a_text_of_inputs_is_the_text_as_for_mlflow(scorers: dict[str, Any]) -> None:
     body = {"inputs": {"text": [5, 7], "when": ["2024-01-02"] * 2}}
-    kept = scorers["gaps"].invoke(JSON, json.dumps(body).encode()).arrays["outputs"]
-    assert kept["text"].tolist() == ["'5'", "'7'"]
+    outputs = scorers["gaps"].invoke(JSON, json.dumps(body).encode()).arrays["outputs"]
+    assert outputs["text"].tolist() == ["'5'", "'7'"]
 
 
 def test_a_number_among_texts_of_inputs_is_a_text_too(scorers: dict[str, Any]) -> None:
     body = {"inputs": {"text": ["a", 7], "when": ["2024-01-02"] * 2}}
-    kept = scorers["gaps"].invoke(JSON, json.dumps(body).encode()).arrays["outputs"]
-    assert kept["text"].tolist() == ["'a'", "'7'"]
+    outputs = scorers["gaps"].invoke(JSON, json.dumps(body).encode()).arrays["outputs"]
+    assert outputs["text"].tolist() == ["'a'", "'7'"]
 
 
 @pytest.mark.parametrize("name", ["when", "text"])
@@ -369,7 +369,7 @@ def test_categories_of_parquet_are_texts(scorers: dict[str, Any]) -> None:
     assert json.loads(answer.body)["predictions"] == ["north", "none"]
 
 
-def test_what_a_column_lacks_is_said_without_the_data(scorers: dict[str, Any]) -> None:
+def test_a_missing_column_is_named_without_the_data(scorers: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         scorers["days"].invoke(JSON, records({"name": "a secret"}))
     assert mentions(refusal.value.message, "['when']")
@@ -377,20 +377,20 @@ def test_what_a_column_lacks_is_said_without_the_data(scorers: dict[str, Any]) -
 
 def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers: dict[str, Any]) -> None:
     row = {"points": [1.5, 2.0], "place": {"name": "Ö", "height": 2}, "tags": ["u", "v"]}
-    others = {"points": [], "place": {"name": "x", "height": 3}}
+    changes = {"points": [], "place": {"name": "x", "height": 3}}
 
-    kept = (
+    arrays = (
         scorers["nested"]
-        .invoke(JSON, records(row, row | {"tags": []}, row | others | {"tags": ["w"]}))
+        .invoke(JSON, records(row, row | {"tags": []}, row | changes | {"tags": ["w"]}))
         .arrays
     )
 
-    assert values(kept["feeds"]) == {
+    assert values(arrays["feeds"]) == {
         "points": ["[1.5,2.0]", "[1.5,2.0]", "[]"],
         "place": ['{"name":"Ö","height":2}', '{"name":"Ö","height":2}', '{"name":"x","height":3}'],
         "tags": ['["u","v"]', "[]", '["w"]'],
     }
-    assert values(kept["texts"]) == {
+    assert values(arrays["texts"]) == {
         "prediction": [
             '{"sum":3.5,"name":"Ö","tags":["u","v"]}',
             '{"sum":3.5,"name":"Ö","tags":[]}',
@@ -404,10 +404,10 @@ def test_a_mapping_of_objects_and_arrays_is_one_row_as_mlflow_takes_it(
 ) -> None:
     row = {"points": [1.5, 2.0, 3.0], "place": {"name": "x", "height": 2}, "tags": ["u", "v"]}
 
-    kept = scorers["nested"].invoke(JSON, json.dumps({"inputs": row}).encode()).arrays
+    arrays = scorers["nested"].invoke(JSON, json.dumps({"inputs": row}).encode()).arrays
 
-    assert values(kept["feeds"])["tags"] == ['["u","v"]']
-    assert values(kept["texts"]) == {"prediction": ['{"sum":6.5,"name":"x","tags":["u","v"]}']}
+    assert values(arrays["feeds"])["tags"] == ['["u","v"]']
+    assert values(arrays["texts"]) == {"prediction": ['{"sum":6.5,"name":"x","tags":["u","v"]}']}
 
 
 def test_an_answer_with_named_outputs_is_kept_by_their_names() -> None:
@@ -433,7 +433,7 @@ def test_an_answer_that_the_log_cannot_hold_is_given_all_the_same(scorers: dict[
     assert values(answer.arrays.get("texts", {})) == {}
 
 
-def test_what_cannot_be_kept_is_told_of_once(
+def test_inputs_that_cannot_be_captured_are_logged_once(
     scorers: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -495,7 +495,7 @@ def test_the_warm_up_says_the_outputs(scorers: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_a_refusal_says_what_is_at_fault(
+def test_a_refusal_names_the_cause(
     scorers: dict[str, Any],
     model: str,
     feeds: dict[str, list[str]],
@@ -547,7 +547,7 @@ def test_a_number_in_a_column_of_strings_is_named_with_its_column_and_row(
         )
 
 
-def test_an_integer_above_64_bits_is_no_string(towns: dict[str, Scorer]) -> None:
+def test_an_integer_above_64_bits_is_refused_as_a_string(towns: dict[str, Scorer]) -> None:
     with pytest.raises(
         SchemaMismatch,
         match=rf"column 'city' \(string\), row 0: {10**30} is not a string",

@@ -48,7 +48,7 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, re
         (np.array([1, 2], dtype=object), {"prediction": [1, 2]}),
     ],
 )
-def test_what_a_model_answers_has_names(prediction: Any, expected: dict[str, list[Any]]) -> None:
+def test_predictions_become_named_outputs(prediction: Any, expected: dict[str, list[Any]]) -> None:
     outputs = {name: array.tolist() for name, array in to_outputs(prediction).items()}
     assert {
         name: [None if value != value else value for value in values]
@@ -68,7 +68,7 @@ def test_what_a_model_answers_has_names(prediction: Any, expected: dict[str, lis
         pd.DataFrame([[1, 2]], columns=["a", "a"]),
     ],
 )
-def test_what_no_array_can_carry_is_said(prediction: Any) -> None:
+def test_predictions_that_do_not_fit_an_array_are_refused(prediction: Any) -> None:
     with pytest.raises(NotRepresentable):
         to_outputs(prediction)
 
@@ -98,7 +98,7 @@ def test_the_values_of_an_answer_are_counted_whatever_its_form(prediction: Any, 
     assert count_values(prediction) == count
 
 
-def test_a_missing_text_among_the_answers_is_called_what_it_is() -> None:
+def test_a_missing_text_in_a_prediction_is_named_as_such() -> None:
     with pytest.raises(NotRepresentable, match="missing string"):
         to_outputs(pd.DataFrame({"name": ["a", None]}))
 
@@ -116,8 +116,8 @@ def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, P
     )
     assert frame["when"].isna().tolist() == [True, False]
     assert frame["name"].isna().tolist() == [False, True]
-    kept = to_feeds(frame, artifact, {"when": "datetime", "name": "string"})
-    assert {name: array.tolist() for name, array in kept.items()} == {
+    log_feeds = to_feeds(frame, artifact, {"when": "datetime", "name": "string"})
+    assert {name: array.tolist() for name, array in log_feeds.items()} == {
         "when": [None, "2013-07-01T00:00:00"],
         "name": ["a", None],
     }
@@ -161,12 +161,12 @@ def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
 
     signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec("string")]))
     save_model(tmp_path / "upper", python_model=Upper(), signature=signature, pip_requirements=[])
-    kept = (
+    arrays = (
         load_scorer(tmp_path / "upper")
         .invoke("application/json", b'{"inputs": "good film"}')
         .arrays
     )
-    assert {name: array.tolist() for name, array in kept["feeds"].items()} == {"0": ["good film"]}
+    assert {name: array.tolist() for name, array in arrays["feeds"].items()} == {"0": ["good film"]}
 
 
 def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path: Path) -> No
     signature = ModelSignature(Schema([ColSpec(Array(Array(DataType.long)), "paths")]))
     save_model(tmp_path / "counts", python_model=Counts(), signature=signature, pip_requirements=[])
     body = b'{"dataframe_records": [{"paths": [[1], [2, 3]]}, {"paths": []}]}'
-    kept = load_scorer(tmp_path / "counts").invoke("application/json", body).arrays
-    assert kept["feeds"]["paths"].tolist() == ["[[1],[2,3]]", "[]"]
+    arrays = load_scorer(tmp_path / "counts").invoke("application/json", body).arrays
+    assert arrays["feeds"]["paths"].tolist() == ["[[1],[2,3]]", "[]"]
 
 
 POINT = {"a": [3, 4], "o": {"h": 2, "n": 1, "parts": [{"z": [5]}]}, "m": {"k": 6}}
@@ -236,7 +236,7 @@ def test_whole_numbers_of_a_file_are_doubles_in_nested_columns_of_doubles(double
     assert doubles.outputs_of(table)["prediction"].tolist() == ["3.0 4.0 2.0 1 5.0 6.0"]
 
 
-def test_a_number_for_a_string_beside_a_nested_column_is_refused(tmp_path: Path) -> None:
+def test_a_number_for_a_string_is_refused_also_with_a_nested_column(tmp_path: Path) -> None:
     class Repeats(PythonModel):
         def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
             return [str(value) for value in model_input["s"]]
@@ -371,12 +371,12 @@ def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(
     pyfunc_folders: dict[str, Path],
     data: Any,
 ) -> None:
-    kept = to_feeds(
+    feeds = to_feeds(
         data,
         read_served_artifact(pyfunc_folders["days"]),
         {"when": "datetime", "name": "string"},
     )
-    assert {name: array.tolist() for name, array in kept.items()} == {
+    assert {name: array.tolist() for name, array in feeds.items()} == {
         "when": ["2013-07-01T00:00:00"],
         "name": ["a"],
     }
@@ -461,6 +461,8 @@ def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing: Any, dt
         "",
         columns=(Column("late", "boolean", False),),
     )
-    kept = to_feeds(pd.DataFrame({"late": [False, missing]}), artifact, {"late": "boolean"})["late"]
-    assert kept.dtype == dtype
-    np.testing.assert_array_equal(kept, np.array([False, missing], dtype=dtype))
+    column = to_feeds(pd.DataFrame({"late": [False, missing]}), artifact, {"late": "boolean"})[
+        "late"
+    ]
+    assert column.dtype == dtype
+    np.testing.assert_array_equal(column, np.array([False, missing], dtype=dtype))

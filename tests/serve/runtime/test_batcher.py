@@ -155,7 +155,7 @@ def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
     assert not batcher._is_led
 
 
-def test_what_waits_while_the_model_is_busy_is_computed_together(model: Model, ask: Ask) -> None:
+def test_requests_that_wait_for_a_busy_model_are_computed_together(model: Model, ask: Ask) -> None:
     batcher = Batcher(model, EIGHT)
     model.gate.clear()
     counted: list[tuple[int, float, float]] = []
@@ -375,7 +375,7 @@ def test_a_request_whose_time_is_up_is_not_computed(
     assert model.begun == [1, 1]
 
 
-def test_a_deadline_in_the_past_is_told_at_once(model: Model) -> None:
+def test_a_deadline_in_the_past_is_refused_at_once(model: Model) -> None:
     batcher = Batcher(model, EIGHT)
     with pytest.raises(DeadlineExceeded):
         batcher.run({"x": rows(1)}, deadline=time.perf_counter() - 1)
@@ -383,7 +383,7 @@ def test_a_deadline_in_the_past_is_told_at_once(model: Model) -> None:
     assert batcher.run({"x": rows(1)})["y"][0, 0] == 2.0
 
 
-def test_a_model_that_crashes_leaves_nobody_waiting(ask: Ask) -> None:
+def test_a_crash_of_the_model_reaches_every_waiting_request(ask: Ask) -> None:
     gate = threading.Event()
     begun: list[int] = []
 
@@ -624,10 +624,10 @@ def test_a_graph_says_why_its_rows_cannot_be_joined(
 ) -> None:
     model = load(tmp_path, graph)
 
-    found = unbatchable_reason(model, model.example_feeds())
+    explanation = unbatchable_reason(model, model.example_feeds())
 
-    assert found.startswith(reason)
-    assert bool(found) == bool(reason)
+    assert explanation.startswith(reason)
+    assert bool(explanation) == bool(reason)
 
 
 def test_neighbours_beyond_the_type_of_the_numbers_are_tried_without_a_warning(

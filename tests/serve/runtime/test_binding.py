@@ -50,15 +50,17 @@ def session(tmp_path: Path) -> Any:
 
 def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: Any) -> None:
     bound = GraphSession(session, PLACEMENT)
-    kept = []
+    results = []
     for rows in (1, 8, 1, 3, 8, 0, 3):
-        given = feeds(rows)
-        kept.append((bound.run(NAMES, given), session.run(NAMES, given)))
-        kept.append((bound.run(["total"], given), session.run(["total"], given)))
+        inputs = feeds(rows)
+        results.append((bound.run(NAMES, inputs), session.run(NAMES, inputs)))
+        results.append((bound.run(["total"], inputs), session.run(["total"], inputs)))
     for (
         computed,
         plain,
-    ) in kept:  # Compare at the end, to detect that a later run has overwritten an earlier answer.
+    ) in (
+        results
+    ):  # Compare at the end, to detect that a later run has overwritten an earlier answer.
         for array, expected in zip(computed, plain, strict=True):
             assert array.dtype == expected.dtype
             np.testing.assert_array_equal(array, expected)
@@ -68,29 +70,29 @@ def test_many_threads_do_not_read_each_others_buffers(session: Any) -> None:
     bound = GraphSession(session, PLACEMENT)
 
     def ask(number: int) -> bool:
-        given = feeds(1 + number % 3)
-        return all(map(np.array_equal, bound.run(NAMES, given), session.run(NAMES, given)))
+        inputs = feeds(1 + number % 3)
+        return all(map(np.array_equal, bound.run(NAMES, inputs), session.run(NAMES, inputs)))
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(400)))
 
 
 def test_inputs_need_not_be_contiguous(session: Any) -> None:
-    given: dict[str, np.ndarray] = {
+    inputs: dict[str, np.ndarray] = {
         "x": np.asfortranarray(random.random((5, 4), dtype=np.float32)),
         "k": np.arange(10)[::2],
     }
     np.testing.assert_array_equal(
-        GraphSession(session, PLACEMENT).run(["y"], given)[0],
-        session.run(["y"], given)[0],
+        GraphSession(session, PLACEMENT).run(["y"], inputs)[0],
+        session.run(["y"], inputs)[0],
     )
 
 
 def test_shapes_above_the_limit_run_without_a_graph(session: Any) -> None:
     bound = GraphSession(session, PLACEMENT)
     for rows in range(1, MAX_GRAPHS + 3):
-        given = feeds(rows)
-        np.testing.assert_array_equal(bound.run(["total"], given), session.run(["total"], given))
+        inputs = feeds(rows)
+        np.testing.assert_array_equal(bound.run(["total"], inputs), session.run(["total"], inputs))
     assert len(bound._graphs) == MAX_GRAPHS
 
 

@@ -28,7 +28,9 @@ def test_columns_are_features_in_the_order_of_the_signature() -> None:
         inputs=(Input("x", "float32", (-1, 2), ("b", "a")), Input("y", "float32", (-1,), ("c",))),
     )
     feeds = {"x": np.array([[1.0, 2.0]]), "y": np.array([3.0])}
-    assert {one.name: one.values(feeds).tolist() for one in explained_features(model, feeds)} == {
+    assert {
+        feature.name: feature.values(feeds).tolist() for feature in explained_features(model, feeds)
+    } == {
         "a": [2.0],
         "b": [1.0],
         "c": [3.0],
@@ -42,7 +44,7 @@ def test_columns_are_features_in_the_order_of_the_signature() -> None:
 def test_the_values_of_tensors_are_numbered(names: tuple[str, ...], features: list[str]) -> None:
     model = artifact(inputs=tuple(Input(name, "float32", (-1, 2)) for name in names))
     feeds = {name: np.ones((1, 2)) for name in names}
-    assert [one.name for one in explained_features(model, feeds)] == features
+    assert [feature.name for feature in explained_features(model, feeds)] == features
 
 
 @pytest.mark.parametrize("shape", [(1,) * 3, (1, MAX_COLUMNS + 1)])

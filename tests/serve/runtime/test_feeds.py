@@ -29,7 +29,7 @@ def narrowed(*values: float) -> NarrowedFeeds:
     return narrowed_feeds({"x": exact.astype(np.float32)}, {"@double": exact})
 
 
-def test_what_was_sent_is_joined_and_cut_with_the_feeds() -> None:
+def test_the_sent_arrays_are_joined_and_sliced_with_the_feeds() -> None:
     joined = concatenate_feeds([narrowed(0.1, 0.2), narrowed(0.3)])
     assert joined["x"].dtype == np.float32
     assert sent_arrays(joined)["@double"].tolist() == [0.1, 0.2, 0.3]
@@ -37,7 +37,7 @@ def test_what_was_sent_is_joined_and_cut_with_the_feeds() -> None:
     assert (len(part["x"]), sent_arrays(part)["@double"].tolist()) == (2, [0.2, 0.3])
 
 
-def test_feeds_that_lose_nothing_are_what_was_sent() -> None:
+def test_feeds_without_loss_are_their_own_sent_arrays() -> None:
     plain = {"x": np.array([1.0, 2.0])}
     assert sent_arrays(plain) is plain
     assert type(concatenate_feeds([plain, narrowed(3.0)])) is dict
@@ -128,8 +128,8 @@ def test_the_first_dimensions_are_rows_where_they_are_free_and_the_same(
 
     assert model.schema.has_rows is has_rows
     assert model.schema.tensor_schema.has_rows is has_rows
-    assert why in (found := no_batch_dimension_reason(model.artifact))
-    assert bool(found) == bool(why)
+    assert why in (reason := no_batch_dimension_reason(model.artifact))
+    assert bool(reason) == bool(why)
 
 
 OCR = (

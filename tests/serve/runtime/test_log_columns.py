@@ -83,15 +83,15 @@ def test_numbers_come_in_the_signatures_type_where_none_is_lost(
         (np.array(["7"], object), "int64", "object"),
     ],
 )
-def test_a_column_of_the_log_takes_the_type_of_the_signature_where_nothing_is_lost(
+def test_a_log_column_is_cast_to_the_signatures_type_if_no_value_changes(
     values: Any,
     wanted: str,
     dtype: str,
 ) -> None:
-    given = np.asarray(values)
-    typed = cast_columns_losslessly({"x": wanted}, {"x": given})["x"]
+    array = np.asarray(values)
+    typed = cast_columns_losslessly({"x": wanted}, {"x": array})["x"]
     assert typed.dtype == dtype
-    np.testing.assert_array_equal(typed.astype(given.dtype), given)
+    np.testing.assert_array_equal(typed.astype(array.dtype), array)
 
 
 SUM = (

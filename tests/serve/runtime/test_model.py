@@ -100,11 +100,11 @@ def test_the_prediction_of_a_stock_onnx_model_is_that_of_mlflows_pyfunc(
     prediction: Any,
 ) -> None:
     model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
-    found = model.prediction(model.run(model.schema.from_columns(data)))
+    answer = model.prediction(model.run(model.schema.from_columns(data)))
     assert prediction == (
-        {name: array.tolist() for name, array in found.items()}
-        if isinstance(found, dict)
-        else found.tolist()
+        {name: array.tolist() for name, array in answer.items()}
+        if isinstance(answer, dict)
+        else answer.tolist()
     )
 
 
@@ -148,7 +148,7 @@ def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(
     assert model.run({"x": np.zeros((2, 5, 1), np.float32)})["h"].shape == (1, 2, 1)
 
 
-def test_what_the_graph_refuses_is_an_error_in_one_line(tmp_path: Path) -> None:
+def test_an_error_of_the_graph_is_one_line(tmp_path: Path) -> None:
     model = OnnxModel.load(write_model(tmp_path, FIXED))
     with pytest.raises(InferenceError) as caught:
         model.run({"X": np.zeros((3, 2), np.float32)})
@@ -157,7 +157,7 @@ def test_what_the_graph_refuses_is_an_error_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a"])
-def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_graph_file_is_refused(tmp_path: Path, content: bytes) -> None:
     folder = write_model(tmp_path, SUM)
     (folder / "model.onnx").write_bytes(content)
     with pytest.raises(InvalidArtifact, match=r"model\.onnx") as caught:
@@ -191,7 +191,7 @@ def test_a_graph_that_is_too_new_is_refused_with_the_reason_first(
         OnnxModel.load(folder)
 
 
-def test_an_answer_that_is_no_tensor_is_refused_with_what_would_be_right(tmp_path: Path) -> None:
+def test_an_output_other_than_a_tensor_is_refused_with_the_operator_to_use(tmp_path: Path) -> None:
     sequence = "g (float[N,2] x) => (seq(float[1,2]) s) { s = SplitToSequence<axis = 0>(x) }"
     with pytest.raises(InvalidArtifact, match=r"'s' .*seq\(.*ConcatFromSequence"):
         OnnxModel.load(write_model(tmp_path, sequence))
@@ -339,7 +339,7 @@ def test_texts_count_as_the_memory_that_they_take(tmp_path: Path) -> None:
         model.run({"s": np.array([["a"]] * 3, object)})
 
 
-def test_an_output_whose_rank_nobody_knows_is_counted_after_it_is_computed(tmp_path: Path) -> None:
+def test_an_output_of_unknown_rank_is_limited_after_it_is_computed(tmp_path: Path) -> None:
     model = OnnxModel.load(write_model(tmp_path, UNKNOWN))
     model.limit_values(12)
 

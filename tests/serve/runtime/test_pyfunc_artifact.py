@@ -56,7 +56,7 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) 
     }
 
 
-def test_an_optional_column_that_is_left_out_is_no_feed(tmp_path: Path) -> None:
+def test_an_omitted_optional_column_has_no_feed(tmp_path: Path) -> None:
     kinds = {"x": "double", "s": "string", "n": "long", "when": "datetime"}
     fields = [{"name": name, "type": kind, "required": name == "x"} for name, kind in kinds.items()]
     schema = pyfunc_schema(read(tmp_path, fields))
@@ -91,8 +91,11 @@ def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
     artifact = read(tmp_path, [TENSOR])
     assert artifact.tensors == (Tensor("", "float32", (-1, 2)),)
     assert list(pyfunc_schema(artifact).from_array([[1, 2]])) == ["input"]
-    named = read(tmp_path, [{**TENSOR, "name": "a"}, {**TENSOR, "name": "b"}])
-    assert list(pyfunc_schema(named).from_columns({"a": [[1, 2]], "b": [[1, 2]]})) == ["a", "b"]
+    named_artifact = read(tmp_path, [{**TENSOR, "name": "a"}, {**TENSOR, "name": "b"}])
+    assert list(pyfunc_schema(named_artifact).from_columns({"a": [[1, 2]], "b": [[1, 2]]})) == [
+        "a",
+        "b",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
         ([{"type": "string"}], {"is_signature_from_type_hint": True}, "takes Python objects"),
     ],
 )
-def test_what_arrays_cannot_carry_is_for_invocations(
+def test_inputs_that_arrays_cannot_hold_are_refused_with_a_hint_at_invocations(
     tmp_path: Path,
     inputs: Any,
     more: Any,
@@ -154,7 +157,7 @@ def test_the_log_has_columns_that_no_array_can_carry(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_outputs_are_what_the_signature_says(
+def test_outputs_follow_the_signature(
     tmp_path: Path,
     outputs: Any,
     expected: list[Output],
@@ -181,7 +184,7 @@ def test_a_model_with_an_onnx_form_is_read_as_that(tmp_path: Path) -> None:
         "flavors: {python_function: {}}\nsignature: 3",
     ],
 )
-def test_what_is_no_model_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_invalid_model_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "MLmodel").write_text(text)
     with pytest.raises(InvalidArtifact):
         read_served_artifact(tmp_path)

@@ -74,7 +74,7 @@ ALL = ProviderOptions(
 )
 
 
-def test_onnx_runtime_tells_nobody_what_is_loaded(tmp_path: Path) -> None:
+def test_onnx_runtime_sends_no_telemetry(tmp_path: Path) -> None:
     code = (
         "from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime; "
         "import_onnxruntime()"
@@ -87,7 +87,7 @@ def test_onnx_runtime_tells_nobody_what_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("given", "calls"), [(None, 1), ("1", 1), ("0", 0)])
-def test_a_runtime_that_another_package_has_imported_tells_nobody_either(
+def test_telemetry_is_also_disabled_if_another_package_imported_onnx_runtime(
     given: str | None,
     calls: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -233,14 +233,14 @@ def test_a_cpu_has_no_options_and_no_company() -> None:
     assert Placement().providers == [("CPUExecutionProvider", {})]
 
 
-def test_what_is_not_said_is_left_to_onnx_runtime() -> None:
+def test_unset_provider_options_are_left_to_onnx_runtime() -> None:
     assert Placement("cuda").providers == [("CUDAExecutionProvider", {"device_id": "0"})]
 
 
 def test_cuda_gets_its_options_as_texts() -> None:
-    ((name, given),) = Placement("cuda", 3, ALL, Path("/engines")).providers
+    ((name, options),) = Placement("cuda", 3, ALL, Path("/engines")).providers
     assert name == "CUDAExecutionProvider"
-    assert given == {
+    assert options == {
         "device_id": "3",
         "gpu_mem_limit": "2147483648",
         "arena_extend_strategy": "kSameAsRequested",
@@ -248,7 +248,7 @@ def test_cuda_gets_its_options_as_texts() -> None:
         "use_tf32": "0",
         "enable_cuda_graph": "1",
     }
-    assert set(given) <= CUDA
+    assert set(options) <= CUDA
 
 
 @pytest.mark.parametrize(

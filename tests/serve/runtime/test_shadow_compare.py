@@ -53,9 +53,9 @@ def seen(agreement: Agreement) -> tuple[list[bool], list[float]]:
 
 
 def test_labels_decide_and_probabilities_are_the_difference() -> None:
-    given = {"label": texts("no", "yes"), "p": numbers([0.75, 0.25], [0.25, 0.75])}
+    answer = {"label": texts("no", "yes"), "p": numbers([0.75, 0.25], [0.25, 0.75])}
     computed = {"label": texts("no", "no"), "p": numbers([0.5, 0.5], [0.75, 0.25])}
-    assert seen(compare_outputs(CLASSIFIER, given, CLASSIFIER, computed)) == (
+    assert seen(compare_outputs(CLASSIFIER, answer, CLASSIFIER, computed)) == (
         [True, False],
         [0.25, 0.5],
     )
@@ -64,14 +64,17 @@ def test_labels_decide_and_probabilities_are_the_difference() -> None:
 def test_classes_in_another_order_are_the_same_classes() -> None:
     other = artifact(CHANCES, classes=("yes", "no"))
     computed = {"p": numbers([0.25, 0.75], [0.5, 0.5])}
-    given = {"label": texts("no", "no"), "p": numbers([0.75, 0.25], [0.25, 0.75])}
-    assert seen(compare_outputs(CLASSIFIER, given, other, computed)) == ([True, False], [0.0, 0.25])
+    answer = {"label": texts("no", "no"), "p": numbers([0.75, 0.25], [0.25, 0.75])}
+    assert seen(compare_outputs(CLASSIFIER, answer, other, computed)) == (
+        [True, False],
+        [0.0, 0.25],
+    )
 
 
 def test_other_classes_have_labels_and_no_difference() -> None:
     other = artifact(LABEL, CHANCES, classes=("maybe", "yes"))
-    given = {"label": texts("no"), "p": numbers([0.75, 0.25])}
-    assert seen(compare_outputs(CLASSIFIER, given, other, given | {"label": texts("maybe")})) == (
+    answer = {"label": texts("no"), "p": numbers([0.75, 0.25])}
+    assert seen(compare_outputs(CLASSIFIER, answer, other, answer | {"label": texts("maybe")})) == (
         [False],
         [],
     )
@@ -94,38 +97,40 @@ def test_numbers_agree_within_a_hundredth_of_the_larger_one(
     same: bool,
     difference: float,
 ) -> None:
-    found = compare_outputs(REGRESSOR, {"y": numbers(*given)}, REGRESSOR, {"y": numbers(*computed)})
-    assert found.same.tolist() == [same]
-    assert found.differences.tolist() == pytest.approx([difference], abs=1e-5)
+    comparison = compare_outputs(
+        REGRESSOR, {"y": numbers(*given)}, REGRESSOR, {"y": numbers(*computed)}
+    )
+    assert comparison.same.tolist() == [same]
+    assert comparison.differences.tolist() == pytest.approx([difference], abs=1e-5)
 
 
 def test_integers_without_a_role_are_equal_or_not() -> None:
     counts = artifact(Output("n", "int64", (-1, 2)))
-    found = compare_outputs(
+    comparison = compare_outputs(
         counts,
         {"n": np.array([[1000, 1]])},
         counts,
         {"n": np.array([[1001, 1]])},
     )
-    assert seen(found) == ([False], [])
+    assert seen(comparison) == ([False], [])
 
 
-def test_what_a_pyfunc_answers_is_compared_with_a_label() -> None:
+def test_a_pyfuncs_prediction_is_compared_with_a_label() -> None:
     pyfunc = artifact(Output("prediction", "str", (-1,)), flavor="python_function")
-    found = compare_outputs(
+    comparison = compare_outputs(
         CLASSIFIER,
         {"label": texts("no", "yes")},
         pyfunc,
         {"prediction": texts("no", "no")},
     )
-    assert seen(found) == ([True, False], [])
+    assert seen(comparison) == ([True, False], [])
 
 
 def test_the_first_output_of_a_stock_classifier_is_its_label() -> None:
     stock = artifact(Output("a", "int64", (-1,)), Output("b", "float32", (-1, 2)), flavor="onnx")
-    given = {"a": np.array([0, 1]), "b": numbers([0.75, 0.25], [0.25, 0.75])}
+    answer = {"a": np.array([0, 1]), "b": numbers([0.75, 0.25], [0.25, 0.75])}
     computed = {"a": np.array([0, 0]), "b": numbers([0.5, 0.5], [0.75, 0.25])}
-    assert seen(compare_outputs(stock, given, stock, computed)) == ([True, False], [0.25, 0.5])
+    assert seen(compare_outputs(stock, answer, stock, computed)) == ([True, False], [0.25, 0.5])
 
 
 def test_an_output_of_another_name_is_found_by_its_place() -> None:

@@ -38,7 +38,7 @@ from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
         ("string", ("a",), object, ["a"]),
     ],
 )
-def test_a_column_takes_what_mlflow_takes(
+def test_a_column_accepts_the_values_that_mlflow_accepts(
     kind: ColumnType,
     values: Any,
     dtype: Any,
@@ -105,7 +105,7 @@ def test_null_and_nan_become_the_text_that_stands_for_a_missing_string() -> None
     assert feeds["c"][:, 0].tolist() == ["a", "?", "?"]
 
 
-def test_an_array_is_no_string_even_where_a_missing_one_has_a_text() -> None:
+def test_an_array_is_refused_as_a_string_even_if_missing_strings_have_a_default() -> None:
     with pytest.raises(SchemaMismatch, match=r"row 1: array\(\[1, 2\]\)"):
         columns_schema("?", c="string").from_columns({"c": ["a", np.array([1, 2])]})
 

@@ -95,7 +95,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_a_refusal_names_what_is_wrong_and_what_would_be_right(
+def test_a_refusal_names_the_mistake_and_the_correct_form(
     cause: Callable[[], object],
     message: str,
 ) -> None:

@@ -57,16 +57,16 @@ FEEDS = MODEL.schema.from_columns(SENT)
         ("output.y", "output.p", "name", "b"),
     ],
 )
-def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, ...]) -> None:
+def test_dropped_columns_are_never_written(tmp_path: Path, drop: tuple[str, ...]) -> None:
     writer = CaptureWriter(tmp_path)
-    kept = exclude_columns(MODEL, drop, ())
-    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)[-1]
+    model = exclude_columns(MODEL, drop, ())
+    assert writer.write(RECORD, model, FEEDS, OUTPUTS, 100)[-1]
     assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
-    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)[-1]
+    assert writer.write(RECORD, model, FEEDS, OUTPUTS, 1)[-1]
     left = {name: values for name, values in ROWS.items() if name not in drop}
     if "output.y" in drop:
         del left["prediction"]
-    found = []
+    logged = []
     for batch in read_batches(segments(tmp_path)[0]).batches:
         columns = to_log_columns(
             batch.model.schema,
@@ -74,15 +74,15 @@ def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, 
             batch.feeds,
             batch.outputs,
         )
-        found.append({name: array.tolist() for name, array in columns.items()})
-    assert found == [left, ROWS, {name: values[:1] for name, values in left.items()}]
+        logged.append({name: array.tolist() for name, array in columns.items()})
+    assert logged == [left, ROWS, {name: values[:1] for name, values in left.items()}]
     if "name" in drop:
         assert (
             b'"x"' in segments(tmp_path)[0].read_bytes()
         )  # The request without exclusions contains the value.
         writer.close()
         writer = CaptureWriter(tmp_path / "other")
-        writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
+        writer.write(RECORD, model, FEEDS, OUTPUTS, 100)
         assert b'"x"' not in segments(tmp_path / "other")[0].read_bytes()
 
 
@@ -90,27 +90,27 @@ def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, 
     "mask",
     [("name",), ("a", "c"), ("a", "b", "c"), ("prediction",), ("output.p", "name")],
 )
-def test_what_is_masked_is_written_down_as_hashes_alone(
+def test_masked_columns_are_written_only_as_hashes(
     tmp_path: Path,
     mask: tuple[str, ...],
 ) -> None:
     writer = CaptureWriter(tmp_path / "spool")
-    kept = exclude_columns(MODEL, ("b",) if "b" not in mask else (), mask)
-    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)[-1]
-    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)[-1]
+    model = exclude_columns(MODEL, ("b",) if "b" not in mask else (), mask)
+    assert writer.write(RECORD, model, FEEDS, OUTPUTS, 100)[-1]
+    assert writer.write(RECORD, model, FEEDS, OUTPUTS, 1)[-1]
     (segment,) = segments(tmp_path / "spool")
     key = ColumnMask(tmp_path / "mask.key")
     columns = to_log_columns(MODEL.schema, MODEL.prediction, FEEDS, OUTPUTS)
     expected = {name: key.hash_column(columns[name]) for name in mask}
     left = {name: values for name, values in ROWS.items() if name not in ("b", *mask)}
     for batch, rows in zip(read_batches(segment).batches, (2, 1), strict=True):
-        found = to_log_columns(
+        log_columns = to_log_columns(
             batch.model.schema,
             batch.model.prediction,
             batch.feeds,
             batch.outputs,
         )
-        assert {name: array.tolist() for name, array in found.items()} == {
+        assert {name: array.tolist() for name, array in log_columns.items()} == {
             n: v[:rows] for n, v in left.items()
         }
         assert {name: array.tolist() for name, array in batch.masked.items()} == {
@@ -172,7 +172,7 @@ def test_the_same_choice_is_one_object() -> None:
         ),
     ],
 )
-def test_a_name_that_is_no_column_is_refused_with_the_nearest(
+def test_an_unknown_column_is_refused_with_the_nearest_name(
     model: CapturedModel,
     drop: tuple[str, ...],
     mask: tuple[str, ...],
@@ -191,21 +191,21 @@ def test_a_key_that_is_an_input_is_refused(name: str) -> None:
 
 
 def test_a_key_may_be_dropped_or_masked() -> None:
-    kept = exclude_columns(MODEL, ("customer_id",), ("order_id",), ("customer_id", "order_id"))
-    assert kept.schema.names == MODEL.schema.names
-    assert kept.masked == {"customer_id": (), "order_id": (("order_id", None),)}
+    model = exclude_columns(MODEL, ("customer_id",), ("order_id",), ("customer_id", "order_id"))
+    assert model.schema.names == MODEL.schema.names
+    assert model.masked == {"customer_id": (), "order_id": (("order_id", None),)}
 
 
-def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_left_out() -> None:
+def test_any_name_may_be_dropped_if_the_model_has_no_signature() -> None:
     assert exclude_columns(SILENT, ("anything",), ()).model == "m"
     tensors = Schema(
         (),
         (Tensor("image", "float32", (-1, 2)),),
         (Input("image", "float32", (-1, 2)),),
     )
-    kept = exclude_columns(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
-    assert not kept.schema.inputs
-    assert kept.left_out == {"any"}
+    model = exclude_columns(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
+    assert not model.schema.inputs
+    assert model.left_out == {"any"}
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
     assert len(batch.offsets) == 2
 
 
-def test_where_there_is_no_key_to_mask_with_the_version_is_not_served(
+def test_a_version_is_not_served_if_the_mask_key_is_invalid(
     serve_here: Callable[..., Server],
     bias_folders: dict[str, Path],
 ) -> None:

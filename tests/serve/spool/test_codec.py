@@ -22,6 +22,6 @@ def test_feedback_comes_back_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"[", b"7", b"[1,2]", b'["e",1,[[1]]]'])
-def test_what_is_malformed_is_refused(payload: bytes) -> None:
+def test_malformed_feedback_is_refused(payload: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
         decode_feedback(payload, 0)

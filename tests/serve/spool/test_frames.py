@@ -67,7 +67,7 @@ def test_segments_are_listed_from_the_oldest_on(tmp_path: Path) -> None:
     assert spool_bytes(tmp_path / "nowhere") == 0
 
 
-def test_a_segment_is_released_when_nobody_locks_it(tmp_path: Path) -> None:
+def test_a_segment_is_released_once_its_lock_is_gone(tmp_path: Path) -> None:
     segment = tmp_path / "a.seg"
     segment.write_bytes(b"")
     with segment.open("ab") as file:

@@ -112,15 +112,15 @@ def one_by_one(segment: Path, start: int) -> tuple[list[Any], int]:
 
 def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
     captured = read_batches(segment, start)
-    found = []
+    requests = []
     for batch in captured.batches:
         ids = zip(strings(batch.request_ids), strings(batch.prediction_ids), strict=True)
         for place, (request_id, prediction_id) in enumerate(ids):
             times = int(batch.event_times[place]), int(batch.received_times[place])
-            told = int(batch.latencies[place]), int(batch.statuses[place]), batch.is_shadow
+            outcome = int(batch.latencies[place]), int(batch.statuses[place]), batch.is_shadow
             assert times[0] // HOUR == batch.hour
             rows = slice(place * batch.rows, (place + 1) * batch.rows)
-            found.append(
+            requests.append(
                 (
                     (
                         batch.model.model,
@@ -129,7 +129,7 @@ def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
                         batch.model.prediction,
                     ),
                     int(batch.offsets[place]),
-                    (batch.endpoint, batch.variant, request_id, prediction_id, *times, *told),
+                    (batch.endpoint, batch.variant, request_id, prediction_id, *times, *outcome),
                     {
                         name: (a[rows].shape, a.dtype, a[rows].tolist())
                         for name, a in batch.feeds.items()
@@ -140,12 +140,12 @@ def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
                     },
                 ),
             )
-    return sorted(found, key=lambda request: request[1]), captured.end
+    return sorted(requests, key=lambda request: request[1]), captured.end
 
 
 @settings(max_examples=60)
 @given(REQUESTS, st.integers(0, 12))
-def test_batches_hold_what_is_read_one_by_one(
+def test_batches_hold_the_same_rows_as_single_reads(
     tmp_path_factory: pytest.TempPathFactory,
     requests: list[Request],
     shipped: int,

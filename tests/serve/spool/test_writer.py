@@ -182,10 +182,10 @@ def test_a_full_segment_is_followed_by_another(
     writer = CaptureWriter(tmp_path)
     for _ in range(30):
         assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
-    found = segments(tmp_path)
-    assert len(found) > 2
-    assert sum(len(read_segment(segment)[0]) for segment in found) == 30
-    assert sum(not is_released(segment) for segment in found) == 1
+    paths = segments(tmp_path)
+    assert len(paths) > 2
+    assert sum(len(read_segment(segment)[0]) for segment in paths) == 30
+    assert sum(not is_released(segment) for segment in paths) == 1
 
 
 def test_threads_write_whole_frames(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_threads_write_whole_frames(tmp_path: Path) -> None:
     assert sum(len(read_segment(segment)[0]) for segment in segments(tmp_path)) == 400
 
 
-def test_on_a_full_disk_requests_are_not_written_and_what_is_whole_stays(
+def test_a_full_disk_refuses_requests_and_keeps_the_complete_frames(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

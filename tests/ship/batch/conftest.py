@@ -38,7 +38,7 @@ def labels(table: pa.Table) -> list[str]:
         + np.array(columns["hour"]) * 0.001
         + np.array(columns["late"])
     )
-    return ["yes" if one > 0 else "no" for one in score]
+    return ["yes" if value > 0 else "no" for value in score]
 
 
 def write(table: pa.Table, path: Path) -> Path:

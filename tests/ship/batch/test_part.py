@@ -24,10 +24,10 @@ Predict = Callable[..., PartResult]
 @pytest.fixture
 def predict(model: Path, tmp_path: Path) -> Predict:
     def call(path: Path, name: str, **options: Any) -> PartResult:
-        given, made = format_of(str(path)), format_of(name)
-        assert given
+        source_format, made = format_of(str(path)), format_of(name)
+        assert source_format
         assert made
-        part = Part(path.name, str(path), name, given, made, path.stat().st_size, state="")
+        part = Part(path.name, str(path), name, source_format, made, path.stat().st_size, state="")
         return predict_part(PartJob(part, str(tmp_path / "out"), **{"model": model, **options}))
 
     return call
@@ -56,9 +56,9 @@ def test_each_format_becomes_each_format(
     result = predict(write(rows, tmp_path / f"rows.{given}"), f"made.{made}", keep=("id",))
 
     assert result == PartResult(2000, 0)
-    found = read(tmp_path / "out" / f"made.{made}")
-    assert [int(number) for number in found["id"]] == rows["id"].to_pylist()
-    assert found["prediction"] == labels(rows)
+    columns = read(tmp_path / "out" / f"made.{made}")
+    assert [int(number) for number in columns["id"]] == rows["id"].to_pylist()
+    assert columns["prediction"] == labels(rows)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [f"made.{made}"]
 
 
@@ -152,8 +152,8 @@ def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(
     predict(path, "kept.parquet", on_error="skip-row", keep=("carrier",))
 
     assert read(tmp_path / "out" / "made.parquet")["prediction"] == labels(rows.slice(1))
-    kept = pq.read_table(tmp_path / "out" / "kept.parquet")
-    assert (kept.schema.field("carrier").type, kept["carrier"].to_pylist()) == (
+    output = pq.read_table(tmp_path / "out" / "kept.parquet")
+    assert (output.schema.field("carrier").type, output["carrier"].to_pylist()) == (
         pa.string(),
         rows["carrier"].to_pylist()[1:],
     )
@@ -193,10 +193,10 @@ def test_a_file_without_rows_becomes_one_with_the_columns(
 
     assert predict(path, "made.parquet", keep=("id",)).rows == 0
 
-    kept = (
+    id_columns = (
         [] if given == "jsonl" else ["id"]
     )  # JSON Lines without lines do not specify a type for `id`.
-    assert pq.read_schema(tmp_path / "out" / "made.parquet").names == [*kept, "prediction"]
+    assert pq.read_schema(tmp_path / "out" / "made.parquet").names == [*id_columns, "prediction"]
 
 
 BAD = {
@@ -409,7 +409,7 @@ def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(
 
 
 @pytest.mark.parametrize("hour", ["2.5", "99999999999999999999", "1e30"])
-def test_a_text_that_is_no_whole_number_is_a_bad_row(
+def test_value_not_a_whole_number_is_a_bad_row(
     predict: Predict,
     tmp_path: Path,
     hour: str,

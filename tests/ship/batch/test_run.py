@@ -57,11 +57,11 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
     source = fill(tmp_path / "in", 4)
     (source / "_SUCCESS").touch()
     (source / ".part.crc").touch()
-    told: list[BatchProgress] = []
+    progress: list[BatchProgress] = []
 
     result = run_batch(
         BatchPlan(str(model), str(source), str(tmp_path / "out"), ("id",), workers=2),
-        told.append,
+        progress.append,
     )
 
     assert files(tmp_path / "out") == [
@@ -79,8 +79,8 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
         0,
         {},
     )
-    assert told[-1].rows == 2000
-    assert told[-1].seconds_left == 0
+    assert progress[-1].rows == 2000
+    assert progress[-1].seconds_left == 0
     assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["parts"] == 4
 
 
@@ -201,7 +201,7 @@ def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(
 
 
 @pytest.mark.long
-def test_a_batch_that_has_written_nothing_holds_nobody_to_its_options(
+def test_batch_that_wrote_no_rows_may_change_its_options(
     model: Path,
     tmp_path: Path,
 ) -> None:
@@ -281,7 +281,7 @@ def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Pat
     for number in range(4):
         rows = flights(500, seed=number)
         written = pq.read_table(out / f"{number}.parquet").to_pydict()
-        assert [int(one) for one in written["id"]] == rows["id"].to_pylist()
+        assert [int(cell) for cell in written["id"]] == rows["id"].to_pylist()
         assert written["prediction"] == labels(rows)
 
 
@@ -538,7 +538,7 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
             future.exception() for future in [pool.submit(run_batch, plan) for plan in plans]
         ]
 
-    (refused,) = (one for one in outcomes if one)
+    (refused,) = (outcome for outcome in outcomes if outcome)
     assert isinstance(refused, AlreadyExists)
     assert "has just started to" in str(refused)
 

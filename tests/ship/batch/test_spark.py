@@ -114,15 +114,15 @@ def test_a_batch_is_the_one_of_this_machine_to_the_byte(
         write(flights(3000, number), tmp_path / "in" / name)
     plan = BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "local"), ("id",))
     on_spark = replace(plan, output=str(tmp_path / "spark"))
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
 
     spread = run_batch(
         replace(on_spark, engine="spark"),
-        lambda at: told.append((at.parts_done, at.rows)),
+        lambda at: progress.append((at.parts_done, at.rows)),
     )
     run_batch(plan)
 
-    assert (spread.progress.rows, told[-1]) == (12_000, (4, 12_000))
+    assert (spread.progress.rows, progress[-1]) == (12_000, (4, 12_000))
     for path in (tmp_path / "local").rglob("*.*"):
         if path.name != "_batch.json":
             assert (
@@ -156,8 +156,8 @@ def test_the_rows_of_a_frame_get_their_predictions(
     made = predict_frame(frame, str(model), keep=["id"])
 
     assert made.columns == ["id", "prediction"]
-    found = {row["id"]: row["prediction"] for row in made.collect()}
-    assert [found[number] for number in rows["id"].to_pylist()] == labels(rows)
+    predictions = {row["id"]: row["prediction"] for row in made.collect()}
+    assert [predictions[number] for number in rows["id"].to_pylist()] == labels(rows)
     assert predict_frame(frame, str(model)).columns == [*rows.column_names, "prediction"]
 
 

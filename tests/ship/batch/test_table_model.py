@@ -40,9 +40,9 @@ def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model
     assert mentions(refused[1].why, "column 'hour' (long)", "null")
     assert isinstance(refused[1].content, dict)
     assert refused[1].content["id"] == 500
-    kept = [row for row in range(1000) if row not in (0, 500, 999)]
-    assert tables["id"].to_pylist() == kept
-    assert tables["prediction"].to_pylist() == [labels(rows)[row] for row in kept]
+    answered_rows = [row for row in range(1000) if row not in (0, 500, 999)]
+    assert tables["id"].to_pylist() == answered_rows
+    assert tables["prediction"].to_pylist() == [labels(rows)[row] for row in answered_rows]
 
 
 def test_only_the_row_on_which_a_tokenizer_panics_is_refused(tmp_path: Path) -> None:

@@ -69,6 +69,6 @@ def test_a_refusal_names_the_option_and_the_file(
     pq.write_table(rows.drop_columns("late"), "short/a.parquet")
     for name in ("in/rows", "foreign/rows"):
         Path(name).write_text("text")
-    given = {"input": "in/a.parquet", "output": "out", "workers": 1, **options}
-    refusal = message_of(lambda: run_batch(BatchPlan(str(model), **given)))
+    fields = {"input": "in/a.parquet", "output": "out", "workers": 1, **options}
+    refusal = message_of(lambda: run_batch(BatchPlan(str(model), **fields)))
     assert refusal.replace(f"{tmp_path}/", "") == message

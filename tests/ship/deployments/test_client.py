@@ -24,7 +24,7 @@ RECORDS = [{"a": 1, "b": 2}, {"b": 4.5, "a": 3}]
 FRAME = pd.DataFrame({"b": [2, 4.5], "a": [1, 3]})
 
 
-def test_the_plugin_has_what_mlflow_looks_for() -> None:
+def test_plugin_has_the_interface_that_mlflow_expects() -> None:
     clients = [
         value
         for _, value in inspect.getmembers(plugin, inspect.isclass)
@@ -201,7 +201,7 @@ def test_get_tells_everything_and_list_the_main_things(
         ),
     ],
 )
-def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(
+def test_failed_deployment_call_is_an_mlflow_exception_with_its_code(
     served: BaseDeploymentClient,
     call: Any,
     names: list[str],

@@ -176,8 +176,8 @@ def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
 
     assert (refused.exit_code, refused.stdout) == (1, "")
     # MLflow logs the creation of its database.
-    own = [line for line in refused.stderr.splitlines() if " INFO mlflow." not in line]
-    assert [line[: len(message) + 7] for line in own] == [f"Error: {message}"]
+    lines = [line for line in refused.stderr.splitlines() if " INFO mlflow." not in line]
+    assert [line[: len(message) + 7] for line in lines] == [f"Error: {message}"]
 
 
 @pytest.mark.long

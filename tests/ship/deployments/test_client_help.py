@@ -26,9 +26,9 @@ def test_every_command_of_the_help_can_be_typed(typed: str) -> None:
     context = click.Context(command)
     while isinstance(command, click.Group):
         name, *arguments = arguments
-        found = command.get_command(context, name)
-        assert found is not None, f"{program} has no command {name}"
-        command = found
+        subcommand = command.get_command(context, name)
+        assert subcommand is not None, f"{program} has no command {name}"
+        command = subcommand
 
     # This raises if an option does not exist or a required option is missing.
     command.make_context(command.name, arguments)

@@ -72,8 +72,8 @@ def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_say
                     input_example=example,
                     fallback="error",
                 )
-            (found,) = NAMED.findall(refused.value.message)
-            flavor, argument, value = found
+            (match,) = NAMED.findall(refused.value.message)
+            flavor, argument, value = match
             getattr(mlflow, flavor).log_model(
                 model,
                 name="model",
@@ -87,5 +87,5 @@ def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_say
 
         assert (created["state"], created["flavor"]) == ("running", "python_function")
         assert mentions(created["parity"], "not applicable", "pyfunc")
-        given = example if isinstance(example, pd.DataFrame) else example.tolist()
-        assert client.predict("refused", given)["predictions"] == answers
+        rows = example if isinstance(example, pd.DataFrame) else example.tolist()
+        assert client.predict("refused", rows)["predictions"] == answers

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.ship.deployments.config import configure
 from tests.support.refusals import refused
 
 
-def test_a_time_zone_has_to_be_known_where_it_is_said() -> None:
+def test_unknown_time_zone_is_refused_when_configured() -> None:
     spec = configure(
         new_endpoint("flights", "models:/X/1"),
         {"monitors.daily.time_zone": "Europe/Berlin"},
@@ -62,7 +62,7 @@ def test_a_repository_is_kept_as_it_is(project: Path) -> None:
         assert kept(with_project(uri)) == uri
 
 
-def test_a_project_that_is_not_there_is_said_with_its_monitor(project: Path) -> None:
+def test_missing_or_broken_project_error_names_its_monitor(project: Path) -> None:
     with refused(InvalidConfig, "monitors.m.retrain.project", f"{project}/elsewhere", "not exist"):
         with_project("elsewhere")
     with refused(InvalidConfig, "retrain.entry_point", "'trian'", "it has train"):
@@ -75,14 +75,14 @@ def test_a_project_that_is_not_there_is_said_with_its_monitor(project: Path) -> 
         with_project(".")
 
 
-def test_what_does_not_speak_of_the_project_is_changed_without_it(project: Path) -> None:
+def test_unrelated_change_does_not_need_the_project(project: Path) -> None:
     spec = with_project(".")
     (project / "MLproject").unlink()
     changed = configure(spec, {"monitors.m.retrain.max_runs": "3", "monitors.m.every": "2d"})
     assert kept(changed) == str(project)
 
 
-def test_parameters_that_do_not_fit_the_entry_point_are_said(project: Path) -> None:
+def test_parameters_that_do_not_fit_the_entry_point_are_refused(project: Path) -> None:
     declared = "{max_iter: {type: float, default: 60}, data: path, city: string}"
     (project / "MLproject").write_text(
         f"entry_points: {{train: {{parameters: {declared}, command: python train.py}}}}",

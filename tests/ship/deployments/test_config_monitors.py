@@ -121,7 +121,9 @@ def test_a_monitor_that_could_never_judge_is_refused(
         {"reference": "rolling:2d"},
     ],
 )
-def test_what_the_model_has_may_be_named(flights: Deployments, fields: dict[str, str]) -> None:
+def test_monitors_may_name_any_column_of_the_model(
+    flights: Deployments, fields: dict[str, str]
+) -> None:
     add(flights, **fields)
 
 
@@ -152,7 +154,7 @@ def test_a_dataset_is_kept_by_its_whole_path(
     assert written.reference == f"dataset:{tmp_path}/calm.parquet"
 
 
-def test_where_mlflow_does_not_answer_names_pass_and_it_is_said(
+def test_column_names_are_accepted_unchecked_with_a_note_if_mlflow_is_down(
     deployments: Deployments,
     free_port: int,
     said: list[str],

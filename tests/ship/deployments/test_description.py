@@ -154,11 +154,14 @@ def test_flavor_parity_and_run_are_shown_of_a_version_whose_files_only_a_pod_has
     }
 
 
-def test_what_the_registry_does_not_know_or_nobody_serves_stays_empty(
+def test_details_of_unknown_or_stopped_deployments_are_empty(
     registry: MlflowClient,
 ) -> None:
     unknown, stopped = described_pod(None, model="models:/gone/1"), described_pod(None, "stopped")
-    assert [one["flavor"] + one["parity"] + one["run_id"] for one in (unknown, stopped)] == ["", ""]
+    assert [
+        description["flavor"] + description["parity"] + description["run_id"]
+        for description in (unknown, stopped)
+    ] == ["", ""]
 
 
 @pytest.mark.parametrize(
@@ -173,5 +176,5 @@ def test_a_deployment_has_the_share_of_the_traffic_that_it_receives(
     config = {f"variants.{name}.weight": weight for name, weight in variants.items()}
     endpoint = Endpoint("flights", "onnxserve", apply_config(SPEC, config), AT, AT)
     described = describe_endpoint(ObservedEndpoint(endpoint, Observation("stopped")))
-    assert tuple(one["share"] for one in described["deployments"].values()) == shares
+    assert tuple(deployment["share"] for deployment in described["deployments"].values()) == shares
     assert described["traffic"] == variants

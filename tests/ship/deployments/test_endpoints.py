@@ -209,10 +209,10 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
     after = client.get_endpoint("e")
     assert (after["pid"], set(after["workers"])) == (before["pid"], set(before["workers"]))
 
-    said = next(event for event in events("e") if event.action == "traffic")
-    assert (said.actor, said.why) == ("anna@desk", "enough seen")
-    assert said.before.split(", ") == ["champion 50", "challenger 50"]
-    assert said.after.split(", ") == ["champion 100", "challenger 0"]
+    change = next(event for event in events("e") if event.action == "traffic")
+    assert (change.actor, change.why) == ("anna@desk", "enough seen")
+    assert change.before.split(", ") == ["champion 50", "challenger 50"]
+    assert change.after.split(", ") == ["champion 100", "challenger 0"]
 
 
 @pytest.fixture(scope="module")
@@ -247,10 +247,10 @@ def test_get_and_list_tell_the_traffic_and_every_deployment(
         "onnx",
     )
     (versions,) = got["workers"].values()
-    assert versions == {name: one["version"] for name, one in got["deployments"].items()}
+    assert versions == {name: entry["version"] for name, entry in got["deployments"].items()}
     listed = shared.list_endpoints()
     assert json.loads(json.dumps(listed)) == listed
-    assert [(one["name"], one["state"], one["deployments"]) for one in listed] == [
+    assert [(entry["name"], entry["state"], entry["deployments"]) for entry in listed] == [
         ("e", "running", ["champion", "challenger", "copy"]),
         ("empty", "empty", []),
         ("sum", "running", ["sum"]),
@@ -317,7 +317,7 @@ def test_get_and_list_tell_the_traffic_and_every_deployment(
         ),
     ],
 )
-def test_what_cannot_be_done_to_an_endpoint_is_an_mlflow_exception_with_its_code(
+def test_failed_endpoint_call_is_an_mlflow_exception_with_its_code(
     shared: BaseDeploymentClient,
     call: Any,
     names: list[str],
@@ -382,12 +382,12 @@ def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(
 
 def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_path: Path) -> None:
     url, target = f"sqlite:///{tmp_path}/store.db", parse_target("onnxserve:/kubernetes/ml")
-    said: list[str] = []
+    messages: list[str] = []
     done: list[str] = []
     with closing(open_store(url)) as store, closing(open_store(url)) as same:
         here, there = (
-            Endpoints(one, Settings(home=tmp_path / name), said.append, target)
-            for name, one in {"here": store, "there": same}.items()
+            Endpoints(opened, Settings(home=tmp_path / name), messages.append, target)
+            for name, opened in {"here": store, "there": same}.items()
         )
         store.add_endpoint(str(target), new_endpoint("flights", "models:/flight-delay/1"))
 
@@ -398,12 +398,12 @@ def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_
         with here.lock("flights"):
             changing = threading.Thread(target=change)
             changing.start()
-            wait_until(lambda: said, 30, "it waits")
+            wait_until(lambda: messages, 30, "it waits")
             done.append("here")
         changing.join()
 
     assert done == ["here", "there"]
-    assert [line.split(" (")[0] for line in said] == [f"flights: waiting for {current_actor()}"]
+    assert [line.split(" (")[0] for line in messages] == [f"flights: waiting for {current_actor()}"]
 
 
 def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_path: Path) -> None:
@@ -471,5 +471,5 @@ def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(
             for connection in at_once:
                 connection.close()
 
-    assert [one.observation.state for one in listed.result()] == ["failed"] * 3
-    assert all("does not answer" in one.observation.reason for one in listed.result())
+    assert [observed.observation.state for observed in listed.result()] == ["failed"] * 3
+    assert all("does not answer" in observed.observation.reason for observed in listed.result())

@@ -41,7 +41,7 @@ def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return log
 
 
-def test_keys_are_masked_as_the_spec_of_a_server_says_that_nobody_deployed(
+def test_keys_are_masked_by_the_spec_of_a_server_outside_deployments(
     masked_log: Path,
     tmp_path: Path,
 ) -> None:
@@ -63,7 +63,7 @@ def test_keys_are_masked_as_the_spec_of_a_server_says_that_nobody_deployed(
     assert "UA" not in str(pq.ParquetFile(brought).read().to_pylist())
 
 
-def test_what_looks_masked_in_the_log_gets_no_plain_keys_where_no_spec_says_more(
+def test_plain_keys_are_refused_for_a_masked_log_without_a_spec(
     masked_log: Path,
 ) -> None:
     line = said(feedback("sums", "--file", "labels.csv", "--key", "carrier,flight"))

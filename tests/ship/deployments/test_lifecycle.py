@@ -161,13 +161,13 @@ def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(
     wait_until(lambda: deployed.get_deployment("d")["restarts"] == restarts, what="the restart")
     assert answers(deployed) == ONCE
     wait_until(lambda: deployed.get_deployment("d")["state"] == "running", what="its state")
-    told = deployed.get_deployment("d")
-    assert (told["pid"], told["restarts"]) == (before["pid"], restarts)
-    assert worker not in told["workers"]
+    deployment = deployed.get_deployment("d")
+    assert (deployment["pid"], deployment["restarts"]) == (before["pid"], restarts)
+    assert worker not in deployment["workers"]
 
 
 @pytest.mark.long
-def test_a_killed_server_is_told_and_comes_back_on_its_port(
+def test_killed_server_is_reported_and_restarts_on_its_port(
     deployed: BaseDeploymentClient,
     home: Path,
 ) -> None:
@@ -185,8 +185,8 @@ def test_a_killed_server_is_told_and_comes_back_on_its_port(
     assert start("d")[-1].startswith(f"d: ready at {before['url']}")
     assert answers(deployed) == ONCE
     assert start("d") != []  # Starting a running deployment is not an error.
-    told = deployed.get_deployment("d")
-    assert (told["url"], told["restarts"]) == (before["url"], 0)
+    deployment = deployed.get_deployment("d")
+    assert (deployment["url"], deployment["restarts"]) == (before["url"], 0)
 
 
 @pytest.mark.long
@@ -352,7 +352,7 @@ def test_a_port_of_another_program_is_refused(
     assert left_behind(tmp_path, client) == []
 
 
-def test_a_home_that_cannot_be_written_is_said_in_one_line(
+def test_unwritable_home_is_a_clear_error_and_leaves_no_deployment(
     client: BaseDeploymentClient,
     models: Any,
     tmp_path: Path,

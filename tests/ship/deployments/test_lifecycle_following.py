@@ -49,7 +49,7 @@ def registry(
 
 
 @pytest.mark.long
-def test_a_deployment_of_a_stage_serves_what_is_moved_there(
+def test_deployment_of_a_stage_follows_the_moves_of_its_versions(
     client: BaseDeploymentClient,
     registry: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,

@@ -62,7 +62,7 @@ def test_a_name_that_no_endpoint_has_touches_no_file(
         ({"traffic.flights": ""}, "traffic of 'flights': an integer from 0 to 100 is expected"),
     ],
 )
-def test_nothing_said_is_no_model_and_no_share(
+def test_empty_model_or_traffic_is_refused(
     deployments: Deployments,
     config: dict[str, Any],
     said: str,
@@ -106,7 +106,7 @@ def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(
 
 
 @pytest.mark.parametrize("command", [("stop", "\udcff"), ("stop", "flights", "--why", "\udcff")])
-def test_what_is_no_text_is_refused_before_anything_is_done(
+def test_invalid_utf8_is_refused_before_any_change(
     deployments: Deployments,
     command: tuple[str, ...],
 ) -> None:

@@ -25,15 +25,15 @@ def test_the_page_of_deployments_runs_as_it_stands(
     tmp_path: Path,
     new_database: Callable[[Path], str],
 ) -> None:
-    trained, one, several, files, python = run_page(
+    trained, single, several, files, python = run_page(
         "deployments.md",
         tmp_path,
         new_database(tmp_path),
     )
 
     del trained
-    assert {"predictions": [0, 0, 0]} in objects(one)
-    assert "model_uri: models:/cancer/2" in one
+    assert {"predictions": [0, 0, 0]} in objects(single)
+    assert "model_uri: models:/cancer/2" in single
     assert re.search(r"champion +95 +models:/cancer/1 +version 1 +running", several)
     assert json.loads(several[several.rindex("\n[\n") :])[0]["traffic"] == {"challenger": 100}
     assert (
@@ -86,7 +86,7 @@ def test_the_pages_of_protocols_and_of_the_client_run_as_they_stand(
 ) -> None:
     reader = page_reader(tmp_path, new_database(tmp_path))
     _, _, mlflow, v2, triton, load, tensorflow, _, lines, guides = reader.run_page("protocols.md")
-    asked, together, refused = reader.run_page("client.md")
+    output, together, refused = reader.run_page("client.md")
     client.delete_deployment("flights")
 
     label = json.loads(mlflow)["predictions"][0]
@@ -96,7 +96,7 @@ def test_the_pages_of_protocols_and_of_the_client_run_as_they_stand(
     assert json.loads(tensorflow)["predictions"][0]["label"] is label
     assert lines.splitlines() == [json.dumps(label), "false"]
     assert json.loads(guides)["prediction"] is label
-    assert asked.split() == [f"[{label}", "False]", "three-columns", "1"]
+    assert output.split() == [f"[{label}", "False]", "three-columns", "1"]
     assert together == f"[array([{label}]), array([{label}, {label}])]\n"
     assert refused.startswith(
         "columns 'distance', 'hour' are missing; the model needs carrier, distance, hour 400 ",
@@ -109,9 +109,9 @@ def test_the_page_for_those_who_come_from_elsewhere_runs_as_it_stands(
     tmp_path: Path,
     new_database: Callable[[Path], str],
 ) -> None:
-    _, _, asked, clients, _ = run_page("coming-from.md", tmp_path, new_database(tmp_path))
+    _, _, answers, clients, _ = run_page("coming-from.md", tmp_path, new_database(tmp_path))
 
-    kserve, tensorflow, mlflow, azure = map(json.loads, asked.splitlines())
+    kserve, tensorflow, mlflow, azure = map(json.loads, answers.splitlines())
     assert [output["shape"] for output in kserve["outputs"]] == [[2], [2, 3]]
     assert tensorflow["predictions"][0]["label"] == 1
     assert (mlflow, azure) == ({"predictions": [1]}, [1])

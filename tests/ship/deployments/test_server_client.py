@@ -121,7 +121,7 @@ def test_an_event_with_an_error_is_raised() -> None:
         next(events)
 
 
-def test_an_answer_without_events_says_what_to_call() -> None:
+def test_answer_without_events_error_names_the_method_to_call() -> None:
     with refused(InvalidRequest, "predict_stream", "predict"):
         list(post_for_events(Scripted((200, b"{}")), "http://here/invocations", b"{}", 1.0))
 

@@ -22,33 +22,39 @@ SECONDS = 30.0
 
 
 def test_the_counts_of_one_endpoint_are_added_up_over_protocols() -> None:
-    found = parse_server_metrics(PAGE).by_version("f")
+    counters = parse_server_metrics(PAGE).by_version("f")
 
-    assert found["main", "6"] == VersionCounters(100, 5, {0.1: 86, float("inf"): 100}, refused=3)
-    assert found["main", "6"].failures == 2
-    assert found["new", "7"].requests == 4
-    assert (found["copy", "7"].same, found["copy", "7"].different) == (30, 15)
-    assert set(found) == {("main", "5"), ("main", "6"), ("main", "4"), ("new", "7"), ("copy", "7")}
+    assert counters["main", "6"] == VersionCounters(100, 5, {0.1: 86, float("inf"): 100}, refused=3)
+    assert counters["main", "6"].failures == 2
+    assert counters["new", "7"].requests == 4
+    assert (counters["copy", "7"].same, counters["copy", "7"].different) == (30, 15)
+    assert set(counters) == {
+        ("main", "5"),
+        ("main", "6"),
+        ("main", "4"),
+        ("new", "7"),
+        ("copy", "7"),
+    }
 
 
 def test_explanations_are_requests_whose_times_do_not_count() -> None:
     of_version = 'endpoint="f",variant="main",model="X",version="6",protocol="explain"'
     family = "onnxserve_request_duration_seconds_bucket"
     slow = f'{family}{{{of_version},le="0.1"}} 0\n{family}{{{of_version},le="+Inf"}} 900'
-    asked = f'onnxserve_requests_total{{{of_version},status="200"}} 900'
-    found = parse_server_metrics(f"{PAGE}{slow}\n{asked}\n").by_version("f")["main", "6"]
+    sample = f'onnxserve_requests_total{{{of_version},status="200"}} 900'
+    counters = parse_server_metrics(f"{PAGE}{slow}\n{sample}\n").by_version("f")["main", "6"]
 
-    assert found.requests == 1000
-    assert found.timed == {0.1: 86, float("inf"): 100}
+    assert counters.requests == 1000
+    assert counters.timed == {0.1: 86, float("inf"): 100}
 
 
 def test_the_counts_of_a_version_are_those_of_its_own_model() -> None:
-    found = parse_server_metrics(PAGE.replace('model="Y",version="4"', 'model="Y",version="6"'))
+    metrics = parse_server_metrics(PAGE.replace('model="Y",version="4"', 'model="Y",version="6"'))
 
-    assert found.of("f", "main", "X", "6").requests == 100
-    assert found.of("f", "main", "Y", "6").requests == 1
-    assert found.by_version("f")["main", "6"].requests == 101
-    assert found.of("f", "main", "Z", "6") == VersionCounters()
+    assert metrics.of("f", "main", "X", "6").requests == 100
+    assert metrics.of("f", "main", "Y", "6").requests == 1
+    assert metrics.by_version("f")["main", "6"].requests == 101
+    assert metrics.of("f", "main", "Z", "6") == VersionCounters()
 
 
 def test_a_quantile_is_linear_within_its_bucket() -> None:
@@ -81,22 +87,22 @@ def test_a_server_that_cannot_be_read_gives_the_reason(free_port: int) -> None:
 
 
 def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:
-    one, later = PAGE, PAGE.replace('version="5"} 100', 'version="5"} 250')
-    found = total_metrics(
+    page, later = PAGE, PAGE.replace('version="5"} 100', 'version="5"} 250')
+    metrics = total_metrics(
         {
-            "f-1": parse_server_metrics(one),
+            "f-1": parse_server_metrics(page),
             "f-2": parse_server_metrics(later),
             "f-3": Refused("gone"),
         },
     )
 
-    assert found.of("f", "main", "X", "6") == VersionCounters(
+    assert metrics.of("f", "main", "X", "6") == VersionCounters(
         200,
         10,
         {0.1: 172, float("inf"): 200},
         refused=6,
     )
-    assert found.versions_by_last_answer("f", "main", "X") == ["5", "6"]
+    assert metrics.versions_by_last_answer("f", "main", "X") == ["5", "6"]
     assert total_metrics({"f-3": Refused("gone")}).of("f", "main", "X", "6") == VersionCounters()
 
 

@@ -79,9 +79,9 @@ def spec_of(variants: Mapping[str, int], name: str = "credit") -> EndpointSpec:
     """Return the spec of an endpoint whose variants serve these models with these
     weights.
     """
-    (first, weight), *others = variants.items()
+    (first, weight), *other_variants = variants.items()
     spec = apply_config(new_endpoint(name, first, variant="v0"), {"variants.v0.weight": weight})
-    for index, (model, weight) in enumerate(others, 1):
+    for index, (model, weight) in enumerate(other_variants, 1):
         spec = apply_config(
             add_variant(spec, f"v{index}", model),
             {f"variants.v{index}.weight": weight},

@@ -26,8 +26,8 @@ def test_a_version_is_in_its_image_with_its_name_run_and_model(store: Store) -> 
             assert line in plan.model.dockerfile.splitlines()
         note = plan.model.files[f"rootfs/opt/ml/model/{REGISTERED_META}"]
         assert isinstance(note, Path)
-        known = resolve(str(note.parent))
-        assert (known.name, known.version) == ("tiny", "2")
+        resolved = resolve(str(note.parent))
+        assert (resolved.name, resolved.version) == ("tiny", "2")
         assert default_endpoint_name(str(note.parent)) == "tiny"
 
 
@@ -37,8 +37,8 @@ def test_a_folder_that_mlflow_downloaded_keeps_its_name_and_version(tmp_path: Pa
     with planned_image(str(folder)) as plan:
         note = plan.model.files[f"rootfs/opt/ml/model/{REGISTERED_META}"]
         assert isinstance(note, Path)
-        known = resolve(str(note.parent))
-    assert (known.name, known.version) == ("tiny", "3")
+        resolved = resolve(str(note.parent))
+    assert (resolved.name, resolved.version) == ("tiny", "3")
 
 
 def test_the_same_version_gives_the_same_image(store: Store) -> None:  # noqa: F811
@@ -49,7 +49,7 @@ def test_the_same_version_gives_the_same_image(store: Store) -> None:  # noqa: F
     assert digests[0] == digests[1]
 
 
-def test_what_is_followed_is_named_and_not_fetched(store: Store) -> None:  # noqa: F811
+def test_followed_model_is_named_in_the_image_and_not_fetched(store: Store) -> None:  # noqa: F811
     with planned_image(
         "models:/tiny@live",
         follow=True,

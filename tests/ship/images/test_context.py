@@ -63,7 +63,7 @@ def test_the_files_lie_where_the_image_has_them_readable_for_everybody(tmp_path:
         ("two\nRUN lines", '"two RUN lines"'),
     ],
 )
-def test_a_value_of_the_registry_is_no_instruction(value: str, line: str) -> None:
+def test_registry_values_cannot_add_dockerfile_instructions(value: str, line: str) -> None:
     context = model_context("base", None, {"label": value}, {"ONNXSERVE_MODEL_URI": value})
     assert context.dockerfile.splitlines()[1:3] == [
         f"ENV ONNXSERVE_MODEL_URI={line}",
@@ -76,7 +76,7 @@ def test_a_followed_model_is_not_in_the_image() -> None:
     assert (context.files, context.dockerfile) == ({}, 'FROM base\nCMD ["serve"]\n')
 
 
-def test_a_wheel_brings_what_the_server_is_built_from() -> None:
+def test_wheel_contains_the_files_that_the_server_image_is_built_from() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     brought = "\n".join(setup["options.data_files"].values()).split()

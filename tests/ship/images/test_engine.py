@@ -147,13 +147,13 @@ def test_ecr_gives_the_password_and_a_missing_repository_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     digest = "sha256:" + "ab" * 32
-    said = f'echo "3: digest: {digest} size: 1"'
-    script = f'echo "$@" >> {tmp_path}/log; [ $1 = login ] && cat >> {tmp_path}/log; {said}'
+    echo = f'echo "3: digest: {digest} size: 1"'
+    script = f'echo "$@" >> {tmp_path}/log; [ $1 = login ] && cat >> {tmp_path}/log; {echo}'
     command(tmp_path, script, monkeypatch)
     stub = _Ecr(monkeypatch).stub
     token = base64.b64encode(b"AWS:s3cret").decode()
-    given = {"authorizationData": [{"authorizationToken": token}]}
-    stub.add_response("get_authorization_token", given, {"registryIds": ["123456789012"]})
+    response = {"authorizationData": [{"authorizationToken": token}]}
+    stub.add_response("get_authorization_token", response, {"registryIds": ["123456789012"]})
     stub.add_client_error("describe_repositories", "RepositoryNotFoundException")
     made = {"registryId": "123456789012", "repositoryName": "ml/flights"}
     stub.add_response("create_repository", {"repository": {}}, made)
@@ -178,7 +178,7 @@ def test_credentials_that_aws_refuses_are_one_line(monkeypatch: pytest.MonkeyPat
         engine.push_image(f"{REGISTRY}/flights:3", lambda line: None)
 
 
-def test_another_registry_takes_what_docker_login_has_kept(
+def test_refused_push_is_an_error_that_names_the_image_and_the_reason(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

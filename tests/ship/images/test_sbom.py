@@ -39,10 +39,10 @@ def test_debian_packages_are_named_with_architecture_and_release(
     )
 
     components: Any = bill_of_materials()["components"]
-    (found,) = [one for one in components if one["purl"].startswith("pkg:deb")]
+    (package,) = [component for component in components if component["purl"].startswith("pkg:deb")]
 
     assert (
-        found["purl"]
+        package["purl"]
         == "pkg:deb/debian/libstdc%2B%2B6@12.2.0-14%2Bdeb12u1?arch=amd64&distro=debian-12"
     )
-    assert (found["name"], found["version"]) == ("libstdc++6", "12.2.0-14+deb12u1")
+    assert (package["name"], package["version"]) == ("libstdc++6", "12.2.0-14+deb12u1")

@@ -43,7 +43,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
-def test_a_refusal_names_the_option_and_what_would_help(
+def test_refusal_names_the_option_and_a_remedy(
     options: dict[str, Any],
     message: str,
     tmp_path: Path,
@@ -52,8 +52,8 @@ def test_a_refusal_names_the_option_and_what_would_help(
     monkeypatch.chdir(tmp_path)
     tensor_model(Path("model"))
     save_pyfuncs(tmp_path, ["days"])
-    given = {"model_uri": "model", **options}
-    refusal = message_of(lambda: planned_image(**given).__enter__())
+    fields = {"model_uri": "model", **options}
+    refusal = message_of(lambda: planned_image(**fields).__enter__())
     assert refusal.replace(f"{tmp_path}/", "") == message
 
 

@@ -30,10 +30,10 @@ def rendered(config: dict[str, Any] | None = None, model: str = MODEL) -> tuple[
 def compose() -> None:
     """Skip the test if Docker Compose is not installed. An engine is not needed."""
     try:
-        found = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+        result = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
     except FileNotFoundError:
         pytest.skip("the docker command is not installed")
-    if found.returncode:
+    if result.returncode:
         pytest.skip("docker has no plugin compose")
 
 
@@ -54,14 +54,14 @@ FULL = {
 }
 
 
-def test_compose_reads_what_was_meant(compose: None, tmp_path: Path) -> None:
+def test_compose_config_has_the_settings_of_the_spec(compose: None, tmp_path: Path) -> None:
     for path, text in FORMATS["compose"](
         new_endpoint("flights", "/srv/flights", FULL),
         Place(),
     ).items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
-    asked = [
+    command = [
         "docker",
         "compose",
         "-f",
@@ -70,7 +70,7 @@ def test_compose_reads_what_was_meant(compose: None, tmp_path: Path) -> None:
         "--format",
         "json",
     ]
-    project = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+    project = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     service = project["services"]["flights"]
     assert service["environment"]["A"].replace("$$", "$") == FULL["container.environment.A"]
     assert "AWS_SECRET_ACCESS_KEY" not in service["environment"]  # The secret has priority.
@@ -138,8 +138,10 @@ def test_in_the_network_of_the_machine_it_listens_where_the_spec_says() -> None:
 def test_a_gpu_server_reserves_its_devices() -> None:
     def devices(config: dict[str, str]) -> Document:
         document, _ = rendered({"server.device": "cuda", **config})
-        (found,) = document["services"]["flights"]["deploy"]["resources"]["reservations"]["devices"]
-        return found  # type: ignore[no-any-return]
+        (reservation,) = document["services"]["flights"]["deploy"]["resources"]["reservations"][
+            "devices"
+        ]
+        return reservation  # type: ignore[no-any-return]
 
     assert devices({}) == {"driver": "nvidia", "capabilities": ["gpu"], "count": 1}
     assert devices({"server.device_ids": "1,3", "server.workers": "2"})["device_ids"] == ["1", "3"]
@@ -174,7 +176,7 @@ def test_a_project_is_of_the_schema_of_the_compose_specification(
         ("models/flights", {}, ["variants.flights.model", "absolute path", "'models/flights'"]),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(
+def test_unsupported_spec_is_refused_in_one_line(
     model: str,
     config: dict[str, str],
     names: list[str],

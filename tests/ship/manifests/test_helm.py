@@ -85,8 +85,8 @@ def readable(spec: EndpointSpec) -> EndpointSpec:
     control characters in Helm 3.
     """
     variants = {
-        name: one.model_copy(update={"model": "models:/x/Production"})
-        for name, one in spec.variants.items()
+        name: variant.model_copy(update={"model": "models:/x/Production"})
+        for name, variant in spec.variants.items()
     }
     environment = {name: ascii(value) for name, value in spec.container.environment.items()}
     container = spec.container.model_copy(update={"environment": environment})
@@ -99,15 +99,15 @@ def readable(spec: EndpointSpec) -> EndpointSpec:
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )  # Shrinking an example takes minutes.
 @given(st.lists(SPECS.map(readable), min_size=4, max_size=4, unique_by=lambda spec: spec.name))
-def test_the_chart_gives_what_is_rendered_for_kubernetes(specs: list[EndpointSpec]) -> None:
+def test_chart_produces_the_rendered_kubernetes_manifests(specs: list[EndpointSpec]) -> None:
     wanted = [document for spec in specs for document in kubernetes_documents(spec, PLACE)]
     values: Document = {"endpoints": {}}
     for spec in specs:
         (text,) = FORMATS["helm"](spec, PLACE).values()
         rendered = yaml.safe_load(text)
         values["endpoints"] |= rendered["endpoints"]
-    found = [with_parsed_spec(document) for document in template(values)]
-    assert found == [with_parsed_spec(document) for document in sorted(wanted, key=_identity)]
+    templated = [with_parsed_spec(document) for document in template(values)]
+    assert templated == [with_parsed_spec(document) for document in sorted(wanted, key=_identity)]
 
 
 TLS = {
@@ -161,8 +161,8 @@ def test_so_it_does_for_every_way_to_ask_who_calls_and_for_gpus(config: dict[str
     spec = new_endpoint("flights", "models:/x/Production", config)
     (values,) = FORMATS["helm"](spec, PLACE).values()
     wanted = sorted(kubernetes_documents(spec, PLACE), key=_identity)
-    assert [with_parsed_spec(one) for one in template(values)] == [
-        with_parsed_spec(one) for one in wanted
+    assert [with_parsed_spec(document) for document in template(values)] == [
+        with_parsed_spec(document) for document in wanted
     ]
 
 
@@ -256,11 +256,11 @@ def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> Non
 
 
 @NEEDS_HELM
-def test_what_stands_around_controllers_takes_no_pods_of_another_release() -> None:
+def test_controller_selectors_match_only_the_pods_of_their_release() -> None:
     documents = {
-        kind: one["spec"]
-        for one in template({"controller": WHOLE["controller"]})
-        if (kind := one["kind"])
+        kind: document["spec"]
+        for document in template({"controller": WHOLE["controller"]})
+        if (kind := document["kind"])
     }
     labels = {
         "app.kubernetes.io/name": "onnxserve",
@@ -282,25 +282,33 @@ def test_controllers_get_rights_in_the_namespaces_that_they_roll_out_to_and_no_t
     controller = {"enabled": True, "serviceAccount": account}
     documents = template({"controller": {**controller, "rollouts": ["ml", "web"]}})
     shipped = yaml.safe_load_all((CHART.parents[1] / "kubernetes" / "rollouts.yaml").read_text())
-    (rules,) = (one["rules"] for one in shipped if one["kind"] == "Role")
+    (rules,) = (document["rules"] for document in shipped if document["kind"] == "Role")
     name = account or "shipped-controller"
     subject = {"kind": "ServiceAccount", "name": name, "namespace": "ml"}
 
-    assert [one["metadata"]["name"] for one in documents if one["kind"] == "ServiceAccount"] == [
+    assert [
+        document["metadata"]["name"]
+        for document in documents
+        if document["kind"] == "ServiceAccount"
+    ] == [
         name,
     ] * (not account)
-    for kind, said in (("Role", {"rules": rules}), ("RoleBinding", {"subjects": [subject]})):
-        found = [one for one in documents if one["kind"] == kind]
-        assert [one["metadata"]["namespace"] for one in found] == ["ml", "web"]
-        assert all(one | said == one for one in found)
+    for kind, fields in (("Role", {"rules": rules}), ("RoleBinding", {"subjects": [subject]})):
+        matching = [document for document in documents if document["kind"] == kind]
+        assert [document["metadata"]["namespace"] for document in matching] == ["ml", "web"]
+        assert all(document | fields == document for document in matching)
     assert _account_of_controllers(documents) == (name, True)
     assert _account_of_controllers(template({"controller": controller})) == (account or None, False)
-    for one in documents:
-        kubernetes_validate.validate(one, "1.32", strict=True)
+    for document in documents:
+        kubernetes_validate.validate(document, "1.32", strict=True)
 
 
 def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool]:
-    (pod,) = (one["spec"]["template"]["spec"] for one in documents if one["kind"] == "Deployment")
+    (pod,) = (
+        document["spec"]["template"]["spec"]
+        for document in documents
+        if document["kind"] == "Deployment"
+    )
     return pod.get("serviceAccountName"), pod["automountServiceAccountToken"]
 
 
@@ -419,8 +427,8 @@ def test_the_examples_among_the_values_are_values_that_the_chart_takes() -> None
 
 
 def test_the_shipped_schema_is_made_of_the_fields_of_today() -> None:
-    said = json.loads((CHART / "values.schema.json").read_text())
-    assert said == json.loads(json.dumps(values_schema())), (
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert schema == json.loads(json.dumps(values_schema())), (
         "python docs/make_reference.py writes it anew"
     )
 
@@ -431,6 +439,6 @@ def test_every_definition_of_the_schema_is_used() -> None:
     assert used == set(schema["$defs"])
 
 
-def test_what_kubernetes_refuses_is_refused() -> None:
+def test_name_that_kubernetes_refuses_is_refused() -> None:
     with refused(InvalidConfig, "'Flights_1'", "Service"):
         FORMATS["helm"](new_endpoint("Flights_1", "models:/x/1"), PLACE)

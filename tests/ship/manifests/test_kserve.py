@@ -47,7 +47,7 @@ def rendered(endpoint: EndpointSpec) -> tuple[Document, Document, Document]:
     """Return the ConfigMap, the ServingRuntime and the InferenceService."""
     (text,) = FORMATS["kserve"](endpoint, Place("ml")).values()
     config, runtime, service = yaml.safe_load_all(text)
-    assert [one["kind"] for one in (config, runtime, service)] == [
+    assert [document["kind"] for document in (config, runtime, service)] == [
         "ConfigMap",
         "ServingRuntime",
         "InferenceService",
@@ -132,7 +132,7 @@ def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary(
         },
     ],
 )
-def test_what_kserve_cannot_share_out_the_server_does(parts: dict[str, Any]) -> None:
+def test_traffic_that_kserve_cannot_split_is_split_by_the_server(parts: dict[str, Any]) -> None:
     endpoint = spec(**parts)
     config, _, service = rendered(endpoint)
     (served,) = load_specs(config["data"]["spec.yaml"])

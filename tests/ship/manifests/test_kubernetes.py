@@ -37,8 +37,8 @@ def rendered(config: dict[str, Any] | None = None, place: Place = PLACE) -> dict
 
 
 def container_of(documents: dict[str, Document]) -> Document:
-    (found,) = documents["Deployment"]["spec"]["template"]["spec"]["containers"]
-    return found  # type: ignore[no-any-return]
+    (container,) = documents["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return container  # type: ignore[no-any-return]
 
 
 def assert_restricted(pod: Document) -> None:
@@ -273,9 +273,13 @@ def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> No
     (served,) = load_specs(documents["ConfigMap"]["data"]["spec.yaml"])
     pod = documents["Deployment"]["spec"]["template"]["spec"]
     (folder,) = (
-        one["mountPath"] for one in container_of(documents)["volumeMounts"] if one["name"] == "tls"
+        entry["mountPath"]
+        for entry in container_of(documents)["volumeMounts"]
+        if entry["name"] == "tls"
     )
-    (volume,) = (one["projected"]["sources"] for one in pod["volumes"] if one["name"] == "tls")
+    (volume,) = (
+        entry["projected"]["sources"] for entry in pod["volumes"] if entry["name"] == "tls"
+    )
     mounted = {
         f"{folder}/{item['path']}": f"{source['secret']['name']}/{item['key']}"
         for source in volume
@@ -393,8 +397,8 @@ def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path:
     )
     build = ["kubectl", "kustomize", str(tmp_path / "flights" / "staging")]
     built = subprocess.run(build, capture_output=True, text=True, check=True).stdout
-    documents = {one["kind"]: one for one in yaml.safe_load_all(built)}
-    assert {one["metadata"]["namespace"] for one in documents.values()} == {"staging"}
+    documents = {document["kind"]: document for document in yaml.safe_load_all(built)}
+    assert {document["metadata"]["namespace"] for document in documents.values()} == {"staging"}
     assert documents["Deployment"]["spec"]["replicas"] == 1
     assert container_of(documents)["image"] == "registry.example/onnxserve:0.1.0-cpu"
 
@@ -483,14 +487,18 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
         "path": "/metrics",
         "honorLabels": True,
     }  # Keep the label `endpoint` of the server.
-    asked = {"kubernetes.service_monitor": "true"}
-    assert scraped(asked) == plain
-    keyed = {**asked, "server.api_keys": "true", "kubernetes.service_monitor_key": "prometheus/key"}
+    monitored = {"kubernetes.service_monitor": "true"}
+    assert scraped(monitored) == plain
+    keyed = {
+        **monitored,
+        "server.api_keys": "true",
+        "kubernetes.service_monitor_key": "prometheus/key",
+    }
     assert scraped(keyed) == {
         **plain,
         "authorization": {"credentials": {"name": "prometheus", "key": "key"}},
     }
-    tls = {**asked, "server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key"}
+    tls = {**monitored, "server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key"}
     assert scraped(tls) == {**plain, "scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
     with_port = {
         **keyed,
@@ -501,7 +509,7 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
     with refused(InvalidConfig, "service_monitor_key", "`service_monitor`"):
         rendered({"kubernetes.service_monitor_key": "prometheus/key"})
     with refused(InvalidConfig, "kubernetes.service_monitor_key", "SECRET/KEY"):
-        rendered({**asked, "kubernetes.service_monitor_key": "key"})
+        rendered({**monitored, "kubernetes.service_monitor_key": "key"})
 
 
 def test_no_namespace_is_written_that_cannot_be() -> None:
@@ -510,7 +518,7 @@ def test_no_namespace_is_written_that_cannot_be() -> None:
 
 
 def test_pods_of_a_helm_release_of_the_endpoints_name_are_not_taken_for_its_own() -> None:
-    documents, own = rendered({"kubernetes.service_monitor": "true"}), "app.kubernetes.io/name"
+    documents, label = rendered({"kubernetes.service_monitor": "true"}), "app.kubernetes.io/name"
     selectors = [
         documents[kind]["spec"]["selector"]["matchLabels"]
         for kind in ("PodDisruptionBudget", "ServiceMonitor")
@@ -519,5 +527,5 @@ def test_pods_of_a_helm_release_of_the_endpoints_name_are_not_taken_for_its_own(
         documents["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
         documents["Service"]["spec"]["selector"],
     ]
-    assert {one[own] for one in selectors} == {"onnxserve"}
-    assert documents["Deployment"]["spec"]["template"]["metadata"]["labels"][own] == "onnxserve"
+    assert {selector[label] for selector in selectors} == {"onnxserve"}
+    assert documents["Deployment"]["spec"]["template"]["metadata"]["labels"][label] == "onnxserve"

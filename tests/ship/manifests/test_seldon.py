@@ -57,7 +57,9 @@ def test_each_variant_is_a_predictor_with_pods_of_its_own() -> None:
         kubernetes=kubernetes,
         container={"cpus": 1, "secrets": {"A": "s/a"}},
     )
-    assert [(one["name"], one["traffic"], one.get("shadow", False)) for one in predictors] == [
+    assert [
+        (entry["name"], entry["traffic"], entry.get("shadow", False)) for entry in predictors
+    ] == [
         ("champion", 67, False),
         ("candidate", 33, False),
         ("next", 100, True),
@@ -88,7 +90,7 @@ def test_each_variant_is_a_predictor_with_pods_of_its_own() -> None:
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=6).filter(any))
 def test_the_traffic_is_100_together_and_close_to_the_weights(weights: list[int]) -> None:
     _, predictors = rendered(
-        {f"v{n}": {"model": "models:/x/1", "weight": one} for n, one in enumerate(weights)},
+        {f"v{n}": {"model": "models:/x/1", "weight": value} for n, value in enumerate(weights)},
     )
     shares = [predictor["traffic"] for predictor in predictors]
     assert sum(shares) == 100
@@ -111,7 +113,7 @@ SHADOW = {"model": "models:/x/2", "shadow": True}
         ({"Big_One": ONE["a"]}, {}, ["variants.Big_One", "lowercase letters"]),
     ],
 )
-def test_what_seldon_cannot_do_is_refused_in_one_line(
+def test_spec_that_seldon_cannot_serve_is_refused_in_one_line(
     variants: Document,
     parts: Document,
     names: list[str],

@@ -21,7 +21,7 @@ CONFIG = {
 }
 
 
-def test_a_container_serves_the_spec_without_what_only_its_surroundings_need() -> None:
+def test_served_spec_leaves_out_the_settings_of_its_surroundings() -> None:
     endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
     (served,) = load_specs(dump_spec(served_spec(endpoint)))
     assert served.model_fields_set == {"api_version", "name", "variants", "server", "capture"}

@@ -147,9 +147,9 @@ def test_without_auth_it_listens_on_this_machine_alone() -> None:
 def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
     endpoint = new_endpoint("flights", "models:/x/1", {"container.environment.A": f"x{value}"})
     (quoted,) = [
-        one
-        for one in lines(FORMATS["systemd"](endpoint, Place())[UNIT], "Environment")
-        if '"A=' in one
+        line
+        for line in lines(FORMATS["systemd"](endpoint, Place())[UNIT], "Environment")
+        if '"A=' in line
     ]
     inner = re.fullmatch(r'"A=((?:[^"\\%\n\r]|\\["\\nr]|%%)*)"', quoted)
     assert inner is not None
@@ -181,7 +181,7 @@ def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
         ("models:/x/1", {"server.host": "0.0.0.0"}, ["server.host 0.0.0.0", "all clients"]),
     ],
 )
-def test_what_a_unit_cannot_hold_is_refused_in_one_line(
+def test_spec_that_a_unit_cannot_hold_is_refused_in_one_line(
     model: str,
     config: dict[str, str],
     names: list[str],

@@ -43,15 +43,15 @@ def pod_of(
 
 @given(st.floats(0.01, 1e6), st.floats(0.1, 100))
 def test_the_highest_rate_is_found_within_five_percent(limit: float, first: float) -> None:
-    asked: list[float] = []
+    rates: list[float] = []
 
     def holds(rate: float) -> bool:
-        asked.append(rate)
+        rates.append(rate)
         return rate <= limit
 
     highest = highest_rate(holds, first)
     assert highest == 0 if first > limit else highest <= limit < highest * 1.05
-    assert len(asked) < 30
+    assert len(rates) < 30
 
 
 def test_the_rows_of_the_example_are_sent_in_turn(tmp_path: Path) -> None:

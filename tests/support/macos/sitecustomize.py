@@ -130,7 +130,9 @@ def _macos_killpg(leader: int, number: int) -> None:
     import psutil
 
     states = [
-        one.info["status"] for one in psutil.process_iter(["status"]) if _group(one.pid) == leader
+        process.info["status"]
+        for process in psutil.process_iter(["status"])
+        if _group(process.pid) == leader
     ]
     if states and all(state == psutil.STATUS_ZOMBIE for state in states):
         raise PermissionError(1, "Operation not permitted")

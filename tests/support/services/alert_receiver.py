@@ -33,28 +33,28 @@ class Receiver:
 
 @contextmanager
 def receiver() -> Iterator[Receiver]:
-    kept = Receiver()
+    state = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if not kept.is_broken:
-                kept.got.setdefault(self.path.rstrip("/"), []).append(body)
-            self.send_response(500 if kept.is_broken else 200)
-            self.send_header("Content-Length", str(kept.answer_bytes))
+            if not state.is_broken:
+                state.got.setdefault(self.path.rstrip("/"), []).append(body)
+            self.send_response(500 if state.is_broken else 200)
+            self.send_header("Content-Length", str(state.answer_bytes))
             self.end_headers()
             with suppress(OSError):  # The client may have closed the connection.
-                self.wfile.write(bytes(kept.answer_bytes))
+                self.wfile.write(bytes(state.answer_bytes))
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        kept.port = listener.server_port
+        state.port = listener.server_port
         thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
-            yield kept
+            yield state
         finally:
             listener.shutdown()
             thread.join()

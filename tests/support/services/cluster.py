@@ -86,11 +86,11 @@ class Cluster:
         """Wait until the Job is `Complete` or `Failed`."""
 
         def end() -> str:
-            (found,) = self.items("job", f"--field-selector=metadata.name={job}")
+            (manifest,) = self.items("job", f"--field-selector=metadata.name={job}")
             ends = [
-                one["type"]
-                for one in found["status"].get("conditions", ())
-                if one["status"] == "True"
+                condition["type"]
+                for condition in manifest["status"].get("conditions", ())
+                if condition["status"] == "True"
             ]
             return next((end for end in ends if end in ("Complete", "Failed")), "")
 

@@ -21,8 +21,10 @@ class Collector:
 
     def take(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            named = {entry.key: entry.value.string_value for entry in resource.resource.attributes}
-            self.services.add(named["service.name"])
+            resource_attributes = {
+                entry.key: entry.value.string_value for entry in resource.resource.attributes
+            }
+            self.services.add(resource_attributes["service.name"])
             for scope in resource.scope_spans:
                 self.spans.extend(scope.spans)
 
@@ -39,12 +41,12 @@ def attributes(span: Span) -> dict[str, str | int]:
 
 @contextmanager
 def collector() -> Iterator[Collector]:
-    kept = Collector()
+    state = Collector()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            kept.take(
+            state.take(
                 gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body,
             )
             self.send_response(200)
@@ -55,11 +57,11 @@ def collector() -> Iterator[Collector]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    kept.endpoint = f"http://127.0.0.1:{server.server_port}"
+    state.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield kept
+        yield state
     finally:
         server.shutdown()
         thread.join()

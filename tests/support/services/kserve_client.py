@@ -75,12 +75,12 @@ async def over_grpc(address: str, name: str) -> dict[str, Any]:
 
 async def main() -> None:
     url, address, name = sys.argv[1:]
-    said = {
+    answers = {
         "rest": await over_rest(url, name),
         "v1": await over_v1(url, name),
         "grpc": await over_grpc(address, name),
     }
-    print(json.dumps(said))  # noqa: T201
+    print(json.dumps(answers))  # noqa: T201
 
 
 asyncio.run(main())

@@ -141,11 +141,12 @@ class OidcIssuer:
         """Show the login form. After the login, redirect to the client with a code that
         is valid once.
         """
-        asked = request.args.to_dict()
+        parameters = request.args.to_dict()
         is_supported = (
-            asked.get("response_type") == "code" and asked.get("code_challenge_method") == "S256"
+            parameters.get("response_type") == "code"
+            and parameters.get("code_challenge_method") == "S256"
         )
-        if asked.get("client_id") != self.client_id or not is_supported:
+        if parameters.get("client_id") != self.client_id or not is_supported:
             return "the client or its request is not supported", 400
         if request.method == "GET":
             return render_template_string(
@@ -155,30 +156,30 @@ class OidcIssuer:
                 button=LOGIN_BUTTON,
             )
         code = secrets.token_urlsafe()
-        self._codes[code] = request.form["user"], asked
+        self._codes[code] = request.form["user"], parameters
         return redirect(
-            f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked['state']})}",
+            f"{parameters['redirect_uri']}?{urlencode({'code': code, 'state': parameters['state']})}",
         )
 
     def _token(self) -> Any:
-        given, header = request.form, request.authorization
+        form, header = request.form, request.authorization
         client = (
             (header.username, header.password)
             if header
-            else (given.get("client_id"), given.get("client_secret"))
+            else (form.get("client_id"), form.get("client_secret"))
         )
         if client != (self.client_id, self.client_secret):
             return jsonify(error="invalid_client"), 401
-        user, asked = self._codes.pop(given.get("code", ""), ("", {}))
-        digest = hashlib.sha256(given.get("code_verifier", "").encode()).digest()
+        user, parameters = self._codes.pop(form.get("code", ""), ("", {}))
+        digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
         if (
             not user
-            or asked["redirect_uri"] != given["redirect_uri"]
-            or asked["code_challenge"] != challenge
+            or parameters["redirect_uri"] != form["redirect_uri"]
+            or parameters["code_challenge"] != challenge
         ):
             return jsonify(error="invalid_grant"), 400
-        nonce = {"nonce": asked["nonce"]} if "nonce" in asked else {}
+        nonce = {"nonce": parameters["nonce"]} if "nonce" in parameters else {}
         tokens = {"access_token": self.token(user), "id_token": self.token(user, **nonce)}
         return jsonify(**tokens, token_type="Bearer", expires_in=_TOKEN_SECONDS)
 

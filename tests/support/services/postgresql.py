@@ -42,9 +42,9 @@ def postgresql_server(
     try:
         if as_server:
             shutil.chown(folder, "postgres", "postgres")
-        asked = folder / "password"
-        asked.write_text(password)
-        asked.chmod(0o644)
+        password_file = folder / "password"
+        password_file.write_text(password)
+        password_file.chmod(0o644)
         data = folder / "data"
         initdb = [
             str(programs / "initdb"),
@@ -54,7 +54,7 @@ def postgresql_server(
             user,
             "-A",
             "scram-sha-256",
-            f"--pwfile={asked}",
+            f"--pwfile={password_file}",
             "-N",
         ]
         subprocess.run([*as_server, *initdb], check=True, capture_output=True, cwd=folder)

@@ -77,10 +77,10 @@ class _Handler(BaseHTTPRequestHandler):
                 {**headers, "Host": f"{proxy.host}:{proxy.port}"},
             )
             answer = connection.getresponse()
-            kept = [
+            answer_headers = [
                 (name, value) for name, value in answer.getheaders() if name.lower() not in _HOP
             ]
-            self._send(answer.status, kept, proxy.rewrite(answer.read()))
+            self._send(answer.status, answer_headers, proxy.rewrite(answer.read()))
         except (
             OSError
         ):  # If the server behind the proxy is down, a client sees the same error here.

@@ -42,7 +42,7 @@ class Bucket:
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
 
     def headers_of(self, method: str, text: str) -> list[dict[str, str]]:
-        return [headers for asked, path, headers in self.asked if asked == method and text in path]
+        return [headers for verb, path, headers in self.asked if verb == method and text in path]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -138,16 +138,16 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted:
             start, stop = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1) + 1
-            said = {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
-            self._send(206, content[start:stop], **said)
+            headers = {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
+            self._send(206, content[start:stop], **headers)
             return
         self._send(200, content)
 
     def _list(self, bucket: str, prefix: str, delimiter: str) -> None:
         contents, folders = [], dict[str, None]()
         for name, content in sorted(self.bucket.objects.items()):
-            own, _, key = name.partition("/")
-            if own != bucket.strip("/") or not key.startswith(prefix):
+            bucket_name, _, key = name.partition("/")
+            if bucket_name != bucket.strip("/") or not key.startswith(prefix):
                 continue
             rest = key.removeprefix(prefix)
             if delimiter and delimiter in rest:

@@ -44,14 +44,14 @@ def test_an_account_is_offered_the_workspaces_that_mlflow_lists_for_it_and_the_o
         assert access.seen_workspaces() == []
     monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
     monkeypatch.setenv("MLFLOW_WORKSPACE", "default")
-    known = Mock(
+    workspaces = Mock(
         **{
             "list_workspaces.return_value": [
                 Workspace(name) for name in ("team-b", "team-a", "default")
             ],
         },
     )
-    monkeypatch.setattr(handlers, "_get_workspace_store", lambda: known)
+    monkeypatch.setattr(handlers, "_get_workspace_store", lambda: workspaces)
     monkeypatch.setattr(auth, "sender_is_admin", lambda: is_admin)
     monkeypatch.setattr(
         auth,

@@ -128,7 +128,7 @@ def test_a_name_that_is_not_utf_8_is_read_as_latin_1(app: Flask) -> None:
         ("\u200b", "visible"),
     ],
 )
-def test_a_name_that_cannot_be_told_from_others_is_refused(
+def test_confusable_user_name_is_refused(
     app: Flask,
     name: str,
     named: str,

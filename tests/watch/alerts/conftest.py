@@ -33,8 +33,8 @@ class Clock:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Receiver]:
-    with a_receiver() as kept:
-        yield kept
+    with a_receiver() as alert_receiver:
+        yield alert_receiver
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from tests.support.tracking import tracking_at
 from .conftest import OPS, RUN, Clock
 
 
-def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat_interval(
+def test_alarm_repeats_when_half_as_bad_again_or_after_the_repeat_interval(
     see: Callable[..., Any],
     receiver: Receiver,
     clock: Clock,
@@ -45,7 +45,7 @@ def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat
 
 
 @pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
-def test_a_window_of_which_nothing_can_be_said_begins_no_alarm_and_ends_none(
+def test_undecided_window_neither_starts_nor_ends_an_alarm(
     see: Callable[..., Any],
     receiver: Receiver,
     store: Store,
@@ -62,7 +62,7 @@ def test_a_window_of_which_nothing_can_be_said_begins_no_alarm_and_ends_none(
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
 
 
-def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(
+def test_window_judged_again_or_older_is_not_announced(
     see: Callable[..., Any],
     receiver: Receiver,
     store: Store,
@@ -73,10 +73,10 @@ def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(
     see(result_of(6, state="not judged", temperature=1.0))
 
     assert len(receiver.titles("ops")) == 1
-    assert [one.count for one in Alerts(store).firing()] == [1]
+    assert [alert.count for alert in Alerts(store).firing()] == [1]
 
 
-def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(
+def test_failing_monitor_is_announced_until_it_works_again(
     see: Callable[..., Any],
     store: Store,
     settings: Settings,
@@ -96,8 +96,8 @@ def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(
     see(result_of(0, temperature=1.0))
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Over"]
-    told = receiver.got["/ops"][0]["message"].splitlines()
-    assert told[1:] == [
+    lines = receiver.got["/ops"][0]["message"].splitlines()
+    assert lines[1:] == [
         "flights: the monitor fails: MLflow does not answer",
         "next: onnxserve monitor list flights",
     ]
@@ -114,12 +114,12 @@ def test_a_retraining_is_proposed_only_of_a_monitor_that_says_how_to_train(
         record_result(store, settings, result_of(0, monitor=monitor, temperature=6.0), spec)
     send_due(store, settings)
 
-    told = receiver.got["/ops"][0]["message"]
-    assert mentions(told, "onnxserve retrain flights --monitor daily")
-    assert told.count("onnxserve retrain") == 1
+    message = receiver.got["/ops"][0]["message"]
+    assert mentions(message, "onnxserve retrain flights --monitor daily")
+    assert message.count("onnxserve retrain") == 1
 
 
-def test_a_monitor_that_goes_on_failing_is_told_with_the_same_next_command(
+def test_reminder_of_a_failing_monitor_has_the_same_next_command(
     store: Store,
     settings: Settings,
     receiver: Receiver,
@@ -132,11 +132,12 @@ def test_a_monitor_that_goes_on_failing_is_told_with_the_same_next_command(
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Still"]
     assert all(
-        mentions(one["message"], "onnxserve monitor list flights") for one in receiver.got["/ops"]
+        mentions(notice["message"], "onnxserve monitor list flights")
+        for notice in receiver.got["/ops"]
     )
 
 
-def test_what_waits_for_a_person_is_told_once(
+def test_request_for_a_decision_is_announced_once(
     store: Store,
     settings: Settings,
     receiver: Receiver,
@@ -175,8 +176,8 @@ def test_of_a_criterion_segment_and_value_are_named(
     see: Callable[..., Any],
     receiver: Receiver,
 ) -> None:
-    found = Finding("accuracy", "criterion", "violated", "0.71 < 0.8", 0.71, 0.8, "carrier=AA")
-    see(result_of(0, kind="performance", state="violated", findings=(found,)))
+    finding = Finding("accuracy", "criterion", "violated", "0.71 < 0.8", 0.71, 0.8, "carrier=AA")
+    see(result_of(0, kind="performance", state="violated", findings=(finding,)))
 
     message = receiver.got["/ops"][0]["message"]
     assert mentions(
@@ -188,7 +189,7 @@ def test_of_a_criterion_segment_and_value_are_named(
     )
 
 
-def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
+def test_message_describes_the_change_of_a_column_and_its_start(
     see: Callable[..., Any],
     receiver: Receiver,
 ) -> None:
@@ -212,14 +213,14 @@ def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
 
     see(result_of(0, findings=(wind, gone)))
 
-    told = receiver.got["/ops"][0]["message"]
+    message = receiver.got["/ops"][0]["message"]
     history = (
         "mean 3.2 → 8.9, higher",
         "since the window of 29 June 2013, 14:00 to 15:00 UTC",
         "window 3",
     )
-    assert mentions(told, "wind", "distribution 6", "threshold 3", *history, "far")
-    assert mentions(told, "humid", "presence", gone.reason)
+    assert mentions(message, "wind", "distribution 6", "threshold 3", *history, "far")
+    assert mentions(message, "humid", "presence", gone.reason)
 
 
 SHIFT = Finding(
@@ -236,7 +237,7 @@ SHIFT = Finding(
 )
 
 
-def test_a_lasting_shift_is_told_with_its_size_start_and_budget_until_it_ends(
+def test_lasting_shift_is_announced_with_its_size_start_and_budget_until_it_ends(
     see: Callable[..., Any],
     receiver: Receiver,
     store: Store,
@@ -248,10 +249,10 @@ def test_a_lasting_shift_is_told_with_its_size_start_and_budget_until_it_ends(
     see(result_of(2, wind=1.0))
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
-    told = receiver.got["/ops"][0]["message"]
+    message = receiver.got["/ops"][0]["message"]
     since = "since the window of 8 June 2013 (95 % interval: 5 to 10 June 2013)"
     assert mentions(
-        told,
+        message,
         "wind [carrier=AA]",
         "shift",
         SHIFT.change,
@@ -261,7 +262,9 @@ def test_a_lasting_shift_is_told_with_its_size_start_and_budget_until_it_ends(
     )
 
 
-def test_a_jump_is_told_with_the_budget(see: Callable[..., Any], receiver: Receiver) -> None:
+def test_jump_is_announced_with_the_false_alarm_budget(
+    see: Callable[..., Any], receiver: Receiver
+) -> None:
     see(
         result_of(
             0,
@@ -278,17 +281,17 @@ def test_a_jump_is_told_with_the_budget(see: Callable[..., Any], receiver: Recei
     )
 
 
-def test_a_second_shift_is_told_as_worse(see: Callable[..., Any], receiver: Receiver) -> None:
+def test_second_shift_is_announced_as_worse(see: Callable[..., Any], receiver: Receiver) -> None:
     see(result_of(0, findings=(SHIFT,)))
     see(result_of(1, findings=(SHIFT, replace(SHIFT, subject="humid"))))
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse"]
 
 
-def test_what_is_said_stays_short(store: Store, settings: Settings, receiver: Receiver) -> None:
-    found = Finding("x" * 100_000, "presence", "drift", "no such column\n" * 1000)
+def test_message_stays_short(store: Store, settings: Settings, receiver: Receiver) -> None:
+    finding = Finding("x" * 100_000, "presence", "drift", "no such column\n" * 1000)
 
-    record_result(store, settings, result_of(findings=(found,), reason="because " * 1000), OPS)
+    record_result(store, settings, result_of(findings=(finding,), reason="because " * 1000), OPS)
     send_due(store, settings)
 
     assert len(receiver.got["/ops"][0]["message"]) < 1500
@@ -312,9 +315,9 @@ def test_a_message_leads_to_the_console_of_an_mlflow_that_has_it(
         send_due(store, settings)
 
     for message, endpoint in zip(receiver.got["/ops"], ("flights", "taxis"), strict=True):
-        told = f"next ({url}/onnxserve?endpoint={endpoint}): " if files else "next: "
+        prefix = f"next ({url}/onnxserve?endpoint={endpoint}): " if files else "next: "
         assert (
             message["message"]
             .splitlines()[-1]
-            .startswith(f"{told}onnxserve monitor list {endpoint}")
+            .startswith(f"{prefix}onnxserve monitor list {endpoint}")
         )

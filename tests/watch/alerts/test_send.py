@@ -21,7 +21,7 @@ from tests.support.services.alert_receiver import Receiver
 from .conftest import OPS, RUN, Clock
 
 
-def test_an_alarm_is_told_once_and_then_that_it_is_over(
+def test_alarm_is_announced_once_and_then_its_end(
     see: Callable[..., Any],
     receiver: Receiver,
     store: Store,
@@ -134,7 +134,7 @@ def test_a_clock_that_goes_back_holds_up_nothing(
     assert [title.split(": ")[2] for title in receiver.titles("ops")[2:]] == ["Still", "Over"]
 
 
-def test_what_was_over_before_it_could_be_told_is_not_told(
+def test_alarm_that_ended_before_it_could_be_sent_is_not_sent(
     see: Callable[..., Any],
     store: Store,
     settings: Settings,
@@ -151,7 +151,7 @@ def test_what_was_over_before_it_could_be_told_is_not_told(
     assert receiver.got == {}
 
 
-def test_a_silence_holds_back_what_it_covers_and_nothing_else(
+def test_silence_holds_back_only_the_alarms_it_covers(
     see: Callable[..., Any],
     store: Store,
     settings: Settings,
@@ -170,12 +170,12 @@ def test_a_silence_holds_back_what_it_covers_and_nothing_else(
     assert [event.why for event in store.events() if event.action == "silence"] == ["a known storm"]
 
 
-def test_without_a_configuration_alarms_are_kept_and_nobody_is_told(
+def test_alarms_are_stored_but_not_sent_without_a_configuration(
     see: Callable[..., Any],
     store: Store,
 ) -> None:
     assert see(result_of(0, temperature=6.0), settings=Settings()) == 0
-    assert [one.fingerprint for one in Alerts(store).firing()] == ["flights/daily"]
+    assert [alert.fingerprint for alert in Alerts(store).firing()] == ["flights/daily"]
 
 
 def test_two_that_tell_at_the_same_time_tell_once(

@@ -61,7 +61,7 @@ def test_the_answer_of_a_channel_is_bounded(
         ("urls: [s3cret", "has no channel"),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(
+def test_unusable_configuration_is_reported_without_quoting_it(
     see: Callable[..., Any],
     store: Store,
     tmp_path: Path,
@@ -93,9 +93,9 @@ def test_a_channel_that_takes_html_is_sent_the_names_as_text(
 ) -> None:
     assert settings.alert_config is not None
     settings.alert_config.write_text(f"urls:\n  - {receiver.url('html')}?format=html\n")
-    found = Finding("<img src=x>\n- wind", "unseen", "drift", "new is <b>", 6.0, 3.0)
+    finding = Finding("<img src=x>\n- wind", "unseen", "drift", "new is <b>", 6.0, 3.0)
 
-    record_result(store, settings, result_of(findings=(found,)), MonitorSpec())
+    record_result(store, settings, result_of(findings=(finding,)), MonitorSpec())
     send_due(store, settings)
 
     message = receiver.got["/html"][0]["message"]
@@ -105,7 +105,7 @@ def test_a_channel_that_takes_html_is_sent_the_names_as_text(
 
 
 @pytest.mark.parametrize("what", ["a finding", "a failure", "a message"])
-def test_a_value_that_a_caller_sent_is_no_mention_and_no_link_in_a_chat(
+def test_caller_values_cannot_form_mentions_or_links_in_a_chat(
     store: Store,
     settings: Settings,
     receiver: Receiver,
@@ -114,7 +114,7 @@ def test_a_value_that_a_caller_sent_is_no_mention_and_no_link_in_a_chat(
     value = (
         "@everyone <!channel> [the report](https://evil.example) <https://evil.example|the report>"
     )
-    found = Finding("carrier", "unseen", "drift", f"new values as {value!r}", 6.0, 3.0)
+    finding = Finding("carrier", "unseen", "drift", f"new values as {value!r}", 6.0, 3.0)
     assert settings.alert_config is not None
     settings.alert_config.write_text(
         f"urls:\n  - {receiver.url('chat').replace('json:', 'mmost:')}\n",
@@ -123,7 +123,7 @@ def test_a_value_that_a_caller_sent_is_no_mention_and_no_link_in_a_chat(
     match what:
         case "a finding":
             run = LoggedRun("abc", "onnxserve/flights", RUN)
-            record_result(store, settings, result_of(findings=(found,), run=run), MonitorSpec())
+            record_result(store, settings, result_of(findings=(finding,), run=run), MonitorSpec())
         case "a failure":
             record_failure(store, settings, "flights", "hourly", f"no number: {value!r}")
         case _:

@@ -80,7 +80,7 @@ def read(store: Store) -> Iterator[Read]:
     server.server_close()
 
 
-def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(
+def test_metrics_show_the_monitors_windows_and_alerts_in_the_store(
     store: Store,
     read: Read,
 ) -> None:
@@ -98,13 +98,13 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(
     monitors.pause("flights", "off")
     record_failure(store, Settings(), "flights", "broken", "MLflow does not answer")
 
-    told = read()
+    gauges = read()
 
-    assert told["onnxserve_drift_share", "daily"] == 0.4
-    assert ("onnxserve_drift_share", "hourly") not in told
+    assert gauges["onnxserve_drift_share", "daily"] == 0.4
+    assert ("onnxserve_drift_share", "hourly") not in gauges
     in_state = {
         labels[1:]
-        for labels, value in told.items()
+        for labels, value in gauges.items()
         if labels[0] == "onnxserve_monitor_state" and value == 1
     }
     assert in_state == {
@@ -117,21 +117,21 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(
     }
     metrics = {
         labels[1]
-        for labels in told
+        for labels in gauges
         if labels[0] == "onnxserve_monitor_metric" and labels[2] == "daily"
     }
     assert metrics == {"share_of_drifted_columns", "rows"}
-    assert told["onnxserve_monitor_metric", "rows", "daily"] == 75
-    assert told["onnxserve_monitor_state", "daily", "ok"] == 0
-    assert told["onnxserve_monitor_last_success_timestamp_seconds", "daily"] == NOW.timestamp()
+    assert gauges["onnxserve_monitor_metric", "rows", "daily"] == 75
+    assert gauges["onnxserve_monitor_state", "daily", "ok"] == 0
+    assert gauges["onnxserve_monitor_last_success_timestamp_seconds", "daily"] == NOW.timestamp()
     assert (
-        told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"]
+        gauges["onnxserve_monitor_judged_until_timestamp_seconds", "daily"]
         == (FIRST + 2 * DAY).timestamp()
     )
-    assert told["onnxserve_monitor_windows_total", "daily", "drift"] == 1
-    assert told["onnxserve_monitor_failures_total", "broken"] == 3
-    assert told["onnxserve_alerts_firing", "broken"] == 1
-    assert read() == told
+    assert gauges["onnxserve_monitor_windows_total", "daily", "drift"] == 1
+    assert gauges["onnxserve_monitor_failures_total", "broken"] == 3
+    assert gauges["onnxserve_alerts_firing", "broken"] == 1
+    assert read() == gauges
 
 
 def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(
@@ -149,17 +149,17 @@ def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(
         monitors.update(replace(window, state="judged", verdict="not judged", figures=figures))
     monitors.add("flights", "daily", FIRST + 3 * DAY, FIRST + 4 * DAY)
 
-    told = read()
+    gauges = read()
 
-    assert told["onnxserve_drift_share", "daily"] == 0.3
-    assert told["onnxserve_monitor_state", "daily", "not judged"] == 1
+    assert gauges["onnxserve_drift_share", "daily"] == 0.3
+    assert gauges["onnxserve_monitor_state", "daily", "not judged"] == 1
     assert (
-        told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"]
+        gauges["onnxserve_monitor_judged_until_timestamp_seconds", "daily"]
         == (FIRST + 3 * DAY).timestamp()
     )
 
 
-def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_and_that(
+def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -172,12 +172,12 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
         go_on.wait(60)
         raise StoreUnavailable("no answer")
 
-    transaction, asked = store.transaction, []
+    transaction, calls = store.transaction, []
 
     @contextmanager
     def slow(**how: Any) -> Iterator[Any]:
-        asked.append(1)
-        if len(asked) > 1:
+        calls.append(1)
+        if len(calls) > 1:
             go_on.wait(60)
         with transaction(**how) as session:
             yield session
@@ -215,22 +215,23 @@ def values(gauges: StoreMetrics) -> dict:
     """Return the values by metric, or by metric and labels."""
     samples = [sample for metric in gauges.collect() for sample in metric.samples]
     return {
-        (one.name, *one.labels.values()) if one.labels else one.name: one.value for one in samples
+        (reading.name, *reading.labels.values()) if reading.labels else reading.name: reading.value
+        for reading in samples
     }
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, read: Read) -> None:
-    asked: list[str] = []
+    statements: list[str] = []
 
     def keep(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        asked.append(statement)
+        statements.append(statement)
 
     event.listen(Engine, "before_cursor_execute", keep)
     read()
     event.remove(Engine, "before_cursor_execute", keep)
 
-    (counts,) = [one for one in asked if "GROUP BY onnxserve_monitor_windows" in one]
+    (counts,) = [query for query in statements if "GROUP BY onnxserve_monitor_windows" in query]
     with store.transaction() as session:
         plan = " ".join(
             row[-1] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {counts}")
@@ -261,7 +262,7 @@ def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(
         server.server_close()
 
 
-def test_the_guide_names_what_is_served_and_the_rules_ask_for_nothing_else_of_it(
+def test_guide_lists_exactly_the_served_metrics_and_rules_use_only_those(
     store: Store,
     read: Read,
 ) -> None:

@@ -104,7 +104,11 @@ def replaced(table: pa.Table, name: str, values: Array | list[Any]) -> pa.Table:
 
 
 def found(verdict: DriftVerdict, subject: str, check: str = "distribution") -> Finding:
-    return next(one for one in verdict.findings if (one.subject, one.check) == (subject, check))
+    return next(
+        finding
+        for finding in verdict.findings
+        if (finding.subject, finding.check) == (subject, check)
+    )
 
 
 def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_path: Path) -> None:
@@ -126,7 +130,7 @@ def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_pa
     assert 1 <= alarms <= 15  # 6 expected
 
 
-def test_what_the_verdict_stands_on_is_told(days: DriftReference) -> None:
+def test_verdict_reports_the_evidence_it_is_based_on(days: DriftReference) -> None:
     verdict = verdict_on(window(), days)
 
     assert (verdict.state, verdict.null, verdict.figures["blocks"]) == (
@@ -149,7 +153,7 @@ def test_a_shift_is_found_and_named_whatever_the_number_of_rows(
 
     assert verdict.state == "drift"
     assert verdict.findings[0].subject == "temperature"
-    assert {one.subject for one in verdict.findings if one.is_alarm} == {"temperature"}
+    assert {finding.subject for finding in verdict.findings if finding.is_alarm} == {"temperature"}
     assert verdict.reason.startswith("temperature: ")
     assert verdict.figures["compared_rows"] == min(rows, ROWS)
     assert verdict.figures["p_value"] == pytest.approx(1 / (DAYS + 1))
@@ -170,7 +174,7 @@ def test_columns_above_the_threshold_and_the_verdict_agree(days: DriftReference)
 def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> None:
     verdict = verdict_on(window(), days)
 
-    assert {one.subject for one in verdict.findings} == {*window().column_names, RELATIONS}
+    assert {finding.subject for finding in verdict.findings} == {*window().column_names, RELATIONS}
     assert found(verdict, "seen").state == "not judged"
     assert "timestamp" in found(verdict, "seen").reason
     assert (
@@ -239,7 +243,7 @@ def test_the_value_and_the_threshold_of_a_column_have_a_measure_and_its_unit(
         ),
     ],
 )
-def test_what_else_may_change_has_a_verdict_of_its_own(
+def test_missing_unseen_out_of_range_or_mistyped_values_are_drift(
     days: DriftReference,
     name: str,
     values: Array | list[Any] | pa.Array,
@@ -260,7 +264,7 @@ def test_what_else_may_change_has_a_verdict_of_its_own(
         ("temperature", np.full(ROWS, 9.0), "(p = "),
     ],
 )
-def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
+def test_p_value_is_attributed_only_to_checks_that_have_one(
     days: DriftReference,
     name: str,
     values: Array,
@@ -343,7 +347,7 @@ def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
         ("carrier", np.arange(ROWS), "type", r"string → int64"),
     ],
 )
-def test_an_alarm_says_from_what_to_what_and_where_to(
+def test_alarm_describes_the_values_before_and_after_and_the_direction(
     days: DriftReference,
     name: str,
     values: Array | list[Any],
@@ -434,7 +438,7 @@ def test_images_of_the_same_mean_and_spread_in_each_are_found_by_their_pattern()
 
     assert verdict_on(pa.table({"image": calm.tolist()}), reference).state == "no drift"
     assert verdict.state == "drift"
-    assert {one.subject for one in verdict.findings if one.is_alarm} <= {
+    assert {finding.subject for finding in verdict.findings if finding.is_alarm} <= {
         f"image.projection.{n}" for n in range(8)
     }
 
@@ -461,7 +465,10 @@ def test_a_column_that_is_constant_in_some_window_of_the_reference_may_be_consta
 
     verdict = verdict_on(pa.table({"rain": np.zeros(ROWS)}), reference)
 
-    assert [one.check for one in verdict.findings if one.is_alarm] in ([], ["distribution"])
+    assert [finding.check for finding in verdict.findings if finding.is_alarm] in (
+        [],
+        ["distribution"],
+    )
 
 
 def test_a_flag_that_is_seldom_set_may_be_set_nowhere() -> None:
@@ -473,10 +480,10 @@ def test_a_flag_that_is_seldom_set_may_be_set_nowhere() -> None:
         reference_of(pa.table({"flag": flag}), np.repeat(np.arange(40) * DAY, ROWS)),
     )
 
-    assert "constant" not in [one.check for one in verdict.findings]
+    assert "constant" not in [finding.check for finding in verdict.findings]
 
 
-def test_beside_few_windows_a_flag_that_holds_for_days_may_hold_for_a_window() -> None:
+def test_constant_flag_is_not_drift_if_the_reference_has_few_windows() -> None:
     days = np.arange(90).repeat(ROWS)
     reference = reference_of(
         pa.table({"flag": days // 20 % 2 == 0}),
@@ -487,19 +494,19 @@ def test_beside_few_windows_a_flag_that_holds_for_days_may_hold_for_a_window() -
 
     verdict = verdict_on(pa.table({"flag": [True] * (30 * ROWS)}), reference, length=30 * DAY)
 
-    assert "constant" not in [one.check for one in verdict.findings]
+    assert "constant" not in [finding.check for finding in verdict.findings]
 
 
-def test_of_a_column_with_hardly_a_value_nobody_says_that_it_is_constant(
+def test_column_with_few_values_is_not_called_constant(
     days: DriftReference,
 ) -> None:
     verdict = verdict_on(replaced(window(), "noise", [0.5] * 5 + [None] * (ROWS - 5)), days)
 
     assert found(verdict, "noise", "missing").state == "drift"
-    assert "constant" not in [one.check for one in verdict.findings]
+    assert "constant" not in [finding.check for finding in verdict.findings]
 
 
-def test_beside_the_window_so_long_before_a_change_is_the_change_since_then() -> None:
+def test_change_is_measured_from_the_lagged_window() -> None:
     table, times = busy_days(np.random.default_rng(1), 8)
     beside = rolling_reference(table, times, 24, 7 * 24 + 14)
     now = table.filter(pa.array(times // HOUR == 7 * 24 + 14))
@@ -515,7 +522,7 @@ def test_beside_the_window_so_long_before_a_change_is_the_change_since_then() ->
 
     means = re.search(r"mean (\S+) → (\S+), higher", finding.change)
     assert means
-    before, after = (float(one) for one in means.groups())
+    before, after = (float(text) for text in means.groups())
     assert after - before == pytest.approx(
         4,
         abs=1,
@@ -528,7 +535,7 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
     changed = window().drop_columns(["carrier"]).append_column("extra", pa.array([1] * ROWS))
 
     verdict = verdict_on(changed, days)
-    asked = verdict_on(changed, days, columns=("temperature", "noise"))
+    selected = verdict_on(changed, days, columns=("temperature", "noise"))
 
     assert verdict.state == "drift"
     assert [found(verdict, name, "presence").state for name in ("carrier", "extra")] == [
@@ -538,7 +545,7 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
     assert mentions(found(verdict, "extra", "presence").reason, "int64")
     assert mentions(verdict.reason, "carrier", "extra")
     assert found(verdict, "carrier").state == "not judged"
-    assert (asked.state, {one.subject for one in asked.findings}) == (
+    assert (selected.state, {finding.subject for finding in selected.findings}) == (
         "no drift",
         {"temperature", "noise"},
     )
@@ -553,7 +560,7 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
         (60, {"false_alarm_rate": 0.001}, ["999 windows of 1d", "59", "worth 88", "0.0113"]),
     ],
 )
-def test_what_cannot_be_supported_is_not_judged(
+def test_unsupported_false_alarm_rate_or_row_count_is_not_judged(
     days: DriftReference,
     rows: int,
     spec: dict[str, Any],
@@ -564,7 +571,7 @@ def test_what_cannot_be_supported_is_not_judged(
     assert verdict.state == "not judged"
     assert not {"p_value", "threshold"} & verdict.figures.keys()
     assert mentions(verdict.reason, *names)
-    assert {one.subject for one in verdict.findings} == {*window().column_names, RELATIONS}
+    assert {finding.subject for finding in verdict.findings} == {*window().column_names, RELATIONS}
 
 
 def test_windows_too_short_for_the_reference_say_that_longer_ones_are_judged() -> None:
@@ -603,7 +610,7 @@ def test_one_class_without_times_and_an_empty_reference_are_outcomes() -> None:
 
 
 @pytest.mark.long
-def test_beside_independent_rows_the_first_odd_row_of_a_constant_column_is_no_drift() -> None:
+def test_one_odd_row_of_a_constant_column_is_not_drift_for_independent_rows() -> None:
     rng = np.random.default_rng(6)
     rare = {f"c{number}": (rng.random(2000) < 0.001).astype(float) for number in range(30)}
     nulls = {
@@ -631,7 +638,7 @@ def test_beside_independent_rows_the_first_odd_row_of_a_constant_column_is_no_dr
         ([None] * 500, "missing"),
     ],
 )
-def test_beside_independent_rows_what_a_constant_column_never_had_is_found(
+def test_new_value_of_a_constant_column_is_drift_for_independent_rows(
     values: list[float | None],
     check: str,
 ) -> None:
@@ -642,7 +649,7 @@ def test_beside_independent_rows_what_a_constant_column_never_had_is_found(
 
 
 @pytest.mark.parametrize(("odd", "state"), [(1, "no drift"), (50, "drift")])
-def test_beside_drawn_stretches_the_first_odd_row_of_a_constant_column_is_no_drift(
+def test_one_odd_row_of_a_constant_column_is_not_drift_for_the_bootstrap(
     odd: int,
     state: str,
 ) -> None:
@@ -701,7 +708,7 @@ def test_independent_rows_need_no_times(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_long_windows_are_judged_by_what_the_reference_is_worth(
+def test_long_windows_are_judged_by_the_effective_size_of_the_reference(
     days: int,
     length: int,
     null: str,
@@ -710,10 +717,10 @@ def test_long_windows_are_judged_by_what_the_reference_is_worth(
 ) -> None:
     rng = np.random.default_rng(6)
     table, times = rows_of_days(rng, days, rows=24)
-    kept = ["temperature", "noise", "carrier"]
-    reference = reference_of(table.select(kept), times, length * DAY)
-    calm = rows_of_days(rng, length, rows=24)[0].select(kept)
-    warm = rows_of_days(rng, length, shift=4, rows=24)[0].select(kept)
+    columns = ["temperature", "noise", "carrier"]
+    reference = reference_of(table.select(columns), times, length * DAY)
+    calm = rows_of_days(rng, length, rows=24)[0].select(columns)
+    warm = rows_of_days(rng, length, shift=4, rows=24)[0].select(columns)
 
     first, second = (
         verdict_on(rows, reference, length=length * DAY, cache=tmp_path) for rows in (calm, warm)
@@ -800,16 +807,16 @@ def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> Dr
     )
 
 
-def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_the_cycle_of_a_day(
+def test_lagged_reference_finds_a_shift_hidden_in_the_daily_cycle(
     tmp_path: Path,
 ) -> None:
     rng = np.random.default_rng(1)
     table, times = busy_days(rng, 8)
     hour, states = 7 * 24 + 14, []
-    for one in range(hour - 3, hour + 1):
-        now = table.filter(pa.array(times // HOUR == one))
-        beside = rolling_reference(table, times, 24, one)
-        states.append(verdict_on(now, beside, one * HOUR, cache=tmp_path).state)
+    for current in range(hour - 3, hour + 1):
+        now = table.filter(pa.array(times // HOUR == current))
+        beside = rolling_reference(table, times, 24, current)
+        states.append(verdict_on(now, beside, current * HOUR, cache=tmp_path).state)
     shifted = replaced(now, "level", now["level"].to_numpy() + 1.5)
 
     verdict = verdict_on(shifted, beside, hour * HOUR, cache=tmp_path)
@@ -833,7 +840,7 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
     assert mentions(tried.reason, "999 pairs", "499", "0.0063", "0.002")
 
 
-def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait() -> None:
+def test_too_few_pairs_for_the_columns_suggests_a_rate_and_not_waiting() -> None:
     table, times = busy_days(np.random.default_rng(1), 8)
     beside = rolling_reference(table, times, 24, 7 * 24)
     few = replace(
@@ -854,7 +861,7 @@ def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait() -> N
     )
 
 
-def test_without_the_window_so_long_before_nothing_is_judged() -> None:
+def test_missing_lagged_window_is_not_judged() -> None:
     table, times = busy_days(np.random.default_rng(1), 3)
     gap = times // HOUR != 24
     reference = rolling_reference(table.filter(pa.array(gap)), times[gap], 24, 48)
@@ -871,7 +878,7 @@ def test_without_the_window_so_long_before_nothing_is_judged() -> None:
 
 
 @pytest.mark.long
-def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at_the_stated_rate(
+def test_independent_rows_with_a_lagged_reference_have_the_stated_false_alarm_rate(
     tmp_path: Path,
 ) -> None:
     rng = np.random.default_rng(2)
@@ -911,18 +918,20 @@ def test_segments_share_the_rate_and_are_named() -> None:
     is_b = np.array(current["carrier"].to_pylist()) == "b"
     current = replaced(current, "temperature", current["temperature"].to_numpy() + 9 * is_b)
     segments = {}
-    for one in "abc":
-        chosen, now = (np.array(rows["carrier"].to_pylist()) == one for rows in (table, current))
-        part = reference_of(table.filter(pa.array(chosen)), times[chosen])
-        rows = current.filter(pa.array(now)).slice(0, 20 if one == "c" else 150)
-        segments[f"carrier={one}"] = part, sketch_batches(part.bins, [rows])
+    for item in "abc":
+        in_segment, now = (
+            np.array(rows["carrier"].to_pylist()) == item for rows in (table, current)
+        )
+        part = reference_of(table.filter(pa.array(in_segment)), times[in_segment])
+        rows = current.filter(pa.array(now)).slice(0, 20 if item == "c" else 150)
+        segments[f"carrier={item}"] = part, sketch_batches(part.bins, [rows])
 
     verdict = verdict_on(current, reference_of(table, times), segments=segments)
 
-    named = {(one.segment, one.subject) for one in verdict.findings if one.is_alarm}
-    assert ("carrier=b", "temperature") in named
-    assert not any(segment in ("carrier=a", "carrier=c") for segment, _ in named)
-    left_out = [one.reason for one in verdict.findings if one.segment == "carrier=c"]
+    alarms = {(item.segment, item.subject) for item in verdict.findings if item.is_alarm}
+    assert ("carrier=b", "temperature") in alarms
+    assert not any(segment in ("carrier=a", "carrier=c") for segment, _ in alarms)
+    left_out = [item.reason for item in verdict.findings if item.segment == "carrier=c"]
     assert left_out == ["the window has 20 rows; min_rows is 30"] * 2
 
 
@@ -959,7 +968,7 @@ def test_one_of_many_columns_is_found(columns: int) -> None:
     verdict = verdict_on(wide(40, 9), reference)
 
     assert (verdict.state, verdict.findings[0].subject) == ("drift", "c7")
-    assert len({one.subject for one in verdict.findings} - {RELATIONS}) == columns
+    assert len({finding.subject for finding in verdict.findings} - {RELATIONS}) == columns
 
 
 @pytest.mark.parametrize(("shift", "state"), [(2.5, "no drift"), (15.0, "drift")])
@@ -968,25 +977,25 @@ def test_a_budget_of_alarms_raises_the_threshold_beyond_the_windows_of_the_refer
     shift: float,
     state: str,
 ) -> None:
-    found = verdict_on(window(shift=shift), days, jump_rate=0.0007)
-    assert found.state == state
-    assert found.figures["threshold"] > verdict_on(window(), days).figures["threshold"]
-    assert any(mentions(note, "jumps", "0.0007") for note in found.notes)
+    verdict = verdict_on(window(shift=shift), days, jump_rate=0.0007)
+    assert verdict.state == state
+    assert verdict.figures["threshold"] > verdict_on(window(), days).figures["threshold"]
+    assert any(mentions(note, "jumps", "0.0007") for note in verdict.notes)
 
 
 def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(
     days: DriftReference,
 ) -> None:
-    found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={"temperature"})
-    assert found.state == "no drift"
-    assert {finding.state for finding in found.findings if finding.subject == "temperature"} == {
+    verdict = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={"temperature"})
+    assert verdict.state == "no drift"
+    assert {finding.state for finding in verdict.findings if finding.subject == "temperature"} == {
         "not judged",
     }
 
 
-def test_a_window_whose_columns_all_have_an_accepted_shift_is_no_drift(
+def test_window_with_only_accepted_shifts_is_not_drift(
     days: DriftReference,
 ) -> None:
-    found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={*days.bins})
-    assert found.state == "no drift"
-    assert mentions(found.reason, "carrier", "more")
+    verdict = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={*days.bins})
+    assert verdict.state == "no drift"
+    assert mentions(verdict.reason, "carrier", "more")

@@ -103,7 +103,7 @@ class EndpointWorld:
         rows = len(next(iter(columns.values())))
         times = [day + timedelta(seconds=3 * 3_600 * row // max(rows, 1)) for row in range(rows)]
         segment = f"segment-{next(_segments)}"
-        own = {
+        metadata = {
             "_event_time": times,
             "_received_time": times,
             "_prediction_id": [f"{segment}-{row}" for row in range(rows)],
@@ -114,7 +114,7 @@ class EndpointWorld:
             "_offset": np.arange(rows),
             "_row": np.zeros(rows, np.int32),
         }
-        table = event_table({**own, **columns})
+        table = event_table({**metadata, **columns})
         hours = np.array([time.hour for time in times])
         for hour in np.unique(hours):
             below = (
@@ -161,13 +161,13 @@ def finding(
     segment: str = "",
 ) -> Any:
     """Return the one `Finding` of a subject."""
-    chosen = [
-        one
-        for one in judged.findings
-        if (one.subject, one.segment) == (subject, segment) and check in (None, one.check)
+    matches = [
+        entry
+        for entry in judged.findings
+        if (entry.subject, entry.segment) == (subject, segment) and check in (None, entry.check)
     ]
-    assert len(chosen) == 1, judged.findings
-    return chosen[0]
+    assert len(matches) == 1, judged.findings
+    return matches[0]
 
 
 def classify(

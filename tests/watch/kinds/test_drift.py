@@ -92,7 +92,7 @@ def ask(endpoint: EndpointWorld, reference: pa.Table, cache: Path) -> Callable[.
 
 
 def states(judged: MonitorResult) -> dict[tuple[str, str], str]:
-    return {(one.subject, one.check): one.state for one in judged.findings}
+    return {(outcome.subject, outcome.check): outcome.state for outcome in judged.findings}
 
 
 def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
@@ -134,7 +134,7 @@ def test_only_the_named_columns_are_judged(ask: Callable[..., Any]) -> None:
     judged = ask(day(100, temp=np.full(ROWS, 50.0)), columns=["noise", "carrier"])
 
     assert judged.state == "no drift"
-    assert {one.subject for one in judged.findings} == {"noise", "carrier", RELATIONS}
+    assert {outcome.subject for outcome in judged.findings} == {"noise", "carrier", RELATIONS}
 
 
 def test_a_column_is_named_with_its_parts(
@@ -149,7 +149,7 @@ def test_a_column_is_named_with_its_parts(
 
     assert judged.state == "no drift"
     projections = {f"embedding.projection.{number}" for number in range(8)}
-    assert {one.subject for one in judged.findings} == {
+    assert {outcome.subject for outcome in judged.findings} == {
         "embedding.mean",
         "embedding.std",
         RELATIONS,
@@ -163,14 +163,18 @@ def test_a_change_of_only_the_relations_names_two_columns(
     segment: str,
 ) -> None:
     rows = day(100)
-    known = np.nan_to_num(rows["temp"] - np.nanmean(rows["temp"]))
-    rows["noise"] = np.where(rows["carrier"] == segment, known, rows["noise"]) if segment else known
+    centred = np.nan_to_num(rows["temp"] - np.nanmean(rows["temp"]))
+    rows["noise"] = (
+        np.where(rows["carrier"] == segment, centred, rows["noise"]) if segment else centred
+    )
 
     judged = ask(rows, segment_by=["carrier"], min_rows=50)
 
     assert (judged.state, judged.findings[0].subject) == ("drift", RELATIONS)
     alarm = next(
-        one for one in judged.findings if one.segment == (f"carrier={segment}" if segment else "")
+        outcome
+        for outcome in judged.findings
+        if outcome.segment == (f"carrier={segment}" if segment else "")
     )
     assert (alarm.subject, alarm.state) == (RELATIONS, "drift")
     assert mentions(alarm.change, "correlation", "temp", "noise", "→")
@@ -186,12 +190,12 @@ def test_only_the_kind_drift_judges_relations(ask: Callable[..., Any], kind: str
     judged = ask({**rows, "noise": np.nan_to_num(rows["temp"])}, kind)
 
     assert judged.state == "no drift"
-    assert RELATIONS not in {one.subject for one in judged.findings}
+    assert RELATIONS not in {outcome.subject for outcome in judged.findings}
     assert not any(RELATIONS in name for name in judged.figures)
 
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
-def test_what_the_log_withholds_is_not_judged_and_no_drift(
+def test_columns_withheld_from_the_log_are_not_judged_as_drift(
     ask: Callable[..., Any],
     kind: str,
 ) -> None:
@@ -227,7 +231,7 @@ def test_segments_of_hashes_are_no_segments_of_training_rows(ask: Callable[..., 
 
     judged = ask(hashed, withheld=CaptureSpec(mask=("carrier",)), segment_by=["carrier"])
 
-    assert not any(one.segment for one in judged.findings)
+    assert not any(outcome.segment for outcome in judged.findings)
     assert any(mentions(note, "segments", "carrier", "capture.mask") for note in judged.notes)
 
 
@@ -247,21 +251,24 @@ def test_a_requirement_speaks_of_the_columns_that_the_log_holds(ask: Callable[..
     withheld = CaptureSpec(drop=("temp",), mask=("carrier",))
 
     judged = ask(rows, "data_quality", withheld, require="missing<=0.05")
-    named = ask({"temp": []}, "data_quality", withheld, require="missing(temp)<=0.05")
+    required = ask({"temp": []}, "data_quality", withheld, require="missing(temp)<=0.05")
 
     assert judged.state == "kept"
-    assert {one.subject for one in judged.findings if one.check == "criterion"} <= {
+    assert {outcome.subject for outcome in judged.findings if outcome.check == "criterion"} <= {
         "missing(noise)",
         "missing(prediction)",
     }
-    assert mentions(finding(named, "missing(temp)").reason, "capture.drop")
-    assert named.state == "not judged"
+    assert mentions(finding(required, "missing(temp)").reason, "capture.drop")
+    assert required.state == "not judged"
 
 
-def test_without_a_column_that_the_log_holds_nothing_is_judged(ask: Callable[..., Any]) -> None:
+def test_window_with_all_columns_withheld_is_not_judged(ask: Callable[..., Any]) -> None:
     judged = ask(day(100), withheld=CaptureSpec(mask=("temp", "carrier", "noise", "prediction")))
 
-    assert (judged.state, {one.state for one in judged.findings}) == ("not judged", {"not judged"})
+    assert (judged.state, {outcome.state for outcome in judged.findings}) == (
+        "not judged",
+        {"not judged"},
+    )
     assert judged.reason.startswith("no column is left to judge: capture.drop, capture.mask")
 
 
@@ -271,10 +278,10 @@ def test_drift_of_predictions_is_of_answers_alone(ask: Callable[..., Any]) -> No
     assert ask(warm, "prediction_drift").state == "no drift"
     judged = ask(day(101, prediction=np.ones(ROWS, np.int64)), "prediction_drift")
     assert judged.state == "drift"
-    assert {one.subject for one in judged.findings} == {"prediction"}
+    assert {outcome.subject for outcome in judged.findings} == {"prediction"}
 
 
-def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask: Callable[..., Any]) -> None:
+def test_segments_reveal_a_drift_hidden_in_all_rows(ask: Callable[..., Any]) -> None:
     columns = day(100, rows=480)
     only = columns["carrier"] == "UA"
     columns["noise"][only] += 4
@@ -287,7 +294,7 @@ def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask: Callable[..., 
     assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
-def test_quality_is_judged_by_the_reference_and_by_what_is_required(
+def test_quality_is_judged_by_the_reference_and_the_requirements(
     ask: Callable[..., Any],
 ) -> None:
     temperature = np.random.default_rng(5).normal(size=ROWS)
@@ -318,7 +325,7 @@ def test_quality_is_judged_by_the_reference_and_by_what_is_required(
     assert finding(judged, "unseen(carrier)").state == "kept"
     assert finding(judged, "missing(x)").state == "not judged"
     assert finding(judged, "temp", "missing").is_alarm
-    assert {one.check for one in judged.findings} <= {
+    assert {outcome.check for outcome in judged.findings} <= {
         "missing",
         "unseen",
         "range",
@@ -353,7 +360,7 @@ def test_the_share_of_a_sample_has_an_interval(
     judged = drift.judge_quality(replace(request, capture=CaptureSpec(fraction=fraction)))
 
     assert judged.state == state
-    (criterion,) = [one for one in judged.findings if one.check == "criterion"]
+    (criterion,) = [outcome for outcome in judged.findings if outcome.check == "criterion"]
     assert (criterion.state, criterion.value) == (state, 0.5)
     assert ("a sample, " in criterion.reason) == (fraction < 1)
 
@@ -370,7 +377,7 @@ def test_rows_of_one_request_of_a_sample_count_as_one(endpoint: EndpointWorld) -
     assert judged.state == "cannot tell"
 
 
-def test_quality_does_not_count_as_drift_what_only_the_distribution_shows(
+def test_quality_ignores_drift_of_the_distribution_alone(
     ask: Callable[..., Any],
 ) -> None:
     temperature = np.random.default_rng(5).uniform(1.0, 1.5, ROWS)
@@ -383,7 +390,7 @@ def test_quality_does_not_count_as_drift_what_only_the_distribution_shows(
     assert (quality.state, quality.figures["is_drift"]) == ("no drift", 0)
 
 
-def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
+def test_quality_requirements_on_rows_alone_need_no_reference(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
@@ -398,7 +405,7 @@ def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
     assert "has no reference" in finding(judged, "unseen").reason
 
 
-def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference(
+def test_violated_column_shows_its_value_in_the_reference(
     ask: Callable[..., Any],
 ) -> None:
     columns = day(100)
@@ -425,7 +432,7 @@ def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_column_that_is_gone_is_told(ask: Callable[..., Any], kind: str) -> None:
+def test_missing_column_is_drift(ask: Callable[..., Any], kind: str) -> None:
     columns = day(100)
     del columns["prediction"]
 
@@ -436,7 +443,7 @@ def test_a_column_that_is_gone_is_told(ask: Callable[..., Any], kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_column_of_another_type_is_told(ask: Callable[..., Any], kind: str) -> None:
+def test_column_of_another_type_is_drift(ask: Callable[..., Any], kind: str) -> None:
     columns = day(100, prediction=np.array(["late"] * ROWS, dtype=object))
 
     judged = ask(columns, kind)
@@ -446,7 +453,7 @@ def test_a_column_of_another_type_is_told(ask: Callable[..., Any], kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_columns_without_any_value_are_told(ask: Callable[..., Any], kind: str) -> None:
+def test_columns_without_any_value_are_drift(ask: Callable[..., Any], kind: str) -> None:
     judged = ask({name: [None] * ROWS for name in day(0)}, kind)
 
     assert judged.state == "drift"
@@ -481,8 +488,8 @@ def test_without_a_reference_every_column_says_so(
 
     assert judged.state == "not judged"
     assert judged.reason
-    assert {one.state for one in judged.findings} == {"not judged"}
-    assert "prediction" in {one.subject for one in judged.findings}
+    assert {outcome.state for outcome in judged.findings} == {"not judged"}
+    assert "prediction" in {outcome.subject for outcome in judged.findings}
 
 
 def test_a_corrupt_file_of_the_log_is_passed_over_and_named(
@@ -534,7 +541,7 @@ def test_a_thousand_columns_are_judged(endpoint: Any) -> None:
 
     assert judged.state == "drift"
     assert judged.findings[0].subject == "x7"
-    assert {one.subject for one in judged.findings} == {*names, RELATIONS}
+    assert {outcome.subject for outcome in judged.findings} == {*names, RELATIONS}
 
 
 def test_rows_that_another_version_answered_are_left_out(

@@ -35,11 +35,11 @@ def flights(
 ) -> dict[int, int]:
     columns, truth = classify(np.random.default_rng(seed), range(first, first + rows), skill)
     endpoint.answer(columns, day)
-    known = {
+    labels = {
         key: value for key, value in truth.items() if labelled is None or key - first < labelled
     }
-    endpoint.label("flight", known, f"labels-{first}")
-    return known
+    endpoint.label("flight", labels, f"labels-{first}")
+    return labels
 
 
 @pytest.mark.parametrize(("skill", "state"), [(8.0, "kept"), (1.0, "violated")])
@@ -53,18 +53,20 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(
 
     judged = judge(endpoint.ask(**ACCURACY))
 
-    one = finding(judged, "accuracy")
-    assert (judged.state, one.state, one.threshold) == (state, state, 0.8)
-    assert "on 600 rows" in one.reason
-    assert "Wilson" in one.reason
+    accuracy = finding(judged, "accuracy")
+    assert (judged.state, accuracy.state, accuracy.threshold) == (state, state, 0.8)
+    assert "on 600 rows" in accuracy.reason
+    assert "Wilson" in accuracy.reason
     figures = judged.figures
-    assert figures["accuracy_low"] < figures["accuracy"] == one.value < figures["accuracy_high"]
+    assert (
+        figures["accuracy_low"] < figures["accuracy"] == accuracy.value < figures["accuracy_high"]
+    )
     assert (figures["labelled_rows"], figures["labelled_share"]) == (600, 1.0)
     assert {"f1", "roc_auc", "log_loss", "brier"} <= figures.keys()
 
 
 @pytest.mark.parametrize("beyond", [0.01, -0.01])
-def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figure_is(
+def test_bound_within_the_interval_gives_no_verdict(
     endpoint: EndpointWorld,
     beyond: float,
 ) -> None:
@@ -79,7 +81,7 @@ def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figu
     assert mentions(finding(judged, "accuracy").reason, "within the interval")
 
 
-def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
+def test_missing_figure_prevents_a_kept_verdict(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
@@ -89,7 +91,7 @@ def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
 
     result = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "recall>=0.5"]})))
 
-    assert [(one.subject, one.state) for one in result.findings] == [
+    assert [(outcome.subject, outcome.state) for outcome in result.findings] == [
         ("accuracy", "kept"),
         ("recall", "not judged"),
     ]
@@ -111,13 +113,19 @@ def partly(
     rng = np.random.default_rng(seed)
     columns, truth = classify(rng, range(first, first + rows), skill)
     endpoint.answer(columns, day)
-    said = np.array(columns["output.probabilities"])[:, 1]
-    known = rng.random(rows) < chance(said, np.array(list(truth.values())))
-    labels = {key: value for (key, value), one in zip(truth.items(), known, strict=True) if one}
+    probabilities = np.array(columns["output.probabilities"])[:, 1]
+    is_labelled = rng.random(rows) < chance(probabilities, np.array(list(truth.values())))
+    labels = {
+        key: value
+        for (key, value), has_label in zip(truth.items(), is_labelled, strict=True)
+        if has_label
+    }
     endpoint.label("flight", labels, f"labels-{first}")
 
 
-def test_half_of_the_labels_are_judged_and_the_other_half_is_told(endpoint: EndpointWorld) -> None:
+def test_half_labelled_window_is_judged_and_the_unlabelled_rows_are_noted(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     partly(endpoint, lambda said, true: 0.5, rows=600)
 
@@ -239,13 +247,13 @@ def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(
         ),
     )
 
-    one = finding(judged, "accuracy")
+    accuracy = finding(judged, "accuracy")
     assert judged.figures["labelled_rows"] < ACCURACY["min_rows"]
     # The labelled rows have an accuracy of 0, which is not the accuracy of the window.
-    assert (one.value, "accuracy" in judged.figures) == (None, False)
+    assert (accuracy.value, "accuracy" in judged.figures) == (None, False)
     assert judged.figures["accuracy_low"] == 0 < judged.figures["accuracy_high"] < 0.99
-    assert (one.state, finding(judged, "f1").state) == ("violated", "cannot tell")
-    assert "worst case" in one.reason
+    assert (accuracy.state, finding(judged, "f1").state) == ("violated", "cannot tell")
+    assert "worst case" in accuracy.reason
     assert any(mentions(note, "reported", "bounds") for note in judged.notes)
 
 
@@ -266,7 +274,7 @@ def test_reports_of_one_answer_bound_the_metrics_of_the_other_answer(
     assert mentions(judged.reason, "precision", "0 to 1", "worst case")
 
 
-def test_a_declared_sample_is_used_without_weights_and_a_difference_is_told(
+def test_declared_sample_is_unweighted_and_a_difference_is_noted(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
@@ -288,15 +296,17 @@ def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(endpoint: End
 
     judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.85"]})))
 
-    one = finding(judged, "accuracy")
-    assert one.value == pytest.approx(0.77, abs=0.04)  # The labelled rows have an accuracy of 0.85.
-    assert one.state == "violated"
+    accuracy = finding(judged, "accuracy")
+    assert accuracy.value == pytest.approx(
+        0.77, abs=0.04
+    )  # The labelled rows have an accuracy of 0.85.
+    assert accuracy.state == "violated"
     figures = judged.figures
     assert figures["effective_sample_size"] < figures["labelled_rows"]
     assert any(mentions(note, "score", "are weighted") for note in judged.notes)
 
 
-def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(
+def test_labels_missing_by_their_value_give_bounds_and_no_verdict(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
@@ -306,9 +316,9 @@ def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verd
     judged = judge(endpoint.ask(**ask))
     near = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1"]})))
 
-    one = finding(judged, "accuracy")
-    assert (judged.state, one.state) == ("cannot tell", "cannot tell")
-    assert "worst case" in one.reason
+    accuracy = finding(judged, "accuracy")
+    assert (judged.state, accuracy.state) == ("cannot tell", "cannot tell")
+    assert "worst case" in accuracy.reason
     assert finding(judged, "roc_auc").state == "cannot tell"
     assert any(mentions(note, "labels", "missing") for note in judged.notes)
     assert finding(near, "accuracy").state == "kept"  # The bounds hold for any missing labels.
@@ -323,24 +333,30 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
             range(rows * seed, rows * seed + rows),
             1.0,
         )
-        odds = (np.array([one[1] / one[0] for one in columns["output.probabilities"]]) * 1.5) ** 3
-        columns["output.probabilities"] = [[1 / (1 + one), one / (1 + one)] for one in odds]
+        odds = (
+            np.array([entry[1] / entry[0] for entry in columns["output.probabilities"]]) * 1.5
+        ) ** 3
+        columns["output.probabilities"] = [[1 / (1 + entry), entry / (1 + entry)] for entry in odds]
         columns["prediction"] = (odds >= 1).astype(np.int64)
         return columns, truth
 
     def label(seed: int, columns: dict[str, Any], truth: dict[int, int], chance: Any) -> None:
-        known = np.random.default_rng(seed).random(1_000) < chance
+        is_labelled = np.random.default_rng(seed).random(1_000) < chance
         endpoint.label(
             "flight",
-            {k: v for (k, v), one in zip(truth.items(), known, strict=True) if one},
+            {
+                k: v
+                for (k, v), has_label in zip(truth.items(), is_labelled, strict=True)
+                if has_label
+            },
             f"labels-{seed}",
         )
 
     endpoint.serve(CLASSIFIER)
     columns, truth = too_sure(1_000, 9)
     endpoint.answer(columns)
-    said = np.array(columns["output.probabilities"])[:, 1]
-    label(9, columns, truth, 0.3 + 0.6 * np.abs(2 * said - 1))
+    probabilities = np.array(columns["output.probabilities"])[:, 1]
+    label(9, columns, truth, 0.3 + 0.6 * np.abs(2 * probabilities - 1))
 
     alone = judge(endpoint.ask(**ACCURACY))
     for number in range(1, 6):
@@ -360,9 +376,9 @@ def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(endpoint: End
 
     judged = judge(endpoint.ask(**ACCURACY))
 
-    one = finding(judged, "accuracy")
+    accuracy = finding(judged, "accuracy")
     assert judged.state == "cannot tell"
-    assert "worst case" in one.reason
+    assert "worst case" in accuracy.reason
     assert any(mentions(note, "hardly") for note in judged.notes)
 
 
@@ -381,7 +397,7 @@ def serve_after_four_days_with_mostly_positive_labels(endpoint: EndpointWorld) -
     flights(endpoint, labelled=0)
 
 
-def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm_no_estimate(
+def test_earlier_windows_with_labels_missing_by_their_value_confirm_no_estimate(
     endpoint: EndpointWorld,
 ) -> None:
     serve_after_four_days_with_mostly_positive_labels(endpoint)
@@ -405,7 +421,7 @@ def test_an_estimate_is_confirmed_by_the_labels_of_a_declared_sample_and_not_by_
     assert judged.figures["estimated/windows"] == windows
 
 
-def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(
+def test_numeric_answers_are_weighted_and_the_unverifiable_rest_is_noted(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(REGRESSOR)
@@ -413,13 +429,13 @@ def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(
     answers = rng.uniform(0, 10, 4_000)
     wanted = answers + rng.normal(0, 1 + answers)
     endpoint.answer({"flight": np.arange(4_000), "prediction": answers})
-    known = rng.random(4_000) < 0.95 - answers / 12
-    endpoint.label("flight", {key: float(wanted[key]) for key in np.flatnonzero(known)})
+    is_labelled = rng.random(4_000) < 0.95 - answers / 12
+    endpoint.label("flight", {key: float(wanted[key]) for key in np.flatnonzero(is_labelled)})
 
     judged = judge(endpoint.ask(kind="performance", require=["mae<=4"], min_rows=100))
 
     real = float(np.abs(wanted - answers).mean())
-    alone = float(np.abs(wanted - answers)[known].mean())
+    alone = float(np.abs(wanted - answers)[is_labelled].mean())
     assert abs(finding(judged, "mae").value - real) < 0.5 * abs(alone - real)
     assert any(mentions(note, "without probabilities") for note in judged.notes)
 
@@ -460,13 +476,13 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
 
     judged = judge(endpoint.ask(**ACCURACY, estimate="decides"))
 
-    one = finding(judged, "estimated accuracy")
-    assert (judged.state, one.state) == ("violated", "violated")
-    assert mentions(one.reason, "prediction interval", "0.95")
+    estimate = finding(judged, "estimated accuracy")
+    assert (judged.state, estimate.state) == ("violated", "violated")
+    assert mentions(estimate.reason, "prediction interval", "0.95")
     figures = judged.figures
     assert figures["estimated/windows"] == 4
     low, high = figures["estimated/accuracy_low"], figures["estimated/accuracy_high"]
-    assert low < figures["estimated/accuracy"] == one.value < high
+    assert low < figures["estimated/accuracy"] == estimate.value < high
     assert 0.05 < high - low < 0.25
     assert 0 <= figures["estimated/calibration_error"] < 0.1
     assert any("CBPE" in note for note in judged.notes)
@@ -483,7 +499,7 @@ def test_windows_shorter_than_an_hour_are_confirmed_by_those_just_before_them(
     assert judged.figures["estimated/windows"] == 4
 
 
-def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(
+def test_estimate_is_informative_and_raises_no_alarm_by_default(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
@@ -492,10 +508,10 @@ def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(
 
     judged = judge(endpoint.ask(**ACCURACY))
 
-    one = finding(judged, "estimated accuracy")
-    assert (judged.state, one.state) == ("not judged", "not judged")
-    assert one.value == pytest.approx(judged.figures["estimated/accuracy"])
-    assert "prediction interval" in one.reason
+    estimate = finding(judged, "estimated accuracy")
+    assert (judged.state, estimate.state) == ("not judged", "not judged")
+    assert estimate.value == pytest.approx(judged.figures["estimated/accuracy"])
+    assert "prediction interval" in estimate.reason
     assert mentions(judged.reason, "estimate", "only informative")
 
 
@@ -545,7 +561,7 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
         ),
     )
 
-    states = {one.segment: one.state for one in judged.findings}
+    states = {outcome.segment: outcome.state for outcome in judged.findings}
     assert states == {
         "": "kept",
         "carrier=UA": "violated",
@@ -556,7 +572,7 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
     assert mentions(new.reason, "0 earlier windows")
 
 
-def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is_said(
+def test_too_many_classes_prevent_an_estimate_with_a_reason(
     endpoint: EndpointWorld,
 ) -> None:
     classes = list(range(12))
@@ -570,7 +586,9 @@ def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is
     assert mentions(finding(judged, "accuracy").reason, "at most 8 labels", "12")
 
 
-def test_of_numbers_nothing_is_estimated_and_labels_are_judged(endpoint: EndpointWorld) -> None:
+def test_numeric_answers_are_never_estimated_and_are_judged_by_labels(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     wanted = rng.normal(10, 3, 300)
@@ -596,7 +614,7 @@ def test_of_numbers_nothing_is_estimated_and_labels_are_judged(endpoint: Endpoin
     assert after.figures["rmse"] == pytest.approx(2, rel=0.2)
 
 
-def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(
+def test_labels_of_one_class_leave_some_figures_unjudged_with_a_reason(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
@@ -631,7 +649,7 @@ def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(
     )
 
     assert judged.state == "violated"
-    states = {one.segment: one.state for one in judged.findings}
+    states = {outcome.segment: outcome.state for outcome in judged.findings}
     assert states == {
         "": "kept",
         "carrier=UA": "violated",
@@ -709,7 +727,7 @@ def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(
     assert mentions(result.reason, "classes", "'0', '1'")
 
 
-def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(
+def test_wrong_answers_of_a_model_with_unknown_classes_count_as_wrong(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER | {"classes": []})
@@ -719,7 +737,7 @@ def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(
     assert judge(endpoint.ask(**(ACCURACY | {"min_rows": 1}))).figures["accuracy"] == 0.0
 
 
-def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(
+def test_text_labels_for_numeric_answers_are_noted(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(REGRESSOR)
@@ -742,11 +760,11 @@ def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(
 
     result = judge(endpoint.ask(**ACCURACY))
 
-    assert "estimated accuracy" in {one.subject for one in result.findings}
+    assert "estimated accuracy" in {outcome.subject for outcome in result.findings}
     assert mentions(result.notes[0], "1 of 300 rows", "min_rows is 100", "'2'")
 
 
-def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(
+def test_unseen_class_counts_as_a_wrong_answer_and_is_noted(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
@@ -836,7 +854,7 @@ def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_r
     assert mentions(finding(judged, "f1").reason, "200", "labels")
 
 
-def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(
+def test_missing_rows_or_answer_columns_give_a_reason(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
@@ -868,7 +886,7 @@ def test_of_several_answers_a_row_none_is_judged_and_all_are_named(
     assert mentions(judged.reason, "no column", names)
 
 
-def test_labelled_rows_whose_answer_is_no_number_are_counted(endpoint: EndpointWorld) -> None:
+def test_labelled_rows_with_a_non_numeric_answer_are_counted(endpoint: EndpointWorld) -> None:
     endpoint.serve(REGRESSOR)
     endpoint.answer({"flight": np.arange(100), "prediction": [np.nan, np.inf, None] + [1.0] * 97})
     endpoint.label("flight", dict.fromkeys(range(99), 1.5))
@@ -879,7 +897,7 @@ def test_labelled_rows_whose_answer_is_no_number_are_counted(endpoint: EndpointW
     assert any(mentions(note, "3 labelled rows", "non-numeric") for note in judged.notes)
 
 
-def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(
+def test_output_without_fractions_is_the_label_if_outputs_are_undescribed(
     endpoint: EndpointWorld,
 ) -> None:
     answers = np.arange(200) % 2
@@ -893,7 +911,7 @@ def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(
 
 
 @pytest.mark.long
-def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(
+def test_run_of_a_violated_window_reports_the_earlier_value_and_the_start(
     endpoint: Any,
     mlflow_store: Any,
 ) -> None:
@@ -908,21 +926,21 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(
             day=DAY + timedelta(days=number),
             first=1000 * number,
         )
-    found: list[MonitorResult] = []
+    results: list[MonitorResult] = []
     for day in (1, 2, 3, 4, 5):
-        request = replace(endpoint.ask(f"2013-04-0{day}/1d", **ACCURACY), past=past_of(*found))
-        found.append(run_monitor(request))
+        request = replace(endpoint.ask(f"2013-04-0{day}/1d", **ACCURACY), past=past_of(*results))
+        results.append(run_monitor(request))
 
-    assert [one.state for one in found] == ["kept", "kept", "kept", "violated", "violated"]
-    assert "since" not in found[2].reason
-    last = found[4].findings[0]
+    assert [result.state for result in results] == ["kept", "kept", "kept", "violated", "violated"]
+    assert "since" not in results[2].reason
+    last = results[4].findings[0]
     assert re.fullmatch(
         r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower",
         last.change,
     )
     assert (last.since, last.in_a_row) == ("2013-04-04T00:00:00+00:00", 2)
     assert mentions(
-        found[4].reason,
+        results[4].reason,
         last.change,
         "since the window of 4 April 2013",
         "window 2",
@@ -939,7 +957,7 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(
     ],
     ids=str,
 )
-def test_answers_that_the_log_does_not_hold_are_told_by_the_probabilities(
+def test_answers_missing_from_the_log_are_derived_from_the_probabilities(
     endpoint: EndpointWorld,
     withheld: CaptureSpec,
 ) -> None:
@@ -976,7 +994,7 @@ def test_hashes_are_no_answers(endpoint: EndpointWorld) -> None:
     )
 
 
-def test_rows_that_are_said_to_be_independent_are_worth_as_many_as_they_are(
+def test_rows_declared_independent_are_counted_in_full(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)

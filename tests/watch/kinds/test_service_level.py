@@ -43,11 +43,11 @@ def test_a_quantile_is_judged_by_the_share_of_slow_requests(
 
     judged = judge(endpoint.ask(**P99))
 
-    one = finding(judged, "p99")
-    assert (judged.state, one.state) == (state, state)
-    assert mentions(one.reason, f"{slow:.2%}", "1,000", "0.2 s")
-    assert one.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
-    assert one.threshold_text == "0.2 s"
+    quantile = finding(judged, "p99")
+    assert (judged.state, quantile.state) == (state, state)
+    assert mentions(quantile.reason, f"{slow:.2%}", "1,000", "0.2 s")
+    assert quantile.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
+    assert quantile.threshold_text == "0.2 s"
     assert judged.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
 
 
@@ -61,7 +61,7 @@ def test_with_a_budget_of_alarms_more_must_be_slow_for_a_violation(endpoint: End
     assert (within.state, within.evidence.alarms) == ("cannot tell", ())
 
 
-def test_failures_are_judged_from_the_log_of_what_got_no_answer(endpoint: EndpointWorld) -> None:
+def test_error_rate_includes_failures_from_the_log(endpoint: EndpointWorld) -> None:
     endpoint.answer(requests(np.random.default_rng(0)))
     without = judge(endpoint.ask(**P99))
     statuses = np.array([500] * 60 + [400] * 40, np.int16)
@@ -72,15 +72,15 @@ def test_failures_are_judged_from_the_log_of_what_got_no_answer(endpoint: Endpoi
         "kept",
         0,
     )
-    one = finding(after, "error_rate")
-    assert (one.state, one.value) == ("violated", pytest.approx(60 / 1_100))
+    error_rate = finding(after, "error_rate")
+    assert (error_rate.state, error_rate.value) == ("violated", pytest.approx(60 / 1_100))
     assert finding(after, "p99").state == "kept"  # the quantile of answered requests
     assert after.figures["refused_rate"] == pytest.approx(40 / 1_100)
     assert after.figures["budget_left/error_rate"] == pytest.approx(1 - 60 / 11)
-    assert finding(after, "error_rate", segment="_variant=champion").value == one.value
+    assert finding(after, "error_rate", segment="_variant=champion").value == error_rate.value
 
 
-def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(
+def test_failures_cannot_be_segmented_by_model_columns(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.answer(
@@ -120,7 +120,7 @@ def test_segments_are_judged_apart(endpoint: EndpointWorld) -> None:
     assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
-def test_no_request_few_requests_and_failures_alone_are_told(endpoint: EndpointWorld) -> None:
+def test_missing_or_few_requests_and_lone_failures_give_a_reason(endpoint: EndpointWorld) -> None:
     assert mentions(judge(endpoint.ask(**P99)).reason, "no rows")
 
     columns = {"_latency_us": np.full(50, 900), "_status": np.full(50, 500, np.int16)}

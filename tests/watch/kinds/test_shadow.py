@@ -69,10 +69,10 @@ def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
 
     judged = judge(endpoint.ask(**AGREE))
 
-    one = finding(judged, "disagreement")
-    assert (judged.state, one.value) == (state, pytest.approx(wrong / 600))
+    disagreement = finding(judged, "disagreement")
+    assert (judged.state, disagreement.value) == (state, pytest.approx(wrong / 600))
     assert (judged.version, judged.rows) == ("1", 600)
-    assert judged.figures["disagreement/candidate"] == one.value
+    assert judged.figures["disagreement/candidate"] == disagreement.value
     assert any(
         mentions(note, "candidate", "flight-delay version 2", "600 of 600") for note in judged.notes
     )
@@ -122,7 +122,7 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: Endpo
     )
 
     each = judge(endpoint.ask(**AGREE))
-    named = judge(
+    required = judge(
         endpoint.ask(
             **(AGREE | {"require": ["disagreement(calm)<=0.05", "disagreement(gone)<=0.1"]}),
         ),
@@ -135,9 +135,9 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: Endpo
         "kept",
         "violated",
     )
-    assert finding(named, "disagreement(calm)").state == "kept"
-    assert named.state == "cannot tell"
-    assert "shadow 'gone' has computed no row" in finding(named, "disagreement(gone)").reason
+    assert finding(required, "disagreement(calm)").state == "kept"
+    assert required.state == "cannot tell"
+    assert "shadow 'gone' has computed no row" in finding(required, "disagreement(gone)").reason
 
 
 def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
@@ -158,7 +158,7 @@ def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
     assert judged.figures["copied_share/candidate"] == pytest.approx(400 / 600)
 
 
-def test_answers_that_cannot_be_compared_are_told(endpoint: EndpointWorld) -> None:
+def test_answers_that_cannot_be_compared_are_noted(endpoint: EndpointWorld) -> None:
     other = REGRESSOR | {
         "outputs": [{"name": "x", "dtype": "float32", "shape": [-1, 2], "role": "values"}],
     }

@@ -54,8 +54,8 @@ def configure(store: Store, fields: Mapping[str, object]) -> None:
 
 def judged(store: Store, start: datetime, evidence: Evidence, length: timedelta = DAY) -> None:
     window = Monitors(store).add("flights", "daily", start, start + length)
-    found = replace(window, state="judged", verdict="drift", evidence=evidence.to_json())
-    assert Monitors(store).update(found) is not None
+    updated = replace(window, state="judged", verdict="drift", evidence=evidence.to_json())
+    assert Monitors(store).update(updated) is not None
 
 
 def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
@@ -206,11 +206,11 @@ def test_a_shift_starts_an_alert_until_it_is_accepted(
         capture(tmp_path / "home", CALM + day * DAY, 0.6 if day > 1 else 0.0)
 
     with tracking_at(new_database(tmp_path)):
-        chosen = find_monitor(deployments, "flights", "daily")
-        windows = list(run_due(deployments, chosen, print))
+        monitor = find_monitor(deployments, "flights", "daily")
+        windows = list(run_due(deployments, monitor, print))
         (alert,) = Alerts(store).firing()
         baseline = accept_alarms(deployments, "flights", "daily").baseline
-        again, _ = run_window(deployments, chosen, parse_window("2013-07-06/1d"), judge_and_log)
+        again, _ = run_window(deployments, monitor, parse_window("2013-07-06/1d"), judge_and_log)
 
     verdicts = [window.verdict for window in windows]
     assert verdicts[:2] == ["no drift", "no drift"]
@@ -250,7 +250,7 @@ def test_a_shift_starts_an_alert_until_it_is_accepted(
         ),
     ],
 )
-def test_what_cannot_be_accepted_is_refused_with_the_remedy(
+def test_impossible_acceptance_is_refused_with_the_remedy(
     deployments: Deployments,
     fields: Mapping[str, object],
     evidence: Evidence,

@@ -32,7 +32,7 @@ from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
 
 
-def test_where_mlflow_is_down_it_is_said_before_anything_is_judged(
+def test_unavailable_mlflow_is_reported_before_any_window_is_judged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -53,9 +53,9 @@ SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    one = judging_worker()
-    yield one
-    one.end()
+    new_worker = judging_worker()
+    yield new_worker
+    new_worker.end()
 
 
 def test_it_yields_to_servers_and_when_memory_is_short_it_is_ended_first(worker: Worker) -> None:
@@ -67,21 +67,23 @@ def test_it_yields_to_servers_and_when_memory_is_short_it_is_ended_first(worker:
         worker.call(bytearray, 2**62, seconds=SECONDS)
 
 
-def test_what_passes_by_itself_is_told_from_what_does_not(worker: Worker) -> None:
+def test_worker_preserves_the_type_of_a_temporary_error(worker: Worker) -> None:
     with refused(RegistryUnavailable, "MLflow"):
         worker.call(raise_it, RegistryUnavailable("MLflow does not answer"), seconds=SECONDS)
 
 
 @pytest.mark.long
-def test_its_lines_are_those_of_the_controller_and_an_outage_is_not_told_at_every_try(
+def test_worker_logs_in_the_format_of_the_controller_without_retry_warnings(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
-    one = judging_worker()
-    one.call(logging.getLogger("urllib3.connectionpool").warning, "Retrying", seconds=SECONDS)
-    one.call(logging.warning, "memory is short", seconds=SECONDS)
-    one.end()
+    new_worker = judging_worker()
+    new_worker.call(
+        logging.getLogger("urllib3.connectionpool").warning, "Retrying", seconds=SECONDS
+    )
+    new_worker.call(logging.warning, "memory is short", seconds=SECONDS)
+    new_worker.end()
     (line,) = map(read_line, capfd.readouterr().err.splitlines())
     assert (line["service.node.role"], line["message"]) == ("monitor", "memory is short")
 
@@ -129,7 +131,7 @@ def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(
     request = asked(world, Window(NOON + 3 * HOUR, NOON + 4 * HOUR))
 
     assert request.false_per_year == 1.5
-    past = [(one.start, one.evidence.levels) for one in request.past]
+    past = [(earlier.start, earlier.evidence.levels) for earlier in request.past]
     assert past == [
         (NOON, {}),
         (NOON + HOUR, {"x/level": 1.5}),

@@ -74,7 +74,7 @@ def test_the_many_files_of_an_hour_that_is_over_become_one(
 
 
 @pytest.mark.long
-def test_what_has_expired_goes_from_the_store(world: MonitoredWorld) -> None:
+def test_expired_alerts_are_deleted_from_the_store(world: MonitoredWorld) -> None:
     world.endpoint()
     alerts = Alerts(world.store)
     alerts.add_once(Alert("long over", "flights", "hourly", "resolved", NOON, NOON))
@@ -91,7 +91,7 @@ def test_what_has_expired_goes_from_the_store(world: MonitoredWorld) -> None:
         wait_until(lambda: kept() == ["over"], SECONDS, "the old alert is gone")
 
 
-def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -> None:
+def test_windows_that_a_monitor_will_read_again_are_retained(world: MonitoredWorld) -> None:
     world.endpoint(
         pinned={"reference": "window:2026-01-01/7d"},
         weekly={
@@ -125,7 +125,7 @@ def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -
     }
 
 
-def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_are_made_up(
+def test_windows_waiting_for_labels_are_retained_with_those_to_catch_up(
     world: MonitoredWorld,
 ) -> None:
     world.endpoint(
@@ -169,7 +169,7 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
         world.rows(day + timedelta(hours=first_hour))
         window = Window(day, day + timedelta(days=1))
         day = world.now = window.end
-        asked = WindowRequest(
+        request = WindowRequest(
             "flights",
             "daily",
             endpoint.spec.monitors["daily"],
@@ -178,18 +178,18 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
             world.settings,
         )
         if window.start >= NOON + timedelta(days=5):
-            frozen.add(str(rolling_windows(asked, "flight-delay", "1")[0].sampled))
+            frozen.add(str(rolling_windows(request, "flight-delay", "1")[0].sampled))
         world.monitors.update_state("flights", "daily", made_up_to=day)
         needed = retained_windows(world.monitors, endpoint, day)
         maintain_log(world.settings, "flights", day, "7d", needed)
-        oldest.append(day - asked.log.hours("flights")[0].start)
+        oldest.append(day - request.log.hours("flights")[0].start)
 
     assert len(frozen) <= 5  # eras of 20 days
     assert oldest[-1] < timedelta(days=25)
 
 
 @pytest.mark.long
-def test_what_is_older_than_the_endpoints_retention_is_deleted_and_said(
+def test_rows_older_than_the_retention_are_deleted_and_logged(
     world: MonitoredWorld,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,

@@ -68,7 +68,9 @@ class Turned:
 
     @property
     def window(self) -> MonitorWindow:
-        return [one for one in self.world.monitors.windows() if one.start == NOON][-1]
+        return [
+            candidate for candidate in self.world.monitors.windows() if candidate.start == NOON
+        ][-1]
 
 
 @pytest.fixture

@@ -56,8 +56,8 @@ def run(
     monitor: str | None = None,
     window: Window | None = None,
 ) -> MonitorWindow:
-    found = find_monitor(deployments(world), "flights", monitor)
-    return manual_runs.run_window(deployments(world), found, window, world.answer)[0]
+    target = find_monitor(deployments(world), "flights", monitor)
+    return manual_runs.run_window(deployments(world), target, window, world.answer)[0]
 
 
 def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monitor(
@@ -122,18 +122,20 @@ def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(
     )
     world.rows(NOON, NOON + HOUR)
     world.now = NOON + 2 * HOUR
-    found = find_monitor(deployments(world), "flights", None)
+    monitor = find_monitor(deployments(world), "flights", None)
 
     run(world)
-    list(manual_runs.backfill(deployments(world), found, NOON, NOON + HOUR, world.answer))
+    list(manual_runs.backfill(deployments(world), monitor, NOON, NOON + HOUR, world.answer))
 
-    assert [asked.window.start for asked in world.asked] == [NOON + HOUR, NOON]
-    assert {(asked.monitor, asked.spec.min_rows, asked.capture.mask) for asked in world.asked} == {
+    assert [request.window.start for request in world.asked] == [NOON + HOUR, NOON]
+    assert {
+        (request.monitor, request.spec.min_rows, request.capture.mask) for request in world.asked
+    } == {
         ("hourly", 7, ("carrier",)),
     }
 
 
-def test_what_was_only_captured_is_judged_by_a_monitor_of_the_defaults(
+def test_captured_rows_without_an_endpoint_are_judged_by_a_default_monitor(
     world: MonitoredWorld,
 ) -> None:
     world.rows(NOON - 24 * HOUR)
@@ -153,18 +155,18 @@ def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_anot
         find_monitor(deployments(world), "flights", "drfit")
 
 
-def test_what_is_found_with_another_bound_for_once_is_not_written_down(
+def test_window_judged_with_temporary_bounds_is_not_stored(
     world: MonitoredWorld,
 ) -> None:
     world.endpoint(hourly={"consecutive": 2})
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
     world.judge = lambda asked: "drift"
-    found = find_monitor(deployments(world), "flights", None)
+    monitor = find_monitor(deployments(world), "flights", None)
 
     shown, answer = manual_runs.run_window(
         deployments(world),
-        found.with_bounds(min_rows=9, false_alarm_rate=None),
+        monitor.with_bounds(min_rows=9, false_alarm_rate=None),
         None,
         world.answer,
     )
@@ -185,13 +187,13 @@ def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_
 ) -> None:
     world.due()
     world.judge = lambda asked: "no drift"
-    found = find_monitor(deployments(world), "flights", None)
+    monitor = find_monitor(deployments(world), "flights", None)
 
     for _ in range(2):
         if by == "run":
             run(world, window=Window(NOON, NOON + HOUR))
         else:
-            list(manual_runs.backfill(deployments(world), found, NOON, NOON + HOUR, world.answer))
+            list(manual_runs.backfill(deployments(world), monitor, NOON, NOON + HOUR, world.answer))
     world.judge = lambda asked: "drift"
     world.start()
 
@@ -210,12 +212,12 @@ def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world: Monitor
     world.start()
     looked = world.count_looks()
     wait_until(lambda: looked() > 20, what="the schedule has looked")
-    assert [asked.revision for asked in world.asked] == [1]
+    assert [request.revision for request in world.asked] == [1]
     assert world.monitors.windows(by_hand=False) == []
     world.watermark(NOON + HOUR)
 
     world.wait_for(2)
-    assert [asked.revision for asked in world.asked] == [1, 2]
+    assert [request.revision for request in world.asked] == [1, 2]
 
 
 def test_a_window_that_was_begun_before_it_was_due_and_judged_after_is_judged_by_the_schedule(
@@ -244,7 +246,9 @@ def test_a_window_that_the_schedule_tries_again_stays_the_schedules(world: Monit
 
     run(world)
 
-    assert [(one.revision, one.state, one.by_hand) for one in world.monitors.windows()] == [
+    assert [
+        (window.revision, window.state, window.by_hand) for window in world.monitors.windows()
+    ] == [
         (1, "pending", False),
         (2, "judged", True),
     ]
@@ -258,7 +262,9 @@ def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredW
 
     run(world)
 
-    assert [(one.revision, one.state, one.by_hand) for one in world.monitors.windows()] == [
+    assert [
+        (window.revision, window.state, window.by_hand) for window in world.monitors.windows()
+    ] == [
         (1, "judged", False),
         (2, "judged", True),
     ]
@@ -308,7 +314,7 @@ def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(
     world.wait_for(2)
     world.end()
 
-    assert [asked.window.start for asked in world.asked] == [NOON, NOON + HOUR]
+    assert [request.window.start for request in world.asked] == [NOON, NOON + HOUR]
     (overview,) = overviews(world.store)
     assert (overview.status, overview.open) == ("waiting", None)
     taken = run(world, window=Window(odd.start, odd.end))
@@ -331,7 +337,9 @@ def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
     assert note in written.reason
 
 
-def test_what_is_not_there_is_said_with_what_there_is(world: MonitoredWorld) -> None:
+def test_missing_endpoint_monitor_or_rows_error_names_the_alternatives(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint(hourly={}, daily={"every": "1d"})
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
@@ -346,17 +354,17 @@ def test_what_is_not_there_is_said_with_what_there_is(world: MonitoredWorld) -> 
         run(world, "hourly", Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR))
 
 
-def test_a_backfill_of_more_windows_than_anybody_waits_for_says_what_to_ask_for(
+def test_too_large_backfill_is_refused_with_the_latest_possible_end(
     world: MonitoredWorld,
 ) -> None:
     world.endpoint(seconds={"every": "1s"})
-    found = find_monitor(deployments(world), "flights", None)
+    monitor = find_monitor(deployments(world), "flights", None)
 
     with refused(InvalidConfig, "2,592,000 windows of 1s", "10,000", "--to 2026-11-20T14:46:40"):
         next(
             manual_runs.backfill(
                 deployments(world),
-                found,
+                monitor,
                 NOON,
                 NOON + 24 * 30 * HOUR,
                 world.answer,
@@ -365,7 +373,7 @@ def test_a_backfill_of_more_windows_than_anybody_waits_for_says_what_to_ask_for(
     assert world.monitors.windows() == []
 
 
-def test_what_fails_is_not_tried_again(world: MonitoredWorld) -> None:
+def test_failed_manual_run_is_not_retried(world: MonitoredWorld) -> None:
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
@@ -381,14 +389,14 @@ def test_what_fails_is_not_tried_again(world: MonitoredWorld) -> None:
     assert window.attempts == 1
 
 
-def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
+def test_run_due_stops_at_a_failed_window_until_it_is_judged(
     world: MonitoredWorld,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def due() -> list[tuple[str, int]]:
         world.said.clear()
-        found = find_monitor(deployments(world), "flights", None)
-        taken = manual_runs.run_due(deployments(world), found, world.said.append)
+        monitor = find_monitor(deployments(world), "flights", None)
+        taken = manual_runs.run_due(deployments(world), monitor, world.said.append)
         return [(window.state, window.attempts) for window in taken]
 
     def fails(asked: WindowRequest) -> str:
@@ -463,15 +471,15 @@ def test_ten_commands_lead_from_a_notebook_to_an_alert(
 
 def test_spark_is_refused_for_kinds_that_it_does_not_sketch(world: MonitoredWorld) -> None:
     world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
-    found = find_monitor(deployments(world), "flights", "level")
+    monitor = find_monitor(deployments(world), "flights", "level")
 
     with refused(InvalidConfig, "--engine spark", "drift", "service_level"):
-        manual_runs.run_window(deployments(world), found, None, world.answer, "spark")
+        manual_runs.run_window(deployments(world), monitor, None, world.answer, "spark")
 
 
-def test_what_is_due_is_known_of_endpoints_of_the_store_alone(world: MonitoredWorld) -> None:
+def test_run_due_needs_an_endpoint_in_the_store(world: MonitoredWorld) -> None:
     left_by_a_server(world)
-    found = find_monitor(deployments(world), "flights", None)
+    monitor = find_monitor(deployments(world), "flights", None)
 
     with refused(NotFound, "'flights'", "the store"):
-        next(manual_runs.run_due(deployments(world), found, world.said.append))
+        next(manual_runs.run_due(deployments(world), monitor, world.said.append))

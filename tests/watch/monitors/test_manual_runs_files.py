@@ -50,18 +50,18 @@ def judged(rows: pd.DataFrame, reference: pd.DataFrame, **bounds: float) -> Moni
 
 
 def table(count: int, shift: float = 0.0, start: str = "") -> pd.DataFrame:
-    found = pd.DataFrame(
+    frame = pd.DataFrame(
         {"x": _rng.normal(shift, 1, count), "kind": _rng.choice(["a", "b"], count)},
     )
     return (
-        found.assign(at=pd.date_range(start, periods=count, freq="10min", tz="UTC"))
+        frame.assign(at=pd.date_range(start, periods=count, freq="10min", tz="UTC"))
         if start
-        else found
+        else frame
     )
 
 
 @pytest.mark.long
-def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_but_the_report(
+def test_rows_without_times_are_judged_as_independent_and_only_reported(
     folder: Path,
 ) -> None:
     calm, shifted = judged(table(300), table(2000)), judged(table(300, 2.0), table(2000))
@@ -77,7 +77,7 @@ def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_b
     assert not (folder / "home" / "inference_log").exists()
 
 
-def test_rows_with_times_are_one_window_beside_the_windows_of_the_reference() -> None:
+def test_rows_with_times_are_one_window_compared_to_reference_windows() -> None:
     answer = judged(table(144, 3.0, "2024-03-01"), table(144 * 40, 0.0, "2024-01-01"), min_rows=100)
 
     assert str(answer.window) == "2024-03-01/2024-03-02"
@@ -86,7 +86,7 @@ def test_rows_with_times_are_one_window_beside_the_windows_of_the_reference() ->
     assert not any("independent" in note for note in answer.notes)
 
 
-def test_times_on_one_side_alone_are_said() -> None:
+def test_event_times_in_one_file_only_are_noted() -> None:
     answer = judged(table(300), table(2000, 0.0, "2024-01-01"))
 
     assert answer.notes[0].startswith(
@@ -103,7 +103,7 @@ def test_too_few_rows_are_not_judged() -> None:
     )
 
 
-def test_rows_of_which_a_sample_is_judged_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_of_a_large_file_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.watch.drift.references.rows.MAX_ROWS", 400)
 
     notes = judged(table(1000), table(300)).notes
@@ -119,7 +119,7 @@ def test_rows_of_which_a_sample_is_judged_are_told(monkeypatch: pytest.MonkeyPat
         ("../mine", "reference.csv", InvalidConfig, "letters, digits"),
     ],
 )
-def test_what_cannot_be_judged_is_said(
+def test_invalid_files_or_names_are_refused(
     folder: Path,
     name: str,
     rows: str,
@@ -204,8 +204,11 @@ def test_the_same_rows_differ_neither_as_csv_nor_as_parquet(folder: Path) -> Non
     )
 
     for rows, reference in ((csv, parquet), (parquet, csv), (csv, csv), (parquet, parquet)):
-        found = compared(rows, reference)
-        assert (found.state, [one.subject for one in found.findings if one.is_alarm]) == (
+        verdict = compared(rows, reference)
+        assert (
+            verdict.state,
+            [finding.subject for finding in verdict.findings if finding.is_alarm],
+        ) == (
             "no drift",
             [],
         ), rows
@@ -243,12 +246,12 @@ def test_the_same_rows_as_csv_and_as_parquet_give_the_same_types_and_the_same_ve
 
     expected = compared(rows, reference, min_rows=1)
 
-    for one, other in ((rows_csv, reference), (rows, reference_csv)):
-        assert [read.table.schema for read in load_datasets([one, other])] == [
+    for recent, other in ((rows_csv, reference), (rows, reference_csv)):
+        assert [read.table.schema for read in load_datasets([recent, other])] == [
             pq.read_schema(rows),
         ] * 2
-        found = compared(one, other, min_rows=1)
-        assert (found.state, found.reason, found.findings) == (
+        verdict = compared(recent, other, min_rows=1)
+        assert (verdict.state, verdict.reason, verdict.findings) == (
             expected.state,
             expected.reason,
             expected.findings,
@@ -260,23 +263,23 @@ def test_codes_that_lost_their_leading_zeros_are_drift_between_two_csv_files(fol
     written("training", {"zip": CODES * 100})
 
     lost = compared("recent.csv", "training.csv")
-    kept = compared("training.csv", "training.csv")
+    intact = compared("training.csv", "training.csv")
 
     assert (lost.state, lost.findings[0].subject, lost.findings[0].check) == (
         "drift",
         "zip",
         "distribution",
     )
-    assert kept.state == "no drift"
+    assert intact.state == "no drift"
 
 
 def test_a_number_that_became_a_text_is_drift(folder: Path) -> None:
     written("recent", {"n": [*map(str, range(299)), "n/d"]})
     written("training", {"n": list(range(300))})
 
-    found = compared("recent.csv", "training.parquet")
+    verdict = compared("recent.csv", "training.parquet")
 
-    assert (found.state, found.findings[0].subject, found.findings[0].change) == (
+    assert (verdict.state, verdict.findings[0].subject, verdict.findings[0].change) == (
         "drift",
         "n",
         "int64 → string",
@@ -312,11 +315,17 @@ def test_only_named_columns_are_judged_or_all_others(
             },
         )
 
-    found = compared("recent.parquet", "training.parquet", **named)
+    verdict = compared("recent.parquet", "training.parquet", **named)
 
-    assert found.state == state
-    assert {one.subject for one in found.findings if one.state != "not judged"} == judged
-    excluded = {one.reason for one in found.findings if one.subject in named.get("exclude", ())}
+    assert verdict.state == state
+    assert {
+        finding.subject for finding in verdict.findings if finding.state != "not judged"
+    } == judged
+    excluded = {
+        finding.reason
+        for finding in verdict.findings
+        if finding.subject in named.get("exclude", ())
+    }
     assert excluded == ({"--exclude excludes it"} if "exclude" in named else set())
 
 

@@ -28,7 +28,7 @@ def test_without_a_spool_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
     assert wait_until_shipped(tmp_path, 5)
 
 
-def test_it_waits_until_the_agent_has_shipped_what_was_there_at_the_start(
+def test_wait_ends_when_the_agent_has_shipped_the_rows_present_at_the_start(
     tmp_path: Path,
     segment: Path,
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_segment_that_the_agent_deletes_while_the_spool_is_listed_is_in_the_lo
     assert wait_until_shipped(tmp_path, 5)
 
 
-def test_it_gives_up_when_its_patience_ends_or_nobody_ships(tmp_path: Path, segment: Path) -> None:
+def test_wait_ends_at_its_timeout_or_without_an_agent(tmp_path: Path, segment: Path) -> None:
     seconds = iter(range(100))
     agent(tmp_path, os.getpid())
     assert not wait_until_shipped(

@@ -90,7 +90,7 @@ def test_monitors_do_not_all_begin_at_once_and_one_always_at_the_same_time() -> 
     jitters = {name: jitter("flights", name, spec) for name in map(str, range(20))}
 
     assert len(set(jitters.values())) == 20
-    assert all(timedelta(0) <= one <= timedelta(seconds=30) for one in jitters.values())
+    assert all(timedelta(0) <= delay <= timedelta(seconds=30) for delay in jitters.values())
     assert jitter("flights", "7", spec) == jitters["7"]
     assert jitter("flights", "7", MonitorSpec(every="10s")) <= timedelta(seconds=0.1)
 
@@ -117,11 +117,11 @@ LATER = replace(MARK, agent="two", complete_until=NOW - timedelta(minutes=3))
 
 
 def test_the_slowest_agent_counts() -> None:
-    found = readiness([MARK, LATER], "flights", NOW)
+    ready = readiness([MARK, LATER], "flights", NOW)
 
-    assert found.complete_until == LATER.complete_until
-    assert not found.covers(NOW - timedelta(minutes=1))
-    assert found.covers(LATER.complete_until)
+    assert ready.complete_until == LATER.complete_until
+    assert not ready.covers(NOW - timedelta(minutes=1))
+    assert ready.covers(LATER.complete_until)
 
 
 def test_an_agent_that_has_ended_or_serves_others_is_not_waited_for() -> None:
@@ -135,10 +135,10 @@ def test_an_agent_that_has_ended_or_serves_others_is_not_waited_for() -> None:
 def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note() -> None:
     silent = replace(LATER, written_at=NOW - timedelta(minutes=61))
 
-    found = readiness([MARK, silent], "flights", NOW)
+    ready = readiness([MARK, silent], "flights", NOW)
 
-    assert found.complete_until == MARK.complete_until
-    assert found.notes == (
+    assert ready.complete_until == MARK.complete_until
+    assert ready.notes == (
         "agent two has been silent since 2026-11-20 10:59:00 UTC: the window does not wait for "
         "its rows",
     )
@@ -153,12 +153,12 @@ def test_an_agent_whose_clock_is_far_ahead_is_passed_over_with_a_note() -> None:
 
 
 def overview_of(world: MonitoredWorld) -> MonitorOverview:
-    (one,) = overviews(
+    (overview,) = overviews(
         world.store,
         "flights",
         read_watermarks(locate_log(world.settings.inference_log)),
     )
-    return one
+    return overview
 
 
 def test_a_monitor_waits_for_its_window_then_for_the_rows_of_it(world: MonitoredWorld) -> None:
@@ -174,7 +174,7 @@ def test_a_monitor_waits_for_its_window_then_for_the_rows_of_it(world: Monitored
     assert mentions(after.why, "waiting for rows", "2026-11-20 12:30:00 UTC")
 
 
-def test_what_has_failed_says_why_and_when_it_is_tried_again(world: MonitoredWorld) -> None:
+def test_failing_monitor_shows_the_reason_and_the_next_attempt(world: MonitoredWorld) -> None:
     def judge(asked: WindowRequest) -> str:
         raise OnnxserveError("the reference cannot be read")
 
@@ -183,16 +183,16 @@ def test_what_has_failed_says_why_and_when_it_is_tried_again(world: MonitoredWor
     world.start()
     window = world.wait_for_attempt(1)
 
-    found = overview_of(world)
+    overview = overview_of(world)
 
-    assert (found.status, found.why) == ("failing", "attempt 1: the reference cannot be read")
-    assert found.next_due == window.not_before == world.now + timedelta(seconds=15)
+    assert (overview.status, overview.why) == ("failing", "attempt 1: the reference cannot be read")
+    assert overview.next_due == window.not_before == world.now + timedelta(seconds=15)
 
 
 def test_a_time_zone_that_is_unknown_here_breaks_its_monitor(world: MonitoredWorld) -> None:
     world.endpoint(hourly={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"})
 
-    found = overview_of(world)
+    overview = overview_of(world)
 
-    assert (found.status, found.next_due) == ("broken", None)
-    assert "time_zone 'Nowhere/Near'" in found.why
+    assert (overview.status, overview.next_due) == ("broken", None)
+    assert "time_zone 'Nowhere/Near'" in overview.why

@@ -64,7 +64,11 @@ def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_noth
     world.start()
     windows = world.wait_for(4)
 
-    assert [asked.window.start for asked in world.asked] == [NOON, NOON + 2 * HOUR, NOON + 3 * HOUR]
+    assert [request.window.start for request in world.asked] == [
+        NOON,
+        NOON + 2 * HOUR,
+        NOON + 3 * HOUR,
+    ]
     assert [window.verdict for window in windows] == [
         "no drift",
         "not judged",
@@ -98,7 +102,7 @@ def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_nothing(
     world.start()
     windows = world.wait_for(2)
 
-    assert [asked.window.start for asked in world.asked] == [NOON]
+    assert [request.window.start for request in world.asked] == [NOON]
     assert (windows[1].reason, windows[1].run_id) == ("the window has no rows", "")
     assert {*read} == {NOON}  # The past of the window without rows is not read.
 
@@ -117,7 +121,7 @@ def test_a_service_level_is_judged_where_every_request_failed(world: MonitoredWo
     )  # These values are from the test's judge.
 
 
-def test_of_a_long_backlog_the_newest_are_made_up_and_it_is_said_what_is_left_out(
+def test_long_backlog_is_limited_to_the_newest_windows_and_notes_the_skipped_ones(
     world: MonitoredWorld,
 ) -> None:
     world.endpoint()
@@ -238,7 +242,8 @@ def test_a_monitor_that_takes_long_holds_up_no_other(world: MonitoredWorld) -> N
     running = [(NOON, "running")]
     wait_until(
         lambda: (
-            [(one.start, one.state) for one in world.monitors.windows(monitor="slow")] == running
+            [(window.start, window.state) for window in world.monitors.windows(monitor="slow")]
+            == running
         ),
         what="it is judged",
     )
@@ -257,7 +262,7 @@ def test_rows_that_come_later_make_the_next_revision(world: MonitoredWorld) -> N
     first, second = world.wait_for(2)
 
     assert (first.revision, first.log_rows, second.revision, second.log_rows) == (1, 3, 2, 5)
-    assert [asked.revision for asked in world.asked] == [1, 2]
+    assert [request.revision for request in world.asked] == [1, 2]
 
 
 def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld) -> None:
@@ -324,7 +329,7 @@ def test_a_monitor_that_is_changed_is_judged_as_it_stands_then(world: MonitoredW
     assert [window.end - window.start for window in windows] == [HOUR, HOUR / 2, HOUR / 2]
 
 
-def test_a_time_zone_that_is_unknown_here_is_said_once_and_harms_no_other(
+def test_unknown_time_zone_is_logged_once_and_does_not_stop_other_monitors(
     world: MonitoredWorld,
 ) -> None:
     world.endpoint(wrong={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"}, other={})
@@ -372,7 +377,7 @@ def test_where_the_clock_has_jumped_ahead_and_back_each_window_is_judged_in_its_
 
 
 @pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
-def test_alarms_in_a_row_are_counted_and_fewer_than_asked_for_tell_nobody(
+def test_alert_fires_only_after_the_required_consecutive_alarms(
     world: MonitoredWorld,
     undecided: str,
 ) -> None:
@@ -394,7 +399,7 @@ def test_alarms_in_a_row_are_counted_and_fewer_than_asked_for_tell_nobody(
     ]
 
 
-def test_a_log_that_cannot_be_read_is_tried_again_and_told_of(world: MonitoredWorld) -> None:
+def test_unreadable_log_raises_an_alert_and_is_retried(world: MonitoredWorld) -> None:
     world.endpoint()
     world.rows(NOON)
     marks = world.folder / "inference_log" / "_watermarks"
@@ -416,7 +421,7 @@ def test_a_log_that_cannot_be_read_is_tried_again_and_told_of(world: MonitoredWo
     world.wait_for(1)
 
 
-def test_what_keeps_a_window_from_being_judged_is_noted_until_it_is_and_said_each_time(
+def test_obstacle_to_judging_is_noted_until_resolved_and_logged_each_time(
     world: MonitoredWorld,
 ) -> None:
     world.endpoint()
@@ -449,7 +454,7 @@ def test_what_keeps_a_window_from_being_judged_is_noted_until_it_is_and_said_eac
     wait_until(lambda: said() == 2, SECONDS, "it is said again")
 
 
-def test_a_look_for_late_rows_that_fails_is_noted_and_told_of_and_windows_are_judged_meanwhile(
+def test_failed_search_for_late_rows_is_noted_and_does_not_stop_judging(
     world: MonitoredWorld,
 ) -> None:
     world.due()
@@ -502,21 +507,19 @@ def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_and_then_c
     wait_until(lambda: len(world.asked) >= 200, 300, "all are judged")
     over = world.count_looks()
     wait_until(lambda: over() > 20, SECONDS, "nothing is left to do")
-    assert (
-        len({(asked.endpoint, asked.monitor) for asked in world.asked}) == len(world.asked) == 200
-    )
+    assert len({(call.endpoint, call.monitor) for call in world.asked}) == len(world.asked) == 200
 
-    transaction, asked = world.store.transaction, 0
+    transaction, call = world.store.transaction, 0
 
     def counted() -> AbstractContextManager[Session]:
-        nonlocal asked
-        asked += 1
+        nonlocal call
+        call += 1
         return transaction()
 
     monkeypatch.setattr(world.store, "transaction", counted)
     looked = world.count_looks()
     wait_until(lambda: looked() > 20, SECONDS, "it has looked again and again")
-    assert asked < 20 * looked()
+    assert call < 20 * looked()
 
 
 def test_two_schedulers_never_judge_a_window_twice(world: MonitoredWorld) -> None:
@@ -529,12 +532,16 @@ def test_two_schedulers_never_judge_a_window_twice(world: MonitoredWorld) -> Non
     world.start(other)
     world.wait_for(12)
 
-    assert len(world.asked) == len({(asked.monitor, asked.window) for asked in world.asked}) == 12
+    assert (
+        len(world.asked)
+        == len({(request.monitor, request.window) for request in world.asked})
+        == 12
+    )
     world.end()
     other.close()
 
 
-def test_what_a_dead_controller_has_begun_is_finished_by_the_next(world: MonitoredWorld) -> None:
+def test_window_begun_by_a_dead_controller_is_finished_by_the_next(world: MonitoredWorld) -> None:
     world.due()
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
     world.monitors.update(replace(begun, state="running"))
@@ -561,7 +568,7 @@ def test_a_window_that_kills_one_controller_after_the_other_is_given_up(
     assert window.reason.startswith("the process that judged the window was killed")
 
 
-def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) -> None:
+def test_verdict_found_under_a_lost_lease_is_not_stored(world: MonitoredWorld) -> None:
     def judge(asked: WindowRequest) -> str:
         if len(world.asked) > 1:
             return "no drift"
@@ -605,7 +612,7 @@ def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWor
     assert world.wait_for(1)[0].verdict == "drift"
 
 
-def test_what_a_monitor_has_told_is_over_when_it_is_taken_away(world: MonitoredWorld) -> None:
+def test_alert_is_resolved_when_its_monitor_is_removed(world: MonitoredWorld) -> None:
     world.judge = lambda asked: "drift"
     world.due(hourly={}, other={"every": "30d"})
     world.start()

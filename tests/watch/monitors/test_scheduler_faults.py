@@ -84,7 +84,9 @@ class Machine:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("controller-*.log")))
 
     def windows(self, endpoint: str, state: str) -> list[MonitorWindow]:
-        return [one for one in Monitors(self.store).windows(endpoint) if one.state == state]
+        return [
+            window for window in Monitors(self.store).windows(endpoint) if window.state == state
+        ]
 
     def wait_for(self, endpoint: str, count: int, state: str = "judged") -> list[MonitorWindow]:
         def found() -> list[MonitorWindow]:
@@ -169,7 +171,7 @@ def test_two_controllers_judge_each_window_once(machine: Machine) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_where_mlflow_is_down_while_reporting_it_is_tried_again_and_what_needs_no_mlflow_goes_on(
+def test_reporting_is_retried_while_mlflow_is_down_and_other_monitors_continue(
     tmp_path: Path,
     new_database: Callable[[Path], str],
 ) -> None:
@@ -182,7 +184,11 @@ def test_where_mlflow_is_down_while_reporting_it_is_tried_again_and_what_needs_n
         machine.start()
         machine.wait_for("idle", 1)
         (window,) = waited_for(
-            lambda: [one for one in machine.windows("flights", "pending") if one.attempts],
+            lambda: [
+                candidate
+                for candidate in machine.windows("flights", "pending")
+                if candidate.attempts
+            ],
             SECONDS,
             "it has failed",
         )

@@ -47,8 +47,8 @@ def heir(world: MonitoredWorld) -> MonitoredWorld:
 
 def judged(world: MonitoredWorld, window: Window | None = None) -> tuple[object, int]:
     deployments = Deployments(world.store, world.settings, world.said.append)
-    found = find_monitor(deployments, "flights", None)
-    written, _ = manual_runs.run_window(deployments, found, window, world.answer)
+    monitor = find_monitor(deployments, "flights", None)
+    written, _ = manual_runs.run_window(deployments, monitor, window, world.answer)
     return written.start, written.log_rows
 
 
@@ -73,7 +73,7 @@ def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted:
     assert (stats.rows, stats.first) == (5, NOON + HOUR + 40 * MINUTE)
 
 
-def test_sql_still_sees_what_the_other_has_left(heir: MonitoredWorld) -> None:
+def test_sql_still_reads_the_rows_of_the_deleted_namesake(heir: MonitoredWorld) -> None:
     with run_query(
         open_log(heir.settings.inference_log),
         Query(View("flights"), select="count(*) AS n"),
@@ -115,11 +115,11 @@ def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld)
         lambda: any(mentions(line, "'flights'", "cannot be read") for line in world.said),
         SECONDS,
     )
-    assert [one.state for one in world.monitors.windows("flights")] == [begun.state]
-    assert [one.endpoint for one in Alerts(world.store).firing()] == ["flights"]
+    assert [entry.state for entry in world.monitors.windows("flights")] == [begun.state]
+    assert [entry.endpoint for entry in Alerts(world.store).firing()] == ["flights"]
 
 
-def test_what_a_controller_has_written_just_after_the_deletion_goes_too(
+def test_records_written_just_after_the_deletion_are_removed_too(
     world: MonitoredWorld,
 ) -> None:
     world.endpoint()

@@ -44,7 +44,7 @@ def test_a_window_that_was_judged_before_it_was_due_is_judged_again(world: Monit
     assert [alert.monitor for alert in Alerts(world.store).firing()] == ["hourly"]
 
 
-def test_an_alarm_is_told_of_though_a_person_has_had_later_windows_judged(
+def test_alarm_fires_although_later_windows_were_judged_by_hand(
     world: MonitoredWorld,
 ) -> None:
     world.endpoint()
@@ -73,7 +73,7 @@ def test_rows_that_come_later_belong_to_the_window_that_holds_them(world: Monito
     assert (NOON, HOUR, 3) in as_shown(world.wait_for(3))
 
 
-def test_a_monitor_that_is_taken_out_while_it_is_judged_tells_nobody(world: MonitoredWorld) -> None:
+def test_monitor_removed_while_it_is_judged_fires_no_alert(world: MonitoredWorld) -> None:
     world.due(hourly={}, other={"every": "30d"})
 
     def judge(asked: object) -> str:

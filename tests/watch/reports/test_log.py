@@ -81,11 +81,11 @@ log_result(pickle.load(sys.stdin.buffer), Files())
 def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(
     tracking: MlflowClient,
 ) -> None:
-    given = result_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
+    result = result_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
 
     past = past_of(result_of(-1, temperature=0.5))
 
-    run = log_result(given, {**build_report(given, past), "sketches.parquet": b"\xffPAR1"})
+    run = log_result(result, {**build_report(result, past), "sketches.parquet": b"\xffPAR1"})
 
     logged = tracking.get_run(run.run_id)
     assert (run.experiment, logged.info.status) == ("onnxserve/whole", "FINISHED")
@@ -104,7 +104,7 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(
         >= {"statistic": 6.5, "threshold": 3.0, "distribution_score/noise": 0.5}.items()
     )
     point = tracking.get_metric_history(run.run_id, "statistic")[0]
-    assert point.timestamp == given.window.end_us // 1000
+    assert point.timestamp == result.window.end_us // 1000
     assert artifact(run.run_id, "sketches.parquet") == b"\xffPAR1"
     page = artifact(run.run_id, "report.html").decode()
     words = "largest score of a column, in SD: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
@@ -119,21 +119,21 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(
 def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_the_monitor(
     tracking: MlflowClient,
 ) -> None:
-    given = result_of(endpoint="tried", statistic=6.5)
-    kept = log_result(given, {})
+    result = result_of(endpoint="tried", statistic=6.5)
+    verdict_run = log_result(result, {})
     tried_states: tuple[tuple[str, State], ...] = (("a=1", "no drift"), ("a=2", "drift"))
-    tried = [replace(given, state=state, tried=bounds) for bounds, state in tried_states]
+    tried = [replace(result, state=state, tried=bounds) for bounds, state in tried_states]
 
-    runs = [log_result(one, {}).run_id for one in (*tried, *tried)]
+    runs = [log_result(entry, {}).run_id for entry in (*tried, *tried)]
 
-    assert len({*runs, kept.run_id}) == 3
+    assert len({*runs, verdict_run.run_id}) == 3
     tags = [tracking.get_run(run).data.tags for run in runs[:2]]
-    assert [(one["onnxserve.tried"], one["onnxserve.tried.verdict"]) for one in tags] == [
+    assert [(entry["onnxserve.tried"], entry["onnxserve.tried.verdict"]) for entry in tags] == [
         ("a=1", "no drift"),
         ("a=2", "drift"),
     ]
     assert "onnxserve.verdict" not in {*tags[0], *tags[1]}
-    assert tracking.get_run(kept.run_id).data.tags["onnxserve.verdict"] == "drift"
+    assert tracking.get_run(verdict_run.run_id).data.tags["onnxserve.verdict"] == "drift"
     (series,) = [
         run for run in all_runs_of(tracking, "tried") if "onnxserve.series" in run.data.tags
     ]
@@ -143,13 +143,13 @@ def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_t
 def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(
     tracking: MlflowClient,
 ) -> None:
-    given = result_of(endpoint="anew")
-    unstored = log_result(given, {}).run_id
+    result = result_of(endpoint="anew")
+    unstored = log_result(result, {}).run_id
     first, second = (
-        replace(given, endpoint_created=f"2026-11-20T1{hour}:00:00+00:00") for hour in (1, 2)
+        replace(result, endpoint_created=f"2026-11-20T1{hour}:00:00+00:00") for hour in (1, 2)
     )
 
-    runs = [log_result(one, {}).run_id for one in (first, second, first)]
+    runs = [log_result(judged, {}).run_id for judged in (first, second, first)]
 
     assert runs[0] == runs[2]
     assert len({unstored, *runs}) == 3
@@ -164,12 +164,12 @@ def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(
 
     run = log_result(result_of(endpoint="names", **scores), {})
 
-    kept = {
+    logged = {
         name
         for name in tracking.get_run(run.run_id).data.metrics
         if name.startswith("distribution_score/")
     }
-    assert len(kept) == len(names)
+    assert len(logged) == len(names)
 
 
 def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(
@@ -209,7 +209,7 @@ def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient) -
     assert sorted(rows) == ["| a, b.c", "| a, b.c.window", "| a.b, c"]
 
 
-def test_a_version_that_is_gone_or_was_never_registered_is_no_error(tracking: MlflowClient) -> None:
+def test_missing_or_unregistered_version_is_not_an_error(tracking: MlflowClient) -> None:
     for version in ("77", ""):
         assert log_result(result_of(endpoint="gone", version=version), {}).run_id
     assert len(runs_of(tracking, "gone")) == 1
@@ -227,11 +227,11 @@ def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClie
     assert artifact(first.run_id, "report.html") == b"second"
 
 
-def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left_is_found(
+def test_run_is_tagged_at_creation_so_an_abandoned_one_is_reused(
     tracking: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given, create = result_of(endpoint="left"), MlflowClient.create_run
+    result, create = result_of(endpoint="left"), MlflowClient.create_run
 
     def die_after(*arguments: Any, **named: Any) -> Any:
         create(*arguments, **named)
@@ -240,19 +240,19 @@ def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, "create_run", die_after)
         with pytest.raises(KeyboardInterrupt):
-            log_result(given, {})
+            log_result(result, {})
     (left,) = runs_of(tracking, "left")
 
-    assert log_result(given, {}).run_id == left.info.run_id
+    assert log_result(result, {}).run_id == left.info.run_id
     assert len(runs_of(tracking, "left")) == 1
 
 
-def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_no_error(
+def test_duplicate_run_deleted_meanwhile_by_its_creator_is_not_an_error(
     tracking: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given, log_batch = result_of(endpoint="two"), MlflowClient.log_batch
-    first = log_result(given, {})
+    result, log_batch = result_of(endpoint="two"), MlflowClient.log_batch
+    first = log_result(result, {})
     run = tracking.get_run(first.run_id)
     tags = {name: value for name, value in run.data.tags.items() if name != "onnxserve.verdict"}
     tracking.create_run(run.info.experiment_id, tags=tags)
@@ -264,24 +264,24 @@ def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_n
 
     monkeypatch.setattr(MlflowClient, "log_batch", deleted_before)
 
-    assert log_result(given, {}).run_id == first.run_id
-    assert [one.info.run_id for one in runs_of(tracking, "two")] == [first.run_id]
+    assert log_result(result, {}).run_id == first.run_id
+    assert [logged_run.info.run_id for logged_run in runs_of(tracking, "two")] == [first.run_id]
 
 
 @pytest.mark.long
 def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient) -> None:
-    given = result_of(endpoint="killed", temperature=9.0)
+    result = result_of(endpoint="killed", temperature=9.0)
 
     child = subprocess.run(
         [sys.executable, "-c", KILLED_IN_THE_MIDDLE],
-        input=pickle.dumps(given),
+        input=pickle.dumps(result),
         check=False,
     )
     assert child.returncode == -signal.SIGKILL
     (left,) = runs_of(tracking, "killed")
     assert (left.info.status, "onnxserve.verdict" in left.data.tags) == ("RUNNING", False)
 
-    run = log_result(given, {"a.txt": "a"})
+    run = log_result(result, {"a.txt": "a"})
 
     assert (
         [other.info.run_id for other in runs_of(tracking, "killed")]
@@ -296,36 +296,36 @@ def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient)
 def test_several_that_report_a_window_at_the_same_time_end_in_one_run(
     tracking: MlflowClient,
 ) -> None:
-    given = result_of(endpoint="crowd", temperature=9.0)
+    result = result_of(endpoint="crowd", temperature=9.0)
     barrier = Barrier(4)
 
     def report(_number: Any) -> Any:
         barrier.wait(60)
         meet = [lambda: barrier.wait(60)]  # All threads meet once in the middle of a run.
-        return log_result(given, Files(lambda: meet.pop()() if meet else None))
+        return log_result(result, Files(lambda: meet.pop()() if meet else None))
 
     with ThreadPoolExecutor(4) as pool:
-        told = {run.run_id for run in pool.map(report, range(4))}
+        run_ids = {run.run_id for run in pool.map(report, range(4))}
 
     counting = [run for run in runs_of(tracking, "crowd") if "onnxserve.verdict" in run.data.tags]
     assert len(counting) == 1
-    assert told == {counting[0].info.run_id}
+    assert run_ids == {counting[0].info.run_id}
     assert counting[0].info.status == "FINISHED"
 
 
-def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
+def test_unavailable_mlflow_is_reported_and_the_begun_run_is_continued(
     tracking: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = result_of(endpoint="down")
+    result = result_of(endpoint="down")
 
     def fail() -> Any:
         raise ConnectionError("Connection refused")
 
     with refused(RegistryUnavailable, "endpoint down", "connection refused"):
-        log_result(given, Files(fail))
+        log_result(result, Files(fail))
     assert [run.info.status for run in runs_of(tracking, "down")] == ["FAILED"]
-    run = log_result(given, {})
+    run = log_result(result, {})
     assert [(other.info.run_id, other.info.status) for other in runs_of(tracking, "down")] == [
         (run.run_id, "FINISHED"),
     ]
@@ -334,10 +334,10 @@ def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
     set_service_timeouts()
     with tracking_at(f"http://127.0.0.1:{free_port()}"), pytest.raises(RegistryUnavailable):
-        log_result(given, {})
+        log_result(result, {})
 
 
-def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(
+def test_unavailable_artifact_store_is_reported_as_an_outage(
     tracking: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -364,10 +364,10 @@ def test_each_endpoint_of_the_name_has_its_own_run_for_all_windows(tracking: Mlf
 
 
 def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowClient) -> None:
-    given = [
+    results = [
         result_of(day, "series", temperature=score) for day, score in enumerate([1.0, 2.0, 9.0])
     ]
-    for result in (given[0], given[1], given[1], given[2]):
+    for result in (results[0], results[1], results[1], results[2]):
         log_result(result, {})
 
     (series,) = [
@@ -377,23 +377,23 @@ def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowCli
     points = tracking.get_metric_history(series.info.run_id, "statistic")
     assert [(point.timestamp, point.value) for point in points] == [
         (result.window.end_us // 1000, score)
-        for result, score in zip(given, [1.0, 2.0, 9.0], strict=True)
+        for result, score in zip(results, [1.0, 2.0, 9.0], strict=True)
     ]
     assert [point.step - points[0].step for point in points] == [0, 1, 2]
     assert (series.info.run_name, series.info.status) == ("daily: all windows", "FINISHED")
 
 
 def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient) -> None:
-    found = (
+    findings = (
         Finding("accuracy", "criterion", "violated", "", 0.71, 0.8),
         Finding("accuracy", "criterion", "kept", "", 0.81, 0.8, "carrier=AA"),
         Finding("f1", "criterion", "not judged", "one class only"),
     )
-    given = result_of(endpoint="criteria", kind="performance", findings=found, state="violated")
+    result = result_of(endpoint="criteria", kind="performance", findings=findings, state="violated")
 
-    past = past_of(result_of(-1, findings=(replace(found[0], state="kept", value=0.84),)))
+    past = past_of(result_of(-1, findings=(replace(findings[0], state="kept", value=0.84),)))
 
-    run = log_result(given, build_report(given, past))
+    run = log_result(result, build_report(result, past))
 
     metrics = tracking.get_run(run.run_id).data.metrics
     assert metrics["criterion/accuracy"] == 0.71

@@ -51,11 +51,11 @@ def columns_of(files: Mapping[str, str | bytes]) -> set[str]:
 
 
 def test_evidently_describes_the_columns_and_leaves_the_verdict_to_the_monitor() -> None:
-    given = result_of(plain=9.0, trap=0.5)
+    result = result_of(plain=9.0, trap=0.5)
     left, right = plain(SIZE), plain(ROWS, 2.0)
     pairs = [(left, right), (text(["a", "b", None], SIZE), text(["a", "b"]))]
 
-    files = build_report(replace(given, report=ReportData(pairs)))
+    files = build_report(replace(result, report=ReportData(pairs)))
 
     document = json.loads(files["evidently.json"])
     means = {
@@ -154,16 +154,16 @@ def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small() ->
 
 
 def test_the_page_begins_with_the_verdict_and_fetches_nothing() -> None:
-    given = result_of(plain=9.0, notes=("a note <b>",))
+    result = result_of(plain=9.0, notes=("a note <b>",))
 
     page = str(
-        build_report(replace(given, report=ReportData([(plain(SIZE), plain(ROWS))])))[
+        build_report(replace(result, report=ReportData([(plain(SIZE), plain(ROWS))])))[
             "report.html"
         ],
     )
 
     assert page.count("<body") == 1
-    assert given.reason in page
+    assert result.reason in page
     assert "a note &lt;b&gt;" in page
     assert 'src="http' not in page
 
@@ -172,12 +172,12 @@ SINCE, SINCE_END = "2013-06-29T00:00:00+00:00", "2013-06-30T00:00:00+00:00"
 
 
 @pytest.mark.parametrize("check", ["distribution", "criterion"])
-def test_the_page_says_what_became_of_a_finding_and_since_when(check: Check) -> None:
+def test_page_shows_the_change_of_a_finding_and_its_start(check: Check) -> None:
     change = "0.84 (the window before) → 0.71, lower"
     since: dict[str, Any] = {"since": SINCE, "since_end": SINCE_END, "in_a_row": 3}
-    found = Finding("wind", check, "drift", "on 500 rows", 6.0, 3.0, change=change, **since)
+    finding = Finding("wind", check, "drift", "on 500 rows", 6.0, 3.0, change=change, **since)
 
-    page = str(build_report(result_of(calm=1.0, findings=(found,)))["report.html"])
+    page = str(build_report(result_of(calm=1.0, findings=(finding,)))["report.html"])
 
     heads = ["since the window of", "in a row", "measure", "value", "threshold", "change", "reason"]
     assert "".join(f"<th>{head}" for head in heads) in page in page
@@ -203,7 +203,7 @@ def test_an_exact_check_has_no_value_and_no_threshold_and_a_latency_is_in_second
 
 def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level() -> None:
     interval = ("2013-06-25T00:00:00+00:00", "2013-07-02T00:00:00+00:00")
-    found = Finding(
+    finding = Finding(
         "wind",
         "shift",
         "drift",
@@ -218,7 +218,7 @@ def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level()
     report = ReportData(levels=(LevelSeries("wind, mean", starts, (3.0, 5.0), (3.0, 3.0), 0.5),))
 
     shifted, calm = (
-        build_report(result_of(findings=(found,), report=own)) for own in (report, ReportData())
+        build_report(result_of(findings=(finding,), report=data)) for data in (report, ReportData())
     )
 
     row = re.sub("<[^>]*>", "|", str(shifted["report.html"]).rpartition("<tr><td>")[2])
@@ -242,20 +242,22 @@ def test_so_few_rows_are_not_drawn(rows: int) -> None:
 
 
 def test_a_kind_without_rows_to_draw_has_its_findings_and_figures() -> None:
-    found = Finding("accuracy", "criterion", "violated", "0.71 < 0.80", 0.71, 0.8, "carrier=AA")
-    given = result_of(
-        findings=(found, Finding("f1", "criterion", "not judged", "one class only")),
+    finding = Finding("accuracy", "criterion", "violated", "0.71 < 0.80", 0.71, 0.8, "carrier=AA")
+    result = result_of(
+        findings=(finding, Finding("f1", "criterion", "not judged", "one class only")),
         kind="performance",
         state="violated",
         figures={"accuracy": 0.71, "auc": float("nan")},
     )
 
-    files = build_report(replace(given, report=ReportData(artifacts={"sketches.parquet": b"PAR1"})))
+    files = build_report(
+        replace(result, report=ReportData(artifacts={"sketches.parquet": b"PAR1"}))
+    )
 
     page = files["report.html"]
     assert all(
-        said in page
-        for said in ("accuracy", "carrier=AA", "0.71 &lt; 0.80", "one class only", "violated")
+        words in page
+        for words in ("accuracy", "carrier=AA", "0.71 &lt; 0.80", "one class only", "violated")
     )
     document = json.loads(files["verdict.json"])
     assert document["figures"] == {"accuracy": 0.71, "auc": None}
@@ -263,8 +265,8 @@ def test_a_kind_without_rows_to_draw_has_its_findings_and_figures() -> None:
     assert files["sketches.parquet"] == b"PAR1"
 
 
-def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine() -> None:
-    found = Finding(
+def test_undecided_finding_is_shown_neither_as_an_alarm_nor_as_fine() -> None:
+    finding = Finding(
         "accuracy",
         "criterion",
         "cannot tell",
@@ -272,27 +274,27 @@ def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine() -> None:
         0.79,
         0.8,
     )
-    given = result_of(findings=(found,), kind="performance", state="cannot tell", figures={})
+    result = result_of(findings=(finding,), kind="performance", state="cannot tell", figures={})
 
-    page = str(build_report(given)["report.html"])
+    page = str(build_report(result)["report.html"])
 
     assert "<span class='undecided'>cannot tell</span>" in page
     assert re.search(r"<td class='s undecided'[^>]*>cannot tell", page)
 
 
-def test_what_is_not_judged_has_a_page_that_says_why() -> None:
-    given = result_of(
+def test_unjudged_window_has_a_page_with_the_reason() -> None:
+    result = result_of(
         state="not judged",
         reason="the window has 2 rows; min_rows is 200",
         plain=1.0,
     )
 
     page = str(
-        build_report(replace(given, report=ReportData([(plain(SIZE), plain(2))])))["report.html"],
+        build_report(replace(result, report=ReportData([(plain(SIZE), plain(2))])))["report.html"],
     )
 
     assert "not judged" in page
-    assert given.reason in page
+    assert result.reason in page
 
 
 @pytest.mark.long
@@ -308,11 +310,13 @@ def test_the_page_is_dark_if_asked_and_never_wider_than_the_screen(
         (plain(SIZE, name=name), plain(ROWS, name=name)),
         (text(["a" * 70, "b"], SIZE), text(["a" * 70, "b"])),
     ]
-    given = result_of(
+    result = result_of(
         trap=9.0,
         findings=(Finding(name, "distribution", "drift", "x" * 500, 5.0, 3.0),),
     )
-    files = build_report(replace(given, report=ReportData(pairs)), past_of(result_of(-1, trap=0.5)))
+    files = build_report(
+        replace(result, report=ReportData(pairs)), past_of(result_of(-1, trap=0.5))
+    )
     (tmp_path / "report.html").write_text(str(files["report.html"]))
 
     with chromium() as browser:

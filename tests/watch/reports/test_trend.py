@@ -36,8 +36,8 @@ def windows_of(*states: str, length: timedelta = DAY) -> list[JudgedWindow]:
 
 def score(*values: float | None, threshold: float = 3.0) -> TrendLine:
     """Return the line of the largest score, with a value per window."""
-    known = [value is not None and value > threshold for value in values]
-    states = ["drift" if is_drift else "no drift" for is_drift in known]
+    beyond = [value is not None and value > threshold for value in values]
+    states = ["drift" if is_drift else "no drift" for is_drift in beyond]
     return TrendLine(
         "largest score",
         [Outcome("distribution", *both, threshold) for both in zip(states, values, strict=True)],
@@ -98,15 +98,15 @@ def test_each_column_that_is_named_has_a_line() -> None:
     ]
 
 
-def test_each_requirement_has_a_line_and_so_has_what_is_named_beside_them() -> None:
+def test_trend_has_a_line_per_requirement_and_per_drifted_column() -> None:
     f1 = Finding("f1", "criterion", "kept", "", 0.9, 0.5)
     of_segment = Finding("f1", "criterion", "violated", "", 0.3, 0.5, "carrier=AA")
-    kept = Finding("f1", "criterion", "kept", "", 0.9, 0.5, "carrier=UA")
+    met = Finding("f1", "criterion", "kept", "", 0.9, 0.5, "carrier=UA")
     unknown = Finding("roc_auc", "criterion", "not judged", "", None, 0.5)
     column = Finding("wind", "missing", "drift", "", 8.0, 3.0)
 
     drawn = lines_of(
-        result_of(9, kind="data_quality", findings=(of_segment, column, f1, kept, unknown)),
+        result_of(9, kind="data_quality", findings=(of_segment, column, f1, met, unknown)),
     )
 
     assert [(line.title, line.values, line.bounds) for line in drawn] == [
@@ -210,12 +210,12 @@ def levels_of(*levels: LevelSeries) -> tuple[MonitorResult, list[JudgedWindow]]:
     """Return the tenth day with these levels and a shift of `delay`, also in the two
     days before.
     """
-    named = (shift(), Finding("wind", "distribution", "drift", "", 5.0, 3.0, "carrier=AA"))
+    findings = (shift(), Finding("wind", "distribution", "drift", "", 5.0, 3.0, "carrier=AA"))
     results = [
         result_of(day, delay=1.0, findings=(shift("drift" if day > 7 else "no drift"),))
         for day in range(10)
     ]
-    this = result_of(10, delay=1.0, findings=named, report=ReportData(levels=levels))
+    this = result_of(10, delay=1.0, findings=findings, report=ReportData(levels=levels))
     return this, past_of(*results, this)
 
 

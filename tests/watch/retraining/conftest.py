@@ -19,5 +19,5 @@ def world(
     monkeypatch.chdir(
         tmp_path,
     )  # MLflow stores the artifacts of a database's experiments in the working directory.
-    with tracking_at(new_database(tmp_path)), retraining_world(tmp_path) as found:
-        yield found
+    with tracking_at(new_database(tmp_path)), retraining_world(tmp_path) as new_world:
+        yield new_world

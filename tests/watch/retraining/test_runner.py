@@ -76,7 +76,8 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
     ended = world.latest()
     assert (ended.state, ended.version) == ("proposed", "2"), ended.reason
     assert [
-        str(one.version) for one in MlflowClient().search_model_versions(f"name = '{MODEL}'")
+        str(model_version.version)
+        for model_version in MlflowClient().search_model_versions(f"name = '{MODEL}'")
     ] == ["2", "1"]
     events = Counter(event.action for event in world.deployments.store.events(ENDPOINT))
     links = ("retrain.start", "retrain.run", "retrain.version", "retrain.end")
@@ -98,13 +99,13 @@ def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(
 
     ended = world.take()
 
-    said = (
+    reason = (
         "its plan in the store cannot be read (project: Field required; sampling: Unexpected "
         "keyword argument)"
     )
     assert (ended.state, ended.reason) == (
         "failed",
-        f"{said}: `onnxserve retrain {ENDPOINT}` starts a new retraining",
+        f"{reason}: `onnxserve retrain {ENDPOINT}` starts a new retraining",
     )
     assert mentions(
         world.said[-1],

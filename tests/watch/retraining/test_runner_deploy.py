@@ -42,7 +42,7 @@ def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:
 
 def told(world: RetrainingWorld) -> list[str]:
     return [
-        line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]
+        line for alert in Alerts(world.deployments.store).recent() for line in alert.detail["lines"]
     ]
 
 
@@ -262,7 +262,7 @@ def test_a_training_whose_machine_has_gone_is_begun_again_at_once(
     assert MlflowClient().get_run(running.run_id).info.status == "KILLED"
 
 
-def test_of_a_training_that_failed_on_another_machine_it_is_said_where_its_log_is(
+def test_training_failed_on_another_machine_names_the_place_of_its_log(
     world: RetrainingWorld,
 ) -> None:
     running = world.at("running", **ELSEWHERE)
@@ -299,7 +299,7 @@ def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(
     assert process.last_line(tmp_path) == line.format("")
 
 
-def test_a_project_that_is_not_there_is_said_before_anything_is_trained(
+def test_missing_project_is_reported_before_any_training(
     world: RetrainingWorld,
 ) -> None:
     world.monitor()

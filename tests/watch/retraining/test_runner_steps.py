@@ -24,12 +24,12 @@ def begin(world: RetrainingWorld, does: str = "better", **fields: object) -> Non
 
 
 def story(world: RetrainingWorld) -> list[str]:
-    found = [
+    events = [
         *world.deployments.store.events(ENDPOINT),
         *world.deployments.store.events(None, MODEL),
     ]
     actions = {
-        id: event.action for id, event in enumerate(sorted(found, key=lambda event: event.at))
+        id: event.action for id, event in enumerate(sorted(events, key=lambda event: event.at))
     }
     return list(
         dict.fromkeys(
@@ -63,10 +63,10 @@ def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_d
         "retrain.end",
     ]
     assert [file.name for file in world.context.folder(proposed).iterdir()] == ["log.txt"]
-    told = [
-        line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]
+    lines = [
+        line for alert in Alerts(world.deployments.store).recent() for line in alert.detail["lines"]
     ]
-    assert any(line.startswith(f"{ENDPOINT}: {MODEL} version 2 is proposed") for line in told)
+    assert any(line.startswith(f"{ENDPOINT}: {MODEL} version 2 is proposed") for line in lines)
     assert (
         proposed.figures.evaluation["accuracy_candidate"]
         > proposed.figures.evaluation["accuracy_current"]
@@ -110,11 +110,11 @@ def test_a_run_that_is_killed_is_begun_once_more(world: RetrainingWorld) -> None
         run_id = world.until("running").run_id
         wait_until(lambda: said(world), 90, "the project runs")
         family = [psutil.Process(pid) for pid in process._processes(run_id)]
-        for one in sorted(
+        for member in sorted(
             family,
             key=psutil.Process.create_time,
         ):  # Parents first: they would report a failure.
-            one.kill()
+            member.kill()
         wait_until(partial(_is_gone, run_id), 30, "it is gone")
         killed.append(run_id)
         world.take()

@@ -118,7 +118,9 @@ def test_labels_of_one_class_teach_nothing(world: RetrainingWorld) -> None:
     assert mentions(failed.reason, "600 labels", "2026-06-02", "'1'")
 
 
-def test_what_could_not_be_compared_is_proposed_and_not_rolled_out(world: RetrainingWorld) -> None:
+def test_version_that_cannot_be_compared_is_proposed_and_not_rolled_out(
+    world: RetrainingWorld,
+) -> None:
     running = world.at("running", then="rollout")
     world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
@@ -179,77 +181,81 @@ def test_incremental_learns_the_window_and_holds_its_newest_rows_out(
 ) -> None:
     world.capture()
     world.capture(start=DAY.start - timedelta(days=1), seed=2)
-    found = collect_training_data(
+    collected = collect_training_data(
         log(world),
         plan(world, "incremental"),
         world.folder / "material",
         {},
     )
-    assert found.held_out is not None
-    learned, held_out = written(found.data), written(found.held_out)
+    assert collected.held_out is not None
+    learned, held_out = written(collected.data), written(collected.held_out)
     assert learned.column_names == ["a", "b", "_event_time", "_label", "_label_number"]
-    assert (found.rows, found.held_out_rows) == (len(learned), len(held_out))
-    assert found.digest == hashlib.sha256(found.data.read_bytes()).hexdigest()
-    assert found.rows + found.held_out_rows == 600
-    assert 0.15 < found.held_out_rows / 600 < 0.25
+    assert (collected.rows, collected.held_out_rows) == (len(learned), len(held_out))
+    assert collected.digest == hashlib.sha256(collected.data.read_bytes()).hexdigest()
+    assert collected.rows + collected.held_out_rows == 600
+    assert 0.15 < collected.held_out_rows / 600 < 0.25
     assert max(learned.column("_event_time").to_pylist()) < min(
         held_out.column("_event_time").to_pylist(),
     )
-    assert set(held_out.column(found.target).to_pylist()) == {0.0, 1.0}
+    assert set(held_out.column(collected.target).to_pylist()) == {0.0, 1.0}
 
 
 def test_full_learns_everything_before_the_window_too(world: RetrainingWorld) -> None:
     world.capture()
     world.capture(start=DAY.start - timedelta(days=1), seed=2)
     world.capture(start=DAY.end, seed=3)
-    found = collect_training_data(log(world), plan(world, "full"), world.folder / "material", {})
-    times = written(found.data).column("_event_time").to_pylist()
-    assert found.rows + found.held_out_rows == 1200
+    collected = collect_training_data(
+        log(world), plan(world, "full"), world.folder / "material", {}
+    )
+    times = written(collected.data).column("_event_time").to_pylist()
+    assert collected.rows + collected.held_out_rows == 1200
     assert min(times) == DAY.start - timedelta(days=1)
     assert max(times) < DAY.end
 
 
 def test_rows_without_a_label_are_left_out(world: RetrainingWorld) -> None:
     world.capture(share_labelled=0.5)
-    found = collect_training_data(
+    collected = collect_training_data(
         log(world),
         plan(world, "incremental"),
         world.folder / "material",
         {},
     )
-    assert found.rows + found.held_out_rows == 300
+    assert collected.rows + collected.held_out_rows == 300
 
 
 def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(
     world: RetrainingWorld,
 ) -> None:
     world.capture()
-    found = collect_training_data(
+    collected = collect_training_data(
         log(world),
         plan(world, "incremental"),
         world.folder / "material",
         {"a": "double", "b": "double"},
         ["b"],
     )
-    assert written(found.data).column_names == ["a", "_event_time", "_label", "_label_number"]
-    assert (found.held_out, found.rows) == (None, 600)
+    assert written(collected.data).column_names == ["a", "_event_time", "_label", "_label_number"]
+    assert (collected.held_out, collected.rows) == (None, 600)
 
 
-def test_rows_without_a_column_that_nobody_sent_judge_a_version(world: RetrainingWorld) -> None:
+def test_rows_without_an_optional_column_are_held_out_to_judge_a_version(
+    world: RetrainingWorld,
+) -> None:
     """The column is optional in a pyfunc, so the log may lack it."""
     world.capture()
 
-    found = collect_training_data(
+    collected = collect_training_data(
         log(world),
         plan(world, "incremental"),
         world.folder / "material",
         {"a": "double", "b": "double", "c": "double"},
     )
 
-    assert found.held_out is not None
+    assert collected.held_out is not None
 
 
-def test_what_capture_keeps_from_a_training_is_said(world: RetrainingWorld) -> None:
+def test_columns_withheld_from_training_by_capture_are_named(world: RetrainingWorld) -> None:
     store = world.deployments.store
     store.replace_spec(
         configure(store.require_endpoint(ENDPOINT).spec, {"capture.mask": "b"}),
@@ -287,7 +293,7 @@ def test_a_key_is_not_learned(world: RetrainingWorld) -> None:
     assert "b" not in written(data).column_names
 
 
-def test_too_few_labels_are_said(world: RetrainingWorld) -> None:
+def test_too_few_labels_are_refused(world: RetrainingWorld) -> None:
     world.capture(rows=48)
     with refused(InvalidConfig, "48 labelled rows", "100"):
         collect_training_data(log(world), plan(world, "incremental"), world.folder / "material", {})
@@ -296,13 +302,13 @@ def test_too_few_labels_are_said(world: RetrainingWorld) -> None:
 def test_the_project_is_given_the_signatures_types(world: RetrainingWorld) -> None:
     world.capture(change=lambda rows: {**rows, "a": np.round(rows["a"]).astype(np.float32)})
     types = {"a": "long", "b": "double"}
-    found = collect_training_data(
+    collected = collect_training_data(
         log(world),
         plan(world, "incremental"),
         world.folder / "material",
         types,
     )
-    schema = written(found.data).schema
+    schema = written(collected.data).schema
     assert {name: str(schema.field(name).type) for name in types} == {"a": "int64", "b": "double"}
 
 
@@ -311,13 +317,13 @@ def test_newest_rows_with_one_answer_alone_are_no_judges(world: RetrainingWorld)
         return {**rows, "label": np.where(np.arange(600) < 400, rows["label"], 1)}
 
     world.capture(change=newest_alike)
-    found = collect_training_data(
+    collected = collect_training_data(
         log(world),
         plan(world, "incremental"),
         world.folder / "material",
         {},
     )
-    assert (found.held_out, found.rows) == (None, 600)
+    assert (collected.held_out, collected.rows) == (None, 600)
 
 
 def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(
@@ -328,10 +334,12 @@ def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(
         ("failed", {"2-1", "2-2"}),
         ("left", set()),
     ]
-    for state, kept in outcomes:
-        one = world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "a test"}, {})
+    for state, remaining in outcomes:
+        retraining = world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "a test"}, {})
         # The first attempt was killed.
-        attempts = [replace(one, figures=RetrainingFigures(attempt=number)) for number in (1, 2)]
+        attempts = [
+            replace(retraining, figures=RetrainingFigures(attempt=number)) for number in (1, 2)
+        ]
         folders = [world.context.folder(attempt) for attempt in attempts]
         for folder in folders:
             folder.mkdir(parents=True)
@@ -339,8 +347,8 @@ def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(
                 (folder / name).touch()
         world.context.end(attempts[-1], state, "it was no better")
         home = folders[0].parent
-        assert {path.parent.name for path in home.rglob("*.parquet")} == kept
-        assert len(list(home.rglob("log.txt"))) == 2 * one.id
+        assert {path.parent.name for path in home.rglob("*.parquet")} == remaining
+        assert len(list(home.rglob("log.txt"))) == 2 * retraining.id
 
 
 def sampled(world: RetrainingWorld, folder: str = "material", **sample: Any) -> TrainingData:
@@ -454,7 +462,7 @@ def test_a_stratum_keeps_a_row_although_its_rows_are_thousands_of_half_lives_old
     assert data.sample["selected"] == 2
 
 
-def test_nothing_is_selected_before_a_window_that_is_longer_than_the_period(
+def test_window_longer_than_the_period_leaves_no_sample_before_it(
     four_days: RetrainingWorld,
 ) -> None:
     retrain = four_days.spec(mode="incremental", sample={"recent": "2d"}).retrain

@@ -50,7 +50,9 @@ def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorl
     assert mentions(event.why, "monitor accuracy", str(DAY), "violated", "accuracy is 0.5")
 
 
-def test_what_is_no_alarm_or_asks_for_nothing_starts_nothing(world: RetrainingWorld) -> None:
+def test_result_without_an_alarm_or_monitor_without_retraining_starts_none(
+    world: RetrainingWorld,
+) -> None:
     for state in ("kept", "cannot tell"):
         assert retrain_on_alarm(world.deployments, world.result(state), world.spec()) is None
     without = world.spec().model_copy(update={"retrain": None})
@@ -58,7 +60,7 @@ def test_what_is_no_alarm_or_asks_for_nothing_starts_nothing(world: RetrainingWo
     assert refusals(world) == []
 
 
-def test_the_same_judgement_starts_one_only_also_when_it_is_told_again(
+def test_repeated_result_starts_only_one_retraining(
     world: RetrainingWorld,
 ) -> None:
     first = retrain_on_alarm(world.deployments, world.result(), world.spec(cooldown="1s"))
@@ -102,7 +104,7 @@ def test_beyond_the_budget_somebody_has_to_look(world: RetrainingWorld) -> None:
     assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is not None
 
 
-def test_what_failed_before_anything_was_trained_cools_down_and_costs_nothing_of_the_budget(
+def test_failure_before_training_starts_the_cooldown_but_uses_no_budget(
     world: RetrainingWorld,
 ) -> None:
     spec = world.spec(max_runs=1)
@@ -114,7 +116,7 @@ def test_what_failed_before_anything_was_trained_cools_down_and_costs_nothing_of
     assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is not None
 
 
-def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once(
+def test_alarm_with_a_missing_project_starts_no_retraining_and_alerts_once(
     world: RetrainingWorld,
 ) -> None:
     spec = world.spec()
@@ -125,10 +127,10 @@ def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once
     assert refusals(world)[0].startswith(
         f"the model cannot be trained: project: {world.project} has no MLproject",
     )
-    told = [
-        line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]
+    lines = [
+        line for alert in Alerts(world.deployments.store).recent() for line in alert.detail["lines"]
     ]
-    assert [line for line in told if "be trained" in line] == [f"{ENDPOINT}: {refusals(world)[0]}"]
+    assert [line for line in lines if "be trained" in line] == [f"{ENDPOINT}: {refusals(world)[0]}"]
     assert world.retrainings.find() == []
 
 
@@ -169,22 +171,22 @@ def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -
     world.monitor(max_runs=1)
     retrain_on_alarm(world.deployments, world.result(), world.spec(max_runs=1))
     ended(world)
-    asked = request_retraining(
+    retraining = request_retraining(
         world.deployments,
         ENDPOINT,
         mode="incremental",
         why="new carrier",
         actor="ada",
     )
-    assert (asked.state, asked.spec["mode"], asked.spec["base_version"]) == (
+    assert (retraining.state, retraining.spec["mode"], retraining.spec["base_version"]) == (
         "waiting",
         "incremental",
         "1",
     )
-    assert mentions(asked.cause["why"], "ada", "new carrier")
+    assert mentions(retraining.cause["why"], "ada", "new carrier")
 
 
-def test_what_nobody_can_train_is_said(world: RetrainingWorld) -> None:
+def test_impossible_retraining_request_is_refused(world: RetrainingWorld) -> None:
     with refused(NotFound, "no endpoint"):
         request_retraining(world.deployments, "elsewhere")
     with refused(InvalidConfig, "no monitor", "'flights'"):
@@ -209,7 +211,7 @@ def test_a_schedule_asks_once_for_each_of_its_times(world: RetrainingWorld) -> N
     assert len(world.retrainings.find()) == 1
 
 
-def test_while_a_rollout_is_under_way_nothing_is_started_and_a_schedule_waits_for_its_end(
+def test_live_rollout_blocks_retrainings_and_postpones_the_schedule(
     world: RetrainingWorld,
 ) -> None:
     world.monitor(schedule="0 3 * * *")

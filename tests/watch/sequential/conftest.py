@@ -45,9 +45,11 @@ def reference_of(
     left_out: Collection[int] = (),
 ) -> DriftReference:
     """Return the reference of the first `days`, except those that are `left_out`."""
-    kept = [day for day in range(days) if day not in left_out]
-    table = pa.concat_tables([pa.table(rows_of(day)) for day in kept])
-    times = np.repeat(kept, ROWS) * DAY_US + np.tile(np.arange(ROWS) * (DAY_US // ROWS), len(kept))
+    included = [day for day in range(days) if day not in left_out]
+    table = pa.concat_tables([pa.table(rows_of(day)) for day in included])
+    times = np.repeat(included, ROWS) * DAY_US + np.tile(
+        np.arange(ROWS) * (DAY_US // ROWS), len(included)
+    )
     times += (FIRST - EPOCH) // timedelta(microseconds=1)
     bins, _ = freeze_table(table, (), "the rows")
     return DriftReference(
@@ -90,7 +92,8 @@ class Stream:
             start = FIRST + timedelta(days=REFERENCE_DAYS + day)
             in_window = range(REFERENCE_DAYS + day, REFERENCE_DAYS + day + self._days_per_window)
             parts = [
-                change(rows_of(one)) if one >= first_changed else rows_of(one) for one in in_window
+                change(rows_of(number)) if number >= first_changed else rows_of(number)
+                for number in in_window
             ]
             rows = pa.concat_tables(map(pa.table, parts))
             context |= {

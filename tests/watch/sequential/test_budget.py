@@ -43,7 +43,7 @@ def test_a_good_reference_keeps_the_budget(reference: DriftReference) -> None:
     assert budget.check_budget(reference, MonitorSpec(), 1.0) == []
 
 
-def test_a_reference_of_ten_days_is_refused_with_what_works() -> None:
+def test_reference_of_ten_days_is_refused_with_a_remedy() -> None:
     with pytest.raises(InvalidConfig) as refused:
         budget.check_budget(reference_of(10), MonitorSpec(), 1.0)
     assert mentions(refused.value.message, "false_per_year", "20 windows", "10", "every=12h")

@@ -60,9 +60,9 @@ def test_a_shift_is_found_within_days_with_its_column_sign_and_onset(
     by: float,
     latest: int,
 ) -> None:
-    found = followed(shifted(days(1, 40), since=20, by=by))
-    (shift,) = found.shifts
-    assert 20 <= found.alarms[-1] - REFERENCE < 20 + latest
+    result = followed(shifted(days(1, 40), since=20, by=by))
+    (shift,) = result.shifts
+    assert 20 <= result.alarms[-1] - REFERENCE < 20 + latest
     assert (shift.series, shift.sign) == (3, np.sign(by))
     assert shift.earliest <= REFERENCE + 20 <= shift.latest
     assert abs(shift.onset - REFERENCE - 20) <= 3

@@ -77,11 +77,11 @@ def test_judged_windows_between_windows_of_the_reference_are_drawn_in_the_order_
 
     chart = verdict.charts[0]
     assert [*chart.starts] == [FIRST + timedelta(days=day) for day in range(REFERENCE_DAYS)]
-    judged, others = (
+    judged, unjudged = (
         [chart.values[day] for day in range(20, 51) if (day in days) == is_judged]
         for is_judged in (True, False)
     )
-    assert np.mean(judged) - np.mean(others) == pytest.approx(1.5, abs=0.5)
+    assert np.mean(judged) - np.mean(unjudged) == pytest.approx(1.5, abs=0.5)
 
 
 def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
@@ -148,7 +148,7 @@ def test_without_a_budget_there_is_only_evidence(stream: Stream) -> None:
 def test_windows_of_another_reference_do_not_count(stream: Stream) -> None:
     stream.judge(range(30), warmer)
     stream.past = [
-        replace(one, evidence=replace(one.evidence, basis="other")) for one in stream.past
+        replace(window, evidence=replace(window.evidence, basis="other")) for window in stream.past
     ]
     assert not stream.judge([30], warmer).findings
 

@@ -32,10 +32,12 @@ def window(
     rng = np.random.default_rng(seed)
     chances = rng.dirichlet(np.ones(classes), rows)
     truth = (chances.cumsum(axis=1) < rng.random((rows, 1))).sum(axis=1)
-    said = chances**overconfident / (chances**overconfident).sum(axis=1, keepdims=True)
+    probabilities = chances**overconfident / (chances**overconfident).sum(axis=1, keepdims=True)
     return LabelledWindow(
         truth,
-        ClassPredictions(said.argmax(axis=1), said, tuple(map(str, range(classes)))),
+        ClassPredictions(
+            probabilities.argmax(axis=1), probabilities, tuple(map(str, range(classes)))
+        ),
     ), chances
 
 
@@ -49,14 +51,14 @@ def real(one: LabelledWindow) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_of_probabilities_that_mean_what_they_say_every_figure_comes_out_as_expected(
+def test_calibrated_probabilities_give_the_expected_metrics(
     classes: int,
 ) -> None:
-    one, chances = window(0, classes)
+    labelled, chances = window(0, classes)
 
-    truth = real(one)
+    truth = real(labelled)
 
-    assert expected_metrics(one.answers, chances) == pytest.approx(truth, abs=0.02)
+    assert expected_metrics(labelled.answers, chances) == pytest.approx(truth, abs=0.02)
     assert len(truth) == len(CLASSIFICATION)
 
 
@@ -85,23 +87,23 @@ def test_probabilities_that_are_right_are_left_as_they_are() -> None:
     judged, _ = window(0, rows=2_000)
     earlier = [window(seed, rows=300)[0] for seed in (1, 2, 3)]
 
-    found = estimate(judged.answers, earlier)
+    result = estimate(judged.answers, earlier)
 
-    assert isinstance(found, CbpeEstimate)
-    assert not found.is_corrected
+    assert isinstance(result, CbpeEstimate)
+    assert not result.is_corrected
 
 
 def test_fewer_than_three_windows_give_a_figure_that_decides_nothing() -> None:
     judged, _ = window(0, rows=500)
 
-    found = estimate(judged.answers, [window(1, rows=500)[0]])
+    result = estimate(judged.answers, [window(1, rows=500)[0]])
 
-    assert isinstance(found, CbpeEstimate)
-    assert found.errors == {}
-    assert mentions(str(found.measure("accuracy", 500, 0.95)), "1 earlier windows")
+    assert isinstance(result, CbpeEstimate)
+    assert result.errors == {}
+    assert mentions(str(result.measure("accuracy", 500, 0.95)), "1 earlier windows")
 
 
-def test_without_probabilities_nothing_is_estimated() -> None:
+def test_answers_without_probabilities_have_no_estimate() -> None:
     silent = ClassPredictions(np.zeros(10, np.int64), None, ("a", "b"))
 
     assert "returns no class probabilities" in str(estimate(silent, []))
@@ -110,10 +112,10 @@ def test_without_probabilities_nothing_is_estimated() -> None:
 def test_figures_that_cannot_be_expected_say_why() -> None:
     answers = ClassPredictions(np.zeros(10, np.int64), np.tile([0.9, 0.1], (10, 1)), ("no", "yes"))
 
-    found = expected_metrics(answers, np.tile([1.0, 0.0], (10, 1)))
+    metrics = expected_metrics(answers, np.tile([1.0, 0.0], (10, 1)))
 
-    assert found["precision"] == Refused("no row was predicted as 'yes'")
-    assert found["roc_auc"] == Refused("all rows are expected to have the same label")
+    assert metrics["precision"] == Refused("no row was predicted as 'yes'")
+    assert metrics["roc_auc"] == Refused("all rows are expected to have the same label")
 
 
 def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
@@ -121,8 +123,10 @@ def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
     draw.
     """
     scores = 2 * rng.normal(size=rows)
-    said, chances = (1 / (1 + np.exp(-scores - level)) for level in (0.0, spread * rng.normal()))
-    both = np.stack([1 - said, said], axis=1)
+    predicted, chances = (
+        1 / (1 + np.exp(-scores - level)) for level in (0.0, spread * rng.normal())
+    )
+    both = np.stack([1 - predicted, predicted], axis=1)
     truth = (rng.random(rows) < chances).astype(np.int64)
     return LabelledWindow(truth, ClassPredictions(both.argmax(axis=1), both, ("0", "1")))
 
@@ -132,7 +136,7 @@ def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
     ("rows", "windows", "spread"),
     [(1, 8, 0.0), (100, 8, 0.0), (100, 3, 0.5), (1_000, 8, 0.5), (1_000, 3, 0.0)],
 )
-def test_the_interval_holds_what_the_labels_will_say_as_often_as_it_promises(
+def test_interval_covers_the_true_figure_at_the_promised_rate(
     rows: int,
     windows: int,
     spread: float,
@@ -144,11 +148,15 @@ def test_the_interval_holds_what_the_labels_will_say_as_often_as_it_promises(
             moved(rng, rows, spread),
             [moved(rng, 500, spread) for _ in range(windows)],
         )
-        found = estimate(judged.answers, earlier, ["accuracy"], seed)
-        assert isinstance(found, CbpeEstimate)
-        one = found.measure("accuracy", rows, 0.95)
-        assert isinstance(one, MetricInterval)
-        held.append(one.low <= float((judged.truth == judged.answers.predicted).mean()) <= one.high)
+        result = estimate(judged.answers, earlier, ["accuracy"], seed)
+        assert isinstance(result, CbpeEstimate)
+        interval = result.measure("accuracy", rows, 0.95)
+        assert isinstance(interval, MetricInterval)
+        held.append(
+            interval.low
+            <= float((judged.truth == judged.answers.predicted).mean())
+            <= interval.high
+        )
 
     # The interval promises 76 of 80, and 70 are three deviations fewer; the largest
     # earlier error gave 2 to 75 %.
@@ -160,9 +168,9 @@ def test_the_interval_is_wider_of_fewer_rows_and_where_fewer_windows_confirm_it(
     earlier = [moved(rng, 500, 0.3) for _ in range(8)]
 
     def width(rows: int, windows: int) -> float:
-        found = estimate(moved(rng, rows, 0.3).answers, earlier[:windows], ["accuracy"])
-        assert isinstance(found, CbpeEstimate)
-        return found.errors["accuracy"].half_width(0.95)
+        result = estimate(moved(rng, rows, 0.3).answers, earlier[:windows], ["accuracy"])
+        assert isinstance(result, CbpeEstimate)
+        return result.errors["accuracy"].half_width(0.95)
 
     assert width(20, 8) > 1.5 * width(100, 8) > 1.5 * width(500, 8) > 0
     assert width(500, 3) > width(500, 8)
@@ -176,14 +184,14 @@ def partly_labelled(seed: int, kind: str, share: float = 0.5) -> LabelledWindow:
     """Return 500 labelled rows that fit the probabilities, or of which 30 % more are
     wrong or right.
     """
-    one, _ = window(seed, rows=500)
+    labelled, _ = window(seed, rows=500)
     is_changed = np.random.default_rng(seed).random(500) < 0.3
     other = {
-        "fits": one.truth,
-        "worse": 1 - one.answers.predicted,
-        "better": one.answers.predicted,
+        "fits": labelled.truth,
+        "worse": 1 - labelled.answers.predicted,
+        "better": labelled.answers.predicted,
     }[kind]
-    return LabelledWindow(np.where(is_changed, other, one.truth), one.answers, share)
+    return LabelledWindow(np.where(is_changed, other, labelled.truth), labelled.answers, share)
 
 
 @pytest.mark.parametrize(

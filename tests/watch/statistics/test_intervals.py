@@ -31,20 +31,20 @@ def is_held(one: MetricInterval | Refused, truth: float) -> bool:
 def test_many_rows_are_resampled_without_drawing_each() -> None:
     rng = np.random.default_rng(6)
     truth = rng.normal(size=60_000)
-    found = regression_metrics(truth, np.zeros(60_000), ["rmse"], Sampling(0.95))["rmse"]
+    interval = regression_metrics(truth, np.zeros(60_000), ["rmse"], Sampling(0.95))["rmse"]
 
-    assert isinstance(found, MetricInterval)
-    assert found.high - found.low == pytest.approx(2 * 1.96 / np.sqrt(2 * 60_000), rel=0.2)
+    assert isinstance(interval, MetricInterval)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 / np.sqrt(2 * 60_000), rel=0.2)
     assert RESAMPLES >= 200
 
 
 def test_a_perfect_order_of_few_rows_is_not_certain() -> None:
     is_positive = np.arange(20) >= 10
-    found = auc_interval(is_positive[:, None], np.arange(20.0)[:, None], Sampling(0.95))
+    interval = auc_interval(is_positive[:, None], np.arange(20.0)[:, None], Sampling(0.95))
 
-    assert found.value == 1.0
-    assert found.high == pytest.approx(1.0)
-    assert found.low == pytest.approx(wilson_interval("", 10, 10, 0.95).low)
+    assert interval.value == 1.0
+    assert interval.high == pytest.approx(1.0)
+    assert interval.low == pytest.approx(wilson_interval("", 10, 10, 0.95).low)
 
 
 @pytest.mark.parametrize(("share", "rows"), [(0.01, 200), (0.01, 2_000), (0.2, 200)])
@@ -60,7 +60,7 @@ def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share: float,
 
 def test_percentiles_beyond_the_resamples_are_extrapolated() -> None:
     counts, rows = np.array([800.0, 200.0]), 1_000
-    found = bootstrap_counts_interval(
+    interval = bootstrap_counts_interval(
         "",
         counts,
         lambda shares: shares[..., 0],
@@ -69,7 +69,7 @@ def test_percentiles_beyond_the_resamples_are_extrapolated() -> None:
     )
 
     half = norm.isf(0.5e-4) * np.sqrt(0.8 * 0.2 / rows)
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.1)
 
 
 def together(rng: np.random.Generator, stretches: int, rows: int = 20) -> np.ndarray:
@@ -91,8 +91,8 @@ def answered(
     chances = rng.uniform(0.3, 0.95, stretches * 20)
     moved = np.log(chances / (1 - chances)) + dependence * together(rng, stretches)
     truth = (rng.random(len(chances)) < 1 / (1 + np.exp(-moved))).astype(int)
-    said = np.stack([1 - chances, chances], axis=1)
-    return truth, ClassPredictions(said.argmax(axis=1), said, ("no", "yes"))
+    probabilities = np.stack([1 - chances, chances], axis=1)
+    return truth, ClassPredictions(probabilities.argmax(axis=1), probabilities, ("no", "yes"))
 
 
 @pytest.mark.long
@@ -106,16 +106,20 @@ def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(
     windows = 60
     times = np.arange(600.0)
     many = classification_metrics(*answered(rng, 4_000, dependence), NAMES, Sampling(0.95))
-    values = {name: one.value for name, one in many.items() if isinstance(one, MetricInterval)}
+    values = {
+        name: interval.value
+        for name, interval in many.items()
+        if isinstance(interval, MetricInterval)
+    }
 
     def held(sampling: Sampling) -> dict[str, float]:
         draws = np.random.default_rng(1)
-        found = [
+        samples = [
             classification_metrics(*answered(draws, 30, dependence), NAMES, sampling)
             for _ in range(windows)
         ]
         return {
-            name: float(np.mean([is_held(one[name], values[name]) for one in found]))
+            name: float(np.mean([is_held(sample[name], values[name]) for sample in samples]))
             for name in NAMES
         }
 
@@ -133,9 +137,11 @@ def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
     shuffled = rng.permutation(800)
 
     def rmse(times: np.ndarray | None) -> MetricInterval:
-        found = regression_metrics(errors, np.zeros(800), ["rmse"], Sampling(0.95, times))["rmse"]
-        assert isinstance(found, MetricInterval)
-        return found
+        interval = regression_metrics(errors, np.zeros(800), ["rmse"], Sampling(0.95, times))[
+            "rmse"
+        ]
+        assert isinstance(interval, MetricInterval)
+        return interval
 
     assert rmse(None).effective_n == 800
     assert rmse(np.arange(800)).effective_n < 120

@@ -62,8 +62,8 @@ def answers_of(
 ) -> tuple[ClassPredictions, np.ndarray]:
     """Return predictions of a calibrated model, and the truth."""
     chances = 1 / (1 + np.exp(-skill * rng.normal(size=rows)))
-    said = np.stack([1 - chances, chances], axis=1)
-    return ClassPredictions(said.argmax(axis=1), said, ("0", "1")), (
+    probabilities = np.stack([1 - chances, chances], axis=1)
+    return ClassPredictions(probabilities.argmax(axis=1), probabilities, ("0", "1")), (
         rng.random(rows) < chances
     ).astype(np.int64)
 
@@ -77,30 +77,32 @@ def drawn(seed: int, scheme: Scheme) -> tuple[LabelWeights, Predictions, np.ndar
     """Return a partly labelled window, and the truth of all rows."""
     rng = np.random.default_rng(seed)
     answers, truth = answers_of(rng)
-    known = np.where(rng.random(ROWS) < scheme(rng, answers, truth), truth, -1)
-    predictions = Predictions(answers, None, known)
+    labels = np.where(rng.random(ROWS) < scheme(rng, answers, truth), truth, -1)
+    predictions = Predictions(answers, None, labels)
     return weigh_labels(table_of(rng), predictions, ["carrier"], 0.05), predictions, truth
 
 
 def accuracy_of(labelled: LabelWeights, predictions: Predictions) -> MetricInterval:
-    found = weighted_metrics(predictions, labelled, ALL, ["accuracy"], Sampling(0.95))["accuracy"]
-    assert isinstance(found, MetricInterval)
-    return found
+    interval = weighted_metrics(predictions, labelled, ALL, ["accuracy"], Sampling(0.95))[
+        "accuracy"
+    ]
+    assert isinstance(interval, MetricInterval)
+    return interval
 
 
-def test_labels_that_are_missing_at_random_are_said_to_differ_no_more_than_the_rate_says() -> None:
-    said = [drawn(seed, at_random)[0] for seed in range(150)]
+def test_labels_missing_at_random_are_reported_as_differing_at_the_stated_rate_only() -> None:
+    comparisons = [drawn(seed, at_random)[0] for seed in range(150)]
 
-    assert said[0].compared == ("score", "answer", "carrier", "event time")
-    assert sum(bool(one.differing) for one in said) <= 15  # 7.5 are expected
-    assert not any(one.unknown.any() for one in said)
+    assert comparisons[0].compared == ("score", "answer", "carrier", "event time")
+    assert sum(bool(comparison.differing) for comparison in comparisons) <= 15  # 7.5 are expected
+    assert not any(comparison.unknown.any() for comparison in comparisons)
 
 
 @pytest.mark.parametrize(
     ("scheme", "differing"),
     [(by_score, "score"), (by_age, "event time"), (by_truth, "score")],
 )
-def test_what_labelled_rows_differ_in_is_named(scheme: Scheme, differing: str) -> None:
+def test_columns_in_which_labelled_rows_differ_are_named(scheme: Scheme, differing: str) -> None:
     labelled, _, _ = drawn(0, scheme)
 
     assert differing in labelled.differing
@@ -109,7 +111,7 @@ def test_what_labelled_rows_differ_in_is_named(scheme: Scheme, differing: str) -
 
 
 @pytest.mark.long
-def test_weights_bring_back_what_labels_miss_by_the_score() -> None:
+def test_weights_correct_for_labels_missing_by_score() -> None:
     plain, weighted = [], []
     for seed in range(100):
         labelled, predictions, truth = drawn(seed, by_score)
@@ -122,28 +124,28 @@ def test_weights_bring_back_what_labels_miss_by_the_score() -> None:
         )["accuracy"]
         assert isinstance(alone, MetricInterval)
         plain.append(alone.low <= real <= alone.high)
-        one = accuracy_of(labelled, predictions)
-        weighted.append(one.low <= real <= one.high)
+        interval = accuracy_of(labelled, predictions)
+        weighted.append(interval.low <= real <= interval.high)
 
     assert sum(plain) <= 10
     assert sum(weighted) >= 93
 
 
-def test_labels_that_are_missing_by_what_they_would_say_do_not_fit_the_probabilities_and_leave_bounds() -> (
-    None
-):
+def test_labels_missing_by_their_value_are_doubted_and_leave_worst_case_bounds() -> None:
     seen, held = [], []
     for seed in range(60):
         labelled, predictions, truth = drawn(seed, by_truth)
-        known = LabelledWindow(
+        window = LabelledWindow(
             predictions.truth[labelled.rows],
             classes_of(predictions).take(labelled.rows),
         )
-        seen.append(labelled.is_selected and trust_labels(known, [], 0.95).outcome == "doubted")
-        one = accuracy_of(labelled.at_worst, predictions)
-        assert one.method == "worst case"
+        seen.append(labelled.is_selected and trust_labels(window, [], 0.95).outcome == "doubted")
+        interval = accuracy_of(labelled.at_worst, predictions)
+        assert interval.method == "worst case"
         held.append(
-            one.low <= float((truth == classes_of(predictions).predicted).mean()) <= one.high,
+            interval.low
+            <= float((truth == classes_of(predictions).predicted).mean())
+            <= interval.high,
         )
 
     assert all(seen)
@@ -155,11 +157,11 @@ def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
     departing = 0
     for seed in range(100):
         labelled, predictions, _ = drawn(seed, by_score)
-        known = LabelledWindow(
+        window = LabelledWindow(
             predictions.truth[labelled.rows],
             classes_of(predictions).take(labelled.rows),
         )
-        departing += trust_labels(known, [], 0.95).outcome == "doubted"
+        departing += trust_labels(window, [], 0.95).outcome == "doubted"
 
     assert departing <= 11  # 5 are expected
 
@@ -188,30 +190,30 @@ def test_rows_that_are_like_no_labelled_one_may_have_any_label() -> None:
     predictions = Predictions(answers, None, np.where(is_new, -1, truth))
 
     labelled = weigh_labels(table, predictions, ["carrier"], 0.05)
-    one = accuracy_of(labelled, predictions)
+    interval = accuracy_of(labelled, predictions)
 
     assert labelled.differing == ("carrier",)
     assert labelled.unknown.tolist() == is_new.tolist()
-    known = (truth == answers.predicted)[~is_new].mean() * (~is_new).mean()
-    assert one.low < known
-    assert one.high > known + is_new.mean()
-    assert one.high - one.low < is_new.mean() + 0.1
+    seen_share = (truth == answers.predicted)[~is_new].mean() * (~is_new).mean()
+    assert interval.low < seen_share
+    assert interval.high > seen_share + is_new.mean()
+    assert interval.high - interval.low < is_new.mean() + 0.1
 
 
 @pytest.mark.parametrize("name", ["precision", "recall", "f1", "log_loss", "brier", "accuracy"])
 def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name: str) -> None:
     rng = np.random.default_rng(3)
     labelled, predictions, truth = drawn(1, by_truth)
-    one = weighted_metrics(predictions, labelled.at_worst, ALL, [name], Sampling(0.95))[name]
-    assert isinstance(one, MetricInterval)
+    bounds = weighted_metrics(predictions, labelled.at_worst, ALL, [name], Sampling(0.95))[name]
+    assert isinstance(bounds, MetricInterval)
 
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
         guessed = np.where(labelled.rows, truth, rng.random(ROWS) < share)
-        found = classification_metrics(guessed, classes_of(predictions), [name], Sampling(0.95))[
+        interval = classification_metrics(guessed, classes_of(predictions), [name], Sampling(0.95))[
             name
         ]
-        assert isinstance(found, MetricInterval)
-        assert one.low < found.value < one.high
+        assert isinstance(interval, MetricInterval)
+        assert bounds.low < interval.value < bounds.high
 
 
 def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
@@ -234,20 +236,20 @@ def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
     )
 
     for name in CLASSIFICATION:
-        one, other = weighted[name], repeated[name]
-        assert isinstance(one, MetricInterval)
+        interval, other = weighted[name], repeated[name]
+        assert isinstance(interval, MetricInterval)
         assert isinstance(other, MetricInterval)
-        assert one.value == pytest.approx(other.value)
-        assert one.low <= one.value <= one.high
+        assert interval.value == pytest.approx(other.value)
+        assert interval.low <= interval.value <= interval.high
         assert (
-            one.high - one.low > other.high - other.low
+            interval.high - interval.low > other.high - other.low
         )  # 400 rows have a wider interval than 800 rows.
 
 
-def test_with_all_labels_and_with_none_nothing_is_compared() -> None:
+def test_complete_or_absent_labels_are_not_compared() -> None:
     rng = np.random.default_rng(0)
     answers, truth = answers_of(rng)
     table = table_of(rng)
 
-    for known in (truth, np.full(ROWS, -1), np.where(np.arange(ROWS) < 5, -1, truth)):
-        assert weigh_labels(table, Predictions(answers, None, known), [], 0.05).compared == ()
+    for labels in (truth, np.full(ROWS, -1), np.where(np.arange(ROWS) < 5, -1, truth)):
+        assert weigh_labels(table, Predictions(answers, None, labels), [], 0.05).compared == ()

@@ -38,32 +38,32 @@ def test_the_figures_of_a_classifier_are_those_of_scikit_learn(classes: int) -> 
     rng = np.random.default_rng(3)
     truth = rng.integers(0, classes, 700)
     answers = answers_to(truth, classes, rng)
-    found = classification_metrics(truth, answers, CLASSIFICATION, Sampling(0.95))
+    figures = classification_metrics(truth, answers, CLASSIFICATION, Sampling(0.95))
 
     average = {"average": "binary" if classes == 2 else "macro"}
     chances = answers.probabilities
     assert chances is not None
-    assert value(found["accuracy"]) == pytest.approx(
+    assert value(figures["accuracy"]) == pytest.approx(
         metrics.accuracy_score(truth, answers.predicted),
     )
-    assert value(found["f1"]) == pytest.approx(
+    assert value(figures["f1"]) == pytest.approx(
         metrics.f1_score(truth, answers.predicted, **average),
     )
-    assert value(found["precision"]) == pytest.approx(
+    assert value(figures["precision"]) == pytest.approx(
         metrics.precision_score(truth, answers.predicted, **average),
     )
-    assert value(found["recall"]) == pytest.approx(
+    assert value(figures["recall"]) == pytest.approx(
         metrics.recall_score(truth, answers.predicted, **average),
     )
-    assert value(found["log_loss"]) == pytest.approx(metrics.log_loss(truth, chances))
+    assert value(figures["log_loss"]) == pytest.approx(metrics.log_loss(truth, chances))
     auc = (
         metrics.roc_auc_score(truth, chances[:, 1])
         if classes == 2
         else metrics.roc_auc_score(truth, chances, multi_class="ovr")
     )
-    assert value(found["roc_auc"]) == pytest.approx(auc)
+    assert value(figures["roc_auc"]) == pytest.approx(auc)
     if classes == 2:
-        assert value(found["brier"]) == pytest.approx(
+        assert value(figures["brier"]) == pytest.approx(
             metrics.brier_score_loss(truth, chances[:, 1]),
         )
 
@@ -72,14 +72,16 @@ def test_the_figures_of_a_regressor_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(4)
     truth = rng.normal(5, 2, 500)
     predicted = truth + rng.normal(0, 1, 500)
-    found = regression_metrics(truth, predicted, REGRESSION, Sampling(0.95))
+    figures = regression_metrics(truth, predicted, REGRESSION, Sampling(0.95))
 
-    assert value(found["mae"]) == pytest.approx(metrics.mean_absolute_error(truth, predicted))
-    assert value(found["rmse"]) == pytest.approx(metrics.root_mean_squared_error(truth, predicted))
-    assert value(found["mape"]) == pytest.approx(
+    assert value(figures["mae"]) == pytest.approx(metrics.mean_absolute_error(truth, predicted))
+    assert value(figures["rmse"]) == pytest.approx(
+        metrics.root_mean_squared_error(truth, predicted)
+    )
+    assert value(figures["mape"]) == pytest.approx(
         metrics.mean_absolute_percentage_error(truth, predicted),
     )
-    assert value(found["r2"]) == pytest.approx(metrics.r2_score(truth, predicted))
+    assert value(figures["r2"]) == pytest.approx(metrics.r2_score(truth, predicted))
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "recall", "roc_auc", "log_loss", "rmse"])
@@ -93,15 +95,15 @@ def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten
 
     def figure(rows: np.ndarray) -> MetricInterval:
         if name == "rmse":
-            found = regression_metrics(numbers[rows], np.zeros(len(rows)), [name], Sampling(0.9))[
-                name
-            ]
+            interval = regression_metrics(
+                numbers[rows], np.zeros(len(rows)), [name], Sampling(0.9)
+            )[name]
         else:
-            found = classification_metrics(truth[rows], answers.take(rows), [name], Sampling(0.9))[
-                name
-            ]
-        assert isinstance(found, MetricInterval)
-        return found
+            interval = classification_metrics(
+                truth[rows], answers.take(rows), [name], Sampling(0.9)
+            )[name]
+        assert isinstance(interval, MetricInterval)
+        return interval
 
     whole = figure(np.arange(50_000)).value
     samples = [figure(rng.choice(50_000, 300)) for _ in range(100)]
@@ -119,16 +121,16 @@ def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
         np.tile([0.8, 0.2], (50, 1)),
         ("no", "yes"),
     )
-    found = classification_metrics(
+    figures = classification_metrics(
         ones,
         answers,
         ["roc_auc", "precision", "recall"],
         Sampling(0.95),
     )
 
-    assert found["roc_auc"] == Refused("all labels are 'yes'; roc_auc needs two different labels")
-    assert found["precision"] == Refused("no row was predicted as 'yes'")
-    assert value(found["recall"]) == 0.0
+    assert figures["roc_auc"] == Refused("all labels are 'yes'; roc_auc needs two different labels")
+    assert figures["precision"] == Refused("no row was predicted as 'yes'")
+    assert value(figures["recall"]) == 0.0
     assert classification_metrics(0 * ones, answers, ["recall"], Sampling(0.95))[
         "recall"
     ] == Refused("no label is 'yes'")

@@ -41,8 +41,8 @@ from tests.support.refusals import mentions
 )
 def test_a_column_has_one_of_mlflows_types(values: Any, found: list[Any], column_type: str) -> None:
     read = [
-        None if isinstance(one, float) and np.isnan(one) else one
-        for one in column_values(values).tolist()
+        None if isinstance(value, float) and np.isnan(value) else value
+        for value in column_values(values).tolist()
     ]
     assert read == found
     assert columns_of(pd.DataFrame({"a": values}))[0].type == column_type
@@ -53,7 +53,7 @@ def test_a_column_of_times_is_refused_by_its_name() -> None:
         columns_of(pd.DataFrame({"when": pd.date_range("2026-01-01", periods=2)}))
 
 
-def test_what_a_column_of_objects_holds_is_said() -> None:
+def test_the_error_of_an_object_column_names_the_type_of_its_values() -> None:
     with pytest.raises(ConversionError, match=r"'when' .*object .*date"):
         columns_of(pd.DataFrame({"when": [None, date(2026, 1, 1)]}))
 
@@ -289,5 +289,5 @@ def test_a_signature_whose_outputs_the_model_contradicts_is_refused(
     assert mentions(str(caught.value), "signature", "'delay'", "double", "strings")
     assert not (tmp_path / "model").exists()
 
-    named = infer_signature(table, pd.DataFrame({"delay": model.predict(table)}))
-    onnxserve.save_model(model, tmp_path / "model", input_example=table, signature=named)
+    texts = infer_signature(table, pd.DataFrame({"delay": model.predict(table)}))
+    onnxserve.save_model(model, tmp_path / "model", input_example=table, signature=texts)

@@ -91,7 +91,7 @@ def test_spread_of_few_rows_is_that_of_all_their_values() -> None:
     assert answer_spread(np.array(["a", "b"])) == 0.0
 
 
-def test_row_on_an_edge_is_unstable_and_one_beside_it_is_not() -> None:
+def test_a_row_on_an_edge_is_unstable_and_a_row_away_from_it_is_stable() -> None:
     table = pd.DataFrame({"a": [0.5, 0.6, 0.5], "b": [1.0, 1.0, -1.0], "text": ["x", "y", "z"]})
 
     def answers_otherwise(moved: Any, origin: Any) -> Any:

@@ -178,7 +178,7 @@ def test_the_step_and_its_option_are_named_and_the_way_that_is_left(
     assert "at most" not in message
 
 
-def test_a_converter_that_fails_is_said_with_its_error() -> None:
+def test_a_failing_converter_is_explained_with_its_error() -> None:
     reason = explain_failure(KeyError("leaf_weights"), LogisticRegression())
 
     assert reason.endswith("its converter does not support this variant (KeyError: 'leaf_weights')")
@@ -204,7 +204,7 @@ def test_an_object_of_another_framework_has_a_way_too(
     assert called in refused.value.message
 
 
-def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
+def test_an_onnx_file_gets_no_hint_at_an_alternative(tmp_path: Path) -> None:
     error = ConversionError("it is no graph")
     assert with_alternative(error, tmp_path / "model.onnx") is error
 
@@ -287,5 +287,5 @@ def test_a_framework_that_is_too_old_for_its_converter_is_named(
 
 
 def test_a_converter_without_a_word_is_named_by_its_error() -> None:
-    said = explain_failure(NotImplementedError(), LinearRegression())
-    assert mentions(said, "LinearRegression", "NotImplementedError")
+    message = explain_failure(NotImplementedError(), LinearRegression())
+    assert mentions(message, "LinearRegression", "NotImplementedError")

@@ -130,22 +130,22 @@ def test_a_model_is_served_as_onnx_and_answers_every_batch_size(case: str, tmp_p
             if isinstance(example, dict)
             else example[:rows]
         )
-        asked = few.to_numpy() if isinstance(few, pd.DataFrame) else few
-        asked = [few["left"], few["right"]] if case == "functional" else asked
-        answer = net(**few) if case == "several parameters" else net(asked)
-        wanted = [keras.ops.convert_to_numpy(one) for one in keras.tree.flatten(answer)]
-        named = (
+        inputs = few.to_numpy() if isinstance(few, pd.DataFrame) else few
+        inputs = [few["left"], few["right"]] if case == "functional" else inputs
+        answer = net(**few) if case == "several parameters" else net(inputs)
+        wanted = [keras.ops.convert_to_numpy(array) for array in keras.tree.flatten(answer)]
+        feeds = (
             {"": few}
             if isinstance(few, np.ndarray)
             else {name: np.asarray(few[name]) for name in few}
         )
-        found = model.run(model.schema.from_columns(named))
-        for one, name in zip(
+        outputs = model.run(model.schema.from_columns(feeds))
+        for array, name in zip(
             wanted,
             ["mean", "spread"] if case == "functional" else ["output"],
             strict=True,
         ):
-            np.testing.assert_allclose(found[name], one, atol=1e-5)
+            np.testing.assert_allclose(outputs[name], array, atol=1e-5)
 
 
 class OfAMapping(keras.Model):
@@ -194,7 +194,7 @@ def test_outputs_of_one_name_are_all_answered() -> None:
 
     wrapped = wrap(net, _floats(20, 5, 3))
 
-    assert [one.shape for one in wrapped.converted.outputs] == [(-1, 5, 4), (-1, 4)]
+    assert [output.shape for output in wrapped.converted.outputs] == [(-1, 5, 4), (-1, 4)]
     assert wrapped.converted.prediction == ("output_0", "output_1")
 
 
@@ -232,14 +232,16 @@ def test_unknown_inputs_are_named() -> None:
         (_floats(4, 4), "predict_proba", "has only predict"),
     ],
 )
-def test_what_a_net_cannot_do_without_is_said(example: Any, function: Any, said: str) -> None:
+def test_a_missing_example_or_predict_function_is_refused(
+    example: Any, function: Any, said: str
+) -> None:
     with pytest.raises(InvalidConfig, match=said):
         wrap(_normalised(), example, predict_fn=function)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
-def test_a_backend_that_is_not_installed_is_said(tmp_path: Path) -> None:
+def test_a_missing_keras_backend_names_the_extra_to_install(tmp_path: Path) -> None:
     code = (
         "import sys; from mlflow_deploy_plugin.wrap.convert.converters import load_file; "
         "load_file(sys.argv[1])"

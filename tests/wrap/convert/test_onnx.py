@@ -250,7 +250,7 @@ def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
     ] * 2
 
 
-def test_an_input_that_cannot_be_served_is_named_also_beside_an_output_of_unknown_shape() -> None:
+def test_an_unsupported_input_is_named_also_if_an_output_has_no_shape() -> None:
     proto = parse_graph(
         "g (bfloat16[N,2] x, int64[K] k) => (float[N,M] y) { z = Cast<to = 1>(x) \n"
         " y = Reshape(z, k) }",
@@ -340,7 +340,7 @@ def test_table_of_another_width_is_refused(proto: onnx.ModelProto) -> None:
         wrap(proto, pd.DataFrame({"a": [1.0]}))
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_model_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("not a model")
 
     with pytest.raises(ConversionError, match="valid ONNX model"):
@@ -391,8 +391,8 @@ def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
     assert [tensor.shape for tensor in warm.predictor.schema.tensors] == [
         entry.shape for entry in warm.predictor.artifact.inputs
     ]
-    found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(arrays)
-    np.testing.assert_array_equal(found, np.array(answer, np.float32))
+    predictions = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(arrays)
+    np.testing.assert_array_equal(predictions, np.array(answer, np.float32))
 
 
 def test_a_graph_without_rows_has_no_reference_data() -> None:
@@ -429,6 +429,6 @@ def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_pa
             folder,
             input_example=example,
         )
-        for given in (texts, texts.astype(object)):
-            named = given if example is not None else {"s": given}
-            assert mlflow.pyfunc.load_model(str(folder)).predict(named).tolist() == ["a", "bc"]
+        for array in (texts, texts.astype(object)):
+            inputs = array if example is not None else {"s": array}
+            assert mlflow.pyfunc.load_model(str(folder)).predict(inputs).tolist() == ["a", "bc"]

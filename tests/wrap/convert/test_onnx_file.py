@@ -46,7 +46,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> tuple[onnx.ModelProto, np.ndarray]
     ), table
 
 
-def test_large_weights_lie_beside_the_graph_and_answer_the_same(
+def test_large_weights_are_stored_in_their_own_file_and_give_the_same_answers(
     small: tuple[onnx.ModelProto, np.ndarray],
     tmp_path: Path,
 ) -> None:

@@ -74,12 +74,12 @@ def test_a_linear_predictor_with_its_link_is_proven(name: str, tmp_path: Path) -
 
     save_model(results, tmp_path / "model", input_example=ROWS)
 
-    found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(ROWS.head(9))
+    predictions = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(ROWS.head(9))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = results.predict(ROWS.head(9))
-    assert type(found) is type(wanted)
-    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=1e-9)
+    assert type(predictions) is type(wanted)
+    np.testing.assert_allclose(np.asarray(predictions), np.asarray(wanted), rtol=1e-9)
 
 
 def test_an_array_is_read_in_the_order_of_the_parameters() -> None:
@@ -113,9 +113,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_computed_otherwise_is_refused_with_its_flavor(name: str, tmp_path: Path) -> None:
-    make, said = REFUSED[name]
-    with pytest.raises(ConversionError, match=rf"{said}.* mlflow.statsmodels.log_model"):
+def test_unsupported_results_are_refused_with_mlflows_flavor(name: str, tmp_path: Path) -> None:
+    make, reason = REFUSED[name]
+    with pytest.raises(ConversionError, match=rf"{reason}.* mlflow.statsmodels.log_model"):
         save_model(make(), tmp_path / "model", input_example=DATA)
 
 
@@ -131,12 +131,12 @@ def test_a_formula_needs_a_table() -> None:
         wrap(smf.ols("value ~ a", DATA).fit(), ROWS.to_numpy())
 
 
-def test_an_example_that_the_results_refuse_is_said() -> None:
+def test_an_example_that_the_results_refuse_is_a_config_error() -> None:
     with pytest.raises(InvalidConfig, match=r"input_example: .*not aligned"):
         wrap(sm.OLS(DATA.value, ROWS).fit(), ROWS.assign(further=1.0))
 
 
-def test_what_is_refused_is_logged_by_mlflows_own_flavor(tracking: Path) -> None:
+def test_refused_results_are_logged_with_mlflows_own_flavor(tracking: Path) -> None:
     results = REFUSED["categories"][0]()
 
     info = log_model(results, name="model", input_example=DATA, pip_requirements=["statsmodels"])

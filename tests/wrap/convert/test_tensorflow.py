@@ -80,7 +80,7 @@ def test_a_function_takes_arrays_by_name_and_free_sizes() -> None:
     }
 
 
-def test_an_operation_without_an_operator_is_said() -> None:
+def test_an_operation_without_an_operator_is_named() -> None:
     @tf.function
     def cleaned(texts: Any) -> Any:
         return tf.strings.length(tf.strings.regex_replace(texts, "[0-9]+", "#"))

@@ -158,8 +158,8 @@ def test_module_answers_every_batch_size_after_an_example_of_one_row(
         rows = random.normal(size=(batch, *shape)).astype(np.float32)
         with torch.no_grad():
             wanted = module(torch.from_numpy(rows)).numpy()
-        found = model.prediction(model.run(model.schema.from_array(rows)))
-        np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-5)
+        predictions = model.prediction(model.run(model.schema.from_array(rows)))
+        np.testing.assert_allclose(np.asarray(predictions), wanted, atol=1e-5)
 
 
 @pytest.mark.long
@@ -293,8 +293,8 @@ def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) ->
     assert model.artifact.parity_state == "proven"
     with torch.no_grad():
         wanted = module(rows).numpy()
-    found = model.prediction(model.run(model.schema.from_array(rows.numpy())))
-    np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-5)
+    predictions = model.prediction(model.run(model.schema.from_array(rows.numpy())))
+    np.testing.assert_allclose(np.asarray(predictions), wanted, atol=1e-5)
 
 
 @pytest.mark.long
@@ -304,7 +304,7 @@ def test_answer_without_a_batch_is_refused() -> None:
 
 
 @pytest.mark.long
-def test_a_module_whose_answer_to_one_row_is_no_row_is_refused() -> None:
+def test_a_module_that_drops_the_row_axis_of_one_row_is_refused() -> None:
     class Squeezed(torch.nn.Linear):
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
             return super().forward(rows).squeeze()
@@ -354,7 +354,7 @@ def test_unknown_input_is_named() -> None:
         wrap(TwoInputs(), {"image": np.ones((2, 3), np.float32)})
 
 
-def test_what_no_graph_answers_is_said_with_the_way_round() -> None:
+def test_an_output_without_an_onnx_type_is_refused_with_a_workaround() -> None:
     class DynamicCache:
         pass
 
@@ -396,7 +396,7 @@ def test_a_message_has_the_class_name_of_the_model_that_a_module_stands_for() ->
         wrap(Inner(), np.ones((3, 2), np.float32))
 
 
-def test_example_of_the_wrong_shape_is_said() -> None:
+def test_an_example_of_the_wrong_shape_is_a_config_error() -> None:
     with pytest.raises(InvalidConfig, match=r"input_example: .*RuntimeError"):
         wrap(_mlp(), torch.randn(4, 5))
 
@@ -447,8 +447,8 @@ def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
         rows = _texts(4, length)
         with torch.no_grad():
             wanted = module(*map(torch.from_numpy, rows.values()))
-        found = model.run(model.schema.from_columns(rows))
-        np.testing.assert_allclose(found["tokens"], wanted["tokens"].numpy(), atol=1e-5)
+        outputs = model.run(model.schema.from_columns(rows))
+        np.testing.assert_allclose(outputs["tokens"], wanted["tokens"].numpy(), atol=1e-5)
 
 
 class Fields(torch.nn.Module):
@@ -520,7 +520,7 @@ def test_ids_are_checked_where_the_embedding_reads_them(program: str, tmp_path: 
 
 
 @pytest.mark.long
-def test_free_sizes_do_not_depend_on_what_was_wrapped_before() -> None:
+def test_free_sizes_do_not_depend_on_earlier_wraps() -> None:
     wrap(Tokens().eval(), _texts(20, 7))
 
     wrapped = wrap(Tokens().eval(), _texts(20, 7), parity_data=_texts(9, 12))
@@ -544,7 +544,7 @@ def test_a_signature_declares_free_sizes() -> None:
     assert wrapped.report.sources["other sizes"] > 0
 
 
-def test_data_of_another_rank_is_said() -> None:
+def test_data_of_another_rank_is_a_config_error() -> None:
     with pytest.raises(InvalidConfig, match=r"ids.*\[9\].*\[20, 7\]"):
         wrap(Tokens(), _texts(20, 7), parity_data={"ids": np.arange(9), "mask": np.ones(9)})
 
@@ -602,7 +602,7 @@ def test_a_program_for_one_size_of_batches_is_refused() -> None:
         wrap(torch.export.export(Recurrent().eval(), (rows,)), rows.numpy())
 
 
-def test_a_file_that_is_no_program_is_said(tmp_path: Path) -> None:
+def test_a_file_without_a_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(Recurrent().state_dict(), path)
 
@@ -648,7 +648,7 @@ def test_positions_and_classes_that_the_module_refuses_are_refused(
     save_model(Chosen(), tmp_path / "model", input_example=example)
     model = load_model(str(tmp_path / "model"))
     answers = model.run(model.schema.from_columns(example))
-    wanted = Chosen()(**{one: torch.from_numpy(array) for one, array in example.items()})
+    wanted = Chosen()(**{key: torch.from_numpy(array) for key, array in example.items()})
 
     example[name][1] = value
 
@@ -673,8 +673,8 @@ def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
         input_example=random.normal(size=(9, 3, 3)).astype("f4"),
     )
     model = load_model(str(tmp_path / "model"))
-    found = model.run(model.schema.from_array(np.full((1, 3, 3), -300, np.float32)))
-    assert np.all(found["output"] == -300)
+    outputs = model.run(model.schema.from_array(np.full((1, 3, 3), -300, np.float32)))
+    assert np.all(outputs["output"] == -300)
 
 
 @pytest.mark.long
@@ -682,7 +682,7 @@ def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
 def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
     torch.manual_seed(number)
     net = torch.nn.Sequential(torch.nn.Linear(20, 8), torch.nn.ReLU(), torch.nn.Linear(8, 20))
-    weights = [one.clone() for one in net.parameters()]
+    weights = [parameter.clone() for parameter in net.parameters()]
 
     report = wrap(
         net,
@@ -708,7 +708,7 @@ def test_a_net_of_16_bit_floats_is_proven_by_their_digits() -> None:
 
 
 @pytest.mark.long
-def test_answers_that_depend_on_the_rows_beside_are_no_rounding() -> None:
+def test_answers_that_depend_on_the_other_rows_do_not_count_as_rounding() -> None:
     class Centred(torch.nn.Module):
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
             return rows - rows.mean(0, keepdim=True)
@@ -724,7 +724,7 @@ def test_random_answers_are_named_as_such() -> None:
 
 
 @pytest.mark.long
-def test_an_operation_without_an_operator_is_named_and_nothing_is_printed(
+def test_an_operation_without_an_operator_is_named_and_prints_no_output(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     class Values(torch.nn.Module):

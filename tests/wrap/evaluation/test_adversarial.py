@@ -74,7 +74,7 @@ def test_a_version_that_names_its_original_is_attacked_by_its_gradients(
 
 
 @pytest.mark.long
-def test_a_version_made_by_onnxserve_wrap_is_attacked_by_what_it_was_made_of(
+def test_a_wrapped_version_is_attacked_with_the_gradients_of_its_original(
     folders: dict[str, Path],
     new_tracking: MlflowClient,
 ) -> None:
@@ -225,10 +225,10 @@ def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(
         True,
     )
     assert not isinstance(gradient, Refused)
-    found = attack(rows, 0.1, gradient, np.random.default_rng(0))[""]
-    assert np.abs(found - PICTURES).max() == pytest.approx(0.1 * np.ptp(PICTURES), rel=1e-5)
-    assert (found.min(), found.max()) == (PICTURES.min(), PICTURES.max())
-    assert found.dtype == np.float32
+    attacked = attack(rows, 0.1, gradient, np.random.default_rng(0))[""]
+    assert np.abs(attacked - PICTURES).max() == pytest.approx(0.1 * np.ptp(PICTURES), rel=1e-5)
+    assert (attacked.min(), attacked.max()) == (PICTURES.min(), PICTURES.max())
+    assert attacked.dtype == np.float32
 
 
 def test_rows_that_the_original_cannot_take_are_a_reason(folders: dict[str, Path]) -> None:

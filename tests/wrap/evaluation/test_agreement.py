@@ -33,12 +33,12 @@ def test_a_classifier_is_compared_by_its_labels_and_the_figures_of_its_probabili
         loaded(write_classifier(tmp_path / n, w))
         for n, w in (("base", (2.0, -1.0)), ("form", (2.0, -0.8)))
     )
-    found = compare_with_base(base, form, INPUTS)
+    comparison = compare_with_base(base, form, INPUTS)
     label, other = (side.outputs(INPUTS)["label"] for side in (base, form))
-    assert found.equal == (label == other).mean()
-    assert found.loss == pytest.approx((label != other).mean())
-    assert found.loss_of == "labels"
-    assert 0 < found.mean_difference < found.max_difference < 1  # type: ignore[operator]
+    assert comparison.equal == (label == other).mean()
+    assert comparison.loss == pytest.approx((label != other).mean())
+    assert comparison.loss_of == "labels"
+    assert 0 < comparison.mean_difference < comparison.max_difference < 1  # type: ignore[operator]
     same = compare_with_base(base, base, INPUTS, base_outputs=base.outputs(INPUTS))
     assert (same.equal, same.max_difference, same.loss) == (1.0, 0.0, 0.0)
 
@@ -48,11 +48,11 @@ def test_numbers_are_compared_by_their_difference_as_a_share_of_the_spread(tmp_p
         loaded(write_regressor(tmp_path / n, w))
         for n, w in (("base", (2.0, -1.0)), ("form", (2.2, -1.1)))
     )
-    found = compare_with_base(base, form, INPUTS)
+    comparison = compare_with_base(base, form, INPUTS)
     answers = base.outputs(INPUTS)["y"]
-    assert found.equal is None
-    assert found.loss_of == "values"
-    assert found.loss == pytest.approx(0.1 * np.abs(answers).mean() / answers.std())
+    assert comparison.equal is None
+    assert comparison.loss_of == "values"
+    assert comparison.loss == pytest.approx(0.1 * np.abs(answers).mean() / answers.std())
     truth = compare_with_base(base, form, INPUTS, ROWS["value"])
     assert truth.metric == "rmse"
     assert truth.loss == pytest.approx(

@@ -27,10 +27,10 @@ def values(points: Iterable[RobustnessPoint]) -> list[float]:
 
 def losses(points: Iterable[RobustnessPoint]) -> dict[str, float]:
     """Return the largest loss of each disturbance."""
-    found: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for point in points:
-        found[point.disturbance] = max(point.loss or 0.0, found.get(point.disturbance, 0.0))
-    return found
+        largest[point.disturbance] = max(point.loss or 0.0, largest.get(point.disturbance, 0.0))
+    return largest
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_estimated_gradients_find_worse_rows_than_noise_of_the_same_size(folder:
         "label",
         strengths={"noise": [0.3], "spsa": [0.3]},
     )
-    found = losses(report.points)
-    assert found["spsa"] > 3 * max(found["noise"], 0.01)
+    largest = losses(report.points)
+    assert largest["spsa"] > 3 * max(largest["noise"], 0.01)
 
 
 def test_errors_of_numbers_lose_a_share(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(
+def test_an_invalid_option_is_refused_in_one_line(
     change: dict[str, Any],
     message: str,
     folder: Path,
@@ -180,7 +180,7 @@ def test_what_is_wrong_is_told_in_a_line(
         if "text" in message or "rmse" in message
         else ROWS
     )
-    given = {
+    arguments = {
         "model_uri": str(folder),
         "data": rows,
         "target": "label",
@@ -189,10 +189,10 @@ def test_what_is_wrong_is_told_in_a_line(
     }
     with pytest.raises(InvalidConfig, match=message):
         onnxserve.robustness(
-            given.pop("model_uri"),
-            given.pop("data"),
-            given.pop("target"),
-            **given,
+            arguments.pop("model_uri"),
+            arguments.pop("data"),
+            arguments.pop("target"),
+            **arguments,
         )
 
 
@@ -230,14 +230,14 @@ def test_the_run_of_the_version_gets_metrics_by_strength_and_pictures(
     report = onnxserve.robustness(str(model), ROWS, "label", strengths=strengths, log=True)
     assert isinstance(report.run, LoggedRun)
     history = new_tracking.get_metric_history(run.info.run_id, "robustness/noise")
-    assert {one.step: one.value for one in history} == {
+    assert {entry.step: entry.value for entry in history} == {
         100: report.points[0].value,
         500: report.points[1].value,
     }
-    found = new_tracking.get_run(run.info.run_id).data.metrics
-    assert found["robustness/clean"] == report.clean
-    assert found["robustness/noise_loss"] == losses(report.points)["noise"]
-    names = {one.path for one in new_tracking.list_artifacts(run.info.run_id, "robustness")}
+    metrics = new_tracking.get_run(run.info.run_id).data.metrics
+    assert metrics["robustness/clean"] == report.clean
+    assert metrics["robustness/noise_loss"] == losses(report.points)["noise"]
+    names = {entry.path for entry in new_tracking.list_artifacts(run.info.run_id, "robustness")}
     assert names == {"robustness/robustness.json", "robustness/noise.png", "robustness/swap.png"}
     assert (
         mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/robustness/robustness.json")["metric"]
@@ -271,7 +271,7 @@ def test_a_model_that_no_run_logged_gets_one_run_for_its_evaluations(
     assert report.run is not None
     assert report.run.run_id == run.info.run_id
     assert run.info.status == "FINISHED"
-    assert {one.path for one in new_tracking.list_artifacts(run.info.run_id)} == {
+    assert {file.path for file in new_tracking.list_artifacts(run.info.run_id)} == {
         "explain",
         "robustness",
     }

@@ -40,12 +40,12 @@ def load(dataset: Any, artifact: Artifact, target: str = "y", max_rows: int = 50
 
 def test_a_csv_is_read_as_pandas_does(tmp_path: Path, artifact: Artifact) -> None:
     (tmp_path / "d.csv").write_text("a,city,y\n1.5,rome,late\n,,on time\n3,oslo,\n")
-    found = load(tmp_path / "d.csv", artifact)
-    assert found.truth.tolist() == ["late", "on time"]  # A row without a known truth is skipped.
-    assert found.rows["city"].tolist() == ["rome", None]
-    assert found.rows["a"][0] == 1.5
-    assert np.isnan(found.rows["a"][1])
-    assert "y" not in found.rows
+    dataset = load(tmp_path / "d.csv", artifact)
+    assert dataset.truth.tolist() == ["late", "on time"]  # A row without a known truth is skipped.
+    assert dataset.rows["city"].tolist() == ["rome", None]
+    assert dataset.rows["a"][0] == 1.5
+    assert np.isnan(dataset.rows["a"][1])
+    assert "y" not in dataset.rows
 
 
 def test_the_codes_of_a_csv_have_the_signatures_type(tmp_path: Path, artifact: Artifact) -> None:
@@ -61,10 +61,10 @@ def test_parquet_with_categories_and_lists_is_read(tmp_path: Path, artifact: Art
         {"c": pd.Categorical(["x", "y", None]), "v": [[1.0, 2.0]] * 3, "y": [1, 0, 1]},
     )
     table.to_parquet(tmp_path / "d.parquet")
-    found = load(tmp_path / "d.parquet", artifact)
-    assert found.rows["c"].tolist() == ["x", "y", None]
-    assert found.rows["v"].shape == (3, 2)
-    assert found.truth.dtype.kind == "i"
+    dataset = load(tmp_path / "d.parquet", artifact)
+    assert dataset.rows["c"].tolist() == ["x", "y", None]
+    assert dataset.rows["v"].shape == (3, 2)
+    assert dataset.truth.dtype.kind == "i"
 
 
 def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not(
@@ -78,10 +78,10 @@ def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not
         city=np.array(["rome", "oslo", "rome"]),
         y=[1, 0, 1],
     )
-    found = load(tmp_path / "d.npz", artifact)
-    assert found.rows["a"].shape == (3, 2, 2)
-    assert found.rows["city"].tolist() == ["rome", "oslo", "rome"]
-    assert found.truth.tolist() == [1, 0, 1]
+    dataset = load(tmp_path / "d.npz", artifact)
+    assert dataset.rows["a"].shape == (3, 2, 2)
+    assert dataset.rows["city"].tolist() == ["rome", "oslo", "rome"]
+    assert dataset.truth.tolist() == [1, 0, 1]
     np.savez(tmp_path / "lengths.npz", a=np.ones(3), y=np.ones(2))
     with pytest.raises(InvalidConfig, match=r"arrays.*a \[3\], y \[2\]"):
         load(tmp_path / "lengths.npz", artifact)
@@ -96,7 +96,9 @@ def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not
         load(tmp_path / "bomb.npz", artifact)
 
 
-def test_given_data_whose_rows_cannot_be_told_is_named(tmp_path: Path, artifact: Artifact) -> None:
+def test_data_with_an_unclear_number_of_rows_is_refused_by_name(
+    tmp_path: Path, artifact: Artifact
+) -> None:
     np.savez(tmp_path / "number.npz", a=5)
     with pytest.raises(InvalidConfig, match=r"number\.npz.*a \[\]"):
         load(tmp_path / "number.npz", artifact)
@@ -115,9 +117,9 @@ def test_columns_of_numbers_become_the_only_tensor_of_that_width(artifact: Artif
 
 def test_the_seed_chooses_the_rows(tmp_path: Path, artifact: Artifact) -> None:
     file = write_rows(tmp_path / "d.parquet", labelled(200))
-    one, again = (load(file, artifact, "label", max_rows=30) for _ in range(2))
-    assert len(one.truth) == 30
-    assert one.rows["a"].tolist() == again.rows["a"].tolist()
+    first, again = (load(file, artifact, "label", max_rows=30) for _ in range(2))
+    assert len(first.truth) == 30
+    assert first.rows["a"].tolist() == again.rows["a"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_a_dataset_that_cannot_be_used_is_named(
         load(tmp_path / name, artifact)
 
 
-def test_a_column_that_the_model_takes_is_no_target(tmp_path: Path, artifact: Artifact) -> None:
+def test_a_column_of_the_model_cannot_be_the_target(tmp_path: Path, artifact: Artifact) -> None:
     (tmp_path / "d.csv").write_text("a,b,y\n1,2,3\n")
     with pytest.raises(InvalidConfig, match="target 'a'"):
         load(tmp_path / "d.csv", artifact, "a")
@@ -159,16 +161,16 @@ def test_a_column_that_the_model_takes_is_no_target(tmp_path: Path, artifact: Ar
 def test_a_reference_is_without_the_models_own_answers(tmp_path: Path) -> None:
     rows = {**labelled(50), "prediction": [1] * 50, "output.p": [0.5] * 50}
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
-    found = reference_rows(artifact, 20, 7)
-    assert found is not None
-    assert set(found) == {"a", "b", "label", "value"}
-    assert len(found["a"]) == 20
+    reference = reference_rows(artifact, 20, 7)
+    assert reference is not None
+    assert set(reference) == {"a", "b", "label", "value"}
+    assert len(reference["a"]) == 20
     assert load("reference", artifact, "label").truth.tolist() == np.asarray(rows["label"]).tolist()
     with pytest.raises(InvalidConfig, match="no column 'prediction'"):
         load("reference", artifact, "prediction")
 
 
-def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_signature_says(
+def test_integers_and_booleans_have_the_types_of_the_signature_in_a_float_graph(
     tmp_path: Path,
 ) -> None:
     rows = {name: np.array(values, "float32") for name, values in labelled(50).items()}
@@ -180,9 +182,9 @@ def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_si
         artifact,
         columns=tuple(Column(name, kind, True) for name, kind in types.items()),
     )
-    found = reference_rows(artifact, 50, 7)
-    assert found is not None
-    assert {name: str(values.dtype) for name, values in found.items()} == {
+    reference = reference_rows(artifact, 50, 7)
+    assert reference is not None
+    assert {name: str(values.dtype) for name, values in reference.items()} == {
         "a": "float64",
         "b": "float32",
         "value": "bool",
@@ -201,10 +203,10 @@ def test_logged_rows_come_in_the_signatures_types(tmp_path: Path, artifact: Arti
         columns=tuple(Column(name, kind, True) for name, kind in kinds.items()),
     )
     logged = {name: np.array([1, 0, 1], "float32") for name in kinds} | {"y": [1, 0, 1]}
-    found = load(write_rows(tmp_path / "log.parquet", logged), artifact)
+    dataset = load(write_rows(tmp_path / "log.parquet", logged), artifact)
     types = {"hour": "int64", "rain": "bool", "temp": "float64", "gust": "float32"}
-    assert {name: str(values.dtype) for name, values in found.rows.items()} == types
-    assert found.rows["hour"].tolist() == [1, 0, 1]
+    assert {name: str(values.dtype) for name, values in dataset.rows.items()} == types
+    assert dataset.rows["hour"].tolist() == [1, 0, 1]
 
 
 def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(
@@ -233,9 +235,9 @@ def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(
         "y": [1, 0],
     }
     tensors = replace(artifact, columns=(), tensors=(Tensor("", "float32", (-1, 2)),))
-    found = load(write_rows(tmp_path / "log.parquet", logged), tensors)
-    assert found.rows.keys() == {"input"}
-    assert found.rows["input"].shape == (2, 2)
+    dataset = load(write_rows(tmp_path / "log.parquet", logged), tensors)
+    assert dataset.rows.keys() == {"input"}
+    assert dataset.rows["input"].shape == (2, 2)
 
 
 def test_a_model_without_a_reference_has_no_sample(artifact: Artifact) -> None:
@@ -317,7 +319,7 @@ def test_the_truth_may_hold_several_values_a_row_where_all_are_known(
         load(file, artifact)
 
 
-def test_what_would_not_fit_into_memory_is_not_read(
+def test_a_file_that_would_not_fit_into_memory_is_not_read(
     artifact: Artifact,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -29,15 +29,15 @@ def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(
         "text": np.array(["x"] * 5000, dtype=object),
         "flag": np.arange(5000) % 2 == 0,
     }
-    found = with_noise(rows, 0.1, rng)
-    assert (found["wide"] - rows["wide"]).std() == pytest.approx(10, rel=0.1)
-    assert (found["narrow"] - rows["narrow"]).std() == pytest.approx(0.1, rel=0.1)
-    assert (found["count"] != rows["count"]).mean() > 0.5
-    assert {name: values.dtype for name, values in found.items()} == {
+    disturbed = with_noise(rows, 0.1, rng)
+    assert (disturbed["wide"] - rows["wide"]).std() == pytest.approx(10, rel=0.1)
+    assert (disturbed["narrow"] - rows["narrow"]).std() == pytest.approx(0.1, rel=0.1)
+    assert (disturbed["count"] != rows["count"]).mean() > 0.5
+    assert {name: values.dtype for name, values in disturbed.items()} == {
         name: v.dtype for name, v in rows.items()
     }
-    assert found["text"] is rows["text"]
-    assert found["flag"] is rows["flag"]
+    assert disturbed["text"] is rows["text"]
+    assert disturbed["flag"] is rows["flag"]
 
 
 def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng: np.random.Generator) -> None:
@@ -46,10 +46,10 @@ def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng: np.random.Gen
         "n": np.ones(5000, dtype=int),
         "t": np.array(["x"] * 5000, dtype=object),
     }
-    found = with_missing(rows, 0.2, rng)
-    assert np.isnan(found["x"]).mean() == pytest.approx(0.2, abs=0.03)
+    disturbed = with_missing(rows, 0.2, rng)
+    assert np.isnan(disturbed["x"]).mean() == pytest.approx(0.2, abs=0.03)
     for name in ("n", "t"):
-        assert np.mean([value is None for value in found[name]]) == pytest.approx(0.2, abs=0.03)
+        assert np.mean([value is None for value in disturbed[name]]) == pytest.approx(0.2, abs=0.03)
 
 
 def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(
@@ -61,12 +61,12 @@ def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(
         "t": np.array(["x"] * 5000, dtype=object),
         "empty": np.full(5000, np.nan),
     }
-    found = with_out_of_range(rows, 2.0, rng)
-    assert (found["x"].min(), found["x"].max()) == (-2, 3)
-    assert ((found["x"] < 0) | (found["x"] > 1)).mean() == pytest.approx(0.1, abs=0.02)
-    assert found["n"].dtype == np.int32
-    assert set(found["t"]) == {"x", "(never seen)"}
-    assert np.isnan(found["empty"]).all()
+    disturbed = with_out_of_range(rows, 2.0, rng)
+    assert (disturbed["x"].min(), disturbed["x"].max()) == (-2, 3)
+    assert ((disturbed["x"] < 0) | (disturbed["x"] > 1)).mean() == pytest.approx(0.1, abs=0.02)
+    assert disturbed["n"].dtype == np.int32
+    assert set(disturbed["t"]) == {"x", "(never seen)"}
+    assert np.isnan(disturbed["empty"]).all()
 
 
 def test_swaps_move_a_share_of_each_column_and_keep_its_values(rng: np.random.Generator) -> None:
@@ -75,14 +75,14 @@ def test_swaps_move_a_share_of_each_column_and_keep_its_values(rng: np.random.Ge
         "table": np.arange(10_000).reshape(5000, 2),
         "picture": np.ones((5000, 2, 2)),
     }
-    found = with_swaps(rows, 0.2, rng)
-    assert (found["x"] != rows["x"]).mean() == pytest.approx(0.2, abs=0.03)
-    assert sorted(found["x"]) == rows["x"].tolist()
-    assert (found["table"] != rows["table"]).mean(axis=0) == pytest.approx([0.2, 0.2], abs=0.03)
-    assert found["picture"] is rows["picture"]
+    disturbed = with_swaps(rows, 0.2, rng)
+    assert (disturbed["x"] != rows["x"]).mean() == pytest.approx(0.2, abs=0.03)
+    assert sorted(disturbed["x"]) == rows["x"].tolist()
+    assert (disturbed["table"] != rows["table"]).mean(axis=0) == pytest.approx([0.2, 0.2], abs=0.03)
+    assert disturbed["picture"] is rows["picture"]
 
 
-def test_typos_change_a_share_of_the_characters_and_leave_what_is_no_text(
+def test_typos_change_a_share_of_the_characters_and_keep_other_values(
     rng: np.random.Generator,
 ) -> None:
     rows = {
@@ -91,15 +91,15 @@ def test_typos_change_a_share_of_the_characters_and_leave_what_is_no_text(
             dtype=object,
         ),
     }
-    found = with_typos(rows, 0.05, rng)["t"]
-    assert found[-2:].tolist() == [None, 7]
-    assert 0.5 < np.mean(found[:-2] != rows["t"][:-2]) < 1.0
-    assert all(abs(len(text) - 43) < 10 for text in found[:-2])
+    disturbed = with_typos(rows, 0.05, rng)["t"]
+    assert disturbed[-2:].tolist() == [None, 7]
+    assert 0.5 < np.mean(disturbed[:-2] != rows["t"][:-2]) < 1.0
+    assert all(abs(len(text) - 43) < 10 for text in disturbed[:-2])
 
 
 def test_unseen_texts_replace_a_share(rng: np.random.Generator) -> None:
-    ((_, found),) = DISTURB["unseen"]({"t": np.array(["x"] * 5000, dtype=object)}, 0.2, rng)
-    assert (found["t"] == "(never seen)").mean() == pytest.approx(0.2, abs=0.03)
+    ((_, disturbed),) = DISTURB["unseen"]({"t": np.array(["x"] * 5000, dtype=object)}, 0.2, rng)
+    assert (disturbed["t"] == "(never seen)").mean() == pytest.approx(0.2, abs=0.03)
 
 
 def test_each_column_of_numbers_is_scaled_by_itself_within_its_type(
@@ -111,19 +111,19 @@ def test_each_column_of_numbers_is_scaled_by_itself_within_its_type(
         "t": np.array(["x"] * 3),
         "table": np.ones((3, 2)),
     }
-    found = dict(DISTURB["scale"](rows, 10.0, rng))
-    assert list(found) == ["x", "n", "table[0]", "table[1]"]
-    assert found["x"]["x"].tolist() == [10, 10, 10]
-    assert found["x"]["n"] is rows["n"]
-    assert found["n"]["n"].tolist() == [127, 127, 127]
-    assert found["table[1]"]["table"].tolist() == [[1, 10]] * 3
+    disturbed = dict(DISTURB["scale"](rows, 10.0, rng))
+    assert list(disturbed) == ["x", "n", "table[0]", "table[1]"]
+    assert disturbed["x"]["x"].tolist() == [10, 10, 10]
+    assert disturbed["x"]["n"] is rows["n"]
+    assert disturbed["n"]["n"].tolist() == [127, 127, 127]
+    assert disturbed["table[1]"]["table"].tolist() == [[1, 10]] * 3
 
 
 def test_pictures_get_brighter_and_darker_within_their_range(rng: np.random.Generator) -> None:
     pictures = rng.integers(0, 256, (20, 8, 8)).astype(np.uint8)
-    found = dict(DISTURB["brightness"]({"x": pictures}, 0.5, rng))
-    assert found["brighter"]["x"].mean() > pictures.mean() > found["darker"]["x"].mean()
-    assert found["brighter"]["x"].max() == pictures.max()
+    disturbed = dict(DISTURB["brightness"]({"x": pictures}, 0.5, rng))
+    assert disturbed["brighter"]["x"].mean() > pictures.mean() > disturbed["darker"]["x"].mean()
+    assert disturbed["brighter"]["x"].max() == pictures.max()
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_a_box_of_each_picture_is_covered_in_all_its_channels(
     rng: np.random.Generator,
 ) -> None:
     pictures = rng.normal(size=shape)
-    ((_, found),) = DISTURB["occlusion"]({"x": pictures}, 0.25, rng)
-    assert (found["x"] != pictures).mean() == pytest.approx(0.25)
+    ((_, disturbed),) = DISTURB["occlusion"]({"x": pictures}, 0.25, rng)
+    assert (disturbed["x"] != pictures).mean() == pytest.approx(0.25)
     assert (
-        len({tuple(np.argwhere(changed)[0]) for changed in found["x"] != pictures}) > 1
+        len({tuple(np.argwhere(changed)[0]) for changed in disturbed["x"] != pictures}) > 1
     )  # The positions are random.
 
 
@@ -150,6 +150,6 @@ def test_a_box_of_each_picture_is_covered_in_all_its_channels(
         ({"x": np.ones((3, 4, 4))}, {"unseen", "typos", "missing", "swap"}),
     ],
 )
-def test_what_cannot_be_disturbed_is_told_why(rows: Any, unfit: set[str]) -> None:
+def test_disturbances_that_do_not_fit_the_rows_give_a_reason(rows: Any, unfit: set[str]) -> None:
     names = ("noise", "missing", "swap", "scale", "unseen", "typos", "brightness", "occlusion")
     assert {name for name in names if unfit_reason(name, rows)} == unfit

@@ -34,33 +34,35 @@ def regressor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_contributions_of_a_sum_are_its_terms(regressor: Path, tmp_path: Path) -> None:
-    found = onnxserve.explain(str(regressor), ROWS, max_rows=20, seed=3)
-    assert found.columns == ("a", "b")
-    assert found.values.shape == (20, 2, 1)
-    wanted = 2 * (ROWS["a"][found.positions] - REFERENCE["a"].mean())
-    assert found.values[:, 0, 0] == pytest.approx(wanted)
-    assert [one.column for one in found.importance] == ["a", "b"]
-    assert found.importance[0].mean_abs == pytest.approx(np.abs(wanted).mean())
-    assert found.importance[0].permutation is None
-    assert mentions(found.background, "80 rows", "reference")
-    found.write_contributions(str(tmp_path / "rows.csv"))
+    explanation = onnxserve.explain(str(regressor), ROWS, max_rows=20, seed=3)
+    assert explanation.columns == ("a", "b")
+    assert explanation.values.shape == (20, 2, 1)
+    wanted = 2 * (ROWS["a"][explanation.positions] - REFERENCE["a"].mean())
+    assert explanation.values[:, 0, 0] == pytest.approx(wanted)
+    assert [entry.column for entry in explanation.importance] == ["a", "b"]
+    assert explanation.importance[0].mean_abs == pytest.approx(np.abs(wanted).mean())
+    assert explanation.importance[0].permutation is None
+    assert mentions(explanation.background, "80 rows", "reference")
+    explanation.write_contributions(str(tmp_path / "rows.csv"))
     table = pd.read_csv(tmp_path / "rows.csv")
     assert list(table) == ["_row", "_output", "_base_value", "a", "b"]
-    assert table["_row"].tolist() == found.positions.tolist()
+    assert table["_row"].tolist() == explanation.positions.tolist()
     sums = table["_base_value"] + table["a"] + table["b"]
-    assert sums.tolist() == pytest.approx((2 * ROWS["a"] - ROWS["b"])[found.positions].tolist())
+    assert sums.tolist() == pytest.approx(
+        (2 * ROWS["a"] - ROWS["b"])[explanation.positions].tolist()
+    )
 
 
 def test_the_same_seed_gives_the_same_explanation(regressor: Path) -> None:
-    one, again, other = (
+    first, again, other = (
         onnxserve.explain(str(regressor), ROWS, "value", max_rows=5, seed=s) for s in (1, 1, 2)
     )
-    assert one.importance == again.importance != other.importance
-    assert one.values.tolist() == again.values.tolist()
+    assert first.importance == again.importance != other.importance
+    assert first.values.tolist() == again.values.tolist()
 
 
 def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) -> None:
-    found = onnxserve.explain(str(regressor), pd.DataFrame(ROWS), "value", max_rows=2)
+    explanation = onnxserve.explain(str(regressor), pd.DataFrame(ROWS), "value", max_rows=2)
     table = pd.DataFrame({name: ROWS[name] for name in COLUMNS})
     model = LinearRegression(fit_intercept=False).fit(table, 2 * table["a"] - table["b"])
     theirs = permutation_importance(
@@ -71,19 +73,19 @@ def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) ->
         n_repeats=20,
         random_state=0,
     )
-    assert found.metric == "rmse"
-    for one, mean in zip(found.importance, theirs.importances_mean, strict=True):
-        assert one.permutation == pytest.approx(mean, rel=0.1)
-    assert found.table()[0] == ("column", "mean |SHAP|", "rmse lost if permuted")
+    assert explanation.metric == "rmse"
+    for entry, mean in zip(explanation.importance, theirs.importances_mean, strict=True):
+        assert entry.permutation == pytest.approx(mean, rel=0.1)
+    assert explanation.table()[0] == ("column", "mean |SHAP|", "rmse lost if permuted")
 
 
 def test_a_model_without_rows_of_its_own_is_explained_against_the_data(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model")
-    found = onnxserve.explain(str(folder), ROWS, "label", metric="roc_auc", max_rows=30)
-    assert mentions(found.background, "30 rows", "data")
-    assert found.outputs == (0, 1)
-    assert found.values[:, :, 0] == pytest.approx(-found.values[:, :, 1], abs=1e-6)
-    assert found.importance[0].permutation == pytest.approx(0.4, abs=0.15)
+    explanation = onnxserve.explain(str(folder), ROWS, "label", metric="roc_auc", max_rows=30)
+    assert mentions(explanation.background, "30 rows", "data")
+    assert explanation.outputs == (0, 1)
+    assert explanation.values[:, :, 0] == pytest.approx(-explanation.values[:, :, 1], abs=1e-6)
+    assert explanation.importance[0].permutation == pytest.approx(0.4, abs=0.15)
 
 
 def test_columns_of_a_tensor_are_numbered(tmp_path: Path) -> None:
@@ -94,9 +96,9 @@ def test_columns_of_a_tensor_are_numbered(tmp_path: Path) -> None:
         [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}],
     )
     rows = {"x": np.stack([ROWS["a"], ROWS["b"]], axis=1), "value": ROWS["value"]}
-    found = onnxserve.explain(str(model), rows, "value", max_rows=3)
-    assert [one.column for one in found.importance] == ["0", "1"]
-    assert found.importance[0].permutation > found.importance[1].permutation > 0.1  # type: ignore[operator]
+    explanation = onnxserve.explain(str(model), rows, "value", max_rows=3)
+    assert [entry.column for entry in explanation.importance] == ["0", "1"]
+    assert explanation.importance[0].permutation > explanation.importance[1].permutation > 0.1  # type: ignore[operator]
 
 
 def test_the_run_of_the_version_gets_pictures_and_contributions(
@@ -107,9 +109,9 @@ def test_the_run_of_the_version_gets_pictures_and_contributions(
     run_id = new_tracking.create_run(DEFAULT_EXPERIMENT).info.run_id
     folder = write_classifier(tmp_path / "model", reference=REFERENCE)
     (folder / "MLmodel").write_text((folder / "MLmodel").read_text().replace("r-1", run_id))
-    found = onnxserve.explain(str(folder), "reference", max_rows=6, log=True)
-    assert found.run is not None
-    names = {Path(one.path).name for one in new_tracking.list_artifacts(run_id, "explain")}
+    explanation = onnxserve.explain(str(folder), "reference", max_rows=6, log=True)
+    assert explanation.run is not None
+    names = {Path(file.path).name for file in new_tracking.list_artifacts(run_id, "explain")}
     assert names == {"explain.json", "contributions.parquet", "beeswarm.png", "bar.png"}
     local = mlflow.artifacts.download_artifacts(
         f"runs:/{run_id}/explain/contributions.parquet",
@@ -136,9 +138,9 @@ def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m", graph, columns, section)
     rows = {"t": np.array(["yes", "no"] * 10, dtype=object), "x": np.arange(20.0)}
     for max_rows in (1, 20):
-        found = onnxserve.explain(str(model), rows, max_rows=max_rows)
-        assert found.values.shape == (max_rows, 2, 1)
-        files = found.save(tmp_path / str(max_rows))
+        explanation = onnxserve.explain(str(model), rows, max_rows=max_rows)
+        assert explanation.values.shape == (max_rows, 2, 1)
+        files = explanation.save(tmp_path / str(max_rows))
         assert [file.name for file in files] == [
             "explain.json",
             "contributions.parquet",
@@ -150,11 +152,11 @@ def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
 def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> None:
     rows = {name: values[:10].copy() for name, values in ROWS.items()}
     rows["a"][[2, 5]] = np.nan
-    found = onnxserve.explain(str(regressor), rows)
-    assert found.left_out == 2
-    assert found.positions.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
-    assert np.isfinite(found.values).all()
-    assert np.isfinite(found.importance[0].mean_abs)
+    explanation = onnxserve.explain(str(regressor), rows)
+    assert explanation.left_out == 2
+    assert explanation.positions.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
+    assert np.isfinite(explanation.values).all()
+    assert np.isfinite(explanation.importance[0].mean_abs)
     rows["a"][:] = np.nan
     with pytest.raises(InvalidConfig, match="80 rows of"):
         onnxserve.explain(str(regressor), rows)
@@ -186,18 +188,20 @@ def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> No
         ),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(
+def test_an_invalid_option_is_refused_with_a_reason(
     change: dict[str, Any],
     kind: Any,
     message: str,
     regressor: Path,
 ) -> None:
-    given = {"data": ROWS, **change}
+    arguments = {"data": ROWS, **change}
     with pytest.raises(kind, match=message):
-        onnxserve.explain(str(regressor), given.pop("data"), given.pop("target", ""), **given)
+        onnxserve.explain(
+            str(regressor), arguments.pop("data"), arguments.pop("target", ""), **arguments
+        )
 
 
-def test_what_cannot_be_explained_is_told_why(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_explained_gives_a_reason(tmp_path: Path) -> None:
     mlflow.pyfunc.save_model(tmp_path / "pyfunc", loader_module="json", pip_requirements=[])
     with pytest.raises(InvalidArtifact, match="no ONNX form"):
         onnxserve.explain(str(tmp_path / "pyfunc"), ROWS)

@@ -114,7 +114,7 @@ def test_probabilities_that_are_no_numbers_have_no_metric(metric: MetricName) ->
     assert np.isnan(weighted_metric(metric, truth, broken)(np.ones(ROWS)))
 
 
-def test_the_default_is_that_of_what_the_model_answers() -> None:
+def test_the_default_metric_depends_on_the_kind_of_answer() -> None:
     assert default_metric(*classifier([0, 1])) == "accuracy"
     assert default_metric(*regressor()) == "rmse"
 
@@ -210,9 +210,9 @@ def test_the_same_seed_gives_the_same_bounds() -> None:
 def test_a_smaller_error_is_better_and_counts_as_a_share() -> None:
     truth, current = regressor(noise=1.0)
     halved = ModelPredictions(truth + (current.prediction - truth) / 2, False)
-    found = compared("rmse", truth, halved, current)
-    assert found.difference == pytest.approx(0.5)
-    assert found.low == pytest.approx(0.5)
+    comparison = compared("rmse", truth, halved, current)
+    assert comparison.difference == pytest.approx(0.5)
+    assert comparison.low == pytest.approx(0.5)
     assert compared("rmse", truth, current, halved).difference == pytest.approx(-1.0)
 
 
@@ -246,7 +246,7 @@ def test_scores_of_classes_are_the_label_of_the_highest() -> None:
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
-def test_no_number_is_no_hit_where_the_target_has_none_either(metric: MetricName) -> None:
+def test_nan_never_counts_as_a_hit_even_if_the_target_is_nan(metric: MetricName) -> None:
     truth = np.array([0.0, 1.0, 2.0, np.nan])
     assert weighted_metric(metric, truth, ModelPredictions(truth, True))(np.ones(4)) == 0.75
 
@@ -259,8 +259,8 @@ def test_f1_of_as_many_labels_as_rows_takes_the_memory_of_the_rows() -> None:
         truth,
         ModelPredictions(np.where(np.arange(5000) % 2, truth, truth[0]), True),
     )
-    found = f1(np.ones(5000))
+    score = f1(np.ones(5000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found == pytest.approx(0.5, abs=0.001)
+    assert score == pytest.approx(0.5, abs=0.001)
     assert peak < 50 * 2**20  # A comparison of each row with each label takes 600 MB.

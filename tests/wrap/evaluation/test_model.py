@@ -67,7 +67,7 @@ def test_texts_of_a_ready_graph_are_labels(tmp_path: Path) -> None:
     assert predictions.prediction.tolist() == [["no", "yes"]]
 
 
-def test_what_has_no_onnx_form_is_asked_by_mlflow(tmp_path: Path) -> None:
+def test_a_model_without_an_onnx_form_predicts_with_mlflow(tmp_path: Path) -> None:
     table = pd.DataFrame({name: ROWS[name][:500] for name in COLUMNS})
     model = LogisticRegression().fit(table, ROWS["label"][:500])
     mlflow.sklearn.save_model(
@@ -94,7 +94,7 @@ def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path: Path) -> None
         load_version(write_classifier(tmp_path / "model")).predict({"z": np.zeros(3)})
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact):
         load_version(tmp_path)
 

@@ -51,7 +51,7 @@ STRENGTHS: dict[str, str] = {
 
 
 @pytest.mark.parametrize(("change", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_a_refusal_names_what_cannot_be_measured(
+def test_a_refusal_names_the_cause(
     change: dict[str, Any],
     message: str,
     tmp_path: Path,
@@ -74,5 +74,5 @@ def test_a_refusal_names_what_cannot_be_measured(
 
 
 @pytest.mark.parametrize(("entry", "message"), STRENGTHS.items())
-def test_a_refused_strength_is_named_with_what_is_expected(entry: str, message: str) -> None:
+def test_a_refused_strength_is_named_with_the_expected_form(entry: str, message: str) -> None:
     assert message_of(lambda: check_strengths(parse_strengths([entry]))) == message

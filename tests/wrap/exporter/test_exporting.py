@@ -89,7 +89,7 @@ def test_a_version_is_exported_and_proven(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_the_bare_graph_says_what_it_is_and_where_it_comes_from(
+def test_the_exported_graph_describes_its_columns_classes_and_parity(
     forest: Path,
     tmp_path: Path,
 ) -> None:
@@ -97,18 +97,18 @@ def test_the_bare_graph_says_what_it_is_and_where_it_comes_from(
 
     graph = onnx.load(str(tmp_path / "forest.onnx"))
     onnx.checker.check_model(graph)
-    known = orjson.loads(
+    metadata = orjson.loads(
         next(entry.value for entry in graph.metadata_props if entry.key == METADATA_KEY),
     )
-    assert [column["name"] for column in known["columns"]] == ["carrier", "distance"]
-    assert known["classes"] == ["late", "on time"]
-    assert known["parity"] == "proven"
-    assert known["source"] == ""  # Paths of this machine are not exported.
+    assert [column["name"] for column in metadata["columns"]] == ["carrier", "distance"]
+    assert metadata["classes"] == ["late", "on time"]
+    assert metadata["parity"] == "proven"
+    assert metadata["source"] == ""  # Paths of this machine are not exported.
     inputs = [
         node.name
         for node in onnxruntime.InferenceSession(str(tmp_path / "forest.onnx")).get_inputs()
     ]
-    assert inputs == [entry["name"] for entry in known["inputs"]]
+    assert inputs == [entry["name"] for entry in metadata["inputs"]]
 
 
 def test_a_registered_version_keeps_its_number(
@@ -127,8 +127,8 @@ def test_a_registered_version_keeps_its_number(
     assert (exported.name, exported.version) == ("Flight Delay", "1")
     with zipfile.ZipFile(exported.path) as archive:
         archive.extract("flight_delay/model.onnx", tmp_path)
-    known = Model(tmp_path / "flight_delay" / "model.onnx")
-    assert (known.name, known.version, known.source) == (
+    model = Model(tmp_path / "flight_delay" / "model.onnx")
+    assert (model.name, model.version, model.source) == (
         "Flight Delay",
         "1",
         "models:/Flight Delay/1",
@@ -246,7 +246,7 @@ def test_an_export_that_never_answers_is_refused(
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 
-def test_a_model_that_draws_random_numbers_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_model_that_draws_random_numbers_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     graph = "noise (float[N,2] x) => (float[N,2] y) { n = RandomNormalLike(x)  y = Add(x, n) }"
     folder = write_model(tmp_path / "noise", graph)
     with pytest.raises(ParityError, match=r"'y', row 0:.*564 of 564"):
@@ -255,7 +255,7 @@ def test_a_model_that_draws_random_numbers_is_refused_and_nothing_is_left(tmp_pa
 
 
 @pytest.mark.parametrize(("share", "is_kept"), [(2e-6, True), (1e-4, False)])
-def test_a_small_score_beside_large_ones_may_be_rounded_as_they_are(
+def test_a_small_score_may_be_rounded_like_the_large_scores_of_its_row(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     share: float,

@@ -32,14 +32,17 @@ def wheel(forest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).path
 
 
-def test_pip_reads_its_name_its_version_and_what_it_needs(wheel: Path) -> None:
+def test_pip_reads_the_name_the_version_and_the_requirements(wheel: Path) -> None:
     assert wheel.name.startswith("flight_delay-0+")
     with zipfile.ZipFile(wheel) as archive:
         (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
         metadata = PathDistribution(zipfile.Path(archive, f"{folder}/"))  # type: ignore[arg-type]
         assert metadata.name == "flight-delay"
         assert metadata.version == wheel.name.split("-")[1]
-        needs = {one.name: one.specifier for one in map(Requirement, metadata.requires or [])}
+        needs = {
+            requirement.name: requirement.specifier
+            for requirement in map(Requirement, metadata.requires or [])
+        }
         assert needs.keys() == {"onnxruntime", "numpy"}
         assert needs["onnxruntime"] == _asked_for()["onnxruntime"]
         assert metadata.metadata["Requires-Python"] == ">=3.11"
@@ -61,7 +64,7 @@ def _asked_for() -> dict[str, SpecifierSet]:
         for line in setup["options.extras_require"]["cpu"].split("\n")
         if line and not line.startswith("#")
     )
-    return {one.name: one.specifier for one in map(Requirement, lines)}
+    return {requirement.name: requirement.specifier for requirement in map(Requirement, lines)}
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,7 @@ def test_a_fresh_environment_answers_as_the_served_model(
     ]
 
 
-def test_a_name_of_a_model_is_no_code(mixed: Path, tmp_path: Path) -> None:
+def test_a_model_name_with_code_in_it_is_never_run(mixed: Path, tmp_path: Path) -> None:
     name = 'a""";raise SystemExit(7);"""\\'
     folder = shutil.copytree(mixed, tmp_path / name)
     wheel = onnxserve.export(str(folder), "wheel", tmp_path, name="harmless").path

@@ -138,7 +138,7 @@ def test_the_environment_of_a_conda_export_runs_it(conda: Path, tmp_path: Path) 
     assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == ["yes", "yes"]
 
 
-def test_wheels_that_cannot_be_fetched_are_said(
+def test_wheels_that_cannot_be_fetched_are_an_error_and_leave_no_bundle(
     mixed: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -94,7 +94,7 @@ def test_a_value_that_does_not_fit_is_named(
     assert str(refused.value) == message
 
 
-def test_what_is_missing_is_named(model: Model) -> None:
+def test_a_missing_column_is_named(model: Model) -> None:
     with pytest.raises(ValueError, match=r"'hour' is missing.*'carrier', 'distance', 'hour'"):
         model.predict(FRAME.drop(columns="hour"))
     with pytest.raises(ValueError, match=r"\[2, 3\].*\[rows, 4\]"):
@@ -124,7 +124,7 @@ def test_a_frame_is_a_matrix_where_the_model_takes_one(network: Path, tmp_path: 
     np.testing.assert_array_equal(model.predict(pd.DataFrame(rows)), model.predict(rows))
 
 
-def test_a_file_that_is_no_export_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_was_not_exported_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(parse_graph(IDENTITY).SerializeToString())
     with pytest.raises(ValueError, match="`onnxserve export`"):
         Model(tmp_path / "m.onnx")
@@ -146,7 +146,7 @@ def test_its_command_predicts_a_file_without_our_package(
     assert [json.loads(line)["label"] for line in ran.stdout.splitlines()] == ["yes", "no"]
 
 
-def test_its_command_reads_what_spreadsheets_and_pandas_write(
+def test_the_command_reads_csv_files_of_spreadsheets_and_pandas(
     bundle: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -197,7 +197,7 @@ def test_its_command_reads_what_spreadsheets_and_pandas_write(
         ),
     ],
 )
-def test_its_command_says_what_is_wrong_in_a_line(
+def test_the_command_reports_an_error_in_one_line(
     bundle: Path,
     tmp_path: Path,
     name: str,

@@ -59,7 +59,7 @@ def test_trees_and_texts_are_refused_before_anything_is_installed(
 
 
 @pytest.mark.long
-def test_without_a_network_one_line_says_so_and_nothing_is_left(
+def test_without_a_network_the_export_fails_in_one_line_and_leaves_no_files(
     tensor: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -67,11 +67,11 @@ def test_without_a_network_one_line_says_so_and_nothing_is_left(
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    said: list[str] = []
-    with pytest.raises(ConversionError, match=r"tflite.*: No matching.*index") as one:
-        onnxserve.export(str(tensor), "tflite", tmp_path / "m.tflite", progress=said.append)
-    assert "\n" not in one.value.message
-    assert re.fullmatch(r"installing the tflite converter \(once, \d+ MB\) into /.*", said[0])
+    messages: list[str] = []
+    with pytest.raises(ConversionError, match=r"tflite.*: No matching.*index") as refused:
+        onnxserve.export(str(tensor), "tflite", tmp_path / "m.tflite", progress=messages.append)
+    assert "\n" not in refused.value.message
+    assert re.fullmatch(r"installing the tflite converter \(once, \d+ MB\) into /.*", messages[0])
     assert not list((tmp_path / "home" / "cache" / "environments").iterdir())
 
 
@@ -84,11 +84,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]
         home = tmp_path_factory.mktemp("home")
         patch.setenv("ONNXSERVE_HOME", str(home))
         _killed_while_installing()
-        said: list[str] = []
+        messages: list[str] = []
         with ThreadPoolExecutor(2) as threads:
-            first, second = threads.map(converter_python, [said.append] * 2)
+            first, second = threads.map(converter_python, [messages.append] * 2)
         assert first == second
-        yield said
+        yield messages
 
 
 def _killed_while_installing() -> None:
@@ -164,16 +164,16 @@ def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> 
 def test_names_types_and_layouts_are_those_of_the_graph(graph: str, tmp_path: Path) -> None:
     name = graph.partition(" ")[0]
     model = write_model(tmp_path / name, graph)
-    said: list[str] = []
+    messages: list[str] = []
     exported = onnxserve.export(
         str(model),
         "tflite",
         tmp_path / f"{name}.tflite",
-        progress=said.append,
+        progress=messages.append,
     )
     assert exported.path.is_file()
     assert exported.rows > 500
-    assert not said
+    assert not messages
 
 
 @pytest.mark.install
@@ -185,15 +185,15 @@ def test_names_types_and_layouts_are_those_of_the_graph(graph: str, tmp_path: Pa
         "scaled (float[N,3] x, float[1] by) => (float[N,3] y) { y = Mul(x, by) }",
     ],
 )
-def test_what_is_no_row_is_given_whole(graph: str, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_graph_without_a_row_axis_is_run_on_the_whole_input(graph: str, tmp_path: Path) -> None:
+    messages: list[str] = []
     onnxserve.export(
         str(write_model(tmp_path / "m", graph)),
         "tflite",
         tmp_path / "m.tflite",
-        progress=said.append,
+        progress=messages.append,
     )
-    assert not said
+    assert not messages
 
 
 @pytest.mark.install
@@ -240,11 +240,11 @@ def test_recurrent_layers_answer_any_number_of_rows_and_forget_between_calls(
     torch.manual_seed(0)
     series = np.random.default_rng(0).normal(size=(8, 5, 3)).astype(np.float32)
     save_model(Last().eval(), tmp_path / "series", input_example=series)
-    said: list[str] = []
+    messages: list[str] = []
     onnxserve.export(
         str(tmp_path / "series"),
         "tflite",
         tmp_path / "series.tflite",
-        progress=said.append,
+        progress=messages.append,
     )
-    assert not said
+    assert not messages

@@ -56,7 +56,7 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("form", "options", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_a_refusal_names_the_option_and_what_is_expected(
+def test_a_refusal_names_the_option_and_the_expected_value(
     form: Any,
     options: dict[str, Any],
     message: str,
@@ -66,6 +66,6 @@ def test_a_refusal_names_the_option_and_what_is_expected(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").touch()
-    given = {"path": "out", **options}
-    refusal = message_of(lambda: onnxserve.export(str(mixed), form, **given))
+    arguments = {"path": "out", **options}
+    refusal = message_of(lambda: onnxserve.export(str(mixed), form, **arguments))
     assert refusal.replace(f"{tmp_path}/", "") == message

@@ -104,11 +104,11 @@ def _tensors(*specs: TensorSpec) -> ModelSignature:
 
 def test_columns_become_the_tensors_of_the_signature() -> None:
     rows = pd.DataFrame({"ids": [[1, 2], [3, 4]], "mask": [1, 0], "other": ["x", "y"]})
-    named = _tensors(
+    signature = _tensors(
         TensorSpec(np.dtype("int64"), (-1, 2), "ids"),
         TensorSpec(np.dtype("float32"), (-1,), "mask"),
     )
-    fitted = fit_to_signature(rows, named)
+    fitted = fit_to_signature(rows, signature)
     assert {name: (array.dtype.name, array.shape) for name, array in fitted.items()} == {
         "ids": ("int64", (2, 2)),
         "mask": ("float32", (2,)),
@@ -116,7 +116,7 @@ def test_columns_become_the_tensors_of_the_signature() -> None:
     plain = _tensors(TensorSpec(np.dtype("float32"), (-1, 1, 2)))
     assert fit_to_signature(pd.DataFrame([[1, 2], [3, 4]]), plain).shape == (2, 1, 2)
     with pytest.raises(InvalidConfig, match="no column 'mask'"):
-        fit_to_signature(rows[["ids"]], named)
+        fit_to_signature(rows[["ids"]], signature)
     with pytest.raises(InvalidConfig, match="cannot be converted to the signature's tensors"):
         fit_to_signature(pd.DataFrame([[1, 2, 3]]), plain)
 
@@ -148,7 +148,7 @@ def test_a_table_of_several_columns_does_not_fit_a_single_string_without_a_name(
         fit_to_signature(TABLE, ModelSignature(Schema([ColSpec("string")])))
 
 
-def test_made_up_rows_have_what_the_model_has_learned() -> None:
+def test_made_up_rows_use_learned_categories_and_thresholds() -> None:
     learned = pd.DataFrame({"city": ["rome", "oslo"] * 50, "size": np.linspace(100, 900, 100)})
     steps = make_column_transformer((OneHotEncoder(), ["city"]), remainder="passthrough")
     model = make_pipeline(steps, DecisionTreeClassifier(max_depth=3)).fit(
@@ -191,10 +191,10 @@ def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path: Pa
         },
     )
 
-    found = saved_example(mlmodel, tmp_path)
+    example = saved_example(mlmodel, tmp_path)
 
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, [[0.5, np.nan], [1.5, 2.5]])
+    assert example.dtype == np.float32
+    np.testing.assert_array_equal(example, [[0.5, np.nan], [1.5, 2.5]])
 
 
 def test_tensors_are_read_by_name_as_older_versions_of_mlflow_have_saved_them(
@@ -214,9 +214,9 @@ def test_tensors_are_read_by_name_as_older_versions_of_mlflow_have_saved_them(
         },
     )
 
-    found = saved_example(mlmodel, tmp_path)
+    example = saved_example(mlmodel, tmp_path)
 
-    assert {name: (array.dtype.name, array.tolist()) for name, array in found.items()} == {
+    assert {name: (array.dtype.name, array.tolist()) for name, array in example.items()} == {
         "a": ("float32", [[0.5], [1.5]]),
         "b": ("int64", [1, 2]),
     }

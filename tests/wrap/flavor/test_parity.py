@@ -305,7 +305,7 @@ def test_categories_count_only_if_all_of_them_are_known_and_accepted() -> None:
     assert refusals_of(unclear, BoundaryValues(categories=learned)) == {}
 
 
-def test_small_values_beside_large_ones_are_measured_on_their_own_spread(
+def test_small_values_are_compared_on_their_own_spread_despite_large_ones(
     table: pd.DataFrame,
     tmp_path: Path,
 ) -> None:

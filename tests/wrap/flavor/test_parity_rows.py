@@ -86,7 +86,7 @@ def test_numbers_are_drawn_between_the_observed() -> None:
     assert rows.n.dtype == np.int64
 
 
-def test_rows_stand_on_an_edge_and_one_step_beside_it_in_both_precisions(
+def test_threshold_rows_are_on_and_one_step_around_the_edge_in_both_precisions(
     table: pd.DataFrame,
 ) -> None:
     edge = 0.1
@@ -144,7 +144,7 @@ def test_learned_rows_come_as_they_are_and_by_halves(table: pd.DataFrame) -> Non
     assert (groups["halfway"].may_tie, groups["learned"].may_tie) == (True, False)
 
 
-def test_categories_come_all_and_beside_them_what_only_looks_like_one(table: pd.DataFrame) -> None:
+def test_rows_include_all_categories_and_values_that_look_like_them(table: pd.DataFrame) -> None:
     numbers = _by_source(table, categories={"temperature": (1.5, np.nan)})
     texts = _by_source(table, categories={"city": ("rome", "łódź")})
     assert set(texts["categories"].batch.data.city) == {"rome", "łódź"}
@@ -155,18 +155,21 @@ def test_categories_come_all_and_beside_them_what_only_looks_like_one(table: pd.
 @pytest.mark.long
 def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_rows() -> None:
     wide = pd.DataFrame({f"c{number}": ["a", "b"] for number in range(400)})
-    known = BoundaryValues(
+    boundaries = BoundaryValues(
         categories=dict.fromkeys(wide.columns, tuple(f"k{n}" for n in range(50))),
     )
 
     together, *groups = [
-        group for group in parity_rows(Batch(wide), None, known) if "categories" in group.source
+        group
+        for group in parity_rows(Batch(wide), None, boundaries)
+        if "categories" in group.source
     ]
 
     assert isinstance(together.batch.data, pd.DataFrame)
     assert len(together.batch) == 200
     assert all(
-        set(together.batch.data[name]) == set(learned) for name, learned in known.categories.items()
+        set(together.batch.data[name]) == set(learned)
+        for name, learned in boundaries.categories.items()
     )
     assert [group.source for group in groups] == ["categories", "near categories"]
     for group in groups:
@@ -177,7 +180,7 @@ def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_ro
             assert not set(rows[name]) & {"a", "b"}
 
 
-def test_texts_are_made_of_the_vocabulary_and_of_what_may_belong_to_a_word(
+def test_texts_are_made_of_the_vocabulary_and_of_characters_that_may_join_a_word(
     table: pd.DataFrame,
 ) -> None:
     rows = _by_source(table, texts={"city": ("wärm", "kind")})["vocabulary"]
@@ -305,6 +308,6 @@ def test_a_column_of_categories_has_another_one_in_rows_of_its_own(table: pd.Dat
     assert [group.columns for group in groups] == [("city",), ("hour",)]
     for group in groups:
         (name,), batch = group.columns, pd.DataFrame(group.batch.data)
-        known, asked = set(typed[name].cat.categories), list(batch[name].cat.categories)
-        assert set(batch[name]) == {asked[-1]} == set(asked) - known
-        assert asked[-1] == max(asked)
+        learned, categories = set(typed[name].cat.categories), list(batch[name].cat.categories)
+        assert set(batch[name]) == {categories[-1]} == set(categories) - learned
+        assert categories[-1] == max(categories)

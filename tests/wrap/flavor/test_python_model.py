@@ -61,15 +61,15 @@ def _served(model: Any, example: Any) -> tuple[Any, str]:
 def test_a_module_answers_named_arrays(form: str, tracking: Path) -> None:
     example = {"left": ROWS, "right": ROWS * 3} if form == "two inputs" else ROWS
 
-    found, reason = _served(Longest(), example)
+    answer, reason = _served(Longest(), example)
 
     times = 2.0 ** (int(np.abs(ROWS).max()) % 3 + 1)
     np.testing.assert_allclose(
-        found["product"],
+        answer["product"],
         ROWS * times * (ROWS * 3 if form == "two inputs" else 1),
         rtol=1e-5,
     )
-    np.testing.assert_allclose(found["sum"], (ROWS * times).sum(1), rtol=1e-4)
+    np.testing.assert_allclose(answer["sum"], (ROWS * times).sum(1), rtol=1e-4)
     assert "branches on tensor values" in reason
 
 
@@ -78,9 +78,9 @@ def test_the_nodes_and_edges_of_a_graph_are_no_rows(tracking: Path) -> None:
         def forward(self, nodes: Any, edges: Any) -> Any:
             return torch.zeros_like(nodes).index_add(0, edges[1], nodes[edges[0]])
 
-    found, reason = _served(Neighbours(), {"nodes": ROWS, "edges": np.array([[5, 0], [1, 1]])})
+    answer, reason = _served(Neighbours(), {"nodes": ROWS, "edges": np.array([[5, 0], [1, 1]])})
 
-    np.testing.assert_allclose(found[1], ROWS[5] + ROWS[0])
+    np.testing.assert_allclose(answer[1], ROWS[5] + ROWS[0])
     assert mentions(reason, "first dimension", "'nodes' [6, 3]", "'edges' [2, 2]")
 
 
@@ -115,10 +115,12 @@ class Decoder(torch.nn.Module):
 
 
 @pytest.mark.parametrize("example", [ROWS, {"tokens": ROWS}], ids=["array", "named"])
-def test_what_is_no_tensor_is_left_out_of_the_answer(example: Any, tracking: Path) -> None:
-    found, reason = _served(Decoder(), example)
+def test_outputs_other_than_tensors_are_left_out_of_the_answer(
+    example: Any, tracking: Path
+) -> None:
+    answer, reason = _served(Decoder(), example)
 
-    np.testing.assert_allclose(found, ROWS * 2)
+    np.testing.assert_allclose(answer, ROWS * 2)
     assert reason.startswith("the module's forward returns a Cache, which is not a tensor")
 
 
@@ -127,9 +129,9 @@ def test_sizes_that_differ_between_the_data_are_free(tracking: Path) -> None:
 
     info = onnxserve.log_model(Decoder(), name="model", input_example=example, parity_data=longer)
 
-    found = mlflow.pyfunc.load_model(info.model_uri).predict({"tokens": np.tile(ROWS, 2)})
-    np.testing.assert_allclose(found, np.tile(ROWS, 2) * 2)
-    assert [one.shape for one in (*info.signature.inputs, *info.signature.outputs)] == [
+    answer = mlflow.pyfunc.load_model(info.model_uri).predict({"tokens": np.tile(ROWS, 2)})
+    np.testing.assert_allclose(answer, np.tile(ROWS, 2) * 2)
+    assert [spec.shape for spec in (*info.signature.inputs, *info.signature.outputs)] == [
         (-1, -1),
         (-1, -1),
     ]
@@ -143,11 +145,11 @@ def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: P
                 "past": Cache(),
             }
 
-    said = (
+    message = (
         r"the model's predictions for parity_data, reference_data: logits has the shape \[4, 3\]; "
         r"the example has \[5, 2, 3\]"
     )
-    with pytest.raises(InvalidConfig, match=said):
+    with pytest.raises(InvalidConfig, match=message):
         onnxserve.log_model(
             Squeezed(),
             name="model",
@@ -160,10 +162,10 @@ def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: P
 def test_a_program_for_one_size_of_batches_is_served_as_it_is(tracking: Path) -> None:
     program = torch.export.export(torch.nn.Linear(3, 2), (torch.from_numpy(ROWS[:4]),))
 
-    found, reason = _served(program, ROWS[:4])
+    answer, reason = _served(program, ROWS[:4])
 
     np.testing.assert_allclose(
-        found,
+        answer,
         program.module()(torch.from_numpy(ROWS[:4])).detach().numpy(),
         rtol=1e-5,
     )
@@ -176,9 +178,9 @@ class Sorted(torch.nn.Module):
 
 
 def test_a_scripted_module_is_packed_by_torch(tracking: Path) -> None:
-    found, reason = _served(torch.jit.script(Sorted()), ROWS)
+    answer, reason = _served(torch.jit.script(Sorted()), ROWS)
 
-    np.testing.assert_allclose(found["output_0"][:, 0], np.linalg.norm(ROWS, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(answer["output_0"][:, 0], np.linalg.norm(ROWS, axis=1), rtol=1e-4)
     assert "linalg_svd" in reason
 
 
@@ -189,18 +191,18 @@ def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -
     and returns one array.
     """
     keras: Any = pytest.importorskip("keras")
-    given = keras.Input((3,))
-    sizes = keras.ops.svd(keras.ops.expand_dims(given, 1), compute_uv=False)
+    inputs = keras.Input((3,))
+    sizes = keras.ops.svd(keras.ops.expand_dims(inputs, 1), compute_uv=False)
     outputs = (
-        [sizes, keras.layers.Dense(2, name="scores")(given)] if form == "two outputs" else sizes
+        [sizes, keras.layers.Dense(2, name="scores")(inputs)] if form == "two outputs" else sizes
     )
 
-    found, reason = _served(
-        keras.Model(given, outputs),
+    answer, reason = _served(
+        keras.Model(inputs, outputs),
         pd.DataFrame(ROWS, columns=list("abc")) if form == "table" else ROWS,
     )
 
-    size = next(iter(found.values())) if form == "two outputs" else found
+    size = next(iter(answer.values())) if form == "two outputs" else answer
     np.testing.assert_allclose(np.asarray(size)[:, 0], np.linalg.norm(ROWS, axis=1), rtol=1e-4)
     assert "svd" in reason
 
@@ -280,8 +282,10 @@ def test_a_text_column_keeps_its_type_if_its_first_rows_are_missing(
 
 def _predictions(scorer: Scorer, content_type: str, body: Any) -> list[Any]:
     sent = body if isinstance(body, str) else json.dumps(body)
-    found: list[Any] = json.loads(scorer.invoke(content_type, sent.encode()).body)["predictions"]
-    return found
+    predictions: list[Any] = json.loads(scorer.invoke(content_type, sent.encode()).body)[
+        "predictions"
+    ]
+    return predictions
 
 
 @pytest.mark.long
@@ -385,7 +389,7 @@ class AnswersNothing(BaseEstimator):  # type: ignore[misc]
 
 @pytest.mark.long
 @pytest.mark.parametrize("column", [{"a": [1.0, 2.0]}, {"kind": pd.Categorical(["x", "y"])}])
-def test_a_model_that_answers_nothing_is_logged(
+def test_a_model_whose_predict_returns_none_is_logged(
     column: Any,
     tracking: Path,
     caplog: pytest.LogCaptureFixture,
@@ -447,8 +451,8 @@ def test_probabilities_without_an_onnx_form_are_served_as_pyfunc(tracking: Path)
             pyfunc_predict_fn="predict_proba",
         )
         scorer = Scorer.load(Path(mlflow.artifacts.download_artifacts(info.model_uri)))
-        found = _predictions(scorer, "application/json", records)
-        np.testing.assert_allclose(found, model.predict_proba(table.head(3)))
+        probabilities = _predictions(scorer, "application/json", records)
+        np.testing.assert_allclose(probabilities, model.predict_proba(table.head(3)))
         with pytest.raises(
             ConversionError,
             match="only the probabilities of a classifier with a single target",

@@ -88,7 +88,7 @@ def test_the_next_version_is_onnx_and_answers_as_the_old_one(old: str, table: pd
 
 
 @pytest.mark.long
-def test_the_next_version_keeps_what_mlflow_knows_of_the_old_one(old: str) -> None:
+def test_the_next_version_keeps_the_metadata_of_the_old_one(old: str) -> None:
     client = mlflow.MlflowClient()
     made = onnxserve.wrap_model(old)
 
@@ -108,7 +108,7 @@ def test_the_next_version_keeps_what_mlflow_knows_of_the_old_one(old: str) -> No
         first.run_id,
     )
     assert {"accuracy": 0.97, "loss": 0.1}.items() <= {
-        one.key: one.value for one in logged.metrics
+        metric.key: metric.value for metric in logged.metrics
     }.items()
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/old/{made.version}"))
     saved = mlflow.models.Model.load(str(folder))
@@ -130,7 +130,7 @@ def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
 
 
 @pytest.mark.long
-def test_a_server_before_mlflow_3_gets_the_next_version_beside_the_old_one_in_its_run(
+def test_before_mlflow_3_the_next_version_is_saved_in_the_run_of_the_old_one(
     mlflow_server: MlflowServer,
     model: Pipeline,
     table: pd.DataFrame,
@@ -176,11 +176,11 @@ def test_a_server_before_mlflow_3_gets_the_next_version_beside_the_old_one_in_it
             **_REQUIREMENTS,
         )
 
-        found = [
-            mlflow.pyfunc.load_model(f"models:/before-3/{one}").predict(table)
-            for one in (1, made.version)
+        predictions = [
+            mlflow.pyfunc.load_model(f"models:/before-3/{version}").predict(table)
+            for version in (1, made.version)
         ]
-        np.testing.assert_array_equal(*found)
+        np.testing.assert_array_equal(*predictions)
         np.testing.assert_array_equal(
             mlflow.pyfunc.load_model("models:/before-3/3").predict(table),
             steps.predict(table),
@@ -223,11 +223,11 @@ def test_the_next_version_of_a_graph_takes_the_graphs_own_types(
 
     new = mlflow.pyfunc.load_model(f"models:/graph, {form}/2")
     types = [str(spec.type) for spec in new.metadata.signature.inputs.inputs]
-    asked = [table, table.astype(np.float32)] if form == "a table" else [numbers]
+    inputs = [table, table.astype(np.float32)] if form == "a table" else [numbers]
     assert types == (["DataType.double"] * 3 if form == "a table" else ["float32"])
-    for rows in asked:
-        found = new.predict(rows)
-        answer = next(iter(found.values())) if isinstance(found, dict) else found
+    for rows in inputs:
+        predictions = new.predict(rows)
+        answer = next(iter(predictions.values())) if isinstance(predictions, dict) else predictions
         np.testing.assert_allclose(answer, numbers * 2, rtol=1e-6)
 
 
@@ -429,7 +429,7 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
         ("no MLmodel", InvalidArtifact, "is not a model: the MLmodel file cannot be read"),
     ],
 )
-def test_what_cannot_be_wrapped_is_said_in_one_line(
+def test_a_model_that_cannot_be_wrapped_is_refused_in_one_line(
     kind: str,
     error: type[Exception],
     message: str,
@@ -556,7 +556,9 @@ def test_an_mlmodel_with_an_empty_section_for_pyfunc_is_wrapped(
     )
 
 
-def test_a_model_config_that_is_no_mapping_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_model_config_other_than_a_mapping_is_refused(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
     mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", pip_requirements=["xgboost"])
     _set_pyfunc_section(tmp_path / "saved", {"loader_module": "mlflow.xgboost", "config": "fast"})
     with pytest.raises(InvalidArtifact, match="the model_config 'fast' is not a mapping"):

@@ -46,7 +46,7 @@ from mlflow_deploy_plugin.wrap.flavor.registered import load_file, load_folder
         ("text.onnx", b"hello", ConversionError, "not a valid ONNX model: Error parsing message"),
     ],
 )
-def test_a_file_that_is_no_model_is_refused_in_one_line(
+def test_an_invalid_model_file_is_refused_in_one_line(
     name: str,
     content: bytes | None,
     error: type[Exception],

@@ -157,16 +157,16 @@ def test_the_settings_of_a_version_change_its_labels(
 ) -> None:
     plain = saved_classifier(classifier, tmp_path / "plain", signature=ModelSignature(TEXT))
     short = {"truncation": True, "max_length": 4}
-    asked = saved_classifier(
+    configured = saved_classifier(
         classifier,
         tmp_path / "asked",
         signature=ModelSignature(TEXT),
         model_config=short,
     )
-    assert labels(plain) != labels(asked)
-    assert [wrapped(folder)[1].predict(TEXTS).tolist() for folder in (plain, asked)] == [
+    assert labels(plain) != labels(configured)
+    assert [wrapped(folder)[1].predict(TEXTS).tolist() for folder in (plain, configured)] == [
         labels(plain),
-        labels(asked),
+        labels(configured),
     ]
 
 
@@ -231,8 +231,10 @@ def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
         with refused(ConversionError, *words, "can be served as pyfunc"):
             onnxserve.wrap_model(str(folder), data=TEXTS, dry_run=True)
 
-    asked = {"signature": ModelSignature(TEXT)}
-    several = saved_classifier(classifier, tmp_path / "several", model_config={"top_k": 2}, **asked)
+    options = {"signature": ModelSignature(TEXT)}
+    several = saved_classifier(
+        classifier, tmp_path / "several", model_config={"top_k": 2}, **options
+    )
     refuse(several, "top_k=2", "predict_proba")
     made = onnxserve.wrap_model(
         str(several),
@@ -245,14 +247,14 @@ def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
         classifier,
         tmp_path / "bare",
         model_config={"add_special_tokens": False},
-        **asked,
+        **options,
     )
     refuse(bare, "add_special_tokens=False")
     unknown = saved_classifier(
         classifier,
         tmp_path / "unknown",
         model_config={"function_to_apply": "tanh"},
-        **asked,
+        **options,
     )
     refuse(unknown, "function_to_apply='tanh'")
     refuse(

@@ -107,8 +107,8 @@ def test_probabilities_as_prediction(model: Pipeline, table: pd.DataFrame, tmp_p
         pyfunc_predict_fn="predict_proba",
     )
 
-    found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(table)
-    np.testing.assert_allclose(found, model.predict_proba(table), atol=1e-6)
+    probabilities = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(table)
+    np.testing.assert_allclose(probabilities, model.predict_proba(table), atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_unfaithful_model_is_logged_as_warned_on_request(
 
 
 @pytest.mark.long
-def test_what_the_original_refuses_is_refused_of_the_saved_and_of_the_exported_model(
+def test_saved_and_exported_models_refuse_the_rows_that_the_original_refuses(
     tmp_path: Path,
 ) -> None:
     random = np.random.default_rng(0)
@@ -249,7 +249,7 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
         client.get_run(run.info.run_id).data.tags,
         client.get_logged_model(info.model_id).tags,
     )
-    assert all("FunctionTransformer" in one["onnxserve.fallback"] for one in tags)
+    assert all("FunctionTransformer" in entry["onnxserve.fallback"] for entry in tags)
     assert client.get_logged_model(info.model_id).tags["team"] == "sky"
     assert "onnxserve.parity" not in version.tags
     assert info.signature.inputs.input_names() == ["a", "b", "c"]
@@ -307,8 +307,8 @@ def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
     info = onnxserve.log_model(booster, name="model", input_example=table, pip_requirements=[])
 
     assert {flavor, "python_function"} <= {*info.flavors}
-    found = mlflow.pyfunc.load_model(info.model_uri).predict(table)
-    np.testing.assert_allclose(found, booster.predict(table), rtol=1e-6)
+    predictions = mlflow.pyfunc.load_model(info.model_uri).predict(table)
+    np.testing.assert_allclose(predictions, booster.predict(table), rtol=1e-6)
 
 
 @pytest.mark.parametrize("predict_fn", get_args(PredictFunction))
@@ -329,8 +329,8 @@ def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
     )
 
     assert info.signature.inputs.input_dict()["city"].type.name == "string"
-    found = mlflow.pyfunc.load_model(info.model_uri).predict(cities.astype({"city": str}))
-    np.testing.assert_allclose(found, getattr(booster, predict_fn)(cities))
+    predictions = mlflow.pyfunc.load_model(info.model_uri).predict(cities.astype({"city": str}))
+    np.testing.assert_allclose(predictions, getattr(booster, predict_fn)(cities))
 
 
 def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
@@ -377,8 +377,8 @@ def test_probabilities_stay_probabilities_without_an_onnx_form(
             pip_requirements=[],
         )
 
-        found = mlflow.pyfunc.load_model(info.model_uri).predict(table)
-        np.testing.assert_allclose(found, model.predict_proba(table))
+        probabilities = mlflow.pyfunc.load_model(info.model_uri).predict(table)
+        np.testing.assert_allclose(probabilities, model.predict_proba(table))
         assert info.signature.outputs.inputs[0].shape == (-1, 2)
 
 
@@ -431,8 +431,8 @@ def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.Data
 
     info = onnxserve.log_model(pipeline, name="model", input_example=timed, pip_requirements=[])
 
-    found = mlflow.pyfunc.load_model(info.model_uri).predict(timed.astype({"took": str}))
-    np.testing.assert_allclose(found, pipeline.predict(timed))
+    predictions = mlflow.pyfunc.load_model(info.model_uri).predict(timed.astype({"took": str}))
+    np.testing.assert_allclose(predictions, pipeline.predict(timed))
 
 
 def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
@@ -452,11 +452,11 @@ def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
     )
 
     assert mentions(caplog.text, "input_example", "Fraction")
-    found = mlflow.pyfunc.load_model(info.model_uri).predict(fractions)
-    np.testing.assert_allclose(found, regression.predict(fractions))
+    predictions = mlflow.pyfunc.load_model(info.model_uri).predict(fractions)
+    np.testing.assert_allclose(predictions, regression.predict(fractions))
 
 
-def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(
+def test_an_unknown_fallback_and_a_model_without_a_flavor_are_refused(
     tracking: Path,
     table: pd.DataFrame,
 ) -> None:
@@ -511,8 +511,8 @@ def test_a_model_is_explained_where_it_is_logged(
     with mlflow.start_run() as run:
         onnxserve.log_model(model, name="model", input_example=table, explain=True)
     names = [
-        Path(one.path).name
-        for one in mlflow.MlflowClient().list_artifacts(run.info.run_id, "explain")
+        Path(file.path).name
+        for file in mlflow.MlflowClient().list_artifacts(run.info.run_id, "explain")
     ]
     assert names == ["bar.png", "beeswarm.png", "contributions.parquet", "explain.json"]
     assert "not explained" not in caplog.text
@@ -546,8 +546,8 @@ def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
 
 def dataset_inputs(run: Any) -> list[tuple[str, str]]:
     return [
-        (one.dataset.name, one.dataset.digest)
-        for one in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+        (entry.dataset.name, entry.dataset.digest)
+        for entry in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
     ]
 
 
@@ -575,8 +575,8 @@ def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_proven
         digest for _, digest in dataset_inputs(run)
     }
     rows = {
-        json.loads(one.dataset.profile)["num_rows"]
-        for one in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+        json.loads(entry.dataset.profile)["num_rows"]
+        for entry in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
     }
     assert rows == {300, 200}
     success = [line for line in capsys.readouterr().err.splitlines() if "proven on" in line]
@@ -587,7 +587,7 @@ def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_proven
 def test_data_that_the_run_has_as_an_input_is_not_logged_again(logged: ModelInfo) -> None:
     inputs = mlflow.get_run(logged.run_id).inputs.dataset_inputs
 
-    assert [one.dataset.name for one in inputs] == ["training"]
+    assert [entry.dataset.name for entry in inputs] == ["training"]
 
 
 def test_the_data_of_a_model_without_an_onnx_form_becomes_an_input_too(

@@ -73,10 +73,10 @@ def test_table_is_answered_by_the_labels_of_the_original(change: Any, classifier
     model, folder, table = classifier
     table = change(table)
 
-    found = mlflow.pyfunc.load_model(str(folder)).predict(table)
+    predictions = mlflow.pyfunc.load_model(str(folder)).predict(table)
 
-    assert isinstance(found, np.ndarray)
-    assert found.tolist() == model.predict(table).tolist()
+    assert isinstance(predictions, np.ndarray)
+    assert predictions.tolist() == model.predict(table).tolist()
 
 
 def test_mapping_and_records_are_answered_alike(classifier: Any) -> None:
@@ -102,13 +102,13 @@ def test_missing_column_is_named(classifier: Any) -> None:
 def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
     model, folder, rows = regressor
 
-    found = mlflow.pyfunc.load_model(str(folder)).predict(change(rows))
+    predictions = mlflow.pyfunc.load_model(str(folder)).predict(change(rows))
 
-    assert found.shape == (3, 2)
-    np.testing.assert_allclose(found, model.predict(rows), rtol=1e-4, atol=1e-4)
+    assert predictions.shape == (3, 2)
+    np.testing.assert_allclose(predictions, model.predict(rows), rtol=1e-4, atol=1e-4)
 
 
-def test_what_mlflow_refuses_of_its_own_is_answered_without_its_checks(
+def test_inputs_that_mlflow_does_not_convert_are_predicted_without_its_checks(
     classifier: Any,
     regressor: Any,
 ) -> None:
@@ -162,8 +162,8 @@ def test_several_outputs_are_a_mapping_of_arrays(tmp_path: Path) -> None:
 
     onnxserve.save_model(Two(), tmp_path / "model", input_example=np.ones((4, 3), np.float32))
 
-    found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(np.ones((2, 3), np.float32))
-    assert {name: array.shape for name, array in found.items()} == {"all": (2, 3), "sum": (2,)}
+    outputs = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(np.ones((2, 3), np.float32))
+    assert {name: array.shape for name, array in outputs.items()} == {"all": (2, 3), "sum": (2,)}
 
 
 TEXTS = ["good day", "bad day", "good night", "bad night"]

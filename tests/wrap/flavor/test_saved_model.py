@@ -107,7 +107,7 @@ def test_reference_holds_inputs_predictions_and_times(
     }
 
 
-def test_lock_lists_what_is_installed_by_name() -> None:
+def test_the_lock_lists_installed_packages_sorted_by_name() -> None:
     lines = environment_lock().splitlines()
 
     names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
@@ -116,7 +116,7 @@ def test_lock_lists_what_is_installed_by_name() -> None:
     assert names == sorted(names)
 
 
-def test_lock_follows_what_is_installed_meanwhile(
+def test_the_lock_includes_packages_that_are_installed_later(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -147,12 +147,14 @@ def test_commit_and_uncommitted_changes_are_recorded(
     assert (clean["git_dirty"], dirty["git_dirty"]) == (False, True)
 
 
-def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_the_provenance_has_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    found = provenance_section(Batch(pd.DataFrame({"a": [1]})), "x==1\n")
+    section = provenance_section(Batch(pd.DataFrame({"a": [1]})), "x==1\n")
 
-    assert "git_commit" not in found
-    assert found["dataset_name"] == "reference"
+    assert "git_commit" not in section
+    assert section["dataset_name"] == "reference"
 
 
 def test_the_categories_of_texts_are_in_the_folder_if_they_fit_into_a_list(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_a_refusal_names_the_model_and_what_would_help(
+def test_a_refusal_names_the_model_and_a_remedy(
     cause: Callable[[], object],
     message: str,
     tmp_path: Path,

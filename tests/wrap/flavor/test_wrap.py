@@ -151,7 +151,7 @@ def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
 
 
 @pytest.mark.parametrize("steps", [[1, 2], [("first", 1)], "ab"])
-def test_the_steps_of_a_model_that_is_no_pipeline_are_not_named(
+def test_a_steps_attribute_outside_a_pipeline_is_ignored(
     steps: Any,
     line: LinearRegression,
 ) -> None:

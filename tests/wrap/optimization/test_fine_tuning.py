@@ -71,7 +71,9 @@ def test_a_tuned_form_is_as_sparse_and_loses_less(
     loss = {}
     for name, graph in (("tuned", tuned), ("plain", plain)):
         matrices = [
-            numpy_helper.to_array(one) for one in graph.graph.initializer if len(one.dims) == 2
+            numpy_helper.to_array(tensor)
+            for tensor in graph.graph.initializer
+            if len(tensor.dims) == 2
         ]
         assert [(matrix == 0).mean() for matrix in matrices] == pytest.approx([0.8, 0.8], abs=0.02)
         save_model(tmp_path / name, base=base.artifact.folder, graph=graph)
@@ -91,7 +93,9 @@ def test_a_tuned_form_is_as_sparse_and_loses_less(
         (layers((5, 8, 4)), "Sequential cannot be trained on these rows: "),
     ],
 )
-def test_what_cannot_be_pruned_says_why(base: LoadedOnnx, source: object, message: str) -> None:
+def test_an_original_that_cannot_be_pruned_is_refused_with_a_reason(
+    base: LoadedOnnx, source: object, message: str
+) -> None:
     with pytest.raises(ConversionError) as refused:
         pruned_and_tuned(source, base, 0.5, {"input": ROWS[:100]}, DIGITS[:100], epochs=1, seed=0)
     assert refused.value.message.startswith(message)

@@ -58,7 +58,7 @@ def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_
     assert base.SerializeToString() == before
     for side in ("input", "output"):
         kinds = [
-            [(one.name, one.type.tensor_type.elem_type) for one in getattr(m.graph, side)]
+            [(value.name, value.type.tensor_type.elem_type) for value in getattr(m.graph, side)]
             for m in (base, form)
         ]
         assert kinds[0] == kinds[1]
@@ -85,15 +85,15 @@ def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, 
 
     form = forms.int8_dynamic(graph)
 
-    wanted, found = (
+    wanted, quantized = (
         onnxruntime.InferenceSession(
-            one.SerializeToString(),
+            item.SerializeToString(),
             providers=["CPUExecutionProvider"],
         ).run(None, rows)
-        for one in (graph, form)
+        for item in (graph, form)
     )
-    for one, other in zip(wanted, found, strict=True):
-        np.testing.assert_allclose(other, one, atol=0.2)
+    for item, other in zip(wanted, quantized, strict=True):
+        np.testing.assert_allclose(other, item, atol=0.2)
 
 
 @pytest.mark.parametrize("mask", ["-inf", "-3.4e38", "-1e9"])
@@ -118,14 +118,14 @@ def test_a_mask_of_attention_leaves_the_scale_of_the_scores(mask: str) -> None:
 
     form = forms.int8_static(graph, [rows])
 
-    wanted, found = (
+    wanted, quantized = (
         onnxruntime.InferenceSession(
-            one.SerializeToString(),
+            model.SerializeToString(),
             providers=["CPUExecutionProvider"],
         ).run(None, rows)[0]
-        for one in (graph, form)
+        for model in (graph, form)
     )
-    np.testing.assert_allclose(found, wanted, atol=0.1)
+    np.testing.assert_allclose(quantized, wanted, atol=0.1)
 
 
 def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
@@ -135,7 +135,7 @@ def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
     (expected, _), (label, probabilities) = answers(graph), answers(form)
     assert np.isfinite(probabilities).all()
     assert (label == expected).mean() > 0.98
-    kinds = {one.name: one.data_type for one in form.graph.initializer}
+    kinds = {tensor.name: tensor.data_type for tensor in form.graph.initializer}
     assert kinds["w0"] == TensorProto.FLOAT  # Its sums reach millions.
     assert TensorProto.FLOAT16 in kinds.values()
 
@@ -175,7 +175,8 @@ def test_pruning_sets_the_weights_of_a_recurrent_layer_to_zero_but_not_its_biase
     form = forms.pruned(graph, 0.6)
 
     zeros = {
-        one.name: float((numpy_helper.to_array(one) == 0).mean()) for one in form.graph.initializer
+        tensor.name: float((numpy_helper.to_array(tensor) == 0).mean())
+        for tensor in form.graph.initializer
     }
     assert zeros == {"w": 0.6, "r": 0.6, "b": 0.0}
     assert forms.share_of_zeros(form) == pytest.approx(108 / 220)

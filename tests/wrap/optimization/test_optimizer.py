@@ -64,7 +64,7 @@ def test_the_form_becomes_a_version_with_the_lineage_of_its_base(
     assert json.loads((folder / "parity.json").read_text())["parity_of_base"]["state"] == "proven"
 
 
-def test_a_loss_beyond_the_limit_is_refused_and_nothing_is_registered(
+def test_a_loss_beyond_the_limit_is_refused_and_registers_no_version(
     registry: MlflowClient,
 ) -> None:
     with pytest.raises(ParityError, match=r"^prune 0\.9.*0\.\d+ \(labels\).*0\.01: \d"):
@@ -111,7 +111,7 @@ def test_without_data_the_dataset_of_the_gate_policy_is_taken(
 
 
 @pytest.mark.long
-def test_the_gate_compares_with_the_base_and_refuses_what_lost_too_much(
+def test_the_gate_fails_an_optimized_version_that_lost_too_much(
     registry: MlflowClient,
 ) -> None:
     onnxserve.optimize("models:/net/1", prune=0.9, max_loss=1)
@@ -120,7 +120,7 @@ def test_the_gate_compares_with_the_base_and_refuses_what_lost_too_much(
     assert mentions(gated.verdict.checks[0].reason, "the margin 0.01", "models:/net/1")
 
 
-def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_within_the_limit(
+def test_auto_lists_impossible_forms_and_registers_none_without_a_faster_one(
     registry: MlflowClient,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,18 +131,20 @@ def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_with
         "linear",
         write_classifier(tmp_path / "linear", reference=reference).as_uri(),
     )
-    said = list[str]()
-    done = onnxserve.optimize("models:/linear/1", auto=True, progress=said.append)
+    messages = list[str]()
+    done = onnxserve.optimize("models:/linear/1", auto=True, progress=messages.append)
     assert list(done.impossible) == ["int8 dynamic", "int8 static", "fp16"]
     assert done.impossible["int8 dynamic"].startswith("no MatMul has 32-bit float weights")
     assert not done.chosen
     assert not done.is_refused
     assert "was faster than models:/linear/1" in done.reason
     assert json.loads(json.dumps(asdict(done)))["forms"][0]["name"] == "base"
-    assert mentions(said[-1], done.forms[1].name, "the base")
+    assert mentions(messages[-1], done.forms[1].name, "the base")
     monkeypatch.setattr(optimizer, "ALL_RECIPES", (Recipe(int8="dynamic"), Recipe(fp16=True)))
-    assert len(onnxserve.optimize("models:/linear/1", auto=True, progress=said.append).forms) == 1
-    assert said[-1] == "measuring the base"
+    assert (
+        len(onnxserve.optimize("models:/linear/1", auto=True, progress=messages.append).forms) == 1
+    )
+    assert messages[-1] == "measuring the base"
 
 
 def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
@@ -276,7 +278,7 @@ def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_would_be_right(
+def test_an_invalid_option_gets_a_one_line_error_with_the_correct_form(
     registry: MlflowClient,
     tmp_path: Path,
     options: dict,
@@ -308,7 +310,7 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
 
 
 @pytest.mark.long
-def test_a_model_of_the_stock_flavor_with_weights_beside_its_graph_keeps_its_flavor(
+def test_a_stock_model_with_external_weights_keeps_its_flavor(
     registry: MlflowClient,
     tmp_path: Path,
 ) -> None:

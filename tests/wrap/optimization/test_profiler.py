@@ -43,12 +43,12 @@ def test_it_is_logged_to_the_run_of_the_version_with_a_picture(
     run_id = registry.get_model_version("net", "1").run_id
     names = {file.path for file in registry.list_artifacts(run_id, "profile")}
     assert names == {"profile/net-1-8-rows.json", "profile/net-1-8-rows.png"}
-    kept = json.loads(
+    document = json.loads(
         Path(
             registry.download_artifacts(run_id, "profile/net-1-8-rows.json", str(tmp_path)),
         ).read_text(),
     )
-    assert kept["rows"] == 8
+    assert document["rows"] == 8
 
 
 def test_a_small_graph_is_dispatch_and_a_large_one_is_layers(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_small_graph_is_dispatch_and_a_large_one_is_layers(tmp_path: Path) -> 
     assert "`onnxserve auto-optimize`" in advice(large, rows=100)
 
 
-def test_a_loop_is_named_and_does_not_count_what_runs_within_it(tmp_path: Path) -> None:
+def test_a_loop_is_named_and_its_time_excludes_its_body(tmp_path: Path) -> None:
     graph = """counter (float[N,200] x) => (float[N,200] y) <int64 trips = {20}, bool go = {1}> {
         y = Loop(trips, go, x) <body = step (int64 i, bool c, float[N,200] s) => (bool d, float[N,200] t) {
           d = Identity(c)

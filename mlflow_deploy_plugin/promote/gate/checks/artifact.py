@@ -284,8 +284,8 @@ def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
 
 
 def _predicted(artifact: Artifact) -> dict[str, Output]:
-    named = {output.name: output for output in artifact.outputs}
-    return {name: named[name] for name in artifact.prediction if name in named} or named
+    by_name = {output.name: output for output in artifact.outputs}
+    return {name: by_name[name] for name in artifact.prediction if name in by_name} or by_name
 
 
 def _output_kind(output: Output) -> str:

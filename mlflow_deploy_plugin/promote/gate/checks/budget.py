@@ -190,7 +190,10 @@ def measure_costs(
 def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
     return float(
         np.median(
-            [np.median(own) / np.median(other) for own, other in zip(ours, theirs, strict=True)],
+            [
+                np.median(our_times) / np.median(other)
+                for our_times, other in zip(ours, theirs, strict=True)
+            ],
         ),
     )
 

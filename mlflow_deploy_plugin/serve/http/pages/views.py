@@ -293,9 +293,9 @@ def _request_rows(
     )
     rows = []
     for row in recent:
-        own = captured.get(row[4].encode())
-        if not find or find == row[4] or (own is not None and own.is_found(find)):
-            rows.append(_request_row(row, own, shows_values))
+        capture = captured.get(row[4].encode())
+        if not find or find == row[4] or (capture is not None and capture.is_found(find)):
+            rows.append(_request_row(row, capture, shows_values))
     return rows[:_MOST_REQUESTS]
 
 

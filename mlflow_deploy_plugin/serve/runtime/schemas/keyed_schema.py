@@ -38,20 +38,20 @@ class KeyedSchema(Schema):
     model: Schema = field(default_factory=lambda: Schema((), (), ()))
 
     def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
-        own, keys = self.split(data)
-        return self.attach(self.model.from_columns(own), keys)
+        model_data, keys = self.split(data)
+        return self.attach(self.model.from_columns(model_data), keys)
 
     def from_frame(self, data: Mapping[str, list[object] | Array]) -> Feeds:
-        own, keys = self.split(data)
-        return self.attach(self.model.from_frame(own), keys)
+        model_data, keys = self.split(data)
+        return self.attach(self.model.from_frame(model_data), keys)
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
-        own = records
+        model_records = records
         if not self.columns and all(isinstance(record, Mapping) for record in records):
-            own = [
+            model_records = [
                 self.split(record)[0] for record in records
             ]  # The columns other than the keys form the tensor.
-        feeds = self.model.from_records(own)
+        feeds = self.model.from_records(model_records)
         return self.attach(
             feeds,
             {name: [record.get(name) for record in records] for name in self.keys},
@@ -59,12 +59,17 @@ class KeyedSchema(Schema):
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
         positions = {name: position for position, name in enumerate(names) if name in self.keys}
-        own_names, own = names, rows
+        own_names, model_rows = names, rows
         is_table = LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}
         if positions and is_table and not self.columns:
-            others = [position for position, name in enumerate(names) if name not in positions]
-            own_names, own = [names[i] for i in others], [[row[i] for i in others] for row in rows]
-        feeds = self.model.from_rows(own_names, own)
+            model_places = [
+                position for position, name in enumerate(names) if name not in positions
+            ]
+            own_names, model_rows = (
+                [names[i] for i in model_places],
+                [[row[i] for i in model_places] for row in rows],
+            )
+        feeds = self.model.from_rows(own_names, model_rows)
         return self.attach(
             feeds,
             {name: [row[position] for row in rows] for name, position in positions.items()},

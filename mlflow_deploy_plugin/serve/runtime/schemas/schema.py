@@ -510,8 +510,8 @@ class Schema:
         """
         if len(self.inputs) == 1:
             return [(self.inputs[0], self.tensors[0])]
-        named = {tensor.name: tensor for tensor in self.tensors}
-        return [(entry, named[entry.name]) for entry in self.inputs]
+        by_name = {tensor.name: tensor for tensor in self.tensors}
+        return [(entry, by_name[entry.name]) for entry in self.inputs]
 
 
 def compile_schema(

@@ -83,7 +83,7 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
         if getattr(spec.server, field) is not None and not is_host:
             raise InvalidConfig(f"server.{field} of a container needs -C container.network=host")
     secrets = {name: _secret(name, path) for name, path in container.secrets.items()}
-    own = {**container.environment, **container.secret_files, **secrets}
+    container_environment = {**container.environment, **container.secret_files, **secrets}
     mounts = [
         Mount(path, path, "bind", read_only=fixed)
         for path, fixed in sorted(_mounts(spec, settings).items())
@@ -108,9 +108,15 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
         options |= {"mem_limit": container.memory_bytes, "memswap_limit": container.memory_bytes}
     if spec.server.is_on_nvidia:
         options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
-    parts = [image_id, options, own, spec.server.model_dump(mode="json"), container.restart]
+    parts = [
+        image_id,
+        options,
+        container_environment,
+        spec.server.model_dump(mode="json"),
+        container.restart,
+    ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    environment = {**_environment(spec, settings), **own}
+    environment = {**_environment(spec, settings), **container_environment}
     return {
         **options,
         "environment": environment,
@@ -261,14 +267,14 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
     variables = server_environment(folder, settings)
     if asks_mlflow(spec):
         check_registry(variables["MLFLOW_REGISTRY_URI"], is_host)
-    own = {"HOME": str(folder), "HOST": spec.server.host, "PORT": str(spec.server.port)}
+    server_settings = {"HOME": str(folder), "HOST": spec.server.host, "PORT": str(spec.server.port)}
     if settings.keys_file is not None:
-        own["KEYS_FILE"] = str(settings.keys_file.absolute())
+        server_settings["KEYS_FILE"] = str(settings.keys_file.absolute())
     if not is_host:
-        own["LISTENER"] = f"{HOME_FOLDER}/listener"
+        server_settings["LISTENER"] = f"{HOME_FOLDER}/listener"
     passed_on = {key: value for key, value in variables.items() if key.startswith(_PASSED_ON)}
     passed_on = {key: value for key, value in passed_on.items() if key not in _NOT_PASSED_ON}
-    return {**passed_on, **{f"ONNXSERVE_{key}": value for key, value in own.items()}}
+    return {**passed_on, **{f"ONNXSERVE_{key}": value for key, value in server_settings.items()}}
 
 
 def _secret(name: str, path: str) -> str:

@@ -141,11 +141,11 @@ class KubernetesBackend:
         ]
         objects = [self._cluster.get(kind, name) for kind, name in kinds]
         # Refuse objects of other owners, into which the applied fields would be merged.
-        others = [
+        foreign = [
             existing for existing in objects if existing is not None and not self._is_ours(existing)
         ]
-        if others and not spec.kubernetes.force_conflicts:
-            kind, owner = others[0]["kind"], _owner_of(others[0])
+        if foreign and not spec.kubernetes.force_conflicts:
+            kind, owner = foreign[0]["kind"], _owner_of(foreign[0])
             raise errors.AlreadyExists(
                 f"namespace {self.namespace} already has a {kind} {spec.name!r}, which "
                 f"{f'belongs to the store {owner}' if owner else 'was not created by onnxserve'}; "
@@ -154,7 +154,7 @@ class KubernetesBackend:
         try:
             self._serve(spec, running, documents, progress)
         except BaseException:  # This includes Ctrl-C.
-            for document in others:
+            for document in foreign:
                 with suppress(errors.DeploymentFailed):  # Only the first failure is reported.
                     self._cluster.put_back(document)
             raise
@@ -188,8 +188,8 @@ class KubernetesBackend:
                     self._cluster.get("Deployment", spec.name),
                 )
                 if not is_scaled and count != replicas:
-                    kept = f"{spec.name}: keeps {count} pods, which were set by another manager"
-                    progress(f"{kept}; kubernetes.force_conflicts=true sets {replicas}")
+                    message = f"{spec.name}: keeps {count} pods, which were set by another manager"
+                    progress(f"{message}; kubernetes.force_conflicts=true sets {replicas}")
                 document["metadata"]["annotations"] |= (
                     {} if is_scaled else {_REPLICAS: str(replicas)}
                 )
@@ -668,9 +668,9 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
             for item in variables
             if item["name"] in _MLFLOW and item.get("value")
         }
-        kept = {name: value.replace("$$", "$") for name, value in values.items()}
-        if kept or not is_needed:
-            return kept
+        unescaped = {name: value.replace("$$", "$") for name, value in values.items()}
+        if unescaped or not is_needed:
+            return unescaped
     import mlflow  # The import takes a second, and `list` does not need it.
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))

@@ -181,9 +181,9 @@ class Cluster:
             owners = dict.fromkeys(_CONFLICT.findall(error.message))
             if not owners:
                 raise
-            if others := [owner for owner in owners if owner not in _OUR_MANAGERS]:
+            if managers := [owner for owner in owners if owner not in _OUR_MANAGERS]:
                 raise DeploymentFailed(
-                    f"{kind} {name} has fields that were set by {join_names(others)}: "
+                    f"{kind} {name} has fields that were set by {join_names(managers)}: "
                     f"{error.message}; kubernetes.force_conflicts=true overwrites them",
                 ) from None
             self._patch(kind, name, document, "application/apply-patch+yaml", force="true")
@@ -377,8 +377,10 @@ class Cluster:
         return self._versions
 
     def _version(self, kind: str) -> str:
-        known = _RESOURCES[kind][1:]
-        return next((version for version in known if version in self._known_versions()), known[0])
+        versions = _RESOURCES[kind][1:]
+        return next(
+            (version for version in versions if version in self._known_versions()), versions[0]
+        )
 
     def _path(self, kind: str) -> str:
         version = self._version(kind)
@@ -483,18 +485,20 @@ def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
             configuration = kubernetes.client.Configuration()
             kubernetes.config.load_incluster_config(configuration)
             return kubernetes.client.ApiClient(configuration)
-    known: list[str] = []
+    contexts: list[str] = []
     with suppress(
         ConfigException,
         KeyError,
         TypeError,
     ):  # Without a readable file, the contexts are unknown.
         merged = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION)
-        known = sorted(context_entry["name"] for context_entry in merged.config["contexts"].value)
-    if context and known and context not in known:
+        contexts = sorted(
+            context_entry["name"] for context_entry in merged.config["contexts"].value
+        )
+    if context and contexts and context not in contexts:
         raise InvalidConfig(
             f"ONNXSERVE_KUBE_CONTEXT is {context!r}, which is not a context of the Kubernetes "
-            f"configuration; its contexts are {join_names(known, context)}",
+            f"configuration; its contexts are {join_names(contexts, context)}",
         )
     raise InvalidConfig(
         "no Kubernetes cluster is configured: set KUBECONFIG, or create ~/.kube/config "

@@ -198,8 +198,8 @@ def parse_target(uri: str) -> Target:
         pattern = target.uri.replace("NAMESPACE", f"({NAMESPACE.pattern})")
         if match := re.fullmatch(pattern, uri.rstrip("/:")):
             return Target(kind, *match.groups()[:1])
-    known = ", ".join(target.uri for target in TARGETS.values())
+    uris = ", ".join(target.uri for target in TARGETS.values())
     raise InvalidConfig(
-        f"unknown target {uri!r}; the targets are {known} (a namespace has letters a-z, digits "
+        f"unknown target {uri!r}; the targets are {uris} (a namespace has letters a-z, digits "
         "and -)",
     )

@@ -249,9 +249,9 @@ def _past(
     )
     if (model, version) in versions and (model, version) in same:
         return LogReference(request.log, request.endpoint, model, version, span, sampled), []
-    others = ", ".join(f"{other_model} version {number}" for other_model, number in versions)
+    sources = ", ".join(f"{other_model} version {number}" for other_model, number in versions)
     note = (
-        f"{model} version {version} has no rows in the reference {span}; rows of {others} are used "
+        f"{model} version {version} has no rows in the reference {span}; rows of {sources} are used "
         "instead"
     )
     return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [
@@ -343,11 +343,11 @@ def load_segment_references(
         rows = is_segment(whole.sample, column, value)
         sample = whole.sample.filter(rows)
         if log_reference is None:
-            own = None if times is None else times[np.asarray(rows)]
+            segment_times = None if times is None else times[np.asarray(rows)]
             pieces = cut_pieces(
                 whole.bins,
                 sample,
-                own,
+                segment_times,
                 window.start_us,
                 window.end_us - window.start_us,
             )

@@ -104,15 +104,15 @@ def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -
     resolved = resolve(served_version_uri(model, version))
     identity = f"{registry_address()} {resolved.identity}"
     files = FileCache(cache, ".rows", _KEPT)
-    kept = files.path(hashlib.sha256(identity.encode()).hexdigest()[:32])
-    if kept.is_file():
-        model_id = pq.read_schema(kept).metadata[_MODEL_ID].decode()
-        return _read_sample(kept, model_id, shown)
+    cached = files.path(hashlib.sha256(identity.encode()).hexdigest()[:32])
+    if cached.is_file():
+        model_id = pq.read_schema(cached).metadata[_MODEL_ID].decode()
+        return _read_sample(cached, model_id, shown)
     with tempfile.TemporaryDirectory(prefix="onnxserve-reference-") as temporary:
         path, model_id = _reference_of(download(resolved.source, Path(temporary)), shown)
         rows = _read_sample(path, model_id, shown)
     table = rows.table.replace_schema_metadata({_MODEL_ID: model_id})
-    with files.writing(kept) as unfinished:
+    with files.writing(cached) as unfinished:
         pq.write_table(table, unfinished)
     return replace(rows, table=table)
 
@@ -200,13 +200,13 @@ def load_datasets(
     datasets = [_read_dataset(uri) for uri in uris]
     texts = [index for index, dataset in enumerate(datasets) if dataset.is_text]
     if texts:
-        known = {
+        types = {
             column.name: column.type
             for data in datasets
             if not data.is_text
             for column in data.table.schema
         }
-        typed = typed_tables([datasets[index].table for index in texts], {**known, **known_types()})
+        typed = typed_tables([datasets[index].table for index in texts], {**types, **known_types()})
         for index, table in zip(texts, typed, strict=True):
             datasets[index] = replace(datasets[index], table=table)
     return [dataset.reference_rows(exclude) for dataset in datasets]
@@ -249,11 +249,11 @@ def _read_dataset(uri: str) -> _Dataset:
     with dataset_path(uri) as path:
         if files := csv_files(path):
             count = sum(len(table) for file in files for table in csv_tables(file, most_columns=1))
-            chosen = sample_positions(count, MAX_ROWS, SEED)
+            positions = sample_positions(count, MAX_ROWS, SEED)
             tables, first = [], 0
             for table in (table for file in files for table in csv_tables(file)):
-                start, stop = np.searchsorted(chosen, [first, first + len(table)])
-                tables.append(table.take(pa.array(chosen[start:stop] - first)))
+                start, stop = np.searchsorted(positions, [first, first + len(table)])
+                tables.append(table.take(pa.array(positions[start:stop] - first)))
                 first += len(table)
             return _Dataset(
                 dataset_name(uri),

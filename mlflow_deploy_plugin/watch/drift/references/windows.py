@@ -189,14 +189,14 @@ def window_grid(
         (count for count in range(most, 1, -1) if most % count == 0 and windows * count <= fitting),
         1,
     )
-    kept = min(max(fitting, _FEW_WINDOWS), 2 * MAX_WINDOWS if lag_windows else MAX_WINDOWS)
+    max_windows = min(max(fitting, _FEW_WINDOWS), 2 * MAX_WINDOWS if lag_windows else MAX_WINDOWS)
     keeps_steps = windows * steps <= fitting and not lag_windows
     return WindowGrid(
         start_us + first * length_us,
         length_us,
         windows,
         steps,
-        kept,
+        max_windows,
         keeps_steps,
         lag_windows,
     )
@@ -224,14 +224,14 @@ def cut_pieces(
         )
     grid = window_grid(bins, start_us, length_us, int(times.min()), int(times.max()))
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
-    chosen = grid.choose(len(present))
+    selected = grid.choose(len(present))
     group_of = np.full(len(present), -1)
-    group_of[chosen] = np.arange(len(chosen))
+    group_of[selected] = np.arange(len(selected))
     inside = group_of[groups] >= 0
     filtered = table if inside.all() else table.filter(pa.array(inside))
-    kept = sketch_groups(bins, filtered, group_of[groups[inside]], len(chosen))
+    sketches = sketch_groups(bins, filtered, group_of[groups[inside]], len(selected))
     rest, corrected = count_out_of_rest(bins, table, groups, len(present)), []
-    for index, window in zip(chosen.tolist(), kept, strict=True):
+    for index, window in zip(selected.tolist(), sketches, strict=True):
         columns = {
             name: replace(window.columns[name], **counts[index]) for name, counts in rest.items()
         }
@@ -242,7 +242,7 @@ def cut_pieces(
             steps[number] = profile
     return ReferencePieces(
         tuple(corrected),
-        grid.starts_us(present[chosen]),
+        grid.starts_us(present[selected]),
         tuple(steps),
         grid,
         total,
@@ -266,10 +266,10 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
             _add(steps, number, profile)
         if number // grid.window_steps in is_kept:
             _add(windows, number // grid.window_steps, profile)
-    chosen = np.array(sorted(windows), np.int64)
+    numbers = np.array(sorted(windows), np.int64)
     return ReferencePieces(
-        windows=tuple(merge(windows[number]) for number in chosen.tolist()),
-        window_starts_us=grid.starts_us(chosen),
+        windows=tuple(merge(windows[number]) for number in numbers.tolist()),
+        window_starts_us=grid.starts_us(numbers),
         steps=tuple(merge(steps.get(number, [])) for number in range(grid.steps)),
         grid=grid,
         total=merge(total.get(0, [])),

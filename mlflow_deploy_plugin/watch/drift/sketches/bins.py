@@ -228,15 +228,15 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
         )
         lengths = np.unique(np.ceil(ends).astype(np.int64))
         return CategoryBins(codes, "category", hashes, arrow_type=arrow_type, lengths=lengths)
-    known = round_to_reference(reference.values[~np.isnan(reference.values)], arrow_type)
+    values = round_to_reference(reference.values[~np.isnan(reference.values)], arrow_type)
     minimum, maximum = (
-        (float(known.min()), float(known.max())) if len(known) else (-math.inf, math.inf)
+        (float(values.min()), float(values.max())) if len(values) else (-math.inf, math.inf)
     )
-    finite = np.sort(known[np.isfinite(known)])
+    finite = np.sort(values[np.isfinite(values)])
     low, high = map(float, np.quantile(finite, [0.005, 0.995])) if len(finite) else (0.0, 0.0)
     if not low < high or max(-low, high) > _WIDEST or len(distinct(finite)) <= 2:
-        hashes = distinct(np.sort(hash_numbers(known)))
-        return CategoryBins(_codes(known.tolist()), "number", hashes, minimum, maximum, arrow_type)
+        hashes = distinct(np.sort(hash_numbers(values)))
+        return CategoryBins(_codes(values.tolist()), "number", hashes, minimum, maximum, arrow_type)
     reach = _RANGES_BEYOND * (high - low)
     lowest, highest = low - reach, high + reach
     clipped = np.clip(finite, lowest, highest)

@@ -100,8 +100,8 @@ class ColumnSketch:
 
     @property
     def infinite_share(self) -> float:
-        known = int(self.counts[:-1].sum())
-        return (known - self.finite) / max(known, 1)
+        present_rows = int(self.counts[:-1].sum())
+        return (present_rows - self.finite) / max(present_rows, 1)
 
     @property
     def unseen_values(self) -> dict[str, int]:
@@ -351,8 +351,8 @@ def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArr
         return column.cast(pa.int8())
     codes = bins.codes.keys() if isinstance(bins, CategoryBins) and bins.kind == "category" else ()
     if type_family(column.type) == "number" and codes and TRUTH.keys() >= codes:
-        known = pc.cast(column.drop_null(), pa.float64(), safe=False).to_numpy()
-        if np.isin(known[~np.isnan(known)], (0.0, 1.0)).all():
+        values = pc.cast(column.drop_null(), pa.float64(), safe=False).to_numpy()
+        if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
             is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
             return pc.if_else(is_missing, None, pc.not_equal(column, 0))
     return column
@@ -467,17 +467,17 @@ def _fresh(
     )
     owners, members = np.divmod(pairs, len(names))
     order = np.lexsort((hashes[members] / amounts, owners))
-    named: list[dict[str, int]] = [{} for _ in range(count)]
-    kept = (
+    fresh: list[dict[str, int]] = [{} for _ in range(count)]
+    is_kept = (
         np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES
     )  # `order` keeps `owners` sorted.
-    for position in order[kept].tolist():
-        group, name = named[owners[position]], names[members[position]]
+    for position in order[is_kept].tolist():
+        group, name = fresh[owners[position]], names[members[position]]
         label = (
             name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"
         )
         group[label] = group.get(label, 0) + int(amounts[position])
-    return {"unseen": unseen.tolist(), "fresh": named}
+    return {"unseen": unseen.tolist(), "fresh": fresh}
 
 
 def _histograms(codes: Array, size: int, groups: Array, count: int) -> Array:

@@ -200,9 +200,9 @@ class NullDistribution:
         windows (used only if there are too few contiguous windows) count as their
         effective number; the threshold is their largest statistic.
         """
-        known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
+        is_usable = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
         figures = np.where(
-            known,
+            is_usable,
             np.concatenate([self.figures, (window / self.scales)[None]]),
             np.nan,
         )
@@ -215,14 +215,16 @@ class NullDistribution:
             disjoint[-1, -1] = False
         standardised = scores(figures, self.floors, disjoint)  # M windows, then the judged window
         statistics = standardised.max(axis=(1, 2))
-        own, statistic = statistics[:-1], float(statistics[-1])
-        beyond = int(np.count_nonzero(own >= statistic))
+        null_statistics, statistic = statistics[:-1], float(statistics[-1])
+        beyond = int(np.count_nonzero(null_statistics >= statistic))
         if len(self.starts):
             p_value = (1 + beyond * self.effective_n / len(self.starts)) / (1 + self.effective_n)
-            return TestResult(standardised[-1], statistic, float(own.max()), p_value)
+            return TestResult(standardised[-1], statistic, float(null_statistics.max()), p_value)
         p_value = min(self.widening * (1 + beyond) / len(statistics), 1.0)
         if rate < 1 / len(statistics):
-            tail = Tail.fit(own)  # Later windows leave the range of correlated windows more often.
+            tail = Tail.fit(
+                null_statistics
+            )  # Later windows leave the range of correlated windows more often.
             beyond_tail = min(self.persistence * tail.p_value(statistic), p_value)
             return TestResult(
                 standardised[-1],
@@ -233,7 +235,7 @@ class NullDistribution:
         return TestResult(
             standardised[-1],
             statistic,
-            threshold(own, rate / self.widening),
+            threshold(null_statistics, rate / self.widening),
             p_value,
         )
 
@@ -291,15 +293,15 @@ def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Arra
     mean = filled.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
     centred = np.where(is_known, filled - mean, 0.0)
     if disjoint is None:
-        others = np.maximum(is_known.sum(axis=0) - is_known, 1)
-        means = -centred / others
+        counts = np.maximum(is_known.sum(axis=0) - is_known, 1)
+        means = -centred / counts
         squares = np.square(centred).sum(axis=0) - np.square(centred)
     else:
         weights = disjoint.astype(np.float64)
-        others = np.maximum(np.tensordot(weights, is_known.astype(np.float64), 1), 1)
-        means = np.tensordot(weights, centred, 1) / others
+        counts = np.maximum(np.tensordot(weights, is_known.astype(np.float64), 1), 1)
+        means = np.tensordot(weights, centred, 1) / counts
         squares = np.tensordot(weights, np.square(centred), 1)
-    deviations = np.maximum(np.sqrt(np.maximum(squares / others - np.square(means), 0)), floors)
+    deviations = np.maximum(np.sqrt(np.maximum(squares / counts - np.square(means), 0)), floors)
     return np.where(is_known, (centred - means) / deviations, -np.inf)
 
 

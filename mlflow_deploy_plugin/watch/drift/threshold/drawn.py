@@ -177,8 +177,8 @@ class StationaryBootstrap(null.WindowNull):
             squares += np.square(_two_figures(bins, self.stretches[:, number] @ steps, references))
         figures[:, _SCALED] /= np.maximum(np.sqrt(squares / whole), FLOORS[_SCALED])
         stretch = _stretch(column.group.reference.pieces.grid.window_steps)
-        own = steps[: whole * stretch].reshape(whole, stretch, -1).sum(axis=1)
-        own_squares = np.square(_two_figures(bins, own, steps.sum(axis=0)))
+        blocks = steps[: whole * stretch].reshape(whole, stretch, -1).sum(axis=1)
+        own_squares = np.square(_two_figures(bins, blocks, steps.sum(axis=0)))
         scales[_SCALED] = np.maximum(np.sqrt(own_squares.mean(axis=0)), FLOORS[_SCALED])
         return figures, scales
 
@@ -233,12 +233,14 @@ class StationaryBootstrap(null.WindowNull):
         for column in self.columns(groups):
             steps, bins = column.counts(), column.bins
             sides = (steps[start : start + length], steps[self.first : start])
-            window, others = (side.sum(axis=0, keepdims=True) for side in sides)
-            sampled = null.out_of_reference(bins, window, others, column.unseen_share).subsampled(
+            window, other_counts = (side.sum(axis=0, keepdims=True) for side in sides)
+            sampled = null.out_of_reference(
+                bins, window, other_counts, column.unseen_share
+            ).subsampled(
                 column.group.compared,
                 column.rng(),
             )
-            figures.append(sampled.figures(bins, others)[0])
+            figures.append(sampled.figures(bins, other_counts)[0])
         shortened, whole = [], groups[0].reference.pieces
         for group in groups:
             before = self.aligned(whole, group.reference.pieces)[self.first : start]
@@ -497,17 +499,17 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
         # values. Rare bins have little information about dependence, and their counts
         # do not follow a chi-square distribution.
         total = counts.sum(axis=0)
-        known = total[:-1]
-        middle = (np.cumsum(known) - known / 2) / max(known.sum(), 1)
+        present = total[:-1]
+        middle = (np.cumsum(present) - present / 2) / max(present.sum(), 1)
         group_of_bin = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
         coarse = (
             counts @ np.eye(5)[group_of_bin][:, np.bincount(group_of_bin, total, minlength=5) > 0]
         )
         windows = coarse[now]
-        others = coarse.sum(axis=0) - windows if before is None else coarse[before]
+        other_counts = coarse.sum(axis=0) - windows if before is None else coarse[before]
         effect, chance = _dispersion(
             windows,
-            others,
+            other_counts,
             group.compared,
             1.0 if before is None else _SHARED,
         )
@@ -515,13 +517,13 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
             evidence.append((effect, name))
     if not evidence:
         return None
-    named = ", ".join(
+    factors = ", ".join(
         f"{name} {effect:.3g}" for effect, name in sorted(evidence, reverse=True)[:_NAMED]
     )
     return Refused(
         f"the reference contradicts independent_rows: its own {len(now)} windows vary more than "
         f"windows of independent rows; for windows of {group.compared:,} rows the variance is "
-        f"larger by these factors: {named}; windows without drift would be called drifted; set "
+        f"larger by these factors: {factors}; windows without drift would be called drifted; set "
         "independent_rows: false to compare with the reference's own windows",
     )
 
@@ -532,8 +534,13 @@ def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tupl
     variance of the sum of chi-squares relative to independence.
     """
     rows, other_rows = windows.sum(axis=1), others.sum(axis=1)
-    kept = (rows >= 2) & (other_rows >= 2)
-    windows, others, rows, other_rows = windows[kept], others[kept], rows[kept], other_rows[kept]
+    usable = (rows >= 2) & (other_rows >= 2)
+    windows, others, rows, other_rows = (
+        windows[usable],
+        others[usable],
+        rows[usable],
+        other_rows[usable],
+    )
     both = windows + others
     freedom = int(np.maximum(np.count_nonzero(both, axis=1) - 1, 0).sum())
     if not freedom:

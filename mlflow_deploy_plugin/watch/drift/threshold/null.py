@@ -185,12 +185,12 @@ def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
     bins, pieces = group.reference.bins[name], group.reference.pieces
     rng = column_rng(group.segment + name, seed)
     window = count_windows([group.window], name, bins).subsampled(group.compared, rng)
-    others = column_counts([pieces.others], name, bins)
+    other_counts = column_counts([pieces.others], name, bins)
     if (
         pieces.grid.lag_windows
     ):  # Limit the earlier window to the judged window's size, as in the null.
-        others = subsample(others, group.compared, rng)
-    figures: Array = window.figures(bins, others)[0]
+        other_counts = subsample(other_counts, group.compared, rng)
+    figures: Array = window.figures(bins, other_counts)[0]
     return figures
 
 
@@ -209,18 +209,18 @@ def out_of_reference(
     range in `others`, [M, K + 1] both. Rare categories share bins, so if `others` has
     rare categories, `unseen_share` is assumed for each window.
     """
-    known = counts[..., :-1]
+    present = counts[..., :-1]
     has = others[..., :-1] > 0
     nothing = np.zeros(len(counts))
     if isinstance(bins, OrderedBins):
         if bins.tables:  # A projection has no range.
             return WindowCounts(counts, nothing, nothing)
-        positions = np.arange(known.shape[-1])
+        positions = np.arange(present.shape[-1])
         first = np.argmax(has, axis=-1)
-        last = known.shape[-1] - 1 - np.argmax(has[..., ::-1], axis=-1)
+        last = present.shape[-1] - 1 - np.argmax(has[..., ::-1], axis=-1)
         is_beyond = (positions < first[..., None]) | (positions > last[..., None])
-        return WindowCounts(counts, nothing, (known * is_beyond).sum(axis=-1))
-    unseen = (known * ~has).sum(axis=-1)
+        return WindowCounts(counts, nothing, (present * is_beyond).sum(axis=-1))
+    unseen = (present * ~has).sum(axis=-1)
     rest = others[..., len(bins.codes) : -1].any(axis=-1)
     return WindowCounts(counts, np.where(rest, unseen_share * counts.sum(axis=-1), unseen), nothing)
 
@@ -345,12 +345,12 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
     """
     floors = np.array([_DRAWN_FLOOR, _DRAWN_FLOOR, *FLOORS[2:]])
     odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
-    known = present[present < bins.size]
-    if len(known) == 1 and bins.size > 1:
-        usual = np.eye(bins.size)[known[0]]
-        another = np.eye(bins.size)[-1 if known[0] < bins.size - 1 else 0]
+    occupied = present[present < bins.size]
+    if len(occupied) == 1 and bins.size > 1:
+        usual = np.eye(bins.size)[occupied[0]]
+        another = np.eye(bins.size)[-1 if occupied[0] < bins.size - 1 else 0]
         floors[DISTANCE] = bins.distance(usual, (1 - odd) * usual + odd * another)
-    if len(known) == len(present) or not len(known):
+    if len(occupied) == len(present) or not len(occupied):
         floors[MISSING] = odd
     return floors
 
@@ -389,9 +389,9 @@ def column_level(group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> 
     of the most frequent bin.
     """
     bins = group.reference.bins[name]
-    known = column_counts(profiles, name, bins)[:, :-1]
-    rows = known.sum(axis=1)
-    known, rows = known[rows > 0], rows[rows > 0]
-    frequent = known[:, known.sum(axis=0).argmax()]
-    level: Array = (known @ bins.positions if isinstance(bins, OrderedBins) else frequent) / rows
+    counts = column_counts(profiles, name, bins)[:, :-1]
+    rows = counts.sum(axis=1)
+    counts, rows = counts[rows > 0], rows[rows > 0]
+    frequent = counts[:, counts.sum(axis=0).argmax()]
+    level: Array = (counts @ bins.positions if isinstance(bins, OrderedBins) else frequent) / rows
     return level

@@ -154,12 +154,14 @@ class WholeReferenceNull(null.WindowNull):
             (halves.earlier, np.maximum(total - windows.counts[halves.earlier], 0)),
             (halves.later, np.repeat(total[None], len(halves.later), axis=0)),
         ):
-            chosen = null.WindowCounts(
+            half_counts = null.WindowCounts(
                 sampled.counts[indices],
                 sampled.unseen[indices],
                 sampled.outside[indices],
             )
-            figures = self.beside(column, chosen, complements).figures(column.bins, complements)
+            figures = self.beside(column, half_counts, complements).figures(
+                column.bins, complements
+            )
             figures[2 * windows.counts[indices].sum(axis=1) < compared] = np.nan
             sides.append(figures)
         return sides
@@ -181,8 +183,8 @@ class Contiguous(WholeReferenceNull):
         the compared rows. Smaller windows, at an end or in a gap of the log, are not
         representative.
         """
-        kept = evenly(np.flatnonzero(2 * window_rows >= compared), most)
-        return cls(float(len(kept)), kept)
+        positions = evenly(np.flatnonzero(2 * window_rows >= compared), most)
+        return cls(float(len(positions)), positions)
 
     def count(self, column: null.GroupColumn) -> null.WindowCounts:
         return column.windows(self.starts)
@@ -217,21 +219,21 @@ class Contiguous(WholeReferenceNull):
         """
         pieces = groups[0].reference.pieces
         until_us = pieces.window_starts_us[self.starts[len(self.starts) // 2]]
-        known = []
+        corrected = []
         for group in groups:
-            reference, own = group.reference, group.reference.pieces
+            reference, group_pieces = group.reference, group.reference.pieces
             if len(reference.sample) and EVENT_TIME in reference.sample.column_names:
                 windows = correct_for_rest(
                     reference.bins,
-                    own.windows,
-                    own.window_starts_us,
+                    group_pieces.windows,
+                    group_pieces.window_starts_us,
                     pieces.grid.length_us,
                     reference.sample,
                     until_us,
                 )
-                reference = replace(reference, pieces=replace(own, windows=windows))
-            known.append(replace(group, reference=reference))
-        return super().hold_out(known, rate, persistence)
+                reference = replace(reference, pieces=replace(group_pieces, windows=windows))
+            corrected.append(replace(group, reference=reference))
+        return super().hold_out(corrected, rate, persistence)
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,11 +329,11 @@ class Lagged(null.WindowNull):
         the compared rows. Smaller windows differ more by chance, so pairs at night
         would raise the threshold at noon.
         """
-        kept = evenly(
+        positions = evenly(
             np.flatnonzero(np.minimum(window_rows[later], window_rows[earlier]) >= compared),
             most,
         )
-        return cls(float(len(kept)), later[kept], earlier[kept])
+        return cls(float(len(positions)), later[positions], earlier[positions])
 
     def compared_windows(
         self,

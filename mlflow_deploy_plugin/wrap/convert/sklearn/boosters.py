@@ -270,8 +270,8 @@ def _lightgbm_trees(
     add(root)
     tree = Tree.of(rows, members)
     values = {
-        kind: np.bincount([*known], [*known.values()], len(rows))
-        for kind, known in sorted(slopes.items())
+        kind: np.bincount([*coefficients], [*coefficients.values()], len(rows))
+        for kind, coefficients in sorted(slopes.items())
     }
     return [(0, tree), *((kind, replace(tree, value=value)) for kind, value in values.items())]
 
@@ -296,10 +296,10 @@ def _catboost(model: Estimator) -> Boosting:
         model.save_model(str(path), format="json")
         document = json.loads(path.read_text())
     features = document["features_info"]
-    if others := sorted(
+    if kinds := sorted(
         kind for kind, entries in features.items() if kind != "float_features" and entries
     ):
-        raise NotImplementedError(f"features that are not numbers ({', '.join(others)})")
+        raise NotImplementedError(f"features that are not numbers ({', '.join(kinds)})")
     loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
     link = _CATBOOST_LINKS.get(loss)
     if link is None:

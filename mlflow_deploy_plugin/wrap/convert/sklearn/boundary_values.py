@@ -158,8 +158,8 @@ def _or_none(
 def _of_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
     collected = _own(estimator)
     for part, positions in _inner(estimator):
-        known = _known(part, left_out)
-        collected.add(known if positions is None else known.at(positions))
+        part_values = _known(part, left_out)
+        collected.add(part_values if positions is None else part_values.at(positions))
     return collected
 
 
@@ -193,8 +193,8 @@ def _own(estimator: Estimator) -> _Collected:
         boosting = read_boosting(estimator)
         splits = boosting.edges()
         collected.values += [
-            ("categories", *known)
-            for known in zip(boosting.category_columns, boosting.categories, strict=False)
+            ("categories", *indexed)
+            for indexed in zip(boosting.category_columns, boosting.categories, strict=False)
         ]
     elif estimators.is_tree(estimator):
         inner = estimator.tree_.feature >= 0
@@ -209,9 +209,9 @@ def _own(estimator: Estimator) -> _Collected:
     collected.values += _beside_thresholds(splits)
     for kind, edges_of in _EDGES.items():
         if isinstance(estimator, kind):
-            known = enumerate(edges_of(estimator))
+            indexed = enumerate(edges_of(estimator))
             collected.values += [
-                ("edges", index, np.asarray(edges, float)) for index, edges in known if len(edges)
+                ("edges", index, np.asarray(edges, float)) for index, edges in indexed if len(edges)
             ]
     if hasattr(estimator, "categories_"):
         collected.values += [
@@ -311,8 +311,8 @@ def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Col
             ],
         )
         back = _back(step, inside).at(inputs)
-        for rows, known in zip(learned, back.rows, strict=False):
-            rows.update(known)
+        for rows, back_row in zip(learned, back.rows, strict=False):
+            rows.update(back_row)
         traced.values += back.values
     traced.rows = [rows for rows in learned if rows]
     return traced
@@ -322,9 +322,9 @@ def _some(values: Any) -> Any:
     """Return at most `MAX_VALUES` values, evenly sampled."""
     if len(values) <= MAX_VALUES:
         return values
-    chosen = np.linspace(0, len(values) - 1, MAX_VALUES).astype(int)
+    positions = np.linspace(0, len(values) - 1, MAX_VALUES).astype(int)
     return (
-        values[chosen]
+        values[positions]
         if isinstance(values, np.ndarray)
-        else [values[position] for position in chosen]
+        else [values[position] for position in positions]
     )

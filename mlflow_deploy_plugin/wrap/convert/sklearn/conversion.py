@@ -79,8 +79,8 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     """
     if isinstance(data, pd.DataFrame):
         # scikit-learn treats a table without column names as a matrix.
-        named = any(isinstance(name, str) for name in data.columns)
-        return data if named else {"": _numbers(data.to_numpy())}
+        has_names = any(isinstance(name, str) for name in data.columns)
+        return data if has_names else {"": _numbers(data.to_numpy())}
     if isinstance(data, dict):  # The values are columns, or a single row.
         return pd.DataFrame(data if any(map(np.ndim, data.values())) else [data])
     if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
@@ -169,7 +169,7 @@ def forms(
     )
     fitted = with_stand_ins(estimators.best_estimator(model), columns)
     names = columns if isinstance(columns, list) else list(map(str, range(columns)))
-    known = cache(partial(boundary_values_of, fitted, names))  # All forms share the result.
+    boundary = cache(partial(boundary_values_of, fitted, names))  # All forms share the result.
     return [
         partial(
             _convert,
@@ -178,7 +178,7 @@ def forms(
             batch,
             _single_threaded(original, fitted),
             predict_fn,
-            known,
+            boundary,
             precision,
         )
         for precision in precisions
@@ -355,10 +355,10 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
         raise ConversionError(explain_failure(error, fitted)) from error
     # skl2onnx lowers the opset versions to the versions of its nodes, but ignores nodes
     # in subgraphs.
-    others = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
+    imports = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
     opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
     del proto.opset_import[:]
-    proto.opset_import.extend([*opsets, *others])
+    proto.opset_import.extend([*opsets, *imports])
     sort_rows(proto.graph)
     return proto
 

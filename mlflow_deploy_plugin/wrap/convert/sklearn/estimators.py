@@ -230,7 +230,7 @@ def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
     if listed and all(
         isinstance(entry, bool) or str(getattr(entry, "dtype", "")) == "bool" for entry in listed
     ):
-        return [name for name, chosen in zip(names, listed, strict=True) if chosen]
+        return [name for name, is_listed in zip(names, listed, strict=True) if is_listed]
     return [entry if isinstance(entry, str) else names[int(entry)] for entry in listed]
 
 

@@ -125,14 +125,14 @@ class NodeBuilder:
         """Divide `count` rows into equal blocks of at most `largest` rows. Return the
         block count and block size.
         """
-        one = [1]
+        unit = [1]
         blocks = self.node(
             "Div",
-            [self.node("Sub", [self.node("Add", [count, largest]), one]), largest],
+            [self.node("Sub", [self.node("Add", [count, largest]), unit]), largest],
         )
         return blocks, self.node(
             "Div",
-            [self.node("Sub", [self.node("Add", [count, blocks]), one]), blocks],
+            [self.node("Sub", [self.node("Add", [count, blocks]), unit]), blocks],
         )
 
     def subgraph(self) -> "Subgraph":
@@ -198,9 +198,9 @@ def own_converters() -> Iterator[None]:
         try:
             yield
         finally:
-            for table, known in zip(tables, before, strict=True):
-                table.update(known)
-                for kind in table.keys() - known.keys():
+            for table, earlier in zip(tables, before, strict=True):
+                table.update(earlier)
+                for kind in table.keys() - earlier.keys():
                     del table[kind]
 
 
@@ -267,13 +267,13 @@ def parse_columns(
     for name, step, positions in estimators.named_steps(model):
         read = [str(names[position]) for position in positions] if len(names) else []
         by_name = len(inputs) == len(sources) and {*read} <= graph_inputs.keys()
-        chosen = (
+        selected = (
             [graph_inputs[key] for key in read]
             if read and by_name
             else [sources[index] for index in positions]
         )
         picked = []
-        for variable, run in groupby(chosen, lambda item: item[0]):
+        for variable, run in groupby(selected, lambda item: item[0]):
             columns = [index for _, index in run]
             if columns != list(range(widths[inputs.index(variable)])):
                 kind = type(variable.type)([None, len(columns)])

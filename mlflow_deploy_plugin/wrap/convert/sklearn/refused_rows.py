@@ -91,12 +91,12 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
             wide = added.node("Cast", [entry.full_name], to=TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
             for test, bound in tests.items():
-                own = (
+                limit = (
                     np.asarray(bound, float)[start:end]
                     if len(bound) > 1
                     else np.asarray(bound, float)
                 )
-                outside = added.node(test, [wide, own])
+                outside = added.node(test, [wide, limit])
                 yield f"its {name} {reason}", added.node("Cast", [outside], to=TensorProto.FLOAT)
             start = end
 

@@ -50,8 +50,8 @@ class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
         columns = zip(rows.columns, self.categories_, self.tables, strict=True)
         return np.hstack(
             [
-                table[pd.Index(known).get_indexer(pd.Index(rows[name]))]
-                for name, known, table in columns
+                table[pd.Index(categories).get_indexer(pd.Index(rows[name]))]
+                for name, categories, table in columns
             ],
         )
 

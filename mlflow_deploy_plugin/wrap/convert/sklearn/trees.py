@@ -285,20 +285,20 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     if boosting.has_single_rows and not boosting.is_single:
         rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
     owners: list[int] = []  # Adjacent trees with equal splits are merged.
-    kept: list[Tree] = []
+    distinct: list[Tree] = []
     for tree, target, before in zip(
         boosting.trees,
         boosting.targets,
         [-1, *boosting.targets],
         strict=False,
     ):
-        if target <= before or not (kept and tree.splits_as(kept[-1])):
-            kept.append(tree)
-        owners.append(len(kept) - 1)
+        if target <= before or not (distinct and tree.splits_as(distinct[-1])):
+            distinct.append(tree)
+        owners.append(len(distinct) - 1)
     leaves = [np.flatnonzero(tree.left < 0) for tree in boosting.trees]
     counts = [len(indices) for indices in leaves]
 
-    trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in kept), strict=True)
+    trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in distinct), strict=True)
     leaf = np.concatenate([tree.left < 0 for tree in trees])
     sizes = [len(tree.left) for tree in trees]
 
@@ -361,13 +361,13 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
     width = int(estimator.n_trees_per_iteration_)
     trees = []
-    known = (
+    is_categorical = (
         np.zeros(estimator.n_features_in_, bool)
         if estimator.is_categorical_ is None
         else estimator.is_categorical_
     )
     columns = np.concatenate(
-        [np.flatnonzero(known), np.flatnonzero(~known)],
+        [np.flatnonzero(is_categorical), np.flatnonzero(~is_categorical)],
     )  # Trees read categorical columns first.
     for predictor in (predictor for iteration in estimator._predictors for predictor in iteration):
         nodes, bits = predictor.nodes, predictor.raw_left_cat_bitsets

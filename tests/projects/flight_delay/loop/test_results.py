@@ -50,7 +50,7 @@ def window(monitor: str, start: str, end: str, verdict: str) -> JudgedWindow:
     )
 
 
-def test_accuracy_by_month_is_told_with_the_loop_and_without(played: pd.DataFrame) -> None:
+def test_accuracy_by_month_is_given_with_and_without_the_loop(played: pd.DataFrame) -> None:
     table = accuracy_by_month(played).set_index("month")
     assert table["accuracy_with_loop"].tolist() == [0.8, 0.8, 1.0]
     assert table["accuracy_without"].tolist() == [0.8, 0.8, 0.8]
@@ -108,7 +108,7 @@ def test_a_concept_is_turned_from_its_month_on_alone(played: pd.DataFrame) -> No
 
 
 @pytest.mark.parametrize("text", ["concept", "concept:13", "fog:3", "celsius:x", ":7"])
-def test_what_cannot_be_injected_is_named(text: str) -> None:
+def test_invalid_injection_error_lists_the_kinds(text: str) -> None:
     with pytest.raises(InvalidConfig, match=r"KIND:MONTH .*celsius, concept"):
         parse_injection(text)
     assert parse_injection("") is None

@@ -43,7 +43,7 @@ def test_the_policy_says_how_much_has_to_be_known(
     assert mentions(result.reason, "the policy") == (verdict == "failed")
 
 
-def test_what_has_no_onnx_form_answers_for_itself(tmp_path: Path) -> None:
+def test_parity_is_skipped_for_a_version_without_an_onnx_form(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}")
     result = check_parity(read_served_artifact(tmp_path), GatePolicy())
     assert (result.state, result.reason) == (
@@ -115,13 +115,15 @@ def columns(*given: Column) -> Artifact:
         (replace(SERVED, undescribed="objects"), "skipped", "the new version has no signature"),
     ],
 )
-def test_what_callers_would_notice(candidate: Any, state: str, said: str) -> None:
+def test_signature_change_fails_only_if_it_breaks_callers(
+    candidate: Any, state: str, said: str
+) -> None:
     result = check_signature(candidate, SERVED, NAME)
     assert result.state == state
     assert re.search(said, result.reason), result.reason
 
 
-def test_what_has_no_signature_and_is_served_is_not_compared_with() -> None:
+def test_signature_check_is_skipped_if_the_served_version_has_none() -> None:
     result = check_signature(SERVED, replace(SERVED, undescribed="objects"), NAME)
     assert result.state == "skipped"
     assert result.reason.startswith(f"{NAME} has no signature")
@@ -142,7 +144,7 @@ def tensors(*given: Tensor) -> Artifact:
         (Tensor("picture", "float32", (-1, 8, 8)), "failed"),
     ],
 )
-def test_tensors_are_told_apart_by_name_type_and_shape(new: Any, state: str) -> None:
+def test_tensors_are_compared_by_name_type_and_shape(new: Any, state: str) -> None:
     assert (
         check_signature(tensors(new), tensors(Tensor("image", "float32", (-1, 8, 8))), NAME).state
         == state

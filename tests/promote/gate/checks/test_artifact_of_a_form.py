@@ -54,7 +54,7 @@ def test_it_passes_if_its_base_does_and_it_loses_no_more_than_the_margin(
     assert mentions(result.reason, *names)
 
 
-def test_without_rows_nothing_is_proven(tmp_path: Path) -> None:
+def test_form_without_rows_to_compare_fails(tmp_path: Path) -> None:
     base = loaded(write_classifier(tmp_path / "base"))
     form = loaded(optimized(write_classifier(tmp_path / "form"), base))
     result = check_agreement(form, base, POLICY, None, None)

@@ -47,7 +47,7 @@ def cost(row_ms: float = 1.0, batch_ms: float = 10.0, memory_mb: float = 100.0) 
         (cost(), {"max_memory_mb": 50}, "failed", ["100 MB", "allows 50"]),
     ],
 )
-def test_what_it_may_cost_beside_what_is_served(
+def test_costs_may_exceed_those_of_the_served_version_only_up_to_the_ratio(
     candidate: Any,
     policy: dict[str, Any],
     state: str,

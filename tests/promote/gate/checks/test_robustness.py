@@ -86,27 +86,27 @@ def test_numbers_have_moved_when_they_did_by_a_quarter_of_their_spread(tmp_path:
     )
 
 
-def test_missing_values_that_are_answered_with_no_number_are_told_and_fail_where_the_policy_says(
+def test_missing_values_without_an_answer_are_reported_and_fail_a_strict_policy(
     tmp_path: Path,
 ) -> None:
     model = load_version(write_regressor(tmp_path / "model"))
-    told = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
-    assert told.state == "passed"
-    assert told.figures["missing_no_answer"] == pytest.approx(0.2, abs=0.05)
+    lenient = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    assert lenient.state == "passed"
+    assert lenient.figures["missing_no_answer"] == pytest.approx(0.2, abs=0.05)
     strict = check_robustness(model, INPUT, RobustnessPolicy(refusals="fail"), seed=7)
     assert strict.state == "failed"
     assert mentions(strict.reason, "missing values", "not numbers")
 
 
-def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path: Path) -> None:
+def test_refused_missing_values_are_reported_and_fail_a_strict_policy(tmp_path: Path) -> None:
     model = load_version(write_classifier(tmp_path / "model", types=("long", "long")))
     rows = {name: np.arange(100) for name in COLUMNS}
-    told = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0), seed=7)
-    assert told.state == "passed"
-    assert told.figures["missing_refused"] == 1
-    assert told.notes[0].startswith("missing values are refused: column 'a' (long), row ")
+    lenient = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0), seed=7)
+    assert lenient.state == "passed"
+    assert lenient.figures["missing_refused"] == 1
+    assert lenient.notes[0].startswith("missing values are refused: column 'a' (long), row ")
     strict = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0, refusals="fail"), seed=7)
-    assert (strict.state, strict.reason) == ("failed", told.notes[0])
+    assert (strict.state, strict.reason) == ("failed", lenient.notes[0])
 
 
 @pytest.mark.parametrize("metric", ["rmse", "mae"])
@@ -121,7 +121,7 @@ def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(
     assert 0.01 < result.figures["noise_loss"] < 0.05
 
 
-def test_what_is_served_is_measured_by_the_same_noise_and_need_not_be_outdone(
+def test_noise_flips_fail_only_if_worse_than_those_of_the_served_version(
     tmp_path: Path,
 ) -> None:
     model, better = (

@@ -116,7 +116,9 @@ def test_where_everybody_may_ask_no_key_is_spoken_of(server: Server) -> None:
     document = fetched(server)
     assert "securitySchemes" not in document["components"]
     assert not any(
-        "security" in said for path in document["paths"].values() for said in path.values()
+        "security" in operation
+        for path in document["paths"].values()
+        for operation in path.values()
     )
     assert "Bearer KEY" not in ask(server, "/docs").body.decode()
 
@@ -143,7 +145,7 @@ def test_where_everybody_may_ask_no_key_is_spoken_of(server: Server) -> None:
         ),
     ],
 )
-def test_it_says_what_a_caller_has_to_send(
+def test_paths_list_the_credentials_that_they_require(
     server: Server,
     settings: dict[str, Any],
     infer: dict[str, list[str]],
@@ -180,8 +182,8 @@ def test_the_snippets_send_the_key_that_a_server_asks_for(server: Server) -> Non
 
 def test_the_error_of_a_page_is_a_page(server: Server) -> None:
     for path in ("/endpoints/flights", "/endpoints/flights/docs"):
-        said = fetched(server)["paths"][path]["get"]["responses"]
-        assert [*said["404"]["content"]] == [*said["503"]["content"]] == ["text/html"]
+        responses = fetched(server)["paths"][path]["get"]["responses"]
+        assert [*responses["404"]["content"]] == [*responses["503"]["content"]] == ["text/html"]
     assert ask(server, "/endpoints/nobody").content_type.startswith("text/html")
 
 
@@ -288,7 +290,7 @@ def test_numbers_have_their_width(server: Server) -> None:
     assert (record["distance"]["format"], record["hour"]["format"]) == ("double", "int64")
 
 
-def test_every_array_says_what_it_holds(server: Server) -> None:
+def test_every_array_defines_its_items(server: Server) -> None:
     """Client generators omit an operation with an array without `items`, which OpenAPI
     3.0 required.
     """
@@ -301,22 +303,22 @@ def test_every_array_says_what_it_holds(server: Server) -> None:
         if isinstance(part, dict) and "array" in (part.get("type"), *(part.get("type") or ())):
             yield part
 
-    found = list(arrays(fetched(server)))
-    assert len(found) > 100
-    assert [one for one in found if "items" not in one] == []
+    schemas = list(arrays(fetched(server)))
+    assert len(schemas) > 100
+    assert [schema for schema in schemas if "items" not in schema] == []
 
 
 @pytest.mark.long
 def test_every_example_fits_its_schema_and_is_answered_as_the_document_says(server: Server) -> None:
     document = fetched(server)
-    asked = 0
+    examples = 0
     for path, operations in document["paths"].items():
         content = operations.get("post", {}).get("requestBody", {}).get("content", {})
-        for media_type, said in content.items():
-            if "example" not in said:
+        for media_type, media in content.items():
+            if "example" not in media:
                 continue
-            asked += 1
-            example = said["example"]
+            examples += 1
+            example = media["example"]
             if not isinstance(example, str):
                 jsonschema_rs.Draft202012Validator(
                     body_schema(document, path, media_type),
@@ -330,16 +332,16 @@ def test_every_example_fits_its_schema_and_is_answered_as_the_document_says(serv
                 media_type,
             )
             assert response.status == 200, (path, media_type, response.body)
-            told = operations["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-            answered = resolved(document, told) if "$ref" in told else told
+            schema = operations["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+            answered = resolved(document, schema) if "$ref" in schema else schema
             validator = jsonschema_rs.Draft202012Validator(
                 {**answered, "components": document["components"]},
             )
             validator.validate(json.loads(response.body))
-    assert asked >= 30
+    assert examples >= 30
 
 
-def test_columns_have_their_types_and_only_what_may_be_missing_is_nullable(server: Server) -> None:
+def test_columns_have_their_types_and_only_optional_columns_are_nullable(server: Server) -> None:
     document = fetched(server)
     forms = body_schema(document, "/endpoints/flights/invocations")["oneOf"]
     split, records, *_ = (resolved(document, form) for form in forms)
@@ -368,7 +370,7 @@ def test_columns_have_their_types_and_only_what_may_be_missing_is_nullable(serve
         {},
     ],
 )
-def test_what_the_server_refuses_does_not_fit_the_schema(
+def test_bodies_that_the_server_refuses_do_not_match_the_schema(
     server: Server,
     body: dict[str, Any],
 ) -> None:
@@ -392,7 +394,7 @@ def test_what_the_server_refuses_does_not_fit_the_schema(
         [["AA", 1, 1]],
     ],
 )
-def test_what_tensorflow_serving_refuses_does_not_fit_its_schema(
+def test_bodies_that_tensorflow_serving_refuses_do_not_match_its_schema(
     server: Server,
     inputs: Any,
 ) -> None:
@@ -443,8 +445,8 @@ def test_many_endpoints_are_described_one_by_one(
         "/endpoints/e0/invocations",
     }
     assert f"{count} endpoints" in document["info"]["description"]
-    own = json.loads(ask(server, "/endpoints/e7/openapi.json").body)
-    assert "/endpoints/e7/invocations" in own["paths"]
+    endpoint_document = json.loads(ask(server, "/endpoints/e7/openapi.json").body)
+    assert "/endpoints/e7/invocations" in endpoint_document["paths"]
     assert ask(server, "/endpoints/none/openapi.json").status == 404
 
 

@@ -89,10 +89,10 @@ def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(pag
         "yes",
         "no",
     ]
-    told = page.locator("#told-headers").inner_text()
-    assert "m 1" in told
-    assert "ms" in told
-    assert "Prediction id" in told
+    text = page.locator("#told-headers").inner_text()
+    assert "m 1" in text
+    assert "ms" in text
+    assert "Prediction id" in text
 
 
 @pytest.mark.long
@@ -105,14 +105,14 @@ def test_a_text_is_typed_into_an_area_and_a_category_is_chosen_from_a_list(page:
     carrier = page.get_by_label("carrier")
     assert carrier.locator("option").all_inner_texts() == ["AA", "UA", "W&N"]
     carrier.select_option("W&N")
-    with page.expect_request("**/predict/batch") as asked:
+    with page.expect_request("**/predict/batch") as request_info:
         page.get_by_role("button", name="Predict").click()
-    sent = asked.value.post_data_json["dataframe_split"]
+    sent = request_info.value.post_data_json["dataframe_split"]
     assert dict(zip(sent["columns"], sent["data"][0], strict=True))["carrier"] == "W&N"
 
 
 @pytest.mark.long
-def test_a_probability_that_is_no_number_is_not_drawn_as_nought(page: Any) -> None:
+def test_a_nan_probability_is_not_drawn_as_zero(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("distance").fill("")
     page.get_by_role("button", name="Predict").click()
@@ -137,7 +137,7 @@ def test_the_keyboard_alone_asks_and_is_answered(page: Any) -> None:
 
 
 @pytest.mark.long
-def test_while_an_answer_is_waited_for_this_is_said_and_the_keyboard_stays_on_the_button(
+def test_waiting_for_a_response_shows_a_status_and_keeps_the_focus_on_the_button(
     page: Any,
 ) -> None:
     held: list[Any] = []
@@ -159,7 +159,7 @@ def test_while_an_answer_is_waited_for_this_is_said_and_the_keyboard_stays_on_th
 
 
 @pytest.mark.long
-def test_an_error_stands_in_the_servers_words_beside_the_field_that_it_names(page: Any) -> None:
+def test_a_server_error_is_shown_at_the_field_that_it_names(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("distance").fill("far")
     page.get_by_role("button", name="Predict").click()
@@ -238,9 +238,9 @@ def test_a_picture_is_resized_scaled_and_answered(
     assert "0–255 is scaled to 0–1" in page.locator(".picture").inner_text()
     page.locator("#field-0-picture").set_input_files(picture)
     page.get_by_text("half.png is sent instead of the numbers").wait_for()
-    with page.expect_request("**/predict/batch") as asked:
+    with page.expect_request("**/predict/batch") as request_info:
         page.get_by_role("button", name="Predict").click()
-    sent = asked.value.post_data_json["inputs"]
+    sent = request_info.value.post_data_json["inputs"]
     assert (len(sent), len(sent[0]), len(sent[0][0]), len(sent[0][0][0])) == (1, 1, 8, 8)
     assert (sent[0][0][0][0], sent[0][0][7][7]) == ((1, 0) if bright == "top" else (0, 1))
     page.locator(".single .value").wait_for()
@@ -250,7 +250,7 @@ def test_a_picture_is_resized_scaled_and_answered(
 
 
 @pytest.mark.long
-def test_what_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_as_an_image_is_an_error(page: Any, tmp_path: Path) -> None:
     file = tmp_path / "none.png"
     file.write_text("no picture")
     page.goto("/endpoints/digits")
@@ -375,8 +375,8 @@ def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_pag
     page.get_by_label("Endpoint").focus()
     for _ in range(2):
         page.keyboard.press("ArrowDown")
-    chosen = page.get_by_label("Endpoint").input_value()
-    assert (chosen, urlparse(page.url).path) == ("hostile", "/endpoints/flights")
+    selection = page.get_by_label("Endpoint").input_value()
+    assert (selection, urlparse(page.url).path) == ("hostile", "/endpoints/flights")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_url("**/endpoints/hostile")
@@ -407,7 +407,7 @@ def test_the_docs_are_read_and_their_code_is_copied(page: Any, pages_server: Any
         "/endpoints/hostile/docs",
     ],
 )
-def test_nothing_is_wider_than_a_phone(page: Any, path: str) -> None:
+def test_no_page_is_wider_than_a_phone(page: Any, path: str) -> None:
     page.set_viewport_size(PHONE)
     page.goto(path)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -56,10 +56,10 @@ def shown(server: Server, path: str = "/requests", **headers: str) -> list[dict[
 
 
 def page(server: Server, path: str = "/requests", query: str = "", **headers: str) -> str:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
     response = handle(
         server,
-        RawRequest("GET", path, {**NAMED, "accept": "text/html", **named}, b"", query=query),
+        RawRequest("GET", path, {**NAMED, "accept": "text/html", **fields}, b"", query=query),
     )
     assert (response.status, response.content_type.partition(";")[0]) == (200, "text/html")
     assert "default-src 'self'" in response.headers["Content-Security-Policy"]
@@ -126,10 +126,10 @@ def test_a_request_has_its_business_ids_and_event_time_and_is_found_by_them(
     row = found(server, "007")[0]
     assert (row["keys"], row["event_time"]) == ({"ticket": "007"}, "2013-07-04T12:30:00.000+00:00")
     assert row["values"]["carrier"] == "AA"
-    own = [row["prediction_id"]]
-    assert own == [answered.headers["X-Prediction-Id"]]
-    for text in ("007", "2013-07-04", "2013-07-04 12:30", "2013-07-04T12:30:00Z", *own):
-        assert [one["prediction_id"] for one in found(server, text)] == own, text
+    ids = [row["prediction_id"]]
+    assert ids == [answered.headers["X-Prediction-Id"]]
+    for text in ("007", "2013-07-04", "2013-07-04 12:30", "2013-07-04T12:30:00Z", *ids):
+        assert [match["prediction_id"] for match in found(server, text)] == ids, text
     for text in ("7", "2013", "2013-07-04 13", "008"):
         assert found(server, text) == [], text
     (other,) = found(server, "006", "/endpoints/flights/requests")
@@ -150,7 +150,7 @@ def test_a_masked_business_id_is_found_only_by_its_hash_and_strangers_find_nothi
     assert "secret" not in page(server)
     assert (len(found(server, hashed)), found(server, "secret")) == (1, [])
     stranger = {"host": "rebound.example"}
-    assert [one["keys"] for one in found(server, hashed, **stranger)] == [
+    assert [match["keys"] for match in found(server, hashed, **stranger)] == [
         {},
     ]  # The query is ignored.
     assert "<form" not in page(server, **stranger)

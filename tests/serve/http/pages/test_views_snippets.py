@@ -87,8 +87,8 @@ def local_links(page: bytes) -> set[str]:
 
 
 def ask_from(server: Server, path: str, client: str, **headers: str) -> RawResponse:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return handle(server, RawRequest("GET", path, {"host": "models:1", **named}, b"", client))
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return handle(server, RawRequest("GET", path, {"host": "models:1", **fields}, b"", client))
 
 
 @pytest.mark.parametrize(

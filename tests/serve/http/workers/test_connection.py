@@ -122,8 +122,8 @@ def test_the_head_of_the_request_before_is_never_that_of_another(connect: Connec
         (post() + post(head=other), ANSWER, None),
     ):
         connection.sendall(request)
-        _, headers, found = read_answer(connection)
-        assert (found, headers["x-request-id"] == "other") == (answer, id_ == "other")
+        _, headers, content = read_answer(connection)
+        assert (content, headers["x-request-id"] == "other") == (answer, id_ == "other")
     assert read_answer(connection)[1]["x-request-id"] == "other"
     connection.sendall(post()[:-1])  # the same head, and an incomplete body
     connection.sendall(post()[-1:] + PING)
@@ -187,7 +187,7 @@ def test_head_is_get_without_the_body(connect: Connect) -> None:
     assert read_answer(connection)[0] == 200
 
 
-def test_a_client_that_waits_is_told_to_go_on(connect: Connect) -> None:
+def test_a_waiting_client_gets_a_100_continue(connect: Connect) -> None:
     connection = connect()
     connection.sendall(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
     assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -196,7 +196,7 @@ def test_a_client_that_waits_is_told_to_go_on(connect: Connect) -> None:
     assert read_answer(connection)[0] == 200
 
 
-def test_a_client_that_waits_is_told_at_once_that_its_body_is_too_large(connect: Connect) -> None:
+def test_a_waiting_client_learns_at_once_that_its_body_is_too_large(connect: Connect) -> None:
     connection = connect()
     connection.sendall(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (LIMIT + 1))
     status, headers, document = read_answer(connection)
@@ -318,7 +318,7 @@ OTHERWISE = {
         *(pytest.param(status, sent, id=name) for name, (status, sent) in OTHERWISE.items()),
     ],
 )
-def test_what_is_ambiguous_or_beyond_a_limit_is_refused_and_ends_the_connection(
+def test_ambiguous_or_oversized_requests_are_refused_and_close_the_connection(
     connect: Connect,
     status: int,
     sent: bytes,
@@ -333,7 +333,7 @@ def test_what_is_ambiguous_or_beyond_a_limit_is_refused_and_ends_the_connection(
     assert is_closed(connection)
 
 
-def test_options_are_told_without_a_body(connect: Connect) -> None:
+def test_options_are_answered_without_a_body(connect: Connect) -> None:
     connection = connect()
     connection.sendall(b"OPTIONS /ping HTTP/1.1\r\nHost: x\r\n\r\n" + PING)
     status, headers, _ = read_answer(connection, has_body=False)
@@ -456,7 +456,7 @@ def talk(app: WorkerApp, act: Callable[[HttpConnection], None], answers: int) ->
     return written
 
 
-def test_a_body_after_a_100_that_was_not_taken_at_once_is_no_request(app: WorkerApp) -> None:
+def test_a_body_sent_after_an_unread_100_is_not_parsed_as_a_request(app: WorkerApp) -> None:
     def act(connection: HttpConnection) -> None:
         connection.data_received(
             POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(PING),
@@ -465,8 +465,8 @@ def test_a_body_after_a_100_that_was_not_taken_at_once_is_no_request(app: Worker
         connection.resume_writing()
         connection.data_received(PING)
 
-    told, answer = talk(app, act, 2)
-    assert told == b"HTTP/1.1 100 Continue\r\n\r\n"
+    interim, answer = talk(app, act, 2)
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert answer.startswith(b"HTTP/1.1 400")
 
 
@@ -504,7 +504,7 @@ def test_a_machine_without_a_further_thread_answers_by_those_that_are_there(
     assert b"Retry-After: 1\r\n" in answer
 
 
-def test_a_body_that_breaks_off_is_told_as_such(connect: Connect) -> None:
+def test_a_truncated_body_gets_an_error_with_the_bytes_received(connect: Connect) -> None:
     connection = connect()
     connection.sendall(POST + b"Content-Length: 9\r\n\r\n{")
     connection.shutdown(socket.SHUT_WR)

@@ -96,12 +96,12 @@ def asks(connection: socket.socket) -> bool:
 
 
 @pytest.mark.long
-def test_a_thousand_silent_clients_keep_nobody_out(connect: Connect) -> None:
+def test_a_thousand_silent_clients_do_not_keep_others_out(connect: Connect) -> None:
     silent = [connect() for _ in range(PLACES + 50)]
-    kept = connect()
+    connection = connect()
     began = time.monotonic()
     for _ in range(50):
-        assert asks(kept)
+        assert asks(connection)
         assert asks(connect())
     assert time.monotonic() - began < SECONDS
     silent[0].settimeout(SECONDS)

@@ -51,7 +51,7 @@ class Both:
     ) -> list[Answer]:
         """Return the responses of both for an unchanged path."""
         host, _, port = self.running.url.removeprefix("http://").partition(":")
-        named = {
+        full_headers = {
             "Host": f"{host}:{port}",
             "X-Request-Id": "mine",
             "Content-Length": str(len(body)),
@@ -60,7 +60,7 @@ class Both:
         connection = http.client.HTTPConnection(host, int(port), timeout=30)
         with contextlib.closing(connection):
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-            for name, value in named.items():
+            for name, value in full_headers.items():
                 connection.putheader(name, value)
             connection.endheaders(body)
             response = connection.getresponse()
@@ -72,7 +72,10 @@ class Both:
                 {name: value for name, value in fields.items() if name not in OF_THE_CONNECTION},
                 content,
             )
-            for status, fields, content in (answered, ask_wsgi(self.app, method, path, named, body))
+            for status, fields, content in (
+                answered,
+                ask_wsgi(self.app, method, path, full_headers, body),
+            )
         ]
 
 
@@ -188,7 +191,7 @@ def test_the_worker_and_the_wsgi_application_answer_the_same(
     assert fast[0] < 500
 
 
-def test_the_methods_of_a_path_are_told(both: Both) -> None:
+def test_the_methods_of_a_path_are_in_the_allow_header(both: Both) -> None:
     for path, allowed in (("/ping", "GET, HEAD, OPTIONS"), ("/v2/models/e/infer", "POST, OPTIONS")):
         assert both.ask("OPTIONS", path, {}) == [(204, {"allow": allowed}, b"")] * 2
         for status, headers, _ in both.ask("DELETE", path, {}):
@@ -270,7 +273,7 @@ def other_workers(state_dir: Path, than: set[int]) -> set[int]:
 
 
 @pytest.mark.long
-def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
+def test_a_worker_ended_by_sigterm_under_load_fails_no_request(
     tmp_path: Path,
     bias_folders: dict[str, Path],
 ) -> None:
@@ -289,7 +292,7 @@ def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
 
 
 @pytest.mark.long
-def test_a_killed_worker_is_missed_by_nobody_but_the_clients_it_was_answering(
+def test_killing_a_worker_breaks_only_the_requests_it_was_answering(
     tmp_path: Path,
     bias_folders: dict[str, Path],
 ) -> None:
@@ -372,7 +375,7 @@ def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
     assert "Traceback" not in encrypted.log.read_text()
 
 
-def test_clients_that_leave_their_handshake_keep_nobody_waiting(encrypted: Any) -> None:
+def test_unfinished_tls_handshakes_do_not_delay_other_clients(encrypted: Any) -> None:
     """No thread waits for them, so that other clients are answered before their time
     limit.
     """

@@ -169,8 +169,8 @@ def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
 
 def status(pid: int, field: str) -> str:
     """Return the first word of a field in the process's status."""
-    found = re.search(rf"^{field}:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(rf"^{field}:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return match[1] if match else ""
 
 
 def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigterm(
@@ -202,7 +202,7 @@ def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigt
         assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
 
 
-def test_a_killed_worker_is_replaced_and_keeps_what_it_captured(
+def test_a_killed_worker_is_replaced_and_keeps_its_captured_requests(
     tmp_path: Path,
     bias_folders: dict[str, Path],
 ) -> None:

@@ -67,7 +67,7 @@ def test_bodies_of_all_connections_together_are_bounded(
 
 
 @pytest.mark.parametrize("padding", [0, 100_000])
-def test_a_panic_of_a_tokenizer_is_answered_and_its_body_is_no_longer_counted(
+def test_a_panicking_tokenizer_gets_a_400_and_its_body_is_released(
     serve_here: Callable[..., Server],
     tmp_path: Path,
     padding: int,
@@ -137,7 +137,7 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
 
 
 @pytest.mark.long
-def test_a_pyfunc_beside_it_takes_no_model_from_the_loop(
+def test_a_pyfunc_does_not_keep_other_models_from_running_inline(
     serve_here: Callable[..., Server],
     bias_folders: dict[str, Path],
     tmp_path: Path,
@@ -197,7 +197,7 @@ def of_size(size: int, path: str = "/invocations", **headers: str) -> RawRequest
     return RawRequest("POST", path, {"content-type": "application/json", **headers}, b"x" * size)
 
 
-def test_what_is_not_known_yet_is_no_matter_for_the_loop(policy: InlinePolicy) -> None:
+def test_requests_of_unknown_duration_stay_off_the_loop(policy: InlinePolicy) -> None:
     assert not policy.is_quick(SMALL)
     took(policy, SMALL, QUICK)
     assert policy.is_quick(SMALL)
@@ -225,7 +225,7 @@ def test_one_slow_answer_is_the_machine_and_several_are_the_model(policy: Inline
     assert policy.is_quick(SMALL)
 
 
-def test_refusals_say_nothing_of_what_answers_cost(policy: InlinePolicy) -> None:
+def test_refusals_do_not_count_as_quick_answers(policy: InlinePolicy) -> None:
     took(policy, SMALL, QUICK, status=400)
     assert not policy.is_quick(SMALL)
 
@@ -249,7 +249,7 @@ def test_a_prediction_is_known_by_its_answer_wherever_it_was_asked_for(
     assert policy.is_quick(of_size(100, path))
 
 
-def test_what_is_no_prediction_stays_off_the_loop(policy: InlinePolicy) -> None:
+def test_requests_other_than_predictions_stay_off_the_loop(policy: InlinePolicy) -> None:
     load = of_size(100, "/v2/repository/models/trial/load")
     took(policy, load, QUICK, predicts=False)
     assert not policy.is_quick(load)
@@ -273,7 +273,7 @@ def test_predictions_that_wait_stay_off_the_loop() -> None:
     assert not policy.is_quick(SMALL)
 
 
-def test_what_is_remembered_is_bounded(policy: InlinePolicy) -> None:
+def test_the_remembered_durations_are_bounded(policy: InlinePolicy) -> None:
     for number in range(10_000):
         took(policy, of_size(100, path=f"/v2/models/{number}/infer"), QUICK)
     assert len(policy._seconds) <= 4096

@@ -199,7 +199,7 @@ def test_an_array_of_rows_is_taken_as_its_lists(kind: Any, source: Any, target: 
         )
 
 
-def test_what_plainly_fits_goes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_match_the_schema_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = (
         Column("s", "string"),
         Column("d", "double"),

@@ -53,13 +53,13 @@ def test_missing_columns_are_all_named() -> None:
     ],
     ids=["columns", "records", "rows"],
 )
-def test_a_missing_column_is_named_beside_the_unknown_one_that_came(
+def test_a_missing_column_is_named_with_the_unknown_column_that_came(
     ask: Callable[[Schema], Feeds],
 ) -> None:
     with pytest.raises(SchemaMismatch) as caught:
         ask(stacked_schema("float32", "dep_time", "hour"))
-    told = "column 'dep_time' is missing; 'dep_tme' is not known: did you mean 'dep_time'?"
-    assert caught.value.message == told
+    message = "column 'dep_time' is missing; 'dep_tme' is not known: did you mean 'dep_time'?"
+    assert caught.value.message == message
 
 
 def test_values_that_are_left_out_are_bounded_by_those_that_are_given() -> None:
@@ -148,7 +148,7 @@ def test_rows_that_are_no_table_are_refused(names: list[str], rows: list[Any], w
     "values",
     [None, 5, "text", {"a": 1}, [], [5], [[1, 2]], np.float64(1.0), np.zeros(3)],
 )
-def test_an_array_that_is_no_table_is_refused(values: Any) -> None:
+def test_an_array_that_is_not_a_table_is_refused(values: Any) -> None:
     with pytest.raises(SchemaMismatch):
         MIXED.from_array(values)
 
@@ -203,7 +203,7 @@ def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_call
         assert as_lists(feeds) == {"x": [[1, 2], [3, 4]]}
 
 
-def test_columns_for_an_array_without_a_name_are_refused_with_what_it_takes() -> None:
+def test_columns_for_an_unnamed_array_are_refused_with_the_expected_form() -> None:
     schema = compile_schema(
         (),
         (Tensor("", "float32", (-1, 2)),),
@@ -245,7 +245,7 @@ def test_tensors_whose_dimensions_share_no_name_have_any_sizes_and_none_at_all()
     schema = compile_schema(
         (),
         tensors,
-        tuple(Input(one.name, one.dtype, one.shape) for one in tensors),
+        tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors),
     )
     scalars: list[Any] = [2.5, np.array(2.5, np.float32)]
     for s in scalars:

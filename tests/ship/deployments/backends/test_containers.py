@@ -35,11 +35,11 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def flights(**config: Any) -> EndpointSpec:
-    said = {key.replace("__", "."): value for key, value in config.items()}
-    return new_endpoint("flights", "/models/flights", {"server.port": 8123, **said})
+    options = {key.replace("__", "."): value for key, value in config.items()}
+    return new_endpoint("flights", "/models/flights", {"server.port": 8123, **options})
 
 
-def test_a_container_has_what_the_spec_says_and_of_this_process_what_servers_need(
+def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_need(
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -105,7 +105,7 @@ def test_a_container_reads_the_keys_of_the_file_that_its_spec_names(settings: Se
     ]
 
 
-def test_what_a_container_needs_of_this_machine_has_an_absolute_path(settings: Settings) -> None:
+def test_relative_model_path_is_refused_for_a_container(settings: Settings) -> None:
     spec = new_endpoint("flights", "./models/flights", {"server.port": 8123})
     with refused(InvalidConfig, "variants.flights.model", "absolute path", "./models"):
         server_options(spec, settings, "sha256:1")
@@ -153,7 +153,7 @@ def test_the_health_check_asks_where_and_as_the_server_listens(
         ({"container__environment__A": "b"}, "sha256:1", True),
     ],
 )
-def test_only_what_a_running_container_cannot_take_on_needs_another(
+def test_only_changes_that_a_running_container_cannot_apply_replace_it(
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
     changed: dict[str, str],
@@ -175,7 +175,7 @@ def test_only_what_a_running_container_cannot_take_on_needs_another(
         ("http://localhost:5000", ["http://localhost:5000", "loopback"]),
     ],
 )
-def test_a_registry_that_no_container_reaches_is_refused_with_what_would_do(
+def test_registry_unreachable_from_containers_is_refused_with_a_remedy(
     uri: str,
     names: list[str],
 ) -> None:
@@ -206,7 +206,7 @@ def test_a_registry_within_reach_is_not() -> None:
         ("the disk\nis full", DeploymentFailed, ["the disk is full"]),
     ],
 )
-def test_what_an_engine_refuses_is_told_by_the_field_that_changes_it(
+def test_engine_refusal_names_the_field_to_change(
     said: str,
     kind: type[OnnxserveError],
     names: list[str],

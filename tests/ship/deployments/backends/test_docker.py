@@ -30,15 +30,15 @@ def test_an_engine_that_hangs_is_asked_for_all_endpoints_at_once(
     with socket.create_server(("127.0.0.1", 0)) as hanging, ThreadPoolExecutor(2) as pool:
         hanging.settimeout(10)
         monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{hanging.getsockname()[1]}")
-        asked = [
+        futures = [
             pool.submit(DockerBackend(Settings(home=tmp_path)).is_running, name) for name in "ab"
         ]
         try:
-            connections = [hanging.accept()[0] for _ in asked]
+            connections = [hanging.accept()[0] for _ in futures]
         finally:
             hanging.close()  # Closing the listener ends the waiting requests.
         for connection in connections:
             connection.close()
-        for one in asked:
+        for future in futures:
             with refused(DeploymentFailed, "no Docker engine", "tcp://127.0.0.1"):
-                one.result()
+                future.result()

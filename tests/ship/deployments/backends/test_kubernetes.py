@@ -41,7 +41,7 @@ from tests.support.refusals import refused
         ("sqlite:///mlflow.db", "/model", {}, set()),  # The model is in the image.
     ],
 )
-def test_pods_are_told_of_the_mlflow_that_they_reach(
+def test_pods_get_the_tracking_uri_only_if_they_can_reach_it(
     monkeypatch: pytest.MonkeyPatch,
     uri: str,
     model: str,
@@ -52,7 +52,7 @@ def test_pods_are_told_of_the_mlflow_that_they_reach(
     assert set(pod_environment(new_endpoint("f", model, config))) == found
 
 
-def test_a_registry_of_its_own_is_told_and_no_other_is_named_beside_that_of_the_spec(
+def test_separate_registry_uri_is_passed_to_pods_and_never_inferred(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     elsewhere = new_endpoint(
@@ -86,7 +86,7 @@ def test_pods_keep_the_mlflow_of_the_first_command() -> None:
         ("/model", {}),  # The model is in the image.
     ],
 )
-def test_pods_that_were_told_of_no_mlflow_by_the_first_command_are_told_of_none_later(
+def test_later_commands_add_no_tracking_uri_to_pods_that_need_none(
     monkeypatch: pytest.MonkeyPatch,
     model: str,
     config: dict[str, str],
@@ -192,7 +192,7 @@ class ClosedCluster:
             raise ApiRefused(f"the Kubernetes API forbids it: {kind}", 403)
 
 
-def test_who_has_the_role_edit_need_not_see_what_operators_brought(
+def test_edit_role_need_not_access_custom_resources(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for kind in ("HTTPRoute", "ServiceMonitor"):

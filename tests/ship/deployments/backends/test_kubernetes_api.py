@@ -72,7 +72,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
             self.wfile.write(content)
 
         def stream(self) -> None:
-            asked = (
+            key = (
                 self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
             )  # RFC 6455
             self.send_response(101)
@@ -80,7 +80,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
             self.send_header("Connection", "Upgrade")
             self.send_header(
                 "Sec-WebSocket-Accept",
-                base64.b64encode(hashlib.sha1(asked.encode()).digest()).decode(),
+                base64.b64encode(hashlib.sha1(key.encode()).digest()).decode(),
             )
             self.send_header("Sec-WebSocket-Protocol", "v4.channel.k8s.io")
             self.end_headers()
@@ -112,7 +112,9 @@ def conflict(*managers: str) -> Answer:
         return 409, {
             "message": f'Apply failed with 1 conflict: conflict with "{managers[0]}" using v1: .spec.type',
         }
-    causes = "\n".join(f'conflicts with "{one}" using v1:\n- .spec.type' for one in managers)
+    causes = "\n".join(
+        f'conflicts with "{manager}" using v1:\n- .spec.type' for manager in managers
+    )
     return 409, {"message": f"Apply failed with {len(managers)} conflicts: {causes}"}
 
 
@@ -124,7 +126,7 @@ def conflict(*managers: str) -> Answer:
         ("DELETE", lambda cluster: cluster.delete("Service", "flights")),
     ],
 )
-def test_what_is_busy_or_broken_is_asked_again(
+def test_busy_or_broken_api_is_asked_again(
     api: ScriptedApi,
     method: str,
     call: Callable[[Cluster], object],
@@ -150,14 +152,14 @@ def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: Sc
     for owners in (["onnxserve"], ["onnxserve", "before-first-apply"]):
         api.script, api.asked = [conflict(*owners), (200, {})], []
         cluster.apply(SERVICE)
-        assert [one.rpartition("force=")[2] for one in api.asked] == ["false", "true"]
+        assert [request.rpartition("force=")[2] for request in api.asked] == ["false", "true"]
     api.script = [conflict("onnxserve", "kubectl-edit")]
     names = ("Service flights", "kubectl-edit", ".spec.type", "kubernetes.force_conflicts=true")
     with refused(DeploymentFailed, *names):
         cluster.apply(SERVICE)
 
 
-def test_an_object_is_put_back_whole_but_for_what_the_cluster_says_of_it(api: ScriptedApi) -> None:
+def test_object_is_restored_without_the_fields_of_the_cluster(api: ScriptedApi) -> None:
     metadata = {"name": "flights", "uid": "1", "resourceVersion": "7", "labels": {"app": "f"}}
     api.script = [(200, {**SERVICE, "metadata": metadata, "spec": {}, "ours": False, "status": {}})]
     Cluster("ml").put_back(
@@ -167,7 +169,7 @@ def test_an_object_is_put_back_whole_but_for_what_the_cluster_says_of_it(api: Sc
     assert api.asked == [f"GET {service}", f"PATCH {service}?fieldManager=onnxserve"]
     *added, removed = json.loads(api.bodies[-1])
     assert removed == {"op": "remove", "path": "/ours"}
-    assert {one["path"]: one["value"] for one in added} == {
+    assert {operation["path"]: operation["value"] for operation in added} == {
         "/metadata/labels": {"app": "f"},
         "/metadata/annotations": {},
         "/spec": {"type": "ClusterIP"},
@@ -231,7 +233,7 @@ def test_the_context_that_a_setting_names_is_used(api: ScriptedApi) -> None:
         Cluster("ml", "y")
 
 
-def test_what_is_gone_is_none_and_its_deletion_no_error(api: ScriptedApi) -> None:
+def test_missing_object_is_none_and_deleting_it_is_not_an_error(api: ScriptedApi) -> None:
     api.script = [(404, {"message": "not found"})] * 2
     cluster = Cluster("ml")
     assert cluster.get("Service", "flights") is None
@@ -242,7 +244,7 @@ def test_what_is_gone_is_none_and_its_deletion_no_error(api: ScriptedApi) -> Non
     ("content", "context"),
     [(None, None), ("current-context: none\n", None), ("", "elsewhere")],
 )
-def test_without_a_cluster_one_line_says_what_is_missing(
+def test_missing_cluster_error_names_the_kubeconfig(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     content: str | None,

@@ -126,7 +126,7 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
         ),
     ],
 )
-def test_what_keeps_a_pod_from_being_ready_is_said_and_whether_waiting_helps(
+def test_pod_trouble_gives_a_reason_and_whether_waiting_helps(
     found: dict[str, Any],
     trouble: PodTrouble | None,
 ) -> None:
@@ -138,7 +138,7 @@ def test_a_pod_whose_node_is_lost_is_not_ready_whatever_its_container_was() -> N
     assert not is_ready(pod({"type": "Ready", "status": "False"}, ready=True))
 
 
-def test_a_quota_that_is_full_is_said_at_once() -> None:
+def test_full_quota_is_reported_at_once() -> None:
     message = 'pods "f-1" is forbidden: exceeded quota: few, requested: pods=1, used: pods=3, limited: pods=3'
     condition = {
         "type": "ReplicaFailure",

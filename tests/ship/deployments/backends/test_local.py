@@ -39,7 +39,7 @@ def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(
         choose_port("127.0.0.1", range(free_port, 65536))
 
 
-def test_an_address_that_is_not_of_this_machine_is_said(free_port: int) -> None:
+def test_address_of_another_machine_is_refused(free_port: int) -> None:
     with refused(InvalidConfig, f"192.0.2.1:{free_port}"):
         is_port_free("192.0.2.1", free_port)
 

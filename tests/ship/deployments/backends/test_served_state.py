@@ -69,7 +69,7 @@ def say(tmp_path: Path) -> Callable[..., None]:
     return write
 
 
-def test_nothing_is_waited_for_where_all_is_loaded(
+def test_fully_loaded_endpoint_has_no_pending_work(
     tmp_path: Path,
     say: Callable[..., None],
 ) -> None:
@@ -140,7 +140,7 @@ def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..
     assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
 
 
-def test_a_change_that_loads_nothing_is_not_called_loading(
+def test_change_that_loads_no_model_is_not_called_loading(
     tmp_path: Path,
     say: Callable[..., None],
 ) -> None:
@@ -163,17 +163,17 @@ def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss
     assert report.missing == ("a",)
 
 
-def test_what_is_pending_is_reported_when_it_changes_and_too_long_a_wait_ends() -> None:
-    steps, said = iter(["one", "one", "two", ""]), list[str]()
-    wait_while_pending("e", lambda: next(steps), 60, said.append, poll_seconds=0)
-    assert said == ["e: one", "e: two"]
+def test_pending_work_is_reported_on_change_and_times_out() -> None:
+    steps, messages = iter(["one", "one", "two", ""]), list[str]()
+    wait_while_pending("e", lambda: next(steps), 60, messages.append, poll_seconds=0)
+    assert messages == ["e: one", "e: two"]
 
     with refused(DeploymentFailed, "e", "0 s", "one", "pod p", "ONNXSERVE_READY_TIMEOUT_SECONDS"):
         wait_while_pending(
             "e",
             lambda: "one",
             0,
-            said.append,
+            messages.append,
             poll_seconds=0,
             last_words=lambda: ": pod p",
         )

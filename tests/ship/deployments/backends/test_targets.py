@@ -44,7 +44,7 @@ def test_a_uri_that_names_none_is_refused_with_those_that_would_do(uri: str) -> 
         parse_target(uri)
 
 
-def test_a_missing_sdk_is_said_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sdk_error_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
     monkeypatch.delitem(
         sys.modules,

@@ -159,7 +159,7 @@ def test_a_pinned_window_of_the_log_is_a_reference(ask: Callable[..., Any]) -> N
     )
 
 
-def test_what_one_captured_window_alone_has_is_new_to_it(
+def test_values_found_in_one_captured_window_only_count_as_new_there(
     ask: Callable[..., Any],
     captured: Path,
 ) -> None:
@@ -221,10 +221,10 @@ def test_no_span_leaves_the_calendar(question_of: Callable[..., Any]) -> None:
         "reference": "rolling:30d",
         "false_alarm_rate": 1e-300,
     }
-    asked = replace(question_of(window=window), spec=MonitorSpec(**spec))
+    question = replace(question_of(window=window), spec=MonitorSpec(**spec))
 
     with refused(NotFound, "no rows of 'flights' were captured"):
-        rolling_windows(asked, MODEL, "1")
+        rolling_windows(question, MODEL, "1")
     assert rolling_span(timedelta(3660), timedelta(3660), 1e-300) < timedelta(50_000)
 
 

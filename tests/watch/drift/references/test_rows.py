@@ -31,7 +31,7 @@ from tests.watch.drift.sketches.test_sketch import assert_same
 from .conftest import DAY, DAYS, ROWS
 
 
-def test_a_model_without_a_reference_is_an_error_that_says_what_to_do(
+def test_model_without_a_reference_is_a_clear_error(
     ask: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
@@ -85,8 +85,8 @@ def test_a_version_that_is_not_served_is_downloaded_once(world: Any) -> None:
     again = load_reference(request, MODEL, "1")
 
     assert (again.model_id, again.bins_key) == (world.model_id, first.bins_key)
-    for one, other in zip(first.pieces.windows, again.pieces.windows, strict=True):
-        assert_same(one, other)
+    for window, other in zip(first.pieces.windows, again.pieces.windows, strict=True):
+        assert_same(window, other)
     for path in (world.settings.cache_path / "references").glob("*.parquet"):
         path.write_bytes(b"broken")
     assert_same(load_reference(request, MODEL, "1").pieces.total, first.pieces.total)

@@ -41,7 +41,7 @@ def test_steps_are_contiguous_and_make_the_blocks(ask: Callable[..., Any]) -> No
     assert sum(step.rows for step in reference.pieces.steps) == reference.pieces.total.rows
 
 
-def test_what_one_block_alone_has_is_new_to_it(
+def test_values_found_in_one_block_only_count_as_new_there(
     ask: Callable[..., Any],
     days: list[dict[str, Any]],
     tmp_path: Path,
@@ -76,9 +76,9 @@ def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag: int) -> None:
 
     over = window_grid({}, 0, HOUR_US, -(span // length) * HOUR_US, -1, lag)
 
-    kept = over.choose(over.windows)
+    selected = over.choose(over.windows)
     assert (
-        len(np.intersect1d(kept, kept + lag))
+        len(np.intersect1d(selected, selected + lag))
         >= over.max_pairs
         == needed_windows(SMALLEST_ROLLING_RATE)
     )

@@ -163,7 +163,7 @@ def test_range_beyond_a_float_is_binned_without_a_warning() -> None:
     assert isinstance(freeze_bins(ColumnValues("x", "number", values)), CategoryBins)
 
 
-def test_the_bins_know_what_the_reference_holds() -> None:
+def test_bins_describe_the_reference_values() -> None:
     bins = freeze_bins(numbers([*range(1000), np.nan]), "int64")
     assert (bins.kind, bins.minimum, bins.maximum, bins.arrow_type) == ("number", 0, 999, "int64")
 

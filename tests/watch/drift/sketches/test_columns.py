@@ -93,7 +93,7 @@ def test_features_are_paired_by_name() -> None:
     assert pair_columns({"x": number, "gone": number}, {"x": text, "new": text}) == [(number, text)]
 
 
-def test_booleans_are_numbers_beside_numbers() -> None:
+def test_booleans_compared_with_numbers_become_numbers() -> None:
     reference, _ = read_columns(pa.table({"flag": pa.array([1.0, 0.0, 1.0], pa.float32())}))
     current, _ = read_columns(pa.table({"flag": [True, None, False]}))
 

@@ -110,7 +110,7 @@ def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(
     assert_same(profile(log, bins, window), made)  # Stored profiles are used.
 
 
-def test_what_is_stored_is_used_in_place_of_the_rows(
+def test_stored_sketches_are_used_instead_of_the_rows(
     log: InferenceLog,
     bins: dict[str, Any],
     days: list[dict[str, Any]],
@@ -220,8 +220,8 @@ def test_two_that_sketch_at_once_do_no_harm(
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: profile(open_log(log.location.shown), bins), range(8)))
 
-    for one in [*made, profile(log, bins)]:
-        assert_same(one, expected(bins, days))
+    for result in [*made, profile(log, bins)]:
+        assert_same(result, expected(bins, days))
     # The folder for temporary files is empty.
     assert (
         len(list(Path(log.location.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2
@@ -267,7 +267,7 @@ def test_hours_come_in_order_with_their_own_profiles(
     assert starts == sorted(starts)
     assert (starts[0].hour, starts[-1].hour) == (6, 6)
     inner = parse_window("2013-01-01T06:00/2013-01-03T07:00")
-    assert sum(one.rows for _, one in hours) == expected(bins, days, inner).rows
+    assert sum(hourly.rows for _, hourly in hours) == expected(bins, days, inner).rows
 
 
 @pytest.fixture
@@ -295,11 +295,11 @@ def test_spark_gives_the_same_numbers(session: Any, writer: Any) -> None:
         path.unlink()
     local = window_profile(sketches, MODEL, "1", CUT)
     assert_same(spread, local)
-    assert [one.mean.hex() for one in spread.columns.values()] == [
-        one.mean.hex() for one in local.columns.values()
+    assert [column.mean.hex() for column in spread.columns.values()] == [
+        column.mean.hex() for column in local.columns.values()
     ]
-    assert [one.m2.hex() for one in spread.columns.values()] == [
-        one.m2.hex() for one in local.columns.values()
+    assert [column.m2.hex() for column in spread.columns.values()] == [
+        column.m2.hex() for column in local.columns.values()
     ]
 
     lost = replace(sketches, log=InferenceLog(replace(log.location, shown="ftp://nowhere")))

@@ -115,8 +115,8 @@ def test_the_relations_of_an_accepted_column_are_not_judged(days: DriftReference
 
 def test_a_column_with_the_name_of_the_relations_keeps_its_own_finding() -> None:
     def named(seed: int, count: int) -> pa.Table:
-        own = pa.array(np.random.default_rng(seed + 20).normal(size=count))
-        return rows(seed, count).append_column(RELATIONS, own)
+        values = pa.array(np.random.default_rng(seed + 20).normal(size=count))
+        return rows(seed, count).append_column(RELATIONS, values)
 
     table = named(0, DAYS * ROWS)
     bins, _ = freeze_table(table, (), "the rows")

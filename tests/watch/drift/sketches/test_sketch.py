@@ -63,8 +63,8 @@ def sketch(reference: dict[str, Any], *batches: Any) -> Profile:
 
 def assert_same(left: Profile, right: Profile) -> None:
     assert (left.rows, set(left.columns)) == (right.rows, set(right.columns))
-    for name, one in left.columns.items():
-        assert_same_column(one, right.columns[name])
+    for name, column in left.columns.items():
+        assert_same_column(column, right.columns[name])
 
 
 def assert_same_column(left: ColumnSketch, right: ColumnSketch) -> None:
@@ -348,7 +348,9 @@ def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(
     given: pa.DataType,
 ) -> None:
     as_numbers = [None if value is None else int(value) for value in SENT]
-    sides = [pa.array(SENT if one == pa.bool_() else as_numbers, one) for one in (kind, given)]
+    sides = [
+        pa.array(SENT if dtype == pa.bool_() else as_numbers, dtype) for dtype in (kind, given)
+    ]
 
     column = sketch({"flag": sides[0]}, {"flag": sides[1]}).columns["flag"]
 
@@ -362,7 +364,7 @@ def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(
     assert column.arrow_type == str(given)
 
 
-def test_a_number_that_is_no_truth_value_is_of_another_type_than_booleans() -> None:
+def test_number_other_than_zero_or_one_is_mistyped_for_a_boolean_column() -> None:
     assert sketch({"flag": [True, False]}, {"flag": [1.0, 2.0]}).columns["flag"].mistyped == 2
 
 
@@ -374,14 +376,14 @@ def test_a_number_is_itself_whether_it_was_kept_in_32_or_64_bits(
     given: pa.DataType,
     values: list[Any],
 ) -> None:
-    sides = [pa.array(np.array(values, one.to_pandas_dtype())) for one in (kind, given)]
+    sides = [pa.array(np.array(values, dtype.to_pandas_dtype())) for dtype in (kind, given)]
 
     column = sketch({"x": sides[0]}, {"x": sides[1]}).columns["x"]
 
     assert (column.below, column.above, column.unseen, column.mistyped) == (0, 0, 0, 0)
 
 
-def test_a_whole_number_is_itself_beside_a_reference_that_a_graph_has_rounded() -> None:
+def test_whole_number_matches_its_rounded_reference_value() -> None:
     column = sketch(
         {"id": pa.array([123456789.0, 3.0], pa.float32())},
         {"id": [123456789, 3]},

@@ -45,8 +45,8 @@ def test_each_member_is_measured_by_all_others() -> None:
 
     result = scores(pool, np.zeros(4))
 
-    others = np.delete(pool[:, 1, 0], 4)
-    assert result[4, 1, 0] == pytest.approx((pool[4, 1, 0] - others.mean()) / others.std())
+    remaining = np.delete(pool[:, 1, 0], 4)
+    assert result[4, 1, 0] == pytest.approx((pool[4, 1, 0] - remaining.mean()) / remaining.std())
     assert result[2, 0, 3] == -np.inf
     apart = ~np.eye(6, dtype=bool)
     assert np.allclose(result, scores(pool, np.zeros(4), apart))
@@ -183,12 +183,12 @@ def test_the_alarms_of_a_calm_reference_are_explained_by_chance() -> None:
     verdicts = [verdict_on_next_day(days_apart, seed) for seed in range(12)]
 
     measured = [alarms_of(verdict) for verdict in verdicts]
-    assert {(one.windows, one.rate) for one in measured} == {(45, 0.05)}
+    assert {(summary.windows, summary.rate) for summary in measured} == {(45, 0.05)}
     assert (
-        0 < np.mean([one.share for one in measured]) < 0.1
+        0 < np.mean([summary.share for summary in measured]) < 0.1
     )  # The shares vary, so the rate is not forced.
-    assert len({one.alarms for one in measured}) > 1
-    assert sum(one.is_beyond for one in measured) <= 2
+    assert len({summary.alarms for summary in measured}) > 1
+    assert sum(summary.is_beyond for summary in measured) <= 2
     assert sum(len(verdict.notes) > 1 for verdict in verdicts) <= 2
     assert re.search(
         r"nominal 0\.05, from 90 windows of the reference; measured forward in time, on the later 45 windows "
@@ -198,7 +198,7 @@ def test_the_alarms_of_a_calm_reference_are_explained_by_chance() -> None:
 
 
 @pytest.mark.parametrize(("world", "column"), [("churn", "item"), ("walk", "x0")])
-def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_helps_are_named(
+def test_slow_change_exceeds_the_promised_rate_and_names_the_column_and_a_remedy(
     world: str,
     column: str,
 ) -> None:
@@ -216,11 +216,11 @@ def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_help
 
 
 @pytest.mark.long
-def test_beside_the_window_of_a_week_before_they_are_as_promised() -> None:
+def test_weekly_lagged_reference_keeps_the_promised_false_alarm_rate() -> None:
     for world in (*WORLDS.values(), persistent_days):
         measured = [alarms_of(verdict_on_next_day(world, seed, lag=7)) for seed in range(4)]
 
-        assert np.mean([one.share for one in measured]) < 0.1
+        assert np.mean([summary.share for summary in measured]) < 0.1
         assert mentions(measured[0].how, "pairs", "the earlier pairs")
 
 
@@ -233,9 +233,7 @@ def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
     return Rows(wild.table.set_column(0, "x0", pa.array(level)), calm.times)
 
 
-def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again() -> (
-    None
-):
+def test_diverging_pairs_are_reported_without_proposing_a_rolling_reference() -> None:
     verdict = verdict_on_next_day(days_that_grow_wild, 0, lag=7)
 
     assert alarms_of(verdict).columns == ["x0 (7)"]  # The second half becomes the new normal.
@@ -263,9 +261,7 @@ def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them()
     assert mentions(verdict.notes[0], "last 10 windows", "drawn")
 
 
-def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_they_support_is_said() -> (
-    None
-):
+def test_correlated_days_lower_the_effective_count_and_report_the_supported_rate() -> None:
     verdicts = [verdict_on_next_day(persistent_days, seed) for seed in range(6)]
 
     fewer = [verdict for verdict in verdicts if verdict.figures["independent_blocks"] < 19]
@@ -348,7 +344,7 @@ def test_a_column_that_is_gone_is_drift_also_where_independent_rows_are_refused(
     assert mentions(verdict.reason, "x1", "not in the window", "distributions are not judged")
 
 
-def test_a_reference_of_a_few_rows_an_hour_tells_what_windows_of_many_rows_would_be() -> None:
+def test_sparse_reference_reveals_that_rows_are_not_independent() -> None:
     """With two rows per hour no window could be judged; the windows are alike."""
     rng = np.random.default_rng(2)
     hours, rows = 40 * 24, dependent_days(rng, (0.3, 0.0), 41, 48)

@@ -20,7 +20,7 @@ def test_drawn_series_consist_of_stretches_of_the_mean_length() -> None:
     assert np.bincount(positions.ravel(), minlength=50).min() > 200
 
 
-def test_the_bootstrap_speaks_where_windows_are_long_beside_what_their_rows_depend_on() -> None:
+def test_bootstrap_needs_windows_longer_than_the_correlation_time() -> None:
     calm, slow = Dependence(2.0, 3.0), Dependence(2.0, 9.0)
     steps = np.full(90, 10)
 

@@ -25,9 +25,9 @@ def test_thinning_keeps_shares_and_takes_no_row_twice() -> None:
     assert thinned[:, 3, 0].var() == pytest.approx(100 * 0.25 * 0.75 * 100 / 199, rel=0.3)
 
 
-def test_what_is_beyond_others_is_told_by_the_bins() -> None:
+def test_bins_count_values_outside_of_the_reference() -> None:
     numbers = freeze_bins(ColumnValues("n", "number", np.arange(100.0)))
-    counts, others = (
+    counts, reference_counts = (
         np.bincount(
             encode_columns({"n": numbers}, pa.table({"n": values}))["n"],
             minlength=numbers.size + 1,
@@ -35,7 +35,7 @@ def test_what_is_beyond_others_is_told_by_the_bins() -> None:
         for values in ([-50.0, 10.0, 20.0, 300.0], np.arange(5.0, 90.0))
     )
 
-    assert out_of_reference(numbers, counts, others).outside.tolist() == [2]
+    assert out_of_reference(numbers, counts, reference_counts).outside.tolist() == [2]
 
     texts = freeze_bins(ColumnValues("t", "category", np.array(["a", "b", "c"], dtype=object)))
     assert out_of_reference(

@@ -283,7 +283,7 @@ REFUSED: dict[str, tuple[Fit, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
-def test_a_booster_without_a_form_says_why_and_what_is_left(
+def test_an_unsupported_booster_gives_a_reason_and_an_alternative(
     case: tuple[Fit, str],
     tmp_path: Path,
 ) -> None:
@@ -360,10 +360,10 @@ def test_a_category_that_lightgbm_has_not_learned_is_answered_as_by_itself(
     columns = {**KNOWN, column: [KNOWN[column][0], unseen]}
     categories = {name: pd.Categorical(values) for name, values in columns.items() if name != "a"}
 
-    found = saved.run(saved.schema.from_columns(columns))["probabilities"]
+    probabilities = saved.run(saved.schema.from_columns(columns))["probabilities"]
 
     np.testing.assert_allclose(
-        found,
+        probabilities,
         model.predict_proba(pd.DataFrame(columns).assign(**categories)),
         rtol=1e-5,
     )
@@ -376,9 +376,9 @@ def test_a_missing_category_is_answered_as_by_xgboost_itself(of_categories: Any)
         **{name: pd.Categorical(columns[name]) for name in ("kind", "code")},
     )
 
-    found = saved.run(saved.schema.from_columns(columns))["probabilities"]
+    probabilities = saved.run(saved.schema.from_columns(columns))["probabilities"]
 
-    np.testing.assert_allclose(found, model.predict_proba(rows), rtol=1e-5)
+    np.testing.assert_allclose(probabilities, model.predict_proba(rows), rtol=1e-5)
 
 
 def test_the_thresholds_of_a_booster_are_boundary_values() -> None:
@@ -391,9 +391,9 @@ def test_the_thresholds_of_a_booster_are_boundary_values() -> None:
 def test_trees_that_differ_in_their_leaves_alone_are_written_once() -> None:
     model = cat("Regressor", loss_function="MultiRMSE").fit(FULL, TARGETS)
     [node] = [
-        one
-        for one in wrap(model, FULL).converted.proto.graph.node
-        if one.op_type == "TreeEnsembleRegressor"
+        candidate
+        for candidate in wrap(model, FULL).converted.proto.graph.node
+        if candidate.op_type == "TreeEnsembleRegressor"
     ]
     lists = {attribute.name: list(attribute.ints) for attribute in node.attribute}
     assert max(lists["nodes_treeids"]) == 7

@@ -97,10 +97,10 @@ def test_a_step_that_cannot_be_read_is_named_in_the_report_and_the_values_of_the
         "standardscaler"
     ].inverse_transform = None  # Calling None is an error.
 
-    known = boundary_values_of(model, ["city", "a"])
+    boundaries = boundary_values_of(model, ["city", "a"])
     report = wrap(model, rows).report
 
-    assert list(known.left_out) == ["boundary values of ColumnTransformer"]
-    assert (known.edges, known.categories) == ({}, {"city": ("oslo", "rome")})
-    assert (report.state, report.left_out) == ("proven", known.left_out)
-    assert report.as_dict()["left_out"] == known.left_out
+    assert list(boundaries.left_out) == ["boundary values of ColumnTransformer"]
+    assert (boundaries.edges, boundaries.categories) == ({}, {"city": ("oslo", "rome")})
+    assert (report.state, report.left_out) == ("proven", boundaries.left_out)
+    assert report.as_dict()["left_out"] == boundaries.left_out

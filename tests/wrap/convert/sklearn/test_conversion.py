@@ -86,7 +86,7 @@ def test_mixed_table_is_proven(make: Any, weather: tuple[pd.DataFrame, pd.Series
     assert wrapped.converted.classes == ("late", "on time")
 
 
-def test_what_the_original_refuses_is_dropped_and_counted(
+def test_rows_that_the_original_refuses_are_dropped_and_counted(
     weather: tuple[pd.DataFrame, pd.Series],
 ) -> None:
     table, labels = weather
@@ -231,7 +231,7 @@ def test_labels_that_the_graph_has_otherwise_are_refused(
     assert 'parity="warn"' in refused.value.message
 
 
-def test_the_reason_below_the_converters_wrapping_is_said(
+def test_an_error_shows_the_root_cause_of_the_converter(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
@@ -245,7 +245,7 @@ def test_the_reason_below_the_converters_wrapping_is_said(
     "model",
     [RandomForestClassifier(), make_pipeline(StandardScaler(), Ridge())],
 )
-def test_a_model_that_is_not_fitted_is_said(
+def test_an_unfitted_model_is_refused(
     model: Any,
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
@@ -262,7 +262,7 @@ class Mean(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return np.full(len(rows), self.learned)
 
 
-def test_an_estimator_that_answers_is_fitted_whatever_it_calls_what_it_learned(
+def test_an_estimator_that_predicts_counts_as_fitted_whatever_its_attributes_are(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     with pytest.raises(ConversionError, match=r"no converter .*\S+Mean"):
@@ -271,7 +271,9 @@ def test_an_estimator_that_answers_is_fitted_whatever_it_calls_what_it_learned(
         wrap(Mean(), matrix[0])
 
 
-def test_example_that_the_model_refuses_is_said(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_an_example_that_the_model_refuses_is_a_config_error(
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
 
     with pytest.raises(InvalidConfig, match=r"input_example:.*ValueError:.*3 features"):
@@ -398,8 +400,8 @@ def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(
 
     saved = load_model(str(tmp_path / "model"))
     assert saved.artifact.parity_state == "proven"
-    for given in (WORDS[:2], np.array(WORDS[:2]), np.array(WORDS[:2], dtype=object)):
-        for feeds in (saved.schema.from_array(given), saved.schema.from_columns({"text": given})):
+    for words in (WORDS[:2], np.array(WORDS[:2]), np.array(WORDS[:2], dtype=object)):
+        for feeds in (saved.schema.from_array(words), saved.schema.from_columns({"text": words})):
             assert saved.run(feeds)["label"].tolist() == [0, 1]
 
 

@@ -106,13 +106,13 @@ def test_the_weights_of_a_vote_are_those_of_its_members(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
-    known = {
+    estimators = {
         "a": Ridge(),
         "b": Ridge(alpha=1e6),
         "c": DecisionTreeRegressor(max_depth=2),
         "drop": "drop",
     }
-    model = VotingRegressor([(name, known[name]) for name in members], weights=weights).fit(
+    model = VotingRegressor([(name, estimators[name]) for name in members], weights=weights).fit(
         rows,
         target,
     )

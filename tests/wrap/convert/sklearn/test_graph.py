@@ -142,8 +142,8 @@ def test_a_conversion_of_one_s_own_stays_skl2onnx_s(matrix: tuple[np.ndarray, np
 
     wrap(model, rows)
 
-    own = to_onnx(model, rows[:1], target_opset=15)
-    assert [node.op_type for node in own.graph.node] == [
+    proto = to_onnx(model, rows[:1], target_opset=15)
+    assert [node.op_type for node in proto.graph.node] == [
         "Scaler",
         "TreeEnsembleClassifier",
         "Cast",

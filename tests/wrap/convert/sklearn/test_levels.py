@@ -142,8 +142,8 @@ def test_any_number_of_rows_is_answered_in_order(rows: int, tmp_path: Path) -> N
     model = xgb("Classifier", max_depth=3).fit(GAPS, THREE)
     save_model(model, tmp_path / "model", input_example=GAPS)
     loaded = OnnxModel.load(tmp_path / "model")
-    asked = GAPS[np.random.default_rng(rows).integers(0, ROWS, rows)]
-    outputs = loaded.run(loaded.schema.from_array(asked))
-    np.testing.assert_allclose(outputs["probabilities"], model.predict_proba(asked), atol=1e-6)
-    assert outputs["label"].tolist() == model.predict(asked).tolist()
+    sample = GAPS[np.random.default_rng(rows).integers(0, ROWS, rows)]
+    outputs = loaded.run(loaded.schema.from_array(sample))
+    np.testing.assert_allclose(outputs["probabilities"], model.predict_proba(sample), atol=1e-6)
+    assert outputs["label"].tolist() == model.predict(sample).tolist()
     onnx.checker.check_model(str(loaded.artifact.onnx_file), full_check=True)

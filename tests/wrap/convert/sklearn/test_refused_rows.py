@@ -143,13 +143,13 @@ def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Pat
 
     for number in ASKED:
         row = np.array([[number, 1.0]])
-        asked = pd.DataFrame(row, columns=["a", "b"]) if data is TABLE else row
+        inputs = pd.DataFrame(row, columns=["a", "b"]) if data is TABLE else row
         feeds = (
             served.schema.from_columns({"a": row[:, 0], "b": row[:, 1]}) if data is TABLE else None
         )
         feeds = feeds or served.schema.from_array(row)
         try:
-            answer = model.predict(asked)
+            answer = model.predict(inputs)
         except ValueError:
             with pytest.raises(InferenceError, match=r"^row 0: "):
                 served.run(feeds)

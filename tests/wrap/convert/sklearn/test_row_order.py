@@ -51,20 +51,20 @@ def test_many_rows_are_answered_in_their_order(name: str, tmp_path: Any) -> None
     onnx.checker.check_model(graph, full_check=True)
     assert "ScatterND" in {node.op_type for node in graph.graph.node}
     for size in (1, MANY_ROWS - 1, MANY_ROWS, 3000):
-        asked = ROWS[DRAW.integers(0, len(ROWS), size)]
-        outputs = loaded.run(loaded.schema.from_array(asked))
+        sample = ROWS[DRAW.integers(0, len(ROWS), size)]
+        outputs = loaded.run(loaded.schema.from_array(sample))
         if "label" in outputs:
-            assert outputs["label"].tolist() == model.predict(asked).tolist()
+            assert outputs["label"].tolist() == model.predict(sample).tolist()
             np.testing.assert_allclose(
                 outputs["probabilities"],
-                model.predict_proba(asked),
+                model.predict_proba(sample),
                 atol=1e-5,
             )
         else:
             [answers] = outputs.values()
             np.testing.assert_allclose(
-                answers.reshape(model.predict(asked).shape),
-                model.predict(asked),
+                answers.reshape(model.predict(sample).shape),
+                model.predict(sample),
                 atol=1e-4,
             )
 

@@ -57,8 +57,8 @@ def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
     return np.array(
         [
             value
-            for one in around
-            for value in (np.nextafter(one, -np.inf), one, np.nextafter(one, np.inf))
+            for center in around
+            for value in (np.nextafter(center, -np.inf), center, np.nextafter(center, np.inf))
         ],
     )
 
@@ -83,23 +83,23 @@ def test_trees_decide_on_the_same_bits(
     first = before()
     model = make_pipeline(first, trees).fit(table, target[:300])
     edges = boundary_values_of(model, ["a", "b"]).edges
-    asked = pd.concat(
+    samples = pd.concat(
         pd.DataFrame({name: _rows_that_only_64_bits_tell_apart(edge), other: 0.5})
         for name, other in (("a", "b"), ("b", "a"))
         for edge in edges.get(name, ())
     ) if edges else table  # fmt: skip
     if isinstance(first, OrdinalEncoder):
-        asked = table
+        samples = table
 
     saved = _saved(model, table, tmp_path)
 
     got = saved.run(
-        saved.schema.from_columns({str(name): asked[name].to_numpy() for name in table}),
+        saved.schema.from_columns({str(name): samples[name].to_numpy() for name in table}),
     )["prediction"]
-    np.testing.assert_allclose(got, model.predict(asked[["a", "b"]]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, model.predict(samples[["a", "b"]]), rtol=1e-5, atol=1e-5)
 
 
-def test_tree_that_splits_by_what_is_missing_is_proven_behind_a_scaler(
+def test_a_tree_that_splits_on_missing_values_is_proven_behind_a_scaler(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
@@ -150,7 +150,7 @@ def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_bool
     def make_node(*arguments: Any, **attributes: Any) -> Any:
         lists = {name: value for name, value in attributes.items() if isinstance(value, list)}
         booleans.extend(
-            name for name, value in lists.items() if any(isinstance(one, bool) for one in value)
+            name for name, value in lists.items() if any(isinstance(item, bool) for item in value)
         )
         return onnx.helper.make_node(*arguments, **attributes)
 
@@ -297,7 +297,7 @@ def _scaled_as_a_table() -> Any:
 
 
 @pytest.mark.long
-def test_numbers_keep_all_digits_beside_the_categories_of_a_table() -> None:
+def test_numbers_keep_all_digits_in_a_table_with_categories() -> None:
     """Check a table of numbers and strings, which skl2onnx would join to strings with
     eight digits.
     """

@@ -54,12 +54,14 @@ def register() -> None:
     """Register estimators that have formulas, and the boosters of imported libraries,
     with skl2onnx.
     """
-    known: dict[type, Formula] = {}
+    formulas: dict[type, Formula] = {}
     for module in (categories, ensembles, features, neighbours, predictors, texts, trees):
-        known |= module.FORMULAS
+        formulas |= module.FORMULAS
     for library in _BOOSTERS.keys() & sys.modules.keys():
-        known |= {getattr(sys.modules[library], name): trees.boosted for name in _BOOSTERS[library]}
-    for kind in known:
+        formulas |= {
+            getattr(sys.modules[library], name): trees.boosted for name in _BOOSTERS[library]
+        }
+    for kind in formulas:
         is_classifier = issubclass(kind, ClassifierMixin) or kind.__name__ == "CatBoostClassifier"
         has_labels = (
             is_classifier and kind is not ClassifierChain
@@ -70,7 +72,7 @@ def register() -> None:
             has_labels,
             kind in (SimpleImputer, GroupedCategories),
         )
-    FORMULAS.update(known)
+    FORMULAS.update(formulas)
     SCORES.update(ensembles.SCORES)
 
 

@@ -112,10 +112,10 @@ def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
 
 def grouped(model: GroupedCategories, rows: Rows) -> TracedArray:
     """Return known categories unchanged, and `fill_value` for all other categories."""
-    known = [*model.known, MISSING]
+    categories = [*model.known, MISSING]
     attributes = {
-        "keys_strings": known,
-        "values_strings": known,
+        "keys_strings": categories,
+        "values_strings": categories,
         "default_string": model.fill_value,
     }
     return rows.raw.emit("LabelEncoder", [rows.raw], rows.raw.sample, **attributes)

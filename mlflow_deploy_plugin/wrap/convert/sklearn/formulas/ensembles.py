@@ -323,8 +323,8 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
     gaps = np.isnan(rows.matrix)
     filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
     at = [gaps & column for column in np.eye(gaps.sample.shape[1], dtype=bool)]
-    for column, others, estimator in model.imputation_sequence_ if model.n_iter_ else ():
-        predicted = _flat(rows.with_matrix(filled[:, others]).ask(estimator, "predict"))
+    for column, inputs, estimator in model.imputation_sequence_ if model.n_iter_ else ():
+        predicted = _flat(rows.with_matrix(filled[:, inputs]).ask(estimator, "predict"))
         predicted = np.clip(
             predicted,
             float(model._min_value[column]),
@@ -392,9 +392,9 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             # y contains quantiles of the training targets, or their normal deviates.
             if transformer.output_distribution == "normal":
                 y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
-            known = enumerate(transformer.quantiles_.T)
+            quantiles = enumerate(transformer.quantiles_.T)
             y = np.stack(
-                [np.interp(y[:, n], transformer.references_, values) for n, values in known],
+                [np.interp(y[:, n], transformer.references_, values) for n, values in quantiles],
                 axis=1,
             )
         case _:

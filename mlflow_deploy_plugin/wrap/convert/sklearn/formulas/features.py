@@ -239,7 +239,7 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     """
     quantiles, shares = model.quantiles_, model.references_
     lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
-    own = rows.own if rows.is_single else rows.matrix
+    values = rows.own if rows.is_single else rows.matrix
     x = np.clip(rows.matrix, lowest, highest)
     with np.errstate(
         divide="ignore",
@@ -253,11 +253,11 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     downwards = of_column(slopes, at - 1) * (of_column(quantiles, at) - x) - take(shares, at)
     share = 0.5 * (np.where(x >= highest, 1.0, upwards) - np.where(x <= lowest, 0.0, downwards))
     if model.output_distribution == "uniform":
-        return np.where(own <= lowest, 0.0, np.where(own >= highest, 1.0, share))
-    margin = np.asarray(_MARGIN, own.dtype)
-    share = np.where(own - margin < lowest, 0.0, np.where(own + margin > highest, 1.0, share))
+        return np.where(values <= lowest, 0.0, np.where(values >= highest, 1.0, share))
+    margin = np.asarray(_MARGIN, values.dtype)
+    share = np.where(values - margin < lowest, 0.0, np.where(values + margin > highest, 1.0, share))
     limit = _MARGIN - np.spacing(1.0)
-    return _deviates(np.clip(share.astype(own.dtype).astype(np.float64), limit, 1.0 - limit))
+    return _deviates(np.clip(share.astype(values.dtype).astype(np.float64), limit, 1.0 - limit))
 
 
 def _deviates(share: TracedArray) -> TracedArray:

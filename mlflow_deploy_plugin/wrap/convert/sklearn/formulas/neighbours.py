@@ -234,26 +234,26 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
         raise NotImplementedError("KNNImputer that dropped a column without any value")
     gaps = np.isnan(rows.matrix)
     here, known_here = 1.0 - gaps.astype(np.float64), (~model._mask_fit_X).astype(float)
-    x, known = np.where(gaps, 0.0, rows.matrix), np.where(model._mask_fit_X, 0.0, model._fit_X)
+    x, fitted = np.where(gaps, 0.0, rows.matrix), np.where(model._mask_fit_X, 0.0, model._fit_X)
     shared = here @ known_here.T
     squared = np.maximum(
-        (x * x) @ known_here.T - 2.0 * (x @ known.T) + here @ (known * known).T,
+        (x * x) @ known_here.T - 2.0 * (x @ fitted.T) + here @ (fitted * fitted).T,
         0.0,
     )
-    far = np.sqrt(squared / np.where(shared == 0, 1.0, shared) * known.shape[1])
+    far = np.sqrt(squared / np.where(shared == 0, 1.0, shared) * fitted.shape[1])
     far = np.where(shared == 0, np.inf, far)
     columns = []
-    for column in range(known.shape[1]):
+    for column in range(fitted.shape[1]):
         donors = np.flatnonzero(known_here[:, column])
         away, nearest = smallest(far[:, donors], min(model.n_neighbors, len(donors)))
         weights = _weights(away, model.weights) * np.where(np.isinf(away), 0.0, 1.0)
         total = weights.sum(axis=1)
-        mean = (take(known[donors, column], nearest) * weights).sum(axis=1) / np.where(
+        mean = (take(fitted[donors, column], nearest) * weights).sum(axis=1) / np.where(
             total == 0,
             1.0,
             total,
         )
-        mean = np.where(total == 0, known[donors, column].mean(), mean)
+        mean = np.where(total == 0, fitted[donors, column].mean(), mean)
         columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
     if model.add_indicator:
         columns += [
@@ -334,8 +334,10 @@ def _decisions(model: Estimator, rows: Rows) -> TracedArray:
     weights = _dense(model._dual_coef_).T  # shape: [K, 1 or classes - 1]
     if len(model._intercept_) > 1:
         first, second = np.triu_indices(len(model.classes_), 1)
-        own = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
-        weights = weights[:, second - 1] * (own == first) + weights[:, first] * (own == second)
+        classes = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
+        weights = weights[:, second - 1] * (classes == first) + weights[:, first] * (
+            classes == second
+        )
     return similar @ weights + model._intercept_
 
 
@@ -385,8 +387,8 @@ def isomap(model: Isomap, rows: Rows) -> TracedArray:
     similar = (
         similar - centred.K_fit_rows_ - similar.mean(axis=1, keepdims=True) + centred.K_fit_all_
     )
-    kept = np.where(inner.eigenvalues_ > 0, inner.eigenvalues_, np.inf)
-    return similar @ (inner.eigenvectors_ / np.sqrt(kept))
+    positive = np.where(inner.eigenvalues_ > 0, inner.eigenvalues_, np.inf)
+    return similar @ (inner.eigenvectors_ / np.sqrt(positive))
 
 
 def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:

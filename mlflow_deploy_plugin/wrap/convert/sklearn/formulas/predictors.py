@@ -37,7 +37,7 @@ def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
     """Return the predictions [N, M] of M models for x [N, M]. Outside its thresholds, a
     single model may return NaN.
     """
-    known, values = (
+    thresholds, values = (
         [np.asarray(getattr(model, name), float) for model in models]
         for name in ("X_thresholds_", "y_thresholds_")
     )
@@ -49,10 +49,10 @@ def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
                 for name in ("X_min_", "X_max_")
             ),
         )
-    predicted = interpolated(x, known, values)
-    if models[0].out_of_bounds == "clip" or len(known[0]) == 1:
+    predicted = interpolated(x, thresholds, values)
+    if models[0].out_of_bounds == "clip" or len(thresholds[0]) == 1:
         return predicted
-    return np.where((x < known[0][0]) | (x > known[0][-1]), np.nan, predicted)
+    return np.where((x < thresholds[0][0]) | (x > thresholds[0][-1]), np.nan, predicted)
 
 
 def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
@@ -121,15 +121,15 @@ def additive(model: AdditiveModel, rows: Rows) -> Answer:
     positions, all_cuts = zip(*model.cuts, strict=True)
     x = rows.matrix[:, list(positions)]
     longest = max(0 if cuts is None else len(cuts) for cuts in all_cuts)
-    known = [np.empty(0) if cuts is None else cuts for cuts in all_cuts]
+    column_cuts = [np.empty(0) if cuts is None else cuts for cuts in all_cuts]
     table = np.stack(
-        [np.pad(cuts, (0, longest - len(cuts)), constant_values=np.inf) for cuts in known],
+        [np.pad(cuts, (0, longest - len(cuts)), constant_values=np.inf) for cuts in column_cuts],
         axis=1,
     )
     numbers = counted(table, np.less_equal, x).astype(np.float64) + 1.0
     numbers = np.minimum(
         numbers,
-        np.array([1.0 + len(cuts) for cuts in known]),
+        np.array([1.0 + len(cuts) for cuts in column_cuts]),
     )  # Infinity is in the last bin.
     numbers = np.where(np.isnan(x), 0.0, numbers)
     bins = np.where(np.array([cuts is None for cuts in all_cuts]), x, numbers)
@@ -162,9 +162,9 @@ def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]
     """Return the latent mean [N] and P(class 1) [N]: Algorithm 3.2 of
     https://gaussianprocess.org/gpml/.
     """
-    known = _kernel(model.kernel_, x, model.X_train_)
-    mean = known @ (model.y_train_ - model.pi_)
-    solved = (known * model.W_sr_) @ np.linalg.inv(model.L_).T
+    kernel = _kernel(model.kernel_, x, model.X_train_)
+    mean = kernel @ (model.y_train_ - model.pi_)
+    solved = (kernel * model.W_sr_) @ np.linalg.inv(model.L_).T
     variance = _kernel(model.kernel_, x) - (solved * solved).sum(axis=1)
     slope = 1.0 / (2.0 * variance)
     squares = np.ravel(LAMBDAS) ** 2

@@ -69,8 +69,10 @@ class Rows:
         widths = [
             entry.type.shape[1] if len(entry.type.shape) > 1 else 1 for entry in operator.inputs
         ]
-        known = getattr(operator.raw_operator, "n_features_in_", None)
-        return cls(graph, list(operator.inputs), known or sum(width or 1 for width in widths))
+        fitted_width = getattr(operator.raw_operator, "n_features_in_", None)
+        return cls(
+            graph, list(operator.inputs), fitted_width or sum(width or 1 for width in widths)
+        )
 
     @property
     def matrix(self) -> TracedArray:

@@ -94,14 +94,16 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
             if vectorizer.alternate_sign
             else graph.node("Equal", [hashed, hashed])
         )
-        kept = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
-        values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), kept])
+        is_token = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
+        values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), is_token])
         rows = graph.node("Shape", [tokens], start=0, end=1)
         size = graph.node("Concat", [rows, [vectorizer.n_features]], axis=0)
         nothing = graph.node("Expand", [np.zeros(1, np.float32), size])
         sums = graph.node("ScatterElements", [nothing, column, values], axis=1, reduction="add")
         if vectorizer.binary:
-            sums = graph.node("ScatterElements", [nothing, column, kept], axis=1, reduction="max")
+            sums = graph.node(
+                "ScatterElements", [nothing, column, is_token], axis=1, reduction="max"
+            )
         if vectorizer.norm is not None:
             sums = _single(
                 graph,
@@ -255,8 +257,8 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
     """Replace the characters of texts [N], then join adjacent characters in
     log2(longest text) rounds.
     """
-    known, others = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
-    keys, values = [*known, _PAD], [*known.values(), ""]
+    replacements, default = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
+    keys, values = [*replacements, _PAD], [*replacements.values(), ""]
     characters = graph.node(
         "Tokenizer",
         [texts],
@@ -271,14 +273,14 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
         [characters, graph.node("Where", [[True], _text(_PAD), column])],
         axis=1,
     )
-    if vectorizer.lowercase and others:
+    if vectorizer.lowercase and default:
         characters = _with_final_sigma(graph, characters)
     replaced = graph.node(
         "LabelEncoder",
         [characters],
         keys_strings=keys,
         values_strings=values,
-        default_string=others,
+        default_string=default,
     )
     replaced = graph.node(
         "Where",
@@ -353,9 +355,9 @@ def _cases() -> tuple[list[str], list[str]]:
     letters = [
         character for character in _characters() if f"A{_SIGMA}{character}".lower()[1] == "σ"
     ]
-    others = set(_characters()).difference(letters)
+    other_characters = set(_characters()).difference(letters)
     return letters, [
-        character for character in others if f"A{_SIGMA}{character}A".lower()[1] == "σ"
+        character for character in other_characters if f"A{_SIGMA}{character}A".lower()[1] == "σ"
     ]
 
 

@@ -406,10 +406,10 @@ def interp(
     left: Operand = None,
     right: Operand = None,
 ) -> TracedArray:
-    known, values = np.asarray(xp, float), np.asarray(fp, float)
-    inside = interpolated(clipped(x, known[0], known[-1])[:, None], [known], [values])[:, 0]
-    inside = where(x < known[0], values[0] if left is None else left, inside)
-    return where(x > known[-1], values[-1] if right is None else right, inside)
+    xs, values = np.asarray(xp, float), np.asarray(fp, float)
+    inside = interpolated(clipped(x, xs[0], xs[-1])[:, None], [xs], [values])[:, 0]
+    inside = where(x < xs[0], values[0] if left is None else left, inside)
+    return where(x > xs[-1], values[-1] if right is None else right, inside)
 
 
 def digitized(x: TracedArray, bins: npt.ArrayLike, right: bool = False) -> TracedArray:

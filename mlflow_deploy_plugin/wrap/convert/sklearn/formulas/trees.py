@@ -67,8 +67,8 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
             axis=1,
         )  # A missing feature adds 0.
     elif len(boosting.lines):
-        known = np.where(np.isnan(x), np.float32(0.0), x).astype(np.float64)
-        scores = (known @ boosting.lines + boosting.base).astype(np.float32)
+        filled = np.where(np.isnan(x), np.float32(0.0), x).astype(np.float64)
+        scores = (filled @ boosting.lines + boosting.base).astype(np.float32)
     else:
         scores = _walked(x, boosting, write_trees)
     likely = _LINKS[boosting.link](scores)
@@ -84,11 +84,11 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     """Return the columns as numbers [N, k]. Categories are codes; missing values and
     unknown categories are NaN.
     """
-    known: Mapping[int, Iterable[Category]] = (
+    by_position: Mapping[int, Iterable[Category]] = (
         categories_of(model) if hasattr(model, "_predictors") else {}
     )
-    columns = rows.columns() if known or boosting.categories or rows.has_texts else []
-    if columns and not known:
+    columns = rows.columns() if by_position or boosting.categories or rows.has_texts else []
+    if columns and not by_position:
         positions = [
             position for position, column in enumerate(columns) if column.dtype.kind in "iO"
         ]
@@ -96,8 +96,8 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
             raise NotImplementedError(
                 "categories that are not separate columns of strings or integers",
             )
-        known = dict(zip(positions, boosting.categories, strict=True))
-    for position, categories in known.items():
+        by_position = dict(zip(positions, boosting.categories, strict=True))
+    for position, categories in by_position.items():
         codes = [
             np.nan if is_missing(entry) else float(code) for code, entry in enumerate(categories)
         ]
@@ -163,8 +163,8 @@ def grown(model: Estimator, rows: Rows) -> Answer:
         return np.argmax(sums, axis=1), sums
     labels = []
     for classes, size, end in zip(model.classes_, sizes, np.cumsum(sizes), strict=True):
-        known = classes.astype(object) if classes.dtype.kind == "U" else classes
-        labels.append(take(known, np.argmax(sums[:, end - size : end], axis=1)))
+        names = classes.astype(object) if classes.dtype.kind == "U" else classes
+        labels.append(take(names, np.argmax(sums[:, end - size : end], axis=1)))
     return np.stack(labels, axis=1)
 
 
@@ -209,7 +209,7 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
     """Return the members' predictions [N, members]: class positions for a classifier."""
     trees, answers = [], []
     for member in model.estimators_:
-        known = (
+        codes = (
             np.searchsorted(model.classes_, member.classes_).astype(float)
             if is_classifier(model)
             else np.empty(0)
@@ -219,10 +219,10 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
             trees.append(
                 Tree.fitted(
                     member.tree_,
-                    known[values.argmax(axis=1)] if len(known) else values[:, 0],
+                    codes[values.argmax(axis=1)] if len(codes) else values[:, 0],
                 ),
             )
-        elif not len(known):
+        elif not len(codes):
             answers.append(rows.ask(member, "predict").reshape(-1))
         else:
             scores = rows.ask(
@@ -232,7 +232,7 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
             position = (
                 (scores > 0).astype(np.int64) if scores.ndim == 1 else np.argmax(scores, axis=1)
             )
-            answers.append(take(known, position))
+            answers.append(take(codes, position))
     if answers:
         return np.stack(answers, axis=1)
     return _sums(rows, trees, [*range(len(trees))]).astype(np.float64)

@@ -42,12 +42,12 @@ def stand_in(
     """
     with suppress(Exception), warnings.catch_warnings():  # The library may raise any error.
         warnings.simplefilter("ignore")
-        predicts, known = (
+        predicts, width = (
             hasattr(part, "predict"),
             columns if isinstance(columns, int) else len(columns),
         )
         names = getattr(part, "feature_names_in_", None if isinstance(columns, int) else columns)
-        count = getattr(part, "n_features_in_", known) or len(np.ravel(getattr(part, "coef_", ())))
+        count = getattr(part, "n_features_in_", width) or len(np.ravel(getattr(part, "coef_", ())))
         has_weights = hasattr(part, "coef_") and not is_classifier(part)
         if (
             predicts == hasattr(part, "transform")
@@ -63,8 +63,8 @@ def stand_in(
                 raise TypeError(f"answers of the type {answer.dtype} and the shape {answer.shape}")
             return answer.astype(np.float64)
 
-        intercept, *others = answers(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
-        weights = (np.array(others) - intercept) / _FAR
+        intercept, *slopes = answers(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
+        weights = (np.array(slopes) - intercept) / _FAR
         random = np.random.default_rng(0)
         few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
         codes = random.permuted(np.tile(_CODES, (count, 1)), axis=1).T

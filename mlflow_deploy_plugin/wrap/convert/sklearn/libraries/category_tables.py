@@ -47,9 +47,9 @@ def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None
     learned = {
         name: step.categories_[0] for name, step in steps.items() if hasattr(step, "categories_")
     }
-    others = (type(step).__name__ for name, step in steps.items() if name not in learned)
+    kinds = (type(step).__name__ for name, step in steps.items() if name not in learned)
     return (
-        as_tables(vectorizer, learned) if all(other == "PassThrough" for other in others) else None
+        as_tables(vectorizer, learned) if all(other == "PassThrough" for other in kinds) else None
     )
 
 
@@ -83,8 +83,8 @@ def as_tables(
     is_taken = np.zeros(len(source), bool)
     for position, name in enumerate(names):
         if name in categories:
-            known, table, depends = probe.category_column(name, categories[name])
-            tables[name] = known, table
+            column_categories, table, depends = probe.category_column(name, categories[name])
+            tables[name] = column_categories, table
         else:
             depends = probe.number_column(name)
         if (is_taken & depends).any():
@@ -96,8 +96,8 @@ def as_tables(
     for position, numbers in groupby(range(len(source)), key=lambda number: int(source[number])):
         name, step = names[position], "passthrough"
         if name in tables:
-            known, table = tables[name]
-            step = CategoryTables([known], [table[:, list(numbers)]])
+            column_categories, table = tables[name]
+            step = CategoryTables([column_categories], [table[:, list(numbers)]])
         steps.append((str(len(steps)), step, [name]))
     if [name for _, _, [name] in steps] == list(categories) == names:
         # A single step for all columns can be nested in another ColumnTransformer.

@@ -115,12 +115,12 @@ def _logarithm(fitted: Estimator, name: str) -> Computed:
 
 
 def _grouped(fitted: Estimator, name: str) -> GroupedCategories:
-    known = fitted.encoder_dict_[name]
-    if not known or not all(
-        isinstance(category, str) for category in [*known, fitted.replace_with]
+    groups = fitted.encoder_dict_[name]
+    if not groups or not all(
+        isinstance(category, str) for category in [*groups, fitted.replace_with]
     ):
         raise ValueError("its categories are not strings")
-    return GroupedCategories(known, fitted.replace_with)
+    return GroupedCategories(groups, fitted.replace_with)
 
 
 def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:

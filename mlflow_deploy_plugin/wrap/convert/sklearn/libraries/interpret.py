@@ -79,15 +79,15 @@ def _binned_columns(
         if name in columns:
             cuts.append((columns.index(name), np.asarray(bins, np.float64)))
             continue
-        known = {_category(text): code for text, code in bins.items()}
+        category_codes = {_category(text): code for text, code in bins.items()}
         codes = [
-            *known.values(),
+            *category_codes.values(),
             0,
-            max(known.values(), default=0) + 1,
+            max(category_codes.values(), default=0) + 1,
         ]  # The last codes: missing and unknown values.
-        is_text = any(isinstance(category, str) for category in known)
-        categories = np.array([*known, np.nan], object if is_text else np.float64)
-        row[name] = next(iter(known))
+        is_text = any(isinstance(category, str) for category in category_codes)
+        categories = np.array([*category_codes, np.nan], object if is_text else np.float64)
+        row[name] = next(iter(category_codes))
         cuts.append((len(columns) + len(steps) - 1, None))
         steps.append(
             (

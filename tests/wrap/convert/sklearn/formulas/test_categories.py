@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
 
-def test_number_beside_a_category_is_another_one() -> None:
+def test_a_number_next_to_a_category_is_another_category() -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame({"a": random.choice([0.1, 0.2, 0.7], 200)})
     target = table.a * 3 + random.normal(size=200) * 0.01

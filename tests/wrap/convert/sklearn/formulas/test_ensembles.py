@@ -343,7 +343,7 @@ def test_a_target_of_a_function_and_several_ones_are_turned_back() -> None:
         (OneVsOneClassifier(SVC(kernel="precomputed")), "a precomputed kernel"),
     ],
 )
-def test_what_within_has_no_form_is_named(model: Any, words: str) -> None:
+def test_an_inner_estimator_without_a_graph_is_named(model: Any, words: str) -> None:
     target = VALUES if isinstance(model, TransformedTargetRegressor) else THREE
     rows = ROWS if isinstance(model, TransformedTargetRegressor) else ROWS @ ROWS.T
 

@@ -146,7 +146,7 @@ def test_an_embedding_has_the_leaves_of_trees(dtype: type[np.generic]) -> None:
     )
 
 
-def test_columns_are_picked_of_what_a_step_has_made() -> None:
+def test_columns_made_by_a_step_can_be_selected_by_the_next_one() -> None:
     table = pd.DataFrame(ROWS, columns=list("abcd")).assign(
         city=np.where(ROWS[:, 0] > 0.5, "rome", "oslo"),
     )

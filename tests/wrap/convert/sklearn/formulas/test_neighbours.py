@@ -110,7 +110,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("model", "target"), CASES)
-def test_what_compares_with_learned_rows_is_proven(model: Any, target: Any) -> None:
+def test_models_that_compare_rows_with_learned_rows_are_proven(model: Any, target: Any) -> None:
     assert wrap(model.fit(ROWS, target), ROWS).report.state == "proven"
 
 
@@ -244,8 +244,8 @@ def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(
     assert wrapped.report.state == "proven"
     save_model(tmp_path / "model", wrapped)
     graph = OnnxModel.load(tmp_path / "model")
-    found = graph.prediction(graph.run(graph.schema.from_array(rows)))
-    assert np.asarray(found).tolist() == pipeline.predict(rows).tolist()
+    predictions = graph.prediction(graph.run(graph.schema.from_array(rows)))
+    assert np.asarray(predictions).tolist() == pipeline.predict(rows).tolist()
 
 
 def test_a_graph_with_the_square_of_a_row_in_32_bits_is_not_proven(

@@ -60,7 +60,7 @@ def test_an_estimator_within_answers_as_it_does_alone(within: Any) -> None:
         assert wrap(model.fit(ROWS, THREE), ROWS).report.state == "proven"
 
 
-def test_what_is_asked_twice_is_in_the_graph_once() -> None:
+def test_a_value_that_is_used_twice_is_computed_once_in_the_graph() -> None:
     model = OneVsRestClassifier(DecisionTreeClassifier(max_depth=3)).fit(ROWS, THREE)
 
     nodes = [node.op_type for node in wrap(model, ROWS).converted.proto.graph.node]

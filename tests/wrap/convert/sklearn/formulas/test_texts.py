@@ -103,12 +103,13 @@ def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> N
 
     saved = _saved(model, [text for text in texts if text.isascii()], tmp_path)
 
-    asked = TEXTS + texts[:20]
-    together = saved.run(saved.schema.from_columns({"text": asked}))["probabilities"]
+    inputs = TEXTS + texts[:20]
+    together = saved.run(saved.schema.from_columns({"text": inputs}))["probabilities"]
     alone = [
-        saved.run(saved.schema.from_columns({"text": [text]}))["probabilities"][0] for text in asked
+        saved.run(saved.schema.from_columns({"text": [text]}))["probabilities"][0]
+        for text in inputs
     ]
-    np.testing.assert_allclose(together, model.predict_proba(asked), atol=1e-5)
+    np.testing.assert_allclose(together, model.predict_proba(inputs), atol=1e-5)
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
 
@@ -125,10 +126,10 @@ def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path: Path) 
     )
     saved = _saved(model, texts, tmp_path)
 
-    asked = ["a " * 2000, "x" * 3000, *texts[:60]]
+    inputs = ["a " * 2000, "x" * 3000, *texts[:60]]
 
-    found = saved.run(saved.schema.from_columns({"text": asked}))["probabilities"]
-    np.testing.assert_allclose(found, model.predict_proba(asked), atol=1e-5)
+    probabilities = saved.run(saved.schema.from_columns({"text": inputs}))["probabilities"]
+    np.testing.assert_allclose(probabilities, model.predict_proba(inputs), atol=1e-5)
 
 
 _PEAK = """
@@ -146,7 +147,7 @@ for texts in (["good wärm " * 5000], ["ok_1 good"] * 999 + ["good wärm " * 500
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["pairs", "characters", "hashed"])
-def test_a_long_text_beside_many_takes_the_memory_that_it_takes_alone(
+def test_a_long_text_among_many_takes_no_more_memory_than_alone(
     name: str,
     tmp_path: Path,
 ) -> None:
@@ -183,10 +184,10 @@ def test_each_text_is_answered_in_its_place_in_blocks_and_row_by_row(tmp_path: P
 
     for rows in (1, 2, 64, 65, 127, 129, 200):
         for last in ("wärm", "wärm " * 300):
-            asked = [WORDS[row % 7] + " good" * (row % 3) for row in range(rows - 1)] + [last]
+            inputs = [WORDS[row % 7] + " good" * (row % 3) for row in range(rows - 1)] + [last]
 
-            found = saved.run(saved.schema.from_columns({"text": asked}))["probabilities"]
-            np.testing.assert_allclose(found, model.predict_proba(asked), atol=1e-5)
+            probabilities = saved.run(saved.schema.from_columns({"text": inputs}))["probabilities"]
+            np.testing.assert_allclose(probabilities, model.predict_proba(inputs), atol=1e-5)
 
 
 def stemmed(text: str) -> list[str]:
@@ -236,7 +237,7 @@ def without_stop_words(text: str) -> list[str]:
         (HashingVectorizer(n_features=8, token_pattern=r"\b[a-z]+\b"), "\\b around a class other"),
     ],
 )
-def test_what_takes_texts_apart_in_another_way_is_refused_by_its_name(
+def test_an_unsupported_tokenizer_option_is_refused_by_name(
     vectorizer: Any,
     obstacle: str,
 ) -> None:

@@ -89,7 +89,9 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
 
 
 @pytest.mark.parametrize(("function", "words"), REFUSED)
-def test_what_no_graph_can_follow_is_named(function: Callable[[Any], Any], words: str) -> None:
+def test_an_operation_that_no_graph_can_follow_is_named(
+    function: Callable[[Any], Any], words: str
+) -> None:
     with pytest.raises(NotImplementedError, match=re.escape(words)):
         function(Traced(Subgraph(Scope("refused")), "x", np.ones((SAMPLE_ROWS, 3))))
 

@@ -162,7 +162,7 @@ def test_a_matrix_has_columns_without_names() -> None:
     assert wrap(model, TABLE.to_numpy()).report.state == "proven"
 
 
-def test_a_weight_beside_a_large_intercept_keeps_its_digits() -> None:
+def test_a_small_weight_keeps_its_digits_with_a_large_intercept() -> None:
     step: Any = affine.stand_in(Timed().fit(TABLE), list("abcd"))
     times = np.full((1, 4), 1.6e9 + 1e5)
     np.testing.assert_allclose(step.transform(times), 0.1, rtol=1e-6)

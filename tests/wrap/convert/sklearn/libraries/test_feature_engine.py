@@ -142,7 +142,7 @@ def test_the_least_number_with_a_logarithm_has_one() -> None:
     assert "64 bits" in report.repair
 
 
-def test_a_gap_beside_a_quotient_is_answered_where_the_original_answers_it() -> None:
+def test_a_row_with_a_missing_value_is_answered_if_the_original_answers_it() -> None:
     step = creation.RelativeFeatures(
         variables=["a"],
         reference=["b"],
@@ -177,7 +177,7 @@ def test_a_gap_beside_a_quotient_is_answered_where_the_original_answers_it() -> 
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_options_without_a_graph_are_said(step: Any, option: str) -> None:
+def test_an_option_without_a_graph_is_named(step: Any, option: str) -> None:
     model = make_pipeline(step, encoding.OrdinalEncoder(ignore_format=True), Ridge()).fit(
         NUMBERS,
         TARGET,
@@ -187,7 +187,7 @@ def test_options_without_a_graph_are_said(step: Any, option: str) -> None:
         wrap(model, NUMBERS)
 
 
-def test_a_column_transformer_may_read_what_others_made_beside_texts() -> None:
+def test_a_column_transformer_may_read_created_columns_and_texts() -> None:
     columns = make_column_transformer(
         (StandardScaler(), ["a", "b"]),
         (OneHotEncoder(handle_unknown="ignore"), ["sex"]),
