@@ -32,7 +32,9 @@ from mlflow_deploy_plugin.serve.runtime.session import (
 
 ROWS = (64, 256, 1000, 10_000)
 WAYS = ("kept", "returned after each run", "ours", "ours, memory is short")
-THREADS, MOST_ROWS, SECONDS = 4, 512, 4.0
+THREADS = 4
+MOST_ROWS = 512
+SECONDS = 4.0
 MLMODEL = "flavors:\n  onnx:\n    data: model.onnx\n    onnx_version: '1'\n"
 
 
@@ -55,7 +57,8 @@ def time_runs(folder: Path) -> None:
     ways = {way: open_way(way, folder) for way in WAYS}
     print(f"{'CPU ms per run':18}" + "".join(f"{way:>28}" for way in WAYS))
     for rows in ROWS:
-        feeds, least = pictures(rows), dict.fromkeys(WAYS, float("inf"))
+        feeds = pictures(rows)
+        least = dict.fromkeys(WAYS, float("inf"))
         for turn in range(3 + max(4, 40_000 // rows)):
             for way, run in ways.items():
                 limit_memory(1 if "short" in way else None)
@@ -74,12 +77,15 @@ def measure_memory(way: str, folder: Path) -> None:
     """Print the memory of this process in addition to the loaded CNN: maximum, right
     after the runs, and three seconds later.
     """
-    run, random = open_way(way, folder), np.random.default_rng(0)
+    run = open_way(way, folder)
+    random = np.random.default_rng(0)
     limit_memory(1 if "short" in way else None)
     run(pictures(1))
     sizes = [pictures(int(rows)) for rows in random.integers(1, MOST_ROWS, 64)]
-    process, end = psutil.Process(), time.perf_counter() + SECONDS
-    before, held = process.memory_info().rss, []
+    process = psutil.Process()
+    end = time.perf_counter() + SECONDS
+    before = process.memory_info().rss
+    held = []
 
     def client(number: int) -> None:
         place = 7 * number

@@ -138,7 +138,8 @@ def take_turns(
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for count in range(rounds + 1):
         for name, way in ways.items():
-            begun, cpu = time.perf_counter(), cpu_seconds()
+            begun = time.perf_counter()
+            cpu = cpu_seconds()
             way()
             if count:
                 taken[name].append((time.perf_counter() - begun, cpu_seconds() - cpu))

@@ -37,8 +37,12 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 _THREADS = int(os.environ.get("THREADS", "1"))
-_TREES, _COLUMNS, _LEARNED, _BATCH = 100, 20, 20_000, 10_000
-_ROUNDS, _ROUND_SECONDS = 7, 0.1
+_TREES = 100
+_COLUMNS = 20
+_LEARNED = 20_000
+_BATCH = 10_000
+_ROUNDS = 7
+_ROUND_SECONDS = 0.1
 
 
 def models() -> dict[str, Any]:
@@ -119,7 +123,9 @@ def measure(parts: list[Callable[[], Any]]) -> list[float]:
     taken: list[list[float]] = [[] for _ in parts]
     for _ in range(_ROUNDS):
         for position, part in enumerate(parts):
-            calls, began, clock = 0, timer(), time.perf_counter()
+            calls = 0
+            began = timer()
+            clock = time.perf_counter()
             while time.perf_counter() - clock < _ROUND_SECONDS:
                 part()
                 calls += 1

@@ -23,7 +23,10 @@ from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client
 from tests.support.models import mixed_model
 from tests.support.serving import servers_below
 
-ROUNDS, CALLS, AT_ONCE, MANY = 7, {1: 200, 100: 100, 10_000: 5}, 16, 400
+ROUNDS = 7
+CALLS = {1: 200, 100: 100, 10_000: 5}
+AT_ONCE = 16
+MANY = 400
 
 
 def frame(rows: int) -> pd.DataFrame:
@@ -60,12 +63,12 @@ def one_after_the_other(url: str) -> None:
                 "Client, records": lambda: client.predict(records),  # noqa: B023
                 "requests, frame as JSON": lambda: session.post(
                     url + "/invocations",
-                    json=body(rows),
-                ).json(),  # noqa: B023
+                    json=body(rows),  # noqa: B023
+                ).json(),
                 "httpx, frame as JSON": lambda: other.post(
                     url + "/invocations",
-                    json=body(rows),
-                ).json(),  # noqa: B023
+                    json=body(rows),  # noqa: B023
+                ).json(),
             }
             show(f"{count} rows per call", ways, times)
 

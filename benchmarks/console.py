@@ -19,7 +19,8 @@ from pathlib import Path
 
 import orjson
 
-ENDPOINTS, ROUNDS = 50, 9
+ENDPOINTS = 50
+ROUNDS = 9
 BOUNDS = ("0.0005", "0.001", "0.0025", "0.005", "0.01")
 
 

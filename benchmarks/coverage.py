@@ -56,7 +56,8 @@ def verdicts_on(names: list[str]) -> tuple[list[Verdict], list[str]]:
     cases cannot be judged.
     """
     logging.disable(logging.WARNING)
-    cases, without = {}, []
+    cases = {}
+    without = []
     for name in names:
         try:
             cases[name] = every_case()[name]()
@@ -123,7 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(report(verdicts))
     print(f"\nnot judged ({len(without)}): " + "; ".join(sorted(without)))
     print(f"\n{summary(verdicts, time.perf_counter() - start)}")
-    return 1 if any(one.outcome in ("refused", "wrong", "crashed") for one in verdicts) else 0
+    if any(one.outcome in ("refused", "wrong", "crashed") for one in verdicts):
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def half_width(guess: CbpeEstimate, name: str) -> float:
     """Return half the width of the interval that a monitor uses; NaN if there is no
     interval.
     """
-    return guess.errors[name].half_width(_CONFIDENCE) if name in guess.errors else float("nan")
+    if name in guess.errors:
+        return guess.errors[name].half_width(_CONFIDENCE)
+    return float("nan")
 
 
 def by_month(pipeline: Pipeline, flights: pd.DataFrame) -> None:
@@ -62,7 +64,8 @@ def by_month(pipeline: Pipeline, flights: pd.DataFrame) -> None:
     )
     for month in range(4, 13):
         window = answered(pipeline, months(flights, month, month))
-        truth, guess = real(window), estimated(window, earlier)
+        truth = real(window)
+        guess = estimated(window, earlier)
         cells = [
             f"{truth[name]:14.3f} {guess.values[name]:9.3f} {half_width(guess, name):6.3f}"
             for name in NAMES
@@ -79,8 +82,10 @@ def by_day(pipeline: Pipeline, flights: pd.DataFrame) -> None:
     beyond: dict[str, list[bool]] = {name: [] for name in NAMES}
     naive: list[float] = []
     for place in range(_DAYS_BEFORE, len(windows), 2):
-        window, past = windows[place], windows[place - _DAYS_BEFORE : place]
-        truth, guess = real(window), estimated(window, past)
+        window = windows[place]
+        past = windows[place - _DAYS_BEFORE : place]
+        truth = real(window)
+        guess = estimated(window, past)
         naive.append(abs(truth["accuracy"] - mean(real(one)["accuracy"] for one in past)))
         for name in NAMES:
             value = guess.values[name]

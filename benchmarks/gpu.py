@@ -36,7 +36,9 @@ from projects.digits_cnn.fitting import DigitsCNN
 from projects.image_resnet18.network import resnet18
 
 ROWS = (1, 8, 32, 128)
-WARM_RUNS, LEAST_RUNS, SECONDS = 10, 5, 0.3
+WARM_RUNS = 10
+LEAST_RUNS = 5
+SECONDS = 0.3
 TOLERANCE = {np.dtype("float32"): 1e-2, np.dtype("float16"): 5e-2}
 """Tolerance relative to the largest output, because TF32 and float16 round coarsely."""
 
@@ -90,7 +92,8 @@ def in_torch(module: Any, x: np.ndarray) -> np.ndarray:
 
 
 def seconds_per_run(run: Run, x: np.ndarray) -> float:
-    runs, began = 0, time.perf_counter()
+    runs = 0
+    began = time.perf_counter()
     while runs < LEAST_RUNS or time.perf_counter() - began < SECONDS:
         run(x)
         runs += 1

@@ -49,7 +49,8 @@ def save_both(library: str, folder: Path) -> tuple[Path, Path]:
     """Save one model of 100 trees by MLflow's flavor of the library and by ours."""
     rows, labels = load_iris(return_X_y=True, as_frame=True)
     rows.columns = list("abcd")
-    theirs, ours = folder / f"mlflow-{library}", folder / f"onnxserve-{library}"
+    theirs = folder / f"mlflow-{library}"
+    ours = folder / f"onnxserve-{library}"
     if library == "sklearn":
         trees = RandomForestClassifier(100, random_state=0).fit(rows, labels)
         mlflow.sklearn.save_model(
@@ -84,7 +85,9 @@ def build_ours(model: Path, base: str, tag: str) -> None:
 def image_size(tag: str) -> float:
     """Return the megabytes of a local image with all its layers."""
     fields = image_fields(tag)
-    return fields["Size"] / 1e6 if fields else sys.exit(f"{tag} is missing: docker pull {tag}")
+    if fields:
+        return fields["Size"] / 1e6
+    return sys.exit(f"{tag} is missing: docker pull {tag}")
 
 
 @contextmanager

@@ -40,7 +40,8 @@ from mlflow_deploy_plugin.watch.statistics.label_weights import weigh_labels, we
 from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions, classification_metrics
 from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 
-CONFIDENCE, RATE = 0.95, 0.05
+CONFIDENCE = 0.95
+RATE = 0.05
 START = datetime(2013, 4, 1, tzinfo=UTC)
 _NAMES = ("accuracy", "f1", "roc_auc")
 
@@ -154,7 +155,8 @@ def _missing(task: tuple[str, str, int, int]) -> str:
     skill, sharper, windows = _MODELS[model]
     rng = np.random.default_rng([rows, list(_SCHEMES).index(scheme), list(_MODELS).index(model)])
     moments = pa.array([START + timedelta(seconds=row) for row in range(rows)])
-    sampling, everyone = Sampling(CONFIDENCE), np.ones(rows, bool)
+    sampling = Sampling(CONFIDENCE)
+    everyone = np.ones(rows, bool)
     found: list[tuple[bool, ...]] = []
     for _ in range(times):
         one = answers_of(rng, rows, skill, sharper, odds=_ODDS)
@@ -190,7 +192,8 @@ def _missing(task: tuple[str, str, int, int]) -> str:
     return f"| {scheme} | {model} | {rows:,} | {cells} |"
 
 
-_DAYS, _BROKEN_DAYS = 365, 60
+_DAYS = 365
+_BROKEN_DAYS = 60
 
 
 def of_alarms(share: float) -> Iterator[str]:

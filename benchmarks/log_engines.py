@@ -43,7 +43,9 @@ from mlflow_deploy_plugin.serve.inference_log.tables import unify_schemas
 
 _DAY = datetime(2026, 1, 1, tzinfo=UTC)
 _TIME = pa.timestamp("us", tz="UTC")
-_FILES_AN_HOUR, _COLUMNS, _MEMORY = 4, 8, "512MB"
+_FILES_AN_HOUR = 4
+_COLUMNS = 8
+_MEMORY = "512MB"
 _KEYS = "_segment, _offset, _row"
 _LABELS = """
     SELECT _prediction_id, _row, max_by(_label_number, (_received_time, _segment, _offset)) AS label
@@ -218,11 +220,9 @@ def _measure(engine: str, root: Path) -> dict[str, Any]:
         check=False,
     )
     lines = done.stdout.strip().splitlines()
-    return (
-        json.loads(lines[-1])
-        if done.returncode == 0
-        else {"error": done.stderr.strip().splitlines()[-1][:110]}
-    )
+    if done.returncode == 0:
+        return json.loads(lines[-1])
+    return {"error": done.stderr.strip().splitlines()[-1][:110]}
 
 
 def main() -> None:
@@ -236,7 +236,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path)
     options = parser.parse_args()
     if options.engine:
-        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started = time.perf_counter()
         found = ENGINES[options.engine](options.root)
         seconds = time.perf_counter() - started
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -107,7 +107,8 @@ def make_model(root: Path, number: int) -> Path:
     """Return the model's folder: the first is created, and the others are copies of its
     files.
     """
-    template, folder = root / "models" / "m0", root / "models" / f"m{number}"
+    template = root / "models" / "m0"
+    folder = root / "models" / f"m{number}"
     if number:
         return Path(shutil.copytree(template, folder))
     rng = np.random.default_rng(0)

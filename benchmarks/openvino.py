@@ -33,7 +33,9 @@ Build = Literal["cpu", "openvino"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "openvino": "OpenVINOExecutionProvider"}
 MODELS: dict[str, tuple[int, ...]] = {"digits": (1, 8, 8), "resnet18": (3, 224, 224)}
 ROWS = (1, 8, 32)
-WARM_RUNS, LEAST_RUNS, SECONDS = 5, 3, 0.5
+WARM_RUNS = 5
+LEAST_RUNS = 3
+SECONDS = 0.5
 
 
 def save_models(folder: Path) -> None:
@@ -67,12 +69,14 @@ def answer(folder: Path, device: Build, threads: int) -> None:
     models = {name: OnnxModel.load(folder / name, placement, threads) for name in MODELS}
     for line in sys.stdin:
         name, rows = json.loads(line)
-        model, x = models[name], rows_of(name, rows)
+        model = models[name]
+        x = rows_of(name, rows)
         feeds = {model.artifact.inputs[0].name: x}
         for _ in range(WARM_RUNS):
             outputs = model.run(feeds)
         np.save(folder / f"{device}.npy", next(iter(outputs.values())))
-        runs, began = 0, time.perf_counter()
+        runs = 0
+        began = time.perf_counter()
         while runs < LEAST_RUNS or time.perf_counter() - began < SECONDS:
             model.run(feeds)
             runs += 1
@@ -152,7 +156,8 @@ def compare_servers(
 
     body = json.dumps({"inputs": rows_of("digits", 1).tolist()})
     with ExitStack() as stack:
-        urls, session = {}, requests.Session()
+        urls = {}
+        session = requests.Session()
         for device, environment in environments.items():
             urls[device] = f"http://127.0.0.1:{free_port()}"
             command = [

@@ -83,7 +83,8 @@ def networks() -> dict[str, nn.Module]:
 
 
 def fit(network: nn.Module, images: np.ndarray, digits: np.ndarray) -> nn.Module:
-    inputs, targets = torch.from_numpy(images), torch.from_numpy(digits)
+    inputs = torch.from_numpy(images)
+    targets = torch.from_numpy(digits)
     optimizer = torch.optim.Adam(network.train().parameters(), lr=1e-3)
     for _ in range(30):
         # Batch normalization needs full batches.
@@ -95,7 +96,8 @@ def fit(network: nn.Module, images: np.ndarray, digits: np.ndarray) -> nn.Module
 
 
 def cells(form: MeasuredForm) -> str:
-    cost, found = form.cost, form.agreement
+    cost = form.cost
+    found = form.agreement
     ratios = " | ".join(
         f"{cost.latency_us[rows]:,.0f} ({ratio:.2f})" for rows, ratio in cost.ratio.items()
     )
@@ -140,7 +142,9 @@ def main() -> None:
                     registered_model_name=model,
                     input_example=learned[:300],
                 )
-            uri, data, target = f"models:/{model}/1", "held_out.parquet", "digit"
+            uri = f"models:/{model}/1"
+            data = "held_out.parquet"
+            target = "digit"
             optimizer.ALL_RECIPES = (
                 RECIPES  # The benchmark also measures forms that `auto` does not try.
             )

@@ -62,18 +62,17 @@ from tests.support.services.mlflow_server import MlflowServer
 MODELS = 20
 SERVERS = 2
 MLFLOW_WORKERS = 4
-MOST_REQUESTS, MOST_SECONDS = 4.0, 1.0
+MOST_REQUESTS = 4.0
+MOST_SECONDS = 1.0
 CONVERGENCE_SECONDS = 60.0
 """The time after which an agent without the last version counts as missed. Polls are
 ten times as rare.
 """
 START_SECONDS = 300.0
-KILLED, CUT, HANGS, DELAYED = (
-    "MLflow is killed",
-    "connections are cut",
-    "the proxy hangs",
-    "the proxy is slow",
-)
+KILLED = "MLflow is killed"
+CUT = "connections are cut"
+HANGS = "the proxy hangs"
+DELAYED = "the proxy is slow"
 DISTURBANCES = KILLED, CUT, HANGS, DELAYED, CUT, HANGS
 BURST = 25
 """Changes per disturbance."""
@@ -119,7 +118,8 @@ class Registry:
         """Count requests for some time. Return the mean and the largest rate of a
         second, and the paths.
         """
-        before, counts = self.proxy.requests.copy(), []
+        before = self.proxy.requests.copy()
+        counts = []
         for _ in range(round(seconds)):
             total = self.proxy.requests.total()
             time.sleep(1)
@@ -177,7 +177,10 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.quick:
-        options.agents, options.changes, options.clicks, options.seconds = 20, 100, 5, 20
+        options.agents = 20
+        options.changes = 100
+        options.clicks = 5
+        options.seconds = 20
     parts = {"polling": polling, "alias": alias, "changes": changes}
     results = Results()
     folder = Path(tempfile.mkdtemp(prefix="onnxserve-promotion-"))
@@ -235,7 +238,8 @@ def register() -> dict[str, str]:
     import onnx.parser
     from mlflow import MlflowClient
 
-    client, infos = MlflowClient(), []
+    client = MlflowClient()
+    infos = []
     for amount in (1, 2):
         graph = onnx.parser.parse_model(
             '<ir_version: 10, opset_import: ["": 21]>\n'
@@ -356,7 +360,9 @@ def changes(
 ) -> None:
     names = list(registry.versions)
     models = [names[agent % MODELS] for agent in range(options.agents)]
-    slowest, missed, made = dict[str, list[float]](), 0, 0
+    slowest = dict[str, list[float]]()
+    missed = 0
+    made = 0
     with running_agents(folder, models, SERVERS, 600.0, True, registry.cache) as agents:
         start(registry, agents)
         measure_clicks(registry, agents, results, f"{MODELS} aliases at once", options.clicks // 3)
@@ -367,7 +373,8 @@ def changes(
             if not moved:
                 break
             disturb(registry, kind, moved)
-            made, recovered = made + len(moved), time.monotonic()
+            made = made + len(moved)
+            recovered = time.monotonic()
             lacking = agents.wait_for(registry.versions, CONVERGENCE_SECONDS)
             slowest.setdefault(kind, []).append(time.monotonic() - recovered)
             missed += len(lacking)

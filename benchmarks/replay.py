@@ -32,7 +32,8 @@ from mlflow import MlflowClient
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 _DAY = datetime(2026, 1, 1, tzinfo=UTC)
-_HOURS, _TRAINED = 24, 2_000
+_HOURS = 24
+_TRAINED = 2_000
 _TEXTS = {"carrier": 16, "origin": 3, "dest": 105, "tail": 400}
 _INTEGERS = ("month", "weekday", "hour", "distance")
 _DOUBLES = (
@@ -82,7 +83,8 @@ def save_version(folder: Path, seed: int) -> Path:
     import mlflow_deploy_plugin
 
     table = flights(_TRAINED, seed)
-    inputs, label = table.drop(columns="delayed"), table["delayed"]
+    inputs = table.drop(columns="delayed")
+    label = table["delayed"]
     columns = make_column_transformer(
         (StandardScaler(), [*_INTEGERS, *_DOUBLES]),
         (OneHotEncoder(handle_unknown="ignore"), [*_TEXTS, "holiday"]),
@@ -104,7 +106,8 @@ def write_log(root: Path, table: pd.DataFrame, served: Path) -> None:
 
     model = OnnxModel.load(served)
     inputs = {name: table[name].to_numpy() for name in table.columns if name != "delayed"}
-    outputs, rows = LoadedOnnx(model).outputs(inputs), len(table)
+    outputs = LoadedOnnx(model).outputs(inputs)
+    rows = len(table)
     columns = to_log_columns(
         model.schema,
         model.artifact.prediction,
@@ -178,7 +181,8 @@ def main() -> None:
     rows = parser.parse_args().rows
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        served, candidate = save_version(root / "served", 1), save_version(root / "candidate", 2)
+        served = save_version(root / "served", 1)
+        candidate = save_version(root / "candidate", 2)
         table = flights(rows, 0)
         write_log(root / "log", table, served)
         settings = {"ONNXSERVE_LOG_URI": str(root / "log"), "ONNXSERVE_HOME": str(root / "home")}
@@ -206,10 +210,12 @@ def main() -> None:
             cwd=root,
         )
         seconds = time.perf_counter() - start
-        report, usage = json.loads(done.stdout), resource.getrusage(resource.RUSAGE_CHILDREN)
+        report = json.loads(done.stdout)
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         bare = only_onnxruntime(candidate, table)
     print(f"{report['rows']:,} rows, {report['labelled_rows']:,} of them labelled, 19 columns")
-    cpu, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    cpu = usage.ru_utime + usage.ru_stime
+    memory = usage.ru_maxrss / 1024
     print(
         f"back-test: {seconds:.1f} s, {rows / seconds:,.0f} rows/s, {cpu:.1f} s of CPU, at most "
         f"{memory:,.0f} MiB",

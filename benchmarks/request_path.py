@@ -44,7 +44,8 @@ MODELS = Path(tempfile.gettempdir()) / "onnxserve-request-path"
 PARTS = ("decode", "run", "capture", "metrics", "encode", "answer")
 ROUNDS = 15
 ROUND_SECONDS = 0.02
-WIDTH, WIDE = 30, 100
+WIDTH = 30
+WIDE = 100
 MODEL_NAMES = ("numbers", "array", "wide", "flights")
 KEY = "onnxserve_" + 43 * "k"
 STRINGS = ("carrier", "origin", "dest")
@@ -265,16 +266,15 @@ def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
     }
 
     def arrow(columns: dict[str, Any]) -> bytes:
-        table, sink = pa.table(columns), pa.BufferOutputStream()
+        table = pa.table(columns)
+        sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         return bytes(sink.getvalue())
 
     lines = 50 * (json.dumps(record).encode() + b"\n")
-    arrow_type, json_type = (
-        {"content-type": "application/vnd.apache.arrow.stream"},
-        {"content-type": "application/json"},
-    )
+    arrow_type = {"content-type": "application/vnd.apache.arrow.stream"}
+    json_type = {"content-type": "application/json"}
     others: list[tuple[str, str, str, dict[str, str], bytes]] = [
         (
             "1 x 30 V2 binary",
@@ -332,7 +332,8 @@ def parts_of(
     protocol = by_path.get(path, V2)
     headers = {"host": "127.0.0.1:8080", **given, "content-length": str(len(body))}
     request = RawRequest("POST", path, headers, body)
-    plans, app = PlanTable(server), ServerApp(server)
+    plans = PlanTable(server)
+    app = ServerApp(server)
 
     def answer() -> Any:
         return plans.answer(request) or app.handle(request)
@@ -434,10 +435,8 @@ async def answer_by_name(label: str) -> None:
     requests: dict[str, Callable[[], Any]] = {}
     for shown, model, path, headers, body in bodies():
         config: Any = SimpleNamespace(app=apps[model])
-        connection, transport = (
-            HttpConnection(config, SimpleNamespace(connections=set()), {}),
-            NoSocket(),
-        )
+        connection = HttpConnection(config, SimpleNamespace(connections=set()), {})
+        transport = NoSocket()
         connection.connection_made(transport)  # type: ignore[arg-type]
         length = len(body)
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -453,7 +452,8 @@ async def answer_by_name(label: str) -> None:
     print(json.dumps(list(requests)), flush=True)
     for line in sys.stdin:
         request = requests[line.strip()]
-        started, repeats = time.thread_time(), 0
+        started = time.thread_time()
+        repeats = 0
         while (seconds := time.thread_time() - started) < ROUND_SECONDS:
             for _ in range(100):
                 request()
@@ -481,7 +481,9 @@ def compare(arguments: list[str]) -> None:
 
     def ask(child: subprocess.Popen[str], name: str) -> float:
         print(name, file=child.stdin, flush=True)
-        return float(child.stdout.readline()) if child.stdout else math.nan
+        if child.stdout:
+            return float(child.stdout.readline())
+        return math.nan
 
     names: list[str] = []
     for child in children.values():  # A process is ready when it has printed the names.

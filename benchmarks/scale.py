@@ -157,9 +157,11 @@ def client(
             context=trusted,
         )
 
-    connection, first = connect(), True
+    connection = connect()
+    first = True
     while first or time.monotonic() < until:
-        first, begun = False, time.perf_counter()
+        first = False
+        begun = time.perf_counter()
         try:
             connection.request("POST", "/invocations", BODY, headers)
             answer = connection.getresponse()
@@ -177,7 +179,9 @@ def client(
 
 
 def ask(stack: NativeStack, seconds: float, clients: int = 8, server: str = "") -> Asked:
-    asked, lock, until = Asked(), threading.Lock(), time.monotonic() + seconds
+    asked = Asked()
+    lock = threading.Lock()
+    until = time.monotonic() + seconds
     with ThreadPoolExecutor(clients) as pool:
         for _ in range(clients):
             pool.submit(client, stack, until, asked, lock, server)
@@ -274,7 +278,8 @@ def limits() -> int:
         tempfile.TemporaryDirectory(prefix="scale-") as folder,
         three_servers(Path(folder), **limited) as stack,
     ):
-        begun, total = time.monotonic(), Counter[int]()
+        begun = time.monotonic()
+        total = Counter[int]()
         while sum(total.values()) < 2 * RATE and time.monotonic() - begun < 30:
             for name in SERVERS:
                 total += ask(stack, 0.5, 2, name).statuses
@@ -326,7 +331,8 @@ def registry(seconds: float) -> None:
         import requests
 
         def poll(until: float) -> int:
-            session, count = requests.Session(), 0
+            session = requests.Session()
+            count = 0
             session.auth = ("admin", password)
             while time.monotonic() < until:
                 session.get(url, timeout=30).raise_for_status()
@@ -349,7 +355,8 @@ def redis(seconds: float) -> None:
 
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, redis_server(Path(folder)) as url:
         limiter = open_rate_limiter("1000000/second", RedisRates(url))
-        count, until = 0, time.monotonic() + seconds
+        count = 0
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             limiter(
                 b"client %d" % count,
@@ -370,7 +377,8 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 
     rng = np.random.default_rng(0)
-    per_file, start = 25_000, datetime(2026, 1, 1, tzinfo=UTC)
+    per_file = 25_000
+    start = datetime(2026, 1, 1, tzinfo=UTC)
     for rows in sizes:
         with tempfile.TemporaryDirectory(prefix="scale-") as folder:
             size = 0

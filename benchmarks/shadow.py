@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.http.app import ServerApp
     from mlflow_deploy_plugin.serve.messages import RawRequest
 
-ROUNDS, BURST, PACED, GAP_SECONDS, FULL_SECONDS = 15, 200, 250, 0.002, 0.5
+ROUNDS = 15
+BURST = 200
+PACED = 250
+GAP_SECONDS = 0.002
+FULL_SECONDS = 0.5
 
 
 def open_apps(root: Path) -> dict[str, "ServerApp"]:
@@ -108,7 +112,8 @@ def full(app: "ServerApp") -> float:
     pause.
     """
     asked = request()
-    answers, began = 0, time.perf_counter()
+    answers = 0
+    began = time.perf_counter()
     while (taken := time.perf_counter() - began) < FULL_SECONDS:
         app.handle(asked)
         answers += 1

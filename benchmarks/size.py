@@ -46,7 +46,10 @@ from mlflow_deploy_plugin.ship.sizing.load import open_loop, post, random_times,
 from mlflow_deploy_plugin.ship.sizing.measure import highest_rate, measure_pod, request_bodies
 from mlflow_deploy_plugin.ship.sizing.plan import PodMeasurement
 
-RATE, P99, SECONDS, BATCH_SIZE = 2000.0, 0.02, 25.0, {"server.max_batch_size": 1}
+RATE = 2000.0
+P99 = 0.02
+SECONDS = 25.0
+BATCH_SIZE = {"server.max_batch_size": 1}
 _WORDS = [
     "good",
     "bad",
@@ -127,7 +130,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-") as temporary:
         folders = {name: MODELS[name](Path(temporary)) for name in options.only}
         for name, folder in [*folders.items()] * options.rounds:
-            bodies, spec = request_bodies(folder, 1), new_endpoint(name, str(folder), BATCH_SIZE)
+            bodies = request_bodies(folder, 1)
+            spec = new_endpoint(name, str(folder), BATCH_SIZE)
             pod = measure_pod(spec, folder, bodies, RATE, P99, _say)
             rate, cpus, memory = _real_load(name, folder, pod, bodies)
             planned = pod.planned
@@ -179,7 +183,8 @@ def _real_load(
     client = Worker()
     client.call(os.sched_setaffinity, 0, [CLIENT_CORE], seconds=60.0)
     with _served(folder, pod, bodies[0]) as (server, group):
-        before, began = group.cpu_seconds(), time.monotonic()
+        before = group.cpu_seconds()
+        began = time.monotonic()
         send(server, pod.planned.rate, SECONDS)
         cpus = (group.cpu_seconds() - before) / (time.monotonic() - began)
         memory = group.peak_bytes() + _mapped_bytes(server)  # NaN without a cgroup
@@ -269,7 +274,8 @@ def _served(folder: Path, pod: PodMeasurement, body: bytes) -> Iterator[tuple[Se
         folders = []
     try:
         with tempfile.TemporaryDirectory(prefix="onnxserve-home-") as home:
-            log, environment = Path(home) / "server.log", {"ONNXSERVE_HOME": home}
+            log = Path(home) / "server.log"
+            environment = {"ONNXSERVE_HOME": home}
             with running("onnxserve", command, port, log, environment, question) as server:
                 yield server, _Group(folders, server)
     finally:

@@ -217,7 +217,8 @@ def _report(answers: Answers, swaps: list[Swap], peak: float) -> int:
         during |= (answers.due >= swap.told - 0.05) & (answers.due < swap.served + 0.05)
         other = 3 - int(swap.version)
         late += int((answers.within(swap.served, swap.served + 0.5).version == other).sum())
-    swapping, quiet = answers.only(during), answers.only(~during)
+    swapping = answers.only(during)
+    quiet = answers.only(~during)
     rows = []
     for name, part in (("quiet", quiet), ("during swaps", swapping)):
         ms = (

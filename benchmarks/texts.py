@@ -32,7 +32,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_ROUNDS, _SECONDS = 3, 3.0
+_ROUNDS = 3
+_SECONDS = 3.0
 _SIZES = (1, 32, 256)
 _NET = {
     "vocab_size": 2000,
@@ -117,10 +118,12 @@ def measure(kind: str, folder: Path, device: str) -> Iterator[float]:
     """Yield the texts per second of each batch size, and the memory of the process in
     MB.
     """
-    predict, texts = load(kind, folder, device), sentences()
+    predict = load(kind, folder, device)
+    texts = sentences()
     predict(texts[:32])
     for size in _SIZES:
-        done, began = 0, time.perf_counter()
+        done = 0
+        began = time.perf_counter()
         while time.perf_counter() - began < _SECONDS:
             predict([texts[(done + index) % len(texts)] for index in range(size)])
             done += size

@@ -165,7 +165,8 @@ def remove(paths: Iterable[Path]) -> None:
 
 
 if __name__ == "__main__":
-    environment, serves = Path(sys.argv[-1]), "--serve" in sys.argv
+    environment = Path(sys.argv[-1])
+    serves = "--serve" in sys.argv
     for folder in environment.glob("**/site-packages"):
         keep_what_serves(folder) if serves else slim(folder)
     if (python := environment / "bin" / "python").exists():

@@ -24,7 +24,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 PICTURES = Path(__file__).parent / "pictures"
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-_BEFORE_SECONDS, _ROLLOUT_SECONDS = 240, 110
+_BEFORE_SECONDS = 240
+_ROLLOUT_SECONDS = 110
 _ROLLOUT = "rollout start flights --to models:/flight-delay/{} --steps 10,50,100 --every 60s"
 
 
@@ -63,7 +64,9 @@ def ask(server: str, ended: threading.Event) -> None:
         (request_body(flights.iloc[[row]]), bool(flights[LABEL].iloc[row]))
         for row in range(len(flights))
     ]
-    session, begun, asked = requests.Session(), time.monotonic(), 0
+    session = requests.Session()
+    begun = time.monotonic()
+    asked = 0
     while not ended.wait(0.02 * (1.4 + math.sin((time.monotonic() - begun) / 40))):
         body, delayed = bodies[asked % len(bodies)]
         asked += 1
@@ -84,7 +87,8 @@ def at_work(console: str, server: str, version: str) -> Iterator[None]:
     from projects.demo.workspace import DEFAULT_HOME, Workspace
 
     Workspace(DEFAULT_HOME).use(console.removesuffix("/onnxserve"))
-    ended, command = threading.Event(), [sys.executable, "-m", "mlflow_deploy_plugin.cli"]
+    ended = threading.Event()
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli"]
     callers = threading.Thread(target=ask, args=(server, ended))
     callers.start()
     controller = subprocess.Popen([*command, "controller"])

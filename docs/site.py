@@ -60,7 +60,9 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     folder = posixpath.dirname(sources.get(here, f"docs/{here}"))
 
     def follow(match: re.Match[str]) -> str:
-        text, target, anchor = match[1], match[2], match[3] or ""
+        text = match[1]
+        target = match[2]
+        anchor = match[3] or ""
         if not target:
             return match[0]
         source = posixpath.normpath(posixpath.join(folder, target))

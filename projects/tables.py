@@ -32,7 +32,8 @@ LARGEST = float(np.finfo(np.float32).max)
 """The largest accepted number. Trees and graphs compute in float32, so a larger number
 counts as missing.
 """
-EXAMPLE_ROWS, PARITY_ROWS = 500, 2000
+EXAMPLE_ROWS = 500
+PARITY_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -
         rows, origin = read_rows(Path(options.data), options.target, "target")
         target = options.target
     else:
-        rows, origin = generate(options.seed), f"synthetic data, seed {options.seed}"
+        rows = generate(options.seed)
+        origin = f"synthetic data, seed {options.seed}"
         target = str(rows.columns[-1])
         if options.target not in ("", target):
             raise InvalidConfig(

@@ -28,7 +28,9 @@ DATA_TAG = "data"
 7`.
 """
 _STANDARD_ERRORS = 5
-BLUE, ORANGE, GREY = "#0b69a3", "#d9730d", "#9aa5b1"
+BLUE = "#0b69a3"
+ORANGE = "#d9730d"
+GREY = "#9aa5b1"
 
 
 def option(default: Value, meaning: str, *choices: Value) -> Value:
@@ -132,7 +134,8 @@ def register(model: Any, registered_model: str, origin: str, method: str, **argu
         fallback="error",
         **arguments,
     )
-    client, version = MlflowClient(), info.registered_model_version
+    client = MlflowClient()
+    version = info.registered_model_version
     client.set_model_version_tag(registered_model, version, TRAINING_TAG, method)
     client.update_model_version(registered_model, version, description=f"Trained on {origin}.")
     logged = mlflow.get_run(info.run_id).data

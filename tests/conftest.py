@@ -38,7 +38,8 @@ for variable in [
 
 # All processes of a run have its name, with which the run's first process finds
 # remaining processes.
-RUN, IS_CONTROLLER = "PYTEST_RUN_OF_ONNXSERVE", "PYTEST_XDIST_WORKER" not in os.environ
+RUN = "PYTEST_RUN_OF_ONNXSERVE"
+IS_CONTROLLER = "PYTEST_XDIST_WORKER" not in os.environ
 if IS_CONTROLLER:
     os.environ[RUN] = uuid.uuid4().hex
 
@@ -71,7 +72,9 @@ gc.disable()
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ContinuedScheduling | None:
-    return ContinuedScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+    if config.getvalue("dist") == "loadfile":
+        return ContinuedScheduling(config, log)
+    return None
 
 
 @pytest.hookimpl(wrapper=True)

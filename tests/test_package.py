@@ -73,7 +73,8 @@ def test_the_versions_of_python_that_are_promised_are_installed_made_and_tried()
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     promised = re.findall(r"Python :: 3\.(\d+)", config["metadata"]["classifiers"])
-    first, last = promised[0], promised[-1]
+    first = promised[0]
+    last = promised[-1]
     assert config["options"]["python_requires"] == f">=3.{first},<3.{int(last) + 1}"
     assert f"(3, {first}) <= sys.version_info[:2] <= (3, {last})" in (ROOT / "Makefile").read_text()
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text())["jobs"]

@@ -179,7 +179,9 @@ def _case(name: str) -> Case:
             return table.assign(
                 kind=pd.Categorical(random.choice(list("pqrstuv"), rows), list("pqrstuv")),
             )
-        return table.assign(kind=random.choice(["x", "y", "z"], rows)) if kind == "texts" else table
+        if kind == "texts":
+            return table.assign(kind=random.choice(["x", "y", "z"], rows))
+        return table
 
     table = drawn(_ROWS)
     score = (

@@ -174,11 +174,14 @@ def _made(name: str, kind: type) -> Any:
     changed = {key: value for key, value in _SMALLER.items() if key in known}
     if name in _KEEP_ITERATIONS:
         changed.pop("max_iter", None)
-    return estimator.set_params(**changed) if changed else estimator
+    if changed:
+        return estimator.set_params(**changed)
+    return estimator
 
 
 def _worlds(classifies: bool) -> Iterator[tuple[Any, Any, Any]]:
-    rows, fresh = numbers(1), numbers(2, 200)
+    rows = numbers(1)
+    fresh = numbers(2, 200)
     wanted = target(rows)
     labels = np.array(["low", "mid", "high"])[np.digitize(wanted, np.quantile(wanted, [0.3, 0.7]))]
     first = labels if classifies else wanted

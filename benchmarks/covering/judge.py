@@ -120,7 +120,8 @@ class Verdict:
 
 def judge(cases: Mapping[str, Case], seed: int = 20261121) -> list[Verdict]:
     """Return the verdicts on some cases, which one server serves."""
-    verdicts, folders = {}, {}
+    verdicts = {}
+    folders = {}
     with TemporaryDirectory(prefix="onnxserve-coverage-") as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = Path(temporary)
@@ -177,7 +178,9 @@ class _Judged:
     """Compares a served model with its original on the same rows."""
 
     def __init__(self, case: Case, served: ServedModel, verdict: Verdict) -> None:
-        self._case, self._served, self._verdict = case, served, verdict
+        self._case = case
+        self._served = served
+        self._verdict = verdict
         self._exact = _is_exact(case.model)
         self._spread: np.ndarray | float = 0.0
 
@@ -266,10 +269,8 @@ class _Judged:
     def _beyond(self, name: str, want: np.ndarray, got: np.ndarray) -> np.ndarray:
         if name == "label" or want.dtype.kind not in "f":
             return np.asarray((want != got).reshape(len(want), -1).any(axis=1))
-        want, got = (
-            want.astype(np.float64),
-            got.astype(np.float64),
-        )  # null (NaN in `got`) may be infinity
+        want = want.astype(np.float64)  # null (NaN in `got`) may be infinity
+        got = got.astype(np.float64)
         bound = _BOUND if name == "probabilities" else _BOUND * (np.abs(want) + self._spread)
         same = (want == got) | (~np.isfinite(want) & np.isnan(got)) | (np.abs(want - got) <= bound)
         return np.asarray(~same.reshape(len(want), -1).all(axis=1))
@@ -337,14 +338,13 @@ class _Judged:
             return rows
         if isinstance(self._case.example, list):
             return rows.iloc[:, 0].tolist()
-        return (
-            rows
-            if isinstance(self._case.example, pd.DataFrame)
-            else rows.to_numpy(self._case.example.dtype)
-        )
+        if isinstance(self._case.example, pd.DataFrame):
+            return rows
+        return rows.to_numpy(self._case.example.dtype)
 
     def _original(self, rows: Any) -> dict[str, np.ndarray]:
-        model, data = self._case.model, self._own(rows)
+        model = self._case.model
+        data = self._own(rows)
         if not _is_estimator(model):
             return _torch_answers(model, data)
         if not is_classifier(model):
@@ -360,7 +360,9 @@ def _lead(scores: np.ndarray) -> np.ndarray:
     if scores.ndim == 1:
         return np.abs(scores)
     best = np.sort(scores, axis=1)
-    return best[:, -1] - best[:, -2] if best.shape[1] > 1 else np.full(len(best), np.inf)
+    if best.shape[1] > 1:
+        return best[:, -1] - best[:, -2]
+    return np.full(len(best), np.inf)
 
 
 def _table(case: Case, data: Any) -> pd.DataFrame | None:
@@ -403,17 +405,17 @@ def _floats(table: pd.DataFrame) -> list[str]:
 
 
 def _count(rows: Any) -> int:
-    return len(next(iter(rows.values()))) if isinstance(rows, dict) else len(rows)
+    if isinstance(rows, dict):
+        return len(next(iter(rows.values())))
+    return len(rows)
 
 
 def _slice(rows: Any, start: int, stop: int) -> Any:
     if isinstance(rows, dict):
         return {name: array[start:stop] for name, array in rows.items()}
-    return (
-        rows.iloc[start:stop].reset_index(drop=True)
-        if isinstance(rows, pd.DataFrame)
-        else rows[start:stop]
-    )
+    if isinstance(rows, pd.DataFrame):
+        return rows.iloc[start:stop].reset_index(drop=True)
+    return rows[start:stop]
 
 
 def _torch_answers(module: Any, rows: Any) -> dict[str, np.ndarray]:

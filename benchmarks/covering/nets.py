@@ -171,7 +171,8 @@ def _net(torch: Any, name: str) -> Any:  # noqa: C901 - a list of classes; torch
     class Embedded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body, self.head = nn.Embedding(_TOKENS, 5), nn.Linear(5, 3)
+            self.body = nn.Embedding(_TOKENS, 5)
+            self.head = nn.Linear(5, 3)
 
     class Tokens(Embedded):
         def forward(self, tokens: Any) -> Any:
@@ -185,7 +186,8 @@ def _net(torch: Any, name: str) -> Any:  # noqa: C901 - a list of classes; torch
     class TwoInputs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.left, self.right = nn.Linear(6, 4), nn.Linear(7, 2)
+            self.left = nn.Linear(6, 4)
+            self.right = nn.Linear(7, 2)
 
         def forward(self, left: Any, right: Any) -> Any:
             return self.right(torch.cat([torch.tanh(self.left(left)), right], 1))
@@ -193,7 +195,8 @@ def _net(torch: Any, name: str) -> Any:  # noqa: C901 - a list of classes; torch
     class TwoOutputs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.left, self.right = nn.Linear(6, 2), nn.Linear(6, 1)
+            self.left = nn.Linear(6, 2)
+            self.right = nn.Linear(6, 1)
 
         def forward(self, x: Any) -> Any:
             return self.left(x), self.right(x)
@@ -317,11 +320,9 @@ def _keras(name: str) -> Any:  # noqa: C901 - as above
     class Hidden(keras.Model):
         def __init__(self) -> None:
             super().__init__()
-            self.hidden, self.drop, self.head = (
-                layers.Dense(8, "relu"),
-                layers.Dropout(0.5),
-                layers.Dense(2),
-            )
+            self.hidden = layers.Dense(8, "relu")
+            self.drop = layers.Dropout(0.5)
+            self.head = layers.Dense(2)
 
     class Subclassed(Hidden):
         def call(self, rows: Any, training: bool = False) -> Any:

@@ -461,13 +461,15 @@ def _labels(wanted: np.ndarray) -> np.ndarray:
 
 
 def _regression(make: Callable[[], Any]) -> Case:
-    rows, fresh = _frame(11), _frame(12, 200)
+    rows = _frame(11)
+    fresh = _frame(12, 200)
     wanted = target(rows.to_numpy())
     return Case(make().fit(rows, wanted - wanted.min() + 0.1), rows, fresh)
 
 
 def _classification(make: Callable[[], Any]) -> Case:
-    rows, fresh = _frame(13), _frame(14, 200)
+    rows = _frame(13)
+    fresh = _frame(14, 200)
     return Case(make().fit(rows, _labels(target(rows.to_numpy()))), rows, fresh)
 
 
@@ -514,11 +516,9 @@ def _text(make: Callable[[], Any], accents: bool) -> Case:
 
 
 def _accented(text: str) -> str:
-    return (
-        text.replace("warm", "wärm")
-        if len(text) % 2
-        else text.replace("old", "été").replace("new", "żółw")
-    )
+    if len(text) % 2:
+        return text.replace("warm", "wärm")
+    return text.replace("old", "été").replace("new", "żółw")
 
 
 def _text_beside_numbers() -> Case:
@@ -533,7 +533,8 @@ def _text_beside_numbers() -> Case:
 
 
 def _single(make: Callable[[], Any]) -> Case:
-    rows, fresh = _frame(23).astype(np.float32), _frame(24).astype(np.float32)
+    rows = _frame(23).astype(np.float32)
+    fresh = _frame(24).astype(np.float32)
     return Case(_scaled(make()).fit(rows, target(rows.to_numpy())), rows, fresh)
 
 
@@ -550,6 +551,7 @@ def _grid() -> Case:
 
 
 def _several(make: Callable[[], Any]) -> Case:
-    rows, fresh = _frame(26), _frame(27)
+    rows = _frame(26)
+    fresh = _frame(27)
     wanted = target(rows.to_numpy())
     return Case(make().fit(rows, np.column_stack([wanted, rows.smooth - wanted])), rows, fresh)

@@ -122,7 +122,8 @@ def edges(
     for name in names:
         high.loc[moved == name, name] = donors.loc[moved == name, name]
     try:
-        start, end = answer(low), answer(high)
+        start = answer(low)
+        end = answer(high)
         differ = (
             _apart(start, end)
             & low.notna().all(axis=1).to_numpy()
@@ -131,7 +132,9 @@ def edges(
     except Exception:  # noqa: BLE001 - an original that refuses its own kind of rows has no edges
         return
     low, high = (part[differ].reset_index(drop=True) for part in (low, high))
-    start, end, moved = start[differ], end[differ], moved[differ]
+    start = start[differ]
+    end = end[differ]
+    moved = moved[differ]
     if not len(low):
         return
     for _ in range(_HALVINGS):
@@ -161,10 +164,12 @@ def _middle(
     moved: np.ndarray,
     names: list[str],
 ) -> tuple[Table, np.ndarray]:
-    middle, open_ = low.copy(), np.zeros(len(low), dtype=bool)
+    middle = low.copy()
+    open_ = np.zeros(len(low), dtype=bool)
     for name in names:
         mine = moved == name
-        a, b = low[name].to_numpy(), high[name].to_numpy()
+        a = low[name].to_numpy()
+        b = high[name].to_numpy()
         half = (a / 2 + b / 2).astype(a.dtype)
         middle.loc[mine, name] = half[mine]
         open_ |= mine & (half != a) & (half != b)

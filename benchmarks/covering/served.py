@@ -43,7 +43,9 @@ class ServedModel:
     """
 
     def __init__(self, url: str, name: str, folder: Path) -> None:
-        self._url, self._name, self._session = url, name, requests.Session()
+        self._url = url
+        self._name = name
+        self._session = requests.Session()
         self._artifact = read_served_artifact(folder)
 
     @cached_property
@@ -137,7 +139,8 @@ def serving(folder: Path, models: Mapping[str, Path]) -> Iterator[dict[str, Serv
     """Serve the models of these folders with `onnxserve serve` under their names until
     the end of the block.
     """
-    port, documents = free_port(), []
+    port = free_port()
+    documents = []
     for name, path in models.items():
         document = {
             "apiVersion": "onnxserve/v1",

@@ -92,7 +92,8 @@ def _blocks(task: tuple[int, int]) -> Flags:
     """
     size, seed = task
     rng = np.random.default_rng([seed, size])
-    blocks, rows = (19 if size == 30_000 else 39), max(size, 1_000)
+    blocks = 19 if size == 30_000 else 39
+    rows = max(size, 1_000)
     reference = Rows(
         independent_rows(rng, blocks * rows),
         np.repeat(np.arange(blocks) * HOUR_US, rows),

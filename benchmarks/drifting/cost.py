@@ -71,13 +71,16 @@ def times_of(flights: pd.DataFrame) -> np.ndarray:
 
 def sketches() -> Figures:
     year, calm = load()
-    table, times, reference = table_of(year), times_of(year), table_of(calm)
+    table = table_of(year)
+    times = times_of(year)
+    reference = table_of(calm)
     month = year[EVENT_TIME].dt.month.to_numpy()
     begin = _Begin()
     bins, _ = freeze_table(reference, (), "January to March")
     total = sketch_batches(bins, [reference])
     hours = (times - int(_START.timestamp()) * 1_000_000) // _HOUR_US
-    monthly, count = [], 0
+    monthly = []
+    count = 0
     for one in range(1, 13):
         first, last = np.searchsorted(month, [one, one + 1]).tolist()  # the rows are sorted by time
         present, groups = np.unique(hours[first:last], return_inverse=True)
@@ -127,12 +130,10 @@ def evidently() -> Figures:
 
 def days() -> Figures:
     year, calm = load()
-    table, times, reference, calm_times = (
-        table_of(year),
-        times_of(year),
-        table_of(calm),
-        times_of(calm),
-    )
+    table = table_of(year)
+    times = times_of(year)
+    reference = table_of(calm)
+    calm_times = times_of(calm)
     spec = MonitorSpec()
     begin = _Begin()
     bins, _ = freeze_table(reference, (), "January to March")
@@ -180,7 +181,8 @@ def log(folder: str) -> Figures:
 def write_log(folder: Path) -> None:
     """Write the year like the agent, a file per hour."""
     year, _ = load()
-    table, times = table_of(year), times_of(year)
+    table = table_of(year)
+    times = times_of(year)
     own = {
         "_event_time": pa.array(times, pa.timestamp("us", tz="UTC")),
         "_model": pa.repeat("flight-delay", len(table)),
@@ -218,7 +220,8 @@ class _Begin:
 
     def __init__(self) -> None:
         self._memory = _peak_mb()
-        self._cpu, self._wall = time.process_time(), time.perf_counter()
+        self._cpu = time.process_time()
+        self._wall = time.perf_counter()
 
     def figures(self, **more: float) -> Figures:
         return {
@@ -270,7 +273,8 @@ def main() -> None:
 
 
 def show(with_log: bool = False) -> None:
-    ours, theirs = measure("sketches"), measure("evidently")
+    ours = measure("sketches")
+    theirs = measure("evidently")
     ratio = theirs["cpu_seconds"] / ours["cpu_seconds"]
     print(f"12 months, {ours['rows']:,.0f} rows, {len(COLUMNS)} columns", flush=True)
     _show("sketches of every hour, months, distances", ours)

@@ -22,7 +22,8 @@ _WAYS = {0: "compared with all hours of 14 days", 24: "`rolling:1d`", 168: "`rol
 """By the lag in hours; 0 means that there is no lag."""
 _PAST_HOURS = 14 * 24
 _HOURS = range(2, 24, 6)
-_SHIFTED_HOUR, _SHIFT = 14, -2.0
+_SHIFTED_HOUR = 14
+_SHIFT = -2.0
 """The level has its maximum at two in the afternoon. Lowered by this shift, it is like
 the level of a morning.
 """

@@ -84,13 +84,15 @@ def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
     Args:
         groups: the windows of each reference.
     """
-    low, high = 0.5 * rate, 1.5 * rate
+    low = 0.5 * rate
+    high = 1.5 * rate
     target = f"{100 * low:.3g} to {100 * high:.3g} %"
     judged = [[flag for flag in flags if flag is not None] for flags in groups]
     judged = [flags for flags in judged if flags]
     if not judged:
         return Line(what, "none judged", target, "uncertain")
-    count, alarms = sum(map(len, judged)), sum(map(sum, judged))
+    count = sum(map(len, judged))
+    alarms = sum(map(sum, judged))
     first, last = interval(judged)
     left_out = sum(map(len, groups)) - count
     said = f", {left_out} not judged" if left_out else ""
@@ -148,9 +150,9 @@ def forward_flags(verdict: DriftVerdict) -> Flags:
     reference.
     """
     told = verdict.held_out
-    return (
-        [] if isinstance(told, Refused) else [place < told.alarms for place in range(told.windows)]
-    )
+    if isinstance(told, Refused):
+        return []
+    return [place < told.alarms for place in range(told.windows)]
 
 
 def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
@@ -163,10 +165,8 @@ def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
     Expected Number of Positive Counts Estimated from Survey Data, Survey Methodology
     24, 1998).
     """
-    sums, sizes = (
-        np.array([sum(group) for group in groups]),
-        np.array([len(group) for group in groups]),
-    )
+    sums = np.array([sum(group) for group in groups])
+    sizes = np.array([len(group) for group in groups])
     count = float(sizes.sum())
     share = float(sums.sum() / count)
     alone = share * (1 - share) / count
@@ -184,4 +184,6 @@ def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
 
 
 def is_alarm(verdict: DriftVerdict) -> bool | None:
-    return None if verdict.state == "not judged" else verdict.state == "drift"
+    if verdict.state == "not judged":
+        return None
+    return verdict.state == "drift"

@@ -19,7 +19,8 @@ from benchmarks.drifting.judging import (
 )
 from benchmarks.drifting.worlds import DAY_US, Rows, reference_of
 
-_DAYS, _ROWS = 91, 200
+_DAYS = 91
+_ROWS = 200
 _LENGTHS = {1: "days", 7: "weeks", 30: "months"}
 _WORLDS = 10
 _WINDOWS = 4

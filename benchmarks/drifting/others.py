@@ -10,9 +10,12 @@ from scipy import stats
 
 from benchmarks.drifting.worlds import Array
 
-PSI_LIMIT, P_LIMIT = 0.2, 0.05
+PSI_LIMIT = 0.2
+P_LIMIT = 0.05
 """PSI above 0.2 and p below 0.05 are the customary limits of a significant change."""
-_CELLS, _FLOOR, _CATEGORIES = 10, 1e-4, 50
+_CELLS = 10
+_FLOOR = 1e-4
+_CATEGORIES = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,9 @@ class Categories:
         """Return the p-value of Pearson's chi-squared test."""
         counts = self.table(window)
         counts = counts[:, counts.sum(axis=0) > 0]
-        return float(stats.chi2_contingency(counts).pvalue) if counts.shape[1] > 1 else 1.0
+        if counts.shape[1] > 1:
+            return float(stats.chi2_contingency(counts).pvalue)
+        return 1.0
 
 
 class Others:

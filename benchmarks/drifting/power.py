@@ -29,7 +29,8 @@ from benchmarks.drifting.worlds import (
 Shift = Callable[[pa.Table, np.random.Generator], pa.Table]
 Found = dict[str, list[bool]]
 
-ROWS, BLOCKS = 1_000, 39
+ROWS = 1_000
+BLOCKS = 39
 COLUMNS = (
     "ours, contiguous",
     "ours, `independent_rows`",
@@ -37,12 +38,14 @@ COLUMNS = (
     "Evidently, any column",
 )
 BESIDE = ("PSI > 0.2, any column", "KS/χ² p < 0.05, any column", "the same, Bonferroni")
-_WINDOWS, _WITH_EVIDENTLY = 6, 2
+_WINDOWS = 6
+_WITH_EVIDENTLY = 2
 """The windows per reference, and the number of references whose first window is also
 judged by Evidently.
 """
 _SAMPLE = 10_000
-_FIFTY, _FIFTY_NAME = 50, "one column of 50: mean + 0.3 σ"
+_FIFTY = 50
+_FIFTY_NAME = "one column of 50: mean + 0.3 σ"
 _TO_FIND = 0.9
 
 
@@ -110,7 +113,9 @@ def injected(share: float, lines: list[Line]) -> Iterator[str]:
 
 
 def _share(flags: list[bool]) -> str:
-    return f"{sum(flags) / len(flags):.0%} of {len(flags)}" if flags else "–"
+    if flags:
+        return f"{sum(flags) / len(flags):.0%} of {len(flags)}"
+    return "–"
 
 
 def _injected(task: tuple[str, int]) -> Found:
@@ -230,7 +235,8 @@ def _beside_calm(left_out: tuple[int, ...]) -> tuple[Judge, Others]:
 
 
 def _whole(days: Array) -> str:
-    start_us, length_us = FIRST_US + int(days[0]) * DAY_US, len(days) * DAY_US
+    start_us = FIRST_US + int(days[0]) * DAY_US
+    length_us = len(days) * DAY_US
     judge = Judge(reference_of(calm(), start_us, length_us))
     verdict = judge(flights().between(start_us, start_us + length_us).table, start_us)
     judge.close()

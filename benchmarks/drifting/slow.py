@@ -33,9 +33,12 @@ from benchmarks.drifting.worlds import (
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.watch.drift.threshold.distribution import needed_windows
 
-_DAYS, _LATER, _ROWS = 90, 45, 60
+_DAYS = 90
+_LATER = 45
+_ROWS = 60
 """The days of the reference, the later days (half as many), and the rows per day."""
-_LAG, _BEFORE = 7, 54
+_LAG = 7
+_BEFORE = 54
 """The days of the log that `rolling:7d` reads (`core/spec/types.py`)."""
 _STEP = 9
 _REFERENCES = 60

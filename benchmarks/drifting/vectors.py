@@ -19,7 +19,9 @@ from benchmarks.drifting.judging import (
 )
 from benchmarks.drifting.worlds import DAY_US, Array, Rows, reference_of
 
-_DAYS, _ROWS, _WINDOWS = 39, 100, 6
+_DAYS = 39
+_ROWS = 100
+_WINDOWS = 6
 _SIZE = 384
 """The size of the embeddings of small sentence transformers."""
 _WORLDS = 20
@@ -39,7 +41,8 @@ def of_vectors(share: float) -> Iterator[Line]:
 
 def _judge_digits(seed: int) -> tuple[Flags, dict[str, list[bool]]]:
     """Judge days of scikit-learn's handwritten digits, drawn with replacement."""
-    rng, digits = np.random.default_rng([seed, 23]), load_digits()
+    rng = np.random.default_rng([seed, 23])
+    digits = load_digits()
     images = digits.images[rng.integers(0, len(digits.images), (_DAYS + _WINDOWS) * _ROWS)]
     low = digits.images[digits.target < 5]
     day = images[-_ROWS:]
@@ -58,7 +61,8 @@ def _judge_embeddings(seed: int) -> tuple[Flags, dict[str, list[bool]]]:
     spread.
     """
     rng = np.random.default_rng([seed, 29])
-    center, scale = 3 * rng.normal(size=_SIZE), rng.gamma(1, 1, _SIZE)
+    center = 3 * rng.normal(size=_SIZE)
+    scale = rng.gamma(1, 1, _SIZE)
     vectors = center + scale * rng.normal(size=((_DAYS + _WINDOWS) * _ROWS, _SIZE))
     direction = rng.normal(size=_SIZE)
     direction *= np.sqrt(np.square(scale).sum() / np.square(direction).sum())

@@ -26,7 +26,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.drifting.judging import Line, Outcome
 
-ROWS, REFERENCE_ROWS, COLUMNS = 1_000_000, 100_000, 30
+ROWS = 1_000_000
+REFERENCE_ROWS = 100_000
+COLUMNS = 30
 """The rows of the window, and of a reference in a model folder
 (`wrap.flavor.saved_model.MAX_REFERENCE_ROWS`).
 """
@@ -84,7 +86,8 @@ def serve(root: Path, reference: pa.Table) -> None:
     from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
     from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
 
-    model, state = root / "model", root / "home/deployments" / NAME
+    model = root / "model"
+    state = root / "home/deployments" / NAME
     model.mkdir()
     state.mkdir(parents=True)
     (model / "model.onnx").write_bytes(b"not opened here")
@@ -159,7 +162,8 @@ def judge_in_library(root: Path) -> None:
 
     rows = pq.read_table(root / "training.parquet")
     bins, _ = freeze_table(rows, (), "the reference")
-    start, day = int(_DAY.timestamp()) * 1_000_000, 86_400_000_000
+    start = int(_DAY.timestamp()) * 1_000_000
+    day = 86_400_000_000
     pieces = cut_pieces(bins, rows, microseconds_of(rows.column("_event_time")), start, day)
     reference = DriftReference(bins, bins_digest(bins), pieces, rows)
     begun = time.process_time()
@@ -189,7 +193,8 @@ def measure(name: str, rows: int) -> Cost:
             check=True,
             capture_output=True,
         )
-        begun, peak = time.perf_counter(), 0
+        begun = time.perf_counter()
+        peak = 0
         with (root / "output").open("w+") as output:
             child = subprocess.Popen(
                 command,

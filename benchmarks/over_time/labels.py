@@ -44,8 +44,11 @@ _MECHANISMS: dict[str, Callable[[Array, Array], Array]] = {
     "reports of wrong answers": lambda is_right, true: np.where(is_right, 0.05, 0.5),
 }
 _SHARES = (0.1, 0.3, 0.5, 0.9)
-_ROWS, _STREAM_ROWS = 1_000, 2_000
-_EARLIER, _FLIPPED, _MARGIN = 5, 0.3, 0.05
+_ROWS = 1_000
+_STREAM_ROWS = 2_000
+_EARLIER = 5
+_FLIPPED = 0.3
+_MARGIN = 0.05
 """The number of windows before a model becomes worse, the share of rows with the other
 class afterwards, and the distance of the required accuracy from the usual accuracy.
 """
@@ -59,7 +62,8 @@ class _Partly(NamedTuple):
 
     @property
     def labelled(self) -> LabelledWindow:
-        rows, labels = self.all_rows, self.has_label
+        rows = self.all_rows
+        labels = self.has_label
         return LabelledWindow(rows.truth[labels], rows.answers.take(labels), float(labels.mean()))
 
     @property
@@ -95,7 +99,8 @@ def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
     """Judge as `watch/kinds/performance.py` does; `earlier` are the labelled rows of
     earlier windows, the latest first.
     """
-    answers, rows = window.all_rows.answers, len(window.has_label)
+    answers = window.all_rows.answers
+    rows = len(window.has_label)
     predictions = Predictions(answers, None, np.where(window.has_label, window.all_rows.truth, -1))
     moments = pa.array([START + timedelta(seconds=row) for row in range(rows)])
     labelled = weigh_labels(pa.table({"_event_time": moments}), predictions, [], RATE)
@@ -132,7 +137,8 @@ def _dependent(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
     flags: list[tuple[bool, ...]] = []
     for _ in range(times):
         window = _draw(rng, model, _ROWS, _MECHANISMS[mechanism])
-        judged, real = _judge(window), window.accuracy
+        judged = _judge(window)
+        real = window.accuracy
         sides = (judged.now, judged.before)
         held = [side.low <= real <= side.high for side in sides]
         wrong = [side.low > real + 0.03 or side.high < real - 0.03 for side in sides]

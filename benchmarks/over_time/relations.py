@@ -17,7 +17,8 @@ from benchmarks.drifting.judging import Judge, Line, found_line, is_alarm, on_al
 from benchmarks.drifting.worlds import CALM_DAYS, DAY_US, Array, Rows, flights, reference_of
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 
-_STREAMS, _DAYS = 20, 40
+_STREAMS = 20
+_DAYS = 40
 _DAY_ROWS = 300
 _TARGETED = "30 columns of cells"
 _CHANGES: Mapping[str, float] = {

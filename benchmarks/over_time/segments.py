@@ -26,7 +26,9 @@ from mlflow_deploy_plugin.watch.drift.references.windows import cut_pieces
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_groups
 
 _WORLD = World(5, 0.2, 400)
-_REFERENCE, _CALM_DAYS, _LATER_DAYS = 90, 365, 30
+_REFERENCE = 90
+_CALM_DAYS = 365
+_LATER_DAYS = 30
 _STREAMS = 60
 _WITHIN = 7
 _OFFSETS = (0.25, 0.35)
@@ -112,9 +114,11 @@ def _simulate(task: _Task) -> Stream:
     parts = {}
     for name in "ab":
         chosen = pc.equal(table["side"], name)
-        rows, own = table.filter(chosen), numbers[np.asarray(chosen)]
+        rows = table.filter(chosen)
+        own = numbers[np.asarray(chosen)]
         split = int(np.searchsorted(own, _REFERENCE))
-        earlier, times = rows.slice(0, split), own[:split] * _WORLD.length_us
+        earlier = rows.slice(0, split)
+        times = own[:split] * _WORLD.length_us
         pieces = cut_pieces(
             stream.reference.bins,
             earlier,

@@ -162,7 +162,8 @@ def simulate(world: World, seed: int, reference: int, judged: int, change: Chang
 
 def stream_of(table: pa.Table, numbers: Array, world: World, reference: int, judged: int) -> Stream:
     """Return the stream of rows; `numbers` are their windows, ascending, [N] int64."""
-    first_us, split = reference * world.length_us, int(np.searchsorted(numbers, reference))
+    first_us = reference * world.length_us
+    split = int(np.searchsorted(numbers, reference))
     earlier = Rows(table.slice(0, split), numbers[:split] * world.length_us)
     frozen = reference_of(earlier, first_us, world.length_us)
     profiles = sketch_groups(frozen.bins, table.slice(split), numbers[split:] - reference, judged)
@@ -182,7 +183,9 @@ class Monitor:
         baseline: Mapping[str, datetime] | None = None,
         **spec: object,
     ) -> None:
-        self.stream, self.per_year, self.baseline = stream, per_year, baseline or {}
+        self.stream = stream
+        self.per_year = per_year
+        self.baseline = baseline or {}
         self.columns = tuple(columns or sorted(stream.reference.bins))
         every = "1h" if stream.world.length_us == HOUR_US else "1d"
         self.spec = MonitorSpec.model_validate({"every": every, "min_rows": 30, **spec})
@@ -239,7 +242,9 @@ class Monitor:
 
     @property
     def _figures(self) -> Collection[str]:
-        return (MISSING,) if self.spec.kind == "data_quality" else FLOORS
+        if self.spec.kind == "data_quality":
+            return (MISSING,)
+        return FLOORS
 
     @property
     def reference_levels(self) -> ReferenceLevels:
@@ -250,11 +255,9 @@ class Monitor:
     @property
     def unkept(self) -> list[str]:
         """The statements of the report about a budget that the reference cannot keep."""
-        return (
-            []
-            if self.per_year is None
-            else [*budget.unkept(self.reference_levels, self.spec, self.per_year)]
-        )
+        if self.per_year is None:
+            return []
+        return [*budget.unkept(self.reference_levels, self.spec, self.per_year)]
 
     def verdict(self, number: int) -> DriftVerdict:
         return self.comparison(number).verdict(self.columns)
@@ -278,7 +281,8 @@ class Monitor:
         """The windows and shifts of the whole stream; None if no series can be
         followed.
         """
-        reference, last = self.stream.reference, len(self.stream.profiles) - 1
+        reference = self.stream.reference
+        last = len(self.stream.profiles) - 1
         request = self.comparison(last).request
         return shifts.follow(
             request,
@@ -347,7 +351,9 @@ def first_alarm(flags: Array) -> float:
     """Return the number of the first window with an alarm, from 1; infinity without
     one.
     """
-    return float(flags.argmax()) + 1 if flags.any() else math.inf
+    if flags.any():
+        return float(flags.argmax()) + 1
+    return math.inf
 
 
 def yearly_line(what: str, counts: Sequence[int], years: float, most: float | None = None) -> Line:
@@ -357,7 +363,8 @@ def yearly_line(what: str, counts: Sequence[int], years: float, most: float | No
     Streams differ by chance, so the years are divided by the ratio of the variance
     between streams and the mean.
     """
-    total, exposure = sum(counts), years * len(counts)
+    total = sum(counts)
+    exposure = years * len(counts)
     effect = (
         max(float(np.var(counts, ddof=1)) / max(total / len(counts), 1e-9), 1.0)
         if len(counts) > 1
@@ -380,10 +387,12 @@ def median_line(what: str, values: Collection[float], most: float | None = None)
     """Return the median with its interval from order statistics; infinite values are
     alarms that were not raised.
     """
-    ordered, count = np.sort(np.array([*values])), len(values)
+    ordered = np.sort(np.array([*values]))
+    count = len(values)
     low, high = stats.binom.ppf([0.025, 0.975], count, 0.5).astype(int)
     middle = float(ordered[(count - 1) // 2])
-    first, last = float(ordered[max(low - 1, 0)]), float(ordered[min(high, count - 1)])
+    first = float(ordered[max(low - 1, 0)])
+    last = float(ordered[min(high, count - 1)])
     figure = f"median {middle:g} of {count}; {first:g} to {last:g}"
     return Line(
         what,
@@ -396,7 +405,11 @@ def median_line(what: str, values: Collection[float], most: float | None = None)
 def _at_most(figure: float, low: float, most: float | None) -> Outcome:
     if most is None:
         return "–"
-    return "met" if figure <= most else "missed" if low > most else "uncertain"
+    if figure <= most:
+        return "met"
+    if low > most:
+        return "missed"
+    return "uncertain"
 
 
 def years_of(world: World, windows: int) -> float:

@@ -94,7 +94,8 @@ def running_agents(
     """Run an agent per entry of `models`, the first `servers` of them as real servers.
     `cache` has all versions.
     """
-    agents, stop = Agents(models, servers), threading.Event()
+    agents = Agents(models, servers)
+    stop = threading.Event()
     os.environ["ONNXSERVE_POLL_SECONDS"] = str(poll_seconds)
     context = multiprocessing.get_context("spawn")
     queue: SimpleQueue[Arrival | None] = context.SimpleQueue()
@@ -155,7 +156,8 @@ def ask(agent: int, model: str, served: Served, agents: Agents, stop: threading.
     first seen.
     """
     address = urlsplit(served.url).netloc
-    connection, version = http.client.HTTPConnection(address, timeout=30), ""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    version = ""
     while not stop.wait(_ASK_SECONDS):
         connection.request("POST", "/invocations", _BODY, {"Content-Type": "application/json"})
         answer = connection.getresponse()

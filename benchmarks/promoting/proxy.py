@@ -54,7 +54,8 @@ class Proxy:
 
     def recover(self) -> None:
         """Forward the bytes of new connections again."""
-        self._hangs, self.delay_seconds = False, 0.0
+        self._hangs = False
+        self.delay_seconds = 0.0
 
     async def _cut(self) -> int:
         closed = [connection for connection in self._connections if not connection.is_stuck]
@@ -110,7 +111,8 @@ class Proxy:
                 writer.close()
 
     async def _run(self, has_started: threading.Event) -> None:
-        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024)
         self.port = server.sockets[0].getsockname()[1]
         has_started.set()

@@ -62,7 +62,8 @@ def flights(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
     and scikit-learn's predictions.
     """
     parts = split(load_flights(), 0)
-    sample, columns = parts.train.sample(20_000, random_state=0), list(FEATURES)
+    sample = parts.train.sample(20_000, random_state=0)
+    columns = list(FEATURES)
     pipeline = build_pipeline(max_iter=60, learning_rate=0.1).fit(sample[columns], sample[LABEL])
     rows = parts.train[columns].head(100)
     return (

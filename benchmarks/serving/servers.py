@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-SERVER_CORE, CLIENT_CORE = 0, 1
+SERVER_CORE = 0
+CLIENT_CORE = 1
 START_SECONDS = 90.0
 
 

@@ -28,7 +28,11 @@ class Row:
 
     @property
     def holds(self) -> str:
-        return "" if self.target is None else "yes" if self.ratio >= self.target else "**no**"
+        if self.target is None:
+            return ""
+        if self.ratio >= self.target:
+            return "yes"
+        return "**no**"
 
 
 def compared(

@@ -23,7 +23,8 @@ import uvloop
 
 from .load import answer_length
 
-FAILED, MIXED = -1, -2
+FAILED = -1
+MIXED = -2
 _VERSION = re.compile(rb"\r\nx-model-version: *(\d+)\r\n", re.IGNORECASE)
 _PATIENCE = 30.0
 """Seconds without any response after which all missing responses count as failed: a
@@ -80,7 +81,8 @@ class OpenLoop:
         file: Path,
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        self._begun, self._ended = context.Event(), context.Event()
+        self._begun = context.Event()
+        self._ended = context.Event()
         self._file = file
         arguments = (port, raw, dict(values), rate, str(file), self._begun, self._ended)
         self._process = context.Process(target=_record, args=arguments, daemon=True)
@@ -119,7 +121,8 @@ class _Connection(asyncio.Protocol):
         length = answer_length(self._answer)
         if length is None or len(self._answer) < length or self._due is None:
             return
-        due, self._due = self._due, None
+        due = self._due
+        self._due = None
         self._client.keep(due, self._client.judge(bytes(self._answer[:length])))
         del self._answer[:length]
         self._client.free(self)
@@ -147,7 +150,9 @@ class _Client:
         if not answer.startswith(b"HTTP/1.1 200") or version is None:
             return FAILED
         value = self._values.get(version[1])
-        return int(version[1]) if value is not None and value in answer else MIXED
+        if value is not None and value in answer:
+            return int(version[1])
+        return MIXED
 
     def keep(self, due: float, version: int) -> None:
         self.kept.append((due, time.monotonic() - due, version))
@@ -208,7 +213,9 @@ async def _loop(
     for _ in range(connections):
         await client.connect(port)
     begun.set()
-    begin, sent, looked = time.monotonic(), 0, 0.0
+    begin = time.monotonic()
+    sent = 0
+    looked = 0.0
     while True:
         now = time.monotonic()
         if now - looked > 0.05:
@@ -224,10 +231,12 @@ async def _loop(
             client.ask(begin + sent / rate)
             sent += 1
         await asyncio.sleep(_TICK_SECONDS)
-    kept, give_up = len(client.kept), time.monotonic() + _PATIENCE
+    kept = len(client.kept)
+    give_up = time.monotonic() + _PATIENCE
     while len(client.kept) < sent:
         if len(client.kept) > kept:
-            kept, give_up = len(client.kept), time.monotonic() + _PATIENCE
+            kept = len(client.kept)
+            give_up = time.monotonic() + _PATIENCE
         elif time.monotonic() > give_up:
             break
         await asyncio.sleep(0.01)

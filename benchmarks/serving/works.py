@@ -167,10 +167,8 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
         (1.0, None),
         strict=False,
     ):
-        tails, medians = (
-            [m.p99 * 1e3 for m in measurements],
-            [5 * m.p50 * 1e3 for m in measurements],
-        )
+        tails = [m.p99 * 1e3 for m in measurements]
+        medians = [5 * m.p50 * 1e3 for m in measurements]
         yield table.times_less(
             f"open loop at {half:,.0f}/s: p99 compared with 5 × p50",
             name,
@@ -252,7 +250,8 @@ def _against_mlflow(
             lambda one: closed_loop(one.target, connections, bench.seconds),
         )
     for position, name in enumerate(forms):
-        mine, other = measured[2 * position], measured[2 * position + 1]
+        mine = measured[2 * position]
+        other = measured[2 * position + 1]
         yield table.compared(work.format(name), MLFLOW.name, mine, other, target)
     if arrow is not None:
         yield table.compared(
@@ -308,11 +307,9 @@ def start_and_memory(bench: Bench) -> Iterator[table.Row]:
     model, data, answers = models.small(bench.folder)
     row = data.to_numpy()[:1].tolist()
     v2 = models.as_json(inputs=[{"name": "x", "shape": [1, 30], "datatype": "FP64", "data": row}])
-    split, plain, expected = (
-        models.as_split(data.head(1)),
-        models.as_json(inputs=row),
-        [int(answers[0])],
-    )
+    split = models.as_split(data.head(1))
+    plain = models.as_json(inputs=row)
+    expected = [int(answers[0])]
     targets = {MLFLOW: (5, 3), BENTOML: (None, None), MLSERVER: (None, None)}
     peers = [peer for peer in targets if bench.wants(peer)]
     seconds: dict[str, list[float]] = {}
@@ -370,7 +367,11 @@ def _form(peer: Peer, body: bytes, v2: bytes, split: bytes) -> bytes:
     """Return the row in the form that this server's users send; MLflow takes rows
     without names only for tensors.
     """
-    return split if peer is MLFLOW else v2 if peer.is_v2 else body
+    if peer is MLFLOW:
+        return split
+    if peer.is_v2:
+        return v2
+    return body
 
 
 def _worker_memory(server: Server) -> float:
@@ -459,7 +460,8 @@ def _started(
     body: bytes,
     expected: list[Any],
 ) -> Asked:
-    port, work = free_port(), bench.work_folder()
+    port = free_port()
+    work = bench.work_folder()
     words = {**words, "bin": programs, "port": port, "here": HERE, "work": work}
     if peer is MLSERVER:
         _write_mlserver(work, port, words["onnx"])

@@ -69,7 +69,8 @@ def make() -> None:
         for database in ("onnxserve", "mlflow", "mlflow_auth")
     ]
     keep("pg_service.conf", "\n".join(sections))
-    user, password = keep("s3_user", "onnxserve"), keep("s3_password", new_password())
+    user = keep("s3_user", "onnxserve")
+    password = keep("s3_password", new_password())
     keep(
         "aws_credentials",
         f"[default]\naws_access_key_id = {user}\naws_secret_access_key = {password}\n",

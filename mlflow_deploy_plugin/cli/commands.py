@@ -212,9 +212,9 @@ def _where_to_get(module: str) -> str:
         requirement = Requirement(line)
         if canonicalize_name(requirement.name) == distribution:
             extra = re.search(r"extra == .(\w+)", line)
-            return (
-                f"pip install 'mlflow-onnxserve[{extra[1]}]'" if extra else "the images contain it"
-            )
+            if extra:
+                return f"pip install 'mlflow-onnxserve[{extra[1]}]'"
+            return "the images contain it"
     return f"pip install {module.partition('.')[0]}"
 
 

@@ -216,7 +216,9 @@ def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> Non
     from mlflow_deploy_plugin.watch.controller.service import run_retrainings
     from mlflow_deploy_plugin.watch.retraining.plan import retraining_summary
 
-    retrainings, current, summary = Retrainings(deployments.store), begun, retraining_summary(begun)
+    retrainings = Retrainings(deployments.store)
+    current = begun
+    summary = retraining_summary(begun)
     show_lines([summary])
     with working(partial(run_retrainings, deployments)):
         while current.is_live and current.state != "rolling_out":

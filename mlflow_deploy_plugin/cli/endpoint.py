@@ -517,11 +517,15 @@ def _deployment_rows(
 
 
 def _share(deployment: Mapping[str, Any]) -> str:
-    return "shadow" if deployment["shadow"] else f"{deployment['share']:g}"
+    if deployment["shadow"]:
+        return "shadow"
+    return f"{deployment['share']:g}"
 
 
 def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
-    return deployment if deployment == endpoint["name"] else f"{endpoint['name']}/{deployment}"
+    if deployment == endpoint["name"]:
+        return deployment
+    return f"{endpoint['name']}/{deployment}"
 
 
 def _event_lines(event: "AuditEvent") -> Iterable[str]:

@@ -422,10 +422,8 @@ def _profile_lines(done: "GraphProfile") -> Iterator[str]:
         yield ""
         rows = [(head, "share", "µs", "calls", "provider", "input types")]
         for entry in entries:
-            provider, types = (
-                entry.provider.removesuffix("ExecutionProvider"),
-                ", ".join(entry.types),
-            )
+            provider = entry.provider.removesuffix("ExecutionProvider")
+            types = ", ".join(entry.types)
             rows.append(
                 (
                     entry.name[:48],

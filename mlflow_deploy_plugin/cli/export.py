@@ -384,12 +384,15 @@ def size(
     from mlflow_deploy_plugin.ship.sizing.measure import measure_pod, request_bodies
     from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
 
-    limit, changes = parse_latency(p99, "--p99"), key_values(config)
+    limit = parse_latency(p99, "--p99")
+    changes = key_values(config)
     spec = apply_config(new_endpoint(default_endpoint_name(model_uri), model_uri), changes)
     require_device(spec.server)
     with downloaded_version(resolve(model_uri)) as folder:
         pod = measure_pod(spec, folder, request_bodies(folder, rows), rate, limit, show_progress)
-    plan, load, highest = plan_pods(pod, rate, rows, **prices), pod.planned, pod.highest.rate
+    plan = plan_pods(pod, rate, rows, **prices)
+    load = pod.planned
+    highest = pod.highest.rate
     options, memory = (
         config_line({**changes, **plan.options}),
         plan.options["container.memory_bytes"],

@@ -134,7 +134,8 @@ def list_keys(output: str) -> None:
     with opened_store() as store:
         from mlflow_deploy_plugin.core.store.keys import ApiKeys
 
-        api_keys, now = ApiKeys(store).created(), store.now()
+        api_keys = ApiKeys(store).created()
+        now = store.now()
     rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
     for key in api_keys:
         state = (

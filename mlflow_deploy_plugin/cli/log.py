@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.inference_log.stats import LogStats
 
 _TABLE_ROWS = 20
-_WIDEST_CELL, _WIDEST_REASON = 40, 200
+_WIDEST_CELL = 40
+_WIDEST_REASON = 200
 _MEASURED_ROWS = 1000
 _SHOWN_TIMES = 24
 _BAR = 30
@@ -214,7 +215,8 @@ def _show_rows(
         view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
     opened = _open()
     if failed:
-        of_answers, opened = opened, opened.failures
+        of_answers = opened
+        opened = opened.failures
         if name not in opened.endpoints():
             require_endpoint(of_answers, name)
             click.echo(f"no failed request of {name} is in the log", err=True)
@@ -226,11 +228,9 @@ def _show_rows(
         if is_table:
             show_lines(table_lines(result, limit, _WIDEST_REASON if failed else _WIDEST_CELL))
         else:
-            rows, kind, advice = (
-                0,
-                cast(FileFormat, output),
-                "CAST(… AS VARCHAR) converts it to text",
-            )
+            rows = 0
+            kind = cast(FileFormat, output)
+            advice = "CAST(… AS VARCHAR) converts it to text"
             with (
                 open_output(file, sys.stdout.buffer) as target,
                 table_writer(kind, result.schema, target, advice) as write,
@@ -356,7 +356,9 @@ def errors(name: str, last: str, output: str) -> None:
             TimeRange(received_from=time_before(datetime.now(UTC), last, "--last")),
             labels=False,
         )
-    opened, answered, causes = _open(), 0, list[dict[str, Any]]()
+    opened = _open()
+    answered = 0
+    causes = list[dict[str, Any]]()
     if name in opened.failures.endpoints():
         with run_query(opened.failures, Query(view, statement=_causes_statement())) as result:
             causes = [row for batch in result.batches for row in batch.to_pylist()]
@@ -399,7 +401,8 @@ def _cause_lines(
 ) -> Iterator[str]:
     yield f"{failed:,} of {answered + failed:,} requests failed in the last {last}"
     for cause in causes:
-        column, newest = f" column {cause['column']!r}" if cause["column"] else "", cause["newest"]
+        column = f" column {cause['column']!r}" if cause["column"] else ""
+        newest = cause["newest"]
         yield (
             f"{cause['count']:,} ({cause['share']:.2%})  {cause['status']} "
             f"{cause['error_code']}{column}"
@@ -510,7 +513,9 @@ def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
 def size_text(size: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+            if unit == "B":
+                return f"{size:.0f} B"
+            return f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
 
@@ -546,7 +551,9 @@ def _cell(widest: int, value: object) -> str:
         text = _time(value) if isinstance(value, datetime) else value.isoformat()
     else:
         text = printable(str(value))
-    return text if len(text) <= widest else text[: widest - 1] + "…"
+    if len(text) <= widest:
+        return text
+    return text[: widest - 1] + "…"
 
 
 def _line(cells: Iterable[str], widths: list[int], numeric: list[bool]) -> str:

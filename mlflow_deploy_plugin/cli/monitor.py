@@ -298,7 +298,8 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
 
     with usage_errors():
         period = parse_window(f"{begin}/{end or datetime.now(UTC).isoformat()}")
-        began, ended = period.start, period.end
+        began = period.start
+        ended = period.end
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
         from mlflow_deploy_plugin.watch.monitors.manual_runs import backfill as backfill_windows
@@ -314,7 +315,8 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
                 ended,
                 judge_and_log,
             ):
-                judged, passed_over = judged + is_new, passed_over + (not is_new)
+                judged = judged + is_new
+                passed_over = passed_over + (not is_new)
                 failed += window.state == "failed"
                 verdict = window.verdict or "could not be judged"
                 outcome = (

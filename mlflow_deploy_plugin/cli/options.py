@@ -251,11 +251,9 @@ def printable(text: str) -> str:
     """Return the text without control characters, because text from a client must not
     control the terminal.
     """
-    return (
-        text
-        if text.isprintable()
-        else "".join(character if character.isprintable() else " " for character in text)
-    )
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 @contextmanager

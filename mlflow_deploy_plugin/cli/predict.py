@@ -118,7 +118,8 @@ def feedback(
     with opened_deployments() as deployments:
         sink = label_sink(deployments, log, name)
         if url is not None:
-            sink.url, sink.only_server = url, True
+            sink.url = url
+            sink.only_server = True
         else:
             names = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
             if name not in names:

@@ -239,7 +239,8 @@ def promote(
         raise click.UsageError("--force requires --why REASON")
     if is_request and options["policy_file"] is not None:
         raise click.UsageError("--request uses the policy of the model: omit --policy")
-    copied, destination = None, (options.pop("to_registry"), options.pop("to_model"))
+    copied = None
+    destination = (options.pop("to_registry"), options.pop("to_model"))
     with ExitStack() as target:
         if any(destination):
             from mlflow_deploy_plugin.promote.evidence.transfer import copied_version
@@ -247,7 +248,8 @@ def promote(
             copied = target.enter_context(
                 copied_version(model, version, *destination, show_progress),
             )
-            model, version = copied.model, copied.version
+            model = copied.model
+            version = copied.version
         from mlflow_deploy_plugin.promote.gate.promotion import promote as move
 
         if is_request:
@@ -264,10 +266,8 @@ def promote(
         deployments = target.enter_context(opened_deployments())
         promotion = move(model, version, **options, store=deployments.store, progress=show_progress)
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
-    document, lines = (
-        {**asdict(promotion), "served": served},
-        [*_promotion_lines(promotion, served)],
-    )
+    document = {**asdict(promotion), "served": served}
+    lines = [*_promotion_lines(promotion, served)]
     if copied is not None:
         copied.record(promotion)
         document["copy"] = copied
@@ -295,10 +295,8 @@ def requests(model: str, output: str) -> None:
     listed = listed_requests(model)
     rows = [("MODEL", "VERSION", "TO", "REQUESTED", "GATE", "APPROVED BY", "MISSING")]
     for entry in listed:
-        requested, approved = (
-            f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}",
-            ", ".join(entry.approved_by),
-        )
+        requested = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}"
+        approved = ", ".join(entry.approved_by)
         rows.append(
             (
                 entry.model,
@@ -371,7 +369,8 @@ def _wait(
     """
     start = time.monotonic()
     deployments.poll_registry(promotion.model)
-    destination, pending = parse_model_uri(promotion.uri), []
+    destination = parse_model_uri(promotion.uri)
+    pending = []
     for deployment in deployments.list():
         followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
         is_same_selector = (
@@ -518,7 +517,9 @@ def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
 
 def _text(value: str | float | None) -> str:
     text = "–" if value is None else f"{value:.6g}" if isinstance(value, float) else one_line(value)
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[: _MOST_CHARACTERS - 1]}…"
 
 
 @click.command()

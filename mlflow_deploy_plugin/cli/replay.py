@@ -101,14 +101,13 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
     if isinstance(explained := result.explanation, Refused):
         yield f"not explained: {explained.reason}"
         return
-    values, base = explained.values[0], explained.base_values
+    values = explained.values[0]
+    base = explained.base_values
     # For two classes, the contributions to the first mirror the contributions to the
     # second.
     output = 1 if len(base) == 2 else int((base + values.sum(axis=0)).argmax())
-    total, mean = (
-        base[output] + values[:, output].sum(),
-        f"{base[output]:.4g} over {explained.background_rows} rows",
-    )
+    total = base[output] + values[:, output].sum()
+    mean = f"{base[output]:.4g} over {explained.background_rows} rows"
     yield f"row {row}: the output {explained.outputs[output]} is {total:.4g}, and its mean is {mean}"
     table = [("column", "value", "contribution")]
     for index in (-abs(values[:, output])).argsort()[:20]:

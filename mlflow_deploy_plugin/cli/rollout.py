@@ -285,7 +285,9 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
     from mlflow_deploy_plugin.promote.rollouts.state_machine import rollout_summary
 
     run = partial(_run_rollouts_of, deployments, begun.endpoint)
-    current, last_printed, printed_at = begun, ("", -1, ""), 0.0
+    current = begun
+    last_printed = ("", -1, "")
+    printed_at = 0.0
     with (
         working(run) if begun.is_live else nullcontext()
     ):  # An ended rollout does not need a controller.
@@ -297,7 +299,8 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
                     now != last_printed and time.monotonic() > printed_at + _QUIET_SECONDS
                 ):
                     show_lines([rollout_summary(current)])
-                    last_printed, printed_at = now, time.monotonic()
+                    last_printed = now
+                    printed_at = time.monotonic()
                 if not current.is_live:
                     break
                 time.sleep(_POLL_SECONDS)

@@ -127,7 +127,8 @@ def serve(
     changes = key_values(config) | {
         f"server.{field}": value for field, value in server.items() if value is not None
     }
-    cloud, settings = read_cloud(), load_settings()
+    cloud = read_cloud()
+    settings = load_settings()
     match (
         model_uri or (None if spec_file else settings.model_uri or cloud.model_uri or None),
         spec_file,
@@ -212,8 +213,12 @@ class _WatchedSpec:
         server: ServerSpec,
         changes: Mapping[str, object],
     ) -> None:
-        self._path, self._folder, self._server, self._changes = path, folder, server, changes
-        self._text, self._error = read_text(path, "the spec"), ""
+        self._path = path
+        self._folder = folder
+        self._server = server
+        self._changes = changes
+        self._text = read_text(path, "the spec")
+        self._error = ""
 
     def refresh(self) -> None:
         """Pass a changed spec to the agent. If it cannot be read or written, log the
@@ -230,7 +235,8 @@ class _WatchedSpec:
                     )
                     first = first.model_copy(update={"server": self._server})
                 _write_specs(self._folder, [first, *rest])
-            self._text, self._error = text, ""
+            self._text = text
+            self._error = ""
         except (OnnxserveError, OSError) as error:
             reason = error.message if isinstance(error, OnnxserveError) else str(error.strerror)
             if reason != self._error:

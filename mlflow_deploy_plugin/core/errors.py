@@ -75,10 +75,8 @@ class OnnxserveError(Exception):
         error_code: str | None = None,
     ) -> None:
         super().__init_subclass__()
-        cls.http_status, cls.error_code = (
-            http_status or cls.http_status,
-            error_code or cls.error_code,
-        )
+        cls.http_status = http_status or cls.http_status
+        cls.error_code = error_code or cls.error_code
 
     def __init__(self, message: str, retry_after: int | None = None, *, column: str = "") -> None:
         super().__init__(message)

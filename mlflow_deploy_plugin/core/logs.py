@@ -23,7 +23,8 @@ _MANY = {"worker", "pyfunc", "explainer", "monitor"}
 """The roles that several processes may have; such processes add their id to log lines
 in the text format.
 """
-_REPEAT_SECONDS, _MOST_REMEMBERED = 60.0, 1000
+_REPEAT_SECONDS = 60.0
+_MOST_REMEMBERED = 1000
 
 
 def configure_logging(settings: Settings, process: str) -> None:
@@ -89,7 +90,8 @@ class _RepeatFilter(logging.Filter):
         if record.levelno < logging.WARNING:
             return True
         error = record.exc_info[0] if record.exc_info else None
-        key, now = (record.name, f"{record.msg}{record.args}{error}"), time.monotonic()
+        key = (record.name, f"{record.msg}{record.args}{error}")
+        now = time.monotonic()
         if now - self._written.get(key, -math.inf) < _REPEAT_SECONDS:
             return False
         if len(self._written) >= _MOST_REMEMBERED:

@@ -11,7 +11,8 @@ _LEAST_LIKENESS = 0.5
 """The lowest `difflib.SequenceMatcher.ratio` of a suggestion; `port` is just similar
 enough to `server.port`.
 """
-_MOST_COMPARED, _MOST_CHARACTERS = 2000, 100
+_MOST_COMPARED = 2000
+_MOST_CHARACTERS = 100
 """The maximum number and length of compared names: clients choose the names, and each
 comparison takes 10 µs.
 """
@@ -70,11 +71,14 @@ def hint_for_missing(missing: Iterable[str], unknown: Iterable[str]) -> str:
     """Return the end of a message about missing names: an unknown name that may be
     misspelt, or an empty text.
     """
-    missing_names, unknown_names = list(missing), list(islice(unknown, _MOST_UNKNOWN))
+    missing_names = list(missing)
+    unknown_names = list(islice(unknown, _MOST_UNKNOWN))
     for name in unknown_names:
         if match := closest_match(name, missing_names):
             return f"; {name[:_MOST_CHARACTERS]!r} is not known: did you mean {match!r}?"
-    return f"; {unknown_names[0][:_MOST_CHARACTERS]!r} is not known" if unknown_names else ""
+    if unknown_names:
+        return f"; {unknown_names[0][:_MOST_CHARACTERS]!r} is not known"
+    return ""
 
 
 def wrong_separator(header: Iterable[str], known: Container[str]) -> str:

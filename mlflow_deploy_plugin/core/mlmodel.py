@@ -112,7 +112,9 @@ def _checked_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
     }
     if FLAVOR in sections:
         sections[FLAVOR] = _checked_own_section(sections[FLAVOR], f"flavors.{FLAVOR}.")
-    return {**document, "flavors": sections} if "flavors" in document else document
+    if "flavors" in document:
+        return {**document, "flavors": sections}
+    return document
 
 
 def _checked_own_section(section: Mapping[str, Any], where: str) -> Mapping[str, Any]:

@@ -22,7 +22,8 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 
 _PREFIX = "ONNXSERVE_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_MLFLOW_WORKSPACE, DEFAULT_WORKSPACE = "MLFLOW_WORKSPACE", "default"
+_MLFLOW_WORKSPACE = "MLFLOW_WORKSPACE"
+DEFAULT_WORKSPACE = "default"
 _WORKSPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # the same rule as in MLflow
 _OF_WORKSPACE = "{workspace}"
 
@@ -60,14 +61,18 @@ def workspace_query() -> str:
     """Return the URL query that selects this workspace on a page of MLflow; empty for
     the default workspace.
     """
-    return f"?workspace={name}" if (name := active_workspace()) else ""
+    if name := active_workspace():
+        return f"?workspace={name}"
+    return ""
 
 
 def workspace_environment() -> dict[str, str]:
     """Return the environment variable that gives a child process this workspace; empty
     for the default workspace.
     """
-    return {_MLFLOW_WORKSPACE: name} if (name := active_workspace()) else {}
+    if name := active_workspace():
+        return {_MLFLOW_WORKSPACE: name}
+    return {}
 
 
 class Settings(BaseModel):
@@ -253,7 +258,9 @@ class Settings(BaseModel):
         return self.home_path / "deployments"
 
     def _in_workspace(self, path: str) -> str:
-        return f"{path.rstrip('/')}/workspaces/{self._workspace}" if self._workspace else path
+        if self._workspace:
+            return f"{path.rstrip('/')}/workspaces/{self._workspace}"
+        return path
 
     def state_dir(self, endpoint: str) -> Path:
         """Return the state folder of an endpoint's server on this machine. It may not

@@ -16,7 +16,8 @@ _MAX_ALIASED = 1_000_000
 """The maximum number of characters and values that the aliases of a document may expand
 to.
 """
-_MAX_COLONS, _WITH_COLONS = 100, "+-.:_0123456789"
+_MAX_COLONS = 100
+_WITH_COLONS = "+-.:_0123456789"
 
 
 def load_yaml(text: str) -> Any:
@@ -44,7 +45,8 @@ def check_yaml(text: str) -> None:
             open_anchors.append(event.anchor)
             open_sizes.append(1)
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, size = open_anchors.pop(), open_sizes.pop()
+            anchor = open_anchors.pop()
+            size = open_sizes.pop()
             sizes[anchor] = size
             open_sizes[-1] += size
         elif isinstance(event, yaml.ScalarEvent):

@@ -75,7 +75,8 @@ def open_server(state_dir: Path) -> Server:
         CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes) for _ in range(2)
     )
     shadows = Shadows(of_shadows, metrics)
-    rows, policy = max_batch_rows(spec), None  # Batching does not help tiny models on a CPU.
+    rows = max_batch_rows(spec)  # Batching does not help tiny models on a CPU.
+    policy = None
     if rows > 1:
         policy = BatchPolicy(
             rows,
@@ -102,10 +103,8 @@ def open_server(state_dir: Path) -> Server:
                 timeout_seconds=float(spec.request_timeout_seconds),
                 concurrency=spec.threads,
             )
-        most_values, batch_rows = (
-            max(spec.max_body_bytes, _LEAST_VALUES),
-            max(rows, *spec.preferred_batch_size, 1),
-        )
+        most_values = max(spec.max_body_bytes, _LEAST_VALUES)
+        batch_rows = max(rows, *spec.preferred_batch_size, 1)
         warm.predictor.limit_values(most_values, batch_rows)
         if isinstance(warm.predictor, OnnxModel):
             warm.predictor.max_text_characters = spec.max_text_characters
@@ -115,7 +114,8 @@ def open_server(state_dir: Path) -> Server:
     repository.add_listener(metrics.set_served_versions)
     recent = RecentRequests(metrics.folder, metrics.number)
     repository.add_listener(recent.follow)
-    settings, count = load_settings(), metrics.count_redis_failure
+    settings = load_settings()
+    count = metrics.count_redis_failure
     cache = open_cache(
         spec.response_cache_bytes,
         spec.response_cache_seconds,

@@ -32,7 +32,8 @@ from urllib.parse import urlsplit
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
-SAGEMAKER_MODEL, KSERVE_MODEL = Path("/opt/ml/model"), Path("/mnt/models")
+SAGEMAKER_MODEL = Path("/opt/ml/model")
+KSERVE_MODEL = Path("/mnt/models")
 _ROUTE = re.compile(r"/[!-~]{0,512}")
 _AZURE_PORT = 5001
 _DEFAULT_PORT = 8080

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 _MAY_FORK = "ONNXSERVE_MAY_FORK"
 _HEARTBEATS = 3  # A healthy `gthread` worker notifies the arbiter once per second.
-_MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
+_MAX_LOAD_SECONDS = 30.0
+_NOTIFY_SECONDS = 0.5
 _MAX_FILES = 65536
 _HTTP = f"{__package__}.http"
 control_socket_disable = True
@@ -154,13 +155,12 @@ def post_worker_init(worker: "Worker") -> None:
     shares its listener with another server continues to wait.
     """
     deadline = time.monotonic() + _MAX_LOAD_SECONDS
-    server, is_shared = worker.wsgi.server, len(worker.sockets) > 1
+    server = worker.wsgi.server
+    is_shared = len(worker.sockets) > 1
     repository = server.repository
     while worker.alive:
-        is_applied, is_late = (
-            repository.wait_until_applied(_NOTIFY_SECONDS),
-            time.monotonic() >= deadline,
-        )
+        is_applied = repository.wait_until_applied(_NOTIFY_SECONDS)
+        is_late = time.monotonic() >= deadline
         can_answer = repository.is_complete or (is_late and not repository.not_ready_reason())
         if (is_applied and can_answer) if is_shared else (is_applied or is_late):
             break

@@ -20,7 +20,8 @@ from pathlib import Path
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
 
 _BACKLOG = 2048
-_WAIT_SECONDS, _RETRY_SECONDS = 30.0, 0.2
+_WAIT_SECONDS = 30.0
+_RETRY_SECONDS = 0.2
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,9 @@ def request_id(headers: Mapping[str, str]) -> str:
     characters or has an API key.
     """
     header = headers.get("x-request-id", "")
-    return header if header and _REQUEST_ID.fullmatch(header) else new_id()
+    if header and _REQUEST_ID.fullmatch(header):
+        return header
+    return new_id()
 
 
 def without_keys(text: str) -> str:

@@ -50,10 +50,12 @@ from mlflow_deploy_plugin.serve.listener import SharedListener, shared_listener
 
 _log = logging.getLogger(__name__)
 
-_FIRST_PORT, _LAST_PORT = 8080, 8999
+_FIRST_PORT = 8080
+_LAST_PORT = 8999
 _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
-_METRICS_MODULE, _METRICS_SECONDS = "mlflow_deploy_plugin.serve.observability.metrics_port", 5.0
+_METRICS_MODULE = "mlflow_deploy_plugin.serve.observability.metrics_port"
+_METRICS_SECONDS = 5.0
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
 """The number of deaths of gunicorn, each within a minute of its start, after which the
@@ -229,7 +231,8 @@ class _Supervisor:
         """Restart gunicorn after a pause if it was killed; raise DeploymentFailed if it
         has exited.
         """
-        gunicorn, now = self._gunicorn, time.monotonic()
+        gunicorn = self._gunicorn
+        now = time.monotonic()
         if gunicorn is None:
             return
         if self._restart_gunicorn_at < math.inf:
@@ -254,7 +257,8 @@ class _Supervisor:
         pause = 2.0 ** (deaths - 3) if deaths > 1 else 0.0
         _log.error("gunicorn %s; it is restarted in %.1f s, and new clients wait", how, pause)
         signal_group(gunicorn.pid, signal.SIGTERM)
-        self._restart_gunicorn_at, self._kill_orphans_at = now + pause, now + _ORPHAN_SECONDS
+        self._restart_gunicorn_at = now + pause
+        self._kill_orphans_at = now + _ORPHAN_SECONDS
         self._restarts += 1
         self._write("starting")
 
@@ -308,7 +312,8 @@ class _Supervisor:
             )
             process = self._metrics_process = None
         if self.metrics is not None and process is None:
-            port, gpu = self.metrics.fileno(), ["--gpu"] if self.server.is_on_nvidia else []
+            port = self.metrics.fileno()
+            gpu = ["--gpu"] if self.server.is_on_nvidia else []
             command = [sys.executable, "-m", _METRICS_MODULE, str(self.state_dir), str(port), *gpu]
             with suppress(OSError):  # The limit of processes or files is reached.
                 self._metrics_process = self._children.start(command, [port])
@@ -327,11 +332,9 @@ class _Supervisor:
         an earlier agent's state.
         """
         state = files.read_state(self.state_dir / files.AGENT, AgentState)
-        return (
-            state
-            if state is not None and self._agent is not None and state.pid == self._agent.pid
-            else None
-        )
+        if state is not None and self._agent is not None and state.pid == self._agent.pid:
+            return state
+        return None
 
     def _answers(self) -> bool:
         """Return True if the server is healthy and every worker of this gunicorn serves
@@ -527,7 +530,8 @@ def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
             "'mlflow-onnxserve[grpc]'",
         )
     taken = open_listener(spec.host, spec.grpc_port, "-C server.grpc_port=…")
-    family, address = taken.family, taken.getsockname()
+    family = taken.family
+    address = taken.getsockname()
     taken.close()
     with socket.socket(family, socket.SOCK_STREAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -137,7 +137,8 @@ def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
     """
     if is_administrator():
         return frozenset()
-    requested, hidden = set(names), g.setdefault("onnxserve_hidden_endpoints", {})
+    requested = set(names)
+    hidden = g.setdefault("onnxserve_hidden_endpoints", {})
     if unknown := requested - hidden.keys():
         unreadable = {endpoint.name for endpoint in store.unreadable()}
         for name in unknown:
@@ -207,7 +208,8 @@ def is_host_allowed() -> bool:
 
 def require_own_site() -> None:
     """Raise CallerRefused if a page of another site has sent the request."""
-    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    site = request.headers.get("Sec-Fetch-Site")
+    origin = request.headers.get("Origin")
     # A form cannot set X-Forwarded-Host, so the hosts in this header, which proxies
     # set, are also ours.
     hosts = {

@@ -116,7 +116,8 @@ def require_shown_target(
         version = rollback_target(store, observed, None, metrics).version
         now = f"it would be rolled back to {version}"
     except (InvalidConfig, NotFound) as error:
-        version, now = "", error.message
+        version = ""
+        now = error.message
     if version != offered:
         name = observed.endpoint.name
         raise InvalidConfig(
@@ -142,7 +143,9 @@ def promotion_blocker(
 
 
 def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
-    return refusal_of(partial(require_mlflow_data, policy)) if has_account else ""
+    if has_account:
+        return refusal_of(partial(require_mlflow_data, policy))
+    return ""
 
 
 def refusal_of(check: Callable[[], object]) -> str:
@@ -173,14 +176,13 @@ def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[s
             weights_text = ", ".join(f"{name} {weight}" for name, weight in weights.items())
             description = f"change the traffic of {endpoint.name} to {weights_text}"
     elif action in ("promote", "gate", "request", *DECISIONS):
-        model, version = form.get("model", ""), form.get("version", "")
+        model = form.get("model", "")
+        version = form.get("version", "")
         if not model or not version.isdecimal():
             raise InvalidConfig("a registered model and the number of its version are expected")
         to = "" if action == "gate" else str(transitions.parse_stage_or_alias(form.get("to", "")))
-        models, arguments = (
-            [model],
-            {"model": model, "version": version, "to": to, "report": form.get("report", "")},
-        )
+        models = [model]
+        arguments = {"model": model, "version": version, "to": to, "report": form.get("report", "")}
         move = f"version {version} of {model} to {to}"
         descriptions = {
             "gate": f"run the gate for version {version} of {model}",
@@ -298,7 +300,8 @@ def _reachable(servers: tuple[str, ...]) -> str:
 
 
 def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
-    endpoint, why = job.arguments["endpoint"], job.arguments["why"]
+    endpoint = job.arguments["endpoint"]
+    why = job.arguments["why"]
     deployments = Deployments(store, settings, print)
     observed = deployments.get_endpoint(endpoint)
     if blocker := server_blocker(observed):

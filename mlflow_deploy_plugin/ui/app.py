@@ -61,7 +61,8 @@ _FOLDER = "console"
 _EXPORTED_AT_ONCE = 1000
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 _STATIC = Path(__file__).parent / "static"
-_MLFLOW_SCRIPT, _INDEX_VIEW = "mlflow.js", "serve"
+_MLFLOW_SCRIPT = "mlflow.js"
+_INDEX_VIEW = "serve"
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src "
@@ -235,12 +236,14 @@ class _Console:
         """Return the charts of ?endpoint= as HTML: with ?whole=1 for an endpoint's
         page, otherwise for the overview.
         """
-        name, only_traffic = request.args.get("endpoint", ""), not request.args.get("whole")
+        name = request.args.get("endpoint", "")
+        only_traffic = not request.args.get("whole")
         store = self._trail.store()
         if access.hidden_endpoints(store, [name]) or store.endpoint(name) is None:
             raise no_endpoint(name)
         deployments = Deployments(store, settings.load_settings(), lambda line: None)
-        observed, pages = deployments.get_endpoint(name), self._mlflow_pages()
+        observed = deployments.get_endpoint(name)
+        pages = self._mlflow_pages()
         drawings = endpoint_pictures(
             observed,
             deployments,
@@ -254,7 +257,8 @@ class _Console:
         """Compare the records of the versions ?before= and ?after= of ?model=, without
         running a model.
         """
-        model, stores = request.args.get("model", ""), guard.OwnStores()
+        model = request.args.get("model", "")
+        stores = guard.OwnStores()
         versions = [request.args.get(side, "") for side in ("before", "after")]
         diff = compare(
             *(record_of(model, version, stores, guard.fetch_file) for version in versions),
@@ -275,7 +279,8 @@ class _Console:
         who = access.caller()
         try:
             access.require_own_form(who.user)
-            store, endpoint = self._trail.store(), request.form.get("endpoint", "")
+            store = self._trail.store()
+            endpoint = request.form.get("endpoint", "")
             if endpoint and access.hidden_endpoints(store, [endpoint]):
                 raise no_endpoint(endpoint)
             arguments, description, models = parse_form(request.form, store)
@@ -374,17 +379,17 @@ class _Console:
         return MlflowPages(handlers._get_tracking_store(), self._prefix)
 
     def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
-        who, only, model = (
-            access.caller(),
-            request.args.get("endpoint", ""),
-            request.args.get("model", ""),
-        )
+        who = access.caller()
+        only = request.args.get("endpoint", "")
+        model = request.args.get("model", "")
         pages = self._mlflow_pages()
         try:
             content = self._trail.store(), settings.load_settings(), pages, only, model, _span()
             overview = build_overview(*content, request.args.get("beginning", ""))
         except OnnxserveError as failure:
-            overview, error, status = None, error or failure.message, failure.http_status
+            overview = None
+            error = error or failure.message
+            status = failure.http_status
         html = render_template(
             "onnxserve_console.html",
             overview=overview,
@@ -435,10 +440,8 @@ class _Console:
         if (
             request.remote_addr
         ):  # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
-            host, port = (
-                str(request.environ.get("SERVER_NAME")),
-                int(request.environ.get("SERVER_PORT") or 0),
-            )
+            host = str(request.environ.get("SERVER_NAME"))
+            port = int(request.environ.get("SERVER_PORT") or 0)
             addresses.append(reachable_url(host, port))
         if access.is_host_allowed():
             addresses.append(request.host_url.rstrip("/"))
@@ -446,4 +449,6 @@ class _Console:
 
 
 def _span() -> Span:
-    return "day" if request.args.get("span") == "day" else "hour"
+    if request.args.get("span") == "day":
+        return "day"
+    return "hour"

@@ -54,7 +54,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_WATCH_SECONDS, _RESOLVE_SECONDS, _STALE_SECONDS = 0.1, 10.0, 30.0
+_WATCH_SECONDS = 0.1
+_RESOLVE_SECONDS = 10.0
+_STALE_SECONDS = 30.0
 """The pauses between two reads of the counters, and between two resolutions of all
 URIs. A stream ends if the registry has not answered for `_STALE_SECONDS`, so that the
 client finds changes itself.
@@ -273,7 +275,8 @@ class ChangeFeed:
         ):
             arrived.clear()
             with self._lock:
-                unsent, subscription.unsent = subscription.unsent, {}
+                unsent = subscription.unsent
+                subscription.unsent = {}
             if unsent or time.monotonic() - last_sent > HEARTBEAT_SECONDS:
                 yield event_bytes(unsent)
                 last_sent = time.monotonic()

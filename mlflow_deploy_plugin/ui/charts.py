@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-WIDTH, HEIGHT = 1000, 100
+WIDTH = 1000
+HEIGHT = 100
 COLOURS = 6
 """The number of line styles (colour and dashes). Additional lines reuse the styles."""
 _LARGEST = 1e12
@@ -124,11 +125,13 @@ def line_chart(
     ]
     shown_values = [value for values in drawn for value in values if value is not None]
     top = nice_top(max([_LEAST_TOP, *shown_values, *([limit] if limit is not None else [])]))
-    lines, summaries = [], []
+    lines = []
+    summaries = []
     for line, values in zip(series, drawn, strict=True):
         numbers = [value for value in values if value is not None]
         last = shown(next(reversed(numbers if is_growing else values), None), unit)
-        path, label = " ".join(_path(values, top)), line.label or line.name
+        path = " ".join(_path(values, top))
+        label = line.label or line.name
         lines.append(Line(line.name, label, path, last, line.colour % COLOURS, line.is_thin))
         if numbers:
             summaries.append(f"{line.name}: now {last}, highest {shown(max(numbers), unit)}")
@@ -180,7 +183,8 @@ def shown(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
     if unit == "s" and value < 0.9995:  # From 0.9995 s on, rounding would give 1,000 ms.
-        value, unit = 1000 * value, "ms"
+        value = 1000 * value
+        unit = "ms"
     return f"{_number(value)} {unit}"
 
 
@@ -197,7 +201,11 @@ def _number(value: float) -> str:
     for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= least:
             return f"{value / size:.3g} {letter}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 else "0"
+    if value >= 100:
+        return f"{value:,.0f}"
+    if value >= 0.001:
+        return f"{value:.3g}"
+    return "0"
 
 
 def _path(values: Values, top: float) -> Iterator[str]:

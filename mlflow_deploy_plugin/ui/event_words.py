@@ -108,4 +108,6 @@ def _change(event: AuditEvent) -> str:
         return str(event.detail.get("to", ""))
     if event.action in _WITHOUT_CHANGE or not (event.before or event.after):
         return ""
-    return f"{event.before} → {event.after or 'nothing'}" if event.before else event.after
+    if event.before:
+        return f"{event.before} → {event.after or 'nothing'}"
+    return event.after

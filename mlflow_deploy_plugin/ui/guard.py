@@ -184,7 +184,8 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
 
     model = registry().get_registered_model(message.name)
     version = registry().get_model_version(message.name, message.version)
-    stage, number = get_canonical_stage(message.stage), str(version.version)
+    stage = get_canonical_stage(message.stage)
+    number = str(version.version)
     served = (
         [] if stage in _UNSERVED_STAGES else registry().get_latest_versions(message.name, [stage])
     )
@@ -216,7 +217,8 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     if not hasattr(message, "version"):
         return RegistryChange("alias", message.name, holder, before, "")
     version = registry().get_model_version(message.name, message.version)
-    number, detail = str(version.version), move_detail(f"@{message.alias}", holder)
+    number = str(version.version)
+    detail = move_detail(f"@{message.alias}", holder)
     after = f"version {number} in @{message.alias}"
     change = RegistryChange("alias", message.name, number, before, after, detail=detail)
     return _decide(trail, change, model, version, StageOrAlias(alias=message.alias), holder)
@@ -320,7 +322,8 @@ def _tag(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     """Read the request to set or delete a tag. Only this server sets the tags of a
     verdict (`ui/verdicts.py`).
     """
-    is_of_version, is_deleted = hasattr(message, "version"), not hasattr(message, "value")
+    is_of_version = hasattr(message, "version")
+    is_deleted = not hasattr(message, "value")
     is_of_verdict = is_of_version and message.key.startswith(tags.GATE_TAG)
     is_rolled_back = is_of_version and is_deleted and message.key == ROLLED_BACK_TAG
     is_policy = not is_of_version and message.key == tags.GATE_POLICY_TAG
@@ -338,7 +341,8 @@ def _tag(trail: AuditTrail, message: "Message") -> RegistryChange | None:
             f"only MLflow's server writes the tag {message.key}: `onnxserve gate {message.name} "
             f"{number}` judges the version and records the verdict"
         )
-    before, after = tagged.tags.get(message.key, ""), getattr(message, "value", "")
+    before = tagged.tags.get(message.key, "")
+    after = getattr(message, "value", "")
     detail: Json = {"tag": message.key}
     if is_policy and after and not why and (adopted := _adopted_files(trail, tagged, after)):
         detail[SERVED] = adopted
@@ -436,7 +440,8 @@ def _decide(
     - The verdict is `forced`. It counts under any policy, because a person answers for
       these files.
     """
-    number, subject = change.version, f"version {version.version} of {model.name}"
+    number = change.version
+    subject = f"version {version.version} of {model.name}"
     is_rolled_back = ROLLED_BACK_TAG in version.tags
     accepted = replace(change, is_served_again=is_rolled_back and place.is_served_from)
     try:
@@ -452,7 +457,8 @@ def _decide(
         not is_gated and (policy.approvals is None or place.stage in _UNSERVED_STAGES)
     ):
         return accepted
-    files, unreadable = "", ""
+    files = ""
+    unreadable = ""
     try:
         files = files_digest(model.name, number, policy)
     except NotFound as error:
@@ -590,9 +596,9 @@ def _changed_or_unapproved(
         is_right = _status(version, policy).on_files(files).passed
     else:
         is_right = files in approved_files(trail.store(), policy, version)
-    return (
-        "" if is_right else _changed_files(trail, version.name, str(version.version), stage, files)
-    )
+    if is_right:
+        return ""
+    return _changed_files(trail, version.name, str(version.version), stage, files)
 
 
 def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
@@ -624,10 +630,8 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     Raises InvalidConfig if the policy is missing or invalid, NotFound if the files
     cannot be read, and MLflow's exception if the version does not exist.
     """
-    registered, entry = (
-        registry().get_registered_model(model),
-        registry().get_model_version(model, version),
-    )
+    registered = registry().get_registered_model(model)
+    entry = registry().get_model_version(model, version)
     policy = policy_from_tags(model, registered.tags)
     if policy is None:
         raise InvalidConfig(
@@ -711,7 +715,8 @@ def files_digest(model: str, version: str, policy: GatePolicy | None) -> str:
     with _reading(f"version {version} of {model}"):
         uri = registry().get_model_version_download_uri(model, version)
         store, root = _artifact_store(uri)
-        files, folders = [], [root]
+        files = []
+        folders = [root]
         while folders:
             for entry in store.list_artifacts(folders.pop() or None):
                 if entry.is_dir:
@@ -848,7 +853,9 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.utils.models import _parse_model_uri
 
-    name, number, authors = version["name"], version["version"], [*filter(None, [caller().user])]
+    name = version["name"]
+    number = version["version"]
+    authors = [*filter(None, [caller().user])]
     try:
         source = _read("CreateModelVersion").source
         if urlsplit(source).scheme == "models" and (copied := _parse_model_uri(source)).version:

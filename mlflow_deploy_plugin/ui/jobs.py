@@ -25,7 +25,8 @@ from mlflow_deploy_plugin.core.store.people import person_key
 from mlflow_deploy_plugin.core.store.tables import Json
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
-_MAX_RUNNING, _MAX_RUNNING_OF_ONE = 8, 4
+_MAX_RUNNING = 8
+_MAX_RUNNING_OF_ONE = 4
 """The maximum numbers of running jobs, in total and per user, so that no user can block
 the rollbacks of others.
 """
@@ -174,14 +175,14 @@ class Jobs:
         return job
 
     def _wait_for_end(self, path: Path, process: Child) -> None:
-        status, last = process.wait(self.longest), ""
+        status = process.wait(self.longest)
+        last = ""
         if status is None:
             process.kill()
-            status, last = (
-                process.wait(),
-                f"the action was stopped after a timeout of {self.longest:g} s",
-            )
-        job, log = read_state(path, Job), path.with_suffix(".log")
+            status = process.wait()
+            last = f"the action was stopped after a timeout of {self.longest:g} s"
+        job = read_state(path, Job)
+        log = path.with_suffix(".log")
         if job is not None and job.state == "running":
             lines = log.read_text(errors="replace").strip().splitlines()
             last = last or (lines[-1] if lines else f"the process {exit_reason(status or 0)}")

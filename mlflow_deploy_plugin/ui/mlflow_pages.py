@@ -39,7 +39,8 @@ class MonitorVerdict:
         """Return the bounds of the window: `2013-07-04`, `2013-07-01 – 2013-07-03` or
         `2013-07-04 14:00 – 15:00`.
         """
-        start, end = self.stored.start, self.stored.end
+        start = self.stored.start
+        end = self.stored.end
         if start.time() == end.time() == time() and start < end:
             return " – ".join(
                 dict.fromkeys(f"{day:%Y-%m-%d}" for day in (start, end - timedelta(days=1))),
@@ -67,11 +68,14 @@ class MonitorVerdict:
         surplus = len(alarms) - _NAMED
         if surplus > 0:
             listed += f" and {surplus} more"
-        return f"all alarms are accepted: {listed}" if is_accepted else f"in {listed}"
+        if is_accepted:
+            return f"all alarms are accepted: {listed}"
+        return f"in {listed}"
 
     @property
     def words(self) -> str:
-        share, reason = self.stored.figures.get("labelled_share"), self.stored.reason
+        share = self.stored.figures.get("labelled_share")
+        reason = self.stored.reason
         labels = f", labels for {share:.0%} of its rows" if share is not None else ""
         who = ", judged by hand" if self.stored.by_hand else ""
         return (

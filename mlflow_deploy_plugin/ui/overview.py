@@ -290,7 +290,8 @@ def _endpoint_card(
     pages: MlflowPages,
     store: Store,
 ) -> EndpointCard:
-    spec, observation = observed.endpoint.spec, observed.observation
+    spec = observed.endpoint.spec
+    observation = observed.observation
     may_act = access.may_act_on(registered_model_names(spec))
     reason = (
         observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
@@ -311,7 +312,9 @@ def _endpoint_card(
     if health == "healthy" and (alarms := _alarms(spec, store)):
         health = "alarm"
         reason = "; ".join(alarms)
-    no_rollback, rollback_to, has_rollback = "", "", may_act
+    no_rollback = ""
+    rollback_to = ""
+    has_rollback = may_act
     if may_act:
         try:
             rollback_to = actions.rollback_target_of(
@@ -367,7 +370,8 @@ def _variant_row(
     metrics: ServerMetrics,
     pages: MlflowPages,
 ) -> VariantRow:
-    spec, observation = observed.endpoint.spec.variants[name], observed.observation
+    spec = observed.endpoint.spec.variants[name]
+    observation = observed.observation
     requested = observation.wanted.variants.get(name) if observation.wanted is not None else None
     loaded = {worker.loaded(observed.endpoint.name, name).version for worker in observation.workers}
     version = ", ".join(sorted(loaded - {""})) or "–"
@@ -424,7 +428,8 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
     except MlflowException as failure:
         return ModelCard(name, may_act, error=one_line(failure, 300))
     entries.sort(key=lambda version: int(version.version), reverse=True)
-    error, policy = "", None
+    error = ""
+    policy = None
     try:
         policy = policy_from_tags(name, model.tags)
     except InvalidConfig as failure:
@@ -439,7 +444,8 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
     }
     versions = []
     for index, entry in enumerate(entries):
-        number, standing = str(entry.version), gate_status_of(entry.tags)
+        number = str(entry.version)
+        standing = gate_status_of(entry.tags)
         aliases = tuple(
             sorted(alias for alias, version in model.aliases.items() if str(version) == number),
         )

@@ -124,7 +124,8 @@ def endpoint_pictures(
     store or MLflow.
     """
     store = deployments.store
-    name, now = observed.endpoint.name, store.now()
+    name = observed.endpoint.name
+    now = store.now()
     charts, notice = traffic_charts(
         name,
         deployments.server_history(observed, span, _HISTORY_SECONDS),
@@ -175,7 +176,9 @@ def traffic_charts(
         length,
         max(int(HISTORY_INTERVALS[span][0]), length // _POINTS),
     )
-    rates, latencies, errors = [], [], []
+    rates = []
+    latencies = []
+    errors = []
     for colour, (name, version) in enumerate(slots.versions().items()):
         counters = slots.counted(version)
         rates.append(Series(name, slots.rates(partial(slots.requests, version)), colour))
@@ -207,10 +210,8 @@ def traffic_charts(
         slots.rates(lambda interval: 60 * interval.rows.get(endpoint, 0.0)),
     )
     labels = Series("labels received", slots.rates(lambda interval: 60 * interval.labels), 1)
-    axis, empty = (
-        ago_axis(end, length),
-        f"no requests in the {SPANS[span]}" if intervals else "no figures yet",
-    )
+    axis = ago_axis(end, length)
+    empty = f"no requests in the {SPANS[span]}" if intervals else "no figures yet"
     drawn: list[tuple[str, str, Unit, list[Series]]] = [
         ("requests", "Requests", "/s", rates),
         ("latency", "Latency", *_in_readable_unit(latencies)),
@@ -349,7 +350,8 @@ class _Slots:
 def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
     until = max(((rollout.ended_at or now) - rollout.created_at).total_seconds(), 0.0)
     axis = since_axis(rollout.created_at, until)
-    spec, figures = rollout.spec, rollout.figures
+    spec = rollout.spec
+    figures = rollout.figures
     done = math.inf if rollout.state == "promoted" else rollout.step
     steps = tuple(
         (
@@ -374,7 +376,8 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
         is_growing=True,
         empty="not judged yet",
     )
-    answered, needed = figures.get("candidate", {}).get("requests", 0), spec.get("min_requests", 0)
+    answered = figures.get("candidate", {}).get("requests", 0)
+    needed = spec.get("min_requests", 0)
     counts = [
         f"The candidate has answered {answered:,.0f} of {needed:,} required requests in this step",
     ]

@@ -34,16 +34,18 @@ def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool
         return False
     if finding.check != "criterion":
         is_of_earlier_release = not outcomes and len(window.evidence.alarms) > 0
-        return (
-            False
-            if is_of_earlier_release or ("" in outcomes and window.state != "not judged")
-            else None
-        )
+        if is_of_earlier_release or ("" in outcomes and window.state != "not judged"):
+            return False
+        return None
     if finding.key in outcomes:
-        return None if outcomes[finding.key].state in UNDECIDED else False
+        if outcomes[finding.key].state in UNDECIDED:
+            return None
+        return False
     # Data quality has findings only for columns that violate a requirement, so other
     # columns were not an alarm.
-    return False if kind == "data_quality" and window.state not in UNDECIDED else None
+    if kind == "data_quality" and window.state not in UNDECIDED:
+        return False
+    return None
 
 
 def _with_start(request: WindowRequest, finding: Finding) -> Finding:
@@ -78,7 +80,8 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
             values[microseconds(window.start)] = outcome.value
     if not values:
         return finding
-    start_us, end_us = request.window.start_us, request.window.end_us
+    start_us = request.window.start_us
+    end_us = request.window.end_us
     indices, phase = same_phase(start_us, end_us - start_us, [*values])
     all_values = [*values.values()]
     before = ([all_values[index] for index in indices] or all_values)[-_WINDOWS_BEFORE:]
@@ -86,7 +89,8 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
     source = "the window before"
     if len(before) > 1:
         source = f"the median of the {len(before)} {phase or 'windows'} before"
-    then, now = f"{usual:.4g}", f"{finding.value:.4g}"
+    then = f"{usual:.4g}"
+    now = f"{finding.value:.4g}"
     where = "higher" if finding.value > usual else "lower"
     return replace(
         finding,

@@ -65,7 +65,9 @@ _SHOWN_ORDER: tuple[State, ...] = (
     "no drift",
     "not judged",
 )
-_DAY_US, _WEEK_US, _FEWEST_IN_PHASE = 86_400_000_000, 7 * 86_400_000_000, 3
+_DAY_US = 86_400_000_000
+_WEEK_US = 7 * 86_400_000_000
+_FEWEST_IN_PHASE = 3
 NOT_LOGGED = LoggedRun("", "", "")
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
@@ -75,7 +77,11 @@ alarms are counted.
 
 
 def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
-    return "alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine"
+    if state in ALARMS:
+        return "alarm"
+    if state in UNDECIDED:
+        return "undecided"
+    return "fine"
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,9 @@ class Finding:
     @property
     def title(self) -> str:
         """The subject for messages, such as `delay (carrier=AA)`."""
-        return f"{self.subject} ({self.segment})" if self.segment else self.subject
+        if self.segment:
+            return f"{self.subject} ({self.segment})"
+        return self.subject
 
     @property
     def value_text(self) -> str:
@@ -162,11 +170,9 @@ class Finding:
         the reason.
         """
         is_open = self.state in (*ALARMS, *UNDECIDED)
-        return (
-            f"{self.history}; {self.reason}"
-            if is_open and self.history and self.reason
-            else self.reason
-        )
+        if is_open and self.history and self.reason:
+            return f"{self.history}; {self.reason}"
+        return self.reason
 
     @property
     def history(self) -> str:
@@ -210,7 +216,9 @@ def describe_span(start: datetime, end: datetime) -> str:
         last -= timedelta(days=1)
     if first.date() == last.date():
         day = _day(first)
-        return day if is_of_days else f"{day}, {first:%H:%M} to {last:%H:%M} UTC"
+        if is_of_days:
+            return day
+        return f"{day}, {first:%H:%M} to {last:%H:%M} UTC"
     if not is_of_days:
         return f"{_day(first)} {first:%H:%M} to {_day(last)} {last:%H:%M} UTC"
     if first.year != last.year:

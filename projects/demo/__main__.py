@@ -29,7 +29,8 @@ def main() -> None:
         help="folder for everything the demo writes",
     )
     options = parser.parse_args()
-    workspace, printer = Workspace(options.home.absolute()), StepPrinter(STEPS)
+    workspace = Workspace(options.home.absolute())
+    printer = StepPrinter(STEPS)
     signal.signal(
         signal.SIGTERM,
         signal.default_int_handler,

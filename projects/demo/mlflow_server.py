@@ -105,7 +105,9 @@ def _remembered(workspace: Workspace) -> psutil.Process | None:
         same = abs(process.create_time() - remembered["created"]) < 1
     except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
         return None
-    return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    if same and process.status() != psutil.STATUS_ZOMBIE:
+        return process
+    return None
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:

@@ -164,7 +164,8 @@ def _deploy(version: steps.Version, printer: StepPrinter) -> str:
 def _watch(server: str, printer: StepPrinter) -> Watched:
     printer.step("Send ten calm days that are not in the training data, then ten summer days")
     flights = load_flights()
-    calm, summer = split(flights, SEED).calm, summer_days(flights, SEED)
+    calm = split(flights, SEED).calm
+    summer = summer_days(flights, SEED)
     traffic = pd.concat([calm, summer])
     answers = send(
         server,
@@ -210,7 +211,8 @@ def _promote(server: str, first: steps.Version, watched: Watched, printer: StepP
 
 
 def _promotion_rows(promoted: Promoted) -> list[tuple[str, str]]:
-    number, agreement = promoted.version.number, promoted.agreement
+    number = promoted.version.number
+    agreement = promoted.agreement
     return [
         (
             "Promotion",
@@ -248,4 +250,6 @@ def _report(workspace: Workspace, kind: str, results: list[MonitorResult], state
     """Return the URLs of a report of this kind: its run in MLflow's UI, and a file."""
     page = workspace.reports / f"{kind}.html"
     result = steps.keep_report(results, state, page)
-    return f"{result.run.url}\n{page.as_uri()}" if result else f"no day was judged {state!r}"
+    if result:
+        return f"{result.run.url}\n{page.as_uri()}"
+    return f"no day was judged {state!r}"

@@ -95,7 +95,8 @@ class Workspace:
         """
         for inherited in _LEADS_ELSEWHERE:
             os.environ.pop(inherited, None)
-        commands, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+        commands = str(Path(sys.executable).parent)
+        path = os.environ.get("PATH", "")
         if path.split(os.pathsep)[0] != commands:
             os.environ["PATH"] = os.pathsep.join([commands, path])
         os.environ |= _QUIET | {"ONNXSERVE_HOME": str(self.onnxserve_home)}

@@ -25,7 +25,8 @@ REPLAYED = 2
 images forgets the others.
 """
 BATCH = 64
-RATE, TUNING_RATE = 2e-3, 1e-3
+RATE = 2e-3
+TUNING_RATE = 1e-3
 _SHAPE = (1, 8, 8)
 _LABEL = "_label_number"
 
@@ -160,7 +161,8 @@ def _fit(
 ) -> DigitsCNN:
     torch.set_num_threads(1)  # The batches are too small for a second thread.
     optimizer = torch.optim.Adam(network.train().parameters(), lr=rate)
-    inputs, targets = torch.from_numpy(images), torch.from_numpy(digits)
+    inputs = torch.from_numpy(images)
+    targets = torch.from_numpy(digits)
     for _ in range(epochs):
         for batch in torch.randperm(len(inputs)).split(BATCH):
             optimizer.zero_grad()

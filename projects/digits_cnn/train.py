@@ -94,11 +94,10 @@ def train(options: Training) -> Any:
                 options.seed,
             )
         else:
-            images, digits = (
-                np.concatenate([train_images, new_images]),
-                np.concatenate([train_digits, new_digits]),
-            )
-            network, way = fit(images, digits, options.epochs, options.seed), "new network"
+            images = np.concatenate([train_images, new_images])
+            digits = np.concatenate([train_digits, new_digits])
+            network = fit(images, digits, options.epochs, options.seed)
+            way = "new network"
         save_weights(network)
         save_labelled(test_images, test_digits, TEST_IMAGES)
         test_accuracy = accuracy(network, test_images, test_digits)

@@ -155,12 +155,11 @@ def load_rows(
         origin = f"the captured rows of endpoint {options.endpoint}"
         columns = frame_rows(captured(options.endpoint, options.target in LABELS))
     elif options.data:
-        columns, origin = read_dataset(options.data, artifact), options.data
+        columns = read_dataset(options.data, artifact)
+        origin = options.data
     else:
-        columns, origin = (
-            reference_rows(artifact, MAX_ROWS, options.seed) or {},
-            "the reference of the teacher",
-        )
+        columns = reference_rows(artifact, MAX_ROWS, options.seed) or {}
+        origin = "the reference of the teacher"
     if options.target and options.target not in columns:
         raise InvalidConfig(
             f"{origin} has no column {options.target!r}; it has {', '.join(columns)[:300]}",
@@ -180,11 +179,13 @@ def captured(endpoint: str, with_labels: bool) -> pd.DataFrame:
     """Return at most `MAX_ROWS` captured rows of the endpoint, without rows of shadows.
     Raises NotFound.
     """
-    log, view = open_log(load_settings().inference_log), View(endpoint, labels=with_labels)
+    log = open_log(load_settings().inference_log)
+    view = View(endpoint, labels=with_labels)
     names = [
         name for name in view_schema(log, view).names if not name.startswith("_") or name in LABELS
     ]
-    parts, count = [], 0
+    parts = []
+    count = 0
     for table in view_tables(log, view, names):
         parts.append(
             table.select([name for name in names if name in table.column_names]).to_pandas(),
@@ -233,8 +234,10 @@ def fit_table(options: Training, features: pd.DataFrame, answers: ModelPredictio
     """Return a pipeline that is fitted on the probabilities, or otherwise on the labels
     or numbers.
     """
-    trees, units = options.size or 50, options.size or 32
-    is_mlp, seed = options.student == "mlp", options.seed
+    trees = options.size or 50
+    units = options.size or 32
+    is_mlp = options.student == "mlp"
+    seed = options.seed
     estimator: Any
     if not answers.is_label:
         estimator = (
@@ -328,7 +331,8 @@ def compare(
     figures: dict[str, float] = {"row_ratio": ones, "batch_ratio": many}
     compared = zip(("teacher", "student"), folders, models, answers, costs, scored, strict=True)
     for name, folder, model, answer, cost, score in compared:
-        size, agreement = file_size(folder, model), agreement_of(answers[0], answer)
+        size = file_size(folder, model)
+        agreement = agreement_of(answers[0], answer)
         figures |= {f"{name}_bytes": size, f"{name}_agreement": agreement}
         cells: tuple[str, ...] = (
             name,
@@ -365,7 +369,8 @@ def metric_of(model: LoadedModel, rows: NamedArrays, truth: np.ndarray | None) -
     known = np.zeros(0, bool) if truth is None else ~pd.isna(pd.Series(list(truth))).to_numpy()
     if truth is None or not known.any():
         return None
-    labels, answered = np.array(truth[known].tolist()), model.predict(take_rows(rows, known))
+    labels = np.array(truth[known].tolist())
+    answered = model.predict(take_rows(rows, known))
     metric = default_metric(labels, answered)
     return Score(
         metric,
@@ -378,9 +383,11 @@ def agreement_of(teacher: ModelPredictions, student: ModelPredictions) -> float:
     """Return the share of equal labels (for scores: equal positions of the highest
     score), or R² for numbers.
     """
-    expected, predicted = teacher.prediction, student.prediction
+    expected = teacher.prediction
+    predicted = student.prediction
     if not teacher.is_label and expected.ndim == 2:
-        expected, predicted = expected.argmax(axis=1), predicted.argmax(axis=1)
+        expected = expected.argmax(axis=1)
+        predicted = predicted.argmax(axis=1)
     elif teacher.is_label and predicted.ndim == 2:  # The student returns class scores.
         predicted = np.array(teacher.classes or range(predicted.shape[1]))[predicted.argmax(axis=1)]
     elif not teacher.is_label:
@@ -393,11 +400,9 @@ def agreement_of(teacher: ModelPredictions, student: ModelPredictions) -> float:
 def file_size(folder: Path, model: LoadedModel) -> int:
     """Return the bytes of the ONNX file, or of all files of a model without one."""
     file = model.artifact.onnx_file
-    return (
-        file.stat().st_size
-        if file.is_file()
-        else sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    )
+    if file.is_file():
+        return file.stat().st_size
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
 def microseconds(cost: MeasuredCost, kind: str) -> str:

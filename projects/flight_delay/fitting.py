@@ -87,7 +87,8 @@ def fit_incremental(
         sample = training_data.built_in.sample(count, random_state=seed)
         rows = pd.concat([sample, training_data.new])
         return fit_full(rows, max_iter, learning_rate), f"sampled replay of {count:,} built-in rows"
-    encode, trees = base.named_steps["encode"], base.named_steps["trees"]
+    encode = base.named_steps["encode"]
+    trees = base.named_steps["trees"]
     trees.set_params(warm_start=True, max_iter=trees.n_iter_ + more_trees)
     trees.fit(encode.transform(training_data.new[list(FEATURES)]), training_data.new[LABEL])
     return base, f"warm start, {more_trees} trees more"

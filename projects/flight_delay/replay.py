@@ -262,7 +262,8 @@ def main() -> None:
         lambda number, frame: sys.exit(128 + number),
     )  # SystemExit also stops the server and the controller.
     with one_line_errors(), mlflow.start_run() as run, tempfile.TemporaryDirectory() as name:
-        injection, folder = parse_injection(options.inject), Path(name)
+        injection = parse_injection(options.inject)
+        folder = Path(name)
         injected = (
             "-injected" if injection else ""
         )  # All runs, versions and events must show the injection.

@@ -81,7 +81,8 @@ def train(options: Training) -> Any:
         _log_scores(pipeline, training_data)
         origin = _log_dataset(training_data)
         save_pipeline(pipeline)
-        features, rows = list(FEATURES), training_data.all
+        features = list(FEATURES)
+        rows = training_data.all
         info = register(
             pipeline,
             options.registered_model,

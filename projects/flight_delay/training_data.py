@@ -24,7 +24,8 @@ from projects.flight_delay.data import (
     split,
 )
 
-_LOG_TIME, _LOG_LABEL = "_event_time", "_label_number"
+_LOG_TIME = "_event_time"
+_LOG_LABEL = "_label_number"
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,14 @@ def load_training_data(seed: int, months: str, data: str) -> TrainingData:
     first, last = parse_months(months)
     flights = load_flights()
     parts = split(flights, seed, first, last)
-    new, digest = parts.train.iloc[:0], ""
+    new = parts.train.iloc[:0]
+    digest = ""
     if data:
         path = Path(data)
         new = read_labelled(path, flights)
         known = (new[DAY].dt.year == YEAR) & new[DAY].dt.month.between(first, last)
-        new, digest = (
-            new[~known].reset_index(drop=True),
-            hashlib.sha256(path.read_bytes()).hexdigest(),
-        )
+        new = new[~known].reset_index(drop=True)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         new = as_measured(new, flights)
     return TrainingData(parts.train, new, parts.calm, months, digest)
 

@@ -66,7 +66,8 @@ def fit(images: np.ndarray, digits: np.ndarray, options: Training) -> nn.Module:
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
     steps = options.epochs * -(-len(images) // BATCH)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    inputs, targets = torch.from_numpy(images), torch.from_numpy(digits)
+    inputs = torch.from_numpy(images)
+    targets = torch.from_numpy(digits)
     for epoch in range(options.epochs):
         for batch in torch.randperm(len(inputs)).split(BATCH):
             optimizer.zero_grad()
@@ -93,7 +94,8 @@ def train(options: Training) -> Any:
     with mlflow.start_run():
         log_options(options)
         images, held_out, digits, truth = load_images(options.seed)
-        images, held_out = stretched(images, options.side), stretched(held_out, options.side)
+        images = stretched(images, options.side)
+        held_out = stretched(held_out, options.side)
         network = fit(images, digits, options)
         reached = accuracy(network, held_out, truth)
         log_scores({"accuracy": reached})

@@ -152,7 +152,8 @@ def search(options: Search) -> Any:
         for_choice = data.built_in[DAY].isin(
             choose_days(data.built_in, HELD_OUT_DAYS, options.seed + 1),
         )
-        choice, rest = data.built_in[for_choice], data.built_in[~for_choice]
+        choice = data.built_in[for_choice]
+        rest = data.built_in[~for_choice]
         sample = rest.sample(min(options.rows, len(rest)), random_state=options.seed)
         study = _try_models(options, sample, choice)
         best = study.best_trial
@@ -231,7 +232,8 @@ def deployed_model(options: Search) -> tuple[str, bool]:
         OnnxserveError: the store or the endpoint's server is not accessible from this
             machine.
     """
-    model, name = options.registered_model or MODEL, options.deploy
+    model = options.registered_model or MODEL
+    name = options.deploy
     if not (model.strip() and model.isprintable()) or {"/", ":"} & set(model):
         raise InvalidConfig(
             f"registered_model {model!r}: a name without /, : and control characters is expected",

@@ -36,7 +36,8 @@ from projects.training import log_options, log_scores, option, picture, register
 LIBRARIES = ("matplotlib", "pandas", "scipy", "sklearn", "sqlalchemy")
 MIN_WORDS = 40
 TEXTS_PER_LIBRARY = 800
-TEXT, SOURCE = "text", "source"
+TEXT = "text"
+SOURCE = "source"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def docstrings(library: str) -> list[str]:
     spec = find_spec(library)
     if spec is None or not spec.submodule_search_locations:
         return []
-    folder, texts = Path(spec.submodule_search_locations[0]), []
+    folder = Path(spec.submodule_search_locations[0])
+    texts = []
     for path in sorted(folder.rglob("*.py")):
         if "test" in path.relative_to(folder).as_posix():
             continue

@@ -25,7 +25,9 @@ class Server:
     """A server whose responses depend on its mood."""
 
     def __init__(self) -> None:
-        self.mood, self.port, self.answered = "first", 0, 0
+        self.mood = "first"
+        self.port = 0
+        self.answered = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()])
 
@@ -72,9 +74,9 @@ def test_every_answer_is_recorded_with_its_version_and_outcome(
             server.mood = mood
             seen = server.answered
             wait_until(
-                lambda: server.answered > seen + 20 or server.mood == "closed",
+                lambda: server.answered > seen + 20 or server.mood == "closed",  # noqa: B023
                 what="twenty answers",
-            )  # noqa: B023
+            )
         time.sleep(0.2)  # some connections are closed
         server.mood = "first"
         wait_until(lambda: server.answered > seen + 20, what="it has reconnected")

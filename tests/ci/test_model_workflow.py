@@ -65,10 +65,8 @@ class Repository:
             call_inputs,
             environment={"ONNXSERVE_HOME": str(self.home)},
         )
-        installed, self.is_installed = (
-            self.is_installed,
-            True,
-        )  # pip takes up to 40 s to find everything installed
+        installed = self.is_installed  # pip takes up to 40 s to find everything installed
+        self.is_installed = True
         return {job: workflow.run(job, ["Install"] if installed else []) for job in JOBS}
 
 
@@ -183,14 +181,16 @@ def doubtful_rows() -> pd.DataFrame:
     """Return held-out rows for which strengths of 0.8 and 0.05 give different
     predictions.
     """
-    fit, rows = runpy.run_path(str(EXAMPLE / "train.py"))["fit"], held_out()
+    fit = runpy.run_path(str(EXAMPLE / "train.py"))["fit"]
+    rows = held_out()
     return rows[fit(0.8).predict(rows) != fit(0.05).predict(rows)]
 
 
 @contextmanager
 def traffic(url: str, rows: pd.DataFrame) -> Iterator[Counter[tuple[str, int]]]:
     """Send the rows repeatedly, and count the responses by version and status."""
-    ended, answers = threading.Event(), Counter[tuple[str, int]]()
+    ended = threading.Event()
+    answers = Counter[tuple[str, int]]()
 
     def ask() -> None:
         session = requests.Session()

@@ -50,7 +50,8 @@ def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_
 
 @pytest.mark.long
 def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
-    at, tag = "https://github.com/somebody/onnxserve", f"v{__version__}"
+    at = "https://github.com/somebody/onnxserve"
+    tag = f"v{__version__}"
     environment = {
         "GITHUB_SERVER_URL": "https://github.com",
         "GITHUB_REPOSITORY": "somebody/onnxserve",

@@ -94,7 +94,8 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
         row.spec += "sampling: often\n"
     reason = "the spec of endpoint 'flights' in the store cannot be read: unknown field 'sampling'"
 
-    listed, shown = endpoint("list"), endpoint("get", "flights")
+    listed = endpoint("list")
+    shown = endpoint("get", "flights")
     monitors = CliRunner().invoke(main, ["monitor", "list"])
     history = CliRunner().invoke(main, ["history", "flights"])
 
@@ -140,7 +141,8 @@ def test_a_dry_run_shows_which_version_would_get_the_alias(
 ) -> None:
     model = register("+1", "+2")
     model.promote(2)
-    stage, alias = f"models:/{model.name}/Production", f"models:/{model.name}@champion"
+    stage = f"models:/{model.name}/Production"
+    alias = f"models:/{model.name}@champion"
     with closing(open_store(load_settings().store_url)) as store:
         store.add_endpoint("onnxserve", new_endpoint("staged", stage))
 

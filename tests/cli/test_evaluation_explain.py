@@ -28,7 +28,8 @@ def command(tmp_path: Path) -> Any:
 
 
 def test_columns_are_lines_by_their_importance(command: Any, tmp_path: Path) -> None:
-    rows, folder = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows = tmp_path / "rows.jsonl"
+    folder = tmp_path / "out"
     done = command("--target", "label", "--contributions", str(rows), "--folder", str(folder))
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()

@@ -51,7 +51,8 @@ def test_an_unknown_field_is_refused_before_the_measurement(tmp_path: Path) -> N
 def test_the_options_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.5)
     monkeypatch.setattr(measure, "STEADY_SECONDS", 1.0)
-    folder, options = str(single_model(tmp_path / "my model")), ["--rate", "50", "--p99", "50ms"]
+    folder = str(single_model(tmp_path / "my model"))
+    options = ["--rate", "50", "--p99", "50ms"]
     done = size(folder, *options, "-C", "capture.fraction=0.5", "-C", "server.max_batch_size=1")
     assert done.exit_code == 0, done.stderr
     lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())

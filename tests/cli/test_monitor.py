@@ -304,10 +304,8 @@ def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothin
     )
     unchanged = store.require_endpoint("flights").spec
     added = invoke("add", "flights", "other", "-C", "alarms.false_per_year=2", "-C", "min_rows=60")
-    text, documents = (
-        invoke("list", "flights"),
-        json.loads(invoke("list", "flights", "-o", "json").stdout),
-    )
+    text = invoke("list", "flights")
+    documents = json.loads(invoke("list", "flights", "-o", "json").stdout)
     spec = store.require_endpoint("flights").spec
     removed = CliRunner().invoke(
         main,
@@ -341,10 +339,8 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year=1"])
     other = invoke("accept", "flights", "daily", "--column", "y")
     accepted = invoke("accept", "flights", "daily", "--column", "x", "--why", "a new carrier")
-    listed, document = (
-        invoke("list", "flights"),
-        json.loads(invoke("list", "flights", "-o", "json").stdout)[0],
-    )
+    listed = invoke("list", "flights")
+    document = json.loads(invoke("list", "flights", "-o", "json").stdout)[0]
     history = CliRunner().invoke(main, ["history", "flights"])
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="])
 

@@ -224,11 +224,9 @@ def logged_times() -> list[str]:
             "jsonl",
         ],
     )
-    return (
-        [json.loads(line)["at"] for line in result.stdout.splitlines()]
-        if result.exit_code == 0
-        else []
-    )
+    if result.exit_code == 0:
+        return [json.loads(line)["at"] for line in result.stdout.splitlines()]
+    return []
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -303,7 +301,9 @@ def test_a_bad_row_is_one_failed_request(
 
     def failed() -> int:
         result = CliRunner().invoke(main, ["errors", name, "-o", "json"])
-        return json.loads(result.stdout)["failed"] if result.exit_code == 0 else 0
+        if result.exit_code == 0:
+            return json.loads(result.stdout)["failed"]
+        return 0
 
     assert mentions(
         said(predict("-n", name, "-t", "csv", given=f"b,a\n{rows}".encode())),

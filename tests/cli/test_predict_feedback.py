@@ -74,7 +74,8 @@ def test_labels_sent_over_http_report_bad_and_unmatched_rows(
     ids: list[str],
     tmp_path: Path,
 ) -> None:
-    file, rejects = tmp_path / "labels.csv", tmp_path / "bad.jsonl"
+    file = tmp_path / "labels.csv"
+    rejects = tmp_path / "bad.jsonl"
     file.write_text(
         "prediction_id,row,label\n"
         f"{ids[0]},0,1\n"
@@ -140,11 +141,9 @@ def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(
     tmp_path: Path,
     kind: str,
 ) -> None:
-    rows, out, labels = (
-        tmp_path / f"rows.{kind}",
-        tmp_path / f"out.{kind}",
-        tmp_path / "labels.jsonl",
-    )
+    rows = tmp_path / f"rows.{kind}"
+    out = tmp_path / f"out.{kind}"
+    labels = tmp_path / "labels.jsonl"
     frame = pd.DataFrame(
         {"b": 1.0, "a": range(30), "customer_id": [f"{row:03}" for row in range(30)]},
     )

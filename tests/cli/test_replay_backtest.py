@@ -35,7 +35,8 @@ def served(
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    writer, folder = LogWriter(tmp_path / "log"), write_classifier(tmp_path / "equal")
+    writer = LogWriter(tmp_path / "log")
+    folder = write_classifier(tmp_path / "equal")
     write_answers(
         writer,
         folder,

@@ -48,10 +48,8 @@ def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(
     store: Store,
     tmp_path: Path,
 ) -> None:
-    champion, candidate = (
-        new_endpoint("flights", "models:/X/Production", variant="champion"),
-        "models:/X/7",
-    )
+    champion = new_endpoint("flights", "models:/X/Production", variant="champion")
+    candidate = "models:/X/7"
     stepping = configure(
         add_variant(champion, "candidate", candidate),
         {"traffic": {"champion": 90, "candidate": 10}},

@@ -57,7 +57,8 @@ def test_a_removed_field_is_dropped_from_the_config_map_of_a_pod(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An earlier version has written the ConfigMap, and the image of the pod is newer."""
-    spec, state = tmp_path / "spec.yaml", tmp_path / "state"
+    spec = tmp_path / "spec.yaml"
+    state = tmp_path / "state"
     text = "name: flights\nvariants: {{flights: {{model: {}}}}}\nserver: {{io_binding: true}}\n"
 
     def change_while_served(
@@ -89,7 +90,8 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
     model = register("+1", "+2")
     model.promote(1)
     served = serve("-m", f"models:/{model.name}/Production", "-w", "2", "--name", "e").wait_ready()
-    url, stop = served.url, threading.Event()
+    url = served.url
+    stop = threading.Event()
     seen: list[tuple[float, int, str, float]] = []
 
     def ask() -> None:
@@ -170,7 +172,8 @@ def test_sigterm_finishes_a_request_in_flight_and_ships_it(
 ) -> None:
     served = serve("-m", f"models:/{register('slow').name}/1").wait_ready()
     with ThreadPoolExecutor(1) as pool:
-        url, steps = served.url, 200_000
+        url = served.url
+        steps = 200_000
         before = _computed(served)
         assert requests.post(f"{url}/invocations", json={"inputs": [steps]}, timeout=60).ok
         steps = int(steps / (_computed(served) - before) * 1.5)
@@ -376,7 +379,8 @@ def test_a_changed_spec_that_the_disk_does_not_take_is_served_once_it_does(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec, served = tmp_path / "spec.yaml", tmp_path / "state" / "spec.yaml"
+    spec = tmp_path / "spec.yaml"
+    served = tmp_path / "state" / "spec.yaml"
     spec.write_text("name: e\nvariants: {e: {model: models:/m/1}}\n")
 
     def supervised(folder: Path, follow: bool, announce: Any, refresh: Callable[[], None]) -> None:

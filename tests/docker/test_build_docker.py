@@ -91,7 +91,8 @@ def test_a_followed_model_is_the_registrys(
     tracking_uri: str,
     times: Any,
 ) -> None:
-    first, second = log_version(times, 2), log_version(times, 3)
+    first = log_version(times, 2)
+    second = log_version(times, 3)
     registry = MlflowClient(tracking_uri)
     registry.transition_model_version_stage(
         "times",
@@ -199,7 +200,8 @@ def test_the_workflow_of_a_model_repository_pushes_the_image_of_a_version(
     docker: Any,
     tmp_path: Path,
 ) -> None:
-    version, name = log_version(times, 2), f"{registry}/ml/times"
+    version = log_version(times, 2)
+    name = f"{registry}/ml/times"
     inputs = {
         "model": "times",
         "mlflow-tracking-uri": tracking_uri,

@@ -201,7 +201,8 @@ def test_a_promotion_is_served_within_five_seconds(
     tracking_uri: str,
     times: Any,
 ) -> None:
-    first, second = log_version(times, 2), log_version(times, 3)
+    first = log_version(times, 2)
+    second = log_version(times, 3)
     registry = MlflowClient(tracking_uri)
     registry.transition_model_version_stage("times", first, "Production")
     options = ["--read-only", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve"]

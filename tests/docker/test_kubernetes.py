@@ -148,6 +148,6 @@ def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
 def leader(two_days: TwoDays) -> str:
     """Return the pod that has the lease."""
     lease = two_days.store.lease(STORE_LEASE)
-    return (
-        lease.holder.split("@")[1].split(" ")[0] if lease is not None and lease.is_current else ""
-    )
+    if lease is not None and lease.is_current:
+        return lease.holder.split("@")[1].split(" ")[0]
+    return ""

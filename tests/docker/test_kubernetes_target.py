@@ -197,7 +197,8 @@ def under_load(endpoint: Endpoint, threads: int = 4, kept: int = 0) -> Iterator[
     """Send requests in several threads; `kept` of them keep their connections, and the
     others open one per request.
     """
-    load, stop = Load(), threading.Event()
+    load = Load()
+    stop = threading.Event()
 
     def ask(session: requests.Session | None) -> None:
         while not stop.is_set():
@@ -424,7 +425,8 @@ def objects_of(name: str, cluster: Cluster) -> dict[tuple[str, str], Manifest]:
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb"
     objects = {}
     for manifest in cluster.items(kinds, "-l", f"app.kubernetes.io/instance={name}"):
-        metadata, ignored = manifest.pop("metadata"), ("status", "secrets")
+        metadata = manifest.pop("metadata")
+        ignored = ("status", "secrets")
         user_metadata = {key: metadata.get(key, {}) for key in ("labels", "annotations")}
         user_metadata["annotations"].pop("deployment.kubernetes.io/revision", None)
         objects[manifest["kind"], metadata["name"]] = {
@@ -606,10 +608,8 @@ def test_metrics_of_pods_that_require_an_api_key_can_be_read(
         assert requests.get(f"{made.url}/metrics", timeout=10).status_code == 401
         with open_deployments(lambda line: None) as deployments:
             observed = deployments.get_endpoint(made.name)
-            metrics, history = (
-                deployments.server_metrics(observed),
-                deployments.server_history(observed, "hour"),
-            )
+            metrics = deployments.server_metrics(observed)
+            history = deployments.server_history(observed, "hour")
         assert set(metrics) == set(history) == made.pods()
         assert {type(value) for value in history.values()} == {list}
         assert {type(value) for value in metrics.values()} == {ServerMetrics}

@@ -79,7 +79,8 @@ def machine(
 ) -> Iterator[Machine]:
     context = tmp_path_factory.mktemp("systemd")
     (context / "Dockerfile").write_text(DOCKERFILE.format(base=BASE_IMAGE, image=image))
-    tag, name = f"{image}-systemd", f"onnxserve-test-{uuid.uuid4().hex[:12]}"
+    tag = f"{image}-systemd"
+    name = f"onnxserve-test-{uuid.uuid4().hex[:12]}"
     run_docker("build", "-q", "-t", tag, str(context))
     options = [*RIGHTS, *UNCONFINED, *PLACES, "-v", f"{model_folder}:/srv/model:ro"]
     try:
@@ -133,7 +134,8 @@ def test_a_unit_is_started_when_it_answers_restarted_when_it_is_killed_and_ends_
     assert machine.systemctl("restart", unit).returncode == 0
     assert machine.predicts("localhost:8080")
 
-    spool, log = f"/var/lib/{unit}/server/spool", f"/var/lib/{unit}/inference_log"
+    spool = f"/var/lib/{unit}/server/spool"
+    log = f"/var/lib/{unit}/inference_log"
     assert machine.systemctl("stop", unit).returncode == 0
     assert (machine.shown(unit, "Result"), machine.shown(unit, "ExecMainStatus")) == (
         "success",

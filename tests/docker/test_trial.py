@@ -87,7 +87,8 @@ def test_an_image_whose_server_answers_differently_is_kept_but_not_pushed(
         tmp_path / "other",
         "times (float[N,2] x) => (float[N,2] y) <float[1] f = {3.0}> { y = Mul(x, f) }",
     )
-    server, name = derived("exec onnxserve serve -m /srv/other --insecure"), "127.0.0.1:9/trial:1"
+    server = derived("exec onnxserve serve -m /srv/other --insecure")
+    name = "127.0.0.1:9/trial:1"
     done = invoke("-m", model_folder, "-n", name, "--server-image", server, "--test", "--push")
     fields = image_fields(name)
     run_docker("rmi", "-f", name, check=False)

@@ -39,7 +39,9 @@ def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
     """Start an endpoint with an hourly monitor. Its first hour is like the reference;
     its second hour has drifted.
     """
-    home, log, port = tmp_path / "home", tmp_path / "controller.log", free_port()
+    home = tmp_path / "home"
+    log = tmp_path / "controller.log"
+    port = free_port()
     begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 2 * HOUR
     # A grace of 1 s makes the window due in the first minutes of an hour.
     make_endpoint(home, "watched", "1h", begin, alert="ops", grace="1s")

@@ -38,7 +38,8 @@ from tests.support.waiting import free_port, wait_until
 SUM = """sum (float[N,2] X) => (float[N,1] y) <float[1] more = MORE, int64[1] axis = {1}> {
   s = ReduceSum(X, axis) y = Add(s, more) }"""
 SAME = "same (string[N,1] do) => (string[N,1] y) { y = Identity(do) }"
-WORKERS, SECONDS = 2, 60.0
+WORKERS = 2
+SECONDS = 60.0
 
 
 def sums(folder: Path, more: float) -> Path:
@@ -131,7 +132,8 @@ def canary(home: Path) -> Iterator[Canary]:
     """Start two workers with four endpoints, whose models add 0 or 1000 to the sum of a
     row.
     """
-    first, second = str(sums(home / "first", 0.0)), str(sums(home / "second", 1000.0))
+    first = str(sums(home / "first", 0.0))
+    second = str(sums(home / "second", 1000.0))
     halves = {"first": {"model": first, "weight": 50}, "second": {"model": second, "weight": 50}}
     documents: list[dict[str, Any]] = [
         {
@@ -175,7 +177,8 @@ def load(canary: Canary) -> Iterator[Counter[str]]:
     """
     answered: Counter[str] = Counter()
     errors: list[BaseException] = []
-    stop, lock = threading.Event(), threading.Lock()
+    stop = threading.Event()
+    lock = threading.Lock()
 
     def work() -> None:
         try:
@@ -304,7 +307,9 @@ def test_shadow_answers_are_compared_and_logged_with_the_main_ones(
         tables = [
             pq.ParquetFile(file).read().to_pandas() for file in files if "watched" in str(file)
         ]
-        return pd.concat(tables) if tables else pd.DataFrame({"_variant": []})
+        if tables:
+            return pd.concat(tables)
+        return pd.DataFrame({"_variant": []})
 
     wait_until(lambda: len(logged()) == 180, SECONDS, "the inference log")
     log = logged()
@@ -320,7 +325,8 @@ def test_shadow_that_hangs_raises_or_dies_does_not_disturb_callers(tmp_path: Pat
         SAME,
         [{"name": "do", "type": "string", "required": True}],
     )
-    main, trouble = {"model": str(texts)}, {"model": str(troubled(tmp_path / "model"))}
+    main = {"model": str(texts)}
+    trouble = {"model": str(troubled(tmp_path / "model"))}
     server = {"workers": 1, "request_timeout_seconds": 3}
     documents = [
         {
@@ -333,11 +339,11 @@ def test_shadow_that_hangs_raises_or_dies_does_not_disturb_callers(tmp_path: Pat
     with served_at(tmp_path, documents) as canary:
         for number in range(5):  # The shadow is a pyfunc that answers from the same process.
             canary.ask("turned", [{"do": f"text {number}"}])
-        agreed = lambda: canary.metric(
+        agreed = lambda: canary.metric(  # noqa: E731
             "onnxserve_shadow_rows_total",
             endpoint="turned",
             agreement="same",
-        )  # noqa: E731
+        )
         wait_until(lambda: agreed() == 5, SECONDS, "the shadow of a pyfunc")
         _answers_whatever_the_shadow_does(canary)
 

@@ -299,7 +299,8 @@ def test_full_disk_drops_and_counts_rows_without_refusing_requests(
         load.wait_for(50)
     assert (load.refused, load.broken) == ([], 0)
     assert served.end() == 0, served.log.read_text()
-    mark, logged_ids = log.told(), log.predictions()
+    mark = log.told()
+    logged_ids = log.predictions()
     assert (
         len(logged_ids)
         == len(set(logged_ids))

@@ -25,7 +25,8 @@ from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
 
-MODEL, ENDPOINT = "shown", "shown"
+MODEL = "shown"
+ENDPOINT = "shown"
 CONTRAST = """selectors => {
   const light = color => {
     const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map(v => v / 255)
@@ -162,7 +163,8 @@ def test_an_endpoint_that_comes_is_shown_in_its_place_and_the_others_keep_theirs
     client = get_deploy_client("onnxserve")
     client.create_endpoint("a-first-one")
     try:
-        first, second = page.locator("section.card").nth(0), page.locator("section.card").nth(1)
+        first = page.locator("section.card").nth(0)
+        second = page.locator("section.card").nth(1)
         expect(first.get_by_role("heading", name="a-first-one")).to_be_visible()
         expect(second.get_by_role("heading", name=ENDPOINT)).to_be_visible()
         assert second.locator(f"[data-live$='endpoint={ENDPOINT}']").count() == 1

@@ -189,10 +189,10 @@ def swap(model: Model, served: Served, times: int) -> None:
         version = "2" if number % 2 == 0 else "1"
         model.promote(version)
         wait_until(
-            lambda: loaded(served) == [version] * 2,
+            lambda: loaded(served) == [version] * 2,  # noqa: B023
             PATIENCE,
             f"both workers serve {version}",
-        )  # noqa: B023
+        )
 
 
 def assert_unnoticed(answers: Answers, least: int) -> None:
@@ -350,9 +350,9 @@ def test_who_is_killed_in_the_middle_of_a_swap_is_replaced_and_the_swap_is_finis
         model.promote(version)
         if who == "agent":
             wait_until(
-                lambda: "version" in agent(served).error or wanted(served) == version,
+                lambda: "version" in agent(served).error or wanted(served) == version,  # noqa: B023
                 PATIENCE,
-            )  # noqa: B023
+            )
             wait_until(
                 lambda: psutil.pid_exists(agent(served).pid),
                 PATIENCE,
@@ -363,10 +363,10 @@ def test_who_is_killed_in_the_middle_of_a_swap_is_replaced_and_the_swap_is_finis
             wait_until(lambda: wanted(served) == version, PATIENCE)  # noqa: B023
             os.kill(read_workers(served.state_dir)[0].pid, signal.SIGKILL)
         wait_until(
-            lambda: loaded(served) == [version] * 2,
+            lambda: loaded(served) == [version] * 2,  # noqa: B023
             PATIENCE,
             f"both workers serve {version}",
-        )  # noqa: B023
+        )
         wait_until(lambda: _answers(served) == version, PATIENCE, "it answers")  # noqa: B023
     assert agent(served).error == ""
 

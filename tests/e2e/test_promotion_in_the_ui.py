@@ -28,7 +28,8 @@ from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, pass_gate, tracking_at
 from tests.support.waiting import wait_until
 
-MODEL, ENDPOINT = "adder", "promoted"
+MODEL = "adder"
+ENDPOINT = "promoted"
 POLICY_TAG = "onnxserve.gate.policy"
 pytestmark = NEEDS_CHROMIUM
 

@@ -22,7 +22,8 @@ from tests.support.refusals import refused
 from tests.support.serving import Served
 
 SIDE = 64
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
 TEXTS = "texts (string[N] text) => (string[N] y) { y = StringConcat(text, text) }"
 HALF_TEXTS = """half (float[N] x, string[N] text) => (float[N] double, string[N] y) {
   double = Add(x, x)
@@ -52,7 +53,8 @@ def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(
     graph: Path,
     placement: Placement,
 ) -> None:
-    on_gpu, on_cpu = runner(graph, placement), runner(graph, Placement())
+    on_gpu = runner(graph, placement)
+    on_cpu = runner(graph, Placement())
     random = np.random.default_rng(1)
     batches = [
         random.random((rows, SIDE), dtype=np.float32)
@@ -66,7 +68,8 @@ def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(
 
 
 def test_shapes_above_the_limit_run_without_a_graph_beside_those_with_one(graph: Path) -> None:
-    placement, on_cpu = WAYS["graphs"], runner(graph, Placement())
+    placement = WAYS["graphs"]
+    on_cpu = runner(graph, Placement())
     session = GraphSession(open_session(graph, placement), placement)
     random = np.random.default_rng(3)
     batches = [
@@ -89,7 +92,8 @@ def test_threads_that_ended_leave_no_memory_on_the_gpu(graph: Path) -> None:
     pynvml = pytest.importorskip("pynvml")
     pynvml.nvmlInit()
     device = pynvml.nvmlDeviceGetHandleByIndex(0)
-    run, x = runner(graph, WAYS["graphs"]), np.ones((8, SIDE), np.float32)
+    run = runner(graph, WAYS["graphs"])
+    x = np.ones((8, SIDE), np.float32)
     run(x)
     before = pynvml.nvmlDeviceGetMemoryInfo(device).used
     for _ in range(20):
@@ -146,7 +150,8 @@ def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_conta
     assert "StringConcat" in operators_of(session, CPU)
     assert "Add" in operators_of(session, CUDA)
     assert session.get_provider_options()[CUDA]["use_tf32"] == "0"
-    x, text = np.ones(1, np.float32), np.array(["a"])
+    x = np.ones(1, np.float32)
+    text = np.array(["a"])
     assert [array.tolist() for array in session.run(None, {"x": x, "text": text})] == [
         [2.0],
         ["aa"],

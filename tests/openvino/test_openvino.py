@@ -78,7 +78,8 @@ def one_tensor(folder: Path, graph: str, dtype: str, example: Any = None) -> Pat
 
 
 def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(layer: Path) -> None:
-    on_openvino, on_cpu = open_session(layer, ON_OPENVINO), open_session(layer)
+    on_openvino = open_session(layer, ON_OPENVINO)
+    on_cpu = open_session(layer)
     random = np.random.default_rng(1)
     batches = [
         random.random((rows, SIDE), dtype=np.float32)
@@ -93,7 +94,8 @@ def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(layer: Path
 
 def test_the_profiler_sees_only_openvino(layer: Path, tmp_path: Path) -> None:
     options = session_options(onnxruntime, 1)
-    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
     session = onnxruntime.InferenceSession(str(layer), options, providers=ON_OPENVINO.providers)
     session.run(None, {"x": np.ones((2, SIDE), np.float32)})
     events = json.loads(Path(session.end_profiling()).read_text())
@@ -106,7 +108,8 @@ def test_a_run_uses_as_many_threads_as_it_is_given(layer: Path) -> None:
     session = open_session(layer, ON_OPENVINO, intra_op_num_threads=1)
     x = np.ones((4096, SIDE), np.float32)
     session.run(None, {"x": x})
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     for _ in range(100):
         session.run(None, {"x": x})
     assert time.process_time() - cpu < 1.3 * (time.perf_counter() - wall)

@@ -37,7 +37,8 @@ class Parsed(Exception):
 
     def __init__(self, options: dict[str, Any], defaults: dict[str, Any]) -> None:
         super().__init__(options)
-        self.options, self.defaults = options, defaults
+        self.options = options
+        self.defaults = defaults
 
 
 def parameters(folder: Path, name: str) -> dict[str, dict[str, Any]]:

@@ -215,7 +215,8 @@ def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
     settings: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    shop, of_foreign = ours.issue("shop"), foreign.issue("shop")
+    shop = ours.issue("shop")
+    of_foreign = foreign.issue("shop")
     certfile, keyfile = foreign.issue("server")
     replace_files(settings, {"certfile": certfile})
     assert (

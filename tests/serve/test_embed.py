@@ -163,7 +163,8 @@ def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(
 
 def test_a_local_server_with_a_key_refuses_other_callers(tmp_path: Path) -> None:
     with local_server(mixed_model(tmp_path / "model"), "m", "1", "127.0.0.1", "0", "sesame") as url:
-        body, headers = {"dataframe_records": [RECORD]}, {"Authorization": "Bearer sesame"}
+        body = {"dataframe_records": [RECORD]}
+        headers = {"Authorization": "Bearer sesame"}
         assert requests.post(f"{url}/invocations", json=body, timeout=30).status_code == 401
         assert (
             requests.post(f"{url}/invocations", json=body, headers=headers, timeout=30).status_code

@@ -215,7 +215,8 @@ def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_i
     tmp_path: Path,
     bias_folders: dict[str, Path],
 ) -> None:
-    killed, other = tmp_path / "killed", tmp_path / "other"
+    killed = tmp_path / "killed"
+    other = tmp_path / "other"
     for state_dir in (killed, other):
         servers.want(state_dir, 1, servers.one_endpoint(bias_folders["1"]))
     with servers.gunicorn(killed) as running:

@@ -172,7 +172,8 @@ def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(
     start: Start,
 ) -> None:
     running = start("state").wait_ready()
-    before, supervisor = agent_pid(running), psutil.Process(running.process.pid)
+    before = agent_pid(running)
+    supervisor = psutil.Process(running.process.pid)
     limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
     held = {int(name) for name in os.listdir(f"/proc/{supervisor.pid}/fd")}
     free = next(number for number in range(limits[0]) if number not in held)
@@ -224,7 +225,8 @@ def workers(served: Served) -> set[int]:
 @pytest.mark.long
 def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: Start) -> None:
     running = start("state", "-w", "2").wait_ready()
-    master, old = gunicorn_pid(running), workers(running)
+    master = gunicorn_pid(running)
+    old = workers(running)
     for worker in old:
         os.kill(worker, signal.SIGSTOP)  # An orphan that ignores signals must be killed.
     os.kill(master, signal.SIGKILL)

@@ -75,9 +75,11 @@ def test_a_weight_that_grows_only_draws_callers_to_its_variant(
         weight + data.draw(st.integers(1, 100)) if at == grown else weight
         for at, weight in enumerate(weights)
     ]
-    before, after = named(weights), named(more)
+    before = named(weights)
+    after = named(more)
     for key in KEYS[:200]:
-        was, now = sticky_variant(before, "e", key).name, sticky_variant(after, "e", key).name
+        was = sticky_variant(before, "e", key).name
+        now = sticky_variant(after, "e", key).name
         assert now in (was, f"v{grown}")
 
 

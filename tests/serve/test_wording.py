@@ -161,7 +161,8 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
-    mixed, tensor = model_folders["mixed"], model_folders["tensor"]
+    mixed = model_folders["mixed"]
+    tensor = model_folders["tensor"]
     return serve_here(
         {"mixed": {"v": servers.variant(mixed)}, "tensor": {"v": servers.variant(tensor)}},
     )

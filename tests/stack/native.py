@@ -94,7 +94,8 @@ class NativeStack:
     ) -> requests.Response:
         http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         http_headers["Authorization"] = f"Bearer {key or self.key}"
-        ask, certificate = (session or requests).post, str(self.secrets / "tls.crt")
+        ask = (session or requests).post
+        certificate = str(self.secrets / "tls.crt")
         return ask(
             self.door + path, json=document, headers=http_headers, verify=certificate, timeout=30
         )

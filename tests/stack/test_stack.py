@@ -63,10 +63,8 @@ class Traffic:
                     continue
                 self.versions[answer.headers["X-Model-Version"]] += 1
                 self.latest.append(answer.headers["X-Model-Version"])
-                prediction_id, truth = (
-                    answer.headers["X-Prediction-Id"],
-                    rows.sum(axis=1) > 2 * self.mean,
-                )
+                prediction_id = answer.headers["X-Prediction-Id"]
+                truth = rows.sum(axis=1) > 2 * self.mean
                 labels = [
                     {"prediction_id": prediction_id, "row": row, "label": int(late)}
                     for row, late in enumerate(truth)

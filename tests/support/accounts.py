@@ -50,7 +50,8 @@ class People:
             self._administer("assign", username=user, role_id=created)
 
     def _administer(self, path: str, **body: object) -> dict[str, dict[str, object]]:
-        url, admin = f"{self.server.url}/api/3.0/mlflow/roles/{path}", ("admin", password("admin"))
+        url = f"{self.server.url}/api/3.0/mlflow/roles/{path}"
+        admin = ("admin", password("admin"))
         answer = requests.post(url, json=body, auth=admin, timeout=60)
         answer.raise_for_status()
         content: dict[str, dict[str, object]] = answer.json()

@@ -21,7 +21,8 @@ def labelled(count: int, seed: int = 0, noise: float = 0.5) -> dict[str, np.ndar
     noisy score).
     """
     rng = np.random.default_rng(seed)
-    a, b = rng.normal(size=count), rng.normal(size=count)
+    a = rng.normal(size=count)
+    b = rng.normal(size=count)
     score = TRUTH[0] * a + TRUTH[1] * b + rng.normal(size=count) * noise
     return {"a": a, "b": b, "label": (score > 0).astype(np.int64), "value": score}
 

@@ -9,7 +9,8 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent
 
 PAGE = "/onnxserve"
 POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
-API, AJAX = "/api/2.0/mlflow", "/ajax-api/2.0/mlflow"
+API = "/api/2.0/mlflow"
+AJAX = "/ajax-api/2.0/mlflow"
 
 
 def events(mlflow_app: Any, model: str) -> list[AuditEvent]:

@@ -9,7 +9,8 @@ from datetime import datetime
 from ipaddress import ip_address
 from typing import Any
 
-_TEXT, _NUMBER = "keyword", "long"
+_TEXT = "keyword"
+_NUMBER = "long"
 FIELDS = {
     "@timestamp": "date",
     "client.address": _TEXT,

@@ -68,7 +68,8 @@ class Later(Executor):
         return self.waiting[-1][0]
 
     def go_on(self) -> None:
-        waiting, self.waiting = self.waiting, []
+        waiting = self.waiting
+        self.waiting = []
         for future, work in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_result(work())

@@ -18,10 +18,14 @@ import requests
 
 from tests.support.console import AJAX, API, PAGE, POLICY
 
-GATED, FREE, RUN, SOURCE = "GATED-MODEL", "FREE-MODEL", "ID-OF-RUN", "URI-OF-FILES"
+GATED = "GATED-MODEL"
+FREE = "FREE-MODEL"
+RUN = "ID-OF-RUN"
+SOURCE = "URI-OF-FILES"
 _SECONDS = 60
 _JSON = "application/json"
-_STAGE_PATH, _ALIAS_PATH = "/model-versions/transition-stage", "/registered-models/alias"
+_STAGE_PATH = "/model-versions/transition-stage"
+_ALIAS_PATH = "/registered-models/alias"
 _STAGE = {"name": GATED, "version": "1", "stage": "Production"}
 _ALIAS = {"name": GATED, "version": "1", "alias": "champion"}
 
@@ -166,7 +170,8 @@ def is_refusal(answer: requests.Response) -> bool:
 
 
 def _named(step: Step, names: Mapping[str, str]) -> Step:
-    path, body = step.path, step.body
+    path = step.path
+    body = step.body
     for placeholder, name in names.items():
         path = path.replace(placeholder, name)
         for encoding in ("utf-8", "utf-16-le"):
@@ -414,7 +419,8 @@ def _other_calls() -> Iterator[tuple[str, Attempt]]:
 
 def _in_steps() -> Iterator[tuple[str, Attempt]]:
     """Yield attempts that first change something else that is allowed."""
-    stage, alias = _call(API + _STAGE_PATH, _STAGE), _call(API + _ALIAS_PATH, _ALIAS)
+    stage = _call(API + _STAGE_PATH, _STAGE)
+    alias = _call(API + _ALIAS_PATH, _ALIAS)
     for place in ("Staging", "Archived", "None"):
         yield (
             f"from {place}",
@@ -424,7 +430,8 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
         "from another alias",
         Attempt((_call(API + _ALIAS_PATH, {**_ALIAS, "alias": "challenger"}), alias)),
     )
-    create, set_tag = f"{API}/model-versions/create", f"{API}/model-versions/set-tag"
+    create = f"{API}/model-versions/create"
+    set_tag = f"{API}/model-versions/set-tag"
     verdict = {
         "onnxserve.gate": "passed",
         "onnxserve.gate.digest": "0" * 64,
@@ -475,7 +482,8 @@ def _graphql() -> Iterator[tuple[str, Attempt]]:
         f"mlflowSetRegisteredModelAlias(input: {alias})": "__typename",
     }
     for call, selection in fields.items():
-        query, name = f"mutation {{ {call} {{ {selection} }} }}", call.partition("(")[0]
+        query = f"mutation {{ {call} {{ {selection} }} }}"
+        name = call.partition("(")[0]
         yield f"GraphQL {name}", _one(_call("/graphql", {"query": query}))
         yield (
             f"GraphQL {name} as a query",

@@ -16,7 +16,8 @@ from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, label
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
-ENDPOINT, MODEL = "flights", "flight-delay"
+ENDPOINT = "flights"
+MODEL = "flight-delay"
 _segments = itertools.count(1)
 
 

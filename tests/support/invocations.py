@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-JSON, CSV = "application/json", "text/csv"
+JSON = "application/json"
+CSV = "text/csv"
 
 
 def case(name: str, model: str, body: Any, content_type: str | None = JSON) -> Any:

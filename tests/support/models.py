@@ -34,7 +34,8 @@ def save_graph(folder: Path, graph: onnx.ModelProto | str) -> Path:
 
 def dense_layer(side: int) -> onnx.ModelProto:
     """Return a layer of a network with random weights, from x [N, side] to y [N, side]."""
-    nodes, random = "m = MatMul(x, w) a = Add(m, b) y = Relu(a)", np.random.default_rng(0)
+    nodes = "m = MatMul(x, w) a = Add(m, b) y = Relu(a)"
+    random = np.random.default_rng(0)
     model = parse_graph(f"layer (float[N,{side}] x) => (float[N,{side}] y) {{ {nodes} }}")
     for name, shape in (("w", (side, side)), ("b", (side,))):
         weights = random.random(shape, dtype=np.float32) - 0.5

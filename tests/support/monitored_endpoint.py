@@ -17,7 +17,8 @@ from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, Wa
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.inference_log import MODEL, LogWriter
 
-CALM, SHIFTED = datetime(2013, 7, 1, tzinfo=UTC), datetime(2013, 7, 2, tzinfo=UTC)
+CALM = datetime(2013, 7, 1, tzinfo=UTC)
+SHIFTED = datetime(2013, 7, 2, tzinfo=UTC)
 DAY = timedelta(days=1)
 _REFERENCE_DAYS = 40
 _DAY_ROWS = 75

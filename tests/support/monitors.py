@@ -126,7 +126,8 @@ class MonitoredWorld:
         self.asked.append(asked)
         state: Any = self.judge(asked)
         run = LoggedRun(f"run-{len(self.asked)}", "onnxserve/flights", "")
-        rows, kind = count_rows(asked), asked.spec.kind
+        rows = count_rows(asked)
+        kind = asked.spec.kind
         labels = count_labels([asked])[0] if kind == "performance" else None
         figures = (
             {}

@@ -27,7 +27,9 @@ def network(widths: tuple[int, ...] = WIDTHS, gain: float = 1.0, seed: int = 0) 
         large.
     """
     rng = np.random.default_rng(seed)
-    nodes, weights, value = [], [], "x"
+    nodes = []
+    weights = []
+    value = "x"
     for place, (before, after) in enumerate(pairwise(widths)):
         scale = {0: gain, 1: 1 / gain}.get(place, 1.0) * 2 / np.sqrt(before)
         matrix = (rng.normal(size=(before, after)) * scale).astype(np.float32)

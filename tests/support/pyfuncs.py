@@ -67,7 +67,9 @@ class Troubled(PythonModel):
             return [{"n": 2**70}]
         if what == "point":
             return [{"n": self}]
-        return np.array([os.getpid()] * len(model_input)) if what == "pid" else model_input["do"]
+        if what == "pid":
+            return np.array([os.getpid()] * len(model_input))
+        return model_input["do"]
 
 
 class Anything(PythonModel):

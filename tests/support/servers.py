@@ -151,7 +151,8 @@ def gunicorn(
         write_spec(state_dir, next(iter(endpoints)), spec)
     log = state_dir / "server.log"
     listener = open_listener(spec.host, 0)
-    port, descriptor = listener.getsockname()[1], listener.fileno()
+    port = listener.getsockname()[1]
+    descriptor = listener.fileno()
     command = gunicorn_command(state_dir, spec, descriptor)
     if config is not None:
         command[command.index("--config") + 1] = str(config)

@@ -81,7 +81,9 @@ def is_answered(connection: socket.socket) -> bool:
 
 def _session(process: psutil.Process) -> int:
     try:
-        return 0 if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return 0
+        return os.getsid(process.pid)
     except (ProcessLookupError, psutil.NoSuchProcess):
         return 0
 

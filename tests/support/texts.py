@@ -111,17 +111,13 @@ def tokenizer_json(kind: str, size: int = 500) -> str:
     }
     if kind == "WordPiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
-        tokenizer.normalizer, tokenizer.pre_tokenizer = (
-            normalizers.BertNormalizer(),
-            pre_tokenizers.BertPreTokenizer(),
-        )
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(**special))
     elif kind == "BPE":
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer, tokenizer.decoder = (
-            pre_tokenizers.ByteLevel(False),
-            decoders.ByteLevel(),
-        )
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(False)
+        tokenizer.decoder = decoders.ByteLevel()
         letters = pre_tokenizers.ByteLevel.alphabet()
         tokenizer.train_from_iterator(
             texts,

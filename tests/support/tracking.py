@@ -65,7 +65,8 @@ def pass_gate(model: str, version: str, state: str = "passed", reason: str = "")
     from mlflow_deploy_plugin.core.store.database import open_store
     from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord, write_verdict
 
-    files, policy = version_digest(f"models:/{model}/{version}"), choose_policy(model).policy.digest
+    files = version_digest(f"models:/{model}/{version}")
+    policy = choose_policy(model).policy.digest
     record = {"state": state, "reason": reason, "files": files, "policy_digest": policy}
     with closing(open_store(load_settings().store_url)) as store:
         write_verdict(

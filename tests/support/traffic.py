@@ -13,7 +13,8 @@ class Traffic(threading.Thread):
 
     def __init__(self, url: str, width: int = 1) -> None:
         super().__init__(daemon=True)
-        self._url, self._width = f"{url}/invocations", width
+        self._url = f"{url}/invocations"
+        self._width = width
         self._ended = threading.Event()
         self.answers: Counter[tuple[str, int]] = Counter()
         self.last_version = ""

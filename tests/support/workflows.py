@@ -89,7 +89,8 @@ class Workflow:
             leave_out: names of steps that are not run.
         """
         described = self._document["jobs"][job]
-        needs, before = self._context["needs"], described.get("needs", [])
+        needs = self._context["needs"]
+        before = described.get("needs", [])
         has_failed = any(
             needs[item]["result"] != "success"
             for item in ([before] if isinstance(before, str) else before)

@@ -50,7 +50,8 @@ class Accounts:
         """Send a form with the token of the user's page, and return the status and the
         resulting page.
         """
-        browser, url = self.browser(user), f"{self.server.url}/onnxserve"
+        browser = self.browser(user)
+        url = f"{self.server.url}/onnxserve"
         token = re.findall(
             r'name="csrf_token" value="([\w.-]+)"',
             browser.get(url, timeout=60).text,
@@ -76,7 +77,8 @@ def accounts(
         basic_auth_server(folder, "alice", "bob", "carol") as server,
     ):
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
-        new_accounts, admin = Accounts(server, store), ("admin", password("admin"))
+        new_accounts = Accounts(server, store)
+        admin = ("admin", password("admin"))
         try:
             log_in(patch, "alice")
             client = MlflowClient(server.url)
@@ -150,10 +152,8 @@ def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_
 def test_the_comparison_of_versions_is_shown_to_whoever_may_read_the_model(
     accounts: Accounts,
 ) -> None:
-    url, query = (
-        f"{accounts.server.url}/onnxserve/diff",
-        {"model": "X", "before": "1", "after": "1"},
-    )
+    url = f"{accounts.server.url}/onnxserve/diff"
+    query = {"model": "X", "before": "1", "after": "1"}
     answers = {
         user: accounts.browser(user).get(url, params=query, timeout=60)
         for user in ("alice", "bob", "carol")
@@ -167,7 +167,8 @@ def test_the_comparison_of_versions_is_shown_to_whoever_may_read_the_model(
 
 
 def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts: Accounts) -> None:
-    browser, url = accounts.browser("alice"), f"{accounts.server.url}/onnxserve"
+    browser = accounts.browser("alice")
+    url = f"{accounts.server.url}/onnxserve"
     token = re.findall(r'name="csrf_token" value="([\w.-]+)"', browser.get(url, timeout=60).text)[0]
     form = {
         "action": "promote",
@@ -265,7 +266,8 @@ def test_only_an_administrator_may_change_a_policy_with_approvals(
     accounts: Accounts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    client, tag = MlflowClient(accounts.server.url), "onnxserve.gate.policy"
+    client = MlflowClient(accounts.server.url)
+    tag = "onnxserve.gate.policy"
     log_in(monkeypatch, "alice")
     client.create_registered_model("W", tags={tag: "approvals: {count: 1}"})
     client.create_model_version("W", "s3://bucket/w")

@@ -91,7 +91,8 @@ def url(mlflow_app: Any) -> Iterator[str]:
 
 
 def populate(mlflow_app: Any) -> None:
-    store, model = mlflow_app.store, mlflow_app.model(versions=4)
+    store = mlflow_app.store
+    model = mlflow_app.model(versions=4)
     mlflow_app.stands(model, "1", "passed", "every check passed")
     mlflow_app.stands(model, "2", "failed", "evaluation: accuracy 0.71 against 0.80")
     mlflow_app.stands(model, "3", "forced", "by hand")

@@ -104,7 +104,8 @@ def test_a_host_that_only_the_caller_names_is_never_taken_for_mlflow(
 @pytest.fixture
 def private_mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Yield an address behind TLS, and the certificate of its private authority."""
-    certfile, keyfile = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certfile = tmp_path / "cert.pem"
+    keyfile = tmp_path / "key.pem"
     command = [
         "openssl",
         "req",
@@ -208,7 +209,8 @@ def test_invalid_form_is_refused_with_a_clear_message(
     assert mentions(answer.text, *names)
 
 
-PRODUCTION, STAGING = StageOrAlias(stage="Production"), StageOrAlias(stage="Staging")
+PRODUCTION = StageOrAlias(stage="Production")
+STAGING = StageOrAlias(stage="Staging")
 PASSED = {"onnxserve.gate": "passed", "onnxserve.gate.digest": "ab12"}
 TAKEN_BACK = {ROLLED_BACK_TAG: "flights: too slow"}
 
@@ -303,7 +305,8 @@ def test_rollback_without_an_earlier_version_is_refused(
     deployments: Deployments,
 ) -> None:
     model = mlflow_app.model()
-    served, pinned = followed(mlflow_app, model, "1"), observed(mlflow_app, f"models:/{model}/1")
+    served = followed(mlflow_app, model, "1")
+    pinned = observed(mlflow_app, f"models:/{model}/1")
     for each in (served, pinned):
         message = refusal(mlflow_app, each)
         with pytest.raises(NotFound) as raised:

@@ -24,7 +24,8 @@ def model(mlflow_app: Any, tmp_path: Path) -> str:
     """Register two versions, the first of which has a run and a gate report."""
     from mlflow.server import handlers
 
-    tracking, name = handlers._get_tracking_store(), mlflow_app.model(versions=0)
+    tracking = handlers._get_tracking_store()
+    name = mlflow_app.model(versions=0)
     for number, weights in enumerate([(2.0, -1.0), (1.0, 2.0)], 1):
         run = tracking.create_run("0", "eva", 0, [], f"run {number}")
         tracking.log_batch(

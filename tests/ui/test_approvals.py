@@ -29,11 +29,9 @@ from tests.support.waiting import wait_until
 
 REQUESTS = f"{PAGE}/requests"
 TO = "@champion"
-READERS, EDITORS, RISK = (
-    {"alice", "bob", "carol", "dora"},
-    {"alice", "bob"},
-    {"carol", "dora", "alice"},
-)
+READERS = {"alice", "bob", "carol", "dora"}
+EDITORS = {"alice", "bob"}
+RISK = {"carol", "dora", "alice"}
 NEWER = "n" * 64
 
 
@@ -440,7 +438,8 @@ def test_the_page_offers_a_decision_to_people_who_may_decide(
     requested: str,
 ) -> None:
     subject = f"the promotion of {requested} version 2 to {TO}"
-    approve, disabled = f'aria-label="Approve {subject}"', 'value="approve" formnovalidate disabled'
+    approve = f'aria-label="Approve {subject}"'
+    disabled = 'value="approve" formnovalidate disabled'
     shown = {
         user: page(mlflow_app, user, model=requested) for user in ("carol", "alice", "bob", "")
     }

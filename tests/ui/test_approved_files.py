@@ -49,7 +49,8 @@ def test_a_caller_does_not_wait_for_the_search_of_another_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     search = ChangedFilesSearch(guard.AuditTrail())
-    is_reading, may_go_on = threading.Event(), threading.Event()
+    is_reading = threading.Event()
+    may_go_on = threading.Event()
     files_digest = guard.files_digest
 
     def slow_digest(*arguments: Any) -> str:

@@ -21,11 +21,9 @@ from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
-CHAMPION, PRODUCTION, TAGGED = (
-    "models:/X@champion",
-    "models:/X/Production",
-    "models:/X/tag:region=eu",
-)
+CHAMPION = "models:/X@champion"
+PRODUCTION = "models:/X/Production"
+TAGGED = "models:/X/tag:region=eu"
 URIS = [CHAMPION, PRODUCTION, TAGGED]
 SECONDS = 20.0
 
@@ -244,9 +242,9 @@ def test_a_caller_follows_only_models_that_it_may_read(
             return requests.get(
                 url,
                 {"uri": CHAMPION},
-                auth=account or None,
+                auth=account or None,  # type: ignore[arg-type]
                 timeout=60,
-            ).status_code  # type: ignore[arg-type]
+            ).status_code
 
         assert status("bob", password("bob")) == 403
         assert status("ann", "wrong") == 401

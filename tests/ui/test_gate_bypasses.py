@@ -33,8 +33,10 @@ def with_basic_auth(folder: Path) -> Iterator[GatedRegistry]:
         reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])",
     )
     with basic_auth_server(folder, "alice") as server:
-        alice, admin = requests.Session(), requests.Session()
-        alice.auth, admin.auth = ("alice", password("alice")), ("admin", password("admin"))
+        alice = requests.Session()
+        admin = requests.Session()
+        alice.auth = ("alice", password("alice"))
+        admin.auth = ("admin", password("admin"))
         yield GatedRegistry(server.url, alice, admin)
 
 
@@ -87,7 +89,8 @@ def test_without_the_gate_many_of_the_attempts_move_the_version(
     mlflow_server: MlflowServer,
 ) -> None:
     """The table would prove nothing if MLflow itself refused its requests."""
-    session, moved = requests.Session(), []
+    session = requests.Session()
+    moved = []
     registry = GatedRegistry(mlflow_server.url, session, session)
     for name, attempt in ATTEMPTS.items():
         names, _ = run(registry, attempt)

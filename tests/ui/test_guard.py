@@ -36,7 +36,8 @@ def test_a_version_that_did_not_pass_may_not_enter_a_gated_stage(
 
 
 def test_a_refusal_is_in_the_audit_trail_with_its_reason(mlflow_app: Any) -> None:
-    model, reason = mlflow_app.model(), "evaluation: accuracy 0.71 against 0.80"
+    model = mlflow_app.model()
+    reason = "evaluation: accuracy 0.71 against 0.80"
     mlflow_app.stands(model, "1", "failed", reason)
     move(mlflow_app, model, "1", "Production")
     (event,) = events(mlflow_app, model)
@@ -85,7 +86,8 @@ def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_a
     mlflow_app: Any,
 ) -> None:
     model = mlflow_app.model()
-    judged, other_files = mlflow_app.files(model, "1"), mlflow_app.files(model, "2")
+    judged = mlflow_app.files(model, "1")
+    other_files = mlflow_app.files(model, "2")
     (judged / "data").mkdir()
     (judged / "data" / "weights.bin").write_bytes(b"judged")
     mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
@@ -140,7 +142,8 @@ def test_no_files_of_a_model_without_a_policy_or_for_a_place_without_a_gate_are_
     mlflow_app: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    gated, free = mlflow_app.model(), mlflow_app.model(policy=None)
+    gated = mlflow_app.model()
+    free = mlflow_app.model(policy=None)
     for model in (gated, free):
         shutil.rmtree(mlflow_app.files(model, "1"))
         assert move(mlflow_app, model, "1", "Staging").status_code == 200
@@ -164,7 +167,8 @@ def test_promotion_to_a_followed_target_clears_the_rolled_back_mark(
 ) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
 
-    tag, model = "onnxserve.rolled_back", mlflow_app.model(policy=None)
+    tag = "onnxserve.rolled_back"
+    model = mlflow_app.model(policy=None)
     mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "flights: too slow"))
     answer = (
         point(mlflow_app, model, to[1:], "1")
@@ -178,7 +182,8 @@ def test_promotion_to_a_followed_target_clears_the_rolled_back_mark(
 def test_refused_promotion_keeps_the_rolled_back_mark(mlflow_app: Any) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
 
-    tag, model = "onnxserve.rolled_back", mlflow_app.model()
+    tag = "onnxserve.rolled_back"
+    model = mlflow_app.model()
     mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "flights: too slow"))
     assert move(mlflow_app, model, "1", "Production").status_code == 403
     assert tag in mlflow_app.registry.get_model_version(model, "1").tags
@@ -419,8 +424,10 @@ def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str)
 def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_names(
     mlflow_app: Any,
 ) -> None:
-    model, tags = "made-here", [{"key": "onnxserve.gate.policy", "value": POLICY}]
-    client, base = mlflow_app.client, f"{API}/registered-models"
+    model = "made-here"
+    tags = [{"key": "onnxserve.gate.policy", "value": POLICY}]
+    client = mlflow_app.client
+    base = f"{API}/registered-models"
     assert client.post(f"{base}/create", json={"name": model, "tags": tags}).status_code == 200
     assert (
         client.post(f"{base}/rename", json={"name": model, "new_name": "renamed"}).status_code
@@ -440,7 +447,8 @@ def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_name
 def test_version_of_a_renamed_model_is_gated_despite_the_history_of_the_name(
     mlflow_app: Any,
 ) -> None:
-    first, second = mlflow_app.model(policy=None), mlflow_app.model(policy=None)
+    first = mlflow_app.model(policy=None)
+    second = mlflow_app.model(policy=None)
     for model, versions in ((first, "12"), (second, "2")):
         for version in versions:
             move(mlflow_app, model, version, "Production", archive_existing_versions=True)

@@ -136,7 +136,8 @@ def test_an_anonymous_caller_reads_that_a_login_is_needed(
     model: str,
     caller: Caller,
 ) -> None:
-    caller.user, caller.is_administrator = "", True
+    caller.user = ""
+    caller.is_administrator = True
     answer = move(mlflow_app, model, "1", "Production")
     assert answer.status_code == 403
     assert mentions(answer.json["message"], "login")

@@ -88,4 +88,6 @@ def press(arguments: dict[str, str], actor: str = "eva", **fields: Any) -> Job:
 
 def found(folder: Path, id: str, state: str) -> Job | None:
     job = Jobs(folder).get(id)
-    return job if job is not None and job.state == state else None
+    if job is not None and job.state == state:
+        return job
+    return None

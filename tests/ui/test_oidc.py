@@ -135,10 +135,8 @@ def platform(
         new_platform = Platform(server, store, sessions)
         for model, endpoint in MODELS.items():
             policy = [{"key": "onnxserve.gate.policy", "value": POLICY}]
-            new, version = (
-                {"name": model, "tags": policy},
-                {"name": model, "source": "gs://bucket/x"},
-            )
+            new = {"name": model, "tags": policy}
+            version = {"name": model, "source": "gs://bucket/x"}
             owner = OWNERS.get(model, "admin")
             new_platform.call("POST", "/registered-models/create", new, owner).raise_for_status()
             # Only administrators may create a version from files outside of a run.
@@ -274,7 +272,8 @@ def test_a_promotion_is_approved_by_a_member_of_the_group_that_the_issuer_names(
         action: platform.events(model, action)[0].actor
         for action in ("request", "approve", "promote")
     }
-    editor, reader = USERS["editor"].email, USERS["reader"].email
+    editor = USERS["editor"].email
+    reader = USERS["reader"].email
     assert actions == {"request": editor, "approve": reader, "promote": editor}
 
 

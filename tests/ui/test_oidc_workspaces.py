@@ -20,7 +20,8 @@ from tests.support.services.oidc_server import USERS, OidcServer
 
 pytestmark = pytest.mark.long
 
-HEADER, SECONDS = "X-MLFLOW-WORKSPACE", 60
+HEADER = "X-MLFLOW-WORKSPACE"
+SECONDS = 60
 HEADERS = [{}, {HEADER: "default"}, {HEADER: "team"}]
 
 
@@ -60,7 +61,8 @@ def workspaces(
             server,
             {user: server.log_in(user) for user in ("admin", "reader", "editor", "stranger")},
         )
-        admin, api = new_workspaces.sessions["admin"], f"{server.url}/api/3.0/mlflow"
+        admin = new_workspaces.sessions["admin"]
+        api = f"{server.url}/api/3.0/mlflow"
         admin.post(f"{api}/workspaces", json={"name": "team"}, timeout=SECONDS).raise_for_status()
         for workspace, endpoint in (("default", "own"), ("team", "teams")):
             new = {"name": "X"}, {"name": "X", "source": "gs://bucket/x"}

@@ -452,7 +452,8 @@ def test_an_endpoint_is_healthy_until_its_monitor_has_its_consecutive_windows(
     in_a_row: int,
     mark: str,
 ) -> None:
-    store, fields = mlflow_app.store, {"monitors.hits.every": "1d", "monitors.hits.consecutive": 2}
+    store = mlflow_app.store
+    fields = {"monitors.hits.every": "1d", "monitors.hits.consecutive": 2}
     observed = ObservedEndpoint(
         store.add_endpoint("onnxserve", new_endpoint("patient", "models:/m/1", fields)),
         Observation("running", url="http://f.ml.svc:8080"),
@@ -529,7 +530,8 @@ def judged(store: Store, endpoint: str, verdict: str, reason: str = "") -> None:
 
 
 def test_a_verdict_that_a_person_asked_for_is_marked(mlflow_app: Any) -> None:
-    store, start = mlflow_app.store, datetime(2013, 7, 9, tzinfo=UTC)
+    store = mlflow_app.store
+    start = datetime(2013, 7, 9, tzinfo=UTC)
     store.add_endpoint(
         "onnxserve",
         new_endpoint("by-hand", "models:/m/1", {"monitors.hits.every": "1d"}),
@@ -554,11 +556,9 @@ def test_a_verdict_that_a_person_asked_for_is_marked(mlflow_app: Any) -> None:
 def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_the_name(
     mlflow_app: Any,
 ) -> None:
-    name, store, monitors = (
-        "made-anew",
-        mlflow_app.store,
-        {f"monitors.{monitor}.every": "1d" for monitor in ("hits", "new")},
-    )
+    name = "made-anew"
+    store = mlflow_app.store
+    monitors = {f"monitors.{monitor}.every": "1d" for monitor in ("hits", "new")}
     experiment = mlflow.MlflowClient().create_experiment(f"onnxserve/{name}")
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", monitors))
     judged(store, name, "gone")
@@ -583,7 +583,8 @@ def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_t
 def test_alert_is_shown_with_its_start_and_next_command_for_endpoints_off_the_page(
     mlflow_app: Any,
 ) -> None:
-    store, since = mlflow_app.store, datetime(2026, 11, 20, 3, 10, tzinfo=UTC)
+    store = mlflow_app.store
+    since = datetime(2026, 11, 20, 3, 10, tzinfo=UTC)
     for number in range(31):
         store.add_endpoint("onnxserve", new_endpoint(f"alerted-{number:02}", "models:/m/1"))
     detail = {

@@ -107,10 +107,8 @@ def test_seconds_are_drawn_as_seconds() -> None:
 
 
 def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero() -> None:
-    busy, idle = (
-        [interval(at, v1=20) for at in HOUR[:60]],
-        [interval(at) for at in HOUR[60:120] + HOUR[240:]],
-    )
+    busy = [interval(at, v1=20) for at in HOUR[:60]]
+    idle = [interval(at) for at in HOUR[60:120] + HOUR[240:]]
     pictures, _ = charts(*busy, *idle)
 
     (line,) = pictures["Requests"].lines
@@ -277,7 +275,8 @@ def test_while_a_window_waits_the_verdict_before_it_is_the_latest() -> None:
         return Timeline("drift", windows).latest
 
     waiting = replace(verdict(5), mark="waiting")
-    alarm, failed = verdict(4, "drift"), replace(verdict(4), mark="failed")
+    alarm = verdict(4, "drift")
+    failed = replace(verdict(4), mark="failed")
     assert latest(alarm, waiting) == alarm
     assert latest(failed, waiting, waiting) == failed
     assert latest(waiting) == waiting
@@ -378,11 +377,9 @@ def test_each_monitor_has_its_newest_windows_and_says_why_there_will_be_no_more(
     mlflow_app: Any,
     drawn: str,
 ) -> None:
-    monitors, start, hour = (
-        Monitors(mlflow_app.store),
-        datetime(2026, 11, 20, tzinfo=UTC),
-        timedelta(hours=1),
-    )
+    monitors = Monitors(mlflow_app.store)
+    start = datetime(2026, 11, 20, tzinfo=UTC)
+    hour = timedelta(hours=1)
     judged_window(mlflow_app.store, "f", "drift", start - timedelta(days=30), "drift", "")
     for number in range(70):
         monitors.add("f", "hits", start + number * hour, start + (number + 1) * hour)
@@ -460,10 +457,8 @@ def test_pictures_do_not_make_a_page_of_endpoints_slow(
     mlflow_app: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, lines = (
-        mlflow_app.model(),
-        [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(360))],
-    )
+    model = mlflow_app.model()
+    lines = [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(360))]
     for number in range(30):
         mlflow_app.store.add_endpoint(
             "onnxserve",

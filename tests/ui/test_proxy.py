@@ -59,7 +59,8 @@ class Behind:
 
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
-    folder, port = tmp_path_factory.mktemp("proxy"), free_port()
+    folder = tmp_path_factory.mktemp("proxy")
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = {
         "ONNXSERVE_USER_HEADER": "X-Forwarded-User",

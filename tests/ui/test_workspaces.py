@@ -26,7 +26,8 @@ from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port, wait_until
 
-GATED, FREE = "team-a", "team-b"
+GATED = "team-a"
+FREE = "team-b"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def test_endpoints_of_one_name_serve_the_models_of_one_name_each_of_its_own_work
     server: Workspaces,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    client, deployments = MlflowClient(server.url), get_deploy_client("onnxserve")
+    client = MlflowClient(server.url)
+    deployments = get_deploy_client("onnxserve")
     factors = {"team-c": 2.0, "team-d": 3.0}
     try:
         for workspace, factor in factors.items():

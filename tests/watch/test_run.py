@@ -15,7 +15,8 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.refusals import mentions
 
-CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
+CALM = datetime(2013, 4, 1, tzinfo=UTC)
+SUMMER = datetime(2013, 7, 1, tzinfo=UTC)
 
 
 def run(world: Any, window: str = "2013-04-01/1d", **spec: Any) -> Any:
@@ -75,11 +76,11 @@ def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(
 ) -> None:
     from mlflow_deploy_plugin.watch.run import KINDS
 
-    judge = lambda request: request.result(
+    judge = lambda request: request.result(  # noqa: E731
         "not judged",
         "1 column: two\nlines",
         notes=["of two\nlines"],
-    )  # noqa: E731
+    )
     monkeypatch.setitem(KINDS, "data_quality", judge)
 
     result, shown_by = run(world, kind="data_quality")

@@ -22,7 +22,8 @@ from mlflow_deploy_plugin.core.store.database import open_store
 
 
 def main(path: str) -> None:
-    settings, s3 = load_settings(), boto3.client("s3")
+    settings = load_settings()
+    s3 = boto3.client("s3")
     bucket = settings.log_uri.removeprefix("s3://").partition("/")[0]
     if bucket not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
         s3.create_bucket(Bucket=bucket)

@@ -58,11 +58,9 @@ def _max(metric: str, by: str, more: str = "") -> str:
     return f"max by ({by}) ({metric}{{{selected}}})"
 
 
-_VERSION, _VARIANT, _MONITOR = (
-    "{{model}} {{version}}",
-    "{{variant}} ({{version}})",
-    "{{endpoint}} {{monitor}}",
-)
+_VERSION = "{{model}} {{version}}"
+_VARIANT = "{{variant}} ({{version}})"
+_MONITOR = "{{endpoint}} {{monitor}}"
 
 DASHBOARDS = {
     "traffic": (

@@ -32,7 +32,8 @@ from typing import IO, TypeVar
 
 from mlflow_deploy_plugin.core.errors import CommandFailed
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _WATCH_SECONDS = 1.0
 _SIGNALS_AT_ONCE = 4096
 _MOST_FILES = 65536

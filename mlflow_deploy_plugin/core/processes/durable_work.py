@@ -132,7 +132,8 @@ class WorkRunner:
                     key,
                     self.failure_seconds,
                 )
-                pause, work.defects = self.failure_seconds, work.defects + 1
+                pause = self.failure_seconds
+                work.defects = work.defects + 1
                 try:
                     self.on_defect(key, error, work.defects)
                 except Exception:  # noqa: BLE001 — the thread must continue with other work

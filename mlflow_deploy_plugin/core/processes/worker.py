@@ -147,7 +147,8 @@ class Worker:
         status.
         """
         with self._lock:
-            child, self._child = self._child, None
+            child = self._child
+            self._child = None
             if child is None:
                 return None
             child.kill_after(_OWN_END_SECONDS)

@@ -44,7 +44,8 @@ class _Deadline:
     """A timer that stops another thread's read from a socket after a number of seconds."""
 
     def __init__(self, reading: socket.socket, seconds: float) -> None:
-        self._seconds, self._is_over = seconds, threading.Event()
+        self._seconds = seconds
+        self._is_over = threading.Event()
         # A bound method would create a reference cycle, and only garbage collection
         # would free the socket.
         self._timer = threading.Timer(seconds, _end_reading, (reading, self._is_over))
@@ -134,7 +135,8 @@ def _extend_urllib3() -> None:
             raise
         response.__class__ = BoundedResponse
         bounded: Any = response
-        bounded.deadline, bounded.most_bytes = deadline, bound[0]
+        bounded.deadline = deadline
+        bounded.most_bytes = bound[0]
         return response
 
     HTTPConnection.getresponse = getresponse  # type: ignore[method-assign, assignment]

@@ -19,9 +19,11 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_errors,
 )
 
-APPROVED, CHANGED_FILES = "/onnxserve/approved", "/onnxserve/changed-files"
+APPROVED = "/onnxserve/approved"
+CHANGED_FILES = "/onnxserve/changed-files"
 _WHAT = "the approvals of versions"
-_SECONDS, _READING_SECONDS = 30, 600
+_SECONDS = 30
+_READING_SECONDS = 600
 """The timeouts of both requests. For the second request, the server reads files."""
 
 

@@ -46,7 +46,9 @@ def event_bytes(selected: Selected) -> bytes:
     """Return the server-sent event of URIs; without URIs, the comment that keeps the
     connection open.
     """
-    return _NAME + _EVENTS.dump_json(dict(selected)) + b"\n\n" if selected else b":\n\n"
+    if selected:
+        return _NAME + _EVENTS.dump_json(dict(selected)) + b"\n\n"
+    return b":\n\n"
 
 
 def read_changes(uris: list[str]) -> Generator[Selected]:

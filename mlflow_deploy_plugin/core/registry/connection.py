@@ -265,7 +265,9 @@ def rest_client() -> MlflowRest | None:
     """Return the client that this process uses instead of MLflow's; None if the process
     or MLflow needs MLflow's.
     """
-    return None if _process.imports_mlflow else MlflowRest.at(*mlflow_addresses())
+    if _process.imports_mlflow:
+        return None
+    return MlflowRest.at(*mlflow_addresses())
 
 
 def registry_client() -> "MlflowClient":
@@ -421,7 +423,9 @@ def app_document(
         error = answer.json() if is_json and not answer.ok else {}
         if "error_code" not in error:
             is_refused = 400 <= answer.status_code < 500
-            return None if is_optional and is_refused else checked_json(answer, path)
+            if is_optional and is_refused:
+                return None
+            return checked_json(answer, path)
     raise error_of_status(answer.status_code)(error["message"])
 
 
@@ -440,7 +444,9 @@ def login_name() -> str:
     with suppress(OnnxserveError), registry_errors("the name of the caller"):
         answer = app_answer(CALLER, _JSON, "GET", {}, timeout=_CALLER_SECONDS)
         document = answer.json() if answer.ok else {}
-        return str(document.get("user", "")) if isinstance(document, dict) else ""
+        if isinstance(document, dict):
+            return str(document.get("user", ""))
+        return ""
     return ""
 
 
@@ -621,7 +627,8 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
     code = getattr(error, "error_code", "")
     if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
         return NotFound(f"{what} does not exist: {_reason(error).removeprefix(f'{code}: ')}")
-    failure, status = _HTTP_FAILURE.match(str(error)), _STATUS.search(str(error))
+    failure = _HTTP_FAILURE.match(str(error))
+    status = _STATUS.search(str(error))
     code = failure[2] if failure else status[1] if status else code
     address = registry_address()
     where = f"MLflow at {address}"
@@ -645,7 +652,8 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     """Return the error with a one-line message without credentials. An empty `store`
     means MLflow's server.
     """
-    text, code = redact_credentials(one_line(error)), getattr(error, "error_code", "")
+    text = redact_credentials(one_line(error))
+    code = getattr(error, "error_code", "")
     if full := _OWN_DISK.search(text):
         return RegistryUnavailable(
             f"{what}: the disk of this machine cannot be written: {full[1].strip()}",
@@ -660,11 +668,10 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     if not store:
         if (answer := _PROXIED.search(text)) is None:
             return _registry_failure(what, error)
-        store, account = (
-            f"the artifact store of MLflow at {registry_address()}",
-            "the credentials of MLflow's server",
-        )
-        code, text = answer[1], answer[2]
+        store = f"the artifact store of MLflow at {registry_address()}"
+        account = "the credentials of MLflow's server"
+        code = answer[1]
+        text = answer[2]
     elif (
         answered
     ):  # The model's author, who may choose the server, must not see its answer in a tag.

@@ -13,7 +13,8 @@ from mlflow_deploy_plugin.core.registry.connection import (
 )
 from mlflow_deploy_plugin.core.settings import active_workspace
 
-_CONSOLE_FILE, _CONSOLE_SECONDS = "/onnxserve/console.css", 3
+_CONSOLE_FILE = "/onnxserve/console.css"
+_CONSOLE_SECONDS = 3
 """A file that MLflow's server serves only if the console is installed, and the timeout
 of the check.
 """

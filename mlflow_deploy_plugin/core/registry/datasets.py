@@ -46,7 +46,8 @@ def dataset_path(uri: str) -> Iterator[Path]:
     Raises NotFound, InvalidConfig if the dataset cannot be read, and
     RegistryUnavailable.
     """
-    shown, parsed = dataset_name(uri), urlparse(uri)
+    shown = dataset_name(uri)
+    parsed = urlparse(uri)
     with ExitStack() as stack:
         if parsed.scheme in ("", "file"):
             path = absolute_path(unquote(parsed.path))
@@ -75,7 +76,9 @@ def reading(shown: str) -> Iterator[None]:
 def csv_files(path: Path) -> list[Path]:
     """Return the CSV files of a dataset, sorted by name; empty for Parquet."""
     if path.is_file():
-        return [path] if path.suffix.lower() in (".csv", ".gz", ".bz2") else []
+        if path.suffix.lower() in (".csv", ".gz", ".bz2"):
+            return [path]
+        return []
     files = sorted(path.rglob("*.csv"))
     return [
         file

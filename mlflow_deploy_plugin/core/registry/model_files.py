@@ -113,7 +113,8 @@ def fetch_mlmodel(source: str) -> "Model":
 
     from mlflow_deploy_plugin.core.mlmodel import MALFORMED, read_mlmodel
 
-    location, what = _location(source), f"the model {connection.redact_credentials(source)}"
+    location = _location(source)
+    what = f"the model {connection.redact_credentials(source)}"
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder,
         connection.registry_errors(what),
@@ -134,7 +135,8 @@ def _location(source: str) -> str:
     """Return the path or the download address of the files at `source` (of a
     `ResolvedModel`).
     """
-    reference, location = parse_model_uri(source), source
+    reference = parse_model_uri(source)
+    location = source
     if reference.kind == "version":
         with connection.registry_errors(f"model {reference.name} version {reference.selector}"):
             location = str(
@@ -155,11 +157,9 @@ def _location(source: str) -> str:
 
 def _local_folder(location: str) -> Path | None:
     scheme = urlparse(location).scheme
-    return (
-        Path(unquote(urlparse(location).path) if scheme else location)
-        if scheme in ("", "file")
-        else None
-    )
+    if scheme in ("", "file"):
+        return Path(unquote(urlparse(location).path) if scheme else location)
+    return None
 
 
 def refuse_links(folder: Path) -> None:

@@ -74,7 +74,9 @@ class ModelURI:
     @property
     def place(self) -> str:
         """The stage, @alias or tag, as written in the audit trail."""
-        return f"@{self.selector}" if self.kind == "alias" else self.selector
+        if self.kind == "alias":
+            return f"@{self.selector}"
+        return self.selector
 
     @property
     def tag(self) -> tuple[str, str]:
@@ -197,9 +199,9 @@ def registered_meta(folder: Path) -> dict[str, str]:
     try:
         note = load_yaml(text)
         keys = ("model_name", "model_version")
-        return (
-            {key: str(note[key]) for key in keys if note.get(key)} if isinstance(note, dict) else {}
-        )
+        if isinstance(note, dict):
+            return {key: str(note[key]) for key in keys if note.get(key)}
+        return {}
     except (ValueError, yaml.YAMLError):
         return {}
 

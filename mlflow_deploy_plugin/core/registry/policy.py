@@ -288,7 +288,9 @@ class ApprovalPolicy(_Part):
 
 def _percent(share: object) -> object:
     """Return the number of a text such as `5%`."""
-    return share.removesuffix("%") if isinstance(share, str) else share
+    if isinstance(share, str):
+        return share.removesuffix("%")
+    return share
 
 
 class UnapprovedPolicy(_Part):
@@ -467,20 +469,18 @@ def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
     InvalidConfig if the tag is not a policy.
     """
     text = tags.get(GATE_POLICY_TAG)
-    return (
-        None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
-    )
+    if text is None:
+        return None
+    return parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
 
 
 def require_mlflow_data(policy: GatePolicy) -> None:
     """Raise InvalidConfig if a check reads data that is not an artifact that MLflow
     serves to its clients.
     """
-    evaluated, robustness, endpoint = (
-        policy.evaluation.dataset,
-        policy.robustness,
-        policy.backtest.endpoint,
-    )
+    evaluated = policy.evaluation.dataset
+    robustness = policy.robustness
+    endpoint = policy.backtest.endpoint
     disturbed = robustness.dataset or (evaluated if robustness.disturbances else "")
     captured = f"of requests to {endpoint}" if endpoint else ""
     for name, dataset in (

@@ -194,10 +194,8 @@ def _resolved_version(
     )
     version = str(info.version)
     source = f"models:/{uri.name}/{version}"
-    gate_status, registered_at = (
-        _gate_status(client, uri.name, info.tags),
-        info.creation_timestamp or 0,
-    )
+    gate_status = _gate_status(client, uri.name, info.tags)
+    registered_at = info.creation_timestamp or 0
     return ResolvedModel(
         model_uri,
         uri.name,

@@ -113,7 +113,9 @@ class HttpSettings(BaseModel):
         if username and password:
             encoded = base64.standard_b64encode(f"{username}:{password}".encode()).decode()
             return {"Authorization": f"Basic {encoded}"}
-        return {"Authorization": f"Bearer {self.tracking_token}"} if self.tracking_token else {}
+        if self.tracking_token:
+            return {"Authorization": f"Bearer {self.tracking_token}"}
+        return {}
 
 
 def http_settings() -> HttpSettings:

@@ -62,7 +62,9 @@ class LoggedRun:
         there is no page.
         """
         page, mark, workspace = self.url.partition("?")
-        return f"{page}/artifacts/{file}{mark}{workspace}" if page else f"{self.run_id}/{file}"
+        if page:
+            return f"{page}/artifacts/{file}{mark}{workspace}"
+        return f"{self.run_id}/{file}"
 
 
 def log_run(
@@ -118,7 +120,8 @@ class ModelRun:
         """Log the files of a folder as artifacts below `under`, and metrics (name,
         value, step).
         """
-        client, run_id = registry_client(), self.run_id
+        client = registry_client()
+        run_id = self.run_id
         with registry_errors(f"run {run_id}"), no_request_timeout:
             if not run_id:
                 tags = {EVALUATED_TAG: self.model_id}
@@ -141,10 +144,8 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
     """Return the run of a model. Raises InvalidConfig if the model was never logged,
     NotFound if the run is missing.
     """
-    run_id, model_id = (
-        model.aspects.get("run_id") or run_id,
-        model.aspects.get("model_id") or model_id,
-    )
+    run_id = model.aspects.get("run_id") or run_id
+    model_id = model.aspects.get("model_id") or model_id
     if not run_id and not model_id:
         raise InvalidConfig(
             f"{model.model_uri} was never logged to MLflow, so it has no run to log to",
@@ -157,7 +158,8 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
         logged_model = client.get_logged_model(model_id)
         # Use the id that MLflow returned, because over REST the id `m-1?` in a file
         # would select m-1.
-        model_id, experiment_id = str(logged_model.model_id), str(logged_model.experiment_id)
+        model_id = str(logged_model.model_id)
+        experiment_id = str(logged_model.experiment_id)
         runs = client.search_runs(
             [experiment_id],
             f"tags.`{EVALUATED_TAG}` = '{model_id}'",
@@ -200,7 +202,8 @@ def log_flavor(
     import mlflow
     from mlflow.models.model import Model
 
-    client, path = registry_client(), name or "model"
+    client = registry_client()
+    path = name or "model"
     if options.get("model_id") or has_logged_models(client):
         options |= {
             "name": name,
@@ -250,7 +253,9 @@ def mlflow_page(route: str) -> str:
     from mlflow.tracking import get_tracking_uri
 
     uri = str(get_tracking_uri()).rstrip("/")
-    return f"{uri}/#/{route}{workspace_query()}" if uri.startswith(("http://", "https://")) else ""
+    if uri.startswith(("http://", "https://")):
+        return f"{uri}/#/{route}{workspace_query()}"
+    return ""
 
 
 def get_or_create_experiment(client: "MlflowClient", name: str) -> str:

@@ -87,7 +87,8 @@ MAX_TAG_LENGTH = 5000
 MAX_DESCRIPTION_LENGTH = 5000
 """The maximum number of characters of a description that all MLflow stores support."""
 
-_BEGIN, _END = "<!-- onnxserve: what follows is replaced -->", "<!-- onnxserve: end -->"
+_BEGIN = "<!-- onnxserve: what follows is replaced -->"
+_END = "<!-- onnxserve: end -->"
 # If the end mark is missing, the section ends after its table lines and empty lines.
 _TABLE = r"(?:\n(?:\|[^\n]*)?(?=\n|\Z))*"
 _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_TABLE}\n*(?:{re.escape(_END)})?\n*")
@@ -139,11 +140,9 @@ class GateStatus:
 
 
 def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
-    state, reason, report = (
-        tags.get(GATE_TAG, ""),
-        tags.get(GATE_REASON_TAG, ""),
-        tags.get(GATE_REPORT_TAG, ""),
-    )
+    state = tags.get(GATE_TAG, "")
+    reason = tags.get(GATE_REASON_TAG, "")
+    report = tags.get(GATE_REPORT_TAG, "")
     if not state:
         return GateStatus(False, "", "it has not been through the gate")
     digest = tags.get(GATE_DIGEST_TAG, "")
@@ -256,4 +255,6 @@ def with_description_section(description: str, lines: list[str]) -> str:
         if room < 0:
             break
         bullets.append(line)
-    return "\n".join([head.rstrip("\n"), *bullets, "", _END]) if bullets else user_text
+    if bullets:
+        return "\n".join([head.rstrip("\n"), *bullets, "", _END])
+    return user_text

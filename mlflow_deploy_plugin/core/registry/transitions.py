@@ -71,7 +71,9 @@ def event_history(
             events = store.events(None, name, newest_first=newest_first)
             streams.append(event for event in events if not event.endpoint)
     ordered = merge(*streams, key=attrgetter("at"), reverse=newest_first)
-    return ordered if limit is None else reversed([*islice(ordered, limit)])
+    if limit is None:
+        return ordered
+    return reversed([*islice(ordered, limit)])
 
 
 def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
@@ -154,7 +156,9 @@ class StageOrAlias:
         return bool(self.alias) or self.stage == "Production"
 
     def uri(self, model: str) -> str:
-        return f"models:/{model}/{self.stage}" if self.stage else f"models:/{model}@{self.alias}"
+        if self.stage:
+            return f"models:/{model}/{self.stage}"
+        return f"models:/{model}@{self.alias}"
 
 
 def parse_stage_or_alias(text: str) -> StageOrAlias:
@@ -200,7 +204,9 @@ def current_version(
         selected = newest(
             [item for number, item in _selected(client, uri).items() if number != exclude],
         )
-    return "" if selected is None else str(int(selected.version))
+    if selected is None:
+        return ""
+    return str(int(selected.version))
 
 
 def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> None:
@@ -244,7 +250,8 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
     """Move the version to the stage or tag, and remove the earlier versions from the
     stage or tag.
     """
-    name, before = uri.name, _selected(client, uri)
+    name = uri.name
+    before = _selected(client, uri)
     if before.keys() == {version}:
         return
     if uri.kind == "tag":

@@ -9,24 +9,23 @@ from mlflow_deploy_plugin.core.registry.runs import SUPERSEDED
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-PAGE, DOCUMENT = "report.html", "verdict.json"
-ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = (
-    "onnxserve.endpoint",
-    "onnxserve.monitor",
-    "onnxserve.verdict",
-)
+PAGE = "report.html"
+DOCUMENT = "verdict.json"
+ENDPOINT_TAG = "onnxserve.endpoint"
+MONITOR_TAG = "onnxserve.monitor"
+VERDICT_TAG = "onnxserve.verdict"
 KIND_TAG = "onnxserve.kind"
-START_TAG, END_TAG, REVISION_TAG = (
-    "onnxserve.window.start",
-    "onnxserve.window.end",
-    "onnxserve.window.revision",
-)
+START_TAG = "onnxserve.window.start"
+END_TAG = "onnxserve.window.end"
+REVISION_TAG = "onnxserve.window.revision"
 CREATED_TAG = "onnxserve.endpoint.created"
-TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
+TRIED_TAG = "onnxserve.tried"
+TRIED_VERDICT_TAG = "onnxserve.tried.verdict"
 """Tags of a run with overridden settings. The run has no `VERDICT_TAG`, so it is not
 used as a verdict.
 """
-SERIES_TAG, SERIES_UNTIL_TAG = "onnxserve.series", "onnxserve.series.until"
+SERIES_TAG = "onnxserve.series"
+SERIES_UNTIL_TAG = "onnxserve.series.until"
 PREFIX = "onnxserve.monitor."
 """The prefix of version tags: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names
 may contain dots but no slash.

@@ -154,7 +154,8 @@ def validate_spec(document: object) -> EndpointSpec:
         if first["type"] == "extra_forbidden":
             fields = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
             raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, fields)}") from None
-        context, message = first.get("ctx", {}), str(first["msg"]).removeprefix("Value error, ")
+        context = first.get("ctx", {})
+        message = str(first["msg"]).removeprefix("Value error, ")
         if first["type"] in _EXPECTED:
             message = _EXPECTED[first["type"]].format(**context)
         elif first["type"] == "string_pattern_mismatch":
@@ -166,7 +167,8 @@ def validate_spec(document: object) -> EndpointSpec:
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
     """Yield every field that `-C` accepts: (dotted name, type, default, description)."""
     for dotted, part, name in _fields():
-        field, description = part.model_fields[name], field_descriptions(part)[name]
+        field = part.model_fields[name]
+        description = field_descriptions(part)[name]
         is_table = dotted.endswith(_OF_TABLE)
         default = (
             ""
@@ -304,4 +306,6 @@ def _path(dotted: str) -> list[str]:
         table, _, key = field.partition(".")
         return [part, name, "retrain", table, *([key] if key else [])]
     name, _, field = rest.rpartition(".")
-    return [part, name, field] if part in ("variants", "monitors") and name else dotted.split(".")
+    if part in ("variants", "monitors") and name:
+        return [part, name, field]
+    return dotted.split(".")

@@ -63,7 +63,8 @@ def parse_condition(text: str) -> Condition | None:
     match = _FORM.match(text.strip())
     if match is None:
         return None
-    sign, unit = cast(Sign, match["sign"]), cast(Unit, match["unit"])
+    sign = cast(Sign, match["sign"])
+    unit = cast(Unit, match["unit"])
     return Condition(match["name"], (match["of"] or "").strip(), sign, float(match["number"]), unit)
 
 
@@ -395,7 +396,8 @@ class MonitorSpec(SpecPart):
         tells_by_pairs = (
             self.is_rolling and self.kind != "data_quality" and not self.independent_rows
         )
-        rate, least = self.false_alarm_rate, SMALLEST_ROLLING_RATE
+        rate = self.false_alarm_rate
+        least = SMALLEST_ROLLING_RATE
         if tells_by_pairs and rate < least:
             raise ValueError(
                 f"false_alarm_rate {rate:g} with a rolling reference: at least {least:g} is "
@@ -419,7 +421,9 @@ class MonitorSpec(SpecPart):
 
     @property
     def sample(self) -> SampleSpec | None:
-        return self.retrain.sample if self.retrain is not None else None
+        if self.retrain is not None:
+            return self.retrain.sample
+        return None
 
     @property
     def is_rolling(self) -> bool:

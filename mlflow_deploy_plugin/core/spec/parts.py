@@ -574,7 +574,9 @@ class EndpointSpec(SpecPart):
         a budget of alarms.
         """
         budget = self.alarms.false_per_year
-        return None if budget is None else budget / max(len(self.monitors), 1)
+        if budget is None:
+            return None
+        return budget / max(len(self.monitors), 1)
 
     def monitor(self, name: str) -> MonitorSpec:
         """Return the monitor of this name, or raise NotFound."""
@@ -586,7 +588,8 @@ class EndpointSpec(SpecPart):
 
     @model_validator(mode="after")
     def _logs_what_its_monitors_read(self) -> "EndpointSpec":
-        keep, capture = self.capture.retention, self.capture
+        keep = self.capture.retention
+        capture = self.capture
         for name, monitor in self.monitors.items():
             column = monitor.sample.stratify if monitor.sample is not None else None
             if column in {*capture.drop, *capture.mask, *capture.keys}:

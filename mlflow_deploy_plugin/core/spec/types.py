@@ -20,14 +20,16 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
 _LENGTH = r"[1-9][0-9]{0,5}[smhdw]"
-_NAME, _DURATION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", f"^{_LENGTH}$"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+_DURATION = f"^{_LENGTH}$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
 
 REFERENCE = f"^(training|rolling:{_LENGTH}|window:[^ ]+/[^ ]+|dataset:.+)$"
 TIME_ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,3}$"
 VARIABLE_VALUE = r"^[^\x00]*$"
-VARIABLE, NETWORK = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$", r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
+NETWORK = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 DNS_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 _LABEL = r"([A-Za-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 _LABEL_VALUE = r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
@@ -83,7 +85,9 @@ def is_loopback(host: str) -> bool:
 def reachable_url(host: str, port: int | None, scheme: str = "http") -> str:
     """Return the URL with which this machine reaches a server that listens on `host`."""
     address = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
+    if ":" in address:
+        return f"{scheme}://[{address}]:{port}"
+    return f"{scheme}://{address}:{port}"
 
 
 def parse_time(text: str) -> datetime:
@@ -167,11 +171,9 @@ def split_providers(value: object) -> object:
     may be a name without options.
     """
     entries = split_list(value)
-    return (
-        [{entry: {}} if isinstance(entry, str) else entry for entry in entries]
-        if type(entries) is list
-        else entries
-    )
+    if type(entries) is list:
+        return [{entry: {}} if isinstance(entry, str) else entry for entry in entries]
+    return entries
 
 
 @cache
@@ -224,7 +226,9 @@ def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datet
     """
     era = _SPANS_AN_ERA * span
     turn = EPOCH + (start - EPOCH) // era * era
-    return (turn - span, turn) if first <= turn - span else (first, min(first + span, start))
+    if first <= turn - span:
+        return (turn - span, turn)
+    return (first, min(first + span, start))
 
 
 def validate_reference(text: str) -> str:
@@ -257,7 +261,8 @@ def validate_lag(lag: str, every: str) -> None:
     """Raise ValueError if the lag of a rolling reference is not a multiple of the
     window length of the monitor.
     """
-    long_ago, length = duration_seconds(lag), duration_seconds(every)
+    long_ago = duration_seconds(lag)
+    length = duration_seconds(every)
     if long_ago < length:
         raise ValueError(f"reference rolling:{lag} is shorter than the window of {every}")
     if long_ago % length:
@@ -268,7 +273,8 @@ def validate_season(season: str, every: str) -> None:
     """Raise ValueError if the season is not a multiple of the monitor's window length,
     and longer.
     """
-    cycle, length = duration_seconds(season), duration_seconds(every)
+    cycle = duration_seconds(season)
+    length = duration_seconds(every)
     if cycle % length or cycle < 2 * length:
         nearest = duration_text(max(round(cycle / length), 2) * length)
         raise ValueError(

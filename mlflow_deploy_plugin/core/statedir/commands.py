@@ -41,7 +41,9 @@ def command_answer(error: OnnxserveError | None) -> CommandAnswer:
 
 
 def command_error(answer: CommandAnswer) -> OnnxserveError | None:
-    return _ERRORS.get(answer.kind, OnnxserveError)(answer.error) if answer.error else None
+    if answer.error:
+        return _ERRORS.get(answer.kind, OnnxserveError)(answer.error)
+    return None
 
 
 def command_files(state_dir: Path) -> list[Path]:

@@ -21,24 +21,29 @@ from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.core.statedir.models import LoadingState, State, WorkerState
 
 LOADING = "loading"
-WANTED, AGENT, SERVER, SPEC, LOG = (
-    "wanted.json",
-    "agent.json",
-    "server.json",
-    "spec.yaml",
-    "server.log",
-)
+WANTED = "wanted.json"
+AGENT = "agent.json"
+SERVER = "server.json"
+SPEC = "spec.yaml"
+LOG = "server.log"
 SEE_LOG = "; the log says why"
 """The end of a server's error in LOG; the command that started the server replaces it
 with the logged reason.
 """
 FOLLOWED = "followed.json"
-COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
-METRICS, SPOOL = "metrics", "spool"
-KEYS, JWKS, LOCAL_KEY = "keys.json", "jwks.json", "local.key"
+COMMANDS = "commands"
+ANSWERS = "answers"
+CONTROL = "control.json"
+LOOK = "look"
+METRICS = "metrics"
+SPOOL = "spool"
+KEYS = "keys.json"
+JWKS = "jwks.json"
+LOCAL_KEY = "local.key"
 _ABANDONED_SECONDS = 3600.0
 _LOCK_POLL_SECONDS = 0.1
-SERVER_LOCK, _MOST_SERVERS_OF_A_NAME = "server.lock", 100
+SERVER_LOCK = "server.lock"
+_MOST_SERVERS_OF_A_NAME = 100
 
 StateT = TypeVar("StateT", bound=State)
 

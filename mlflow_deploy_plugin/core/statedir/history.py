@@ -54,8 +54,11 @@ class HistoryWriter:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state_dir = state_dir
-        self._clock, self._monotonic = clock, monotonic
-        self._run, self._seen, self._seen_at = "", _Counts(), monotonic()
+        self._clock = clock
+        self._monotonic = monotonic
+        self._run = ""
+        self._seen = _Counts()
+        self._seen_at = monotonic()
         self._rings = [
             _Ring(state_dir / HISTORY / f"{span}.jsonl", *interval)
             for span, interval in HISTORY_INTERVALS.items()
@@ -72,14 +75,17 @@ class HistoryWriter:
             folder = (self._state_dir / METRICS).readlink()
             counts = _read_counts(folder)
         except OSError:  # No server runs, so all counts of the next server are new.
-            self._run, self._seen_at = self._run or "none", now
+            self._run = self._run or "none"
+            self._seen_at = now
             return
         is_first = not self._run  # The first counts are from before the agent's start.
         added = (
             counts - self._seen if folder.name == self._run else counts
         )  # A new server counts from zero.
-        seconds, self._seen_at = now - self._seen_at, now
-        self._run, self._seen = folder.name, counts
+        seconds = now - self._seen_at
+        self._seen_at = now
+        self._run = folder.name
+        self._seen = counts
         if is_first:
             return
         try:
@@ -95,8 +101,11 @@ class _Ring:
     """
 
     def __init__(self, path: Path, seconds: float, kept: int) -> None:
-        self._path, self._seconds, self._kept = path, seconds, kept
-        self._pending, self._pending_seconds = _Counts(), 0.0
+        self._path = path
+        self._seconds = seconds
+        self._kept = kept
+        self._pending = _Counts()
+        self._pending_seconds = 0.0
         self._lines = len(_lines(path))
 
     def add(self, at: float, seconds: float, added: _Counts) -> None:
@@ -105,7 +114,8 @@ class _Ring:
         if self._pending_seconds < self._seconds:
             return
         line = orjson.dumps(_document(at, self._pending_seconds, self._pending))
-        self._pending, self._pending_seconds = _Counts(), 0.0
+        self._pending = _Counts()
+        self._pending_seconds = 0.0
         if self._lines >= 2 * self._kept:
             lines = deque(_lines(self._path), self._kept)
             write_atomically(self._path, b"\n".join(lines))

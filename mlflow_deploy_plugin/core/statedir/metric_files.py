@@ -38,21 +38,24 @@ Item = TypeVar("Item")
 MetricKind = Literal["counter", "gauge", "histogram"]
 _KINDS: tuple[MetricKind, ...] = ("counter", "gauge", "histogram")
 _ESCAPED = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
-_ENTRIES_AT_ONCE, _SERIES_AT_ONCE = 500, 60
+_ENTRIES_AT_ONCE = 500
+_SERIES_AT_ONCE = 60
 _PAUSE_SECONDS = 1e-4
 """The duration of a sleep that releases the GIL, which a computing thread keeps for 5
 ms (`sys.getswitchinterval`).
 """
 _STEP_BYTES = 64 * 1024
-_SHARED_MEMORY, _FOLDERS, _STATE = Path("/dev/shm"), "onnxserve-metrics-", "state"
+_SHARED_MEMORY = Path("/dev/shm")
+_FOLDERS = "onnxserve-metrics-"
+_STATE = "state"
 _LEAST_SHARED_BYTES = 4 * 1024 * 1024
-_HEADER, _ENTRY = (
-    struct.Struct("<i4x"),
-    struct.Struct("<ii"),
-)  # bytes in use; key's bytes, number of cells
+_HEADER = struct.Struct("<i4x")  # bytes in use; key's bytes, number of cells
+_ENTRY = struct.Struct("<ii")
 _LOST_CELLS = 64
-REQUESTS, REQUEST_DURATION = "onnxserve_requests", "onnxserve_request_duration_seconds"
-CAPTURE_ROWS, FEEDBACK_LABELS = "onnxserve_capture_rows", "onnxserve_feedback_labels"
+REQUESTS = "onnxserve_requests"
+REQUEST_DURATION = "onnxserve_request_duration_seconds"
+CAPTURE_ROWS = "onnxserve_capture_rows"
+FEEDBACK_LABELS = "onnxserve_feedback_labels"
 OF_VARIANT = ("endpoint", "variant", "model", "version")
 """The labels of the metrics of a served version."""
 COUNTED = "counted.json"
@@ -143,7 +146,8 @@ class MmapCounters:
             self._is_full = True
             self._slots[key] = self._lost[kind]
             return self._lost[kind]
-        start, self._used = self._used, self._used + len(entry)
+        start = self._used
+        self._used = self._used + len(entry)
         self._bytes[start : self._used] = entry
         self._bytes[: _HEADER.size] = _HEADER.pack(self._used)
         slot = self._slots[key] = self._used // 8 - cells
@@ -269,10 +273,8 @@ def _entries(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield each key of a file with the slot of the key's first cell and the number of
     cells.
     """
-    position, used = (
-        _HEADER.size,
-        _HEADER.unpack_from(content)[0] if content else 0,
-    )  # A new file is empty.
+    position = _HEADER.size  # A new file is empty.
+    used = _HEADER.unpack_from(content)[0] if content else 0
     while position < used:
         size, cells = _ENTRY.unpack_from(content, position)
         begin = position + _ENTRY.size
@@ -338,11 +340,9 @@ def shared_memory() -> Path | None:
     writable or has too little space.
     """
     is_writable = os.access(_SHARED_MEMORY, os.W_OK)
-    return (
-        _SHARED_MEMORY
-        if is_writable and shutil.disk_usage(_SHARED_MEMORY).free >= _LEAST_SHARED_BYTES
-        else None
-    )
+    if is_writable and shutil.disk_usage(_SHARED_MEMORY).free >= _LEAST_SHARED_BYTES:
+        return _SHARED_MEMORY
+    return None
 
 
 def make_metrics_folder(state_dir: Path) -> int:

@@ -117,9 +117,9 @@ class Alerts:
         stored = storable_text(alert.fingerprint, 255)
         query = select(AlertRow.id).where(AlertRow.fingerprint == stored).limit(1)
         with self._store.transaction(alone_with=f"alert/{stored}") as session:
-            return (
-                None if session.scalars(query).first() is not None else _write(session, None, alert)
-            )
+            if session.scalars(query).first() is not None:
+                return None
+            return _write(session, None, alert)
 
     def change_by_id(self, number: int, change: "Callable[[Alert], Alert | None]") -> Alert | None:
         """Write the result of `change` for the alert with this id, in any state. Return
@@ -127,7 +127,9 @@ class Alerts:
         """
         with self._store.transaction() as session:
             row = session.get(AlertRow, number, with_for_update=True)
-            return None if row is None else _write(session, row, change(from_row(row, Alert)))
+            if row is None:
+                return None
+            return _write(session, row, change(from_row(row, Alert)))
 
 
 class Silences:
@@ -142,9 +144,11 @@ class Silences:
         why: str = "",
         actor: str | None = None,
     ) -> Silence:
-        now, by = self._store.now(), actor or self._store.user
+        now = self._store.now()
+        by = actor or self._store.user
         row = SilenceRow(endpoint=endpoint, monitor=monitor, until=now + length, created_at=now)
-        row.why, row.actor = storable_text(why, None), storable_text(by, 255)
+        row.why = storable_text(why, None)
+        row.actor = storable_text(by, 255)
         with self._store.transaction() as session:
             session.add(row)
             session.flush()

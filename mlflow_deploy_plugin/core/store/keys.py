@@ -77,7 +77,8 @@ class ApiKeys:
         from limits import parse  # This import is slow, and most commands do not create a key.
 
         text = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
-        now, by = self._store.now(), actor or self._store.user
+        now = self._store.now()
+        by = actor or self._store.user
         row = ApiKeyRow(
             name=name,
             digest=hashlib.sha256(text.encode()).hexdigest(),

@@ -146,4 +146,6 @@ def held_row(session: Session, lease: Lease) -> LeaseRow | None:
     taken the lease.
     """
     row = session.get(LeaseRow, lease.name, with_for_update=True)
-    return row if row is not None and row.token == lease.token else None
+    if row is not None and row.token == lease.token:
+        return row
+    return None

@@ -37,7 +37,8 @@ _NEWEST_FIRST = (
     MonitorWindowRow.revision.desc(),
     MonitorWindowRow.id.desc(),
 )
-_PAST, _MOST_PAST = timedelta(days=2 * 365), 1_000
+_PAST = timedelta(days=2 * 365)
+_MOST_PAST = 1_000
 _WRITTEN = (
     "state",
     "verdict",
@@ -96,7 +97,9 @@ class MonitorWindow:
     def outcome(self) -> str:
         """The verdict, or `accepted` if a user has accepted all alarms of the window."""
         alarms = {*self.evidence.get("alarms", ())}
-        return "accepted" if alarms and alarms <= {*self.accepted} else self.verdict
+        if alarms and alarms <= {*self.accepted}:
+            return "accepted"
+        return self.verdict
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -132,11 +135,9 @@ class Monitors:
     def state(self, endpoint: str, monitor: str) -> MonitorState:
         with self._store.transaction(is_read_only=True) as session:
             row = session.get(MonitorRow, (endpoint, monitor))
-            return (
-                MonitorState(endpoint, monitor)
-                if row is None
-                else tables.from_row(row, MonitorState)
-            )
+            if row is None:
+                return MonitorState(endpoint, monitor)
+            return tables.from_row(row, MonitorState)
 
     def states(self, endpoint: str | None = None) -> list[MonitorState]:
         query = select(MonitorRow).filter_by(**tables.given(endpoint=endpoint))
@@ -158,7 +159,8 @@ class Monitors:
         with self._row(endpoint, monitor) as (session, row):
             if row.paused == paused:
                 return False
-            row.paused, row.paused_by = paused, tables.storable_text(by, 255) if paused else ""
+            row.paused = paused
+            row.paused_by = tables.storable_text(by, 255) if paused else ""
             action = "monitor.pause" if paused else "monitor.resume"
             event = AuditEvent(
                 self._store.now(),
@@ -188,14 +190,17 @@ class Monitors:
             if consecutive is not None:
                 row.consecutive = consecutive
             if note is not None:
-                row.note, row.note_kind = tables.storable_text(note, None), note_kind
+                row.note = tables.storable_text(note, None)
+                row.note_kind = note_kind
 
     def go_back(self, endpoint: str, monitor: str, to: datetime) -> None:
         """Continue the schedule at `to`, and delete scheduled windows after `to`,
         created while a clock was ahead.
         """
         with self._row(endpoint, monitor) as (session, row):
-            row.made_up_to, row.note, row.note_kind = to, "", ""
+            row.made_up_to = to
+            row.note = ""
+            row.note_kind = ""
             scheduled = delete(MonitorWindowRow).filter_by(
                 endpoint=endpoint,
                 monitor=monitor,
@@ -217,10 +222,8 @@ class Monitors:
         by_hand: bool = False,
     ) -> MonitorWindow:
         """Add a pending window as the next revision."""
-        now, of_start = (
-            self._store.now(),
-            {"endpoint": endpoint, "monitor": monitor, "start": start},
-        )
+        now = self._store.now()
+        of_start = {"endpoint": endpoint, "monitor": monitor, "start": start}
         with self._store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
             revisions = select(MonitorWindowRow).filter_by(**of_start)
             last = session.scalar(revisions.with_only_columns(func.max(MonitorWindowRow.revision)))
@@ -296,10 +299,8 @@ class Monitors:
         The default is all states, both scheduled and by hand. `since` selects windows
         that end after this time.
         """
-        of, query = (
-            tables.given(endpoint=endpoint, monitor=monitor, by_hand=by_hand),
-            select(MonitorWindowRow),
-        )
+        of = tables.given(endpoint=endpoint, monitor=monitor, by_hand=by_hand)
+        query = select(MonitorWindowRow)
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
         if states:
             query = query.where(MonitorWindowRow.state.in_(states))
@@ -412,7 +413,8 @@ class Monitors:
         """Yield the monitors that have windows. Each step is an index lookup;
         `DISTINCT` would read the full index.
         """
-        row, last = MonitorWindowRow, ("", "")
+        row = MonitorWindowRow
+        last = ("", "")
         query = (
             select(row.endpoint, row.monitor)
             .filter_by(by_hand=by_hand)
@@ -505,7 +507,9 @@ def read_counts(
     `figure` is the name of the figure that is searched in the newest `looked_back`
     judged windows of each monitor.
     """
-    window, alert, retraining = MonitorWindowRow, AlertRow, RetrainingRow
+    window = MonitorWindowRow
+    alert = AlertRow
+    retraining = RetrainingRow
     judged: dict[MonitorKey, MonitorWindow] = {}
     newest: dict[MonitorKey, MonitorWindow] = {}
     figures: dict[MonitorKey, float] = {}

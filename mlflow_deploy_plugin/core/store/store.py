@@ -50,7 +50,8 @@ from mlflow_deploy_plugin.core.store.tables import (
     write_fields,
 )
 
-_ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
+_ABANDONED = "abandoned"
+_DELETED = "the endpoint was deleted"
 _EVENTS_AT_ONCE = 1000
 _RECENT = timedelta(minutes=1)
 """The age up to which changes are read again. A transaction may be committed long after
@@ -215,7 +216,8 @@ class Store:
             if row is None:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
             before = _to_endpoint(row, ()).spec
-            row.spec, row.updated_at = dump_spec(spec), self._clock()
+            row.spec = dump_spec(spec)
+            row.updated_at = self._clock()
             row.unapproved = [*unapproved]
             was, became = audit.describe_change(before, spec)
             detail = {"spec": row.spec, **(detail or {}), **_unapproved_detail(unapproved)}
@@ -233,7 +235,8 @@ class Store:
             row = session.get(EndpointRow, name)
             if row is None:
                 return False
-            before, now = "", self._clock()
+            before = ""
+            now = self._clock()
             with suppress(InvalidConfig):
                 before = audit.describe_traffic(_to_endpoint(row, ()).spec)
             session.delete(row)
@@ -242,11 +245,9 @@ class Store:
                 select(RolloutRow).filter_by(endpoint=name, ended_at=None).order_by(RolloutRow.id)
             )
             for rollout in session.scalars(live.with_for_update()):
-                rollout.state, rollout.reason, rollout.revision = (
-                    _ABANDONED,
-                    _DELETED,
-                    rollout.revision + 1,
-                )
+                rollout.state = _ABANDONED
+                rollout.reason = _DELETED
+                rollout.revision = rollout.revision + 1
                 rollout.updated_at = rollout.ended_at = now
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
                 self._audit(
@@ -274,7 +275,9 @@ class Store:
         """
         with self.transaction(is_read_only=True) as session:
             row = session.get(EndpointRow, name)
-            return None if row is None else _to_endpoint(row, _deleted_names(session, name))
+            if row is None:
+                return None
+            return _to_endpoint(row, _deleted_names(session, name))
 
     def require_endpoint(self, name: str) -> Endpoint:
         """Return the endpoint. Raises NotFound if there is none, and InvalidConfig if
@@ -323,7 +326,8 @@ class Store:
                 model=model,
                 count=0,
             )
-            row.count, row.changed_at = row.count + 1, self.shared_now()
+            row.count = row.count + 1
+            row.changed_at = self.shared_now()
             session.add(row)
 
     def recent_changes(self) -> dict[str, int]:
@@ -479,7 +483,8 @@ class Store:
             if row is None or row.revision != rollout.revision or row.ended_at is not None:
                 return None
             write_fields(row, rollout, "state", "step", "step_at", "figures", "reason", "ended_at")
-            row.updated_at, row.revision = self._clock(), row.revision + 1
+            row.updated_at = self._clock()
+            row.revision = row.revision + 1
             return audit.save_row(session, row, Rollout, event)
 
     def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
@@ -501,12 +506,10 @@ class Store:
                     self._leases_seen[name] = current, since
                     if monotonic - since < row.seconds:
                         return None
-                row.holder, row.token, row.renewals, row.seconds = (
-                    holder,
-                    secrets.randbits(62),
-                    0,
-                    seconds,
-                )
+                row.holder = holder
+                row.token = secrets.randbits(62)
+                row.renewals = 0
+                row.seconds = seconds
                 row.expires_at = self.shared_now() + timedelta(seconds=seconds)
                 session.flush()
                 self._leases_seen.pop(name, None)
@@ -557,7 +560,9 @@ class Store:
         """Return the time of a shared clock: PostgreSQL's clock (an SQL function),
         otherwise this machine's clock.
         """
-        return func.now() if self._engine.dialect.name == "postgresql" else self._clock()
+        if self._engine.dialect.name == "postgresql":
+            return func.now()
+        return self._clock()
 
     @contextmanager
     def transaction(self, alone_with: str = "", *, is_read_only: bool = False) -> Iterator[Session]:

@@ -40,7 +40,9 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         if value is None:
             return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        if value.tzinfo is None:
+            return value.replace(tzinfo=UTC)
+        return value.astimezone(UTC)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,9 @@ class _FiguresJson(sa.TypeDecorator[RetrainingFigures]):
         value: Mapping[str, Any] | None,
         dialect: sa.Dialect,
     ) -> RetrainingFigures | None:
-        return RetrainingFigures.from_json(value) if value is not None else None
+        if value is not None:
+            return RetrainingFigures.from_json(value)
+        return None
 
 
 class Base(DeclarativeBase):
@@ -160,9 +164,9 @@ def storable_text(text: str, longest: int | None) -> str:
     storable = (
         text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     )
-    return (
-        storable if longest is None or len(storable) <= longest else storable[: longest - 1] + "…"
-    )
+    if longest is None or len(storable) <= longest:
+        return storable
+    return storable[: longest - 1] + "…"
 
 
 def write_fields(row: Base, value: "DataclassInstance", *names: str) -> None:

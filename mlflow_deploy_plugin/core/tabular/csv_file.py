@@ -101,18 +101,17 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
 
     reader = csv.reader(texts(), strict=True)
     while True:
-        start, error = number + 1, ""
+        start = number + 1
+        error = ""
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as refused:
-            fields, error = (
-                [],
-                (
-                    f"{refused}; quotation marks must enclose a value, and marks inside it must be "
-                    "doubled"
-                ),
+            fields = []
+            error = (
+                f"{refused}; quotation marks must enclose a value, and marks inside it must be "
+                "doubled"
             )
             again.extendleft(reversed(lines[1:]))
             number = start

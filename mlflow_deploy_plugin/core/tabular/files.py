@@ -53,7 +53,8 @@ def output_format(path: str, default: FileFormat) -> FileFormat:
     """Return the format for a file's ending, or `default` without ending; raise
     InvalidConfig for unknown endings.
     """
-    kind, ending = format_of(path), Path(path).suffix
+    kind = format_of(path)
+    ending = Path(path).suffix
     if kind is None and ending:
         raise InvalidConfig(
             f"{path}: {ending} is not a known ending ({' '.join(_SUFFIXES)}); set the format with "
@@ -343,7 +344,9 @@ def _csv_type(kind: "pa.DataType") -> "pa.DataType":
     is_plain = (
         pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
     )
-    return pa.string() if not is_plain or pa.types.is_timestamp(kind) else kind
+    if not is_plain or pa.types.is_timestamp(kind):
+        return pa.string()
+    return kind
 
 
 def _csv_column(column: "pa.Array") -> "pa.Array":
@@ -376,4 +379,6 @@ def _json_value(value: object) -> object:
         return base64.b64encode(value).decode()
     if isinstance(value, date | time):
         return value.isoformat()
-    return value if isinstance(value, list | dict | str | int | float | bool) else str(value)
+    if isinstance(value, list | dict | str | int | float | bool):
+        return value
+    return str(value)

@@ -42,7 +42,8 @@ _TEXT_BYTES = 2
 """The limit of bytes per text below which a Parquet column is read as a dictionary.
 Other texts need over 4 bytes.
 """
-MAX_BYTES, _MAX_VALUES = 2_000_000_000, 200_000_000
+MAX_BYTES = 2_000_000_000
+_MAX_VALUES = 200_000_000
 """The limits in bytes and in values for a file that is read into memory at once."""
 _STREAMED = ("csv", "jsonl", "parquet")
 _CSV_TYPES = (
@@ -161,7 +162,8 @@ class RowStream:
             ) from None
 
     def _csv_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
-        position, first = self._header.position if self._header else self._file.size(), 0
+        position = self._header.position if self._header else self._file.size()
+        first = 0
         while position < self._file.size():
             self._file.seek(position)
             content = self._file.read(_BLOCK_BYTES)
@@ -323,7 +325,9 @@ class RowStream:
         """Return the rows of these lines. Each row is checked separately; 20.0 is
         accepted as an integer.
         """
-        parts, row_numbers, bad = [fields.empty_table()], [], []
+        parts = [fields.empty_table()]
+        row_numbers = []
+        bad = []
         for number, line in zip(numbers, lines, strict=True):
             try:
                 record = orjson.loads(line)
@@ -457,7 +461,9 @@ def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[l
         held_bytes += table.nbytes
         if held_rows >= rows or held_bytes >= size:
             yield held
-            held, held_rows, held_bytes = [], 0, 0
+            held = []
+            held_rows = 0
+            held_bytes = 0
     if held:
         yield held
 
@@ -471,7 +477,8 @@ def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -
     """
     whole = pa.concat_tables(tables, promote_options="default")
     values = {name: _typed(whole.column(name), known.get(name)) for name in whole.column_names}
-    typed, ends = pa.table(values), np.cumsum([len(table) for table in tables]).tolist()
+    typed = pa.table(values)
+    ends = np.cumsum([len(table) for table in tables]).tolist()
     return [
         typed.slice(end - len(table), len(table)).select(table.column_names)
         for table, end in zip(tables, ends, strict=True)
@@ -575,10 +582,13 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
     """
     line_end = b"\n" if b"\n" in content else b"\r"
     if b'"' not in content:
-        return len(content) if is_last else content.rfind(line_end) + 1
+        if is_last:
+            return len(content)
+        return content.rfind(line_end) + 1
     signs = np.frombuffer(content, np.uint8)
     marks = np.flatnonzero(signs == ord('"'))
-    count, end = len(marks) // 2 * 2, len(content)  # `end` precedes an unfinished value.
+    count = len(marks) // 2 * 2  # `end` precedes an unfinished value.
+    end = len(content)
     if is_last and count < len(marks):
         return 0
     if not is_last:
@@ -590,11 +600,11 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
             stop = int(marks[count])
     # A mark at the edge of the content has no neighbour, so the index is clamped to the
     # mark itself.
-    before, after = (
-        signs[np.maximum(marks[:count:2], 1) - 1],
-        signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)],
-    )
-    return end if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all() else 0
+    before = signs[np.maximum(marks[:count:2], 1) - 1]
+    after = signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)]
+    if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all():
+        return end
+    return 0
 
 
 def _is_changed(value: object, kind: pa.DataType) -> bool:

@@ -118,7 +118,9 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     """Return the card of a version with the audit trail of `store`. Raises
     StoreUnavailable, and like `read_record`.
     """
-    record, run, groups = read_record(model_uri), None, dict[str, dict[str, list[Statement]]]()
+    record = read_record(model_uri)
+    run = None
+    groups = dict[str, dict[str, list[Statement]]]()
     model_id = str(record.mlmodel.get("model_id") or "")
     with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.
         measured = run_of_model(
@@ -164,7 +166,9 @@ def _column_text(entry: Mapping[str, Any]) -> str:
     kind = f"{tensor.get('dtype')} {tensor.get('shape')}" if tensor else str(entry.get("type"))
     if not entry.get("required", True):
         kind += ", optional"
-    return f"{entry['name']} ({kind})" if entry.get("name") else kind
+    if entry.get("name"):
+        return f"{entry['name']} ({kind})"
+    return kind
 
 
 def _read_json(run_id: str, file: str) -> Mapping[str, Any]:
@@ -233,10 +237,8 @@ class _Facts:
                 f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action} "
                 f"({change})"
             )
-            where, why = (
-                event.endpoint and f", on the endpoint {event.endpoint}",
-                event.why and f": {event.why}",
-            )
+            where = event.endpoint and f", on the endpoint {event.endpoint}"
+            why = event.why and f": {event.why}"
             yield _statement(
                 text + where + why,
                 "event",
@@ -272,9 +274,9 @@ class _Facts:
             f"models:/{self.record.mlmodel.get('model_id')}",
         )
         model = str(document.get("model"))
-        return (
-            {} if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in uris else document
-        )
+        if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in uris:
+            return {}
+        return document
 
     def windows(self) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:
         """Yield each monitor, the run of its newest window, and the tags of its
@@ -349,7 +351,8 @@ class _Facts:
         """Yield the class of the model, and the framework. MLflow's autologging tags
         the run with the class.
         """
-        section, run = self.record.section, self.record.run
+        section = self.record.section
+        run = self.record.run
         framework = " ".join(
             str(section[name]) for name in ("framework", "framework_version") if section.get(name)
         )
@@ -432,7 +435,8 @@ class _Facts:
         """Yield the verdict on the other version in the first gated alias or stage that
         has one.
         """
-        name, version = self.record.name, self.record.version
+        name = self.record.name
+        version = self.record.version
         try:
             policy = choose_policy(name).policy
         except InvalidConfig as error:  # A user may have written the tag.
@@ -515,10 +519,8 @@ class _Facts:
 
     def monitors(self) -> Statements:
         for monitor, newest, windows in self.windows():
-            latest, counts = (
-                windows[0],
-                Counter(window[window_runs.VERDICT_TAG] for window in windows),
-            )
+            latest = windows[0]
+            counts = Counter(window[window_runs.VERDICT_TAG] for window in windows)
             verdicts = join_names(f"{count} {verdict}" for verdict, count in counts.items())
             yield self.in_run(
                 f"The verdicts of {monitor} on its last windows are: {verdicts}",

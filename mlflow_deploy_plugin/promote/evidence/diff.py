@@ -104,7 +104,8 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
         raise InvalidConfig(
             f"{names} are different models; compare two versions of the same registered model",
         )
-    old, new = _facts(before), _facts(after)
+    old = _facts(before)
+    new = _facts(after)
     rows = []
     for section in old:
         for name in dict.fromkeys([*old[section], *new[section]]):
@@ -127,7 +128,8 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
 def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     """Return the comparable facts about a version by section and name."""
     run, gate, checks = record.run, record.gate, record.gate.checks if record.gate else ()
-    provenance, parity = record.section.get("provenance", {}), record.section.get("parity", {})
+    provenance = record.section.get("provenance", {})
+    parity = record.section.get("parity", {})
     return {
         "metrics": run.metrics if run else {},
         "gate": {"state": gate.status.state if gate else None}
@@ -189,7 +191,9 @@ def _plain(value: object) -> Value:
     """Return a value of the MLmodel file, which may be a list or a date, as a text
     unless it is a text or a number.
     """
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value)
 
 
 def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:

@@ -180,7 +180,8 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
     `client` is MLflow's client or, in MLflow's server, an object with the same methods
     (`ui/guard.py`).
     """
-    uri, missing = f"models:/{name}/{version}", dict[str, str]()
+    uri = f"models:/{name}/{version}"
+    missing = dict[str, str]()
 
     def attempt(part: str, read: Callable[[], _T], otherwise: _T) -> _T:
         """Return the part, or `otherwise` if it does not exist, may not be read or is
@@ -251,11 +252,9 @@ def original_of(entry: "ModelVersion", client: Any) -> "ModelVersion":
     """
     source = parse_model_uri(str(entry.source))
     is_copy = source.kind == "version"
-    return (
-        original_of(client.get_model_version(source.name, source.selector), client)
-        if is_copy
-        else entry
-    )
+    if is_copy:
+        return original_of(client.get_model_version(source.name, source.selector), client)
+    return entry
 
 
 def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:

@@ -64,11 +64,9 @@ _KEPT_TAGS = (
     ),
     *("mlflow.user", "mlflow.note.content", "mlflow.source.name", "mlflow.source.type"),
 )
-_FILES_TAG, _RUN_TAG, _GATE_TAG = (
-    "onnxserve.copied_files",
-    "onnxserve.copied_run",
-    "onnxserve.copied_gate",
-)
+_FILES_TAG = "onnxserve.copied_files"
+_RUN_TAG = "onnxserve.copied_run"
+_GATE_TAG = "onnxserve.copied_gate"
 """The digest of all files; the page of the training run, and the gate's state and
 report, in the source's registry.
 """
@@ -111,13 +109,14 @@ class CopiedVersion:
         """Record the copy or its promotion once in the store of the current registry:
         the source, or the target.
         """
-        action, place, detail, is_new = "copy", self.registry, asdict(self), False
+        action = "copy"
+        place = self.registry
+        detail = asdict(self)
+        is_new = False
         if promotion is not None:
-            action, place, is_new = (
-                "promote",
-                f"{promotion.to} of {self.registry}",
-                promotion.is_moved,
-            )
+            action = "promote"
+            place = f"{promotion.to} of {self.registry}"
+            is_new = promotion.is_moved
             detail |= {"to": promotion.to, "gate": promotion.gate, "report": promotion.report}
         after = f"{self.model} version {self.version} in {place}"
         model, version = (
@@ -163,8 +162,10 @@ def copied_version(
             "https://mlflow",
         )
     resolution.check_new_name(to_model)
-    source, name = _read_source(model, version), to_model or model
-    address, here = to_registry.rstrip("/"), (registry_address().rstrip("/"), active_workspace())
+    source = _read_source(model, version)
+    name = to_model or model
+    address = to_registry.rstrip("/")
+    here = (registry_address().rstrip("/"), active_workspace())
     workspace = workspace_of(
         {"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", here[1])},
     )
@@ -264,7 +265,8 @@ class _Source:
 
 
 def _read_source(model: str, version: str) -> _Source:
-    resolved, client = resolution.registered_version(model, version), registry_client()
+    resolved = resolution.registered_version(model, version)
+    client = registry_client()
     with registry_errors(resolved.source):
         original = entry = client.get_model_version(model, resolved.version)
     with (
@@ -273,11 +275,14 @@ def _read_source(model: str, version: str) -> _Source:
     ):  # The original may be deleted.
         original = original_of(entry, client)
     gate = tags.gate_status_of(entry.tags if tags.GATE_REPORT_TAG in entry.tags else original.tags)
-    run, run_page, run_id = None, "", entry.run_id
+    run = None
+    run_page = ""
+    run_id = entry.run_id
     with suppress(NotFound), registry_errors(f"run {run_id}"):  # The run may be deleted.
         if run_id:
             page = logged_run(client, run_id).url
-            run, run_page = client.get_run(run_id), connection.redact_credentials(page) or run_id
+            run = client.get_run(run_id)
+            run_page = connection.redact_credentials(page) or run_id
     return _Source(entry, resolved.source, registry_address(), _page_of(entry), run, run_page, gate)
 
 
@@ -312,11 +317,9 @@ def _copy(
     It is created if necessary. Raises InvalidArtifact if the files of the copy, or of
     the run for the copy, differ from the source.
     """
-    client, entry, digest = (
-        registry_client(),
-        source.entry,
-        combine_hashes(hash_files(folder / "model")),
-    )
+    client = registry_client()
+    entry = source.entry
+    digest = combine_hashes(hash_files(folder / "model"))
     has_report = (folder / "source_gate" / tags.GATE_REPORT_FILE).is_file()
     gate = f"{source.gate.state}: {source.gate.report}" if has_report else "no report"
     progress(f"gate of {source}: {gate}")
@@ -326,7 +329,9 @@ def _copy(
         _GATE_TAG: gate,
         _RUN_TAG: source.run_page,
     }
-    run_id, location, copies = entry.run_id, source.uri, source.copies(name, digest)
+    run_id = entry.run_id
+    location = source.uri
+    copies = source.copies(name, digest)
     if copies:
         location = f"models:/{name}/{copies[0]}"
     elif not is_same:
@@ -354,7 +359,8 @@ def _copy(
     number = source.copies(name, digest)[
         0
     ]  # MLflow's client may repeat a call, and register two versions.
-    model, version = str(entry.name), str(entry.version)
+    model = str(entry.name)
+    version = str(entry.version)
     return CopiedVersion(
         name,
         number,
@@ -417,11 +423,9 @@ def _registry_at(address: str) -> Iterator[None]:
     machine's home, because the events of two models with the same name must not be
     mixed.
     """
-    tracking_uri, environment, find_file = (
-        mlflow.get_tracking_uri(),
-        {**os.environ},
-        credentials._get_credentials_path,
-    )
+    tracking_uri = mlflow.get_tracking_uri()
+    environment = {**os.environ}
+    find_file = credentials._get_credentials_path
     home = (
         load_settings().root_path
         / "registries"

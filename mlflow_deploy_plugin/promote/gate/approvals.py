@@ -230,7 +230,8 @@ def approval_status(
         return ApprovalStatus(policy, (), ("there is no open request",))
     if change := subject.change_since(request.subject):
         return ApprovalStatus(policy, (), (f"the request has lapsed: {change}",))
-    approved, discounted = [], []
+    approved = []
+    discounted = []
     has_failed = request.verdict not in ("", *PASSED_STATES)
     for approval in request.approvals:
         if approval.at + length_of(policy.valid_for) <= now:
@@ -340,10 +341,8 @@ def decline(
     Only the model, the version and the stage or alias of `subject` matter. Raises like
     `approve`.
     """
-    required, pending = (
-        policy.required_approvals(subject.model, subject.place),
-        open_request(store, subject),
-    )
+    required = policy.required_approvals(subject.model, subject.place)
+    pending = open_request(store, subject)
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
     require_may_decline(required, declined := _require_open(pending, subject), person)
@@ -420,7 +419,8 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
     events = list(events)
     reports = _gate_reports(events)
     for event in events:
-        detail, key = event.detail, (event.model, event.version, event.after.lower())
+        detail = event.detail
+        key = (event.model, event.version, event.after.lower())
         if event.action == "request":
             live.pop(key, None)
             request = {"model": event.model, "version": event.version, "to": event.after, **detail}
@@ -510,7 +510,9 @@ def _event(
     why: str,
     detail: Json,
 ) -> AuditEvent:
-    model, version, place = subject.model, subject.version, subject.place
+    model = subject.model
+    version = subject.version
+    place = subject.place
     return AuditEvent(
         store.now(),
         person.user,

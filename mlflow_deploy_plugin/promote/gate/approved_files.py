@@ -24,7 +24,8 @@ def approved_files(store: Store, policy: GatePolicy, version: "ModelVersion") ->
     moved, and the files with which the version moved to a gated place. The former come
     first, because they are newer. Raises StoreUnavailable.
     """
-    name, number = version.name, str(version.version)
+    name = version.name
+    number = str(version.version)
     requests = [request for request in promotion_requests(store, name) if request.version == number]
     approved: list[str] = []
     served: list[str] = []

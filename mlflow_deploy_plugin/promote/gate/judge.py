@@ -103,7 +103,8 @@ class _Checks:
         self.against = current.source
         try:
             folder = folders.enter_context(downloaded_version(current))
-            self.current, self.current_folder = load_version(folder, allowed.code), folder
+            self.current = load_version(folder, allowed.code)
+            self.current_folder = folder
         except (errors.RegistryUnavailable, errors.CodeRefused):
             raise
         except errors.OnnxserveError as error:
@@ -156,7 +157,8 @@ class _Checks:
                 ):
                     raise errors.InvalidConfig("the files of the base have changed")
                 policy, seed = self.policy.evaluation, self.policy.seed
-                rows, labelled = None, None
+                rows = None
+                labelled = None
                 if policy.dataset and "evaluation" not in self.policy.skip:
                     artifact = self.candidate.artifact
                     labelled = load_dataset(
@@ -192,7 +194,8 @@ class _Checks:
             policy.max_rows,
         )
         predictions = self.candidate.predict(labelled.rows)
-        self.labelled, self.predictions = labelled, predictions
+        self.labelled = labelled
+        self.predictions = predictions
         current = None
         if self.current is not None:
             try:
@@ -218,11 +221,13 @@ class _Checks:
         if rows is None:
             return CheckResult("robustness", "skipped", _NO_ROWS)
         picked = sample_positions(row_count(rows), policy.max_rows, seed)
-        truth, metric = None, self.policy.evaluation.metric
+        truth = None
+        metric = self.policy.evaluation.metric
         if self.labelled is not None and self.predictions is not None:
             metric = metric or default_metric(self.labelled.truth, self.predictions)
             truth = self.labelled.truth[picked]
-        rows, current = take_rows(rows, picked), None
+        rows = take_rows(rows, picked)
+        current = None
         if self.current is not None:
             current = self.current, own_columns(self.current.artifact, rows)
         candidate_rows = own_columns(self.candidate.artifact, rows)
@@ -242,7 +247,8 @@ class _Checks:
         labelled = self.labelled
         if policy.dataset or labelled is None:
             source = policy if policy.dataset else evaluation
-            artifact, seed = self.candidate.artifact, self.policy.seed
+            artifact = self.candidate.artifact
+            seed = self.policy.seed
             labelled = load_dataset(source.dataset, source.target, artifact, seed, policy.max_rows)
         picked = sample_positions(len(labelled.truth), policy.max_rows, self.policy.seed)
         report = measure_robustness(

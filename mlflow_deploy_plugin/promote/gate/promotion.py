@@ -215,7 +215,9 @@ class _Request:
     def verdict(self) -> tags.GateStatus:
         """The verdict from the tags, which is void if the version's files have changed."""
         status = tags.gate_status_of(self.entry.tags)
-        return status.on_files(version_digest(self.candidate.source)) if status.state else status
+        if status.state:
+            return status.on_files(version_digest(self.candidate.source))
+        return status
 
     def gate_status(self, force: bool, progress: ProgressCallback) -> tags.GateStatus:
         """Return the gate status of the version for `place`. The gate is run unless
@@ -227,7 +229,8 @@ class _Request:
         counted = ("passed", tags.PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
         try:
             if self.is_fresh() and (status := self.verdict).state in counted:
-                version, at = self.candidate.version, self.entry.tags[tags.GATE_AT_TAG]
+                version = self.candidate.version
+                at = self.entry.tags[tags.GATE_AT_TAG]
                 progress(f"the verdict on version {version} from {at} is {status.state}")
                 return status
             gated = self.run_gate()
@@ -307,7 +310,8 @@ class _Request:
         require the gate read its tag.
         """
         reason = f"forced by {self.actor}: {self.why} (the gate: {status.reason})"
-        name, version = self.candidate.name, self.candidate.version
+        name = self.candidate.name
+        version = self.candidate.version
         forced = VerdictRecord(
             model=name,
             version=version,

@@ -99,7 +99,8 @@ def verdict_of_served(
     A new verdict would have no version to compare with. The stored verdict must be for
     this policy and the current files. A forced promotion counts as passed.
     """
-    candidate, choice = registered_version(model, version), choose_policy(model, policy_file)
+    candidate = registered_version(model, version)
+    choice = choose_policy(model, policy_file)
     status = candidate.gate_status
     if not choice.is_models_own or not status.passed or _served_version(candidate, choice.policy):
         return None

@@ -69,7 +69,9 @@ class GateVerdict:
         is_evaluated = any(
             check.name == "evaluation" and check.state == "passed" for check in self.checks
         )
-        return "passed" if is_evaluated else PASSED_WITHOUT_EVALUATION
+        if is_evaluated:
+            return "passed"
+        return PASSED_WITHOUT_EVALUATION
 
     @property
     def reason(self) -> str:
@@ -125,7 +127,8 @@ def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
     bounds |= {"margin": -figures["margin"], "zero": 0.0}
     if not all(abs(value) < MAX_FIGURE for value in bounds.values()):
         return None
-    least, most = min(bounds.values()), max(bounds.values())
+    least = min(bounds.values())
+    most = max(bounds.values())
     span = (most - least) or 1.0
     return {
         name: round(20 + (value - least + span * 0.1) / (span * 1.2) * 560, 1)

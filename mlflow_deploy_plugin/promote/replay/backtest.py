@@ -40,7 +40,8 @@ from mlflow_deploy_plugin.wrap.evaluation import metrics
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, own_columns, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, LoadedOnnx, predictions_of
 
-_CHUNK, _SHOWN = 2_000, 5
+_CHUNK = 2_000
+_SHOWN = 5
 _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", "_latency_us"}
 
 
@@ -141,7 +142,8 @@ def backtest(
     ):  # The files of a pyfunc may name its output differently.
         name = output_column((PREDICTION,), PREDICTION, outputs[PREDICTION])
         artifact = describe_answers(None, pa.table({name: list(outputs[PREDICTION])}), ())
-    served, answered = artifact, traffic.answers(artifact, accepted)
+    served = artifact
+    answered = traffic.answers(artifact, accepted)
     # The candidate describes the captured answers. If their outputs have other names,
     # the log's columns describe them.
     if not (answers := captured_outputs(served, answered, ())):
@@ -224,8 +226,11 @@ def _read_sample(
     max_rows: int,
 ) -> tuple[pa.Table, int]:
     """Return a sample of the rows with labels, and the number of all rows."""
-    log, view = traffic.log, View(traffic.endpoint, times, labels=False)
-    labels, sample, rows = log.labels(traffic.endpoint), Sample(max_rows), 0
+    log = traffic.log
+    view = View(traffic.endpoint, times, labels=False)
+    labels = log.labels(traffic.endpoint)
+    sample = Sample(max_rows)
+    rows = 0
     names = [name for name in log.schema(view).names if not name.startswith("_")]
     for table in view_tables(log, view, {*_NEEDED, *labels.key_columns, *names}):
         traffic.require(shown, artifact, _columns(artifact), table.column_names)

@@ -158,10 +158,8 @@ def replay_prediction(
             )
         else:
             model = OnnxModel.load(folder)
-            artifact, schema = (
-                model.artifact,
-                model.schema if model.schema.columns else model.schema.tensor_schema,
-            )
+            artifact = model.artifact
+            schema = model.schema if model.schema.columns else model.schema.tensor_schema
             traffic.require(resolved.source, artifact, schema.dtypes, table.column_names)
             columns = arrays_of(table, schema.dtypes)
             feeds = schema.from_columns(
@@ -263,10 +261,8 @@ def _node_outputs(
     """
     import onnx  # The import takes 0.2 s, and a pyfunc does not need it.
 
-    proto, changed = (
-        onnx.load(onnx_file, load_external_data=False),
-        onnx_file.with_name("all-outputs.onnx"),
-    )
+    proto = onnx.load(onnx_file, load_external_data=False)
+    changed = onnx_file.with_name("all-outputs.onnx")
     nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
     outputs = [(node.op_type, name) for node in nodes[:most] for name in node.output if name]
     declared = {output.name for output in proto.graph.output}
@@ -289,7 +285,8 @@ def _node_outputs(
         # A sequence or a mapping is shown as a text.
         array = value if isinstance(value, np.ndarray) else np.array(str(value), object)
         flat = array.reshape(-1)
-        nan, infinite = int((flat != flat).sum()), int(((flat == np.inf) | (flat == -np.inf)).sum())
+        nan = int((flat != flat).sum())
+        infinite = int(((flat == np.inf) | (flat == -np.inf)).sum())
         kind = f"{array.dtype} {list(array.shape)}"
         described.append(NodeOutput(operator, output, kind, flat[:5].tolist(), nan, infinite))
     return described, max(0, len(nodes) - most)

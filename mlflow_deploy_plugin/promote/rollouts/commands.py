@@ -97,7 +97,8 @@ def start_rollout(
         endpoint,
     )  # Check first: during a rollout, `main_variant` fails.
     observed = deployments.get_endpoint(endpoint)
-    spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
+    spec = observed.endpoint.spec
+    snapshot = take_snapshot(observed)
     main = main_variant(spec)
     if snapshot.state != "running" or (before := snapshot.versions.get(main)) is None:
         why = snapshot.reason or "the workers serve different versions"
@@ -216,7 +217,8 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
         try:
             plan_of(live)
         except InvalidConfig as error:
-            now, why = utc_now(), f"{reason}; the earlier version was not restored: {error.message}"
+            now = utc_now()
+            why = f"{reason}; the earlier version was not restored: {error.message}"
             event = AuditEvent(
                 now,
                 actor,
@@ -228,7 +230,8 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
             abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
             return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
     rollout = _change(store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
-    plan, stored = plan_of(rollout), store.endpoint(endpoint)
+    plan = plan_of(rollout)
+    stored = store.endpoint(endpoint)
     is_there = stored is not None and plan.main in stored.spec.variants
     if is_there:
         RolloutActions(deployments, actor, lambda line: None).roll_back(plan, reason)

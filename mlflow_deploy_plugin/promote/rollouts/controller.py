@@ -83,7 +83,8 @@ class RolloutActions:
         """
         match action:
             case "prepare":
-                variants, why = self._variants(plan), f"rollout to version {plan.version}"
+                variants = self._variants(plan)
+                why = f"rollout to version {plan.version}"
                 for name in filter(None, (plan.candidate, plan.shadow)):
                     if name not in variants:
                         config = {
@@ -214,11 +215,10 @@ class RolloutController:
     _looked_at: dict[int, float] = field(default_factory=dict, init=False)
 
     def run(self, ended: threading.Event) -> None:
-        name, role = (
-            leadership.rollouts_lease_name(self.place),
-            f"runs the rollouts of {self.servers}",
-        )
-        tasks, say = (self._work, *self.background), self.actions.say
+        name = leadership.rollouts_lease_name(self.place)
+        role = f"runs the rollouts of {self.servers}"
+        tasks = (self._work, *self.background)
+        say = self.actions.say
         leadership.lead(
             self.store,
             name,
@@ -246,7 +246,8 @@ class RolloutController:
             runner.stop(wait=True)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
-        plan, progress = plan_of(rollout), state_machine.progress_of(rollout)
+        plan = plan_of(rollout)
+        progress = state_machine.progress_of(rollout)
         snapshot = self.actions.take_snapshot(plan.endpoint)
         now = self.monotonic()
         decision = state_machine.decide(
@@ -291,9 +292,9 @@ class RolloutController:
             self.advance(rollout, keeper)
         except OnnxserveError as error:
             _log.warning("%s: %s", rollout.endpoint, error.message)
-            return (
-                _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0
-            )  # An early retry would fail.
+            if isinstance(error, InvalidConfig):
+                return _FAILURE_SECONDS
+            return 0.0  # An early retry would fail.
         return 0.0
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
@@ -342,7 +343,8 @@ def run_rollouts(
     with ThreadPoolExecutor(_MAX_PLACES, "rollouts") as pool:
         try:
             while not ended.is_set():
-                failures, reached = set[str](), set[str]()
+                failures = set[str]()
+                reached = set[str]()
                 try:
                     for location, servers in leadership.reached_places(deployments, failures.add):
                         reached.add(location)

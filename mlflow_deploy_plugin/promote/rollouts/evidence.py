@@ -231,7 +231,8 @@ def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str
     """
     tests = {}
     for criterion in plan.criteria:
-        level, threshold = plan.level_of_a_test, criterion.share
+        level = plan.level_of_a_test
+        threshold = criterion.share
         is_alone = plan.steps[step] == 100
         if is_alone and not criterion.is_of_shadow:
             level /= 2
@@ -306,4 +307,6 @@ def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) ->
 
 
 def _share(events: float, trials: float) -> str:
-    return f"{events / trials:.2%} of {trials:,.0f}" if trials else "0 of 0"
+    if trials:
+        return f"{events / trials:.2%} of {trials:,.0f}"
+    return "0 of 0"

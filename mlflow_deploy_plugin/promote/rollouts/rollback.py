@@ -55,7 +55,8 @@ def rollback(
     newer version is then kept in the registry and served.
     """
     by = actor or deployments.store.user
-    begun, store = time.monotonic(), deployments.store
+    begun = time.monotonic()
+    store = deployments.store
     observed = deployments.get_endpoint(endpoint)
     try:
         plan = plan_of(
@@ -163,7 +164,8 @@ def _move_back(
         return _repoint(deployments, follower, why, actor, to)
     if not to:
         earlier_model = _earlier_model(deployments.store, spec.name, main, current)
-        earlier, source = earlier_model.version, earlier_model.source
+        earlier = earlier_model.version
+        source = earlier_model.source
     else:
         if to.isdecimal() and reference.kind not in ("version", "latest"):
             raise InvalidConfig(
@@ -188,7 +190,9 @@ def _repoint(
     actor: str,
     to: str | None,
 ) -> _Move:
-    begun_at, observed, reference = deployments.store.now(), follower.observed, follower.reference
+    begun_at = deployments.store.now()
+    observed = follower.observed
+    reference = follower.reference
     endpoint = observed.endpoint.name
     if not to:
         current, earlier = follower.current_and_earlier()
@@ -199,10 +203,8 @@ def _repoint(
                 f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, "
                 "for example 6",
             )
-        current, earlier = (
-            follower.current(),
-            PreviousVersion(requested.selector, "requested by the user"),
-        )
+        current = follower.current()
+        earlier = PreviousVersion(requested.selector, "requested by the user")
     if earlier.version == current:
         raise InvalidConfig(
             f"{observed.endpoint.spec.variants[follower.main].model} is already version {current}",
@@ -262,7 +264,8 @@ class _Follower:
         """Return the current version, and the version that was served before it, by the
         most reliable source.
         """
-        name, current = self.observed.endpoint.name, self.current()
+        name = self.observed.endpoint.name
+        current = self.current()
         for earlier in self._candidates(current):
             try:
                 is_back = transitions.was_rolled_back(
@@ -289,7 +292,8 @@ class _Follower:
         in_trail = [PreviousVersion(version, source) for version in followed if version != current]
         if followed[:1] == [current]:  # The audit trail has the last change.
             yield from in_trail
-        counted, endpoint = total_metrics(self.metrics()), self.observed.endpoint.name
+        counted = total_metrics(self.metrics())
+        endpoint = self.observed.endpoint.name
         answered = counted.versions_by_last_answer(endpoint, self.main, self.reference.name)
         registered = transitions.previous_in_registry(self.reference, current, self.registry)
         passed = ""
@@ -353,7 +357,8 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> Prev
     models: list[str] = []
     for event in store.events(endpoint):
         if event.action == "create":
-            taken_back, models = set(), []
+            taken_back = set()
+            models = []
         if event.action == "rollback":
             taken_back.add(str(event.detail.get("from")))
         elif event.detail.get("undone") and models:

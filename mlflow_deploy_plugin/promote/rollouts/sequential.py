@@ -80,8 +80,10 @@ def upper_limit(events: float, trials: float, level: float) -> float:
     """
     if trials <= 0:
         return 1.0
-    share, room = events / trials, math.log(1 / level) / trials
-    low, high = share, 1.0
+    share = events / trials
+    room = math.log(1 / level) / trials
+    low = share
+    high = 1.0
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if _divergence(share, middle) < room else (low, middle)
@@ -140,11 +142,9 @@ class SequentialTest:
         hypotheses must be rejected.
         """
         evidence = log_evidence(self.above_threshold)
-        return (
-            np.minimum(evidence, log_evidence(self.above_current))
-            if self.against_current
-            else evidence
-        )
+        if self.against_current:
+            return np.minimum(evidence, log_evidence(self.above_current))
+        return evidence
 
     @property
     def rejects(self) -> NDArray[np.bool_]:

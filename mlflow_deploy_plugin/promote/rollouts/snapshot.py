@@ -68,7 +68,8 @@ def take_snapshot(
     """Return a snapshot of the endpoint, with the counters in `metrics`
     (`Deployments.server_metrics`).
     """
-    spec, observation = observed.endpoint.spec, observed.observation
+    spec = observed.endpoint.spec
+    observation = observed.observation
     answering = {}
     for name in spec.variants:
         versions = {worker.loaded(spec.name, name).version for worker in observation.workers}

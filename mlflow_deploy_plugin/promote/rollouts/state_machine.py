@@ -150,13 +150,15 @@ def paused(progress: Progress, reason: str) -> Progress | None:
     """Return the progress of a paused step; None if the rollout cannot be paused in its
     current state.
     """
-    return (
-        replace(progress, state="paused", reason=reason) if progress.state == "stepping" else None
-    )
+    if progress.state == "stepping":
+        return replace(progress, state="paused", reason=reason)
+    return None
 
 
 def resumed(progress: Progress) -> Progress | None:
-    return replace(progress, state="stepping", reason="") if progress.state == "paused" else None
+    if progress.state == "paused":
+        return replace(progress, state="stepping", reason="")
+    return None
 
 
 def aborted(progress: Progress, reason: str) -> Progress | None:
@@ -165,7 +167,9 @@ def aborted(progress: Progress, reason: str) -> Progress | None:
     """
     if progress.state == "rolling_back":
         return progress
-    return None if progress.state in ENDED else _turned_back(progress, reason)
+    if progress.state in ENDED:
+        return None
+    return _turned_back(progress, reason)
 
 
 def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
@@ -176,10 +180,8 @@ def _moved(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
     """Return the change if a user has moved the main deployment to another version or
     model; empty otherwise.
     """
-    model, version = (
-        snapshot.variants[plan.main].model,
-        snapshot.versions.get(plan.main, plan.before_version),
-    )
+    model = snapshot.variants[plan.main].model
+    version = snapshot.versions.get(plan.main, plan.before_version)
     if model not in (plan.before_uri, plan.to_uri):
         return f"the model of {plan.main} was changed to {model} during the rollout"
     if version not in (plan.before_version, plan.version):
@@ -330,10 +332,8 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
         {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}
     )
     judged = figures(plan_of(rollout), progress.evidence)
-    trace, seconds = (
-        list(rollout.figures.get("trace", [])),
-        round((now - rollout.created_at).total_seconds(), 1),
-    )
+    trace = list(rollout.figures.get("trace", []))
+    seconds = round((now - rollout.created_at).total_seconds(), 1)
     if criteria := judged.get("criteria", {}):
         shares = {
             text: round(test["log_evidence"] / test["log_evidence_needed"], 4)

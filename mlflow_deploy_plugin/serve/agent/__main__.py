@@ -55,11 +55,14 @@ _log = logging.getLogger("mlflow_deploy_plugin.serve.agent")
 _SHIP_SECONDS = 2.0
 _MOST_KEY_SECONDS = 2.0
 """The maximum time until a server knows a new or a revoked API key."""
-_POLL_THREADS, _FETCH_THREADS = 8, 32
+_POLL_THREADS = 8
+_FETCH_THREADS = 32
 _NICE = 10
-_LOCK, _LOCK_SECONDS = "agent.lock", 3.0
+_LOCK = "agent.lock"
+_LOCK_SECONDS = 3.0
 _PARENT_END_SECONDS = 2.0
-_COLLECTION, _COLLECTION_OF_IMPORT = gc.get_threshold(), 100_000
+_COLLECTION = gc.get_threshold()
+_COLLECTION_OF_IMPORT = 100_000
 """The GC thresholds after the first round, and during the import of MLflow, which would
 trigger many collections.
 """

@@ -65,7 +65,8 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
     """
 
     def write(command: Command, error: str) -> None:
-        actor, action = f"{kind} {command.actor}", command.action
+        actor = f"{kind} {command.actor}"
+        action = command.action
         try:
             # Some images lack SQLAlchemy, which also takes memory.
             from mlflow_deploy_plugin.core.store.database import open_store
@@ -149,11 +150,9 @@ class EndpointControl:
     def unloaded(self) -> tuple[str, ...]:
         """The endpoints that a command could load by name."""
         served = {spec.name for spec in self.endpoints}
-        return (
-            tuple(name for name in self._all_endpoints if name not in served)
-            if self._is_allowed
-            else ()
-        )
+        if self._is_allowed:
+            return tuple(name for name in self._all_endpoints if name not in served)
+        return ()
 
     def is_loading(self, endpoint: str) -> bool:
         return endpoint in self._running and self._running[endpoint].spec is not None
@@ -196,7 +195,8 @@ class EndpointControl:
                         del added[forgotten]
                 self._save(unloaded, added)
             self._answer(running.file, error)
-            command, outcome_text = running.command, error.message if error else ""
+            command = running.command
+            outcome_text = error.message if error else ""
             by = f" by {command.actor}" if command.actor else ""
             _log.info("%s %s%s: %s", command.action, name, by, outcome_text or "done")
             self.record(command, outcome_text)
@@ -224,7 +224,8 @@ class EndpointControl:
                 raise InvalidConfig(
                     f"endpoint {command.endpoint!r} is in the server's spec; change it there",
                 )
-            added, unloaded = self._control.added, self._control.unloaded
+            added = self._control.added
+            unloaded = self._control.unloaded
             is_full = len(added) >= MOST_ADDED and not any(name in unloaded for name in added)
             if is_full and command.endpoint not in added:
                 raise InvalidConfig(
@@ -247,7 +248,8 @@ class EndpointControl:
         control = Control(unloaded=unloaded, added=added)
         if control == self._control:
             return
-        self._control, self._content = control, control.model_dump_json().encode()
+        self._control = control
+        self._content = control.model_dump_json().encode()
         self._assert_file()
 
     def _assert_file(self) -> None:

@@ -12,7 +12,8 @@ from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.registry.change_feed import MAX_URIS, Selected, read_changes
 
-_LONGEST_PAUSE_SECONDS, _WITHOUT_FEED_SECONDS = 10.0, 300.0
+_LONGEST_PAUSE_SECONDS = 10.0
+_WITHOUT_FEED_SECONDS = 300.0
 _PAUSE_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -46,10 +47,12 @@ class FeedFollower(threading.Thread):
         return selected
 
     def run(self) -> None:
-        failures, logged = 0, ""
+        failures = 0
+        logged = ""
         while not self._ended.is_set():
             begun_at = time.monotonic()
-            before, pause = self.messages, _PAUSE_SECONDS
+            before = self.messages
+            pause = _PAUSE_SECONDS
             try:
                 if uris := self.uris:
                     self._follow(uris)
@@ -84,7 +87,8 @@ class FeedFollower(threading.Thread):
     def _follow(self, uris: frozenset[str]) -> None:
         """Follow the feed until it ends or `uris` are replaced."""
         for selected in read_changes(sorted(uris)[:MAX_URIS]):
-            self.covered, self.messages = self.covered.union(selected), self.messages + 1
+            self.covered = self.covered.union(selected)
+            self.messages = self.messages + 1
             self._events.append(selected)
             self.arrived.set()
             if self.uris != uris or self._ended.is_set():

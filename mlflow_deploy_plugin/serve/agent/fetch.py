@@ -71,7 +71,8 @@ class ModelCache:
         self._models = root / "models"
         self._downloads: dict[str, Path] = {}
         """The folders of the running downloads, by source."""
-        user, folder = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
+        user = root / "users" / _key(str(state_dir))
+        folder = str(state_dir.absolute())
         try:
             self._models.mkdir(
                 parents=True,

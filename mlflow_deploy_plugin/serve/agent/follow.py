@@ -61,7 +61,8 @@ from mlflow_deploy_plugin.serve.agent.resolver import PyfuncPolicy, VersionResol
 
 _log = logging.getLogger(__name__)
 
-_ROUND_SECONDS, _COMMAND_SECONDS = 0.25, 0.05
+_ROUND_SECONDS = 0.25
+_COMMAND_SECONDS = 0.05
 """The pause between two rounds: the normal pause, and the pause while a caller waits
 for a command.
 """
@@ -180,7 +181,8 @@ class Follower:
             self._restored = {}
             models = {}
             for spec, name, variant in self._variants():
-                endpoint, ref = self._wanted.endpoints.get(spec.name), model_ref(spec, variant)
+                endpoint = self._wanted.endpoints.get(spec.name)
+                ref = model_ref(spec, variant)
                 models[ref] = carry_over(
                     ref,
                     endpoint.variants.get(name) if endpoint is not None else None,
@@ -203,7 +205,8 @@ class Follower:
         return not self._control.specs or any(lacking)
 
     def _update_wanted(self) -> None:
-        before, endpoints = self._wanted, {}
+        before = self._wanted
+        endpoints = {}
         for spec in self._specs:
             # Workers must not receive an endpoint of a load command before its models
             # are on this disk.
@@ -233,7 +236,8 @@ class Follower:
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
         served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
-        variants, errors = {}, {}
+        variants = {}
+        errors = {}
         for name, variant in spec.variants.items():
             model = self._model(spec, variant)
             if model.version is not None:
@@ -337,7 +341,8 @@ class Follower:
         """
         of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
         errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
-        before, polls = self._written, self.resolver.finished_polls + self.feed.messages
+        before = self._written
+        polls = self.resolver.finished_polls + self.feed.messages
         state = AgentState(
             pid=os.getpid(),
             checked_at=before.checked_at

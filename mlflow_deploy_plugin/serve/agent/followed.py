@@ -174,11 +174,15 @@ class FollowedModel:
             error,
         )
         if self.previous is not None:
-            self.version, self.previous = self.previous, None
+            self.version = self.previous
+            self.previous = None
 
     def retry_now(self) -> None:
         """Poll the registry immediately, and retry a rejected version."""
-        self.next_poll, self.rejection, self.unloadable, self.fetch_failures = 0.0, None, None, 0
+        self.next_poll = 0.0
+        self.rejection = None
+        self.unloadable = None
+        self.fetch_failures = 0
 
     def pending_report(self) -> tuple[str, str] | None:
         """Return a version's source and the error for its tag (empty: remove the tag);

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 5.0
-_ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
+_ISSUER_SECONDS = 60.0
+_ISSUER_AGAIN_SECONDS = 5.0
 
 
 class KeyFetcher(threading.Thread):
@@ -44,10 +45,12 @@ class KeyFetcher(threading.Thread):
     ) -> None:
         super().__init__(name=what, daemon=True)
         self.fetched_at = time.time()
-        self._file, self._fetch = file, fetch
+        self._file = file
+        self._fetch = fetch
         self._content: bytes | None = None
         self._writing = threading.Lock()
-        self._seconds, self._again_seconds = seconds, again_seconds
+        self._seconds = seconds
+        self._again_seconds = again_seconds
         self._ended = stop
 
     def run(self) -> None:

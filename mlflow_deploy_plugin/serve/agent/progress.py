@@ -31,7 +31,8 @@ from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation
 _log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
-BUSY_SECONDS, IDLE_SECONDS = 5.0, 30.0
+BUSY_SECONDS = 5.0
+IDLE_SECONDS = 30.0
 """The intervals between two watermarks if the counts have changed, and if the counts
 have not changed.
 """
@@ -151,7 +152,8 @@ class ShippingProgress:
         counted = {
             name: offset for name, offset in totals.counted.items() if (self._spool / name).exists()
         }
-        shipped, lost_rows = add_rows(totals.shipped, rows), add_rows(totals.lost, lost)
+        shipped = add_rows(totals.shipped, rows)
+        lost_rows = add_rows(totals.lost, lost)
         self.totals = replace(
             totals,
             counted=counted | {segment: end},
@@ -165,7 +167,8 @@ class ShippingProgress:
         """Add the rows that the workers have counted: first for ended servers, then for
         the last server.
         """
-        totals, state_dir = self.totals, self._spool.parent
+        totals = self.totals
+        state_dir = self._spool.parent
         for count in (*saved_capture_counters(state_dir), read_capture_counters(state_dir)):
             if count is None or count.run in totals.ended:
                 continue
@@ -173,7 +176,8 @@ class ShippingProgress:
                 for outcome, rows in totals.seen.items():
                     totals.earlier[outcome] = add_rows(totals.earlier.get(outcome, {}), rows)
                 totals.ended = [*totals.ended, totals.run][-_MOST_ENDED:]
-                totals.run, totals.seen = count.run, {}
+                totals.run = count.run
+                totals.seen = {}
             # Counts only increase. Ignore a smaller count, which was read while the
             # workers' files were being removed.
             for outcome, rows_now in count.rows.items():
@@ -244,11 +248,9 @@ class WatermarkWriter:
         progress = self.progress
         progress.add_counted()
         wanted = read_state(self.state_dir / WANTED, Wanted)
-        answered, shipped, lost = (
-            progress.rows("answered"),
-            progress.totals.shipped,
-            progress.totals.lost,
-        )
+        answered = progress.rows("answered")
+        shipped = progress.totals.shipped
+        lost = progress.totals.lost
         captured = {
             name: max(0, rows - lost.get(name, 0))
             for name, rows in progress.rows("captured").items()

@@ -36,7 +36,8 @@ _COVERED_SECONDS = 3600.0
 """The interval for references that the change feed covers. The feed sends all versions
 again when it is reopened.
 """
-_TURNS, _TURN_SECONDS = 2, 30.0
+_TURNS = 2
+_TURN_SECONDS = 30.0
 _STALL_SECONDS = 600.0
 """The time without bytes after which a fetch has stalled. MLflow's server may need
 minutes before the first byte.
@@ -181,7 +182,8 @@ class VersionResolver:
         """Process versions from the change feed like results of polls. Poll the URIs
         that are no longer covered.
         """
-        lost, self.covered = self.covered - covered, covered
+        lost = self.covered - covered
+        self.covered = covered
         for ref, model in self.models.items():
             if ref.uri in lost and model.next_poll < NEVER:
                 model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))
@@ -191,14 +193,16 @@ class VersionResolver:
             if resolution is None or model.poll is not None:
                 model.next_poll = 0.0
             else:
-                model.poll, model.next_poll = Future(), NEVER
+                model.poll = Future()
+                model.next_poll = NEVER
                 model.poll.set_result(resolution)
 
     def advance(self) -> None:
         """Start due polls and fetches, and process results."""
         for ref, model in self.models.items():
             if model.poll is None and model.next_poll <= self.polling.clock():
-                model.poll, model.next_poll = self.poll_pool.submit(self._resolve, ref.uri), NEVER
+                model.poll = self.poll_pool.submit(self._resolve, ref.uri)
+                model.next_poll = NEVER
         self._finish_polls()
         waiting = [
             (ref, model, model.target)
@@ -253,12 +257,11 @@ class VersionResolver:
         for ref, model in self.models.items():
             if model.poll is None or not model.poll.done():
                 continue
-            now, is_wanted_again, resolution = (
-                self.polling.clock(),
-                model.next_poll < NEVER,
-                model.poll.result(),
-            )
-            model.poll, model.next_poll = None, now + self.polling.pause(0, ref.uri in self.covered)
+            now = self.polling.clock()
+            is_wanted_again = model.next_poll < NEVER
+            resolution = model.poll.result()
+            model.poll = None
+            model.next_poll = now + self.polling.pause(0, ref.uri in self.covered)
             self.finished_polls += 1
             if isinstance(resolution, ResolvedModel):
                 waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
@@ -270,7 +273,9 @@ class VersionResolver:
                         model.rejection = None  # Retry, because the gate has a new verdict.
                     else:
                         waits_for_gate = True
-                model.error, model.poll_failures, model.target = None, 0, resolution
+                model.error = None
+                model.poll_failures = 0
+                model.target = resolution
                 if not waits_for_gate and not (resolution.followed and self.polling.follow):
                     model.next_poll = NEVER
             else:
@@ -297,7 +302,8 @@ class VersionResolver:
         """Start a fetch of the target as soon as possible. Return False if the target
         is served or rejected.
         """
-        now, rejection = self.polling.clock(), model.rejection
+        now = self.polling.clock()
+        rejection = model.rejection
         if (
             rejection is not None
             and rejection.identity == target.identity
@@ -335,7 +341,9 @@ class VersionResolver:
         if now - fetch.started_at < _TURN_SECONDS:
             return
         if (received := self.registry.received_bytes(target)) != fetch.received:
-            fetch.received, fetch.moved_at, model.rejection = received, now, None
+            fetch.received = received
+            fetch.moved_at = now
+            model.rejection = None
         elif now - fetch.moved_at >= _STALL_SECONDS:
             reason = (
                 f"the download stalls: {received:,} bytes of its files have arrived, and none in "
@@ -415,7 +423,9 @@ class VersionResolver:
             return
         if model.version is not None and model.version.folder != fetched.folder:
             model.previous = model.version
-        model.version, model.is_verified, model.rejection = fetched, True, None
+        model.version = fetched
+        model.is_verified = True
+        model.rejection = None
 
     def _report_failures(self) -> None:
         """Write the errors of versions to their tags. If the registry is down, retry

@@ -128,7 +128,8 @@ class Shipper:
         return listed
 
     def _is_due(self, segment: Path) -> bool:
-        now, moment = self._clock(), self._now()
+        now = self._clock()
+        moment = self._now()
         try:
             size = segment.stat().st_size
             shipped = shipped_bytes(segment)
@@ -145,25 +146,22 @@ class Shipper:
 
     def _ship(self, due: Sequence[Path]) -> int:
         rows = 0
-        failing, reason = "", ""
+        failing = ""
+        reason = ""
         for segment in due:
             try:
                 rows += self._ship_segment(segment)
             except _SegmentError as failure:
                 failing, reason = failure.args
             except MemoryError as failure:  # Continue, because a smaller segment may fit in memory.
-                failing, reason = (
-                    f"segment {segment.name} cannot be shipped: not enough memory",
-                    str(failure),
-                )
+                failing = f"segment {segment.name} cannot be shipped: not enough memory"
+                reason = str(failure)
             except (
                 OSError,
                 NotInstalled,
             ) as failure:  # The next segment would fail too, after the same timeout.
-                failing, reason = (
-                    f"the inference log {self.location.shown} cannot be written",
-                    str(failure),
-                )
+                failing = f"the inference log {self.location.shown} cannot be written"
+                reason = str(failure)
                 break
         error = f"{failing}: {reason}" if failing else ""
         if failing != self._failing:  # `error` may name a different file at each attempt.
@@ -207,7 +205,8 @@ class Shipper:
             captured.malformed
         ):  # Report these frames only after a successful write, because a failed write is repeated.
             self._keep_broken_copy(segment, captured.malformed)
-        end, lost_bytes = captured.end, captured.lost_bytes
+        end = captured.end
+        lost_bytes = captured.lost_bytes
         self._growing.pop(segment.name, None)
         lost_bytes += size - end if is_final else 0
         # The worker was killed during a write, another program wrote to the file, or
@@ -240,7 +239,8 @@ class Shipper:
         the number of rows.
         """
         counted = self.progress.totals.counted.get(segment.name, 0)
-        shipped, lost = Counter[str](), Counter[str]()
+        shipped = Counter[str]()
+        lost = Counter[str]()
         rows = 0
         for group in group_by_file(captured.batches):
             requests = sum(len(batch.offsets) for batch in group)
@@ -360,11 +360,14 @@ def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tupl
 
 
 def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
-    requests, rows = len(batch.offsets), batch.rows
+    requests = len(batch.offsets)
+    rows = batch.rows
     request_of_row = pa.array(np.repeat(np.arange(requests), rows)) if rows != 1 else None
 
     def per_row(values: pa.Array) -> pa.Array:
-        return values if request_of_row is None else values.take(request_of_row)
+        if request_of_row is None:
+            return values
+        return values.take(request_of_row)
 
     columns = {
         EVENT_TIME: per_row(pa.array(batch.event_times).view(_TIME)),

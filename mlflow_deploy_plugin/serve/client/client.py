@@ -486,7 +486,8 @@ def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> O
         retry_after = None
     error = errors.error_of_status(status)(message)
     error.retry_after = None if retry_after is None else int(retry_after)
-    error.status, error.request_id = status, headers.get("X-Request-Id", "")
+    error.status = status
+    error.request_id = headers.get("X-Request-Id", "")
     return error
 
 
@@ -508,7 +509,8 @@ def _answer_errors(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
         error = OnnxserveError(
             f"the server answered with status {response.status} and an unknown form ({kind})",
         )
-        error.status, error.request_id = response.status, response.headers.get("X-Request-Id", "")
+        error.status = response.status
+        error.request_id = response.headers.get("X-Request-Id", "")
         raise error from None
 
 

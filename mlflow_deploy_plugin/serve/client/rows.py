@@ -115,7 +115,8 @@ def _to_arrow(array: Array) -> "pa.Array":
 
 def _from_arrow(column: "pa.ChunkedArray") -> Array:
     """Return an Arrow column of a response as an array [N, …]."""
-    chunk, shape = column.combine_chunks(), [len(column)]
+    chunk = column.combine_chunks()
+    shape = [len(column)]
     while hasattr(chunk.type, "list_size"):
         shape.append(chunk.type.list_size)
         chunk = chunk.flatten()
@@ -132,7 +133,9 @@ def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Arra
 
         table = pa.ipc.open_stream(body).read_all()
         columns = {name: _from_arrow(table.column(name)) for name in table.column_names}
-        return columns["prediction"] if list(columns) == ["prediction"] else columns
+        if list(columns) == ["prediction"]:
+            return columns["prediction"]
+        return columns
     predictions = orjson.loads(body)["predictions"]
     if (
         isinstance(predictions, list)
@@ -156,7 +159,8 @@ def encode_tensors(
         v2_tensors,
     )  # Imported here, because only V2 requests need it.
 
-    tensors, parts = [], []
+    tensors = []
+    parts = []
     for name, values in inputs.items():
         array = as_array(values)
         if not (datatype := v2_tensors.array_datatype(array)):
@@ -182,7 +186,9 @@ def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
         v2_tensors,
     )  # Imported here, as in `encode_tensors`.
 
-    content, start, arrays = memoryview(body), head_length, {}
+    content = memoryview(body)
+    start = head_length
+    arrays = {}
     for position, tensor in enumerate(orjson.loads(content[:start])["outputs"]):
         head = v2_tensors.read_tensor_header(position, tensor)
         size = tensor.get("parameters", {}).get("binary_data_size")
@@ -209,7 +215,9 @@ def as_array(values: object) -> Array:
         type(None),
     }:
         return array.astype(np.float64)
-    return array.astype(object) if array.dtype.kind in "US" else array
+    if array.dtype.kind in "US":
+        return array.astype(object)
+    return array
 
 
 def _has_unnamed_columns(rows: Any) -> bool:
@@ -262,7 +270,9 @@ def _rows_document(rows: Any) -> Mapping[str, object]:
             isinstance(cell, Sequence | np.ndarray) and not isinstance(cell, str)
             for cell in rows.values()
         )
-        return {"inputs": dict(rows)} if has_rows else {"dataframe_records": [rows]}
+        if has_rows:
+            return {"inputs": dict(rows)}
+        return {"dataframe_records": [rows]}
     if isinstance(rows, list | tuple):
         is_records = len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
         return {"dataframe_records" if is_records else "inputs": list(rows)}

@@ -67,7 +67,8 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
-INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
+INFERENCE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
 _NEEDS: Mapping[str, Need | None] = {
     **dict.fromkeys(("ServerLive", "ServerReady", "HealthCheck"), None),
     **dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), "admin"),
@@ -274,10 +275,8 @@ def _management_call(
     name: str,
     method: ManagementMethod,
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    request_type, response_type = (
-        getattr(messages, f"{name}Request"),
-        getattr(messages, f"{name}Response"),
-    )
+    request_type = getattr(messages, f"{name}Request")
+    response_type = getattr(messages, f"{name}Response")
     need = _NEEDS.get(name, "read")
 
     def respond(request: RawRequest) -> Reply:
@@ -383,7 +382,9 @@ def with_deadline(
     is_shorter = (
         type(timeout) is not int or 0 != timeout < left
     )  # The data plane rejects a timeout that is not an int.
-    return parameters if timeout is not None and is_shorter else {**parameters, "timeout": left}
+    if timeout is not None and is_shorter:
+        return parameters
+    return {**parameters, "timeout": left}
 
 
 def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], Reply]) -> Reply:
@@ -505,7 +506,9 @@ def watch_health(
 def _health_status(server: Server, service: str) -> messages.HealthCheckResponse.ServingStatus:
     if service not in ("", INFERENCE, HEALTH):
         return _STATUS.SERVICE_UNKNOWN
-    return _STATUS.NOT_SERVING if server.repository.not_ready_reason() else _STATUS.SERVING
+    if server.repository.not_ready_reason():
+        return _STATUS.NOT_SERVING
+    return _STATUS.SERVING
 
 
 def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[str, object]:

@@ -168,8 +168,10 @@ def _read_inputs(
     request: messages.ModelInferRequest,
     schema: Schema,
 ) -> dict[str, tuple[TensorHeader, Array]]:
-    raw, count = request.raw_input_contents, len(request.inputs)
-    by_column, by_input = schema.dtypes, schema.tensor_schema.dtypes
+    raw = request.raw_input_contents
+    count = len(request.inputs)
+    by_column = schema.dtypes
+    by_input = schema.tensor_schema.dtypes
     heads: dict[str, TensorHeader] = {}
     for position, entry in enumerate(request.inputs):
         shape = list(entry.shape[: v2_tensors.MAX_RANK + 1])

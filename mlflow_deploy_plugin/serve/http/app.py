@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GROUP, BLUEPRINT = "onnxserve.blueprints", "onnxserve"
+GROUP = "onnxserve.blueprints"
+BLUEPRINT = "onnxserve"
 _RAW_REQUEST = "onnxserve.raw_request"
 """The key of the `RawRequest` in the WSGI environment that `call_flask` creates."""
 _PIECE_BYTES = 64 * 1024
@@ -110,7 +111,9 @@ class ServerApp(Flask):
         return self._answer_wsgi(Request(environ))(environ, start_response)
 
     def _answer_wsgi(self, request: Request) -> Response:
-        path, stream, limit = "", request.environ["wsgi.input"], self.server.max_body_bytes
+        path = ""
+        stream = request.environ["wsgi.input"]
+        limit = self.server.max_body_bytes
         try:
             path = decode_path(request.environ["RAW_URI"])
             headers = {name.lower(): value for name, value in request.headers.items()}
@@ -183,11 +186,9 @@ class ServerApp(Flask):
             )
         if isinstance(error, HTTPException) and error is request.routing_exception:
             return flask_response(routes.not_found(g.raw_request.path))
-        return (
-            error
-            if isinstance(error, HTTPException)
-            else flask_response(failure_response(g.raw_request, error))
-        )
+        if isinstance(error, HTTPException):
+            return error
+        return flask_response(failure_response(g.raw_request, error))
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:

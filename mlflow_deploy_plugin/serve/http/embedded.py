@@ -85,7 +85,8 @@ class EmbeddedModel:
         follow: bool | None,
         wait_seconds: float,
     ) -> None:
-        self._held, self._has_pages = ExitStack(), follow is None
+        self._held = ExitStack()
+        self._has_pages = follow is None
         self._process = os.getpid()
         atexit.register(self.close)
         try:
@@ -233,14 +234,18 @@ class AsgiApp:
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
         }
-        limit, pieces = self._model.app.server.max_body_bytes, list[bytes]()
-        size, more, loop = 0, True, asyncio.get_running_loop()
+        limit = self._model.app.server.max_body_bytes
+        pieces = list[bytes]()
+        size = 0
+        more = True
+        loop = asyncio.get_running_loop()
         while more and size <= limit:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
             pieces.append(message.get("body", b""))
-            size, more = size + len(pieces[-1]), message.get("more_body", False)
+            size = size + len(pieces[-1])
+            more = message.get("more_body", False)
         if size > limit:
             response = exception_response(path, body_too_large(limit))
         else:
@@ -300,9 +305,9 @@ def _send_pieces(
 
 def _no_page(path: str) -> RawResponse | None:
     message = "an embedded model has no pages; use `onnxserve serve` for pages"
-    return (
-        error_response(path, 404, "ENDPOINT_NOT_FOUND", message) if _PAGES.fullmatch(path) else None
-    )
+    if _PAGES.fullmatch(path):
+        return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
+    return None
 
 
 def _wait(deadline: float, message: str) -> None:

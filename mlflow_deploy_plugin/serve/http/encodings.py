@@ -93,7 +93,9 @@ def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:
     body, up to the limit.
     """
     most_members = _MOST_MEMBERS if wbits == _GZIP else 1
-    view, position, left = memoryview(body), 0, limit
+    view = memoryview(body)
+    position = 0
+    left = limit
     pieces: list[bytes] = []
     members = 0
     while position < len(view):

@@ -4,7 +4,9 @@
 
 from dataclasses import dataclass
 
-REQUEST_LINE_BYTES, FIELD_BYTES, FIELDS = 8190, 8190, 100
+REQUEST_LINE_BYTES = 8190
+FIELD_BYTES = 8190
+FIELDS = 100
 HEAD_BYTES = 128 * 1024
 """The limit in bytes of all header fields together; each field also has its own limit.
 """
@@ -21,7 +23,8 @@ MAX_UNSENT_BYTES = 256 * 1024 * 1024
 """The limit of unsent response bytes per worker; above this limit, the response that
 has waited longest is aborted.
 """
-LINGER_SECONDS, LINGER_BYTES = 5.0, 64 * 1024 * 1024
+LINGER_SECONDS = 5.0
+LINGER_BYTES = 64 * 1024 * 1024
 """The limits for discarding the bytes that a client still sends before its connection
 is closed.
 """

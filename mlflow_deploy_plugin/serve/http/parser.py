@@ -36,7 +36,8 @@ body (RFC 9112, 2.2).
 """
 MISSING_HOST = "the request has no Host header; HTTP/1.1 requires it"
 TORN_BODY = "the body was interrupted, did not arrive in time, or is not in valid chunks"
-_REMEMBERED_HEADS, _REMEMBERED_BYTES = 512, 2048
+_REMEMBERED_HEADS = 512
+_REMEMBERED_BYTES = 2048
 _LINE = re.compile(rb"([A-Z0-9!$&'*+.^_`|~-]{3,20}) ([^ ]+) HTTP/1\.([01])")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _TARGET = re.compile(r"/[!-\"$-~]*")
@@ -100,7 +101,9 @@ def read_head(head: bytes) -> RequestHead:
             not supported.
         InvalidRequest: the head is not HTTP/1.1, or is ambiguous.
     """
-    return _remembered(head) if len(head) <= _REMEMBERED_BYTES else _read(head)
+    if len(head) <= _REMEMBERED_BYTES:
+        return _remembered(head)
+    return _read(head)
 
 
 def _read(head: bytes) -> RequestHead:
@@ -126,7 +129,8 @@ def _read(head: bytes) -> RequestHead:
         )
     expects_continue = expected is not None and is_http_1_1 and length != 0
     target = match[2].decode("latin-1")
-    path, query = decode_path(target), target.partition("?")[2]
+    path = decode_path(target)
+    query = target.partition("?")[2]
     method = match[1].decode()
     return RequestHead(
         method,
@@ -179,7 +183,8 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
             raise InvalidRequest(
                 f"the header field {_shown(line)} is not 'name: value' on a single line",
             )
-        name, value = match[1].lower(), match[2].rstrip(" \t")
+        name = match[1].lower()
+        value = match[2].rstrip(" \t")
         if "_" in name:
             continue  # Skip the field as gunicorn does, because WSGI would treat the _ as a hyphen.
         if name in headers:
@@ -191,7 +196,8 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
 
 
 def _length(headers: Mapping[str, str], is_http_1_1: bool) -> int:
-    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+    coding = headers.get("transfer-encoding")
+    length = headers.get("content-length")
     if coding is not None:
         if length is not None:
             raise InvalidRequest(
@@ -275,7 +281,9 @@ class BodyParser:
 
     @property
     def received(self) -> int:
-        return len(self.content) if self._length == CHUNKED else self._length - self._left
+        if self._length == CHUNKED:
+            return len(self.content)
+        return self._length - self._left
 
     def feed(self, data: bytes) -> bytes:
         """Read bytes of the body and return the unused bytes. Raises InvalidRequest or

@@ -73,7 +73,9 @@ class PlanTable:
 
     def answer(self, request: RawRequest) -> RawResponse | None:
         plan = self._plans.get(request.path)
-        return plan(request) if plan is not None and request.method == "POST" else None
+        if plan is not None and request.method == "POST":
+            return plan(request)
+        return None
 
     def covers(self, path: str) -> bool:
         """Return True if the path has a plan, so that an ONNX model in this worker
@@ -127,33 +129,38 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     """Return the plan of a variant for a protocol, with the steps of `pipeline.infer`
     and `DataPlane.infer`.
     """
-    endpoint, name, loaded, captured = (
-        variant.endpoint,
-        variant.name,
-        variant.loaded,
-        variant.captured,
-    )
-    model, version, predictor = loaded.model, loaded.version, loaded.predictor
-    schema, run, predict = variant.schema, predictor.run, predictor.prediction
-    fraction, max_rows, draw = (
-        variant.capture.fraction,
-        variant.capture.max_rows_per_request,
-        random.random,
-    )
-    decode, write = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.write
+    endpoint = variant.endpoint
+    name = variant.name
+    loaded = variant.loaded
+    captured = variant.captured
+    model = loaded.model
+    version = loaded.version
+    predictor = loaded.predictor
+    schema = variant.schema
+    run = predictor.run
+    predict = predictor.prediction
+    fraction = variant.capture.fraction
+    max_rows = variant.capture.max_rows_per_request
+    draw = random.random
+    decode = _compose_decoder(variant, protocol, server.max_body_bytes)
+    write = server.capture.write
     count = server.metrics.prediction_counter(variant, protocol.name)
     version_headers = {"X-Model-Name": model, "X-Model-Version": version}
     if variant.has_others:
         version_headers["X-Model-Variant"] = name
     version_fields = header_fields(version_headers)
-    require, count_key = server.auth.require if server.auth.is_required else None, server.auth.count
-    has_rate, check_rates = server.limits.has_rate, server.limits.check_rates
-    perf_counter, time_ns = time.perf_counter, time.time_ns
+    require = server.auth.require if server.auth.is_required else None
+    count_key = server.auth.count
+    has_rate = server.limits.has_rate
+    check_rates = server.limits.check_rates
+    perf_counter = time.perf_counter
+    time_ns = time.time_ns
     origin = 200, endpoint, name, version, protocol.name
     remember = server.recent.ring(origin).append
 
     def answer(request: RawRequest) -> RawResponse | None:
-        headers, body = request.headers, request.body
+        headers = request.headers
+        body = request.body
         if (
             "content-encoding" in headers
             or "x-event-time" in headers
@@ -174,16 +181,12 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             outputs = run(feeds)
             ended = perf_counter()
             given_id = headers.get("x-request-id", body_id)
-            id_, prediction_id = (
-                request_id({"x-request-id": given_id}) if given_id else new_id(),
-                new_id(),
-            )
+            id_ = request_id({"x-request-id": given_id}) if given_id else new_id()
+            prediction_id = new_id()
             if encode is None:
-                content, content_type, format_headers = (
-                    dump_json({"predictions": predict(outputs)}),
-                    JSON,
-                    None,
-                )
+                content = dump_json({"predictions": predict(outputs)})
+                content_type = JSON
+                format_headers = None
             else:
                 inferred = InferResponse(id_, prediction_id, outputs)
                 content, content_type, format_headers = encode(variant, inferred)
@@ -241,7 +244,8 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
     takes_documents = protocol is INVOCATIONS and variant.loaded.predictor.artifact.has_signature
 
     def decode(headers: Mapping[str, str], body: bytes) -> _Decoded:
-        content_type, accept = headers.get("content-type"), headers.get("accept")
+        content_type = headers.get("content-type")
+        accept = headers.get("accept")
         if (
             takes_documents
             and content_type == JSON

@@ -95,7 +95,9 @@ def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool 
         f"Content-Length: {len(body)}\r\n"
         f"{fields}\r\n"
     )
-    return head.encode("latin-1") + body if with_body else head.encode("latin-1")
+    if with_body:
+        return head.encode("latin-1") + body
+    return head.encode("latin-1")
 
 
 def serialize_streamed_head(response: RawResponse, keep_alive: bool, is_chunked: bool) -> bytes:
@@ -114,5 +116,6 @@ def _head_start(status: int, keep_alive: bool, second: int) -> str:
     `second` since 1970.
     """
     phrase = responses.get(status, "Unknown")
-    date, connection = formatdate(second, usegmt=True), "keep-alive" if keep_alive else "close"
+    date = formatdate(second, usegmt=True)
+    connection = "keep-alive" if keep_alive else "close"
     return f"HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\nConnection: {connection}\r\n"

@@ -176,7 +176,8 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
     """
     if "content-type" in request.headers:
         media_type(request.headers["content-type"], (JSON,))
-    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    host = request.headers.get("host", "")
+    origin = request.headers.get("origin")
     match = _HOST.fullmatch(host.lower())
     name = match[1].strip("[]").removesuffix(".") if match else ""
     is_ours = name in ("localhost", spec.host.lower(), *spec.allowed_hosts)

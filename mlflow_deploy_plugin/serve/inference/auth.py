@@ -50,7 +50,8 @@ _DESCRIBERS: tuple[Scope, ...] = "infer", "read"
 
 _LOOK_SECONDS = 1.0
 _LOCAL = KeyEntry(name="this machine", scopes=get_args(Scope))
-_MAX_KNOWN, _MAX_KNOWN_CHARACTERS = 10_000, 200
+_MAX_KNOWN = 10_000
+_MAX_KNOWN_CHARACTERS = 200
 UNNAMED = "a certificate without a name"
 _LEEWAY_SECONDS = 30.0
 _MOST_SECONDS = 2**53
@@ -88,9 +89,12 @@ class Authenticator:
         self.is_required = spec.authenticates
         self.count = count
         self._state_dir = state_dir
-        self._issuer, self._audience = spec.jwt_issuer, spec.jwt_audience
-        self._needs_certificate, self._takes_keys = spec.ca_certs is not None, spec.takes_keys
-        self._clock, self._monotonic = clock, monotonic
+        self._issuer = spec.jwt_issuer
+        self._audience = spec.jwt_audience
+        self._needs_certificate = spec.ca_certs is not None
+        self._takes_keys = spec.takes_keys
+        self._clock = clock
+        self._monotonic = monotonic
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
         self._known: OrderedDict[str | bytes, KeyEntry] = (
@@ -181,7 +185,8 @@ class Authenticator:
             self._look_at = (
                 now + _LOOK_SECONDS
             )  # Set this after reading, so that no thread skips new keys.
-        cache, sent = self._known, _short(authorization)
+        cache = self._known
+        sent = _short(authorization)
         entry = cache.get(sent)
         if entry is None:
             entry = cache[sent] = self._find(authorization)
@@ -210,10 +215,8 @@ class Authenticator:
             claims = self._verify(key)
             granted = claims.get("scope") or claims.get("scp") or ""
             words = granted.split() if isinstance(granted, str) else granted
-            endpoints, subject = (
-                claims.get("onnxserve_endpoints"),
-                claims.get("sub") or claims.get("client_id") or "",
-            )
+            endpoints = claims.get("onnxserve_endpoints")
+            subject = claims.get("sub") or claims.get("client_id") or ""
             if not (isinstance(words, list) and isinstance(endpoints, list | None)):
                 raise Unauthenticated(
                     "the token's claims scope and onnxserve_endpoints are not lists of names",
@@ -257,7 +260,8 @@ class Authenticator:
             self._jwks = PyJWKSet.from_json(
                 paths[2].read_text(),
             )  # The agent has validated the file.
-        self._keys, self._files = keys, files
+        self._keys = keys
+        self._files = files
         self._known = OrderedDict()  # Replace the dictionary: a thread may be adding a key to it.
 
     def _verify(self, token: bytes) -> Mapping[str, Any]:

@@ -72,7 +72,8 @@ class CircuitBreaker:
                 return  # This request began before another request opened the circuit.
             self._tell(error)
             self.is_open = True
-            before, self._failed_at = self._failed_at, time.monotonic()
+            before = self._failed_at
+            self._failed_at = time.monotonic()
             pause = self.pause_seconds if self._failed_at < before + self.pause_seconds else 0.0
             ask = partial(self._close_when_it_answers, pause)
             try:

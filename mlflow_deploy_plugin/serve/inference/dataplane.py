@@ -36,7 +36,8 @@ _MOST_CAPTURED_BYTES = 1024 * 1024
 """The maximum number of captured bytes of a streamed response. Later parts of the
 response are not captured.
 """
-_MESSAGE_CHARACTERS, _COLUMN_CHARACTERS = 500, 100
+_MESSAGE_CHARACTERS = 500
+_COLUMN_CHARACTERS = 100
 """The maximum captured lengths of an error's message and column name, which may quote
 values of the caller.
 """
@@ -97,7 +98,9 @@ class DataPlane:
             if variant.key is not None
             else None
         )
-        return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
+        if key is None:
+            return variant
+        return self.repository.select_variant(variant.endpoint, key=key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
         """Run the request on this variant, and capture it before returning. The caller
@@ -112,13 +115,15 @@ class DataPlane:
         arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
         if request.body is not None:
-            predictor, prediction_id = variant.loaded.predictor, new_id()
+            predictor = variant.loaded.predictor
+            prediction_id = new_id()
             assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
             _check_deadline(deadline)
             began = time.perf_counter()
             read = predictor.answer(request.body, deadline, prediction_id)
             rows = predictor.schema.count_rows(read.feeds) if read.feeds else 1
-            seconds, waited = time.perf_counter() - began, predictor.queue_seconds
+            seconds = time.perf_counter() - began
+            waited = predictor.queue_seconds
             self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
             answer = read.feeds, read.outputs, read.content
             return self._capture_response(
@@ -157,21 +162,22 @@ class DataPlane:
         errors of `infer`.
         """
         arrived = time.time_ns() // 1000
-        predictor, deadline = variant.loaded.predictor, self._deadline(request)
+        predictor = variant.loaded.predictor
+        deadline = self._deadline(request)
         assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
         assert request.body is not None
         _check_deadline(deadline)
         began = time.perf_counter()
-        outcome, count, size = "abandoned", 0, 0
+        outcome = "abandoned"
+        count = 0
+        size = 0
         sent: list[bytes] = []
         with closing(predictor.stream(request.body, deadline, prediction_id)) as parts:
             try:
                 for part in parts:
                     if not count:
-                        feeds, waited = (
-                            part.feeds,
-                            predictor.queue_seconds,
-                        )  # The seconds are stored per thread.
+                        feeds = part.feeds  # The seconds are stored per thread.
+                        waited = predictor.queue_seconds
                         first_seconds = time.perf_counter() - request.arrived
                     count += 1
                     size += len(part.content)
@@ -224,7 +230,8 @@ class DataPlane:
         if capture.fraction == 1.0 or capture.fraction > random.random():
             now = time.time_ns() // 1000
             moment = now if event_time is None else event_time
-            status, column = error.http_status, without_keys(error.column)
+            status = error.http_status
+            column = without_keys(error.column)
             record = RequestRecord(
                 variant.endpoint,
                 variant.name,
@@ -265,7 +272,8 @@ class DataPlane:
 
         Raises InvalidRequest if the parameter `timeout` is invalid.
         """
-        batcher, arrived = variant.loaded.batcher, time.time_ns() // 1000
+        batcher = variant.loaded.batcher
+        arrived = time.time_ns() // 1000
         assert batcher is not None  # `can_infer_async` has checked this.
 
         def computed(outputs: dict[str, Array] | BaseException) -> None:
@@ -291,7 +299,8 @@ class DataPlane:
         """Write the request to the spool, and return the response. Shadows do not
         receive streamed requests.
         """
-        loaded, capture = variant.loaded, variant.capture
+        loaded = variant.loaded
+        capture = variant.capture
         prediction_id = prediction_id or new_id()
         shadows = () if request.body is not None and request.body.is_streamed else variant.shadows
         fraction = capture.fraction
@@ -330,7 +339,8 @@ class DataPlane:
         request: InferRequest,
         deadline: float,
     ) -> dict[str, Array]:
-        loaded, inputs = variant.loaded, request.inputs
+        loaded = variant.loaded
+        inputs = request.inputs
         if loaded.batcher is not None:
             return loaded.batcher.run(
                 inputs,
@@ -344,7 +354,8 @@ class DataPlane:
             outputs = loaded.predictor.run(inputs, None, deadline, request.parameters)
         else:
             outputs = loaded.predictor.run(inputs, None, deadline)
-        seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
+        seconds = time.perf_counter() - began
+        waited = loaded.predictor.queue_seconds
         shape = (
             next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
         )

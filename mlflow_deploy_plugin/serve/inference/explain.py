@@ -134,7 +134,8 @@ def encode_explanation(
     values = arrays["values"]
     base_values = arrays["base_values"][None].repeat(len(values), axis=0)
     if values.shape[2] == 1:
-        values, base_values = values[:, :, 0], base_values[:, 0]
+        values = values[:, :, 0]
+        base_values = base_values[:, 0]
     explained = {
         "base_values": base_values,
         "values": values,

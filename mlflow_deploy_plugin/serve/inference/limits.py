@@ -43,7 +43,9 @@ _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
 _GPU_BATCH_SIZE = 32
 
-_RESERVED_SHARE, _KEPT_SHARE, _EXPECTED_SECONDS = 0.01, 0.1, 0.05
+_RESERVED_SHARE = 0.01
+_KEPT_SHARE = 0.1
+_EXPECTED_SECONDS = 0.05
 """A reservation covers the demand of `_EXPECTED_SECONDS`, at most `_RESERVED_SHARE` of
 the rate; it is valid for `_KEPT_SHARE` of the period.
 """
@@ -75,7 +77,8 @@ class RequestLimits:
     are_shared: bool = False
 
     def __post_init__(self) -> None:
-        self.has_rate, self.has_places = bool(self.rate), self.max_concurrent_requests is not None
+        self.has_rate = bool(self.rate)
+        self.has_places = self.max_concurrent_requests is not None
         self._limiter = self.open_rate(self.rate) if self.rate else None
         self._of_keys: dict[tuple[str, str], tuple[RateLimiter, bytes]] = {}
         self._lock = threading.Lock()
@@ -338,9 +341,11 @@ class SharedRateLimiter:
     def __call__(self, client: bytes) -> float | None:
         if self._redis.is_away:
             return None
-        cost, has_passed = 1, False
+        cost = 1
+        has_passed = False
         with self._lock:
-            reservation, now = self._clients.get(client), self._clock()
+            reservation = self._clients.get(client)
+            now = self._clock()
             if reservation is not None:
                 if now < reservation.ends and reservation.passes_at:
                     return reservation.passes_at - now
@@ -370,7 +375,8 @@ class SharedRateLimiter:
         """
         passing, seconds = self._redis.count(self._item, client, cost)
         with self._lock:
-            reservation, now = self._clients.get(client), self._clock()
+            reservation = self._clients.get(client)
+            now = self._clock()
             left = reservation.left if reservation is not None and now < reservation.ends else 0
             if not passing:
                 if not left:
@@ -429,11 +435,9 @@ def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
     )  # Import the library here, because it costs memory and time at the start.
 
     item = parse(rate)
-    return (
-        SharedRateLimiter(item, redis)
-        if redis
-        else MemoryRateLimiter(item.amount, item.get_expiry())
-    )
+    if redis:
+        return SharedRateLimiter(item, redis)
+    return MemoryRateLimiter(item.amount, item.get_expiry())
 
 
 class RequestThreads(ThreadPoolExecutor):

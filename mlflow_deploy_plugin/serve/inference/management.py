@@ -97,7 +97,8 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
         for loaded in {
             variant.loaded.version: variant.loaded for variant in served.variants.values()
         }.values():
-            version, reason = loaded.version, loaded.predictor.unavailable_reason
+            version = loaded.version
+            reason = loaded.predictor.unavailable_reason
             if not (reason and only_ready):
                 state = "UNAVAILABLE" if reason else "READY"
                 entries.append({"name": name, "version": version, "state": state, "reason": reason})
@@ -152,13 +153,16 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
             raise InvalidRequest(
                 f"the parameter {key} is {short_repr(value)}; a string is expected",
             )
-    config, model_uri = parameters.get("config"), parameters.get("model_uri")
+    config = parameters.get("config")
+    model_uri = parameters.get("model_uri")
     if config is not None and model_uri is not None:
         raise InvalidRequest("a load may have either config or model_uri")
     try:
         if model_uri is not None:
             return new_endpoint(name, model_uri)
-        return None if config is None else _read_config(name, config)
+        if config is None:
+            return None
+        return _read_config(name, config)
     except InvalidConfig as error:
         raise InvalidConfig(error.message[:_LONGEST_MESSAGE]) from None
 
@@ -268,7 +272,8 @@ def model_statistics(
 
     `success.ns` includes failed requests. Times that are not measured are 0.
     """
-    repository, counted = server.repository, server.metrics.statistics()
+    repository = server.repository
+    counted = server.metrics.statistics()
     if version is not None:
         repository.select_variant(endpoint, version)
     endpoints = repository.table.items() if endpoint is None else [repository.find(endpoint)]

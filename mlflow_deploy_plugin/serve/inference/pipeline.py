@@ -83,7 +83,8 @@ class RequestContext:
         self.headers = {"X-Request-Id": request_id(request.headers)}
         self.variant: ServedVariant | None = None
         self._error: OnnxserveError | None = None
-        self.id, self.rows = "", 0
+        self.id = ""
+        self.rows = 0
         self._is_admitted = False
 
     def __enter__(self) -> "RequestContext":
@@ -96,7 +97,8 @@ class RequestContext:
         """Authenticate and count the caller. Raises the errors of
         `Authenticator.require` and `RequestLimits`.
         """
-        server, request = self.server, self.request
+        server = self.server
+        request = self.request
         endpoint_name = server.repository.default_endpoint if endpoint is None else endpoint
         key = server.auth.identify(request, "infer", endpoint_name)
         server.limits.check_rates(request, key)
@@ -122,7 +124,8 @@ class RequestContext:
         version: str | None = None,
         label: str | None = None,
     ) -> ServedVariant:
-        repository, request = self.server.repository, self.request
+        repository = self.server.repository
+        request = self.request
         return self.answer_by(
             repository.select_variant(
                 endpoint,
@@ -148,14 +151,16 @@ class RequestContext:
 
     def fail(self, error: BaseException) -> Reply:
         reply = failure(self.request, error, self.headers)
-        self._error, self.id = reply.error, messages.new_id()
+        self._error = reply.error
+        self.id = messages.new_id()
         return reply
 
     def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
         """Count and remember the reply, and return the seconds since the request
         arrived.
         """
-        variant, seconds = self.variant, time.perf_counter() - self.request.arrived
+        variant = self.variant
+        seconds = time.perf_counter() - self.request.arrived
         self.server.metrics.count_response(
             variant,
             self._protocol,
@@ -197,7 +202,8 @@ class RequestContext:
         """Decode a prediction for this variant. An id in the body becomes the request
         id of the reply.
         """
-        sent_headers, headers = self.request.headers, self.headers
+        sent_headers = self.request.headers
+        headers = self.headers
         moment = event_time(sent_headers) if "x-event-time" in sent_headers else None
         decoded = protocol.decode(
             sent_headers,
@@ -255,9 +261,11 @@ def failure(
         if request is None
         else f" {request.method[:20]} {messages.without_keys(request.path)[:200]}"
     )
-    suffix, message = "", "the server failed to answer; its log has the reason"
+    suffix = ""
+    message = "the server failed to answer; its log has the reason"
     if identity := (headers or {}).get("X-Request-Id"):
-        suffix, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"
+        suffix = f", X-Request-Id {identity}"
+        message = f"{message} under this X-Request-Id"
     logger.error("answering%s failed%s", description, suffix, exc_info=error)
     return error_reply(errors.InternalError(message), headers)
 
@@ -273,7 +281,8 @@ def infer(
     """Return predictions of the endpoint (None: the default). The same version decodes,
     computes and encodes.
     """
-    dataplane, tracer = server.dataplane, server.tracer
+    dataplane = server.dataplane
+    tracer = server.tracer
     outputs: Mapping[str, Array] | None = None
     began = time.perf_counter()
     with RequestContext(server, request, protocol.name) as context:
@@ -353,7 +362,8 @@ def infer_async(
             if isinstance(inferred, BaseException):
                 reply = context.fail(inferred)
             else:
-                reply, outputs = context.build_reply(decoded, variant, inferred), inferred.outputs
+                reply = context.build_reply(decoded, variant, inferred)
+                outputs = inferred.outputs
         except BaseException as error:  # noqa: BLE001 - the client waits, and the batcher needs its thread
             reply = context.fail(error)
         context.release()
@@ -482,7 +492,8 @@ def _finish_pieces(
     """
 
     def finish() -> Generator[bytes, None, None]:
-        reply, status = None, ClientDisconnected.http_status
+        reply = None
+        status = ClientDisconnected.http_status
         try:
             yield b""
             yield from pieces

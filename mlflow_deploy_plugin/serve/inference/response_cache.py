@@ -158,11 +158,9 @@ def open_cache(
 ) -> ResponseCache | None:
     if not max_bytes:
         return None
-    return (
-        RedisCache(redis_url, max_bytes, seconds, count_failure)
-        if redis_url
-        else MemoryCache(max_bytes, seconds)
-    )
+    if redis_url:
+        return RedisCache(redis_url, max_bytes, seconds, count_failure)
+    return MemoryCache(max_bytes, seconds)
 
 
 def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:

@@ -44,17 +44,20 @@ logger = logging.getLogger(__name__)
 
 MAX_COPIES = 4096
 MAX_BYTES = 64 * 1024 * 1024
-_MAX_BATCH_ROWS, _MAX_BATCH_COPIES = 1024, 32
+_MAX_BATCH_ROWS = 1024
+_MAX_BATCH_COPIES = 32
 _NICE = 10
 _PAUSE_SECONDS = 0.05
 """The pause before the queue is emptied, so that the response is sent undisturbed and
 copies can be batched.
 """
-_HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
+_HANDOVER_SECONDS = 1e-4
+_WRITES_AT_ONCE = 8
 """The thread sleeps briefly after some writes, because otherwise it releases the
 interpreter only after 5 ms.
 """
-_REST, _MAX_REST_SECONDS = 9.0, 0.25
+_REST = 9.0
+_MAX_REST_SECONDS = 0.25
 """The pause of the thread, as a multiple of the time in the interpreter. A running
 graph is outside the interpreter.
 """
@@ -92,7 +95,8 @@ class MirroredRequest:
         """The key of the copies that can be computed in the same run."""
         if self.body is not None or not self.answered_by.predictor.schema.has_rows:
             return object()
-        shadow, arrays = self.shadow, {**self.feeds, **sent_arrays(self.feeds)}
+        shadow = self.shadow
+        arrays = {**self.feeds, **sent_arrays(self.feeds)}
         forms = tuple((name, array.dtype, array.shape[1:]) for name, array in arrays.items())
         return (
             shadow.endpoint,
@@ -212,7 +216,8 @@ class Shadows:
             self._wake.clear()
             time.sleep(_PAUSE_SECONDS)
             while self._copies and not self._is_stopping:
-                began, ran = time.perf_counter(), self._run_seconds
+                began = time.perf_counter()
+                ran = self._run_seconds
                 batch = self._take_batch()
                 try:
                     self._process(batch)
@@ -230,7 +235,9 @@ class Shadows:
         together with it.
         """
         batch = [self._copies.popleft()]
-        first, rows, kind = batch[0], batch[0].rows, batch[0].kind
+        first = batch[0]
+        rows = batch[0].rows
+        kind = batch[0].kind
         while len(batch) < _MAX_BATCH_COPIES and self._copies and self._copies[0].kind == kind:
             rows += self._copies[0].rows
             if rows > _MAX_BATCH_ROWS or not self._is_batchable(first):
@@ -284,7 +291,8 @@ class Shadows:
         began = time.perf_counter()
         if first.body is not None and isinstance(predictor, PyfuncPredictor):
             response = predictor.answer(first.body, prediction_id=first.record.prediction_id)
-            feeds, computed = response.feeds, response.outputs
+            feeds = response.feeds
+            computed = response.outputs
         elif first.feeds:
             joined_feeds = concatenate_feeds([copy.feeds for copy in batch])
             feeds = translate_feeds(joined_feeds, answered_by.schema, predictor.schema)
@@ -299,7 +307,8 @@ class Shadows:
         outputs = concatenate_feeds([copy.outputs for copy in batch])
         compared: Mapping[str, Array] = computed
         if not (predictor.schema.has_rows and answered_by.schema.has_rows):
-            outputs, compared = as_one_row(outputs), as_one_row(computed)
+            outputs = as_one_row(outputs)
+            compared = as_one_row(computed)
         agreement = compare_outputs(answered_by.artifact, outputs, predictor.artifact, compared)
         self._capture_rows(batch, feeds, computed, int(seconds * 1e6))
         self.metrics.count_shadow_comparison(shadow.labels, agreement, len(batch), seconds)
@@ -336,7 +345,9 @@ def detach(array: Array) -> Array:
     array of a batch in memory.
     """
     base = array.base
-    return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
+    if isinstance(base, np.ndarray) and base.nbytes > array.nbytes:
+        return array.copy()
+    return array
 
 
 def translate_feeds(feeds: Feeds, source_schema: Schema, target_schema: Schema) -> Feeds:

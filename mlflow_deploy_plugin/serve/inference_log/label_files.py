@@ -21,7 +21,9 @@ from mlflow_deploy_plugin.serve.protocols import feedback as feedback_protocol
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_text
 from mlflow_deploy_plugin.serve.spool.codec import Feedback
 
-PREDICTION_ID, ROW, LABEL = "prediction_id", "row", "label"
+PREDICTION_ID = "prediction_id"
+ROW = "row"
+LABEL = "label"
 _JSON = "application/json"
 _ROWS = 1000
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -154,10 +156,8 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
 def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:
     header: list[str] = []
     for record in csv_records(file):
-        place, text = (
-            f"line {record.line}",
-            ",".join(record.fields).encode(errors="replace").decode(),
-        )
+        place = f"line {record.line}"
+        text = ",".join(record.fields).encode(errors="replace").decode()
         if not header and not record.error:
             header = record.fields
             _require_columns(header, name, columns)
@@ -171,7 +171,8 @@ def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Ro
 
 def _json_rows(file: IO[bytes]) -> Iterator[_Row | BadRow]:
     for number, line, _ in json_lines(file):
-        place, text = f"line {number}", line.decode(errors="replace").rstrip("\r\n")
+        place = f"line {number}"
+        text = line.decode(errors="replace").rstrip("\r\n")
         try:
             values = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -212,11 +213,9 @@ def _plain(value: object) -> object:
         return value.decode(errors="surrogateescape")
     if isinstance(value, float) and not math.isfinite(value):
         return as_text(value)
-    return (
-        value
-        if isinstance(value, str | int | float | bool | list | dict | None)
-        else as_text(value)
-    )
+    if isinstance(value, str | int | float | bool | list | dict | None):
+        return value
+    return as_text(value)
 
 
 def _require_columns(header: Sequence[str], name: str, columns: LabelColumns) -> None:

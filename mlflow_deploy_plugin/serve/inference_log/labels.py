@@ -47,7 +47,8 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, as_text
 
 LABELS = "_labels"
-LABEL, LABEL_NUMBER = "_label", "_label_number"
+LABEL = "_label"
+LABEL_NUMBER = "_label_number"
 TIME = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
     [
@@ -85,13 +86,15 @@ _ORDER = ("_received_time", "_segment", "_offset")
 _INDEXED = pa.schema(
     [*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())],
 )
-_BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
+_BY_ID = ("_prediction_id",)
+_BY_ROW = ("_prediction_id", "_row")
 MOST_KEY_SETS = 64
 """The maximum number of sets of key columns. Each row is looked up by each set; callers
 may send many.
 """
 _MOST_COUNTED_SETS = 4096
-_HELD_KINDS, _HELD_COLUMNS = 8, 16
+_HELD_KINDS = 8
+_HELD_COLUMNS = 16
 _TEXT = r'"(?:[^"\\]|\\.)*"'
 _KEY_PAIR = rf"({_TEXT}):(?:{_TEXT}|null)"
 
@@ -271,7 +274,8 @@ class EndpointLabels:
     @cached_property
     def _few(self) -> list[pa.Table] | None:
         """All labels, or None if the labels are too many to keep in memory."""
-        recent, size = [], 0
+        recent = []
+        size = 0
         for labels in read_labels(*self._source):
             recent.append(labels)
             size += labels.nbytes
@@ -323,7 +327,8 @@ class LabelIndex:
         return np.concatenate([np.empty(0, np.uint64), *map(_names, self._parts)])
 
     def latest(self, rows: "RowKeys") -> pa.Table:
-        names, tables = [_names(part) for part in self._parts], [_INDEXED.empty_table()]
+        names = [_names(part) for part in self._parts]
+        tables = [_INDEXED.empty_table()]
         for kind in self.kinds:
             indices = zip(self._parts, rows.find(kind, names), strict=True)
             tables += [part.take(pa.array(some)) for part, some in indices if len(some)]
@@ -342,7 +347,8 @@ class LabelIndex:
                     continue
             if rows is not None:
                 is_known = rows.contain(kind, hashes)
-                which, hashes = which[is_known], hashes[is_known]
+                which = which[is_known]
+                hashes = hashes[is_known]
             if len(which):
                 self.kinds.add(kind)
                 part = labels.select([*_ORDER, LABEL, LABEL_NUMBER]).take(pa.array(which))
@@ -449,7 +455,8 @@ class RowKeys:
         of a row. The parts are not empty, ascending and disjoint. The work grows with
         the number of rows, not with the number of names.
         """
-        hashes, indices = self._hashes(kind)[1], []
+        hashes = self._hashes(kind)[1]
+        indices = []
         for names in parts:
             within = hashes[
                 np.searchsorted(hashes, names[0]) : np.searchsorted(hashes, names[-1], "right")

@@ -191,7 +191,8 @@ def _groups(
             if size + file.size > GROUP_BYTES:
                 if len(group) > 1:
                     yield group
-                group, size = {}, 0
+                group = {}
+                size = 0
             group[file] = schema
             size += file.size
         if len(group) > 1:

@@ -79,13 +79,17 @@ class Query:
         """
         if self.statement:
             sql = self.statement.rstrip().rstrip(";")
-            return sql if self.limit is None else f"FROM (\n{sql}\n) LIMIT {self.limit}"
+            if self.limit is None:
+                return sql
+            return f"FROM (\n{sql}\n) LIMIT {self.limit}"
         sql = f"SELECT {self.select}\nFROM log"
         if self.where:
             sql += f"\nWHERE (\n{self.where}\n)"
         if self.order_by:
             sql += f"\nORDER BY {self.order_by}\n"
-        return sql if self.limit is None else f"{sql}\nLIMIT {self.limit}"
+        if self.limit is None:
+            return sql
+        return f"{sql}\nLIMIT {self.limit}"
 
 
 class QueryResult(NamedTuple):
@@ -303,7 +307,8 @@ class StatementTimeout:
         try:
             yield
         finally:
-            self._last, self._is_reading = self._clock(), False
+            self._last = self._clock()
+            self._is_reading = False
 
     @property
     def is_over(self) -> bool:

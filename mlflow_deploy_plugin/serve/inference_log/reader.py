@@ -68,7 +68,8 @@ _LAST = {
 the model's columns.
 """
 _LABEL_NEEDS = ("_prediction_id", "_row", RECEIVED_TIME)
-_LABELLED_ROWS, _LABELLED_BYTES = 200_000, 64 * 2**20
+_LABELLED_ROWS = 200_000
+_LABELLED_BYTES = 64 * 2**20
 _READERS = 8
 _TRIES = 5
 
@@ -289,11 +290,9 @@ class InferenceLog:
         """Return the windows that have rows in this hour, newest first."""
         if duration_seconds(every) % 3600 == 0 and self.since is None:
             # The hour is in a single window. Each file has rows.
-            return (
-                [window_at(int(hour.start.timestamp()) * 1_000_000, every)]
-                if self.files(hour)
-                else []
-            )
+            if self.files(hour):
+                return [window_at(int(hour.start.timestamp()) * 1_000_000, every)]
+            return []
         times: set[int] = set()
         length = duration_seconds(every) * 1_000_000
         for batch in self.scan(hour, TimeRange(), [EVENT_TIME]):
@@ -302,7 +301,9 @@ class InferenceLog:
 
     @property
     def _received(self) -> TimeRange:
-        return TimeRange() if self.since is None else TimeRange(received_from=self.since)
+        if self.since is None:
+            return TimeRange()
+        return TimeRange(received_from=self.since)
 
 
 def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:

@@ -26,7 +26,8 @@ from mlflow_deploy_plugin.serve.inference_log.tables import IDENTITY, Deduplicat
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, microseconds
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
-SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
+SHADOW = "_shadow"
+RECEIVED_TIME = "_received_time"
 _BATCH_ROWS = 65_536
 BATCH_BYTES = 32 * 2**20
 """The approximate size of a returned table in bytes."""
@@ -35,7 +36,8 @@ _THREADED_BYTES = 2**20
 CPU time and the wall time.
 """
 _TRIES = 2
-_PREFETCHED_FILES, _SMALL_BYTES = 8, 4 * 2**20
+_PREFETCHED_FILES = 8
+_SMALL_BYTES = 4 * 2**20
 PASS_BYTES = 512 * 2**20
 """The size above which an hour is read in several passes. Each pass reads all files and
 keeps a part of the rows. This limits the memory for row identities: about 8 bytes per
@@ -74,7 +76,9 @@ class RowFilter:
             passes &= (received >= bounds[0]) & (received < bounds[1])
         if not self.shadows and SHADOW in table.column_names:
             passes &= ~np.asarray(pc.fill_null(table.column(SHADOW), False))
-        return table if passes.all() else table.filter(pa.array(passes))
+        if passes.all():
+            return table
+        return table.filter(pa.array(passes))
 
     def select(self, table: pa.Table) -> pa.Table:
         if SHADOW not in table.column_names and (self.columns is None or SHADOW in self.columns):
@@ -254,7 +258,8 @@ def read_file(
                 batch_rows = int(
                     np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS),
                 )
-                columns, is_large = columns_to_read(names), size > _THREADED_BYTES
+                columns = columns_to_read(names)
+                is_large = size > _THREADED_BYTES
                 for batch in parquet.iter_batches(
                     batch_rows,
                     columns=columns,

@@ -38,7 +38,9 @@ HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 PART_BYTES = 8 * 1024 * 1024
 """The part size of a multipart upload; larger files are uploaded in parts."""
-_CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 5, 30, 4
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 30
+_ATTEMPTS = 4
 _KMS = "aws:kms"
 _HOUR_FOLDER = re.compile(r"/date=([^/]+)/hour=([^/]+)$")
 

@@ -106,7 +106,9 @@ def _boolean_as(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
     if pa.types.is_list(kind) and pa.types.is_list(other):
         return pa.list_(_boolean_as(kind.value_type, other.value_type))
     is_number = pa.types.is_integer(other) or pa.types.is_floating(other)
-    return other if pa.types.is_boolean(kind) and is_number else kind
+    if pa.types.is_boolean(kind) and is_number:
+        return other
+    return kind
 
 
 def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -163,7 +165,9 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
         table[rows, positions] = values
         return {str(position): table[:, position] for position in range(longest)}
     is_finite = np.isfinite(values)
-    rows, positions, values = rows[is_finite], positions[is_finite], values[is_finite]
+    rows = rows[is_finite]
+    positions = positions[is_finite]
+    values = values[is_finite]
     scattered = splitmix64(np.arange(longest, dtype=np.uint64))
     with np.errstate(invalid="ignore"):
         lengths = np.bincount(rows, minlength=count)
@@ -340,12 +344,11 @@ class Sample:
         hashes, first = np.unique(np.concatenate(self._hashes), return_index=True)
         if len(hashes) > self._bound:
             self.is_full = True
-            hashes, first = hashes[: self._bound], first[: self._bound]
-        self._tables, self._hashes, self._held = (
-            [table.take(pa.array(first))],
-            [hashes],
-            len(hashes),
-        )
+            hashes = hashes[: self._bound]
+            first = first[: self._bound]
+        self._tables = [table.take(pa.array(first))]
+        self._hashes = [hashes]
+        self._held = len(hashes)
 
 
 def hash_rows(table: pa.Table) -> Array:

@@ -70,7 +70,9 @@ class TimeRange:
     @property
     def window(self) -> Window | None:
         """The interval of event time, or None if event time is unbounded."""
-        return None if (self.start, self.end) == (_FIRST, _LAST) else Window(self.start, self.end)
+        if (self.start, self.end) == (_FIRST, _LAST):
+            return None
+        return Window(self.start, self.end)
 
     @property
     def received_us(self) -> tuple[int, int] | None:
@@ -162,4 +164,6 @@ def _parse_bound(text: str, option: str) -> datetime:
 
 def _format(time: datetime) -> str:
     is_midnight = time.time() == datetime.min.time()
-    return time.date().isoformat() if is_midnight else time.replace(tzinfo=None).isoformat()
+    if is_midnight:
+        return time.date().isoformat()
+    return time.replace(tzinfo=None).isoformat()

@@ -84,14 +84,16 @@ class ExplainerClient:
                 "'mlflow-onnxserve[explain]'",
             )
         with self._admit():
-            process, left = self._start(deadline), max(0.0, deadline - time.perf_counter())
+            process = self._start(deadline)
+            left = max(0.0, deadline - time.perf_counter())
             fields = {"folder": str(folder), "max_evals": max_evals, "seed": seed, "seconds": left}
             return process.request(SideMessage("explain", fields, {"feeds": feeds}), deadline)
 
     def close(self) -> None:
         """End the process; the next request starts a new process."""
         with self._lock:
-            process, self._process = self._process, None
+            process = self._process
+            self._process = None
             if self._idle is not None:
                 self._idle.cancel()
         if process is not None:
@@ -125,7 +127,8 @@ class ExplainerClient:
         with self._lock:
             if self._active or self._process is None:
                 return
-            process, self._process = self._process, None
+            process = self._process
+            self._process = None
         logger.info(
             "no explanation was requested for %.0f s; process %s ends",
             self._idle_seconds,

@@ -68,7 +68,8 @@ _TOLERANCE = Tolerance(absolute=1e-6, relative=1e-3, of_row=1e-3)
 """The tolerance of OpenVINO's outputs in float32. The measured differences are 1e-6 of
 the largest value.
 """
-_MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
+_MIN_FACTOR = 1.0
+_MAX_FACTOR = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +271,8 @@ class MemoryLimit:
             self._factor = min(max(taken, _MIN_FACTOR), _MAX_FACTOR)
 
     def used(self) -> int:
-        this_process, size = psutil.Process(), 0
+        this_process = psutil.Process()
+        size = 0
         for process in (this_process, *this_process.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):  # The process has just exited.
                 size += process.memory_info().rss
@@ -284,6 +286,6 @@ def worker_limit(configured: int | None, workers: int) -> int | None:
     if configured is not None:
         return configured
     limit = memory_limit()
-    return (
-        (limit - min(_OTHERS_BYTES, limit // 4)) // workers if limit < physical_memory() else None
-    )
+    if limit < physical_memory():
+        return (limit - min(_OTHERS_BYTES, limit // 4)) // workers
+    return None

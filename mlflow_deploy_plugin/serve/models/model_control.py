@@ -115,7 +115,8 @@ class ModelControl:
             )
         with self._admit():
             name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
-            file, answer_file = self.state_dir / COMMANDS / name, self.state_dir / ANSWERS / name
+            file = self.state_dir / COMMANDS / name
+            answer_file = self.state_dir / ANSWERS / name
             try:
                 write_state(file, command)
             except OSError as error:

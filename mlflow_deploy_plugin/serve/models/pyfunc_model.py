@@ -119,7 +119,9 @@ class PyfuncPredictor:
         outputs: Mapping[str, Array],
         of_table: bool = False,
     ) -> Array | dict[str, Array]:
-        return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
+        if len(outputs) == 1:
+            return next(iter(outputs.values()))
+        return dict(outputs)
 
     def answer(
         self,
@@ -188,5 +190,8 @@ def _captured_feeds(answer: SideMessage) -> Feeds:
     """Return the arrays of a request for the log: the keys, and the inputs if arrays
     can represent the inputs.
     """
-    feeds, keys = dict(answer.arrays["feeds"]), dict(answer.arrays.get("keys", {}))
-    return add_keys(feeds, keys) if feeds and keys else feeds or keys
+    feeds = dict(answer.arrays["feeds"])
+    keys = dict(answer.arrays.get("keys", {}))
+    if feeds and keys:
+        return add_keys(feeds, keys)
+    return feeds or keys

@@ -51,7 +51,8 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 _PYFUNCS_AT_ONCE = 4
-_MAX_RETIRING_SECONDS, _RETIRING_POLL_SECONDS = 5.0, 0.02
+_MAX_RETIRING_SECONDS = 5.0
+_RETIRING_POLL_SECONDS = 0.02
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NOT_LOADED = "no model is loaded yet; retry in a moment"
 
@@ -222,7 +223,8 @@ class Repository:
         return not self.not_ready_reason() and not any(self._errors.values())
 
     def unavailable_reason(self, endpoint: str) -> str:
-        applied, served = self._applied.get(endpoint), self.table.get(endpoint)
+        applied = self._applied.get(endpoint)
+        served = self.table.get(endpoint)
         held = served.variants if served else {}
         reasons = {
             name: variant.loaded.predictor.unavailable_reason for name, variant in held.items()
@@ -283,10 +285,8 @@ class Repository:
                 variant: LoadedVariant(error=error) for variant, error in errors.items()
             }
             for variant, item in served.variants.items():
-                no_batch, error = (
-                    no_batch_dimension_reason(item.loaded.predictor.artifact),
-                    errors.get(variant, ""),
-                )
+                no_batch = no_batch_dimension_reason(item.loaded.predictor.artifact)
+                error = errors.get(variant, "")
                 endpoints[name][variant] = LoadedVariant(
                     version=item.loaded.version,
                     error=error,
@@ -338,11 +338,15 @@ class Repository:
         """
 
         def load(folder: Path) -> WarmVersion:
-            return begun.pop(folder).result() if folder in begun else self._load(folder)
+            if folder in begun:
+                return begun.pop(folder).result()
+            return self._load(folder)
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
         loaded_by_identity = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
-        served_variants, errors, capture = {}, {}, wanted.capture
+        served_variants = {}
+        errors = {}
+        capture = wanted.capture
         for name, want in wanted.variants.items():
             old = before.get(name)
             try:

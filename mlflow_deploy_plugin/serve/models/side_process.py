@@ -185,7 +185,9 @@ class _ProcessRun:
 
     def exit_reason(self) -> str:
         status = self.child.wait(_END_SECONDS)
-        return "has closed its connection" if status is None else exit_reason(status)
+        if status is None:
+            return "has closed its connection"
+        return exit_reason(status)
 
 
 def _has_ended(connection: socket.socket, seconds: float = 0.0) -> bool:
@@ -325,7 +327,9 @@ class SideProcess:
     @property
     def _answering(self) -> _ProcessRun | None:
         running = self._running
-        return None if running is None or running.is_ending else running
+        if running is None or running.is_ending:
+            return None
+        return running
 
     def _unavailable(self) -> str:
         return f"the process of this {self._label} {self._state}; retry in a moment"
@@ -373,7 +377,8 @@ class SideProcess:
         connection: socket.socket,
         message: SideMessage | None,
     ) -> SideMessage:
-        began, answer = time.monotonic(), None
+        began = time.monotonic()
+        answer = None
         running.expect(connection)
         try:
             if message is not None:

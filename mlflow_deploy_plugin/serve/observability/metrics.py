@@ -38,7 +38,8 @@ _LABEL_LENGTH = 100
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
-_SECONDS_BOUNDS, _ROWS_BOUNDS = tuple(map(str, SECONDS)), tuple(map(str, _ROWS))
+_SECONDS_BOUNDS = tuple(map(str, SECONDS))
+_ROWS_BOUNDS = tuple(map(str, _ROWS))
 
 _REQUESTS = Metric(metric_files.REQUESTS, "Requests answered.")
 _REQUEST_DURATION = Metric(
@@ -193,7 +194,8 @@ class Metrics:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder.resolve()
-        number, values = 0, None
+        number = 0
+        values = None
         while (
             values is None
         ):  # Reuse a dead worker's file, so that there are never more files than workers.
@@ -281,19 +283,18 @@ class Metrics:
         """Return `count_batch`, `count_response` and `count_capture` of a success as
         one function with one lock.
         """
-        artifact, version = variant.loaded.predictor.artifact, variant.loaded.version
+        artifact = variant.loaded.predictor.artifact
+        version = variant.loaded.version
         label_output = next(
             (output.name for output in artifact.outputs if output.role == "label"),
             "",
         )
         values = self._values
         version_slots = self._predictions.setdefault(version, {})
-        lock, now, captures, prediction_slot = (
-            self._lock,
-            time.time,
-            self._captures,
-            self._prediction_slot,
-        )
+        lock = self._lock
+        now = time.time
+        captures = self._captures
+        prediction_slot = self._prediction_slot
         slots: tuple[_BatchSlots, _RequestSlots, tuple[int, ...]] | None = None
 
         def count(
@@ -422,7 +423,8 @@ class Metrics:
         )  # the index of the first bound ≥ the number
         different = agreement.differing_rows
         with self._lock:
-            slots, cells = self._shadow_slots(labels), self._values.cells
+            slots = self._shadow_slots(labels)
+            cells = self._values.cells
             cells[slots["same"]] += len(agreement.excess) - different
             cells[slots["different"]] += different
             cells[slots["difference"]] += float(numbers.sum())
@@ -480,7 +482,8 @@ class Metrics:
         for totals, last in series_of(_LAST_REQUEST):
             totals.last_request = last.value
         for totals, rows in series_of(_BATCH_ROWS):
-            totals.rows, totals.batches = int(rows.value), int(rows.count)
+            totals.rows = int(rows.value)
+            totals.batches = int(rows.count)
         for totals, waited in series_of(_QUEUE_SECONDS):
             totals.queue_seconds = waited.value
         for totals, computed in series_of(_COMPUTE_SECONDS):
@@ -511,7 +514,8 @@ class Metrics:
         return requests, last, tuple(histograms)
 
     def _find_batch_slots(self, labels: VariantLabels) -> _BatchSlots:
-        slot, version_labels = self._values.slot, _without_variant(labels)
+        slot = self._values.slot
+        version_labels = _without_variant(labels)
         return (
             slot(_BATCH_ROWS, version_labels),
             slot(_QUEUE_SECONDS, version_labels),
@@ -529,7 +533,8 @@ class Metrics:
         """Return the slots of a shadow: one per outcome, and `same`, `different`,
         `difference`, `seconds`.
         """
-        slot, variant_labels = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
+        slot = self._values.slot
+        variant_labels = dict(zip(OF_VARIANT, labels, strict=True))
         requests = {
             name: slot(_SHADOW_REQUESTS, {**variant_labels, "outcome": name})
             for name in get_args(ShadowOutcome)
@@ -587,9 +592,9 @@ def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[t
             and not any(output.role == "label" for output in artifact.outputs)
         ):
             return [
-                (artifact.classes[index], rows)
+                (artifact.classes[index], rows)  # type: ignore[index]
                 for index, rows in _count_values(array.argmax(axis=1))
-            ]  # type: ignore[index]
+            ]
     return []
 
 

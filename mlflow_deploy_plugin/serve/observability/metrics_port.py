@@ -16,7 +16,8 @@ from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.core.statedir.metric_files import prometheus_text, read_families
 from mlflow_deploy_plugin.serve.observability.gauges import CONTENT_TYPE, gauges_page
 
-_MOST_SECONDS, _MOST_CONNECTIONS = 10.0, 32
+_MOST_SECONDS = 10.0
+_MOST_CONNECTIONS = 32
 """The limits of the time and the number of connections. Prometheus waits for 10 s by
 default.
 """
@@ -34,10 +35,12 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
             if not free.locked():
                 async with free, asyncio.timeout(_MOST_SECONDS):
                     request = await reader.readuntil(b"\r\n\r\n")
-                    status, page = "404 Not Found", b""
+                    status = "404 Not Found"
+                    page = b""
                     if request.startswith((b"GET /metrics ", b"GET /metrics?")):
                         families = prometheus_text(read_families(state_dir / METRICS))
-                        status, page = "200 OK", families + gauges_page(state_dir, has_gpu)
+                        status = "200 OK"
+                        page = families + gauges_page(state_dir, has_gpu)
                     headers = (
                         f"Content-Type: {CONTENT_TYPE}\r\n"
                         f"Content-Length: {len(page)}\r\n"

@@ -22,7 +22,9 @@ from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.serve.messages import without_keys
 
 _WRITE_SECONDS = 1.0
-_MOST_REMEMBERED, _MOST_WRITTEN, _MOST_CHARACTERS = 50, 1000, 200
+_MOST_REMEMBERED = 50
+_MOST_WRITTEN = 1000
+_MOST_CHARACTERS = 200
 """Limits: requests per endpoint and status in memory, requests per worker in its file,
 characters per message.
 """
@@ -46,7 +48,8 @@ class RecentRequests:
     def __init__(self, folder: Path, number: int) -> None:
         self._path = folder / f"requests_{number}.json"
         self._rings: dict[tuple[str, int], deque[RecentRequest]] = {}
-        self._served, self._written = set[str](), list[RecentRequest]()
+        self._served = set[str]()
+        self._written = list[RecentRequest]()
         self._stopping = threading.Event()
         for request in reversed(_read(self._path)):
             self.ring(request[0]).append(request)
@@ -64,7 +67,8 @@ class RecentRequests:
         """Forget the requests of deleted endpoints, because a new endpoint of the same
         name may have other readers.
         """
-        gone, self._served = self._served.difference(table), set(table)
+        gone = self._served.difference(table)
+        self._served = set(table)
         self._rings = {key: ring for key, ring in list(self._rings.items()) if key[0] not in gone}
 
     def ring(self, origin: Origin) -> deque[RecentRequest]:
@@ -89,7 +93,8 @@ class RecentRequests:
             if error and not origin[2]
             else ""
         )
-        arrived, code = int((time.time() - seconds) * 1e6), error.error_code if error else ""
+        arrived = int((time.time() - seconds) * 1e6)
+        code = error.error_code if error else ""
         self.ring(origin).append((origin, arrived, seconds, rows, prediction_id, code, message))
 
     def read(self) -> list[RecentRequest]:

@@ -91,7 +91,8 @@ class Tracer:
         self._exporter = exporter
         self._tracer = provider.get_tracer("mlflow_deploy_plugin", __version__)
         self._propagator = TraceContextTextMapPropagator()
-        self._kind, self.error = SpanKind.SERVER, StatusCode.ERROR
+        self._kind = SpanKind.SERVER
+        self.error = StatusCode.ERROR
         self._closing = threading.Event()
         # Start the thread now: workers close while the interpreter exits, and Python
         # 3.12 then cannot start a thread.

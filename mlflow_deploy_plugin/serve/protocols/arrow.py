@@ -48,13 +48,12 @@ _UNNAMED = [""]
 _EXACT_TYPES = frozenset(
     {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))},
 )
-_RECORD_BATCH, _DICTIONARY_BATCH = 3, 2
-_I32, _U32, _U16, _I64 = (
-    struct.Struct("<i"),
-    struct.Struct("<I"),
-    struct.Struct("<H"),
-    struct.Struct("<q"),
-)
+_RECORD_BATCH = 3
+_DICTIONARY_BATCH = 2
+_I32 = struct.Struct("<i")
+_U32 = struct.Struct("<I")
+_U16 = struct.Struct("<H")
+_I64 = struct.Struct("<q")
 
 
 def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
@@ -107,7 +106,8 @@ def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> 
     import pyarrow as pa
 
     _check_value_count(table.num_rows, len(chosen), limit)
-    budget, batches = StringBudget(limit), table.to_batches()
+    budget = StringBudget(limit)
+    batches = table.to_batches()
     if len(batches) == 1:
         (batch,) = batches
         names = batch.schema.names  # Reading `table.column_names` would take 10 µs more.
@@ -131,7 +131,9 @@ def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> 
         raise SchemaMismatch(NO_ROWS)
     if schema.columns and chosen == _UNNAMED:
         arrays = _split_array(arrays[""], schema.names)
-    return _column_feeds(arrays, schema) if schema.columns else schema.from_frame(arrays)
+    if schema.columns:
+        return _column_feeds(arrays, schema)
+    return schema.from_frame(arrays)
 
 
 def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
@@ -199,7 +201,8 @@ def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
         raise BodyTooLarge(
             f"the table has {len(arrow_schema.names)} columns; at most {MOST_COLUMNS} are allowed",
         )
-    arrow_names, dtypes = arrow_schema.names, schema.dtypes
+    arrow_names = arrow_schema.names
+    dtypes = schema.dtypes
     if arrow_names == _UNNAMED and schema.columns:
         for expected in set(dtypes.values()):
             _check_column("", arrow_schema.types[0], expected, takes_lists=True)
@@ -240,7 +243,9 @@ def _column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringB
         raise SchemaMismatch(f"column {name[:100]!r} {error}", column=name) from None
     if len(parts) == 1:
         return parts[0]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=object)
+    if parts:
+        return np.concatenate(parts)
+    return np.empty(0, dtype=object)
 
 
 def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringBudget) -> Array:
@@ -325,14 +330,14 @@ def _to_arrow(array: Array) -> "pa.Array":
         ):  # ZipMap returns dicts, which become strings as in a CSV file.
             array = np.array([dump_json(mapping).decode() for mapping in array])
         offsets, data = arrow_columns.packed_strings(array)
-        kind, buffers = pa.large_string(), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+        kind = pa.large_string()
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     elif array.dtype.kind == "b":
-        kind, buffers = pa.bool_(), [None, pa.py_buffer(np.packbits(array, bitorder="little"))]
+        kind = pa.bool_()
+        buffers = [None, pa.py_buffer(np.packbits(array, bitorder="little"))]
     else:
-        kind, buffers = (
-            pa.from_numpy_dtype(array.dtype),
-            [None, pa.py_buffer(np.ascontiguousarray(array))],
-        )
+        kind = pa.from_numpy_dtype(array.dtype)
+        buffers = [None, pa.py_buffer(np.ascontiguousarray(array))]
     return pa.Array.from_buffers(kind, len(array), buffers)
 
 
@@ -426,4 +431,6 @@ def _flatbuffers_table(data: memoryview, table: int, position: int) -> int:
     field is missing.
     """
     field = _flatbuffers_field(data, table, position)
-    return field + int(_U32.unpack_from(data, field)[0]) if field else 0
+    if field:
+        return field + int(_U32.unpack_from(data, field)[0])
+    return 0

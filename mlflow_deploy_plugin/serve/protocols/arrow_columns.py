@@ -84,7 +84,8 @@ def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
     """Raise UnsupportedColumn if an Arrow type cannot become numpy's `dtype` (`str`:
     strings).
     """
-    inner, name = kind, str(kind)
+    inner = kind
+    name = str(kind)
     while name.partition("<")[0] in _LISTS:
         if not takes_lists:
             raise UnsupportedColumn(
@@ -208,7 +209,9 @@ def _null_boolean(valid: Array) -> UnsupportedColumn:
 
 
 def _without_zone(name: str) -> str:
-    return f"{name.partition(',')[0]}]" if ", tz=" in name else name
+    if ", tz=" in name:
+        return f"{name.partition(',')[0]}]"
+    return name
 
 
 def _numbers(array: "pa.Array", dtype: Dtype) -> Array:
@@ -257,7 +260,8 @@ def _strings(array: "pa.Array") -> Array:
 
 
 def _dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
-    key, dictionaries = address(array.dictionary), budget.dictionaries
+    key = address(array.dictionary)
+    dictionaries = budget.dictionaries
     if key not in dictionaries:
         words = to_numpy(array.dictionary, limit, budget)
         lengths = np.zeros(len(words), np.int64)

@@ -165,7 +165,9 @@ def azure_schema(schema: Schema) -> JsonSchema:
 
 def azure_example(schema: Schema, example: Example) -> Document:
     body = invocations_example(schema, example)
-    return {"input_data": next(iter(body.values()))} if example.values else {}
+    if example.values:
+        return {"input_data": next(iter(body.values()))}
+    return {}
 
 
 VERTEX = Protocol("vertex", _through_mlflow(decode_vertex, encode_vertex))

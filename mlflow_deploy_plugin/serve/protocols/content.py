@@ -17,7 +17,9 @@ from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch, Uns
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 
-JSON, CSV, EVENTS = "application/json", "text/csv", "text/event-stream"
+JSON = "application/json"
+CSV = "text/csv"
+EVENTS = "text/event-stream"
 
 MOST_CONTAINERS = 1_000_000
 """The maximum number of arrays and objects per document, because `[]` and `{}` take 56
@@ -68,7 +70,9 @@ def media_name(content_type: str | None) -> str:
     """Return the media type of a `Content-Type` header, in lower case without
     parameters; empty if it is missing.
     """
-    return content_type.partition(";")[0].strip().lower() if content_type else ""
+    if content_type:
+        return content_type.partition(";")[0].strip().lower()
+    return ""
 
 
 def load_json(body: bytes, subject: str = "the body is ") -> Any:
@@ -142,7 +146,9 @@ def check_containers(body: bytes) -> int:
 def _parse_int(digits: str) -> int | float:
     """Return an integer; a float if 64 bits cannot represent it, as orjson does."""
     number = int(digits)
-    return number if -(2**63) <= number < 2**64 else float(digits)
+    if -(2**63) <= number < 2**64:
+        return number
+    return float(digits)
 
 
 def load_json_object(content_type: str | None, body: bytes) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def rows_example(schema: Schema, example: Example) -> Document:
 
 
 def _read(loaded: LoadedVersion) -> Example | None:
-    path, schema = loaded.folder / INPUT_EXAMPLE, loaded.predictor.schema
+    path = loaded.folder / INPUT_EXAMPLE
+    schema = loaded.predictor.schema
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             return None
@@ -84,7 +85,9 @@ def _read(loaded: LoadedVersion) -> Example | None:
         document = load_json(text)
         if not schema.names:
             is_small = len(text) <= _MAX_DOCUMENT_BYTES and isinstance(document, dict)
-            return Example(is_own=True, document=document) if is_small else None
+            if is_small:
+                return Example(is_own=True, document=document)
+            return None
         split = document.get("dataframe_split") if isinstance(document, dict) else None
         if schema.columns and isinstance(split, dict) and isinstance(split.get("columns"), list):
             data = split["data"][:MAX_ROWS]
@@ -92,7 +95,9 @@ def _read(loaded: LoadedVersion) -> Example | None:
                 zip(map(str, split["columns"]), map(list, zip(*data, strict=True)), strict=True),
             )
             values = {name: columns[name] for name in schema.names if name in columns}
-            return Example(values, len(data), True) if values and data else None
+            if values and data:
+                return Example(values, len(data), True)
+            return None
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
     except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
         # The example fits the model, because the warm-up used it, but it cannot be
@@ -116,7 +121,9 @@ def _plain_lists(value: Any) -> Any:
     """Return the value with null instead of NaN, which JSON cannot represent."""
     if isinstance(value, list):
         return [_plain_lists(entry) for entry in value]
-    return None if isinstance(value, float) and value != value else value
+    if isinstance(value, float) and value != value:
+        return None
+    return value
 
 
 def _zeros(schema: Schema) -> Example:

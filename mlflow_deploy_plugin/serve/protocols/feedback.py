@@ -93,7 +93,9 @@ def _entry(entry: object, where: str) -> Feedback:
         raise InvalidRequest(
             f"{where or 'the feedback'} has no label; null withdraws an earlier label",
         )
-    prediction_id, row, key = entry.get("prediction_id"), entry.get("row"), entry.get("key")
+    prediction_id = entry.get("prediction_id")
+    row = entry.get("row")
+    key = entry.get("key")
     if (prediction_id is None) == (key is None):
         raise InvalidRequest(f"{where or 'the feedback'} needs either a prediction_id or a key")
     label = _checked_value(entry["label"], f"{dot}label")

@@ -123,11 +123,9 @@ def invocations_answer(artifact: Artifact) -> JsonSchema:
     """Return the schema of `{"predictions": …}`. A pyfunc may return records, or a chat
     without `predictions`.
     """
-    return (
-        {}
-        if artifact.flavor == PYTHON_FUNCTION
-        else object_schema({"predictions": predictions_schema(artifact)})
-    )
+    if artifact.flavor == PYTHON_FUNCTION:
+        return {}
+    return object_schema({"predictions": predictions_schema(artifact)})
 
 
 def csv_example(schema: Schema, example: Example) -> str:

@@ -123,7 +123,8 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
         return b"".join(dump_json(row) + b"\n" for row in prediction)
     # Encode all numbers in one call, then turn the text between two rows into a line
     # break.
-    end, begin = (prediction.ndim - 1) * b"]", (prediction.ndim - 1) * b"["
+    end = (prediction.ndim - 1) * b"]"
+    begin = (prediction.ndim - 1) * b"["
     return dump_json(prediction)[1:-1].replace(end + b"," + begin, end + b"\n" + begin) + b"\n"
 
 
@@ -161,4 +162,6 @@ def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
 
 
 def _read(documents: list[Any], kind: str, schema: Schema) -> Feeds:
-    return schema.from_records(documents) if kind == "object" else schema.from_array(documents)
+    if kind == "object":
+        return schema.from_records(documents)
+    return schema.from_array(documents)

@@ -93,7 +93,8 @@ def _feeds_of_json(
         names = [*schema.names]
         if field == "dataframe_split" and schema.columns:
             table = object_entries(value)
-            names, rows = table.pop("columns").as_list(), table.pop("data")
+            names = table.pop("columns").as_list()
+            rows = table.pop("data")
             array, seen = numbers_of(rows, opened, kind)
             seen += 1 if not table else opened
         elif field not in ("inputs", "instances"):
@@ -105,10 +106,13 @@ def _feeds_of_json(
                 *(numbers_of(column, opened, kind) for column in columns.values()),
                 strict=True,
             )
-            array, seen = np.stack(arrays, axis=1) if schema.columns else arrays[0], sum(counts)
+            array = np.stack(arrays, axis=1) if schema.columns else arrays[0]
+            seen = sum(counts)
         else:
             array, seen = numbers_of(value, opened, kind)
-        return _feeds_of_numbers(schema, names, array, nulls) if seen == opened else None
+        if seen == opened:
+            return _feeds_of_numbers(schema, names, array, nulls)
+        return None
     except _NOT_PLAIN:
         return None
 
@@ -134,7 +138,8 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
     text = b"[[" + rows.rstrip(b"\n").replace(b"\n", b"],[") + b"]]"
     if b"\r" in body or b'"' in header:  # A line ends with \r only, or a name is quoted.
         return None
-    opened, nulls = text.count(b"["), 0
+    opened = text.count(b"[")
+    nulls = 0
     try:
         try:
             document = simdjson.Parser().parse(text)
@@ -164,12 +169,12 @@ def _kind_of_all(schema: Schema) -> str:
     if schema.keys:
         return ""  # A key column that contains ids would become float64.
     if schema.columns:
-        return "f" if _NUMBERS.issuperset(column.type for column in schema.columns) else ""
-    return (
-        {"f": "f", "i": "i", "u": "i"}.get(schema.tensors[0].dtype[0], "")
-        if len(schema.tensors) == 1
-        else ""
-    )
+        if _NUMBERS.issuperset(column.type for column in schema.columns):
+            return "f"
+        return ""
+    if len(schema.tensors) == 1:
+        return {"f": "f", "i": "i", "u": "i"}.get(schema.tensors[0].dtype[0], "")
+    return ""
 
 
 def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int) -> Feeds | None:
@@ -222,13 +227,16 @@ def load_infer_request(text: bytes) -> dict[str, object] | None:
         tensors = document.pop("inputs")
         if len(tensors) > len(text) // _COLUMN_BYTES:
             return None
-        inputs, seen = [], 1
+        inputs = []
+        seen = 1
         for tensor in tensors:
             entries, arrays = _read_tensor(tensor, opened)
             inputs.append(entries)
             seen += arrays
         rest = {name: _plain(value) for name, value in document.items()}
-        return {**rest, "inputs": inputs} if seen + _count_arrays(rest) == opened else None
+        if seen + _count_arrays(rest) == opened:
+            return {**rest, "inputs": inputs}
+        return None
     except _NOT_PLAIN:
         return None
 
@@ -238,7 +246,8 @@ def _read_tensor(value: object, opened: int) -> tuple[dict[str, object], int]:
     missing.
     """
     entries = object_entries(value)
-    has_data, data = "data" in entries, entries.pop("data", None)
+    has_data = "data" in entries
+    data = entries.pop("data", None)
     plain = {name: _plain(entry) for name, entry in entries.items()}
     arrays = _count_arrays(plain)
     if not has_data:
@@ -254,7 +263,9 @@ def _read_tensor(value: object, opened: int) -> tuple[dict[str, object], int]:
 def _plain(value: object) -> object:
     if isinstance(value, simdjson.Array):
         return value.as_list()
-    return value.as_dict() if isinstance(value, simdjson.Object) else value
+    if isinstance(value, simdjson.Object):
+        return value.as_dict()
+    return value
 
 
 def _count_arrays(value: Any) -> int:
@@ -294,7 +305,9 @@ def numbers_of(value: Any, at_most: int, kind: str = "f") -> tuple[Array, int]:
         ValueError: there are more than `at_most` arrays, or the arrays are ragged.
         TypeError: an element does not have this type.
     """
-    level, shape, seen = [value], [len(value)], 1
+    level = [value]
+    shape = [len(value)]
+    seen = 1
     while shape[-1] and isinstance(level[0][0], simdjson.Array):
         if seen + len(level) * shape[-1] > at_most:
             raise ValueError

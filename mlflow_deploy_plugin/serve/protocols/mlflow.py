@@ -125,7 +125,8 @@ def _parameters(content_type: str, media: str) -> dict[str, str]:
     parameters: dict[str, str] = {}
     for parameter in content_type.split(";")[1:]:
         name, _, value = (part.strip(' \t"') for part in parameter.partition("="))
-        name, value = name.lower(), value.lower()
+        name = name.lower()
+        value = value.lower()
         if name == "header" and media == CSV:
             if value not in ("present", "absent"):
                 raise UnsupportedMediaType(
@@ -152,7 +153,8 @@ def _decode_split(value: object, schema: Schema) -> Feeds:
         raise InvalidRequest(
             f"dataframe_split has {min(unknown)[:60]!r}; it may have columns, data and index",
         )
-    index, columns = value.get("index"), value.get("columns")
+    index = value.get("index")
+    columns = value.get("columns")
     if index is not None and (not isinstance(index, list) or len(index) != len(value["data"])):
         raise InvalidRequest(
             "dataframe_split: index must be an array with one label per row "
@@ -176,11 +178,13 @@ def _decode_named_or_rows(field: str, value: object, schema: Schema) -> Feeds:
     """
     if isinstance(value, dict):
         is_record = schema.columns and value and list not in set(map(type, value.values()))
-        return schema.from_records([value]) if is_record else schema.from_columns(value)
+        if is_record:
+            return schema.from_records([value])
+        return schema.from_columns(value)
     rows = _checked_rows(field, value)
-    return (
-        schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows)
-    )
+    if rows and isinstance(rows[0], dict):
+        return schema.from_records(rows)
+    return schema.from_array(rows)
 
 
 def _checked_rows(field: str, value: object) -> list[Any]:
@@ -211,13 +215,18 @@ def take_column(document: dict[str, object], name: str) -> list[object] | None:
     content = document[form] if form else document  # The document of a chat is itself the row.
     if isinstance(content, list) and all(isinstance(row, dict) for row in content):
         has_key = any(name in row for row in content)
-        return [row.pop(name, None) for row in content] if has_key else None
+        if has_key:
+            return [row.pop(name, None) for row in content]
+        return None
     if not isinstance(content, dict):
         return None
-    columns, rows = content.get("columns"), content.get("data")
+    columns = content.get("columns")
+    rows = content.get("data")
     if form != "dataframe_split":
         values = content.pop(name, None)
-        return values if isinstance(values, list | None) else [values]
+        if isinstance(values, list | None):
+            return values
+        return [values]
     if not isinstance(columns, list) or name not in columns or not isinstance(rows, list):
         return None
     position = columns.index(name)
@@ -254,7 +263,8 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         return feeds
     lines = _parse_csv(body)
     if has_header:
-        header, rows = lines[0], lines[1:]
+        header = lines[0]
+        rows = lines[1:]
         _check_header(header, schema)
     else:
         header = (

@@ -40,10 +40,8 @@ def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Proto
         variant: ServedVariant,
         limit: int,
     ) -> DecodedRequest:
-        artifact, document = (
-            variant.loaded.predictor.artifact,
-            load_json_object(headers.get("content-type"), body),
-        )
+        artifact = variant.loaded.predictor.artifact
+        document = load_json_object(headers.get("content-type"), body)
         if (own_route := OPENAI_ROUTES.get(artifact.task, "/invocations")) != route:
             task = repr(artifact.task[:60]) if artifact.task else "missing"
             raise InvalidRequest(

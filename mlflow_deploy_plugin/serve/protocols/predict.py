@@ -65,8 +65,10 @@ def _bounded(
         limit: int,
     ) -> DecodedRequest:
         predictor = variant.loaded.predictor
-        artifact, schema = predictor.artifact, variant.schema
-        feeds, classes = decode(headers.get("content-type"), body, schema), len(artifact.classes)
+        artifact = predictor.artifact
+        schema = variant.schema
+        feeds = decode(headers.get("content-type"), body, schema)
+        classes = len(artifact.classes)
         # Count the rows before computing them; a row takes at least one byte of the
         # body.
         if (
@@ -123,18 +125,17 @@ def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Fee
         raise InvalidRequest(
             'the body must be an array of records, or {"instances": […]} around such an array',
         )
-    return (
-        schema.from_records(document)
-        if document and isinstance(document[0], dict)
-        else schema.from_array(document)
-    )
+    if document and isinstance(document[0], dict):
+        return schema.from_records(document)
+    return schema.from_array(document)
 
 
 def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
     """Return `{"prediction", "probabilities"?, "model", "model_version"}` of the first
     row, or of all outputs.
     """
-    loaded, outputs = variant.loaded, response.outputs
+    loaded = variant.loaded
+    outputs = response.outputs
     predictor = loaded.predictor
     has_rows = predictor.schema.has_rows
     prediction: Any = _predictions(predictor.artifact, outputs)
@@ -153,7 +154,8 @@ def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedRes
 
 def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
     """Return `{"predictions", "probabilities"?, "count", "model", "model_version"}`."""
-    loaded, outputs = variant.loaded, response.outputs
+    loaded = variant.loaded
+    outputs = response.outputs
     predictor = loaded.predictor
     answer: dict[str, Any] = {"predictions": _predictions(predictor.artifact, outputs)}
     if (probabilities := _probabilities(predictor.artifact, outputs)) is not None:
@@ -174,7 +176,9 @@ def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[
     names = artifact.prediction
     if [roles.get(name) for name in names] == ["probabilities"]:
         names = tuple(name for name, role in roles.items() if role == "label") or names
-    return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+    if len(names) == 1:
+        return outputs[names[0]]
+    return {name: outputs[name] for name in names}
 
 
 def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[Any, float]] | None:

@@ -79,7 +79,9 @@ def nested(item: JsonSchema, rank: int) -> JsonSchema:
     """
     for _ in range(rank - 1):
         item = array_schema(item)
-    return array_schema(item, **({"minItems": 1} if rank > 1 else {})) if rank else item
+    if rank:
+        return array_schema(item, **({"minItems": 1} if rank > 1 else {}))
+    return item
 
 
 def tensor_schema(tensor: Tensor) -> JsonSchema:
@@ -143,7 +145,9 @@ def predictions_schema(artifact: Artifact) -> JsonSchema:
     ):
         return ARRAY_OR_OBJECT
     by_name = {name: _output_schema(artifact, outputs[name]) for name in names}
-    return by_name[names[0]] if len(names) == 1 else object_schema(by_name, title="predictions")
+    if len(names) == 1:
+        return by_name[names[0]]
+    return object_schema(by_name, title="predictions")
 
 
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
@@ -209,7 +213,9 @@ def rows_schema(schema: Schema) -> JsonSchema:
         return array_schema(minItems=1)
     records = array_schema(record_schema(schema), minItems=1, title="records")
     unnamed = unnamed_schemas(schema)
-    return {"anyOf": [records, *unnamed], "title": "values by row"} if unnamed else records
+    if unnamed:
+        return {"anyOf": [records, *unnamed], "title": "values by row"}
+    return records
 
 
 def unnamed_schemas(schema: Schema) -> list[JsonSchema]:
@@ -230,7 +236,9 @@ def row_schema(schema: Schema) -> JsonSchema:
     if schema.columns:
         values = list(column_schemas(schema).values())
         row = array_schema(prefixItems=values, minItems=len(values), maxItems=len(values))
-        return {"anyOf": [row, values[0]]} if len(values) == 1 else row
+        if len(values) == 1:
+            return {"anyOf": [row, values[0]]}
+        return row
     if len(schema.tensors) == 1:
         return dict(tensor_schema(schema.tensors[0]).get("items", {}))
     return {}

@@ -17,7 +17,8 @@ from typing import Any
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, pack_arrays, unpack_arrays
 
-READY_MESSAGE, FAILED_MESSAGE = "ready", "failed"
+READY_MESSAGE = "ready"
+FAILED_MESSAGE = "failed"
 PART_MESSAGE = "part"
 """The kind of a message that contains a part of a response; another message follows."""
 MAX_JSON_BYTES = 16 * 1024 * 1024
@@ -97,11 +98,14 @@ def receive_message(connection: socket.socket, deadline: float = math.inf) -> Si
     magic, length, following = _FRAME.unpack(prefix)
     if magic != _MAGIC or length > MAX_JSON_BYTES or following > MAX_BYTES:
         raise MalformedMessage("not a message")
-    head, rest = _read(connection, length, deadline), _read(connection, following, deadline)
+    head = _read(connection, length, deadline)
+    rest = _read(connection, following, deadline)
     if len(head) < length or len(rest) < following:
         raise MalformedMessage("a truncated message")
     try:
-        document, arrays, left = json.loads(head), {}, memoryview(rest)
+        document = json.loads(head)
+        arrays = {}
+        left = memoryview(rest)
         for group, layout in document["arrays"].items():
             arrays[group], left = unpack_arrays(layout, left, json.loads)
         return SideMessage(document["kind"], document["fields"], arrays, bytes(left))
@@ -128,7 +132,8 @@ def _set_timeout(connection: socket.socket, deadline: float) -> None:
 
 def _read(connection: socket.socket, size: int, deadline: float) -> bytes:
     """Read `size` bytes, or fewer if the other side has closed the connection."""
-    parts, left = [], size
+    parts = []
+    left = size
     while left:
         _set_timeout(connection, deadline)
         part = connection.recv(min(left, _CHUNK))

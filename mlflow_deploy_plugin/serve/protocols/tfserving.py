@@ -135,7 +135,9 @@ def decode_base64(document: object, schema: Schema) -> Any:
                 name: decoded(entry, depth + 1, is_binary or name in binary)
                 for name, entry in value.items()
             }
-        return value["b64"] if is_binary else base64_text(value["b64"], "b64")
+        if is_binary:
+            return value["b64"]
+        return base64_text(value["b64"], "b64")
 
     texts = {column.name for column in schema.columns if column.type == "string"}
     return decoded(document, 0, bool(binary) and texts == binary)

@@ -111,7 +111,8 @@ def decode(
     """
     if content_type := headers.get("content-type"):
         media_type(content_type, (JSON, OCTETS, _CURL))
-    text, binary = body, memoryview(b"")
+    text = body
+    binary = memoryview(b"")
     if (header := headers.get(HEADER_LENGTH.lower())) is not None:
         if not (header.isascii() and header.isdigit()) or len(header) > 12:
             raise InvalidRequest(
@@ -120,7 +121,8 @@ def decode(
         length = int(header)
         if length > len(body):
             raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
-        text, binary = body[:length], memoryview(body)[length:]
+        text = body[:length]
+        binary = memoryview(body)[length:]
     if (large := load_infer_request(text)) is not None:
         with suppress(
             OnnxserveError,
@@ -155,7 +157,8 @@ def encode(
     """Return the response, whose default id is `request_id`, and a header with the
     JSON's length if bytes follow.
     """
-    entries, blobs = [], []
+    entries = []
+    blobs = []
     for output in resolve_outputs(request.outputs, outputs):
         array = outputs[output.name]
         entry: dict[str, object] = {
@@ -210,7 +213,9 @@ def platform(artifact: Artifact) -> str:
     """Return Triton's name for the model's runtime; Triton has no name for MLflow's
     pyfunc.
     """
-    return PYTHON_FUNCTION if artifact.flavor == PYTHON_FUNCTION else "onnxruntime_onnx"
+    if artifact.flavor == PYTHON_FUNCTION:
+        return PYTHON_FUNCTION
+    return "onnxruntime_onnx"
 
 
 def _read_inputs(
@@ -226,7 +231,9 @@ def _read_inputs(
             f"inputs is a JSON {json_type(entries)}; an array of tensors is expected",
         )
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
-    is_only, by_column, by_input = len(entries) == 1, schema.dtypes, schema.tensor_schema.dtypes
+    is_only = len(entries) == 1
+    by_column = schema.dtypes
+    by_input = schema.tensor_schema.dtypes
     start = 0
     for position, entry in enumerate(entries):
         head = v2_tensors.read_tensor_header(position, entry)
@@ -334,7 +341,8 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     if by_column and arrays.keys() == {entry.name for entry in schema.inputs}:
         by_column = not any(len(entry.columns) > 1 for entry in schema.inputs)
     fed = schema if by_column else schema.tensor_schema
-    dtypes, data = fed.dtypes, {}
+    dtypes = fed.dtypes
+    data = {}
     if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(dtypes):
         (tensor,), (model_input,) = arrays.values(), fed.tensors
         if not fits_shape(model_input.shape, tensor[1].shape):

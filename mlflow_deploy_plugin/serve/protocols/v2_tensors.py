@@ -111,7 +111,9 @@ def dtype_of(datatype: str) -> Dtype:
 
 def kind_of(datatype: object) -> str:
     """Return the numpy kind of a V2 datatype, or an empty string for any other value."""
-    return _DTYPES[datatype].kind if isinstance(datatype, str) and datatype in _DTYPES else ""
+    if isinstance(datatype, str) and datatype in _DTYPES:
+        return _DTYPES[datatype].kind
+    return ""
 
 
 def check_datatype(head: TensorHeader, dtype: str) -> None:
@@ -131,7 +133,9 @@ def read_tensor_header(position: int, entry: object) -> TensorHeader:
             f"inputs[{position}] is {short_repr(entry)}; an object with name, shape, datatype is "
             "expected",
         )
-    name, shape, datatype = entry["name"], entry.get("shape"), entry.get("datatype")
+    name = entry["name"]
+    shape = entry.get("shape")
+    datatype = entry.get("datatype")
     if not isinstance(shape, list) or [
         size for size in shape if type(size) is not int or not 0 <= size < 2**63
     ]:
@@ -176,7 +180,8 @@ def from_json(head: TensorHeader, data: object) -> Array:
             raise head.mismatch(f" contains a number that does not fit {head.datatype}")
         values = data
     elif isinstance(data, list):
-        values, types = data, set(map(type, data))
+        values = data
+        types = set(map(type, data))
         if list in types:
             values = _flattened(head, data)
             types = set(map(type, values))
@@ -194,7 +199,9 @@ def from_json(head: TensorHeader, data: object) -> Array:
         array = np.asarray(values, dtype)
     except (OverflowError, FloatingPointError):
         raise head.mismatch(f" contains a number that does not fit {head.datatype}") from None
-    return array if array.shape == head.shape else array.reshape(head.shape)
+    if array.shape == head.shape:
+        return array
+    return array.reshape(head.shape)
 
 
 def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -> Array:
@@ -207,7 +214,8 @@ def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -
     dtype = _DTYPES[head.datatype]
     if dtype.kind == "O":
         strings: list[str] = []
-        start, end = 0, len(data)
+        start = 0
+        end = len(data)
         while start < end:
             text = start + _LENGTH.size
             length = _LENGTH.unpack_from(data, start)[0] if text <= end else end

@@ -43,7 +43,8 @@ _NICENESS = 10
 
 
 def main() -> None:
-    subject, descriptor = sys.argv[1], int(sys.argv[2])
+    subject = sys.argv[1]
+    descriptor = int(sys.argv[2])
     if subject == "explain":
         answer_all(descriptor, "explainer", start_explainer)
     else:
@@ -103,7 +104,8 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         if question.kind == "predict":
             yield scorer.predict(question.arrays["feeds"], most, question.fields["parameters"])
             return
-        content_type, keys = question.fields["content_type"], question.fields["keys"]
+        content_type = question.fields["content_type"]
+        keys = question.fields["keys"]
         with tracing_context(tags={_PREDICTION_ID: question.fields["prediction_id"]}):
             if question.kind == "stream":
                 yield from scorer.stream(content_type, question.body, most, keys)

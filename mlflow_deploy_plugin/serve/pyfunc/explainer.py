@@ -223,7 +223,9 @@ class _CodedModel:
         rows: Feeds,
         deadline: float,
     ) -> None:
-        self._model, self._features, self._deadline = model, features, deadline
+        self._model = model
+        self._features = features
+        self._deadline = deadline
         self._explained = explained_outputs(model.artifact)
         self._like = rows  # Only the shapes and dtypes of these rows are used.
         self._values: list[Array] = []  # The list has the distinct values of each feature.
@@ -276,10 +278,8 @@ class _CodedModel:
         """Explain each row separately, so that its contributions do not depend on other
         rows.
         """
-        masker, values = (
-            shap.maskers.Independent(self.background, max_samples=len(self.background)),
-            [],
-        )
+        masker = shap.maskers.Independent(self.background, max_samples=len(self.background))
+        values = []
         for row in self._rows:
             explainer = shap.PermutationExplainer(self, masker, seed=seed)
             explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)

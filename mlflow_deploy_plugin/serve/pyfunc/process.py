@@ -133,7 +133,9 @@ def _refusal(error: OnnxserveError) -> SideMessage:
 
 def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:
     text = clean_message(str(error), most)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if text:
+        return f"{type(error).__name__}: {text}"
+    return type(error).__name__
 
 
 def load_failure(error: BaseException, folder: Path) -> str:

@@ -100,7 +100,9 @@ def to_model_input(
     # A model may change its input, so copy the arrays.
     arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
     if not artifact.columns:
-        return arrays if artifact.tensors[0].name else next(iter(arrays.values()))
+        if artifact.tensors[0].name:
+            return arrays
+        return next(iter(arrays.values()))
     for name, array in arrays.items():
         try:
             if types[name] == "binary":
@@ -175,11 +177,9 @@ def _with_doubles(value: Any, kind: Any) -> Any:
     if isinstance(kind, ArrayType) and isinstance(value, np.ndarray):
         if kind.dtype == DataType.double and value.dtype.kind in "iu":
             return value.astype(float)
-        return (
-            [_with_doubles(entry, kind.dtype) for entry in value]
-            if value.dtype.kind == "O"
-            else value
-        )
+        if value.dtype.kind == "O":
+            return [_with_doubles(entry, kind.dtype) for entry in value]
+        return value
     if isinstance(kind, Object) and isinstance(value, dict):
         kinds = {part.name: part.dtype for part in kind.properties}
         return {name: _with_doubles(entry, kinds.get(name)) for name, entry in value.items()}
@@ -194,7 +194,8 @@ def _json_values(document: Mapping[str, Any], name: str) -> Iterator[tuple[int, 
     """
     split = document.get("dataframe_split")
     table = split if isinstance(split, dict) else {}
-    columns, data = table.get("columns"), table.get("data")
+    columns = table.get("columns")
+    data = table.get("data")
     if isinstance(columns, list) and isinstance(data, list) and name in columns:
         position = columns.index(name)
         for number, row in enumerate(data):
@@ -223,7 +224,9 @@ def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _number_as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int | float | np.number | np.bool_) else value
+    if isinstance(value, int | float | np.number | np.bool_):
+        return str(value)
+    return value
 
 
 def _refuse_other_values(name: str | int, column: "pd.Series[Any]") -> None:
@@ -254,7 +257,8 @@ def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[
 
 def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
     """Yield the attributes of a model and of each nested scikit-learn estimator."""
-    parts, seen = [model], set[int]()
+    parts = [model]
+    seen = set[int]()
     while parts:
         part = parts.pop()
         if id(part) in seen or isinstance(part, type):
@@ -283,7 +287,8 @@ def _missing_texts(
     # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
-        all_categories, columns = fields.get("categories_"), fields.get("feature_names_in_")
+        all_categories = fields.get("categories_")
+        columns = fields.get("feature_names_in_")
         all_categories = (
             all_categories if isinstance(all_categories, list) else []
         )  # A custom estimator may have any attribute.
@@ -521,7 +526,9 @@ def count_values(prediction: Any) -> int:
         return math.prod(shape) if isinstance(shape, tuple) else 1
     kinds = set(map(type, parts))  # Compare types, which is fast for a million numbers.
     is_flat = all(kind in _SINGLE or issubclass(kind, np.generic) for kind in kinds)
-    return len(parts) if is_flat else sum(map(count_values, parts))
+    if is_flat:
+        return len(parts)
+    return sum(map(count_values, parts))
 
 
 def _strict_json(text: str) -> bytes:
@@ -556,7 +563,10 @@ class _Recorder:
         convert: Callable[[Any], Any] = lambda data: data,
         keys: Sequence[str] = (),
     ) -> None:
-        self._model, self.most, self._convert, self._keys = model, most, convert, keys
+        self._model = model
+        self.most = most
+        self._convert = convert
+        self._keys = keys
         self.key_arrays: dict[str, Array] = {}
         self.metadata = model.metadata
         self.data: Any = None
@@ -578,7 +588,8 @@ class _Recorder:
             for name in [name for name in self._keys if name in data]:
                 column = data.pop(name).astype(object)
                 self.key_arrays[name] = key_array(name, column.where(column.notna(), None).tolist())
-        self.data, self.params = data, params
+        self.data = data
+        self.params = params
         try:
             self.data = self._convert(data)
             self.params = self._read_params(params)
@@ -655,10 +666,8 @@ class Scorer:
         ]
         self._texts = [self._names[name] for name, kind in self._types.items() if kind == "string"]
         self._missing: dict[str | int, float | None] = {}
-        as_csv, as_json = (
-            {DataType.datetime: DataType.string},
-            {},
-        )  # MLflow's CSV reader rejects dates.
+        as_csv = {DataType.datetime: DataType.string}  # MLflow's CSV reader rejects dates.
+        as_json = {}
         if artifact.columns:
             original = model
             with suppress(NotImplementedError):
@@ -697,7 +706,8 @@ class Scorer:
                 "KERAS_BACKEND",
                 backend,
             )  # Set this before the next line imports Keras.
-        model, artifact = load_model(str(folder)), read_served_artifact(folder)
+        model = load_model(str(folder))
+        artifact = read_served_artifact(folder)
         if artifact.task == "agent/v1/responses" and artifact.logged_columns:
             # These models validate requests themselves, and MLflow's signature rejects
             # the names of tools.

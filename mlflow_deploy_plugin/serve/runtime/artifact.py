@@ -196,7 +196,9 @@ class Artifact:
         """The path of the reference sample, or None. Raises InvalidArtifact if it does
         not exist in the folder.
         """
-        return None if self.reference is None else _inside(self.folder, self.reference)
+        if self.reference is None:
+            return None
+        return _inside(self.folder, self.reference)
 
     @property
     def parity_state(self) -> str:
@@ -347,7 +349,9 @@ def _read_array(
     entry: Mapping[str, Any],
     spec: Mapping[str, Any],
 ) -> tuple[str, str, tuple[int, ...]]:
-    name, dtype, shape = checked_name(entry["name"]), spec["dtype"], tuple(spec["shape"])
+    name = checked_name(entry["name"])
+    dtype = spec["dtype"]
+    shape = tuple(spec["shape"])
     if dtype not in TENSOR_DTYPES:
         raise ValueError(f"{name[:100]!r} has the dtype {dtype!r:.100}, which is not supported")
     if len(shape) > _MAX_DIMENSIONS or not all(
@@ -366,7 +370,8 @@ def _read_signature(
     """Return the columns or the tensors of a signature. An only column without a name
     gets `only_name`.
     """
-    columns, tensors = [], []
+    columns = []
+    tensors = []
     for position, entry in enumerate(json.loads((signature or {}).get("inputs") or "[]")):
         if entry.get("type") == "tensor":
             tensors.append(read_tensor(entry))

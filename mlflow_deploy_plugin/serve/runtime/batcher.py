@@ -122,7 +122,8 @@ class QueuedRequest:
         """Change the state and wake the request's thread. For a submitted request, the
         leader calls `done`.
         """
-        leads, self.state = self.state is RequestState.LEADER, state
+        leads = self.state is RequestState.LEADER
+        self.state = state
         if not leads and self.done is None:
             self.wake.release()
 
@@ -229,7 +230,8 @@ class Batcher:
             try:
                 self._lead(leader)
             except BaseException as error:  # noqa: BLE001 - this is the boundary: the callback receives the error
-                leader.state, leader.result = RequestState.DONE, error
+                leader.state = RequestState.DONE
+                leader.result = error
             self._finish(leader)
             del leader  # A reference to the leader would keep the version in memory.
 
@@ -371,7 +373,8 @@ class Batcher:
                 leader.wake.acquire(
                     blocking=False,
                 )  # Take the lock if it is free, as after a timeout.
-                self._gatherer, self._gathered_rows = leader, rows
+                self._gatherer = leader
+                self._gathered_rows = rows
             leader.wake.acquire(timeout=min(until, leader.deadline) - now)
 
     def _select(self, leader: QueuedRequest) -> tuple[list[QueuedRequest], int, bool]:
@@ -397,7 +400,8 @@ class Batcher:
         """Return each request's outputs as views of the batch's outputs; empty if they
         cannot be split.
         """
-        first, rows = batch[0], sum(entry.rows for entry in batch)
+        first = batch[0]
+        rows = sum(entry.rows for entry in batch)
         size = next((size for size in self._padded_sizes if size >= rows > 0), rows)
         if len(batch) == 1 and size == rows:
             return [self._compute(first.feeds)]
@@ -447,7 +451,9 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
     try:
         neighbours = _different_rows(predictor, first)
         row = repeat_row(feeds, 1) if len(next(iter(feeds.values()))) > 1 else neighbours[0]
-        single, twins, again = compute(row), compute(row, row), compute(row, row)
+        single = compute(row)
+        twins = compute(row, row)
+        again = compute(row, row)
         before = [compute(row, other) for other in (first, *neighbours)]
         behind = [compute(other, row) for other in (first, *neighbours)]
     except InferenceError as error:

@@ -90,9 +90,9 @@ class CudaGraph:
         self._fill(feeds)
         self._session.run_with_iobinding(self._binding, self._options)
         arrays = [value.numpy() for value in self._outputs]
-        return (
-            arrays if self._memory == "cuda" else [array.copy() for array in arrays]
-        )  # On a CPU, these are views.
+        if self._memory == "cuda":
+            return arrays
+        return [array.copy() for array in arrays]  # On a CPU, these are views.
 
     def _fill(self, feeds: Feeds) -> None:
         for name, array in feeds.items():
@@ -173,7 +173,8 @@ def pinned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike, device_id: int) -
     """Return an uninitialised array in page-locked memory, or in ordinary memory if
     CUDA cannot allocate it.
     """
-    runtime, size = _cuda_runtime(), math.prod(shape) * np.dtype(dtype).itemsize
+    runtime = _cuda_runtime()
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     pointer = ctypes.c_void_p()
     if (
         runtime is None

@@ -26,7 +26,8 @@ Array = npt.NDArray[Any]
 Dtype = np.dtype[Any]
 Feeds = dict[str, Array]
 
-_FREE, _ONE = (-1,), (1,)
+_FREE = (-1,)
+_ONE = (1,)
 _TEXT_BYTES = 64  # The size of a str object without its characters.
 
 ArrayLayout = tuple[str, str, Sequence[int], int]
@@ -75,7 +76,9 @@ def sent_arrays(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
     """Return the arrays as they were sent: the feeds, unless the graph takes narrower
     numbers.
     """
-    return feeds.sent if isinstance(feeds, NarrowedFeeds) else feeds
+    if isinstance(feeds, NarrowedFeeds):
+        return feeds.sent
+    return feeds
 
 
 def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
@@ -103,11 +106,9 @@ def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
 def repeat_row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
     """Return one row of every input, repeated. For `times=1` the result is a view."""
     rows = {name: array[number : number + 1] for name, array in feeds.items()}
-    return (
-        rows
-        if times == 1
-        else {name: np.repeat(array, times, axis=0) for name, array in rows.items()}
-    )
+    if times == 1:
+        return rows
+    return {name: np.repeat(array, times, axis=0) for name, array in rows.items()}
 
 
 def row_count(arrays: Mapping[str, Array]) -> int:
@@ -250,7 +251,8 @@ def no_batch_dimension_reason(artifact: Artifact) -> str:
     """Return the reason why a request has a fixed number of rows; empty if the number
     is free or there is no graph.
     """
-    columns, inputs = artifact.columns, artifact.inputs
+    columns = artifact.columns
+    inputs = artifact.inputs
     if artifact.flavor == PYTHON_FUNCTION:
         return ""
     if fixed := next((entry for entry in inputs if entry.shape[:1] == _ONE), None):

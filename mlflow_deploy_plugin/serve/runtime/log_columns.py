@@ -36,14 +36,18 @@ def to_log_columns(
 
 
 def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
-    return PREDICTION if prediction == (name,) and array.ndim == 1 else OUTPUT_PREFIX + name
+    if prediction == (name,) and array.ndim == 1:
+        return PREDICTION
+    return OUTPUT_PREFIX + name
 
 
 def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
     """Return the two columns that may contain the only output, depending on its shape;
     empty for several outputs.
     """
-    return {PREDICTION, OUTPUT_PREFIX + prediction[0]} if len(prediction) == 1 else set()
+    if len(prediction) == 1:
+        return {PREDICTION, OUTPUT_PREFIX + prediction[0]}
+    return set()
 
 
 def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
@@ -119,9 +123,9 @@ def as_key(value: object) -> str | None:
     The same boolean may be 1 in the log and True in a CSV file.
     """
     text = as_text(value)
-    return (
-        _TRUTH.get(text.lower(), text) if text is not None and len(text) <= len("false") else text
-    )
+    if text is not None and len(text) <= len("false"):
+        return _TRUTH.get(text.lower(), text)
+    return text
 
 
 def as_text(value: object) -> str | None:
@@ -142,9 +146,13 @@ def as_text(value: object) -> str | None:
     if isinstance(value, float):
         if math.isnan(value):
             return None
-        return str(int(value)) if value.is_integer() and abs(value) < 2**63 else repr(value)
+        if value.is_integer() and abs(value) < 2**63:
+            return str(int(value))
+        return repr(value)
     if isinstance(value, date | datetime | time):
         return value.isoformat()
     if isinstance(value, Decimal):
-        return format(value.normalize(), "f") if value.is_finite() else as_text(float(value))
+        if value.is_finite():
+            return format(value.normalize(), "f")
+        return as_text(float(value))
     return str(value)

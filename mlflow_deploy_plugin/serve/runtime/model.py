@@ -177,7 +177,8 @@ class OnnxModel:
     request to a text model.
     """
 
-    queue_seconds, unavailable_reason = 0.0, ""
+    queue_seconds = 0.0
+    unavailable_reason = ""
     max_text_characters = sys.maxsize
 
     def __init__(
@@ -253,11 +254,9 @@ class OnnxModel:
             # Skip the Python wrapper, which repeats the schema's checks of the feeds
             # (1.1 of 4 µs per run).
             raw_session = getattr(session, "_sess", session)
-            self._compute, self._compute_large, self._small_run = (
-                raw_session.run,
-                Arena(raw_session).run,
-                quiet_options(),
-            )
+            self._compute = raw_session.run
+            self._compute_large = Arena(raw_session).run
+            self._small_run = quiet_options()
         if artifact.tokenizer is not None:
             self._tokenizer = TextTokenizer(artifact.tokenizer)
             self._compute = self._compute_large = self._tokenizer.feeding(self._compute_large)
@@ -369,7 +368,8 @@ class OnnxModel:
                 f"many: send at most {self._answer_rows} rows (a larger server.max_body_bytes "
                 "allows more)",
             )
-        pieces, count = [], 0
+        pieces = []
+        count = 0
         for start in range(0, rows, RUN_ROWS):
             piece = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
             pieces.append(self.run(piece, outputs, first_row=start, budget=budget))
@@ -416,7 +416,9 @@ class OnnxModel:
         """
         names = self.artifact.prediction
         if self.artifact.flavor != "onnx":
-            return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+            if len(names) == 1:
+                return outputs[names[0]]
+            return {name: outputs[name] for name in names}
         arrays = {name: outputs[name] for name in names}
         is_table = self._has_columns or (of_table and not self.artifact.has_signature)
         rows = {len(array) if array.ndim else -1 for array in arrays.values()}
@@ -434,11 +436,9 @@ class OnnxModel:
         """Return the arrays that the graph takes: the feeds, or the tokens of a text
         model.
         """
-        return (
-            feeds
-            if self._tokenizer is None
-            else self._tokenizer.feeds(feeds[self.artifact.inputs[0].name].tolist())
-        )
+        if self._tokenizer is None:
+            return feeds
+        return self._tokenizer.feeds(feeds[self.artifact.inputs[0].name].tolist())
 
     def example_feeds(self) -> Feeds:
         """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph

@@ -105,7 +105,9 @@ def pyfunc_schema(pyfunc: Artifact) -> Schema:
             logged_columns=pyfunc.logged_columns,
         )
     schema = compile_schema(pyfunc.columns, pyfunc.tensors, pyfunc.inputs)
-    return FrameSchema(schema.columns, (), schema.inputs) if pyfunc.columns else schema
+    if pyfunc.columns:
+        return FrameSchema(schema.columns, (), schema.inputs)
+    return schema
 
 
 def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:

@@ -34,10 +34,14 @@ class CheckedColumn(NamedTuple):
 
     @property
     def label(self) -> str:
-        return tensor_label(self.name) if self.position is None else f"column {self.name!r}"
+        if self.position is None:
+            return tensor_label(self.name)
+        return f"column {self.name!r}"
 
     def values(self, array: Array) -> Array:
-        return array if self.position is None or array.ndim == 1 else array[:, self.position]
+        if self.position is None or array.ndim == 1:
+            return array
+        return array[:, self.position]
 
 
 class ValueCheck(NamedTuple):

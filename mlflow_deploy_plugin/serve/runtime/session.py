@@ -47,7 +47,8 @@ _BUILDS = {_PROVIDERS["cuda"]: "GPU", _PROVIDERS["tensorrt"]: "GPU", OPENVINO: "
 name in lower case.
 """
 _DRIVER = "libcuda.so.1"
-_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 _OWN_MEMORY = Path("/proc/self/statm")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _KEEP_SECONDS = 1.0
@@ -86,7 +87,9 @@ class Placement:
     listed: Sequence[Mapping[str, Mapping[str, object]]] = ()
 
     def __str__(self) -> str:
-        return "server.providers" if self.listed else f"--device {self.device}"
+        if self.listed:
+            return "server.providers"
+        return f"--device {self.device}"
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig for an unknown device."""
@@ -354,7 +357,8 @@ def _check_weights(onnx_file: Path) -> None:
         ) in fields.items():  # 3 is a repeated field, 11 a message, and 12 are bytes.
             of_type = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
             declared.field.add(name=f"field{number}", number=number, label=3, **of_type)
-    folder, reason = onnx_file.parent.resolve(), f"ONNX Runtime cannot load {onnx_file.name}: "
+    folder = onnx_file.parent.resolve()
+    reason = f"ONNX Runtime cannot load {onnx_file.name}: "
     try:
         unread = [
             message_factory.GetMessages([schema])["onnx.Model"].FromString(onnx_file.read_bytes()),
@@ -558,7 +562,8 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
     """Load the libraries of the device. Raises DeviceUnavailable if this build or
     NVIDIA's driver lacks the device.
     """
-    available, names = module.get_available_providers(), [name for name, _ in placement.providers]
+    available = module.get_available_providers()
+    names = [name for name, _ in placement.providers]
     if missing := next((name for name in names if name not in available), ""):
         build = _BUILDS.get(missing, "")
         remedy = (

@@ -33,7 +33,8 @@ def compare_outputs(
     numbers. Raises InferenceError if the graphs have no common outputs or returned
     different numbers of rows.
     """
-    rows, shadow_rows = row_count(outputs), row_count(shadow_outputs)
+    rows = row_count(outputs)
+    shadow_rows = row_count(shadow_outputs)
     if rows != shadow_rows:
         raise InferenceError(f"the shadow returned {shadow_rows} rows for a request of {rows} rows")
     pairs = _pairs(answering, outputs, shadow, shadow_outputs)
@@ -93,13 +94,15 @@ def _pairs(
     """Yield pairs of outputs, [N, k] each, that have the same name, or otherwise the
     same role and position.
     """
-    ours, theirs = _by_place(answering, outputs), _by_place(shadow, shadow_outputs)
+    ours = _by_place(answering, outputs)
+    theirs = _by_place(shadow, shadow_outputs)
     by_name = {other.name: other for other in theirs.values()}
     for position, output in ours.items():
         other = by_name.get(output.name) or theirs.get(position)
         if other is None:  # Skip an output without a counterpart.
             continue
-        left, right = outputs[output.name], shadow_outputs[other.name]
+        left = outputs[output.name]
+        right = shadow_outputs[other.name]
         if output.role == "probabilities" == other.role and answering.classes != shadow.classes:
             if sorted(map(str, answering.classes)) != sorted(map(str, shadow.classes)):
                 continue

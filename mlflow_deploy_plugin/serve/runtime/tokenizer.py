@@ -169,7 +169,8 @@ class TextTokenizer:
             budget = budget or TextBudget()
             rows = self._tokenize(texts.tolist(), budget)
             order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
-            parts, start = [], 0
+            parts = []
+            start = 0
             while start < len(order):
                 budget.check_deadline()
                 end = start + max(_RUN_TOKENS // len(rows[order[start]][0]), 1)
@@ -236,7 +237,8 @@ class TextTokenizer:
         return encoding.ids, encoding.type_ids if self._has_types else []
 
     def _pad(self, rows: Sequence[_Tokens]) -> Feeds:
-        padding, longest = self._padding, max(len(ids) for ids, _ in rows)
+        padding = self._padding
+        longest = max(len(ids) for ids, _ in rows)
         pads = {
             "input_ids": padding.get("pad_id", 0),
             "token_type_ids": padding.get("pad_type_id", 0),

@@ -30,14 +30,12 @@ _SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
 """The numpy kinds of arrays that can be converted to an array of this kind."""
 
 _SHOWN = reprlib.Repr()
-(
-    _SHOWN.maxlevel,
-    _SHOWN.maxlist,
-    _SHOWN.maxdict,
-    _SHOWN.maxstring,
-    _SHOWN.maxother,
-    _SHOWN.maxlong,
-) = 3, 4, 4, 60, 60, 60
+_SHOWN.maxlevel = 3
+_SHOWN.maxlist = 4
+_SHOWN.maxdict = 4
+_SHOWN.maxstring = 60
+_SHOWN.maxother = 60
+_SHOWN.maxlong = 60
 
 
 class Missing(Enum):
@@ -52,7 +50,9 @@ def numpy_dtype(dtype: str) -> Dtype:
     """Return the numpy dtype for a dtype of a signature or a graph. Strings are Python
     objects.
     """
-    return np.dtype(object) if dtype == "str" else np.dtype(dtype)
+    if dtype == "str":
+        return np.dtype(object)
+    return np.dtype(dtype)
 
 
 def is_lossless_cast(wide: Dtype, values: Dtype) -> bool:
@@ -99,11 +99,9 @@ def convert_column(
     if dtype.kind != "O":
         return _convert_numbers(column, listed, dtype)
     if set(map(type, listed)) == {str}:  # Check the usual case first, which is ten times as fast.
-        return (
-            values.astype(object, copy=False)
-            if isinstance(values, np.ndarray)
-            else object_array(listed)
-        )
+        if isinstance(values, np.ndarray):
+            return values.astype(object, copy=False)
+        return object_array(listed)
     strings = np.empty(len(listed), dtype=object)
     for row, value in enumerate(listed):
         if isinstance(value, str):
@@ -134,7 +132,8 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
         # numpy converts integers to floats if one number is a fraction. Above 2**53,
         # the float may be another number.
         limits = np.iinfo(dtype)
-        low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
+        low = max(limits.min, 1 - 2**53)
+        high = min(limits.max, 2**53 - 1)
         if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
             array = array.astype(dtype)
         elif all(_kind_of(type(value)) == "i" for value in np.array(values, dtype=object).flat):

@@ -38,7 +38,8 @@ STREAM_OUTPUT = "stream"
 """The output that contains all parts of a streamed response."""
 Value = str | int | float | bool | None
 NamedArrays = Mapping[str, Array]
-_KEY_BYTES, _MAX_KEY_BYTES = 32, 64
+_KEY_BYTES = 32
+_MAX_KEY_BYTES = 64
 _DIGEST_BYTES = 16
 
 

@@ -124,7 +124,8 @@ class RequestEncoder:
         of a request are one row.
         """
         if not model.schema.has_rows:
-            feeds, outputs = as_one_row(feeds), as_one_row(outputs)
+            feeds = as_one_row(feeds)
+            outputs = as_one_row(outputs)
         arrays = [*feeds.values(), *outputs.values()]
         forms = list(map(_form, arrays))
         (
@@ -150,7 +151,8 @@ class RequestEncoder:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
-        request, prediction = request_id.encode(), prediction_id.encode()
+        request = request_id.encode()
+        prediction = prediction_id.encode()
         if not 0 <= latency <= _MAX_LATENCY:
             latency = min(max(latency, 0), _MAX_LATENCY)
         head = _HEAD.pack(
@@ -240,7 +242,8 @@ def _make_plan(
             sides["outputs"].append((name, "str", ()))
             whole.append((position, True, None))
             continue
-        is_feed, is_text = position < len(feeds), array.dtype.kind == "O"
+        is_feed = position < len(feeds)
+        is_text = array.dtype.kind == "O"
         holds_objects = (
             is_text
             and array.size
@@ -270,7 +273,8 @@ def _make_plan(
         "shadow": record.is_shadow,
         "failed": is_failed,
     }
-    names, forms = [name for name, _ in arrays], [_form(array) for _, array in arrays]
+    names = [name for name, _ in arrays]
+    forms = [_form(array) for _, array in arrays]
     are_plain = all(columns is None and not is_text for _, is_text, columns in whole)
     is_plain = rows <= max_rows and len(whole) == len(arrays) and are_plain
     layout = orjson.dumps({**head, **sides})

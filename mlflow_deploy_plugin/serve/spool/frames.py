@@ -36,7 +36,10 @@ bytes in the inference log.
 FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
 REFERRING = struct.Struct("<cI")  # kind, offset of the referenced frame
 MAGIC = b"OXS4"
-MODEL_KIND, LAYOUT_KIND, REQUEST_KIND, FEEDBACK_KIND = b"M", b"L", b"R", b"F"
+MODEL_KIND = b"M"
+LAYOUT_KIND = b"L"
+REQUEST_KIND = b"R"
+FEEDBACK_KIND = b"F"
 
 
 def segments(spool: Path) -> list[Path]:
@@ -123,9 +126,12 @@ def find_frames(content: bytes, min_request_bytes: int) -> Frames:
     An incomplete last frame is still being written, or its worker crashed. An earlier
     incomplete frame is skipped.
     """
-    begins, lengths = [], []
+    begins = []
+    lengths = []
     lost_bytes = offset = 0
-    unpack, size, checksum_of = FRAME.unpack_from, FRAME.size, zlib.crc32
+    unpack = FRAME.unpack_from
+    size = FRAME.size
+    checksum_of = zlib.crc32
     while offset + size <= len(content):
         magic, length, checksum = unpack(content, offset)
         stop = offset + size + length
@@ -146,7 +152,8 @@ def find_frames(content: bytes, min_request_bytes: int) -> Frames:
             break
         lost_bytes += following - offset
         offset = following
-    starts, sizes = np.array(begins, dtype=np.int64), np.array(lengths, dtype=np.int64)
+    starts = np.array(begins, dtype=np.int64)
+    sizes = np.array(lengths, dtype=np.int64)
     kinds = np.zeros(len(starts), dtype=np.uint8)
     kinds[sizes > 0] = np.frombuffer(content, np.uint8)[starts[sizes > 0] + size]
     is_request = kinds == ord(REQUEST_KIND)

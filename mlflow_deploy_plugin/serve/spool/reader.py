@@ -178,7 +178,8 @@ def read_last_batches(segment: Path, most_bytes: int) -> list[CapturedBatch]:
     """Return the requests in about the last `most_bytes` of a segment, oldest first.
     Raises as `read_batches`.
     """
-    content, start = segment.read_bytes(), 0
+    content = segment.read_bytes()
+    start = 0
     while (
         len(content) - start > most_bytes
     ):  # A caller's values may look like a frame: follow the frames' lengths.

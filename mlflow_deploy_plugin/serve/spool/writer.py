@@ -146,7 +146,8 @@ class CaptureWriter:
         if self._file < 0 or self._is_full or not is_roomy or self.clock() >= self._look_at:
             self._make_room(sum(map(len, pieces)))
         if plan.segment != self._segment:
-            model, layout = plan.model, plan.layout
+            model = plan.model
+            layout = plan.layout
             if (offset := self._layouts.get((model, layout))) is None:
                 if model not in self._models:
                     self._models[model] = self._write_frame(MODEL_KIND + encode_model(model))
@@ -154,7 +155,8 @@ class CaptureWriter:
                     REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout,
                 )
                 self._layouts[model, layout] = offset
-            plan.segment, plan.reference = self._segment, REFERRING.pack(REQUEST_KIND, offset)
+            plan.segment = self._segment
+            plan.reference = REFERRING.pack(REQUEST_KIND, offset)
         self._write_frame(b"".join((plan.reference, *pieces)))
 
     def _make_room(self, size: int) -> None:
@@ -189,7 +191,8 @@ class CaptureWriter:
                 os.close(file)
                 temporary.unlink(missing_ok=True)
                 raise
-            self._file, self._size = file, 0
+            self._file = file
+            self._size = 0
             self._segment += 1
 
     def _write_frame(self, payload: bytes) -> int:
@@ -211,6 +214,7 @@ class CaptureWriter:
     def _close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
-        self._file, self._size = -1, 0
+        self._file = -1
+        self._size = 0
         self._models.clear()
         self._layouts.clear()

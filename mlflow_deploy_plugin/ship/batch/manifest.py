@@ -196,7 +196,8 @@ class BatchOutput:
                     f"{self._location.root}/{MANIFEST}",
                 ) as file:
                     begun: Manifest = orjson.loads(file.read())
-                previous, written = begun, {part["output"] for part in begun["parts"].values()}
+                previous = begun
+                written = {part["output"] for part in begun["parts"].values()}
             # Replace a local batch without output files: because of the lock, no other
             # batch is running.
             if previous and (restart or (self._location.is_local and not written & files)):
@@ -208,7 +209,8 @@ class BatchOutput:
                         if name in removable or name.startswith(f"{REJECTED}/")
                     },
                 )
-                files, previous = {*_list_files(self._location)}, None
+                files = {*_list_files(self._location)}
+                previous = None
             # Ignore the lock and the files of a killed writer, whose names begin with a
             # dot.
             if not previous and (
@@ -261,25 +263,25 @@ def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
     its predictions are written.
     """
     for field in ("digest", "name", "version"):
-        old, new = known["model"].get(field), manifest["model"].get(field)
+        old = known["model"].get(field)
+        new = manifest["model"].get(field)
         if old != new:
             versions = [
                 f"{entry['model']['name']} {entry['model']['version']}".strip()
                 for entry in (known, manifest)
             ]
             change = f"{versions[0]}, and {manifest['model']['uri']} is now {versions[1]}"
-            return (
-                change
-                if versions[0] != versions[1]
-                else f"other files of the model {versions[0]} (another {field})"
-            )
+            if versions[0] != versions[1]:
+                return change
+            return f"other files of the model {versions[0]} (another {field})"
     for option in ("input", "keep", "on_error", "format", "input_format"):
         if known.get(option) != manifest.get(option):
             return (
                 f"{option.replace('_', '-')} {known.get(option)!r}, and it is now "
                 f"{manifest.get(option)!r}"
             )
-    before, now = known["parts"], manifest["parts"]
+    before = known["parts"]
+    now = manifest["parts"]
     for name in sorted({*before, *now}):
         entries = [parts[name] for parts in (before, now) if name in parts]
         if before.get(name) != now.get(name) and any(part["output"] in files for part in entries):

@@ -46,7 +46,8 @@ from mlflow_deploy_plugin.ship.batch.table_model import (
 OnError = Literal["fail", "skip-row", "skip-part"]
 REJECTED = "_rejected"
 """The output folder for the omitted rows, with one JSON Lines file per part."""
-_WRITTEN_ROWS, _WRITTEN_BYTES = 2**17, 16 * 2**20
+_WRITTEN_ROWS = 2**17
+_WRITTEN_BYTES = 16 * 2**20
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _ADVICE = "choose another --format, or leave the column out of --keep"
 _SLOT = struct.Struct("<qq")
@@ -294,7 +295,8 @@ def _predictions(
     """
 
     def predict(block: RowBlock) -> list[pa.Table | RejectedRow]:
-        bad, tables = list(block.bad), []
+        bad = list(block.bad)
+        tables = []
         for piece in (
             predict_block(model, block, job.keep, job.part.input_format == "csv")
             if block.numbers

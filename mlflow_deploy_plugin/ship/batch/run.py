@@ -183,9 +183,9 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
             }
             digests = {"model": manifest["model"], "input_digest": manifest["input_digest"]}
             output.finish({**digests, "parts": len(parts), "last_call": last})
-        return (
-            replace(result, run=_log(plan, result, parts, manifest)) if plan.experiment else result
-        )
+        if plan.experiment:
+            return replace(result, run=_log(plan, result, parts, manifest))
+        return result
 
 
 Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
@@ -313,7 +313,9 @@ class _Tally:
 
 
 def _absolute(uri: str) -> str:
-    return uri if "://" in uri or uri.startswith("file:") else str(absolute_path(uri))
+    if "://" in uri or uri.startswith("file:"):
+        return uri
+    return str(absolute_path(uri))
 
 
 def _manifest(
@@ -356,7 +358,8 @@ def _log(
         Param,
     )  # This takes 1 s.
 
-    model, progress = result.model, result.progress
+    model = result.model
+    progress = result.progress
     params = {
         "model": model.source,
         "input": plan.input,

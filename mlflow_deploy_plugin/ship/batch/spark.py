@@ -75,7 +75,8 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
         context.parallelize(list(enumerate(jobs)), len(jobs)).foreach(task)
 
     def finished(running: Future[None]) -> "Finished":
-        seen, is_over = 0, False
+        seen = 0
+        is_over = False
         while not is_over:
             wait([running], _LOOK_SECONDS)
             is_over = running.done()

@@ -81,11 +81,9 @@ def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes, bool], Any]
 
 def _load(folder: Path, device: Device, threads: int) -> "TableModel":
     artifact = read_served_artifact(folder)
-    return (
-        PyfuncTable(artifact)
-        if artifact.flavor == PYTHON_FUNCTION
-        else OnnxTable(folder, device, threads)
-    )
+    if artifact.flavor == PYTHON_FUNCTION:
+        return PyfuncTable(artifact)
+    return OnnxTable(folder, device, threads)
 
 
 class OnnxTable:
@@ -93,7 +91,8 @@ class OnnxTable:
 
     def __init__(self, folder: Path, device: Device, threads: int) -> None:
         self._model = OnnxModel.load(folder, Placement(device), intra_op_num_threads=threads)
-        self.schema, self.artifact = self._model.schema, self._model.artifact
+        self.schema = self._model.schema
+        self.artifact = self._model.artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
         """Return a table of outputs, a row per input row. Raises InvalidRequest or
@@ -149,7 +148,8 @@ class PyfuncTable:
 
         with redirect_stdout(sys.stderr):  # The model's output must not mix with predictions.
             self._scorer = load_scorer(artifact.folder)
-        self.schema, self.artifact = pyfunc_schema(artifact), artifact
+        self.schema = pyfunc_schema(artifact)
+        self.artifact = artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
         has_frame_types = any(
@@ -169,7 +169,8 @@ class PyfuncTable:
         if content_type == arrow.STREAM:  # MLflow's functions read Parquet instead of Arrow.
             sink = pa.BufferOutputStream()
             pq.write_table(pa.ipc.open_stream(body).read_all(), sink, compression="none")
-            content_type, body = "application/vnd.apache.parquet", sink.getvalue().to_pybytes()
+            content_type = "application/vnd.apache.parquet"
+            body = sink.getvalue().to_pybytes()
         try:
             with redirect_stdout(sys.stderr):
                 answer = self._scorer.invoke(content_type, body).body
@@ -239,7 +240,9 @@ def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
     has_names = bool(schema.columns) or any(
         tensor.name in schema.names and tensor.name for tensor in schema.tensors
     )
-    return name in schema.names if has_names else name not in keep
+    if has_names:
+        return name in schema.names
+    return name not in keep
 
 
 def input_types(schema: Schema) -> dict[str, pa.DataType]:
@@ -264,7 +267,8 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
         dtype = COLUMN_TYPES.get(kinds.get(name, "string"), kinds.get(name, "string"))
         if dtype == "str":
             continue
-        column, kind = table.column(position), _arrow_type(dtype)
+        column = table.column(position)
+        kind = _arrow_type(dtype)
         try:
             values = column.cast(kind)
         except (

@@ -149,7 +149,8 @@ def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Pr
                     _key_columns(content_type, body, (event_time,))[event_time][0],
                 )
             if content_type == arrow.STREAM and target.has_pyfunc:
-                content_type, body = JSON, _arrow_as_json(body)
+                content_type = JSON
+                body = _arrow_as_json(body)
             document, prediction_id = post(
                 session,
                 url,
@@ -419,7 +420,9 @@ def _arrow_as_json(body: bytes) -> bytes:
     def plain(value: bytes | Decimal | date) -> str | float:
         if isinstance(value, bytes):
             return base64.b64encode(value).decode()
-        return float(value) if isinstance(value, Decimal) else value.isoformat()
+        if isinstance(value, Decimal):
+            return float(value)
+        return value.isoformat()
 
     table = _read_arrow(body)
     try:
@@ -436,7 +439,9 @@ def _arrow_as_json(body: bytes) -> bytes:
 
 def _length(file: IO[bytes]) -> int | None:
     try:
-        return os.fstat(file.fileno()).st_size if file.seekable() else None
+        if file.seekable():
+            return os.fstat(file.fileno()).st_size
+        return None
     except OSError:  # A file in memory has no file descriptor.
         return None
 

@@ -44,7 +44,9 @@ _TRAFFIC = "traffic"
 _DATASET = "dataset:"
 _OWN_PREFIX = "_"
 _URI = re.compile(r"[^/]*:")  # MLflow recognises a project's URI by the same rule.
-_FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
+_FILE = "file://"
+_MLPROJECT = "MLproject"
+_SCRIPTS = (".py", ".sh")
 _EXPECTED_PROJECT = "the folder of an MLflow project or a Git URI is expected"
 
 
@@ -73,7 +75,9 @@ def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
         for name, monitor in changed.monitors.items()
         for field, path in _absolute_paths(f"monitors.{name}.", monitor, config).items()
     }
-    return apply_config(changed, absolute) if absolute else changed
+    if absolute:
+        return apply_config(changed, absolute)
+    return changed
 
 
 def traffic_shares(weights: Mapping[str, int]) -> dict[str, float]:

@@ -42,7 +42,8 @@ def summarize(deployment: Deployment) -> Json:
 
 
 def describe(deployment: Deployment) -> Json:
-    endpoint, observation = deployment.endpoint, deployment.observation
+    endpoint = deployment.endpoint
+    observation = deployment.observation
     variant = endpoint.spec.variants[deployment.name]
     wanted = (
         observation.wanted.variants.get(deployment.name) if observation.wanted is not None else None
@@ -60,7 +61,8 @@ def describe(deployment: Deployment) -> Json:
     # Ignore the agent's registry error if it may be about another deployment.
     registry_error = observation.registry_error if is_refused or not observation.refused else ""
     error = observation.errors.get(deployment.name) or registry_error
-    state, reason = observation.state, observation.reason
+    state = observation.state
+    reason = observation.reason
     unapproved = {answer.model_uri: str(answer) for answer in answers_of(endpoint)}
     # The server runs, but a worker has not loaded this deployment.
     if state == "running" and not all(worker.version for worker in loaded.values()):
@@ -136,7 +138,8 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
     """Return all known fields of an endpoint. `deployments` has the main fields of each
     deployment.
     """
-    endpoint, observation = observed.endpoint, observed.observation
+    endpoint = observed.endpoint
+    observation = observed.observation
     spec = endpoint.spec
     deployments = {
         name: describe(Deployment(name, endpoint, observation)) for name in spec.variants
@@ -171,7 +174,8 @@ def _server_lines(
     """Return the fields about the server. `workers` maps process ids to the loaded
     versions.
     """
-    endpoint, observation = observed.endpoint, observed.observation
+    endpoint = observed.endpoint
+    observation = observed.observation
     started = observation.started_at
     return {
         "error": error,

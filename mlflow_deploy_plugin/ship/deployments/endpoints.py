@@ -193,7 +193,8 @@ class Endpoints:
                 self._serve(backend, placed)
                 return
             except (InvalidConfig, DeploymentFailed):
-                host, port = placed.server.host, placed.server.port
+                host = placed.server.host
+                port = placed.server.port
                 is_taken = (
                     requested.server.port is None
                     and port is not None
@@ -317,8 +318,6 @@ def _with_answers(why: str, unapproved: Iterable[UnapprovedAnswer]) -> str:
 
 
 def _undo_reason(error: BaseException) -> str:
-    return (
-        f"undone: {error}"
-        if isinstance(error, OnnxserveError)
-        else f"undone: {type(error).__name__}"
-    )
+    if isinstance(error, OnnxserveError):
+        return f"undone: {error}"
+    return f"undone: {type(error).__name__}"

@@ -578,7 +578,9 @@ class Deployments:
         return NotFound(f"{message}{did_you_mean(name, variants, hint)}")
 
     def _find_server(self, name: str) -> str:
-        return name if name in self.store.names() else self._find(name, None).name
+        if name in self.store.names():
+            return name
+        return self._find(name, None).name
 
 
 @contextmanager
@@ -620,8 +622,10 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
         raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage{served}")
     followers: list[StageFollower] = []
     for name, uri in stages.items():
-        stage_uri, alias_uri = models[name], StageOrAlias(alias=alias).uri(uri.name)
-        version, holder = resolve(stage_uri).version, current_version(parse_model_uri(alias_uri))
+        stage_uri = models[name]
+        alias_uri = StageOrAlias(alias=alias).uri(uri.name)
+        version = resolve(stage_uri).version
+        holder = current_version(parse_model_uri(alias_uri))
         if holder not in ("", version):
             raise InvalidConfig(
                 f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "

@@ -64,7 +64,8 @@ def scoring_target(
         observed = deployments.get_endpoint(endpoint)
     else:
         raise InvalidConfig("specify a deployment or an endpoint")
-    stored, observation = observed.endpoint, observed.observation
+    stored = observed.endpoint
+    observation = observed.observation
     answering = [variant for variant, weight in traffic_weights(stored.spec).items() if weight > 0]
     if name is not None and answering != [name]:
         raise InvalidConfig(
@@ -167,5 +168,7 @@ def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, object] | No
     if all(isinstance(key, str) for key in frame.index):
         document = dict(zip(frame.index, cells, strict=True))
         is_split = {"columns", "data"} <= document.keys()
-        return {form: document} if form in ("inputs", "instances") or is_split else None
+        if form in ("inputs", "instances") or is_split:
+            return {form: document}
+        return None
     return {form: cells}

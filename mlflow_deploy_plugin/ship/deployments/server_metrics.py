@@ -97,15 +97,15 @@ class VersionCounters:
         total = self.timed.get(math.inf, 0)
         if not total:
             return None
-        low, below = 0.0, 0.0
+        low = 0.0
+        below = 0.0
         for bound, count in sorted(self.timed.items()):
             if count >= quantile * total:
-                return (
-                    low
-                    if math.isinf(bound)
-                    else low + (bound - low) * (quantile * total - below) / (count - below)
-                )
-            low, below = bound, count
+                if math.isinf(bound):
+                    return low
+                return low + (bound - low) * (quantile * total - below) / (count - below)
+            low = bound
+            below = count
         return None
 
 
@@ -237,7 +237,8 @@ def parse_server_metrics(page: str) -> ServerMetrics:
     last: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
-            labels, value = sample.labels, sample.value
+            labels = sample.labels
+            value = sample.value
             if sample.name == _LAST_REQUEST:
                 of_model = labels["endpoint"], labels["model"], labels["version"]
                 last[of_model] = max(last[of_model], value)
@@ -297,7 +298,8 @@ def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
     counters = {
         key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}
     }
-    at, seconds = float(document["at"]), float(document["seconds"])
+    at = float(document["at"])
+    seconds = float(document["seconds"])
     if not (0 < at < _LATEST and seconds > 0):
         raise ValueError(f"an interval of the history ends at {at} after {seconds} s")
     return CountedInterval(at, seconds, counters, document["rows"], float(document["labels"]))

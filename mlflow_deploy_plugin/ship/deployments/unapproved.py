@@ -93,7 +93,9 @@ class LackingApproval:
 
     @property
     def seconds(self) -> int:
-        return duration_seconds(self.limit.length) if self.limit is not None else 0
+        if self.limit is not None:
+            return duration_seconds(self.limit.length)
+        return 0
 
     def refusal(self, what: str) -> GateRefused:
         """Return the error that `what`, such as `a rollout of 5 %`, is more than the
@@ -356,7 +358,8 @@ def _permitted(
     if share > lacking.share or now >= until:
         began = f" since {since.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if since < now else ""
         raise lacking.refusal(f"{share:g} % of the requests of endpoint {endpoint!r}{began}")
-    since_text, until_text = since.isoformat(), until.isoformat()
+    since_text = since.isoformat()
+    until_text = until.isoformat()
     return UnapprovedAnswer(
         lacking.model_uri,
         lacking.model,

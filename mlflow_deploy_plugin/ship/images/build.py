@@ -95,7 +95,8 @@ def planned_image(
     server: BuildContext | None = None
     options: tuple[str, ...] = ()
     if server_image is None:
-        server, base = server_context(), base_image or BASE_IMAGE
+        server = server_context()
+        base = base_image or BASE_IMAGE
         # The name contains a digest of the contents, so that an existing image is
         # reused for equal contents.
         digest = sha256(

@@ -81,9 +81,11 @@ class BuildContext:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for name in sorted({*folders, *self.files, "Dockerfile"}):
                 entry = tarfile.TarInfo(name)
-                entry.mtime, entry.mode = _MTIME, 0o644
+                entry.mtime = _MTIME
+                entry.mode = 0o644
                 if name in folders:
-                    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                    entry.type = tarfile.DIRTYPE
+                    entry.mode = 0o755
                     archive.addfile(entry)
                     continue
                 with _opened(
@@ -162,7 +164,9 @@ def _quoted(value: str) -> str:
 
 
 def _opened(content: Path | bytes) -> io.BufferedReader | io.BytesIO:
-    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+    if isinstance(content, Path):
+        return content.open("rb")
+    return io.BytesIO(content)
 
 
 def _project_file(name: str) -> Path:

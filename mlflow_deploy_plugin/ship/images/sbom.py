@@ -32,10 +32,8 @@ def bill_of_materials() -> dict[str, object]:
         release = platform.freedesktop_os_release()
         for name, version, architecture in map(str.split, listed.splitlines()):
             distro = f"{release.get('ID', 'debian')}-{release.get('VERSION_ID', '')}".rstrip("-")
-            kind, qualifiers = (
-                f"deb/{release.get('ID', 'debian')}",
-                f"?arch={architecture}&distro={distro}",
-            )
+            kind = f"deb/{release.get('ID', 'debian')}"
+            qualifiers = f"?arch={architecture}&distro={distro}"
             components.append(_component(kind, name, version, qualifiers=qualifiers))
     unique = {str(component["purl"]): component for component in components}
     return {

@@ -102,7 +102,8 @@ def try_image(
         for output in model.artifact.outputs
         if output.dtype != "map"
     }
-    failure, name = f"the image {image} failed its test", f"onnxserve-trial-{uuid4().hex[:12]}"
+    failure = f"the image {image} failed its test"
+    name = f"onnxserve-trial-{uuid4().hex[:12]}"
     rights, tolerance = (
         ((*MINIMAL_RIGHTS, "--gpus", "all"), _GPU_TOLERANCE)
         if gpu

@@ -37,7 +37,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     The service listens on the address `server.host` of this machine, by default on
     loopback.
     """
-    server, container = spec.server, spec.container
+    server = spec.server
+    container = spec.container
     if not is_loopback(server.host):
         refuse_strangers(spec, f"server.host {server.host}")
     environment = environment_of(spec, place)
@@ -96,7 +97,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def _resources(spec: EndpointSpec) -> Document:
-    container, server = spec.container, spec.server
+    container = spec.container
+    server = spec.server
     limits: Document = {"pids": container.pids}
     if container.cpus is not None:
         limits["cpus"] = str(container.cpus)
@@ -114,7 +116,8 @@ def _resources(spec: EndpointSpec) -> Document:
 
 
 def _network(spec: EndpointSpec) -> Document:
-    server, network = spec.server, spec.container.network
+    server = spec.server
+    network = spec.container.network
     if network == "host":
         return {"network_mode": "host"}
     at = server.host if ":" not in server.host else f"[{server.host}]"

@@ -107,7 +107,8 @@ def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Docum
 
 
 def _runtime(spec: EndpointSpec, place: Place) -> Document:
-    pod, port = pod_of(spec, place), http_port(spec)
+    pod = pod_of(spec, place)
+    port = http_port(spec)
     (container,) = pod["containers"]
     readiness = container["readinessProbe"]
     # Set the pod's security context on the container: ServingRuntime and Knative do not

@@ -293,7 +293,8 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
 
 
 def _container(spec: EndpointSpec, place: Place) -> Document:
-    container, server = spec.container, spec.server
+    container = spec.container
+    server = spec.server
     limits: dict[str, str] = {}
     if container.cpus is not None:  # The server uses as many threads as CPUs.
         limits["cpu"] = f"{round(container.cpus * 1000)}m"

@@ -17,7 +17,8 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 
 Document = dict[str, Any]
 
-SPEC_FOLDER, SPEC_FILE = "/etc/onnxserve", "spec.yaml"
+SPEC_FOLDER = "/etc/onnxserve"
+SPEC_FILE = "spec.yaml"
 HOME_FOLDER = "/var/lib/onnxserve"
 """The folder of the image that every user can write. It contains the state, or the
 listener's socket.
@@ -174,7 +175,9 @@ def machine_name(spec: EndpointSpec, place: Place) -> str:
     may use the same endpoint name.
     """
     workspace = workspace_of(environment_of(spec, place))
-    return f"{workspace}_{spec.name}" if workspace else spec.name
+    if workspace:
+        return f"{workspace}_{spec.name}"
+    return spec.name
 
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:

@@ -107,12 +107,15 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         )
     if not is_loopback(spec.server.host):
         refuse_strangers(spec, f"server.host {spec.server.host}")
-    name, container, server = machine_name(spec, place), spec.container, spec.server
+    name = machine_name(spec, place)
+    container = spec.container
+    server = spec.server
     unit = f"onnxserve-{name}"
     served = served_spec(spec, server.host)
     credentials = {name: _plain(path) for name, path in container.secrets.items()}
     files = [_plain(path) for path in local_files(spec)]
-    folder, credential_files = f"/run/credentials/{unit}.service", dict(container.secret_files)
+    folder = f"/run/credentials/{unit}.service"
+    credential_files = dict(container.secret_files)
     environment = environment_of(spec, place) | {
         name: f"{folder}/{name}" for name in credential_files
     }

@@ -20,7 +20,8 @@ from mlflow_deploy_plugin.core.messages import one_line
 
 Times = npt.NDArray[np.float64]
 _CONNECTIONS = 64
-_QUEUE_SECONDS, _ANSWER_SECONDS = 1.0, 30.0
+_QUEUE_SECONDS = 1.0
+_ANSWER_SECONDS = 30.0
 """The time that requests may wait for a free connection after the last scheduled time,
 and then for their answer.
 """
@@ -42,7 +43,8 @@ class _Connection(asyncio.Protocol):
         head, end, body = self._answer.partition(b"\r\n\r\n")
         length = head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
         if end and len(body) >= int(length):
-            answer, self._answer = self._answer, b""
+            answer = self._answer
+            self._answer = b""
             self._on_answer(self, answer)
 
 
@@ -76,8 +78,11 @@ def open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times
 
 
 async def _open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times, str]:
-    clock, loop = time.perf_counter, asyncio.get_running_loop()
-    latencies, wrong, idle = list[float](), list[bytes](), deque[_Connection]()
+    clock = time.perf_counter
+    loop = asyncio.get_running_loop()
+    latencies = list[float]()
+    wrong = list[bytes]()
+    idle = deque[_Connection]()
 
     def on_answer(connection: _Connection, answer: bytes) -> None:
         latencies.append(clock() - connection.due)
@@ -89,7 +94,9 @@ async def _open_loop(port: int, requests: Sequence[bytes], times: Times) -> tupl
         idle.append(
             (await loop.create_connection(lambda: _Connection(on_answer), "127.0.0.1", port))[1],
         )
-    connections, sent, due = [*idle], 0, (times + clock()).tolist()
+    connections = [*idle]
+    sent = 0
+    due = (times + clock()).tolist()
     while sent < len(due) and (now := clock()) < due[-1] + _QUEUE_SECONDS:
         while sent < len(due) and idle and due[sent] <= now:
             connection = idle.popleft()

@@ -37,23 +37,25 @@ from mlflow_deploy_plugin.ship.sizing.load import Times, open_loop, post, random
 from mlflow_deploy_plugin.ship.sizing.plan import Load, PodMeasurement, count_pods
 from mlflow_deploy_plugin.wrap.evaluation.dataset import known_rows, take_rows
 
-_BATCH_SIZES, _GAIN = (1, 8, 32, 1), 1.3
+_BATCH_SIZES = (1, 8, 32, 1)
+_GAIN = 1.3
 """The batch sizes to try. A larger batch size is selected for a gain of 30 %, after 1
 was tried again.
 """
-SECONDS, STEADY_SECONDS = 5.0, 25.0
+SECONDS = 5.0
+STEADY_SECONDS = 25.0
 """The duration of a load in the search, and of the last load. The agent ships the rows
 of a busy worker every 10 s.
 """
 _TRIES = 3  # A load that fails is repeated, because a short disturbance must not lower the rate.
-_STEP, _RESOLUTION, _LEAST_REQUESTS = 4.0, 1.05, 100
-_FIRST_REQUESTS, _FIRST_UTILIZATION, _MOST_BODIES, _CALL_SECONDS, _POLL_SECONDS = (
-    8,
-    0.2,
-    64,
-    3600.0,
-    0.05,
-)
+_STEP = 4.0
+_RESOLUTION = 1.05
+_LEAST_REQUESTS = 100
+_FIRST_REQUESTS = 8
+_FIRST_UTILIZATION = 0.2
+_MOST_BODIES = 64
+_CALL_SECONDS = 3600.0
+_POLL_SECONDS = 0.05
 _OF_CALLERS = (
     "api_keys",
     "jwt_issuer",
@@ -74,7 +76,8 @@ def request_bodies(folder: Path, rows: int) -> list[bytes]:
     model whose input is not rows receives its example unchanged. Raises InvalidConfig
     if the example does not fit the signature, or if nothing describes the rows.
     """
-    artifact, example = read_served_artifact(folder), folder / INPUT_EXAMPLE
+    artifact = read_served_artifact(folder)
+    example = folder / INPUT_EXAMPLE
     if artifact.undescribed:
         if not example.is_file():
             raise InvalidConfig(
@@ -122,11 +125,9 @@ def measure_pod(
         raise InvalidConfig(
             "sizing pins processes to cores, which needs Linux: use a Linux machine or container",
         )
-    workers, threads, cores = (
-        spec.server.workers,
-        spec.server.intra_op_num_threads or 1,
-        available_cores(),
-    )
+    workers = spec.server.workers
+    threads = spec.server.intra_op_num_threads or 1
+    cores = available_cores()
     if workers * threads >= cores:
         raise InvalidConfig(
             f"server.workers={workers} with {threads} threads each, and a client, need "
@@ -139,7 +140,9 @@ def measure_pod(
         spec,
         {**fields, "server.host": "127.0.0.1", "server.intra_op_num_threads": threads},
     )
-    requests, best, size = [post("/invocations", body) for body in bodies], None, 0
+    requests = [post("/invocations", body) for body in bodies]
+    best = None
+    size = 0
     for batch_size in (spec.server.max_batch_size,) if spec.server.max_batch_size else _BATCH_SIZES:
         if batch_size == size:
             continue
@@ -147,12 +150,14 @@ def measure_pod(
             first_rate = best.rate * (_GAIN if batch_size > size else 1 / _GAIN) if best else 0.0
             load = pod.highest_load(p99, first_rate, progress)
         if best is None or load.holds(p99):
-            best, size = load, batch_size
+            best = load
+            size = batch_size
         best.require(p99)
     assert best is not None  # There is at least one batch size.
     share = rate / count_pods(rate, best.rate)
     with _started(spec, size, requests) as pod:
-        load, memory = pod.load(share, STEADY_SECONDS, p99), pod.memory_bytes()
+        load = pod.load(share, STEADY_SECONDS, p99)
+        memory = pod.memory_bytes()
     load.require(
         math.inf,
     )  # A higher rate has met `p99`, so a higher latency comes from other processes.
@@ -164,7 +169,8 @@ def highest_rate(holds: Callable[[float], bool], rate: float) -> float:
     """Return the highest rate that holds, within 5 %, or 0 if the first `rate` does not
     hold.
     """
-    low, high = 0.0, math.inf
+    low = 0.0
+    high = math.inf
     while high > low * _RESOLUTION and (low or high == math.inf):
         low, high = (rate, high) if holds(rate) else (low, rate)
         rate = low * _STEP if high == math.inf else math.sqrt(low * high)
@@ -203,7 +209,8 @@ class _Pod:
         """
         loads: list[Load] = []
         while len(loads) < _TRIES and not (loads and loads[-1].holds(p99)):
-            before, began = self._cpu_seconds(), time.monotonic()
+            before = self._cpu_seconds()
+            began = time.monotonic()
             latencies, error = self.send(random_times(rate, seconds, len(loads)))
             cpus, other_cpus = (
                 (self._cpu_seconds() - before) / (time.monotonic() - began)
@@ -218,7 +225,8 @@ class _Pod:
         """
         if sys.platform != "linux":
             raise NotImplementedError  # `measure_pod` refuses other systems.
-        private, files = 0, dict[str, int]()
+        private = 0
+        files = dict[str, int]()
         for process in [self.process, *self.process.children(recursive=True)]:
             peak = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2]
             private += int(peak.split()[0]) * 1024 - process.memory_info().rss if peak else 0
@@ -237,7 +245,8 @@ class _Pod:
         """
         if sys.platform != "linux":
             raise NotImplementedError  # `measure_pod` refuses other systems.
-        every, this_process = psutil.cpu_times(), psutil.Process()
+        every = psutil.cpu_times()
+        this_process = psutil.Process()
         trees = [[root, *root.children(recursive=True)] for root in (self.process, this_process)]
         pod, mine = (sum(sum(process.cpu_times()[:2]) for process in tree) for tree in trees)
         return np.array([pod, sum(every) - every.idle - every.iowait - mine])
@@ -273,7 +282,8 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
             preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - only a system call
             process_group=0,
         )
-        client, process = Worker(), psutil.Process(server.pid)
+        client = Worker()
+        process = psutil.Process(server.pid)
         try:
             process.cpu_affinity(cores[:-1])
             client.call(os.sched_setaffinity, 0, cores[-1:], seconds=_CALL_SECONDS)

@@ -13,10 +13,12 @@ HEADROOM = 0.3
 """The share of a pod's highest rate that stays free for bursts and lost pods:
 Kubernetes' autoscalers aim at 70 %.
 """
-CPU_HOUR_PRICE, GB_HOUR_PRICE = 0.04048, 0.004445
+CPU_HOUR_PRICE = 0.04048
+GB_HOUR_PRICE = 0.004445
 """USD per vCPU and hour, and per GB and hour: AWS Fargate, Linux on x86, us-east-1."""
 MOST_PODS = 500  # An autoscaler may double the pods, and an endpoint has at most 1,000.
-_MEMORY_MARGIN, _MIB = 1.25, 2**20
+_MEMORY_MARGIN = 1.25
+_MIB = 2**20
 _TOLERATED_CPUS = 0.25
 
 
@@ -112,7 +114,8 @@ def plan_pods(
     during bursts. The memory limit is 125 % of the measured memory and of a copy of the
     version's files per worker, for the load of the next version.
     """
-    pods, cpus = count_pods(rate, pod.highest.rate), pod.workers * pod.threads
+    pods = count_pods(rate, pod.highest.rate)
+    cpus = pod.workers * pod.threads
     memory = (
         math.ceil(_MEMORY_MARGIN * (pod.memory_bytes + pod.workers * pod.version_bytes) / _MIB)
         * _MIB

@@ -100,11 +100,9 @@ class Login:
                 "MLFLOW_TRACKING_USERNAME": header.username or "",
                 "MLFLOW_TRACKING_PASSWORD": password,
             }
-        return (
-            {"MLFLOW_TRACKING_TOKEN": header.token}
-            if header.type == "bearer" and header.token
-            else {}
-        )
+        if header.type == "bearer" and header.token:
+            return {"MLFLOW_TRACKING_TOKEN": header.token}
+        return {}
 
 
 def login_of(app: str) -> Login:

@@ -46,7 +46,8 @@ class ProxyHeader(Login):
     """
 
     def __init__(self, settings: Settings, prefix: str) -> None:
-        self._header, self._groups_header = settings.user_header, settings.groups_header
+        self._header = settings.user_header
+        self._groups_header = settings.groups_header
         self._administrators = frozenset(_entries(settings.admin_groups))
         self._editors = frozenset(_entries(settings.edit_groups))
         self._prefix = prefix

@@ -23,7 +23,8 @@ from mlflow_deploy_plugin.watch.result import UNDECIDED, MonitorResult
 
 AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
-_MOST_FINDINGS, _LONGEST_TEXT = 5, 400
+_MOST_FINDINGS = 5
+_LONGEST_TEXT = 400
 _log = logging.getLogger(__name__)
 
 
@@ -36,8 +37,10 @@ def record_result(
     """Record a judged window, which begins, continues, worsens or ends an alert. An
     undecided window has no effect.
     """
-    alerts, now = Alerts(store), store.now()
-    endpoint, monitor = result.endpoint, result.monitor
+    alerts = Alerts(store)
+    now = store.now()
+    endpoint = result.endpoint
+    monitor = result.monitor
     content = _result_content(result, spec)
     if result.is_alarm:
         repeat = timedelta(seconds=settings.alert_repeat_seconds)
@@ -110,7 +113,8 @@ def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "
     """Record a message that is sent once and does not end, such as a version that waits
     for approval.
     """
-    now, digest = store.now(), hashlib.sha256(text.encode()).hexdigest()[:12]
+    now = store.now()
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     fingerprint = f"{endpoint}/{monitor}/said/{digest}"
     content = AlertContent(
         fingerprint,
@@ -155,7 +159,8 @@ def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
     """Record a message, which is sent once per digest, that the files of a version in a
     gated place have changed.
     """
-    model, version = changed.model, changed.version
+    model = changed.model
+    version = changed.version
     compared = (
         f"sha256 {changed.now[:12]}, recorded {changed.recorded[:12]}"
         if changed.now
@@ -330,7 +335,9 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
 
 def _next(endpoint: str, commands: str) -> str:
     page = console_page(endpoint=endpoint)
-    return f"next ({page}): {commands}" if page else f"next: {commands}"
+    if page:
+        return f"next ({page}): {commands}"
+    return f"next: {commands}"
 
 
 def _short(text: str) -> str:
@@ -338,4 +345,6 @@ def _short(text: str) -> str:
     have any length and content.
     """
     line = one_line(text)
-    return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"
+    if len(line) <= _LONGEST_TEXT:
+        return line
+    return f"{line[: _LONGEST_TEXT - 1]}…"

@@ -116,10 +116,8 @@ def read_channels(path: Path) -> list[Channel]:
     if not os.path.isfile(path):  # `isfile` also returns False if the folder cannot be read.
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: the file {path} does not exist")
     try:
-        config, services_in_file = (
-            apprise.AppriseConfig(asset=_asset()),
-            apprise.Apprise(asset=_asset()),
-        )
+        config = apprise.AppriseConfig(asset=_asset())
+        services_in_file = apprise.Apprise(asset=_asset())
         is_read = config.add(str(path))
         services_in_file.add(config)
         services = list(services_in_file.find())
@@ -381,7 +379,9 @@ def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
 
 def _head(alert: Alert) -> str:
     event, _ = _EVENTS[alert.detail["news"]]
-    return f"{event}: monitor {alert.monitor}" if alert.monitor else event
+    if alert.monitor:
+        return f"{event}: monitor {alert.monitor}"
+    return event
 
 
 def _kind(alert: Alert) -> MessageKind:

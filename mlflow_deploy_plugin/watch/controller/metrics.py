@@ -92,7 +92,8 @@ def start_metrics_server(
 
 class _Reading:
     def __init__(self) -> None:
-        self.answered, self.ended = threading.Event(), threading.Event()
+        self.answered = threading.Event()
+        self.ended = threading.Event()
         self.has_failed = False
         self._began = time.monotonic()
 
@@ -144,7 +145,8 @@ class StoreMetrics(Collector):
         try:
             endpoints = self._store.endpoints()
             reading.answered.set()
-            self._known, self._logged = _read_all(self._store, endpoints), ""
+            self._known = _read_all(self._store, endpoints)
+            self._logged = ""
         except StoreUnavailable as error:
             reading.has_failed = True
             if self._logged != error.message:
@@ -220,4 +222,6 @@ def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
         return "waiting"
     if judged.outcome in ALARMS:
         return "alarm"
-    return judged.verdict if judged.verdict in UNDECIDED else "ok"
+    if judged.verdict in UNDECIDED:
+        return judged.verdict
+    return "ok"

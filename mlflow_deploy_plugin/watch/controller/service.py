@@ -52,7 +52,8 @@ def run_controller(
     `judge_at_once` windows are judged at the same time. A judgement is stopped after
     `judge_seconds`.
     """
-    store, say = deployments.store, deployments.progress
+    store = deployments.store
+    say = deployments.progress
     context = RetrainingContext(deployments, controller_name())
     scheduler = MonitorScheduler(
         deployments,

@@ -26,7 +26,9 @@ from mlflow_deploy_plugin.promote.rollouts.leadership import log_errors
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _ENTITIES = ("registered_model", "model_version", "model_version_tag", "model_version_alias")
-_MAX_BYTES, _MAX_AGE_SECONDS, _MAX_OPEN = 1024**2, 300, 100
+_MAX_BYTES = 1024**2
+_MAX_AGE_SECONDS = 300
+_MAX_OPEN = 100
 _REQUEST_SECONDS = 10.0
 _LOG_SECONDS = 60.0
 _ONCE = {"Connection": "close"}  # A connection that is kept open would need more time limits.

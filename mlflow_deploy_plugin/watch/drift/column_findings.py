@@ -84,7 +84,8 @@ def _column_names(reference: DriftReference, window: Profile, columns: Sequence[
 
 
 def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Finding | None:
-    expected, current = reference.pieces.total.columns.get(name), window.columns.get(name)
+    expected = reference.pieces.total.columns.get(name)
+    current = window.columns.get(name)
 
     def drift(check: Check, reason: str, change: str, value: float = 1.0) -> Finding:
         return Finding(name, check, "drift", reason, value, 0.0, change=change)
@@ -105,10 +106,8 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
             "new",
         )
     if current.mistyped and not expected.mistyped:
-        present_rows, usual = (
-            current.rows - current.missing,
-            expected.arrow_type or current.expected_type,
-        )
+        present_rows = current.rows - current.missing
+        usual = expected.arrow_type or current.expected_type
         reason = (
             f"{current.mistyped:,} of {present_rows:,} values have type {current.arrow_type}; the "
             f"reference has {usual}"
@@ -138,7 +137,8 @@ def _constant_finding(
     expected: ColumnSketch,
     current: ColumnSketch,
 ) -> Finding | None:
-    bins, present_rows = reference.bins.get(name), current.rows - current.missing
+    bins = reference.bins.get(name)
+    present_rows = current.rows - current.missing
     only = _only_value(bins, current)
     if bins is None or not only or present_rows < MIN_COMPARED_ROWS:
         return None
@@ -172,17 +172,17 @@ def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
     none, or an unknown value.
     """
     if column.kind == "number":
-        return f"{column.minimum:g}" if column.minimum == column.maximum else ""
+        if column.minimum == column.maximum:
+            return f"{column.minimum:g}"
+        return ""
     places = column.counts[:-1].nonzero()[0]
     if not isinstance(bins, CategoryBins) or len(places) != 1:
         return ""
     if places[0] < len(bins.codes):
         return repr([*bins.codes][places[0]])
-    return (
-        repr(next(iter(column.fresh)))
-        if [*column.fresh.values()] == [column.rows - column.missing]
-        else ""
-    )
+    if [*column.fresh.values()] == [column.rows - column.missing]:
+        return repr(next(iter(column.fresh)))
+    return ""
 
 
 def _families(column: ColumnSketch) -> set[str]:
@@ -205,7 +205,8 @@ def judgeable_columns(
     names: list[str] = []
     reasons: dict[str, str] = {}
     for name in _column_names(reference, window, columns):
-        expected, current = reference.pieces.total.columns.get(name), window.columns.get(name)
+        expected = reference.pieces.total.columns.get(name)
+        current = window.columns.get(name)
         if current is None or current.rows == 0:
             reasons[name] = "the window lacks the column"
         elif expected is None:
@@ -271,14 +272,16 @@ def judge_columns(
     ]
     for index in order:
         group, name = members[index]
-        subject, is_relation = shown_name(name), name in PROJECTIONS
+        subject = shown_name(name)
+        is_relation = name in PROJECTIONS
         title = f"{group.segment}/{subject}" if group.segment else subject
         if (
             is_relation and f"drift_score/{title}" in figures
         ):  # A projection with a larger score has the finding.
             continue
         other_windows = group.reference.pieces.others
-        seasonal, phase = None, ""
+        seasonal = None
+        phase = ""
         if largest[index] > threshold:
             seasonal, phase = _in_phase(group.reference.pieces, name, start_us, season_us)
         column = _JudgedColumn(
@@ -315,10 +318,8 @@ def judge_columns(
             state: State = "drift" if score > threshold else "no drift"
             causes = [column_name for owner, column_name in drifted if owner is group]
             if is_relation and state == "drift" and causes:
-                state, reason = (
-                    "no drift",
-                    f"{reason}; the change of {causes[0]} also changes sums of columns",
-                )
+                state = "no drift"
+                reason = f"{reason}; the change of {causes[0]} also changes sums of columns"
             seen = change if state == "drift" else ""
             if phase and check == "distribution":
                 seen = seen.replace(" → ", f" ({phase}) → ", 1)
@@ -343,7 +344,9 @@ def _in_phase(
         for window in windows
         if name in window.columns
     ]
-    return (merge(parts).columns[name], phase) if parts else (None, "")
+    if parts:
+        return (merge(parts).columns[name], phase)
+    return (None, "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,7 +367,9 @@ class _JudgedColumn:
             return _MEASURES[check]
         if not isinstance(self.bins, OrderedBins):
             return "Jensen–Shannon distance"
-        return "spread of a projection" if self.bins.tables else "Wasserstein distance"
+        if self.bins.tables:
+            return "spread of a projection"
+        return "Wasserstein distance"
 
     def describe(self, check: Check, value: float, usual: float, spread: float) -> tuple[str, str]:
         """Return the text about a check, in the units of the check, and the change of
@@ -386,7 +391,8 @@ class _JudgedColumn:
                 self._distribution_change(value),
             )
         if check == "missing":
-            first, now = self.missing_before, self.missing
+            first = self.missing_before
+            now = self.missing
             change = f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
             return f"{now:.1%} missing, {first:.1%} in the reference", change
         usual_text = f"{usual:.1%} ± {spread:.1%} in the reference's own windows"
@@ -414,7 +420,9 @@ class _JudgedColumn:
         """Return a text about the change of the distribution, such as `mean 3.2 → 8.9,
         higher`.
         """
-        bins, current, before = self.bins, self.given, self.before
+        bins = self.bins
+        current = self.given
+        before = self.before
         if before is None or len(before.counts) != len(current.counts):
             return ""
         if isinstance(
@@ -462,16 +470,15 @@ class _JudgedColumn:
         if rows > 1 and 2 * rows / present_rows >= np.maximum(now - before, 0).sum():
             return _share_change(f"new value {value!r}", 0.0, rows / present_rows)
         cells = np.stack([before, now]).reshape(2, *bins.rare_shape)
-        lengths, parts = (
-            cells.sum(axis=2),
-            cells / np.maximum(cells.sum(axis=(1, 2), keepdims=True), 1e-9),
-        )
+        lengths = cells.sum(axis=2)
+        parts = cells / np.maximum(cells.sum(axis=(1, 2), keepdims=True), 1e-9)
         if (
             len(bins.lengths)
             and 2 * bins.divergence(*parts.sum(axis=2)).sum() > bins.divergence(*parts).sum()
         ):
             index = int(np.argmax(parts[1].sum(axis=1) - parts[0].sum(axis=1)))
-            low, high = [0, *bins.lengths][index], [*(bins.lengths - 1), None][index]
+            low = [0, *bins.lengths][index]
+            high = [*(bins.lengths - 1), None][index]
             size = (
                 f"{low} or more"
                 if high is None

@@ -89,7 +89,8 @@ _MAX_CELLS = 20_000_000
 a thousand columns.
 """
 _SIZE_STEP = 1.15
-_PAIRS, _MOST_PAIRS = 3.0, 0.75
+_PAIRS = 3.0
+_MOST_PAIRS = 0.75
 """The number of compared rows is chosen so that 3 / (false-alarm rate) pairs, at most
 3/4 of all, have enough rows.
 """
@@ -302,7 +303,9 @@ def _notes(
     """Yield notes: the source of the threshold, then the causes of additional false
     alarms, with remedies.
     """
-    kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
+    kind = NULLS[null.kind]
+    count = len(null.figures)
+    independent = null.independent_n
     if rate < 1 / (count + 1):
         yield (
             f"jumps: nominal {rate:.2g} false alarms per window, extrapolated from {count} "
@@ -344,7 +347,9 @@ def _notes(
 
 
 def _few(windows: float) -> str:
-    return f"{windows:.0f}" if windows >= 10 else f"{windows:.2g}"
+    if windows >= 10:
+        return f"{windows:.0f}"
+    return f"{windows:.2g}"
 
 
 def null_distribution(
@@ -404,17 +409,14 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
     pieces = group.reference.pieces
     length = duration_text(pieces.grid.length_us // 1_000_000)
     if pieces.grid.lag_windows:
-        has, instead = f"the log has {most}", "wait until the log is longer"
+        has = f"the log has {most}"
+        instead = "wait until the log is longer"
         if rate < SMALLEST_ROLLING_RATE:  # Too few pairs are kept, even with a longer log.
-            has, instead = (
-                f"at most {pieces.grid.max_pairs} are kept",
-                f"set {SMALLEST_ROLLING_RATE:g} on a longer log",
-            )
+            has = f"at most {pieces.grid.max_pairs} are kept"
+            instead = f"set {SMALLEST_ROLLING_RATE:g} on a longer log"
         elif needed > pieces.grid.max_pairs:
-            has, instead = (
-                f"with so many columns at most {pieces.grid.max_pairs} are kept",
-                "judge fewer columns",
-            )
+            has = f"with so many columns at most {pieces.grid.max_pairs} are kept"
+            instead = "judge fewer columns"
         ask = f"the smallest supported rate is {smallest}: set this rate, or " if most else ""
         return Refused(
             f"a false-alarm rate of {rate:g} needs at least {needed} pairs of windows that are "
@@ -436,7 +438,8 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
 
 def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     """Yield the nulls that the reference allows, the preferred null first."""
-    pieces, bins = group.reference.pieces, group.reference.bins
+    pieces = group.reference.pieces
+    bins = group.reference.bins
     cells = max(sum(bins[name].size for name in group.columns), 1)
     most = max(needed, _MAX_CELLS // cells)
     if pieces.grid.lag_windows:
@@ -448,7 +451,8 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
         )
         return
     yield Contiguous.cut(row_counts(pieces.windows), group.compared, most)
-    steps, length = row_counts(pieces.steps), pieces.grid.window_steps
+    steps = row_counts(pieces.steps)
+    length = pieces.grid.window_steps
     if length < 2 or not steps.any():
         return
     yield Overlapping.cut(steps, length, group.compared)
@@ -532,7 +536,9 @@ def too_few_rows(
     if pieces.grid.lag_windows and not len(pieces.pairs()[0]):
         return "the log is too short: no window of the reference has an earlier window at this lag"
     if not pieces.windows:
-        return _NO_TIMES if pieces.total.rows else "the reference has no rows"
+        if pieces.total.rows:
+            return _NO_TIMES
+        return "the reference has no rows"
     if compared < MIN_COMPARED_ROWS:
         return (
             f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of "

@@ -147,7 +147,8 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
-    effective_n, left_out = math.inf, 1 - request.capture.fraction
+    effective_n = math.inf
+    left_out = 1 - request.capture.fraction
     if request.spec.requirements and left_out:
         # Whole requests are sampled, so a request is one draw. The divisor is the
         # finite population correction.
@@ -377,7 +378,8 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     without rows. Raises InvalidConfig if the user has specified a column that neither
     the window nor the reference has.
     """
-    log, window = request.log, request.window
+    log = request.log
+    window = request.window
     versions = window_versions(log, request.endpoint, window)
     if not versions:
         return request.result("not judged", "the window has no rows", notes=unreadable_notes(log))
@@ -394,7 +396,8 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
             name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")
         }
         request = replace(request, capture=capture.model_copy(update=both))
-    reference, missing_reason = None, ""
+    reference = None
+    missing_reason = ""
     request.progress(f"reading the reference, {request.spec.reference}")
     try:
         reference = load_reference(request, *version)
@@ -558,7 +561,9 @@ def _required(
     only the closest column if all meet it. `effective_n` is the number of independent
     draws that the rows are worth; infinity if the log has all rows.
     """
-    profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
+    profile = compared.profile
+    spec = compared.request.spec
+    argument = requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]
     names = [argument] if argument else select_columns(held, spec.columns)
     if why_not := _why_not_judged(compared, requirement, names):
@@ -592,7 +597,8 @@ def _required(
         share = shares[name]
         text = f"{share:.2%} of {profile.rows:,} rows"
         if math.isfinite(effective_n):
-            low, high = intervals[name].low, intervals[name].high
+            low = intervals[name].low
+            high = intervals[name].high
             text += (
                 f", a sample, {low:.2%} to {high:.2%} of all (Wilson, confidence {confidence:.4g})"
             )
@@ -619,11 +625,9 @@ def _why_not_judged(
     names: Sequence[str],
 ) -> str:
     """Return the reason why a requirement on these columns cannot be judged, or ""."""
-    profile, least, argument = (
-        compared.profile,
-        compared.request.spec.min_rows,
-        requirement.argument,
-    )
+    profile = compared.profile
+    least = compared.request.spec.min_rows
+    argument = requirement.argument
     if profile.rows < least:
         return f"the window has {profile.rows:,} rows; min_rows is {least:,}"
     if requirement.name != "missing" and compared.reference is None:
@@ -646,7 +650,8 @@ def _share_change(compared: WindowComparison, figure: str, column: str, share: f
     if rest is None or not rest.rows or column not in rest.columns:
         return ""
     before = _share(figure, rest, rest.columns[column])
-    first, last = f"{before:.1%}", f"{share:.1%}"
+    first = f"{before:.1%}"
+    last = f"{share:.1%}"
     where = "unchanged" if first == last else "more" if share > before else "fewer"
     return f"{first} (the reference) → {last}, {where}"
 

@@ -107,7 +107,9 @@ class _Window:
     @property
     def names(self) -> tuple[str, ...]:
         """The metrics that fit the type of the model's answers."""
-        return CLASSIFICATION if self.predictions.classified is not None else REGRESSION
+        if self.predictions.classified is not None:
+            return CLASSIFICATION
+        return REGRESSION
 
 
 def judge(request: WindowRequest) -> MonitorResult:
@@ -136,11 +138,9 @@ def judge(request: WindowRequest) -> MonitorResult:
     )
     if window.labels < spec.min_rows and not is_bounded:
         return _judge_by_estimate(window)
-    return (
-        _not_judged(window, predictions.label_mismatch)
-        if predictions.label_mismatch
-        else _judge_by_labels(window)
-    )
+    if predictions.label_mismatch:
+        return _not_judged(window, predictions.label_mismatch)
+    return _judge_by_labels(window)
 
 
 def affordable_rows(request: WindowRequest) -> int:
@@ -148,11 +148,14 @@ def affordable_rows(request: WindowRequest) -> int:
     may use any column as a key.
     """
     first = next(request.log.batches(request.endpoint, request.window), None)
-    return MAX_ROWS if first is None else min(MAX_ROWS, _MOST_CELLS // first.num_columns)
+    if first is None:
+        return MAX_ROWS
+    return min(MAX_ROWS, _MOST_CELLS // int(first.num_columns))
 
 
 def _judge_by_labels(window: _Window) -> MonitorResult:
-    spec, table = window.request.spec, window.rows.table
+    spec = window.request.spec
+    table = window.rows.table
     segments, segment_notes = find_segments(
         table,
         spec.segment_by,
@@ -201,7 +204,8 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     """Return the labels with the weights to use, and notes on unlabelled rows that the
     labels may not represent.
     """
-    labelled, spec = window.labelled, window.request.spec
+    labelled = window.labelled
+    spec = window.request.spec
     unlabelled = int((~labelled.rows).sum())
     bounds = (
         f"so that the metrics are bounds for any labels of the unlabelled rows ({unlabelled:,})"
@@ -384,7 +388,9 @@ def _estimate_window(
     the segment's name and number of rows, and validated on the same segment of earlier
     windows of the version. Also return notes on skipped values.
     """
-    spec, artifact, classified = window.request.spec, window.artifact, window.predictions.classified
+    spec = window.request.spec
+    artifact = window.artifact
+    classified = window.predictions.classified
     if classified is None:
         return Refused(
             "the model returns numbers, and their errors cannot be estimated without labels",
@@ -431,7 +437,8 @@ def _trust_labels(window: _Window) -> tuple[LabelTrust | None, list[str]]:
     probabilities, and notes on skipped windows. If labelled and unlabelled rows differ,
     only earlier windows with nearly all labels are used.
     """
-    spec, classified = window.request.spec, window.predictions.classified
+    spec = window.request.spec
+    classified = window.predictions.classified
     if classified is None or classified.probabilities is None:
         return None, []
     joined = _join_earlier_windows(window, COMPLETE if window.labelled.is_selected else 0.0)
@@ -457,7 +464,9 @@ def _join_earlier_windows(
         window.artifact,
         window.request.spec,
     )
-    tables, shares, selected = [rows.table], [float(window.labelled.rows.mean())], 0
+    tables = [rows.table]
+    shares = [float(window.labelled.rows.mean())]
+    selected = 0
     for past in islice(_earlier_windows(request, wait), _LOOKED_AT):
         earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
@@ -497,7 +506,8 @@ def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:
     """Yield the earlier windows with rows for which labels should be available, the
     latest window first.
     """
-    length, start = request.window.length, request.window.start
+    length = request.window.length
+    start = request.window.start
     # The number of windows between the judged window and the next yielded window:
     number = max(math.ceil(length_of(wait) / length) - 1, 0)
     for hour in request.log.walk_hours(

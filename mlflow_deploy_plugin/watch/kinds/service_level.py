@@ -117,7 +117,8 @@ def judge(request: WindowRequest) -> MonitorResult:
     ]
     counted = _CountedRequests(_RequestCounts(np.array(limits)))
     counted.count(request)
-    total, notes = counted.total, [*unreadable_notes(request.log)]
+    total = counted.total
+    notes = [*unreadable_notes(request.log)]
     if not total.requests:
         return request.result("not judged", "the window has no rows", notes=notes)
     absent = sorted({*spec.segment_by} - {*counted.by_column})
@@ -138,7 +139,8 @@ def judge(request: WindowRequest) -> MonitorResult:
     findings = [*_findings(spec.requirements, total, confidence, "")]
     for name, counts in segments.items():
         findings += _findings(spec.requirements, counts, confidence, name)
-    figures, notes = dict(total.figures(spec.requirements)), [*notes, *segment_notes]
+    figures = dict(total.figures(spec.requirements))
+    notes = [*notes, *segment_notes]
     findings = with_history(request, findings)
     return request.result(
         *overall_state(findings),
@@ -163,7 +165,8 @@ class _CountedRequests:
 
     def count(self, request: WindowRequest) -> None:
         columns = request.spec.segment_by
-        log, needed = request.log, (*_COLUMNS, *columns)
+        log = request.log
+        needed = (*_COLUMNS, *columns)
         for batch in log.batches(request.endpoint, request.window, needed):
             requests = batch.filter(
                 pc.equal(batch.column("_row"), 0),

@@ -42,7 +42,9 @@ from mlflow_deploy_plugin.watch.statistics.intervals import (
 from mlflow_deploy_plugin.watch.statistics.predictions import unreadable_notes, version_artifact
 
 MAX_ROWS = 100_000
-_NOT_COMPARED, _SAME, _OTHER = -1, 1, 0
+_NOT_COMPARED = -1
+_SAME = 1
+_OTHER = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +147,8 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
     requests; about `MAX_ROWS` rows each. If there are more rows, the same prediction
     ids are kept for answers and shadows, by the hash of the id.
     """
-    limit, segment_by = 2**64 - 1, request.spec.segment_by
+    limit = 2**64 - 1
+    segment_by = request.spec.segment_by
     prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
     tables: list[pa.Table] = []
     hashes: list[Array] = []
@@ -180,7 +183,8 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
         return None, {}, notes
     table = concat_tables(tables)
     is_shadow = pc.fill_null(table.column("_shadow"), False)
-    answered, computed = table.filter(pc.invert(is_shadow)), table.filter(is_shadow)
+    answered = table.filter(pc.invert(is_shadow))
+    computed = table.filter(is_shadow)
     if not len(answered):
         return None, {}, notes
     variants = sorted(
@@ -202,10 +206,12 @@ def _compare(
     """Compare the row pairs of each combination of versions separately, because the
     outputs differ per version.
     """
-    keys, shadow_keys = _keys(answered), _keys(computed)
+    keys = _keys(answered)
+    shadow_keys = _keys(computed)
     _, ours, theirs = np.intersect1d(keys, shadow_keys, return_indices=True)
     order = np.argsort(ours)
-    left, right = answered.take(pa.array(ours[order])), computed.take(pa.array(theirs[order]))
+    left = answered.take(pa.array(ours[order]))
+    right = computed.take(pa.array(theirs[order]))
     same = np.full(len(left), _NOT_COMPARED, np.int8)
     failures = []
     for answered_version in count_versions(left):

@@ -37,10 +37,13 @@ def check_change(deployments: Deployments, name: str, config: Mapping[str, objec
     loaded yet, its line states the reason.
     """
     stored = deployments.store.require_endpoint(name)
-    spec, lines = configure(stored.spec, config), []
-    share, now = spec.budget_share, deployments.store.now()
+    spec = configure(stored.spec, config)
+    lines = []
+    share = spec.budget_share
+    now = deployments.store.now()
     for monitor, changed in spec.monitors.items():
-        fields, where = ("alarms.", f"monitors.{monitor}."), f"{name}: monitor {monitor}"
+        fields = ("alarms.", f"monitors.{monitor}.")
+        where = f"{name}: monitor {monitor}"
         is_changed = any(key.startswith(fields) for key in config)
         if share is None or not is_changed or changed.kind not in KINDS_WITH_REFERENCE:
             continue
@@ -120,7 +123,8 @@ def accept_alarms(
     """
     store, monitors = deployments.store, Monitors(deployments.store)
     endpoint = store.require_endpoint(name).spec
-    spec, update = endpoint.monitor(monitor), f"onnxserve endpoint update {name} -C"
+    spec = endpoint.monitor(monitor)
+    update = f"onnxserve endpoint update {name} -C"
     if spec.kind not in KINDS_WITH_REFERENCE:
         remedy = f"`{update} monitors.{monitor}.require=…` changes its requirements"
         raise InvalidConfig(

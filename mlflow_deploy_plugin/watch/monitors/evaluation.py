@@ -169,7 +169,8 @@ def _with_past(
     """Return the request with the monitor's share of the endpoint's budget of alarms,
     and with its earlier windows.
     """
-    window, spec = request.window, request.spec
+    window = request.window
+    spec = request.spec
     key = request.endpoint, request.monitor
     stored = monitors.judged_windows(
         key,
@@ -247,7 +248,9 @@ def _accuracy(
             for row in windows.values()
         ]
         title = f"{metric}, {' or '.join(sources[key] for key in keys)}"
-        return LevelSeries(title, [*windows], values) if keys else None
+        if keys:
+            return LevelSeries(title, [*windows], values)
+        return None
     return None
 
 
@@ -304,18 +307,18 @@ def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: date
     for part in _judged_logs(log, spec.kind):
         with contextlib.suppress(NotFound):
             windows.append(part.latest_window(endpoint, spec.every, now))
-    return (
-        max(windows, key=lambda window: window.end)
-        if windows
-        else log.latest_window(endpoint, spec.every, now)
-    )
+    if windows:
+        return max(windows, key=lambda window: window.end)
+    return log.latest_window(endpoint, spec.every, now)
 
 
 def _judged_logs(log: InferenceLog, kind: MonitorKind) -> tuple[InferenceLog, ...]:
     """Return the log; for a monitor of kind `service_level`, also the log of failed
     requests.
     """
-    return (log, log.failures) if kind == "service_level" else (log,)
+    if kind == "service_level":
+        return (log, log.failures)
+    return (log,)
 
 
 def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
@@ -349,7 +352,8 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
     # own process.
     from mlflow_deploy_plugin.watch.kinds.performance import affordable_rows
 
-    counts, labels = [], requests[0].labels
+    counts = []
+    labels = requests[0].labels
     for request in requests:
         rows = request.log.labelled(
             request.endpoint,

@@ -115,7 +115,8 @@ def add_revisions(
     revision with its kind of data.
     """
     store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
-    now, endpoint = store.now(), store.endpoint(name)
+    now = store.now()
+    endpoint = store.endpoint(name)
     if endpoint is None or monitor not in endpoint.spec.monitors:
         return []
     spec = endpoint.spec.monitors[monitor]
@@ -242,7 +243,8 @@ def maintain_logs(
 
 
 def _maintain_all(deployments: Deployments, process: Worker, goes_on: Callable[[], bool]) -> None:
-    store, settings = deployments.store, deployments.settings
+    store = deployments.store
+    settings = deployments.settings
     call = partial(process.call, seconds=_TIMEOUT_SECONDS)
     now = store.now()
     for endpoint in store.endpoints():

@@ -85,7 +85,8 @@ def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> dat
     """Return the time at which the next window may be judged, which may be past. Raises
     as `next_due_window`.
     """
-    spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
+    spec = endpoint.spec.monitors[state.monitor]
+    begin = _begin(endpoint, state, now)
     first = windows_between(
         spec,
         begin,
@@ -98,7 +99,8 @@ def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime
     """Return the start of the oldest window that is not yet stored. Raises as
     `next_due_window`.
     """
-    spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
+    spec = endpoint.spec.monitors[state.monitor]
+    begin = _begin(endpoint, state, now)
     over = windows_between(spec, begin, now)
     if not over:
         return begin
@@ -271,7 +273,9 @@ def _overview(
     state: MonitorState,
     marks: "Sequence[Watermark]",
 ) -> MonitorOverview:
-    monitors, name, now = Monitors(store), state.monitor, store.now()
+    monitors = Monitors(store)
+    name = state.monitor
+    now = store.now()
     newest = monitors.newest(endpoint.name, name, _LOOKED_AT)
     judged = [window.id for window in newest if window.state == "judged"][-1:]
     unjudged = [
@@ -282,7 +286,8 @@ def _overview(
     windows = monitors.windows_by_id([*judged, *unjudged])
     (last,), (open,) = (map(windows.get, ids or [0]) for ids in (judged, unjudged))
     status: MonitorStatus = "waiting"
-    due, why = None, state.note
+    due = None
+    why = state.note
     try:
         due = next_due_time(endpoint, state, now)
         due_window = next_due_window(endpoint, state, now)
@@ -291,14 +296,18 @@ def _overview(
         ):
             why = f"waiting for rows: the log is complete until {ready.complete_until:%F %T} UTC"
     except InvalidConfig as error:
-        status, why = "broken", error.message
+        status = "broken"
+        why = error.message
     if open is not None and open.state == "running":
         status = "judging"
     elif open is not None and open.attempts:
-        status, due = "failing", open.not_before
+        status = "failing"
+        due = open.not_before
         why = f"attempt {open.attempts}: {open.reason}"
     if state.paused:
-        status, due, why = "paused", None, f"by {state.paused_by}"
+        status = "paused"
+        due = None
+        why = f"by {state.paused_by}"
     return MonitorOverview(
         endpoint=endpoint.name,
         monitor=name,

@@ -174,10 +174,8 @@ class MonitorScheduler:
                 return min(_HELD_SECONDS, self.lease_seconds / 4)
             with LeaseKeeper(self._store, lease, self.monotonic) as held_lease:
                 taken = windows.run_next(*key, held_lease)
-                watched.troubles, watched.last_reason = (
-                    0,
-                    "",
-                )  # If the reason recurs, report it again.
+                watched.troubles = 0  # If the reason recurs, report it again.
+                watched.last_reason = ""
                 if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
                     watched.looked_for_late = (
                         self.monotonic()
@@ -189,7 +187,9 @@ class MonitorScheduler:
         except OnnxserveError as error:
             self._report_trouble(key, error.message)
             return _FAILURE_SECONDS
-        return self.look_seconds if taken is Idle.WAITS_FOR_ROWS else 0.0
+        if taken is Idle.WAITS_FOR_ROWS:
+            return self.look_seconds
+        return 0.0
 
     def _look_for_late_data(
         self,

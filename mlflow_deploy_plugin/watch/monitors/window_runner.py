@@ -96,7 +96,8 @@ class WindowRunner:
         # Read the clock before the spec, so that a changed `every` applies only to
         # later windows.
         now = store.now()
-        endpoint, state = store.endpoint(name), self.monitors.state(name, monitor)
+        endpoint = store.endpoint(name)
+        state = self.monitors.state(name, monitor)
         if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
             return Idle.NOTHING_DUE
         spec = endpoint.spec.monitors[monitor]
@@ -167,7 +168,9 @@ class WindowRunner:
         except Exception as error:  # noqa: BLE001 — a failed window must not prevent the others
             _log.exception("%s", window_summary(running))
             return self._fail(running, OnnxserveError(f"{type(error).__name__}: {error}"), keeper)
-        return self._write(judged, keeper) if keeper.is_held else None
+        if keeper.is_held:
+            return self._write(judged, keeper)
+        return None
 
     def add_late_revisions(self, name: str, monitor: str) -> list[MonitorWindow]:
         added = add_revisions(self.deployments, self.evaluator, name, monitor)
@@ -198,7 +201,8 @@ class WindowRunner:
             note: str | None = None
             note_kind: NoteKind = ""
             if due.left_out:
-                begin, end = f"{due.oldest:%FT%H:%M}", f"{due.window.start:%FT%H:%M}"
+                begin = f"{due.oldest:%FT%H:%M}"
+                end = f"{due.window.start:%FT%H:%M}"
                 note_kind = "left_out"
                 note = (
                     f"{due.left_out:,} windows from {begin} to {end} were skipped, because no "
@@ -235,7 +239,8 @@ class WindowRunner:
         monitor: SelectedMonitor,
         notes: Sequence[str],
     ) -> Attempt:
-        store, settings = self.deployments.store, self.deployments.settings
+        store = self.deployments.store
+        settings = self.deployments.settings
         span = Window(window.start, window.end)
         log = evaluation.endpoint_log(settings, store.endpoint(window.endpoint))
         (digest,) = files_digests(log, [window], monitor.spec)
@@ -266,11 +271,13 @@ class WindowRunner:
 
     def _report(self, window: MonitorWindow, spec: MonitorSpec, result: MonitorResult) -> None:
         """Send alerts and start retrainings if this is the monitor's newest window."""
-        store, settings = self.deployments.store, self.deployments.settings
+        store = self.deployments.store
+        settings = self.deployments.settings
         endpoint = store.endpoint(window.endpoint)
         if endpoint is None or window.monitor not in endpoint.spec.monitors:
             return
-        key, length = (window.endpoint, window.monitor), window.end - window.start
+        key = (window.endpoint, window.monitor)
+        length = window.end - window.start
         judged = self.monitors.windows(*key, states=("judged",), by_hand=False, limit=_LOOKED_BACK)
         earlier = [
             row
@@ -301,7 +308,8 @@ class WindowRunner:
         error: OnnxserveError,
         keeper: LeaseKeeper,
     ) -> Attempt | None:
-        now, reason = self.deployments.store.now(), error.message
+        now = self.deployments.store.now()
+        reason = error.message
         attempts = window.attempts + 1
         may_pass = isinstance(error, TRANSIENT_ERRORS) and now - window.created_at < MAX_OUTAGE
         is_given_up = self.by_hand or (attempts >= MAX_ATTEMPTS and not may_pass)
@@ -346,7 +354,8 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     decided = [row for row in reversed(newest.values()) if row.verdict not in UNDECIDED]
     in_a_row = takewhile(lambda row: row.outcome in ALARMS, decided)
     alarms = [Evidence.from_json(row.evidence).open_alarms for row in in_a_row]
-    lasting, count = {key for keys in alarms for key in keys}, 0
+    lasting = {key for keys in alarms for key in keys}
+    count = 0
     for count, keys in enumerate(alarms, 1):
         if keys and not (lasting := lasting & {*keys}):
             return count - 1

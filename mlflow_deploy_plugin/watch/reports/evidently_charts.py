@@ -28,9 +28,11 @@ _LONGEST_VALUE = 80
 _MIN_ROWS = 3  # Evidently fails on one or two rows of text.
 _LARGEST = 1e100
 _SEED = 0  # the seed for choosing `MAX_ROWS` rows
-_MISSING, _OTHER = "(missing)", "(other)"
+_MISSING = "(missing)"
+_OTHER = "(other)"
 _DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
-_GREY, _BLUE = "#4d4d4d", "#3b82c4"
+_GREY = "#4d4d4d"
+_BLUE = "#3b82c4"
 """Evidently's colour of the reference, and a colour with a contrast of at least 3 on
 white and on the dark page.
 """

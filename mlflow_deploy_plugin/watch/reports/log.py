@@ -73,14 +73,16 @@ _EMPTY = (
     "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
     "content='width=device-width'></head><body></body></html>"
 )
-_MOST_FINDINGS, _MOST_FIGURES = 300, 100
+_MOST_FINDINGS = 300
+_MOST_FIGURES = 100
 EVIDENTLY = "evidently.json"
 LARGEST_PAGE = 6_000_000
 """The maximum size of a page in bytes. MLflow's viewer loads a page as a single text
 and is slow for larger pages.
 """
 _MOST_COLUMNS = 30  # Thirty columns are drawn in about ten seconds.
-_WINDOW, _REPORT = "/window", "/report"
+_WINDOW = "/window"
+_REPORT = "/report"
 _MOST_REPORTS = 10
 _LONGEST_NAME = 200  # MLflow's limit is 250.
 _NO_PATH = "\0"
@@ -95,7 +97,8 @@ def build_report(
     """Return the files of the run by name, as text or bytes. If Evidently fails, the
     page contains the reason.
     """
-    columns, drawn = _MOST_COLUMNS, EvidentlyReport()
+    columns = _MOST_COLUMNS
+    drawn = EvidentlyReport()
     while result.report.pairs and result.state != "not judged":
         drawn = draw_columns(result, result.report.pairs, columns)
         if len(drawn.page) <= LARGEST_PAGE * 0.9 or columns <= 1:
@@ -241,11 +244,9 @@ def _unique_name(name: str, is_shared: bool) -> str:
     valid name.
     """
     plain = metric_name(name)
-    return (
-        f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-        if is_shared and plain != name
-        else plain
-    )
+    if is_shared and plain != name:
+        return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return plain
 
 
 def metric_name(name: str) -> str:
@@ -282,7 +283,8 @@ def _log_series(
     """
     if project_run_id():
         return  # `IdempotentRun` would log to the project's run.
-    end, length = result.window.end_us, result.window.end_us - result.window.start_us
+    end = result.window.end_us
+    length = result.window.end_us - result.window.start_us
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         log_metrics(
@@ -322,7 +324,8 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
     """
     if not result.version.isdigit():
         return
-    model, version = result.model, result.version
+    model = result.model
+    version = result.version
     tag = f"{PREFIX}{result.endpoint}/{result.monitor}"
     try:
         with registry_errors(f"model {model} version {version}"):

@@ -23,12 +23,17 @@ lists.
 """
 _LARGEST = 1e300  # The range of an axis is a float64.
 _TITLE_LENGTH = 72  # A longer title would not fit on the picture.
-_SHORTEST_NAME, _SCORE = 20, ", score in SD"
+_SHORTEST_NAME = 20
+_SCORE = ", score in SD"
 _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the
 reference's windows.
 """
-_ALARM, _FINE, _LINE, _SOFT, _BAND = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a", "#b9d3f2"
+_ALARM = "#cf222e"
+_FINE = "#1a7f37"
+_LINE = "#57606a"
+_SOFT = "#9a9a9a"
+_BAND = "#b9d3f2"
 _COLOURS = {"alarm": _ALARM, "undecided": _SOFT, "fine": _FINE}
 _MARKERS = {
     _FINE: "o",
@@ -108,7 +113,8 @@ class LevelLine:
         from matplotlib.dates import date2num
 
         if len(self.series.usual):
-            usual, half = np.asarray(self.series.usual), _DEVIATIONS * self.series.deviation
+            usual = np.asarray(self.series.usual)
+            half = _DEVIATIONS * self.series.deviation
             times = date2num(list(self.series.starts))
             panel.fill_between(
                 times,
@@ -243,7 +249,8 @@ def draw_trend(
     if not drawn:
         return b"", ""
     words = []
-    width, height = 5.2, 1.55 * len(drawn) + 0.1
+    width = 5.2
+    height = 1.55 * len(drawn) + 0.1
     figure = Figure(figsize=(width, height), dpi=160)
     # Margins are in inches. An automatic layout, which measures all labels, would take
     # a third of the time.
@@ -267,7 +274,8 @@ def draw_trend(
         strict=True,
     ):
         if isinstance(line, LevelLine):
-            starts, values = line.series.starts, line.series.values
+            starts = line.series.starts
+            values = line.series.values
             other = (
                 _FINE if len(line.series.usual) else _LINE
             )  # A level without a reference is not judged.
@@ -275,7 +283,10 @@ def draw_trend(
             words.append(line.describe())
             line.draw_reference(panel)
         else:
-            starts, values, bounds, colours = times, line.values, line.bounds, line.colours
+            starts = times
+            values = line.values
+            bounds = line.bounds
+            colours = line.colours
             finite = [index for index, value in enumerate(values) if math.isfinite(value)]
             alarms = sum(colours[index] == _ALARM for index in finite)
             newest = f"newest {values[finite[-1]]:.4g}, threshold {bounds[finite[-1]]:.4g}"

@@ -130,7 +130,9 @@ def retraining_summary(retraining: Retraining) -> str:
     version = f" version {retraining.version}" if retraining.version else ""
     line = f"{retraining.endpoint}: retraining {retraining.id} of {retraining.model}{mode}: "
     line += f"{retraining.state.replace('_', ' ')}{version}"
-    return f"{line}; {retraining.reason}" if retraining.reason else line
+    if retraining.reason:
+        return f"{line}; {retraining.reason}"
+    return line
 
 
 @dataclass(frozen=True)

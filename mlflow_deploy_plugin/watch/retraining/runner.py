@@ -68,7 +68,8 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = served if served not in ("", retraining.version) else plan.base_version
     choice = choose_policy(plan.model)
-    policy, dataset = choice.policy, retraining.figures.dataset
+    policy = choice.policy
+    dataset = retraining.figures.dataset
     if dataset and not policy.evaluation.dataset:
         update = {"dataset": dataset, "target": retraining.figures.target or ""}
         policy = policy.model_copy(
@@ -79,10 +80,8 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
             f"{choice.where}, on the newest labelled rows",
             choice.is_models_own,
         )
-    candidate, current = (
-        registered_version(plan.model, retraining.version),
-        resolve(f"models:/{plan.model}/{against}"),
-    )
+    candidate = registered_version(plan.model, retraining.version)
+    current = resolve(f"models:/{plan.model}/{against}")
     gated = gate_version(
         candidate,
         current,
@@ -257,7 +256,8 @@ class RetrainingRunner:
         current: Retraining | None = retraining
         try:
             while current is not None and current.is_live and try_step(self._context, current):
-                before, current = current.state, retrainings.get(retraining.id)
+                before = current.state
+                current = retrainings.get(retraining.id)
                 if current is None or not current.is_live or current.state == before:
                     return _LOOK_SECONDS
         except OnnxserveError as error:

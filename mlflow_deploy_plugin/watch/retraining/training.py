@@ -198,7 +198,8 @@ def _is_silent(
     """Return True if a training on another machine, or on this machine before a reboot,
     sends no more heartbeats.
     """
-    now, alive_at = context.now(), run.alive_at or _started_at(retraining)
+    now = context.now()
+    alive_at = run.alive_at or _started_at(retraining)
     where = f"the training runs on {retraining.figures.host}"
     if now - alive_at < SILENT:
         context.wait(retraining, where)
@@ -288,7 +289,8 @@ def collect_training_data(
             "true labels with POST /feedback or `onnxserve feedback`",
         )
     learned, held_out = (_model_columns(rows), None) if types.keys() & withheld else _hold_out(rows)
-    since, numbers = window.start, {"rows": 0, "selected": 0}
+    since = window.start
+    numbers = {"rows": 0, "selected": 0}
     if plan.mode == "full":
         since = next((hour.start for hour in log.hours(plan.endpoint)), since)
     elif plan.sample is not None:
@@ -299,10 +301,8 @@ def collect_training_data(
         else None
     )
     if earlier is not None and plan.sample is not None:
-        available, earlier = (
-            len(earlier),
-            select_rows(earlier, SampleSpec(**plan.sample), window.start),
-        )
+        available = len(earlier)
+        earlier = select_rows(earlier, SampleSpec(**plan.sample), window.start)
         numbers = {"rows": available, "selected": len(earlier)}
     if earlier is not None:
         try:
@@ -408,7 +408,8 @@ def _labelled(
     """Return the window's labelled rows of all versions of the model, sorted by event
     time; None if there are none.
     """
-    sample, is_empty = Sample(MAX_ROWS), True
+    sample = Sample(MAX_ROWS)
+    is_empty = True
     for batch in log.batches(plan.endpoint, window):
         rows = batch.filter(pc.equal(batch.column("_model"), plan.model))
         if len(rows):
@@ -433,10 +434,8 @@ def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
     """
     times = microseconds_of(rows.column(EVENT_TIME))
     boundary = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
-    learned, held_out = (
-        _model_columns(rows.slice(0, boundary)),
-        _model_columns(rows.slice(boundary)),
-    )
+    learned = _model_columns(rows.slice(0, boundary))
+    held_out = _model_columns(rows.slice(boundary))
     if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS or _distinct_labels(held_out) < 2:
         return _model_columns(rows), None
     return learned, held_out

@@ -200,7 +200,8 @@ class RetrainingSchedule:
             for monitor, spec in endpoint.spec.monitors.items():
                 if spec.retrain is None or spec.retrain.schedule is None:
                     continue
-                key, schedule = (endpoint.name, monitor), spec.retrain.schedule
+                key = (endpoint.name, monitor)
+                schedule = spec.retrain.schedule
                 try:
                     if self._is_due(endpoint, monitor, spec, schedule, now):
                         why = f"schedule {schedule} of monitor {monitor}"

@@ -48,7 +48,8 @@ class RunningBaseline:
         """`reference` are the figures without their cycle, [..., R, m]; `floors` their
         smallest deviations, [m].
         """
-        self._season, self._floors = season, floors
+        self._season = season
+        self._floors = floors
         shape = reference.shape[:-2] + reference.shape[-1:]
         self._count = np.full(shape, float(reference.shape[-2]), reference.dtype)
         self._sum = reference.sum(axis=-2)
@@ -75,7 +76,9 @@ class RunningBaseline:
         generalised to the means of the phases of a cycle: neighbouring windows have
         different phases, so that a long cycle adds little bias.
         """
-        count, mean, season = self._count, self._sum / self._count, self._season
+        count = self._count
+        mean = self._sum / self._count
+        season = self._season
         variance = np.maximum(self._squares / count - np.square(mean), 1e-30)
         raw = ((self._lagged / (count - 1) - np.square(mean)) / variance).clip(
             0,
@@ -90,7 +93,8 @@ class RunningBaseline:
         """Return the part of the value that the window `gap` windows earlier does not
         explain, in deviations.
         """
-        mean, correlation = self.mean, self.correlation
+        mean = self.mean
+        correlation = self.correlation
         explained = correlation**gap
         free = self._count - self._season
         deviation = self.deviation * np.sqrt((1 - np.square(explained)) * free / (free - 1))

@@ -20,7 +20,8 @@ from mlflow_deploy_plugin.watch.sequential.baseline import RunningBaseline, remo
 from mlflow_deploy_plugin.watch.sequential.detector import Windows, limit_for, track
 from mlflow_deploy_plugin.watch.sequential.levels import ReferenceLevels, reference_levels
 
-FEWEST_WINDOWS, FEW_WINDOWS = 20, 40
+FEWEST_WINDOWS = 20
+FEW_WINDOWS = 40
 LASTING_SHARE = 0.75
 """The share of the budget for lasting shifts. The rest is for single windows with a
 jump.
@@ -30,7 +31,8 @@ _SEASONS = 3
 """The number of weeks in the reference from which the cycle of a week is removed by
 default.
 """
-_MOST_CORRELATED, _ERRORS = 0.9, 1.5
+_MOST_CORRELATED = 0.9
+_ERRORS = 1.5
 """The largest correlation of consecutive windows, which an estimate must exceed by 1.5
 standard errors.
 """
@@ -86,7 +88,8 @@ def detector_windows(
     starts = np.concatenate([levels.starts_us, starts_us]) // (
         length_of(spec.every) // timedelta(microseconds=1)
     )
-    season, gaps = season_windows(spec, len(levels.values)), np.diff(starts, prepend=starts[:1] - 1)
+    season = season_windows(spec, len(levels.values))
+    gaps = np.diff(starts, prepend=starts[:1] - 1)
     return Windows(
         values=np.concatenate([levels.values, values]),
         reference=len(levels.values),
@@ -113,7 +116,8 @@ def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: Mo
             f"the reference {spec.reference}, which has no event times and therefore no windows: "
             f"{remedy}",
         )
-    windows, seconds = len(levels.starts_us), int(length_of(spec.every).total_seconds())
+    windows = len(levels.starts_us)
+    seconds = int(length_of(spec.every).total_seconds())
     if windows < FEWEST_WINDOWS:
         shorter = next(
             (length for length in _SHORTER if length * FEWEST_WINDOWS <= seconds * windows),

@@ -32,7 +32,8 @@ _LARGEST = 4.0
 """The limit of an innovation: a single window must not be enough, because such jumps
 are judged by their distances.
 """
-_SIMULATIONS, _HORIZON = 100, 365
+_SIMULATIONS = 100
+_HORIZON = 365
 _LIMITS = np.arange(2.0, 14.0)
 _FEWEST_ALARMS = 8
 _OVER = math.log(20)
@@ -118,7 +119,8 @@ def track(windows: Windows, limit: float) -> Tracking:
     """Follow all windows after the reference. `limit` is the logarithm of the statistic
     above which an alarm begins.
     """
-    first, count = windows.reference, len(windows.values)
+    first = windows.reference
+    count = len(windows.values)
     levels = remove_cycle(windows.values, first, windows.phases, windows.season)
     baseline = RunningBaseline(levels[:first], windows.season, windows.floors)
     mass = np.zeros((len(_THETA), levels.shape[1]))
@@ -134,7 +136,8 @@ def track(windows: Windows, limit: float) -> Tracking:
             baseline.restart_level(accepted)
             mass[:, accepted] = 0
             open_shifts = [shift for shift in open_shifts if not accepted[shift.series]]
-        value, previous = levels[now], levels[now - 1]
+        value = levels[now]
+        previous = levels[now - 1]
         innovation = baseline.innovation(value, previous, int(windows.gaps[now])).clip(
             -_LARGEST,
             _LARGEST,
@@ -196,7 +199,8 @@ def limit_for(windows: Windows, rate: float) -> float:
     """Return the limit at which the mean number of alarms per window is `rate`, if
     nothing shifts.
     """
-    first, season = windows.reference, windows.season
+    first = windows.reference
+    season = windows.season
     levels = remove_cycle(windows.values[:first], first, windows.phases[:first], season)
     correlation = RunningBaseline(levels, season, windows.floors).correlation
     drawn_from = levels[1:] - correlation * levels[:-1]
@@ -219,7 +223,8 @@ def limit_for(windows: Windows, rate: float) -> float:
     count = np.count_nonzero(alarms >= _FEWEST_ALARMS)
     if count < 2:  # The figures of the reference hardly vary.
         return float(_LIMITS[count])
-    logs, target = np.log(alarms[:count] / (_SIMULATIONS * _HORIZON)), math.log(rate)
+    logs = np.log(alarms[:count] / (_SIMULATIONS * _HORIZON))
+    target = math.log(rate)
     beyond = int(np.searchsorted(-logs, -target))  # `logs` decrease.
     right = min(max(beyond, 1), len(logs) - 1)
     left = right - 1

@@ -109,7 +109,9 @@ def _stored_outcome(check: object, state: object, *numbers: Any) -> Outcome:
 
 
 def _finite(part: str | float | None) -> str | float | None:
-    return None if isinstance(part, float) and not math.isfinite(part) else part
+    if isinstance(part, float) and not math.isfinite(part):
+        return None
+    return part
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005
 """The smallest standard deviation of each figure, in its unit; of levels, in standard
 deviations of the rows.
 """
-_LEAST_FREQUENT, _MOSTLY = 0.1, 0.9
+_LEAST_FREQUENT = 0.1
+_MOSTLY = 0.9
 
 
 class FigureSeries(NamedTuple):
@@ -92,7 +93,8 @@ def reference_levels(
     number of rows.
     """
     times, profiles = _windows(reference.pieces)
-    starts, rows = np.array(times, np.int64), row_counts(profiles)
+    starts = np.array(times, np.int64)
+    rows = row_counts(profiles)
     is_rolling = bool(reference.pieces.grid.lag_windows)
     later, earlier = reference.pieces.pairs() if is_rolling else (np.arange(len(starts)),) * 2
     rows = np.minimum(rows[later], rows[earlier])
@@ -167,7 +169,8 @@ def _figures(
 ) -> Iterator[tuple[FigureSeries, Array]]:
     for name in columns:
         if name in reference.bins:
-            bins, total = reference.bins[name], reference.pieces.total.columns.get(name)
+            bins = reference.bins[name]
+            total = reference.pieces.total.columns.get(name)
             counts = column_counts(profiles, name, bins)
             usual = (
                 total.counts[:-1]

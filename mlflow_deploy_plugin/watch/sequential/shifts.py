@@ -173,7 +173,8 @@ def follow(
 
 
 def _finding(course: Course, shift: Shift) -> Finding:
-    series, tracking = course.series[shift.series], course.tracking
+    series = course.series[shift.series]
+    tracking = course.tracking
     levels = tracking.levels[shift.onset :, shift.series]
     size = float(levels.mean() - tracking.mean[shift.series])
     deviations = size / float(tracking.deviation[shift.series])
@@ -206,7 +207,8 @@ def _onset(course: Course, shift: Shift) -> Onset:
     within a window, 97 % to 99 % of the intervals contain the start, instead of 84 % to
     94 %.
     """
-    starts, length = course.starts, course.request.window.length
+    starts = course.starts
+    length = course.request.window.length
     earliest = starts[shift.earliest] - length
     if shift.earliest > course.windows.reference:
         earliest = min(earliest, starts[shift.earliest - 1])
@@ -240,7 +242,9 @@ def _measure(course: Course, series: FigureSeries) -> str:
     if series.figure == MISSING:
         return "share of missing values"
     name = _name(course, series)
-    return name if series.figure != "frequent" or name.startswith("share") else f"share of {name}"
+    if series.figure != "frequent" or name.startswith("share"):
+        return name
+    return f"share of {name}"
 
 
 def _name(course: Course, series: FigureSeries) -> str:
@@ -252,7 +256,9 @@ def _name(course: Course, series: FigureSeries) -> str:
     bins = course.reference.bins[series.column]
     if isinstance(bins, CategoryBins) and bins.codes:
         value = next(iter(bins.codes))
-        return f"{value:g}" if isinstance(value, float) else repr(value)
+        if isinstance(value, float):
+            return f"{value:g}"
+        return repr(value)
     return "share of the most frequent value"
 
 
@@ -279,7 +285,8 @@ def _charts(
         if places and key not in shown:
             charted[places[0]] = None
     for place, shift in [*charted.items()][:_MOST_CHARTS]:
-        series, values = course.series[place], course.windows.values[:, place]
+        series = course.series[place]
+        values = course.windows.values[:, place]
         usual = values - course.tracking.levels[:, place] + course.tracking.mean[place]
         yield LevelSeries(
             title=f"{series.key}, {_name(course, series)}",

@@ -54,7 +54,8 @@ _NEGLIGIBLE = 0.03
 """The largest mean excess of earlier windows that is not a contradiction, because
 models are not exactly calibrated.
 """
-_DRAWS, _DRAWN_ROWS = 100, 2_000
+_DRAWS = 100
+_DRAWN_ROWS = 2_000
 """The number of simulations of a window's labels, and of rows per simulation. The
 variance is scaled to all rows.
 """
@@ -156,14 +157,13 @@ def estimate(
     if answers.probabilities is None:
         return Refused("the model returns no class probabilities, which an estimate needs")
     fitted = _calibrated(earlier)
-    chances, windows = fitted.curve(answers.probabilities), len(fitted.windows)
+    chances = fitted.curve(answers.probabilities)
+    windows = len(fitted.windows)
     errors: dict[str, EstimateError] = {}
     if windows >= MIN_LABELLED_WINDOWS:
         errors = dict(_errors(answers, chances, fitted, names, np.random.default_rng(seed)))
-    values, error = (
-        expected_metrics(answers, chances),
-        fitted.calibration_error if windows else None,
-    )
+    values = expected_metrics(answers, chances)
+    error = fitted.calibration_error if windows else None
     return CbpeEstimate(values, errors, windows, error, fitted.is_corrected)
 
 
@@ -216,12 +216,14 @@ def _excesses(
     expected share, and the margin of this excess: [windows, k] each. `complete` windows
     calibrate the probabilities.
     """
-    fitted, answers = _calibrated(complete), windows[0].answers
+    fitted = _calibrated(complete)
+    answers = windows[0].answers
     class_count = len(answers.classes) - answers.unknown
     classes = [1] if answers.is_binary else list(range(class_count))
 
     def off(window: LabelledWindow, chances: Array) -> tuple[Array, Array]:
-        labels, called = window.truth, window.answers.predicted
+        labels = window.truth
+        called = window.answers.predicted
         expected = np.column_stack([chances[:, classes], chances[np.arange(len(labels)), called]])
         actual = np.column_stack([labels[:, None] == classes, labels == called])
         return (actual - expected).mean(axis=0), (expected * (1 - expected)).mean(axis=0) / len(
@@ -255,10 +257,8 @@ def expected_metrics(
 
 
 def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "float | Refused":
-    scores, predicted_chances = (
-        answers.probabilities,
-        chances[np.arange(len(chances)), answers.predicted],
-    )
+    scores = answers.probabilities
+    predicted_chances = chances[np.arange(len(chances)), answers.predicted]
     if name == "accuracy":
         return float(predicted_chances.mean())
     if name in HITS_DIVISORS:
@@ -283,15 +283,13 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
         )
     areas = []
     for label in [1] if answers.is_binary else range(len(answers.classes) - answers.unknown):
-        above, below = (
-            chances[:, label],
-            1 - chances[:, label],
-        )  # Each row is partly positive and partly negative.
+        above = chances[:, label]  # Each row is partly positive and partly negative.
+        below = 1 - chances[:, label]
         if (total := above.sum() * below.sum()) > 0:
             areas.append(float(above @ weight_below_scores(scores[:, label])(below) / total))
-    return (
-        float(np.mean(areas)) if areas else Refused("all rows are expected to have the same label")
-    )
+    if areas:
+        return float(np.mean(areas))
+    return Refused("all rows are expected to have the same label")
 
 
 def _probabilities(window: LabelledWindow) -> Array:
@@ -403,7 +401,8 @@ def _errors(
         guessed = expected_metrics(window.answers, guess, names)
         variances = _sampling_variances(window.answers, guess, names, rng)
         for name in names:
-            actual, expected = real[name], guessed[name]
+            actual = real[name]
+            expected = guessed[name]
             if (
                 not isinstance(actual, Refused)
                 and not isinstance(expected, Refused)
@@ -448,8 +447,10 @@ def _sampling_variances(
     rows = len(chances)
     if rows > _DRAWN_ROWS:
         sample = rng.choice(rows, _DRAWN_ROWS, replace=False)
-        answers, chances = answers.take(sample), chances[sample]
-    centre, classes = expected_metrics(answers, chances, names), np.eye(chances.shape[1])
+        answers = answers.take(sample)
+        chances = chances[sample]
+    centre = expected_metrics(answers, chances, names)
+    classes = np.eye(chances.shape[1])
     below = chances.cumsum(axis=1)[:, :-1]
     apart: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(_DRAWS):

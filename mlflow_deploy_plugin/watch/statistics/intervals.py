@@ -58,11 +58,13 @@ _TAIL = 10
 _WILSON_UP_TO = 0.99
 _SEED = 0
 _BOOTSTRAP_ROWS = 20_000
-_PIECES, _PIECE_ROWS = 96, 5
+_PIECES = 96
+_PIECE_ROWS = 5
 """The maximum number of pieces for measuring the autocorrelation of a window, and the
 minimum rows per piece.
 """
-_TIMES_A_STRETCH, _FEWEST_STRETCHES = 6, 8
+_TIMES_A_STRETCH = 6
+_FEWEST_STRETCHES = 8
 """The length of a stretch in correlation times, and the minimum number of stretches.
 With four stretches, three of four models that broke in mid-window (accuracy 0.78, then
 0.44) looked like normal variation; with eight, none of 200 did.
@@ -86,7 +88,9 @@ class MetricInterval:
     @property
     def figures(self) -> dict[str, float]:
         ends = {f"{self.name}_low": self.low, f"{self.name}_high": self.high}
-        return ends if math.isnan(self.value) else {self.name: self.value, **ends}
+        if math.isnan(self.value):
+            return ends
+        return {self.name: self.value, **ends}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +115,10 @@ class Sampling:
 
     def shares(self, count: int) -> Array:
         """Return the weights of `count` rows, [N], normalised to mean 1."""
-        return np.ones(count) if self.weights is None else self.weights / self.weights.mean()
+        if self.weights is None:
+            return np.ones(count)
+        normalised: Array = self.weights / self.weights.mean()
+        return normalised
 
     def effective_n(self, influence: Array) -> float:
         """Return the number of independent rows that these rows are worth for a figure,
@@ -145,7 +152,8 @@ def _sums(values: Array, parts: int) -> Array:
 
 def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterval:
     """Return the share of hits with its interval; `is_hit` is [N] bool, N > 0."""
-    hits, count = is_hit.astype(np.float64), len(is_hit)
+    hits = is_hit.astype(np.float64)
+    count = len(is_hit)
     weights = sampling.shares(count)
     part = min(float(weights @ hits) / count, 1.0)
     influence = weights * (hits - part)
@@ -243,7 +251,8 @@ def bootstrap_counts_interval(
     """Return a figure with its interval. `figure` maps shares of K kinds of rows, [..,
     K], to [..]; `counts` is [K].
     """
-    total, size = round(float(counts.sum())), max(round(effective_n), 1)
+    total = round(float(counts.sum()))
+    size = max(round(effective_n), 1)
     drawn = np.random.default_rng(_SEED).multinomial(size, counts / counts.sum(), RESAMPLES) / size
     return _percentiles(
         name,
@@ -275,7 +284,8 @@ def _percentiles(
         probability = max(tail, min(_TAIL / len(drawn), 0.25))
         low, middle, high = np.quantile(drawn, [probability, 0.5, 1 - probability])
         scale = float(ndtri(tail) / ndtri(probability))
-        low, high = middle - scale * (middle - low), middle + scale * (high - middle)
+        low = middle - scale * (middle - low)
+        high = middle + scale * (high - middle)
     return MetricInterval(
         name,
         value,
@@ -293,12 +303,17 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     C curves, with `is_positive` and `scores` as [N, C]; each curve has both classes.
     """
     count = len(is_positive)
-    areas, influence, weights = [], np.zeros(count), sampling.shares(count)
+    areas = []
+    influence = np.zeros(count)
+    weights = sampling.shares(count)
     for positive, score in zip(is_positive.T, scores.T, strict=True):
-        above, below = weights * positive, weights * ~positive
-        positives, negatives = above.sum(), below.sum()
+        above = weights * positive
+        below = weights * ~positive
+        positives = above.sum()
+        negatives = below.sum()
         weight_below = weight_below_scores(score)
-        beaten, beating = weight_below(below), positives - weight_below(above)
+        beaten = weight_below(below)
+        beating = positives - weight_below(above)
         areas.append(float(above @ beaten / (positives * negatives)))
         deviations = np.where(positive, beaten / negatives, beating / positives) - areas[-1]
         deviations *= weights * np.where(positive, count / positives, count / negatives)
@@ -314,7 +329,8 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
         rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
         edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
         return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", effective_n)
-    logit, half = math.log(value / (1 - value)), z * deviation / (value * (1 - value))
+    logit = math.log(value / (1 - value))
+    half = z * deviation / (value * (1 - value))
     low, high = expit([logit - half, logit + half]).tolist()
     return MetricInterval("roc_auc", value, low, high, count, "DeLong", effective_n)
 
@@ -375,7 +391,9 @@ def criterion_finding(
 def criterion_state(holds_at_low: bool, holds_at_high: bool) -> State:
     if holds_at_low and holds_at_high:
         return "kept"
-    return "cannot tell" if holds_at_low or holds_at_high else "violated"
+    if holds_at_low or holds_at_high:
+        return "cannot tell"
+    return "violated"
 
 
 def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
@@ -400,7 +418,8 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
 
 
 def _shown(findings: Sequence[Finding]) -> str:
-    first, more = findings[0], f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+    first = findings[0]
+    more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
     return (
         f"{first.subject}{f' of {first.segment}' if first.segment else ''}: {first.account}{more}"
     )

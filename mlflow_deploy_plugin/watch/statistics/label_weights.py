@@ -38,7 +38,9 @@ from mlflow_deploy_plugin.watch.statistics.metrics import (
 from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 from mlflow_deploy_plugin.wrap.evaluation.metrics import EPSILON
 
-_BINS, _MOST_VALUES, _STRATA = 10, 20, 10
+_BINS = 10
+_MOST_VALUES = 20
+_STRATA = 10
 _FEWEST_UNLABELLED = 10
 """The minimum of unlabelled rows for a comparison. Fewer unlabelled rows change a
 figure of 200 rows by at most 5 %.
@@ -56,7 +58,8 @@ _MATERIAL = 0.05
 """
 _EVENT_TIME = "event time"
 _RIDGE = 0.1
-_BY_CALL, _BY_PROBABILITY = ("accuracy", "f1", "precision", "recall"), ("log_loss", "brier")
+_BY_CALL = ("accuracy", "f1", "precision", "recall")
+_BY_PROBABILITY = ("log_loss", "brier")
 _RANGES = dict.fromkeys(("mae", "rmse", "mape"), (0.0, math.inf))
 _RANGES |= {"log_loss": (0.0, -math.log(EPSILON)), "r2": (-math.inf, 1.0)}
 """The possible values of metrics that are not shares: lowest and highest."""
@@ -101,11 +104,9 @@ class LabelWeights:
     @property
     def effective_n(self) -> float:
         """The number of equally weighted rows that the labelled rows are worth."""
-        return (
-            float(self.rows.sum())
-            if self.weights is None
-            else kish_effective_n(self.weights[self.rows])
-        )
+        if self.weights is None:
+            return float(self.rows.sum())
+        return kish_effective_n(self.weights[self.rows])
 
 
 def weigh_labels(
@@ -118,12 +119,14 @@ def weigh_labels(
     segment columns are skipped. If labels are missing at random, a difference is
     reported with probability `rate`.
     """
-    labelled, no_row = predictions.is_labelled, np.zeros(len(table), bool)
+    labelled = predictions.is_labelled
+    no_row = np.zeros(len(table), bool)
     missing = int((~labelled).sum())
     if missing < _FEWEST_UNLABELLED or not labelled.any():
         return LabelWeights(labelled, (), (), False, None, no_row)
     traits = _traits(table, predictions, columns, min(missing, int(labelled.sum())))
-    differing, is_selected = [], False
+    differing = []
+    is_selected = False
     for name, codes in traits.items():
         p_value, strength = _association(codes, labelled)
         if p_value < rate / len(traits):
@@ -213,14 +216,16 @@ def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Ar
     for codes in traits:
         with_label = np.bincount(codes[labelled], minlength=codes.max() + 1)
         is_rare |= with_label[codes] < _FEWEST_LIKE
-    weights, spoken_for = np.ones(len(labelled)), np.flatnonzero(~is_rare)
+    weights = np.ones(len(labelled))
+    spoken_for = np.flatnonzero(~is_rare)
     if not len(spoken_for):
         return None, ~labelled
     strata = _strata(
         _propensities([codes[spoken_for] for codes in traits], labelled[spoken_for]),
         labelled[spoken_for],
     )
-    rows, with_label = np.bincount(strata), np.bincount(strata, labelled[spoken_for])
+    rows = np.bincount(strata)
+    with_label = np.bincount(strata, labelled[spoken_for])
     weights[spoken_for] = (rows / np.maximum(with_label, 1))[strata]
     if kish_effective_n(weights[labelled]) < _LEAST_WORTH:
         return None, ~labelled
@@ -237,7 +242,8 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
 
     cells, inverse = np.unique(np.stack(traits, axis=1), axis=0, return_inverse=True)
     inverse = inverse.reshape(-1)
-    rows, hits = np.bincount(inverse).astype(np.float64), np.bincount(inverse, labelled)
+    rows = np.bincount(inverse).astype(np.float64)
+    hits = np.bincount(inverse, labelled)
     parts = OneHotEncoder(drop="first", sparse_output=False).fit_transform(cells)
     design = np.column_stack([np.ones(len(cells)), parts])
     model = LogisticRegression(
@@ -262,12 +268,15 @@ def _strata(propensities: Array, labelled: Array) -> Array:
     """
     strata = _cut(propensities, _STRATA)
     with_label = np.bincount(strata, labelled)
-    joined, stratum_index, held = np.zeros(len(with_label), np.int64), 0, 0.0
+    joined = np.zeros(len(with_label), np.int64)
+    stratum_index = 0
+    held = 0.0
     for stratum, count in enumerate(with_label):
         joined[stratum] = stratum_index
         held += count
         if held >= _FEWEST_LIKE:
-            stratum_index, held = stratum_index + 1, 0.0
+            stratum_index = stratum_index + 1
+            held = 0.0
     if held < _FEWEST_LIKE:  # Merge the remaining rows into the last stratum.
         joined = np.minimum(joined, max(stratum_index - 1, 0))
     return joined[strata]
@@ -281,16 +290,16 @@ def weighted_metrics(
     sampling: Sampling,
 ) -> Metrics:
     """Return the metrics of the chosen `rows`, [N] bool, from their labels and weights."""
-    is_used, unknown = rows & labelled.rows, rows & labelled.unknown
-    weighted, truth = replace(sampling, weights=labelled.weights), predictions.truth
+    is_used = rows & labelled.rows
+    unknown = rows & labelled.unknown
+    weighted = replace(sampling, weights=labelled.weights)
+    truth = predictions.truth
     if predictions.classified is not None:
         if (
             labelled.weights is None
         ):  # Only bounds are known. They also exist for answers without a labelled row.
-            is_used, truth = (
-                is_used | unknown,
-                np.where(unknown, predictions.classified.predicted, truth),
-            )
+            is_used = is_used | unknown
+            truth = np.where(unknown, predictions.classified.predicted, truth)
         metrics = classification_metrics(
             truth[is_used],
             predictions.classified.take(is_used),
@@ -330,22 +339,24 @@ def _possible_range(
     """Return the range of a metric of `rows` over all possible labels of the `unknown`
     rows.
     """
-    answers, truth = predictions.classified, predictions.truth
+    answers = predictions.classified
+    truth = predictions.truth
     if answers is None:
         return _RANGES.get(name, (0.0, 1.0))
     if name in _BY_PROBABILITY and answers.probabilities is not None:
         probabilities = answers.probabilities[:, : len(answers.classes) - answers.unknown]
-        worst, best = probabilities.argmin(axis=1), probabilities.argmax(axis=1)
+        worst = probabilities.argmin(axis=1)
+        best = probabilities.argmax(axis=1)
     elif name in _BY_CALL and answers.is_binary:
-        worst, best = 1 - answers.predicted, answers.predicted
+        worst = 1 - answers.predicted
+        best = answers.predicted
     elif name == "accuracy":
-        worst, best = (
-            answers.predicted + 1,
-            answers.predicted,
-        )  # Any class except the predicted class is wrong.
+        worst = answers.predicted + 1  # Any class except the predicted class is wrong.
+        best = answers.predicted
     else:
         return _RANGES.get(name, (0.0, 1.0))
-    selected, drawn = answers.take(rows), weighted.of(rows)
+    selected = answers.take(rows)
+    drawn = weighted.of(rows)
     truths = [np.where(unknown, labels, truth)[rows] for labels in (worst, best)]
     measured = [classification_metrics(labels, selected, [name], drawn)[name] for labels in truths]
     bounds = [end for end in measured if isinstance(end, MetricInterval)]

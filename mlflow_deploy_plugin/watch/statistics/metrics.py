@@ -88,13 +88,16 @@ def regression_metrics(
             names,
             Refused(f"labels or answers above {_LARGEST:g} are too large to square"),
         )
-    off, centred = truth - predicted, truth - truth.mean()
+    off = truth - predicted
+    centred = truth - truth.mean()
 
     def root(means: Array) -> Array:
         return np.sqrt(np.maximum(_first(means), 0))
 
     def explained(means: Array) -> Array:
-        squares, offset, spread = means[..., 0], means[..., 1], means[..., 2]
+        squares = means[..., 0]
+        offset = means[..., 1]
+        spread = means[..., 2]
         share: Array = 1 - squares / (spread - np.square(offset))
         return share
 
@@ -167,7 +170,9 @@ def _confusion_metric(
     mean over the existing labels.
     """
     if answers.is_binary:
-        true, called, positive = truth == 1, answers.predicted == 1, repr(answers.classes[1])
+        true = truth == 1
+        called = answers.predicted == 1
+        positive = repr(answers.classes[1])
         rows, none = {
             "precision": (called, f"no row was predicted as {positive}"),
             "recall": (true, f"no label is {positive}"),
@@ -189,12 +194,11 @@ def _confusion_metric(
     cells, inverse = np.unique(truth * classes + answers.predicted, return_inverse=True)
     weights = sampling.shares(len(truth))
     counts = np.bincount(inverse, weights)
-    true, called = cells // classes, cells % classes
+    true = cells // classes
+    called = cells % classes
     seen = np.array([1]) if answers.is_binary else np.unique(np.concatenate([true, called]))
-    is_true, is_called = (
-        (true[:, None] == seen).astype(np.float64),
-        (called[:, None] == seen).astype(np.float64),
-    )
+    is_true = (true[:, None] == seen).astype(np.float64)
+    is_called = (called[:, None] == seen).astype(np.float64)
     below = HITS_DIVISORS[name](is_true, is_called)
 
     def figure(shares: Array) -> Array:

@@ -29,7 +29,8 @@ from mlflow_deploy_plugin.watch.result import WindowRequest
 from mlflow_deploy_plugin.watch.statistics.metrics import MOST_CLASSES, ClassPredictions
 
 _LARGEST = 1e9  # Larger class weights are not normalised to probabilities.
-_FEW_ROWS, _FEW_SHARE = 5, 0.05
+_FEW_ROWS = 5
+_FEW_SHARE = 0.05
 _SHOWN = 6
 _SHOWN_FILES = 3
 
@@ -58,7 +59,9 @@ class Predictions:
     @property
     def is_labelled(self) -> Array:
         """A mask, [N] bool: True for a row with a label."""
-        return self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
+        if self.classified is not None:
+            return self.truth >= 0
+        return np.isfinite(self.truth)
 
     def notes(self) -> Iterator[str]:
         """Yield notes on labels and labelled rows that are skipped, and on classes that
@@ -90,8 +93,10 @@ def read_predictions(
     """
     hashed = [name for name in table.column_names if name in with_both_names(masked, artifact)]
     table = table.drop_columns(hashed)
-    columns, classes = _Columns(table, artifact), artifact.classes if artifact else ()
-    labels, probabilities = columns.labels(), columns.probabilities()
+    columns = _Columns(table, artifact)
+    classes = artifact.classes if artifact else ()
+    labels = columns.labels()
+    probabilities = columns.probabilities()
     if labels is None and probabilities is not None and classes:
         names: Array = np.array(classes, dtype=object)
         labels = pa.array(names[np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)].tolist())
@@ -133,11 +138,9 @@ class _Columns:
             base = self._base(output)
             column = self._named(base if base in self._table.column_names else f"{base}.0")
             if column is not None:
-                return (
-                    column
-                    if _may_be_label(column.type) or pa.types.is_floating(column.type)
-                    else None
-                )
+                if _may_be_label(column.type) or pa.types.is_floating(column.type):
+                    return column
+                return None
         if any(output.role == "probabilities" for output in self._outputs) and self._classes:
             return None
         if PREDICTION in self._table.column_names or self._outputs:
@@ -180,14 +183,14 @@ class _Columns:
         is_prediction = (
             self._prediction == (output.name,) and PREDICTION in self._table.column_names
         )
-        return PREDICTION if is_prediction else OUTPUT_PREFIX + output.name
+        if is_prediction:
+            return PREDICTION
+        return OUTPUT_PREFIX + output.name
 
     def _named(self, name: str) -> pa.Array | None:
-        return (
-            decoded(self._table.column(name)).combine_chunks()
-            if name in self._table.column_names
-            else None
-        )
+        if name in self._table.column_names:
+            return decoded(self._table.column(name)).combine_chunks()
+        return None
 
     def _parts(self, base: str) -> list[Array]:
         """Return the columns of the vector `base` in order, or the column `base` itself
@@ -214,7 +217,8 @@ def _classified(
     """
     is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     name_of = as_text if is_text else as_key
-    predicted, truth = _names(labels, name_of), pa.nulls(len(table), pa.string())
+    predicted = _names(labels, name_of)
+    truth = pa.nulls(len(table), pa.string())
     if LABEL in table.column_names:
         truth = _names(table.column(LABEL).combine_chunks(), name_of)
         if not is_text and LABEL_NUMBER in table.column_names:
@@ -248,10 +252,8 @@ def _classified(
             1,
         )
         ordered = ordered if np.isfinite(ordered).all() else None
-    called, true = (
-        _places(predicted, indices),
-        np.minimum(_places(truth, indices), len(classes) - 1),
-    )
+    called = _places(predicted, indices)
+    true = np.minimum(_places(truth, indices), len(classes) - 1)
     mismatch = ""
     if _is_other_alphabet(
         called,
@@ -294,7 +296,9 @@ def quote_names(names: Sequence[str]) -> str:
     only the first are listed.
     """
     listed = ", ".join(repr(name) for name in _ascending(names)[:_SHOWN])
-    return f"{listed} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else listed
+    if len(names) > _SHOWN:
+        return f"{listed} and {len(names) - _SHOWN} more"
+    return listed
 
 
 def _may_be_label(kind: pa.DataType) -> bool:
@@ -337,11 +341,9 @@ def as_numbers(table: pa.Table, name: str) -> Array:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-    return (
-        as_floats(column)
-        if any(test(column.type) for test in tests)
-        else np.full(len(table), np.nan)
-    )
+    if any(test(column.type) for test in tests):
+        return as_floats(column)
+    return np.full(len(table), np.nan)
 
 
 def version_artifact(request: WindowRequest, model: str, version: str) -> Artifact | None:

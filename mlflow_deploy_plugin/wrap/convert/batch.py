@@ -88,7 +88,9 @@ class Batch:
     @property
     def tensors(self) -> dict[str, Array]:
         """The tensors by name. The mapping is empty for a table."""
-        return {} if isinstance(self.data, pd.DataFrame) else self.data
+        if isinstance(self.data, pd.DataFrame):
+            return {}
+        return self.data
 
     @property
     def unnamed(self) -> ModelInput | Array:
@@ -312,11 +314,9 @@ class Batch:
         if not isinstance(self.data, pd.DataFrame):
             _check_tensors(self.data, signature.inputs)
             return self
-        return (
-            self
-            if signature.inputs == NAMELESS_TEXT
-            else Batch(_cast_table(self.data, signature.inputs))
-        )
+        if signature.inputs == NAMELESS_TEXT:
+            return self
+        return Batch(_cast_table(self.data, signature.inputs))
 
     def nameless_signature(
         self,
@@ -359,9 +359,9 @@ def _plain_column(column: pd.Series) -> pd.Series:
         is_object and pd.api.types.infer_dtype(column) == "decimal"
     ):
         return pd.to_numeric(column.astype(object))
-    return (
-        column.astype(column.dtype.subtype) if isinstance(column.dtype, pd.SparseDtype) else column
-    )
+    if isinstance(column.dtype, pd.SparseDtype):
+        return column.astype(column.dtype.subtype)
+    return column
 
 
 def column_values(series: pd.Series) -> Array:
@@ -392,11 +392,9 @@ def missing_value(series: pd.Series) -> float | None:
     """Return None if an object column contains None, otherwise NaN: scikit-learn
     encoders distinguish None and NaN.
     """
-    return (
-        None
-        if pd.api.types.is_object_dtype(series) and any(value is None for value in series)
-        else np.nan
-    )
+    if pd.api.types.is_object_dtype(series) and any(value is None for value in series):
+        return None
+    return np.nan
 
 
 def unseen_category(series: pd.Series) -> pd.Series | None:
@@ -440,7 +438,9 @@ def column_type(series: pd.Series) -> ColumnType:
             return "double"
         return "integer" if str(dtype).lower() in _SHORT else "long"
     if types.is_float_dtype(dtype):
-        return "float" if str(dtype).lower() in ("float16", "float32") else "double"
+        if str(dtype).lower() in ("float16", "float32"):
+            return "float"
+        return "double"
     if isinstance(dtype, pd.StringDtype):
         return "string"
     present = series.dropna()

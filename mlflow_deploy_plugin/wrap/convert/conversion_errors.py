@@ -87,7 +87,9 @@ def pyfunc_flavor(
             "serialization_format": _SERIALIZATION["sklearn"],
             "pyfunc_predict_fn": predict_fn,
         }
-        return ("sklearn", options) if hasattr(model, predict_fn) else None
+        if hasattr(model, predict_fn):
+            return ("sklearn", options)
+        return None
     packages = packages_of(model)
     flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
     if flavor == "transformers" and "torch" in packages:

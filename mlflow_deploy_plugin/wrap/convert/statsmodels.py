@@ -48,7 +48,9 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     read = {
         name for term in model.model.exog_names if term != "Intercept" for name in term.split(":")
     }
-    return data[[name for name in data if name in read]] if read and read <= set(data) else data
+    if read and read <= set(data):
+        return data[[name for name in data if name in read]]
+    return data
 
 
 def forms(
@@ -71,15 +73,11 @@ def forms(
 
 def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     weights = np.asarray(results.params, dtype=np.float64)
-    link, graph, original = (
-        _inverse_link(results.model),
-        Subgraph(Scope("statsmodels")),
-        original_model(results),
-    )
-    has_formula, is_table = (
-        getattr(results.model, "formula", None) is not None,
-        isinstance(batch, pd.DataFrame),
-    )
+    link = _inverse_link(results.model)
+    graph = Subgraph(Scope("statsmodels"))
+    original = original_model(results)
+    has_formula = getattr(results.model, "formula", None) is not None
+    is_table = isinstance(batch, pd.DataFrame)
     if has_formula and not is_table:
         raise InvalidConfig("input_example: the model has a formula; pass a table with its columns")
     converted.call_original(

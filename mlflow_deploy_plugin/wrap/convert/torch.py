@@ -195,7 +195,8 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
         sources = " ".join(entry.value for entry in node.metadata_props)
         embeds = "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
         if node.op_type == "Gather" and embeds and table in sizes:
-            flat, shape = ids, ""
+            flat = ids
+            shape = ""
             while (
                 (maker := makers.get(ids))
                 and maker.op_type == "Reshape"
@@ -417,10 +418,8 @@ def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any
     """
     if not (values.shape and index.shape):
         return aten_gather(values, dim, index)
-    is_negative, beyond = (
-        op.Less(index, op.Constant(value_int=0)),
-        op.Constant(value_int=np.iinfo(np.int64).max),
-    )
+    is_negative = op.Less(index, op.Constant(value_int=0))
+    beyond = op.Constant(value_int=np.iinfo(np.int64).max)
     return op.GatherElements(values, op.Where(is_negative, beyond, index), axis=dim)
 
 
@@ -543,4 +542,6 @@ def _signature(model: TrainedModel) -> Mapping[str, inspect.Parameter]:
 def _array(values: ModelData) -> Array:
     if isinstance(values, torch.Tensor) and values.dtype == torch.bfloat16:
         raise InvalidConfig(f"input_example: it contains bfloat16, {_NO_BFLOAT16}")
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if isinstance(values, torch.Tensor):
+        return np.asarray(values.detach().cpu().numpy())
+    return np.asarray(values)

@@ -211,7 +211,9 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         config = pipeline.model.config
         self.stands_for = type(pipeline).__name__
-        self.original, self.net, self.tokenizer = pipeline, pipeline.model, pipeline.tokenizer
+        self.original = pipeline
+        self.net = pipeline.model
+        self.tokenizer = pipeline.tokenizer
         self.options: Mapping[str, Any] = pipeline._preprocess_params
         self.all_labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_single = len(self.all_labels) == 1
@@ -274,7 +276,8 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
         self.stands_for = type(model).__name__
-        self.net, self.tokenizer = model, model.tokenizer
+        self.net = model
+        self.tokenizer = model.tokenizer
         self.prefix: str = model.prompts.get(model.default_prompt_name) or ""
         if self.prefix and any(not getattr(module, "include_prompt", True) for module in model):
             raise ConversionError(
@@ -311,7 +314,8 @@ def _convert(
     predict_fn: str,
     side: str,
 ) -> ConvertedModel:
-    column, texts = str(batch.columns[0]), batch.iloc[:, 0].tolist()
+    column = str(batch.columns[0])
+    texts = batch.iloc[:, 0].tolist()
     with _padding_side(net.tokenizer, side):
         spec, content = _saved_tokenizer(net.eval(), texts)
         tokens = net.tokenize(texts)
@@ -327,7 +331,8 @@ def _convert(
         torch_converter.original_model(net),
     )
     if net.labels:  # Add the output `label` [N], the class with the highest score.
-        graph, string = proto.graph, TensorProto.STRING
+        graph = proto.graph
+        string = TensorProto.STRING
         graph.initializer.append(
             numpy_helper.from_array(np.array(net.labels, object), "class_names"),
         )
@@ -396,10 +401,8 @@ def _saved_tokenizer(
             f"its tokenizer returns {unsupported[0]!r}, which is not supported: {', '.join(_ARRAYS)} "
             "are",
         )
-    content, truncation = (
-        tokenizer.backend_tokenizer.to_str(),
-        tokenizer.backend_tokenizer.truncation or {},
-    )
+    content = tokenizer.backend_tokenizer.to_str()
+    truncation = tokenizer.backend_tokenizer.truncation or {}
     config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
     positions = getattr(config, "max_position_embeddings", None) or 0
     for name, module in model.named_modules():
@@ -419,7 +422,8 @@ def _saved_tokenizer(
     with temporary_folder("onnxserve-tokenizer-") as folder:
         (folder / _FILE).write_text(content, encoding="utf-8")
         saved = TextTokenizer(replace(spec, file=folder / _FILE))
-    random, words = np.random.default_rng(0), [*_HOSTILE, *texts]
+    random = np.random.default_rng(0)
+    words = [*_HOSTILE, *texts]
     for _ in range(2_000):
         text = "".join(
             words[index] for index in random.integers(0, len(words), random.integers(1, 5))

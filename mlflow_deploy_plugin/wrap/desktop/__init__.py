@@ -2,7 +2,8 @@
 without a network or a registry.
 """
 
-MODEL, FACTS = "model", "program.json"
+MODEL = "model"
+FACTS = "program.json"
 """The MLmodel folder of a program, and the file with the facts about its version, both
 next to its libraries.
 """

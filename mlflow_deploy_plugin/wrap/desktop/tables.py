@@ -77,14 +77,13 @@ def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
     output with several values per row becomes a column per class or index. Raises the
     errors of `mlflow_protocol.decode` and `OnnxModel.run`.
     """
-    artifact, schema = model.artifact, model.schema
+    artifact = model.artifact
+    schema = model.schema
     feeds = mlflow_protocol.decode(CSV, body, schema)
     outputs = model.run(feeds)
     header, *records = (record.fields for record in csv_records(io.BytesIO(body)))
-    inputs, predictions = (
-        dict(zip(header, map(list[object], zip(*records, strict=True)), strict=True)),
-        Columns(),
-    )
+    inputs = dict(zip(header, map(list[object], zip(*records, strict=True)), strict=True))
+    predictions = Columns()
     for name, array in schema.to_columns(feeds).items() if schema.columns else ():
         if array.dtype != object:
             inputs[name] = _json_values(array)
@@ -123,7 +122,8 @@ def save_columns(path: Path, columns: Columns) -> None:
         for row in ([*columns], *zip(*columns.values(), strict=True))
     )
     if path.suffix.lower() == ".xlsx":
-        workbook, file = openpyxl.Workbook(write_only=True), io.BytesIO()
+        workbook = openpyxl.Workbook(write_only=True)
+        file = io.BytesIO()
         sheet = workbook.create_sheet("predictions")
         for row in rows:
             sheet.append(row)

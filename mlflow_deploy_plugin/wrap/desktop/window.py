@@ -44,8 +44,14 @@ _SERVER_FIELDS = {
     "port": ("8080", "whole number"),
     "API key": ("", "optional; clients send it as Authorization: Bearer KEY"),
 }
-_SHOWN_ROWS, _MOST_BARS, _POLL_MS = 1000, 12, 30
-_BLUE, _RED, _BLACK, _GREY, _PAPER = "#2563a8", "#b3261e", "#1f2933", "#5f6b78", "#f5f6f8"
+_SHOWN_ROWS = 1000
+_MOST_BARS = 12
+_POLL_MS = 30
+_BLUE = "#2563a8"
+_RED = "#b3261e"
+_BLACK = "#1f2933"
+_GREY = "#5f6b78"
+_PAPER = "#f5f6f8"
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +69,14 @@ class ProgramWindow:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, str]) -> None:
-        self.model, self.inputs, self.predictions = OnnxModel.load(folder), Columns(), Columns()
-        self.is_busy, self._folder, self._facts = False, folder, facts
-        self._thread, self._server = ThreadPoolExecutor(1), ExitStack()
+        self.model = OnnxModel.load(folder)
+        self.inputs = Columns()
+        self.predictions = Columns()
+        self.is_busy = False
+        self._folder = folder
+        self._facts = facts
+        self._thread = ThreadPoolExecutor(1)
+        self._server = ExitStack()
         self._chart: tuple[str, Bars] = ("", [])
         self.root = root = tk.Tk(className="onnxserve")
         root.title(f"{facts['name']}, version {facts['version']}")
@@ -75,7 +86,8 @@ class ProgramWindow:
         root.configure(background=_PAPER)
         style.configure(".", background=_PAPER)
         style.configure("Treeview", rowheight=24)
-        self.status, self.url = tk.StringVar(root), tk.StringVar(root)
+        self.status = tk.StringVar(root)
+        self.url = tk.StringVar(root)
         ttk.Label(root, text=root.title(), font=("TkDefaultFont", 18, "bold")).pack(
             anchor="w",
             padx=16,
@@ -88,7 +100,8 @@ class ProgramWindow:
         predictions, server, about = (ttk.Frame(self.tabs, padding=12) for _ in range(3))
         for tab, title in ((predictions, "Predictions"), (server, "Server"), (about, "About")):
             self.tabs.add(tab, text=title)
-        self.fields, self.server_fields = self._add_form(predictions), dict[str, tk.StringVar]()
+        self.fields = self._add_form(predictions)
+        self.server_fields = dict[str, tk.StringVar]()
         self._add_results(predictions)
         ttk.Entry(server, textvariable=self.url, state="readonly").pack(side="bottom", fill="x")
         self._server_button = _add_button(server, "", self.toggle_server)
@@ -212,19 +225,17 @@ class ProgramWindow:
 
     def _draw(self) -> None:
         title, bars = self._chart
-        left, right, bottom = 24, self.chart.winfo_width() - 24, self.chart.winfo_height() - 26
+        left = 24
+        right = self.chart.winfo_width() - 24
+        bottom = self.chart.winfo_height() - 26
         self.chart.delete("all")
         self.chart.create_text(left, 16, text=title, anchor="w", font="TkHeadingFont")
         self.chart.create_line(left, bottom, right, bottom)
-        step, highest = (
-            (right - left) / max(len(bars), 1),
-            max((value for _, value in bars), default=0),
-        )
+        step = (right - left) / max(len(bars), 1)
+        highest = max((value for _, value in bars), default=0)
         for index, (label, value) in enumerate(bars):
-            x, y = (
-                left + step * (index + 0.5),
-                bottom - (bottom - 48) * (value / highest if value > 0 else 0),
-            )
+            x = left + step * (index + 0.5)
+            y = bottom - (bottom - 48) * (value / highest if value > 0 else 0)
             self.chart.create_rectangle(
                 x - 0.4 * step,
                 y,
@@ -253,12 +264,12 @@ class ProgramWindow:
         """Add one field per column, with the first row of the input example, and return
         the texts of the fields.
         """
-        artifact, schema, example = (
-            self.model.artifact,
-            self.model.schema,
-            self._folder / INPUT_EXAMPLE,
-        )
-        form, rows, fields = ttk.Frame(tab), dict[str, np.ndarray](), dict[str, tk.StringVar]()
+        artifact = self.model.artifact
+        schema = self.model.schema
+        example = self._folder / INPUT_EXAMPLE
+        form = ttk.Frame(tab)
+        rows = dict[str, np.ndarray]()
+        fields = dict[str, tk.StringVar]()
         form.pack(side="left", fill="y", padx=(0, 16))
         _add_button(form, "Save … (Ctrl+S)", self.save)
         _add_button(form, "Open file … (Ctrl+O)", self.open_file)

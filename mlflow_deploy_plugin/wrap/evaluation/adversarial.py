@@ -70,7 +70,8 @@ def pgd(
 ) -> NamedArrays:
     start = {name: rng.uniform(-1, 1, values.shape) for name, values in _floats(rows).items()}
     moved = _moved(rows, rows, start, strength, strength, by_sign=False)
-    worst, worst_loss = rows, np.full(row_count(rows), -np.inf)
+    worst = rows
+    worst_loss = np.full(row_count(rows), -np.inf)
     for step in range(_STEPS + 1):
         losses, slopes = gradient(moved, rng)
         is_worse = losses > worst_loss
@@ -97,7 +98,8 @@ def _moved(
     """
     moved = dict(current)
     for name, direction in along.items():
-        values, unit = rows[name].astype(np.float64), _unit(rows[name])
+        values = rows[name].astype(np.float64)
+        unit = _unit(rows[name])
         change = current[name] + step * unit * np.nan_to_num(
             np.sign(direction) if by_sign else direction,
         )
@@ -138,7 +140,9 @@ def estimated_gradient(
 
     def loss_of(changed: NamedArrays) -> Array:
         losses = _losses(truth, model.predict(changed))
-        return losses if not isinstance(losses, Refused) else np.zeros(len(truth))
+        if not isinstance(losses, Refused):
+            return losses
+        return np.zeros(len(truth))
 
     def moved(changed: NamedArrays, signs: NamedArrays) -> NamedArrays:
         steps_of = {
@@ -164,7 +168,8 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
     """Return the loss of each row: the cross-entropy of a class, or the squared error
     of a number.
     """
-    probabilities, scores = predictions.probabilities, predictions.prediction
+    probabilities = predictions.probabilities
+    scores = predictions.prediction
     if probabilities is not None:
         classes = list(predictions.classes) or sorted(set(truth.tolist()))
         if len(classes) != probabilities.shape[1] or not set(truth.tolist()) <= set(classes):
@@ -220,7 +225,8 @@ def torch_original(
     empty, the URI is read from the model, and the code runs only with `has_consent`.
     """
     document = read_mlmodel(folder)
-    flavors, uri = document.get("flavors", {}), original
+    flavors = document.get("flavors", {})
+    uri = original
     try:
         uri = uri or _original_uri(model, flavors, document.get("metadata") or {})
         if not uri:

@@ -103,10 +103,13 @@ def compare_with_base(
         agreement.by_row().same for agreement in agreements.values() if not agreement.are_numbers
     ]
     same_labels = np.logical_and.reduce(labels) if labels else None
-    ours, theirs = predictions_of(form.artifact, got), predictions_of(base.artifact, want)
-    baseline, after = None, float("nan")
+    ours = predictions_of(form.artifact, got)
+    theirs = predictions_of(base.artifact, want)
+    baseline = None
+    after = float("nan")
     if truth is not None:
-        ours, theirs = argmax_labels(truth, ours), argmax_labels(truth, theirs)
+        ours = argmax_labels(truth, ours)
+        theirs = argmax_labels(truth, theirs)
         if theirs.is_label and same_labels is None:  # The outputs are class scores.
             same_labels = compare(theirs.prediction, ours.prediction, LABELS).same
         baseline = Baseline.of(theirs, truth, metric)

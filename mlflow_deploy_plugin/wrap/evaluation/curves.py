@@ -304,7 +304,8 @@ def measure_robustness(
     fewer than two rows, or no disturbance can be measured, and SchemaMismatch or
     InferenceError if the model rejects the undisturbed rows.
     """
-    rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
+    rows = own_columns(model.artifact, labelled.rows)
+    truth = labelled.truth
     if len(truth) < 2:
         raise InvalidConfig(
             "the data has one row with a known target; a standard deviation needs at least two",
@@ -312,7 +313,8 @@ def measure_robustness(
     width = sum(values[:1].size for values in rows.values())
     if len(truth) * width > _MAX_VALUES:
         picked = sample_positions(len(truth), max(_MAX_VALUES // width, 2), seed)
-        rows, truth = take_rows(rows, picked), truth[picked]
+        rows = take_rows(rows, picked)
+        truth = truth[picked]
     baseline = Baseline.of(model.predict(rows), truth, metric)
     selected = strengths or {
         name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default
@@ -369,7 +371,8 @@ def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
     """Return the columns in which the model rejects a missing value, with the error
     messages.
     """
-    row, refusals = take_rows(rows, slice(0, 1)), {}
+    row = take_rows(rows, slice(0, 1))
+    refusals = {}
     for name, values in row.items():
         try:
             model.predict({**row, **with_missing({name: values}, 1.0, np.random.default_rng(0))})

@@ -145,7 +145,8 @@ def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     [N, C] tensor and the rows have C numeric columns, the columns are stacked into the
     tensor in the order of the file.
     """
-    dtypes, tensors = _column_dtypes(artifact), artifact.tensors
+    dtypes = _column_dtypes(artifact)
+    tensors = artifact.tensors
     if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
         is_table = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in rows.values())
         if is_table and tensors[0].shape[1] in (-1, len(rows)) and len(rows) > 1:

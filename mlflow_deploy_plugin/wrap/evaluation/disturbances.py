@@ -80,7 +80,8 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator
         finite = numbers[np.isfinite(numbers)]
         if values.dtype.kind not in "iuf" or not len(finite):
             return values
-        low, high = finite.min(), finite.max()
+        low = finite.min()
+        high = finite.max()
         far = max(high - low, 1e-12) * ranges
         ends = np.where(rng.random(values.shape) < 0.5, low - far, high + far)
         return within_type(np.where(moved, ends, numbers), values.dtype)
@@ -236,7 +237,9 @@ def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> Named
 
 def value_range(values: Array) -> tuple[float, float]:
     finite = values[np.isfinite(values)]
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if finite.size:
+        return (float(finite.min()), float(finite.max()))
+    return (0.0, 0.0)
 
 
 def _of_pictures(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArrays:

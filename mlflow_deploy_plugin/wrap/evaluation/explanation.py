@@ -159,7 +159,8 @@ class Explanation:
         """Write the contributions in the format of the file's ending; raise
         InvalidConfig if writing fails.
         """
-        kind, table = contributions_format(path), self.contributions()
+        kind = contributions_format(path)
+        table = self.contributions()
         with (
             open_output(path, sys.stdout.buffer) as file,
             table_writer(kind, table.schema, file, "choose another format") as write,
@@ -338,7 +339,8 @@ def contributions(
     ):  # numba may be missing, because shap 0.54 does not need it.
         from numba import config
     # Otherwise numba compiles shap for 20 s (`serve/pyfunc/__main__.py`).
-    before, config.DISABLE_JIT = config.DISABLE_JIT, 1
+    before = config.DISABLE_JIT
+    config.DISABLE_JIT = 1
     try:
         from mlflow_deploy_plugin.serve.pyfunc.explainer import (
             explain_rows,
@@ -350,9 +352,11 @@ def contributions(
     most = most_background_rows(model, feeds)
     try:
         background = read_background(model, most, 0)  # `/explain` uses the same background rows.
-        against, kind = background.feeds, background.source
+        against = background.feeds
+        kind = background.source
     except InvalidArtifact:  # The model has no background rows.
-        against, kind = {name: array[:most] for name, array in feeds.items()}, "data"
+        against = {name: array[:most] for name, array in feeds.items()}
+        kind = "data"
     once = 2 * len(explained_features(model.artifact, feeds)) + 1
     evals = _PERMUTATIONS * once if max_evals is None else max_evals
     if evals < once:
@@ -404,7 +408,8 @@ def _permutation_importance(
         )
         losses = []
         for _ in range(_REPEATS):
-            changed, order = rows[name].copy(), rng.permutation(len(labelled.truth))
+            changed = rows[name].copy()
+            order = rng.permutation(len(labelled.truth))
             cells = np.s_[:] if changed.ndim == 1 else np.s_[:, position]
             changed[cells] = changed[order][cells]
             losses.append(

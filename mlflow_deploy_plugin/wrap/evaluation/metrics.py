@@ -83,7 +83,9 @@ class MetricComparison:
 
 
 def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
-    return "accuracy" if argmax_labels(truth, predictions).is_label else "rmse"
+    if argmax_labels(truth, predictions).is_label:
+        return "accuracy"
+    return "rmse"
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +146,9 @@ def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictio
     if not is_scores or truth.ndim != 1 or truth.dtype.kind not in "iuf":
         return predictions
     is_place = (truth == np.round(truth)) & (truth >= 0) & (truth < scores.shape[1])
-    return ModelPredictions(scores.argmax(axis=1), True) if is_place.all() else predictions
+    if is_place.all():
+        return ModelPredictions(scores.argmax(axis=1), True)
+    return predictions
 
 
 def weighted_metric(
@@ -157,7 +161,8 @@ def weighted_metric(
     """
     if metric in ("rmse", "mae"):
         try:
-            expected, actual = truth.astype(np.float64), predictions.prediction.astype(np.float64)
+            expected = truth.astype(np.float64)
+            actual = predictions.prediction.astype(np.float64)
         except (TypeError, ValueError):
             raise InvalidConfig(
                 f"{metric} needs numbers; the model or the target has labels",
@@ -191,7 +196,8 @@ def paired_bootstrap(
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
 
     def difference(weights: Array) -> float:
-        ours, theirs = candidate(weights), current(weights)
+        ours = candidate(weights)
+        theirs = current(weights)
         return (
             sign
             * (ours - theirs)
@@ -252,7 +258,8 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     if metric == "accuracy":
         return _weighted_mean(predicted == truth)
     labels = np.unique(np.concatenate([truth, predicted]))
-    true, called = np.searchsorted(labels, truth), np.searchsorted(labels, predicted)
+    true = np.searchsorted(labels, truth)
+    called = np.searchsorted(labels, predicted)
     seen = np.unique(true)
     scored = seen[-1:] if len(seen) == 2 else slice(None)
     hit = np.where(
@@ -276,7 +283,8 @@ def _of_probabilities(
 ) -> WeightedMetric:
     if predictions.probabilities is None:
         raise InvalidConfig(f"{metric} needs class probabilities, and this model returns none")
-    probabilities, labels = predictions.probabilities.astype(np.float64), np.unique(truth)
+    probabilities = predictions.probabilities.astype(np.float64)
+    labels = np.unique(truth)
     classes = list(predictions.classes) or (
         labels.tolist() if len(labels) == probabilities.shape[1] else []
     )
@@ -304,12 +312,16 @@ def _of_probabilities(
 
 
 def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
-    positive, weight_below = is_positive.astype(np.float64), weight_below_scores(scores)
+    positive = is_positive.astype(np.float64)
+    weight_below = weight_below_scores(scores)
 
     def score(weights: Array) -> float:
-        above, below = weights * positive, weights * (1 - positive)
+        above = weights * positive
+        below = weights * (1 - positive)
         total = above.sum() * below.sum()
-        return float(above @ weight_below(below) / total) if total else float("nan")
+        if total:
+            return float(above @ weight_below(below) / total)
+        return float("nan")
 
     return score
 

@@ -23,7 +23,8 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 
-_CHUNK, _CHUNK_VALUES = 5_000, 4_000_000
+_CHUNK = 5_000
+_CHUNK_VALUES = 4_000_000
 TIMEOUT_SECONDS = 600.0
 """The timeout for loading a model without an ONNX form, and for predicting all rows of
 a check.
@@ -194,7 +195,8 @@ class _LoadedPyfunc:
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
         import pandas as pd  # The import takes half a second, and only this class needs it.
 
-        columns, tensors = self.artifact.columns, self.artifact.tensors
+        columns = self.artifact.columns
+        tensors = self.artifact.tensors
         if missing := [
             column.name for column in columns if column.required and column.name not in rows
         ]:
@@ -255,4 +257,6 @@ class _LoadedPyfunc:
 
 
 def _flat(array: Array) -> Array:
-    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    return array

@@ -18,7 +18,8 @@ from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.wrap.desktop import FACTS, MODEL
 
-_SECONDS, _NAME = 1800, "predict"
+_SECONDS = 1800
+_NAME = "predict"
 _PACKAGE = Path(__file__).parents[2]
 _LIBRARIES = {
     *(

@@ -179,7 +179,8 @@ def export(
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
             target /= written.name
         _place(written, target)
-    described, count = version.described, row_count(data) or 1
+    described = version.described
+    count = row_count(data) or 1
     return ExportedModel(target, format, described["name"], described["version"], count, largest)
 
 
@@ -244,10 +245,8 @@ def _write(
         case "desktop":
             progress("building the program with PyInstaller, which takes about a minute")
             program = write_desktop(version.model.artifact, described, folder)
-            size, started = (
-                sum(file.lstat().st_size for file in program.parent.rglob("*")),
-                time.monotonic(),
-            )
+            size = sum(file.lstat().st_size for file in program.parent.rglob("*"))
+            started = time.monotonic()
             outputs = _answers(["env", "-i", str(program), "--check"], version.rows)
             progress(
                 f"the program has {size / 1e6:,.0f} MB, and started in "
@@ -358,7 +357,8 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
     """Return the known rows with noisy rows, and the known rows only: a fallback for a
     model that refuses noise.
     """
-    random, schema = np.random.default_rng(0), model.schema
+    random = np.random.default_rng(0)
+    schema = model.schema
     try:
         if isinstance(user_rows, str | Path):
             from mlflow_deploy_plugin.wrap.flavor.example_rows import (
@@ -455,7 +455,8 @@ def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
     files. Raises ParityError.
     """
     with temporary_folder("onnxserve-proof-") as folder:
-        rows_file, outputs_file = folder / "rows", folder / "outputs"
+        rows_file = folder / "rows"
+        outputs_file = folder / "outputs"
         rows_file.write_bytes(pickle.dumps(rows))
         try:
             run_to_end([*command, str(rows_file), str(outputs_file)], _PROOF_SECONDS)

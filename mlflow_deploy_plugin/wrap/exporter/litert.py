@@ -45,7 +45,8 @@ class LiteRTModel:
         count = min(parted.values())
         takes_many = any(self._sizes[name] == (-1,) for name in parted)
         ends = sorted({1, min(1 + _FEW_ROWS, count), count}) if takes_many else range(1, count + 1)
-        parts, start = [], 0
+        parts = []
+        start = 0
         for end in ends:
             outputs = self._run(
                 **{
@@ -156,7 +157,8 @@ class _Operations:
     """
 
     def __init__(self, graph: onnx.GraphProto, layer: str) -> None:
-        self._graph, self._layer = graph, layer
+        self._graph = graph
+        self._layer = layer
 
     def add(self, operator: str, *names: str, **attributes: object) -> str:
         output = f"{self._layer}__{len(self._graph.node)}"
@@ -244,7 +246,9 @@ def _unroll_layer(
         (attribute.s for attribute in node.attribute if attribute.name == "direction"),
         b"forward",
     )
-    every, last, last_cells = [], [], []
+    every = []
+    last = []
+    last_cells = []
     for number, is_reverse in enumerate(_IS_REVERSE[directions]):
         side = ops.constant(number)
         weights, recurrent = (
@@ -308,7 +312,8 @@ def _keep_layout(model: onnx.ModelProto) -> None:
         sizes = [size.dim_value for size in output.type.tensor_type.shape.dim]
         if len(sizes) < 3 or not all(sizes[1:]):
             continue
-        inner, flat = f"{output.name}__inner", f"{output.name}__flat"
+        inner = f"{output.name}__inner"
+        flat = f"{output.name}__flat"
         for node in graph.node:
             node.output[:] = [inner if name == output.name else name for name in node.output]
             node.input[:] = [inner if name == output.name else name for name in node.input]

@@ -71,7 +71,9 @@ def write_pmml(model: Any, columns: list[str], folder: Path) -> Path:
     from sklearn2pmml.resources import _package_classpath
 
     folder.mkdir()
-    pickled, target, version = folder / "model.pkl", folder / "model.pmml", sklearn.base.__version__
+    pickled = folder / "model.pkl"
+    target = folder / "model.pmml"
+    version = sklearn.base.__version__
     # Without its telemetry client, sklearn2pmml cannot send the reason of a failure to
     # its authors.
     jars = os.pathsep.join(jar for jar in _package_classpath() if "telemetry" not in Path(jar).name)

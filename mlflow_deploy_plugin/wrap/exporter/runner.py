@@ -86,8 +86,11 @@ class Model:
         record, or an array (the columns in order, or a single tensor). Raises
         ValueError if a column is missing or has values of another type.
         """
-        outputs, names = self.outputs(rows), self._known["prediction"]
-        return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+        outputs = self.outputs(rows)
+        names = self._known["prediction"]
+        if len(names) == 1:
+            return outputs[names[0]]
+        return {name: outputs[name] for name in names}
 
     def outputs(self, rows: Any) -> dict[str, Array]:
         """Return all outputs of the graph by name. `rows` are as in `predict`."""
@@ -112,7 +115,8 @@ class Model:
         return {name: _parsed(text, kinds[name]) for name, text in row.items() if name in kinds}
 
     def _feeds(self, rows: Any) -> dict[str, Array]:
-        columns, tensors = self._known["columns"], self._known["tensors"]
+        columns = self._known["columns"]
+        tensors = self._known["tensors"]
         data = self._named(rows)
         feeds = {}
         if not columns:
@@ -185,12 +189,16 @@ class Model:
         names = [entry["name"] for entry in self._known["columns"] or self._known["tensors"]]
         if hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # a DataFrame
             columns = {str(name): rows[name].to_numpy() for name in rows.columns}
-            return columns if self.columns or len(names) > 1 else {names[0]: rows.to_numpy()}
+            if self.columns or len(names) > 1:
+                return columns
+            return {names[0]: rows.to_numpy()}
         if isinstance(rows, Mapping):
             is_record = not any(
                 isinstance(value, (list, tuple, np.ndarray)) for value in rows.values()
             )
-            return {name: [value] for name, value in rows.items()} if is_record else rows
+            if is_record:
+                return {name: [value] for name, value in rows.items()}
+            return rows
         if (
             isinstance(rows, (list, tuple))
             and rows
@@ -249,7 +257,8 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
     """Return the values of a column with its type. A missing number is NaN, and a
     missing string is `missing`.
     """
-    name, kind = column["name"], column["type"]
+    name = column["name"]
+    kind = column["type"]
     listed = (
         values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
     )
@@ -286,7 +295,8 @@ def main(arguments: list[str] | None = None) -> None:
     command_line = sys.argv[1:] if arguments is None else arguments
     if len(command_line) != 1:
         sys.exit("usage: ROWS.csv or ROWS.json")
-    file, model = command_line[0], Model()
+    file = command_line[0]
+    model = Model()
     try:
         with open(
             file,

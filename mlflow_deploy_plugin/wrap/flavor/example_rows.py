@@ -69,14 +69,14 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
 
 def _from_json(document: JsonValue) -> ModelData:
     if isinstance(document, list):
-        return (
-            pd.DataFrame(document)
-            if document and isinstance(document[0], dict)
-            else np.asarray(document)
-        )
+        if document and isinstance(document[0], dict):
+            return pd.DataFrame(document)
+        return np.asarray(document)
     if isinstance(document, dict) and all(isinstance(values, list) for values in document.values()):
         keys = {"instances", "inputs", "dataframe_records"} & set(document)
-        return infer_and_parse_data(document) if keys else pd.DataFrame(document)
+        if keys:
+            return infer_and_parse_data(document)
+        return pd.DataFrame(document)
     return infer_and_parse_data(document)
 
 
@@ -95,7 +95,9 @@ def fit_to_signature(
     if not isinstance(rows, pd.DataFrame):
         return rows
     if inputs is None:
-        return rows[names] if names and set(names) <= set(rows) else rows
+        if names and set(names) <= set(rows):
+            return rows[names]
+        return rows
     if inputs == NAMELESS_TEXT:
         return _only_column(rows)
     if not inputs.is_tensor_spec():  # `Batch.cast_to_signature` selects the columns.
@@ -125,7 +127,8 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
     """Return the input example in the model's folder, or None if there is no example or
     its file is damaged.
     """
-    info, schema = mlmodel.saved_input_example_info or {}, mlmodel.get_input_schema()
+    info = mlmodel.saved_input_example_info or {}
+    schema = mlmodel.get_input_schema()
     try:
         is_array = info.get("type") == "ndarray" and not (
             schema and "inputs" in schema.input_names()
@@ -139,7 +142,9 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
             example = mlmodel.load_input_example(str(folder))
     except Exception:  # noqa: BLE001 - a damaged file may raise any error.
         return None
-    return example if example is not None and len(example) else None
+    if example is not None and len(example):
+        return example
+    return None
 
 
 def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
@@ -171,7 +176,9 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     table = pd.DataFrame(columns)
     if signature.inputs == NAMELESS_TEXT:
         return _only_column(table)
-    return table if signature.inputs.has_input_names() else table.to_numpy()
+    if signature.inputs.has_input_names():
+        return table
+    return table.to_numpy()
 
 
 def _only_column(rows: pd.DataFrame) -> Array:
@@ -187,7 +194,8 @@ def _only_column(rows: pd.DataFrame) -> Array:
 
 
 def _made_up_tensor(dtype: npt.DTypeLike, shape: list[int]) -> Array:
-    random, size = np.random.default_rng(0), (16, *shape)
+    random = np.random.default_rng(0)
+    size = (16, *shape)
     kind = np.dtype(dtype).kind
     return (random.normal(size=size) if kind == "f" else random.integers(0, 2, size)).astype(dtype)
 

@@ -190,7 +190,8 @@ def ask_original(
             yield group, answers
             continue
         count = len(group.batch)
-        start, size = 0, (block := group.block)
+        start = 0
+        size = (block := group.block)
         while start < count:
             columns = group.columns
             if len(columns) > 1:
@@ -202,7 +203,8 @@ def ask_original(
                 size //= 2
                 continue
             yield part, answers
-            start, size = start + size, size if answers is None else size * 2
+            start = start + size
+            size = size if answers is None else size * 2
 
 
 def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
@@ -267,7 +269,9 @@ class _ParityProof:
         converted: ConvertedModel,
         original: OriginalModel,
     ) -> None:
-        self._model, self._converted, self._original = model, converted, original
+        self._model = model
+        self._converted = converted
+        self._original = original
         self._figures = {
             output.name: OutputFigures(
                 output.name,
@@ -349,7 +353,8 @@ class _ParityProof:
         self._sizes.add(size)
         tied = self._ties(group.batch, want)
         for output in self._converted.outputs:
-            expected, answered = want[output.name], got[output.name]
+            expected = want[output.name]
+            answered = got[output.name]
             if expected.shape != answered.shape:
                 self.problem = (
                     f"output {output.name!r} has the shape {answered.shape} for "
@@ -371,7 +376,8 @@ class _ParityProof:
         ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
         move_weights = self._converted.move_weights
         if (group.may_tie or move_weights) and beyond.any():
-            rows, random = group.batch.take(np.flatnonzero(beyond)), np.random.default_rng(0)
+            rows = group.batch.take(np.flatnonzero(beyond))
+            random = np.random.default_rng(0)
             # Predict again, because the order of a network's sums may depend on the
             # batch size.
             expected = self._original(rows.data)[output.name] if move_weights else want[beyond]
@@ -514,7 +520,9 @@ def _plain(value: object) -> JsonValue:
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float):
         return value if np.isfinite(value) else str(value)
-    return value if isinstance(value, bool | int | str) else str(value)
+    if isinstance(value, bool | int | str):
+        return value
+    return str(value)
 
 
 def parity_error(report: ParityReport) -> ParityError:
@@ -551,5 +559,7 @@ def _short(value: object) -> str:
         return f"[{', '.join(map(_short, value))}]"
     if isinstance(value, dict):
         text = ", ".join(f"{name}={_short(entry)}" for name, entry in value.items())
-        return text if len(text) <= _INPUT_WIDTH else text[: _INPUT_WIDTH - 1] + "…"
+        if len(text) <= _INPUT_WIDTH:
+            return text
+        return text[: _INPUT_WIDTH - 1] + "…"
     return str(value)

@@ -322,7 +322,8 @@ class _TableRows:
         table = self.some(sum(rows.values()))
         start = 0
         for name, count in rows.items():
-            column, end = table[name], start + count
+            column = table[name]
+            end = start + count
             changed = change(column.iloc[start:end].reset_index(drop=True), self.example[name])
             parts = [column.iloc[:start], changed, column.iloc[end:]]
             table[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
@@ -361,7 +362,8 @@ class _TableRows:
         codes, draw observed values.
         """
         if pd.api.types.is_float_dtype(series.dtype) and series.nunique() == 1:
-            only, reach = float(series.dropna().iloc[0]), _reach(series)
+            only = float(series.dropna().iloc[0])
+            reach = _reach(series)
             if abs(only) <= reach:  # Infinite and very large constants are excluded.
                 return pd.Series(self.random.uniform(only - reach, only + reach, count)).astype(
                     series.dtype,
@@ -369,7 +371,8 @@ class _TableRows:
         if not _is_number(series) or series.nunique() <= _CODES:
             return self.observed(series, count)
         if pd.api.types.is_integer_dtype(series.dtype):
-            smallest, largest = int(series.min()), int(series.max())
+            smallest = int(series.min())
+            largest = int(series.max())
             kind = np.int64 if smallest < 0 else np.uint64
             drawn = self.random.integers(smallest, largest, count, dtype=kind, endpoint=True)
             return pd.Series(drawn).astype(series.dtype)
@@ -452,7 +455,9 @@ class _TableRows:
 def _finite_range(values: Array) -> tuple[float, float]:
     """Return the smallest and the largest finite number, or NaN if no number is finite."""
     finite = values[np.isfinite(values)]
-    return (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
+    if finite.size:
+        return (float(finite.min()), float(finite.max()))
+    return (np.nan, np.nan)
 
 
 def _near(categories: Iterable[Category]) -> list[Category]:
@@ -502,7 +507,8 @@ def _far(column: pd.Series, _: pd.Series) -> pd.Series:
     """Multiply the column's largest number (in the first rows) or the row's number (in
     later rows) by `_FAR`.
     """
-    reach, factors = _reach(column), np.resize(np.array(_FAR), len(column))
+    reach = _reach(column)
+    factors = np.resize(np.array(_FAR), len(column))
     values = np.clip(
         np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach
     )
@@ -602,7 +608,8 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
         return random.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
     low, high = _finite_range(array)
     if low == high:  # A constant example has no range.
-        low, high = low - max(abs(low), 1.0), high + max(abs(high), 1.0)
+        low = low - max(abs(low), 1.0)
+        high = high + max(abs(high), 1.0)
     if around:
         with np.errstate(over="ignore"):
             return np.asarray(

@@ -187,7 +187,8 @@ def _own_code(model: TrainedModel) -> list[str]:
         finder = _ModuleFinder(file)
         with suppress(Exception):  # The model may not be picklable.
             finder.dump(model)
-    stdlib, own_paths = sysconfig.get_path("stdlib"), []
+    stdlib = sysconfig.get_path("stdlib")
+    own_paths = []
     for name in sorted(
         finder.modules - {__name__.partition(".")[0], "__main__"},
     ):  # `__main__` is pickled by value.
@@ -215,7 +216,9 @@ class NetModel(PythonModel):  # type: ignore[misc]
         """Return a single output as an array, and several outputs as a mapping by name."""
         converter = cast(NetConverter, converter_for(self.net))
         answers = converter.original_model(self.net)(converter.read_batch(self.net, model_input))
-        return next(iter(answers.values())) if len(answers) == 1 else answers
+        if len(answers) == 1:
+            return next(iter(answers.values()))
+        return answers
 
     def __getstate__(self) -> dict[str, object]:
         kinds = {kind.__name__ for kind in type(self.net).__mro__}
@@ -269,7 +272,10 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
         dtypes: dict[str, Any],
         closed: list[str],
     ) -> None:
-        self.model, self.predict_fn, self.dtypes, self.closed = model, predict_fn, dtypes, closed
+        self.model = model
+        self.predict_fn = predict_fn
+        self.dtypes = dtypes
+        self.closed = closed
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
         """Return the model's prediction. Raises SchemaMismatch for an unknown category
@@ -423,10 +429,8 @@ def net_options(
     converter = converter_for(model)
     if not hasattr(converter, "original_model"):  # The converter is from another distribution.
         return None
-    original, example = (
-        converter.original_model(model),
-        Batch(converter.read_batch(model, input_example)),
-    )
+    original = converter.original_model(model)
+    example = Batch(converter.read_batch(model, input_example))
     if isinstance(example.data, pd.DataFrame):
         example = Batch(
             example.data.rename(columns=str),

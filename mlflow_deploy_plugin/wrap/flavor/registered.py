@@ -200,7 +200,9 @@ def wrap_registered(
         return _wrap_pmml(path, resolved, register or resolved.name, data, dry_run, progress)
     with temporary_folder("onnxserve-wrap-") as temporary:
         if is_file:
-            folder, source, original = path, str(path), load_file(path, allow_pickle)
+            folder = path
+            source = str(path)
+            original = load_file(path, allow_pickle)
         else:
             progress(f"reading {resolved.source}")
             folder = download(resolved.source, temporary)
@@ -239,7 +241,8 @@ def _wrap_pmml(
 ) -> WrappedVersion:
     progress(f"reading {path}")
     kind, options = read_pmml(path, data)
-    inputs, outputs = options["signature"].inputs, options["signature"].outputs
+    inputs = options["signature"].inputs
+    outputs = options["signature"].outputs
     outcome = WrappedVersion(
         source=str(path),
         name=name,
@@ -278,7 +281,9 @@ def _convert(
     data: ModelData,
     parity: ParityPolicy,
 ) -> tuple[WrappedModel, tuple[str, ...]]:
-    model, mlmodel, notes = original.model, original.mlmodel, list(original.warnings)
+    model = original.model
+    mlmodel = original.mlmodel
+    notes = list(original.warnings)
     signature: ModelSignature | None = mlmodel.signature if mlmodel is not None else None
     settings = {} if mlmodel is None else _settings(mlmodel, folder)
     if signature is not None and signature.params:
@@ -417,7 +422,8 @@ def _log_next_version(
     """Log the model to the original's run, register it, and copy the description and
     tags of the original.
     """
-    client, mlmodel = registry_client(), original.mlmodel
+    client = registry_client()
+    mlmodel = original.mlmodel
     is_version = parse_model_uri(resolved.source).kind == "version"
     old_version = client.get_model_version(resolved.name, resolved.version) if is_version else None
     run = logged = None
@@ -481,11 +487,14 @@ def _create_logged_model(
     origin_tags: dict[str, str],
 ) -> str:
     if logged is not None:
-        experiment_id, params = logged.experiment_id, logged.params
+        experiment_id = logged.experiment_id
+        params = logged.params
     elif run is not None:
-        experiment_id, params = run.info.experiment_id, run.data.params
+        experiment_id = run.info.experiment_id
+        params = run.data.params
     else:
-        experiment_id, params = _get_experiment_id(), {}
+        experiment_id = _get_experiment_id()
+        params = {}
     created = client.create_logged_model(
         experiment_id=experiment_id,
         name=logged.name if logged else "model",

@@ -247,7 +247,8 @@ def log_model(
         "step": step,
         "model_id": model_id,
     }
-    model, input_example = load_file(model), as_pandas(input_example)
+    model = load_file(model)
+    input_example = as_pandas(input_example)
     try:
         wrapped = wrap(
             model,
@@ -386,7 +387,8 @@ class PyfuncModel:
         """Predict for a DataFrame, array, mapping, or list of rows or records. Raises
         SchemaMismatch for other data.
         """
-        model, schema = self._model, self._model.schema
+        model = self._model
+        schema = self._model.schema
         if isinstance(data, pd.DataFrame):
             if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked the column's name.
                 data = data.set_axis(list(schema.names), axis=1)

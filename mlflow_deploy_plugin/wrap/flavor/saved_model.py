@@ -325,7 +325,8 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
     most = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(data.row_size, 1), 1))
     if len(data) > most:
         positions = sample_positions(len(data), most, 0)
-        data, times = data.take(positions), None if times is None else times[positions]
+        data = data.take(positions)
+        times = None if times is None else times[positions]
     parts: list[dict[str, Array]] = []
     for part in data.chunks(_CHUNK):
         feeds = part.feeds(model.schema)

@@ -143,7 +143,8 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
     original = form.converted.original
     if report.beyond_tolerance and original is not None and example is not None:
         rows = example.take(_HEAD).data
-        first, again = original(rows), original(rows)
+        first = original(rows)
+        again = original(rows)
         if not all(compare(first[name], again[name]).is_same for name in first):
             raise ConversionError(
                 "the model's predictions are random: two calls with the same rows differ",
@@ -193,11 +194,9 @@ def _read_data(
         example.check_as_example()
 
     def read(data: ModelData, argument: str) -> Batch | None:
-        return (
-            None
-            if data is None
-            else Batch(converter.read_batch(model, data)).aligned(example, argument)
-        )
+        if data is None:
+            return None
+        return Batch(converter.read_batch(model, data)).aligned(example, argument)
 
     reference = None if reference_data is None else judged
     return (
@@ -222,7 +221,8 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
     if isinstance(event_time, str):
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
-        column, data = data[event_time], data.drop(columns=[event_time])
+        column = data[event_time]
+        data = data.drop(columns=[event_time])
         event_time = column
     try:
         series = (
@@ -282,7 +282,8 @@ class _FormTrials:
         """
         best: OnnxForm | None = None
         failure: ModelError | None = None
-        model, example = self.model, None if self.example is None else self.example.data
+        model = self.model
+        example = None if self.example is None else self.example.data
         inputs = self.signature.inputs if self.signature is not None else None
         if example is None and is_onnx(model) and inputs is not None and inputs.has_input_names():
             example = (
@@ -323,7 +324,9 @@ class _FormTrials:
         """Save the form to the draft folder, load it, and compare it with the original
         if there is an original.
         """
-        example, original, signature = self.example, converted.original, self.signature
+        example = self.example
+        original = converted.original
+        signature = self.signature
         if example is None or original is None:
             batch = example if example is not None else Batch.declared(converted.inputs)
             signature = signature or batch.graph_signature(converted.inputs, converted.outputs)
@@ -343,7 +346,8 @@ class _FormTrials:
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
             return OnnxForm(converted, runnable, signature, ParityReport("no-original"))
-        boundary, sizes = converted.boundary_values, symbolic_sizes(converted.proto)
+        boundary = converted.boundary_values
+        sizes = symbolic_sizes(converted.proto)
         self.left_out.update(boundary.left_out)
         answered = self.answered or ask_original(
             original,

@@ -64,7 +64,8 @@ def pruned_and_tuned(
     optimizer = torch.optim.Adam(module.train().parameters(), lr=_RATE)
     for layer in frozen:  # Keep the statistics of the original training rows.
         layer.eval()
-    feeds, targets = base.feeds(rows), torch.from_numpy(np.ascontiguousarray(truth))
+    feeds = base.feeds(rows)
+    targets = torch.from_numpy(np.ascontiguousarray(truth))
     arguments = [
         torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs
     ]  # in the order of `forward`

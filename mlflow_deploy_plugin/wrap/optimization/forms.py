@@ -280,7 +280,8 @@ def _quantized(
     if not present:
         raise ConversionError(f"it has no {', '.join(operators[:3])} ({shown_operators(proto)})")
     with TemporaryDirectory(prefix="onnxserve-") as folder:
-        ready, path = Path(folder) / "ready.onnx", Path(folder) / "quantized.onnx"
+        ready = Path(folder) / "ready.onnx"
+        path = Path(folder) / "quantized.onnx"
         onnx.save(preprocessed(proto), ready)
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)  # The quantizer logs to the root logger.

@@ -55,7 +55,9 @@ class FormCost:
         """Return the ratio for requests with `rows` rows, or the geometric mean over
         all sizes.
         """
-        return self.ratio[rows] if rows else geometric_mean(self.ratio.values())
+        if rows:
+            return self.ratio[rows]
+        return geometric_mean(self.ratio.values())
 
     def is_faster(self, rows: int | None = None) -> bool:
         """Return True if the form is faster by at least 5 % in the median, and faster
@@ -126,7 +128,8 @@ def measure_forms(
 
 
 def _mean_seconds(model: OnnxModel, feeds: Feeds) -> float:
-    calls, start = 0, time.perf_counter()
+    calls = 0
+    start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < ROUND_SECONDS or not calls:
         model.run(feeds)
         calls += 1

@@ -242,14 +242,13 @@ def optimize(
             )
         if is_registered and not data:
             settings = choose_policy(resolved.name).policy.evaluation
-            data, target, metric = (
-                settings.dataset,
-                target or settings.target,
-                metric or settings.metric,
-            )
+            data = settings.dataset
+            target = target or settings.target
+            metric = metric or settings.metric
         calibration, evaluation = _read_halves(base, data, target)
         if any(recipe.prune for recipe in recipes) and isinstance(original, str):
-            original_uri, original = original, torch_original(resolved, folder, original)
+            original_uri = original
+            original = torch_original(resolved, folder, original)
             if original_uri and isinstance(original, Refused):
                 raise InvalidConfig(original.reason)
         with ExitStack() as ended:
@@ -314,7 +313,8 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half
         )
     if target:
         labelled = load_dataset(data, target, base.artifact, _SEED, 2 * MAX_ROWS)
-        rows, truth = labelled.rows, labelled.truth
+        rows = labelled.rows
+        truth = labelled.truth
     else:
         loaded = load_rows(data, base.artifact, 2 * MAX_ROWS, _SEED) if data else None
         rows = loaded or reference_rows(base.artifact, 2 * MAX_ROWS, _SEED) or {}
@@ -365,7 +365,8 @@ class _FormMaker:
     @cached_property
     def feeds(self) -> list[Feeds]:
         rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
-        feeds, count = self.base.feeds(rows), row_count(rows)
+        feeds = self.base.feeds(rows)
+        count = row_count(rows)
         parts = [
             slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)
         ]
@@ -379,7 +380,8 @@ class _FormMaker:
         """Return the created forms, and the reasons why other forms cannot be created,
         both by name.
         """
-        created, impossible = {}, {}
+        created = {}
+        impossible = {}
         for recipe in recipes:
             progress(f"creating {recipe}")
             try:
@@ -392,7 +394,8 @@ class _FormMaker:
         """Create a form, and compare it with the base. Raises ConversionError if a form
         cannot be created or loaded.
         """
-        graph, note = onnx.load(str(self.base.artifact.onnx_file)), ""
+        graph = onnx.load(str(self.base.artifact.onnx_file))
+        note = ""
         if recipe.prune:
             graph, note = self.prune(graph, recipe.prune)
             zeros = forms.share_of_zeros(graph)
@@ -414,7 +417,8 @@ class _FormMaker:
             return forms.pruned(graph, share), f"not tuned, because {self.original.reason}"
         from mlflow_deploy_plugin.wrap.optimization.fine_tuning import pruned_and_tuned
 
-        rows, truth = self.calibration.rows, self.calibration.truth
+        rows = self.calibration.rows
+        truth = self.calibration.truth
         tuned = pruned_and_tuned(self.original, self.base, share, rows, truth, self.epochs, _SEED)
         return tuned, f"tuned for {self.epochs} epochs"
 
@@ -446,7 +450,8 @@ class _FormMaker:
         return min(candidates, key=lambda candidate: candidate[0])[1]
 
     def draft(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
-        folder, half = self.drafts / name, self.evaluation
+        folder = self.drafts / name
+        half = self.evaluation
         saved_form.save_model(folder, base=self.base.artifact.folder, graph=graph)
         try:
             self.trial.call(try_out, folder, seconds=_TRIAL_SECONDS)
@@ -510,7 +515,8 @@ def _log_form(
     """Log the form to the run of its base, and register it as a version. Raises
     RegistryUnavailable if this fails.
     """
-    client, agreement = registry_client(), draft.agreement
+    client = registry_client()
+    agreement = draft.agreement
     size_ratio = form.cost.size / base_cost.size
     ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}
     figures = {"loss": agreement.loss, "size_ratio": size_ratio, **ratios}

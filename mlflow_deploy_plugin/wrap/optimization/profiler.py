@@ -30,7 +30,8 @@ from mlflow_deploy_plugin.wrap.optimization.measure import load_onnx
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WARM_UP, _RUNS = 5, 30
+_WARM_UP = 5
+_RUNS = 30
 _SECONDS = 10.0
 _TREES = ("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
 _LOOPS = ("Loop", "Scan", "If", "SequenceMap")
@@ -143,10 +144,12 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
     nodes = _sum_by(events, runs, lambda event: event.name)
     operators = _sum_by(events, runs, lambda event: event.operator)
     run_us = float(np.median(times)) * 1e6
-    outside_us, advice = run_us - sum(node.us for node in nodes), _advise(operators, nodes, run_us)
+    outside_us = run_us - sum(node.us for node in nodes)
+    advice = _advise(operators, nodes, run_us)
     done = GraphProfile(resolved.source, rows, runs, run_us, outside_us, operators, nodes, advice)
     if log:
-        client, run_id = registry_client(), resolved.aspects["run_id"]
+        client = registry_client()
+        run_id = resolved.aspects["run_id"]
         name = f"profile/{resolved.name}-{resolved.version or 'run'}-{rows}-rows"
         with registry_errors(f"run {run_id}"):
             client.log_dict(run_id, asdict(done), f"{name}.json")
@@ -257,9 +260,11 @@ def _advise(
         )
 
     calls = sum(entry.calls for entry in operators)
-    trees, casts = share(*_TREES), share("Cast")
+    trees = share(*_TREES)
+    casts = share("Cast")
     converted = share("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-    layers, integer_convolutions = share(*_LAYERS, type_="float"), share("ConvInteger")
+    layers = share(*_LAYERS, type_="float")
+    integer_convolutions = share("ConvInteger")
     unfused = [name for name in _UNFUSED if share(name) >= 0.05]
     # Exclude the loops of onnxserve's tree converters over blocks of rows, which need
     # no advice.
@@ -269,10 +274,8 @@ def _advise(
         if entry.operator in _LOOPS and not entry.name.startswith("onnxserve_")
     ]
     steps = max((entry.calls for entry in nodes), default=0)
-    is_double, is_half = (
-        share(*_TREES, type_="double") > 0,
-        any("float16" in entry.types for entry in operators),
-    )
+    is_double = share(*_TREES, type_="double") > 0
+    is_half = any("float16" in entry.types for entry in operators)
     advice = (
         (
             calls > 0 and run_us / calls < _DISPATCH_US,

@@ -40,7 +40,8 @@ def save_model(
     `parity` for the onnxserve flavor. Without a record (a draft), the base's reference
     is kept. Raises ConversionError if the graph is too large.
     """
-    folder, artifact = Path(path), read_artifact(base)
+    folder = Path(path)
+    artifact = read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
     weight_files = {
         entry.value
@@ -69,17 +70,16 @@ def save_model(
         }
         (folder / PARITY_FILE).write_text(json.dumps(proof, indent=2) + "\n")
     model = mlflow_model if mlflow_model is not None else Model()
-    model.flavors, model.signature, model.metadata = (
-        base_model.flavors,
-        base_model.signature,
-        base_model.metadata,
-    )
+    model.flavors = base_model.flavors
+    model.signature = base_model.signature
+    model.metadata = base_model.metadata
     model.saved_input_example_info = base_model.saved_input_example_info
     model.save(str(folder / MLMODEL))
     if record is None:
         return
     if artifact.reference:  # Drift monitors need the predictions of the form.
-        form, path = LoadedOnnx(OnnxModel.load(folder)), folder / artifact.reference
+        form = LoadedOnnx(OnnxModel.load(folder))
+        path = folder / artifact.reference
         table = pq.read_table(path)
         rows = reference_rows(form.artifact, table.num_rows, seed=0) or {}
         columns = log_columns(

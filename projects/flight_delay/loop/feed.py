@@ -59,7 +59,8 @@ class Feed:
         """Send the flights of a day, hour by hour, and then the labels of the previous
         day.
         """
-        answered, tables = [], []
+        answered = []
+        tables = []
         for _, of_hour in flights.groupby(EVENT_TIME, sort=True):
             for start in range(0, len(of_hour), self._batch):
                 batch = of_hour.iloc[start : start + self._batch]

@@ -22,7 +22,11 @@ _HEIGHT = {"accuracy": 0.09, "drift": 0.16}
 """The distance between a monitor's marks and the lowest accuracy, as a share of the
 range of accuracies.
 """
-_CALM, _ALARM, _LOOP, _STILL, _INJECTED = "#9aa5b1", "#d64545", "#0b69a3", "#7b8794", "#f7d070"
+_CALM = "#9aa5b1"
+_ALARM = "#d64545"
+_LOOP = "#0b69a3"
+_STILL = "#7b8794"
+_INJECTED = "#f7d070"
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,8 @@ def accuracy_by_month(flights: pd.DataFrame, injection: Injection | None = None)
     rows = []
     for month, of_month in of_year.groupby(of_year[DAY].dt.month):
         delayed = of_month[LABEL]
-        loop, still = (
-            (of_month["prediction"] == delayed).mean(),
-            (of_month["still"] == delayed).mean(),
-        )
+        loop = (of_month["prediction"] == delayed).mean()
+        still = (of_month["still"] == delayed).mean()
         rows.append(
             {
                 "month": int(month),
@@ -102,7 +104,8 @@ def _standard_error(flights: pd.DataFrame) -> float:
         flights["still"] == flights[LABEL]
     ).astype(float)
     days = pd.DataFrame({"day": flights[DAY], "right": right}).groupby("day")["right"]
-    sums, counts = days.sum(), days.count()
+    sums = days.sum()
+    counts = days.count()
     if len(sums) < 2:
         return float("nan")
     residuals = sums - counts * right.mean()
@@ -111,7 +114,8 @@ def _standard_error(flights: pd.DataFrame) -> float:
 
 def served_version_changes(flights: pd.DataFrame) -> list[ServedVersionChange]:
     """Return the changes of the served version, with their times."""
-    changes, last = [], ""
+    changes = []
+    last = ""
     for version, of_version in sorted(
         flights.groupby("version"),
         key=lambda item: int(str(item[0])),
@@ -178,7 +182,8 @@ def draw_plot(
 def _draw_verdicts(axes: Axes, months: pd.DataFrame, judged: Sequence[JudgedWindow]) -> None:
     """Draw a line of marks for each monitor, below the accuracies."""
     accuracies = months[["accuracy_with_loop", "accuracy_without", "always_on_time"]].to_numpy()
-    low, span = float(accuracies.min()), max(float(np.ptp(accuracies)), 0.05)
+    low = float(accuracies.min())
+    span = max(float(np.ptp(accuracies)), 0.05)
     for window in judged:
         middle = matplotlib.dates.date2num(
             window.start.tz_localize(None) + (window.end - window.start) / 2,
@@ -231,10 +236,8 @@ def conclusion(months: pd.DataFrame, trained_on: str) -> list[str]:
         "days)",
     )
     sure = later[later["difference"].abs() > 1.96 * later["standard_error"]]
-    better, worse = (
-        sure[sure["difference"] > 0]["month"].tolist(),
-        sure[sure["difference"] < 0]["month"].tolist(),
-    )
+    better = sure[sure["difference"] > 0]["month"].tolist()
+    worse = sure[sure["difference"] < 0]["month"].tolist()
     lines.append(
         f"significantly better months: {better or 'none'}; significantly worse months: "
         f"{worse or 'none'}",

@@ -20,7 +20,8 @@ from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from projects.demo.workspace import CHECKOUT
 
 ALIAS = "champion"
-DRIFT, ACCURACY = "drift", "accuracy"
+DRIFT = "drift"
+ACCURACY = "accuracy"
 _END_SECONDS = 20.0
 
 
@@ -58,7 +59,8 @@ class ReplaySettings:
 
     def config(self) -> dict[str, Any]:
         """Return the fields of the endpoint, without its model."""
-        drift, accuracy = f"monitors.{DRIFT}", f"monitors.{ACCURACY}"
+        drift = f"monitors.{DRIFT}"
+        accuracy = f"monitors.{ACCURACY}"
         retrain = {
             "project": str(CHECKOUT),
             "entry_point": "train",

@@ -19,7 +19,9 @@ from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from projects.flight_delay.loop.setup import ACCURACY, DRIFT, ReplaySettings
 
-LOG_SECONDS, JUDGED_SECONDS, TRAINED_SECONDS = 120.0, 900.0, 2400.0
+LOG_SECONDS = 120.0
+JUDGED_SECONDS = 900.0
+TRAINED_SECONDS = 2400.0
 _POLL_SECONDS = 0.3
 _BEFORE_TRAFFIC = ("waiting", "running", "registered", "gated")
 
@@ -55,7 +57,8 @@ def wait_for_verdicts(store: Store, setting: ReplaySettings, window: Window) -> 
     """Wait for the verdicts on accuracy in the window and on drift in its last part.
     Raises NotReady.
     """
-    monitors, length = Monitors(store), timedelta(seconds=duration_seconds(setting.drift_every))
+    monitors = Monitors(store)
+    length = timedelta(seconds=duration_seconds(setting.drift_every))
     requested = [
         monitors.add(setting.endpoint, DRIFT, window.end - length, window.end),
         monitors.add(setting.endpoint, ACCURACY, window.start, window.end),

@@ -103,7 +103,8 @@ def grandchild_of(child: Child, output: Path) -> int:
 
 
 def test_it_leads_a_group_or_a_session_of_its_own(new_child: New) -> None:
-    child, session = new_child(SLEEP), new_child(SLEEP, own_session=True)
+    child = new_child(SLEEP)
+    session = new_child(SLEEP, own_session=True)
     assert os.getpgid(child.pid) == child.pid
     assert os.getsid(child.pid) == os.getsid(0)
     assert os.getsid(session.pid) == session.pid

@@ -21,7 +21,9 @@ def test_pauses_grow_to_ten_minutes() -> None:
 
 
 def test_a_piece_of_work_has_one_attempt_at_a_time_and_waits_for_its_pause() -> None:
-    now, go_on, attempts = [0.0], threading.Event(), []
+    now = [0.0]
+    go_on = threading.Event()
+    attempts = []
     work = WorkRunner("test", 2, 30, monotonic=lambda: now[0])
 
     def attempt() -> float:
@@ -90,7 +92,8 @@ def test_a_failure_that_cannot_be_handled_stops_no_other_work() -> None:
 def test_an_unexpected_exception_pauses_the_work_and_is_counted_until_it_succeeds(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    now, defects = [0.0], list[tuple[Hashable, str, int]]()
+    now = [0.0]
+    defects = list[tuple[Hashable, str, int]]()
     work = WorkRunner(
         "test",
         1,

@@ -25,7 +25,8 @@ from tests.support.refusals import refused
     ],
 )
 def test_days_of_the_week_are_those_of_crontab(schedule: str, days: list[str]) -> None:
-    time, weekdays = datetime(2026, 11, 22, 12, tzinfo=UTC), []
+    time = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    weekdays = []
     while (time := next_fire(schedule, "UTC", time)) <= datetime(2026, 11, 29, 12, tzinfo=UTC):
         weekdays.append(time.strftime("%a"))
 
@@ -76,7 +77,8 @@ def test_clock_changes_neither_skip_nor_repeat_a_scheduled_time(
     after: str,
     times: list[str],
 ) -> None:
-    time, fire_times = datetime.fromisoformat(after), []
+    time = datetime.fromisoformat(after)
+    fire_times = []
     for _ in times:
         time = next_fire(schedule, zone, time)
         fire_times.append(f"{time:%dT%H:%M}")

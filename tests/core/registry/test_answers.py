@@ -122,7 +122,8 @@ def test_an_answer_that_is_not_complete_in_time_is_refused(
     serve: Callable[[Answer], str],
     answer: Answer,
 ) -> None:
-    url, began = serve(answer), time.monotonic()
+    url = serve(answer)
+    began = time.monotonic()
     with (
         bounded_answers(seconds=SECONDS),
         refused(requests.RequestException, "not complete", "0.5 s"),

@@ -90,7 +90,9 @@ def test_without_the_app_a_model_with_approvals_has_no_approved_version(
     kind: str,
     mlflow_at: SimpleNamespace,
 ) -> None:
-    mlflow_at.status, mlflow_at.kind, mlflow_at.body = status, kind, "no such page"
+    mlflow_at.status = status
+    mlflow_at.kind = kind
+    mlflow_at.body = "no such page"
     assert approval_of("credit", "6") == Approval(is_required=True)
     assert changed_files() == []
 
@@ -123,7 +125,8 @@ def test_an_error_is_not_taken_for_an_answer(
     expected: type[OnnxserveError],
     mlflow_at: SimpleNamespace,
 ) -> None:
-    mlflow_at.status, mlflow_at.body = status, body
+    mlflow_at.status = status
+    mlflow_at.body = body
     with pytest.raises(expected):
         approval_of("credit", "6")
 

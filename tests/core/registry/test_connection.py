@@ -470,7 +470,8 @@ def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(
 
 def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.MonkeyPatch) -> None:
     set_service_timeouts()
-    first, second = no_request_timeout, no_request_timeout
+    first = no_request_timeout
+    second = no_request_timeout
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)

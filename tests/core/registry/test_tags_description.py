@@ -7,7 +7,8 @@ import pytest
 from mlflow_deploy_plugin.core.registry.tags import MAX_DESCRIPTION_LENGTH, with_description_section
 
 HEAD = ["| monitor | verdict |", "| --- | --- |"]
-DRIFT, CALM = [*HEAD, "| daily | drift |"], [*HEAD, "| daily | no drift |"]
+DRIFT = [*HEAD, "| daily | drift |"]
+CALM = [*HEAD, "| daily | no drift |"]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ _numbers = count()
 @pytest.fixture(params=["moved"])
 def model(store: Any, request: pytest.FixtureRequest) -> Iterator[str]:
     """Yield a registered model with versions 1, 2 and 3, without stages."""
-    name, client = f"{request.param}-{next(_numbers)}", MlflowClient()
+    name = f"{request.param}-{next(_numbers)}"
+    client = MlflowClient()
     client.create_registered_model(name)
     for _ in range(3):
         client.create_model_version(
@@ -145,12 +146,11 @@ def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(
     """
     reference = parse_model_uri(f"models:/{model}/tag:team=blue")
     move_version(reference, "1")
-    set_tag, delete_tag = MlflowClient.set_model_version_tag, MlflowClient.delete_model_version_tag
-    second, has_tagged, looked = (
-        Thread(target=move_version, args=(reference, "2")),
-        Event(),
-        Barrier(2),
-    )
+    set_tag = MlflowClient.set_model_version_tag
+    delete_tag = MlflowClient.delete_model_version_tag
+    second = Thread(target=move_version, args=(reference, "2"))
+    has_tagged = Event()
+    looked = Barrier(2)
     waits = local()
 
     def tag_and_let_the_second(

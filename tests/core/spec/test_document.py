@@ -72,11 +72,9 @@ def test_written_spec_is_read_back_unchanged(
 
 
 def test_the_first_document_describes_the_server_for_all() -> None:
-    first, alike, silent = (
-        "name: a\nvariants: {v: {model: x}}\nserver: {workers: 2}",
-        "name: b\nvariants: {v: {model: x}}\nserver: {workers: 2}",
-        "name: c\nvariants: {v: {model: x}}",
-    )
+    first = "name: a\nvariants: {v: {model: x}}\nserver: {workers: 2}"
+    alike = "name: b\nvariants: {v: {model: x}}\nserver: {workers: 2}"
+    silent = "name: c\nvariants: {v: {model: x}}"
     assert [spec.name for spec in load_specs("\n---\n".join([first, alike, silent]))] == [
         "a",
         "b",

@@ -31,7 +31,8 @@ def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
         apply_config(gated, {"require": "gate=maybe"})
 
 
-OPENVINO, CPU = "OpenVINOExecutionProvider", "CPUExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
+CPU = "CPUExecutionProvider"
 
 
 def test_providers_are_names_or_names_with_options_and_keep_their_order() -> None:

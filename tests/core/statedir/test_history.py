@@ -24,7 +24,9 @@ class Machine:
     """A state folder with a server's counters, and the clocks of its agent."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._runs, self.now = folder, 0, 0.0
+        self.folder = folder
+        self._runs = 0
+        self.now = 0.0
         self.wall = 1_700_000_000.0
         self.metrics = self.start_server()
 
@@ -84,7 +86,8 @@ def test_line_counts_only_the_requests_since_the_line_before(machine: Machine) -
 
     counted = busy.counters[OF_VERSION]
     assert (counted.requests, counted.errors, counted.failures, busy.labels) == (75, 5, 2, 4)
-    median, slowest = counted.quantile(0.5), counted.quantile(0.99)
+    median = counted.quantile(0.5)
+    slowest = counted.quantile(0.99)
     assert median is not None
     assert slowest is not None
     assert 0 < median <= 0.005

@@ -35,8 +35,10 @@ from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 
 Page = dict[str, tuple[str, str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]]
 WORDS = st.text(st.sampled_from('le": ,\\n\n{}ü"='), max_size=6)
-HELP, SECONDS = Metric("f", "help"), Metric("h", "seconds", ("0.0005", "2.5", "10.0", "1024.0"))
-COUNTER, GAUGE = Metric("c", 'help\\ of\n"c"'), Metric("g", "of those that live", kind="gauge")
+HELP = Metric("f", "help")
+SECONDS = Metric("h", "seconds", ("0.0005", "2.5", "10.0", "1024.0"))
+COUNTER = Metric("c", 'help\\ of\n"c"')
+GAUGE = Metric("g", "of those that live", kind="gauge")
 LATEST = Metric("latest", "the latest", kind="gauge")
 NAMES = ["a", "endpoint", "model"]
 LABELS = st.dictionaries(st.sampled_from(NAMES), WORDS, min_size=3)
@@ -60,10 +62,8 @@ def parsed(page: bytes) -> Page:
 
 
 def fill(folder: Path, worker: int, label_sets: list[dict[str, str]]) -> None:
-    counts, gauges = (
-        MmapCounters(folder / f"counts_{worker}.db"),
-        MmapCounters(folder / f"gauges_{worker}.db"),
-    )
+    counts = MmapCounters(folder / f"counts_{worker}.db")
+    gauges = MmapCounters(folder / f"gauges_{worker}.db")
     for number, labels in enumerate(label_sets):
         counts.cells[counts.slot(COUNTER, labels)] = 0.25 + 1e9 * worker + number
         counts.cells[counts.slot(LATEST, labels)] = 7.5 * worker - number
@@ -79,7 +79,8 @@ class Expected(Collector):
     """
 
     def __init__(self, workers: list[list[dict[str, str]]], living: list[int]) -> None:
-        self.workers, self.living = workers, living
+        self.workers = workers
+        self.living = living
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         counter = CounterMetricFamily(COUNTER.name, COUNTER.help, labels=NAMES)

@@ -49,11 +49,9 @@ def test_the_store_lies_in_its_home_whatever_the_folder_is_called(
 
 
 def url_of(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> str:
-    return (
-        f"sqlite:///{tmp_path}/store.db"
-        if kind == "sqlite"
-        else request.getfixturevalue("postgresql_url")
-    )
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    return request.getfixturevalue("postgresql_url")
 
 
 both = pytest.mark.parametrize(

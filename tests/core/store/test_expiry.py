@@ -22,7 +22,9 @@ from tests.support.clocks import Clock
 from tests.support.waiting import wait_until
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
-HOUR, DAY, YEAR = timedelta(hours=1), timedelta(days=1), timedelta(days=365)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+YEAR = timedelta(days=365)
 
 
 @pytest.fixture
@@ -148,7 +150,8 @@ def test_counters_go_on_from_the_windows_that_have_expired(
 ) -> None:
     spec = new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"})
     store.add_endpoint("onnxserve", spec)
-    monitors, key = Monitors(store), ("flights", "hourly")
+    monitors = Monitors(store)
+    key = ("flights", "hourly")
     monitors.update_state(*key, consecutive=0)
     failed = monitors.add(*key, START, START + HOUR)
     monitors.update(replace(failed, state="failed", attempts=5))

@@ -125,7 +125,8 @@ def test_a_busy_monitor_takes_nothing_from_the_newest_windows_of_another(
     store: Store,
     name: str,
 ) -> None:
-    monitors, minute = Monitors(store), timedelta(minutes=1)
+    monitors = Monitors(store)
+    minute = timedelta(minutes=1)
     for number in range(5):
         monitors.add(
             name,
@@ -283,7 +284,9 @@ def test_of_several_who_write_a_new_row_at_once_one_makes_it(
     name: str,
     number: int,
 ) -> None:
-    monitors, alerts, now = Monitors(store), Alerts(store), store.now()
+    monitors = Monitors(store)
+    alerts = Alerts(store)
+    now = store.now()
     notice = Alert(f"{name}/said", name, "daily", "said", now, now)
     firing = replace(notice, fingerprint=f"{name}/drift", state="firing")
     failed = AuditEvent(

@@ -13,7 +13,8 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry, served_files
 from mlflow_deploy_plugin.core.store.store import Store
 
-OLD, NEW = "a" * 64, "b" * 64
+OLD = "a" * 64
+NEW = "b" * 64
 
 
 @pytest.fixture

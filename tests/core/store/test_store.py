@@ -290,7 +290,8 @@ def test_events_are_read_some_at_a_time(store: Store, monkeypatch: pytest.Monkey
         store.record("start", endpoint="paged", why=why)
     store.record("start", endpoint="other")
 
-    oldest, newest = store.events("paged"), store.events("paged", newest_first=True)
+    oldest = store.events("paged")
+    newest = store.events("paged", newest_first=True)
     assert (next(oldest).why, next(newest).why) == ("1", "5")
     store.record("start", endpoint="paged", why="6")
 
@@ -305,7 +306,9 @@ def test_an_event_that_depends_on_earlier_events_is_written_once(store: Store) -
 
     def decide(events: list[AuditEvent]) -> AuditEvent | None:
         seen.append(len(events))
-        return None if events else AuditEvent(START, "ada", "approve", model=model)
+        if events:
+            return None
+        return AuditEvent(START, "ada", "approve", model=model)
 
     with ThreadPoolExecutor(4) as pool:
         results = [*pool.map(lambda _: store.record_next(model, ["approve"], decide), range(8))]

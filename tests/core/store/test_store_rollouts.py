@@ -255,7 +255,8 @@ def test_a_holder_lives_for_others_whatever_its_wall_clock_shows(
     name: str,
 ) -> None:
     """Machines that share an SQLite file count as one machine."""
-    first, second = Machine(postgresql_url), Machine(postgresql_url)
+    first = Machine(postgresql_url)
+    second = Machine(postgresql_url)
 
     def is_current(year: int, seconds: float) -> bool:
         first.wall = NOW.replace(year=year)

@@ -77,7 +77,8 @@ def test_after_an_error_the_file_is_as_it_was(tmp_path: Path) -> None:
 def test_dash_is_standard_input_or_output_and_a_bad_path_is_named_in_the_error(
     tmp_path: Path,
 ) -> None:
-    stdin, stdout = io.BytesIO(b"x"), io.BytesIO()
+    stdin = io.BytesIO(b"x")
+    stdout = io.BytesIO()
     with open_input("-", stdin) as source, open_output("-", stdout) as target:
         target.write(source.read())
     assert stdout.getvalue() == b"x"

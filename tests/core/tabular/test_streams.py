@@ -383,7 +383,8 @@ def test_values_of_a_parquet_file_are_counted_whatever_their_type(
     monkeypatch: pytest.MonkeyPatch,
     values: pa.Array,
 ) -> None:
-    table, file = pa.table({"a": values}), tmp_path / "rows.parquet"
+    table = pa.table({"a": values})
+    file = tmp_path / "rows.parquet"
     pq.write_table(table, file, row_group_size=20)
 
     assert read_parquet(file).equals(table)
@@ -392,7 +393,8 @@ def test_values_of_a_parquet_file_are_counted_whatever_their_type(
         read_parquet(file)
 
 
-US, NS = pa.timestamp("us"), pa.timestamp("ns")
+US = pa.timestamp("us")
+NS = pa.timestamp("ns")
 
 
 def typed(texts: list[str | None], known: pa.DataType | None = None) -> pa.ChunkedArray:

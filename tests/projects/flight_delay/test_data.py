@@ -32,7 +32,8 @@ def test_the_columns_are_typed_and_only_the_weather_has_gaps(flights: pd.DataFra
 
 def test_ten_whole_days_are_held_out_of_the_first_three_months(flights: pd.DataFrame) -> None:
     parts = data.split(flights, seed=7)
-    held_out, trained = set(parts.calm[data.DAY]), set(parts.train[data.DAY])
+    held_out = set(parts.calm[data.DAY])
+    trained = set(parts.train[data.DAY])
     assert len(held_out) == 10
     assert len(trained) == 80
     assert not held_out & trained

@@ -110,7 +110,8 @@ def test_an_injected_change_begins_with_its_month_and_says_that_it_is_injected(
     injection = parse_injection("celsius:7")
     assert injection is not None
     assert mentions(str(injection), "month 7", "temp", "dewp", "°C", "°F")
-    changed, july = injection.apply(some), some[DAY].dt.month == 7
+    changed = injection.apply(some)
+    july = some[DAY].dt.month == 7
     pd.testing.assert_frame_equal(changed[~july], some[~july])
     np.testing.assert_allclose(changed.loc[july, "temp"] * 1.8 + 32, some.loc[july, "temp"])
     assert parse_injection("") is None

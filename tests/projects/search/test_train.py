@@ -45,7 +45,9 @@ def traffic(url: str) -> Iterator[Counter[tuple[str, int]]]:
     """
     match = re.search(r"-d '(\{.*\})'", (ROOT / "projects" / "search" / "README.md").read_text())
     assert match is not None
-    flight, ended, answers = json.loads(match[1]), threading.Event(), Counter[tuple[str, int]]()
+    flight = json.loads(match[1])
+    ended = threading.Event()
+    answers = Counter[tuple[str, int]]()
 
     def send() -> None:
         session = requests.Session()

@@ -134,7 +134,8 @@ def recorded(
     store = open_store(home.store_url)
     try:
         with tracking_at(server.url):
-            client, rows = MlflowClient(), pd.DataFrame(labelled(400))
+            client = MlflowClient()
+            rows = pd.DataFrame(labelled(400))
             policy = (
                 "gated_aliases: [champion]\n"
                 "approvals: {count: 1}\n"
@@ -170,10 +171,8 @@ def recorded(
             )
             onnxserve.explain("models:/toy/1", holdout, max_rows=10, log=True)
             run_gate("toy", "1", store=store)
-            champion, gate_policy = (
-                parse_stage_or_alias("@champion"),
-                choose_policy("toy", None).policy,
-            )
+            champion = parse_stage_or_alias("@champion")
+            gate_policy = choose_policy("toy", None).policy
             files = version_digest("models:/toy/1")
             subject = subject_of(client.get_model_version("toy", "1"), champion, files, gate_policy)
             request_promotion(
@@ -319,7 +318,8 @@ def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry: Regi
 
 
 def test_text_from_users_is_not_markup(registry: Registry, tmp_path: Path) -> None:
-    name, image = "<img src=x onerror=alert(1)>", "<script>alert(2)</script>"
+    name = "<img src=x onerror=alert(1)>"
+    image = "<script>alert(2)</script>"
     registry.register(name)
     registry.client.update_registered_model(name, f"{image}\n'\"&")
     registry.client.update_model_version(name, "1", "https://ada:secret@example.com")

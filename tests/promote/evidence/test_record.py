@@ -61,7 +61,8 @@ def test_the_record_has_the_facts_of_the_registry_the_run_the_files_and_the_gate
 
 def test_missing_parts_are_named(registry: MlflowClient) -> None:
     shutil.rmtree("3")
-    second, third = read_record("models:/toy/2"), read_record("models:/toy/3")
+    second = read_record("models:/toy/2")
+    third = read_record("models:/toy/3")
     assert (second.gate, set(second.missing)) == (None, {"gate"})
     assert mentions(second.missing["gate"], "onnxserve gate toy 2")
     assert (third.mlmodel, third.graph, third.requirements) == ({}, {}, {})

@@ -133,7 +133,8 @@ def model(source: Registry, target: Registry, here: None) -> str:
     """A model with a judged version in the source, and with a policy in both
     registries.
     """
-    name, client = f"toy-{next(_numbers)}", source.client
+    name = f"toy-{next(_numbers)}"
+    client = source.client
     for registry in (source, target):
         registry.client.create_registered_model(name, tags={"onnxserve.gate.policy": POLICY})
     run = client.create_run(

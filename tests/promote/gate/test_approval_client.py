@@ -49,7 +49,8 @@ def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            served.path, served.login = self.path, self.headers.get("Authorization", "")
+            served.path = self.path
+            served.login = self.headers.get("Authorization", "")
             length = int(self.headers.get("Content-Length") or 0)
             served.sent = json.loads(self.rfile.read(length)) if length else None
             self.send_response(served.status)
@@ -119,10 +120,8 @@ def test_an_error_of_the_server_is_raised_with_its_message(
     code: str,
     error: type[OnnxserveError],
 ) -> None:
-    mlflow_at.status, mlflow_at.body = (
-        status,
-        json.dumps({"error_code": code, "message": "so it is"}),
-    )
+    mlflow_at.status = status
+    mlflow_at.body = json.dumps({"error_code": code, "message": "so it is"})
     with pytest.raises(error) as raised:
         send_decision("approve", "flights", "3", "@champion")
     assert raised.value.message == "so it is"
@@ -161,7 +160,9 @@ def test_another_answer_is_an_error_with_a_remedy(
     error: type[OnnxserveError],
     names: list[str],
 ) -> None:
-    mlflow_at.status, mlflow_at.kind, mlflow_at.body = status, kind, body
+    mlflow_at.status = status
+    mlflow_at.kind = kind
+    mlflow_at.body = body
     with pytest.raises(error) as raised:
         listed_requests()
     assert mentions(raised.value.message, *names)

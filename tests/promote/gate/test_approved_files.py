@@ -18,7 +18,8 @@ from mlflow_deploy_plugin.promote.gate.approved_files import approved_files, ear
 from tests.support.approvals import REPORT, record_gate
 
 POLICY = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy())
-OLD, NEW = "a" * 64, "b" * 64
+OLD = "a" * 64
+NEW = "b" * 64
 
 
 def moved(

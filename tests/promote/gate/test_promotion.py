@@ -279,7 +279,8 @@ def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
     gate.
     """
     policy = choose_policy("toy").policy
-    place, entry = StageOrAlias(stage="Production"), toy.get_model_version("toy", version)
+    place = StageOrAlias(stage="Production")
+    entry = toy.get_model_version("toy", version)
     files = version_digest(f"models:/toy/{version}")
     subject = subject_of(entry, place, files, policy)
     with closing(open_store(load_settings().store_url)) as store:

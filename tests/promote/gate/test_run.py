@@ -74,7 +74,8 @@ def test_no_status_asks_for_another_gate_while_the_tags_of_the_first_verdict_are
     registry: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write, seen = tags.tag_version, list[str]()
+    write = tags.tag_version
+    seen = list[str]()
 
     def write_and_read(name: str, version: str, key: str, value: str) -> None:
         write(name, version, key, value)

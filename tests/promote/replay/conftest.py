@@ -66,7 +66,9 @@ class Answering:
         """
         artifact = read_served_artifact(model)
         if artifact.flavor == PYTHON_FUNCTION:
-            schema, names, scorer = pyfunc_schema(artifact), None, load_scorer(model)
+            schema = pyfunc_schema(artifact)
+            names = None
+            scorer = load_scorer(model)
             if artifact.tensors:
                 feeds = schema.from_columns(rows)
                 outputs = dict(scorer.predict(feeds).arrays["outputs"])
@@ -79,7 +81,8 @@ class Answering:
                 outputs = dict(arrays.get("outputs") or arrays["texts"])
         else:
             onnx = OnnxModel.load(model)
-            schema, artifact = onnx.schema, onnx.artifact
+            schema = onnx.schema
+            artifact = onnx.artifact
             names = tuple(output.name for output in artifact.outputs)
             feeds = schema.from_columns(rows)
             outputs = onnx.run(feeds)
@@ -99,7 +102,8 @@ class Answering:
         endpoint: str,
         status: int = 200,
     ) -> str:
-        now, identity = int(time.time() * 1e6), uuid.uuid4().hex
+        now = int(time.time() * 1e6)
+        identity = uuid.uuid4().hex
         writer = CaptureWriter(self.folder / "spool")
         record = RequestRecord(endpoint, endpoint, "", identity, now, now, status=status)
         assert writer.write(record, model, feeds, outputs, 1000)[-1]

@@ -140,7 +140,8 @@ def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trai
     store: Store,
     run: Callable[[RolloutController], threading.Event],
 ) -> None:
-    world, begun = World(), begin(store)
+    world = World()
+    begun = begin(store)
 
     run(controller(store, world, "one"))
     wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
@@ -162,7 +163,8 @@ def test_a_bad_candidate_is_taken_back(
     store: Store,
     run: Callable[[RolloutController], threading.Event],
 ) -> None:
-    world, begun = World(errors=0.5), begin(store)
+    world = World(errors=0.5)
+    begun = begin(store)
 
     run(controller(store, world, "one"))
     wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
@@ -217,7 +219,8 @@ def test_while_one_controller_works_another_does_nothing(
     run: Callable[[RolloutController], threading.Event],
 ) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
-    stores, worlds = (open_store(url), open_store(url)), (World(), World())
+    stores = (open_store(url), open_store(url))
+    worlds = (World(), World())
     run(controller(stores[0], worlds[0], "one"))
     wait_until(lambda: stores[0].lease(LEASE), SECONDS, "the first has the lease")
 
@@ -238,10 +241,8 @@ def test_a_controller_that_does_not_reach_the_server_leaves_the_rollout_to_one_t
     run: Callable[[RolloutController], threading.Event],
 ) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
-    stores, worlds = (
-        (open_store(url), open_store(url)),
-        (World(place="elsewhere"), World(errors=0.5)),
-    )
+    stores = (open_store(url), open_store(url))
+    worlds = (World(place="elsewhere"), World(errors=0.5))
     run(controller(stores[0], worlds[0], "pod"))
     wait_until(lambda: stores[0].lease(rollouts_lease_name("elsewhere")), SECONDS, "it works")
 
@@ -262,7 +263,8 @@ def test_writes_after_a_lost_lease_are_ignored(
     assert lease is not None
     other = open_store(f"sqlite:///{tmp_path}/store.db")
     wait_until(lambda: other.acquire_lease(LEASE, "quick", 60), SECONDS, "the other has it")
-    world, begun = World(), begin(store)
+    world = World()
+    begun = begin(store)
 
     controller(store, world, "slow").advance(begun, LeaseKeeper(store, lease))
 
@@ -272,7 +274,8 @@ def test_writes_after_a_lost_lease_are_ignored(
 
 
 def test_a_candidate_that_is_put_in_while_somebody_aborts_is_taken_out_again(store: Store) -> None:
-    world, begun = World(), begin(store)
+    world = World()
+    begun = begin(store)
     lease = store.acquire_lease(LEASE, "one", 60)
     assert lease is not None
 
@@ -289,7 +292,8 @@ def test_a_candidate_that_is_put_in_while_somebody_aborts_is_taken_out_again(sto
 
 
 def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store: Store) -> None:
-    world, begun = World(), begin(store)
+    world = World()
+    begun = begin(store)
     lease = store.acquire_lease(LEASE, "one", 60)
     assert lease is not None
     world.share["flights"] = 100
@@ -327,7 +331,8 @@ def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store
     ],
 )
 def test_an_action_that_fails_is_written_down(store: Store, error: Exception, said: str) -> None:
-    world, begun = World(), begin(store)
+    world = World()
+    begun = begin(store)
     lease = store.acquire_lease(LEASE, "one", 60)
     assert lease is not None
 

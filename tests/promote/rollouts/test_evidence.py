@@ -82,7 +82,8 @@ def test_each_pod_is_counted_once_whichever_pods_there_are_and_can_be_read() -> 
 
 
 def test_requests_counted_before_a_pod_was_ready_do_not_belong_to_the_step() -> None:
-    begun, old = counted(100), versions_counted(counted(5000, 400), counted(900, 890))
+    begun = counted(100)
+    old = versions_counted(counted(5000, 400), counted(900, 890))
     ledger = looked(
         ERRORS,
         {"a": versions_counted(begun)},

@@ -44,7 +44,8 @@ def start(tmp_path: Path, worked: list[str]) -> Iterator[Start]:
     running = []
 
     def begin(name: str) -> threading.Event:
-        ended, store = threading.Event(), open_store(f"sqlite:///{tmp_path}/store.db")
+        ended = threading.Event()
+        store = open_store(f"sqlite:///{tmp_path}/store.db")
         works = [repeat(lambda: worked.append(name), seconds=0.01)]
         arguments = (store, works, name, 4, lambda line: None, ended)
         thread = threading.Thread(target=lead_store, args=arguments)
@@ -86,7 +87,9 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(
 def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(
     tmp_path: Path,
 ) -> None:
-    store, ended, messages = open_store(f"sqlite:///{tmp_path}/store.db"), threading.Event(), []
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    ended = threading.Event()
+    messages = []
     assert store.acquire_lease(
         STORE_LEASE,
         "this",
@@ -126,7 +129,9 @@ def leads() -> float:
 
 def test_a_task_that_fails_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leadership, "_FAILURE_SECONDS", 0.01)
-    store, begun, ended = open_store(Settings(home=tmp_path).store_url), [], threading.Event()
+    store = open_store(Settings(home=tmp_path).store_url)
+    begun = []
+    ended = threading.Event()
 
     def task(keeper: LeaseKeeper, over: threading.Event) -> None:
         begun.append(keeper.lease.token)

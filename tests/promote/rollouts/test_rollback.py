@@ -49,7 +49,8 @@ def model(registry: None) -> str:
     """A registered model whose versions 2, 1 and 3 were in Production one after the
     other, and had the alias.
     """
-    name, client = f"model-{next(_numbers)}", MlflowClient()
+    name = f"model-{next(_numbers)}"
+    client = MlflowClient()
     client.create_registered_model(name)
     for _ in range(3):
         client.create_model_version(name, "s3://nowhere/model")
@@ -315,7 +316,8 @@ def test_promotion_just_finished_by_a_rollout_is_rolled_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
-    begun, read = store.add_rollout("flights", PLAN.to_json(), "promoting"), store.rollouts
+    begun = store.add_rollout("flights", PLAN.to_json(), "promoting")
+    read = store.rollouts
 
     def ends_after_the_first_look(*asked: Any, **more: Any) -> list[Rollout]:
         rollouts = read(*asked, **more)

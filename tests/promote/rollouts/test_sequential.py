@@ -33,7 +33,8 @@ def aborted(candidate: float, current: float, threshold: float, seed: int) -> fl
     history = generator.binomial(BEFORE, current, ROLLOUTS)
     totals = np.full(ROLLOUTS, BEFORE)
     for weight in STEPS:
-        level, limit = LEVEL / len(STEPS), np.full(ROLLOUTS, threshold)
+        level = LEVEL / len(STEPS)
+        limit = np.full(ROLLOUTS, threshold)
         if weight == 100:
             level /= 2
             limits = [
@@ -47,7 +48,8 @@ def aborted(candidate: float, current: float, threshold: float, seed: int) -> fl
             errors = generator.binomial(requests, candidate)
             current_errors = generator.binomial(REQUESTS - requests, current)
             test.look(errors, requests, current_errors, REQUESTS - requests)
-            history, totals = history + current_errors, totals + REQUESTS - requests
+            history = history + current_errors
+            totals = totals + REQUESTS - requests
             ended |= test.rejects
     return float(ended.mean())
 

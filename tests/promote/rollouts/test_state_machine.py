@@ -107,10 +107,8 @@ def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_al
 
 def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_same_number() -> None:
     plan = replace(PLAN, kind="pinned", before_uri="models:/W/7", before_version="7", selector="7")
-    promoting, served = (
-        Progress("promoting", 1),
-        seen(100, versions=dict.fromkeys(variants(100), "7")),
-    )
+    promoting = Progress("promoting", 1)
+    served = seen(100, versions=dict.fromkeys(variants(100), "7"))
     before = {**served.variants, "champion": VariantSpec(model="models:/W/7")}
     after = {**served.variants, "champion": VariantSpec(model="models:/X/7")}
 
@@ -398,12 +396,11 @@ def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
 
 
 def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(first_step: Progress) -> None:
-    progress, tries = first_step, 0
+    progress = first_step
+    tries = 0
     while progress.state == "stepping":
-        progress, tries = (
-            after_failure(PLAN, progress, "set_traffic", "no answer", is_transient=False),
-            tries + 1,
-        )
+        progress = after_failure(PLAN, progress, "set_traffic", "no answer", is_transient=False)
+        tries = tries + 1
 
     assert tries == MAX_FAILURES
     assert mentions(progress.reason, "traffic", "no answer")
@@ -459,7 +456,8 @@ def test_the_trail_has_each_step_pause_and_end(
     fields: dict[str, Any],
     event: tuple[str, str, str] | None,
 ) -> None:
-    now, later = datetime(2026, 11, 21, tzinfo=UTC), datetime(2026, 11, 22, tzinfo=UTC)
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    later = datetime(2026, 11, 22, tzinfo=UTC)
     row = Rollout(1, PLAN.endpoint, PLAN.to_json(), state, 0, now, {}, "", now, now)
     progress = replace(first_step, **fields)
     entry = progress_event(row, progress, "ada@laptop", later)

@@ -173,7 +173,8 @@ def test_a_load_is_kept_once_it_went_well_and_found_again_by_the_next_agent(case
 
 
 def test_a_failed_load_restores_the_previous_endpoint(case: Case) -> None:
-    old, new = new_endpoint("c", "old"), new_endpoint("c", "new")
+    old = new_endpoint("c", "old")
+    new = new_endpoint("c", "new")
     case.do("load", "c", old)
     name = case.ask("load", "c", new)
     case.control.take()
@@ -185,7 +186,8 @@ def test_a_failed_load_restores_the_previous_endpoint(case: Case) -> None:
 
 
 def test_a_second_command_to_an_endpoint_waits_for_the_first(case: Case) -> None:
-    first, second = case.ask("load", "a"), case.ask("unload", "a")
+    first = case.ask("load", "a")
+    second = case.ask("unload", "a")
     case.control.take()
     assert case.control.take() is None
     case.settle()

@@ -174,7 +174,8 @@ def test_a_version_that_is_found_again_is_not_deleted_while_it_is_looked_at(
         cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(6)
     ]
     os.utime(folders[0], (time.time() - 4000, time.time() - 4000))
-    other, file_digest = ModelCache(tmp_path / "cache", tmp_path / "state"), hashlib.file_digest
+    other = ModelCache(tmp_path / "cache", tmp_path / "state")
+    file_digest = hashlib.file_digest
 
     def prune_and_hash(*arguments: Any) -> Any:
         other.prune()
@@ -302,7 +303,8 @@ def test_the_threads_of_mlflows_client_end_with_the_next_download(
 
     class Client:
         def __init__(self) -> None:
-            self.itself, self.pool = self, ThreadPoolExecutor(1, "of-mlflow")
+            self.itself = self
+            self.pool = ThreadPoolExecutor(1, "of-mlflow")
             self.pool.submit(int).result()
 
     def download(location: str, destination: Path) -> Path:

@@ -97,7 +97,9 @@ def test_the_agent_state_contains_the_shipping_state(case: Case) -> None:
 def test_each_followed_reference_is_asked_for_once_per_interval_and_pinned_ones_once(
     case: Case,
 ) -> None:
-    alias, tag, pinned = "models:/tiny@live", "models:/tiny/tag:a=b", "models:/tiny/3"
+    alias = "models:/tiny@live"
+    tag = "models:/tiny/tag:a=b"
+    pinned = "models:/tiny/3"
     case.spec(STAGE, alias, tag, pinned)
     case.world.versions = {STAGE: "1", alias: "2", tag: "2", pinned: "3"}
     follower = case.follower()

@@ -126,7 +126,8 @@ def test_keys_that_are_lost_are_written_again_while_their_source_is_away(
     case: Case,
     tmp_path: Path,
 ) -> None:
-    source, file = tmp_path / "mounted.json", case.state_dir / KEYS
+    source = tmp_path / "mounted.json"
+    file = case.state_dir / KEYS
     source.write_text(
         ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))}).model_dump_json(),
     )
@@ -237,7 +238,8 @@ def test_at_a_first_start_an_endpoint_whose_model_does_not_come_keeps_no_other_f
 
     def bring_the_second() -> None:
         wait_until(lambda: len(fetches.waiting) == 2)
-        slow, fetches.waiting = fetches.waiting[:1], fetches.waiting[1:]
+        slow = fetches.waiting[:1]
+        fetches.waiting = fetches.waiting[1:]
         fetches.go_on()
         fetches.waiting = slow
 

@@ -58,9 +58,9 @@ def test_keys_are_fetched_followed_and_kept(issuer: tuple[str, Path], tmp_path: 
 
     def brought() -> list[str]:
         file = tmp_path / JWKS
-        return (
-            [key["kid"] for key in json.loads(file.read_text())["keys"]] if file.is_file() else []
-        )
+        if file.is_file():
+            return [key["kid"] for key in json.loads(file.read_text())["keys"]]
+        return []
 
     stop = threading.Event()
     fetcher = issuer_key_fetcher(tmp_path, f"{url}/", stop, seconds=0.02)

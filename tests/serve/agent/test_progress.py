@@ -117,7 +117,8 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    clock, metrics = Clock(1000.0), start_run(tmp_path, "a")
+    clock = Clock(1000.0)
+    metrics = start_run(tmp_path, "a")
     writer = CaptureWriter(tmp_path / "spool")
     machine = Machine(tmp_path, clock, writer, metrics, None, None)  # type: ignore[arg-type]
     machine.restart()
@@ -161,7 +162,8 @@ def test_rows_of_shadows_are_in_the_log_and_in_no_count(machine: Machine) -> Non
 
 
 def test_the_log_is_complete_until_the_last_look_at_which_nothing_waited(machine: Machine) -> None:
-    shipper, clock = machine.shipper, machine.clock
+    shipper = machine.shipper
+    clock = machine.clock
     shipper.round()
     assert shipper.progress.complete_until == 1000
     clock.now = 1002

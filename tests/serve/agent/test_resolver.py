@@ -285,7 +285,8 @@ def test_a_new_reference_to_a_covered_model_is_polled_as_often_as_without_the_fe
     case: Case,
 ) -> None:
     """The feed covers the new reference only after its first event."""
-    resolver, new = case.follower().resolver, "models:/tiny/Staging"
+    resolver = case.follower().resolver
+    new = "models:/tiny/Staging"
     resolver.models = {ref: FollowedModel() for ref in (ModelRef(STAGE), ModelRef(new))}
     case.world.versions |= {STAGE: "1", new: "1"}
     resolver.covered = frozenset({STAGE})

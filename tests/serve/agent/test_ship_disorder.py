@@ -229,7 +229,8 @@ def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
     shipper: Shipper,
     tmp_path: Path,
 ) -> None:
-    held, ended = CaptureWriter(tmp_path / "spool"), CaptureWriter(tmp_path / "spool")
+    held = CaptureWriter(tmp_path / "spool")
+    ended = CaptureWriter(tmp_path / "spool")
     write(held, "a", ["AA"])
     (segment,) = (tmp_path / "spool").glob("*.seg")
     segment.with_suffix(".shipped").mkdir()

@@ -38,7 +38,8 @@ def test_only_new_rows_are_shipped_and_a_released_segment_is_deleted(
 def test_complete_until_follows_a_clock_that_is_set_back(
     tmp_path: Path,
 ) -> None:
-    clock, day = Clock(0.0), 86400.0
+    clock = Clock(0.0)
+    day = 86400.0
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), now=clock)
     times = []
     for clock.now in (day, 3 * day, day + 60):
@@ -146,7 +147,8 @@ def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
     clock = Clock(0.0)
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), clock, clock)
     (tmp_path / "log").write_text("a file where the folder should be")
-    written, attempts = 0, 0
+    written = 0
+    attempts = 0
     while clock.now < 3600:
         write(writer, str(written), ["AA"])
         written += 1

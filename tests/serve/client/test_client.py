@@ -419,7 +419,8 @@ def test_a_url_has_a_scheme_and_a_host(url: str) -> None:
 
 
 def test_pauses_double_up_to_a_bound_and_follow_retry_after() -> None:
-    policy, generator = RetryPolicy(first_pause_seconds=1, max_pause_seconds=5), random.Random(1)
+    policy = RetryPolicy(first_pause_seconds=1, max_pause_seconds=5)
+    generator = random.Random(1)
 
     pauses = [
         [policy.pause_seconds(attempt, None, generator) for _ in range(500)] for attempt in range(4)

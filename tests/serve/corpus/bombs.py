@@ -40,7 +40,9 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_sc
 LIMIT = 16 * 1024 * 1024
 """The default of `server.max_body_bytes`."""
 
-CSV, LINES, GRPC = "text/csv", "application/jsonl", "application/grpc"
+CSV = "text/csv"
+LINES = "application/jsonl"
+GRPC = "application/grpc"
 _ARTIFACT: Any = SimpleNamespace(outputs=())
 
 
@@ -122,7 +124,9 @@ def _keys() -> bytes:
     )
 
 
-NUMBER, TEXT, MATRIX = _schema(x="double"), _schema(x="string"), _tensor("float32", -1, 3)
+NUMBER = _schema(x="double")
+TEXT = _schema(x="string")
+MATRIX = _tensor("float32", -1, 3)
 JSON_MIB = 450
 """The limit for 16 MiB of JSON or CSV as Python objects: a million containers of 232
 bytes, and small values.

@@ -50,7 +50,8 @@ def _both(fast: Mapping[str, str], wsgi: Mapping[str, str] | None = None) -> tup
     return (*_fast(fast), Removal("wsgi", _fast(wsgi or fast)[0].patched))
 
 
-_NOTHING, _ANY_TARGET = "lambda *_, **__: None", "lambda target: target.partition('?')[0]"
+_NOTHING = "lambda *_, **__: None"
+_ANY_TARGET = "lambda target: target.partition('?')[0]"
 BOUNDS: dict[str, tuple[Removal, ...]] = {
     "request line": _fast(
         {"parser._LINE": r're.compile(rb"([^ \t]*)[ \t]*([^ ]*).*?(.?)", re.DOTALL)'},

@@ -174,10 +174,10 @@ METHODS: list[AnyCase] = [
     Case(
         f"the method {method!r}",
         "methods",
-        _line(lambda _, path, m=method: b"%s %s HTTP/1.1" % (m, path)),
+        _line(lambda _, path, m=method: b"%s %s HTTP/1.1" % (m, path)),  # type: ignore[misc]
         405,
         ALL,
-    )  # type: ignore[misc]
+    )
     for method in (b"DELETE", b"TRACE", b"BREW")
 ]
 HOSTS = _refused(

@@ -416,7 +416,8 @@ def shapes(route: Route) -> dict[str, Fill]:
         return _TABLES[route.reads]
     if route.reads not in FIELDS:
         return _SOME if route.path.endswith("/load") else VALUES
-    field, before = FIELDS[route.reads], route.good[:-1] + b","
+    field = FIELDS[route.reads]
+    before = route.good[:-1] + b","
     fills = dict(_within(field, VALUES if route.reads in _ALL else _SOME))
     fills["keys of the document"] = VALUES["keys"]
     fills["keys beside the field"] = lambda size: filled(size, _keys(b"1"), before, b"}")

@@ -82,10 +82,12 @@ def _answers(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Return the status and the body of each response."""
     while data:
         head, _, data = data.partition(b"\r\n\r\n")
-        line, length = _LINE.match(head), _LENGTH.search(head + b"\r\n")
+        line = _LINE.match(head)
+        length = _LENGTH.search(head + b"\r\n")
         assert line, head
         size = int(length[1]) if length else 0
-        body, data = data[:size], data[size:]
+        body = data[:size]
+        data = data[size:]
         if line[1] != b"100":
             if int(line[1]) >= 400:
                 assert json.loads(body).keys() in ({"error"}, {"error_code", "message"}), body

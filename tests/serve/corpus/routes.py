@@ -21,11 +21,15 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.serve.corpus.case import Route
 from tests.support.protocols import JSON_FORMS, protocol_paths
 
-JSON, JSONL, CSV = "application/json", "application/jsonl", "text/csv"
-STREAM, FILE = "application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file"
+JSON = "application/json"
+JSONL = "application/jsonl"
+CSV = "text/csv"
+STREAM = "application/vnd.apache.arrow.stream"
+FILE = "application/vnd.apache.arrow.file"
 
 MAX_BODY_BYTES = 2_000_000
-VERTEX, VERTEX_HEALTH = "/vertex", "/vertex/health"
+VERTEX = "/vertex"
+VERTEX_HEALTH = "/vertex/health"
 
 Record = Mapping[str, Any]
 RECORD: Record = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}

@@ -74,11 +74,11 @@ def test_without_a_bound_of_the_application_one_of_its_cases_fails(
     cases = [case for case in CASES if case.bound == name]
     assert fails(
         [
-            lambda case=case, route=route: wsgi.check(case, route)
+            lambda case=case, route=route: wsgi.check(case, route)  # type: ignore[misc]
             for case in cases
             for route in case.on
         ],
-    )  # type: ignore[misc]
+    )
 
 
 @pytest.mark.long

@@ -42,7 +42,9 @@ def test_hostile_bytes_that_come_one_by_one_are_read_alike(tried: Tried) -> None
             [case.sent[place : place + 1] for place in range(len(case.sent))],
             pause=0.0002,
         )
-        return "" if outcome == (case.statuses, case.goes_on) else f"{case.name}: {outcome}"
+        if outcome == (case.statuses, case.goes_on):
+            return ""
+        return f"{case.name}: {outcome}"
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         assert [wrong for wrong in pool.map(check, cases) if wrong] == []

@@ -20,12 +20,14 @@ from tests.serve.corpus.case import Route
 from tests.serve.corpus.routes import ARROW, POSTS, dump
 from tests.support.handling import handle
 
-SMALL, TIMES = 40_000, 10
+SMALL = 40_000
+TIMES = 10
 MOST = 2.0
 """A multiple of the growth in bytes. The time of a quadratic reader would grow by ten
 times the growth in bytes.
 """
-_TRIES, _MOST_MEMORY = 6, 3.0
+_TRIES = 6
+_MOST_MEMORY = 3.0
 _JSON = {"Content-Type": "application/json"}
 _ROUTES = [
     *{route.reads: route for route in POSTS if route.reads in {"arrow", "csv", "jsonl"}}.values(),

@@ -147,14 +147,14 @@ def test_who_watches_the_health_hears_how_it_is_and_of_the_end(
     tmp_path: Path,
     endpoints: dict[str, Any],
 ) -> None:
-    unknown, serving, not_serving = b"\x08\x03", b"\x08\x01", b"\x08\x02"
+    unknown = b"\x08\x03"
+    serving = b"\x08\x01"
+    not_serving = b"\x08\x02"
     with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
-        whole, service, other = (
-            watch(b""),
-            watch(b"\x0a\x1einference.GRPCInferenceService"),
-            watch(b"\x0a\x01x"),
-        )
+        whole = watch(b"")
+        service = watch(b"\x0a\x1einference.GRPCInferenceService")
+        other = watch(b"\x0a\x01x")
         assert (next(whole), next(service), next(other)) == (serving, serving, unknown)
         with pytest.raises(grpc.RpcError) as refused:
             next(watch(b"\xff"))
@@ -332,7 +332,8 @@ def test_messages_beyond_the_limit_are_refused(tmp_path: Path, endpoints: dict[s
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return a self-signed certificate for localhost, and its key."""
     folder = tmp_path_factory.mktemp("tls")
-    certfile, keyfile = folder / "cert.pem", folder / "key.pem"
+    certfile = folder / "cert.pem"
+    keyfile = folder / "key.pem"
     command = [
         "openssl",
         "req",

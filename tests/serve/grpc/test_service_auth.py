@@ -106,7 +106,8 @@ def keyed(
 )
 def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, path: str) -> None:
     request = message("tensor", contents={"fp32_contents": IMAGE.ravel().tolist()})
-    key, is_over = [("authorization", "Bearer infer")], threading.Event()
+    key = [("authorization", "Bearer infer")]
+    is_over = threading.Event()
 
     def nothing() -> Iterator[bytes]:
         is_over.wait()

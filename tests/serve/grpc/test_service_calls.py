@@ -35,7 +35,8 @@ class Call:
 
 
 def test_a_call_is_open_until_it_ends() -> None:
-    calls, call = OpenCalls(1, 60.0), Call()
+    calls = OpenCalls(1, 60.0)
+    call = Call()
     assert calls.receive_one(call, iter([b"message"])) == b"message"
     assert calls.open == 1
     call.end()
@@ -56,7 +57,8 @@ def test_one_stream_too_many_is_refused_until_another_ends() -> None:
 
 
 def test_a_drained_server_cancels_idle_streams_and_takes_no_more_messages() -> None:
-    calls, call = OpenCalls(1, 60.0), Call()
+    calls = OpenCalls(1, 60.0)
+    call = Call()
     waits = threading.Event()
 
     def bodies() -> Iterator[bytes]:
@@ -78,7 +80,8 @@ def test_a_drained_server_cancels_idle_streams_and_takes_no_more_messages() -> N
 
 def test_a_message_that_does_not_arrive_ends_its_call() -> None:
     now = [0.0]
-    calls, call = OpenCalls(1, 5.0, clock=lambda: now[0]), Call()
+    calls = OpenCalls(1, 5.0, clock=lambda: now[0])
+    call = Call()
 
     def bodies() -> Iterator[bytes]:
         call.cancelled.wait(60)

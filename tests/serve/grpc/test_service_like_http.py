@@ -19,7 +19,8 @@ from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
 IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
-TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = "00f067aa0ba902b7"
 LIMITS = {
     "rate_limit": "5/day",
     "rate_limit_header": "x-key",

@@ -56,7 +56,8 @@ def model_of(array: Any) -> tuple[Artifact, Schema]:
     """
     dtype = "str" if array.dtype.kind == "O" else array.dtype.name
     shape = (-1, *array.shape[1:])
-    tensor, entry = Tensor("x", dtype, shape), Input("x", dtype, shape)
+    tensor = Tensor("x", dtype, shape)
+    entry = Input("x", dtype, shape)
     artifact = Artifact(
         Path(),
         Path(),
@@ -208,7 +209,8 @@ def test_an_input_in_shared_memory_is_named_even_if_other_inputs_have_bytes() ->
 
 @pytest.mark.parametrize("is_raw", [True, False])
 def test_a_key_is_a_further_tensor(is_raw: bool) -> None:
-    ids, rows = np.array([7, 8]), np.array([[1.0], [2.0]], np.float32)
+    ids = np.array([7, 8])
+    rows = np.array([[1.0], [2.0]], np.float32)
     artifact, schema = model_of(rows)
     request = messages.ModelInferRequest(model_name="e")
     for name, datatype, array in (("customer_id", "INT64", ids), ("x", "FP32", rows)):

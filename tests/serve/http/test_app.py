@@ -21,10 +21,8 @@ from tests.support.servers import one_endpoint
 
 PATIENCE_SECONDS = 1.0
 JSON = {"host": "localhost", "content-type": "application/json"}
-LINE, LINES = (
-    b"[1, 2, 3]\n",
-    JSON | {"content-type": "application/jsonl", "transfer-encoding": "chunked"},
-)
+LINE = b"[1, 2, 3]\n"
+LINES = JSON | {"content-type": "application/jsonl", "transfer-encoding": "chunked"}
 
 
 class SlowBody(io.BytesIO):

@@ -237,7 +237,8 @@ def test_no_further_parts_are_made_for_a_client_that_has_gone() -> None:
             time.sleep(0.01)
 
     async def ask(app: AsgiApp) -> None:
-        messages, has_part = [{"type": "http.request", "body": b"{}"}], asyncio.Event()
+        messages = [{"type": "http.request", "body": b"{}"}]
+        has_part = asyncio.Event()
 
         async def receive() -> dict[str, Any]:
             if messages:

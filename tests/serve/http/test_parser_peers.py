@@ -42,7 +42,9 @@ class Reading:
 
 def read_ours(segments: list[bytes]) -> Reading:
     requests: list[Framed] = []
-    data, head, body = b"", None, None
+    data = b""
+    head = None
+    body = None
     try:
         for segment in segments:
             data += segment
@@ -61,7 +63,8 @@ def read_ours(segments: list[bytes]) -> Reading:
                         )
                         if not head.keep_alive:
                             return Reading(requests, "closed")
-                        head, body = None, None
+                        head = None
+                        body = None
                         continue
                 if before == (len(data), head, body is not None):
                     break
@@ -86,7 +89,8 @@ def read_h11(segments: list[bytes]) -> Reading:
             connection.receive_data(segment)
             while (event := connection.next_event()) is not h11.NEED_DATA:
                 if isinstance(event, h11.Request):
-                    head, body = event, b""
+                    head = event
+                    body = b""
                 elif isinstance(event, h11.Data):
                     body += event.data
                 elif isinstance(event, h11.EndOfMessage) and head is not None:
@@ -195,7 +199,8 @@ SPLICES = [
 
 def chunked(body: bytes, chance: random.Random) -> bytes:
     """Draw a chunked body, with the extensions that the standard allows in size lines."""
-    out, rest = b"", body
+    out = b""
+    rest = body
     while rest:
         size = chance.randint(1, len(rest))
         digits = format(size, chance.choice(["x", "X", "04x"])).encode()
@@ -295,7 +300,8 @@ def test_no_request_is_framed_in_two_ways(peer: str, in_segments: bool, count: i
     taken = 0
     for number, (stream, is_valid) in enumerate(streams(count, seed=11)):
         pieces = segments_of(stream, random.Random(number)) if in_segments else [stream]
-        ours, theirs = read_ours(pieces), PEERS[peer](pieces)
+        ours = read_ours(pieces)
+        theirs = PEERS[peer](pieces)
         check_agreement(ours, theirs, stream, peer)
         if is_valid:
             assert ours == theirs, (peer, stream)
@@ -315,7 +321,8 @@ def test_streams_that_both_peers_refuse_are_refused(count: int) -> None:
     for stream, _ in streams(count, seed=13):
         if SPACE_BEFORE_EXTENSION.search(stream):
             continue
-        ours, peers = read_ours([stream]), [read([stream]) for read in PEERS.values()]
+        ours = read_ours([stream])
+        peers = [read([stream]) for read in PEERS.values()]
         if all(peer.end == "refused" for peer in peers):
             refused += 1
             assert len(ours.requests) <= max(len(peer.requests) for peer in peers), stream

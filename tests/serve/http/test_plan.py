@@ -312,7 +312,8 @@ def test_a_plan_selects_a_variant_by_weight_and_names_it(
     model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(canary(model_folders, "mixed"))
-    plans, answered = PlanTable(server), []
+    plans = PlanTable(server)
+    answered = []
     for _ in range(200):
         request = post("/invocations", {"dataframe_split": SPLIT})
         planned = plans.answer(request)
@@ -328,7 +329,8 @@ def test_a_request_that_the_selected_variant_refuses_is_not_given_to_another_one
     model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(canary(model_folders, "single"))
-    plans, refusing = PlanTable(server), []
+    plans = PlanTable(server)
+    refusing = []
     for _ in range(200):
         request = post("/invocations", {"dataframe_split": SPLIT})
         response = plans.answer(request) or handle(server, request)

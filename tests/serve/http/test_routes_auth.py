@@ -62,7 +62,9 @@ def need_of(path: str, method: str) -> str:
         return "describe"
     if path.startswith("/v2/models/NAME[") and path.endswith(("]", "/ready", "/config")):
         return "describe"
-    return "read" if method == "GET" or path == "/v2/repository/index" else "infer"
+    if method == "GET" or path == "/v2/repository/index":
+        return "read"
+    return "infer"
 
 
 @pytest.mark.parametrize(
@@ -111,10 +113,8 @@ def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(
     caller = {"authorization": f"Bearer {key}"} if key else {}
 
     def answer(route: Route, template: str, endpoint: str, choice: str) -> tuple[int, bytes]:
-        path, body = (
-            template.format(endpoint=endpoint, version=choice, label=choice),
-            {"model": endpoint},
-        )
+        path = template.format(endpoint=endpoint, version=choice, label=choice)
+        body = {"model": endpoint}
         response = ask(
             server,
             path,
@@ -252,7 +252,8 @@ def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
     """Callers sometimes put the key into these headers."""
     write_keys(server.repository.state_dir, {KEY: KeyEntry(name="shop", scopes=("infer", "read"))})
     with_id = json.dumps({**json.loads(V2_ROW), "id": KEY}).encode()
-    plans, observed = PlanTable(server), replace(server, logs_requests=True)
+    plans = PlanTable(server)
+    observed = replace(server, logs_requests=True)
 
     def new_id(path: str, identity: str = "", body: bytes = ROW) -> str:
         headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
@@ -260,7 +261,9 @@ def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
             headers["x-request-id"] = identity
         request = RawRequest("POST", path, headers, body)
         response = plans.answer(request) if uses_plan else handle(observed, request)
-        return "" if response is None else response.headers.get("X-Request-Id", "")
+        if response is None:
+            return ""
+        return response.headers.get("X-Request-Id", "")
 
     with caplog.at_level("INFO"):
         new = [new_id("/invocations", KEY), new_id("/invocations", f"id={KEY};1")]

@@ -177,10 +177,8 @@ def test_streams_are_counted_by_their_end_and_until_their_first_part(
 ) -> None:
     samples = ["count.*complete", "sum.*complete", "count.*failed"]
     before = [count(running, f"onnxserve_stream_parts_{sample}") for sample in samples]
-    streams, seconds = (
-        "onnxserve_stream_first_part_seconds_count",
-        "onnxserve_stream_first_part_seconds_sum",
-    )
+    streams = "onnxserve_stream_first_part_seconds_count"
+    seconds = "onnxserve_stream_first_part_seconds_sum"
     streams_before = count(running, streams)
     list(events(post(f"say {tmp_path}/a b c")))
     list(events(post(f"fail {tmp_path}/a")))

@@ -51,7 +51,9 @@ def test_the_first_requests_of_two_threads_both_know_the_keys(
     auth: Authenticator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read, barrier, go_on = auth._read_keys, threading.Barrier(3), threading.Event()
+    read = auth._read_keys
+    barrier = threading.Barrier(3)
+    go_on = threading.Event()
 
     def slow() -> None:
         barrier.wait(10)
@@ -232,7 +234,8 @@ def test_without_a_keys_file_only_readers_of_the_folder_are_allowed(tmp_path: Pa
     assert not holds(auth, "")
 
 
-ISSUER, AUDIENCE = "https://login.example", "onnxserve"
+ISSUER = "https://login.example"
+AUDIENCE = "onnxserve"
 WITH_TOKENS = ServerSpec(jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
 SIGNING = generate_private_key(SECP256R1())
 

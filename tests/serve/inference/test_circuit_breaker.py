@@ -23,11 +23,9 @@ def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
 def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    thread_names, answers, counted = (
-        queue.SimpleQueue[str](),
-        queue.SimpleQueue[bool](),
-        list[int](),
-    )
+    thread_names = queue.SimpleQueue[str]()
+    answers = queue.SimpleQueue[bool]()
+    counted = list[int]()
 
     def ping() -> None:
         thread_names.put(threading.current_thread().name)

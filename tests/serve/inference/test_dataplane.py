@@ -321,7 +321,8 @@ def test_a_new_version_has_nothing_in_the_cache(
     folders = {name: variant(bias_folders[name], name) for name in ("1", "2")}
     server = serve_here({"e": folders}, {"response_cache_bytes": 1_000_000})
     for version, path in ((v, f"/v2/models/e/versions/{v}/infer") for v in ("1", "2")):
-        first, second = ask(server, v2(), path), ask(server, v2(), path)
+        first = ask(server, v2(), path)
+        second = ask(server, v2(), path)
         assert orjson.loads(second.body)["outputs"][0]["data"] == [1000.0 * int(version) + 6]
         assert [answer.headers["X-Cache"] for answer in (first, second)] == ["miss", "hit"]
 
@@ -503,7 +504,8 @@ def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_othe
         raise MemoryError
 
     monkeypatch.setitem(encodings._ENCODERS, "gzip", fail)
-    server, large = serve(max_batch_size=8), {"dataframe_records": [ROW] * 3000}
+    server = serve(max_batch_size=8)
+    large = {"dataframe_records": [ROW] * 3000}
     for _ in range(3):  # Two threads deliver responses.
         answer = ask_later(server, "/invocations", large, **{"accept-encoding": "gzip"})
         assert answer is not None

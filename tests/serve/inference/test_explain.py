@@ -156,7 +156,8 @@ def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_
 
 def test_kserves_client_asks_by_its_own_path(server: Any) -> None:
     def ask(endpoint: str) -> requests.Response:
-        url, rows = f"{server.url}/v1/models/{endpoint}:explain", {"instances": [[1.0, 2.0, 3.0]]}
+        url = f"{server.url}/v1/models/{endpoint}:explain"
+        rows = {"instances": [[1.0, 2.0, 3.0]]}
         return requests.post(url, json=rows, timeout=EXPLAINER_SECONDS)
 
     assert (
@@ -179,7 +180,8 @@ def test_columns_of_all_types_share_out_the_probability_of_each_class(
         timeout=EXPLAINER_SECONDS,
     ).json()
 
-    values, base_values = np.array(document["values"]), np.array(document["base_values"])
+    values = np.array(document["values"])
+    base_values = np.array(document["base_values"])
     assert values.shape == (3, 4, 2)
     assert (document["columns"], document["outputs"]) == (list(rows), ["no", "yes"])
     probabilities = probabilities_of(OnnxModel.load(mixed_model(tmp_path / "flights")), rows)

@@ -65,7 +65,8 @@ def test_one_request_too_many_is_refused_until_another_has_left() -> None:
 
 def test_requests_in_flight_are_never_more_than_the_limit() -> None:
     five = RequestLimits(max_concurrent_requests=5)
-    inside, most = 0, 0
+    inside = 0
+    most = 0
     lock = threading.Lock()
 
     def client() -> None:
@@ -228,7 +229,8 @@ def test_clients_without_number_take_bounded_memory_and_one_that_goes_on_asking_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "MAX_CLIENTS", 100)
-    rate, shared = MemoryRateLimiter(1000, 60, clock), share(FixedWindow(), "1000/minute", clock)
+    rate = MemoryRateLimiter(1000, 60, clock)
+    shared = share(FixedWindow(), "1000/minute", clock)
     for number in range(1000):
         assert rate(b"busy") is None
         assert rate(str(number).encode()) is None

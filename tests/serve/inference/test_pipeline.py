@@ -215,9 +215,9 @@ def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(
 ) -> None:
     body = OpaqueBody("application/json", b'{"stream": true}', is_streamed=True)
     streamed = Protocol("invocations", lambda *_: DecodedRequest({}, Mock(), body=body))
-    server.dataplane.stream = Mock(
+    server.dataplane.stream = Mock(  # type: ignore[method-assign]
         return_value=iter(Mock(side_effect=InferenceError("no such tool")), None),
-    )  # type: ignore[method-assign]
+    )
     reply = infer(server, RawRequest("POST", "/invocations", {}, b""), streamed)
     assert (reply.status, reply.pieces) == (400, None)
     assert b'status="400"' in server.metrics.page()

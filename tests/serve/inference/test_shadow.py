@@ -259,7 +259,8 @@ class Slow:
     unavailable_reason: str = ""
 
     def __post_init__(self) -> None:
-        self.artifact, self.schema = self.model.artifact, self.model.schema
+        self.artifact = self.model.artifact
+        self.schema = self.model.schema
 
     def run(
         self,
@@ -372,7 +373,8 @@ def test_a_copy_that_fails_takes_none_of_those_along_with_which_it_was_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server, variant, predictor = slow
-    model, sizes = predictor.model, []
+    model = predictor.model
+    sizes = []
 
     class Picky:
         def run(self, feeds: Feeds, *others: Any) -> dict[str, Array]:

@@ -107,7 +107,8 @@ def test_parquet_keeps_types_and_days_become_text() -> None:
 
 
 def test_numbers_that_are_none_are_missing_in_parquet_as_nulls_are() -> None:
-    nan, infinity = float("nan"), float("inf")
+    nan = float("nan")
+    infinity = float("inf")
     content = parquet(
         prediction_id=["a", "b", "c"],
         row=[nan, 1.0, nan],

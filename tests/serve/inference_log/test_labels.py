@@ -355,7 +355,9 @@ def test_labels_of_many_rows_are_read_and_sorted_a_fixed_number_of_times(
     monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 2)
     monkeypatch.setattr(labels_module, "_BATCH_ROWS", 1)
     monkeypatch.setattr(reader, "_LABELLED_ROWS", 1)
-    sort, read, work = labels_module._latest_labels, labels_module.read_labels, Counter[str]()
+    sort = labels_module._latest_labels
+    read = labels_module.read_labels
+    work = Counter[str]()
 
     def counting_read(*arguments: Any, **more: Any) -> Iterator[pa.Table]:
         work["read"] += 1
@@ -479,7 +481,8 @@ def test_labels_are_looked_through_once_for_the_first_rows(
     writer: LogWriter,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kinds, counted = labels_module._key_kinds, list[int]()
+    kinds = labels_module._key_kinds
+    counted = list[int]()
 
     def counting_kinds(texts: pa.ChunkedArray) -> Any:
         counted.append(len(texts))

@@ -51,7 +51,9 @@ def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(
     steps: list[tuple[str, int, int]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        writer, log, numbers = LogWriter(Path(folder)), open_log(folder), count()
+        writer = LogWriter(Path(folder))
+        log = open_log(folder)
+        numbers = count()
         shipped: list[tuple[str, int, dict[str, Any]]] = []
         expected: set[tuple[str, int]] = set()
         kept_from = 0
@@ -83,7 +85,8 @@ def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(
 
 def _compact_and_die(log: InferenceLog, after: int) -> None:
     """Run a compaction that is killed before it deletes the file with this number."""
-    delete, deleted = maintenance._delete, count()
+    delete = maintenance._delete
+    deleted = count()
 
     def dying(*arguments: Any) -> bool:
         if next(deleted) == after:
@@ -147,7 +150,8 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
         patch.setattr(labels_module, "MOST_HELD_LABELS", most_held)
         patch.setattr(labels_module, "_BATCH_ROWS", most_held)
         patch.setattr(reader, "_LABELLED_ROWS", 1)  # Each request is a table.
-        writer, log = LogWriter(Path(folder)), open_log(folder)
+        writer = LogWriter(Path(folder))
+        log = open_log(folder)
         for number, flights in enumerate(([5, 6], [7, 8])):
             times = [datetime(1970, 1, 1, tzinfo=UTC)] * 2
             writer.write(

@@ -103,7 +103,8 @@ def texts(*values: str | None, kind: pa.DataType | None = None) -> pa.ChunkedArr
 
 
 def test_a_hash_is_seen_for_the_first_time_once() -> None:
-    seen, rng = Deduplicator(), np.random.default_rng(0)
+    seen = Deduplicator()
+    rng = np.random.default_rng(0)
     earlier_hashes: set[int] = set()
     for size in (5, 1, 400, 3, 90):
         hashes = rng.integers(0, 300, size).astype(np.uint64)

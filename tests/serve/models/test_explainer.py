@@ -47,7 +47,8 @@ while (question := receive_message(connection)) is not None:
     send_message(connection, SideMessage("explained", {"pid": os.getpid(), **question.fields}))
 """
 FEEDS = {"x": np.zeros((1, 1), dtype=np.float32)}
-HANGS, CRASHES = 1, 2
+HANGS = 1
+CRASHES = 2
 
 
 @pytest.fixture

@@ -64,7 +64,8 @@ def test_one_row_and_every_size_of_batches_are_computed_before_the_first_request
 ) -> None:
     row = {"carrier": "AA", "distance": 1.0, "hour": 1, "late": True}
     folder = with_example(mixed_model(tmp_path), {"dataframe_records": [row] * 3})
-    computed, run = set(), OnnxModel.run
+    computed = set()
+    run = OnnxModel.run
 
     def note(model: OnnxModel, feeds: Feeds) -> dict[str, Array]:
         computed.add(row_count(feeds))
@@ -100,7 +101,8 @@ def test_only_a_server_stops_the_threads_of_tokenizers(
     pytest.importorskip("tokenizers")
     from tests.support.texts import text_model  # This module imports tokenizers.
 
-    name, folder = "TOKENIZERS_PARALLELISM", text_model(tmp_path / "model")
+    name = "TOKENIZERS_PARALLELISM"
+    folder = text_model(tmp_path / "model")
     monkeypatch.setenv(name, "")  # Restore the environment at the end.
     monkeypatch.delenv(name)
     OnnxModel.load(folder)

@@ -85,10 +85,8 @@ def ask_vertex(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
     def ask(name: str, document: Any) -> RawResponse:
         monkeypatch.setattr(server.repository, "table", {name: server.repository.table[name]})
-        vertex, body = (
-            replace(server, cloud=Cloud(predict_route="/vertex")),
-            json.dumps(document).encode(),
-        )
+        vertex = replace(server, cloud=Cloud(predict_route="/vertex"))
+        body = json.dumps(document).encode()
         return handle(
             vertex,
             RawRequest("POST", "/vertex", {"content-type": "application/json"}, body),
@@ -369,7 +367,8 @@ def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_giv
 ) -> None:
     predictor = server.repository.select_variant("days").loaded.predictor
     assert isinstance(predictor, PyfuncPredictor)
-    most, process = predictor._most_values, predictor.pid
+    most = predictor._most_values
+    process = predictor.pid
     assert most == 16_777_216
     predictor.limit_values(4)  # the values of two rows
     try:

@@ -24,11 +24,9 @@ from tests.support.servers import opened, variant
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
-JSON, LINES, ARROW = (
-    "application/json",
-    "application/x-ndjson",
-    "application/vnd.apache.arrow.stream",
-)
+JSON = "application/json"
+LINES = "application/x-ndjson"
+ARROW = "application/vnd.apache.arrow.stream"
 CODE = """
 import time
 
@@ -79,7 +77,9 @@ def ask(server: Server) -> Callable[..., Any]:
             RawRequest(method, path, {"content-type": kind}, body),
         )
         assert response.status == status, response.body
-        return json.loads(response.body) if response.content_type == JSON else response.body
+        if response.content_type == JSON:
+            return json.loads(response.body)
+        return response.body
 
     return ask
 
@@ -168,7 +168,8 @@ def test_waiting_for_the_model_counts_as_queue_time_and_not_as_compute_time(
     predictor = server.repository.select_variant("names").loaded.predictor
     assert isinstance(predictor, PyfuncPredictor)
     process = predictor._process
-    queued, computed = seconds("queue"), seconds("compute_infer")
+    queued = seconds("queue")
+    computed = seconds("compute_infer")
     row = tensors("a") if "infer" in path else {"dataframe_records": [{"name": "a", "wait": 0.0}]}
     with ThreadPoolExecutor(2) as pool:
         first = [

@@ -372,7 +372,8 @@ def test_endpoints_come_and_go(
     bias_folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    first, second = servers.variant(bias_folders["1"]), servers.variant(bias_folders["2"], "2")
+    first = servers.variant(bias_folders["1"])
+    second = servers.variant(bias_folders["2"], "2")
     servers.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
     repository.poll()
     assert [repository.select_variant(name).loaded.version for name in (None, "one", "two")] == [

@@ -239,7 +239,8 @@ def test_close_ends_one_that_is_still_loading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    process, loading = new_process("loading"), tmp_path / "loading"
+    process = new_process("loading")
+    loading = tmp_path / "loading"
     starting = threading.Thread(
         target=pytest.raises,
         args=(InvalidArtifact, process.start),
@@ -295,7 +296,8 @@ def test_one_that_cannot_be_started_any_more_is_tried_again_after_a_pause_that_g
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    python, away = tmp_path / "python", tmp_path / "away"
+    python = tmp_path / "python"
+    away = tmp_path / "away"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o700)
     process = new_process(python=python)

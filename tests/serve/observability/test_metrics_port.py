@@ -147,7 +147,8 @@ def counted(url: str) -> dict[str, float]:
 
 @pytest.mark.long
 def test_prometheus_scrapes_a_server_with_keys_without_a_key(keyed: Keyed) -> None:
-    server, url = keyed.server, keyed.url
+    server = keyed.server
+    url = keyed.url
     before = counted(url)["200"]
     answered = sum(
         keyed.predict().ok for _ in range(50)
@@ -209,7 +210,9 @@ def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(
     def rate() -> float:
         keyed.predict()
         answer = requests.get(f"http://{address}/api/v1/query", {"query": query}, timeout=30).json()
-        return float(answer["data"]["result"][0]["value"][1]) if answer["data"]["result"] else 0.0
+        if answer["data"]["result"]:
+            return float(answer["data"]["result"][0]["value"][1])
+        return 0.0
 
     with (tmp_path / "log").open("wb") as log:
         prometheus = subprocess.Popen(

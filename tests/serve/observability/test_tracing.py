@@ -15,7 +15,8 @@ from tests.support.services.collector import attributes, collector
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import wait_until
 
-TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = "00f067aa0ba902b7"
 
 
 @pytest.mark.parametrize(

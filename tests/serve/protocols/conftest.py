@@ -101,7 +101,8 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
     folders: dict[str, tuple[Path, Path]] = {}
 
     for name, (model, example) in originals.items():
-        theirs, ours = root / name / "theirs", root / name / "ours"
+        theirs = root / name / "theirs"
+        ours = root / name / "ours"
         predict: Literal["predict", "predict_proba"] = (
             "predict_proba" if name == "probabilities" else "predict"
         )

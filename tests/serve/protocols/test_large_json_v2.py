@@ -82,11 +82,9 @@ def elements(datatype: str) -> st.SearchStrategy[Any]:
         return st.text(max_size=2)
     if datatype == "BOOL":
         return st.booleans()
-    return (
-        st.one_of(FLOATS, INTEGERS)
-        if datatype.startswith("FP")
-        else st.one_of(st.integers(0, 127), INTEGERS)
-    )
+    if datatype.startswith("FP"):
+        return st.one_of(FLOATS, INTEGERS)
+    return st.one_of(st.integers(0, 127), INTEGERS)
 
 
 @st.composite

@@ -210,10 +210,8 @@ def test_an_agent_is_described_with_the_route_of_its_task_alone(running: Any) ->
 
 
 def test_an_error_has_the_words_that_the_client_shows(client: Callable[..., Any]) -> None:
-    responses, message = (
-        client().responses,
-        "the model cannot compute this input: ValueError: no such tool",
-    )
+    responses = client().responses
+    message = "the model cannot compute this input: ValueError: no such tool"
     with pytest.raises(openai.BadRequestError, match=f"400 - {message}"):
         responses.create(model="any", input="raise", stream=True)
     with pytest.raises(openai.APIError, match=message) as raised:

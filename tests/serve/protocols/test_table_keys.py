@@ -65,10 +65,8 @@ def with_key(values: list[Any], rows: list[dict[str, Any]] = RECORDS) -> list[di
 
 SPLIT = {"columns": ["a", "customer_id", "b", "c"], "data": [[1, "x", 2, 3], [4, None, 5, 6]]}
 V2 = [tensor(name, "FP64", [2], values) for name, values in ROWS.items()]
-TEXTS, IDS = (
-    tensor("customer_id", "BYTES", [2], ["x", "y"]),
-    tensor("customer_id", "INT64", [2, 1], [7, 8]),
-)
+TEXTS = tensor("customer_id", "BYTES", [2], ["x", "y"])
+IDS = tensor("customer_id", "INT64", [2, 1], [7, 8])
 X = tensor("X", "FP32", [2, 3], [1, 2, 3, 4, 5, 6])
 SCHEMA = compile_schema(tuple(Column(name, "double") for name in ROWS), (), ())
 EXAMPLE = Example({"customer_id": [7, 8], **ROWS}, 2)

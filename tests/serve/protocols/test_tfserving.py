@@ -94,11 +94,9 @@ def test_base64_is_undone_wherever_it_stands(document: Any) -> None:
     def coded(value: Any) -> Any:
         if isinstance(value, str):
             return {"b64": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
-        return (
-            [coded(v) for v in value]
-            if isinstance(value, list)
-            else {k: coded(v) for k, v in value.items()}
-        )
+        if isinstance(value, list):
+            return [coded(v) for v in value]
+        return {k: coded(v) for k, v in value.items()}
 
     assert decode_base64(coded(document), Schema((), (), ())) == document
 

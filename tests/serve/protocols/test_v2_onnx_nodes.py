@@ -110,7 +110,8 @@ def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
     if status != 200:
         return body.decode()[:300]
     length = int(headers[HEADER_LENGTH])
-    arrays, start = {}, length
+    arrays = {}
+    start = length
     for entry in json.loads(body[:length])["outputs"]:
         size = entry["parameters"]["binary_data_size"]
         tensor = TensorHeader(entry["name"], tuple(entry["shape"]), entry["datatype"])
@@ -129,7 +130,9 @@ def head_of(name: str, array: Array) -> dict[str, Any]:
 
 
 def numpy_name(array: Array) -> str:
-    return "str" if array.dtype.kind in "OU" else array.dtype.name
+    if array.dtype.kind in "OU":
+        return "str"
+    return array.dtype.name
 
 
 def plain(array: Array) -> list[Any]:

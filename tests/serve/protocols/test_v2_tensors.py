@@ -49,7 +49,8 @@ def arrays(datatype: str, infinity: bool) -> st.SearchStrategy[Array]:
 def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
     """Return a model that returns its input."""
     dtype = DTYPES[datatype]
-    entry, output = Input("x", dtype, shape), Output("x", dtype, shape)
+    entry = Input("x", dtype, shape)
+    output = Output("x", dtype, shape)
     artifact = Artifact(
         Path(),
         Path(),

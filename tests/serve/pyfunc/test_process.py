@@ -107,7 +107,8 @@ def ask(connection: socket.socket, kind: str, **fields: int) -> SideMessage:
 def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     connections: tuple[socket.socket, socket.socket],
 ) -> None:
-    child, control = start(connections, "works"), connections[0]
+    child = start(connections, "works")
+    control = connections[0]
     ready = receive_message(control)
     assert ready is not None
     assert ready.kind == "ready"
@@ -139,7 +140,8 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
 def test_it_waits_for_a_thread_if_the_machine_allows_no_more(
     connections: tuple[socket.socket, socket.socket],
 ) -> None:
-    child, control = start(connections, "has few threads"), connections[0]
+    child = start(connections, "has few threads")
+    control = connections[0]
     assert receive_message(control) == SideMessage("ready")
     for n in (1, 2):
         with connect(control) as ours:

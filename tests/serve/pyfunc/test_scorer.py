@@ -56,7 +56,8 @@ def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
             max_categories=3,
         )
 
-    city, both = encoder(), make_column_transformer((encoder(), ["city"]), (encoder(), ["land"]))
+    city = encoder()
+    both = make_column_transformer((encoder(), ["city"]), (encoder(), ["land"]))
     imputer = SimpleImputer(missing_values=None, strategy="constant", fill_value="Rom")
     cases = {
         "none": (make_column_transformer((city, ["city"])), None, "CH"),
@@ -224,7 +225,8 @@ def test_each_date_of_a_column_is_read_by_itself(ask: Any, scorers: dict[str, An
         "2024-01-05",
         "20240106T04Z",
     ]
-    rows, days = [{"when": text, "name": "a"} for text in texts], [3, 4, 4, 6, 7]
+    rows = [{"when": text, "name": "a"} for text in texts]
+    days = [3, 4, 4, 6, 7]
     assert ask(scorers["days"], rows).arrays["outputs"]["day"].tolist() == days
     assert [ask(scorers["days"], [row]).arrays["outputs"]["day"].item() for row in rows] == days
 
@@ -291,7 +293,8 @@ def test_a_missing_text_is_the_one_that_the_encoder_has_learned(
     """Check that other rows of a request do not change None and NaN, which
     scikit-learn's encoders distinguish.
     """
-    scorer, expected = towns[model], ["south" if model == "imputed" else "none", "north"]
+    scorer = towns[model]
+    expected = ["south" if model == "imputed" else "none", "north"]
     rows = [
         {"city": None, "land": "CH"},
         {"city": "Bern", "land": None if model == "mixed" else "CH"},

@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-JSON, CSV = "application/json", "text/csv"
+JSON = "application/json"
+CSV = "text/csv"
 PARQUET = "application/vnd.apache.parquet"
 """The rows of a file, which `onnxserve predict` passes to a model in its process."""
 
@@ -32,7 +33,8 @@ def parquet(**columns: list[Any]) -> bytes:
     return file.getvalue()
 
 
-DAYS, BLOB = ["when", "name"], "AAECAw=="
+DAYS = ["when", "name"]
+BLOB = "AAECAw=="
 CASES: list[tuple[str, str, str, bytes]] = [
     ("dates", "days", JSON, split(DAYS, ["2013-07-01T00:00:00", "ä"], ["2013-12-31", "b"])),
     ("a param", "days", JSON, split(DAYS, ["2013-07-01", "a"], params={"plus": 100})),

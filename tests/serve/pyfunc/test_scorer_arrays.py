@@ -197,7 +197,8 @@ def doubles(tmp_path: Path) -> Scorer:
                 answers.append(" ".join(str(number) for number in numbers))
             return answers
 
-    double, long = DataType.double, DataType.long
+    double = DataType.double
+    long = DataType.long
     part = Object([Property("z", Array(double))])
     whole = Object([Property("h", double), Property("n", long), Property("parts", Array(part))])
     columns = [ColSpec(Array(double), "a"), ColSpec(whole, "o"), ColSpec(Map(double), "m")]

@@ -46,7 +46,8 @@ def test_without_shares_of_the_expected_numbers_the_order_of_the_outputs_has_no_
     got = data.draw(
         arrays.arrays(want.dtype, want.shape, elements=OBJECTS if want.dtype == object else None),
     )
-    forth, back = compare(want, got, tolerance), compare(got, want, tolerance)
+    forth = compare(want, got, tolerance)
+    back = compare(got, want, tolerance)
     np.testing.assert_array_equal(forth.differences, back.differences)
     np.testing.assert_array_equal(forth.excess, back.excess)
 

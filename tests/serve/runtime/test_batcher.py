@@ -182,7 +182,8 @@ def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(
     parallel runs are not faster.
     """
     begun: list[int] = []
-    running, most = 0, 0
+    running = 0
+    most = 0
     lock = threading.Lock()
 
     def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -490,7 +491,8 @@ def test_nothing_holds_a_request_that_is_answered_not_even_an_error(
     try:
         for value in (1.0, -1.0):
             version = Version()
-            alive, answered = weakref.ref(version), threading.Event()
+            alive = weakref.ref(version)
+            answered = threading.Event()
             done = lambda result, version=version, answered=answered: answered.set()  # noqa: E731
             batcher.submit({"x": rows(1, value)}, float("inf"), lambda *batch: None, done)
             assert answered.wait(30)

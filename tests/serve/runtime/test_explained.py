@@ -55,10 +55,8 @@ def test_images_and_very_wide_rows_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_probabilities_are_explained_by_class_rather_than_scores() -> None:
-    scores, chances = (
-        Output("s", "float32", (-1, 2), "scores"),
-        Output("p", "float32", (-1, 2), "probabilities"),
-    )
+    scores = Output("s", "float32", (-1, 2), "scores")
+    chances = Output("p", "float32", (-1, 2), "probabilities")
     model = artifact(outputs=(scores, chances), classes=("no", "yes"))
     outputs = {"p": np.array([[0.25, 0.75]])}
     assert explained_outputs(model) == [chances]

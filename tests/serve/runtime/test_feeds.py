@@ -150,15 +150,14 @@ def test_onnx_runtime_alone_decides_about_the_sizes_of_a_graph_that_was_not_conv
             if dimension.dim_param:
                 dimension.dim_param = "?"
     onnx.save(graph, folder / "model.onnx")
-    model, image = OnnxModel.load(folder), np.ones((2, 3, 48, 192), np.float32)
+    model = OnnxModel.load(folder)
+    image = np.ones((2, 3, 48, 192), np.float32)
     assert model.run(model.schema.from_array(image))["y"].tolist() == [3 * 48 * 192] * 2
     assert model.schema.has_rows
 
-    model, a, b = (
-        load(tmp_path / "sum", SUM),
-        np.ones((2, 3), np.float32),
-        np.ones((1, 1), np.float32),
-    )
+    model = load(tmp_path / "sum", SUM)
+    a = np.ones((2, 3), np.float32)
+    b = np.ones((1, 1), np.float32)
     assert model.run(model.schema.from_columns({"a": a, "b": b}))["y"].tolist() == [[2.0] * 3] * 2
     assert (
         model.run(model.schema.from_columns({"a": a.tolist(), "b": [[1]]}))["y"].tolist()
@@ -179,7 +178,8 @@ def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: 
         for name in ("a", "b")
     ]
     model = OnnxModel.load(write_model(tmp_path, COSINE, tensors, section))
-    a, b = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
+    a = np.ones((2, 3), np.float32)
+    b = np.ones((4, 3), np.float32)
 
     assert model.run(model.schema.from_columns({"a": a, "b": b}))["y"].tolist() == [[3.0] * 4] * 2
     with pytest.raises(SchemaMismatch) as caught:

@@ -124,7 +124,8 @@ def test_a_tensor_without_missing_numbers(name: str, called: str) -> None:
 @pytest.mark.parametrize(("number", "reason"), [(np.nan, "null or NaN"), (np.inf, "infinite")])
 def test_a_tensor_of_one_number_for_all_rows_has_no_row_to_name(number: float, reason: str) -> None:
     names = frozenset({"threshold"})
-    tensors, inputs = (Tensor("threshold", "float32", ()),), (Input("threshold", "float32", ()),)
+    tensors = (Tensor("threshold", "float32", ()),)
+    inputs = (Input("threshold", "float32", ()),)
     schema = compile_schema((), tensors, inputs, refusals=Refusals(missing=names, infinite=names))
 
     with pytest.raises(SchemaMismatch, match=f"^tensor 'threshold': {reason}"):

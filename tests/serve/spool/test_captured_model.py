@@ -241,7 +241,9 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
 
     def told() -> str:
         state = read_state(account, WorkerState)
-        return state.endpoints["e"]["e"].error if state and state.generation == 2 else ""
+        if state and state.generation == 2:
+            return state.endpoints["e"]["e"].error
+        return ""
 
     assert mentions(wait_until(told, what="the refusal"), "capture.drop", "'aa'", "'a'")
     assert handle(server, request).headers["X-Model-Version"] == "1"
@@ -261,7 +263,9 @@ def test_a_version_is_not_served_if_the_mask_key_is_invalid(
 
     def told() -> str:
         state = read_state(worker_file(state_dir, os.getpid()), WorkerState)
-        return state.endpoints["e"]["e"].error if state and state.generation == 2 else ""
+        if state and state.generation == 2:
+            return state.endpoints["e"]["e"].error
+        return ""
 
     assert mentions(wait_until(told, what="the refusal"), "mask.key", "32 to 128")
     assert server.repository.table["e"].answering[0].loaded.version == "1"

@@ -24,7 +24,8 @@ def frame(payload: bytes) -> bytes:
     return FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
 
 
-REQUEST, FEEDBACK = frame(b"R" + b"x" * 20), frame(b"F[]")
+REQUEST = frame(b"R" + b"x" * 20)
+FEEDBACK = frame(b"F[]")
 
 
 def test_frames_are_found_by_kind() -> None:

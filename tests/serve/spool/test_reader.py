@@ -52,7 +52,8 @@ REQUESTS = st.lists(
 
 
 def write(writer: CaptureWriter, number: int, request: Request) -> None:
-    rows, width = request["rows"], request["width"]
+    rows = request["rows"]
+    width = request["width"]
     moment = HOUR * request["hour"] + number
     feeds: dict[str, Any] = {"d": np.arange(rows, dtype=np.float32).reshape(rows, 1) + number}
     if request["has_text"]:
@@ -81,7 +82,8 @@ def write(writer: CaptureWriter, number: int, request: Request) -> None:
 
 
 def strings(texts: Utf8Array) -> list[str]:
-    content, bounds = texts.content.tobytes(), texts.bounds.tolist()
+    content = texts.content.tobytes()
+    bounds = texts.bounds.tolist()
     return [content[begin:stop].decode() for begin, stop in pairwise(bounds)]
 
 

@@ -100,10 +100,8 @@ def test_requests_of_every_shape_come_back_as_they_were_written(tmp_path: Path) 
             feeds = {"X": np.arange(rows * width * 2.0).reshape(rows, width, 2)}
             outputs = {"y": np.ones(rows, np.int8)}
             if width == 1:
-                feeds, outputs = (
-                    feeds | {"s": np.array(["a"] * rows, object)},
-                    {"one": np.array([1.5])} | outputs,
-                )
+                feeds = feeds | {"s": np.array(["a"] * rows, object)}
+                outputs = {"one": np.array([1.5])} | outputs
             assert writer.write(other, MODEL, feeds, outputs, 2)[-1]
             written.append((other, feeds, outputs))
     requests, _ = read_segment(segments(tmp_path)[0])
@@ -233,7 +231,8 @@ def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_
     def refuse(*paths: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    writer, opened = CaptureWriter(tmp_path), len(os.listdir("/proc/self/fd"))
+    writer = CaptureWriter(tmp_path)
+    opened = len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refuse)
         assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
@@ -245,7 +244,8 @@ def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_
 def test_requests_of_more_endpoints_than_are_planned_for_come_back_as_they_were_written(
     tmp_path: Path,
 ) -> None:
-    writer, names = CaptureWriter(tmp_path), [f"e{number}" for number in range(300)]
+    writer = CaptureWriter(tmp_path)
+    names = [f"e{number}" for number in range(300)]
     for name in names * 2:
         assert writer.write(RECORD._replace(endpoint=name), MODEL, FEEDS, OUTPUTS, 100)[-1]
     (segment,) = segments(tmp_path)
@@ -302,7 +302,8 @@ def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
 
 def test_an_output_that_became_an_input_is_held_as_one(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
-    a, b = np.ones((1, 1)), np.zeros((1, 1))
+    a = np.ones((1, 1))
+    b = np.zeros((1, 1))
     for feeds, outputs in (({"a": a}, {"b": b}), ({"a": a, "b": b}, {})):
         assert writer.write(RECORD, MODEL, feeds, outputs, 10)[-1]
     read, _ = read_segment(segments(tmp_path)[0])

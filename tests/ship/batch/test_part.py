@@ -24,7 +24,8 @@ Predict = Callable[..., PartResult]
 @pytest.fixture
 def predict(model: Path, tmp_path: Path) -> Predict:
     def call(path: Path, name: str, **options: Any) -> PartResult:
-        source_format, made = format_of(str(path)), format_of(name)
+        source_format = format_of(str(path))
+        made = format_of(name)
         assert source_format
         assert made
         part = Part(path.name, str(path), name, source_format, made, path.stat().st_size, state="")

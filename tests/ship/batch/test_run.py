@@ -98,11 +98,9 @@ run_batch(BatchPlan(*sys.argv[1:], ("id",), workers=2), kill)
 
 @pytest.mark.long
 def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Path) -> None:
-    source, out, temporary = (
-        fill(tmp_path / "in", 40, rows=4000),
-        tmp_path / "out",
-        tmp_path / "tmp",
-    )
+    source = fill(tmp_path / "in", 40, rows=4000)
+    out = tmp_path / "out"
+    temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
     command = [
@@ -157,7 +155,8 @@ def test_another_model_or_input_is_refused_and_restart_begins_anew(
     model: Path,
     tmp_path: Path,
 ) -> None:
-    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    source = fill(tmp_path / "in", 1)
+    out = tmp_path / "out"
     plan = BatchPlan(str(model), str(source), str(out), workers=1)
     run_batch(plan)
     assert run_batch(plan).progress.finished_before == 1
@@ -187,7 +186,8 @@ def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(
     model: Path,
     tmp_path: Path,
 ) -> None:
-    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    source = fill(tmp_path / "in", 1)
+    out = tmp_path / "out"
     bad = write(flights(10).drop_columns("late"), source / "bad.parquet")
     plan = BatchPlan(str(model), str(source), str(out), on_error="skip-part", workers=1)
     run_batch(plan)
@@ -205,7 +205,8 @@ def test_batch_that_wrote_no_rows_may_change_its_options(
     model: Path,
     tmp_path: Path,
 ) -> None:
-    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    source = fill(tmp_path / "in", 1)
+    out = tmp_path / "out"
     with pytest.raises(OnnxserveError, match="--keep nothing: "):
         run_batch(BatchPlan(str(model), str(source), str(out), keep=("nothing",), workers=1))
 
@@ -256,7 +257,8 @@ def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path) -> None
 
 
 def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Path) -> None:
-    source, out = tmp_path / "in", tmp_path / "out"
+    source = tmp_path / "in"
+    out = tmp_path / "out"
     for number, (suffix, codec) in enumerate(
         [("csv.gz", "gzip"), ("jsonl.zst", "zstd"), ("csv.bz2", "bz2"), ("parquet.gz", "gzip")],
     ):
@@ -286,7 +288,8 @@ def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Pat
 
 
 def test_a_compressed_file_that_is_cut_off_leaves_no_output(model: Path, tmp_path: Path) -> None:
-    source, out = tmp_path / "in", tmp_path / "out"
+    source = tmp_path / "in"
+    out = tmp_path / "out"
     source.mkdir()
     whole = gzip.compress(write(flights(500), tmp_path / "rows.csv").read_bytes())
     (source / "rows.csv.gz").write_bytes(whole[:-20])
@@ -299,7 +302,8 @@ def test_a_compressed_file_that_is_cut_off_leaves_no_output(model: Path, tmp_pat
 
 @pytest.mark.long
 def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -> None:
-    source, out = fill(tmp_path / "in", 3), tmp_path / "out"
+    source = fill(tmp_path / "in", 3)
+    out = tmp_path / "out"
     write(flights(10).drop_columns("late"), source / "bad.parquet")
     plan = BatchPlan(str(model), str(source), str(out), workers=1)
 
@@ -382,7 +386,9 @@ def test_a_file_that_changes_while_a_batch_runs_ends_it(model: Path, tmp_path: P
 
 @pytest.mark.long
 def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path: Path) -> None:
-    source, out, name = tmp_path / "in", tmp_path / "out", "rows.csv"
+    source = tmp_path / "in"
+    out = tmp_path / "out"
+    name = "rows.csv"
     source.mkdir()
     (source / name).write_text("carrier,distance,hour,late\nAA,1.0,1,true\nAA,far,1,true\n")
     plan = BatchPlan(str(model), str(source), str(out), workers=1, on_error="skip-row")
@@ -407,7 +413,8 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path
 
 @pytest.mark.long
 def test_the_marker_goes_while_a_part_is_missing(model: Path, tmp_path: Path) -> None:
-    source, out = fill(tmp_path / "in", 2), tmp_path / "out"
+    source = fill(tmp_path / "in", 2)
+    out = tmp_path / "out"
     plan = BatchPlan(str(model), str(source), str(out), workers=1)
     run_batch(plan)
     (out / "day=1" / "1.parquet").unlink()
@@ -430,7 +437,8 @@ def test_a_damaged_manifest_is_one_line(
     content: str,
     restart: bool,
 ) -> None:
-    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    source = fill(tmp_path / "in", 1)
+    out = tmp_path / "out"
     out.mkdir()
     (out / "_batch.json").write_text(content)
 

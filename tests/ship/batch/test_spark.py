@@ -52,11 +52,9 @@ def session(
     with ExitStack() as ending, pytest.MonkeyPatch.context() as patch:
         master = request.param
         if master == "standalone":
-            home, folder, port = (
-                Path(pyspark.__file__).parent,
-                tmp_path_factory.mktemp("spark"),
-                free_port(),
-            )
+            home = Path(pyspark.__file__).parent
+            folder = tmp_path_factory.mktemp("spark")
+            port = free_port()
             environment = os.environ | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
             environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": os.getcwd()}
 

@@ -62,7 +62,8 @@ def test_rows_that_are_mostly_bad_are_each_tried_little_more_than_once(
     model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    table, tried = load_table_model(model), []
+    table = load_table_model(model)
+    tried = []
 
     def refuse(rows: pa.Table) -> pa.Table:
         tried.append(rows.num_rows)

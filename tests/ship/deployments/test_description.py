@@ -157,7 +157,8 @@ def test_flavor_parity_and_run_are_shown_of_a_version_whose_files_only_a_pod_has
 def test_details_of_unknown_or_stopped_deployments_are_empty(
     registry: MlflowClient,
 ) -> None:
-    unknown, stopped = described_pod(None, model="models:/gone/1"), described_pod(None, "stopped")
+    unknown = described_pod(None, model="models:/gone/1")
+    stopped = described_pod(None, "stopped")
     assert [
         description["flavor"] + description["parity"] + description["run_id"]
         for description in (unknown, stopped)

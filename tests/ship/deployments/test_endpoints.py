@@ -36,7 +36,8 @@ from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
 ROWS = [[1, 2], [3, 4.5]]
-ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
+ONCE = [{"y": 3.0}, {"y": 7.5}]
+TWICE = [{"y": 6.0}, {"y": 15.0}]
 
 
 def silently(line: str) -> None:
@@ -381,7 +382,8 @@ def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(
 
 
 def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_path: Path) -> None:
-    url, target = f"sqlite:///{tmp_path}/store.db", parse_target("onnxserve:/kubernetes/ml")
+    url = f"sqlite:///{tmp_path}/store.db"
+    target = parse_target("onnxserve:/kubernetes/ml")
     messages: list[str] = []
     done: list[str] = []
     with closing(open_store(url)) as store, closing(open_store(url)) as same:

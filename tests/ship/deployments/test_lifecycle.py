@@ -25,7 +25,8 @@ from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
 ROWS = [[1, 2], [3, 4.5]]
-ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
+ONCE = [{"y": 3.0}, {"y": 7.5}]
+TWICE = [{"y": 6.0}, {"y": 15.0}]
 
 
 def answers(

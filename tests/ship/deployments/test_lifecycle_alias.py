@@ -30,7 +30,8 @@ from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_de
 from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
 
-STAGE, ALIAS = "models:/sum/Production", "models:/sum@champion"
+STAGE = "models:/sum/Production"
+ALIAS = "models:/sum@champion"
 
 
 @pytest.fixture

@@ -174,7 +174,8 @@ def test_the_key_of_a_server_is_that_of_the_workspace_of_the_settings(
     monkeypatch.delenv("MLFLOW_WORKSPACE")
     with HTTPServer(("127.0.0.1", 0), AsksForAKey) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        folder, port = settings.state_dir("flights"), server.server_port
+        folder = settings.state_dir("flights")
+        port = server.server_port
         write_state(
             folder / SERVER,
             ServerState(pid=1, host="127.0.0.1", port=port, started_at=0.0),

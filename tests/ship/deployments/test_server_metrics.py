@@ -87,7 +87,8 @@ def test_a_server_that_cannot_be_read_gives_the_reason(free_port: int) -> None:
 
 
 def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:
-    page, later = PAGE, PAGE.replace('version="5"} 100', 'version="5"} 250')
+    page = PAGE
+    later = PAGE.replace('version="5"} 100', 'version="5"} 250')
     metrics = total_metrics(
         {
             "f-1": parse_server_metrics(page),
@@ -110,7 +111,8 @@ def test_a_server_that_speaks_tls_is_asked_too(tmp_path: Path) -> None:
     """The certificate is self-signed and for another host, as for a server behind a
     public name.
     """
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert = tmp_path / "cert.pem"
+    key = tmp_path / "key.pem"
     command = [
         "openssl",
         "req",

@@ -33,7 +33,8 @@ from tests.support.tracking import tracking_at
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 POLICY = "gated_aliases: [champion]\napprovals: {groups: [risk]}\n"
 LIMITED = f"{POLICY}unapproved: {{share: 5%, for: 1h}}"
-CHAMPION, SIX = "models:/credit@champion", "models:/credit/6"
+CHAMPION = "models:/credit@champion"
+SIX = "models:/credit/6"
 OTHERS = [
     SIX,
     "models:/credit/latest",
@@ -91,7 +92,8 @@ def spec_of(variants: Mapping[str, int], name: str = "credit") -> EndpointSpec:
 
 def stored(store: Store, variants: Mapping[str, int]) -> Endpoint:
     """Store the endpoint or its change, like a deployment, and return it."""
-    spec, before = spec_of(variants), store.endpoint("credit")
+    spec = spec_of(variants)
+    before = store.endpoint("credit")
     answers = as_json(permitted_answers(store, before, spec))
     if before is None:
         return store.add_endpoint("onnxserve", spec, unapproved=answers)

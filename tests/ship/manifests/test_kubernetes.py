@@ -185,11 +185,14 @@ def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint: Endpoi
 def test_pods_roll_without_a_gap() -> None:
     documents = rendered()
     deployment = documents["Deployment"]["spec"]
-    pod, container = deployment["template"]["spec"], container_of(documents)
+    pod = deployment["template"]["spec"]
+    container = container_of(documents)
     assert deployment["replicas"] == 3
     assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     assert documents["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
-    drain, longest_request, shipping = 5, 30, 40
+    drain = 5
+    longest_request = 30
+    shipping = 40
     assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", str(drain)]
     assert pod["terminationGracePeriodSeconds"] == drain + longest_request + shipping
     assert set(documents) == {
@@ -298,7 +301,8 @@ def test_files_of_secrets_are_mounted_as_a_folder_where_kubelet_replaces_them_an
     None
 ):
     documents = rendered({"container.secret_files.ONNXSERVE_KEYS_FILE": "callers/keys.json"})
-    container, pod = container_of(documents), documents["Deployment"]["spec"]["template"]["spec"]
+    container = container_of(documents)
+    pod = documents["Deployment"]["spec"]["template"]["spec"]
     item = {"key": "keys.json", "path": "ONNXSERVE_KEYS_FILE"}
     sources = [{"secret": {"name": "callers", "items": [item]}}]
     assert {"name": "files", "projected": {"sources": sources}} in pod["volumes"]
@@ -518,7 +522,8 @@ def test_no_namespace_is_written_that_cannot_be() -> None:
 
 
 def test_pods_of_a_helm_release_of_the_endpoints_name_are_not_taken_for_its_own() -> None:
-    documents, label = rendered({"kubernetes.service_monitor": "true"}), "app.kubernetes.io/name"
+    documents = rendered({"kubernetes.service_monitor": "true"})
+    label = "app.kubernetes.io/name"
     selectors = [
         documents[kind]["spec"]["selector"]["matchLabels"]
         for kind in ("PodDisruptionBudget", "ServiceMonitor")

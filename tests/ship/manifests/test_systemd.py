@@ -21,7 +21,8 @@ from mlflow_deploy_plugin.ship.manifests.served import Place
 from mlflow_deploy_plugin.ship.manifests.systemd import PROGRAM
 from tests.support.refusals import refused
 
-UNIT, SPEC = "etc/systemd/system/onnxserve-flights.service", "etc/onnxserve/flights.yaml"
+UNIT = "etc/systemd/system/onnxserve-flights.service"
+SPEC = "etc/onnxserve/flights.yaml"
 NEEDS_SYSTEMD = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None,
     reason="systemd-analyze is not installed (apt-get install systemd)",
@@ -124,10 +125,8 @@ def test_a_unit_of_another_workspace_has_a_name_a_spec_and_a_state_of_its_own(
 ) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     files = FORMATS["systemd"](new_endpoint("flights", "models:/flight-delay/Production"), Place())
-    unit, spec = (
-        "etc/systemd/system/onnxserve-team-a_flights.service",
-        "etc/onnxserve/team-a_flights.yaml",
-    )
+    unit = "etc/systemd/system/onnxserve-team-a_flights.service"
+    spec = "etc/onnxserve/team-a_flights.yaml"
     assert set(files) == {unit, spec}
     assert lines(files[unit], "StateDirectory") == ["onnxserve-team-a_flights"]
     assert f"--spec /{spec} " in files[unit]

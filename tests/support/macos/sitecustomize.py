@@ -104,7 +104,8 @@ for name in ("access", "listdir", "lstat", "open", "readlink", "scandir", "stat"
 _hide(io, "open")
 builtins.open = io.open
 
-_symbol, _dlopen = ctypes.CDLL.__getattr__, ctypes._dlopen  # type: ignore[attr-defined]
+_symbol = ctypes.CDLL.__getattr__  # type: ignore[attr-defined]
+_dlopen = ctypes._dlopen  # type: ignore[attr-defined]
 
 
 def _macos_library(name: str | None, mode: int) -> int:

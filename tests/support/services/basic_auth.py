@@ -40,7 +40,8 @@ def basic_auth_server(folder: Path, *users: str) -> Iterator[MlflowServer]:
         server.start()
         for user in users:
             new = {"username": user, "password": password(user)}
-            path, admin = f"{server.url}/api/2.0/mlflow/users/create", ("admin", password("admin"))
+            path = f"{server.url}/api/2.0/mlflow/users/create"
+            admin = ("admin", password("admin"))
             requests.post(path, json=new, auth=admin, timeout=60).raise_for_status()
         yield server
     finally:

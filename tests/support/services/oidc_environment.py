@@ -47,7 +47,8 @@ def oidc_python() -> Path:
     key = hashlib.sha256(
         f"{interpreter} {_PACKAGES} {(ROOT / 'setup.cfg').read_text()}".encode(),
     ).hexdigest()
-    python, complete = _ENVIRONMENT / "bin" / "python", _FOLDER / "complete"
+    python = _ENVIRONMENT / "bin" / "python"
+    complete = _FOLDER / "complete"
     _FOLDER.mkdir(exist_ok=True)
     with (_FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

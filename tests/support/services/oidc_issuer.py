@@ -94,7 +94,8 @@ class OidcIssuer:
         """Return a signed token of the user, which is both the ID token and the access
         token of a login.
         """
-        identity, now = self.users[user], int(time.time())
+        identity = self.users[user]
+        now = int(time.time())
         content = {
             "iss": self.url,
             "aud": self.client_id,
@@ -162,7 +163,8 @@ class OidcIssuer:
         )
 
     def _token(self) -> Any:
-        form, header = request.form, request.authorization
+        form = request.form
+        header = request.authorization
         client = (
             (header.username, header.password)
             if header

@@ -11,7 +11,10 @@ from tests.support.guides import ROOT
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.oidc_issuer import Identity, OidcIssuer
 
-ADMINS, MEMBERS, TEAM, RISK = "mlflow-admins", "mlflow-members", "data-science", "risk"
+ADMINS = "mlflow-admins"
+MEMBERS = "mlflow-members"
+TEAM = "data-science"
+RISK = "risk"
 USERS = {
     "admin": Identity("admin@example.com", "The Admin", (ADMINS,)),
     "reader": Identity("reader@example.com", "The Reader", (MEMBERS, RISK)),

@@ -41,7 +41,9 @@ class Proxy:
     rewrite: Callable[[bytes], bytes] = bytes
 
     def turn(self, mood: str, where: str = "", status: int = 200) -> None:
-        self.where, self.status, self.mood = where, status, mood
+        self.where = where
+        self.status = status
+        self.mood = mood
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -137,14 +137,16 @@ class _Handler(BaseHTTPRequestHandler):
             return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted:
-            start, stop = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1) + 1
+            start = int(wanted[1])
+            stop = min(int(wanted[2] or len(content)), len(content) - 1) + 1
             headers = {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
             self._send(206, content[start:stop], **headers)
             return
         self._send(200, content)
 
     def _list(self, bucket: str, prefix: str, delimiter: str) -> None:
-        contents, folders = [], dict[str, None]()
+        contents = []
+        folders = dict[str, None]()
         for name, content in sorted(self.bucket.objects.items()):
             bucket_name, _, key = name.partition("/")
             if bucket_name != bucket.strip("/") or not key.startswith(prefix):

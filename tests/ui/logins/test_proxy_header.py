@@ -231,7 +231,8 @@ def test_with_edit_groups_other_callers_may_read_and_decide(
 @pytest.fixture
 def through_fastapi() -> Iterator[TestClient]:
     """Yield a client of an app with a route that FastAPI answers without Flask."""
-    served, app = FastAPI(), Flask(__name__)
+    served = FastAPI()
+    app = Flask(__name__)
     app.secret_key = "a key of sixteen bytes or more"
     ProxyHeader(Settings.model_validate(SETTINGS), "").install(app, served)
 
@@ -263,7 +264,8 @@ def test_routes_of_fastapi_need_one_name_too(
 
 
 def test_routes_of_fastapi_are_closed_to_readers_too() -> None:
-    served, app = FastAPI(), Flask(__name__)
+    served = FastAPI()
+    app = Flask(__name__)
     app.secret_key = "a key of sixteen bytes or more"
     ProxyHeader(Settings.model_validate(EDITORS), "").install(app, served)
 

@@ -39,7 +39,8 @@ def server() -> Iterator[Receiver]:
 
 @pytest.fixture
 def receiver(server: Receiver) -> Receiver:
-    server.is_broken, server.answer_bytes = False, 0
+    server.is_broken = False
+    server.answer_bytes = 0
     server.got.clear()
     return server
 

@@ -155,7 +155,8 @@ def test_a_request_is_sent_once_to_every_channel(
     settings: Settings,
     receiver: Receiver,
 ) -> None:
-    text, step = "eva requests it: trained on more", "next: onnxserve approve"
+    text = "eva requests it: trained on more"
+    step = "next: onnxserve approve"
     announce_request(store, "flight-delay", text, RUN, step, {"model": "flight-delay"})
     announce(store, "flights", "daily", "version 7 waits", RUN)
     for _ in range(2):

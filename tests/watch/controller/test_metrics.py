@@ -172,7 +172,8 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
         go_on.wait(60)
         raise StoreUnavailable("no answer")
 
-    transaction, calls = store.transaction, []
+    transaction = store.transaction
+    calls = []
 
     @contextmanager
     def slow(**how: Any) -> Iterator[Any]:
@@ -188,7 +189,9 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
         dict
     ):  # The store is up after its first answer, while other data is still being read.
         read = values(gauges)
-        return read if read["onnxserve_store_up"] and len(read) > 1 else {}
+        if read["onnxserve_store_up"] and len(read) > 1:
+            return read
+        return {}
 
     read_at_first = wait_until(read_whole, 30, "it is read")
     for answer in (down, silent):

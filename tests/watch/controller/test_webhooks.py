@@ -39,7 +39,8 @@ from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import free_port, wait_until
 
-SECRET, ALIAS_EVENT = "s3cret of the webhook", "model_version_alias"
+SECRET = "s3cret of the webhook"
+ALIAS_EVENT = "model_version_alias"
 
 
 @dataclass(frozen=True)
@@ -377,15 +378,11 @@ def test_an_alias_that_is_set_in_mlflow_is_served_within_seconds(
     registry = MlflowClient(mlflow_with_webhooks.url)
     with tracking_at(mlflow_with_webhooks.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         for factor in (1.0, 2.0):
-            graph, options = (
-                weighted_sum(factor),
-                {"signature": SIGNATURE, "pip_requirements": ["onnxruntime"]},
-            )
+            graph = weighted_sum(factor)
+            options = {"signature": SIGNATURE, "pip_requirements": ["onnxruntime"]}
             mlflow.onnx.log_model(graph, name="model", registered_model_name="flights", **options)
-    url, events = (
-        f"http://127.0.0.1:{controller_port}",
-        ["model_version_alias.created", "model_version_tag.set"],
-    )
+    url = f"http://127.0.0.1:{controller_port}"
+    events = ["model_version_alias.created", "model_version_tag.set"]
     webhook = registry.create_webhook("onnxserve", url, events, secret=SECRET)
     assert registry.test_webhook(webhook.webhook_id).response_status == 200
     registry.set_registered_model_alias("flights", "champion", "1")

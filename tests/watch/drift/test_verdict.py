@@ -31,7 +31,8 @@ from tests.support.refusals import mentions
 
 DAY = 86_400_000_000
 HOUR = DAY // 24
-DAYS, ROWS = 59, 60
+DAYS = 59
+ROWS = 60
 LATER = 1000 * DAY
 
 
@@ -432,7 +433,8 @@ def test_images_of_the_same_mean_and_spread_in_each_are_found_by_their_pattern()
     images = np.random.default_rng(0).permutation(load_digits().images)
     table = pa.table({"image": images[: 20 * ROWS].tolist()})
     reference = reference_of(table, np.repeat(np.arange(20) * DAY, ROWS))
-    calm, turned = images[20 * ROWS : 21 * ROWS], images[20 * ROWS : 21 * ROWS].transpose(0, 2, 1)
+    calm = images[20 * ROWS : 21 * ROWS]
+    turned = images[20 * ROWS : 21 * ROWS].transpose(0, 2, 1)
 
     verdict = verdict_on(pa.table({"image": turned.tolist()}), reference)
 
@@ -755,10 +757,8 @@ def test_of_many_categories_new_ones_are_found_in_long_windows_too(
 
     times = np.repeat(np.arange(days) * DAY, 100)
     reference = reference_of(sales(days * 100), times, length * DAY)
-    calm, new = (
-        sales(length * 100),
-        pa.concat_tables([sales(length * 60), sales(length * 40, 5000)]),
-    )
+    calm = sales(length * 100)
+    new = pa.concat_tables([sales(length * 60), sales(length * 40, 5000)])
 
     before, verdict = (verdict_on(rows, reference, length=length * DAY) for rows in (calm, new))
 
@@ -796,7 +796,8 @@ def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
 def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> DriftReference:
     """Return the hours before `until`, each compared with the hour `lag` hours before."""
     before = times < until * HOUR
-    table, times = table.filter(pa.array(before)), times[before]
+    table = table.filter(pa.array(before))
+    times = times[before]
     bins = reference_of(table, times).bins
     over = window_grid(bins, until * HOUR, HOUR, int(times.min()), until * HOUR - 1, lag)
     return DriftReference(
@@ -812,7 +813,8 @@ def test_lagged_reference_finds_a_shift_hidden_in_the_daily_cycle(
 ) -> None:
     rng = np.random.default_rng(1)
     table, times = busy_days(rng, 8)
-    hour, states = 7 * 24 + 14, []
+    hour = 7 * 24 + 14
+    states = []
     for current in range(hour - 3, hour + 1):
         now = table.filter(pa.array(times // HOUR == current))
         beside = rolling_reference(table, times, 24, current)
@@ -890,7 +892,8 @@ def test_independent_rows_with_a_lagged_reference_have_the_stated_false_alarm_ra
         )
 
     times = np.repeat(np.arange(48) * HOUR, 300)
-    reference, until = rolling_reference(hours(48), times, 24, 48), 48 * HOUR
+    reference = rolling_reference(hours(48), times, 24, 48)
+    until = 48 * HOUR
 
     def judged(number: int, rows: int, rows_before: int, shift: float = 0.0) -> DriftVerdict:
         before = sketch_batches(

@@ -481,7 +481,8 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
     assert mentions(estimate.reason, "prediction interval", "0.95")
     figures = judged.figures
     assert figures["estimated/windows"] == 4
-    low, high = figures["estimated/accuracy_low"], figures["estimated/accuracy_high"]
+    low = figures["estimated/accuracy_low"]
+    high = figures["estimated/accuracy_high"]
     assert low < figures["estimated/accuracy"] == estimate.value < high
     assert 0.05 < high - low < 0.25
     assert 0 <= figures["estimated/calibration_error"] < 0.1
@@ -776,7 +777,8 @@ def test_unseen_class_counts_as_a_wrong_answer_and_is_noted(
         endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.5", "recall>=0.5", "roc_auc>=0.5"]})),
     )
 
-    predicted, wanted = columns["prediction"][40:], np.array([truth[key] for key in range(40, 400)])
+    predicted = columns["prediction"][40:]
+    wanted = np.array([truth[key] for key in range(40, 400)])
     assert finding(judged, "accuracy").value == pytest.approx((predicted == wanted).sum() / 400)
     # The metric is for the larger of the model's two classes, not a mean over three
     # classes.
@@ -828,7 +830,8 @@ def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_r
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
-    rows, right = 6000, 2000
+    rows = 6000
+    right = 2000
     endpoint.answer(
         {
             "flight": np.arange(rows),

@@ -142,7 +142,8 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: Endpo
 
 def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
-    answers, carriers = np.arange(600) % 2, np.array(["UA", "AA"] * 300, dtype=object)
+    answers = np.arange(600) % 2
+    carriers = np.array(["UA", "AA"] * 300, dtype=object)
     answer_both(
         endpoint,
         answers,

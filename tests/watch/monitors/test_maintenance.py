@@ -39,7 +39,8 @@ def files(folder: Path) -> list[str]:
 @contextmanager
 def kept_up(world: MonitoredWorld) -> Iterator[None]:
     """Maintain the log repeatedly during the `with`."""
-    lease, over = world.store.acquire_lease("upkeep", "the test", 15), threading.Event()
+    lease = world.store.acquire_lease("upkeep", "the test", 15)
+    over = threading.Event()
     assert lease is not None
     deployments = Deployments(world.store, world.settings, world.said.append)
 
@@ -102,7 +103,8 @@ def test_windows_that_a_monitor_will_read_again_are_retained(world: MonitoredWor
         },
         retried={},
     )
-    monitors, begun = world.monitors, NOON
+    monitors = world.monitors
+    begun = NOON
     monitors.add(
         "flights",
         "retried",
@@ -164,7 +166,9 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
     world.endpoint(daily=spec)
     endpoint = world.store.endpoint("flights")
     assert endpoint is not None
-    day, frozen, oldest = datetime(2026, 11, 20, tzinfo=UTC), set(), []
+    day = datetime(2026, 11, 20, tzinfo=UTC)
+    frozen = set()
+    oldest = []
     for _ in range(45):
         world.rows(day + timedelta(hours=first_hour))
         window = Window(day, day + timedelta(days=1))

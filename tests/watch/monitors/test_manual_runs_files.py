@@ -53,18 +53,17 @@ def table(count: int, shift: float = 0.0, start: str = "") -> pd.DataFrame:
     frame = pd.DataFrame(
         {"x": _rng.normal(shift, 1, count), "kind": _rng.choice(["a", "b"], count)},
     )
-    return (
-        frame.assign(at=pd.date_range(start, periods=count, freq="10min", tz="UTC"))
-        if start
-        else frame
-    )
+    if start:
+        return frame.assign(at=pd.date_range(start, periods=count, freq="10min", tz="UTC"))
+    return frame
 
 
 @pytest.mark.long
 def test_rows_without_times_are_judged_as_independent_and_only_reported(
     folder: Path,
 ) -> None:
-    calm, shifted = judged(table(300), table(2000)), judged(table(300, 2.0), table(2000))
+    calm = judged(table(300), table(2000))
+    shifted = judged(table(300, 2.0), table(2000))
 
     assert calm.state == "no drift"
     assert mentions(calm.notes[0], "neither file")

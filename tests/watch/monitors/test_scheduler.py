@@ -462,7 +462,9 @@ def test_failed_search_for_late_rows_is_noted_and_does_not_stop_judging(
     world.wait_for(1)
     world.end()
     world.rows(NOON, rows=2)
-    counted, passed, reason = [0.0], 0.0, "a file of rows cannot be read"
+    counted = [0.0]
+    passed = 0.0
+    reason = "a file of rows cannot be read"
 
     def count(asked: WindowRequest) -> int:
         counted.append(passed)
@@ -509,7 +511,8 @@ def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_and_then_c
     wait_until(lambda: over() > 20, SECONDS, "nothing is left to do")
     assert len({(call.endpoint, call.monitor) for call in world.asked}) == len(world.asked) == 200
 
-    transaction, call = world.store.transaction, 0
+    transaction = world.store.transaction
+    call = 0
 
     def counted() -> AbstractContextManager[Session]:
         nonlocal call
@@ -577,7 +580,8 @@ def test_verdict_found_under_a_lost_lease_is_not_stored(world: MonitoredWorld) -
         ):  # Another process takes the lease after its full duration.
             lease = session.get(LeaseRow, lease_name("flights", "hourly"))
             assert lease is not None
-            lease.token, lease.holder = lease.token + 1, ""
+            lease.token = lease.token + 1
+            lease.holder = ""
         return "drift"
 
     world.judge = judge

@@ -163,7 +163,8 @@ def test_two_controllers_judge_each_window_once(machine: Machine) -> None:
     machine.wait_for("flights", 1)
     first.kill()
 
-    flights, trains = machine.wait_for("flights", 2), machine.wait_for("trains", 2)
+    flights = machine.wait_for("flights", 2)
+    trains = machine.wait_for("trains", 2)
 
     assert {window.revision for window in flights + trains} == {1}
     assert set(machine.runs("flights").values()) == set(machine.runs("trains").values()) == {1}

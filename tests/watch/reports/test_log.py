@@ -31,7 +31,9 @@ from tests.support.waiting import free_port
 
 def all_runs_of(client: Any, endpoint: Any) -> Any:
     experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
-    return client.search_runs([experiment.experiment_id]) if experiment else []
+    if experiment:
+        return client.search_runs([experiment.experiment_id])
+    return []
 
 
 def runs_of(client: Any, endpoint: Any) -> Any:
@@ -231,7 +233,8 @@ def test_run_is_tagged_at_creation_so_an_abandoned_one_is_reused(
     tracking: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    result, create = result_of(endpoint="left"), MlflowClient.create_run
+    result = result_of(endpoint="left")
+    create = MlflowClient.create_run
 
     def die_after(*arguments: Any, **named: Any) -> Any:
         create(*arguments, **named)
@@ -251,7 +254,8 @@ def test_duplicate_run_deleted_meanwhile_by_its_creator_is_not_an_error(
     tracking: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    result, log_batch = result_of(endpoint="two"), MlflowClient.log_batch
+    result = result_of(endpoint="two")
+    log_batch = MlflowClient.log_batch
     first = log_result(result, {})
     run = tracking.get_run(first.run_id)
     tags = {name: value for name, value in run.data.tags.items() if name != "onnxserve.verdict"}

@@ -22,7 +22,8 @@ from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, past_of, result_of
 
-SIZE, ROWS = 1000, 40
+SIZE = 1000
+ROWS = 40
 RNG = np.random.default_rng(0)
 
 
@@ -52,7 +53,8 @@ def columns_of(files: Mapping[str, str | bytes]) -> set[str]:
 
 def test_evidently_describes_the_columns_and_leaves_the_verdict_to_the_monitor() -> None:
     result = result_of(plain=9.0, trap=0.5)
-    left, right = plain(SIZE), plain(ROWS, 2.0)
+    left = plain(SIZE)
+    right = plain(ROWS, 2.0)
     pairs = [(left, right), (text(["a", "b", None], SIZE), text(["a", "b"]))]
 
     files = build_report(replace(result, report=ReportData(pairs)))
@@ -168,7 +170,8 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing() -> None:
     assert 'src="http' not in page
 
 
-SINCE, SINCE_END = "2013-06-29T00:00:00+00:00", "2013-06-30T00:00:00+00:00"
+SINCE = "2013-06-29T00:00:00+00:00"
+SINCE_END = "2013-06-30T00:00:00+00:00"
 
 
 @pytest.mark.parametrize("check", ["distribution", "criterion"])

@@ -128,7 +128,8 @@ def test_a_rollout_of_a_retraining_whose_plan_cannot_be_read_is_followed_to_its_
     with world.deployments.store.transaction() as session:
         row = session.get(RetrainingRow, started.id)
         assert row is not None
-        row.spec, row.rollout_id = {}, rollout.id
+        row.spec = {}
+        row.rollout_id = rollout.id
     world.deployments.store.update_rollout(
         replace(rollout, state="promoted", ended_at=world.deployments.store.now()),
         None,

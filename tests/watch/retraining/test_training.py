@@ -188,7 +188,8 @@ def test_incremental_learns_the_window_and_holds_its_newest_rows_out(
         {},
     )
     assert collected.held_out is not None
-    learned, held_out = written(collected.data), written(collected.held_out)
+    learned = written(collected.data)
+    held_out = written(collected.held_out)
     assert learned.column_names == ["a", "b", "_event_time", "_label", "_label_number"]
     assert (collected.rows, collected.held_out_rows) == (len(learned), len(held_out))
     assert collected.digest == hashlib.sha256(collected.data.read_bytes()).hexdigest()
@@ -538,7 +539,8 @@ def test_a_row_is_selected_with_the_fraction_halved_per_half_life(
     fraction: float,
     age: int,
 ) -> None:
-    count, probability = 20_000, fraction / 2 ** (age / 24)
+    count = 20_000
+    probability = fraction / 2 ** (age / 24)
     rows = rows_before(DAY.end, [age] * count, value=["x"] * count)
 
     plain = select_rows(rows, SampleSpec(recent="3d", fraction=fraction, weight="1d"), DAY.end)

@@ -201,7 +201,8 @@ def test_impossible_retraining_request_is_refused(world: RetrainingWorld) -> Non
 
 def test_a_schedule_asks_once_for_each_of_its_times(world: RetrainingWorld) -> None:
     world.monitor(schedule="0 3 * * *")
-    now, schedule = utc_now(), RetrainingSchedule(world.deployments, "controller")
+    now = utc_now()
+    schedule = RetrainingSchedule(world.deployments, "controller")
     schedule.request_due(now)
     assert world.retrainings.find() == []
     schedule.request_due(now + timedelta(days=3))
@@ -216,7 +217,8 @@ def test_live_rollout_blocks_retrainings_and_postpones_the_schedule(
 ) -> None:
     world.monitor(schedule="0 3 * * *")
     world.divide_traffic()
-    now, schedule = utc_now(), RetrainingSchedule(world.deployments, "controller")
+    now = utc_now()
+    schedule = RetrainingSchedule(world.deployments, "controller")
     schedule.request_due(now)
     schedule.request_due(now + timedelta(days=3))
     assert retrain_on_alarm(world.deployments, world.result(), world.spec()) is None

@@ -20,7 +20,8 @@ from mlflow_deploy_plugin.watch.result import WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
 from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
 
-REFERENCE_DAYS, ROWS = 60, 80
+REFERENCE_DAYS = 60
+ROWS = 80
 FIRST = datetime(2013, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
 Change = Callable[[dict[str, Any]], dict[str, Any]]

@@ -6,7 +6,8 @@ import pytest
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.sequential.baseline import RunningBaseline, remove_cycle
 
-_SERIES, _WINDOWS = 2_000, 91
+_SERIES = 2_000
+_WINDOWS = 91
 
 
 def _levels(correlation: float, season: int) -> Array:

@@ -33,7 +33,8 @@ def statements(values: Array, per_year: float = 1.0, **spec: Any) -> list[str]:
 
 
 def correlated(windows: int, correlation: float) -> Array:
-    rng, values = np.random.default_rng(0), np.zeros(windows)
+    rng = np.random.default_rng(0)
+    values = np.zeros(windows)
     for day in range(1, windows):
         values[day] = correlation * values[day - 1] + rng.normal()
     return values

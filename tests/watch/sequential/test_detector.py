@@ -10,24 +10,24 @@ import pytest
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.sequential.detector import Tracking, Windows, limit_for, track
 
-REFERENCE, COLUMNS = 90, 6
+REFERENCE = 90
+COLUMNS = 6
 YEARLY = 1 / 365
 
 
 def days(seed: int, judged: int, correlation: float = 0.0, weekend: float = 0.0) -> Windows:
     """Return the levels of calm days, with a standard deviation of 2 around 50."""
-    rng, count = np.random.default_rng(seed), REFERENCE + judged
+    rng = np.random.default_rng(seed)
+    count = REFERENCE + judged
     levels = rng.normal(size=(count, COLUMNS))
     for day in range(1, count):
         levels[day] = correlation * levels[day - 1] + np.sqrt(1 - correlation**2) * levels[day]
     phases = np.arange(count) % 7
     levels += weekend * (phases >= 5)[:, None]
     season = 7 if weekend else 1
-    gaps, floors, restarts = (
-        np.ones(count, np.int64),
-        np.full(COLUMNS, 0.01),
-        np.full(COLUMNS, count),
-    )
+    gaps = np.ones(count, np.int64)
+    floors = np.full(COLUMNS, 0.01)
+    restarts = np.full(COLUMNS, count)
     return Windows(50 + 2 * levels, REFERENCE, phases % season, season, gaps, floors, restarts)
 
 
@@ -101,7 +101,8 @@ def test_an_accepted_baseline_is_usual_from_then_on() -> None:
 
 def test_gaps_and_unknown_levels_are_no_shifts() -> None:
     windows = days(6, 60)
-    values, gaps = windows.values.copy(), windows.gaps.copy()
+    values = windows.values.copy()
+    gaps = windows.gaps.copy()
     values[REFERENCE + 5 : REFERENCE + 9] = np.nan
     gaps[REFERENCE + 20] = 10
     assert not followed(replace(windows, values=values, gaps=gaps)).shifts

@@ -70,7 +70,8 @@ def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(
     judged, _ = window(0, classes, overconfident=3.0)
     earlier = [window(seed, classes, overconfident=3.0)[0] for seed in (1, 2, 3)]
 
-    alone, checked = estimate(judged.answers, []), estimate(judged.answers, earlier)
+    alone = estimate(judged.answers, [])
+    checked = estimate(judged.answers, earlier)
 
     assert isinstance(alone, CbpeEstimate)
     assert isinstance(checked, CbpeEstimate)
@@ -144,10 +145,8 @@ def test_interval_covers_the_true_figure_at_the_promised_rate(
     rng = np.random.default_rng([rows, windows])
     held = []
     for seed in range(80):
-        judged, earlier = (
-            moved(rng, rows, spread),
-            [moved(rng, 500, spread) for _ in range(windows)],
-        )
+        judged = moved(rng, rows, spread)
+        earlier = [moved(rng, 500, spread) for _ in range(windows)]
         result = estimate(judged.answers, earlier, ["accuracy"], seed)
         assert isinstance(result, CbpeEstimate)
         interval = result.measure("accuracy", rows, 0.95)

@@ -52,14 +52,16 @@ def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share: float,
     """The budget permits one miss in 1,800 windows. Wilson's interval would miss 1 % of
     200 rows 8 times as often.
     """
-    hits, rate = np.arange(rows + 1), 1 / 1_800
+    hits = np.arange(rows + 1)
+    rate = 1 / 1_800
     missed = [not is_held(wilson_interval("", float(hit), rows, 1 - rate), share) for hit in hits]
 
     assert float(binom.pmf(hits, rows, share)[missed].sum()) <= rate
 
 
 def test_percentiles_beyond_the_resamples_are_extrapolated() -> None:
-    counts, rows = np.array([800.0, 200.0]), 1_000
+    counts = np.array([800.0, 200.0])
+    rows = 1_000
     interval = bootstrap_counts_interval(
         "",
         counts,
@@ -123,7 +125,8 @@ def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(
             for name in NAMES
         }
 
-    alone, as_they_come = held(Sampling(0.95)), held(Sampling(0.95, times))
+    alone = held(Sampling(0.95))
+    as_they_come = held(Sampling(0.95, times))
 
     assert all(share >= least for share in as_they_come.values()), as_they_come
     assert all(share >= before for share in alone.values())

@@ -112,7 +112,8 @@ def test_columns_in_which_labelled_rows_differ_are_named(scheme: Scheme, differi
 
 @pytest.mark.long
 def test_weights_correct_for_labels_missing_by_score() -> None:
-    plain, weighted = [], []
+    plain = []
+    weighted = []
     for seed in range(100):
         labelled, predictions, truth = drawn(seed, by_score)
         real = float((truth == classes_of(predictions).predicted).mean())
@@ -132,7 +133,8 @@ def test_weights_correct_for_labels_missing_by_score() -> None:
 
 
 def test_labels_missing_by_their_value_are_doubted_and_leave_worst_case_bounds() -> None:
-    seen, held = [], []
+    seen = []
+    held = []
     for seed in range(60):
         labelled, predictions, truth = drawn(seed, by_truth)
         window = LabelledWindow(
@@ -236,7 +238,8 @@ def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
     )
 
     for name in CLASSIFICATION:
-        interval, other = weighted[name], repeated[name]
+        interval = weighted[name]
+        other = repeated[name]
         assert isinstance(interval, MetricInterval)
         assert isinstance(other, MetricInterval)
         assert interval.value == pytest.approx(other.value)

@@ -60,7 +60,8 @@ def test_relative_errors_are_shares_of_the_original() -> None:
     errors = relative_errors(compare(want, got), want)
 
     np.testing.assert_allclose(errors, [0.25, np.inf])
-    tiny, huge = np.array([0.0]), np.array([1e300])
+    tiny = np.array([0.0])
+    huge = np.array([1e300])
     assert relative_errors(compare(tiny, huge), tiny).tolist() == [np.inf]
     labels = np.array([[1, 0], [1, 1]])
     assert relative_errors(compare(labels, labels[::-1]), labels).tolist() == [1.0, 1.0]

@@ -53,7 +53,8 @@ class Nearest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     def fit(self, rows: Any, target: Any) -> "Nearest":
-        self.tree_, self.target_ = KDTree(rows), np.asarray(target)
+        self.tree_ = KDTree(rows)
+        self.target_ = np.asarray(target)
         return self
 
     def predict(self, rows: Any) -> Any:

@@ -40,11 +40,9 @@ def _floats(*shape: int) -> np.ndarray:
 class Subclassed(keras.Model):
     def __init__(self) -> None:
         super().__init__()
-        self.hidden, self.drop, self.head = (
-            layers.Dense(8, activation="relu"),
-            layers.Dropout(0.5),
-            layers.Dense(2),
-        )
+        self.hidden = layers.Dense(8, activation="relu")
+        self.drop = layers.Dropout(0.5)
+        self.head = layers.Dense(2)
 
     def call(self, rows: Any, training: bool = False) -> Any:
         return self.head(self.drop(self.hidden(rows), training=training))
@@ -73,7 +71,8 @@ def _sequential(shape: tuple[int | None, ...], *parts: Any, dtype: str = "float3
 
 
 def _two_inputs() -> Any:
-    left, right = keras.Input((4,), name="left"), keras.Input((3,), name="right")
+    left = keras.Input((4,), name="left")
+    right = keras.Input((3,), name="right")
     both = layers.Concatenate()([layers.Dense(5, activation="relu")(left), right])
     return keras.Model(
         [left, right],

@@ -18,7 +18,8 @@ from mlflow_deploy_plugin.wrap.convert import onnx_file
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from tests.support.serving import Served
 
-ROWS, WIDTH = 300, 7
+ROWS = 300
+WIDTH = 7
 
 
 def lookup(tables: list[onnx.TensorProto], width: int) -> onnx.ModelProto:
@@ -99,7 +100,9 @@ def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
     """Check a real model of 2.2 GB. Its file is sparse: the tables contain zeros except
     for one value each.
     """
-    rows, width, tables = 550_000, 500, []
+    rows = 550_000
+    width = 500
+    tables = []
     with (tmp_path / "given.data").open("wb") as file:
         for number in range(2):
             start = number * rows * width * 4

@@ -567,7 +567,8 @@ def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_p
     that other tests wrap directly.
     """
     torch.manual_seed(0)
-    module, rows = Recurrent().eval(), torch.randn(20, 5, 4)
+    module = Recurrent().eval()
+    rows = torch.randn(20, 5, 4)
     if form == "exported":
         program = torch.export.export(
             module,
@@ -662,7 +663,9 @@ def test_positions_and_classes_that_the_module_refuses_are_refused(
 def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
     class Overflowing(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.log(torch.exp(x)) if torch.onnx.is_in_onnx_export() else x
+            if torch.onnx.is_in_onnx_export():
+                return torch.log(torch.exp(x))
+            return x
 
     random = np.random.default_rng(0)
     with pytest.raises(ParityError, match="far together"):

@@ -382,7 +382,8 @@ def test_a_model_whose_examples_have_one_token_answers_longer_texts(
 
 
 def test_a_text_that_the_pipeline_does_not_truncate_is_refused(tmp_path: Path) -> None:
-    pipeline, long = classifier(truncation=False), "model " * 60
+    pipeline = classifier(truncation=False)
+    long = "model " * 60
     save_model(pipeline, tmp_path / "model", input_example=TEXTS)
     model = load_model(str(tmp_path / "model"))
     with pytest.raises(RuntimeError):

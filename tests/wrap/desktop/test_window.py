@@ -184,7 +184,9 @@ def test_a_closing_window_saves_its_file_and_stops_a_server_that_starts(
 ) -> None:
     monkeypatch.setenv("DISPLAY", display)
     before = threading.enumerate()  # Other tests may have left threads in this process.
-    saving, serving, port = ProgramWindow(mixed, FACTS), ProgramWindow(mixed, FACTS), free_port()
+    saving = ProgramWindow(mixed, FACTS)
+    serving = ProgramWindow(mixed, FACTS)
+    port = free_port()
     opened(saving, tmp_path / "rows.csv", ROWS + "AA,1,2,true,y\n" * 10_000)
     saving.save(str(tmp_path / "saved.csv"))
     saving.close()

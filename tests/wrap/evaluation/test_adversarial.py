@@ -149,7 +149,9 @@ def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
     folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    Trap.made, trap, naming = tmp_path / "made", tmp_path / "trap", tmp_path / "naming"
+    Trap.made = tmp_path / "made"
+    trap = tmp_path / "trap"
+    naming = tmp_path / "naming"
     mlflow.pytorch.save_model(Trap(), trap, pip_requirements=[], serialization_format="pickle")
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     onnxserve.save_model(
@@ -214,7 +216,8 @@ def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(
     attack: Any,
     folders: dict[str, Path],
 ) -> None:
-    rows, artifact = {"": PICTURES}, read_served_artifact(folders["onnx"])
+    rows = {"": PICTURES}
+    artifact = read_served_artifact(folders["onnx"])
     gradient = torch_gradient(
         resolve(str(folders["onnx"])),
         folders["original"],

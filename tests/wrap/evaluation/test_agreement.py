@@ -71,10 +71,8 @@ def test_a_form_that_answers_no_numbers_loses_everything(tmp_path: Path) -> None
 
 
 def test_a_form_with_other_outputs_is_none(tmp_path: Path) -> None:
-    base, form = (
-        loaded(write_regressor(tmp_path / "base")),
-        loaded(write_classifier(tmp_path / "form")),
-    )
+    base = loaded(write_regressor(tmp_path / "base"))
+    form = loaded(write_classifier(tmp_path / "form"))
     with pytest.raises(InvalidConfig, match="an output 'y'"):
         compare_with_base(base, form, INPUTS)
 

@@ -48,7 +48,8 @@ def regressor(seed: int = 0, noise: float = 1.0) -> tuple[Array, ModelPrediction
 
 
 def of_sklearn(metric: MetricName, truth: Array, answers: ModelPredictions, weights: Array) -> Any:
-    labels, probabilities = np.unique(truth), answers.probabilities
+    labels = np.unique(truth)
+    probabilities = answers.probabilities
     several = len(labels) > 2
     match metric:
         case "accuracy":
@@ -232,7 +233,8 @@ def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for() -> None:
 
 
 def test_scores_of_classes_are_the_label_of_the_highest() -> None:
-    truth, scores = np.array([0.0, 2.0, 1.0, 1.0]), np.eye(3)[[0, 2, 1, 0]] * 9 - 4
+    truth = np.array([0.0, 2.0, 1.0, 1.0])
+    scores = np.eye(3)[[0, 2, 1, 0]] * 9 - 4
     answers = ModelPredictions(scores, False)
     assert default_metric(truth, answers) == "accuracy"
     assert weighted_metric("accuracy", truth, answers)(np.ones(4)) == 0.75

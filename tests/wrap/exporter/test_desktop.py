@@ -35,7 +35,8 @@ def program(
     """A built program, and the messages of its build. Its folder is deleted, because it
     has 160 MB.
     """
-    folder, messages = tmp_path_factory.mktemp("dist") / "forest", list[str]()
+    folder = tmp_path_factory.mktemp("dist") / "forest"
+    messages = list[str]()
     exported = onnxserve.export(str(forest), "desktop", folder, progress=messages.append)
     yield exported.path, messages
     shutil.rmtree(folder)

@@ -177,7 +177,8 @@ def test_the_example_in_cpp_answers_its_row(bundle: Path, tmp_path: Path) -> Non
     if root is None or not (Path(root) / "include" / "onnxruntime_cxx_api.h").is_file():
         pytest.skip("no headers of ONNX Runtime: set ONNXRUNTIME to an unpacked release")
     library = next(Path(root, "lib").glob("libonnxruntime.so*"))
-    source, program = bundle / "examples" / "predict.cpp", tmp_path / "predict"
+    source = bundle / "examples" / "predict.cpp"
+    program = tmp_path / "predict"
     subprocess.run(
         [
             "g++",

@@ -102,7 +102,8 @@ def test_a_wrapped_version_is_exported_from_the_model_from_which_it_was_wrapped(
         options = {**_OPTIONS, "input_example": flights[:20], "registered_model_name": "flights"}
         mlflow.sklearn.log_model(fitted, name="model", **options)
         onnxserve.wrap_model("models:/flights/1", data=flights)
-        path, original = tmp_path / "flights.pmml", "models:/flights/1"
+        path = tmp_path / "flights.pmml"
+        original = "models:/flights/1"
         with refused(
             CodeRefused,
             f"--original {original}",

@@ -109,7 +109,8 @@ def test_threshold_rows_are_on_and_one_step_around_the_edge_in_both_precisions(
 def test_numbers_far_outside_of_their_range_come_alone_and_together(table: pd.DataFrame) -> None:
     groups = _by_source(table)
 
-    alone, together = groups["far"].batch.data, groups["far together"].batch.data
+    alone = groups["far"].batch.data
+    together = groups["far together"].batch.data
     assert alone.temperature.abs().max() == pytest.approx(20e6)
     assert (
         5 <= (alone.temperature.abs() > 1000).sum() < len(alone) / 2
@@ -214,7 +215,8 @@ def test_each_column_that_can_is_missing_and_each_text_unseen(table: pd.DataFram
 
 
 def test_same_seed_gives_the_same_rows(table: pd.DataFrame) -> None:
-    first, second = _by_source(table)["ranges"].batch.data, _by_source(table)["ranges"].batch.data
+    first = _by_source(table)["ranges"].batch.data
+    second = _by_source(table)["ranges"].batch.data
 
     pd.testing.assert_frame_equal(first, second)
 
@@ -308,6 +310,7 @@ def test_a_column_of_categories_has_another_one_in_rows_of_its_own(table: pd.Dat
     assert [group.columns for group in groups] == [("city",), ("hour",)]
     for group in groups:
         (name,), batch = group.columns, pd.DataFrame(group.batch.data)
-        learned, categories = set(typed[name].cat.categories), list(batch[name].cat.categories)
+        learned = set(typed[name].cat.categories)
+        categories = list(batch[name].cat.categories)
         assert set(batch[name]) == {categories[-1]} == set(categories) - learned
         assert categories[-1] == max(categories)

@@ -38,7 +38,8 @@ def test_a_row_with_a_missing_value_does_not_change_the_types_of_others(tmp_path
 def test_a_tensor_has_numbered_fields_and_lightgbm_s_names_lack_spaces(tmp_path: Path) -> None:
     from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
 
-    carrier, distance = np.array(["UA", "AA"], object), np.array([100, 300])
+    carrier = np.array(["UA", "AA"], object)
+    distance = np.array([100, 300])
     numbered = DELAY.replace('"carrier"', '"x1"').replace('"distance"', '"x2"')
     outputs = PmmlModel(str(write_pmml(tmp_path, numbered))).outputs(
         {"": np.stack([carrier, distance], axis=1)},

@@ -125,7 +125,8 @@ def test_outputs_other_than_tensors_are_left_out_of_the_answer(
 
 
 def test_sizes_that_differ_between_the_data_are_free(tracking: Path) -> None:
-    example, longer = {"tokens": ROWS}, {"tokens": np.tile(ROWS, 3)}
+    example = {"tokens": ROWS}
+    longer = {"tokens": np.tile(ROWS, 3)}
 
     info = onnxserve.log_model(Decoder(), name="model", input_example=example, parity_data=longer)
 

@@ -165,7 +165,8 @@ def test_saved_and_exported_models_refuse_the_rows_that_the_original_refuses(
     tmp_path: Path,
 ) -> None:
     random = np.random.default_rng(0)
-    carriers, hours = random.choice(["AA", "DL", "UA"], 200), random.integers(5, 9, 200)
+    carriers = random.choice(["AA", "DL", "UA"], 200)
+    hours = random.integers(5, 9, 200)
     rows = pd.DataFrame({"carrier": carriers, "hour": hours, "distance": random.normal(size=200)})
     rows["wind"] = np.where(rows.distance > 1, np.nan, rows.distance)
     columns = [(OneHotEncoder(), ["carrier", "hour"]), (SimpleImputer(), ["wind"])]

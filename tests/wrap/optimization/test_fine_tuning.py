@@ -63,7 +63,8 @@ def test_a_tuned_form_is_as_sparse_and_loses_less(
     tmp_path: Path,
     truth: np.ndarray | None,
 ) -> None:
-    rows, held_out = {"input": ROWS[:400]}, {"input": ROWS[400:]}
+    rows = {"input": ROWS[:400]}
+    held_out = {"input": ROWS[400:]}
     before = {name: value.clone() for name, value in module.state_dict().items()}
     tuned = pruned_and_tuned(module, base, 0.8, rows, truth, epochs=60, seed=0)
     plain = forms.pruned(onnx.load(str(base.artifact.onnx_file)), 0.8)

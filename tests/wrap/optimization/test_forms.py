@@ -149,9 +149,11 @@ def test_a_graph_of_16_bits_has_nothing_to_halve() -> None:
 
 
 def test_pruning_sets_the_smallest_weights_of_each_layer_to_zero() -> None:
-    base, form = network(), forms.pruned(network(), 0.75)
+    base = network()
+    form = forms.pruned(network(), 0.75)
     for before, after in zip(base.graph.initializer, form.graph.initializer, strict=True):
-        old, new = numpy_helper.to_array(before), numpy_helper.to_array(after)
+        old = numpy_helper.to_array(before)
+        new = numpy_helper.to_array(after)
         if old.ndim == 1:
             assert (old == new).all()
             continue

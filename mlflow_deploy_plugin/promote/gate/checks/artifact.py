@@ -213,7 +213,8 @@ def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
             column.required,
         )
     for name in common:
-        before, after = old[name], new[name]
+        before = old[name]
+        after = new[name]
         if before.type != after.type:
             takes = before.type in _TAKES[after.type] or (before.type, after.type) in _LOSES
             yield _Change("retyped", name, before.type, after.type, not takes)
@@ -229,10 +230,8 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     new = {tensor.name: tensor for tensor in candidate.tensors}
     old = {tensor.name: tensor for tensor in current.tensors}
     if len(new) == len(old) == 1 and new.keys() != old.keys() and "" in new.keys() | old.keys():
-        new, old = (
-            {"": next(iter(new.values()))},
-            {"": next(iter(old.values()))},
-        )  # A single tensor needs no name.
+        new = {"": next(iter(new.values()))}  # A single tensor needs no name.
+        old = {"": next(iter(old.values()))}
     removed, added, common = _compare_names(old, new)
     for name in removed:
         yield _Change(
@@ -245,7 +244,8 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     for name in added:
         yield _Change("added", name, "", new[name].dtype, True)
     for name in common:
-        before, after = old[name], new[name]
+        before = old[name]
+        after = new[name]
         if before.dtype != after.dtype:
             yield _Change("retyped", name or "the tensor", before.dtype, after.dtype, True)
         if before.shape != after.shape:
@@ -264,12 +264,11 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
 def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
     if not candidate.outputs or not current.outputs:
         return  # The signature of a pyfunc may have no outputs.
-    new, old = _predicted(candidate), _predicted(current)
+    new = _predicted(candidate)
+    old = _predicted(current)
     if len(new) == len(old) == 1:  # A single output is returned without its name.
-        new, old = (
-            {"the prediction": next(iter(new.values()))},
-            {"the prediction": next(iter(old.values()))},
-        )
+        new = {"the prediction": next(iter(new.values()))}
+        old = {"the prediction": next(iter(old.values()))}
     removed, added, common = _compare_names(old, new)
     for name in removed:
         yield _Change("removed", name, _output_kind(old[name]), "", True)

@@ -21,7 +21,8 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
     """Replay the captured requests that the policy selects, or skip the check without
     rows. Raises like `backtest`.
     """
-    limits, evaluation = policy.backtest, policy.evaluation
+    limits = policy.backtest
+    evaluation = policy.evaluation
     bootstrap = evaluation.confidence, evaluation.resamples, policy.seed
     times = parse_time_range(limits.window, None, datetime.now(UTC))
     try:
@@ -46,7 +47,8 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
             f"{report.rows:,} captured rows are too few; the policy requires {limits.min_rows:,}"
         )
         return CheckResult(NAME, "skipped", reason, figures)
-    refusals, differing = report.refused_rows / report.rows, report.disagreement
+    refusals = report.refused_rows / report.rows
+    differing = report.disagreement
     results = [
         f"{differing:.2%} of the answers differ",
         f"{refusals:.2%} of {report.rows:,} rows are refused",

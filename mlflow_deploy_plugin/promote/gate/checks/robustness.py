@@ -36,7 +36,9 @@ _MOVE = 0.25
 # The factor allows the small differences between two forests that are trained on the
 # same data.
 _CURRENT_FACTOR = 1.25
-_ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
+_ROWS_OF_A_COLUMN = 500
+_MAX_COLUMNS = 50
+_MAX_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,8 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
                 losses[
                     f"{name} {point.strength:g}{f' of {point.variant}' if point.variant else ''}"
                 ] = point.loss
-    metric, worst = report.metric, max(losses, key=losses.__getitem__, default="")
+    metric = report.metric
+    worst = max(losses, key=losses.__getitem__, default="")
     allowed = _amount(metric, policy.max_drop)
     failures += [
         f"{metric} {report.clean:.4f} loses {_amount(metric, loss)} under {where}; the policy "
@@ -286,7 +289,8 @@ def _by_column(
     clean = model.predict(some)
     outcomes = []
     for index, name in enumerate(list(some)[:_MAX_COLUMNS] if len(some) > 1 else []):
-        rng, column = np.random.default_rng([seed, index]), {name: some[name]}
+        rng = np.random.default_rng([seed, index])
+        column = {name: some[name]}
         changed = {
             "noise": with_noise(column, policy.noise, rng),
             "missing": with_missing(column, policy.missing, rng),
@@ -320,4 +324,6 @@ def _outcome(
 
 
 def _amount(metric: str, value: float) -> str:
-    return f"{value:.1%}" if metric in RELATIVE_METRICS else f"{value:.4f}"
+    if metric in RELATIVE_METRICS:
+        return f"{value:.1%}"
+    return f"{value:.4f}"

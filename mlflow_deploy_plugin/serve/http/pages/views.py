@@ -80,11 +80,15 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_MOST_REQUESTS, _MOST_COLUMNS, _MOST_CHARACTERS, _MOST_NUMBERS = 100, 100, 200, 8
+_MOST_REQUESTS = 100
+_MOST_COLUMNS = 100
+_MOST_CHARACTERS = 200
+_MOST_NUMBERS = 8
 """Limits of the page Requests: requests, columns per request, characters per value, and
 numbers per tensor.
 """
-_MOST_SEGMENTS, _TAIL_BYTES = 16, 1024 * 1024
+_MOST_SEGMENTS = 16
+_TAIL_BYTES = 1024 * 1024
 """The page reads the newest segments, and decodes only their ends. Earlier requests are
 shown without values.
 """
@@ -115,11 +119,9 @@ def _root(request: RawRequest) -> str:
         sent,
     ):  # Two slashes at the start would lead to another host.
         return ""
-    return (
-        sent
-        if _is_trusted(request.client, os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES))
-        else ""
-    )
+    if _is_trusted(request.client, os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES)):
+        return sent
+    return ""
 
 
 @lru_cache(1000)
@@ -141,7 +143,9 @@ def _is_trusted(address: str, trusted: str) -> bool:
 
 
 def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
-    schema, example, artifact = subject.schema, subject.example, subject.artifact
+    schema = subject.schema
+    example = subject.example
+    artifact = subject.artifact
     keys = subject.variant.capture.keys
     fields = form_fields(
         schema,
@@ -170,8 +174,11 @@ def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint
     scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
     host = request.headers.get("host", "")
     host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
-    schema, example, base = subject.schema, subject.example, f"{scheme}://{host}{_root(request)}"
-    path, takes_keys = f"{subject.path}/invocations", server.spec.takes_keys
+    schema = subject.schema
+    example = subject.example
+    base = f"{scheme}://{host}{_root(request)}"
+    path = f"{subject.path}/invocations"
+    takes_keys = server.spec.takes_keys
     return {
         "fields": form_fields(schema, example),
         "why_no_fields": subject.artifact.undescribed,
@@ -193,12 +200,15 @@ def _page(
 
     The notice of the default endpoint has the status 200, because the server is alive.
     """
-    status, subject, template_values = 200, None, {}
+    status = 200
+    subject = None
+    template_values = {}
     try:
         subject = describe_endpoint(server, endpoint)
         template_values = values(server, request, subject)
     except (NotReady, NotFound) as error:
-        status, template = 200 if endpoint is None else error.http_status, "notice.html"
+        status = 200 if endpoint is None else error.http_status
+        template = "notice.html"
         template_values = {"message": error.message, "is_starting": status != 404}
     key = server.auth.known(request)
     allowed = key.endpoints if key is not None else ()
@@ -243,10 +253,8 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     document = {"requests": rows, "shows_values": shows_values, "status": status, "find": find}
     if "text/" not in request.headers.get("accept", "text/html"):
         return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
-    subject, template = (
-        {"endpoint": endpoint} if endpoint else None,
-        _TEMPLATES.get_template("requests.html"),
-    )
+    subject = {"endpoint": endpoint} if endpoint else None
+    template = _TEMPLATES.get_template("requests.html")
     html = template.render(
         onnxserve_version=__version__,
         root=_root(request),
@@ -397,7 +405,9 @@ def _short(value: object) -> str | None:
     if isinstance(value, np.ndarray):
         text = ", ".join(as_text(number) or "null" for number in value.flat[:_MOST_NUMBERS])
         text += ", …" if value.size > _MOST_NUMBERS else ""
-    return text if text is None or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+    if text is None or len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[:_MOST_CHARACTERS]}…"
 
 
 PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
@@ -461,7 +471,8 @@ _KIND_WORDS = {
     "str": ("text", "texts"),
 }
 """The words for a single value and for several values, by numpy kind or `str`."""
-_LEAST_SIDE, _MOST_SIDE = 8, 4096
+_LEAST_SIDE = 8
+_MOST_SIDE = 4096
 """Limits of an image's sides in pixels. Smaller tensors are rarely images; larger
 images overload a browser.
 """
@@ -586,9 +597,9 @@ def image_input(tensor: Tensor) -> ImageInput | None:
             picture = ImageInput("NHW", 1, height, width, kind == "f")
         case _:
             return None
-    return (
-        picture if _LEAST_SIDE <= min(height, width) <= max(height, width) <= _MOST_SIDE else None
-    )
+    if _LEAST_SIDE <= min(height, width) <= max(height, width) <= _MOST_SIDE:
+        return picture
+    return None
 
 
 def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
@@ -618,7 +629,9 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
 
 
 def _field_text(value: Any) -> str:
-    return value if isinstance(value, str) else dump_json(value).decode()
+    if isinstance(value, str):
+        return value
+    return dump_json(value).decode()
 
 
 def snippets(
@@ -638,7 +651,8 @@ def snippets(
     body = invocations_example(schema, example)
     if not body:
         return {}
-    url, data = base + path, shlex.quote(json.dumps(body, ensure_ascii=False))
+    url = base + path
+    data = shlex.quote(json.dumps(body, ensure_ascii=False))
     sent = "  -H 'Authorization: Bearer KEY' \\\n" if takes_keys else ""
     headers = ", headers={'Authorization': 'Bearer KEY'}" if takes_keys else ""
     curl = (

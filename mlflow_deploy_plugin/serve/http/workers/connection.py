@@ -173,7 +173,9 @@ class HttpConnection(asyncio.Protocol):
             self._exchange.resume_sending(is_gone=True)
         if self._phase is not _ANSWERING:
             self._count_buffered(0)
-        self._buffer, self._head, self._body = b"", None, None
+        self._buffer = b""
+        self._head = None
+        self._body = None
 
     def pause_writing(self) -> None:
         self._is_blocked = True
@@ -308,10 +310,12 @@ class HttpConnection(asyncio.Protocol):
             if not 8 <= end <= _KNOWN_BYTES:
                 return False
             try:
-                self._known_head, self._known_bytes = parser.read_head(data[: end - 4]), data[:end]
+                self._known_head = parser.read_head(data[: end - 4])
+                self._known_bytes = data[:end]
             except OnnxserveError:
                 return False  # `_advance` raises the same error, and answers it.
-        head, app = self._known_head, self._app
+        head = self._known_head
+        app = self._app
         body = data[len(self._known_bytes) :]
         if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
             return False
@@ -344,7 +348,8 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(error)
 
     def _advance_later(self) -> None:
-        phase, self._phase = self._phase, _ANSWERING
+        phase = self._phase
+        self._phase = _ANSWERING
 
         def advance() -> None:
             if self._phase is not _ANSWERING:  # The request was refused in the meantime.
@@ -364,7 +369,8 @@ class HttpConnection(asyncio.Protocol):
         if self._body is None:
             limit = self._app.server.max_body_bytes
             if 0 <= head.length <= min(len(self._buffer), limit):
-                piece, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
+                piece = self._buffer[: head.length]
+                self._buffer = self._buffer[head.length :]
                 self._answer(head, piece)
                 return
             if self._app.server.auth.is_stranger(
@@ -572,10 +578,8 @@ class HttpConnection(asyncio.Protocol):
         def write(piece: bytes) -> None:
             self._write(b"%X\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
 
-        most_unsent, end = (
-            self._app.server.max_body_bytes,
-            partial(self._end_exchange, head, streams),
-        )
+        most_unsent = self._app.server.max_body_bytes
+        end = partial(self._end_exchange, head, streams)
         return StreamedExchange(
             body,
             self._transport,
@@ -653,7 +657,9 @@ class HttpConnection(asyncio.Protocol):
             return
         self._phase = _LINGERING
         self._count_buffered(0)
-        self._buffer, self._head, self._body = b"", None, None
+        self._buffer = b""
+        self._head = None
+        self._body = None
         self._deadline = self._app.now + limits.LINGER_SECONDS
         self._resume_reading()
         if self._transport.can_write_eof():

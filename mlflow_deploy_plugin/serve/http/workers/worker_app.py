@@ -34,7 +34,9 @@ default, small requests waited 5 ms.
 """
 _INLINE_BYTES = 65536
 _MAX_CLASSES = 4096
-_FALLING_WEIGHT, _RISING_WEIGHT, _MAX_RISE = 0.5, 0.25, 8
+_FALLING_WEIGHT = 0.5
+_RISING_WEIGHT = 0.25
+_MAX_RISE = 8
 _INLINE_SAMPLING = 8
 _ALWAYS_INLINE = frozenset({"/ping", "/health", "/v2/health/live", "/v2/health/ready"})
 
@@ -58,7 +60,9 @@ class InlinePolicy:
         self._seconds: dict[_RequestClass, float] = {}
 
     def is_quick(self, request: RawRequest) -> bool:
-        path, headers, size = request.path, request.headers, len(request.body)
+        path = request.path
+        headers = request.headers
+        size = len(request.body)
         seconds = self._seconds.get((path, headers.get("content-type"), size.bit_length()))
         if seconds is None:
             return path in _ALWAYS_INLINE and "content-encoding" not in headers
@@ -126,7 +130,8 @@ class WorkerApp:
         """Answer a request in a thread. The time is recorded unless the request may
         wait for others.
         """
-        may_be_inline, began = self.inline_policy.may_be_inline(request), time.perf_counter()
+        may_be_inline = self.inline_policy.may_be_inline(request)
+        began = time.perf_counter()
         response = self._handle(request)
         if may_be_inline:
             self.inline_policy.learn(request, response, time.perf_counter() - began)

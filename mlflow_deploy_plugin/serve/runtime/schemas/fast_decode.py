@@ -214,7 +214,8 @@ class _MatrixDecoder:
 
     def __init__(self, group: _Group, width: int, entry: Input, block: str) -> None:
         self._group = group
-        self._name, self._dtype = entry.name, numpy_dtype(entry.dtype)
+        self._name = entry.name
+        self._dtype = numpy_dtype(entry.dtype)
         self._block = block
         form = _PACKED.get((group.column_type, entry.dtype))
         self._pack_row = _row_packer(entry, width, form, block) if form else None
@@ -231,7 +232,9 @@ class _MatrixDecoder:
 
     def from_arrays(self, columns: Sequence[Array]) -> Feeds | None:
         joined = self._group.join(columns)
-        return None if joined is None else self.from_matrix(joined.reshape(len(columns), -1).T)
+        if joined is None:
+            return None
+        return self.from_matrix(joined.reshape(len(columns), -1).T)
 
     def from_matrix(self, rows: _Rows | Array) -> Feeds | None:
         try:
@@ -240,7 +243,9 @@ class _MatrixDecoder:
                 feeds = {self._name: exact.astype(self._dtype, order="C", copy=False)}
         except (OverflowError, FloatingPointError):
             return None
-        return narrowed_feeds(feeds, {self._block: exact}) if self._block else feeds
+        if self._block:
+            return narrowed_feeds(feeds, {self._block: exact})
+        return feeds
 
 
 @final
@@ -299,7 +304,8 @@ class _ColumnDecoder:
         self._casts: list[tuple[int, Dtype, bool]] = []
         self._inputs: list[_SingleColumn | _StackedColumns] = []
         for entry in inputs:
-            dtype, column_names = numpy_dtype(entry.dtype), set(entry.columns)
+            dtype = numpy_dtype(entry.dtype)
+            column_names = set(entry.columns)
             taken = tuple(
                 position
                 for position, group in enumerate(groups)
@@ -413,7 +419,9 @@ def compile_fast_tensor_decoder(
                 if size not in (-1, actual):
                     return None
             feeds[fed] = array
-        return None if shared and size_mismatch(shared, feeds) else feeds
+        if shared and size_mismatch(shared, feeds):
+            return None
+        return feeds
 
     return decode
 
@@ -431,11 +439,11 @@ def _compile_matrix_decoder(
     kind = _COLUMN_TYPES.get(tensor.dtype)
     if kind is None or len(tensor.shape) != 2 or tensor.shape[0] != -1 or tensor.shape[1] < 1:
         return None
-    name, width, dtype = tensor.name, tensor.shape[1], numpy_dtype(tensor.dtype)
-    is_rounded_once, is_narrowed = (
-        kind == "float",
-        not is_lossless_cast(numpy_dtype(entry.dtype), dtype),
-    )
+    name = tensor.name
+    width = tensor.shape[1]
+    dtype = numpy_dtype(tensor.dtype)
+    is_rounded_once = kind == "float"
+    is_narrowed = not is_lossless_cast(numpy_dtype(entry.dtype), dtype)
     group = _Group(kind, [], tuple, _ACCEPTED[kind], dtype)
     decoder = _MatrixDecoder(group, width, entry, entry.name if is_narrowed else "")
 
@@ -484,7 +492,8 @@ def _row_packer(
     the graph's numbers. `block` is the name of the row in `NarrowedFeeds.sent`, or
     empty if the graph takes the row unchanged.
     """
-    fed, sent = struct.Struct(f"={width}{form}"), struct.Struct(f"={width}d")
+    fed = struct.Struct(f"={width}{form}")
+    sent = struct.Struct(f"={width}d")
     name, dtype, shape, exact = (
         entry.name,
         numpy_dtype(entry.dtype),
@@ -495,11 +504,9 @@ def _row_packer(
     def pack(row: Sequence[object]) -> Feeds | None:
         try:
             feeds: Feeds = {name: np.ndarray(shape, dtype, fed.pack(*row))}
-            return (
-                narrowed_feeds(feeds, {block: np.ndarray(shape, exact, sent.pack(*row))})
-                if block
-                else feeds
-            )
+            if block:
+                return narrowed_feeds(feeds, {block: np.ndarray(shape, exact, sent.pack(*row))})
+            return feeds
         except (struct.error, OverflowError):
             return None
 

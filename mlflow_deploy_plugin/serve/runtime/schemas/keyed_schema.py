@@ -59,16 +59,15 @@ class KeyedSchema(Schema):
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
         positions = {name: position for position, name in enumerate(names) if name in self.keys}
-        own_names, model_rows = names, rows
+        own_names = names
+        model_rows = rows
         is_table = LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}
         if positions and is_table and not self.columns:
             model_places = [
                 position for position, name in enumerate(names) if name not in positions
             ]
-            own_names, model_rows = (
-                [names[i] for i in model_places],
-                [[row[i] for i in model_places] for row in rows],
-            )
+            own_names = [names[i] for i in model_places]
+            model_rows = [[row[i] for i in model_places] for row in rows]
         feeds = self.model.from_rows(own_names, model_rows)
         return self.attach(
             feeds,
@@ -92,7 +91,8 @@ class KeyedSchema(Schema):
         Raises SchemaMismatch if a key does not have one value per row, or if a value of
         a key is a list or an object.
         """
-        rows, arrays = self.count_rows(feeds), {}
+        rows = self.count_rows(feeds)
+        arrays = {}
         for name in self.keys:
             values = keys.get(name)
             if values is None:
@@ -157,7 +157,9 @@ def key_array(name: str, values: Sequence[object] | Array) -> Array:
     if kinds in ({float}, {float, int}) and all(value in _EXACT for value in integers):
         return np.array(cells, dtype=np.float64)  # None becomes NaN.
     if kinds == {bool} or (kinds == {int} and all(value in _INTEGERS for value in integers)):
-        return np.array(cells) if len(present) == len(cells) else object_array(cells)
+        if len(present) == len(cells):
+            return np.array(cells)
+        return object_array(cells)
     if not kinds <= {str}:
         for row, value in enumerate(cells):
             if not isinstance(value, str | int | float | bool | None):

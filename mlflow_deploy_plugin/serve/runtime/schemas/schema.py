@@ -218,7 +218,9 @@ class Schema:
         """The numpy kinds of a matrix that `from_array` decodes directly; empty if the
         graph does not take a matrix.
         """
-        return self._fast.array_kinds if self._fast is not None else ""
+        if self._fast is not None:
+            return self._fast.array_kinds
+        return ""
 
     def to_columns(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return the values as they were sent, in the format of captured rows: [N] by
@@ -240,11 +242,9 @@ class Schema:
                 )
             else:
                 columns[entry.name] = array
-        return (
-            {name: columns[name] for name in self.names if name in columns}
-            if self.columns
-            else columns
-        )
+        if self.columns:
+            return {name: columns[name] for name in self.names if name in columns}
+        return columns
 
     @cached_property
     def tensor_schema(self) -> "Schema":
@@ -289,7 +289,9 @@ class Schema:
         missing = [
             column.name for column in self.columns if column.required and column.name not in given
         ]
-        return self._missing_error("column", missing, given) if missing else None
+        if missing:
+            return self._missing_error("column", missing, given)
+        return None
 
     def _missing_error(
         self,
@@ -321,7 +323,9 @@ class Schema:
         """The schema of the rows in the spool, which contain the values as they were
         sent.
         """
-        return replace(self, inputs=self.sent_inputs) if self._blocks else self
+        if self._blocks:
+            return replace(self, inputs=self.sent_inputs)
+        return self
 
     @cached_property
     def _blocks(self) -> tuple[Input, ...]:
@@ -335,11 +339,9 @@ class Schema:
             for name in entry.columns
             if types
         ]
-        return (
-            ()
-            if all(is_lossless_cast(*pair) for pair in fed)
-            else type_blocks(self.columns, self.inputs)
-        )
+        if all(is_lossless_cast(*pair) for pair in fed):
+            return ()
+        return type_blocks(self.columns, self.inputs)
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
@@ -350,11 +352,9 @@ class Schema:
             for entry in self.inputs
             for name in entry.columns
         )
-        return (
-            FastDecoder(self.columns, self.inputs, self._blocks)
-            if self.columns and is_plain
-            else None
-        )
+        if self.columns and is_plain:
+            return FastDecoder(self.columns, self.inputs, self._blocks)
+        return None
 
     @cached_property
     def _fast_tensors(self) -> Callable[[Mapping[str, object]], Feeds | None] | None:
@@ -560,11 +560,13 @@ def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
         is_fit = (
             len(cells) and -1 not in inner and prod(inner) == values
         )  # `convert_tensor` checks the rest.
-        return cells.reshape(len(cells), *inner) if is_fit else cells
+        if is_fit:
+            return cells.reshape(len(cells), *inner)
+        return cells
     if len(inner) == 1:
-        return (
-            cells if any(isinstance(cell, list) for cell in cells) else [[cell] for cell in cells]
-        )
+        if any(isinstance(cell, list) for cell in cells):
+            return cells
+        return [[cell] for cell in cells]
     rows = []
     for cell in cells:
         is_flat = (
@@ -588,7 +590,9 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
     dtype = numpy_dtype(entry.dtype)
     if len(entry.columns) == 1:
         only = arrays[entry.columns[0]].astype(dtype, copy=False)
-        return only if len(entry.shape) == 1 else only.reshape(-1, 1)
+        if len(entry.shape) == 1:
+            return only
+        return only.reshape(-1, 1)
     stacked = np.empty((len(arrays[entry.columns[0]]), len(entry.columns)), dtype=dtype)
     for position, name in enumerate(entry.columns):
         stacked[:, position] = arrays[name]

@@ -35,8 +35,11 @@ from mlflow_deploy_plugin.ship.manifests.served import (
     local_files,
 )
 
-ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
-DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
+ENDPOINT = "onnxserve.endpoint"
+HOME = "onnxserve.home"
+SLOT = "onnxserve.slot"
+DIGEST = "onnxserve.digest"
+ADDRESS = "onnxserve.address"
 """The labels of a container with the digest of its options and with its published
 address.
 """
@@ -54,9 +57,9 @@ _KILLED = 128 + signal.SIGKILL
 
 
 def server_name(endpoint: str) -> str:
-    return (
-        endpoint if len(endpoint) > 1 else f"onnxserve-{endpoint}"
-    )  # Docker refuses a name of one letter.
+    if len(endpoint) > 1:
+        return endpoint
+    return f"onnxserve-{endpoint}"  # Docker refuses a name of one letter.
 
 
 def listener_name(endpoint: str) -> str:
@@ -128,7 +131,8 @@ def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
     """Return the arguments of `containers.create` for the listener, without its
     network.
     """
-    host, port = spec.server.host.strip("[]"), spec.server.port
+    host = spec.server.host.strip("[]")
+    port = spec.server.port
     return {
         "image": spec.container.image_for(spec.server),
         "entrypoint": ["onnxserve", "hold-socket"],
@@ -179,7 +183,8 @@ def check_registry(uri: str, is_host: bool) -> None:
 
 
 def end_of(container: Container) -> str:
-    state, limit = container.attrs["State"], container.attrs["HostConfig"]["Memory"]
+    state = container.attrs["State"]
+    limit = container.attrs["HostConfig"]["Memory"]
     if state["OOMKilled"]:
         return f"is out of memory: set -C container.memory_bytes=… to more than {limit:,} bytes"
     if state["ExitCode"] in (126, 127):
@@ -263,7 +268,8 @@ def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
 
 
 def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
-    folder, is_host = home_folder(spec.name, settings), spec.container.network == "host"
+    folder = home_folder(spec.name, settings)
+    is_host = spec.container.network == "host"
     variables = server_environment(folder, settings)
     if asks_mlflow(spec):
         check_registry(variables["MLFLOW_REGISTRY_URI"], is_host)

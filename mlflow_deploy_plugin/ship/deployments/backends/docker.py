@@ -222,7 +222,8 @@ class DockerBackend(MachineBackend):
                 labels = self._engine.containers.get(container).labels
             except NotFound:
                 continue
-            home, endpoint = labels.get(containers.HOME), labels.get(containers.ENDPOINT)
+            home = labels.get(containers.HOME)
+            endpoint = labels.get(containers.ENDPOINT)
             if (home, endpoint) == (str(self.settings.home_path), name):
                 continue
             whose = f"belongs to ONNXSERVE_HOME={home}" if home else "does not belong to onnxserve"
@@ -265,7 +266,8 @@ class DockerBackend(MachineBackend):
         options: Document,
         progress: Progress,
     ) -> None:
-        name, labels = spec.name, options["labels"]
+        name = spec.name
+        labels = options["labels"]
         self._check_names(name)  # Stop nothing if a name belongs to another container.
         listener = self._listener(name)
         running = [
@@ -349,7 +351,8 @@ class DockerBackend(MachineBackend):
         """Start the container with the published port. With `container.network: host`,
         there is no listener.
         """
-        options, network = containers.listener_options(spec, self.settings), spec.container.network
+        options = containers.listener_options(spec, self.settings)
+        network = spec.container.network
         listener = self._listener(spec.name)
         if listener is not None and listener.labels[ADDRESS] != options["labels"][ADDRESS]:
             listener.remove(v=True, force=True)
@@ -394,7 +397,9 @@ class DockerBackend(MachineBackend):
             # or refer to a single worker.
             is_killed = is_new and server.attrs["State"]["OOMKilled"]
             lives = server.status in ("created", "running") and not is_killed
-            return "" if lives else f"its container {containers.end_of(server)}"
+            if lives:
+                return ""
+            return f"its container {containers.end_of(server)}"
 
         self.wait_until_served(spec, folder, before, why_ended, log)
 

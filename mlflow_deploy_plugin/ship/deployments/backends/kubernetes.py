@@ -68,7 +68,8 @@ _KINDS = (
 _OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "ServiceAccount")
 _CUSTOM = ("HTTPRoute", "ServiceMonitor")
 """The kinds of custom resources, on which the Kubernetes role `edit` has no rights."""
-_REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
+_REVISION = "deployment.kubernetes.io/revision"
+_HASH = "pod-template-hash"
 _SPEC_DIGEST = "onnxserve/spec"
 _REPLICAS = "onnxserve/replicas"
 """The annotation of a Deployment with the last applied `kubernetes.replicas`; absent if
@@ -145,7 +146,8 @@ class KubernetesBackend:
             existing for existing in objects if existing is not None and not self._is_ours(existing)
         ]
         if foreign and not spec.kubernetes.force_conflicts:
-            kind, owner = foreign[0]["kind"], _owner_of(foreign[0])
+            kind = foreign[0]["kind"]
+            owner = _owner_of(foreign[0])
             raise errors.AlreadyExists(
                 f"namespace {self.namespace} already has a {kind} {spec.name!r}, which "
                 f"{f'belongs to the store {owner}' if owner else 'was not created by onnxserve'}; "
@@ -170,7 +172,8 @@ class KubernetesBackend:
         pods = self._living_pods(spec.name) if running is not None else []
         states = zip(pods, self._read_pods(pods), strict=True)
         before = {pod["metadata"]["name"]: state for pod, state in states if state is not None}
-        is_scaled, replicas = spec.kubernetes.is_autoscaled, spec.kubernetes.replicas
+        is_scaled = spec.kubernetes.is_autoscaled
+        replicas = spec.kubernetes.replicas
         if (
             running is not None
             and not is_scaled
@@ -362,7 +365,8 @@ class KubernetesBackend:
             """Put the new lines of a pod's log into the queue. When the log ends, put
             None or the error into it.
             """
-            last, since = "", 1
+            last = ""
+            since = 1
             try:
                 while self._cluster.get("Pod", pod) is not None:
                     begun = time.monotonic()
@@ -512,22 +516,18 @@ class KubernetesBackend:
                     raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
                 unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
                 pending_work = pending_work or self._pending_spec(spec, pods, before)
-                return (
-                    f"{pending_work}: {trouble.text}"
-                    if pending_work and trouble is not None
-                    else pending_work
-                )
+                if pending_work and trouble is not None:
+                    return f"{pending_work}: {trouble.text}"
+                return pending_work
             except ApiRefused as error:
                 if not error.may_pass:
                     raise
                 return error.message  # Poll again: the pods also start without this answer.
 
         def last_words() -> str:
-            return (
-                f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}"
-                if unready
-                else ""
-            )
+            if unready:
+                return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}"
+            return ""
 
         served_state.wait_while_pending(
             spec.name,
@@ -583,10 +583,8 @@ class KubernetesBackend:
         """Return the reason why pods do not become ready. A final reason takes
         precedence.
         """
-        name, conditions = (
-            deployment["metadata"]["name"],
-            deployment.get("status", {}).get("conditions", ()),
-        )
+        name = deployment["metadata"]["name"]
+        conditions = deployment.get("status", {}).get("conditions", ())
         troubles = [
             trouble
             for condition in conditions
@@ -638,12 +636,15 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     bounds. Without an autoscaler, it keeps a number of pods that a user or an external
     tool has set, until `kubernetes.replicas` changes.
     """
-    kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
+    kubernetes = spec.kubernetes
+    now = 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
         return max(1, kubernetes.replicas)
     applied = running["metadata"].get("annotations", {}).get(_REPLICAS)
     is_unchanged = applied == str(kubernetes.replicas) and not kubernetes.force_conflicts
-    return now if is_unchanged or kubernetes.is_autoscaled else kubernetes.replicas
+    if is_unchanged or kubernetes.is_autoscaled:
+        return now
+    return kubernetes.replicas
 
 
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:

@@ -71,7 +71,8 @@ _RETRIES = Retry(
     allowed_methods=None,
     raise_on_status=False,
 )
-_CONNECT_SECONDS, _GET_SECONDS = 5, 6
+_CONNECT_SECONDS = 5
+_GET_SECONDS = 6
 """The timeouts of reads, so short that a read with one retry fails before the timeout
 of the console's page.
 """
@@ -79,7 +80,9 @@ _CHANGE_SECONDS = 60
 """The timeout of changes, which wait for admission webhooks of up to 30 seconds each.
 """
 _EXEC_SECONDS = 30
-_STDOUT, _STDERR, _STATUS = 1, 2, 3
+_STDOUT = 1
+_STDERR = 2
+_STATUS = 3
 """The channels of a command's web socket. The first byte of each frame is the number of
 the channel.
 """
@@ -162,7 +165,8 @@ class Cluster:
         the kind, and DeploymentFailed if another manager has set the fields (without
         `force`) or the API server refuses the document.
         """
-        kind, name = document["kind"], document["metadata"]["name"]
+        kind = document["kind"]
+        name = document["metadata"]["name"]
         if not self.serves(kind):
             raise InvalidConfig(
                 f"the cluster does not support {kind} ({_RESOURCES[kind][1]}), which the spec "
@@ -196,7 +200,8 @@ class Cluster:
         """Restore an object to a document that was read earlier. Raises
         DeploymentFailed like `apply`.
         """
-        metadata, kind = document["metadata"], document["kind"]
+        metadata = document["metadata"]
+        kind = document["kind"]
         content = {
             f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")
         }
@@ -284,11 +289,13 @@ class Cluster:
             {"container": CONTAINER, "stdout": "true", "stderr": "true", "command": command},
             doseq=True,
         )
-        path, written = f"{self._path('Pod')}/{pod}/exec?{query}", defaultdict[int, bytes](bytes)
+        path = f"{self._path('Pod')}/{pod}/exec?{query}"
+        written = defaultdict[int, bytes](bytes)
         try:
             with closing(self._web_socket(path)) as running:
                 while (frame := running.recv_data())[0] != websocket.ABNF.OPCODE_CLOSE:
-                    channel, text = frame[1][:1], frame[1][1:]
+                    channel = frame[1][:1]
+                    text = frame[1][1:]
                     written[ord(channel)] += text
             end = json.loads(written[_STATUS])
         except websocket.WebSocketBadStatusException as answer:
@@ -405,7 +412,8 @@ class Cluster:
             "Content-Type": content_type,
             **self._credentials(),
         }
-        url, data = f"{self._configuration.host}{path}", None if body is None else json.dumps(body)
+        url = f"{self._configuration.host}{path}"
+        data = None if body is None else json.dumps(body)
         timeout = (
             _CONNECT_SECONDS,
             None if is_endless else _GET_SECONDS if method == "GET" else _CHANGE_SECONDS,
@@ -441,9 +449,11 @@ class Cluster:
     def _refusal(self, status: int, body: bytes) -> OnnxserveError:
         try:
             document = json.loads(body)
-            message, missing = document.get("message", ""), document.get("details", {}).get("kind")
+            message = document.get("message", "")
+            missing = document.get("details", {}).get("kind")
         except (ValueError, AttributeError):
-            message, missing = body[:300].decode(errors="replace"), None
+            message = body[:300].decode(errors="replace")
+            missing = None
         message = one_line(message) or "no reason was given"
         if status == 404 and missing == "namespaces":
             return InvalidConfig(

@@ -33,7 +33,8 @@ def pending_rollout(deployment: Document) -> str:
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
         return UNSEEN
     count = deployment["spec"].get("replicas", 1)
-    updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
+    updated = status.get("updatedReplicas", 0)
+    available = status.get("availableReplicas", 0)
     if updated < count:
         return f"{updated} of {count} pods are started"
     if status.get("replicas", 0) > updated:
@@ -90,11 +91,10 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
                 False,
             )
     status = container_status(pod)
-    state, last = status.get("state", {}), status.get("lastState", {})
-    waiting, ended = (
-        state.get("waiting", {}),
-        state.get("terminated") or last.get("terminated") or {},
-    )
+    state = status.get("state", {})
+    last = status.get("lastState", {})
+    waiting = state.get("waiting", {})
+    ended = state.get("terminated") or last.get("terminated") or {}
     if ended.get("reason") == "OOMKilled":
         limit = (
             pod["spec"]["containers"][0]
@@ -107,7 +107,8 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
             f"container.memory_bytes is {limit}"
         )
         return PodTrouble(killed, not is_ready(pod))
-    code, message = waiting.get("reason", ""), one_line(waiting.get("message", ""))
+    code = waiting.get("reason", "")
+    message = one_line(waiting.get("message", ""))
     # ErrImagePull contains the reason. The pull is retried, and the code becomes
     # ImagePullBackOff.
     if code in _PENDING_IMAGE or code == "ErrImagePull":

@@ -225,7 +225,9 @@ def _end(folder: Path, pid: int, server: ServerSpec) -> None:
 
 def _running_pid(folder: Path) -> int | None:
     server = read_state(folder / SERVER, ServerState)
-    return None if server is not None and server.phase == "stopping" else _supervisor_pid(folder)
+    if server is not None and server.phase == "stopping":
+        return None
+    return _supervisor_pid(folder)
 
 
 def _supervisor_pid(folder: Path) -> int | None:

@@ -148,7 +148,8 @@ class MachineBackend:
         log: str,
     ) -> Observation:
         served = read_served_state(state_dir, self.lives)
-        applied, agent = compare_applied(spec, served), served.agent or AgentState(pid=0)
+        applied = compare_applied(spec, served)
+        agent = served.agent or AgentState(pid=0)
         state, reason = _server_state(server, applied, served.workers)
         return Observation(
             state=state,
@@ -205,7 +206,9 @@ class MachineBackend:
                     response = session.get(f"{url}/ping", timeout=_PING_SECONDS)
             except requests.RequestException:
                 return f"waiting for an answer at {url}"
-            return "" if response.ok else "waiting until the server reports that it is ready"
+            if response.ok:
+                return ""
+            return "waiting until the server reports that it is ready"
 
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress)
 
@@ -261,7 +264,8 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     """Compare the endpoint of `spec` with the state of its server's agent and running
     workers.
     """
-    wanted, workers = state.wanted, state.workers
+    wanted = state.wanted
+    workers = state.workers
     endpoint = wanted.endpoints.get(spec.name)
     served = endpoint or WantedEndpoint(variants={})
     resolved = {
@@ -322,7 +326,8 @@ def wait_while_pending(
     Raises DeploymentFailed, ending with `last_words()`, if work is still pending after
     `seconds`.
     """
-    deadline, reported = time.monotonic() + seconds, ""
+    deadline = time.monotonic() + seconds
+    reported = ""
     while work := pending():
         if time.monotonic() > deadline:
             raise DeploymentFailed(
@@ -358,7 +363,9 @@ def served_failure(
     }
     for name, error in applied.errors.items():
         if name in changed or name in applied.missing:
-            return error if name == spec.name else f"deployment {name}: {error}"
+            if name == spec.name:
+                return error
+            return f"deployment {name}: {error}"
     if agent is None or not agent.error or applied.is_resolved:
         return ""
     seen = before.agent

@@ -204,7 +204,9 @@ def rolling_windows(
     multiple of the window, and NotFound if there are no rows.
     """
     text = request.spec.reference.removeprefix("rolling:")
-    lag, length, start = length_of(text), request.window.length, request.window.start
+    lag = length_of(text)
+    length = request.window.length
+    start = request.window.start
     if lag < length:
         raise InvalidConfig(
             f"reference rolling:{text} is shorter than the window, which is {length} long",
@@ -280,7 +282,8 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     InvalidArtifact without a readable reference, InvalidConfig if the dataset cannot be
     read or the reference has none of the columns, and RegistryUnavailable.
     """
-    spec, window = request.spec, request.window
+    spec = request.spec
+    window = request.window
     kind, _, rest = spec.reference.partition(":")
     log_reference = None
     if kind in _LOG_REFERENCES:
@@ -294,10 +297,8 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
             request.exclude,
         )
     else:
-        state_dir, cache = (
-            request.settings.state_dir(request.endpoint),
-            request.settings.cache_path / CACHE,
-        )
+        state_dir = request.settings.state_dir(request.endpoint)
+        cache = request.settings.cache_path / CACHE
         rows = load_training_rows(state_dir, model, version, cache)
     capture = request.capture
     left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)

@@ -224,7 +224,8 @@ class _Dataset:
     is_text: bool
 
     def reference_rows(self, exclude: Collection[str]) -> ReferenceRows:
-        name_in_messages, table = self.shown, self.table
+        name_in_messages = self.shown
+        table = self.table
         if not len(table):
             raise InvalidConfig(f"{name_in_messages} has no rows")
         with reading(name_in_messages):
@@ -250,7 +251,8 @@ def _read_dataset(uri: str) -> _Dataset:
         if files := csv_files(path):
             count = sum(len(table) for file in files for table in csv_tables(file, most_columns=1))
             positions = sample_positions(count, MAX_ROWS, SEED)
-            tables, first = [], 0
+            tables = []
+            first = 0
             for table in (table for file in files for table in csv_tables(file)):
                 start, stop = np.searchsorted(positions, [first, first + len(table)])
                 tables.append(table.take(pa.array(positions[start:stop] - first)))
@@ -294,4 +296,6 @@ def _time_column(table: pa.Table, shown: str, exclude: Collection[str]) -> str:
             f"rename one to {EVENT_TIME}, or exclude the others (onnxserve drift run --exclude)"
         )
         raise InvalidConfig(f"{shown} has several time columns ({', '.join(names)}): {remedy}")
-    return names[0] if names and not pc.all(pc.is_null(table.column(names[0]))).as_py() else ""
+    if names and not pc.all(pc.is_null(table.column(names[0]))).as_py():
+        return str(names[0])
+    return ""

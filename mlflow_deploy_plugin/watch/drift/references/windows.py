@@ -64,7 +64,9 @@ class WindowGrid(NamedTuple):
 
     @property
     def steps(self) -> int:
-        return self.windows * self.window_steps if self.keeps_steps else 0
+        if self.keeps_steps:
+            return self.windows * self.window_steps
+        return 0
 
     @property
     def max_pairs(self) -> int:
@@ -116,7 +118,8 @@ class ReferencePieces:
 
     @property
     def step_starts_us(self) -> range:
-        first, step_us = self.grid.start_us, self.grid.step_us
+        first = self.grid.start_us
+        step_us = self.grid.step_us
         return range(first, first + len(self.steps) * step_us, step_us)
 
     def windows_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
@@ -180,7 +183,8 @@ def window_grid(
     """Return the grid for the times from `first_us` to `last_us` (inclusive), with the
     phase of `start_us`.
     """
-    first, last = (first_us - start_us) // length_us, (last_us - start_us) // length_us
+    first = (first_us - start_us) // length_us
+    last = (last_us - start_us) // length_us
     windows = last - first + 1
     cells = max(sum(column_bins.size + 1 for column_bins in bins.values()), 1)
     fitting = min(_MAX_STEPS, _MAX_CELLS // cells)
@@ -230,7 +234,8 @@ def cut_pieces(
     inside = group_of[groups] >= 0
     filtered = table if inside.all() else table.filter(pa.array(inside))
     sketches = sketch_groups(bins, filtered, group_of[groups[inside]], len(selected))
-    rest, corrected = count_out_of_rest(bins, table, groups, len(present)), []
+    rest = count_out_of_rest(bins, table, groups, len(present))
+    corrected = []
     for index, window in zip(selected.tolist(), sketches, strict=True):
         columns = {
             name: replace(window.columns[name], **counts[index]) for name, counts in rest.items()
@@ -329,7 +334,8 @@ def count_out_of_rest(
     counted = np.ones(count, bool) if counted is None else counted
     counts: dict[str, RestCounts] = {}
     for name, raw_column in feature_columns(table, bins):
-        column, column_bins = decoded(raw_column), bins.get(name)
+        column = decoded(raw_column)
+        column_bins = bins.get(name)
         if isinstance(column_bins, OrderedBins):
             counts[name] = _range(as_floats(column), groups, counted)
         elif column_bins is not None:
@@ -383,13 +389,16 @@ def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCount
     encoded = column.combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     values = encoded.indices.drop_null().to_numpy().astype(np.int64)
-    owners, count = groups[is_known], len(counted)
+    owners = groups[is_known]
+    count = len(counted)
     size = len(encoded.dictionary)
-    first, last = np.full(size, count), np.full(size, -1)
+    first = np.full(size, count)
+    last = np.full(size, -1)
     is_counted = counted[owners]
     np.minimum.at(first, values[is_counted], owners[is_counted])
     np.maximum.at(last, values[is_counted], owners[is_counted])
-    first, last = first[values], last[values]
+    first = first[values]
+    last = last[values]
     is_alone = (last < 0) | ((first == last) & (first == owners))
     return [{"unseen": rows} for rows in np.bincount(owners[is_alone], minlength=count).tolist()]
 
@@ -399,8 +408,11 @@ def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
     maximum of all other groups.
     """
     is_known = ~np.isnan(values)
-    numbers, owners, count = values[is_known], groups[is_known], len(counted)
-    least, most = np.full(count, np.inf), np.full(count, -np.inf)
+    numbers = values[is_known]
+    owners = groups[is_known]
+    count = len(counted)
+    least = np.full(count, np.inf)
+    most = np.full(count, -np.inf)
     np.minimum.at(least, owners, numbers)
     np.maximum.at(most, owners, numbers)
     least[~counted], most[~counted] = np.inf, -np.inf

@@ -38,7 +38,8 @@ from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues, Kind
 _GRID = 256
 _BEYOND = 64
 _CATEGORIES = 50
-_RARE, _LENGTHS = 64, 8
+_RARE = 64
+_LENGTHS = 8
 _BEYOND_CHANCE = 4  # A frequent value exceeds the rest by this many Poisson deviations.
 _RANGES_BEYOND = 3.0
 _WIDEST = 1e150  # The square of a larger number may be infinite.
@@ -178,10 +179,8 @@ class CategoryBins:
         """Return the bin of each text (large_string, with its `hash_texts`), [N] int64.
         Null counts as a rare text.
         """
-        in_order, rare = (
-            pa.array([str(key) for key in self.codes], pa.large_string()),
-            len(self.codes),
-        )
+        in_order = pa.array([str(key) for key in self.codes], pa.large_string())
+        rare = len(self.codes)
         codes: Array = (
             pc.fill_null(pc.index_in(texts, value_set=in_order), rare).to_numpy().astype(np.int64)
         )
@@ -219,7 +218,8 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
     """Return the bins of a column, computed from only the reference's values."""
     if reference.kind == "category":
         texts = [value for value in reference.values if value is not None]
-        codes, hashes = _codes(texts), distinct(np.sort(hash_texts(texts)))
+        codes = _codes(texts)
+        hashes = distinct(np.sort(hash_texts(texts)))
         rare = np.array([len(text) for text in texts if text not in codes], np.int64)
         ends = (
             np.append(np.quantile(rare, np.arange(_LENGTHS) / _LENGTHS), rare.max() + 1)
@@ -238,7 +238,8 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
         hashes = distinct(np.sort(hash_numbers(values)))
         return CategoryBins(_codes(values.tolist()), "number", hashes, minimum, maximum, arrow_type)
     reach = _RANGES_BEYOND * (high - low)
-    lowest, highest = low - reach, high + reach
+    lowest = low - reach
+    highest = high + reach
     clipped = np.clip(finite, lowest, highest)
     inner = distinct(clipped)
     if len(inner) > _GRID:

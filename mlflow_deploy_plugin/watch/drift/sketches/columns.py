@@ -76,7 +76,9 @@ def select_columns(columns: Iterable[str], chosen: Sequence[str]) -> list[str]:
 
 
 def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    if pa.types.is_dictionary(column.type):
+        return column.cast(column.type.value_type)
+    return column
 
 
 def type_family(kind: pa.DataType) -> Family:
@@ -117,7 +119,8 @@ def pair_columns(
             continue
         right = current[name]
         if left.kind != right.kind:
-            left, right = _truth_as_numbers(left), _truth_as_numbers(right)
+            left = _truth_as_numbers(left)
+            right = _truth_as_numbers(right)
         pairs.append((left, right))
     return pairs
 

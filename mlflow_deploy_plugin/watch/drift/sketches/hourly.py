@@ -167,7 +167,8 @@ class SketchStore:
         )
 
     def _name(self, day: datetime) -> str:
-        key, since = self.bins_key, self.log.since
+        key = self.bins_key
+        since = self.log.since
         if self.segment or since:  # The same files have other profiles then, so the key differs.
             key = hashlib.sha256(repr((key, self.segment, since)).encode()).hexdigest()[:32]
         return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
@@ -361,8 +362,11 @@ def spark_window_profile(
     """
     log = sketches.log
     # The log's file system cannot be serialised for Spark's workers.
-    uri, since = log.location.shown, log.since
-    endpoint, bins, key = sketches.endpoint, sketches.bins, sketches.bins_key
+    uri = log.location.shown
+    since = log.since
+    endpoint = sketches.endpoint
+    bins = sketches.bins
+    key = sketches.bins_key
     days = [
         Window(max(next(iter(day)).start, window.start), min(next(reversed(day)).end, window.end))
         for day in _by_day(_list(log, endpoint, window))
@@ -376,9 +380,11 @@ def spark_window_profile(
                 try:
                     store = SketchStore(open_log(uri, since), endpoint, bins, key)
                     profile = window_profile(store, model, version, days[number])
-                    content, failure = profile_to_parquet(profile), None
+                    content = profile_to_parquet(profile)
+                    failure = None
                 except (OSError, pa.ArrowException, OnnxserveError) as error:
-                    content, failure = None, one_line(error)
+                    content = None
+                    failure = one_line(error)
                 yield pa.RecordBatch.from_pydict(
                     {
                         "number": pa.array([number], pa.int64()),
@@ -432,10 +438,8 @@ def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
         raise ValueError("the table does not have the columns of a profile")
     plain = {name: table.column(name).to_pylist() for name in ("profile", "name", *_PLAIN)}
     stored = table.column("counts").combine_chunks()
-    counts, offsets = (
-        stored.values.to_numpy(zero_copy_only=False),
-        stored.offsets.to_numpy().tolist(),
-    )
+    counts = stored.values.to_numpy(zero_copy_only=False)
+    offsets = stored.offsets.to_numpy().tolist()
     fresh, fresh_rows = (table.column(name).to_pylist() for name in ("fresh", "fresh_rows"))
     profiles: list[tuple[int, dict[str, sketch.ColumnSketch]]] = []
     for line, name in enumerate(plain["name"]):

@@ -56,7 +56,9 @@ def relation_tables(bins: Mapping[str, Bins]) -> Mapping[str, Array]:
     empty without projections.
     """
     first = bins.get(PROJECTIONS[0])
-    return first.tables if isinstance(first, OrderedBins) else {}
+    if isinstance(first, OrderedBins):
+        return first.tables
+    return {}
 
 
 def freeze_relations(bins: Mapping[str, Bins], codes: Mapping[str, Array]) -> dict[str, Bins]:
@@ -76,7 +78,8 @@ def freeze_relations(bins: Mapping[str, Bins], codes: Mapping[str, Array]) -> di
         name: (np.rint(table * scale) / _GRAIN).astype(np.float32) for name, table in tables.items()
     }
     sums = np.sum([table[codes[name]] for name, table in tables.items()], axis=0, dtype=np.float64)
-    means, deviations = sums.mean(axis=0), np.maximum(sums.std(axis=0), 1 / _GRAIN)
+    means = sums.mean(axis=0)
+    deviations = np.maximum(sums.std(axis=0), 1 / _GRAIN)
     return {
         name: OrderedBins(mean + deviation * _POSITIONS, float(deviation), tables=tables)
         for name, mean, deviation in zip(PROJECTIONS, means, deviations, strict=True)
@@ -120,7 +123,8 @@ def correlation_change(
     titles: list[str] = []
     sides: tuple[list[Array], list[Array]] = [], []
     for name in (name for name in relation_tables(bins) if name in before and name in now):
-        frozen, scores = bins[name], _scores(bins[name], before[name])
+        frozen = bins[name]
+        scores = _scores(bins[name], before[name])
         for rows, codes in zip(sides, (before[name], now[name]), strict=True):
             rows += list(scores[codes].T)
         columns += [name] * scores.shape[1]

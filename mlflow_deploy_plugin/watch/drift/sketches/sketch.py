@@ -96,7 +96,9 @@ class ColumnSketch:
     @property
     def deviation(self) -> float:
         """The standard deviation of the finite numbers; NaN without finite numbers."""
-        return math.sqrt(self.m2 / self.finite) if self.finite else math.nan
+        if self.finite:
+            return math.sqrt(self.m2 / self.finite)
+        return math.nan
 
     @property
     def infinite_share(self) -> float:
@@ -264,7 +266,9 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
         is_full = rows + len(table) > _TOGETHER_ROWS or size + table.nbytes > _TOGETHER_BYTES
         if pending and (is_full or table.schema != pending[0].schema):
             yield pa.concat_tables(pending)
-            pending, rows, size = [], 0, 0
+            pending = []
+            rows = 0
+            size = 0
         pending.append(table)
         rows += len(table)
         size += table.nbytes
@@ -407,13 +411,15 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> Co
 
 
 def _moments(values: Array, is_known: Array, groups: Array, count: int) -> ColumnCounts:
-    minimum, maximum = np.full(count, np.inf), np.full(count, -np.inf)
+    minimum = np.full(count, np.inf)
+    maximum = np.full(count, -np.inf)
     numbers, owners = (values, groups) if is_known.all() else (values[is_known], groups[is_known])
     np.minimum.at(minimum, owners, numbers)
     np.maximum.at(maximum, owners, numbers)
     some = np.bincount(owners, minlength=count) > 0
     if not (is_finite := np.isfinite(numbers)).all():
-        numbers, owners = numbers[is_finite], owners[is_finite]
+        numbers = numbers[is_finite]
+        owners = owners[is_finite]
     finite = np.bincount(owners, minlength=count)
     rows = (
         np.zeros(1, np.int64) if count == 1 else owners
@@ -472,7 +478,8 @@ def _fresh(
         np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES
     )  # `order` keeps `owners` sorted.
     for position in order[is_kept].tolist():
-        group, name = fresh[owners[position]], names[members[position]]
+        group = fresh[owners[position]]
+        name = names[members[position]]
         label = (
             name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"
         )

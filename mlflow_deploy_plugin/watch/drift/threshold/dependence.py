@@ -79,7 +79,8 @@ def persistence(series: Array, family: int = 1) -> float:
     )
     if covariances[0] <= 1e-12 * max(float(np.square(series).mean()), 1e-300):
         return 1.0
-    weights, rest = np.empty(0), float(covariances[0])
+    weights = np.empty(0)
+    rest = float(covariances[0])
     best = (count * math.log(rest), weights, rest)
     for order in range(1, longest + 1):  # Levinson's recursion fits a process of each order.
         partial = float(covariances[order] - weights @ covariances[order - 1 : 0 : -1]) / rest

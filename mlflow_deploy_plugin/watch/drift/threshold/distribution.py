@@ -40,8 +40,10 @@ UNLIKELY = 0.05
 """The p-value below which a note reports more alarms than expected. By chance, 1 of 20
 references gets the note.
 """
-_TAIL_PART, _FEWEST_IN_TAIL = 5, 5
-_SMALLEST_START, _SMALLEST_INDEX = 1.0, 0.05
+_TAIL_PART = 5
+_FEWEST_IN_TAIL = 5
+_SMALLEST_START = 1.0
+_SMALLEST_INDEX = 0.05
 NOT_HELD_OUT = Refused("not computed")
 _NAMED = 3
 
@@ -215,7 +217,8 @@ class NullDistribution:
             disjoint[-1, -1] = False
         standardised = scores(figures, self.floors, disjoint)  # M windows, then the judged window
         statistics = standardised.max(axis=(1, 2))
-        null_statistics, statistic = statistics[:-1], float(statistics[-1])
+        null_statistics = statistics[:-1]
+        statistic = float(statistics[-1])
         beyond = int(np.count_nonzero(null_statistics >= statistic))
         if len(self.starts):
             p_value = (1 + beyond * self.effective_n / len(self.starts)) / (1 + self.effective_n)

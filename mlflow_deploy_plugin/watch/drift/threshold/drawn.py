@@ -54,7 +54,8 @@ from mlflow_deploy_plugin.watch.drift.threshold.distribution import (
     show_rate,
 )
 
-FEWEST_WINDOWS, MOST_WINDOWS = 2, 12
+FEWEST_WINDOWS = 2
+MOST_WINDOWS = 12
 _DRAWS = 400
 _WIDENING = 1.5
 """The factor on the p-value, i.e. the weight of each drawn window with a larger
@@ -72,7 +73,9 @@ samples would be needed.
 """
 _MAX_ROWS = 5_000
 _MAX_SAMPLE_CELLS = 200_000_000
-_UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
+_UNLIKELY = 0.001
+_MOST_RATE = 0.4
+_NAMED = 3
 _SHARED = 1.5
 """The factor on the variance of a sum over pairs that share windows with two other
 pairs each (correlation 1/4).
@@ -111,7 +114,8 @@ class StationaryBootstrap(null.WindowNull):
         step with rows.
         """
         present = np.flatnonzero(step_rows)
-        first, last = int(present[0]), int(present[-1]) + 1
+        first = int(present[0])
+        last = int(present[-1]) + 1
         count = last - first
         rng = np.random.default_rng([null.SEED, 1])
         windows = _weights(draw(rng, _DRAWS, count, length, mean_length), count)
@@ -130,7 +134,8 @@ class StationaryBootstrap(null.WindowNull):
         )
 
     def compare(self, groups: Sequence[null.ColumnGroup]) -> NullDistribution:
-        unwidened, floors = super().compare(groups), []
+        unwidened = super().compare(groups)
+        floors = []
         for column in self.columns(groups):
             total = column.total()[0]
             rows = int(total.sum())
@@ -170,8 +175,10 @@ class StationaryBootstrap(null.WindowNull):
         the same for the actual reference.
         """
         figures, scales = super().column_figures(column)
-        bins, steps = column.bins, column.counts()[self.first : self.last]
-        references, whole = self.references @ steps, self.stretches.shape[1]
+        bins = column.bins
+        steps = column.counts()[self.first : self.last]
+        references = self.references @ steps
+        whole = self.stretches.shape[1]
         squares = np.zeros((len(self.stretches), len(_SCALED)))
         for number in range(whole):
             squares += np.square(_two_figures(bins, self.stretches[:, number] @ steps, references))
@@ -191,7 +198,8 @@ class StationaryBootstrap(null.WindowNull):
         """Judge windows without overlap, each by new draws from at least two windows of
         earlier steps.
         """
-        length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
+        length = groups[0].reference.pieces.grid.window_steps
+        count = self.last - self.first
         starts = [
             self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)
         ][::-1]
@@ -231,7 +239,8 @@ class StationaryBootstrap(null.WindowNull):
         length = groups[0].reference.pieces.grid.window_steps
         figures = []
         for column in self.columns(groups):
-            steps, bins = column.counts(), column.bins
+            steps = column.counts()
+            bins = column.bins
             sides = (steps[start : start + length], steps[self.first : start])
             window, other_counts = (side.sum(axis=0, keepdims=True) for side in sides)
             sampled = null.out_of_reference(
@@ -241,7 +250,8 @@ class StationaryBootstrap(null.WindowNull):
                 column.rng(),
             )
             figures.append(sampled.figures(bins, other_counts)[0])
-        shortened, whole = [], groups[0].reference.pieces
+        shortened = []
+        whole = groups[0].reference.pieces
         for group in groups:
             before = self.aligned(whole, group.reference.pieces)[self.first : start]
             pieces = replace(group.reference.pieces, steps=before, grid=whole.grid)
@@ -351,7 +361,8 @@ class IndependentRows(null.Null):
         parts = []
         for number, group in enumerate(groups):
             rng = np.random.default_rng([null.SEED, 2, number])
-            sample, pieces = group.reference.sample, group.reference.pieces
+            sample = group.reference.sample
+            pieces = group.reference.pieces
             if len(sample) > rows:
                 sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
             codes = encode_columns(group.reference.bins, sample)
@@ -392,7 +403,8 @@ class IndependentRows(null.Null):
         )
         if len(now) < FEWEST_HELD_OUT:
             return Refused("the reference has too few windows with event times")
-        sized, columns = [], []
+        sized = []
+        columns = []
         for group in groups:
             windows = group.reference.pieces.windows_at(pieces.window_starts_us)
             rows = np.array([window.rows for window in windows])
@@ -433,7 +445,9 @@ def _window_figures(column: null.GroupColumn, now: Array, before: Array | None) 
     """Return the figures of the reference's own windows, [M, FIGURES], each compared
     like the judged window.
     """
-    rng, compared, windows = column.rng(), column.group.compared, column.windows(now)
+    rng = column.rng()
+    compared = column.group.compared
+    windows = column.windows(now)
     if before is None:
         complements = np.maximum(column.total() - windows.counts, 0)
     else:
@@ -533,14 +547,13 @@ def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tupl
     rows, and its p-value. `windows` and `others` are [M, G] counts; `shared` is the
     variance of the sum of chi-squares relative to independence.
     """
-    rows, other_rows = windows.sum(axis=1), others.sum(axis=1)
+    rows = windows.sum(axis=1)
+    other_rows = others.sum(axis=1)
     usable = (rows >= 2) & (other_rows >= 2)
-    windows, others, rows, other_rows = (
-        windows[usable],
-        others[usable],
-        rows[usable],
-        other_rows[usable],
-    )
+    windows = windows[usable]
+    others = others[usable]
+    rows = rows[usable]
+    other_rows = other_rows[usable]
     both = windows + others
     freedom = int(np.maximum(np.count_nonzero(both, axis=1) - 1, 0).sum())
     if not freedom:

@@ -182,7 +182,8 @@ class GroupColumn:
 
 def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
     """Return the figures of a column of the judged window, [FIGURES]."""
-    bins, pieces = group.reference.bins[name], group.reference.pieces
+    bins = group.reference.bins[name]
+    pieces = group.reference.pieces
     rng = column_rng(group.segment + name, seed)
     window = count_windows([group.window], name, bins).subsampled(group.compared, rng)
     other_counts = column_counts([pieces.others], name, bins)
@@ -317,7 +318,8 @@ class WindowNull(Null):
         [FIGURES]. Figures are NaN if the window or the other side has fewer than half
         of the compared rows.
         """
-        compared, rng = column.group.compared, column.rng()
+        compared = column.group.compared
+        rng = column.rng()
         windows, complements = self.compared_windows(column, rng)
         figures = windows.subsampled(compared, rng).figures(column.bins, complements)
         rows = np.minimum(windows.counts.sum(axis=1), complements.sum(axis=1))
@@ -391,7 +393,8 @@ def column_level(group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> 
     bins = group.reference.bins[name]
     counts = column_counts(profiles, name, bins)[:, :-1]
     rows = counts.sum(axis=1)
-    counts, rows = counts[rows > 0], rows[rows > 0]
+    counts = counts[rows > 0]
+    rows = rows[rows > 0]
     frequent = counts[:, counts.sum(axis=0).argmax()]
     level: Array = (counts @ bins.positions if isinstance(bins, OrderedBins) else frequent) / rows
     return level

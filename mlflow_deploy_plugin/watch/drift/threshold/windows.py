@@ -120,7 +120,8 @@ class WholeReferenceNull(null.WindowNull):
             strict=True,
         )
         earlier, later = (np.stack(side, axis=1) for side in sides)
-        scales, worth = np.ones(earlier.shape[1:]), halves.judges
+        scales = np.ones(earlier.shape[1:])
+        worth = halves.judges
         judge = NullDistribution(
             self.kind,
             earlier,
@@ -146,7 +147,8 @@ class WholeReferenceNull(null.WindowNull):
         the others, and of the later windows, [L, FIGURES], compared with the earlier
         windows; NaN for fewer than half of the compared rows.
         """
-        windows, compared = self.count(column), column.group.compared
+        windows = self.count(column)
+        compared = column.group.compared
         total = column.counts()[halves.pieces].sum(axis=0)
         sampled = windows.subsampled(compared, column.rng())
         sides = []
@@ -280,11 +282,15 @@ class Overlapping(WholeReferenceNull):
         return null.out_of_reference(column.bins, windows.counts, complements, column.unseen_share)
 
     def halve(self, columns: int) -> Halves | Refused:
-        starts, length = self.starts, self.length
-        first, end = int(starts[0]), int(starts[-1]) + length
+        starts = self.starts
+        length = self.length
+        first = int(starts[0])
+        end = int(starts[-1]) + length
         middle = (first + end) // 2
-        earlier, later = np.flatnonzero(starts + length <= middle), np.flatnonzero(starts >= middle)
-        before, after = (middle - first) // length, (end - middle) // length
+        earlier = np.flatnonzero(starts + length <= middle)
+        later = np.flatnonzero(starts >= middle)
+        before = (middle - first) // length
+        after = (end - middle) // length
         if min(before, after) < FEWEST_HELD_OUT:
             return _TOO_FEW_HALVES
         later = _affordable(evenly(later, _HELD_A_WINDOW * after), len(earlier), columns)
@@ -347,7 +353,8 @@ class Lagged(null.WindowNull):
         )
 
     def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
-        windows, levels = group.reference.pieces.windows, {}
+        windows = group.reference.pieces.windows
+        levels = {}
         sides = [[windows[index] for index in side] for side in (self.later, self.earlier)]
         for name in group.columns:
             now, before = (null.column_level(group, name, side) for side in sides)

@@ -46,9 +46,9 @@ class NativeBooster(BaseEstimator):  # type: ignore[misc]
 
 def as_estimator(model: Estimator) -> Estimator:
     """Return a native booster as an estimator, and other models unchanged."""
-    return (
-        NativeBooster(model) if library_of(model) and type(model).__name__ == "Booster" else model
-    )
+    if library_of(model) and type(model).__name__ == "Booster":
+        return NativeBooster(model)
+    return model
 
 
 def read_boosting(estimator: Estimator) -> Boosting:
@@ -78,7 +78,9 @@ def _xgboost(model: Estimator) -> Boosting:
     if documents and model is not booster and model.early_stopping_rounds is not None:
         rounds = (0, model.best_iteration + 1)
         documents = documents[: content["iteration_indptr"][rounds[1]]]
-    trees, targets, owners = [], [], []
+    trees = []
+    targets = []
+    owners = []
     for position, document in enumerate(documents):
         weight = weights[position] if weights else 1.0
         for target, tree in _xgboost_trees(document, int(content["tree_info"][position]), weight):
@@ -131,9 +133,11 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
     leaves have one value.
     """
     conditions = np.array(document["split_conditions"], dtype=np.float32)
-    left, right = np.array(document["left_children"]), np.array(document["right_children"])
+    left = np.array(document["left_children"])
+    right = np.array(document["right_children"])
     default_left = np.array(document["default_left"], dtype=bool)
-    starts, sizes = document["categories_segments"], document["categories_sizes"]
+    starts = document["categories_segments"]
+    sizes = document["categories_sizes"]
     members = {
         node: document["categories"][start : start + size]
         for node, start, size in zip(document["categories_nodes"], starts, sizes, strict=True)
@@ -141,12 +145,14 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
     by_category = list(members)  # XGBoost sends members to the right, a `Tree` to the left.
     left[by_category], right[by_category] = right[by_category], left[by_category]
     default_left[by_category] = ~default_left[by_category]
-    values, targets = conditions[None], [target]
+    values = conditions[None]
+    targets = [target]
     if (
         width := int(document["tree_param"]["size_leaf_vector"])
     ) > 1:  # A leaf stores its index in `right`.
         leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
-        values, targets = leaves[np.where(left < 0, right, 0)].T, list(range(width))
+        values = leaves[np.where(left < 0, right, 0)].T
+        targets = list(range(width))
     feature = np.array(document["split_indices"])
     return [
         (target, Tree(feature, conditions, left, right, default_left, value, members))
@@ -197,7 +203,8 @@ def _lightgbm(model: Estimator) -> Boosting:
     if document["average_output"]:
         scale /= max(1, len(document["tree_info"]) // width)
     kinds: dict[tuple[int, bool], int] = {}
-    trees, targets = [], []
+    trees = []
+    targets = []
     for index, entry in enumerate(document["tree_info"]):
         for kind, tree in _lightgbm_trees(entry["tree_structure"], scale, kinds):
             trees.append(tree)
@@ -251,11 +258,9 @@ def _lightgbm_trees(
         if node["decision_type"] == "==":  # Missing and unknown categories go right.
             members[position] = [int(code) for code in node["threshold"].split("||")]
             node = {**node, "threshold": 0.0, "default_left": False, "missing_type": "NaN"}
-        threshold, kind, default_left = (
-            node["threshold"],
-            node["missing_type"],
-            node["default_left"],
-        )
+        threshold = node["threshold"]
+        kind = node["missing_type"]
+        default_left = node["default_left"]
         if kind == "None":  # LightGBM reads missing values as 0.
             default_left = threshold >= 0
         elif kind == "Zero" and default_left != (threshold >= 0):
@@ -263,7 +268,8 @@ def _lightgbm_trees(
         if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads numbers in this range as 0.
             threshold = _LIGHTGBM_ZERO if threshold >= 0 else np.nextafter(-_LIGHTGBM_ZERO, -np.inf)
         rows.append((0, 0.0, 0, 0, False, 0.0))
-        left, right = add(node["left_child"]), add(node["right_child"])
+        left = add(node["left_child"])
+        right = add(node["right_child"])
         rows[position] = node["split_feature"], threshold, left, right, default_left, 0.0
         return position
 
@@ -360,7 +366,8 @@ def _catboost_tree(
         )  # placeholder, since a node precedes its children
         if "split" in node:
             feature = node["split"]["float_feature_index"]
-            left, right = add(node["left"]), add(node["right"])
+            left = add(node["left"])
+            right = add(node["right"])
             rows[position] = (
                 columns[feature],
                 node["split"]["border"],

@@ -198,7 +198,8 @@ def _own(estimator: Estimator) -> _Collected:
         ]
     elif estimators.is_tree(estimator):
         inner = estimator.tree_.feature >= 0
-        features, edges = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
+        features = estimator.tree_.feature[inner]
+        edges = estimator.tree_.threshold[inner]
         splits = {int(feature): edges[features == feature] for feature in np.unique(features)}
     elif hasattr(estimator, "_predictors"):
         splits = histogram_boosting(estimator).edges()
@@ -290,9 +291,9 @@ def _back(step: Estimator, collected: _Collected) -> _Collected:
         return _Collected(values, learned)
     if hasattr(step, "get_support"):
         return collected.at(np.flatnonzero(step.get_support()))
-    return (
-        collected if estimators.passes_on(step) or isinstance(step, SimpleImputer) else _Collected()
-    )
+    if estimators.passes_on(step) or isinstance(step, SimpleImputer):
+        return collected
+    return _Collected()
 
 
 def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Collected:
@@ -323,8 +324,6 @@ def _some(values: Any) -> Any:
     if len(values) <= MAX_VALUES:
         return values
     positions = np.linspace(0, len(values) - 1, MAX_VALUES).astype(int)
-    return (
-        values[positions]
-        if isinstance(values, np.ndarray)
-        else [values[position] for position in positions]
-    )
+    if isinstance(values, np.ndarray):
+        return values[positions]
+    return [values[position] for position in positions]

@@ -80,7 +80,9 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     if isinstance(data, pd.DataFrame):
         # scikit-learn treats a table without column names as a matrix.
         has_names = any(isinstance(name, str) for name in data.columns)
-        return data if has_names else {"": _numbers(data.to_numpy())}
+        if has_names:
+            return data
+        return {"": _numbers(data.to_numpy())}
     if isinstance(data, dict):  # The values are columns, or a single row.
         return pd.DataFrame(data if any(map(np.ndim, data.values())) else [data])
     if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
@@ -377,7 +379,8 @@ def _register_nets() -> None:
 
 
 def _convert_net(scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
-    estimator, builder = operator.raw_operator, graph.NodeBuilder(scope, container)
+    estimator = operator.raw_operator
+    builder = graph.NodeBuilder(scope, container)
     answer = _add_net(builder, container, estimator, operator.inputs)
     *labels, values = operator.outputs
     values.type = FloatTensorType([None, None])
@@ -410,9 +413,11 @@ def _add_net(
         def __init__(self) -> None:
             super().__init__()
             if not hasattr(estimator, "network"):
-                self.net, self.last = estimator.module_, estimator._get_predict_nonlinearity()
+                self.net = estimator.module_
+                self.last = estimator._get_predict_nonlinearity()
                 return
-            self.net, self.last = deepcopy(estimator.network), lambda answer: answer
+            self.net = deepcopy(estimator.network)
+            self.last = lambda answer: answer
             for layer in self.net.modules():
                 if hasattr(layer, "virtual_batch_size") and hasattr(layer, "bn"):
                     layer.forward = layer.bn.forward  # Splitting the batch affects only training.
@@ -485,7 +490,8 @@ def _use_transforms(part: Estimator) -> None:
     drop steps without effect.
     """
     if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
-        weights, part.transformer_weights = part.transformer_weights or {}, None
+        weights = part.transformer_weights or {}
+        part.transformer_weights = None
         for index, (name, step, columns) in enumerate(part.transformers_):
             used = _transforming(step)
             if name in weights and step != "drop":

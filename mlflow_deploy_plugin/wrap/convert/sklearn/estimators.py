@@ -143,7 +143,9 @@ def library_of(estimator: Estimator) -> str:
     other estimators.
     """
     package = type(getattr(estimator, "native_booster", estimator)).__module__.partition(".")[0]
-    return package if package in ("xgboost", "lightgbm", "catboost") else ""
+    if package in ("xgboost", "lightgbm", "catboost"):
+        return package
+    return ""
 
 
 def compares_in_64_bits(estimator: Estimator) -> bool:
@@ -321,11 +323,9 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
     steps = first_steps(model)
     if isinstance(steps[0], FeatureUnion):
         steps = [step for _, part in steps[0].transformer_list for step in first_steps(part)]
-    return (
-        batch.iloc[:, 0]
-        if any(isinstance(step, CountVectorizer | HashingVectorizer) for step in steps)
-        else batch
-    )
+    if any(isinstance(step, CountVectorizer | HashingVectorizer) for step in steps):
+        return batch.iloc[:, 0]
+    return batch
 
 
 def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
@@ -333,7 +333,8 @@ def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str])
     optional: set[str] = set()
     # Calls are slow for a wide table: the number of tried columns doubles after a
     # success and is halved after an error.
-    start, size = 0, len(texts)
+    start = 0
+    size = len(texts)
     while some := texts[start : start + size]:
         gaps = {
             name: pd.Series([missing_value(batch[name])], batch.index[:1]).astype(batch[name].dtype)

@@ -71,7 +71,8 @@ class NodeBuilder:
     """A builder that adds nodes and constants with unique names to skl2onnx's graph."""
 
     def __init__(self, scope: Scope, container: ModelComponentContainer) -> None:
-        self._scope, self._container = scope, container
+        self._scope = scope
+        self._container = container
 
     def node(
         self,
@@ -113,7 +114,8 @@ class NodeBuilder:
 
     def constant(self, values: npt.ArrayLike) -> str:
         """Add an array as an initializer, with objects as strings, and return its name."""
-        array, name = np.asarray(values), self.name("constant")
+        array = np.asarray(values)
+        name = self.name("constant")
         flat = array.ravel().tolist()
         if array.dtype.kind == "O":
             flat = [str(text).encode() for text in flat]
@@ -259,10 +261,8 @@ def parse_columns(
         for source, width in zip(inputs, widths, strict=True)
         for index in range(width)
     ]
-    names, graph_inputs = (
-        getattr(model, "feature_names_in_", ()),
-        {source.raw_name: (source, 0) for source in inputs},
-    )
+    names = getattr(model, "feature_names_in_", ())
+    graph_inputs = {source.raw_name: (source, 0) for source in inputs}
     parts: list[Variable] = []
     for name, step, positions in estimators.named_steps(model):
         read = [str(names[position]) for position in positions] if len(names) else []
@@ -316,10 +316,8 @@ def _declare(
     **attributes: object,
 ) -> Variable:
     """Add a built-in skl2onnx operator, and return its output variable."""
-    declared, output = (
-        scope.declare_local_operator(operator),
-        scope.declare_local_variable("columns", kind),
-    )
+    declared = scope.declare_local_operator(operator)
+    output = scope.declare_local_variable("columns", kind)
     declared.inputs = inputs
     declared.outputs.append(output)
     vars(declared).update(attributes)
@@ -409,7 +407,8 @@ def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output
     """Set names, shapes and label types of the outputs as in the original, and drop the
     other outputs.
     """
-    finished, outputs = [], []
+    finished = []
+    outputs = []
     for (name, answer), value in zip(answers.items(), graph.output, strict=False):
         role: Role = (
             "probabilities"
@@ -433,7 +432,9 @@ def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output
         for node in graph.node:
             node.input[:] = [raw.get(value_name, value_name) for value_name in node.input]
             node.output[:] = [raw.get(value_name, value_name) for value_name in node.output]
-        current, kind, sizes = raw[value.name], _ONNX_TYPES[output.dtype], f"{name}_shape"
+        current = raw[value.name]
+        kind = _ONNX_TYPES[output.dtype]
+        sizes = f"{name}_shape"
         if (
             role != "label" or value.type.tensor_type.elem_type != kind
         ):  # skl2onnx's float types may be wrong.

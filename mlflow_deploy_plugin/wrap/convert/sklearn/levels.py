@@ -134,7 +134,8 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
 
     # Compute each row's node in each tree, [trees, rows], per level. A step is 1 if the
     # comparison at the node is true.
-    position, kind = "", TensorProto.UINT8
+    position = ""
+    kind = TensorProto.UINT8
     steps: list[str] = []
     for depth, (level, is_compared) in enumerate(zip(nodes, are_compared, strict=True)):
         if depth == 8:  # Up to level 7, positions fit into bytes, which are four times as fast.

@@ -73,20 +73,21 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
     for operator in operators:
         match step := operator.raw_operator:
             case PowerTransformer(method="box-cox"):
-                reason, tests = "accepts only positive numbers", {"LessOrEqual": np.zeros(1)}
+                reason = "accepts only positive numbers"
+                tests = {"LessOrEqual": np.zeros(1)}
             case SplineTransformer(extrapolation="error"):
                 first, last = np.array(
                     [(spline.t[spline.k], spline.t[-spline.k - 1]) for spline in step.bsplines_],
                 ).T
-                reason, tests = (
-                    "accepts only numbers between its knots",
-                    {"Less": first, "Greater": last},
-                )
+                reason = "accepts only numbers between its knots"
+                tests = {"Less": first, "Greater": last}
             case Computed():
-                reason, tests = step.refuses, step.tests or {}
+                reason = step.refuses
+                tests = step.tests or {}
             case _:
                 continue
-        name, start = getattr(step, "stands_for", type(step).__name__), 0
+        name = getattr(step, "stands_for", type(step).__name__)
+        start = 0
         for entry in operator.inputs:
             wide = added.node("Cast", [entry.full_name], to=TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
@@ -152,10 +153,8 @@ def _is_partial(
     """Return True if the nodes of an operator may compute NaN or infinity from finite
     numbers.
     """
-    seen, names = (
-        {entry.full_name for entry in operator.inputs},
-        [entry.full_name for entry in operator.outputs],
-    )
+    seen = {entry.full_name for entry in operator.inputs}
+    names = [entry.full_name for entry in operator.outputs]
     while names:
         name = names.pop()
         if name in seen or name not in makers:

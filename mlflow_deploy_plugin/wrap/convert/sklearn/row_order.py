@@ -28,7 +28,8 @@ _FEWEST_SPLITS = 2048
 row, or 2 µs for a single row.
 """
 _Attributes = Mapping[str, Sequence[float] | Sequence[bytes] | TensorProto]
-_KEY_BITS, _COLUMN_BITS = 13, 7
+_KEY_BITS = 13
+_COLUMN_BITS = 7
 """The bits of a key, and the maximum bits per column: a column needs 2**bits
 comparisons per row, of 9 bytes each.
 """
@@ -38,7 +39,8 @@ def sort_rows(graph: GraphProto) -> None:
     """Sort the rows for each large tree operator of a GraphProto. Subgraphs are not
     changed.
     """
-    nodes, names = list(graph.node), Scope("order", naming="order_of_rows_")
+    nodes = list(graph.node)
+    names = Scope("order", naming="order_of_rows_")
     del graph.node[:]
     for node in nodes:
         attributes = {
@@ -48,7 +50,8 @@ def sort_rows(graph: GraphProto) -> None:
         if node.op_type not in _OPERATORS or len(modes) - modes.count(b"LEAF") < _FEWEST_SPLITS:
             graph.node.append(node)
             continue
-        before, after = Subgraph(names), Subgraph(names)
+        before = Subgraph(names)
+        after = Subgraph(names)
         order = _write_order(before, node.input[0], attributes)
         node.input[0] = before.node("GatherND", [node.input[0], order])
         for index, name in enumerate(node.output):
@@ -64,7 +67,8 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     unchanged.
     """
     size = graph.node("Shape", [rows], start=0, end=1)
-    few, many = graph.subgraph(), graph.subgraph()
+    few = graph.subgraph()
+    many = graph.subgraph()
     column, threshold, weight = _comparisons(attributes)
     numbers = many.node("Cast", [many.node("Transpose", [rows])], to=TensorProto.FLOAT)
     values = many.node("Gather", [numbers, column], axis=0)
@@ -117,7 +121,8 @@ def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
         bits[np.argmax(left)] += 1
         left = decides / 2.0**bits
     bits = np.minimum(bits, _COLUMN_BITS)
-    parts, weight = [], 1
+    parts = []
+    weight = 1
     for feature in np.argsort(decides):
         if not bits[feature] or not decides[feature]:
             continue

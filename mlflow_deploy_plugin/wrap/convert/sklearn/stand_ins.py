@@ -30,7 +30,8 @@ class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
     """
 
     def __init__(self, support: Array, stands_for: str = "RFE") -> None:
-        self.support, self.stands_for = support, stands_for
+        self.support = support
+        self.stands_for = stands_for
         self.n_features_in_ = len(support)
 
     def _get_support_mask(self) -> Array:
@@ -43,7 +44,8 @@ class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
     """
 
     def __init__(self, categories_: list[Array], tables: list[Array]) -> None:
-        self.categories_, self.tables = categories_, tables
+        self.categories_ = categories_
+        self.tables = tables
         self.n_features_in_ = len(categories_)
 
     def transform(self, rows: pd.DataFrame) -> Array:
@@ -62,7 +64,8 @@ class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
     """
 
     def __init__(self, known: list[str], fill_value: str) -> None:
-        self.known, self.fill_value = known, fill_value
+        self.known = known
+        self.fill_value = fill_value
 
     def transform(self, rows: pd.DataFrame) -> pd.DataFrame:
         return rows.where(rows.isin(self.known), self.fill_value)

@@ -116,7 +116,8 @@ class Tree:
             for code in codes[:-1]:
                 rows[index] = feature, code, left, len(rows), default_left, 0.0
                 modes[index] = "BRANCH_EQ"
-                index, default_left = len(rows), False
+                index = len(rows)
+                default_left = False
                 rows.append(rows[node])  # The next iteration overwrites this node.
                 modes.append(mode)
             rows[index] = feature, codes[-1], left, right, default_left, 0.0
@@ -212,7 +213,8 @@ class Boosting:
             return None  # No number is less than -inf, which replaces missing values.
         split = np.zeros(len(inner), dtype=np.int64)
         split[inner] = of_inner.ravel()
-        left, right = nodes["left"], nodes["right"]
+        left = nodes["left"]
+        right = nodes["right"]
         comparison, otherwise = (
             ("Less", "GreaterOrEqual") if self.mode == "BRANCH_LT" else ("LessOrEqual", "Greater")
         )
@@ -248,7 +250,8 @@ def _joined(trees: list[Tree]) -> tuple[dict[str, Array], Array]:
     nodes = {name: np.concatenate([getattr(tree, name) for tree in trees]) for name in names}
     sizes = [len(tree.left) for tree in trees]
     roots = np.cumsum([0, *sizes[:-1]])
-    is_leaf, offsets = nodes["left"] < 0, np.repeat(roots, sizes)
+    is_leaf = nodes["left"] < 0
+    offsets = np.repeat(roots, sizes)
     for side in ("left", "right"):
         nodes[side] = np.where(is_leaf, np.arange(len(is_leaf)), nodes[side] + offsets)
     return nodes, roots
@@ -261,7 +264,8 @@ def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     levels = boosting.levels()
     if levels is None:
         return write_walk(graph, rows, boosting)
-    few, many = graph.subgraph(), graph.subgraph()
+    few = graph.subgraph()
+    many = graph.subgraph()
     branches = {
         "then_branch": (many, write_levels(many, rows, levels)),
         "else_branch": (few, write_walk(few, rows, boosting)),
@@ -370,7 +374,8 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
         [np.flatnonzero(is_categorical), np.flatnonzero(~is_categorical)],
     )  # Trees read categorical columns first.
     for predictor in (predictor for iteration in estimator._predictors for predictor in iteration):
-        nodes, bits = predictor.nodes, predictor.raw_left_cat_bitsets
+        nodes = predictor.nodes
+        bits = predictor.raw_left_cat_bitsets
         members = {
             int(node): [
                 code

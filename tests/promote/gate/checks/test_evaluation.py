@@ -93,7 +93,8 @@ def test_few_rows_prove_nothing() -> None:
 
 def test_the_margin_of_an_error_is_a_share() -> None:
     values = TRUTH + np.random.default_rng(1).normal(size=ROWS)
-    served, near = ModelPredictions(values - 1.0, False), ModelPredictions(values - 1.005, False)
+    served = ModelPredictions(values - 1.0, False)
+    near = ModelPredictions(values - 1.005, False)
     assert check_evaluation(values, near, served, policy(), seed=7).state == "passed"
     result = check_evaluation(
         values,

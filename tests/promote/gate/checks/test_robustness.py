@@ -124,10 +124,8 @@ def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(
 def test_noise_flips_fail_only_if_worse_than_those_of_the_served_version(
     tmp_path: Path,
 ) -> None:
-    model, better = (
-        load_version(write_classifier(tmp_path / "model")),
-        load_version(write_classifier(tmp_path / "other", (1.0, 0.0))),
-    )
+    model = load_version(write_classifier(tmp_path / "model"))
+    better = load_version(write_classifier(tmp_path / "other", (1.0, 0.0)))
     rows = {"a": np.sort(INPUT["a"]) / 1e3, "b": INPUT["b"] / 1e3 * 0}
     strict = RobustnessPolicy(noise=0.5)
     alone = check_robustness(model, rows, strict, 7)

@@ -231,7 +231,8 @@ def test_a_picture_is_resized_scaled_and_answered(
     bright: str,
     label: str,
 ) -> None:
-    light, dark = [b"\xff" * 20] * 10, [b"\x00" * 20] * 10
+    light = [b"\xff" * 20] * 10
+    dark = [b"\x00" * 20] * 10
     picture = png(tmp_path / "half.png", light + dark if bright == "top" else dark + light, 20)
     page.goto("/endpoints/digits")
     assert "8 × 8" in page.locator(".picture").inner_text()

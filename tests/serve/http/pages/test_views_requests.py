@@ -465,7 +465,8 @@ def test_a_key_needs_the_scope_read_and_sees_only_its_endpoints(
         403,
         200,
     ]
-    mine, other = "/endpoints/flights/requests", "/endpoints/other/requests"
+    mine = "/endpoints/flights/requests"
+    other = "/endpoints/other/requests"
     assert [status(mine, key) for key in ("", "infer", "one", "both")] == [401, 403, 200, 200]
     assert status(other, "one") == 403
     (row,) = shown(server, mine, authorization="Bearer one", host="anything.example")
@@ -485,7 +486,8 @@ def test_an_endpoint_that_does_not_exist_has_no_page(
 
 
 def test_the_wsgi_application_has_the_page(serve_here: Serve, flights: dict[str, Any]) -> None:
-    app, request = ServerApp(serve_here(flights)), flight()
+    app = ServerApp(serve_here(flights))
+    request = flight()
     assert ask_wsgi(app, "POST", request.path, {**JSON, **NAMED}, request.body)[0] == 200
     status, headers, html = ask_wsgi(
         app,

@@ -83,7 +83,8 @@ def read_answer(
     headers = {
         name.lower(): value for name, _, value in (field.partition(": ") for field in fields)
     }
-    body, left = b"", int(headers["content-length"]) if has_body else 0
+    body = b""
+    left = int(headers["content-length"]) if has_body else 0
     while len(body) < left:
         piece = connection.recv(left - len(body))
         assert piece, body
@@ -112,7 +113,8 @@ def test_requests_on_one_connection_are_answered_in_their_order(connect: Connect
 
 def test_the_head_of_the_request_before_is_never_that_of_another(connect: Connect) -> None:
     connection = connect()
-    longer, other = b'{"inputs": [[1, 2, 33]]}', POST + b"X-Request-Id: other\r\n"
+    longer = b'{"inputs": [[1, 2, 33]]}'
+    other = POST + b"X-Request-Id: other\r\n"
     for request, answer, id_ in (
         (post(), ANSWER, None),
         (post(), ANSWER, None),
@@ -232,7 +234,8 @@ def test_a_body_of_the_largest_size_is_taken(connect: Connect) -> None:
 
 
 def test_many_tiny_chunks_do_not_hold_others_up(connect: Connect) -> None:
-    connection, other = connect(), connect()
+    connection = connect()
+    other = connect()
     body = BODY + b" " * 50_000
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
     threading.Thread(
@@ -398,7 +401,8 @@ def test_a_client_that_sends_no_more_is_still_answered(connect: Connect) -> None
 
 
 def test_a_stream_behind_a_request_is_read_to_its_end(connect: Connect) -> None:
-    connection, line = connect(), b"[1, 2, 3" + b" " * 1000 + b"]\n"
+    connection = connect()
+    line = b"[1, 2, 3" + b" " * 1000 + b"]\n"
     head = POST.replace(b"json", b"jsonl") + b"Transfer-Encoding: chunked\r\n\r\n"
     large = json.dumps(
         {"inputs": [[1, 2, 3]] * 15_000},
@@ -551,7 +555,8 @@ def test_a_large_body_does_not_hold_up_small_requests(connect: Connect) -> None:
     """The longest gap between two responses to a neighbour is shorter than the time of
     the large requests.
     """
-    large, small = connect(), connect()
+    large = connect()
+    small = connect()
     body = json.dumps({"inputs": [[1, 2, 3]] * 9000}).encode()
     stop = threading.Event()
 

@@ -213,7 +213,8 @@ def take(connection: socket.socket, size: int) -> int:
 def test_clients_that_take_their_answers_are_held_for_no_more_than_is_left(
     connect: Connect,
 ) -> None:
-    clients, first = [connect() for _ in range(12)], LONG_BYTES // 2
+    clients = [connect() for _ in range(12)]
+    first = LONG_BYTES // 2
     for connection in clients:
         ask_long(connection)
         assert take(connection, first) == first

@@ -402,7 +402,8 @@ def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_ans
 ) -> None:
     cert, key = certificate
     spec = ServerSpec(certfile=str(cert), keyfile=str(key))
-    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    received = ssl.MemoryBIO()
+    sent = ssl.MemoryBIO()
     client = ssl.create_default_context(cafile=str(cert)).wrap_bio(
         received,
         sent,

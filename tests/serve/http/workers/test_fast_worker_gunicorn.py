@@ -40,7 +40,8 @@ def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
     tmp_path: Path,
     model_folders: dict[str, Path],
 ) -> None:
-    config, modules = tmp_path / "probe.py", tmp_path / "modules.txt"
+    config = tmp_path / "probe.py"
+    modules = tmp_path / "modules.txt"
     config.write_text(PROBE.format(path=str(modules)))
     with gunicorn(tmp_path, one_endpoint(model_folders["single"]), config=config) as running:
         assert running.post(json=ROW).status_code == 200
@@ -257,7 +258,8 @@ def test_one_row_costs_little_more_than_an_answer_without_a_model(
             return time.perf_counter() - began
 
         headers = {"Content-Type": "application/json"}
-        pings, scores = [], []
+        pings = []
+        scores = []
         for _ in range(100):  # Alternate, so that both have the same neighbours.
             pings.append(seconds(lambda: session.get(running.url + "/ping", timeout=5)))
             scores.append(

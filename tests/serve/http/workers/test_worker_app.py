@@ -118,7 +118,8 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
     async def talk() -> None:
         state: Any = SimpleNamespace(connections=set())
         config = SimpleNamespace(app=app)
-        loop, is_over = asyncio.get_running_loop(), threading.Event()
+        loop = asyncio.get_running_loop()
+        is_over = threading.Event()
         server = await loop.create_server(lambda: HttpConnection(config, state, {}), "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         app.pool.submit(is_over.wait)
@@ -170,7 +171,8 @@ def test_a_pyfunc_does_not_keep_other_models_from_running_inline(
     assert not answered_inline(agents)
 
 
-QUICK, SLOW = INLINE_SECONDS / 20, INLINE_SECONDS * 20
+QUICK = INLINE_SECONDS / 20
+SLOW = INLINE_SECONDS * 20
 SMALL = RawRequest("POST", "/invocations", {"content-type": "application/json"}, b"x" * 100)
 
 

@@ -263,9 +263,9 @@ def test_tensors_go_both_ways_to_the_same_feeds(tensors: Any, first: int) -> Non
     slow.__dict__["_fast_tensors"] = None
     for second in GIVEN:
         for data in ({"x": GIVEN[first], "y": second}, {"": GIVEN[first]}, {"x": GIVEN[first]}):
-            assert outcome(lambda: schema.from_columns(data)) == outcome(
-                lambda: slow.from_columns(data),
-            )  # noqa: B023
+            assert outcome(lambda: schema.from_columns(data)) == outcome(  # noqa: B023
+                lambda: slow.from_columns(data),  # noqa: B023
+            )
 
 
 MATRIX_TYPES = {COLUMN_TYPES[kind]: kind for kind in VALUES if kind != "string"}
@@ -276,7 +276,8 @@ def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
     """Draw a schema and rows that mostly fit its only tensor, which is fed in its own
     type or in another type.
     """
-    dtype, width = draw(st.sampled_from(sorted(MATRIX_TYPES))), draw(st.integers(1, 4))
+    dtype = draw(st.sampled_from(sorted(MATRIX_TYPES)))
+    width = draw(st.integers(1, 4))
     values = VALUES[MATRIX_TYPES[dtype]] | st.integers(-(2**63), 2**64 - 1)
     rows = draw(st.lists(st.lists(values, min_size=width, max_size=width), max_size=3))
     if rows and draw(st.integers(0, 3)) == 0:
@@ -302,9 +303,9 @@ def test_the_rows_of_a_matrix_go_both_ways_to_the_same_feeds(
     slow.__dict__["_fast_tensors"] = None
     assert outcome(lambda: schema.from_array(rows)) == outcome(lambda: slow.from_array(rows))
     for data in ({"x": rows}, {"y": rows}, {"x": rows, "y": rows}):
-        assert outcome(lambda: schema.from_columns(data)) == outcome(
-            lambda: slow.from_columns(data),
-        )  # noqa: B023
+        assert outcome(lambda: schema.from_columns(data)) == outcome(  # noqa: B023
+            lambda: slow.from_columns(data),  # noqa: B023
+        )
 
 
 @pytest.mark.parametrize("dtype", sorted(MATRIX_TYPES))

@@ -65,7 +65,8 @@ def test_a_key_with_another_number_of_values_than_rows_is_refused_by_its_name(va
 
 @pytest.mark.parametrize("value", [7, [7]], ids=str)
 def test_a_model_without_rows_has_one_key_for_the_whole_request(value: Any) -> None:
-    tensors, inputs = (Tensor("x", "float32", (2,)),), (Input("x", "float32", (2,)),)
+    tensors = (Tensor("x", "float32", (2,)),)
+    inputs = (Input("x", "float32", (2,)),)
     schema = with_keys(Schema((), tensors, inputs, has_rows=False), ("id",))
     feeds = schema.from_columns({"x": [1.0, 2.0], "id": value})
     assert feeds.keys() == {"x"}

@@ -33,9 +33,9 @@ def test_columns_may_come_in_any_order_with_others_among_them() -> None:
         as_lists(MIXED.from_records([{"b": True, "s": "x", "n": 2, "d": 1.0, "more": 1}])) == wanted
     )
     assert (
-        as_lists(MIXED.from_columns({"n": [2], "d": [1], "s": ["x"], "b": [True], "more": 1}))
+        as_lists(MIXED.from_columns({"n": [2], "d": [1], "s": ["x"], "b": [True], "more": 1}))  # type: ignore[dict-item]
         == wanted
-    )  # type: ignore[dict-item]
+    )
     assert as_lists(MIXED.from_array([["x", 1.0, 2, True]])) == wanted
 
 
@@ -369,7 +369,9 @@ def fed_or_refused(call: Callable[[], Feeds]) -> Feeds | None:
     try:
         return call()
     except SchemaMismatch as error:
-        return None if 0 < len(error.message) < 500 else pytest.fail(error.message)
+        if 0 < len(error.message) < 500:
+            return None
+        return pytest.fail(error.message)
 
 
 @pytest.mark.long

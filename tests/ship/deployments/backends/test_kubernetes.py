@@ -152,7 +152,9 @@ class ScalingCluster:
 
     def get(self, kind: str, name: str) -> Document | None:
         deployment = {"replicas": self.replicas, "template": {"spec": {"containers": []}}}
-        return {"kind": kind, "metadata": {}, "spec": deployment} if kind == "Deployment" else None
+        if kind == "Deployment":
+            return {"kind": kind, "metadata": {}, "spec": deployment}
+        return None
 
     def find(self, kind: str, labels: object) -> list[Document]:
         self.replicas += 1

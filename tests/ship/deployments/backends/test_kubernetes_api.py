@@ -25,7 +25,8 @@ from tests.support.refusals import refused
 
 APIS = {"groups": [{"versions": [{"groupVersion": one}]} for one in ("apps/v1", "policy/v1beta1")]}
 SERVICE = {"kind": "Service", "metadata": {"name": "flights"}}
-STDOUT, STATUS = b"\1", b"\3"
+STDOUT = b"\1"
+STATUS = b"\3"
 """The channels of a command in a pod."""
 Answer = tuple[int, dict[str, Any]]
 CUT = 0
@@ -45,7 +46,11 @@ class ScriptedApi:
         self.bodies: list[bytes] = []
 
     def next_answer(self, path: str) -> Answer:
-        return (200, APIS) if path == "/apis" else self.script.pop(0) if self.script else (200, {})
+        if path == "/apis":
+            return (200, APIS)
+        if self.script:
+            return self.script.pop(0)
+        return (200, {})
 
 
 @pytest.fixture
@@ -150,7 +155,8 @@ def test_the_newest_version_that_the_cluster_has_is_used(api: ScriptedApi) -> No
 def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: ScriptedApi) -> None:
     cluster = Cluster("ml")
     for owners in (["onnxserve"], ["onnxserve", "before-first-apply"]):
-        api.script, api.asked = [conflict(*owners), (200, {})], []
+        api.script = [conflict(*owners), (200, {})]
+        api.asked = []
         cluster.apply(SERVICE)
         assert [request.rpartition("force=")[2] for request in api.asked] == ["false", "true"]
     api.script = [conflict("onnxserve", "kubectl-edit")]

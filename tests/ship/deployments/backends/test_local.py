@@ -61,7 +61,8 @@ def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_loo
     """
     monkeypatch.setattr(psutil, "process_iter", lambda: pytest.fail("every process was looked at"))
     settings = Settings(home=tmp_path)
-    backend, spec = LocalBackend(settings), new_endpoint("e", "one")
+    backend = LocalBackend(settings)
+    spec = new_endpoint("e", "one")
 
     with claim_state_dir(settings.state_dir("e")):
         starting = backend.observe(spec)
@@ -71,7 +72,8 @@ def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_loo
 
 
 def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path: Path) -> None:
-    settings, in_shared_memory = Settings(home=tmp_path / "home"), tmp_path / "metrics"
+    settings = Settings(home=tmp_path / "home")
+    in_shared_memory = tmp_path / "metrics"
     in_shared_memory.mkdir()
     settings.state_dir("e").mkdir(parents=True)
     (settings.state_dir("e") / METRICS).symlink_to(in_shared_memory)

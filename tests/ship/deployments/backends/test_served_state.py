@@ -164,7 +164,8 @@ def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss
 
 
 def test_pending_work_is_reported_on_change_and_times_out() -> None:
-    steps, messages = iter(["one", "one", "two", ""]), list[str]()
+    steps = iter(["one", "one", "two", ""])
+    messages = list[str]()
     wait_while_pending("e", lambda: next(steps), 60, messages.append, poll_seconds=0)
     assert messages == ["e: one", "e: two"]
 

@@ -17,7 +17,8 @@ from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
 from tests.watch.conftest import FIRST_DAY, day_of_rows, reference_of_days, serve, write_model
 
-DAYS, ROWS = 12, 60
+DAYS = 12
+ROWS = 60
 DAY = parse_window("2013-02-01/2013-02-02")
 
 

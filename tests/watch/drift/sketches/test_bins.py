@@ -123,7 +123,8 @@ def test_the_bins_do_not_depend_on_the_order_of_the_rows() -> None:
 def test_a_side_without_values_has_no_distance() -> None:
     bins = freeze_bins(numbers(np.arange(100)))
 
-    empty, full = np.zeros(bins.size), np.ones(bins.size)
+    empty = np.zeros(bins.size)
+    full = np.ones(bins.size)
     assert bins.distance(empty, full) == bins.distance(full, empty) == 0
 
 

@@ -26,7 +26,8 @@ from mlflow_deploy_plugin.watch.result import Finding
 from tests.support.refusals import mentions
 
 DAY = 86_400_000_000
-DAYS, ROWS = 30, 200
+DAYS = 30
+ROWS = 200
 
 
 def rows(seed: int, count: int = ROWS, **others: Any) -> pa.Table:
@@ -182,7 +183,8 @@ def test_projections_depend_only_on_the_values_of_a_row(
 ) -> None:
     table = rows(3)
 
-    once, again = sketch_batches(days.bins, [table]), sketch_batches(days.bins, rearranged(table))
+    once = sketch_batches(days.bins, [table])
+    again = sketch_batches(days.bins, rearranged(table))
 
     for name in PROJECTIONS:
         np.testing.assert_array_equal(once.columns[name].counts, again.columns[name].counts)

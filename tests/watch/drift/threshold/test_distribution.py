@@ -144,7 +144,8 @@ def test_so_many_alarms_are_as_probable_as_by_chance(
     assert counted.p_value == pytest.approx(chance)
 
 
-DAYS, ROWS = 90, 60
+DAYS = 90
+ROWS = 60
 
 WORLDS = {"churn": churning_days, "walk": walking_days}
 
@@ -162,7 +163,8 @@ def verdict_on_next_day(
 ) -> DriftVerdict:
     """Judge the day after the reference, which follows the same distribution."""
     rows = world(np.random.default_rng([seed, 5]), days + 1, ROWS)
-    past, start = rows.between(0, days * DAY_US), days * DAY_US
+    past = rows.between(0, days * DAY_US)
+    start = days * DAY_US
     judge = Judge(
         rolling_reference_of(past, start, DAY_US, lag)
         if lag
@@ -226,7 +228,8 @@ def test_weekly_lagged_reference_keeps_the_promised_false_alarm_rate() -> None:
 
 def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
     """Return days of which the second half varies five times as much."""
-    calm, wild = dependent_days(rng, (0.0,), days, rows), dependent_days(rng, (0.0,), days, rows)
+    calm = dependent_days(rng, (0.0,), days, rows)
+    wild = dependent_days(rng, (0.0,), days, rows)
     level = calm.table["x0"].to_numpy() + 5 * np.repeat(rng.normal(size=days), rows) * (
         calm.times > days // 2 * DAY_US
     )
@@ -248,7 +251,8 @@ def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them()
     table = pa.table(
         {"x0": rng.normal(size=2 * hours) + 0.25 * np.repeat(np.arange(hours) >= 70 * 24, 2)},
     )
-    past, start = Rows(table, np.repeat(np.arange(hours) * HOUR_US, 2)), 84 * DAY_US
+    past = Rows(table, np.repeat(np.arange(hours) * HOUR_US, 2))
+    start = 84 * DAY_US
     judge = Judge(reference_of(past, start, 7 * DAY_US))
 
     verdict = judge(table.slice(0, 336), start)
@@ -347,7 +351,8 @@ def test_a_column_that_is_gone_is_drift_also_where_independent_rows_are_refused(
 def test_sparse_reference_reveals_that_rows_are_not_independent() -> None:
     """With two rows per hour no window could be judged; the windows are alike."""
     rng = np.random.default_rng(2)
-    hours, rows = 40 * 24, dependent_days(rng, (0.3, 0.0), 41, 48)
+    hours = 40 * 24
+    rows = dependent_days(rng, (0.3, 0.0), 41, 48)
     judge = Judge(
         reference_of(rows.between(0, 40 * DAY_US), hours * HOUR_US, HOUR_US),
         independent_rows=True,

@@ -21,7 +21,8 @@ def test_drawn_series_consist_of_stretches_of_the_mean_length() -> None:
 
 
 def test_bootstrap_needs_windows_longer_than_the_correlation_time() -> None:
-    calm, slow = Dependence(2.0, 3.0), Dependence(2.0, 9.0)
+    calm = Dependence(2.0, 3.0)
+    slow = Dependence(2.0, 9.0)
     steps = np.full(90, 10)
 
     assert can_bootstrap(steps, 30, calm)

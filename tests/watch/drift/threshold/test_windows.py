@@ -23,7 +23,8 @@ def test_windows_of_the_reference_stand_for_as_many_as_they_are_worth() -> None:
 
 def test_an_overlapping_window_has_the_rows_of_its_steps_and_is_compared_with_all_others() -> None:
     values = np.arange(24.0)
-    rows, bins = pa.table({"x": values}), {"x": freeze_bins(ColumnValues("x", "number", values))}
+    rows = pa.table({"x": values})
+    bins = {"x": freeze_bins(ColumnValues("x", "number", values))}
     pieces = cut_pieces(bins, rows, np.arange(24) * HOUR_US, 0, 6 * HOUR_US)
     group = ColumnGroup("", DriftReference(bins, "", pieces, rows), pieces.total, ("x",), 6)
     null = Overlapping.cut(row_counts(pieces.steps), pieces.grid.window_steps, 6)

@@ -28,7 +28,8 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_v
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
-ROWS, HALF = 400, 300
+ROWS = 400
+HALF = 300
 DRAW = np.random.default_rng(0)
 FULL = pd.DataFrame({name: DRAW.normal(size=ROWS) * 10**place for place, name in enumerate("abcd")})
 GAPS = FULL.mask(DRAW.random(FULL.shape) < 0.1)

@@ -70,10 +70,8 @@ def test_a_transformer_that_was_fitted_on_an_array_reads_a_table() -> None:
 @pytest.mark.parametrize("frozen", ["a scaler", "a ColumnTransformer", "its steps"])
 def test_a_frozen_step_is_its_estimator(frozen: str) -> None:
     table = pd.DataFrame({"a": np.linspace(0, 1, 60), "c": ["x", "y", "z"] * 20})
-    scaler, encoder = (
-        StandardScaler().fit(table[["a"]]),
-        OneHotEncoder(handle_unknown="ignore").fit(table[["c"]]),
-    )
+    scaler = StandardScaler().fit(table[["a"]])
+    encoder = OneHotEncoder(handle_unknown="ignore").fit(table[["c"]])
     steps: dict[str, Any] = {
         "a scaler": FrozenEstimator(scaler),
         "a ColumnTransformer": FrozenEstimator(

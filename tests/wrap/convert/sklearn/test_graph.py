@@ -137,7 +137,8 @@ def test_a_graph_of_labels_computes_no_scores(
 
 
 def test_a_conversion_of_one_s_own_stays_skl2onnx_s(matrix: tuple[np.ndarray, np.ndarray]) -> None:
-    rows, target = matrix[0].astype(np.float32), matrix[1] > 0
+    rows = matrix[0].astype(np.float32)
+    target = matrix[1] > 0
     model = make_pipeline(StandardScaler(), RandomForestClassifier(3)).fit(rows, target)
 
     wrap(model, rows)

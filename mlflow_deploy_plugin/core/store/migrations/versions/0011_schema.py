@@ -12,7 +12,8 @@ revision = "0011"
 down_revision = None
 
 _WINDOWS = "onnxserve_monitor_windows"
-_IS_DELETED, _IS_LIVE = sa.text("action = 'delete'"), sa.text("ended_at IS NULL")
+_IS_DELETED = sa.text("action = 'delete'")
+_IS_LIVE = sa.text("ended_at IS NULL")
 _INDEXED = (
     ("onnxserve_audit_events", "endpoint"),
     ("onnxserve_audit_events", "model"),

@@ -85,7 +85,8 @@ def convert_formula(
     """Add the nodes of the formula. Float outputs are 64-bit for `is_double` or 64-bit
     inputs, otherwise 32-bit.
     """
-    graph, estimator = NodeBuilder(scope, container), operator.raw_operator
+    graph = NodeBuilder(scope, container)
+    estimator = operator.raw_operator
     rows = Rows.of(graph, operator)
     answer = (FORMULAS | _PRECISE)[type(estimator)](estimator, rows)
     output = operator.outputs[0]

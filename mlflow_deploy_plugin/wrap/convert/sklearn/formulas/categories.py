@@ -49,7 +49,9 @@ def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
     """Return the target mean (per class) of each row's category. Unknown categories get
     the mean of all rows.
     """
-    columns, means, parts = rows.columns(), np.atleast_1d(model.target_mean_), []
+    columns = rows.columns()
+    means = np.atleast_1d(model.target_mean_)
+    parts = []
     for index, encoding in enumerate(model.encodings_):
         position, target = divmod(index, len(means))
         parts.append(
@@ -134,10 +136,8 @@ def encoded(
         for position, entry in enumerate(categories)
         if kind == "O" or not is_missing(entry)
     ]
-    keys, values = (
-        [categories[position] for position in present],
-        [codes[position] for position in present],
-    )
+    keys = [categories[position] for position in present]
+    values = [codes[position] for position in present]
     if column.dtype == np.float64:
         # Compare exactly, because LabelEncoder does not support 64-bit floats.
         equal = column == np.array(keys or [np.nan], float)
@@ -181,7 +181,8 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     """Return the columns with filled gaps, in the dtype of the first column, and the
     missing indicators.
     """
-    x, marked = rows.raw, model.indicator_.features_.tolist() if model.add_indicator else []
+    x = rows.raw
+    marked = model.indicator_.features_.tolist() if model.add_indicator else []
     is_text = x.dtype.kind == "O"
     if not (marks_nan(model) or is_text) or (is_text and marked):
         raise NotImplementedError(
@@ -194,7 +195,9 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
         raise NotImplementedError("SimpleImputer that dropped a column without any value")
     gaps = x == np.array([MISSING], object) if is_text else np.isnan(x)
     filled = np.where(gaps, filler, x)
-    return np.concatenate([filled, gaps[:, marked].astype(x.dtype)], axis=1) if marked else filled
+    if marked:
+        return np.concatenate([filled, gaps[:, marked].astype(x.dtype)], axis=1)
+    return filled
 
 
 FORMULAS: dict[type, Formula] = {

@@ -69,10 +69,8 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
             calibrated_answers.append(softmax(answer * part.calibrators[0].beta_))
         mean: TracedArray = sum(calibrated_answers[1:], calibrated_answers[0]) / float(len(parts))
         return np.argmax(mean, axis=1), mean
-    scores, classes = (
-        _scores(estimators, rows, method),
-        len(model.classes_),
-    )  # Each calibrator reads one score.
+    scores = _scores(estimators, rows, method)  # Each calibrator reads one score.
+    classes = len(model.classes_)
     calibrators = [calibrator for part in parts for calibrator in part.calibrators]
     if parts[0].method == "isotonic":
         likely = isotonic(calibrators, scores)
@@ -159,7 +157,8 @@ def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> Traced
     """
     behind = [rows.before_last_step(member) for member in estimators]
     if all(before is behind[0][0] for before, _ in behind):
-        rows, estimators = behind[0][0], [last for _, last in behind]
+        rows = behind[0][0]
+        estimators = [last for _, last in behind]
     if all(map(is_linear, estimators)):
         if method != "predict_proba":
             return rows.sums(estimators)
@@ -236,7 +235,8 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
         columns.append(answer)
     if model.passthrough:
         columns.append(rows.matrix)
-    last, read = model.final_estimator_, rows.with_matrix(np.concatenate(columns, axis=1))
+    last = model.final_estimator_
+    read = rows.with_matrix(np.concatenate(columns, axis=1))
     if is_regressor(model):
         return read.ask(last, "predict")
     if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
@@ -297,7 +297,9 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
                 likely if has_all else likely @ np.eye(model.n_classes_)[estimator.classes_],
             )
     mean = _mean(answers)
-    return mean if is_regressor(model) else (np.argmax(mean, axis=1), mean)
+    if is_regressor(model):
+        return mean
+    return (np.argmax(mean, axis=1), mean)
 
 
 def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:
@@ -414,8 +416,11 @@ def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> T
     """
     none = abs(power) < np.spacing(1.0)
     if transformer.method == "box-cox":
-        return np.exp(y) if none else (y * power + 1.0) ** (1 / power)
-    up, down = np.maximum(y, 0.0), np.minimum(y, 0.0)
+        if none:
+            return np.exp(y)
+        return (y * power + 1.0) ** (1 / power)
+    up = np.maximum(y, 0.0)
+    down = np.minimum(y, 0.0)
     above = np.exp(up) - 1.0 if none else (up * power + 1.0) ** (1 / power) - 1.0
     mirrored = 2.0 - power
     if abs(mirrored) < np.spacing(1.0):

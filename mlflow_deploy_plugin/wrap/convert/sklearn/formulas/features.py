@@ -137,7 +137,8 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
     imaginary: TracedArray = 0.0
     for columns, signs in zip(model.indexHash_, model.bitHash_, strict=True):
         sketch = np.eye(count)[columns] * signs[:, None]
-        real_part, imaginary_part = x @ (sketch @ fourier.real), x @ (sketch @ fourier.imag)
+        real_part = x @ (sketch @ fourier.real)
+        imaginary_part = x @ (sketch @ fourier.imag)
         real, imaginary = (
             real * real_part - imaginary * imaginary_part,
             real * imaginary_part + imaginary * real_part,
@@ -149,7 +150,9 @@ def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray
     """Return products of columns in the precision of the rows. Products of equal degree
     are computed together.
     """
-    x, parts, degrees = rows.own, [], model.powers_.sum(axis=1)
+    x = rows.own
+    parts = []
+    degrees = model.powers_.sum(axis=1)
     for degree in np.unique(degrees):  # The products are ordered by degree.
         factors = [
             np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]
@@ -216,7 +219,8 @@ def box_cox(x: TracedArray, powers: Array) -> TracedArray:
 
 def yeo_johnson(x: TracedArray, powers: Array) -> TracedArray:
     """Return the power transform of https://doi.org/10.1093/biomet/87.4.954."""
-    upper, lower = np.where(x >= 0, x, 0.0) + 1.0, 1.0 - np.where(x >= 0, 0.0, x)
+    upper = np.where(x >= 0, x, 0.0) + 1.0
+    lower = 1.0 - np.where(x >= 0, 0.0, x)
     return np.where(x >= 0, box_cox(upper, powers), -box_cox(lower, 2 - powers))
 
 
@@ -226,19 +230,20 @@ def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
         rows.matrix,
         model.lambdas_,
     )
-    return (
-        (transformed_rows - model._scaler.mean_) / model._scaler.scale_
-        if model.standardize
-        else transformed_rows
-    )
+    if model.standardize:
+        return (transformed_rows - model._scaler.mean_) / model._scaler.scale_
+    return transformed_rows
 
 
 def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     """Return the quantile of each value in the training rows, or its normal deviate.
     skl2onnx's graph takes minutes.
     """
-    quantiles, shares = model.quantiles_, model.references_
-    lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
+    quantiles = model.quantiles_
+    shares = model.references_
+    lowest = quantiles[0]
+    highest = quantiles[-1]
+    count = len(quantiles)
     values = rows.own if rows.is_single else rows.matrix
     x = np.clip(rows.matrix, lowest, highest)
     with np.errstate(
@@ -279,9 +284,12 @@ def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
     """Return the basis splines of each column, as polynomials between adjacent knots."""
     columns = []
     for number, spline in enumerate(model.bsplines_):
-        x, degree, count = rows.matrix[:, number], spline.k, spline.c.shape[1]
+        x = rows.matrix[:, number]
+        degree = spline.k
+        count = spline.c.shape[1]
         last = len(spline.t) - degree - 1
-        lowest, highest = float(spline.t[degree]), float(spline.t[last])
+        lowest = float(spline.t[degree])
+        highest = float(spline.t[last])
         inside = x
         if model.extrapolation == "periodic":
             inside = lowest + np.remainder(x - lowest, highest - lowest)
@@ -299,10 +307,8 @@ def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
         powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
         values = (take(coefficients, position) * powers[:, :, None]).sum(axis=1)
         if model.extrapolation == "linear":
-            below, above = (
-                np.minimum(x - lowest, 0.0)[:, None],
-                np.maximum(x - highest, 0.0)[:, None],
-            )
+            below = np.minimum(x - lowest, 0.0)[:, None]
+            above = np.maximum(x - highest, 0.0)[:, None]
             values = values + below * spline(lowest, nu=1) + above * spline(highest, nu=1)
         if getattr(model, "handle_missing", "error") == "zeros":
             values = np.where(np.isnan(x)[:, None], 0.0, values)

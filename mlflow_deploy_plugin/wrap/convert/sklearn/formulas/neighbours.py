@@ -108,7 +108,9 @@ def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> Tra
         return away.max(axis=2)
     if power is None:
         raise NotImplementedError(f"metric={metric!r}")
-    return away.sum(axis=2) if power == 1 else (away**power).sum(axis=2) ** (1 / power)
+    if power == 1:
+        return away.sum(axis=2)
+    return (away**power).sum(axis=2) ** (1 / power)
 
 
 def kernel(
@@ -233,8 +235,10 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     if not model._valid_mask.all():
         raise NotImplementedError("KNNImputer that dropped a column without any value")
     gaps = np.isnan(rows.matrix)
-    here, known_here = 1.0 - gaps.astype(np.float64), (~model._mask_fit_X).astype(float)
-    x, fitted = np.where(gaps, 0.0, rows.matrix), np.where(model._mask_fit_X, 0.0, model._fit_X)
+    here = 1.0 - gaps.astype(np.float64)
+    known_here = (~model._mask_fit_X).astype(float)
+    x = np.where(gaps, 0.0, rows.matrix)
+    fitted = np.where(model._mask_fit_X, 0.0, model._fit_X)
     shared = here @ known_here.T
     squared = np.maximum(
         (x * x) @ known_here.T - 2.0 * (x @ fitted.T) + here @ (fitted * fitted).T,
@@ -383,7 +387,8 @@ def isomap(model: Isomap, rows: Rows) -> TracedArray:
     far, neighbours = _neighbours_of(model, rows.matrix)
     shortest = (take(model.dist_matrix_, neighbours) + far[:, :, None]).min(axis=1)
     similar = shortest * shortest * -0.5
-    inner, centred = model.kernel_pca_, model.kernel_pca_._centerer
+    inner = model.kernel_pca_
+    centred = model.kernel_pca_._centerer
     similar = (
         similar - centred.K_fit_rows_ - similar.mean(axis=1, keepdims=True) + centred.K_fit_all_
     )

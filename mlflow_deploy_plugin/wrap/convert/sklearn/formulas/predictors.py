@@ -2,6 +2,8 @@
 sklearn.gaussian_process.kernels.
 """
 
+import operator
+
 import numpy as np
 from scipy import special
 from sklearn.covariance import EllipticEnvelope
@@ -138,7 +140,9 @@ def additive(model: AdditiveModel, rows: Rows) -> Answer:
         + model.intercept
     )
     if model.link in ("identity", "log"):
-        return scores if model.link == "identity" else np.exp(scores)
+        if model.link == "identity":
+            return scores
+        return np.exp(scores)
     if model.link == "mlogit":
         return np.argmax(scores, axis=1), softmax(scores)
     likely = logistic(scores)
@@ -182,8 +186,8 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array | None = None) 
     """
     match kernel:
         case kernels.Sum() | kernels.Product():
-            first, second = _kernel(kernel.k1, x, known), _kernel(kernel.k2, x, known)
-            return first + second if isinstance(kernel, kernels.Sum) else first * second
+            combine = operator.add if isinstance(kernel, kernels.Sum) else operator.mul
+            return combine(_kernel(kernel.k1, x, known), _kernel(kernel.k2, x, known))
         case kernels.Exponentiation():
             return _kernel(kernel.kernel, x, known) ** kernel.exponent
         case kernels.ConstantKernel():

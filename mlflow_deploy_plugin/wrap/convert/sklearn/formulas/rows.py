@@ -47,7 +47,10 @@ class Rows:
         columns: int,
         matrix: TracedArray | None = None,
     ) -> None:
-        self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
+        self._graph = graph
+        self._inputs = inputs
+        self._columns = columns
+        self._matrix = matrix
         # The keys are digests or ids (`_learned`). The values contain the step, so that
         # its id is not reused.
         self._after: dict[int | str, tuple[Rows, Estimator]] = {}
@@ -85,7 +88,9 @@ class Rows:
     def own(self) -> TracedArray:
         """The rows as floats [N, k]: 64-bit if `is_double`, otherwise 32-bit."""
         dtype = np.float64 if self.is_double else np.float32
-        return self._cast(dtype) if self._inputs else self.matrix.astype(dtype)
+        if self._inputs:
+            return self._cast(dtype)
+        return self.matrix.astype(dtype)
 
     def _cast(self, dtype: type) -> TracedArray:
         if self.has_texts:
@@ -188,7 +193,8 @@ class Rows:
         """Return the rows that a pipeline's last step reads, and this step. Identical
         steps share their rows.
         """
-        rows, estimator = self, best_estimator(estimator)
+        rows = self
+        estimator = best_estimator(estimator)
         while isinstance(estimator, Pipeline):
             used = (step for _, step in estimator.steps[:-1] if not estimators.passes_on(step))
             for picks_columns, run in groupby(
@@ -232,7 +238,9 @@ class Rows:
         scores = self.sums([estimator])
         single = scores.sample.shape[1] == 1
         if is_regressor(estimator):
-            return scores[:, 0] if np.ndim(estimator.coef_) == 1 else scores
+            if np.ndim(estimator.coef_) == 1:
+                return scores[:, 0]
+            return scores
         if method == "decision_function":
             return scores[:, 0] if single else scores
         if method in ("predict", "label"):
@@ -308,7 +316,9 @@ class Rows:
         if method in _SCORES:
             count = len(estimator.classes_)
             flat = count == 2 and method == "decision_function"
-            return np.ones(SAMPLE_ROWS) if flat else np.full((SAMPLE_ROWS, count), 1 / count)
+            if flat:
+                return np.ones(SAMPLE_ROWS)
+            return np.full((SAMPLE_ROWS, count), 1 / count)
         if isinstance(last := estimators.last_step(estimator), ColumnTransformer):
             return np.ones((SAMPLE_ROWS, max(part.stop for part in last.output_indices_.values())))
         if self.has_texts:
@@ -394,5 +404,6 @@ def votes_of_pairs(
     """
     first, second_class = np.triu_indices(classes, 1)
     sides = np.eye(classes)[second_class] - np.eye(classes)[first]
-    votes, sure = second @ sides + np.arange(classes)[::-1], score @ sides
+    votes = second @ sides + np.arange(classes)[::-1]
+    sure = score @ sides
     return votes, votes + sure / (3.0 * (np.abs(sure) + 1.0))

@@ -128,9 +128,12 @@ def _in_blocks(
     The longest text determines a block's width: 1,000 rows with a text of 50,000 words
     took 20 s and more than 9 GB.
     """
-    graph, texts_name = column.graph, column.name
+    graph = column.graph
+    texts_name = column.name
     count = graph.node("Shape", [texts_name], start=0, end=1)
-    single, several, body = graph.subgraph(), graph.subgraph(), graph.subgraph()
+    single = graph.subgraph()
+    several = graph.subgraph()
+    body = graph.subgraph()
     # Divide several texts into blocks of equal size, [blocks, rows]. The first texts
     # pad the last block.
     listed = several.node("Reshape", [texts_name, [-1]])
@@ -222,7 +225,8 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
     """
     if not vectorizer.lowercase and not isinstance(vectorizer.strip_accents, str):
         return texts
-    plain, other = graph.subgraph(), graph.subgraph()
+    plain = graph.subgraph()
+    other = graph.subgraph()
     # C.UTF-8 is available on all machines, but the default en_US may be missing.
     options = {
         "case_change_action": "LOWER" if vectorizer.lowercase else "NONE",
@@ -258,7 +262,8 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
     log2(longest text) rounds.
     """
     replacements, default = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
-    keys, values = [*replacements, _PAD], [*replacements.values(), ""]
+    keys = [*replacements, _PAD]
+    values = [*replacements.values(), ""]
     characters = graph.node(
         "Tokenizer",
         [texts],
@@ -288,7 +293,8 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
     )
 
     body = graph.subgraph()
-    parts, end = body.name(), [np.iinfo(np.int64).max]
+    parts = body.name()
+    end = [np.iinfo(np.int64).max]
     empty = body.node("Where", [[True], _text(""), body.node("Slice", [parts, [0], [1], [1]])])
     left = body.node("Slice", [parts, [0], end, [1], [2]])
     right = body.node("Slice", [body.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]])
@@ -312,7 +318,8 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     Unicode's rule Final_Sigma.
     """
     letters, skipped = _cases()
-    keys, codes = [*letters, *skipped], [2.0] * len(letters) + [0.0] * len(skipped)
+    keys = [*letters, *skipped]
+    codes = [2.0] * len(letters) + [0.0] * len(skipped)
     code = graph.node(
         "LabelEncoder",
         [characters],
@@ -328,7 +335,8 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
         [graph.node("Range", [np.int64(0), length, np.int64(1)])],
         to=TensorProto.DOUBLE,
     )
-    nothing, near = np.array([-4e15]), []
+    nothing = np.array([-4e15])
+    near = []
     for step, before, after in ((4.0, _NEAR, 0), (-4.0, 0, _NEAR)):
         # The nearest character has the largest rank. A rank modulo 4 is the character's
         # code, or the code minus 4.
@@ -481,10 +489,8 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
             f"token_pattern ({pattern!r}): only runs of one character class are supported",
         )
     # The minimum token length is 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`.
-    kind, least = (
-        match["first"],
-        bool(second) + (1 if match["count"] in ("+", None) else int(match["count"][1:-2])),
-    )
+    kind = match["first"]
+    least = bool(second) + (1 if match["count"] in ("+", None) else int(match["count"][1:-2]))
     if match["edge"] and kind != r"\w":
         # A vocabulary contains only words of the class, but hashes and n-grams would
         # include other words.

@@ -43,7 +43,9 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     """
 
     def __init__(self, graph: NodeBuilder, name: str, sample: Array) -> None:
-        self.graph, self.name, self.sample = graph, name, sample
+        self.graph = graph
+        self.name = name
+        self.sample = sample
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -108,7 +110,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             keys = (*keys[:at], *[slice(None)] * missing, *keys[at + 1 :])
         if not (isinstance(keys[0], slice) and keys[0] == slice(None)):
             raise NotImplementedError("a selection of rows")
-        current, axis = self, 1
+        current = self
+        axis = 1
         for entry in keys[1:]:
             if entry is None:
                 sample = np.expand_dims(current.sample, axis)
@@ -315,13 +318,16 @@ def clipped(
     a_max: Operand = None,
     **limits: Operand,
 ) -> TracedArray:
-    low, high = limits.get("min", a_min), limits.get("max", a_max)
+    low = limits.get("min", a_min)
+    high = limits.get("max", a_max)
     x = x if low is None else np.maximum(x, low)
     return x if high is None else np.minimum(x, high)
 
 
 def rounded(x: TracedArray, decimals: int = 0) -> TracedArray:
-    return np.rint(x) if not decimals else np.rint(x * 10.0**decimals) / 10.0**decimals
+    if not decimals:
+        return np.rint(x)
+    return np.rint(x * 10.0**decimals) / 10.0**decimals
 
 
 def filled(x: TracedArray, fill_value: float) -> TracedArray:
@@ -406,7 +412,8 @@ def interp(
     left: Operand = None,
     right: Operand = None,
 ) -> TracedArray:
-    xs, values = np.asarray(xp, float), np.asarray(fp, float)
+    xs = np.asarray(xp, float)
+    values = np.asarray(fp, float)
     inside = interpolated(clipped(x, xs[0], xs[-1])[:, None], [xs], [values])[:, 0]
     inside = where(x < xs[0], values[0] if left is None else left, inside)
     return where(x > xs[-1], values[-1] if right is None else right, inside)

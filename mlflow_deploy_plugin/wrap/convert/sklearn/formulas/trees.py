@@ -55,7 +55,8 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     if (
         boosting.slopes
     ):  # Linear leaves: add the sums of constants and the sums of slopes times features.
-        width, kinds = len(boosting.base), 1 + len(boosting.slopes)
+        width = len(boosting.base)
+        kinds = 1 + len(boosting.slopes)
         walked = _walked(x, replace(boosting, base=np.zeros(kinds * width)))
         products = walked.astype(np.float64).reshape(-1, kinds, width)
         factors = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)[
@@ -107,7 +108,9 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
         x = np.concatenate([column.astype(dtype) for column in columns], axis=1)
     else:
         x = (rows.own if boosting.has_single_rows else rows.matrix).astype(dtype)
-    return x if np.isnan(boosting.missing) else np.where(x == boosting.missing, dtype(np.nan), x)
+    if np.isnan(boosting.missing):
+        return x
+    return np.where(x == boosting.missing, dtype(np.nan), x)
 
 
 def _walked(x: TracedArray, boosting: Boosting, write: WritesTrees = write_walk) -> TracedArray:
@@ -175,7 +178,8 @@ def adaptive_classes(
     """Return the decision by weighted votes: 1 for the member's class, and -1 / (C - 1)
     for every other class.
     """
-    count, members = len(model.classes_), model.estimators_
+    count = len(model.classes_)
+    members = model.estimators_
     weights = model.estimator_weights_[: len(members)]
     if getattr(model, "algorithm", "") == "SAMME.R":  # scikit-learn before 1.6
         least = np.finfo(np.float64).eps
@@ -207,7 +211,8 @@ def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArra
 
 def _of_members(model: Estimator, rows: Rows) -> TracedArray:
     """Return the members' predictions [N, members]: class positions for a classifier."""
-    trees, answers = [], []
+    trees = []
+    answers = []
     for member in model.estimators_:
         codes = (
             np.searchsorted(model.classes_, member.classes_).astype(float)
@@ -245,7 +250,8 @@ def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
     trees = [
         Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_
     ]
-    reached, leaves = _sums(rows, trees, [*range(len(trees))]), model.one_hot_encoder_.categories_
+    reached = _sums(rows, trees, [*range(len(trees))])
+    leaves = model.one_hot_encoder_.categories_
     return (
         reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)
     ).astype(np.float64)
@@ -263,7 +269,8 @@ def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
     ]
     # The score is -(2 ** (-depths / scale)). Compare depths, so that a row at the
     # offset remains an inlier.
-    scale, offset = len(trees) * _average_path_length([model._max_samples])[0], model.offset_
+    scale = len(trees) * _average_path_length([model._max_samples])[0]
+    offset = model.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
     return np.where(
         _sums(rows, trees, [0] * len(trees), write=write_walk).reshape(-1) >= np.float32(least),

@@ -42,10 +42,8 @@ def stand_in(
     """
     with suppress(Exception), warnings.catch_warnings():  # The library may raise any error.
         warnings.simplefilter("ignore")
-        predicts, width = (
-            hasattr(part, "predict"),
-            columns if isinstance(columns, int) else len(columns),
-        )
+        predicts = hasattr(part, "predict")
+        width = columns if isinstance(columns, int) else len(columns)
         names = getattr(part, "feature_names_in_", None if isinstance(columns, int) else columns)
         count = getattr(part, "n_features_in_", width) or len(np.ravel(getattr(part, "coef_", ())))
         has_weights = hasattr(part, "coef_") and not is_classifier(part)
@@ -78,7 +76,9 @@ def stand_in(
         with suppress(ValueError):  # The estimator may refuse missing numbers.
             if np.isfinite(answers(np.where(np.eye(count), np.nan, 0.0)))[weights != 0].any():
                 return None
-        return _regression(weights, intercept) if predicts else _step(weights, intercept, part)
+        if predicts:
+            return _regression(weights, intercept)
+        return _step(weights, intercept, part)
     return None
 
 
@@ -90,11 +90,9 @@ def _regression(weights: Array, intercept: Array) -> Pipeline | None:
     if not reads.any():
         return None
     regression = LinearRegression()
-    regression.coef_, regression.intercept_, regression.n_features_in_ = (
-        weights[reads].T,
-        intercept,
-        int(reads.sum()),
-    )
+    regression.coef_ = weights[reads].T
+    regression.intercept_ = intercept
+    regression.n_features_in_ = int(reads.sum())
     return Pipeline([("select", Selection(reads)), ("sum", regression)])
 
 
@@ -102,7 +100,8 @@ def _step(weights: Array, intercept: Array, part: Estimator) -> Computed | Selec
     """Return a step. A value of an output column is missing only if one of its input
     values is missing.
     """
-    origins, reads = np.abs(weights).argmax(axis=0), weights != 0
+    origins = np.abs(weights).argmax(axis=0)
+    reads = weights != 0
     scales = weights[origins, np.arange(len(origins))]
     of_one = reads.sum(axis=0) == 1
     if (

@@ -48,9 +48,9 @@ def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None
         name: step.categories_[0] for name, step in steps.items() if hasattr(step, "categories_")
     }
     kinds = (type(step).__name__ for name, step in steps.items() if name not in learned)
-    return (
-        as_tables(vectorizer, learned) if all(other == "PassThrough" for other in kinds) else None
-    )
+    if all(other == "PassThrough" for other in kinds):
+        return as_tables(vectorizer, learned)
+    return None
 
 
 def as_tables(
@@ -94,7 +94,8 @@ def as_tables(
 
     steps: list[tuple[str, Estimator, list[str]]] = []
     for position, numbers in groupby(range(len(source)), key=lambda number: int(source[number])):
-        name, step = names[position], "passthrough"
+        name = names[position]
+        step = "passthrough"
         if name in tables:
             column_categories, table = tables[name]
             step = CategoryTables([column_categories], [table[:, list(numbers)]])
@@ -114,7 +115,8 @@ class _Probe:
     """
 
     def __init__(self, encoder: Estimator, usual_row: pd.DataFrame, most_categories: int) -> None:
-        self._encoder, self._usual_row = encoder, usual_row
+        self._encoder = encoder
+        self._usual_row = usual_row
         self._kind = type(encoder).__name__
         first = usual_row.columns[0]
         usual = self._numbers(first, usual_row[first].tolist())

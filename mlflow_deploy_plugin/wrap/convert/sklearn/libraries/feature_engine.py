@@ -29,7 +29,8 @@ def stand_in(transformer: Estimator) -> Estimator:
         False,
     ):
         return None
-    kind, module = type(transformer).__name__, type(transformer).__module__
+    kind = type(transformer).__name__
+    module = type(transformer).__module__
     if kind in _STEPS or kind in _ADD_COLUMNS or module.startswith("feature_engine.selection."):
         return _column_steps(transformer)
     if module.startswith("feature_engine.encoding."):
@@ -108,7 +109,8 @@ def _intervals(fitted: Estimator, name: str) -> Computed:
 
 
 def _logarithm(fitted: Estimator, name: str) -> Computed:
-    log, added = {"e": np.log, "10": np.log10}[fitted.base], getattr(fitted, "C_", 0)
+    log = {"e": np.log, "10": np.log10}[fitted.base]
+    added = getattr(fitted, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
     reason = f"accepts only numbers above {0.0 - added:.6g}"
     return Computed(lambda x: log(x + added), reason, {"LessOrEqual": [-added]})
@@ -150,7 +152,8 @@ def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
                 )
         case "RelativeFeatures":
             for function in fitted.func:
-                related, divides = _known(_RELATIONS, function), function in _DIVISIONS
+                related = _known(_RELATIONS, function)
+                divides = function in _DIVISIONS
                 if divides and fitted.fill_value is not None:
                     related = partial(_filled, related, fitted.fill_value)
                 for reference, name in product(fitted.reference, fitted.variables_):

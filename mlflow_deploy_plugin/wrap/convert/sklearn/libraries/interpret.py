@@ -74,7 +74,8 @@ def _binned_columns(
     for feature, level in sorted(
         {key for term in machine.term_features_ for key in _levels(machine, term)},
     ):
-        bins, name = machine.bins_[feature][level], names[feature]
+        bins = machine.bins_[feature][level]
+        name = names[feature]
         positions[feature, level] = len(positions)
         if name in columns:
             cuts.append((columns.index(name), np.asarray(bins, np.float64)))

@@ -184,7 +184,8 @@ def test_a_classifier_around_others_is_proven(model: Any, labels: Any) -> None:
 @pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
 @pytest.mark.parametrize("within", [LogisticRegression(), GaussianNB()], ids=["linear", "another"])
 def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, method: str) -> None:
-    two, all_rows = np.flatnonzero(THREE != 1), np.arange(len(THREE))
+    two = np.flatnonzero(THREE != 1)
+    all_rows = np.arange(len(THREE))
     model = CalibratedClassifierCV(
         within,
         method=method,
