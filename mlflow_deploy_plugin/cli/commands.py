@@ -248,9 +248,8 @@ def main() -> None:
     follows "Error:" on standard error. The help of a command lists any other reason for
     status 1. After Ctrl-C, a command ends by SIGINT, which a shell shows as 130.
     """
-    os.umask(
-        os.umask(0o077) | 0o002,
-    )  # Other users must not write models, whose loading may run code.
+    # Other users must not write models, whose loading may run code.
+    os.umask(os.umask(0o077) | 0o002)
     disable_telemetry()
     load_secrets()
     own_process()

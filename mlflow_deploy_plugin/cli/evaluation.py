@@ -204,9 +204,8 @@ def explain(
     from mlflow_deploy_plugin.wrap.evaluation.explanation import explain as explain_file
 
     if contributions:
-        contributions_format(
-            contributions,
-        )  # Refuse an unknown file format before the long measurement.
+        # Refuse an unknown file format before the long measurement.
+        contributions_format(contributions)
     result = explain_file(model_uri, data, target, progress=show_progress, **options)
     if contributions:
         result.write_contributions(contributions)
@@ -260,7 +259,9 @@ _optimization_options = combine_options(
         default="",
         metavar="URI",
         show_default="the model that the version names",
-        help="Torch model in MLflow that MODEL_URI was made from; a pruned form is then fine-tuned.",
+        help=(
+            "Torch model in MLflow that MODEL_URI was made from; a pruned form is then fine-tuned."
+        ),
     ),
     option(
         "--epochs",
@@ -375,7 +376,9 @@ def _optimization_lines(done: "Optimization") -> Iterator[str]:
         if form.note:
             yield f"{form.name}: {form.note}"
     if done.chosen:
-        yield f"registered {done.model} version {done.version}: {done.chosen}, made from {done.base}"
+        yield (
+            f"registered {done.model} version {done.version}: {done.chosen}, made from {done.base}"
+        )
     elif not done.is_refused:
         yield done.reason
 

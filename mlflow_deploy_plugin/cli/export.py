@@ -226,10 +226,11 @@ def build_docker(
         if test and plan.folder:
             from mlflow_deploy_plugin.ship.images.trial import try_image  # Importing numpy is slow.
 
+            # The container must end with this process.
             signal.signal(
                 signal.SIGTERM,
                 signal.default_int_handler,
-            )  # The container must end with this process.
+            )
             trial = try_image(built.name, plan.folder, gpu)
             used = (
                 f"difference {trial.max_difference:.1g}, answer after {trial.seconds:.1f} s, "
@@ -308,9 +309,9 @@ def render(
             )
     spec = apply_config(original, key_values(config))
     files = FORMATS[format_name](spec, Place(namespace))
-    os.umask(
-        0o022,
-    )  # The files must be readable for the user of the server, which runs in a unit or container.
+    # The files must be readable for the user of the server, which runs in a unit or
+    # container.
+    os.umask(0o022)
     for path, text in files.items():
         if output is None:
             click.echo(f"# {path}\n{text}" if len(files) > 1 else text, nl=False)

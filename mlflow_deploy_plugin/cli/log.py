@@ -60,9 +60,15 @@ _REMEDIES = {
         "correct the callers' requests; if only a new version refuses them, run `onnxserve "
         "rollback {0}`"
     ),
-    "TEMPORARILY_UNAVAILABLE": "callers may retry; `onnxserve list` and `onnxserve logs {0}` show why no model answers",
-    "REQUEST_LIMIT_EXCEEDED": "add workers or pods (`onnxserve size`), or raise server.max_queue_size",
-    "DEADLINE_EXCEEDED": "add workers or pods (`onnxserve size`), or raise the timeout of the callers or the server",
+    "TEMPORARILY_UNAVAILABLE": (
+        "callers may retry; `onnxserve list` and `onnxserve logs {0}` show why no model answers"
+    ),
+    "REQUEST_LIMIT_EXCEEDED": (
+        "add workers or pods (`onnxserve size`), or raise server.max_queue_size"
+    ),
+    "DEADLINE_EXCEEDED": (
+        "add workers or pods (`onnxserve size`), or raise the timeout of the callers or the server"
+    ),
 }
 """The code of a failed request → a remedy for the operator of the endpoint `{0}`, in
 addition to the message.
@@ -390,7 +396,7 @@ def _causes_statement() -> str:
             count(*) AS "count", min(_received_time) AS "first", max(_received_time) AS "last",
             list_sort(list(DISTINCT _version)) AS versions, arg_max({newest}, _received_time) AS newest
         FROM log GROUP BY ALL ORDER BY "count" DESC, "first"
-    """
+    """  # noqa: E501
 
 
 def _cause_lines(
@@ -411,7 +417,7 @@ def _cause_lines(
         yield f"  versions  {', '.join(cause['versions'])}"
         yield (
             "  example   "
-            f"{newest['message'] or 'the message is not captured if capture drops or masks columns'}"
+            f"{newest['message'] or 'the message is not captured if capture drops or masks columns'}"  # noqa: E501
         )
         yield f"            request {newest['request_id']}, prediction {newest['prediction_id']}"
         yield f"  remedy    {cause['remedy']}"

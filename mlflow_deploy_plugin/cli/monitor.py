@@ -534,9 +534,8 @@ def run_drift(
             raise click.UsageError(
                 "--rows and --reference must be specified together, without --window and --monitor",
             )
-        show_progress(
-            f"comparing {rows} with {reference}",
-        )  # Print the line before imports that take seconds.
+        # Print the line before imports that take seconds.
+        show_progress(f"comparing {rows} with {reference}")
         from mlflow_deploy_plugin.core.settings import load_settings
         from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
 
@@ -642,9 +641,8 @@ def _judge_window(
         monitor = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
 
         def judge(request: "WindowRequest") -> "MonitorResult":
-            show_progress(
-                f"judging {request.window} of {name}: {request.spec.kind}",
-            )  # The next imports take seconds.
+            # The next imports take seconds.
+            show_progress(f"judging {request.window} of {name}: {request.spec.kind}")
             return _judge(request)
 
         stored, result = run_window(deployments, monitor, parsed, judge, engine)

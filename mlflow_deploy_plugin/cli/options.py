@@ -87,7 +87,9 @@ def path_option(
 
 
 def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
-    """Return the option -o (output format) with these formats and the default `text`."""
+    """Return the option -o (output format) with these formats and the default
+    `text`.
+    """
     return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
 
 

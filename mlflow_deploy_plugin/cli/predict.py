@@ -287,9 +287,8 @@ def predict(
         if first is None:
             raise InvalidRequest(f"{input_name} has no rows")
         if model_uri is not None:
-            from mlflow_deploy_plugin.ship.batch.table_model import (
-                body_predictor,
-            )  # This imports pyarrow.
+            # This imports pyarrow.
+            from mlflow_deploy_plugin.ship.batch.table_model import body_predictor
 
             predictor = held.enter_context(body_predictor(model_uri))
         else:

@@ -373,9 +373,8 @@ def _wait(
     pending = []
     for deployment in deployments.list():
         followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
-        is_same_selector = (
-            followed.selector.lower() == destination.selector.lower()
-        )  # MLflow ignores case.
+        # MLflow ignores case.
+        is_same_selector = followed.selector.lower() == destination.selector.lower()
         if (
             followed.kind == destination.kind
             and followed.name == destination.name

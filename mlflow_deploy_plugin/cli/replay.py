@@ -108,7 +108,9 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
     output = 1 if len(base) == 2 else int((base + values.sum(axis=0)).argmax())
     total = base[output] + values[:, output].sum()
     mean = f"{base[output]:.4g} over {explained.background_rows} rows"
-    yield f"row {row}: the output {explained.outputs[output]} is {total:.4g}, and its mean is {mean}"
+    yield (
+        f"row {row}: the output {explained.outputs[output]} is {total:.4g}, and its mean is {mean}"
+    )
     table = [("column", "value", "contribution")]
     for index in (-abs(values[:, output])).argsort()[:20]:
         name = explained.features[index].name

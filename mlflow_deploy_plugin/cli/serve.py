@@ -174,9 +174,8 @@ def serve(
         else claim_state_dir(absolute_path(state_dir)) as folder
     ):
         _write_specs(folder, [first, *rest])
-        is_watched = (
-            spec_file is not None and spec_file.absolute() != folder / SPEC
-        )  # The agent watches SPEC.
+        # The agent watches SPEC.
+        is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC
         watched = (
             _WatchedSpec(spec_file, folder, first.server, changes)
             if spec_file and is_watched

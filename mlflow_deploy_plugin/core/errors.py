@@ -46,7 +46,7 @@ MLflow's clients understand it) are for programs. The errors become HTTP respons
 `serve/http/responses.py`, gRPC responses in `serve/grpc/service.py`, an
 `MlflowException` in `ship/deployments/client.py`, and a line on stderr with exit status
 1 in `cli`. `serve/client/` turns responses into errors again.
-"""
+"""  # noqa: E501
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -98,7 +98,9 @@ class SchemaMismatch(InvalidRequest):
 
 
 class UnsupportedMediaType(InvalidRequest, http_status=415):
-    """The route does not accept the content type; the message lists the accepted types."""
+    """The route does not accept the content type; the message lists the accepted
+    types.
+    """
 
 
 class BodyTooLarge(InvalidRequest, http_status=413):
@@ -234,7 +236,9 @@ class CallerRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENI
 
 
 class CodeRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """A version without an ONNX form would run its own code, which is not allowed here."""
+    """A version without an ONNX form would run its own code, which is not allowed
+    here.
+    """
 
 
 class RuntimeMissing(OnnxserveError):

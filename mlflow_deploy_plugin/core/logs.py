@@ -31,9 +31,8 @@ def configure_logging(settings: Settings, process: str) -> None:
     """Send all logs of this process, including gunicorn's, to stderr. `process` is this
     process's role in log lines.
     """
-    journal = os.environ.get(
-        "JOURNAL_STREAM",
-    )  # Any child process inherits this variable: systemd.exec(5)
+    # Any child process inherits this variable: systemd.exec(5)
+    journal = os.environ.get("JOURNAL_STREAM")
     is_journal = journal is not None and journal == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
     handler = (_JournalHandler if is_journal else logging.StreamHandler)(sys.stderr)
     if settings.log_format == "text":
@@ -51,9 +50,8 @@ def configure_logging(settings: Settings, process: str) -> None:
     handler.addFilter(_RepeatFilter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
-    logging.getLogger("urllib3").setLevel(
-        logging.ERROR,
-    )  # The caller logs an outage once; urllib3 logs every retry.
+    # The caller logs an outage once; urllib3 logs every retry.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     gunicorn = logging.getLogger("gunicorn.error")
     gunicorn.handlers.clear()
     gunicorn.propagate = True

@@ -140,7 +140,9 @@ def _checked_mappings(
     where: str,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """Return a mapping without null entries, in which the entries `names` are mappings."""
+    """Return a mapping without null entries, in which the entries `names` are
+    mappings.
+    """
     present = {name: value for name, value in parent.items() if value is not None}
     for name in present.keys() & set(names):
         _check_type(present[name], Mapping, "a mapping", f"{where}{name}")

@@ -35,9 +35,8 @@ def active_workspace() -> str:
     Raises:
         InvalidConfig: the name is not a valid workspace name.
     """
-    context = sys.modules.get(
-        "mlflow.utils.workspace_context",
-    )  # Not imported, because importing MLflow takes 1 s.
+    # Not imported, because importing MLflow takes 1 s.
+    context = sys.modules.get("mlflow.utils.workspace_context")
     return workspace_of(
         {_MLFLOW_WORKSPACE: context.get_request_workspace() or ""} if context else os.environ,
     )
@@ -203,7 +202,9 @@ class Settings(BaseModel):
 
     @cached_property
     def home_path(self) -> Path:
-        """The folder of the MLflow workspace in HOME; for the default workspace, HOME."""
+        """The folder of the MLflow workspace in HOME; for the default workspace,
+        HOME.
+        """
         return Path(self._in_workspace(str(self.root_path)))
 
     @cached_property

@@ -122,9 +122,8 @@ def open_server(state_dir: Path) -> Server:
         settings.redis_url,
         count,
     )
-    has_rates = (
-        spec.rate_limit is not None or spec.takes_keys
-    )  # Any API key may have its own limit.
+    # Any API key may have its own limit.
+    has_rates = spec.rate_limit is not None or spec.takes_keys
     redis = RedisRates(settings.redis_url, count) if settings.redis_url and has_rates else None
     controls = max(1, spec.threads // 2)
     server = Server(

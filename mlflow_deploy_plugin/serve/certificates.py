@@ -29,15 +29,15 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
         for file in filter(None, (certfile, keyfile, ca_certs)):
             Path(file).read_bytes()  # The OSError has the file name, which OpenSSL's error omits.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs)
+        # Without a password, OpenSSL would prompt for it.
         context.load_cert_chain(
             certfile,
             keyfile,
             password="",
-        )  # Without a password, OpenSSL would prompt for it.
+        )
     except ssl.SSLError as error:
-        openssl_reason = (
-            (error.reason or "").replace("_", " ").lower()
-        )  # empty if no PEM, or a wrong password
+        # empty if no PEM, or a wrong password
+        openssl_reason = (error.reason or "").replace("_", " ").lower()
         reason = openssl_reason or "a certificate and a key without a password in PEM are expected"
         authorities = f" and server.ca_certs {ca_certs}" if ca_certs else ""
         files = f"server.certfile {certfile} with server.keyfile {keyfile}{authorities}"

@@ -18,7 +18,7 @@ https://cloud.google.com/run/docs/container-contract, https://kserve.github.io/w
 (storage initializer)
 
 `onnxserve health [URL]` checks the health of the server in a container.
-"""
+"""  # noqa: E501
 
 import http.client
 import os
@@ -134,5 +134,7 @@ def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bo
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Return the exit status of `onnxserve health [URL]`: 0 if the server is healthy."""
+    """Return the exit status of `onnxserve health [URL]`: 0 if the server is
+    healthy.
+    """
     return 0 if is_healthy("".join(arguments[:1])) else 1

@@ -125,9 +125,8 @@ def on_starting(arbiter: "Arbiter") -> None:
     if (may_fork := os.environ.pop(_MAY_FORK, None)) is not None:
         with open(int(may_fork), "rb") as held:
             held.read()
-    soft, hard = resource.getrlimit(
-        resource.RLIMIT_NOFILE,
-    )  # Raise the soft limit, often 1024 for select(2).
+    # Raise the soft limit, often 1024 for select(2).
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
     state_dir = Path(os.environ[STATE_DIR])
     workers = state_dir / "workers"
@@ -167,13 +166,11 @@ def post_worker_init(worker: "Worker") -> None:
         if is_applied:
             time.sleep(_NOTIFY_SECONDS)
         worker.notify()
-    server.metrics.count_worker_restarts(
-        int(worker.age > worker.cfg.workers),
-    )  # A higher age means a replaced worker.
+    # A higher age means a replaced worker.
+    server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))
     if server.spec.grpc_port is not None:
-        from mlflow_deploy_plugin.serve.grpc.server import (
-            GrpcServer,
-        )  # Imported here, because gRPC is optional.
+        # Imported here, because gRPC is optional.
+        from mlflow_deploy_plugin.serve.grpc.server import GrpcServer
 
         worker.grpc = GrpcServer(server)
 

@@ -174,6 +174,5 @@ def new_id() -> str:
             _ready.extend(digits[start : start + 32] for start in range(0, len(digits), 32))
 
 
-os.register_at_fork(
-    after_in_child=_ready.clear,
-)  # Otherwise parent and child would return the same ids.
+# Otherwise parent and child would return the same ids.
+os.register_at_fork(after_in_child=_ready.clear)

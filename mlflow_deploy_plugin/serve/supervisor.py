@@ -162,10 +162,11 @@ class _Supervisor:
         self._url = reachable_url(host, self._port, self.server.scheme)
         self._started_at = time.time()
         self._children = SupervisedChildren()
+        # gunicorn would report readiness too early
         self._notify_socket = os.environ.pop(
             "NOTIFY_SOCKET",
             "",
-        )  # gunicorn would report readiness too early
+        )
         self._agent: SupervisedChild | None = None
         self._agent_crashes = Crashes()
         self._restart_agent_at = 0.0
@@ -200,9 +201,8 @@ class _Supervisor:
                 self._write("serving")
                 self.announce(self._describe())
                 self._notify("READY=1")
-                self._wait_until(
-                    refresh,
-                )  # Wait for a signal, because `refresh` never returns True.
+                # Wait for a signal, because `refresh` never returns True.
+                self._wait_until(refresh)
             except _Stop:
                 _log.info("stopping: current requests are finished")
             finally:
@@ -364,9 +364,8 @@ class _Supervisor:
                 signal.SIGTERM,
             ):
                 self._kill_orphans_at = time.monotonic() + _ORPHAN_SECONDS
-            give_up_at = (
-                self._kill_orphans_at + _ORPHAN_SECONDS
-            )  # Orphans of a killed gunicorn may still write.
+            # Orphans of a killed gunicorn may still write.
+            give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS
             while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
                 self.wait_for_signal(_TICK_SECONDS)
                 self._children.reap()
@@ -440,7 +439,9 @@ class _Supervisor:
             self._phase = phase
 
     def _notify(self, state: str) -> None:
-        """Report the state of a service of Type=notify to systemd, as in sd_notify(3)."""
+        """Report the state of a service of Type=notify to systemd, as in
+        sd_notify(3).
+        """
         if self._notify_socket:
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
                 is_abstract = self._notify_socket.startswith("@")
@@ -500,10 +501,11 @@ def open_listener(
                 raise InvalidConfig(
                     f"this user may not open port {candidate}, but may open ports from 1024",
                 ) from None
+            # Name resolution has its own error numbers.
             is_of_a_name = isinstance(
                 error,
                 socket.gaierror,
-            )  # Name resolution has its own error numbers.
+            )
             why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
             raise InvalidConfig(f"cannot listen on {host}:{candidate}: {why}") from None
     raise InvalidConfig(

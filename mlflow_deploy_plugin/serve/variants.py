@@ -77,7 +77,9 @@ class ServedVariant:
 
     @cached_property
     def schema(self) -> Schema:
-        """The schema of the variant's model, extended by the columns of `capture.keys`."""
+        """The schema of the variant's model, extended by the columns of
+        `capture.keys`.
+        """
         return with_keys(self.loaded.predictor.schema, self.capture.keys)
 
     @cached_property
@@ -165,9 +167,8 @@ def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -
 
     def waiting_time(variant: ServedVariant) -> float:
         text = f"{endpoint}\0{variant.name}\0{key}".encode(errors="surrogatepass")
-        number = (
-            int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11
-        )  # 53 bits, a float's precision
+        # 53 bits, a float's precision
+        number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11
         return -math.log((number + 0.5) / 2**53) / variant.weight
 
     return min(variants, key=waiting_time)

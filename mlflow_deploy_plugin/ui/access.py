@@ -34,9 +34,8 @@ except ModuleNotFoundError as error:
     ) from None
 
 TOKEN_FIELD = "csrf_token"
-_TOKEN_SECONDS = (
-    365 * 24 * 3600
-)  # A page may be open for days, longer than Flask-WTF's default of an hour.
+# A page may be open for days, longer than Flask-WTF's default of an hour.
+_TOKEN_SECONDS = 365 * 24 * 3600
 _KEY_BYTES = 32
 _EXTENSION = "onnxserve.login"
 
@@ -216,9 +215,8 @@ def require_own_site() -> None:
         host.strip()
         for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))
     }
-    is_ours = origin is None or origin.partition("://")[2] in hosts - {
-        "",
-    }  # The Origin `null` has an empty host.
+    # The Origin `null` has an empty host.
+    is_ours = origin is None or origin.partition("://")[2] in hosts - {""}
     if site != "same-origin" if site else not is_ours:
         raise CallerRefused("the request was sent from another site")
 

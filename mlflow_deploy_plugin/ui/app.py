@@ -408,14 +408,18 @@ class _Console:
             model=model,
             span=_span(),
             spans=SPANS,
-            home=f"{self._prefix}/{settings.workspace_query() and f'#/{settings.workspace_query()}'}",
+            home=(
+                f"{self._prefix}/{settings.workspace_query() and f'#/{settings.workspace_query()}'}"
+            ),
             pages=pages,
             onnxserve_version=__version__,
         )
         return make_response(html, status)
 
     def _link(self, path: str = "", **query: str) -> str:
-        """Return the URL of a console page in this workspace, without empty parameters."""
+        """Return the URL of a console page in this workspace, without empty
+        parameters.
+        """
         parameters = {
             name: value
             for name, value in {**query, "workspace": settings.active_workspace()}.items()

@@ -68,7 +68,9 @@ class Line:
 
 @dataclass(frozen=True)
 class TimeAxis:
-    """A time axis. `ticks` are the labels at equal distances, starting at the left end."""
+    """A time axis. `ticks` are the labels at equal distances, starting at the left
+    end.
+    """
 
     begin: datetime
     end: datetime

@@ -33,7 +33,9 @@ _WORDS = {
     "decline": f"declined the promotion of {_VERSION} to {{after}}",
     "copy": f"copied {_VERSION}",
     "rollout.start": f"started a rollout of {_VERSION} on {{endpoint}}",
-    "rollout.step": f"moved the rollout of {_VERSION} on {{endpoint}} to another share of the traffic",
+    "rollout.step": (
+        f"moved the rollout of {_VERSION} on {{endpoint}} to another share of the traffic"
+    ),
     "rollout.end": f"ended the rollout of {_VERSION} on {{endpoint}}",
     "rollback": f"rolled {{endpoint}} back to {_VERSION}",
     "retrain.start": "started a retraining of <bdi>{model}</bdi>",

@@ -140,10 +140,11 @@ class AuditTrail:
             except Exception:  # noqa: BLE001  # MLflow's response must not depend on the trail.
                 _log.exception("%s", what)
 
+        # The copied context contains the workspace.
         return self._writer.submit(
             copy_context().run,
             attempt,
-        )  # The copied context contains the workspace.
+        )
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,9 @@ class Jobs:
         return job.model_copy(update={"pid": process.pid})
 
     def judged_versions(self) -> set[tuple[str, str]]:
-        """Return the model and the version of each running job that may run the gate."""
+        """Return the model and the version of each running job that may run the
+        gate.
+        """
         jobs = [self.get(path.stem) for path in self.folder.glob("*.json")]
         arguments = [job.arguments for job in jobs if job is not None and job.state == "running"]
         return {
@@ -166,10 +168,11 @@ class Jobs:
         ):  # The server that would kill it is gone.
             return job.ended("failed", "timeout of the action")
         if job.pid and not is_alive(job.pid):
+            # The job may have ended after the first read.
             job = read_state(
                 self.folder / f"{id}.json",
                 Job,
-            )  # The job may have ended after the first read.
+            )
             if job is not None and job.state == "running":
                 return job.ended("failed", "the process ended without a result")
         return job

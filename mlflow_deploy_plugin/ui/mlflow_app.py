@@ -7,7 +7,7 @@ audit trail and the console.
 MLflow's command imports this module before it starts its server, and the import checks
 the settings and loads the other app. Without this check, uvicorn would restart failing
 workers forever.
-"""
+"""  # noqa: E501
 
 import os
 import sys

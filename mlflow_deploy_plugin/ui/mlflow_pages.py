@@ -94,7 +94,8 @@ class MlflowPages:
         return f"{page}{artifact and f'/artifacts/{quote(artifact)}'}{workspace_query()}"
 
     def version(self, model: str, version: str) -> str:
-        return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}{workspace_query()}"
+        page = f"models/{quote(model, safe='')}/versions/{quote(version)}"
+        return f"{self.prefix}/#/{page}{workspace_query()}"
 
     def report(self, tag: str) -> str:
         """Return the URL of a report from its tag, which is a URL or RUN_ID[/PATH]; an

@@ -74,9 +74,9 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
     except NotFound:
         if policy is not None:
             raise
-        now = (
-            record.files
-        )  # Without a policy, this server may lack access to the files. Agents compare the files.
+        # Without a policy, this server may lack access to the files. Agents compare the
+        # files.
+        now = record.files
     if now != record.files:
         compared = f"sha256 {now[:12]}, judged {record.files[:12] or 'unknown'}"
         raise GateRefused(

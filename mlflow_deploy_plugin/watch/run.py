@@ -1,4 +1,6 @@
-"""Judge a window and log the result; the steps are the same for every kind of monitor."""
+"""Judge a window and log the result; the steps are the same for every kind of
+monitor.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

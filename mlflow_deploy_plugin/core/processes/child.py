@@ -44,11 +44,12 @@ _FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
 """The variable without which macOS kills a child's forks (gunicorn's workers) when a
 library uses Objective-C.
 """
+# only on Linux
 _prctl: Callable[[int, int], int] | None = getattr(
     ctypes.CDLL(None),
     "prctl",
     None,
-)  # only on Linux
+)
 
 Request = TypeVar("Request")
 Output = int | IO[bytes] | None
@@ -102,9 +103,8 @@ class Child:
             process_group=None if own_session else 0,
         )
         self._kills_group = kills_group
-        self._lock = (
-            threading.RLock()
-        )  # Garbage collection may call `kill` while this thread has the lock.
+        # Garbage collection may call `kill` while this thread has the lock.
+        self._lock = threading.RLock()
         self.pid = self._process.pid
         self.started_at = time.monotonic()
         self.exit_status: int | None = None
@@ -323,14 +323,12 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
         def wait(seconds: float) -> int | None:
             if not arrived and select.select([receiver], [], [], seconds)[0]:
-                receiver.recv(
-                    _SIGNALS_AT_ONCE,
-                )  # The bytes only wake up `select`; the signals are in `arrived`.
+                # The bytes only wake up `select`; the signals are in `arrived`.
+                receiver.recv(_SIGNALS_AT_ONCE)
             if not arrived:  # The handler has not run yet, so the caller must wait again.
                 return None
-            arrived.remove(
-                number := min(arrived),
-            )  # Ending signals, which have smaller numbers, come first.
+            # Ending signals, which have smaller numbers, come first.
+            arrived.remove(number := min(arrived))
             return number
 
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
@@ -338,10 +336,11 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
             number: signal.signal(number, lambda number, _: arrived.add(number))
             for number in numbers
         }
+        # The parent may have blocked signals.
         mask = signal.pthread_sigmask(
             signal.SIG_SETMASK,
             (),
-        )  # The parent may have blocked signals.
+        )
         try:
             yield wait
         finally:

@@ -1,4 +1,6 @@
-"""The Spark session of this process, which uses the master from Spark's configuration."""
+"""The Spark session of this process, which uses the master from Spark's
+configuration.
+"""
 
 import os
 import sys

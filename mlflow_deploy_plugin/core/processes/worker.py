@@ -119,9 +119,8 @@ class Worker:
                 raise ProcessEnded("the worker process was stopped")
             if self._child is None or self._connection is None or self._child.wait(0) is not None:
                 self._connection, theirs = Pipe()
-                output = (
-                    2 if self.stderr is None else self.stderr
-                )  # Libraries may print; keep our output clean.
+                # Libraries may print; keep our output clean.
+                output = 2 if self.stderr is None else self.stderr
                 command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
                 try:
                     with theirs:
@@ -135,9 +134,8 @@ class Worker:
                     raise ProcessCrashed(
                         f"the worker process cannot be started: {error.strerror}",
                     ) from None
-                self._connection.send(
-                    sys.path,
-                )  # The child must find functions in the same modules.
+                # The child must find functions in the same modules.
+                self._connection.send(sys.path)
                 self._connection.send(self.prepare)
                 self._calls = 0
             return self._connection
@@ -152,9 +150,8 @@ class Worker:
             if child is None:
                 return None
             child.kill_after(_OWN_END_SECONDS)
-            return child.wait(
-                _KILL_SECONDS,
-            )  # Do not wait longer: a process may hang in the kernel.
+            # Do not wait longer: a process may hang in the kernel.
+            return child.wait(_KILL_SECONDS)
 
 
 class WorkerPool:
@@ -162,9 +159,8 @@ class WorkerPool:
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = workers
-        self._free: LifoQueue[Worker] = (
-            LifoQueue()
-        )  # Prefer the last used worker, whose process runs.
+        # Prefer the last used worker, whose process runs.
+        self._free: LifoQueue[Worker] = LifoQueue()
         for worker in workers:
             self._free.put(worker)
 

@@ -41,7 +41,9 @@ def bounded_answers(
 
 
 class _Deadline:
-    """A timer that stops another thread's read from a socket after a number of seconds."""
+    """A timer that stops another thread's read from a socket after a number of
+    seconds.
+    """
 
     def __init__(self, reading: socket.socket, seconds: float) -> None:
         self._seconds = seconds
@@ -82,9 +84,8 @@ def _extend_urllib3() -> None:
     """Make urllib3 respect `bounded_answers`. requests, MLflow's client and Apprise use
     urllib3.
     """
-    from urllib3.connection import (
-        HTTPConnection,
-    )  # The import takes 27 ms, which each command would pay.
+    # The import takes 27 ms, which each command would pay.
+    from urllib3.connection import HTTPConnection
     from urllib3.exceptions import ProtocolError
     from urllib3.response import HTTPResponse
 

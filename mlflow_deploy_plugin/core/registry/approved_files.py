@@ -5,7 +5,7 @@ onnxserve knows from its audit trail.
     GET /onnxserve/changed-files                              each `ChangedFiles` of the models that the caller may read
 
 Tags are not asked, because other people may write to MLflow's database and artifacts.
-"""
+"""  # noqa: E501
 
 from typing import Any
 

@@ -76,7 +76,8 @@ _UNREACHED = re.compile(
     r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)",
 )
 _OWN_DISK = re.compile(  # MLflow's client raises these errors when it writes its downloads.
-    rf"(?:^|##### File \S+ #####)\s*\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)",
+    r"(?:^|##### File \S+ #####)\s*"
+    rf"\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)",
 )
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
@@ -89,8 +90,9 @@ _STORE_LACKS = re.compile(
     r"\((?:404|NoSuchBucket|NoSuchKey)\)|\b404 (?:Client|GET|HEAD)\b|BlobNotFound",
 )
 _STORE_REFUSES = re.compile(
-    r"\((?:40[13]|AccessDenied|ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch)\)|token has expired|"
-    r"credentials|\b40[13] (?:Client|GET|HEAD|POST|PUT)\b|AuthorizationFailure|AuthenticationFailed",
+    r"\((?:40[13]|AccessDenied|ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch)\)"
+    r"|token has expired|credentials|\b40[13] (?:Client|GET|HEAD|POST|PUT)\b"
+    r"|AuthorizationFailure|AuthenticationFailed",
 )
 _SQL = re.compile(r"\(raised as a result of [^)]*\) | \[SQL: .*")
 _AZURE = re.compile(
@@ -98,9 +100,8 @@ _AZURE = re.compile(
     r"(core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)|fabric\.microsoft\.com|storage\.azure\.net)(?=[/?#]|$)",
     re.IGNORECASE,
 )
-_CREDENTIALS = re.compile(
-    r"(?<=://)[^/?#\s]+@",
-)  # The pattern ends at the last @, because a password may contain @.
+# The pattern ends at the last @, because a password may contain @.
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")
 
 
 @dataclass
@@ -538,9 +539,8 @@ def is_mlflow(uri: str) -> bool:
     """Return True if a web address has the scheme, host and port of one of MLflow's own
     addresses.
     """
-    from urllib3.util import (
-        parse_url,
-    )  # Use the parser of requests, because another parser may extract another host.
+    # Use the parser of requests, because another parser may extract another host.
+    from urllib3.util import parse_url
 
     def origin(address: str) -> tuple[str | None, str | None, int | None]:
         parsed = parse_url(address)
@@ -610,7 +610,9 @@ def _is_mlflow_error(error: Exception, name: str) -> bool:
 
 
 def _is_of_store(error: Exception) -> bool:
-    """Return True if an artifact store, and not MLflow's server, has caused the error."""
+    """Return True if an artifact store, and not MLflow's server, has caused the
+    error.
+    """
     if type(error).__module__.partition(".")[0] in _STORE_LIBRARIES:
         return True
     is_of_server = isinstance(error, OSError) or _is_mlflow_error(error, "RestException")
@@ -619,10 +621,11 @@ def _is_of_store(error: Exception) -> bool:
 
 
 def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
+    # MLflow's client uses these functions too.
     from requests.utils import (
         get_environ_proxies,
         select_proxy,
-    )  # MLflow's client uses these functions too.
+    )
 
     code = getattr(error, "error_code", "")
     if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
@@ -676,7 +679,10 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
         answered
     ):  # The model's author, who may choose the server, must not see its answer in a tag.
         text = text.partition(" Response text: ")[0]
-        account += " (MLflow's are only for MLflow's own addresses; ~/.netrc may have credentials for this host)"
+        account += (
+            " (MLflow's are only for MLflow's own addresses; ~/.netrc may have credentials for "
+            "this host)"
+        )
     elif type(error).__module__.startswith(_TELL_ANSWERS):  # The text may be any server's greeting.
         text = f"{type(error).__name__} {text[:3] * text[:3].isdigit()}".strip()
     elif store.startswith("s3:") or "boto" in type(error).__module__:

@@ -93,10 +93,11 @@ def version_digest(source: str) -> str:
     """Return the digest of all files at `source` (of a `ResolvedModel`). Raises the
     errors of `download`.
     """
+    # PyYAML is not needed by most commands.
     from mlflow_deploy_plugin.core.mlmodel import (
         combine_hashes,
         hash_files,
-    )  # PyYAML is not needed by most commands.
+    )
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-digest-") as temporary:
         return combine_hashes(hash_files(download(source, Path(temporary))))
@@ -284,10 +285,12 @@ def logged_columns(source: str) -> LoggedColumns:
     errors of `fetch_mlmodel`.
     """
     from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+
+    # PyYAML is not needed by most commands.
     from mlflow_deploy_plugin.core.mlmodel import (
         COLUMN_TYPES,
         FLAVOR,
-    )  # PyYAML is not needed by most commands.
+    )
 
     info = fetch_mlmodel(source)
     inputs = info.signature.inputs if info.signature is not None else None

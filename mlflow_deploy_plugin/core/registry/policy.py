@@ -52,7 +52,9 @@ def _with_target(part: Any) -> Any:
 
 
 class EvaluationPolicy(_Part):
-    """The labelled rows on which the version must not be worse than the served version."""
+    """The labelled rows on which the version must not be worse than the served
+    version.
+    """
 
     dataset: str = Field(
         default="",
@@ -65,7 +67,9 @@ class EvaluationPolicy(_Part):
     target: str = Field(default="", description="The label column of the dataset.")
     metric: MetricName | None = Field(
         default=None,
-        description="The metric to compare. Default: accuracy for a classifier, rmse for a regressor.",
+        description=(
+            "The metric to compare. Default: accuracy for a classifier, rmse for a regressor."
+        ),
     )
     margin: float = Field(
         default=0.01,
@@ -139,7 +143,9 @@ class RobustnessPolicy(_Part):
     )
     refusals: Literal["report", "fail"] = Field(
         default="report",
-        description="`fail` if refusing missing or out-of-range values as a bad request is a failure.",
+        description=(
+            "`fail` if refusing missing or out-of-range values as a bad request is a failure."
+        ),
     )
     max_rows: int = Field(
         default=2_000,
@@ -230,7 +236,9 @@ class BudgetPolicy(_Part):
 
 
 class BacktestPolicy(_Part):
-    """The captured requests on which the version must answer like the served versions."""
+    """The captured requests on which the version must answer like the served
+    versions.
+    """
 
     endpoint: str = Field(
         default="",
@@ -265,20 +273,28 @@ class BacktestPolicy(_Part):
 
 
 class ApprovalPolicy(_Part):
-    """The people who must approve a version before it may enter a gated stage or alias."""
+    """The people who must approve a version before it may enter a gated stage or
+    alias.
+    """
 
     count: int = Field(default=1, ge=1, le=20, description="The number of people who must approve.")
     groups: tuple[str, ...] = Field(
         default=(),
-        description="Approvers must be in one of these groups. Default: people who may edit the model.",
+        description=(
+            "Approvers must be in one of these groups. Default: people who may edit the model."
+        ),
     )
     not_author: bool = Field(
         default=True,
-        description="True if neither the requester nor the person who registered the version may approve.",
+        description=(
+            "True if neither the requester nor the person who registered the version may approve."
+        ),
     )
     evaluation: Literal["required", "optional"] = Field(
         default="required",
-        description="`optional` if people may approve a version that passed the gate without an evaluation.",
+        description=(
+            "`optional` if people may approve a version that passed the gate without an evaluation."
+        ),
     )
     valid_for: Duration = Field(
         default="72h",
@@ -307,7 +323,9 @@ class UnapprovedPolicy(_Part):
     )
     length: Duration = Field(
         alias="for",
-        description="The longest time since the first request that the version has answered, e.g. `1h`.",
+        description=(
+            "The longest time since the first request that the version has answered, e.g. `1h`."
+        ),
     )
 
 

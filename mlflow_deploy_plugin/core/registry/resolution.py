@@ -354,5 +354,8 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
         f"the registered models are {', '.join(models)}" if models else "the registry is empty"
     )
     unset = "" if models or is_mlflow_set() else "; MLFLOW_TRACKING_URI is not set"
-    where = f"{registry_address()}{f', workspace {workspace}' if (workspace := active_workspace()) else ''}"
+    where = registry_address()
+    workspace = active_workspace()
+    if workspace:
+        where += f", workspace {workspace}"
     return f"there is no registered model {name}; {alternatives}, in MLflow at {where}{unset}"

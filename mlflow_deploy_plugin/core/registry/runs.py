@@ -337,10 +337,11 @@ class IdempotentRun:
         of the run. If MLflow does not answer (RegistryUnavailable), the next call
         continues the run.
         """
+        # Only the command may print to stdout.
         os.environ.setdefault(
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
             "true",
-        )  # Only the command may print to stdout.
+        )
         client = registry_client()
         with registry_errors(self.what), no_request_timeout:
             for _ in range(_MAX_ATTEMPTS):

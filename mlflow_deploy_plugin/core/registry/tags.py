@@ -166,9 +166,8 @@ def names_dataset(policy: str) -> bool:
     """Return True if a gate policy, as YAML, specifies labelled rows for the
     evaluation, or is not valid.
     """
-    from mlflow_deploy_plugin.core.yaml_text import (
-        load_yaml,
-    )  # PyYAML is not needed by most commands.
+    # PyYAML is not needed by most commands.
+    from mlflow_deploy_plugin.core.yaml_text import load_yaml
 
     try:
         return bool(((load_yaml(policy) or {}).get("evaluation") or {}).get("dataset"))
@@ -184,9 +183,8 @@ def requires_approvals(policy: str) -> bool:
     """Return True if a gate policy, as YAML, requires approvals of people, or is not
     valid and may require them.
     """
-    from mlflow_deploy_plugin.core.yaml_text import (
-        load_yaml,
-    )  # PyYAML is not needed by most commands.
+    # PyYAML is not needed by most commands.
+    from mlflow_deploy_plugin.core.yaml_text import load_yaml
 
     try:
         return (load_yaml(policy) or {}).get("approvals") is not None

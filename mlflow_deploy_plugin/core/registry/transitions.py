@@ -91,11 +91,12 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     for spans in acts.values():
         spans.sort()
         starts, ends = zip(*spans, strict=True)
+        # The ends are cumulative maxima.
         spans[:] = zip(
             starts,
             accumulate(ends, max),
             strict=True,
-        )  # The ends are cumulative maxima.
+        )
 
     def is_step(event: "AuditEvent") -> bool:
         if event.action not in _STEPS:
@@ -123,9 +124,8 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
         stored = store.endpoint(endpoint)
         if stored is not None and stored.spec.variants:
             return registered_model_names(stored.spec)
-    from mlflow_deploy_plugin.core.spec.document import (
-        load_stored_specs,
-    )  # pydantic and YAML take 0.1 s.
+    # pydantic and YAML take 0.1 s.
+    from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 
     names: list[str] | None = None
     for event in store.events(endpoint, newest_first=True):
@@ -182,9 +182,8 @@ def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedMo
     if number := current_version(parse_model_uri(place.uri(model)), exclude=exclude):
         return resolve(f"models:/{model}/{number}")
     with registry_errors(f"model {model}"):
-        registry_client().get_registered_model(
-            model,
-        )  # This call raises NotFound if the model does not exist.
+        # This call raises NotFound if the model does not exist.
+        registry_client().get_registered_model(model)
     return None
 
 

@@ -1,4 +1,6 @@
-"""The runs of judged windows in MLflow: their tags, their files, and a search for them."""
+"""The runs of judged windows in MLflow: their tags, their files, and a search for
+them.
+"""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING

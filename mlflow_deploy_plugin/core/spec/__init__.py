@@ -15,4 +15,4 @@ describes an endpoint:
 Field names, defaults, bounds and descriptions are defined only here. `-C
 server.port=8123`, `onnxserve serve --help`, `mlflow deployments help -t onnxserve` and
 the reference page of the docs are generated from them.
-"""
+"""  # noqa: E501

@@ -165,7 +165,9 @@ def validate_spec(document: object) -> EndpointSpec:
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
-    """Yield every field that `-C` accepts: (dotted name, type, default, description)."""
+    """Yield every field that `-C` accepts: (dotted name, type, default,
+    description).
+    """
     for dotted, part, name in _fields():
         field = part.model_fields[name]
         description = field_descriptions(part)[name]
@@ -239,10 +241,11 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
         if len(path) == 3 and ".".join(path[:2]) in _TABLES:
             field = ".".join(path[:2]) + _OF_TABLE
         is_model = field == "variants.NAME.model" and path[1] in spec.variants
+        # a parameter of the project
         is_parameter = len(path) == 5 and path[2:4] == [
             "retrain",
             "parameters",
-        ]  # a parameter of the project
+        ]
         is_removed_sample = field == "monitors.NAME.retrain.sample" and value == ""
         if not (field in field_names or is_model or is_parameter or is_removed_sample):
             hint = did_you_mean(

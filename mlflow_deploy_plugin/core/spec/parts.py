@@ -298,8 +298,8 @@ class ServerSpec(SpecPart):
         contradicting = (["device"] if self.device != "cpu" else []) + fields
         if self.providers and contradicting:
             raise ValueError(
-                f"{contradicting[0]} and providers are both set: providers replaces device, with all "
-                "options",
+                f"{contradicting[0]} and providers are both set: providers replaces device, with "
+                "all options",
             )
         if len({name for entry in self.providers if len(entry) == 1 for name in entry}) < len(
             self.providers,

@@ -48,7 +48,9 @@ PATTERNS_IN_WORDS = {
     SECRET_KEY: "SECRET/KEY is expected",
     PROVIDER: "the name of an ONNX Runtime provider is expected, e.g. CPUExecutionProvider",
     VARIABLE: "the name of an environment variable is expected: letters, digits and _",
-    VARIABLE_VALUE: "a text without the character NUL is expected, which environment variables cannot contain",
+    VARIABLE_VALUE: (
+        "a text without the character NUL is expected, which environment variables cannot contain"
+    ),
     NETWORK: "the name of a docker network is expected, or host",
     _NAME: "at most 63 letters, digits, . _ - are expected, starting with a letter or digit",
     _DURATION: "a duration like 30s, 5m, 1h, 1d or 1w is expected",
@@ -83,7 +85,9 @@ def is_loopback(host: str) -> bool:
 
 
 def reachable_url(host: str, port: int | None, scheme: str = "http") -> str:
-    """Return the URL with which this machine reaches a server that listens on `host`."""
+    """Return the URL with which this machine reaches a server that listens on
+    `host`.
+    """
     address = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     if ":" in address:
         return f"{scheme}://[{address}]:{port}"
@@ -302,10 +306,11 @@ def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
     try:
         if len(text.split()) != 5:
             raise CronSimError("five fields are expected")
+        # CronSim accepts fri-7, not fri-sun.
         return CronSim(
             re.sub("-sun", "-7", text, flags=re.IGNORECASE),
             after,
-        )  # CronSim accepts fri-7, not fri-sun.
+        )
     except CronSimError as error:
         raise ValueError(
             f"{error}; minute, hour, day, month and weekday are expected, e.g. 15 6 * * 1-5",

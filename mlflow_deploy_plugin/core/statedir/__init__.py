@@ -27,4 +27,4 @@ Each JSON file has one writer, which replaces the file by an atomic rename, so a
 sees either the old or the new content. Workers serve the versions in `wanted.json`,
 even while the registry is down and after a restart. If a file of the agent is lost, the
 agent writes it again (`assert_state`).
-"""
+"""  # noqa: E501

@@ -67,9 +67,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(
-            missing_ok=True,
-        )  # Callers retry on a full disk: temporary files must not accumulate.
+        # Callers retry on a full disk: temporary files must not accumulate.
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -250,11 +249,12 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     block. Raises BlockingIOError if another process holds the lock for longer than
     `seconds` (None: wait without a limit).
     """
+    # The folder is shared, such as `deployments/`.
     path.parent.mkdir(
         parents=True,
         exist_ok=True,
         mode=0o755,
-    )  # The folder is shared, such as `deployments/`.
+    )
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -325,9 +325,8 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
             # Only the lock is in this block, because a failed fork also raises
             # BlockingIOError.
             try:
-                held.enter_context(
-                    locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2),
-                )  # Wait out `is_locked`.
+                # Wait out `is_locked`.
+                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))
             except BlockingIOError:
                 raise AlreadyExists(
                     f"a server is already running in the state folder {state_dir}",

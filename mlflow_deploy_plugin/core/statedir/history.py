@@ -79,9 +79,8 @@ class HistoryWriter:
             self._seen_at = now
             return
         is_first = not self._run  # The first counts are from before the agent's start.
-        added = (
-            counts - self._seen if folder.name == self._run else counts
-        )  # A new server counts from zero.
+        # A new server counts from zero.
+        added = counts - self._seen if folder.name == self._run else counts
         seconds = now - self._seen_at
         self._seen_at = now
         self._run = folder.name

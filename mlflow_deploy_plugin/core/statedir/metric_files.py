@@ -200,9 +200,8 @@ def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[
         kind, name, text, bounds, labels = orjson.loads(key)
         if (family := families.get(name)) is None:
             family = families[name] = MetricFamily(name, kind, text)
-        counts = (
-            accumulate(cells[1:]) if bounds else [sum(cells[1:])]
-        )  # Unrecorded values lack bounds.
+        # Unrecorded values lack bounds.
+        counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]
         buckets = list(zip([*bounds, "+Inf"], counts, strict=True)) if kind == "histogram" else []
         family.series.append(MetricSeries(labels, cells[0], buckets))
     return [families[name] for name in sorted(families)]
@@ -245,7 +244,9 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
 
 
 def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[float]]:
-    """Return, by key, the cells of the metrics of these kinds, combined over all files."""
+    """Return, by key, the cells of the metrics of these kinds, combined over all
+    files.
+    """
     sums: dict[bytes, list[float]] = {}
     prefixes = tuple(f'["{kind}"'.encode() for kind in kinds)
     for path in sorted(folder.glob("*.db")):
@@ -372,10 +373,11 @@ def _remove_abandoned_metrics() -> None:
             back = (folder / _STATE).readlink() / METRICS
             descriptor = os.open(folder, os.O_RDONLY)
             try:
+                # This fails if the server runs.
                 fcntl.flock(
                     descriptor,
                     fcntl.LOCK_EX | fcntl.LOCK_NB,
-                )  # This fails if the server runs.
+                )
                 if not back.is_symlink() or back.readlink() != folder:
                     shutil.rmtree(folder)
             finally:

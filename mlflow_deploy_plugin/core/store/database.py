@@ -95,9 +95,8 @@ def migration_config(connection: Connection) -> "Config":
     """Return Alembic's configuration, which passes the connection to
     `migrations/env.py`.
     """
-    from alembic.config import (
-        Config,
-    )  # Import Alembic only for migrations, because the import takes 0.2 s.
+    # Import Alembic only for migrations, because the import takes 0.2 s.
+    from alembic.config import Config
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))

@@ -95,7 +95,9 @@ class MonitorWindow:
 
     @property
     def outcome(self) -> str:
-        """The verdict, or `accepted` if a user has accepted all alarms of the window."""
+        """The verdict, or `accepted` if a user has accepted all alarms of the
+        window.
+        """
         alarms = {*self.evidence.get("alarms", ())}
         if alarms and alarms <= {*self.accepted}:
             return "accepted"

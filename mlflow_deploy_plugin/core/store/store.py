@@ -182,11 +182,12 @@ class Store:
         try:
             with self.transaction() as session:
                 session.add(row)
+                # Windows may exist, judged by hand earlier.
                 _delete_monitors(
                     session,
                     spec.name,
                     now,
-                )  # Windows may exist, judged by hand earlier.
+                )
                 detail = {"spec": row.spec, **_unapproved_detail(unapproved)}
                 event = {"after": audit.describe_traffic(spec), "why": why, "detail": detail}
                 self._audit(session, "create", user, endpoint=spec.name, **event)
@@ -331,7 +332,9 @@ class Store:
             session.add(row)
 
     def recent_changes(self) -> dict[str, int]:
-        """Return the counters of all models that have changed within the last minute."""
+        """Return the counters of all models that have changed within the last
+        minute.
+        """
         with self.transaction(is_read_only=True) as session:
             is_recent = RegistryChangeRow.changed_at > self.shared_now() - _RECENT
             recent = select(RegistryChangeRow.model, RegistryChangeRow.count).where(is_recent)
@@ -539,7 +542,9 @@ class Store:
                 session.delete(row)
 
     def lease(self, name: str) -> LeaseView | None:
-        """Return the lease from the view of other processes; None if the lease is free."""
+        """Return the lease from the view of other processes; None if the lease is
+        free.
+        """
         with self.transaction(is_read_only=True) as session:
             columns = (
                 LeaseRow.name,

@@ -117,10 +117,11 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
             number = start
             position -= sum(map(len, lines[1:]))
             del lines[1:]
+            # The old reader may have reached the end of the file.
             reader = csv.reader(
                 texts(),
                 strict=True,
-            )  # The old reader may have reached the end of the file.
+            )
         raw = lines[0] if len(lines) == 1 else b"".join(lines)
         lines.clear()
         if not raw.isspace():  # Blank lines are not records.

@@ -109,9 +109,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     target = path.resolve()
     temporary = Path(f"{unfinished_stem(str(target))}.{os.urandom(4).hex()}")
     mode = target.stat().st_mode if target.exists() else None
-    made_with = (
-        0o666 if mode is None else mode & 0o777
-    )  # The kernel removes the bits of the umask from this mode.
+    # The kernel removes the bits of the umask from this mode.
+    made_with = 0o666 if mode is None else mode & 0o777
     with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, made_with)) as file:
         try:
             yield file
@@ -355,9 +354,8 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
 
     if pa.types.is_timestamp(column.type):
         zone = "UTC" if column.type.tz else None
-        column = column.cast(
-            pa.timestamp(column.type.unit, zone),
-        )  # Without the cast, local time would be written.
+        # Without the cast, local time would be written.
+        column = column.cast(pa.timestamp(column.type.unit, zone))
         with contextlib.suppress(
             pa.ArrowInvalid,
         ):  # A time with nanoseconds cannot be cast and is unchanged.

@@ -214,9 +214,8 @@ class RowStream:
         bad: list[RejectedRow] = []
         self._file.seek(position)
         lines = io.BufferedReader(self._file, _BLOCK_BYTES)
-        limit = csv.field_size_limit(
-            _BLOCK_BYTES,
-        )  # By default 128 kB per value, but Arrow has no such limit.
+        # By default 128 kB per value, but Arrow has no such limit.
+        limit = csv.field_size_limit(_BLOCK_BYTES)
         try:
             for number, record in enumerate(csv_records(lines), first):
                 if why := record.fault(len(names), positions):
@@ -524,9 +523,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     require_few_values([metadata])
     leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    lengths = [
-        max(leaf.length, 0) for leaf in leaves
-    ]  # the bytes per value of fixed length, otherwise 0
+    # the bytes per value of fixed length, otherwise 0
+    lengths = [max(leaf.length, 0) for leaf in leaves]
     size = sum(
         group.column(index).num_values * length
         for group in groups

@@ -152,9 +152,8 @@ def _statement(
     source: str,
     url: str,
 ) -> Statement:
-    shown = (
-        redact_credentials(url) if url.startswith(("http://", "https://")) else ""
-    )  # A tag may have any address.
+    # A tag may have any address.
+    shown = redact_credentials(url) if url.startswith(("http://", "https://")) else ""
     return Statement(redact_credentials(one_line(text)).rstrip(":. ") + ".", kind, source, shown)
 
 
@@ -298,10 +297,11 @@ class _Facts:
             windows: dict[str, Any] = {}
             for run in window_runs.runs_of_windows(endpoint, monitor):
                 if version_tags.items() <= run.data.tags.items() and run.info.start_time >= begin:
+                    # The newest revision is first.
                     windows.setdefault(
                         run.data.tags[window_runs.START_TAG],
                         run,
-                    )  # The newest revision is first.
+                    )
             if windows:
                 newest = logged_run(registry_client(), next(iter(windows.values())).info.run_id)
                 yield (

@@ -290,7 +290,8 @@ def _page_of(entry: ModelVersion) -> str:
     """Return the page of a version in the current registry, without quotes, because
     MLflow's filters cannot escape.
     """
-    page = f"{registry_address().rstrip('/')}/#/models/{quote(entry.name)}/versions/{entry.version}{workspace_query()}"
+    version = f"models/{quote(entry.name)}/versions/{entry.version}"
+    page = f"{registry_address().rstrip('/')}/#/{version}{workspace_query()}"
     return page.replace("'", "%27")
 
 
@@ -356,9 +357,8 @@ def _copy(
                 description=description,
                 await_creation_for=0,
             )
-    number = source.copies(name, digest)[
-        0
-    ]  # MLflow's client may repeat a call, and register two versions.
+    # MLflow's client may repeat a call, and register two versions.
+    number = source.copies(name, digest)[0]
     model = str(entry.name)
     version = str(entry.version)
     return CopiedVersion(
@@ -439,9 +439,8 @@ def _registry_at(address: str) -> Iterator[None]:
     }
     try:
         _set_environment(remaining | {"ONNXSERVE_HOME": str(home)} | renamed)
-        credentials._get_credentials_path = lambda: (
-            os.devnull
-        )  # The file ~/.mlflow/credentials is for the source.
+        # The file ~/.mlflow/credentials is for the source.
+        credentials._get_credentials_path = lambda: os.devnull
         mlflow.set_tracking_uri(address)
         yield
     except RegistryRefused as error:  # The message names the variables of the credentials.

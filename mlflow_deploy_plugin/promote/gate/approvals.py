@@ -165,7 +165,9 @@ class ApprovalStatus:
 
 
 def promotion_requests(store: Store, model: str) -> list[PromotionRequest]:
-    """Return the open requests for the model, newest first. A request may have lapsed."""
+    """Return the open requests for the model, newest first. A request may have
+    lapsed.
+    """
     return _open_requests(store.events(model=model, actions=_ACTIONS))[::-1]
 
 
@@ -390,7 +392,9 @@ def require_may_decline(
     request: PromotionRequest,
     person: Person,
 ) -> None:
-    """Raise ScopeMissing or Unauthenticated if the person may not decline the request."""
+    """Raise ScopeMissing or Unauthenticated if the person may not decline the
+    request.
+    """
     _require_login(person)
     if not _same(person.user, request.requested_by):
         _require_approver(required, request.subject, person)

@@ -213,7 +213,9 @@ class _Request:
 
     @cached_property
     def verdict(self) -> tags.GateStatus:
-        """The verdict from the tags, which is void if the version's files have changed."""
+        """The verdict from the tags, which is void if the version's files have
+        changed.
+        """
         status = tags.gate_status_of(self.entry.tags)
         if status.state:
             return status.on_files(version_digest(self.candidate.source))

@@ -277,9 +277,8 @@ def _log_verdict(
             for check in verdict.checks
             for name, value in check.figures.items()
         )
-        finite = [
-            (name, value) for name, value in figures if abs(value) < MAX_FIGURE
-        ]  # NaN is excluded too.
+        # NaN is excluded too.
+        finite = [(name, value) for name, value in figures if abs(value) < MAX_FIGURE]
         metrics = [("gate_passed", float(verdict.passed)), *finite]
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
         client.log_text(run_id, verdict_as_html(verdict), tags.GATE_REPORT_FILE)

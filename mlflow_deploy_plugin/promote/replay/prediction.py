@@ -175,9 +175,8 @@ def replay_prediction(
             except OnnxserveError as error:
                 explanation = Refused(error.message)
             graph = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
-        names = artifact.prediction or tuple(
-            computed,
-        )  # The server of a pyfunc reads the names from a response.
+        # The server of a pyfunc reads the names from a response.
+        names = artifact.prediction or tuple(computed)
         by_column = {output_column(names, name, array): array for name, array in computed.items()}
         answers = traffic.answers(artifact, table)
         captured = [
@@ -208,9 +207,8 @@ def _pyfunc_outputs(
     debug: bool,
 ) -> tuple[NamedArrays, Feeds]:
     """Return the captured columns and the outputs of a model without an ONNX form."""
-    from mlflow_deploy_plugin.serve.pyfunc.scorer import (
-        load_scorer,
-    )  # The import of mlflow.pyfunc takes a second.
+    # The import of mlflow.pyfunc takes a second.
+    from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer
 
     if artifact.undescribed:
         raise InvalidConfig(
@@ -231,10 +229,11 @@ def _pyfunc_outputs(
 
 def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:
     if computed is not None and not captured.size and not computed.size:
+        # The lists of the log do not show the other dimensions of no values.
         return OutputComparison(
             column,
             True,
-        )  # The lists of the log do not show the other dimensions of no values.
+        )
     if computed is None or (captured.shape, captured.dtype.kind) != (
         computed.shape,
         computed.dtype.kind,
@@ -275,9 +274,8 @@ def _node_outputs(
     options.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = module.InferenceSession(str(changed), options, providers=["CPUExecutionProvider"])
-        values = (
-            session.run([name for _, name in outputs], feeds) if outputs else []
-        )  # ONNX Runtime reads [] as all.
+        # ONNX Runtime reads [] as all.
+        values = session.run([name for _, name in outputs], feeds) if outputs else []
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         return Refused(describe_error(error)), 0
     described = []

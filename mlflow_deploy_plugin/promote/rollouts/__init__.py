@@ -1,1 +1,3 @@
-"""Rollouts: shift the traffic to a new version step by step, or roll the version back."""
+"""Rollouts: shift the traffic to a new version step by step, or roll the version
+back.
+"""

@@ -93,9 +93,8 @@ def start_rollout(
     endpoint's server does not answer, GateRefused if the version lacks approvals beyond
     the limit of the policy, and AlreadyExists if the endpoint has a live rollout.
     """
-    deployments.store.require_no_rollout(
-        endpoint,
-    )  # Check first: during a rollout, `main_variant` fails.
+    # Check first: during a rollout, `main_variant` fails.
+    deployments.store.require_no_rollout(endpoint)
     observed = deployments.get_endpoint(endpoint)
     spec = observed.endpoint.spec
     snapshot = take_snapshot(observed)

@@ -87,9 +87,8 @@ class RolloutActions:
                 why = f"rollout to version {plan.version}"
                 for name in filter(None, (plan.candidate, plan.shadow)):
                     if name not in variants:
-                        config = {
-                            f"variants.{name}.allow_pyfunc": True,
-                        }  # The user consented by naming the version.
+                        # The user consented by naming the version.
+                        config = {f"variants.{name}.allow_pyfunc": True}
                         config |= {f"variants.{name}.shadow": True} if name == plan.shadow else {}
                         self.deployments.add(
                             plan.endpoint,

@@ -88,7 +88,9 @@ class StepEvidence:
 
 
 def begin_step(plan: RolloutPlan, step: int, evidence: StepEvidence) -> StepEvidence:
-    """Return the evidence of a new step. The history keeps the counts of earlier steps."""
+    """Return the evidence of a new step. The history keeps the counts of earlier
+    steps.
+    """
     begun = replace(
         evidence,
         step={role: VersionCounters() for role in _ROLES},

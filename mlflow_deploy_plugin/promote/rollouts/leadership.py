@@ -76,9 +76,8 @@ def lead(
         try:
             lease = store.acquire_lease(lease_name, holder, lease_seconds)
             view = store.lease(lease_name)
-            is_own_from_before = (
-                lease is None and view is not None and view.holder == holder
-            )  # a lost lease
+            # a lost lease
+            is_own_from_before = lease is None and view is not None and view.holder == holder
             if view is not None and view.holder != last_holder and not is_own_from_before:
                 last_holder = view.holder
                 say(f"{'' if last_holder == holder else 'waiting: '}{last_holder} {role}")

@@ -71,13 +71,14 @@ def rollback(
     except NotFound:
         if store.rollouts(endpoint, live=True):
             raise
+        # There was no live rollout, or it has just ended.
         done = _move_back(
             deployments,
             observed,
             why,
             by,
             to,
-        )  # There was no live rollout, or it has just ended.
+        )
     seconds = f"{time.monotonic() - begun:.1f}"
     figures = {
         "model": done.model,
@@ -217,10 +218,11 @@ def _repoint(
         except DeploymentFailed as error:
             if not current:
                 raise
+            # Let the registry name the served version.
             transitions.move_version(
                 reference,
                 current,
-            )  # Let the registry name the served version.
+            )
             deployments.poll_registry(reference.name)
             raise DeploymentFailed(
                 f"{error.message}; version {current} was restored in the registry",

@@ -101,7 +101,9 @@ def take_snapshot(
 
 
 class ServedModelChanged(InvalidConfig):
-    """The endpoint no longer serves the model that was trained, but a different model."""
+    """The endpoint no longer serves the model that was trained, but a different
+    model.
+    """
 
 
 def served_model(observed: ObservedEndpoint) -> str:

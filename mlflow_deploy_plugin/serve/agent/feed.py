@@ -80,9 +80,8 @@ class FeedFollower(threading.Thread):
                 logged = reason
             self.covered = frozenset()
             self.arrived.set()
-            self._ended.wait(
-                pause * random.uniform(0.2, 1),
-            )  # Many agents lose their connections at the same time.
+            # Many agents lose their connections at the same time.
+            self._ended.wait(pause * random.uniform(0.2, 1))
 
     def _follow(self, uris: frozenset[str]) -> None:
         """Follow the feed until it ends or `uris` are replaced."""

@@ -9,7 +9,7 @@ that agents share.
 If two agents fetch a version at the same time, both agents download it, and the first
 copy is kept. A model is kept while a wanted.json or followed.json names it, while it is
 among the latest models, and for an hour after its last use.
-"""
+"""  # noqa: E501
 
 import gc
 import hashlib
@@ -74,11 +74,12 @@ class ModelCache:
         user = root / "users" / _key(str(state_dir))
         folder = str(state_dir.absolute())
         try:
+            # The mode does not apply to copied files.
             self._models.mkdir(
                 parents=True,
                 exist_ok=True,
                 mode=0o770,
-            )  # The mode does not apply to copied files.
+            )
             if (
                 not user.exists() or user.read_text() != folder
             ):  # An unnecessary write could fail on a full disk.
@@ -109,9 +110,9 @@ class ModelCache:
         try:
             folder = self._find_cached(entry, judged)
             if folder is None:
-                gc.collect(
-                    1,
-                )  # Free MLflow's clients of earlier downloads, whose reference cycles keep threads alive.
+                # Free MLflow's clients of earlier downloads, whose reference cycles
+                # keep threads alive.
+                gc.collect(1)
                 with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
                     self._downloads[source] = Path(temporary)
                     try:
@@ -139,9 +140,8 @@ class ModelCache:
         """Return the size on this disk of the running download of `source`; 0 if there
         is no download.
         """
-        walk = os.walk(
-            self._downloads.get(source, ""),
-        )  # `walk` skips missing folders, because the download may end.
+        # `walk` skips missing folders, because the download may end.
+        walk = os.walk(self._downloads.get(source, ""))
         return sum(
             _status(Path(folder, name)).st_size for folder, _, names in walk for name in names
         )
@@ -197,9 +197,9 @@ class ModelCache:
         folder = self._models / entry.read_text()
         if not folder.is_dir() or judged not in ("", folder.name):
             return None
-        os.utime(
-            folder,
-        )  # Mark the folder as used before the check, because another agent may delete unused models.
+        # Mark the folder as used before the check, because another agent may delete
+        # unused models.
+        os.utime(folder)
         if combine_hashes(hash_files(folder)) == folder.name:
             return folder
         _log.warning("%s was changed on disk and is fetched again", folder)

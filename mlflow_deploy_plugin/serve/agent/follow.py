@@ -105,9 +105,8 @@ class Follower:
         """Folder of a version → number of workers that died while they loaded the
         version.
         """
-        take_load_deaths(
-            self.state_dir,
-        )  # Discard the deaths of workers of an earlier server that was killed.
+        # Discard the deaths of workers of an earlier server that was killed.
+        take_load_deaths(self.state_dir)
 
     def round(self) -> AgentState:
         """Check all inputs once, write each state file that has changed or was lost,
@@ -118,9 +117,8 @@ class Follower:
         self._update_specs()
         look_file = self.state_dir / LOOK
         if look_file.exists():
-            look_file.unlink(
-                missing_ok=True,
-            )  # Delete the file before the poll, so that a later request is not lost.
+            # Delete the file before the poll, so that a later request is not lost.
+            look_file.unlink(missing_ok=True)
             self.resolver.poll_now()
         self.resolver.take_feed(self.feed.covered, self.feed.take())
         has_restored = any(model.version is not None for model in self.resolver.models.values())
@@ -289,9 +287,8 @@ class Follower:
                 )
             if not error or model.unloadable == model.version.identity:
                 continue
-            is_commanded = self._control.is_loading(
-                spec.name,
-            )  # The caller of a load command receives the error.
+            # The caller of a load command receives the error.
+            is_commanded = self._control.is_loading(spec.name)
             failed = failed or not (model.previous or has_loaded or is_commanded)
             model.roll_back(error)
         self.resolver.advance()  # Start writing the error to the version's tag.

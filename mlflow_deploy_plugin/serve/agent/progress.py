@@ -120,7 +120,9 @@ class ShippingProgress:
 
     @property
     def complete_until(self) -> float:
-        """The time in seconds since 1970 before which all answered rows are in the log."""
+        """The time in seconds since 1970 before which all answered rows are in the
+        log.
+        """
         return min([self._listed_at, *self._complete.values()])
 
     def set_segments(self, names: set[str], moment: float) -> None:
@@ -131,7 +133,9 @@ class ShippingProgress:
         self._listed_at = moment
 
     def set_complete(self, name: str, moment: float, is_gone: bool = False) -> None:
-        """Record that all rows that the segment contained at `moment` are in the log."""
+        """Record that all rows that the segment contained at `moment` are in the
+        log.
+        """
         if is_gone:
             self._complete.pop(name, None)
         else:

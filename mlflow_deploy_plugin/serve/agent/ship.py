@@ -11,7 +11,7 @@ all its rows are shipped. If rows are shipped again after a crash together with 
 rows, the file has a different name. No name is therefore used for two contents, and a
 compactor may delete a file. Readers drop duplicates by (`_segment`, `_offset`, `_row`).
 Shipping waits while a busy worker's segment grows, which reduces the number of files.
-"""
+"""  # noqa: E501
 
 import logging
 import shutil
@@ -191,9 +191,8 @@ class Shipper:
         moment = self._now()
         try:
             start = shipped_bytes(segment)
-            is_final = is_released(
-                segment,
-            )  # Check before the size is read: a released segment does not grow.
+            # Check before the size is read: a released segment does not grow.
+            is_final = is_released(segment)
             size = segment.stat().st_size
             captured = (
                 read_batches(segment, start) if size > start else CapturedSegment([], [], start)
@@ -342,7 +341,8 @@ def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tupl
         groups[frame.endpoint, frame.received_time // _MICROSECONDS_A_DAY].append(frame)
     for (endpoint, day), group in groups.items():
         date = datetime.fromtimestamp(day * 86_400, UTC).date()
-        name = f"{LABELS}/endpoint={endpoint}/date={date}/{segment}-{group[0].offset}-{group[-1].offset}.parquet"
+        file_name = f"{segment}-{group[0].offset}-{group[-1].offset}.parquet"
+        name = f"{LABELS}/endpoint={endpoint}/date={date}/{file_name}"
         labels = [
             Label(
                 entry.prediction_id,

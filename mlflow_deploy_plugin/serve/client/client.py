@@ -153,10 +153,11 @@ class Client:
     url: str
     endpoint: str | None = None
     timeout_seconds: float = 30.0
+    # Headers may contain a key.
     headers: Mapping[str, str] = field(
         default_factory=dict,
         repr=False,
-    )  # Headers may contain a key.
+    )
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     connections: int = 10
     only_json: bool = False

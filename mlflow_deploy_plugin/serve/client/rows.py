@@ -155,9 +155,8 @@ def encode_tensors(
     """Return the JSON header and the binary tensors of a V2 request; raise
     InvalidRequest for a dtype that V2 lacks.
     """
-    from mlflow_deploy_plugin.serve.protocols import (
-        v2_tensors,
-    )  # Imported here, because only V2 requests need it.
+    # Imported here, because only V2 requests need it.
+    from mlflow_deploy_plugin.serve.protocols import v2_tensors
 
     tensors = []
     parts = []
@@ -182,9 +181,8 @@ def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
     """Return the outputs of a V2 response. Each output is binary, or is in the JSON
     header.
     """
-    from mlflow_deploy_plugin.serve.protocols import (
-        v2_tensors,
-    )  # Imported here, as in `encode_tensors`.
+    # Imported here, as in `encode_tensors`.
+    from mlflow_deploy_plugin.serve.protocols import v2_tensors
 
     content = memoryview(body)
     start = head_length

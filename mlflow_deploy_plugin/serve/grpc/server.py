@@ -52,10 +52,11 @@ class GrpcServer:
 
     def __init__(self, server: Server) -> None:
         spec = server.spec
+        # gunicorn kills the worker after the full timeout.
         self._grace = max(
             0.5,
             spec.graceful_timeout_seconds - 1.0,
-        )  # gunicorn kills the worker after the full timeout.
+        )
         self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
         threads = request_threads(spec) + 2 * _MAX_STREAMS + MAX_STRANGERS
         most = threads + _MAX_WAITING

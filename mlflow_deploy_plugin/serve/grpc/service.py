@@ -167,7 +167,9 @@ class OpenCalls:
         context: grpc.ServicerContext,
         bodies: Iterator[bytes],
     ) -> Iterator[bytes]:
-        """Yield the messages of a stream, until the client or `drain` ends the stream."""
+        """Yield the messages of a stream, until the client or `drain` ends the
+        stream.
+        """
         while True:
             with self._lock:
                 if self.draining.is_set():
@@ -379,9 +381,8 @@ def with_deadline(
         return parameters
     left = max(1, int(seconds_left * _MICROSECONDS))
     timeout = parameters.get("timeout")
-    is_shorter = (
-        type(timeout) is not int or 0 != timeout < left
-    )  # The data plane rejects a timeout that is not an int.
+    # The data plane rejects a timeout that is not an int.
+    is_shorter = type(timeout) is not int or 0 != timeout < left
     if timeout is not None and is_shorter:
         return parameters
     return {**parameters, "timeout": left}

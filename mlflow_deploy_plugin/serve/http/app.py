@@ -121,16 +121,18 @@ class ServerApp(Flask):
             if is_http_1_1 and "host" not in headers:
                 raise InvalidRequest(MISSING_HOST)
             check_host(headers.get("host", ""))
+            # gunicorn's TLS socket
             certificate = getattr(
                 request.environ.get("gunicorn.socket"),
                 "getpeercert",
                 None,
-            )  # gunicorn's TLS socket
+            )
             caller = certificate_name(certificate()) if certificate else ""
+            # A stranger must not occupy a thread.
             is_stranger = self.server.auth.is_stranger(
                 headers,
                 caller,
-            )  # A stranger must not occupy a thread.
+            )
             length = request.content_length
             is_long = (
                 length > limit

@@ -129,7 +129,9 @@ class EmbeddedModel:
         atexit.unregister(self.close)
 
     def handle(self, raw: RawRequest) -> RawResponse:
-        """Answer a request, whose path does not contain the mount prefix. Never raises."""
+        """Answer a request, whose path does not contain the mount prefix. Never
+        raises.
+        """
         return (None if self._has_pages else _no_page(raw.path)) or self.app.handle(raw)
 
 
@@ -196,10 +198,11 @@ class WsgiApp:
         if response := _no_page(path):
             start_response("404 NOT FOUND", [("Content-Type", response.content_type)])
             return [response.body]
+        # RAW_URI as gunicorn
         target = {
             "SCRIPT_NAME": "",
             "RAW_URI": quote(path.encode("latin-1"), safe="/:@"),
-        }  # RAW_URI as gunicorn
+        }
         return self._model.app({**environ, **target}, start_response)
 
     def close(self) -> None:

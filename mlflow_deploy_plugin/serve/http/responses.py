@@ -75,7 +75,9 @@ def error_response(
 
 
 def header_fields(headers: Mapping[str, str]) -> str:
-    """Return the headers as they are sent, each with its line end; see `safe_headers`."""
+    """Return the headers as they are sent, each with its line end; see
+    `safe_headers`.
+    """
     return "\r\n".join([*map(": ".join, safe_headers(headers).items()), ""])
 
 
@@ -86,9 +88,8 @@ def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool 
     fields = response.fields or header_fields(response.headers)
     start = _head_start(response.status, keep_alive, int(time.time()))
     if response.status == 204:
-        return f"{start}{fields}\r\n".encode(
-            "latin-1",
-        )  # A 204 has neither a body nor a length (RFC 9110, 8.6).
+        # A 204 has neither a body nor a length (RFC 9110, 8.6).
+        return f"{start}{fields}\r\n".encode("latin-1")
     body = response.body
     head = (
         f"{start}Content-Type: {response.content_type}\r\n"

@@ -135,12 +135,13 @@ ROUTES = (
     *(_predict(path, protocol) for protocol in PROTOCOLS for path in protocol.paths),
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
+    # MLflow also returns "\n".
     _direct(
         "/ping",
         "GET",
         partial(views.readiness, body=b"\n"),
         operations.PING,
-    ),  # MLflow also returns "\n".
+    ),
     _direct("/health", "GET", _healthy, operations.HEALTH),
     _server_wide("/version", views.mlflow_version, operations.MLFLOW_VERSION),
     _server_wide("/metrics", views.metrics_page, operations.METRICS),
@@ -223,9 +224,8 @@ for _route in ROUTES:
     if "NAME" in _route.path:
         _part = "[^/:]+" if _route.path.startswith("/v1/") else "[^/]+"
         _path = _route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
-        _pattern = re.compile(
-            name_placeholders(_path, f"(?P<{{}}>{_part})"),
-        )  # The groups are the view's keywords.
+        # The groups are the view's keywords.
+        _pattern = re.compile(name_placeholders(_path, f"(?P<{{}}>{_part})"))
         _BY_PATTERN.append((_pattern, {_route.method: _route}))
     else:
         _BY_PATH.setdefault(_route.path, {})[_route.method] = _route

@@ -156,7 +156,9 @@ class StreamedExchange:
                 is_whole = True
             except BrokenResponse:
                 pass
-            finally:  # Otherwise an unexpected error would never end the response, and keep its share of the limits.
+            finally:
+                # Otherwise an unexpected error would never end the response, and keep its
+                # share of the limits.
                 self.loop.call_soon_threadsafe(self.end, is_whole)
 
     def _send(self, piece: bytes) -> None:

@@ -97,9 +97,8 @@ class Authenticator:
         self._monotonic = monotonic
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
-        self._known: OrderedDict[str | bytes, KeyEntry] = (
-            OrderedDict()
-        )  # The results of `_short` are the index.
+        # The results of `_short` are the index.
+        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()
         self._jwks: Any = None
         self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0
@@ -182,9 +181,8 @@ class Authenticator:
             raise Unauthenticated(_NO_CERTIFICATE)
         if (now := self._monotonic()) >= self._look_at:
             self._read_keys()
-            self._look_at = (
-                now + _LOOK_SECONDS
-            )  # Set this after reading, so that no thread skips new keys.
+            # Set this after reading, so that no thread skips new keys.
+            self._look_at = now + _LOOK_SECONDS
         cache = self._known
         sent = _short(authorization)
         entry = cache.get(sent)
@@ -257,9 +255,8 @@ class Authenticator:
         if self._issuer is not None and paths[2].is_file():
             from jwt import PyJWKSet
 
-            self._jwks = PyJWKSet.from_json(
-                paths[2].read_text(),
-            )  # The agent has validated the file.
+            # The agent has validated the file.
+            self._jwks = PyJWKSet.from_json(paths[2].read_text())
         self._keys = keys
         self._files = files
         self._known = OrderedDict()  # Replace the dictionary: a thread may be adding a key to it.
@@ -363,6 +360,5 @@ def _sent_key(authorization: str) -> bytes:
                 ) from None
         case "":
             raise Unauthenticated(f"this server requires a key; {_HOW}")
-    raise Unauthenticated(
-        f"Authorization is neither Bearer nor Basic; {_HOW}",
-    )  # The header may be a key: omit it.
+    # The header may be a key: omit it.
+    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")

@@ -1,4 +1,6 @@
-"""Redis as an optional dependency: a request never waits long for a Redis that is down."""
+"""Redis as an optional dependency: a request never waits long for a Redis that is
+down.
+"""
 
 import logging
 import math

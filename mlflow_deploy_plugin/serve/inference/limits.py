@@ -102,9 +102,8 @@ class RequestLimits:
                 request.refusal = message, max(1, ceil(seconds))
                 break
         if request.refusal is not None:
-            raise TooManyRequests(
-                *request.refusal,
-            )  # Storing the error would store a reference to the request.
+            # Storing the error would store a reference to the request.
+            raise TooManyRequests(*request.refusal)
 
     def _limiters(
         self,
@@ -213,9 +212,8 @@ class MemoryRateLimiter:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._clients: OrderedDict[bytes, tuple[int, int, int]] = (
-            OrderedDict()
-        )  # (window, count, previous count)
+        # (window, count, previous count)
+        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()
 
     def __call__(self, client: bytes) -> float | None:
         now = self.clock()
@@ -253,9 +251,8 @@ class RedisRates:
         import_redis(url)
         storage = RedisStorage(
             url,
-            key_prefix=":".join(
-                filter(None, ("onnxserve:rate", active_workspace())),
-            ),  # Workspaces share no counter.
+            # Workspaces share no counter.
+            key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),
             wrap_exceptions=True,
             **TIMEOUTS,
         )
@@ -430,9 +427,8 @@ def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
     """Return the limiter for `rate`, in the syntax of the `limits` library. Without
     Redis, it counts in this worker.
     """
-    from limits import (
-        parse,
-    )  # Import the library here, because it costs memory and time at the start.
+    # Import the library here, because it costs memory and time at the start.
+    from limits import parse
 
     item = parse(rate)
     if redis:

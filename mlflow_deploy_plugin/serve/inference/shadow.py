@@ -208,9 +208,9 @@ class Shadows:
     def _empty_queue(self) -> None:
         if sys.platform == "linux":
             with suppress(OSError):  # A sandbox may forbid the call.
-                os.nice(
-                    _NICE,
-                )  # On Linux, this affects only this thread, not the threads of ONNX Runtime.
+                # On Linux, this affects only this thread, not the threads of ONNX
+                # Runtime.
+                os.nice(_NICE)
         while not self._is_stopping:
             self._wake.wait()
             self._wake.clear()
@@ -224,9 +224,9 @@ class Shadows:
                 finally:
                     self._done += len(batch)
                     self._done_bytes += sum(copy.size for copy in batch)
-                    del (
-                        batch
-                    )  # Otherwise a replaced version would remain in memory until the next request.
+                    # Otherwise a replaced version would remain in memory until the next
+                    # request.
+                    del batch
                 held_seconds = time.perf_counter() - began - (self._run_seconds - ran)
                 time.sleep(max(_HANDOVER_SECONDS, min(_REST * held_seconds, _MAX_REST_SECONDS)))
 

@@ -74,10 +74,11 @@ MOST_HELD_LABELS = 500_000
 this size, in temporary files.
 """
 _BATCH_ROWS = 65_536
+# as booleans are written in CSV files
 _TRUTH: Mapping[str | float, float] = {
     "true": 1.0,
     "false": 0.0,
-}  # as booleans are written in CSV files
+}
 _CLOCK_SKEW = timedelta(days=1)
 """The maximum clock difference of two machines, by which a label may appear to precede
 its prediction.
@@ -500,9 +501,8 @@ class LabelMatches:
 
     def __init__(self, index: LabelIndex | None = None) -> None:
         self._parts = [] if index is None else [index.names]
-        self._kinds = (
-            set[Kind]() if index is None else set(index.kinds)
-        )  # a copy, because `add` extends the set
+        # a copy, because `add` extends the set
+        self._kinds = set[Kind]() if index is None else set(index.kinds)
 
     def add(self, labels: pa.Table) -> None:
         """Add the keys of labels, a table of `SCHEMA`. All keys must be added before
@@ -611,9 +611,8 @@ def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
     values = encoded.dictionary
-    is_float = pa.types.is_floating(
-        values.type,
-    )  # to_pylist would convert a float32 0.1 to 0.10000000149011612.
+    # to_pylist would convert a float32 0.1 to 0.10000000149011612.
+    is_float = pa.types.is_floating(values.type)
     plain = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
     texts = pa.array(
         [json.dumps(as_key(value), ensure_ascii=False) for value in plain],

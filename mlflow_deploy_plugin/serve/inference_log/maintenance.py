@@ -200,7 +200,9 @@ def _groups(
 
 
 def _compact_group(log: InferenceLog, folder: str, group: Mapping[LogFile, pa.Schema]) -> int:
-    """Write one file that replaces the group, and return the number of deleted files."""
+    """Write one file that replaces the group, and return the number of deleted
+    files.
+    """
     location = log.location
     whole: list[LogFile] = []
     content = pa.BufferOutputStream()

@@ -47,7 +47,8 @@ TIMEOUT_SECONDS = 300.0
 _CHECKS_PER_TIMEOUT = 10
 _BATCH_ROWS = 10_000
 _NO_COLUMN = re.compile(
-    r'(?:Referenced column|Column with name|Column|column) "?([^"]+?)"? (?:not found|does not exist)',
+    r'(?:Referenced column|Column with name|Column|column) "?([^"]+?)"? '
+    r"(?:not found|does not exist)",
 )
 _OTHER_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _NO_TABLE = re.compile(r'Referenced table "([^"]+)" not found')
@@ -257,10 +258,11 @@ def _plan(
             projected = node["extra_info"].get("Projections", schema.names)
             columns.update([projected] if isinstance(projected, str) else projected)
     names = set(schema.names)
+    # DuckDB renames columns that differ in case.
     return (
         columns if columns <= names else names,
         scans,
-    )  # DuckDB renames columns that differ in case.
+    )
 
 
 def _message(text: str, schema: pa.Schema) -> str:
@@ -268,7 +270,10 @@ def _message(text: str, schema: pa.Schema) -> str:
         name = missing[1]
         dotted = [column for column in schema.names if column.startswith(f"{name}.")]
         if dotted:
-            return f'the log has no table or column {name!r}; put a name with a dot in double quotes: "{dotted[0]}"'
+            return (
+                f"the log has no table or column {name!r}; put a name with a dot in double "
+                f'quotes: "{dotted[0]}"'
+            )
         hint = f"put a text in single quotes; the columns are {', '.join(schema.names[:40])}"
         return f"the log has no column {name!r}{did_you_mean(name, schema.names, hint)}"
     if wrong := _OTHER_TABLE.search(text):

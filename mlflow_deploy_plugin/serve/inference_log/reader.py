@@ -315,7 +315,9 @@ def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
 
 @dataclass(frozen=True)
 class View:
-    """A selection of an endpoint's rows, with or without label columns and shadow rows."""
+    """A selection of an endpoint's rows, with or without label columns and shadow
+    rows.
+    """
 
     endpoint: str
     times: TimeRange = field(default_factory=TimeRange)

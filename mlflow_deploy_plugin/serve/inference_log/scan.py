@@ -60,7 +60,9 @@ class RowFilter:
     shadows: bool
 
     def columns_to_read(self, present: Sequence[str]) -> list[str] | None:
-        """Return the columns of a file that the filter needs, or None for all columns."""
+        """Return the columns of a file that the filter needs, or None for all
+        columns.
+        """
         if self.columns is None:
             return None
         needed = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW} | (
@@ -82,10 +84,11 @@ class RowFilter:
 
     def select(self, table: pa.Table) -> pa.Table:
         if SHADOW not in table.column_names and (self.columns is None or SHADOW in self.columns):
+            # Older files lack SHADOW.
             table = table.append_column(
                 SHADOW,
                 pa.repeat(False, len(table)),
-            )  # Older files lack SHADOW.
+            )
         if self.columns is None:
             return table
         present = set(table.column_names)
@@ -293,7 +296,9 @@ def microseconds_of(column: pa.ChunkedArray) -> Array:
 
 
 def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
-    """Return False if a log column has a wrong type. Model columns may have any type."""
+    """Return False if a log column has a wrong type. Model columns may have any
+    type.
+    """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if column.name in (EVENT_TIME, RECEIVED_TIME):
         return bool(pa.types.is_timestamp(kind))

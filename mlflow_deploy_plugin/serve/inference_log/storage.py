@@ -226,10 +226,11 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
         else:
             client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
     except failures as error:
+        # None after a broken connection
         answer = (getattr(error, "response", None) or {}).get(
             "ResponseMetadata",
             {},
-        )  # None after a broken connection
+        )
         if is_new and answer.get("HTTPStatusCode") in (
             409,
             412,

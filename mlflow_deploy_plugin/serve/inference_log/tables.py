@@ -388,10 +388,11 @@ def hash_ids(column: pa.ChunkedArray) -> Array:
         of_length = lengths == length
         _, offsets, content = (alike := texts.filter(pa.array(of_length))).buffers()
         start = np.frombuffer(offsets, np.int32)[alike.offset]
+        # The last byte is for the length.
         words = np.zeros(
             (len(alike), length // 8 + 1),
             np.uint64,
-        )  # The last byte is for the length.
+        )
         some = np.frombuffer(content or b"", np.uint8, length * len(alike), start)
         words.view(np.uint8)[:, :length] = some.reshape(len(alike), length)
         words.view(np.uint8)[:, -1] = length % 8 + 1

@@ -153,10 +153,11 @@ def load_warm(
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
         return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency))
+    # The server's own threads use all cores.
     os.environ.setdefault(
         "TOKENIZERS_PARALLELISM",
         "false",
-    )  # The server's own threads use all cores.
+    )
     model = OnnxModel.load(folder, placement, intra_op_num_threads)
     is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
     example = folder / INPUT_EXAMPLE

@@ -124,9 +124,8 @@ class ModelControl:
             try:
                 answer = self._wait(command, answer_file)
             finally:
-                file.unlink(
-                    missing_ok=True,
-                )  # Delete the command first: the agent repeats it if it has no answer.
+                # Delete the command first: the agent repeats it if it has no answer.
+                file.unlink(missing_ok=True)
                 answer_file.unlink(missing_ok=True)
         if (refusal := command_error(answer)) is not None:
             raise refusal

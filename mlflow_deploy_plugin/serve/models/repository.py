@@ -219,7 +219,9 @@ class Repository:
 
     @property
     def is_complete(self) -> bool:
-        """True if this worker can answer requests and has loaded all wanted versions."""
+        """True if this worker can answer requests and has loaded all wanted
+        versions.
+        """
         return not self.not_ready_reason() and not any(self._errors.values())
 
     def unavailable_reason(self, endpoint: str) -> str:
@@ -273,9 +275,8 @@ class Repository:
                 self._applied[name] = endpoint
                 self._swap({**self.table, name: served})
         if list(self.table) != list(wanted.endpoints):
-            self._swap(
-                {name: self.table[name] for name in wanted.endpoints},
-            )  # The first endpoint is the default.
+            # The first endpoint is the default.
+            self._swap({name: self.table[name] for name in wanted.endpoints})
         self.unloaded = wanted.unloaded
         self._generation = wanted.generation
         endpoints: dict[str, dict[str, LoadedVariant]] = {}

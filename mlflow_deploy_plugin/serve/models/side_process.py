@@ -133,9 +133,8 @@ class _ProcessRun:
         """
         is_unwanted = self._used.get(connection, False) and not self.is_ending
         if is_unwanted:
-            connection.shutdown(
-                socket.SHUT_RD,
-            )  # The process then fails to send, and closes its end.
+            # The process then fails to send, and closes its end.
+            connection.shutdown(socket.SHUT_RD)
             if not _has_ended(connection, seconds):
                 return False
         with self._lock:

@@ -204,9 +204,8 @@ class Metrics:
                 self.number = number
             number += 1
         self._values = values
-        gauges = (
-            self.folder / f"gauges_{os.getpid()}.db"
-        )  # gunicorn_conf.py deletes the file by this name.
+        # gunicorn_conf.py deletes the file by this name.
+        gauges = self.folder / f"gauges_{os.getpid()}.db"
         gauges.unlink(missing_ok=True)  # An earlier process may have had the same process id.
         self._gauges = MmapCounters(gauges)
         self._lock = threading.Lock()
@@ -418,9 +417,8 @@ class Metrics:
         `agreement` is the agreement of each row of the requests.
         """
         numbers = agreement.differences[np.isfinite(agreement.differences) & agreement.are_numbers]
-        buckets = Counter(
-            np.searchsorted(_DIFFERENCES, numbers).tolist(),
-        )  # the index of the first bound ≥ the number
+        # the index of the first bound ≥ the number
+        buckets = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())
         different = agreement.differing_rows
         with self._lock:
             slots = self._shadow_slots(labels)
@@ -550,10 +548,11 @@ class Metrics:
         return {**requests, **rows, **of_numbers}
 
     def _prediction_slot(self, known: dict[object, int], version: str, label: Label) -> int:
+        # The type is needed, because 1 == True in Python. Every label is hashable.
         of_type = (
             type(label),
             label,
-        )  # The type is needed, because 1 == True in Python. Every label is hashable.
+        )
         if (slot := known.get(of_type)) is not None:
             return slot
         if len(known) > MAX_PREDICTIONS:

@@ -46,9 +46,8 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
                         f"Content-Length: {len(page)}\r\n"
                         "Connection: close"
                     )
-                    writer.transport.set_write_buffer_limits(
-                        0,
-                    )  # `drain` then waits until the response is sent.
+                    # `drain` then waits until the response is sent.
+                    writer.transport.set_write_buffer_limits(0)
                     writer.write(f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page)
                     await writer.drain()
         writer.transport.abort()

@@ -4,7 +4,7 @@ predictions.
 {"prediction_id": "…", "row": 0, "label": 1}        a row by its response's X-Prediction-Id; all its rows without `row`
 {"key": {"flight": 7, "day": "…"}, "label": 1}      the row that has these values in these columns
 {"feedback": [{…}, {…}]}                            several entries of either kind
-"""
+"""  # noqa: E501
 
 import math
 from collections.abc import Collection, Iterable
@@ -74,7 +74,10 @@ def unknown_column(name: str, columns: Iterable[str], endpoint: str) -> str:
     are omitted.
     """
     data_columns = [column for column in columns if not column.startswith("_")]
-    hint = f"{did_you_mean(name, data_columns)}; rows have {join_names(data_columns, name) or 'no columns'}"
+    hint = (
+        f"{did_you_mean(name, data_columns)}; rows have "
+        f"{join_names(data_columns, name) or 'no columns'}"
+    )
     remedy = "capture.keys in the spec adds a business id that is not an input of the model"
     return f"{name[:60]!r}, but no logged row of {endpoint} has this column{hint}; {remedy}"
 

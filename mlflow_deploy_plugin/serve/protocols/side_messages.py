@@ -73,9 +73,8 @@ def send_message(
         if size > most:
             raise ValueError(f"{size:,} bytes; at most {most:,} are allowed")
     _set_timeout(connection, deadline)
-    connection.sendall(
-        _FRAME.pack(_MAGIC, len(head), following) + head,
-    )  # The timeout applies to the complete call.
+    # The timeout applies to the complete call.
+    connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)
     for blob in (
         blob for blob in blobs if memoryview(blob).nbytes
     ):  # Skip empty blobs: the receiver may have closed.

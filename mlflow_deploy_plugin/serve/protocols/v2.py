@@ -87,7 +87,9 @@ class RequestedOutput(NamedTuple):
 
 
 class V2Request(NamedTuple):
-    """A decoded infer request of REST or gRPC. `id` is empty if the request has no id."""
+    """A decoded infer request of REST or gRPC. `id` is empty if the request has no
+    id.
+    """
 
     id: str
     feeds: Feeds
@@ -242,11 +244,12 @@ def _read_inputs(
         if name in arrays or not (
             is_only or name in by_column or name in by_input or name in schema.keys
         ):
+            # Do not decode the values: 100,000 unknown tensors took 3 s.
             raise refused_name(
                 head,
                 arrays,
                 schema,
-            )  # Do not decode the values: 100,000 unknown tensors took 3 s.
+            )
         if (size is None) == ("data" not in entry):
             raise head.mismatch(" needs either data or the parameter binary_data_size")
         if size is None:

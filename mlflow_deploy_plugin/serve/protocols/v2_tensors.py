@@ -105,12 +105,16 @@ def array_datatype(array: Array) -> str:
 
 
 def dtype_of(datatype: str) -> Dtype:
-    """Return the numpy dtype of a V2 datatype, which `read_tensor_header` has checked."""
+    """Return the numpy dtype of a V2 datatype, which `read_tensor_header` has
+    checked.
+    """
     return _DTYPES[datatype]
 
 
 def kind_of(datatype: object) -> str:
-    """Return the numpy kind of a V2 datatype, or an empty string for any other value."""
+    """Return the numpy kind of a V2 datatype, or an empty string for any other
+    value.
+    """
     if isinstance(datatype, str) and datatype in _DTYPES:
         return _DTYPES[datatype].kind
     return ""

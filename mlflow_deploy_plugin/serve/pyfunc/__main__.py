@@ -3,7 +3,7 @@ ONNX form and for explanations.
 
 python -m mlflow_deploy_plugin.serve.pyfunc FOLDER DESCRIPTOR     predicts with the model in FOLDER
 python -m mlflow_deploy_plugin.serve.pyfunc explain DESCRIPTOR    explains predictions of ONNX models
-"""
+"""  # noqa: E501
 
 import logging
 import os
@@ -56,18 +56,18 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     requests. Raises InvalidArtifact.
     """
     os.environ.update(_SERVING)
+    # like the server; MLflow's default is gRPC
     os.environ.setdefault(
         "OTEL_EXPORTER_OTLP_PROTOCOL",
         "http/protobuf",
-    )  # like the server; MLflow's default is gRPC
+    )
     for name in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)  # Each refused request would log a warning.
     try:
         from mlflow.tracing import context as tracing_context
 
-        from mlflow_deploy_plugin.serve.pyfunc.scorer import (
-            Scorer,
-        )  # The image lacks mlflow and pandas.
+        # The image lacks mlflow and pandas.
+        from mlflow_deploy_plugin.serve.pyfunc.scorer import Scorer
     except ImportError as error:
         raise InvalidArtifact(
             "a model without an ONNX form needs mlflow and pandas, which are not fully installed "
@@ -149,9 +149,8 @@ def start_explainer() -> tuple[SideMessage, Answer]:
     os.environ["NUMBA_DISABLE_JIT"] = "1"
     sys.modules["matplotlib"] = None  # type: ignore[assignment]  # With None, importing it fails.
     try:
-        from mlflow_deploy_plugin.serve.pyfunc import (
-            explainer,
-        )  # This imports shap, which may be missing.
+        # This imports shap, which may be missing.
+        from mlflow_deploy_plugin.serve.pyfunc import explainer
     except ImportError as error:
         raise InvalidArtifact(f"shap cannot be imported here: {error}") from None
     return SideMessage(side_messages.READY_MESSAGE), explainer.answer

@@ -157,10 +157,11 @@ def version_differences(folder: Path) -> list[str]:
     Packages for other platforms are omitted. MLflow is omitted because it can read
     models of its older versions.
     """
+    # a dependency of mlflow, which may be missing
     from packaging.requirements import (
         InvalidRequirement,
         Requirement,
-    )  # a dependency of mlflow, which may be missing
+    )
 
     requirements = folder / "requirements.txt"
     differences: list[str] = []

@@ -62,7 +62,9 @@ _log = logging.getLogger(__name__)
 
 _A_DATE = "an ISO 8601 date such as 2013-07-01T12:30:00, from 1678 to 2261"
 _ISO_8601 = re.compile(
-    r"(\d{4}-\d\d-\d\d|\d{8})([T ]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?|\d{4}(-\d\d)?",
+    r"(\d{4}-\d\d-\d\d|\d{8})"
+    r"([T ]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?"
+    r"|\d{4}(-\d\d)?",
     re.ASCII,
 )
 """The strings that are read as dates. pandas would also accept `now` and `2024/01/02`.
@@ -289,9 +291,8 @@ def _missing_texts(
     for fields in _estimator_fields(model):
         all_categories = fields.get("categories_")
         columns = fields.get("feature_names_in_")
-        all_categories = (
-            all_categories if isinstance(all_categories, list) else []
-        )  # A custom estimator may have any attribute.
+        # A custom estimator may have any attribute.
+        all_categories = all_categories if isinstance(all_categories, list) else []
         columns = columns if isinstance(columns, np.ndarray) else [""] * max(1, len(all_categories))
         if fields.get("missing_values", "") is None:  # The estimator is an imputer.
             all_categories = [np.array(["", None])] * len(columns)
@@ -618,7 +619,9 @@ class _Recorder:
 
 
 def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
-    """Return a signature's inputs with some types replaced, for MLflow's body readers."""
+    """Return a signature's inputs with some types replaced, for MLflow's body
+    readers.
+    """
     if schema is None or schema.is_tensor_spec():
         return schema
     kinds = [
@@ -702,10 +705,11 @@ class Scorer:
         errors.
         """
         if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
+            # Set this before the next line imports Keras.
             os.environ.setdefault(
                 "KERAS_BACKEND",
                 backend,
-            )  # Set this before the next line imports Keras.
+            )
         model = load_model(str(folder))
         artifact = read_served_artifact(folder)
         if artifact.task == "agent/v1/responses" and artifact.logged_columns:
@@ -733,11 +737,12 @@ class Scorer:
         predict = original = getattr(owner, name)
         if inspect.ismethod(predict):
             original = partial(inspect.unwrap(predict.__func__), predict.__self__)
+        # MLflow reads the parameters of predict.
         setattr(
             owner,
             name,
             wraps(predict)(partial(pdb.runcall, original)),
-        )  # MLflow reads the parameters of predict.
+        )
 
     def warm_up(self) -> dict[str, Array]:
         """Predict the model's example if there is one, and return the outputs with zero

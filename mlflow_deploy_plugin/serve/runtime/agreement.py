@@ -83,7 +83,9 @@ class Agreement:
 
     @property
     def worst(self) -> tuple[int, ...]:
-        """Return the index of the largest difference that the tolerance does not allow."""
+        """Return the index of the largest difference that the tolerance does not
+        allow.
+        """
         sizes = np.where(self.same, -1.0, self.differences)
         return tuple(map(int, np.unravel_index(int(sizes.argmax()), sizes.shape)))
 
@@ -128,11 +130,12 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
         differences = np.abs(want - got)
         excess = differences / _allowed(want, got, tolerance)
     for errors in (differences, excess):
+        # One value is NaN or infinite, or the tolerance is 0.
         np.copyto(
             errors,
             np.inf,
             where=np.isnan(errors),
-        )  # One value is NaN or infinite, or the tolerance is 0.
+        )
         np.copyto(errors, 0.0, where=equal)
     return Agreement(differences, excess, are_numbers)
 

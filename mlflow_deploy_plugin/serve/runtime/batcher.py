@@ -89,9 +89,8 @@ class RequestState(Enum):
     LEADER = auto()  # The thread of this request computes the next batch.
     COMPUTING = auto()
     DONE = auto()
-    RETRY_ALONE = (
-        auto()
-    )  # The batch failed, so the thread of each request computes only its own request.
+    # The batch failed, so the thread of each request computes only its own request.
+    RETRY_ALONE = auto()
     EXPIRED = auto()
 
 
@@ -146,9 +145,8 @@ class Batcher:
         self._gatherer: QueuedRequest | None = None
         self._gathered_rows = 0
         self._batch_seconds = 0.0
-        self._leaders: SimpleQueue[QueuedRequest | None] = (
-            SimpleQueue()
-        )  # Only the batcher's threads read it.
+        # Only the batcher's threads read it.
+        self._leaders: SimpleQueue[QueuedRequest | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def run(
@@ -172,9 +170,8 @@ class Batcher:
         """
         rows = _row_counts(feeds)
         if len(rows) != 1:
-            return self._compute(
-                feeds,
-            )  # The graph decides if it accepts inputs of different lengths.
+            # The graph decides if it accepts inputs of different lengths.
+            return self._compute(feeds)
         entry = QueuedRequest(feeds, rows.pop(), time.perf_counter(), deadline, count)
         self._enqueue(entry)
         if entry.state is not RequestState.LEADER:
@@ -263,10 +260,11 @@ class Batcher:
         with self._lock:
             if len(self._queue) >= self.policy.max_queue_size:
                 batches = sum(queued.rows for queued in self._queue) / self._limit
+                # seconds to compute the queue
                 retry_after = min(
                     max(1, ceil(batches * self._batch_seconds)),
                     60,
-                )  # seconds to compute the queue
+                )
                 raise TooManyRequests(
                     f"{len(self._queue)} requests are already waiting for this model; retry later",
                     retry_after,
@@ -282,7 +280,9 @@ class Batcher:
                     self._gatherer = None
 
     def _promote(self, entry: QueuedRequest) -> None:
-        """Make a request the leader, in its own thread or in a thread of the batcher."""
+        """Make a request the leader, in its own thread or in a thread of the
+        batcher.
+        """
         if entry.done is None:
             entry.set_state(RequestState.LEADER)
         else:
@@ -370,9 +370,8 @@ class Batcher:
                         entry for entry in self._queue if entry.state is RequestState.WAITING
                     ]
                     return batch
-                leader.wake.acquire(
-                    blocking=False,
-                )  # Take the lock if it is free, as after a timeout.
+                # Take the lock if it is free, as after a timeout.
+                leader.wake.acquire(blocking=False)
                 self._gatherer = leader
                 self._gathered_rows = rows
             leader.wake.acquire(timeout=min(until, leader.deadline) - now)

@@ -126,9 +126,8 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
         )
         for tensor in tensors
     )
-    fields = json.loads(
-        signature.get("outputs") or "[]",
-    )  # Without fields, the first answer shows the outputs.
+    # Without fields, the first answer shows the outputs.
+    fields = json.loads(signature.get("outputs") or "[]")
     outputs = []
     for entry in fields:
         name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])

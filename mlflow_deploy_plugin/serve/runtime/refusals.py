@@ -124,9 +124,8 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
                 row, value = next(
                     (row, value) for row, value in enumerate(values) if value not in accepted
                 )
-                near = (
-                    allowed if isinstance(value, str) else ()
-                )  # No number is suggested: 17 is not a misspelt 18.
+                # No number is suggested: 17 is not a misspelt 18.
+                near = allowed if isinstance(value, str) else ()
                 hint = did_you_mean(
                     str(value),
                     near,
@@ -145,9 +144,8 @@ def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: st
     for column in columns:
         rows = np.argwhere(column.values(refused))
         if len(rows):
-            row_label = (
-                f", row {rows[0][0]}" if refused.ndim else ""
-            )  # A single number for all rows has no row.
+            # A single number for all rows has no row.
+            row_label = f", row {rows[0][0]}" if refused.ndim else ""
             raise SchemaMismatch(f"{column.label}{row_label}: {reason}", column=column.name)
 
 

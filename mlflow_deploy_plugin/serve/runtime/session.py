@@ -59,7 +59,9 @@ reuse it.
 _CPP = re.compile(
     r"Load model from .*? failed: ?|Exception during loading: ?"
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
-    r"|\[OpenVINO-EP\] |Exception (?:from src/\S+\.cpp:\d+|during initialization): |Check '.*?' failed at src/\S+: ",
+    r"|\[OpenVINO-EP\] "
+    r"|Exception (?:from src/\S+\.cpp:\d+|during initialization): "
+    r"|Check '.*?' failed at src/\S+: ",
 )
 """The parts of ONNX Runtime's messages that do not help the reader: paths and names of
 internal functions.
@@ -191,9 +193,10 @@ def available_cores(processes: int = 1) -> int:
     """Return the cores per process from the affinity and the cgroup quotas, which ONNX
     Runtime ignores.
     """
+    # macOS
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )  # macOS
+    )
     for folder in cgroup_folders("cpu"):
         with contextlib.suppress(OSError):
             if (folder / "cpu.max").exists():
@@ -342,11 +345,12 @@ def _check_weights(onnx_file: Path) -> None:
     """Raise InvalidArtifact if weights are outside of the folder. ONNX Runtime 1.24
     reads sparse tensors anywhere.
     """
+    # Only the OpenVINO build needs protobuf.
     from google.protobuf import (
         descriptor_pb2,
         message,
         message_factory,
-    )  # Only the OpenVINO build needs protobuf.
+    )
 
     schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
     for kind, fields in _MESSAGES.items():
@@ -460,9 +464,8 @@ class _ArenaKeeper:
 
     def __init__(self) -> None:
         self.limit = memory_limit() // 2
-        self._grown: set[weakref.ref[Arena]] = (
-            set()
-        )  # No lock: each operation on the set is atomic.
+        # No lock: each operation on the set is atomic.
+        self._grown: set[weakref.ref[Arena]] = set()
         self._starting = threading.Lock()
         self._thread = threading.Thread()
 
@@ -502,9 +505,9 @@ class _ArenaKeeper:
                     self._grown.discard(reference)
                     if arena is not None:
                         arena.shrink()
-                del (
-                    arena
-                )  # Without the reference, a replaced version is freed during the next sleep.
+                # Without the reference, a replaced version is freed during the next
+                # sleep.
+                del arena
 
 
 def limit_memory(limit: int | None, processes: int = 1) -> None:
@@ -595,10 +598,11 @@ def session_options(module: ModuleType, intra_op_num_threads: int) -> "ort.Sessi
     # Spinning threads take CPU time from the other workers (measured with two sessions
     # on few cores).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # for `operators_of`
     options.add_session_config_entry(
         "session.record_ep_graph_assignment_info",
         "1",
-    )  # for `operators_of`
+    )
     return options
 
 

@@ -213,9 +213,8 @@ class TextTokenizer:
 
     def _encode(self, texts: Sequence[str]) -> "Sequence[Encoding]":
         try:
-            return self._tokenizer.encode_batch_fast(
-                texts,
-            )  # The usual function also computes offsets.
+            # The usual function also computes offsets.
+            return self._tokenizer.encode_batch_fast(texts)
         except (TypeError, UnicodeError):
             raise SchemaMismatch(
                 "a text is not valid Unicode: it contains half of a surrogate pair",

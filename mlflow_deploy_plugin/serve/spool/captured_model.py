@@ -44,7 +44,9 @@ _DIGEST_BYTES = 16
 
 
 class ColumnMask:
-    """Hashes values with the key in a file. The file is created if it does not exist."""
+    """Hashes values with the key in a file. The file is created if it does not
+    exist.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -76,9 +78,8 @@ class ColumnMask:
         rows = list(values) if values.dtype == np.float32 else values.tolist()
         if values.ndim > 1:
             rows = [orjson.dumps(row, default=str).decode() for row in values.tolist()]
-        hashes = {
-            value: self._hash(value) for value in dict.fromkeys(rows)
-        }  # Repeated values are hashed once.
+        # Repeated values are hashed once.
+        hashes = {value: self._hash(value) for value in dict.fromkeys(rows)}
         return [hashes[value] for value in rows]
 
     def hash_values(self, values: Mapping[str, Value], names: frozenset[str]) -> dict[str, Value]:
@@ -102,10 +103,11 @@ def _read_key(path: Path) -> bytes:
     """Return the key that the file contains in hexadecimal. If there is no file, create
     the file with a new key.
     """
+    # All workers get the same key.
     text = read_or_make_secret(
         path,
         secrets.token_hex(_KEY_BYTES).encode(),
-    )  # All workers get the same key.
+    )
     try:
         key = bytes.fromhex(text.decode().strip())
     except ValueError:

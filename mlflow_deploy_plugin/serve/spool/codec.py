@@ -29,9 +29,8 @@ from mlflow_deploy_plugin.serve.spool.frames import REFERRING
 
 FIRST_ERROR_STATUS = 400
 """The lowest HTTP status of a request without a prediction."""
-_HEAD = struct.Struct(
-    "<IqqIHHH",
-)  # rows, event time, received time, latency, status, lengths of both ids
+# rows, event time, received time, latency, status, lengths of both ids
+_HEAD = struct.Struct("<IqqIHHH")
 _TEXT_LENGTH = struct.Struct("<I")
 _MAX_LATENCY = 2**32 - 1
 _MAX_PLANS = 256

@@ -13,7 +13,7 @@ its kind:
 
 A worker has an flock on its open segment, which the kernel releases when the worker
 ends (`is_released`). A reader stops at an incomplete last frame.
-"""
+"""  # noqa: E501
 
 import contextlib
 import fcntl

@@ -140,9 +140,8 @@ class CaptureWriter:
             self._close()
 
     def _append(self, plan: EncodingPlan, pieces: list[bytes]) -> None:
-        is_roomy = (
-            2 * self._size < MAX_SEGMENT_BYTES
-        )  # Far from the limit, the size of the request is not needed.
+        # Far from the limit, the size of the request is not needed.
+        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES
         if self._file < 0 or self._is_full or not is_roomy or self.clock() >= self._look_at:
             self._make_room(sum(map(len, pieces)))
         if plan.segment != self._segment:

@@ -184,9 +184,8 @@ class BatchOutput:
         """Write the manifest, or continue an existing manifest. Return the finished
         files. Raises like `run_batch`.
         """
-        manifest = orjson.loads(
-            orjson.dumps(manifest),
-        )  # Convert tuples to lists for the comparison.
+        # Convert tuples to lists for the comparison.
+        manifest = orjson.loads(orjson.dumps(manifest))
         try:
             files = {*_list_files(self._location)}
             previous: Manifest | None = None

@@ -269,7 +269,8 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
     available = [*names, *folders.column_names]
     if missing := [name for name in job.keep if name not in available]:
         raise InvalidRequest(
-            f"--keep {missing[0]}: no such column; the columns are {join_names(available, missing[0])}",
+            f"--keep {missing[0]}: no such column; the columns are "
+            f"{join_names(available, missing[0])}",
         )
     if missing_columns := model.schema.missing_columns(available):
         raise missing_columns

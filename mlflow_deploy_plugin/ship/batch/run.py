@@ -115,7 +115,9 @@ class BatchProgress:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """A batch that has ended. `failed` has the reason for each omitted part, by name."""
+    """A batch that has ended. `failed` has the reason for each omitted part, by
+    name.
+    """
 
     model: ResolvedModel
     progress: BatchProgress
@@ -148,9 +150,8 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         manifest = _manifest(plan, parts, resolved, f"sha256:{combine_hashes(hash_files(model))}")
         finished = output.begin(manifest, plan.restart)
         waiting = [part for part in parts if part.output not in finished]
-        waiting.sort(
-            key=lambda part: -part.size,
-        )  # Large parts are first, so that all cores are busy until the end.
+        # Large parts are first, so that all cores are busy until the end.
+        waiting.sort(key=lambda part: -part.size)
         progress = temporary / "progress"
         progress.touch()
         jobs = [
@@ -196,7 +197,9 @@ job → its result.
 
 @contextmanager
 def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finished]:
-    """Predict the parts in worker processes, which end when the calling process ends."""
+    """Predict the parts in worker processes, which end when the calling process
+    ends.
+    """
     cores = plan.workers or available_cores()
     count = max(1, min(cores, len(jobs)))
     threads = max(1, cores // count)
@@ -214,12 +217,13 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         except ProcessCrashed as error:
             raise OnnxserveError(f"{job.part.name}: {error.message}") from None
         finally:
+            # Clear the slot, because the result has the counts.
             write_progress(
                 job.progress,
                 slot,
                 0,
                 0,
-            )  # Clear the slot, because the result has the counts.
+            )
             slots.append(slot)
         return result
 
@@ -349,6 +353,7 @@ def _log(
     parts: Sequence[Part],
     manifest: Manifest,
 ) -> LoggedRun:
+    # This takes 1 s.
     from mlflow.entities import (
         Dataset,
         DatasetInput,
@@ -356,7 +361,7 @@ def _log(
         LoggedModelInput,
         Metric,
         Param,
-    )  # This takes 1 s.
+    )
 
     model = result.model
     progress = result.progress

@@ -52,9 +52,8 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
         yield iter(())
         return
     context = spark_context()
-    from pyspark.accumulators import (
-        AddingAccumulatorParam,
-    )  # `spark_context` has checked for pyspark.
+    # `spark_context` has checked for pyspark.
+    from pyspark.accumulators import AddingAccumulatorParam
 
     archive = _ship(context, model)
     results = context.accumulator([], AddingAccumulatorParam([]))

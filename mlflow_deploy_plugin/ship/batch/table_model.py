@@ -142,9 +142,8 @@ class PyfuncTable:
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        from mlflow_deploy_plugin.serve.pyfunc.scorer import (
-            load_scorer,
-        )  # The import of mlflow.pyfunc takes a second.
+        # The import of mlflow.pyfunc takes a second.
+        from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer
 
         with redirect_stdout(sys.stderr):  # The model's output must not mix with predictions.
             self._scorer = load_scorer(artifact.folder)

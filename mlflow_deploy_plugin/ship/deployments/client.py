@@ -89,7 +89,7 @@ CONFIGURATION (-C NAME=VALUE; -C NAME= restores the default)
   traffic.NAME (int)
       The weight of the deployment NAME, the same as variants.NAME.weight. In Python,
       {"traffic": {"champion": 95, "challenger": 5}} sets the complete traffic.
-"""
+"""  # noqa: E501
 
 
 class DeploymentError(MlflowException, click.ClickException):  # type: ignore[misc]  # mlflow is untyped here
@@ -227,7 +227,9 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
 
     def delete_endpoint(self, endpoint: str) -> None:
-        """Delete the endpoint with all its deployments. A missing endpoint is an error."""
+        """Delete the endpoint with all its deployments. A missing endpoint is an
+        error.
+        """
         with _deployments(self._target) as deployments:
             deployments.delete_endpoint(endpoint)
 

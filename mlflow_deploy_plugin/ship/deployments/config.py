@@ -97,7 +97,9 @@ def absolute_model_uri(model_uri: str) -> str:
 
 
 def sets_weight(field: str) -> bool:
-    """Return True if the field with this dotted name sets the weight of a deployment."""
+    """Return True if the field with this dotted name sets the weight of a
+    deployment.
+    """
     is_weight = field.startswith("variants.") and field.endswith(".weight")
     return is_weight or field == _TRAFFIC or field.startswith(f"{_TRAFFIC}.")
 
@@ -248,7 +250,8 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
     if entry_point not in entries:
         entry_points = ", ".join(entries) or "none"
         raise InvalidConfig(
-            f"entry_point: the project {folder} has no entry point {entry_point!r}; it has {entry_points}",
+            f"entry_point: the project {folder} has no entry point {entry_point!r}; it has "
+            f"{entry_points}",
         )
     declared = entries[entry_point]
     where = f"entry point {entry_point!r} of the project {folder}"

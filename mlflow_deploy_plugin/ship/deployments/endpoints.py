@@ -102,9 +102,8 @@ class Endpoints:
         """Store the endpoint, and serve it if it has a variant, or undo both. Raises
         like `Deployments.create`.
         """
-        backend = self.target.backend(
-            self.settings,
-        )  # If an SDK is missing, fail before the store changes.
+        # If an SDK is missing, fail before the store changes.
+        backend = self.target.backend(self.settings)
         unapproved = permitted_answers(self.store, None, spec)
         written: dict[str, Any] = {
             "why": _with_answers(why, unapproved),

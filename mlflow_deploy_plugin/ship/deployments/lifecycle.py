@@ -190,7 +190,9 @@ class Deployments:
         return Deployment(name, stored, self._endpoints.observe(stored).observation)
 
     def reached(self, stored: Endpoint) -> AbstractContextManager[str]:
-        """Yield an address at which this machine reaches an endpoint's running server."""
+        """Yield an address at which this machine reaches an endpoint's running
+        server.
+        """
         return self._endpoints.backend(stored).reached(stored.spec)
 
     def server_metrics(
@@ -348,9 +350,8 @@ class Deployments:
             if is_trial:
                 return followers
             if not followers:
-                self._endpoints.serve(
-                    stored,
-                )  # An interrupted call may have stored the spec without applying it.
+                # An interrupted call may have stored the spec without applying it.
+                self._endpoints.serve(stored)
                 return followers
             for follower in followers:
                 move_version(

@@ -184,9 +184,8 @@ def _policy_with_approvals(model: str, store: Store | None) -> "GatePolicy | Non
         return None
     if not tags.requires_approvals(model_tags.get(tags.GATE_POLICY_TAG, "")):
         return None
-    from mlflow_deploy_plugin.core.registry.policy import (
-        policy_from_tags,
-    )  # Only models with approvals need a policy.
+    # Only models with approvals need a policy.
+    from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 
     return policy_from_tags(model, model_tags)
 
@@ -201,9 +200,8 @@ def _may_require_approvals(store: Store, model: str) -> bool:
         if event.action == "tag" and event.detail.get("tag") == tags.GATE_POLICY_TAG:
             return tags.requires_approvals(event.after)
         if event.action in ("rename", "delete") and not event.endpoint:
-            return (
-                event.action == "rename" and event.after == model
-            )  # The former name has the policy.
+            # The former name has the policy.
+            return event.action == "rename" and event.after == model
     return False
 
 

@@ -31,9 +31,8 @@ _TOLERANCE = rounding_tolerance(1e-4)
 _GPU_TOLERANCE = rounding_tolerance(1e-2)
 """The tolerance for a GPU, which uses TF32."""
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
-_MANY_BYTES = (
-    8 * 2**20
-)  # A server accepts bodies of 16 MiB, so only the first of larger rows is sent.
+# A server accepts bodies of 16 MiB, so only the first of larger rows is sent.
+_MANY_BYTES = 8 * 2**20
 _EXIT_STATUS = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}"
 _ASK = """
 import json, os, sys, time, urllib3
@@ -51,7 +50,7 @@ answer = server.request("POST", f"/v2/models/{name}/infer", body=body.encode("la
 if answer.status != 200:
     sys.exit(answer.json()["error"])
 print(json.dumps([int(answer.headers["Inference-Header-Content-Length"]), answer.data.decode("latin-1")]))
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True)

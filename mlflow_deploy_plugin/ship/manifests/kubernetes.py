@@ -68,9 +68,8 @@ def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         "serverAddress": kubernetes.prometheus_url,
         # `rate` needs two samples, and the Prometheus operator scrapes every 30 s.
         "query": f"sum(rate(onnxserve_requests_total{{{selected}}}[2m]))",
-        "threshold": str(
-            kubernetes.requests_per_second,
-        ),  # KEDA divides the sum by the number of pods.
+        # KEDA divides the sum by the number of pods.
+        "threshold": str(kubernetes.requests_per_second),
     }
     scaled = {
         "scaleTargetRef": {"name": spec.name},

@@ -47,9 +47,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         predictors.append(
             {
                 "name": name,
-                "annotations": {
-                    "seldon.io/no-engine": "true",
-                },  # The server itself provides V2, metrics and capture.
+                # The server itself provides V2, metrics and capture.
+                "annotations": {"seldon.io/no-engine": "true"},
                 "graph": {"name": spec.name, "type": "MODEL", "children": []},
                 "componentSpecs": [_component(spec, place, configured)],
                 **({"replicas": replicas} if (replicas := spec.kubernetes.replicas) else {}),
@@ -90,9 +89,8 @@ def _check(spec: EndpointSpec) -> None:
 def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
     pod = {name: value for name, value in pod_of(spec, place).items() if name not in _NOT_OF_PODS}
     (container,) = pod["containers"]
-    pod["containers"] = [
-        {**container, "name": spec.name},
-    ]  # The node of the graph must have the same name.
+    # The node of the graph must have the same name.
+    pod["containers"] = [{**container, "name": spec.name}]
     pod["volumes"] = [{"name": "spec", "configMap": {"name": configured}}, *pod["volumes"][1:]]
     if spec.kubernetes.service_account is not None:
         pod["serviceAccountName"] = spec.kubernetes.service_account

@@ -135,10 +135,11 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
         name: EndpointSpec.model_fields[name].get_default(call_default_factory=True)
         for name in _NOT_SERVED
     }
+    # Another port may be equal to the default port.
     return apply_config(
         spec.model_copy(update=left_out),
         update,
-    )  # Another port may be equal to the default port.
+    )
 
 
 def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:

@@ -86,7 +86,7 @@ SystemCallErrorNumber=EPERM
 
 [Install]
 WantedBy=multi-user.target
-"""
+"""  # noqa: E501
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
@@ -171,13 +171,14 @@ def _quoted(text: str) -> str:
     """Return a text in the quotes of systemd.syntax(7). `%` is escaped, because it
     begins a specifier.
     """
+    # systemd also ends a line at \r.
     special = {
         "\\": "\\\\",
         '"': '\\"',
         "\n": "\\n",
         "\r": "\\r",
         "%": "%%",
-    }  # systemd also ends a line at \r.
+    }
     escaped = "".join(special.get(character, character) for character in text)
     return f'"{escaped}"'
 

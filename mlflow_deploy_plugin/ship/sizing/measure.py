@@ -158,9 +158,8 @@ def measure_pod(
     with _started(spec, size, requests) as pod:
         load = pod.load(share, STEADY_SECONDS, p99)
         memory = pod.memory_bytes()
-    load.require(
-        math.inf,
-    )  # A higher rate has met `p99`, so a higher latency comes from other processes.
+    # A higher rate has met `p99`, so a higher latency comes from other processes.
+    load.require(math.inf)
     version_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return PodMeasurement(workers, threads, size, best, load, memory, version_bytes)
 

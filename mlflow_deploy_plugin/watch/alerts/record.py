@@ -64,7 +64,9 @@ def record_failure(
     monitor: str,
     reason: str,
 ) -> None:
-    """Record that a monitor could not be run. The next judged window ends this alert."""
+    """Record that a monitor could not be run. The next judged window ends this
+    alert.
+    """
     _log.warning("%s, monitor %s failed: %s", endpoint, monitor, reason)
     now = store.now()
     content = AlertContent(

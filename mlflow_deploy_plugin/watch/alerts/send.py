@@ -150,9 +150,8 @@ def _asset() -> "AppriseAsset":
 
 def _shut_log() -> None:
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-    connections = logging.getLogger(
-        "urllib3.connectionpool",
-    )  # At DEBUG, urllib3 logs paths, which contain secrets.
+    # At DEBUG, urllib3 logs paths, which contain secrets.
+    connections = logging.getLogger("urllib3.connectionpool")
     if connections.isEnabledFor(logging.DEBUG):
         connections.setLevel(logging.INFO)
 

@@ -150,9 +150,8 @@ def _constant_finding(
         for column in columns
         if column.rows - column.missing >= min(present_rows / 2, MIN_COMPARED_ROWS)
     ]
-    single = (
-        bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
-    )  # the number of bins, except rare values
+    # the number of bins, except rare values
+    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
     if (
         not large
@@ -161,8 +160,8 @@ def _constant_finding(
     ):
         return None
     reason = (
-        f"all {present_rows:,} values are {only}; none of the reference's {len(pieces.windows)} windows "
-        "has only one value"
+        f"all {present_rows:,} values are {only}; none of the reference's {len(pieces.windows)} "
+        "windows has only one value"
     )
     return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
 
@@ -430,9 +429,8 @@ class _JudgedColumn:
             OrderedBins,
         ):  # Return the first change that explains at least half of the distance.
             infinite = [before.infinite_share, current.infinite_share]
-            reach = (
-                np.ptp(bins.positions) / bins.scale
-            )  # Infinite values are in an outer bin, at most this far away.
+            # Infinite values are in an outer bin, at most this far away.
+            reach = np.ptp(bins.positions) / bins.scale
             if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
                 return _share_change("infinite values", *infinite)
             if not (before.finite and current.finite):

@@ -195,7 +195,10 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
             "" if window.labelled.differing or is_bounded else "; the metrics use only these rows"
         )
         if window.labelled.compared and text:
-            text += f", which do not differ from the other rows in {', '.join(window.labelled.compared)}"
+            text += (
+                ", which do not differ from the other rows in "
+                f"{', '.join(window.labelled.compared)}"
+            )
         notes.insert(0, f"{window.labels:,} of {len(table):,} rows have a label{text}")
     return _result(window, findings, figures, notes)
 
@@ -211,7 +214,10 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
         f"so that the metrics are bounds for any labels of the unlabelled rows ({unlabelled:,})"
     )
     unlike = f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)}"
-    unlike += f" (chi-square tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g})"
+    unlike += (
+        f" (chi-square tests of {', '.join(labelled.compared)}, together at "
+        f"{spec.false_alarm_rate:g})"
+    )
     if spec.labels == "reported":
         return labelled.at_worst, [
             f"the monitor sets `labels: reported`, {bounds}",
@@ -244,9 +250,15 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
             "rows of equal weight"
         )
     if unknown := int(labelled.unknown.sum()):
-        text += f"; unlabelled rows with hardly any similar labelled row ({unknown:,}) may have any label"
+        text += (
+            f"; unlabelled rows with hardly any similar labelled row ({unknown:,}) may have any "
+            "label"
+        )
     if is_tested and labelled.is_selected and trust is None:
-        text += "; without probabilities, it cannot be tested whether labels are missing because of their values"
+        text += (
+            "; without probabilities, it cannot be tested whether labels are missing because of "
+            "their values"
+        )
     return labelled, [f"{unlike}{text}", *notes]
 
 

@@ -168,9 +168,8 @@ class _CountedRequests:
         log = request.log
         needed = (*_COLUMNS, *columns)
         for batch in log.batches(request.endpoint, request.window, needed):
-            requests = batch.filter(
-                pc.equal(batch.column("_row"), 0),
-            )  # All rows of a request have the same latency.
+            # All rows of a request have the same latency.
+            requests = batch.filter(pc.equal(batch.column("_row"), 0))
             for version, count in count_versions(requests).items():
                 self.versions[version] = self.versions.get(version, 0) + count
             latencies = as_numbers(requests, "_latency_us")

@@ -83,7 +83,9 @@ class _ShadowRows:
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge the share of rows on which each shadow variant disagrees with the answers."""
+    """Judge the share of rows on which each shadow variant disagrees with the
+    answers.
+    """
     spec = request.spec
     answered, shadows, notes = _read(request)
     if answered is None:
@@ -248,7 +250,9 @@ def _compare(
 
 
 def _keys(table: pa.Table) -> Array:
-    """Return a key of each row, [N] uint64: the hash of prediction id and row number."""
+    """Return a key of each row, [N] uint64: the hash of prediction id and row
+    number.
+    """
     return combine_hashes(
         hash_texts(table.column("_prediction_id")),
         table.column("_row").to_numpy().astype(np.uint64),

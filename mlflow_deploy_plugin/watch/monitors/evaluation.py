@@ -98,8 +98,8 @@ class SelectedMonitor:
         if options and self.spec.kind not in KINDS_WITH_REFERENCE:
             kinds = ", ".join(KINDS_WITH_REFERENCE)
             raise InvalidConfig(
-                f"--{next(iter(options))}: monitors of {kinds} judge columns; {self.spec.kind} does "
-                "not",
+                f"--{next(iter(options))}: monitors of {kinds} judge columns; {self.spec.kind} "
+                "does not",
             )
         new_bounds = {name: value for name, value in bounds.items() if value is not None}
         tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | options).items())

@@ -86,9 +86,8 @@ def files_digests(
     ]
     if spec.kind != "performance" or not any(rows):
         return rows
-    since = (
-        min(window.start for window in windows) - DAY
-    )  # Read one more day, because clocks may differ.
+    # Read one more day, because clocks may differ.
+    since = min(window.start for window in windows) - DAY
     labels = [
         (day, file.path, file.size)
         for day, folder in list_days(log.location, labels_folder(log.location, windows[0].endpoint))
@@ -184,9 +183,8 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
     least = 1 if spec.labels == "reported" else spec.min_rows
     if before < least:
         return labels >= least
-    rows_judged = before / float(
-        window.figures["labelled_share"],
-    )  # With many columns, a sample is judged.
+    # With many columns, a sample is judged.
+    rows_judged = before / float(window.figures["labelled_share"])
     return labels - before >= max(1, _MATERIAL_SHARE * rows_judged)
 
 

@@ -326,9 +326,9 @@ def run_files(
     evaluation.use_compact_memory()
     data, against = load_datasets([rows, reference], exclude=bounds.get("exclude", ()))
     without = [dataset.shown for dataset in (data, against) if dataset.times is None]
-    del (
-        against
-    )  # The judgement reads the reference again. Two tables of a million rows take half a gigabyte.
+    # The judgement reads the reference again. Two tables of a million rows take half a
+    # gigabyte.
+    del against
     neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
     notes = [*data.notes, *([_INDEPENDENT.format(neither)] if without else [])]
     spec = MonitorSpec(reference=f"dataset:{reference}", independent_rows=bool(without))
@@ -341,7 +341,9 @@ def run_files(
     )
     if data.times is None:
         window = window_at(int(times[0]), "1d")
-    else:  # Use complete days, hours or minutes, so that the reference's windows have the same phase.
+    else:
+        # Use complete days, hours or minutes, so that the reference's windows have the
+        # same phase.
         start, end = (
             EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max())
         )

@@ -23,9 +23,8 @@ from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.serve.inference_log.stats import (
-        Watermark,
-    )  # At run time, this would import Arrow.
+    # At run time, this would import Arrow.
+    from mlflow_deploy_plugin.serve.inference_log.stats import Watermark
 
 MAX_CATCH_UP = 100
 """The maximum number of missed windows that a controller judges. A user may request

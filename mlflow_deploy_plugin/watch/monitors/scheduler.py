@@ -177,9 +177,8 @@ class MonitorScheduler:
                 watched.troubles = 0  # If the reason recurs, report it again.
                 watched.last_reason = ""
                 if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
-                    watched.looked_for_late = (
-                        self.monotonic()
-                    )  # Even a failed search is not repeated soon.
+                    # Even a failed search is not repeated soon.
+                    watched.looked_for_late = self.monotonic()
                     self._look_for_late_data(key, watched, windows)
             self._store.clear_if_deleted(key[0])
         except ProcessEnded:

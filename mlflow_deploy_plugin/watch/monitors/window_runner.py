@@ -119,11 +119,12 @@ class WindowRunner:
             state.note_kind == "cannot_run"
             and self.monitors.state(name, monitor).note == state.note
         ):
+            # Remove the note: the monitor can run again.
             self.monitors.update_state(
                 name,
                 monitor,
                 note="",
-            )  # Remove the note: the monitor can run again.
+            )
         if window is None:
             return Idle.NOTHING_DUE
         if isinstance(window, Idle):

@@ -55,9 +55,8 @@ class EvidentlyReport:
 
 def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) -> EvidentlyReport:
     """Draw the first `most` judged columns of the findings."""
-    by_name = {
-        left.name: (left, right) for left, right in reversed(pairs)
-    }  # If names are equal, use the first pair.
+    # If names are equal, use the first pair.
+    by_name = {left.name: (left, right) for left, right in reversed(pairs)}
     judged: dict[str, ColumnPair] = {}
     for finding in result.findings:
         is_scored = (
@@ -152,9 +151,8 @@ def _has_histogram(values: Array) -> bool:
     if not len(present):
         return False
     largest = float(np.abs(present).max())
-    width = (
-        float(present.max() - present.min()) or 1.0
-    )  # numpy widens a constant by 0.5 on both sides.
+    # numpy widens a constant by 0.5 on both sides.
+    width = float(present.max() - present.min()) or 1.0
     return largest < _LARGEST and width > 100 * float(np.spacing(largest))
 
 

@@ -35,12 +35,13 @@ _LINE = "#57606a"
 _SOFT = "#9a9a9a"
 _BAND = "#b9d3f2"
 _COLOURS = {"alarm": _ALARM, "undecided": _SOFT, "fine": _FINE}
+# Markers show the state without colour.
 _MARKERS = {
     _FINE: "o",
     _ALARM: "X",
     _SOFT: "D",
     _LINE: ".",
-}  # Markers show the state without colour.
+}
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +104,10 @@ class LevelLine:
         )
         text = f"{self.title}{interval}: newest {self.series.values[newest]:.4g}"
         if len(self.series.usual):
-            text += f", usual {self.series.usual[newest]:.4g} ± {_DEVIATIONS * self.series.deviation:.2g}"
+            text += (
+                f", usual {self.series.usual[newest]:.4g} ± "
+                f"{_DEVIATIONS * self.series.deviation:.2g}"
+            )
         return text
 
     def draw_reference(self, panel: "Axes") -> None:
@@ -276,9 +280,8 @@ def draw_trend(
         if isinstance(line, LevelLine):
             starts = line.series.starts
             values = line.series.values
-            other = (
-                _FINE if len(line.series.usual) else _LINE
-            )  # A level without a reference is not judged.
+            # A level without a reference is not judged.
+            other = _FINE if len(line.series.usual) else _LINE
             colours = [_ALARM if start in line.alarms else other for start in starts]
             words.append(line.describe())
             line.draw_reference(panel)
@@ -321,10 +324,11 @@ def draw_trend(
         panel.margins(y=0.15)
         panel.set_xlim(min(all_times) - length, max(all_times) + length)
         panel.spines[["top", "right"]].set_visible(False)
+        # With five ticks, four days would get half-day ticks.
         locator = AutoDateLocator(
             minticks=3,
             maxticks=8,
-        )  # With five ticks, four days would get half-day ticks.
+        )
         panel.xaxis.set_major_locator(locator)
         panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         for axis in (panel.xaxis, panel.yaxis):

@@ -200,7 +200,9 @@ class RetrainingContext:
         self.end(retraining, "failed", reason)
 
     def finish(self, retraining: Retraining, state: RetrainingState, reason: str) -> None:
-        """End the retraining without a rollout, and tag its version with the outcome."""
+        """End the retraining without a rollout, and tag its version with the
+        outcome.
+        """
         tag_version(retraining.model, retraining.version, CANDIDATE_TAG, state)
         if state == "proposed":
             self._announce(
@@ -221,9 +223,8 @@ class RetrainingContext:
             event,
         )
         if written is not None:
-            last = (
-                retraining.id - 1 if state == "failed" else retraining.id
-            )  # Keep the rows of newer retrainings.
+            # Keep the rows of newer retrainings.
+            last = retraining.id - 1 if state == "failed" else retraining.id
             for ended in Retrainings(self.deployments.store).find(model=retraining.model):
                 if ended.id <= last:
                     for name in TRAINING_FILES:  # Keep the log. MLflow has the held-out rows.

@@ -11,7 +11,7 @@ whether its work is already done, so it may be repeated after a crash.
     promoted, proposed, left, rolled_back, failed         final
 
 `training.py` contains the first two steps.
-"""
+"""  # noqa: E501
 
 import logging
 from collections.abc import Hashable

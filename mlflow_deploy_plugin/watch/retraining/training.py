@@ -103,14 +103,20 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
         f"{str(data.window).split('/')[1]}"
     )
     if hidden := sorted(withheld & types.keys()):
-        why += f", without {join_names(hidden)}: capture.drop or capture.mask removes the values from the log"
+        why += (
+            f", without {join_names(hidden)}: capture.drop or capture.mask removes the values from "
+            "the log"
+        )
     detail: Json = {
         "held_out_rows": data.held_out_rows,
         "window": figures.window,
         "attempt": attempt,
     }
     if plan.sample is not None:
-        why += f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the window"
+        why += (
+            f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the "
+            "window"
+        )
         detail |= {"sample": plan.sample, "data_digest": data.digest}
         (file := folder / "sample.json").write_text(json.dumps(detail | data.sample, indent=2))
         process.log_file(run_id, file)
@@ -335,10 +341,11 @@ def collect_training_data(
     with data.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if held_out is not None:
+        # The gate casts these rows to the types of each version.
         pq.write_table(
             held_out,
             judged_by,
-        )  # The gate casts these rows to the types of each version.
+        )
     return TrainingData(
         data=data,
         held_out=judged_by if held_out is not None else None,

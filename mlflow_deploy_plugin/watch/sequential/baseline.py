@@ -98,9 +98,8 @@ class RunningBaseline:
         explained = correlation**gap
         free = self._count - self._season
         deviation = self.deviation * np.sqrt((1 - np.square(explained)) * free / (free - 1))
-        luck = np.sqrt(
-            self._level_count / (self._level_count + 1),
-        )  # The estimated mean has an error of its own.
+        # The estimated mean has an error of its own.
+        luck = np.sqrt(self._level_count / (self._level_count + 1))
         innovation: Array = (value - mean - explained * (previous - mean)) / deviation * luck
         return innovation
 
@@ -119,6 +118,8 @@ class RunningBaseline:
         self._level_sum += weight * value
 
     def restart_level(self, chosen: Array) -> None:
-        """Forget the mean of the `chosen` figures, [m] bool: later windows are usual."""
+        """Forget the mean of the `chosen` figures, [m] bool: later windows are
+        usual.
+        """
         self._level_count[..., chosen] = 0
         self._level_sum[..., chosen] = 0

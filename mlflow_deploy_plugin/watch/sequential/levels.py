@@ -13,7 +13,7 @@ levels of the columns.
 
 With a `rolling:` reference, each figure is the difference from the window one lag
 earlier.
-"""
+"""  # noqa: E501
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -289,7 +289,9 @@ def weighted_metrics(
     names: Sequence[str],
     sampling: Sampling,
 ) -> Metrics:
-    """Return the metrics of the chosen `rows`, [N] bool, from their labels and weights."""
+    """Return the metrics of the chosen `rows`, [N] bool, from their labels and
+    weights.
+    """
     is_used = rows & labelled.rows
     unknown = rows & labelled.unknown
     weighted = replace(sampling, weights=labelled.weights)

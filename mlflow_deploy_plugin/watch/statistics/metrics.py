@@ -55,7 +55,9 @@ class ClassPredictions:
 
     @property
     def is_binary(self) -> bool:
-        """True if the model has two classes, so that metrics refer to the larger class."""
+        """True if the model has two classes, so that metrics refer to the larger
+        class.
+        """
         return len(self.classes) - self.unknown == 2
 
     def take(self, rows: Array) -> "ClassPredictions":

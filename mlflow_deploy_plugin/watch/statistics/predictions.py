@@ -77,8 +77,8 @@ class Predictions:
             class_count = len(self.classified.classes) - self.classified.unknown
             text = f"the model does not have ({quote_names(self.classified.classes[class_count:])})"
             yield (
-                f"{int((self.truth >= class_count).sum()):,} labels are classes that {text}; each counts "
-                "as a wrong answer"
+                f"{int((self.truth >= class_count).sum()):,} labels are classes that {text}; each "
+                "counts as a wrong answer"
             )
 
 
@@ -155,7 +155,9 @@ class _Columns:
         return columns[0] if len(columns) == 1 else None
 
     def probabilities(self) -> Array | None:
-        """Return the class probabilities, [N, C] float64, in the order of the classes."""
+        """Return the class probabilities, [N, C] float64, in the order of the
+        classes.
+        """
         for output in self._outputs:
             if output.role != "probabilities":
                 continue

@@ -15,7 +15,7 @@ training rows is a tie if a change of an input by two 32-bit steps changes the
 original's prediction. A row of a neural network is a tie if rounding errors in inputs
 or weights change the prediction. A row on a threshold is not a tie, since comparing an
 input with a constant involves no rounding.
-"""
+"""  # noqa: E501
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -205,13 +205,11 @@ def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
     numbers = series.to_numpy(np.float64, na_value=np.nan)
     if not (np.abs(numbers) > _EXACT).any():
         return
-    dtype = np.dtype(
-        str(series.dtype).split("[")[0].lower(),
-    )  # "Int64" and "int64[pyarrow]" hold int64.
+    # "Int64" and "int64[pyarrow]" hold int64.
+    dtype = np.dtype(str(series.dtype).split("[")[0].lower())
     bounds = np.iinfo(dtype)
-    steps = np.rint(
-        _step_sizes(numbers),
-    )  # The step of a small integer is below one half, and becomes zero.
+    # The step of a small integer is below one half, and becomes zero.
+    steps = np.rint(_step_sizes(numbers))
     yield series - np.where(numbers - steps >= bounds.min, steps, 0).astype(dtype)
     yield series + np.where(numbers + steps < bounds.max, steps, 0).astype(dtype)
 

@@ -57,7 +57,8 @@ _INPUTS = re.compile(
 )
 _NO_KERNEL = re.compile(r"(?P<op>[\w.]+:?\w+)\(-?\d+\) is not a registered function/op")
 _NO_OPERATOR = re.compile(  # messages of tf2onnx, torch's dynamo exporter, and its legacy exporter
-    r"No Op registered for (?P<tf>\w+)|translating node .*target=torch\.ops\.(?P<fx>[\w.]+?)(\.default)?\]"
+    r"No Op registered for (?P<tf>\w+)"
+    r"|translating node .*target=torch\.ops\.(?P<fx>[\w.]+?)(\.default)?\]"
     r"|operator '(?P<ts>[\w:]+)' to ONNX opset version \d+ is not supported",
 )
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
@@ -66,7 +67,9 @@ _REASONS = {
     # raised by support vector machines
     "no attribute 'upper'": "a kernel that is a Python function",
     "Could not infer attribute `support_vectors`": "a precomputed kernel (kernel='precomputed')",
-    "__obj_flatten__": "its layers are quantized by torch; wrap the unquantized model and run onnxserve optimize",
+    "__obj_flatten__": (
+        "its layers are quantized by torch; wrap the unquantized model and run onnxserve optimize"
+    ),
     "got FakeTensor": "the size of a tensor depends on the data, as in pack_padded_sequence",
 }
 _CPP = re.compile(r"\S+ onnxruntime::.*")
@@ -97,10 +100,11 @@ def pyfunc_flavor(
     if flavor is None and input_example is not None:
         with suppress(Exception):  # The model may not predict rows.
             flavor = "sklearn" if len(model.predict(input_example[:1])) == 1 else None
+    # No flavor saves a tf.function.
     is_function = flavor == "tensorflow" and hasattr(
         model,
         "python_function",
-    )  # No flavor saves a tf.function.
+    )
     if flavor is None or is_function or (flavor == "sklearn" and not hasattr(model, "predict")):
         return None
     return flavor, {

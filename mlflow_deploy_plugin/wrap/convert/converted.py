@@ -352,9 +352,8 @@ def call_original(
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore",
-            )  # Originals warn about unseen categories in generated rows.
+            # Originals warn about unseen categories in generated rows.
+            warnings.simplefilter("ignore")
             return original(batch)
     except OnnxserveError:
         raise

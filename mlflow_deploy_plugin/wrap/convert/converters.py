@@ -136,9 +136,8 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
             _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
     packages = packages_of(model)
     if "torch" in packages and "sentence_transformers" not in packages:
-        packages = [
-            name for name in packages if name != "transformers"
-        ]  # A net without its pipeline reads token ids.
+        # A net without its pipeline reads token ids.
+        packages = [name for name in packages if name != "transformers"]
     frameworks = (name for name in packages if name in _MODULES or name in _NEVER)
     framework = "onnx" if is_onnx(model) else next(frameworks, None)
     if framework is None or framework in _NEVER:

@@ -5,7 +5,7 @@
 | torch      | torch's dynamo exporter, then its legacy exporter; Keras' export would trace sizes of 1 (3.15)       |
 | tensorflow | tf2onnx (`tensorflow.py`); Keras' export omits the statistics of a Normalization layer (3.15)         |
 | jax        | jax2onnx                                                                                             |
-"""
+"""  # noqa: E501
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -199,9 +199,8 @@ def _names(model: keras.Model, batch: ModelInput) -> list[str]:
     """
     names = [tensor.name for tensor in _inputs(model)]
     if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
-        is_named = names and not names[0].startswith(
-            ("keras_tensor", "input_layer"),
-        )  # Keras generates these names.
+        # Keras generates these names.
+        is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))
         only = names[0] if is_named else _UNNAMED
         return [only if isinstance(batch, pd.DataFrame) or "" in batch else next(iter(batch))]
     batch_names = [str(name) for name in batch]

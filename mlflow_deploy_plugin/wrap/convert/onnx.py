@@ -115,9 +115,8 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
             )
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
     if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
-        proto.opset_import.append(
-            helper.make_opsetid("", _OLDEST_OPSET),
-        )  # CatBoost omits the domain of Identity.
+        # CatBoost omits the domain of Identity.
+        proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))
     for output in graph.output:
         if output.name in classes:
             shape = [None, len(classes[output.name])]

@@ -80,10 +80,11 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     is_table = isinstance(batch, pd.DataFrame)
     if has_formula and not is_table:
         raise InvalidConfig("input_example: the model has a formula; pass a table with its columns")
+    # The call checks the columns.
     converted.call_original(
         original,
         Batch(batch).take(slice(0, 1)).data,
-    )  # The call checks the columns.
+    )
     names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
     rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
     linear = _formula(results.model, weights, rows, [*names]) if has_formula else rows @ weights

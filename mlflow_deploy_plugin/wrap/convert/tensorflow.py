@@ -106,9 +106,8 @@ def export(
     try:
         captures = traced.get_concrete_function(*specs).graph.captures
         proto, _ = tf2onnx.convert.from_function(traced, specs, opset=_OPSET)
-        onnx.checker.check_model(
-            proto,
-        )  # The checker finds unsupported operations, which remain in the graph.
+        # The checker finds unsupported operations, which remain in the graph.
+        onnx.checker.check_model(proto)
     except Exception as error:
         raise ConversionError(
             f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}",

@@ -285,9 +285,8 @@ def _silenced() -> Iterator[None]:
             restored.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
         restored.callback(setattr, torch._C, "_jit_onnx_log", torch._C._jit_onnx_log)
-        torch._C._jit_onnx_log = lambda *words: (
-            None
-        )  # The exporter prints even without `verbose` (torch 2.13).
+        # The exporter prints even without `verbose` (torch 2.13).
+        torch._C._jit_onnx_log = lambda *words: None
         yield
 
 
@@ -353,9 +352,8 @@ def _to_onnx(
             # decompositions (torch 2.13).
             with sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(model, **options)
-            NameFixPass()(
-                program.model,
-            )  # An output may have the same name as an exporter's value (`var`, `trunc`).
+            # An output may have the same name as an exporter's value (`var`, `trunc`).
+            NameFixPass()(program.model)
             return program.model_proto
     except Exception as error:
         cause = error.__cause__ or error
@@ -492,9 +490,8 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
         return {}
     else:
         kind = type(answer).__name__
-        way = (
-            "; set model.config.use_cache = False" if kind.endswith("Cache") else ""
-        )  # from transformers
+        # from transformers
+        way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""
         raise ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
     return {
         key: tensor
@@ -516,9 +513,8 @@ def _parameters(model: TrainedModel) -> list[str]:
     if isinstance(model, ExportedProgram):
         return list(model.graph_signature.user_inputs)
     if isinstance(model, torch.jit.ScriptModule):
-        return [
-            argument.name for argument in model.forward.schema.arguments[1:]
-        ]  # The first argument is self.
+        # The first argument is self.
+        return [argument.name for argument in model.forward.schema.arguments[1:]]
     return list(_signature(model))
 
 

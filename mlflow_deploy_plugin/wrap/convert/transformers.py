@@ -346,9 +346,8 @@ def _convert(
         inputs = pd.DataFrame(batch).iloc[:, 0].tolist()
         if not all(isinstance(text, str) for text in inputs):
             raise InvalidConfig("a text is missing")
-        places = {
-            text: index for index, text in enumerate(dict.fromkeys(inputs))
-        }  # The example is repeated.
+        # The example is repeated.
+        places = {text: index for index, text in enumerate(dict.fromkeys(inputs))}
         tokens = net.tokenizer([net.prefix + text for text in places], verbose=False)["input_ids"]
         if empty := [text for text, ids in zip(places, tokens, strict=True) if not ids]:
             raise ValueError(
@@ -398,8 +397,8 @@ def _saved_tokenizer(
         name for name in arrays if name not in (*_ARRAYS, "modality", "prompt_length")
     ]:
         raise ConversionError(
-            f"its tokenizer returns {unsupported[0]!r}, which is not supported: {', '.join(_ARRAYS)} "
-            "are",
+            f"its tokenizer returns {unsupported[0]!r}, which is not supported: "
+            f"{', '.join(_ARRAYS)} are",
         )
     content = tokenizer.backend_tokenizer.to_str()
     truncation = tokenizer.backend_tokenizer.truncation or {}

@@ -30,9 +30,8 @@ def main(folder: Path, arguments: list[str]) -> None:
             case ["--check", rows, outputs]:
                 tkinter.Tcl()  # Raises TclError if the program does not contain Tcl.
                 model = OnnxModel.load(folder / MODEL)
-                feeds = model.schema.from_columns(
-                    pickle.loads(Path(rows).read_bytes()),
-                )  # The export wrote the file.
+                # The export wrote the file.
+                feeds = model.schema.from_columns(pickle.loads(Path(rows).read_bytes()))
                 Path(outputs).write_bytes(pickle.dumps(model.run(feeds)))
                 with local_server(folder / MODEL, "check", "1", "127.0.0.1", "0") as url:
                     urlopen(f"{url}/docs").close()

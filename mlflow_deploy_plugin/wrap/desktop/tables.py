@@ -61,7 +61,9 @@ def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
 
 
 def _excel_to_csv(path: Path) -> bytes:
-    """Return the first sheet without columns that have no name, and without empty rows."""
+    """Return the first sheet without columns that have no name, and without empty
+    rows.
+    """
     sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
     sheet.reset_dimensions()  # Some programs write a wrong size of the sheet.
     texts = ([as_text(value) or "" for value in row] for row in sheet.iter_rows(values_only=True))

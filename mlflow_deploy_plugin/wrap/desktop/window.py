@@ -387,15 +387,17 @@ def _add_field(
         else ttk.Entry(page, textvariable=field)
     )
     widget.bind("<Return>", lambda event: enter())
+    # The Tab key may reach a hidden field.
     widget.bind(
         "<FocusIn>",
         lambda event: page.see(str(widget)),
-    )  # The Tab key may reach a hidden field.
+    )
     for wheel in ("<Button-4>", "<Button-5>", "<MouseWheel>"):
+        # A list would change its value while the form scrolls.
         widget.bind(
             wheel,
             lambda event: "break",
-        )  # A list would change its value while the form scrolls.
+        )
     page.insert("end", f"{name}\n", "", f"{note}\n", "note")
     page.window_create("end", window=widget)
     page.insert("end", "\n\n")

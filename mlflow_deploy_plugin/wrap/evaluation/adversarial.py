@@ -199,7 +199,9 @@ def torch_gradient(
     truth: Array,
     has_consent: bool = False,
 ) -> LossGradient | Refused:
-    """Return the gradient of the torch original (see `torch_original`), or a `Refused`."""
+    """Return the gradient of the torch original (see `torch_original`), or a
+    `Refused`.
+    """
     if not _floats(rows):
         return Refused("the model has no floating-point inputs")
     module = torch_original(model, folder, original, has_consent)

@@ -168,9 +168,8 @@ class RobustnessReport:
         return [folder / name for name in files]
 
     def _draw(self, name: str, points: Sequence[RobustnessPoint]) -> bytes:
-        from matplotlib.backends.backend_agg import (
-            FigureCanvasAgg,
-        )  # The import takes half a second.
+        # The import takes half a second.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")

@@ -174,8 +174,8 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     columns = cast_to_signature(artifact, columns)
     if names == {""} and len(columns) > 1:
         raise InvalidConfig(
-            f"the model has one unnamed tensor, and the data contains {join_names(columns)}: name the "
-            "target, and remove all other arrays",
+            f"the model has one unnamed tensor, and the data contains {join_names(columns)}: name "
+            "the target, and remove all other arrays",
         )
     return columns
 
@@ -340,10 +340,11 @@ def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if not datasets:
         names = ", ".join(entry.dataset.name for entry in inputs) or "none"
         raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
+    # Only files and URLs are read; all other sources run code or return no file.
     sources = map(
         get_source,
         datasets,
-    )  # Only files and URLs are read; all other sources run code or return no file.
+    )
     readable = [
         source
         for source in sources

@@ -262,11 +262,12 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     called = np.searchsorted(labels, predicted)
     seen = np.unique(true)
     scored = seen[-1:] if len(seen) == 2 else slice(None)
+    # The last index counts rows without a hit.
     hit = np.where(
         predicted == truth,
         true,
         len(labels),
-    )  # The last index counts rows without a hit.
+    )
 
     def f1(weights: Array) -> float:
         counts = (np.bincount(side, weights, len(labels))[scored] for side in (true, called))

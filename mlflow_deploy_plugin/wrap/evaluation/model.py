@@ -169,12 +169,13 @@ def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPre
             next((name for name in artifact.prediction if name in outputs), next(iter(outputs)))
         ],
     )
+    # A text is a label.
     return ModelPredictions(
         values,
         values.dtype.kind == "O",
         probabilities,
         artifact.classes,
-    )  # A text is a label.
+    )
 
 
 class _LoadedPyfunc:

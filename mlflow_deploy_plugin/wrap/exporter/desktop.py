@@ -96,9 +96,8 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
         "log-level": "ERROR",
     }
     options |= {f"{kind}path": folder / kind for kind in ("dist", "work", "spec")}
-    options |= {
-        "collect-all": _PACKAGE.name,
-    }  # PyInstaller cannot find modules that are imported by a name in a text.
+    # PyInstaller cannot find modules that are imported by a name in a text.
+    options |= {"collect-all": _PACKAGE.name}
     unused = packages_distributions().keys() - _LIBRARIES - sys.stdlib_module_names | {
         "zstandard._cffi",
     }

@@ -137,9 +137,8 @@ def export(
         folder = download(resolved.source, work / "source")
         fitted = None
         if format == "pmml":
-            from mlflow_deploy_plugin.wrap.exporter.pmml import (
-                fitted_model,
-            )  # Importing MLflow is slow.
+            # Importing MLflow is slow.
+            from mlflow_deploy_plugin.wrap.exporter.pmml import fitted_model
 
             fitted, folder = fitted_model(resolved, folder, work / "converted", original)
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
@@ -361,9 +360,8 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
     schema = model.schema
     try:
         if isinstance(user_rows, str | Path):
-            from mlflow_deploy_plugin.wrap.flavor.example_rows import (
-                read_rows,
-            )  # Importing MLflow is slow.
+            # Importing MLflow is slow.
+            from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
 
             user_rows = read_rows(Path(user_rows))
         if user_rows is None:
@@ -402,7 +400,7 @@ runner, model, rows_file, outputs_file = sys.argv[1:]
 sys.modules["mlflow_deploy_plugin"] = None  # An export must not need onnxserve.
 outputs = runpy.run_path(runner)["Model"](model, threads=1).outputs(pickle.load(open(rows_file, "rb")))
 pickle.dump(outputs, open(outputs_file, "wb"))
-"""
+"""  # noqa: E501
 
 
 def _write_tflite(

@@ -2,7 +2,7 @@
 lists the required packages.
 
 python litert.py GRAPH.onnx FOLDER FREE|1       # writes FOLDER/model.tflite; the last line of stderr is the error
-"""
+"""  # noqa: E501
 
 import re
 import sys
@@ -222,15 +222,17 @@ def _add_gru_step(
     return ops.add("Add", new, ops.add("Mul", update, drawn)), ""
 
 
+# number of gates, and the function that adds a step
 _STEPS = {
     "LSTM": (4, _add_lstm_step),
     "GRU": (3, _add_gru_step),
-}  # number of gates, and the function that adds a step
+}
+# per value of `direction`
 _IS_REVERSE = {
     b"forward": [False],
     b"reverse": [True],
     b"bidirectional": [False, True],
-}  # per value of `direction`
+}
 
 
 def _unroll_layer(
@@ -326,7 +328,9 @@ def _keep_layout(model: onnx.ModelProto) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return an error in one line, with the operator if the message names an operator."""
+    """Return an error in one line, with the operator if the message names an
+    operator.
+    """
     text = " ".join(str(error).split())
     if match := re.search(r"op=(\S+) .*?message=(.*)", text):
         return f"operator {match[1]}: {match[2]}"

@@ -110,7 +110,9 @@ class Model:
         }
 
     def parse_texts(self, row: Mapping[str, str]) -> dict[str, str | float | bool | None]:
-        """Parse the strings of a row in a CSV file. An empty string is a missing value."""
+        """Parse the strings of a row in a CSV file. An empty string is a missing
+        value.
+        """
         kinds = {column["name"]: column["type"] for column in self._known["columns"]}
         return {name: _parsed(text, kinds[name]) for name, text in row.items() if name in kinds}
 

@@ -107,10 +107,11 @@ def converter_python(progress: ProgressCallback) -> Path:
                 except BaseException:
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
+                # The move is safe: bin/python locates its packages relative to itself.
                 os.replace(
                     unfinished,
                     folder,
-                )  # The move is safe: bin/python locates its packages relative to itself.
+                )
     except CommandFailed as error:
         raise ConversionError(
             f"the tflite converter cannot be installed: {error.message}; it needs venv and a "

@@ -5,4 +5,4 @@ log_model / save_model   convert → prove parity → save (`wrap/convert/`, `wr
 wrap_registered          the same steps for a registered model (`registered.py`)
 load_model               load a saved model as `serve.runtime.model.OnnxModel`
 _load_pyfunc             the function that `mlflow.pyfunc.load_model` calls (`save.py`)
-"""
+"""  # noqa: E501

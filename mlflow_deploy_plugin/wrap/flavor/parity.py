@@ -108,7 +108,9 @@ class ParityReport:
 
     @property
     def doubts(self) -> tuple[bool, int, int, bool]:
-        """A sort key for the ONNX forms of a model: the best form has the smallest key."""
+        """A sort key for the ONNX forms of a model: the best form has the smallest
+        key.
+        """
         ties = sum(output.ties for output in self.outputs)
         close = any(output.max_excess > _CLOSE for output in self.outputs)
         return bool(self.problem or self.unproven), self.beyond_tolerance, ties, close

@@ -36,6 +36,7 @@ _LEARNED_ROWS = 200
 _CATEGORY_ROWS = 200  # rows per column; fewer if all columns would exceed `_ALL_CATEGORY_ROWS`
 _ALL_CATEGORY_ROWS = 4_000
 _TEXT_ROWS = 240
+# factors of the largest number of a column
 _FAR = (
     -1e6,
     -3e4,
@@ -47,7 +48,7 @@ _FAR = (
     1e3,
     3e4,
     1e6,
-)  # factors of the largest number of a column
+)
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
 _SENTINELS = (-999.0, -9999.0, 9999.0, 999_999_999.0, -1e9, 1e9, -1e12, 1e12, -1e15, 1e15)
 """Numbers that people use for a missing value, and numbers whose squares have more
@@ -453,7 +454,9 @@ class _TableRows:
 
 
 def _finite_range(values: Array) -> tuple[float, float]:
-    """Return the smallest and the largest finite number, or NaN if no number is finite."""
+    """Return the smallest and the largest finite number, or NaN if no number is
+    finite.
+    """
     finite = values[np.isfinite(values)]
     if finite.size:
         return (float(finite.min()), float(finite.max()))
@@ -644,9 +647,8 @@ def _other_sizes(
     """Yield rows with other sizes of the free axes, truncated or repeated. A symbol has
     one size in all tensors.
     """
-    only = (
-        next(iter(sizes.values()), {}) if len(sizes) == 1 else {}
-    )  # A single tensor may be unnamed.
+    # A single tensor may be unnamed.
+    only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}
     free = {name: sizes.get(name, only) for name in example.tensors}
     most = {
         symbol: 2 * example.tensors[name].shape[axis]

@@ -57,9 +57,9 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
 
     try:
-        make_backend(
-            "jpype",
-        )  # This starts Java, which would print each error of the XML to the standard output.
+        # This starts Java, which would print each error of the XML to the standard
+        # output.
+        make_backend("jpype")
         jpype.java.lang.System.setOut(
             jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()),
         )

@@ -111,7 +111,8 @@ def log_as_pyfunc(
         options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
     code = [] if options["code_paths"] else _own_code(model)
     _logger.warning(
-        '%s. The model is logged by mlflow.%s instead and is served as pyfunc (fallback="error" prevents this)%s',
+        "%s. The model is logged by mlflow.%s instead and is served as pyfunc "
+        '(fallback="error" prevents this)%s',
         error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
         flavor,
         f". It needs your own modules for serving: log them with code_paths={code}" if code else "",
@@ -182,7 +183,9 @@ class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
 
 
 def _own_code(model: TrainedModel) -> list[str]:
-    """Return the files and folders of the user's modules that the pickled model needs."""
+    """Return the files and folders of the user's modules that the pickled model
+    needs.
+    """
     with open(os.devnull, "wb") as file:
         finder = _ModuleFinder(file)
         with suppress(Exception):  # The model may not be picklable.
@@ -213,7 +216,9 @@ class NetModel(PythonModel):  # type: ignore[misc]
         self.net = net
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
-        """Return a single output as an array, and several outputs as a mapping by name."""
+        """Return a single output as an array, and several outputs as a mapping by
+        name.
+        """
         converter = cast(NetConverter, converter_for(self.net))
         answers = converter.original_model(self.net)(converter.read_batch(self.net, model_input))
         if len(answers) == 1:
@@ -432,9 +437,8 @@ def net_options(
     original = converter.original_model(model)
     example = Batch(converter.read_batch(model, input_example))
     if isinstance(example.data, pd.DataFrame):
-        example = Batch(
-            example.data.rename(columns=str),
-        )  # Signatures have strings as column names.
+        # Signatures have strings as column names.
+        example = Batch(example.data.rename(columns=str))
     head = slice(0, EXAMPLE_ROWS if example.has_rows else None)
     rows = example.take(head)
     answers = call_original(original, rows.data)
@@ -451,9 +455,8 @@ def net_options(
         ]
         signature = rows.signature(prediction, inputs, outputs)
     is_single_input = rows.is_table or "" in rows.tensors
-    is_logged = {"Module", "Model"} & {
-        kind.__name__ for kind in type(model).__mro__
-    }  # Keras calls the class `Model`.
+    # Keras calls the class `Model`.
+    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}
     # Omit torch's local version (+cpu). Read versions from modules, since the
     # distribution may be tensorflow-cpu.
     used = (
@@ -464,9 +467,8 @@ def net_options(
     installed = [
         f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used
     ]
-    is_single_output = len(answers) == 1 and (
-        framework != "torch" or "output" in answers
-    )  # torch: a dict has names
+    # torch: a dict has names
+    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)
     if is_single_input and is_logged and is_single_output:
         if framework != "keras":
             return None

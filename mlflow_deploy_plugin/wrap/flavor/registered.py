@@ -181,9 +181,8 @@ def wrap_registered(
     RegistryUnavailable.
     """
     check_new_name(register or "")
-    path = (
-        absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)
-    )  # for error messages
+    # for error messages
+    path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)
     is_file = path.is_file() or (path.suffix.lower() in _FILE_ENDINGS and ":" not in model_uri)
     if is_file and not path.exists():
         raise errors.NotFound(f"the file {path} does not exist")
@@ -367,9 +366,8 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
     if not flavors or flavors[0] in _WITHOUT_SETTINGS:
         return {}
     config = sections.get(PYTHON_FUNCTION, {}).get(MODEL_CONFIG) or {}
-    older = (
-        folder / "components" / "inference_config.txt"
-    )  # The `inference_config` of MLflow before 2.10.
+    # The `inference_config` of MLflow before 2.10.
+    older = folder / "components" / "inference_config.txt"
     if flavors[0] == "transformers" and older.is_file():
         try:
             config = json.loads(older.read_text(encoding="utf-8"))
@@ -452,9 +450,8 @@ def _log_next_version(
         tags=kept_tags(old_version.tags if old_version else {}) | origin_tags,
     )
     if run_id and model_id and logged is not None:
-        copied = (
-            client.get_logged_model(model_id).metrics or ()
-        )  # MLflow has already copied these metrics.
+        # MLflow has already copied these metrics.
+        copied = client.get_logged_model(model_id).metrics or ()
         present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
         missing = [
             Metric(

@@ -204,9 +204,10 @@ def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
     installed from a repository.
     """
     name = f"mlflow-onnxserve{extras}"
+    # PEP 610
     origin = json.loads(
         (files or distribution("mlflow-onnxserve")).read_text("direct_url.json") or "{}",
-    )  # PEP 610
+    )
     if repository := origin.get("vcs_info"):
         return f"{name} @ {repository['vcs']}+{origin['url']}@{repository['commit_id']}"
     return f"{name}=={__version__}"

@@ -252,7 +252,9 @@ def check_choice(name: str, value: object, choices: object) -> None:
 
 @dataclass(frozen=True)
 class OnnxForm:
-    """An ONNX form, loaded from its draft folder, and its comparison with the original."""
+    """An ONNX form, loaded from its draft folder, and its comparison with the
+    original.
+    """
 
     converted: ConvertedModel
     runnable: OnnxModel

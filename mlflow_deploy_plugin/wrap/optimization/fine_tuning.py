@@ -48,9 +48,8 @@ def pruned_and_tuned(
     if truth is None:
         truth = base.outputs(rows)[base.artifact.prediction[0]]
     module = copy.deepcopy(module)
-    layers = [
-        layer for layer in module.modules() if not isinstance(layer, nn.Embedding)
-    ]  # Embeddings are not pruned.
+    # Embeddings are not pruned.
+    layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]
     weights = (
         weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1
     )
@@ -66,9 +65,8 @@ def pruned_and_tuned(
         layer.eval()
     feeds = base.feeds(rows)
     targets = torch.from_numpy(np.ascontiguousarray(truth))
-    arguments = [
-        torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs
-    ]  # in the order of `forward`
+    # in the order of `forward`
+    arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]
     try:
         for weight, mask in masked_weights:
             weight.data *= mask

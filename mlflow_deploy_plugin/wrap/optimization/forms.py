@@ -10,7 +10,7 @@ weights.
 
 The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do
 not change their argument.
-"""
+"""  # noqa: E501
 
 import copy
 import logging
@@ -239,9 +239,8 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
     ONNX Runtime 1.31's `quant_pre_process` does not support graphs in memory, and its
     quantizer fails for torch shapes.
     """
-    from onnxruntime.quantization.quant_utils import (
-        add_pre_process_metadata,
-    )  # This import is slow.
+    # This import is slow.
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     ort = import_onnxruntime()
     options = session_options(ort, 0)
@@ -363,9 +362,8 @@ def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
 
     graph = half.graph
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
-    cast_names = re.compile(
-        r"graph_input_cast\d+|.*_cast_to_fp16_node"
-    )  # names of the converter's casts
+    # names of the converter's casts
+    cast_names = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")
     to_half = {
         name: node.input[0] for name, node in casts.items() if cast_names.fullmatch(node.name)
     }

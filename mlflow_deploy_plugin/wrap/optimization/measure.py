@@ -112,10 +112,11 @@ def measure_forms(
                 _mean_seconds(model, arrays) for model, arrays in zip(models, feeds, strict=True)
             ]
     ratios = times / times[..., :1]
+    # 3 × [sizes, models]
     figures = [
         np.median(times, axis=1) * 1e6,
         *np.quantile(ratios, (0.5, 0.75), axis=1),
-    ]  # 3 × [sizes, models]
+    ]
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()

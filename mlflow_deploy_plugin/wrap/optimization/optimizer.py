@@ -80,7 +80,9 @@ _LINEAGE = (tags.PARENT_TAG, tags.TRAINING_TAG, tags.DATA_DIGEST_TAG)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The changes that create a form. Pruning precedes the conversion to 8 or 16 bits."""
+    """The changes that create a form. Pruning precedes the conversion to 8 or 16
+    bits.
+    """
 
     int8: forms.Int8 | None = None
     fp16: bool = False
@@ -400,7 +402,10 @@ class _FormMaker:
             graph, note = self.prune(graph, recipe.prune)
             zeros = forms.share_of_zeros(graph)
             if zeros < recipe.prune - _MISSED_SHARE:
-                note += f"; only {zeros:.1%} of all weights are zero, because embeddings and tables are not pruned"
+                note += (
+                    f"; only {zeros:.1%} of all weights are zero, because embeddings and tables "
+                    "are not pruned"
+                )
         if recipe.fp16:
             graph = forms.half_precision(graph, self.feeds)
         if recipe.int8 == "dynamic":
@@ -488,7 +493,9 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
         of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows combined"
         return replace(
             done,
-            reason=f"no form within a loss of {done.max_loss:g} was faster than {done.base} for {of}",
+            reason=(
+                f"no form within a loss of {done.max_loss:g} was faster than {done.base} for {of}"
+            ),
         )
     if within:
         return replace(done, chosen=within[0].name)

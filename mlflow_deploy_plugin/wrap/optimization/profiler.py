@@ -233,9 +233,8 @@ def _sum_by(
         of_runs: dict[int, float] = {}
         for event in group:
             of_runs[event.run] = of_runs.get(event.run, 0.0) + event.us
-        medians[node] = float(
-            np.median(list(of_runs.values())),
-        )  # The median ignores interrupted runs.
+        # The median ignores interrupted runs.
+        medians[node] = float(np.median(list(of_runs.values())))
     total = sum(medians.values()) or 1.0
     summed = []
     for (name, operator), group in groups.items():
@@ -258,6 +257,9 @@ def _advise(
         return sum(
             e.share for e in operators if e.operator in names and (not type_ or type_ in e.types)
         )
+
+    def shown_operator(name: str) -> str:
+        return f"{name} ({share(name):.0%}, part of {_UNFUSED[name]})"
 
     calls = sum(entry.calls for entry in operators)
     trees = share(*_TREES)
@@ -306,8 +308,7 @@ def _advise(
         (
             bool(unfused),
             (
-                "not fused: "
-                f"{', '.join(f'{name} ({share(name):.0%}, part of {_UNFUSED[name]})' for name in unfused)}; "
+                f"not fused: {', '.join(map(shown_operator, unfused))}; "
                 "export the model in eval mode, or fuse it with onnxruntime.transformers.optimizer"
             ),
         ),

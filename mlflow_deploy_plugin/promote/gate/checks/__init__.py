@@ -1,1 +1,3 @@
-"""The checks of the gate. Each module contains functions that return a `CheckResult`."""
+"""The checks of the gate. Each module contains functions that return a
+`CheckResult`.
+"""

@@ -234,13 +234,14 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
         old = {"": next(iter(old.values()))}
     removed, added, common = _compare_names(old, new)
     for name in removed:
+        # A request with the removed tensor fails.
         yield _Change(
             "removed",
             name,
             old[name].dtype,
             "",
             True,
-        )  # A request with the removed tensor fails.
+        )
     for name in added:
         yield _Change("added", name, "", new[name].dtype, True)
     for name in common:

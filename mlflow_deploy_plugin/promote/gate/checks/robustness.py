@@ -143,7 +143,10 @@ def check_robustness(
         "the std"
     )
     if noise.loss is not None:
-        summary += f", {measure} {f'loses {_amount(measure, noise.loss)}' if noise.loss > 0 else 'loses nothing'}"
+        summary += (
+            f", {measure} "
+            f"{f'loses {_amount(measure, noise.loss)}' if noise.loss > 0 else 'loses nothing'}"
+        )
     notes = [
         f"{outcome.shown} values are refused: {outcome.refusal}"
         for outcome in outcomes

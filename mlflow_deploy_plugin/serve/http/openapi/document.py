@@ -60,7 +60,7 @@ _PATH_ERROR = "error_of_path"
 """The form of errors of a path with a version or a label. Without a protocol, the error
 has MLflow's form.
 """
-_RFC_3339 = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"
+_RFC_3339 = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"  # noqa: E501
 _REQUEST_HEADERS = {
     "X-Request-Id": ({"type": "string"}, "is repeated in the response and in the logs"),
     # A pattern instead of `format: date-time`, because openapi-python-client rejects
@@ -75,7 +75,9 @@ _RESPONSE_HEADERS = {
     "X-Prediction-Id": "a new id that is never repeated; labels that arrive later are joined by it",
     "X-Model-Name": "the model that computed the response",
     "X-Model-Version": "the version of the model",
-    "X-Model-Variant": "the variant that computed the response, if the endpoint has several variants",
+    "X-Model-Variant": (
+        "the variant that computed the response, if the endpoint has several variants"
+    ),
 }
 
 
@@ -86,7 +88,9 @@ class DescribedEndpoint:
 
     @cached_property
     def variant(self) -> ServedVariant:
-        """The variant with most of the traffic, which is used to describe the endpoint."""
+        """The variant with most of the traffic, which is used to describe the
+        endpoint.
+        """
         return max(self.served.answering, key=lambda variant: variant.weight)
 
     @property

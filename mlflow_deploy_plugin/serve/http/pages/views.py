@@ -157,7 +157,9 @@ def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint)
         output.role == "probabilities" for output in artifact.outputs
     )
     page_data = {
-        "predictionPath": f"{_root(request)}{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
+        "predictionPath": (
+            f"{_root(request)}{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}"  # noqa: E501
+        ),
         "isTable": bool(schema.columns),
         "fields": [asdict(field) for field in fields],
     }

@@ -114,10 +114,11 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's own class
+        # Report all unsent bytes; high=0 would block TLS.
         self._transport.set_write_buffer_limits(
             high=1,
             low=0,
-        )  # Report all unsent bytes; high=0 would block TLS.
+        )
         is_tls = transport.get_extra_info("sslcontext") is not None
         self._write_bytes = (
             partial(_write_in_pieces, self._transport) if is_tls else self._transport.write
@@ -489,9 +490,8 @@ class HttpConnection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         """Send a part of a response; earlier parts may still be unsent."""
         if self._is_blocked:
-            self._unsent_bytes += len(
-                data,
-            )  # Otherwise the new bytes would hide that the client reads.
+            # Otherwise the new bytes would hide that the client reads.
+            self._unsent_bytes += len(data)
         self._write_bytes(data)
 
     def _wait_for_response(self) -> None:
@@ -619,9 +619,8 @@ class HttpConnection(asyncio.Protocol):
             self._exchange is not None and self._exchange.is_paused
         )
         self._exchange = None
-        self._reads_on = (
-            self._body is not None
-        )  # The client may still be sending an incomplete body.
+        # The client may still be sending an incomplete body.
+        self._reads_on = self._body is not None
         self._is_ending = self._is_ending or self._reads_on
         keep_alive = head.keep_alive and not self._is_ending and ending is not False
         if isinstance(ending, RawResponse):

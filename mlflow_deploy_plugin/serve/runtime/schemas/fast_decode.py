@@ -28,9 +28,8 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 )
 from mlflow_deploy_plugin.serve.runtime.values import LISTS, is_lossless_cast, numpy_dtype
 
-_NUMBERS: frozenset[type] = frozenset(
-    {float, int, type(None)},
-)  # None is allowed: numpy converts it to NaN.
+# None is allowed: numpy converts it to NaN.
+_NUMBERS: frozenset[type] = frozenset({float, int, type(None)})
 _ACCEPTED: dict[str, frozenset[type]] = {
     "double": _NUMBERS,
     "float": _NUMBERS,

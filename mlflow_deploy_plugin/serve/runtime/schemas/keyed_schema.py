@@ -48,9 +48,8 @@ class KeyedSchema(Schema):
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
         model_records = records
         if not self.columns and all(isinstance(record, Mapping) for record in records):
-            model_records = [
-                self.split(record)[0] for record in records
-            ]  # The columns other than the keys form the tensor.
+            # The columns other than the keys form the tensor.
+            model_records = [self.split(record)[0] for record in records]
         feeds = self.model.from_records(model_records)
         return self.attach(
             feeds,

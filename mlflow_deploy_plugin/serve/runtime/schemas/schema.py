@@ -128,9 +128,8 @@ class Schema:
                 raise overflow_error(arrays) from None
         if not self._blocks:
             return self._taken(feeds)
-        texts = {
-            column.name for column in self.columns if column.type == "string"
-        }  # Blocks do not contain texts.
+        # Blocks do not contain texts.
+        texts = {column.name for column in self.columns if column.type == "string"}
         sent = {entry.name: _stack(entry, arrays) for entry in self._blocks}
         sent |= {
             entry.name: feeds[entry.name]
@@ -259,9 +258,8 @@ class Schema:
             )
         else:
             tensors = [replace(tensor, name=entry.name) for entry, tensor in self._bound_tensors]
-        is_foreign = (
-            self.is_foreign and not self.columns
-        )  # The inputs of a table always have the same number of rows.
+        # The inputs of a table always have the same number of rows.
+        is_foreign = self.is_foreign and not self.columns
         return Schema(
             (),
             tuple(tensors),
@@ -345,7 +343,9 @@ class Schema:
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
-        """The fast decoder for tables; None for tensors or if a number is fed as text."""
+        """The fast decoder for tables; None for tensors or if a number is fed as
+        text.
+        """
         texts = {column.name for column in self.columns if column.type == "string"}
         is_plain = all(
             (name in texts) == (entry.dtype == "str")
@@ -440,9 +440,8 @@ class Schema:
                     f"the model takes one array, not {join_names(data) or 'none'}: send its rows "
                     "as lists of values",
                 )
-            data = {
-                "": next(iter(data.values())),
-            }  # A single tensor without a name may be sent under any name.
+            # A single tensor without a name may be sent under any name.
+            data = {"": next(iter(data.values()))}
         missing = [name for name in self.names if name not in data]
         if missing:
             raise self._missing_error("tensor", missing, data)
@@ -557,9 +556,8 @@ def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
     if isinstance(cells, np.ndarray):
         values = cells.size // max(len(cells), 1)
         inner = (values,) if inner == (-1,) else inner
-        is_fit = (
-            len(cells) and -1 not in inner and prod(inner) == values
-        )  # `convert_tensor` checks the rest.
+        # `convert_tensor` checks the rest.
+        is_fit = len(cells) and -1 not in inner and prod(inner) == values
         if is_fit:
             return cells.reshape(len(cells), *inner)
         return cells

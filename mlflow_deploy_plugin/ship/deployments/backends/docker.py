@@ -275,10 +275,11 @@ class DockerBackend(MachineBackend):
         ]
         addresses = {container.labels.get(ADDRESS, "").partition("@")[0] for container in running}
         if labels[ADDRESS].partition("@")[0] not in addresses:
+            # Check before any container is stopped.
             check_port(
                 spec.server.host,
                 spec.server.port or 0,
-            )  # Check before any container is stopped.
+            )
         earlier = self._slot(name)
         slot = earlier or "1"
         takes_over = len(running) == 2 and running[1].labels[ADDRESS] == labels[ADDRESS]

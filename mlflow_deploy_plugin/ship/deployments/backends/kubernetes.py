@@ -96,7 +96,7 @@ def lives(file):
     return True
 files = [folder / name for name in sys.argv[2:]] + [one for one in folder.glob("workers/*.json") if lives(one)]
 print(json.dumps({str(one.relative_to(folder)): one.read_text() for one in files if one.is_file()}))
-"""
+"""  # noqa: E501
 
 _READ_PAGE = """
 import pathlib, ssl, sys, urllib.request
@@ -108,7 +108,7 @@ try:
     sys.stdout.buffer.write(urllib.request.urlopen(request, timeout=float(sys.argv[3]), context=any_name).read())
 except OSError as error:
     sys.exit(f"{url}: {error}")
-"""
+"""  # noqa: E501
 
 
 @dataclass
@@ -255,9 +255,8 @@ class KubernetesBackend:
             ),
             wanted=next((item.wanted for item in applied_specs if item.wanted is not None), None),
             workers=tuple(
-                worker.model_copy(
-                    update={"pid": number * 100_000 + worker.pid},
-                )  # Pids are only unique within a pod.
+                # Pids are only unique within a pod.
+                worker.model_copy(update={"pid": number * 100_000 + worker.pid})
                 for number, state in enumerate(states)
                 for worker in state.workers
             ),
@@ -676,9 +675,8 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
     if len(set(uris.values())) == 1:
-        del uris[
-            "MLFLOW_REGISTRY_URI"
-        ]  # If unset, the registry is the tracking server, which the spec may set.
+        # If unset, the registry is the tracking server, which the spec may set.
+        del uris["MLFLOW_REGISTRY_URI"]
     reachable = {
         variable: str(uri)
         for variable, uri in uris.items()

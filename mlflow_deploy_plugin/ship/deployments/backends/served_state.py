@@ -225,10 +225,11 @@ def _server_state(
             return "failed", applied.errors[name]
     if server.phase == "starting" or not any(worker.endpoints for worker in workers):
         return "starting", applied.pending or STARTING
+    # While a new version is loaded, the previous version answers.
     return (
         "running",
         applied.pending,
-    )  # While a new version is loaded, the previous version answers.
+    )
 
 
 def written_spec(state_dir: Path) -> EndpointSpec | None:

@@ -32,7 +32,8 @@ _EXCEPTION = r"^\w+(\.\w+)*(Error|Exception)\b"
 _ERRORS = (r"^Error: ", r"\b(ERROR|CRITICAL)\b", _EXCEPTION)
 _OF_CHILDREN = (_EXCEPTION, r"^\w+: error: ", *_ERRORS)
 _STAMP = re.compile(
-    r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|\d+ mlflow_deploy_plugin[\w.]*:)\s*)+",
+    r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|"
+    r"\d+ mlflow_deploy_plugin[\w.]*:)\s*)+",
 )
 
 

@@ -1,1 +1,3 @@
-"""The reference for a window: frozen bins, and sketches of the reference's own windows."""
+"""The reference for a window: frozen bins, and sketches of the reference's own
+windows.
+"""

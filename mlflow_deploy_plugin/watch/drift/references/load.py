@@ -106,7 +106,8 @@ class LogReference:
         if self.log.since is not None:
             key += f" {self.log.since.isoformat()}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-        name = f"{SKETCHES}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
+        folder = f"{SKETCHES}/samples/endpoint={self.endpoint}"
+        name = f"{folder}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
         stored = hourly.read_beside_log(self.log.location, name)
         if stored is not None:
             return stored
@@ -253,8 +254,8 @@ def _past(
         return LogReference(request.log, request.endpoint, model, version, span, sampled), []
     sources = ", ".join(f"{other_model} version {number}" for other_model, number in versions)
     note = (
-        f"{model} version {version} has no rows in the reference {span}; rows of {sources} are used "
-        "instead"
+        f"{model} version {version} has no rows in the reference {span}; rows of {sources} are "
+        "used instead"
     )
     return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [
         note,

@@ -385,7 +385,9 @@ def correct_for_rest(
 
 
 def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
-    """Return, for each group, the number of rows whose value occurs in no other group."""
+    """Return, for each group, the number of rows whose value occurs in no other
+    group.
+    """
     encoded = column.combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     values = encoded.indices.drop_null().to_numpy().astype(np.int64)

@@ -171,7 +171,9 @@ class CategoryBins:
 
     @property
     def rare_shape(self) -> tuple[int, int]:
-        """The number of lengths, and of hashes per length, in the bins for rare texts."""
+        """The number of lengths, and of hashes per length, in the bins for rare
+        texts.
+        """
         lengths = len(self.lengths) + 1
         return lengths, _RARE // lengths if lengths > 1 else 1
 

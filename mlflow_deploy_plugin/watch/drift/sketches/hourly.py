@@ -63,9 +63,8 @@ Listed = Mapping[Hour, list[LogFile]]
 
 _RESULT = "number long, profile binary, failure string"
 
-_LISTED_BY_HOUR = (
-    2 * DAY
-)  # For longer windows, one listing of the bucket is faster than one per hour.
+# For longer windows, one listing of the bucket is faster than one per hour.
+_LISTED_BY_HOUR = 2 * DAY
 _META = b"onnxserve"
 _FORMAT = 3
 _UNREADABLE = ("", -1)  # No log file has this name, so an hour with this entry is always stale.
@@ -197,7 +196,9 @@ def hour_profiles(
     version: str,
     window: Window,
 ) -> Iterator[tuple[datetime, sketch.Profile]]:
-    """Yield the `window_profile` of each whole hour with rows in the window, in order."""
+    """Yield the `window_profile` of each whole hour with rows in the window, in
+    order.
+    """
     listed = _list(sketches.log, sketches.endpoint, window)
     for hours in _by_day(_whole_hours(listed, window)):
         for start, profiles in _hours_of_day(sketches, hours).items():

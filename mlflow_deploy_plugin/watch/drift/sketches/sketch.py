@@ -421,21 +421,22 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
         numbers = numbers[is_finite]
         owners = owners[is_finite]
     finite = np.bincount(owners, minlength=count)
-    rows = (
-        np.zeros(1, np.int64) if count == 1 else owners
-    )  # The figures of a single group need no copy for each row.
+    # The figures of a single group need no copy for each row.
+    rows = np.zeros(1, np.int64) if count == 1 else owners
     with np.errstate(all="ignore"):
+        # A plain sum could overflow.
         about: Array = np.bincount(
             owners,
             numbers / finite[rows],
             minlength=count,
-        )  # A plain sum could overflow.
+        )
         about = about + np.bincount(owners, numbers - about[rows], minlength=count) / finite
+        # exact for constants
         mean = np.where(
             finite > 0,
             np.where(minimum == maximum, minimum, about),
             np.nan,
-        )  # exact for constants
+        )
         m2 = np.bincount(owners, (numbers - mean[rows]) ** 2, minlength=count)
     return {
         "minimum": np.where(some, minimum, np.nan).tolist(),
@@ -474,9 +475,8 @@ def _fresh(
     owners, members = np.divmod(pairs, len(names))
     order = np.lexsort((hashes[members] / amounts, owners))
     fresh: list[dict[str, int]] = [{} for _ in range(count)]
-    is_kept = (
-        np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES
-    )  # `order` keeps `owners` sorted.
+    # `order` keeps `owners` sorted.
+    is_kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES
     for position in order[is_kept].tolist():
         group = fresh[owners[position]]
         name = names[members[position]]

@@ -225,9 +225,8 @@ class NullDistribution:
             return TestResult(standardised[-1], statistic, float(null_statistics.max()), p_value)
         p_value = min(self.widening * (1 + beyond) / len(statistics), 1.0)
         if rate < 1 / len(statistics):
-            tail = Tail.fit(
-                null_statistics
-            )  # Later windows leave the range of correlated windows more often.
+            # Later windows leave the range of correlated windows more often.
+            tail = Tail.fit(null_statistics)
             beyond_tail = min(self.persistence * tail.p_value(statistic), p_value)
             return TestResult(
                 standardised[-1],
@@ -317,7 +316,9 @@ def threshold(statistics: Array, rate: float) -> float:
 
 
 def needed_windows(rate: float) -> int:
-    """Return the number of independent windows that a rate needs, such as 19 for 5 %."""
+    """Return the number of independent windows that a rate needs, such as 19 for 5
+    %.
+    """
     return math.ceil(1 / rate - 1e-9) - 1
 
 

@@ -18,7 +18,7 @@ Distances decrease as the number of rows grows, so both sides of a comparison ha
 same number of rows: larger histograms are subsampled at random, column by column. If
 columns are correlated and the reference's windows have far more rows than the judged
 window, the threshold is somewhat higher than necessary, never lower.
-"""
+"""  # noqa: E501
 
 import math
 import zlib
@@ -235,7 +235,9 @@ def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
 
 
 def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generator) -> Array:
-    """Return the number of `part` rows in a random draw of `size` from all `rows`, [M]."""
+    """Return the number of `part` rows in a random draw of `size` from all `rows`,
+    [M].
+    """
     is_open = (rows > size) & np.isfinite(part) & (part > 0)
     sampled: Array = part.astype(np.float64).copy()
     good = np.minimum(part[is_open], rows[is_open]).astype(np.int64)

@@ -9,7 +9,7 @@ types of the library.
 
 XGBoost's JSON is specified at
 https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html.
-"""
+"""  # noqa: E501
 
 import json
 import sys
@@ -63,13 +63,11 @@ def _xgboost(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.get_booster()
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     gradient_booster = learner["gradient_booster"]
-    content = gradient_booster.get("gbtree", gradient_booster).get(
-        "model",
-    )  # DART before 3.4 nests the model.
+    # DART before 3.4 nests the model.
+    content = gradient_booster.get("gbtree", gradient_booster).get("model")
     documents = content.get("trees", [])  # gblinear has no trees.
-    weights = gradient_booster.get("weight_drop") or content.get(
-        "weight_drop",
-    )  # DART only; in `content` since 3.4
+    # DART only; in `content` since 3.4
+    weights = gradient_booster.get("weight_drop") or content.get("weight_drop")
     objective = learner["objective"]["name"]
     link = _XGBOOST_LINKS.get(objective)
     if link is None:
@@ -110,9 +108,8 @@ def _xgboost(model: Estimator) -> Boosting:
         if entry["values"]
     }
     categories = tuple(map(_xgboost_categories, encoded.values()))
-    lines = np.reshape(content.get("weights", []), (-1, len(margin)))[
-        :-1
-    ]  # The last row is the bias.
+    # The last row is the bias.
+    lines = np.reshape(content.get("weights", []), (-1, len(margin)))[:-1]
     return Boosting(
         trees,
         targets,
@@ -356,14 +353,15 @@ def _catboost_tree(
     columns: dict[int, int],
     goes_left: dict[int, bool],
 ) -> Tree:
-    """Return a tree with the values of one target. A row above the border goes right."""
+    """Return a tree with the values of one target. A row above the border goes
+    right.
+    """
     rows: list[Node] = []
 
     def add(node: Document) -> int:
         position = len(rows)
-        rows.append(
-            (0, 0.0, LEAF, LEAF, False, 0.0),
-        )  # placeholder, since a node precedes its children
+        # placeholder, since a node precedes its children
+        rows.append((0, 0.0, LEAF, LEAF, False, 0.0))
         if "split" in node:
             feature = node["split"]["float_feature_index"]
             left = add(node["left"])

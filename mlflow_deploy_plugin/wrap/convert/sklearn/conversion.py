@@ -462,10 +462,11 @@ def _convertible_copy(fitted: Estimator) -> Estimator:
             part.__class__ = SeveralTargets
         _use_transforms(part)
         if not isinstance(part, ColumnTransformer):
+            # skl2onnx would expect graph inputs with these names.
             part.__dict__.pop(
                 "feature_names_in_",
                 None,
-            )  # skl2onnx would expect graph inputs with these names.
+            )
     return copy
 
 

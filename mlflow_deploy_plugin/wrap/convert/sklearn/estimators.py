@@ -133,9 +133,8 @@ def sub_estimators(estimator: Estimator) -> Iterator[Estimator]:
         elif isinstance(part, dict):
             waiting.extend(reversed(list(part.values())))
         elif isinstance(part, np.ndarray) and part.dtype.kind == "O":
-            waiting.extend(
-                reversed(part.ravel().tolist()),
-            )  # GradientBoosting stores its trees in an array.
+            # GradientBoosting stores its trees in an array.
+            waiting.extend(reversed(part.ravel().tolist()))
 
 
 def library_of(estimator: Estimator) -> str:

@@ -6,7 +6,7 @@ between floats, and set the outputs.
 | `single`                 | 32 bits throughout                                                                  |
 | `double_until_last_step` | 64 bits, rounded to 32 bits before the predictor, as in scikit-learn's trees         |
 | `double`                 | 64 bits throughout                                                                  |
-"""
+"""  # noqa: E501
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,7 +113,9 @@ class NodeBuilder:
         return str(self._scope.get_unique_variable_name(f"onnxserve_{kind}"))
 
     def constant(self, values: npt.ArrayLike) -> str:
-        """Add an array as an initializer, with objects as strings, and return its name."""
+        """Add an array as an initializer, with objects as strings, and return its
+        name.
+        """
         array = np.asarray(values)
         name = self.name("constant")
         flat = array.ravel().tolist()

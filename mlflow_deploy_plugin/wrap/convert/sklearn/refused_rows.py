@@ -128,10 +128,11 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
                     "the model computes NaN or infinity for the row, which its "
                     f"{type(finite[0]).__name__} refuses"
                 )
+                # The difference is NaN for NaN and infinity, otherwise 0.
                 zero = added.node(
                     "Sub",
                     [name, name],
-                )  # The difference is NaN for NaN and infinity, otherwise 0.
+                )
                 yield reason, added.node("Cast", [zero], to=TensorProto.FLOAT)
                 doubtful.remove(name)
             elif refusing:

@@ -103,17 +103,15 @@ def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
     inner = np.array(attributes["nodes_modes"]) != b"LEAF"
     name, *children = (tree * (number.max() + 1) + each for each in (number, *sides))
     order = np.argsort(name)
-    share = np.zeros(
-        len(tree),
-    )  # estimated share of the rows that reach each node; halved per level
+    # estimated share of the rows that reach each node; halved per level
+    share = np.zeros(len(tree))
     below = np.setdiff1d(name, np.concatenate([each[inner] for each in children]))
     for level in range(_KEY_BITS):
         at = order[np.searchsorted(name, below, sorter=order)]
         at = at[inner[at]]
         share[at] = np.maximum(share[at], 0.5**level)
-        below = np.unique(
-            np.concatenate([each[at] for each in children]),
-        )  # Equality tests may share a child.
+        # Equality tests may share a child.
+        below = np.unique(np.concatenate([each[at] for each in children]))
 
     left = decides = np.bincount(column, share)
     bits = np.zeros(len(left), dtype=np.int64)

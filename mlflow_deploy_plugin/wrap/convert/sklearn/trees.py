@@ -370,9 +370,8 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
         if estimator.is_categorical_ is None
         else estimator.is_categorical_
     )
-    columns = np.concatenate(
-        [np.flatnonzero(is_categorical), np.flatnonzero(~is_categorical)],
-    )  # Trees read categorical columns first.
+    # Trees read categorical columns first.
+    columns = np.concatenate([np.flatnonzero(is_categorical), np.flatnonzero(~is_categorical)])
     for predictor in (predictor for iteration in estimator._predictors for predictor in iteration):
         nodes = predictor.nodes
         bits = predictor.raw_left_cat_bitsets

@@ -8,7 +8,7 @@ estimator in 64-bit floats.
 | integers [N]                                | labels of a cluster, or 1 and -1 of an outlier detector                |
 | positions [N] of the classes, scores [N, C] | labels and probabilities (unused numbers if there are none)            |
 | the same, and scores [N] or [N, C]          | the same; ensembles may use the scores                                 |
-"""
+"""  # noqa: E501
 
 import sys
 from functools import partial
@@ -63,9 +63,8 @@ def register() -> None:
         }
     for kind in formulas:
         is_classifier = issubclass(kind, ClassifierMixin) or kind.__name__ == "CatBoostClassifier"
-        has_labels = (
-            is_classifier and kind is not ClassifierChain
-        )  # A chain returns a matrix of labels.
+        # A chain returns a matrix of labels.
+        has_labels = is_classifier and kind is not ClassifierChain
         register_converter(
             kind,
             partial(convert_formula, False),

@@ -241,9 +241,8 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
         return read.ask(last, "predict")
     if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
         raise NotImplementedError(f"{type(model).__name__} of several labels")
-    position = read.ask(last, "predict").astype(
-        np.int64,
-    )  # The final estimator's labels are class positions.
+    # The final estimator's labels are class positions.
+    position = read.ask(last, "predict").astype(np.int64)
     if hasattr(last, "predict_proba"):
         return position, read.ask(last, "predict_proba")
     score = read.ask(last, "decision_function")
@@ -344,11 +343,12 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
 def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
     if weights is not None:
         answers = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
+    # sequential sum
     total = answers[0].emit(
         "Sum",
         answers,
         np.sum([answer.sample for answer in answers], axis=0),
-    )  # sequential sum
+    )
     return total / float(len(answers) if weights is None else sum(weights))
 
 

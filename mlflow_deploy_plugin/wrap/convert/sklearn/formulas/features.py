@@ -201,7 +201,9 @@ def binarized(model: preprocessing.Binarizer, rows: Rows) -> TracedArray:
 
 
 def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
-    """Return the number of inner edges up to each value, as a code or one-hot encoded."""
+    """Return the number of inner edges up to each value, as a code or one-hot
+    encoded.
+    """
     edges = (edges[1:-1] if len(edges) > 2 else [np.inf] for edges in model.bin_edges_)
     codes = [np.digitize(rows.matrix[:, n], inner) for n, inner in enumerate(edges)]
     if model.encode == "ordinal":
@@ -281,7 +283,9 @@ def _deviates(share: TracedArray) -> TracedArray:
 
 
 def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
-    """Return the basis splines of each column, as polynomials between adjacent knots."""
+    """Return the basis splines of each column, as polynomials between adjacent
+    knots.
+    """
     columns = []
     for number, spline in enumerate(model.bsplines_):
         x = rows.matrix[:, number]
@@ -327,10 +331,10 @@ _NEAR = (
      5394.1960214247511077, 687.1870074920579083, 42.313330701600911252, 1.0),
 )  # fmt: skip
 _FAR = (
-    (7.7454501427834140764e-4, 0.0227238449892691845833, 0.24178072517745061177, 1.27045825245236838258,
-     3.64784832476320460504, 5.7694972214606914055, 4.6303378461565452959, 1.42343711074968357734),
-    (1.05075007164441684324e-9, 5.475938084995344946e-4, 0.0151986665636164571966, 0.14810397642748007459,
-     0.68976733498510000455, 1.6763848301838038494, 2.05319162663775882187, 1.0),
+    (7.7454501427834140764e-4, 0.0227238449892691845833, 0.24178072517745061177,
+     1.27045825245236838258, 3.64784832476320460504, 5.7694972214606914055, 4.6303378461565452959, 1.42343711074968357734),  # noqa: E501
+    (1.05075007164441684324e-9, 5.475938084995344946e-4, 0.0151986665636164571966,
+     0.14810397642748007459, 0.68976733498510000455, 1.6763848301838038494, 2.05319162663775882187, 1.0),  # noqa: E501
 )  # fmt: skip
 
 SCALERS = (

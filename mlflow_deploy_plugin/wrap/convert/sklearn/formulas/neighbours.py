@@ -43,7 +43,9 @@ _MAX_DENSE = (
 
 
 def _dense(known: "Array | spmatrix") -> Array:
-    """Return training rows [K, k] as a dense array. Rows of text features are sparse."""
+    """Return training rows [K, k] as a dense array. Rows of text features are
+    sparse.
+    """
     if isinstance(known, np.ndarray):
         return np.asarray(known, float)
     if np.prod(known.shape) > _MAX_DENSE:
@@ -97,11 +99,12 @@ def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> Tra
         return squared_distances(x, known)
     if metric == "cosine":
         length = np.linalg.norm(x, axis=1, keepdims=True)
+        # like sklearn.preprocessing.normalize
         unit = x / np.where(
             length < 10 * np.finfo(np.float64).eps,
             1.0,
             length,
-        )  # like sklearn.preprocessing.normalize
+        )
         return 1.0 - unit @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
     away = np.abs(x[:, None, :] - known)
     if metric == "chebyshev" or power == np.inf:
@@ -403,9 +406,8 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     _, neighbours = _neighbours_of(model, rows.matrix)
     count = model.n_neighbors
     away = take(model.nbrs_._fit_X, neighbours) - rows.matrix[:, None, :]
-    lines = [
-        (away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)
-    ]  # These are the rows of the Gram matrix.
+    # These are the rows of the Gram matrix.
+    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]
     trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
     matrix = np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count)

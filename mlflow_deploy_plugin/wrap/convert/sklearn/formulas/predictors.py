@@ -129,10 +129,11 @@ def additive(model: AdditiveModel, rows: Rows) -> Answer:
         axis=1,
     )
     numbers = counted(table, np.less_equal, x).astype(np.float64) + 1.0
+    # Infinity is in the last bin.
     numbers = np.minimum(
         numbers,
         np.array([1.0 + len(cuts) for cuts in column_cuts]),
-    )  # Infinity is in the last bin.
+    )
     numbers = np.where(np.isnan(x), 0.0, numbers)
     bins = np.where(np.array([cuts is None for cuts in all_cuts]), x, numbers)
     scores = (

@@ -201,9 +201,9 @@ class Rows:
                 used,
                 lambda step: isinstance(step, ColumnTransformer),
             ):
-                steps = [
-                    *run,
-                ]  # Consecutive ColumnTransformers are one step, since they may output strings.
+                # Consecutive ColumnTransformers are one step, since they may output
+                # strings.
+                steps = [*run]
                 for step in [make_pipeline(*steps)] if picks_columns and len(steps) > 1 else steps:
                     learned = _learned(step)
                     if learned not in rows._after:
@@ -310,7 +310,9 @@ class Rows:
         return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
 
     def _sample(self, estimator: Estimator, method: str) -> Array:
-        """Return numbers in the shape of the estimator's result for `SAMPLE_ROWS` rows."""
+        """Return numbers in the shape of the estimator's result for `SAMPLE_ROWS`
+        rows.
+        """
         if method == "label":
             return np.ones(SAMPLE_ROWS, labels_of(estimator).dtype)
         if method in _SCORES:
@@ -326,9 +328,8 @@ class Rows:
                 return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
             return np.ones(SAMPLE_ROWS)
         answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)))
-        answer = (
-            answer.to_numpy() if hasattr(answer, "to_numpy") else answer
-        )  # set_output may return a table.
+        # set_output may return a table.
+        answer = answer.to_numpy() if hasattr(answer, "to_numpy") else answer
         if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not hasattr(
             answer,
             "toarray",

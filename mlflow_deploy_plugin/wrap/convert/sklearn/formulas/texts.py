@@ -167,7 +167,9 @@ def _in_blocks(
 
 
 def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Return the tokens [N, L] of preprocessed texts [N], padded with `_PAD` or spaces."""
+    """Return the tokens [N, L] of preprocessed texts [N], padded with `_PAD` or
+    spaces.
+    """
     characters = vectorizer.analyzer in ("char", "char_wb")  # A token is a character.
     # With `char_wb`, spaces surround each word. Words can share a space, since no term
     # contains an inner space.
@@ -445,11 +447,19 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
     columns = [column for _, column in entries]
     if set(range(len(vectorizer.vocabulary_))) - set(columns):
         raise NotImplementedError("terms of the vocabulary that are not n-grams of its ngram_range")
+    pool = [token for tokens, _ in entries for token in tokens]
+    counts = []
+    for size in range(1, largest + 1):
+        counts.append(sum(len(tokens) for tokens, _ in entries if len(tokens) < size))
     return {
-        "min_gram_length": smallest, "max_gram_length": largest, "max_skip_count": 0, "mode": "TF",
-        "pool_strings": [token for tokens, _ in entries for token in tokens], "ngram_indexes": columns,
-        "ngram_counts": [sum(len(t) for t, _ in entries if len(t) < size) for size in range(1, largest + 1)],
-    }  # fmt: skip
+        "min_gram_length": smallest,
+        "max_gram_length": largest,
+        "max_skip_count": 0,
+        "mode": "TF",
+        "pool_strings": pool,
+        "ngram_indexes": columns,
+        "ngram_counts": counts,
+    }
 
 
 def _token_expression(vectorizer: CountVectorizer) -> str:

@@ -209,7 +209,9 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 def _supported(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """Return the graph's dtype for a numpy dtype. All integers are converted to int64."""
+    """Return the graph's dtype for a numpy dtype. All integers are converted to
+    int64.
+    """
     if dtype.kind in "iu":
         return np.dtype(np.int64)
     if dtype.name not in _DTYPES:
@@ -449,14 +451,43 @@ def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
 
 
 _UFUNCS: dict[np.ufunc, str] = {
-    np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.divide: "Div", np.power: "Pow", np.matmul: "MatMul",
-    np.maximum: "Max", np.minimum: "Min", np.negative: "Neg", np.positive: "Identity", np.absolute: "Abs",
-    np.exp: "Exp", np.log: "Log", np.sqrt: "Sqrt", np.sin: "Sin", np.cos: "Cos", np.tanh: "Tanh", np.sign: "Sign",
-    np.floor: "Floor", np.ceil: "Ceil", np.rint: "Round", np.isnan: "IsNaN", np.isinf: "IsInf",
-    np.equal: "Equal", np.greater: "Greater", np.less: "Less", np.greater_equal: "GreaterOrEqual",
-    np.less_equal: "LessOrEqual", np.logical_and: "And", np.logical_or: "Or", np.logical_not: "Not",
-    np.logical_xor: "Xor", np.bitwise_and: "And", np.bitwise_or: "Or", np.invert: "Not", special.expit: "Sigmoid",
-}  # fmt: skip
+    np.add: "Add",
+    np.subtract: "Sub",
+    np.multiply: "Mul",
+    np.divide: "Div",
+    np.power: "Pow",
+    np.matmul: "MatMul",
+    np.maximum: "Max",
+    np.minimum: "Min",
+    np.negative: "Neg",
+    np.positive: "Identity",
+    np.absolute: "Abs",
+    np.exp: "Exp",
+    np.log: "Log",
+    np.sqrt: "Sqrt",
+    np.sin: "Sin",
+    np.cos: "Cos",
+    np.tanh: "Tanh",
+    np.sign: "Sign",
+    np.floor: "Floor",
+    np.ceil: "Ceil",
+    np.rint: "Round",
+    np.isnan: "IsNaN",
+    np.isinf: "IsInf",
+    np.equal: "Equal",
+    np.greater: "Greater",
+    np.less: "Less",
+    np.greater_equal: "GreaterOrEqual",
+    np.less_equal: "LessOrEqual",
+    np.logical_and: "And",
+    np.logical_or: "Or",
+    np.logical_not: "Not",
+    np.logical_xor: "Xor",
+    np.bitwise_and: "And",
+    np.bitwise_or: "Or",
+    np.invert: "Not",
+    special.expit: "Sigmoid",
+}
 _LOGICAL = (
     *(
         np.logical_and,
@@ -471,7 +502,9 @@ _LOGICAL = (
 
 
 def _single(operator: str, ufunc: np.ufunc, x: TracedArray) -> TracedArray:
-    """Compute in 32 bits, because ONNX Runtime has no 64-bit kernel for the operator."""
+    """Compute in 32 bits, because ONNX Runtime has no 64-bit kernel for the
+    operator.
+    """
     narrow = x.astype(np.float32)
     with np.errstate(all="ignore"):
         return narrow.emit(operator, [narrow], ufunc(narrow.sample)).astype(x.dtype)

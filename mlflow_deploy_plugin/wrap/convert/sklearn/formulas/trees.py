@@ -64,9 +64,8 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
             :,
             None,
         ]
-        scores = np.where(products == 0, 0.0, products * factors).sum(
-            axis=1,
-        )  # A missing feature adds 0.
+        # A missing feature adds 0.
+        scores = np.where(products == 0, 0.0, products * factors).sum(axis=1)
     elif len(boosting.lines):
         filled = np.where(np.isnan(x), np.float32(0.0), x).astype(np.float64)
         scores = (filled @ boosting.lines + boosting.base).astype(np.float32)
@@ -210,7 +209,9 @@ def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArra
 
 
 def _of_members(model: Estimator, rows: Rows) -> TracedArray:
-    """Return the members' predictions [N, members]: class positions for a classifier."""
+    """Return the members' predictions [N, members]: class positions for a
+    classifier.
+    """
     trees = []
     answers = []
     for member in model.estimators_:

@@ -42,7 +42,9 @@ def of_category_encoders(encoder: Estimator) -> CategoryTables | ColumnTransform
 
 
 def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None:
-    """Return the tables of a TableVectorizer, or None if it reads dates or free text."""
+    """Return the tables of a TableVectorizer, or None if it reads dates or free
+    text.
+    """
     steps = getattr(vectorizer, "transformers_", {})
     learned = {
         name: step.categories_[0] for name, step in steps.items() if hasattr(step, "categories_")
@@ -75,10 +77,11 @@ def as_tables(
     usual_row = pd.DataFrame({name: categories.get(name, [0.0])[:1] for name in names})
     probe = _Probe(encoder, usual_row, max(map(len, categories.values())))
 
+    # Constant numbers may be in any table.
     source = np.full(
         probe.usual.shape[1],
         names.index(next(iter(categories))),
-    )  # Constant numbers may be in any table.
+    )
     tables: dict[str, tuple[Array, Array]] = {}
     is_taken = np.zeros(len(source), bool)
     for position, name in enumerate(names):

@@ -181,9 +181,8 @@ def _filled(
 
 _REDUCTIONS: dict[str, ArrayFunction] = {
     **{name: getattr(np, name) for name in ("sum", "mean", "min", "max", "prod")},
-    **{
-        name: partial(getattr(np, name), ddof=1) for name in ("std", "var")
-    },  # pandas divides by N - 1.
+    # pandas divides by N - 1.
+    **{name: partial(getattr(np, name), ddof=1) for name in ("std", "var")},
 }
 _DIVISIONS: dict[str, ArrayFunction] = {
     "div": operator.truediv,

@@ -81,11 +81,12 @@ def _binned_columns(
             cuts.append((columns.index(name), np.asarray(bins, np.float64)))
             continue
         category_codes = {_category(text): code for text, code in bins.items()}
+        # The last codes: missing and unknown values.
         codes = [
             *category_codes.values(),
             0,
             max(category_codes.values(), default=0) + 1,
-        ]  # The last codes: missing and unknown values.
+        ]
         is_text = any(isinstance(category, str) for category in category_codes)
         categories = np.array([*category_codes, np.nan], object if is_text else np.float64)
         row[name] = next(iter(category_codes))
@@ -105,7 +106,9 @@ def _levels(machine: Estimator, features: tuple[int, ...]) -> list[_Key]:
 
 
 def _category(text: str) -> Category:
-    """Return the number or boolean that interpret stores as text, otherwise the text."""
+    """Return the number or boolean that interpret stores as text, otherwise the
+    text.
+    """
     try:
         return float({"True": "1", "False": "0"}.get(text, text))
     except ValueError:
