@@ -81,7 +81,9 @@ def table(rows: int, seed: int) -> pd.DataFrame:
 
 
 def log_models(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Return the URIs of each of these models as ONNX and as MLflow's sklearn flavor."""
+    """Return the URIs of each of these models
+    as ONNX and as MLflow's sklearn flavor.
+    """
     frame = table(20_000, 0)
     label = (frame["x0"] + (frame["carrier"] == "AA") + np.sin(frame["x1"] * 3) > 0.5).astype(int)
     columns = make_column_transformer(

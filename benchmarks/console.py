@@ -25,7 +25,9 @@ BOUNDS = ("0.0005", "0.001", "0.0025", "0.005", "0.01")
 
 
 def prepare(home: Path) -> None:
-    """Configure MLflow and onnxserve for a folder, with endpoints and their histories."""
+    """Configure MLflow and onnxserve for a folder,
+    with endpoints and their histories.
+    """
     os.environ |= {
         "ONNXSERVE_HOME": str(home),
         "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{home}/mlflow.db",

@@ -243,7 +243,8 @@ def register() -> dict[str, str]:
     for amount in (1, 2):
         graph = onnx.parser.parse_model(
             '<ir_version: 10, opset_import: ["": 21]>\n'
-            f"adder (float[N,3] x) => (float[N,3] y) <float[1] amount = {{{amount}.0}}> {{ y = Add(x, amount) }}",
+            f"adder (float[N,3] x) => (float[N,3] y) <float[1] amount = {{{amount}.0}}> "
+            "{ y = Add(x, amount) }",
         )
         with mlflow.start_run():
             infos.append(mlflow.onnx.log_model(graph, name="m", pip_requirements=["onnxruntime"]))

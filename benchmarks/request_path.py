@@ -320,7 +320,9 @@ def parts_of(
     given: dict[str, str],
     body: bytes,
 ) -> dict[str, Callable[[], Any]]:
-    """Return the parts of the processing of this body as functions without arguments."""
+    """Return the parts of the processing of this body
+    as functions without arguments.
+    """
     from mlflow_deploy_plugin.serve.http.app import ServerApp
     from mlflow_deploy_plugin.serve.http.plan import PlanTable
     from mlflow_deploy_plugin.serve.messages import RawRequest

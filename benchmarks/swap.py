@@ -137,7 +137,8 @@ def _register() -> dict[str, bytes]:
     for amount in (1, 2):
         graph = onnx.parser.parse_model(
             '<ir_version: 10, opset_import: ["": 21]>\n'
-            f"adder (float[N,{COLUMNS}] x) => (float[N,1] y) <float[1] amount = {{{amount}.0}}, int64[1] axis = {{1}}> "
+            f"adder (float[N,{COLUMNS}] x) => (float[N,1] y) <float[1] amount = {{{amount}.0}}, "
+            "int64[1] axis = {1}> "
             "{ total = ReduceSum(x, axis)\n y = Add(total, amount) }",
         )
         with mlflow.start_run():

@@ -34,7 +34,9 @@ GREY = "#9aa5b1"
 
 
 def option(default: Value, meaning: str, *choices: Value) -> Value:
-    """Return a field of a training's options with its help text and its allowed values."""
+    """Return a field of a training's options with its help text
+    and its allowed values.
+    """
     return field(default=default, metadata={"help": meaning, "choices": choices or None})
 
 

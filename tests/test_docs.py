@@ -127,7 +127,9 @@ def test_the_api_page_has_every_public_function_and_its_docstring_describes_ever
     ids=lambda page: page.name,
 )
 def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
-    """The tests that run pages try the content between them (tests/support/guides.py)."""
+    """The tests that run pages try the content between them
+    (tests/support/guides.py).
+    """
     for words in _commands(page.read_text()):
         command: click.Command | None = main
         while isinstance(command, click.Group) and words and words[0][0] not in "-…":

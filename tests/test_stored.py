@@ -54,7 +54,9 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> Any:
-    """Return the contents of the folder, as the version that wrote them has read them."""
+    """Return the contents of the folder, as the version
+    that wrote them has read them.
+    """
     return json.loads((folder / "expected.json").read_text())
 
 

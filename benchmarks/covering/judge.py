@@ -384,7 +384,9 @@ def _is_estimator(model: Any) -> bool:
 
 
 def _is_exact(model: Any) -> bool:
-    """Return True if all decisions of the model compare single inputs with constants."""
+    """Return True if all decisions of the model compare single inputs
+    with constants.
+    """
     if not _is_estimator(model):
         return False
     inside = [

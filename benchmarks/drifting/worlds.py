@@ -119,7 +119,9 @@ def busy_hours(rng: np.random.Generator, hours: int, coefficient: float = 0.7) -
 
 
 def independent_rows(rng: np.random.Generator, count: int) -> pa.Table:
-    """Return independent rows with eight columns of all kinds, two of them correlated."""
+    """Return independent rows with eight columns of all kinds,
+    two of them correlated.
+    """
     first = rng.normal(size=count)
     gaps = rng.normal(size=count)
     gaps[rng.random(count) < 0.05] = np.nan

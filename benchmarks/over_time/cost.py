@@ -151,7 +151,9 @@ RUNS: dict[str, tuple[str, Callable[[Path, int], list[str]], Cost]] = {
 
 
 def judge_in_library(root: Path) -> None:
-    """Print the CPU seconds for sketching the window with frozen bins and judging it."""
+    """Print the CPU seconds for sketching the window
+    with frozen bins and judging it.
+    """
     from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
     from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
     from mlflow_deploy_plugin.watch.drift.references.load import freeze_table

@@ -89,7 +89,9 @@ def _in_another_order(rng: np.random.Generator, table: pa.Table, part: float) ->
 
 
 def _cancer_days(rng: np.random.Generator) -> Rows:
-    """Return days of the breast cancer rows; the size of the cells depends on the day."""
+    """Return days of the breast cancer rows;
+    the size of the cells depends on the day.
+    """
     data = load_breast_cancer(as_frame=True).data
     return _drawn_days(
         rng,
@@ -99,7 +101,9 @@ def _cancer_days(rng: np.random.Generator) -> Rows:
 
 
 def _flight_days(rng: np.random.Generator) -> Rows:
-    """Return days of flights from the whole year; the temperature depends on the day."""
+    """Return days of flights from the whole year;
+    the temperature depends on the day.
+    """
     table = flights().table
     return _drawn_days(rng, table, np.nan_to_num(table.column("temp").to_numpy(), nan=55.0))
 

@@ -198,7 +198,9 @@ class Monitor:
         self._home.cleanup()
 
     def comparison(self, number: int) -> WindowComparison:
-        """Return the comparison of a window; the past contains all windows before it."""
+        """Return the comparison of a window;
+        the past contains all windows before it.
+        """
         stream = self.stream
         request = WindowRequest(
             endpoint="simulated",
@@ -254,7 +256,9 @@ class Monitor:
 
     @property
     def unkept(self) -> list[str]:
-        """The statements of the report about a budget that the reference cannot keep."""
+        """The statements of the report about a budget
+        that the reference cannot keep.
+        """
         if self.per_year is None:
             return []
         return [*budget.unkept(self.reference_levels, self.spec, self.per_year)]

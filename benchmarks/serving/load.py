@@ -78,7 +78,9 @@ def closed_loop(target: Target, connections: int, seconds: float, warm_up: float
 
 
 def constant_rate(target: Target, seconds: float, rate: float) -> Measured:
-    """Send `rate` requests per second at equal intervals, independently of the server."""
+    """Send `rate` requests per second at equal intervals,
+    independently of the server.
+    """
     latencies, error = open_loop(target.port, [target.raw], np.arange(int(seconds * rate)) / rate)
     return _measured(latencies, 1 if error else 0, seconds)
 

@@ -431,7 +431,9 @@ def _peer(
     expected: list[Any],
     answer: int,
 ) -> Asked | None:
-    """Return the started peer; None if it cannot be started, with a note of the reason."""
+    """Return the started peer; None if it cannot be started,
+    with a note of the reason.
+    """
     if not bench.wants(peer):
         return None
     try:

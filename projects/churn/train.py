@@ -79,7 +79,9 @@ def score(pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> dict[
 
 
 def draw(axes: Any, pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> None:
-    """Draw the ROC curve, and the most important features by the reduction of impurity."""
+    """Draw the ROC curve, and the most important features
+    by the reduction of impurity.
+    """
     false, true, _ = roc_curve(
         truth == pipeline.classes_[1],
         pipeline.predict_proba(features)[:, 1],

@@ -50,7 +50,9 @@ def main() -> None:
 
 
 def _run(workspace: Workspace, printer: StepPrinter) -> None:
-    """Run the steps. The servers keep running only after success without DEMO_EXIT=1."""
+    """Run the steps. The servers keep running only after success
+    without DEMO_EXIT=1.
+    """
     finished = False
     try:
         printer.table(run_walkthrough(workspace, printer))

@@ -1,4 +1,6 @@
-"""The steps of the demo in order (wrap, deploy, watch and promote), and their output."""
+"""The steps of the demo in order (wrap, deploy, watch and promote),
+and their output.
+"""
 
 import time
 from collections.abc import Callable, Sequence

@@ -156,7 +156,10 @@ def _judge(
         line += f"  {judged_window.monitor}: {judged_window.verdict or judged_window.state}"
     line += f"  {logged - began:.0f} + {judged - logged:.0f} s"
     if last is not None:
-        line += f"  retraining {last.id}: {last.state} {last.version}, {time.monotonic() - judged:.0f} s"
+        line += (
+            f"  retraining {last.id}: {last.state} {last.version}, "
+            f"{time.monotonic() - judged:.0f} s"
+        )
     _say(f"{line}  lost {feed.counts.lost}")
     return [
         results.JudgedWindow(

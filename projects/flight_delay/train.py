@@ -160,7 +160,9 @@ def _log_dataset(training_data: TrainingData) -> str:
 
 
 def _tag(info: Any, options: Training, training_data: TrainingData) -> None:
-    """Tag the version with the digest of its captured data and with the base version."""
+    """Tag the version with the digest of its captured data
+    and with the base version.
+    """
     tags = {}
     if training_data.digest:
         tags[DATA_DIGEST_TAG] = training_data.digest
@@ -177,7 +179,9 @@ def _tag(info: Any, options: Training, training_data: TrainingData) -> None:
 
 
 def _spread(table: pd.DataFrame, rows: int) -> pd.DataFrame:
-    """Return rows at equal distances, so that they include the weather of every week."""
+    """Return rows at equal distances,
+    so that they include the weather of every week.
+    """
     return table.iloc[np.linspace(0, len(table) - 1, rows).astype(int)]
 
 

@@ -1,1 +1,3 @@
-"""A ResNet18 that recognises scikit-learn's digits and accepts images in the browser."""
+"""A ResNet18 that recognises scikit-learn's digits and accepts images
+in the browser.
+"""

@@ -1,1 +1,3 @@
-"""A search for the best model of the delayed flights with Optuna, followed by the gate."""
+"""A search for the best model of the delayed flights with Optuna,
+followed by the gate.
+"""

@@ -1,4 +1,6 @@
-"""The commands that containers start, which must not wait for click and the settings."""
+"""The commands that containers start, which must not wait
+for click and the settings.
+"""
 
 import subprocess
 import sys

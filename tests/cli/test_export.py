@@ -1,4 +1,6 @@
-"""Tests of the output of `onnxserve export`. See tests/wrap/exporter for the exports."""
+"""Tests of the output of `onnxserve export`.
+See tests/wrap/exporter for the exports.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Tests of `onnxserve errors`: failures of a log by cause, and of a running endpoint."""
+"""Tests of `onnxserve errors`: failures of a log by cause,
+and of a running endpoint.
+"""
 
 import json
 from collections.abc import Callable, Mapping

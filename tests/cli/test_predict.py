@@ -446,7 +446,9 @@ def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path
 
 
 def test_a_bar_is_drawn_on_a_terminal_only(folder: Path, tmp_path: Path, models: Models) -> None:
-    """The bar on a terminal reaches its end, and stdout contains only the predictions."""
+    """The bar on a terminal reaches its end,
+    and stdout contains only the predictions.
+    """
     typed = [
         sys.executable,
         "-m",

@@ -1,4 +1,6 @@
-"""Tests of `onnxserve replay PREDICTION_ID`. See tests/promote/replay for the results."""
+"""Tests of `onnxserve replay PREDICTION_ID`.
+See tests/promote/replay for the results.
+"""
 
 import json
 import subprocess

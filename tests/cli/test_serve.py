@@ -56,7 +56,9 @@ def test_a_removed_field_is_dropped_from_the_config_map_of_a_pod(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An earlier version has written the ConfigMap, and the image of the pod is newer."""
+    """An earlier version has written the ConfigMap,
+    and the image of the pod is newer.
+    """
     spec = tmp_path / "spec.yaml"
     state = tmp_path / "state"
     text = "name: flights\nvariants: {{flights: {{model: {}}}}}\nserver: {{io_binding: true}}\n"

@@ -191,7 +191,9 @@ class Container:
 
 @contextmanager
 def started(image: str, *options: str, command: list[str]) -> Iterator[Container]:
-    """Run a container of `image`; it and its anonymous volume are removed at the end."""
+    """Run a container of `image`;
+    it and its anonymous volume are removed at the end.
+    """
     name = f"onnxserve-test-{uuid.uuid4().hex[:12]}"
     run_docker(
         "run",
@@ -248,7 +250,9 @@ def start() -> Callable[..., AbstractContextManager[Container]]:
 
 @pytest.fixture(scope="module")
 def hardened(image: str, model_folder: Path) -> Iterator[Container]:
-    """Run the image with every restriction of docker/README.md and the mounted model."""
+    """Run the image with every restriction of docker/README.md
+    and the mounted model.
+    """
     options = [*HARDENED, "-v", f"{model_folder}:/model:ro"]
     with started(image, *options, command=["serve", "-m", "/model", "--insecure"]) as container:
         container.wait_healthy()

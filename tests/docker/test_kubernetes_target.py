@@ -102,7 +102,9 @@ def client(cluster: Cluster) -> BaseDeploymentClient:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint of two pods, and its Service's address, which this machine reaches."""
+    """An endpoint of two pods, and its Service's address,
+    which this machine reaches.
+    """
 
     name: str
     client: BaseDeploymentClient

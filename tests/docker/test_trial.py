@@ -43,7 +43,10 @@ def derived(image: str, docker: Any, tmp_path: Path) -> Iterator[Callable[..., s
     name = f"{image}-derived"
 
     def build(command: str) -> str:
-        entry = f'FROM {image}\nCOPY Dockerfile other* /srv/other/\nENTRYPOINT ["sh", "-c", "{command}"]\n'
+        entry = (
+            f"FROM {image}\nCOPY Dockerfile other* /srv/other/\n"
+            f'ENTRYPOINT ["sh", "-c", "{command}"]\n'
+        )
         (tmp_path / "Dockerfile").write_text(entry)
         run_docker("build", "-q", "-t", name, str(tmp_path))
         return name

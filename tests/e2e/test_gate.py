@@ -92,7 +92,9 @@ def test_a_gate_stands_between_the_registry_and_the_traffic(journey: Journey) ->
 
 
 def passes(journey: Journey) -> None:
-    """An equally good version is judged, promoted, and served when the command returns."""
+    """An equally good version is judged, promoted, and served
+    when the command returns.
+    """
     judged = journey.run("gate", MODEL, "2", "-o", "json")
     assert judged.exit_code == 0, judged.output
     document = json.loads(judged.stdout)

@@ -148,7 +148,9 @@ def platform(
 
 @pytest.fixture(autouse=True)
 def nothing_fails(platform: Platform) -> Iterator[None]:
-    """Check after every test that each request was answered, and by a single version."""
+    """Check after every test that each request was answered,
+    and by a single version.
+    """
     seen = len(platform.traffic.answers)
     yield
     answers = platform.traffic.answers[seen:]
@@ -182,7 +184,9 @@ def use_the_stages(page: Page, url: str) -> None:
 
 
 def move_in_the_ui(platform: Platform, version: str, stage: str, now: str = "None") -> float:
-    """Press the buttons that a person presses, and return the time of the last click."""
+    """Press the buttons that a person presses,
+    and return the time of the last click.
+    """
     platform.page.goto(f"{platform.mlflow.url}/#/models/{MODEL}/versions/{version}")
     platform.page.reload()
     platform.page.get_by_text(now, exact=True).first.click()

@@ -173,7 +173,9 @@ class NativeStack:
         process.wait(60)
 
     def end(self) -> None:
-        """End the processes in reverse order, and kill a process that exceeds its time."""
+        """End the processes in reverse order, and kill a process
+        that exceeds its time.
+        """
         for name in reversed(list(self.processes)):
             process = self.processes[name]
             if process.poll() is None:

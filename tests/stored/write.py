@@ -145,7 +145,9 @@ MlflowClient().create_model_version(sys.argv[1], folder.as_uri(), os.environ["ML
 
 
 def flights(count: int, seed: int, shift: float = 0.0) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return rows and their labels. A shift of 2000 is a strong drift of the distance."""
+    """Return rows and their labels.
+    A shift of 2000 is a strong drift of the distance.
+    """
     random = np.random.default_rng(seed)
     rows = pd.DataFrame(
         {

@@ -1,4 +1,6 @@
-"""People with accounts on MLflow's server with its basic auth, their roles and models."""
+"""People with accounts on MLflow's server with its basic auth,
+their roles and models.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator

@@ -35,7 +35,9 @@ def point(mlflow_app: Any, model: str, alias: str, version: str) -> Any:
 
 
 def open_page(mlflow_app: Any, path: str = PAGE, **options: Any) -> tuple[Any, str, str]:
-    """Return a browser that has opened the page, the page, and the token of its forms."""
+    """Return a browser that has opened the page, the page,
+    and the token of its forms.
+    """
     browser = mlflow_app.client
     html = browser.get(path, **options).text
     match = re.search(r'name="csrf_token" value="([\w.-]+)"', html)

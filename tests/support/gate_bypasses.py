@@ -472,7 +472,9 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
 
 
 def _graphql() -> Iterator[tuple[str, Attempt]]:
-    """Yield GraphQL mutations. MLflow's GraphQL has no mutation of a stage or an alias."""
+    """Yield GraphQL mutations. MLflow's GraphQL has no mutation
+    of a stage or an alias.
+    """
     stage = '{name: "GATED-MODEL", version: "1", stage: "Production"}'
     alias = '{name: "GATED-MODEL", version: "1", alias: "champion"}'
     fields = {

@@ -43,7 +43,9 @@ class LogWriter:
         endpoint: str = ENDPOINT,
         suffix: str = "",
     ) -> str:
-        """Write one request with these rows, one file per hour, and return its segment."""
+        """Write one request with these rows, one file per hour,
+        and return its segment.
+        """
         # The segment must not be random, because it determines the rows that are
         # compared.
         segment = segment or f"segment-{next(_segments)}"

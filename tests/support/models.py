@@ -33,7 +33,9 @@ def save_graph(folder: Path, graph: onnx.ModelProto | str) -> Path:
 
 
 def dense_layer(side: int) -> onnx.ModelProto:
-    """Return a layer of a network with random weights, from x [N, side] to y [N, side]."""
+    """Return a layer of a network with random weights,
+    from x [N, side] to y [N, side].
+    """
     nodes = "m = MatMul(x, w) a = Add(m, b) y = Relu(a)"
     random = np.random.default_rng(0)
     model = parse_graph(f"layer (float[N,{side}] x) => (float[N,{side}] y) {{ {nodes} }}")

@@ -26,7 +26,9 @@ class NodeCase:
 
 
 def node_cases(every: int = 1) -> list[NodeCase]:
-    """Return the cases with tensors of V2's datatypes, or every n-th of them, by name."""
+    """Return the cases with tensors of V2's datatypes,
+    or every n-th of them, by name.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy warns about the infinities that some cases contain.
         from onnx.backend.test.case.node import collect_testcases

@@ -1,4 +1,6 @@
-"""Checks that a message contains certain names, so that a test does not pin a sentence."""
+"""Checks that a message contains certain names,
+so that a test does not pin a sentence.
+"""
 
 import re
 from typing import TypeVar

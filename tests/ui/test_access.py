@@ -30,7 +30,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 def deleted(store: Store, *models: str) -> None:
-    """Create and delete the endpoint `flights`, which has served these models in turn."""
+    """Create and delete the endpoint `flights`,
+    which has served these models in turn.
+    """
     for model in models:
         spec = new_endpoint("flights", f"models:/{model}/1")
         store.replace_spec(spec) if store.endpoint("flights") else store.add_endpoint(

@@ -322,7 +322,9 @@ def test_a_request_is_announced_once(
 
 @pytest.fixture
 def channel(tmp_path: Path) -> Iterator[Receiver]:
-    """A web server that receives the alerts of processes with the file `alerts.yaml`."""
+    """A web server that receives the alerts of processes
+    with the file `alerts.yaml`.
+    """
     with receiver() as alert_receiver:
         (tmp_path / "alerts.yaml").write_text(f"urls:\n  - {alert_receiver.url('risk')}\n")
         yield alert_receiver

@@ -1,4 +1,6 @@
-"""Tests of the description of a monitor's window and of its verdict from an MLflow run."""
+"""Tests of the description of a monitor's window and of its verdict
+from an MLflow run.
+"""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,6 @@
-"""The reasons for which a monitor does not judge, and the errors for unreadable files."""
+"""The reasons for which a monitor does not judge,
+and the errors for unreadable files.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -80,7 +80,9 @@ def model(table: pd.DataFrame) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def logged(tracking: Path, model: Pipeline, table: pd.DataFrame) -> ModelInfo:
-    """A registered version, with a dataset in its run and event times in its reference."""
+    """A registered version, with a dataset in its run and event times
+    in its reference.
+    """
     times = pd.date_range("2013-01-01", periods=len(table), freq="h")
     with mlflow.start_run():
         mlflow.log_input(mlflow.data.from_pandas(table, name="training"))

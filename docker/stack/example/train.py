@@ -38,7 +38,9 @@ def register(rows: pd.DataFrame, late: pd.Series, event_time: str, model: str) -
 
 
 def register_first(window: timedelta, model: str, windows: int = 60, rows_each: int = 60) -> str:
-    """Register a version that is trained on calm windows, which differ only by chance."""
+    """Register a version that is trained on calm windows,
+    which differ only by chance.
+    """
     count = windows * rows_each
     times = [datetime.now(UTC) - window / rows_each * (count - row) for row in range(count)]
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(count, 2)), columns=COLUMNS).assign(

@@ -86,7 +86,9 @@ def accuracy_by_month(flights: pd.DataFrame, injection: Injection | None = None)
 
 
 def verdicts(judged: Sequence[JudgedWindow], injection: Injection | None = None) -> pd.DataFrame:
-    """Return a row per window. With an injection, a column marks the changed windows."""
+    """Return a row per window. With an injection,
+    a column marks the changed windows.
+    """
     table = pd.DataFrame(
         [vars(window) for window in judged],
         columns=[field.name for field in fields(JudgedWindow)],

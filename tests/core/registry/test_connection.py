@@ -194,7 +194,10 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
                 "no",
             ),
             RegistryRefused,
-            rf"s3://b refuses the credentials {KEYS}: a/MLmodel: An error occurred \(403\) .*: Forbidden",
+            (
+                rf"s3://b refuses the credentials {KEYS}: a/MLmodel: An error occurred \(403\) "
+                r".*: Forbidden"
+            ),
         ),
         (
             "s3://b",
@@ -203,7 +206,10 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
                 PERMISSION_DENIED,
             ),
             RegistryRefused,
-            rf"s3://b refuses the credentials {KEYS}: Failed to list artifacts in s3://b/1: Access Denied",
+            (
+                rf"s3://b refuses the credentials {KEYS}: Failed to list artifacts in s3://b/1: "
+                r"Access Denied"
+            ),
         ),
         (
             "s3://b",
@@ -268,7 +274,10 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
                 ),
             ),
             RegistryRefused,
-            r"http://other:5000 refuses the credentials \(.* ~/.netrc may have .* for this host\): 401 Client .*api\.",
+            (
+                r"http://other:5000 refuses the credentials \(.* ~/.netrc may have .* for this "
+                r"host\): 401 Client .*api\."
+            ),
         ),
         (
             "",
@@ -289,7 +298,10 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
                 PERMISSION_DENIED,
             ),
             RegistryRefused,
-            r"the artifact store refuses the credentials: Failed to list artifacts in s3://b/1: Access Denied",
+            (
+                r"the artifact store refuses the credentials: Failed to list artifacts in "
+                r"s3://b/1: Access Denied"
+            ),
         ),
         (
             "s3://b",
@@ -394,7 +406,8 @@ READ_ONLY_DATABASE = {
             "the name 'mlflow.ops' does not resolve: temporary failure in name resolution",
         ),
         (
-            f'{RETRIED} (Caused by NewConnectionError("{CONNECTION}: Failed to establish a new connection: [Errno 113] '
+            f'{RETRIED} (Caused by NewConnectionError("{CONNECTION}: Failed to establish a new '
+            "connection: [Errno 113] "
             "No route to host))",
             "no route to host",
         ),
@@ -707,7 +720,9 @@ for thread in threads:
 
 
 def test_threads_that_use_mlflow_first_at_the_same_time_get_no_error() -> None:
-    """The agent polls several models and follows the change feed from its first second."""
+    """The agent polls several models and follows the change feed
+    from its first second.
+    """
     done = subprocess.run(
         [sys.executable, "-c", CONCURRENT_IMPORTS],
         capture_output=True,

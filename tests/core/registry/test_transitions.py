@@ -1,4 +1,6 @@
-"""Tests of moving a reference to another version, and of finding the previous version."""
+"""Tests of moving a reference to another version,
+and of finding the previous version.
+"""
 
 from collections.abc import Iterator
 from itertools import count

@@ -1,4 +1,6 @@
-"""The contents of state files are immutable, and readers accept files of newer writers."""
+"""The contents of state files are immutable,
+and readers accept files of newer writers.
+"""
 
 import pytest
 from pydantic import ValidationError

@@ -119,7 +119,10 @@ def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the
 def test_a_store_that_is_new_or_up_to_date_is_opened_without_alembic(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
     code = "import sys; from mlflow_deploy_plugin.core.store.database import open_store; "
-    code += "open_store(sys.argv[1]).close(); open_store(sys.argv[1]); assert 'alembic' not in sys.modules"
+    code += (
+        "open_store(sys.argv[1]).close(); open_store(sys.argv[1]); "
+        "assert 'alembic' not in sys.modules"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code, url], check=False, timeout=60).returncode == 0
     )

@@ -1,4 +1,6 @@
-"""The store keeps endpoints and their audit events, both on SQLite and on PostgreSQL."""
+"""The store keeps endpoints and their audit events,
+both on SQLite and on PostgreSQL.
+"""
 
 import sqlite3
 from collections.abc import Callable, Iterator

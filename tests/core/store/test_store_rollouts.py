@@ -41,7 +41,9 @@ def machines(store_url: str) -> Iterator[tuple[Machine, Machine]]:
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """Return a name that no other test uses, because the PostgreSQL database is shared."""
+    """Return a name that no other test uses,
+    because the PostgreSQL database is shared.
+    """
     return f"e{abs(hash(request.node.name)) % 10**12}"
 
 

@@ -1,4 +1,6 @@
-"""Tests of the files that may be served, as derived from the events of the audit trail."""
+"""Tests of the files that may be served,
+as derived from the events of the audit trail.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace

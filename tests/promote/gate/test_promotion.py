@@ -232,7 +232,10 @@ def test_a_place_that_is_not_gated_is_free(toy: MlflowClient) -> None:
 
 def test_rolled_back_version_is_refused_until_forced_with_a_reason(toy: MlflowClient) -> None:
     toy.set_model_version_tag("toy", "2", "onnxserve.rolled_back", "flights: too slow")
-    again = r"version 2 is not promoted to Production, .* rolled back \(flights: too slow\).*--force --why TEXT"
+    again = (
+        r"version 2 is not promoted to Production, .* rolled back \(flights: too slow\).*--force "
+        r"--why TEXT"
+    )
     with pytest.raises(GateRefused, match=again):
         promote("toy", "2", "Production", actor="eva")
     assert actions() == [("refused", "2", "eva")]

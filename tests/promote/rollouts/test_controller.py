@@ -1,4 +1,6 @@
-"""The controller on a real store completes rollouts, but only while it holds the lease."""
+"""The controller on a real store completes rollouts,
+but only while it holds the lease.
+"""
 
 import threading
 from collections.abc import Callable, Iterator

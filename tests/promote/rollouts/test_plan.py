@@ -1,4 +1,6 @@
-"""A plan is stored as JSON, and its steps and criteria are parsed from the user's text."""
+"""A plan is stored as JSON, and its steps and criteria are parsed
+from the user's text.
+"""
 
 import json
 

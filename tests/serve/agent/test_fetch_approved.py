@@ -46,7 +46,9 @@ def run(server: People, user: str, line: str) -> None:
 
 
 def promoted(server: People) -> str:
-    """Register a model whose version 1 is approved and promoted, and return its name."""
+    """Register a model whose version 1 is approved and promoted,
+    and return its name.
+    """
     model = server.register("alice", POLICY)
     run(server, "alice", f"promote {model} 1 --to @champion --request")
     run(server, "admin", f"approve {model} 1 --to @champion")

@@ -81,7 +81,8 @@ def test_an_agent_asks_the_registry_and_ships_without_pandas_and_collects_garbag
     code = (
         "import gc, os, sys; usual = gc.get_threshold();"
         "from mlflow_deploy_plugin.serve.agent.__main__ import main; main();"
-        "print('mlflow' in sys.modules, [name for name in sys.modules if name.startswith('pandas.')], flush=True);"
+        "print('mlflow' in sys.modules, [name for name in sys.modules if "
+        "name.startswith('pandas.')], flush=True);"
         "print(gc.get_threshold() == usual, flush=True);"
         "os._exit(0)"  # The agent also exits without the interpreter's shutdown.
     )

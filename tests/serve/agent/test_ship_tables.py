@@ -163,7 +163,9 @@ WAYS: dict[str, Callable[[Rows, Schema], Feeds]] = {
 
 
 def logged(schema: Schema, *requests: Feeds, drop: tuple[str, ...] = ()) -> pa.Table:
-    """Return the rows of these requests from the single file that is written for them."""
+    """Return the rows of these requests from the single file
+    that is written for them.
+    """
     model = exclude_columns(CapturedModel("m", "1", schema, ("y",)), drop, ())
     with TemporaryDirectory() as folder:
         writer = CaptureWriter(Path(folder, "spool"))

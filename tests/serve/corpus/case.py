@@ -1,4 +1,6 @@
-"""Bad requests: their routes, their bytes, and the responses that the server must send."""
+"""Bad requests: their routes, their bytes, and the responses
+that the server must send.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

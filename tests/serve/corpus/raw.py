@@ -251,7 +251,8 @@ _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
             (501,),
         )
         for coding in _each(
-            b"br|gzip|gzip, chunked|identity|identity, chunked|chunked, identity|chunked, chunked|chunked,"
+            b"br|gzip|gzip, chunked|identity|identity, chunked|chunked, identity|"
+            b"chunked, chunked|chunked,"
             b'|,chunked|"chunked"|chunked;q=1|xchunked|',
         )
     },
@@ -262,11 +263,13 @@ _REFUSED = {
         for line in [
             *_each(
                 b"get /ping HTTP/1.1|Get /ping HTTP/1.1|G#T /ping HTTP/1.1|GE /ping HTTP/1.1"
-                b"|CONNECT x:443 HTTP/1.1|OPTIONS * HTTP/1.1|GET /ping|GET  HTTP/1.1|GET /ping HTTP/1.2"
+                b"|CONNECT x:443 HTTP/1.1|OPTIONS * HTTP/1.1|GET /ping|GET  HTTP/1.1|"
+                b"GET /ping HTTP/1.2"
                 b"|GET /ping HTTP/2.0|GET /ping HTTP/0.9|GET /ping HTTP/1.10|GET /ping http/1.1"
                 b"|GET /ping HTTP/01.1|GET /ping HTTP 1.1|GET /ping HTTP/1.1 |GET  /ping HTTP/1.1"
                 b"|GET /ping  HTTP/1.1|GET\t/ping HTTP/1.1|GET /pi ng HTTP/1.1|GET /ping HTTP/1.1\r"
-                b"| GET /ping HTTP/1.1|\r\n GET /ping HTTP/1.1|\x00GET /ping HTTP/1.1|\nGET /ping HTTP/1.1"
+                b"| GET /ping HTTP/1.1|\r\n GET /ping HTTP/1.1|\x00GET /ping HTTP/1.1|\n"
+                b"GET /ping HTTP/1.1"
                 b"|\rGET /ping HTTP/1.1|\r\n\nGET /ping HTTP/1.1|\r\n\r\nGET /ping HTTP/1.1",
             ),
             b"G" * 21 + b" /ping HTTP/1.1",
@@ -283,7 +286,8 @@ _REFUSED = {
     **{
         f"the field {field.decode('latin-1')!r}": _get(b"/ping", field) + PING
         for field in _each(
-            b"Host: x|Host: y|A: b\r\n c|A: b\r\n\tc|A: b\r\n |A : b|A\t: b|A|: b|\xe4: b|A\x01: b|A(: b"
+            b"Host: x|Host: y|A: b\r\n c|A: b\r\n\tc|A: b\r\n |A : b|A\t: b|A|: b|\xe4: b|"
+            b"A\x01: b|A(: b"
             b"|A: \x00|A: \x01|A: \x7f|A:\x0bb|A: b\x0b|A: \x0cb|A: b\rC: d|A: b\nC: d|A: b\r|\n",
         )
     },
@@ -331,7 +335,8 @@ _REFUSED = {
         f"the trailer {trailer[:20].decode('latin-1')!r}": _trailer(trailer + b"\r\n") + PING
         for trailer in [
             *_each(
-                b": y|X|X : y|X: y\r\n z| X: y|X: \x00|X: y\n|X: y\n\n|X: y\rz|\xe4: a|GET /ping HTTP/1.1\r\nHost: x",
+                b": y|X|X : y|X: y\r\n z| X: y|X: \x00|X: y\n|X: y\n\n|X: y\rz|\xe4: a|"
+                b"GET /ping HTTP/1.1\r\nHost: x",
             ),
             b"A: " + b"a" * 9000,
             b"A: b\r\n" * 100 + b"A: b",

@@ -1,4 +1,6 @@
-"""Ten times the bytes take about ten times the work, for any pattern in any language."""
+"""Ten times the bytes take about ten times the work,
+for any pattern in any language.
+"""
 
 import csv
 import gc

@@ -60,7 +60,9 @@ class Called:
 
     @contextmanager
     def stub(self) -> Iterator[Any]:
-        """The generated stub, for fields that Triton's client does not send or return."""
+        """The generated stub, for fields that Triton's client
+        does not send or return.
+        """
         with grpc.insecure_channel(self.address) as channel:
             yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 

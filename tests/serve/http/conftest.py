@@ -1,4 +1,6 @@
-"""A real server with models for the pages and the OpenAPI document, and a certificate."""
+"""A real server with models for the pages and the OpenAPI document,
+and a certificate.
+"""
 
 import subprocess
 from collections.abc import Iterator

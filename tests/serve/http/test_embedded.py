@@ -38,7 +38,8 @@ from tests.support.waiting import wait_until
 RECORD = b'{"dataframe_records": [{"carrier": "UA", "distance": 1400.0, "hour": 17, "late": true}]}'
 JSON = {"Content-Type": "application/json"}
 V2 = (
-    b'{"id": "1", "inputs": [{"name": "carrier", "shape": [1], "datatype": "BYTES", "data": ["AA"]},'
+    b'{"id": "1", "inputs": [{"name": "carrier", "shape": [1], "datatype": "BYTES", '
+    b'"data": ["AA"]},'
     b' {"name": "distance", "shape": [1], "datatype": "FP64", "data": [1]},'
     b' {"name": "hour", "shape": [1], "datatype": "INT64", "data": [1]},'
     b' {"name": "late", "shape": [1], "datatype": "BOOL", "data": [true]}]}'
@@ -227,7 +228,9 @@ def test_an_answer_in_parts_is_sent_as_it_is_made() -> None:
 
 
 def test_no_further_parts_are_made_for_a_client_that_has_gone() -> None:
-    """uvicorn reports a closed client only by `receive`; its `send` then does nothing."""
+    """uvicorn reports a closed client only by `receive`;
+    its `send` then does nothing.
+    """
     made: list[int] = []
 
     def pieces() -> Generator[bytes, None, None]:

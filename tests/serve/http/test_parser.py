@@ -31,7 +31,8 @@ from mlflow_deploy_plugin.serve.http.parser import (
 
 def test_a_head_is_parsed_into_path_headers_and_body_length() -> None:
     got = read_head(
-        b"POST /v2/models/a%20b/infer?x=%2F HTTP/1.1\r\nHost: x:80\r\nContent-LENGTH: 007\r\nAccept: a\r\n"
+        b"POST /v2/models/a%20b/infer?x=%2F HTTP/1.1\r\nHost: x:80\r\nContent-LENGTH: 007\r\n"
+        b"Accept: a\r\n"
         b"ACCEPT:\t b \r\nx_y: z\r\nName: caf\xe9\r\nExpect: 100-Continue",
     )
     headers = {

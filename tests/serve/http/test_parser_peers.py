@@ -198,7 +198,9 @@ SPLICES = [
 
 
 def chunked(body: bytes, chance: random.Random) -> bytes:
-    """Draw a chunked body, with the extensions that the standard allows in size lines."""
+    """Draw a chunked body, with the extensions
+    that the standard allows in size lines.
+    """
     out = b""
     rest = body
     while rest:

@@ -104,7 +104,9 @@ def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(
     server: Server,
     key: str,
 ) -> None:
-    """A caller without permission cannot find names by guessing, in any path or body."""
+    """A caller without permission cannot find names by guessing,
+    in any path or body.
+    """
     only_e = KeyEntry(name="only-e", scopes=SCOPES, endpoints=("e",))
     write_keys(
         server.repository.state_dir,

@@ -45,7 +45,9 @@ def chunk(piece: bytes = b"") -> bytes:
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
-    """Allow one request at a time, so that a request that is not released is detected."""
+    """Allow one request at a time, so that a request
+    that is not released is detected.
+    """
     limits = {"max_body_bytes": LIMIT, "max_concurrent_requests": 1}
     return serve_here(one_endpoint(bias_folders["1"]), limits)
 

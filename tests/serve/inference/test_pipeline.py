@@ -184,9 +184,9 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
         )
     page = ask(server, "/metrics", "GET").body
     assert (
-        b'requests_total{endpoint="e",model="m",protocol="v2",status="200",variant="idle",version="2"} 1.0'
-        in page
-    )
+        b'requests_total{endpoint="e",model="m",protocol="v2",status="200",variant="idle",'
+        b'version="2"} 1.0'
+    ) in page
     names = [request.record.variant for request in captured(server, tmp_path)]
     assert "shadow" in names  # It appears again if the shadow has already computed the request.
     assert [name for name in names if name != "shadow"] == ["champion", "idle"]

@@ -214,8 +214,8 @@ def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(
         with pytest.raises(ModelError) as refused, limit.loading(model):
             pytest.fail("it was loaded")
         assert re.fullmatch(
-            r"loading it would take about 32 MiB in addition to the [\d,]+ MiB of this worker, and the worker's "
-            r"limit is [\d,]+ MiB \(server.max_worker_memory_bytes\)",
+            r"loading it would take about 32 MiB in addition to the [\d,]+ MiB of this worker, "
+            r"and the worker's limit is [\d,]+ MiB \(server.max_worker_memory_bytes\)",
             refused.value.message,
         )
 

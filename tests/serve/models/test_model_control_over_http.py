@@ -53,7 +53,9 @@ def spec_file(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str,
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, spec_file: Path) -> Iterator[Served]:
-    """Run two workers with the endpoints first and second, in explicit model control."""
+    """Run two workers with the endpoints first and second,
+    in explicit model control.
+    """
     with servers_below(tmp_path_factory.mktemp("served")) as start:
         yield start("--spec", str(spec_file), "-C", EXPLICIT).wait_ready()
 

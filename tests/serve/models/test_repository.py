@@ -61,7 +61,9 @@ Serve = Callable[..., WorkerState]
 
 @pytest.fixture
 def serve(tmp_path: Path, repository: Repository) -> Serve:
-    """Write wanted variants of the endpoint e, and return the worker's state of them."""
+    """Write wanted variants of the endpoint e,
+    and return the worker's state of them.
+    """
     generations = iter(range(1, 100))
 
     def serve(**variants: dict[str, Any]) -> WorkerState:

@@ -31,7 +31,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, folders: list[Path]) -> Iterator[Served]:
-    """Run two workers with all models, including a missing folder and a broken graph."""
+    """Run two workers with all models,
+    including a missing folder and a broken graph.
+    """
     root = tmp_path_factory.mktemp("served")
     broken = root / "broken"
     broken.mkdir()

@@ -48,7 +48,9 @@ def metrics_process(state_dir: Path) -> Iterator[tuple[str, int]]:
 
 
 def exchange(address: tuple[str, int], request: bytes) -> bytes:
-    """Send a request, and return the response until the process closes the connection."""
+    """Send a request, and return the response
+    until the process closes the connection.
+    """
     with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65536), b""))

@@ -70,9 +70,9 @@ def test_an_answer_counts_for_its_version(
     page = metrics.page().decode()
     assert 'ml_predictions_total{model_version="1",prediction="yes"} 2.0' in page
     assert (
-        'onnxserve_requests_total{endpoint="",model="",protocol="v2",status="404",variant="",version=""} 1.0'
-        in page
-    )
+        'onnxserve_requests_total{endpoint="",model="",protocol="v2",status="404",variant="",'
+        'version=""} 1.0'
+    ) in page
 
 
 def test_labels_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path) -> None:

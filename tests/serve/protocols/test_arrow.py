@@ -1,4 +1,6 @@
-"""Arrow bodies ↔ arrays: every type in both directions, and the cost of hostile bodies."""
+"""Arrow bodies ↔ arrays: every type in both directions,
+and the cost of hostile bodies.
+"""
 
 import datetime as dt
 import gc

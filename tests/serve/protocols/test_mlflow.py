@@ -117,9 +117,9 @@ def test_the_bare_nan_of_mlflows_clients_is_a_missing_number() -> None:
 def test_an_invalid_text_is_refused_also_if_the_row_contains_a_bare_nan() -> None:
     for missing in (b"null", b"NaN"):
         body = (
-            b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [["\\ud800", %b, 1, true]]}}'
-            % missing
-        )
+            b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [["\\ud800", %b, '
+            b"1, true]]}}"
+        ) % missing
         with pytest.raises(InvalidRequest, match="not valid JSON"):
             decode("application/json", body, MIXED)
 

@@ -238,7 +238,8 @@ def test_versions_are_compared_with_those_of_this_platform_as_pip_reads_them(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "requirements.txt").write_bytes(
-        b"# \xff\n-r more.txt\nmlflow==2.9\nnumpy<0.3,>=0.1\nno-such-thing\nother==1; python_version < '3'\n",
+        b"# \xff\n-r more.txt\nmlflow==2.9\nnumpy<0.3,>=0.1\nno-such-thing\n"
+        b"other==1; python_version < '3'\n",
     )
     assert version_differences(tmp_path) == [
         f"numpy <0.3,>=0.1 ({version('numpy')} is installed)",

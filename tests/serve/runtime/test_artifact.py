@@ -70,7 +70,10 @@ BROKEN: list[tuple[str, str, str]] = [
     ),
     (
         "a column of a type that ONNX lacks",
-        'flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: \'[{"name": "t", "type": "datetime"}]\'}',
+        (
+            'flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: \'[{"name": "t", '
+            '"type": "datetime"}]\'}'
+        ),
         "'t' has the type 'datetime'",
     ),
 ]

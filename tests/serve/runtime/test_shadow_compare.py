@@ -1,4 +1,6 @@
-"""Tests that outputs for the same rows agree if labels are equal and numbers are close."""
+"""Tests that outputs for the same rows agree
+if labels are equal and numbers are close.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,6 @@
-"""Tests of complete batches: folders, kills, other models, other inputs, buckets, runs."""
+"""Tests of complete batches: folders, kills, other models,
+other inputs, buckets, runs.
+"""
 
 import gzip
 import json

@@ -1,4 +1,6 @@
-"""Tiny models, and a client whose deployments and processes are removed after the test."""
+"""Tiny models, and a client whose deployments and processes are removed
+after the test.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

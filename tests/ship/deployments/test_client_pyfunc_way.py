@@ -23,7 +23,8 @@ from tests.support.tracking import tracking_at
 
 ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["a", "b"])
 NAMED = re.compile(
-    r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\) and deploy it with the same command",
+    r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\) and deploy it with the "
+    r"same command",
 )
 
 

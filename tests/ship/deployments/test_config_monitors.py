@@ -48,7 +48,9 @@ def deployments(
 
 @pytest.fixture
 def flights(deployments: Deployments, model: Path) -> Deployments:
-    """Return deployments with the endpoint `flights`, whose server was never started."""
+    """Return deployments with the endpoint `flights`,
+    whose server was never started.
+    """
     deployments.store.add_endpoint("onnxserve", new_endpoint("flights", str(model)))
     return deployments
 

@@ -1,4 +1,6 @@
-"""The verdict: its false alarms without drift, its detection of drift, and its reasons."""
+"""The verdict: its false alarms without drift, its detection of drift,
+and its reasons.
+"""
 
 import datetime
 import math
@@ -700,7 +702,10 @@ def test_independent_rows_need_no_times(tmp_path: Path) -> None:
             91,
             7,
             "overlapping",
-            r"on 24 overlapping windows of the later half, judged by only the earlier, at 0\.0894, the next",
+            (
+                r"on 24 overlapping windows of the later half, judged by only the earlier, "
+                r"at 0\.0894, the next"
+            ),
         ),
         (
             90,
@@ -794,7 +799,9 @@ def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
 
 
 def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> DriftReference:
-    """Return the hours before `until`, each compared with the hour `lag` hours before."""
+    """Return the hours before `until`, each compared
+    with the hour `lag` hours before.
+    """
     before = times < until * HOUR
     table = table.filter(pa.array(before))
     times = times[before]

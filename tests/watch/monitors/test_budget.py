@@ -183,7 +183,9 @@ def test_an_accepted_alarm_about_relations_has_their_name(
 
 
 def test_the_relations_of_an_accepted_column_are_normal_too(deployments: Deployments) -> None:
-    """A shift of a column also shifts sums of columns, perhaps only in later windows."""
+    """A shift of a column also shifts sums of columns,
+    perhaps only in later windows.
+    """
     configure(deployments.store, {"alarms.false_per_year": 1})
     levels = {str(FigureSeries("", name, "spread")): 0.0 for name in ("x", PROJECTIONS[0])}
     judged(deployments.store, CALM + 9 * DAY, Evidence("bins", levels, ("x",), {"x/spread": SINCE}))

@@ -40,7 +40,9 @@ def deployments(world: MonitoredWorld) -> Deployments:
 
 
 def left_by_a_server(world: MonitoredWorld, **fields: object) -> None:
-    """Write the state of `onnxserve serve` on this machine, which is not in the store."""
+    """Write the state of `onnxserve serve` on this machine,
+    which is not in the store.
+    """
     folder = world.settings.home_path / "serve" / "flights-8080"
     folder.mkdir(parents=True)
     document = {

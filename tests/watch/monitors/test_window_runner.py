@@ -25,7 +25,9 @@ def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_
     world.now = NOON + HOUR / 2
 
     def clock() -> datetime:
-        """Return the time after the change, and make the change when the clock is read."""
+        """Return the time after the change, and make the change
+        when the clock is read.
+        """
         if is_watched and world.now < NOON + HOUR:
             world.now = NOON + HOUR + timedelta(minutes=6)
             world.store.replace_spec(world.spec(hourly={"every": "30m"}))

@@ -1,4 +1,6 @@
-"""Days of rows with levels of their own, their reference, and requests to judge them."""
+"""Days of rows with levels of their own, their reference,
+and requests to judge them.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta

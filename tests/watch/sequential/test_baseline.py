@@ -1,4 +1,6 @@
-"""The usual course of figures, estimated from simulated windows with known parameters."""
+"""The usual course of figures, estimated from simulated windows
+with known parameters.
+"""
 
 import numpy as np
 import pytest

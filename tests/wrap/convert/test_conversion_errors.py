@@ -86,7 +86,10 @@ class Lazy(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return np.hypot(rows.a, rows.b)
 
 
-SKLEARN = 'Log it with mlflow.sklearn.log_model(…, serialization_format="cloudpickle") and deploy it with the same'
+SKLEARN = (
+    'Log it with mlflow.sklearn.log_model(…, serialization_format="cloudpickle") and deploy it '
+    "with the same"
+)
 CASES = {
     "an estimator": (DummyClassifier(strategy="uniform"), NUMBERS, "its predictions are random"),
     "an outer one": (
@@ -257,7 +260,10 @@ def test_an_onnx_file_gets_no_hint_at_an_alternative(tmp_path: Path) -> None:
             "ONNX has no operator for aten::bilinear",
         ),
         (
-            'failed to unpack the object at pos 2 with error "type must be tuple of ints,but got FakeTensor"',
+            (
+                'failed to unpack the object at pos 2 with error "type must be tuple of ints,but '
+                'got FakeTensor"'
+            ),
             "the size of a tensor depends on the data, as in pack_padded_sequence",
         ),
         (

@@ -235,7 +235,8 @@ def test_a_sequence_whose_length_depends_on_the_input_is_refused() -> None:
 @pytest.mark.parametrize("left_out", ["type", "shape"])
 def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
     proto = parse_graph(
-        'g (float[N,2] x) => (float[N,2] y, float[N,2] z) { y = Neg(x) \n z = ai.onnx.ml.Normalizer<norm = "L1">(x) }',
+        "g (float[N,2] x) => (float[N,2] y, float[N,2] z) { y = Neg(x) \n"
+        ' z = ai.onnx.ml.Normalizer<norm = "L1">(x) }',
     )
     for output in proto.graph.output:
         if left_out == "type":

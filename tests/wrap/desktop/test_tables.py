@@ -1,4 +1,6 @@
-"""CSV and Excel files are read as the server reads CSV, and are saved without formulas."""
+"""CSV and Excel files are read as the server reads CSV,
+and are saved without formulas.
+"""
 
 import csv
 from collections.abc import Sequence

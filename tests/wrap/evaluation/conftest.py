@@ -1,4 +1,6 @@
-"""The registered model `toy` of the gate's tests, and a tracking store for each test."""
+"""The registered model `toy` of the gate's tests,
+and a tracking store for each test.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The bounds of shares equal scipy's for whole numbers of rows, and accept fractions."""
+"""The bounds of shares equal scipy's for whole numbers of rows,
+and accept fractions.
+"""
 
 import pytest
 from scipy.stats import binomtest

@@ -282,7 +282,10 @@ Model.outputs = outputs
     )
     monkeypatch.setattr(exporting, "RUNNER", runner)
     rows = {"x": np.array([[400.0, 0.3], [-90.0, 0.01]], np.float32)}
-    refusal = r"gives other answers .*: output 'y', row 0: 0\.34\d*, but the served model returns 0\.3\d* \(\d+ of \d+ "
+    refusal = (
+        r"gives other answers .*: output 'y', row 0: 0\.34\d*, but the served model returns "
+        r"0\.3\d* \(\d+ of \d+ "
+    )
     with nullcontext() if is_kept else pytest.raises(ParityError, match=refusal):
         onnxserve.export(str(folder), "ort", tmp_path / "m.ort", rows=rows)
 

@@ -1,4 +1,6 @@
-"""Tests of the exported runner: all kinds of rows, invalid rows, and its command line."""
+"""Tests of the exported runner: all kinds of rows, invalid rows,
+and its command line.
+"""
 
 import json
 import runpy

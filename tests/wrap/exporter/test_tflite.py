@@ -30,7 +30,10 @@ PAGE = Path(__file__).parents[3] / "docs" / "export.md"
         ("mixed", "'carrier' contains strings, which tflite does not support"),
         (
             "trees",
-            r"operator TreeEnsembleRegressor \(ai.onnx.ml\) is not supported: tflite is for neural networks",
+            (
+                r"operator TreeEnsembleRegressor \(ai.onnx.ml\) is not supported: tflite is for "
+                r"neural networks"
+            ),
         ),
     ],
 )
@@ -154,7 +157,10 @@ def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> 
             "net (float[N,3] x, int64[N,2] ids) => (float[N,3] y, int64[N,2] z) { y = Tanh(x)  z = "
             "Add(ids, ids) }"
         ),
-        'odd (float[N,2] "a b:0", float[N,2] "/größe") => (float[N,2] "sum:0") { "sum:0" = Add("a b:0", "/größe") }',
+        (
+            'odd (float[N,2] "a b:0", float[N,2] "/größe") => (float[N,2] "sum:0") { "sum:0" = '
+            'Add("a b:0", "/größe") }'
+        ),
         (
             "conv (float[N,2,8,8] image) => (float[N,3,8,8] map) <float[3,2,1,1] w = "
             "{1,2,3,4,5,6}> {map = Conv(image, w)}"
@@ -199,7 +205,10 @@ def test_a_graph_without_a_row_axis_is_run_on_the_whole_input(graph: str, tmp_pa
 @pytest.mark.install
 @pytest.mark.usefixtures("environment")
 def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
-    counts = 'max_gram_length=1, max_skip_count=0, min_gram_length=1, mode="TF", ngram_counts=[0], ngram_indexes=[0, 1]'
+    counts = (
+        'max_gram_length=1, max_skip_count=0, min_gram_length=1, mode="TF", ngram_counts=[0], '
+        "ngram_indexes=[0, 1]"
+    )
     graph = (
         f"words (int64[N,4] x) => (float[N,2] y) {{ y = TfIdfVectorizer <{counts}, pool_int64s=[1, "
         "2]> (x) }"

@@ -47,7 +47,9 @@ class Longest(torch.nn.Module):
 
 
 def _served(model: Any, example: Any) -> tuple[Any, str]:
-    """Return the answers of the logged version, and the reason why it has no ONNX form."""
+    """Return the answers of the logged version,
+    and the reason why it has no ONNX form.
+    """
     info = onnxserve.log_model(model, name="model", input_example=example)
     folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
     scorer = Scorer.load(folder)
@@ -312,7 +314,9 @@ def test_a_server_answers_a_null_in_the_same_way_next_to_other_rows(
 
 
 class RefusesFiveRows:
-    """A model of an unknown library that cannot predict the example that MLflow saves."""
+    """A model of an unknown library that cannot predict the example
+    that MLflow saves.
+    """
 
     def predict(self, rows: pd.DataFrame) -> np.ndarray:
         if len(rows) == 5:

@@ -418,7 +418,10 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
         (
             "version",
             ConversionError,
-            r"cannot be loaded by mlflow.sklearn: .*; install the versions it was logged with: scikit-learn 0.1 \(",
+            (
+                r"cannot be loaded by mlflow.sklearn: .*; install the versions it was logged with: "
+                r"scikit-learn 0.1 \("
+            ),
         ),
         (
             "attribute",
@@ -449,7 +452,10 @@ def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(
 ) -> None:
     dates = ModelSignature(Schema([ColSpec("datetime", "when")]))
     mlflow.sklearn.save_model(model, tmp_path / "saved", signature=dates, **_REQUIREMENTS)
-    refused = r"column 'when' has the type datetime, which an ONNX model cannot read; .*; \S+ can be served as pyfunc"
+    refused = (
+        r"column 'when' has the type datetime, which an ONNX model cannot read; .*; "
+        r"\S+ can be served as pyfunc"
+    )
     with pytest.raises(ConversionError, match=refused):
         onnxserve.wrap_model(str(tmp_path / "saved"), dry_run=True)
 

@@ -108,7 +108,10 @@ def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path: Path) -
     )
     mlmodel.save(str(tmp_path / "MLmodel"))
 
-    unknown = r"a model of mlflow.spark cannot be converted .*supported are catboost.*; it can be served as pyfunc without"
+    unknown = (
+        r"a model of mlflow.spark cannot be converted .*supported are catboost.*; "
+        r"it can be served as pyfunc without"
+    )
     with pytest.raises(ConversionError, match=unknown):
         load_folder(tmp_path, "it")
 

@@ -54,9 +54,11 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "random answers": (
         lambda: _save(DummyClassifier(strategy="stratified").fit(ROWS, TARGET > 40), ROWS),
         (
-            "DummyClassifier cannot be converted to ONNX: DummyClassifier with strategy='stratified': its "
-            "predictions are random. Log it with mlflow.sklearn.log_model(…, "
-            'serialization_format="cloudpickle") and deploy it with the same command; it is then served as '
+            "DummyClassifier cannot be converted to ONNX: DummyClassifier with "
+            "strategy='stratified': its predictions are random. "
+            "Log it with mlflow.sklearn.log_model(…, "
+            'serialization_format="cloudpickle") and deploy it with the same command; '
+            "it is then served as "
             "pyfunc."
         ),
     ),

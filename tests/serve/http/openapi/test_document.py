@@ -417,7 +417,9 @@ def test_labels_are_an_enumeration_of_the_classes(server: Server) -> None:
 
 
 def test_labels_that_are_booleans_are_no_enumeration(server: Server) -> None:
-    """openapi-python-client would omit the response, and its client would return None."""
+    """openapi-python-client would omit the response,
+    and its client would return None.
+    """
     artifact = server.repository.select_variant("digits").loaded.predictor.artifact
     label = Output("label", "bool", (-1,), "label")
     schema = invocations_answer(replace(artifact, classes=(False, True), outputs=(label,)))

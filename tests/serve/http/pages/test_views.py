@@ -197,7 +197,10 @@ def test_three_pasted_rows_of_csv_are_answered_and_downloaded(page: Any) -> None
     "body",
     [
         '[{"carrier": "AA", "distance": 1, "hour": 1, "late": true}]',
-        '{"dataframe_split": {"columns": ["late", "hour", "distance", "carrier"], "data": [[true, 1, 1, "AA"]]}}',
+        (
+            '{"dataframe_split": {"columns": ["late", "hour", "distance", "carrier"], '
+            '"data": [[true, 1, 1, "AA"]]}}'
+        ),
         '{"instances": [["AA", 1, 1, true]]}',
     ],
 )

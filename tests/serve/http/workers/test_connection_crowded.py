@@ -26,7 +26,10 @@ HALF_A_HEAD = PING[:20]
 HALF_A_BODY = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{"
 LONG_BYTES = 16 * 2**21
 LONG = "\n".join(f"t{n + 1} = StringConcat(t{n}, t{n})" for n in range(21))
-LONG = f'long (float[N,1] x) => (string[M] y) <string[1] t0 = {{"0123456789abcdef"}}> {{\n{LONG}\ny = Identity(t21) }}'
+LONG = (
+    f'long (float[N,1] x) => (string[M] y) <string[1] t0 = {{"0123456789abcdef"}}> {{\n{LONG}\n'
+    "y = Identity(t21) }"
+)
 """A graph that answers every request with a text of 32 MiB."""
 SECONDS = 20.0
 """A third of the time limit for receiving a request."""
@@ -161,7 +164,10 @@ def test_an_upload_that_gets_on_does_not_give_way(connect: Connect) -> None:
 def ask_long(connection: socket.socket, more: bytes = b"") -> None:
     """Request 32 MiB, and wait for the first byte of the response."""
     body = b'{"inputs": {"x": [[1]]}}'
-    head = b"POST /endpoints/long/invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = (
+        b"POST /endpoints/long/invocations HTTP/1.1\r\nHost: x\r\n"
+        b"Content-Type: application/json\r\n"
+    )
     connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body + more)
     assert connection.recv(1) == b"H"
 

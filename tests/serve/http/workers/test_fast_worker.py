@@ -29,7 +29,10 @@ from tests.support.waiting import wait_until
 
 JSON = "application/json"
 ROW = b'{"inputs": [[1, 2, 3]]}'
-V2_ROW = b'{"id": "mine", "inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
+V2_ROW = (
+    b'{"id": "mine", "inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", '
+    b'"data": [1, 2, 3]}]}'
+)
 ODD = "Flüge\r\nX-Evil: yes"
 OF_THE_CONNECTION = {"date", "server", "connection", "keep-alive"}
 Answer = tuple[int, dict[str, str], bytes]
@@ -143,7 +146,10 @@ CASES = [
             (JSON + "; charset=latin-1", ROW),
             (
                 JSON,
-                b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, null]]}}',
+                (
+                    b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, '
+                    b"5, null]]}}"
+                ),
             ),
             (JSON, b'{"dataframe_records": [{"a": 1, "b": 2, "c": 3}]}'),
             (JSON, b'{"a": 1, "b": 2, "c": 3}'),

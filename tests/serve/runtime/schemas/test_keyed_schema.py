@@ -1,4 +1,6 @@
-"""Tests of the values of key columns: their types, missing values, and refused values."""
+"""Tests of the values of key columns: their types, missing values,
+and refused values.
+"""
 
 from typing import Any
 

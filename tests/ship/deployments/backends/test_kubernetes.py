@@ -181,7 +181,9 @@ def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(
 
 
 class ClosedCluster:
-    """An empty cluster that supports all kinds, but forbids this user to read one kind."""
+    """An empty cluster that supports all kinds,
+    but forbids this user to read one kind.
+    """
 
     def __init__(self, forbidden: str) -> None:
         self.forbidden = forbidden
@@ -207,7 +209,9 @@ def test_edit_role_need_not_access_custom_resources(
 
 
 class SharedCluster:
-    """A cluster with objects of another owner, which refuses the last applied object."""
+    """A cluster with objects of another owner,
+    which refuses the last applied object.
+    """
 
     def __init__(self, owner: str = "") -> None:
         metadata: Document = {

@@ -139,7 +139,10 @@ def test_a_pod_whose_node_is_lost_is_not_ready_whatever_its_container_was() -> N
 
 
 def test_full_quota_is_reported_at_once() -> None:
-    message = 'pods "f-1" is forbidden: exceeded quota: few, requested: pods=1, used: pods=3, limited: pods=3'
+    message = (
+        'pods "f-1" is forbidden: exceeded quota: few, requested: pods=1, used: pods=3, '
+        "limited: pods=3"
+    )
     condition = {
         "type": "ReplicaFailure",
         "status": "True",

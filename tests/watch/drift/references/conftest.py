@@ -49,7 +49,9 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def question_of(tmp_path: Path, captured: Path, days: list[dict[str, Any]]) -> Callable[..., Any]:
-    """Return requests for windows. Version 1 is served, with the days as its reference."""
+    """Return requests for windows. Version 1 is served,
+    with the days as its reference.
+    """
     settings = Settings(home=tmp_path / "home", log_uri=str(captured))
     state_dir = settings.deployments_path / ENDPOINT
     serve(state_dir, write_model(tmp_path / "models" / "1", reference_of_days(days), "m-1"))

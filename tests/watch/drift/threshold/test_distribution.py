@@ -193,8 +193,9 @@ def test_the_alarms_of_a_calm_reference_are_explained_by_chance() -> None:
     assert sum(summary.is_beyond for summary in measured) <= 2
     assert sum(len(verdict.notes) > 1 for verdict in verdicts) <= 2
     assert re.search(
-        r"nominal 0\.05, from 90 windows of the reference; measured forward in time, on the later 45 windows "
-        r"judged by only the earlier 45: \d of 45 \(\d\.\d%; 95 % interval \d\.\d% to \d+\.\d%\)$",
+        r"nominal 0\.05, from 90 windows of the reference; measured forward in time, on the later "
+        r"45 windows judged by only the earlier 45: \d of 45 \(\d\.\d%; "
+        r"95 % interval \d\.\d% to \d+\.\d%\)$",
         verdicts[0].notes[0],
     )
 
@@ -211,8 +212,9 @@ def test_slow_change_exceeds_the_promised_rate_and_names_the_column_and_a_remedy
     for verdict in beyond:
         assert alarms_of(verdict).columns[0].startswith(f"{column} (")
         assert re.search(
-            rf"more than 5\.0% of windows are called drifted: \d+\.\d% of the reference's own, mostly because of "
-            rf"{column} .*; with reference rolling:7d a window is compared with a recent window",
+            r"more than 5\.0% of windows are called drifted: \d+\.\d% of the reference's own, "
+            rf"mostly because of {column} .*; with reference rolling:7d a window is compared with "
+            r"a recent window",
             verdict.notes[-1],
         )
 
@@ -273,8 +275,9 @@ def test_correlated_days_lower_the_effective_count_and_report_the_supported_rate
     for verdict in fewer:
         assert verdict.figures["blocks"] == 90
         supported = re.search(
-            r"more than 5\.0% of windows may be called drifted: the reference's windows are correlated, most strongly "
-            r"in x\d, so 90 windows are worth ([\d.]+) and support no rate below ([\d.]+)%; with reference rolling:7d",
+            r"more than 5\.0% of windows may be called drifted: the reference's windows are "
+            r"correlated, most strongly in x\d, so 90 windows are worth ([\d.]+) and support no "
+            r"rate below ([\d.]+)%; with reference rolling:7d",
             verdict.notes[1],
         )
         assert supported
@@ -327,9 +330,10 @@ def test_independent_rows_are_refused_where_the_references_own_windows_contradic
 
         assert (verdict.state, verdict.figures.get("p_value")) == ("not judged", None)
         assert re.match(
-            r"the reference contradicts independent_rows: its own \d+ windows vary more than windows of independent "
-            r"rows; for windows of 60 rows the variance is larger by these factors: x\d [\d.]+, x\d [\d.]+; windows "
-            r"without drift would be called drifted; set independent_rows: false to compare",
+            r"the reference contradicts independent_rows: its own \d+ windows vary more than "
+            r"windows of independent rows; for windows of 60 rows the variance is larger by these "
+            r"factors: x\d [\d.]+, x\d [\d.]+; windows without drift would be called drifted; "
+            r"set independent_rows: false to compare",
             verdict.reason,
         )
 

@@ -316,7 +316,9 @@ UNSEEN = [("kind", "aaa"), ("kind", "lowest"), ("kind", "zzz"), ("code", -1), ("
 
 @pytest.fixture(scope="module")
 def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, OnnxModel]]:
-    """Boosters of a string column and of an integer column, each with its saved form."""
+    """Boosters of a string column and of an integer column,
+    each with its saved form.
+    """
     rows = CODES[["a", "kind", "code"]]
     fitted = {
         "xgboost": xgb(enable_categorical=True).fit(rows, OF_KINDS),

@@ -37,7 +37,9 @@ class Hazard(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class FirstColumn(Hazard):
-    """A rule that reads one column, so missing values in other columns do not matter."""
+    """A rule that reads one column, so missing values
+    in other columns do not matter.
+    """
 
     def predict(self, rows: Any) -> Any:
         return np.asarray(rows)[:, 0] * 2.5
@@ -110,7 +112,9 @@ class Surcharged(Hazard):
 
 
 class RuleOfThumb(FirstColumn):
-    """A predictor without weights, whose answers for other numbers cannot be predicted."""
+    """A predictor without weights, whose answers
+    for other numbers cannot be predicted.
+    """
 
     def fit(self, rows: Any, target: Any) -> "RuleOfThumb":
         self.is_fitted_ = True
