@@ -2,7 +2,8 @@
 and ten thousand rows.
 
     .venv/bin/python benchmarks/boosters.py [XGBoost CatBoost …]
-    THREADS=2 .venv/bin/python benchmarks/boosters.py XGBoost LightGBM      # on a machine without other jobs
+    # on a machine without other jobs
+    THREADS=2 .venv/bin/python benchmarks/boosters.py XGBoost LightGBM
 
 The models have 100 trees (or 300, 1,000) on 20 columns. The graphs and the originals
 use one thread each, and alternate in rounds of 0.1 s. The script prints the medians of

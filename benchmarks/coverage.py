@@ -1,8 +1,10 @@
 """Determine which models are served as ONNX or as pyfunc, and if their predictions
 equal the original's, through HTTP.
 
-    .venv/bin/python benchmarks/coverage.py                   # everything; five minutes on two cores
-    .venv/bin/python benchmarks/coverage.py --only hist text  # cases whose name contains one of these words
+    # everything; five minutes on two cores
+    .venv/bin/python benchmarks/coverage.py
+    # cases whose name contains one of these words
+    .venv/bin/python benchmarks/coverage.py --only hist text
 
 The cases are every estimator of scikit-learn, some sixty pipelines, boosters of three
 libraries, and neural networks. Each is logged by `log_model`, which uses MLflow's own

@@ -3,7 +3,8 @@ compared with other methods.
 
     .venv/bin/python benchmarks/drift.py            # about ten minutes on two cores
     .venv/bin/python benchmarks/drift.py --only calm        # or another of PARTS
-    .venv/bin/python benchmarks/drift.py --share 0.1        # a tenth of the windows, in two minutes
+    # a tenth of the windows, in two minutes
+    .venv/bin/python benchmarks/drift.py --share 0.1
 
 The script prints tables with targets: each share with its 95 % interval. A target is
 met if the share is inside it, and missed if the whole interval is outside. Otherwise

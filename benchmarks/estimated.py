@@ -1,7 +1,8 @@
 """Measure the error of a classifier's estimated accuracy before its labels arrive, on
 real flights by month.
 
-    .venv/bin/python -m benchmarks.estimated            # about half a minute on two cores
+    # about half a minute on two cores
+    .venv/bin/python -m benchmarks.estimated
 
 The delay model learns January to March 2013, except ten complete days, and predicts
 each later month. The script compares the estimate that a performance monitor makes from

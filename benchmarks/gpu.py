@@ -1,8 +1,10 @@
 """Compare a GPU's inference: onnxserve's sessions, bare ONNX Runtime, torch eager and
 torch.compile.
 
-    python benchmarks/gpu.py                   # on a machine with an NVIDIA GPU, extra gpu and a CUDA build of torch
-    python benchmarks/gpu.py --device cpu --rounds 1 --models digits         # a dry run, whose figures are meaningless
+    # on a machine with an NVIDIA GPU, extra gpu and a CUDA build of torch
+    python benchmarks/gpu.py
+    # a dry run, whose figures are meaningless
+    python benchmarks/gpu.py --device cpu --rounds 1 --models digits
 
 The models are ResNet18 (3 × 224 × 224, float32 and float16) and the digits CNN with 1,
 8, 32 and 128 rows. Every way receives and returns numpy arrays of the host, so copies

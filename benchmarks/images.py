@@ -68,8 +68,11 @@ def save_both(library: str, folder: Path) -> tuple[Path, Path]:
 
 def build_mlflows(model: Path, folder: Path, base: str, tag: str) -> None:
     mlflow_command = Path(sys.executable).with_name("mlflow")
-    subprocess.run([mlflow_command, "models", "generate-dockerfile", "-m", model, "-d", folder], check=True,
-                   capture_output=True)  # fmt: skip
+    subprocess.run(
+        [mlflow_command, "models", "generate-dockerfile", "-m", model, "-d", folder],
+        check=True,
+        capture_output=True,
+    )
     dockerfile = folder / "Dockerfile"
     dockerfile.write_text(re.sub(r"^FROM .*", f"FROM {base}", dockerfile.read_text(), flags=re.M))
     docker("build", "--no-cache", "-q", "-t", tag, str(folder))

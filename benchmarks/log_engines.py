@@ -1,7 +1,8 @@
 """Compare the log's own scan and label join with DuckDB and pyarrow.dataset: time,
 memory, and the effect of a damaged file.
 
-    .venv/bin/python benchmarks/log_engines.py                     # a minute or two on two cores
+    # a minute or two on two cores
+    .venv/bin/python benchmarks/log_engines.py
     .venv/bin/python benchmarks/log_engines.py --hours 6 24 --rows 100000
 
 Each engine runs in a separate process, counts the distinct rows of a log and the rows
@@ -52,7 +53,8 @@ _LABELS = """
     FROM read_parquet(?, union_by_name = true) GROUP BY ALL
 """
 _TOTALS = """
-    SELECT count(*), count(label), sum(x0) FROM ({rows}) LEFT JOIN ({labels}) USING (_prediction_id, _row)
+    SELECT count(*), count(label), sum(x0) FROM ({rows})\
+ LEFT JOIN ({labels}) USING (_prediction_id, _row)
 """
 
 

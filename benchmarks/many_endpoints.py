@@ -1,7 +1,8 @@
 """Measure the cost of many small models in one server: start, memory, latency, and a
 change while it runs.
 
-    .venv/bin/python -m benchmarks.many_endpoints            # 200 models and 2 workers; a minute on two cores
+    # 200 models and 2 workers; a minute on two cores
+    .venv/bin/python -m benchmarks.many_endpoints
 
 Two servers run next to each other, with one and with many endpoints. Each model has its
 own files and session (a logistic regression over 30 columns). Both servers receive

@@ -1,8 +1,10 @@
 """Compare onnxserve's sessions on ONNX Runtime's CPU provider and on OpenVINO, and
 servers on both over HTTP.
 
-    python benchmarks/openvino.py                     # about 3 minutes; needs torch, and PyPI for the OpenVINO build
-    python benchmarks/openvino.py --site FOLDER       # with an installed build (pip install --target FOLDER)
+    # about 3 minutes; needs torch, and PyPI for the OpenVINO build
+    python benchmarks/openvino.py
+    # with an installed build (pip install --target FOLDER)
+    python benchmarks/openvino.py --site FOLDER
 
 The models are the digits CNN and ResNet18 (3 × 224 × 224) in float32, with 1, 8 and 32
 rows. Both builds of ONNX Runtime contain the same module, so each has its own process.

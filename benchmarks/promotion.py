@@ -13,8 +13,9 @@ machines.
 
 polling   agents without the feed, with an interval of 2 s
 alias     all agents follow the same alias
-changes   each agent follows one of 20 models, whose aliases move while MLflow is killed (SIGKILL) and restarted, while
-          connections are cut, while the proxy hangs, and while it delays all bytes by 0.5 s
+changes   each agent follows one of 20 models, whose aliases move while MLflow is killed
+          (SIGKILL) and restarted, while connections are cut, while the proxy hangs, and
+          while it delays all bytes by 0.5 s
 
 A click is a call of MLflow's API that moves an alias, as MLflow's UI sends it, without
 the proxy. It lasts until an agent answers with the new version. A change is missed if

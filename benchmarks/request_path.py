@@ -4,9 +4,12 @@ and metrics on.
 Commands::
 
     .venv/bin/python benchmarks/request_path.py              # about a minute
-    .venv/bin/python benchmarks/request_path.py --beside before=/path/to/a/checkout now=. py313=.:/path/to/python3.13
-    .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.      # with API keys
-    .venv/bin/python benchmarks/request_path.py --beside plain=. canary=. sampled=. unsampled=. logged=. traced=.
+    .venv/bin/python benchmarks/request_path.py --beside before=/path/to/a/checkout \\
+        now=. py313=.:/path/to/python3.13
+    # with API keys
+    .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.
+    .venv/bin/python benchmarks/request_path.py --beside plain=. canary=. sampled=. \\
+        unsampled=. logged=. traced=.
 
 There are four models: a logistic regression of 30 floats, the same from an array, a
 model of 100 columns, every other an integer, and a pipeline of the flights' 15 columns

@@ -1,16 +1,17 @@
 """Three servers behind nginx, one of which is killed, with shared limits; and the
 growth with endpoints, servers and rows.
 
-    eval "$(shared/machine/s3.sh env)" .venv/bin/python -m benchmarks.scale [servers
-    unlimited limits store registry redis log]
+    eval "$(shared/machine/s3.sh env)"
+    .venv/bin/python -m benchmarks.scale [servers unlimited limits store \\
+        registry redis log]
 
 The stack is docker/compose.yaml as tests/stack runs it without Docker, with a third
 server: a real nginx with docker/stack/nginx.conf, Redis, PostgreSQL for the store and
 MLflow, and S3 for artifacts and the inference log.
 
-servers    clients send requests through nginx while a server is killed (SIGKILL) and restarted, with and without
-nginx's
-           retries: failed requests, latency, CPU seconds per million predictions
+servers    clients send requests through nginx while a server is killed (SIGKILL) and
+           restarted, with and without nginx's retries: failed requests, latency, CPU
+           seconds per million predictions
 unlimited  the CPU seconds without a rate limit
 limits     the number of requests that three servers admit with one shared rate limit
 store      10,000 endpoints in PostgreSQL: adding, reading and listing them

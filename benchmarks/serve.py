@@ -1,6 +1,7 @@
 """Compare the speed of onnxserve with other model servers, in one run.
 
-    .venv/bin/python benchmarks/serve.py                        # everything, about twenty minutes on two cores
+    # everything, about twenty minutes on two cores
+    .venv/bin/python benchmarks/serve.py
     .venv/bin/python benchmarks/serve.py --only one-row --rounds 1 --seconds 1
     .venv/bin/python benchmarks/serve.py --only one-row --peers flask echo
 

@@ -1,9 +1,12 @@
 """Measure the cost of shipping the spool: the agent's CPU seconds per million captured
 requests, and its share of a busy core.
 
-    .venv/bin/python -m benchmarks.shipping                # the cost of a million; half a minute
-    .venv/bin/python -m benchmarks.shipping --busy         # also the agent's share with a server at full speed
-    PYTHONPATH=/path/to/another/checkout .venv/bin/python benchmarks/shipping.py     # the cost, of other code
+    # the cost of a million; half a minute
+    .venv/bin/python -m benchmarks.shipping
+    # also the agent's share with a server at full speed
+    .venv/bin/python -m benchmarks.shipping --busy
+    # the cost, of other code
+    PYTHONPATH=/path/to/another/checkout .venv/bin/python benchmarks/shipping.py
 
 The two models are the same as in `benchmarks/request_path.py`: 30 floats, and the
 flights' 15 mixed columns. For the cost, this process writes requests of one row with

@@ -1,6 +1,7 @@
 """Compare the figures of `onnxserve size` with a real load, for five models.
 
-    .venv/bin/python benchmarks/size.py                  # about twenty minutes on two idle cores; as root
+    # about twenty minutes on two idle cores; as root
+    .venv/bin/python benchmarks/size.py
     .venv/bin/python benchmarks/size.py --only pyfunc --rounds 3
 
 Each round sizes a model for 2,000 requests/s and a 99th percentile of 20 ms, with batch

@@ -1,7 +1,8 @@
 """Measure the effect of promotions on concurrent requests: 50 swaps under load, none of
 which may cause an error.
 
-    .venv/bin/python benchmarks/swap.py                     # 50 swaps, about three minutes on two cores
+    # 50 swaps, about three minutes on two cores
+    .venv/bin/python benchmarks/swap.py
     .venv/bin/python benchmarks/swap.py --swaps 5 --seconds 2
 
 The script runs a real MLflow server, `onnxserve serve -m models:/swap/Production` with

@@ -4,10 +4,10 @@ slim.py FOLDER`, a folder filled by pip.
 | removed | MB |
 |---|---|
 | symbols and debugging tables of shared objects, if `strip` is installed | 72 |
-| ONNX Runtime's library for C programs (Python's contains its own), and its tools | 38 |
+| ONNX Runtime's library for C programs (Python's has its own), and its tools | 38 |
 | descriptions of AWS services, except S3 and the services for logging in to it | 27 |
 | Databricks' client, which MLflow imports only for a registry at Databricks | 20 |
-| headers, stubs, tests, C sources, second copies of Arrow's libraries, and formats that are not read | 25 |
+| headers, stubs, tests, C sources, copies of Arrow's libraries, unread formats | 25 |
 | parts of MLflow that train, serve and judge | 6 |
 | byte code of modules that a server does not import | 12 |
 
@@ -16,7 +16,7 @@ train, from a serving image.
 
 | removed | MB |
 |---|---|
-| sources of other packages' modules whose byte code is kept: a traceback still names their lines | 22 |
+| sources of other packages' modules; their byte code names lines in tracebacks | 22 |
 | parts of MLflow, numpy and other packages that a server does not import | 8 |
 | byte code of our packages that are not used to serve | 4 |
 """
@@ -82,12 +82,14 @@ UNUSED = (
 )
 AWS = {"s3", "signin", "sso", "sso-oidc", "sts"}
 IMPORTED = """
-import boto3, click, contextlib, cryptography.x509, ecs_logging, flask, grpc._server, gunicorn.app.wsgiapp, jwt
+import boto3, click, contextlib, cryptography.x509, ecs_logging, flask, grpc._server, \
+gunicorn.app.wsgiapp, jwt
 import limits.storage, limits.strategies, mlflow.artifacts, mlflow.store.artifact.s3_artifact_repo
 import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace.export, orjson
 import pyarrow.compute, pyarrow.csv, pyarrow.parquet, redis, requests, yaml
 import gunicorn.glogging, numpy.ma, numpy.typing, uvicorn.lifespan.off, uvicorn.loops.uvloop
-import zstandard, google.protobuf.descriptor_pb2, google.protobuf.json_format, urllib3, packaging.requirements
+import zstandard, google.protobuf.descriptor_pb2, google.protobuf.json_format, urllib3, \
+packaging.requirements
 import grpc._utilities, gunicorn.workers.gthread, psutil, tokenizers, uvicorn_worker
 boto3.client("s3", region_name="none")
 mlflow.MlflowClient("http://none")

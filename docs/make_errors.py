@@ -26,10 +26,14 @@ search: {boost: 0.6}
 
 Made by `python docs/make_errors.py` from the code; a test holds it equal to the code.
 
-A command prints an error as one line on stderr, and exits with status 1. A server answers with the HTTP status of
-the error, the code of MLflow (`error_code`) and the `message`. `…` stands for a name, a number or a text from your
-input. To find a message, search for some of its fixed words. A remedy that ends a message is on the line below it.
-Messages that only state which option, field or request is accepted are not listed. The traceback of an internal error
+A command prints an error as one line on stderr, and exits with status 1. \
+A server answers with the HTTP status of
+the error, the code of MLflow (`error_code`) and the `message`. \
+`…` stands for a name, a number or a text from your
+input. To find a message, search for some of its fixed words. \
+A remedy that ends a message is on the line below it.
+Messages that only state which option, field or request is accepted are not listed. \
+The traceback of an internal error
 is only in the log: search the log for the request id of the response.
 """
 
@@ -39,21 +43,33 @@ messages that end with a remedy are listed.
 """
 
 REMEDIES = {
-    "InvalidRequest": "Correct the request. The page `/docs` of the server has an example that the model accepts.",
-    "UnsupportedMediaType": "Set the `Content-Type`, or the `Content-Encoding`, to a type in the message.",
+    "InvalidRequest": (
+        "Correct the request. The page `/docs` of the server has an example that the model accepts."
+    ),
+    "UnsupportedMediaType": (
+        "Set the `Content-Type`, or the `Content-Encoding`, to a type in the message."
+    ),
     "BodyTooLarge": "Send fewer rows per request, or raise the [limit](server-settings.md#limits).",
     "TargetTooLong": "Move parameters from the query to the body.",
     "HeadersTooLarge": "Remove header fields, or large cookies, that a proxy adds.",
-    "RequestTimeout": "Send the request faster, or raise the time [limits](server-settings.md#limits).",
+    "RequestTimeout": (
+        "Send the request faster, or raise the time [limits](server-settings.md#limits)."
+    ),
     "InvalidConfig": "Correct the option, field or setting ([fields and settings](reference.md)).",
     "NotFound": "Correct the name. `onnxserve list` shows the endpoints.",
     "AlreadyExists": "Use another name, or update what exists.",
     "NotInstalled": "Install the extra that the message names ([install](install.md)).",
-    "NotReady": "Send the request again later. `onnxserve logs NAME` shows what the server waits for.",
+    "NotReady": (
+        "Send the request again later. `onnxserve logs NAME` shows what the server waits for."
+    ),
     "TooManyRequests": "Retry after `Retry-After`, or raise the [limits](server-settings.md).",
-    "DeadlineExceeded": "Add [workers or pods](kubernetes.md#sizing), or raise the timeout of caller or server.",
+    "DeadlineExceeded": (
+        "Add [workers or pods](kubernetes.md#sizing), or raise the timeout of caller or server."
+    ),
     "ModelError": "See [wrap a model](wrap.md).",
-    "ParityError": "Look at the rows in the message. [Wrap](wrap.md) describes the proof and its tolerances.",
+    "ParityError": (
+        "Look at the rows in the message. [Wrap](wrap.md) describes the proof and its tolerances."
+    ),
     "InvalidArtifact": "Log the model again.",
     "InferenceError": "Correct the input, for example a category that the model has not seen.",
     "Unauthenticated": "Send a valid [key or token](server-settings.md#api-keys).",
@@ -63,7 +79,9 @@ REMEDIES = {
     ),
     "GateRefused": "Run `onnxserve gate`, which lists the failed checks ([the gate](gate.md)).",
     "CallerRefused": "Send the request from a program, or from a page of the server.",
-    "CodeRefused": "Consent to the model's own code only if you trust its author ([pyfuncs](pyfunc.md)).",
+    "CodeRefused": (
+        "Consent to the model's own code only if you trust its author ([pyfuncs](pyfunc.md))."
+    ),
     "RuntimeMissing": "Install the extra `cpu` or `gpu` ([install](install.md)).",
     "DeviceUnavailable": "Check the driver and the build of ONNX Runtime ([GPUs](gpu.md)).",
     "RegistryUnavailable": "Check that MLflow's server answers at `MLFLOW_TRACKING_URI`.",
@@ -78,10 +96,11 @@ remedy of its base.
 
 IMPERATIVES = frozenset(
     {
-        "add", "call", "change", "choose", "convert", "correct", "create", "delete", "export", "fit", "give",
-        "install", "keep", "load", "log", "lower", "move", "name", "pass", "pip", "put", "raise", "remove",
-        "rename", "repeat", "retry", "run", "save", "select", "send", "set", "shorten", "specify", "split",
-        "start", "stop", "try", "uninstall", "unset", "update", "upgrade", "use", "wait", "wrap", "write",
+        "add", "call", "change", "choose", "convert", "correct", "create", "delete", "export",
+        "fit", "give", "install", "keep", "load", "log", "lower", "move", "name", "pass", "pip",
+        "put", "raise", "remove", "rename", "repeat", "retry", "run", "save", "select", "send",
+        "set", "shorten", "specify", "split", "start", "stop", "try", "uninstall", "unset",
+        "update", "upgrade", "use", "wait", "wrap", "write",
     },
 )  # fmt: skip
 """The words that begin the remedy at the end of a message."""

@@ -17,12 +17,15 @@ SCHEMA = Path(__file__).parents[1] / "docker" / "helm" / "onnxserve" / "values.s
 
 HEAD = """# Reference
 
-Made by `python docs/make_reference.py` from `core/spec/` and `core/settings.py`; a test holds it equal to them.
+Made by `python docs/make_reference.py` from `core/spec/` and `core/settings.py`; a test holds it \
+equal to them.
 
 ## Fields of an endpoint
 
-`mlflow deployments create|update -t onnxserve … -C NAME=VALUE`, and `onnxserve serve -C NAME=VALUE`. In a spec file the
-same names are nested keys. `variants.NAME.` is one of the endpoint's variants, `monitors.NAME.` one of its monitors.
+`mlflow deployments create|update -t onnxserve … -C NAME=VALUE`, and `onnxserve serve -C NAME=VALUE`. \
+In a spec file the
+same names are nested keys. `variants.NAME.` is one of the endpoint's variants, \
+`monitors.NAME.` one of its monitors.
 
 | field | type | default | |
 |---|---|---|---|

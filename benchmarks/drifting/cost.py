@@ -2,7 +2,8 @@
 York's flights with weather.
 
     .venv/bin/python -m benchmarks.drifting.cost            # some minutes on two cores
-    .venv/bin/python -m benchmarks.drifting.cost --log      # also the year in an inference log, a file per hour
+    # also the year in an inference log, a file per hour
+    .venv/bin/python -m benchmarks.drifting.cost --log
 
 The script prints CPU seconds and peak memory. Each part runs in a separate process, and
 imports are not measured:

@@ -1,8 +1,10 @@
 """Train a random forest for two classes on a CSV file, log it as checked ONNX and
 register it.
 
-    mlflow run projects/churn -e churn --env-manager local  # or: python -m projects.churn.train
-    mlflow run projects/churn -e churn --env-manager local -P data=customers.csv -P target=churned -P trees=200
+    mlflow run projects/churn -e churn --env-manager local
+    # or: python -m projects.churn.train
+    mlflow run projects/churn -e churn --env-manager local -P data=customers.csv \\
+        -P target=churned -P trees=200
 
 Without `data`, the rows are synthetic (`generate`), so the results are only an example.
 """

@@ -1,7 +1,9 @@
 """Train the digits network, log it as checked ONNX and register it.
 
-    mlflow run projects/digits_cnn -e train_digits --env-manager local  # or: python -m projects.digits_cnn.train
-    mlflow run projects/digits_cnn -e train_digits --env-manager local -P mode=incremental -P data=labelled.parquet \\
+    mlflow run projects/digits_cnn -e train_digits --env-manager local
+    # or: python -m projects.digits_cnn.train
+    mlflow run projects/digits_cnn -e train_digits --env-manager local \\
+        -P mode=incremental -P data=labelled.parquet \\
         -P base_model=models:/digits-cnn/1
 
 Data: the 1,797 images of scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998),

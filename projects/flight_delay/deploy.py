@@ -1,7 +1,8 @@
 """Deploy a registered model to a server on this machine, or update an existing
 deployment.
 
-mlflow run . -e deploy                # or: python -m projects.flight_delay.deploy --deployment flights
+mlflow run . -e deploy
+# or: python -m projects.flight_delay.deploy --deployment flights
 """
 
 import argparse

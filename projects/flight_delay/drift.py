@@ -1,7 +1,8 @@
 """Judge the requests of a deployment in a window of event time against the model's
 training days.
 
-    mlflow run . -e drift -P window=2013-07-04/1d        # or: onnxserve monitor run flights --window 2013-07-04/1d
+    mlflow run . -e drift -P window=2013-07-04/1d
+    # or: onnxserve monitor run flights --window 2013-07-04/1d
 
 The verdict, the report and the figures are logged to the run of `mlflow run`, or
 otherwise to a new run in the experiment onnxserve/DEPLOYMENT.

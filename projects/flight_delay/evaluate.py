@@ -1,6 +1,7 @@
 """Evaluate a registered model on the flights of later months and log its scores.
 
-mlflow run . -e evaluate -P first_month=6 -P last_month=8        # or: python -m projects.flight_delay.evaluate
+mlflow run . -e evaluate -P first_month=6 -P last_month=8
+# or: python -m projects.flight_delay.evaluate
 """
 
 import argparse

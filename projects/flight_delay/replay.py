@@ -1,7 +1,8 @@
 """Replay months of 2013 on a real endpoint that is monitored and retrained
 automatically.
 
-    mlflow run . -e replay -P months=1-12           # or: python -m projects.flight_delay.replay --months 1-12
+    mlflow run . -e replay -P months=1-12
+    # or: python -m projects.flight_delay.replay --months 1-12
     mlflow run . -e replay -P months=1-9 -P inject=celsius:6
 
 Flights are sent in the order of event time at high speed. Their labels follow one day

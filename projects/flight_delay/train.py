@@ -1,8 +1,10 @@
 """Train the delay model, log it as checked ONNX and register it.
 
-    mlflow run . -e train -P max_iter=60            # or: python -m projects.flight_delay.train --max-iter 60
+    mlflow run . -e train -P max_iter=60
+    # or: python -m projects.flight_delay.train --max-iter 60
     mlflow run . -e train -P mode=full -P data=labelled.parquet
-    mlflow run . -e train -P mode=incremental -P data=labelled.parquet -P base_model=models:/flight-delay/1
+    mlflow run . -e train -P mode=incremental -P data=labelled.parquet \\
+        -P base_model=models:/flight-delay/1
 
 By default, the model is trained on January to March. Ten whole days of these months,
 chosen by the seed, are held out to validate the model. They also serve as traffic in

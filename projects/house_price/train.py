@@ -1,8 +1,10 @@
 """Train a linear regression of prices on a CSV file, log it as checked ONNX and
 register it.
 
-    mlflow run projects/house_price -e house_price --env-manager local  # or: python -m projects.house_price.train
-    mlflow run projects/house_price -e house_price --env-manager local -P data=houses.csv -P target=price
+    mlflow run projects/house_price -e house_price --env-manager local
+    # or: python -m projects.house_price.train
+    mlflow run projects/house_price -e house_price --env-manager local \\
+        -P data=houses.csv -P target=price
 
 Without `data`, the rows are synthetic (`generate`), so the results are only an example.
 """

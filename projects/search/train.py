@@ -1,7 +1,8 @@
 """Search for the best model of the delayed flights with Optuna, register it, run the
 gate, and roll it out.
 
-    mlflow run projects/search -e search --env-manager local  # or: python -m projects.search.train
+    mlflow run projects/search -e search --env-manager local
+    # or: python -m projects.search.train
     mlflow run projects/search -e search --env-manager local -P trials=60 -P minutes=30
     mlflow run projects/search -e search --env-manager local -P deploy=flights
 

@@ -1,8 +1,10 @@
 """Find the topics of texts, train a classifier of topics, log it as checked ONNX and
 register it.
 
-    mlflow run projects/text_topics -e text_topics --env-manager local  # or: python -m projects.text_topics.train
-    mlflow run projects/text_topics -e text_topics --env-manager local -P data=tickets.csv -P column=body -P topics=12
+    mlflow run projects/text_topics -e text_topics --env-manager local
+    # or: python -m projects.text_topics.train
+    mlflow run projects/text_topics -e text_topics --env-manager local \\
+        -P data=tickets.csv -P column=body -P topics=12
 
 The texts are a column of a CSV file. By default, the texts are English docstrings of
 five installed libraries. Topics are found by NMF (Lee and Seung 1999) on TF-IDF and

@@ -33,7 +33,8 @@ def counter() -> onnx.ModelProto:
         <int64[1] axes = {0}, int64[1] first = {0}, int64[1] zero = {0}, bool go = {1}> {
           one = Gather(x, first)
           trips = Squeeze(one, axes)
-          total = Loop(trips, go, zero) <body = step (int64 i, bool c, int64[1] s) => (bool d, int64[1] t)
+          total = Loop(trips, go, zero) <body = step (int64 i, bool c, int64[1] s) => \
+(bool d, int64[1] t)
             <int64[1] unit = {1}> { d = Identity(c)
               t = Add(s, unit) }>
           nothing = Sub(x, x)

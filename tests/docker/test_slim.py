@@ -19,8 +19,15 @@ def packages(tmp_path: Path) -> Path:
     by the image's build.
     """
     folder = tmp_path / "lib" / "site-packages"
-    for name in ("other/used", "other/unused", "mlflow/__init__", "mlflow/sklearn/__init__", "anyio/__init__",
-                 "mlflow_deploy_plugin/serve/app", "mlflow_deploy_plugin/wrap/save"):  # fmt: skip
+    for name in (
+        "other/used",
+        "other/unused",
+        "mlflow/__init__",
+        "mlflow/sklearn/__init__",
+        "anyio/__init__",
+        "mlflow_deploy_plugin/serve/app",
+        "mlflow_deploy_plugin/wrap/save",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.py").write_text("def fail():\n    raise ValueError\n")
     for path in folder.rglob("*.py"):
@@ -40,8 +47,13 @@ def test_the_byte_code_of_others_takes_the_place_of_its_source(packages: Path) -
         "other/used.pyc",
         "other/unused.py",
     }
-    ended = subprocess.run([sys.executable, "-c", "import other.used; other.used.fail()"], cwd=packages,
-                           capture_output=True, text=True, check=False)  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-c", "import other.used; other.used.fail()"],
+        cwd=packages,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert mentions(ended.stderr, f'File "{packages}/other/used.py"', "in fail")
 
 

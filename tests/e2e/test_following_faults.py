@@ -333,7 +333,9 @@ def test_unfetchable_version_is_reported_everywhere_and_served_once_it_can_be(
     if refused.cause == "fetch":
         wait_served(served, "2")
         wait_until(lambda: "onnxserve.error" not in model.tags("2"), PATIENCE, "the tag goes")
-    else:  # The worker keeps the fetched version, because the registry guarantees that a version never changes.
+    else:
+        # The worker keeps the fetched version, because the registry guarantees that a
+        # version never changes.
         model.promote("3")
         wait_served(served, "3")
 

@@ -61,7 +61,9 @@ IMPORTS_OF_EXTRAS = {
     "keys.issuer_key_fetcher(pathlib.Path('.'), 'https://here', threading.Event())",
     "s3": "import boto3, mlflow_deploy_plugin.serve.inference_log.storage",
     "postgresql": "import sqlalchemy; sqlalchemy.create_engine('postgresql+psycopg://user@host/db')",
-    "grpc": "import mlflow_deploy_plugin.serve.grpc.server, mlflow_deploy_plugin.serve.grpc.service",
+    "grpc": (
+        "import mlflow_deploy_plugin.serve.grpc.server, mlflow_deploy_plugin.serve.grpc.service"
+    ),
     "redis": "from mlflow_deploy_plugin.serve.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",
     "docker": (
@@ -264,8 +266,12 @@ def test_without_extras_everything_but_their_rooms_is_imported(
     assert " docker/Dockerfile\n" in planned
     judged = subprocess.run(
         [python.with_name("onnxserve"), "log", "query", "flights"],
-        cwd=tmp_path, env=shell(Path(sys.prefix), tmp_path), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=shell(Path(sys.prefix), tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert judged.returncode == 1
     assert mentions(judged.stderr, "duckdb", "pip install 'mlflow-onnxserve[monitoring]'")
 

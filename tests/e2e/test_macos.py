@@ -36,7 +36,8 @@ model = LogisticRegression(max_iter=5000).fit(X, y)
 onnxserve.log_model(model, name="model", input_example=X, registered_model_name="cancer")
 assert onnxserve.load_model("models:/cancer/1") is not None
 with mlflow.start_run():
-    mlflow.sklearn.log_model(model, name="plain", input_example=X.head(), registered_model_name="plain")
+    mlflow.sklearn.log_model(model, name="plain", input_example=X.head(), \
+registered_model_name="plain")
 """
 ROW = {"inputs": [[1.0] * 30]}
 

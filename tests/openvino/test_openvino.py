@@ -151,10 +151,23 @@ def test_hardware_that_is_missing_is_named_before_the_start() -> None:
 
 def test_a_forest_is_not_computed_by_an_old_cpu_provider(tmp_path: Path) -> None:
     tree = onnx.helper.make_node(
-        "TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", n_targets=1, nodes_treeids=[0], nodes_nodeids=[0],
-        nodes_featureids=[0], nodes_modes=["LEAF"], nodes_values=[0.0], nodes_truenodeids=[0], nodes_falsenodeids=[0],
-        target_treeids=[0], target_nodeids=[0], target_ids=[0], target_weights=[1.0],
-    )  # fmt: skip
+        "TreeEnsembleRegressor",
+        ["x"],
+        ["y"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_treeids=[0],
+        nodes_nodeids=[0],
+        nodes_featureids=[0],
+        nodes_modes=["LEAF"],
+        nodes_values=[0.0],
+        nodes_truenodeids=[0],
+        nodes_falsenodeids=[0],
+        target_treeids=[0],
+        target_nodeids=[0],
+        target_ids=[0],
+        target_weights=[1.0],
+    )
     model = parse_graph("forest (float[N,1] x) => (float[N,1] y) { y = Identity(x) }")
     model.graph.node[0].CopyFrom(tree)
     with refused(RuntimeMissing, onnxruntime.__version__, "forest", "pip install"):

@@ -74,7 +74,8 @@ from mlflow_deploy_plugin import wsgi_app
 application = wsgi_app(sys.argv[1])
 (agent,) = psutil.Process().children()
 print(agent.pid, flush=True)
-agent.send_signal(signal.SIGTERM)  # the kernel's, which comes with the end of the thread that has started the agent
+agent.send_signal(signal.SIGTERM)  \
+# the kernel's, which comes with the end of the thread that has started the agent
 time.sleep(0.5)
 os._exit(0)  # as by a signal: no atexit function runs
 """

@@ -249,7 +249,7 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
 
 
 @pytest.mark.long
-def test_a_gunicorn_that_is_killed_after_the_first_answer_and_before_every_worker_is_ready_is_started_anew(
+def test_a_gunicorn_killed_after_the_first_answer_and_before_all_workers_are_ready_is_restarted(
     start: Start,
 ) -> None:
     running = start("state", "-w", "2")

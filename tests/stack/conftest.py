@@ -59,7 +59,9 @@ def stack(
             "every: 1h\n    grace: 5m\n    labels_within: 1h": (
                 "every: 1m\n    grace: 2s\n    labels_within: 20s"
             ),
-            "scrape_interval: 15s, evaluation_interval: 15s": "scrape_interval: 1s, evaluation_interval: 1s",
+            "scrape_interval: 15s, evaluation_interval: 15s": (
+                "scrape_interval: 1s, evaluation_interval: 1s"
+            ),
             "group_wait: 10s": "group_wait: 1s",
         },
         settings={"ONNXSERVE_LOG_REQUESTS": "true", "OTEL_SDK_DISABLED": "false"},

@@ -89,8 +89,10 @@ monitors:
     segment_by: [carrier]
     consecutive: 2
     alert: [oncall]
-  answers: {kind: prediction_drift, every: 1h, reference: "window:2026-10-01/2026-10-08", independent_rows: true}
-  quality: {kind: data_quality, reference: "dataset:s3://flights/reference.parquet", require: [missing(distance)<=0.1]}
+  answers: {kind: prediction_drift, every: 1h, reference: "window:2026-10-01/2026-10-08", \
+independent_rows: true}
+  quality: {kind: data_quality, reference: "dataset:s3://flights/reference.parquet", \
+require: [missing(distance)<=0.1]}
   labels:
     kind: performance
     require: [accuracy>=0.8, log_loss<=0.6]
@@ -189,11 +191,13 @@ budget:
   ignore_below_ms: 0.5
   ignore_below_mb: 16
   batch: 32
-backtest: {endpoint: flights, window: 3d, max_disagreement: 0.1, max_refusals: 0.01, min_rows: 50, max_rows: 5000}
+backtest: {endpoint: flights, window: 3d, max_disagreement: 0.1, max_refusals: 0.01, \
+min_rows: 50, max_rows: 5000}
 skip: [budget]
 seed: 3
 fresh_hours: 12
-approvals: {count: 2, groups: [risk, owners], not_author: false, evaluation: optional, valid_for: 48h}
+approvals: {count: 2, groups: [risk, owners], not_author: false, evaluation: optional, \
+valid_for: 48h}
 unapproved: {share: 5, for: 1h}
 """
 

@@ -86,7 +86,8 @@ def write_regressor(
     reference: dict[str, Any] | None = None,
 ) -> Path:
     """Write a model of the onnxserve flavor that returns the weighted sum."""
-    graph = f"""linear (double[N,2] x) => (double[N,1] y) <double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
+    graph = f"""linear (double[N,2] x) => (double[N,1] y) \
+<double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
       y = MatMul(x, w) }}"""
     section: dict[str, Any] = {
         "inputs": [{"name": "x", "dtype": "float64", "shape": [-1, 2], "columns": list(COLUMNS)}],

@@ -29,7 +29,8 @@ SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("doubl
 def weighted_sum(factor: float) -> onnx.ModelProto:
     """Return the model y = (a + b) * factor, whose answers identify the model."""
     return parse_graph(
-        f"""sum (float[N,2] x) => (float[N] y) <int64[1] axes = {{1}}, float factor = {{{factor}}}> {{
+        f"""sum (float[N,2] x) => (float[N] y) \
+<int64[1] axes = {{1}}, float factor = {{{factor}}}> {{
           total = ReduceSum <keepdims = 0> (x, axes)
           y = Mul(total, factor)
         }}""",

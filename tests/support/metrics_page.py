@@ -35,7 +35,7 @@ onnxserve_shadow_requests_total{endpoint="f",variant="copy",model="X",version="7
 onnxserve_last_request_timestamp_seconds{endpoint="f",model="X",version="5"} 100
 onnxserve_last_request_timestamp_seconds{endpoint="f",model="X",version="6"} 200
 onnxserve_last_request_timestamp_seconds{endpoint="f",model="X",version="7"} 300
-"""
+"""  # noqa: E501
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import yaml
 
 HEADER = '<ir_version: 10, opset_import: ["": 21, "ai.onnx.ml": 3]>\n'
 IDENTITY = "same (float[N,1] x) => (float[N,1] y) { y = Identity(x) }"
-FAILING = """fails (float[N,1] x) => (float[N,1] y) <float[4] table = {1, 1, 1, 1}, float[1] one = {1}> {
+FAILING = """fails (float[N,1] x) => (float[N,1] y) \
+<float[4] table = {1, 1, 1, 1}, float[1] one = {1}> {
   place = Cast<to = 7>(x)
   found = Gather(table, place)
   nothing = Sub(found, found)
@@ -91,7 +92,8 @@ COLUMN_TYPES = {
 MIXED = """
 mixed (string[N,1] carrier, double[N,1] distance, int64[N,1] hour, bool[N,1] late)
   => (string[N] label, float[N,2] probabilities)
-<string[1] aa = {"AA"}, double[1] scale = {0.001}, int64[1] one = {1}, float[1] bound = {0.5}, float[1] unit = {1.0},
+<string[1] aa = {"AA"}, double[1] scale = {0.001}, int64[1] one = {1}, float[1] bound = {0.5}, \
+float[1] unit = {1.0},
  string[1] yes = {"yes"}, string[1] no = {"no"}> {
   is_aa = Equal(carrier, aa)
   a = Cast<to=11>(is_aa)
@@ -113,7 +115,8 @@ mixed (string[N,1] carrier, double[N,1] distance, int64[N,1] hour, bool[N,1] lat
 
 
 TENSOR = """
-tensor (float[N,2,2] image) => (float[N,2,2] doubled, float[N] total) <int64[2] axes = {1, 2}, float[1] two = {2.0}> {
+tensor (float[N,2,2] image) => (float[N,2,2] doubled, float[N] total) \
+<int64[2] axes = {1, 2}, float[1] two = {2.0}> {
   doubled = Mul(image, two)
   total = ReduceSum<keepdims=0>(image, axes)
 }"""

@@ -12,8 +12,10 @@ from tests.support.models import write_model
 
 DIGITS = """
 digits (float[N,1,8,8] image) => (int64[N] label, float[N,3] probabilities)
-<int64[2] left = {0, 0}, int64[2] right = {0, 4}, int64[1] axis = {1}, int64[2] flat = {-1, 64}, float[1] unit = {1.0},
- int64[1] half = {32}, int64[1] zero = {0}, int64[1] full = {64}, int64[1] one = {1}, float[1] third = {0.1}> {
+<int64[2] left = {0, 0}, int64[2] right = {0, 4}, int64[1] axis = {1}, int64[2] flat = {-1, 64}, \
+float[1] unit = {1.0},
+ int64[1] half = {32}, int64[1] zero = {0}, int64[1] full = {64}, int64[1] one = {1}, \
+float[1] third = {0.1}> {
   pixels = Reshape(image, flat)
   top = Slice(pixels, zero, half, one)
   bottom = Slice(pixels, half, full, one)

@@ -11,7 +11,8 @@ DELAY = """<?xml version="1.0"?>
 <PMML xmlns="http://www.dmg.org/PMML-4_4" version="4.4">
   <Header/>
   <DataDictionary>
-    <DataField name="carrier" optype="categorical" dataType="string"><Value value="AA"/><Value value="UA"/></DataField>
+    <DataField name="carrier" optype="categorical" dataType="string">\
+<Value value="AA"/><Value value="UA"/></DataField>
     <DataField name="distance" optype="continuous" dataType="double"/>
     <DataField name="delay" optype="continuous" dataType="double"/>
   </DataDictionary>

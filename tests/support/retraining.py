@@ -62,7 +62,8 @@ print("learns", Path(data).name, "as", mode, flush=True)
 if does == "fail":
     print("Error: the data make no sense", flush=True)
     sys.exit(3)
-late = time.monotonic() + 300  # a test run that is killed ends nothing: this and its heartbeat would stay for ever
+late = time.monotonic() + 300  \
+# a test run that is killed ends nothing: this and its heartbeat would stay for ever
 while does == "hang" or (does == "wait" and not Path("go").exists()):
     if time.monotonic() > late:
         sys.exit("nobody has waited for this training")
@@ -70,7 +71,8 @@ while does == "hang" or (does == "wait" and not Path("go").exists()):
 if does != "nothing":
     from mlflow import MlflowClient
     folder = Path("models") / ("worse" if does == "worse" else "better")
-    MlflowClient().create_model_version(registered_model, folder.absolute().as_uri(), os.environ["MLFLOW_RUN_ID"])
+    MlflowClient().create_model_version(registered_model, folder.absolute().as_uri(), \
+os.environ["MLFLOW_RUN_ID"])
 """
 
 

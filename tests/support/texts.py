@@ -183,7 +183,8 @@ def hostile_texts(count: int, seed: int = 0) -> Iterator[str]:
 
 
 MEAN = """
-mean (int64[N,L] input_ids, int64[N,L] attention_mask) => (float[N,1] embedding) <int64[1] axis = {1}> {
+mean (int64[N,L] input_ids, int64[N,L] attention_mask) => (float[N,1] embedding) \
+<int64[1] axis = {1}> {
   kept = Mul(input_ids, attention_mask)
   total = ReduceSum<keepdims=1>(kept, axis)
   count = ReduceSum<keepdims=1>(attention_mask, axis)

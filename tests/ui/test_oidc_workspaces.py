@@ -77,7 +77,8 @@ def workspaces(
             new_workspaces.page("admin", workspace, {})  # The page creates the workspace's store.
             home = folder / "home"
             store = open_store(
-                f"sqlite:///{home / ('.' if workspace == 'default' else 'workspaces/team')}/onnxserve.db",
+                f"sqlite:///{home / ('.' if workspace == 'default' else 'workspaces/team')}"
+                "/onnxserve.db",
             )
             store.add_endpoint("onnxserve", new_endpoint(endpoint, "models:/X/Staging"))
             store.close()
@@ -108,7 +109,7 @@ def test_the_permissions_of_the_workspace_in_the_url_apply_for_any_workspace_in_
 
 
 @pytest.mark.parametrize("headers", HEADERS)
-def test_an_endpoint_of_another_workspace_cannot_be_changed_with_the_permission_for_a_model_of_the_same_name(
+def test_an_endpoint_of_another_workspace_cannot_be_changed_with_permission_for_a_model_of_its_name(
     workspaces: Workspaces,
     headers: dict[str, str],
 ) -> None:

@@ -405,7 +405,7 @@ def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
     assert mentions(html, "accuracy: 0.84", "lower", f"{state} &lt;since&gt; 2013-07-09")
 
 
-def test_an_endpoint_with_alarms_in_a_row_is_not_healthy_and_its_verdict_is_one_sentence_before_the_charts(
+def test_an_endpoint_with_alarms_in_a_row_is_unhealthy_and_its_verdict_is_a_sentence_before_charts(
     mlflow_app: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

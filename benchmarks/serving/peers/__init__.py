@@ -58,22 +58,43 @@ MLFLOW = Peer(
 )
 FLASK = Peer(
     "Flask + pickle, gunicorn gthread",
-    ("{bin}/gunicorn", "-k", "gthread", "-w", "1", "--threads", "4", "-b", "127.0.0.1:{port}", "--chdir", "{here}",
-     "flask_pickle:app"),
+    (
+        "{bin}/gunicorn",
+        "-k",
+        "gthread",
+        "-w",
+        "1",
+        "--threads",
+        "4",
+        "-b",
+        "127.0.0.1:{port}",
+        "--chdir",
+        "{here}",
+        "flask_pickle:app",
+    ),
     "/predict",
     ("flask==3.1.3", "gunicorn==26.2.0", "scikit-learn==1.9.1"),
     ("flask", "gunicorn"),
     {"MODEL": "{pickled}"},
-)  # fmt: skip
+)
 FASTAPI = Peer(
     "FastAPI + scikit-learn, uvicorn",
-    ("{bin}/uvicorn", "--app-dir", "{here}", "--port", "{port}", "--log-level", "warning", "--no-access-log",
-     "fastapi_sklearn:app"),
+    (
+        "{bin}/uvicorn",
+        "--app-dir",
+        "{here}",
+        "--port",
+        "{port}",
+        "--log-level",
+        "warning",
+        "--no-access-log",
+        "fastapi_sklearn:app",
+    ),
     "/predict",
     ("fastapi", "uvicorn[standard]", "scikit-learn==1.9.1"),
     ("fastapi", "uvicorn"),
     {"MODEL": "{pickled}"},
-)  # fmt: skip
+)
 LITSERVE = Peer(
     "LitServe + ONNX Runtime",
     ("{bin}/python", "{here}/litserve_onnx.py", "{onnx}", "{port}"),
@@ -127,8 +148,22 @@ ECHO = Peer(
 )
 OURS = Peer(
     "onnxserve",
-    (sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "-m", "{ours}", "-p", "{port}", "-w", "1",
-     "--name", "small", "--state-dir", "{work}/state"),
+    (
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "serve",
+        "-m",
+        "{ours}",
+        "-p",
+        "{port}",
+        "-w",
+        "1",
+        "--name",
+        "small",
+        "--state-dir",
+        "{work}/state",
+    ),
     "/invocations",
     environment={"ONNXSERVE_HOME": "{work}/home", "MLFLOW_DISABLE_TELEMETRY": "true"},
-)  # fmt: skip
+)

@@ -288,7 +288,9 @@ DASHBOARDS = {
                 "Received labels",
                 "cps",
                 {
-                    "{{outcome}}": "sum by (outcome) (rate(onnxserve_feedback_labels_total[$__rate_interval]))",
+                    "{{outcome}}": (
+                        "sum by (outcome) (rate(onnxserve_feedback_labels_total[$__rate_interval]))"
+                    ),
                 },
             ),
             Panel(

@@ -37,7 +37,8 @@ PARENT = """
 import socket, subprocess, sys, threading, time
 from mlflow_deploy_plugin.core.processes.child import Child
 ours, theirs = socket.socketpair()
-child = Child([sys.executable, "-c", sys.argv[1], str(theirs.fileno())], descriptors=[theirs.fileno()])
+child = Child([sys.executable, "-c", sys.argv[1], str(theirs.fileno())], \
+descriptors=[theirs.fileno()])
 theirs.close()
 print(ours.recv(100).decode(), flush=True)
 time.sleep(600)
@@ -276,7 +277,8 @@ def test_the_last_lines_of_a_log_are_read(tmp_path: Path) -> None:
 
 PRELUDE = """
 import os, signal, sys, time
-from mlflow_deploy_plugin.core.processes.child import SupervisedChildren, awaiting_signals, signal_group
+from mlflow_deploy_plugin.core.processes.child import SupervisedChildren, awaiting_signals, \
+signal_group
 signals = awaiting_signals()
 wait_for_signal = signals.__enter__()
 children = SupervisedChildren()
@@ -325,7 +327,8 @@ wait(children.start([sys.executable, "-c", code]))
 def test_a_signal_that_comes_before_the_program_of_a_child_runs_ends_that_child_alone() -> None:
     assert run("""
 from mlflow_deploy_plugin.core.processes import child
-child.die_with_parent = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # as the kernel where the parent ends now
+child.die_with_parent = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  \
+# as the kernel where the parent ends now
 print(wait(children.start(["sleep", "600"])), wait_for_signal(0))
 """) == ["-15", "None"]
 

@@ -710,7 +710,8 @@ def call(function):
     except BaseException as error:
         print(repr(error))
 
-threads = [threading.Thread(target=call, args=(function,)) for function in (registry_client, name_an_error) * 2]
+threads = [threading.Thread(target=call, args=(function,)) \
+for function in (registry_client, name_an_error) * 2]
 for thread in threads:
     thread.start()
     time.sleep(0.004)

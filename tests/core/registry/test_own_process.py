@@ -15,7 +15,8 @@ import types
 
 import mlflow, requests, urllib3
 import mlflow.artifacts, mlflow.deployments, mlflow.sklearn
-from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, mlflow_artifacts_repo
+from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, \
+mlflow_artifacts_repo
 
 LIBRARIES = ("mlflow", "urllib3", "requests")
 

@@ -375,9 +375,7 @@ def test_a_variant_is_removed_unless_none_would_answer() -> None:
         remove_variant(spec, "flights")
 
 
-def test_fields_are_typed_from_the_texts_of_a_command_line_and_an_empty_one_brings_the_default_back() -> (
-    None
-):
+def test_fields_are_typed_from_texts_of_a_command_line_and_an_empty_one_sets_the_default() -> None:
     typed = {
         "server.workers": "2",
         "server.preferred_batch_size": "8,32",

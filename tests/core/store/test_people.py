@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.store.people import name_refusal, person_key
 
-INVISIBLE = "\u00ad\u034f\u061c\u115f\u17b4\u180b\u180e\u200b\u200c\u200d\u200f\u202e\u2060\u2065\u2069\u3164"
+INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u17b4\u180b\u180e\u200b"
+    "\u200c\u200d\u200f\u202e\u2060\u2065\u2069\u3164"
+)
 INVISIBLE += "\ufe0f\ufeff\uffa0\ufff0\U0001bca0\U0001d173\U000e0001\U000e0041\U000e0fff\u0600"
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 

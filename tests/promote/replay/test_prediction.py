@@ -203,10 +203,12 @@ def test_intermediate_values_of_a_row_are_in_the_order_of_the_graph(answering: A
 
 
 def test_loops_optional_outputs_and_external_weights_are_supported(answering: Answering) -> None:
-    graph = """deep (float[N,2] x) => (float[N,2] y) <float[2] w = {1.5, 2.5}, int64 three = {3}, bool go = {1}> {
+    graph = """deep (float[N,2] x) => (float[N,2] y) <float[2] w = {1.5, 2.5}, int64 three = {3}, \
+bool go = {1}> {
       half = Dropout(x)
       best = Mul(half, w)
-      y = Loop(three, go, best) <body = step (int64 i, bool c, float[N,2] s) => (bool d, float[N,2] t)
+      y = Loop(three, go, best) <body = step (int64 i, bool c, float[N,2] s) => \
+(bool d, float[N,2] t)
         { d = Identity(c)
           t = Add(s, s) }>
     }"""

@@ -65,7 +65,7 @@ def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_an_agent_asks_the_registry_and_ships_without_pandas_and_collects_garbage_as_usual_after_that(
+def test_an_agent_asks_the_registry_and_ships_without_pandas_and_then_collects_garbage_as_usual(
     tmp_path: Path,
     writer: CaptureWriter,
     new_database: Callable[[Path], str],

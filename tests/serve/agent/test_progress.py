@@ -302,7 +302,7 @@ def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
     )
 
 
-def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while_the_next_one_goes_on(
+def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while_the_next_goes_on(
     machine: Machine,
 ) -> None:
     machine.answer(3)

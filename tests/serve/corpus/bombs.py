@@ -1,7 +1,8 @@
 """Small bodies that would take much more memory than their size, and the memory that
 reading each body may take.
 
-python -m tests.serve.corpus.bombs NAME      # reads one body: {"mib", "status", "message"} on stdout
+# reads one body: {"mib", "status", "message"} on stdout
+python -m tests.serve.corpus.bombs NAME
 """
 
 import io

@@ -61,7 +61,9 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "names of models": (),  # serve/models/repository.py: lease
     "methods": _both(
         {
-            "routes._match": "lambda path: ({**(m := original(path)[0]), 'DELETE': next(iter(m.values()))}, {})",
+            "routes._match": (
+                "lambda path: ({**(m := original(path)[0]), 'DELETE': next(iter(m.values()))}, {})"
+            ),
         },
     ),
     "host": _both({"parser.check_host": _NOTHING}, {"app.check_host": _NOTHING}),
@@ -74,7 +76,9 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "fields": _fast({"parser.FIELDS": "10**6"}),
     "expectation": _fast(
         {
-            "parser._fields": "lambda lines: {k: v for k, v in original(lines).items() if k != 'expect'}",
+            "parser._fields": (
+                "lambda lines: {k: v for k, v in original(lines).items() if k != 'expect'}"
+            ),
         },
     ),
     "body bytes": _both(
@@ -114,7 +118,9 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "V2 rank": _answer(serve__protocols__v2_tensors__MAX_RANK="10**9"),
     "V2 counts": _answer(serve__protocols__v2_tensors___check_count=_NOTHING),
     "binary tensors": _answer(
-        serve__protocols__v2__from_binary="lambda head, data: original(head, bytes(data)[:16].ljust(16))",
+        serve__protocols__v2__from_binary=(
+            "lambda head, data: original(head, bytes(data)[:16].ljust(16))"
+        ),
     ),
     "TensorFlow": (),  # serve/protocols/tfserving.py: decode
     "MLflow": (),  # serve/protocols/mlflow.py: decode_document
@@ -137,7 +143,9 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "Arrow's sizes": _answer(serve__protocols__arrow__check_stream_size=_NOTHING),
     "rows of a table": _answer(
         serve__protocols__arrow___check_value_count=_NOTHING,
-        serve__protocols__arrow__to_numpy="lambda array, limit, budget: original(array, 10**12, budget)",
+        serve__protocols__arrow__to_numpy=(
+            "lambda array, limit, budget: original(array, 10**12, budget)"
+        ),
     ),
     "words of a dictionary": _answer(
         serve__protocols__arrow__StringBudget="lambda left: original(10**12)",

@@ -104,6 +104,6 @@ def test_without_a_bound_of_the_worker_one_of_its_cases_fails(
                 for c in slow.CASES
                 if c.bound == name
             ],
-        ]  # type: ignore[misc]
+        ]
         assert attempts
         assert fails(attempts)

@@ -168,13 +168,18 @@ BODIES = [
     b"a" * 300,
 ]
 AMBIGUOUS = [
-    b"Content-Length: 0", b"Content-Length: 5", b"Content-Length: +5", b"Content-Length: 5, 5", b"Content-Length: 0x5",
-    b"Content-Length : 5", b"Content-Length: 5 ", b"Content-Length:", b"Content-Length: 99999999999999999999",
-    b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked, identity", b"Transfer-Encoding: xchunked",
+    b"Content-Length: 0", b"Content-Length: 5", b"Content-Length: +5", b"Content-Length: 5, 5",
+    b"Content-Length: 0x5",
+    b"Content-Length : 5", b"Content-Length: 5 ", b"Content-Length:",
+    b"Content-Length: 99999999999999999999",
+    b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked, identity",
+    b"Transfer-Encoding: xchunked",
     b"Transfer-Encoding : chunked", b"Transfer-Encoding: CHUNKED", b"Transfer-Encoding:\tchunked",
     b"transfer-encoding:chunked",
-    b"Transfer-Encoding: gzip, chunked", b"Transfer_Encoding: chunked", b"Connection: close", b"Connection: keep-alive",
-    b"Connection: close, keep-alive", b"Host: other", b"Host:", b" folded", b"\tfolded", b"NoColon", b": no name",
+    b"Transfer-Encoding: gzip, chunked", b"Transfer_Encoding: chunked", b"Connection: close",
+    b"Connection: keep-alive",
+    b"Connection: close, keep-alive", b"Host: other", b"Host:", b" folded", b"\tfolded",
+    b"NoColon", b": no name",
     b"X: a\x00b",
     b"X: a\nContent-Length: 5", b"X: a\rY: b", b"Expect: 100-continue", b"X\x80: 1", b"",
 ]  # fmt: skip

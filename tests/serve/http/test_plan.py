@@ -42,9 +42,10 @@ BODIES: list[tuple[str, Any]] = [
     ("/predict/batch", [FLIGHT, FLIGHT, FLIGHT]),
     ("/score", {"input_data": SPLIT}),
     ("/score", {"input_data": [FLIGHT, FLIGHT], "params": {}}),
-    ("/v1/models/mixed:predict", {"instances": [FLIGHT, FLIGHT], "signature_name": "serving_default"}),
-    ("/v2/models/tensor/infer", {"id": "mine", "inputs": [{"name": "image", "shape": [1, 2, 2], "datatype": "FP32",
-                                                             "data": [1, 2, 3, 4]}]}),
+    ("/v1/models/mixed:predict", {"instances": [FLIGHT, FLIGHT],
+                                  "signature_name": "serving_default"}),
+    ("/v2/models/tensor/infer", {"id": "mine", "inputs": [
+        {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}]}),
     ("/v2/models/single/infer", {"parameters": {"priority": 1}, "inputs": [
         {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}),
     # The response is large enough for compression.
@@ -395,8 +396,13 @@ def test_a_request_outside_the_plan_leaves_no_trace(server: Server, request_: Ra
 
 
 @pytest.mark.parametrize(
-    "spec", [{"max_batch_size": 4}, {"response_cache_bytes": 1000}, {"default_timeout_microseconds": 10**6}],
-)  # fmt: skip
+    "spec",
+    [
+        {"max_batch_size": 4},
+        {"response_cache_bytes": 1000},
+        {"default_timeout_microseconds": 10**6},
+    ],
+)
 def test_a_server_that_decides_by_the_request_has_no_plans(
     serve_here: Callable[..., Server],
     endpoints: Any,

@@ -15,8 +15,10 @@ localhost. gpu-1:80 flights.svc:8 MODELS.example
 """
 
 FOREIGN = """
-: evil.example localhost.evil.example 127.0.0.1.evil.example gpu-1.evil.example gpu-1@evil 0x7f.1 [1.2]
-[] 1.2.3.4.5 10.evil.example evil.flights.svc 127.0.0.1:8080@evil.example localhost:8080@evil.example
+: evil.example localhost.evil.example 127.0.0.1.evil.example gpu-1.evil.example gpu-1@evil \
+0x7f.1 [1.2]
+[] 1.2.3.4.5 10.evil.example evil.flights.svc 127.0.0.1:8080@evil.example \
+localhost:8080@evil.example
 """
 
 

@@ -53,9 +53,7 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(
     }  # The log drops repeats.
 
 
-def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_a_second_one_for_the_pause() -> (
-    None
-):
+def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_two_for_the_pause() -> None:
     probes = queue.SimpleQueue[None]()
     circuit = CircuitBreaker(
         "nothing happens",

@@ -464,7 +464,7 @@ def test_labels_of_many_kinds_of_keys_are_joined_and_counted(
     assert log_stats(log, "flights").labels == LabelCounts(rows=2, names=33, unmatched=30)
 
 
-def test_the_64_sets_of_key_columns_that_most_labels_have_name_rows_since_a_caller_can_send_thousands(
+def test_only_the_64_most_frequent_sets_of_key_columns_name_rows_since_callers_can_send_thousands(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:

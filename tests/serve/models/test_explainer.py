@@ -23,13 +23,15 @@ from tests.support.waiting import wait_until
 
 CHILD = """
 import os, socket, sys, time
-from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage, receive_message, \
+send_message
 from mlflow_deploy_plugin.serve.protocols.side_messages import receive_connection
 
 how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
 connection.set_inheritable(False)
 if how == "failed":
-    send_message(connection, SideMessage("failed", {"message": "shap cannot be imported here: it is broken"}))
+    send_message(connection, SideMessage("failed", \
+{"message": "shap cannot be imported here: it is broken"}))
     sys.exit(1)
 if how == "never":
     time.sleep(3600)

@@ -82,7 +82,8 @@ def test_a_version_that_refuses_a_row_of_zeros_starts_cold(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    graph = """g (float[N,2] X) => (float[N,2] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> {
+    graph = """g (float[N,2] X) => (float[N,2] y, float[N] onnxserve_refused_rows) \
+<int64[1] axis = {1}> {
       y = Log(X)
       mark = Sub(y, y)
       onnxserve_refused_rows = ReduceSum<keepdims=0>(mark, axis)

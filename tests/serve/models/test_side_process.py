@@ -29,7 +29,8 @@ from tests.support.waiting import is_gone, wait_until
 
 CHILD = """
 import os, socket, subprocess, sys, threading, time
-from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage, receive_message, \
+send_message
 from mlflow_deploy_plugin.serve.protocols.side_messages import receive_connection
 
 how, control = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))

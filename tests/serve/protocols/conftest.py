@@ -18,7 +18,8 @@ Answer = tuple[int, bytes]
 Ask = Callable[..., Answer]
 
 PAIR = """
-pair (float[N,2] a, int64[N] b) => (float[N,2] scaled, int64[N] more) <float[1] two = {2.0}, int64[1] one = {1}> {
+pair (float[N,2] a, int64[N] b) => (float[N,2] scaled, int64[N] more) \
+<float[1] two = {2.0}, int64[1] one = {1}> {
   scaled = Mul(a, two)
   more = Add(b, one)
 }"""

@@ -99,7 +99,7 @@ def test_a_batch_is_answered_row_by_row(mixed: Server, body: Any) -> None:
     assert [row["yes"] for row in probabilities] == [SIGMOID_1, SIGMOID_1]
 
 
-def test_a_batch_with_more_probabilities_than_an_answer_may_have_is_refused_with_the_rows_that_may_be_sent(
+def test_a_batch_with_too_many_probabilities_is_refused_with_the_number_of_rows_that_may_be_sent(
     mixed: Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -235,7 +235,8 @@ def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
         )
 
 
-MARKED = """g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> {
+MARKED = """g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) \
+<int64[1] axis = {1}> {
   y = Log(x)
   mark = Sub(y, y)
   onnxserve_refused_rows = ReduceSum<keepdims=0>(mark, axis)

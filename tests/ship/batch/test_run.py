@@ -576,10 +576,14 @@ def test_a_version_of_any_flavor_is_recorded_as_a_run(
 
         result = run_batch(
             BatchPlan(
-                "models:/days/1", str(tmp_path / "rows.csv"), str(tmp_path / "out"), ("id",), output_format="jsonl",
+                "models:/days/1",
+                str(tmp_path / "rows.csv"),
+                str(tmp_path / "out"),
+                ("id",),
+                output_format="jsonl",
                 experiment="batches",
             ),
-        )  # fmt: skip
+        )
 
         lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
         assert list(map(json.loads, lines)) == [

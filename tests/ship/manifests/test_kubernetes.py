@@ -297,9 +297,7 @@ def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> No
     kubernetes_validate.validate(documents["Deployment"], "1.32", strict=True)
 
 
-def test_files_of_secrets_are_mounted_as_a_folder_where_kubelet_replaces_them_and_named_by_their_variables() -> (
-    None
-):
+def test_secret_files_are_mounted_as_a_folder_that_kubelet_updates_and_named_by_variables() -> None:
     documents = rendered({"container.secret_files.ONNXSERVE_KEYS_FILE": "callers/keys.json"})
     container = container_of(documents)
     pod = documents["Deployment"]["spec"]["template"]["spec"]

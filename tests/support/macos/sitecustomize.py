@@ -32,10 +32,14 @@ import time
 from types import ModuleType
 from typing import Any
 
-_OS = """copy_file_range eventfd eventfd_read eventfd_write fdatasync getrandom getresgid getresuid getxattr listxattr
-    memfd_create pidfd_open pipe2 posix_fadvise posix_fallocate removexattr sched_getaffinity sched_getparam
-    sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setparam sched_setscheduler setns setresgid
-    setresuid setxattr splice timerfd_create unshare O_DIRECT O_LARGEFILE O_NOATIME O_PATH O_RSYNC O_TMPFILE P_PIDFD"""
+_OS = (
+    "copy_file_range eventfd eventfd_read eventfd_write fdatasync getrandom getresgid "
+    "getresuid getxattr listxattr memfd_create pidfd_open pipe2 posix_fadvise posix_fallocate "
+    "removexattr sched_getaffinity sched_getparam sched_getscheduler sched_rr_get_interval "
+    "sched_setaffinity sched_setparam sched_setscheduler setns setresgid setresuid setxattr "
+    "splice timerfd_create unshare O_DIRECT O_LARGEFILE O_NOATIME O_PATH O_RSYNC O_TMPFILE "
+    "P_PIDFD"
+)
 _OLD_OS = "" if sys.version_info >= (3, 13) else " waitid waitid_result"
 _MISSING: dict[ModuleType, str] = {
     os: _OS + _OLD_OS,
@@ -52,9 +56,12 @@ _MISSING: dict[ModuleType, str] = {
         "SIGCLD SIGPOLL SIGPWR SIGRTMAX SIGRTMIN SIGSTKFLT pidfd_send_signal sigtimedwait "
         "sigwaitinfo"
     ),
-    socket: """MSG_CMSG_CLOEXEC MSG_ERRQUEUE MSG_FASTOPEN MSG_MORE SOCK_CLOEXEC
-        SOCK_NONBLOCK SO_BINDTODEVICE SO_DOMAIN SO_INCOMING_CPU SO_MARK SO_PASSCRED SO_PEERCRED SO_PRIORITY SO_PROTOCOL
-        TCP_CONGESTION TCP_CORK TCP_DEFER_ACCEPT TCP_INFO TCP_KEEPIDLE TCP_LINGER2 TCP_QUICKACK TCP_USER_TIMEOUT""",
+    socket: (
+        "MSG_CMSG_CLOEXEC MSG_ERRQUEUE MSG_FASTOPEN MSG_MORE SOCK_CLOEXEC SOCK_NONBLOCK "
+        "SO_BINDTODEVICE SO_DOMAIN SO_INCOMING_CPU SO_MARK SO_PASSCRED SO_PEERCRED SO_PRIORITY "
+        "SO_PROTOCOL TCP_CONGESTION TCP_CORK TCP_DEFER_ACCEPT TCP_INFO TCP_KEEPIDLE TCP_LINGER2 "
+        "TCP_QUICKACK TCP_USER_TIMEOUT"
+    ),
     time: "CLOCK_BOOTTIME CLOCK_TAI",
 }
 _LIBC = (

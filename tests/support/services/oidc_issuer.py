@@ -34,7 +34,8 @@ _TOKEN_SECONDS = 3600
 _FORM = """<!doctype html>
 <title>Issuer</title>
 <form method="post">
-  <label>{{ field }} <select name="user">{% for user in users %}<option>{{ user }}</option>{% endfor %}</select></label>
+  <label>{{ field }} \
+<select name="user">{% for user in users %}<option>{{ user }}</option>{% endfor %}</select></label>
   <button>{{ button }}</button>
 </form>
 """
@@ -159,7 +160,8 @@ class OidcIssuer:
         code = secrets.token_urlsafe()
         self._codes[code] = request.form["user"], parameters
         return redirect(
-            f"{parameters['redirect_uri']}?{urlencode({'code': code, 'state': parameters['state']})}",
+            f"{parameters['redirect_uri']}?"
+            f"{urlencode({'code': code, 'state': parameters['state']})}",
         )
 
     def _token(self) -> Any:

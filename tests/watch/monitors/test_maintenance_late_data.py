@@ -78,7 +78,7 @@ def turned(world: MonitoredWorld) -> Turned:
     return Turned(world)
 
 
-def test_a_window_is_judged_again_once_it_has_enough_labels_and_then_with_each_twentieth_of_its_rows(
+def test_a_window_is_judged_again_with_enough_labels_and_then_with_each_twentieth_of_its_rows(
     turned: Turned,
 ) -> None:
     turned.label(range(9))

@@ -496,7 +496,7 @@ def test_failed_search_for_late_rows_is_noted_and_does_not_stop_judging(
 
 
 @pytest.mark.long
-def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_and_then_cost_no_more_than_one(
+def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_then_cost_no_more_than_one(
     world: MonitoredWorld,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

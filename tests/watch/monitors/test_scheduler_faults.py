@@ -125,7 +125,7 @@ def machine(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Mac
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_controller_that_is_killed_in_the_middle_of_a_judgement_is_replaced_and_one_run_stands_in_mlflow(
+def test_a_controller_killed_in_the_middle_of_a_judgement_is_replaced_and_mlflow_has_one_run(
     machine: Machine,
 ) -> None:
     machine.endpoint("flights", hours=2)

@@ -243,9 +243,7 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     assert min(red_and_green(picture)) > 0
 
 
-def test_the_description_of_a_level_is_about_the_judged_window_and_not_about_a_later_one_of_the_reference() -> (
-    None
-):
+def test_the_description_of_a_level_is_about_the_judged_window_and_not_about_a_later_one() -> None:
     result, windows = levels_of(level("delay", [3.0, 3.0, 5.0, 4.0]))
     earlier = replace(result, window=Window(result.window.start - DAY, result.window.start))
 

@@ -168,9 +168,7 @@ def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
     assert departing <= 11  # 5 are expected
 
 
-def test_probabilities_that_are_off_are_corrected_by_earlier_windows_before_labels_are_held_against_them() -> (
-    None
-):
+def test_wrong_probabilities_are_corrected_by_earlier_windows_before_comparing_labels() -> None:
     def window(seed: int) -> LabelledWindow:
         answers, truth = answers_of(np.random.default_rng(seed))
         assert answers.probabilities is not None

@@ -74,7 +74,8 @@ def test_an_empty_tensor_of_the_graph_s_own_is_refused_where_it_would_end_the_pr
     size = {"LSTM": 4, "GRU": 3}[operator]
     graph = parse_graph(
         f"""g (float[n,2,3] x) => (float[steps,1,m,1] y)
-        <float[1,{size},3] w = {{{",".join(["1"] * size * 3)}}}, float[1,{size},1] r = {{{",".join(["1"] * size)}}},
+        <float[1,{size},3] w = {{{",".join(["1"] * size * 3)}}}, \
+float[1,{size},1] r = {{{",".join(["1"] * size)}}},
         int64[1] row = {{0}}, float none = {{0}}>
         {{
           first = Gather<axis = 1>(x, row)
@@ -188,12 +189,16 @@ SEQUENCES = {
         " t = SequenceInsert(o, x) \n"
         " s = Identity(t) }"
     ),
-    "slices": "g (float[N,2] x) => (seq(float[N]) s) { s = SplitToSequence<axis = 1, keepdims = 0>(x) }",
+    "slices": (
+        "g (float[N,2] x) => (seq(float[N]) s) { s = SplitToSequence<axis = 1, keepdims = 0>(x) }"
+    ),
     "parts": (
         "g (float[N,3] x) => (seq(float[N,K]) s) <int64[2] p = {1, 2}> { s = SplitToSequence<axis "
         "= 1>(x, p) }"
     ),
-    "a name that is taken": "g (float[N,2] s_0) => (seq(float[N,2]) s) { s = SequenceConstruct(s_0, s_0) }",
+    "a name that is taken": (
+        "g (float[N,2] s_0) => (seq(float[N,2]) s) { s = SequenceConstruct(s_0, s_0) }"
+    ),
     "a name that a weight has": (
         "g (float[N,2] x) => (seq(float[N,2]) s) <float s_0 = {1}> { y = Add(x, s_0) \n"
         " s = SequenceConstruct(x, y) }"

@@ -198,7 +198,8 @@ def test_an_invalid_option_is_refused_in_one_line(
 
 def test_a_model_without_numbers_is_measured_by_its_texts(tmp_path: Path) -> None:
     graph = """g (string[N] t) => (int64[N] label) {
-        label = ai.onnx.ml.LabelEncoder <keys_strings = ["yes", "no"], values_int64s = [1, 0]> (t) }"""
+        label = ai.onnx.ml.LabelEncoder <keys_strings = ["yes", "no"], \
+values_int64s = [1, 0]> (t) }"""
     section = {
         "inputs": [{"name": "t", "dtype": "str", "shape": [-1], "columns": ["t"]}],
         "outputs": [{"name": "label", "dtype": "int64", "shape": [-1], "role": "label"}],

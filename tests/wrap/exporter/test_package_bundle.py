@@ -26,8 +26,10 @@ from tests.support.refusals import mentions
 
 KINDS = "float[N,1] f, double[N,1] d, int64[N,1] l, int32[N,1] i, bool[N,1] b, string[N,1] s"
 GRAPH = f"""
-kinds ({KINDS}) => (float[N,1] f2, double[N,1] d2, int64[N,1] l2, int32[N,1] i2, bool[N,1] b2, string[N,1] s2) {{
-  f2 = Identity(f)  d2 = Identity(d)  l2 = Identity(l)  i2 = Identity(i)  b2 = Not(b)  s2 = Identity(s)
+kinds ({KINDS}) => (float[N,1] f2, double[N,1] d2, int64[N,1] l2, int32[N,1] i2, \
+bool[N,1] b2, string[N,1] s2) {{
+  f2 = Identity(f)  d2 = Identity(d)  l2 = Identity(l)  i2 = Identity(i)  b2 = Not(b)\
+  s2 = Identity(s)
 }}"""
 TEXT = 'a "quoted" ü\\n'
 ROW = {"f": [np.nan], "d": [-1e300], "l": [2**53], "i": [-7], "b": [True], "s": [TEXT]}

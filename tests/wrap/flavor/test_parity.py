@@ -86,8 +86,10 @@ two_ways (float[N,2] X) => (float[N,1] prediction) {
     limit = Constant<value = int64[1] {10}>()
     are_many = GreaterOrEqual(rows, limit)
     prediction = If (are_many) <
-        then_branch = many () => (float[N,1] y) { factor = Constant<value = float[1] {MANY}>() y = Mul(a, factor) },
-        else_branch = few () => (float[N,1] z) { factor = Constant<value = float[1] {FEW}>() z = Mul(a, factor) }
+        then_branch = many () => (float[N,1] y) \
+{ factor = Constant<value = float[1] {MANY}>() y = Mul(a, factor) },
+        else_branch = few () => (float[N,1] z) \
+{ factor = Constant<value = float[1] {FEW}>() z = Mul(a, factor) }
     >
 }"""
 

@@ -24,7 +24,8 @@ CLUSTERS = """<PMML xmlns="http://www.dmg.org/PMML-4_4" version="4.4"><Header/>
 <DataDictionary><DataField name="a" optype="continuous" dataType="double"/></DataDictionary>
 <ClusteringModel functionName="clustering" modelClass="centerBased" numberOfClusters="1">
 <MiningSchema><MiningField name="a"/></MiningSchema>
-<ComparisonMeasure kind="distance"><squaredEuclidean/></ComparisonMeasure><ClusteringField field="a"/>
+<ComparisonMeasure kind="distance"><squaredEuclidean/></ComparisonMeasure>\
+<ClusteringField field="a"/>
 <Cluster id="x"><Array type="real" n="1">0</Array></Cluster></ClusteringModel></PMML>"""
 INTEGER_DISTANCE = re.sub("<Output>.*</Output>", "", DELAY, flags=re.DOTALL).replace(
     'name="distance" optype="continuous" dataType="double"',

@@ -21,9 +21,12 @@ ROWS = network_rows(300)
 FEEDS = [{"x": ROWS[:100]}]
 TREE = parse_graph(
     """tree (float[N,2] x) => (float[N,1] y) {
-      y = ai.onnx.ml.TreeEnsembleRegressor <n_targets = 1, nodes_featureids = [0, 0, 0], nodes_modes = ["BRANCH_LEQ",
-        "LEAF", "LEAF"], nodes_nodeids = [0, 1, 2], nodes_treeids = [0, 0, 0], nodes_values = [0.5, 0.0, 0.0],
-        nodes_truenodeids = [1, 0, 0], nodes_falsenodeids = [2, 0, 0], target_ids = [0, 0], target_nodeids = [1, 2],
+      y = ai.onnx.ml.TreeEnsembleRegressor <n_targets = 1, nodes_featureids = [0, 0, 0], \
+nodes_modes = ["BRANCH_LEQ",
+        "LEAF", "LEAF"], nodes_nodeids = [0, 1, 2], nodes_treeids = [0, 0, 0], \
+nodes_values = [0.5, 0.0, 0.0],
+        nodes_truenodeids = [1, 0, 0], nodes_falsenodeids = [2, 0, 0], target_ids = [0, 0], \
+target_nodeids = [1, 2],
         target_treeids = [0, 0], target_weights = [1.0, 2.0]> (x) }""",
 )
 

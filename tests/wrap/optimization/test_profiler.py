@@ -64,7 +64,8 @@ def test_a_small_graph_is_dispatch_and_a_large_one_is_layers(tmp_path: Path) -> 
 
 def test_a_loop_is_named_and_its_time_excludes_its_body(tmp_path: Path) -> None:
     graph = """counter (float[N,200] x) => (float[N,200] y) <int64 trips = {20}, bool go = {1}> {
-        y = Loop(trips, go, x) <body = step (int64 i, bool c, float[N,200] s) => (bool d, float[N,200] t) {
+        y = Loop(trips, go, x) <body = step (int64 i, bool c, float[N,200] s) => \
+(bool d, float[N,200] t) {
           d = Identity(c)
           t = Sin(s) }> }"""
     folder = write_model(tmp_path / "loop", graph)

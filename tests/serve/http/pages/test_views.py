@@ -337,9 +337,11 @@ def test_whatever_a_model_of_python_answers_is_shown_as_text(
 def test_the_parts_of_an_answer_are_shown_when_they_come(page: Any) -> None:
     page.add_init_script(
         """const { readable, writable } = new TransformStream();
-        window.fetch = async () => new Response(readable, { headers: { "Content-Type": "text/event-stream" } });
+        window.fetch = async () => new Response(readable, \
+{ headers: { "Content-Type": "text/event-stream" } });
         const bytes = (code) => code.charCodeAt(0);
-        window.send = (text) => void (window.writer ??= writable.getWriter()).write(Uint8Array.from(text, bytes));""",
+        window.send = (text) => void (window.writer ??= writable.getWriter())\
+.write(Uint8Array.from(text, bytes));""",
     )
 
     def send(data: bytes) -> None:

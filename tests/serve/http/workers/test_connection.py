@@ -288,7 +288,9 @@ REFUSED = {
     "hexadecimal-length": POST + b"Content-Length: 0x3\r\n\r\nabc",
     "empty-length": POST + b"Content-Length:\r\n\r\n",
     "spaced-length": POST + b"Content-Length: 1 3\r\n\r\n",
-    "chunks-of-http-1.0": b"POST /invocations HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunks-of-http-1.0": (
+        b"POST /invocations HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    ),
     "two-content-types": POST + JSON + b"Content-Length: 2\r\n\r\n{}",
     "chunk-without-size": POST + b"Transfer-Encoding: chunked\r\n\r\n\r\n\r\n",
     "chunk-0x": POST + b"Transfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",

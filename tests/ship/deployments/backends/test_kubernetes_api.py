@@ -115,7 +115,9 @@ def conflict(*managers: str) -> Answer:
     """
     if len(managers) == 1:
         return 409, {
-            "message": f'Apply failed with 1 conflict: conflict with "{managers[0]}" using v1: .spec.type',
+            "message": (
+                f'Apply failed with 1 conflict: conflict with "{managers[0]}" using v1: .spec.type'
+            ),
         }
     causes = "\n".join(
         f'conflicts with "{manager}" using v1:\n- .spec.type' for manager in managers

@@ -182,9 +182,7 @@ def test_a_column_of_another_kind_than_the_reference_is_marked(
     assert column.arrow_type == arrow_type != column.expected_type
 
 
-def test_a_column_without_any_value_fits_every_reference_and_a_reference_without_any_takes_every_value() -> (
-    None
-):
+def test_an_empty_column_fits_every_reference_and_an_empty_reference_fits_every_column() -> None:
     nulls = pa.nulls(3)
 
     assert sketch({"x": [1.0, 2.0, 3.0]}, {"x": nulls}).columns["x"].missing == 3

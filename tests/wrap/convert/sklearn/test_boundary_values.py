@@ -85,9 +85,7 @@ def test_a_tree_that_splits_on_missing_values_only_is_proven_behind_a_scaler() -
     assert (report.state, report.left_out) == ("proven", {})
 
 
-def test_a_step_that_cannot_be_read_is_named_in_the_report_and_the_values_of_the_others_are_kept() -> (
-    None
-):
+def test_an_unreadable_step_is_named_in_the_report_and_the_values_of_the_others_are_kept() -> None:
     rows = pd.DataFrame(
         {"city": ["rome", "oslo"] * 30, "a": np.random.default_rng(0).normal(size=60)},
     )
