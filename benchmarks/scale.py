@@ -1,9 +1,8 @@
 """Three servers behind nginx, one of which is killed, with shared limits; and the
 growth with endpoints, servers and rows.
 
-    eval "$(shared/machine/s3.sh env)"
-    .venv/bin/python -m benchmarks.scale [servers unlimited limits store \\
-        registry redis log]
+    eval "$(shared/machine/s3.sh env)" .venv/bin/python -m benchmarks.scale \\
+        [servers unlimited limits store registry redis log]
 
 The stack is docker/compose.yaml as tests/stack runs it without Docker, with a third
 server: a real nginx with docker/stack/nginx.conf, Redis, PostgreSQL for the store and

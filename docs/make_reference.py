@@ -22,8 +22,8 @@ equal to them.
 
 ## Fields of an endpoint
 
-`mlflow deployments create|update -t onnxserve … -C NAME=VALUE`, and `onnxserve serve -C NAME=VALUE`. \
-In a spec file the
+`mlflow deployments create|update -t onnxserve … -C NAME=VALUE`, \
+and `onnxserve serve -C NAME=VALUE`. In a spec file the
 same names are nested keys. `variants.NAME.` is one of the endpoint's variants, \
 `monitors.NAME.` one of its monitors.
 
