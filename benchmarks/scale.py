@@ -1,7 +1,8 @@
 """Three servers behind nginx, one of which is killed, with shared limits; and the
 growth with endpoints, servers and rows.
 
-    eval "$(shared/machine/s3.sh env)" .venv/bin/python -m benchmarks.scale \\
+    eval "$(shared/machine/s3.sh env)"
+    .venv/bin/python -m benchmarks.scale \\
         [servers unlimited limits store registry redis log]
 
 The stack is docker/compose.yaml as tests/stack runs it without Docker, with a third
