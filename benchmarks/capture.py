@@ -143,7 +143,7 @@ def microseconds(act: Callable[[], None]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--requests", type=int, default=50_000)
     options = parser.parse_args()
     if not (request_path.MODELS / "flights").is_dir():

@@ -101,7 +101,7 @@ def summary(verdicts: list[Verdict], seconds: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--only", nargs="*", default=[], help="parts of the cases' names")
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args(arguments)

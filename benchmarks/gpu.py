@@ -134,7 +134,7 @@ def measure(name: str, device: Device, rounds: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a dry run")
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which all ways alternate")
     parser.add_argument("--models", default="", help="only models whose names begin with this")

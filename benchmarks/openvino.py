@@ -221,7 +221,7 @@ def is_ready(url: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument(
         "--site",
         help="folder with the OpenVINO build; default: a temporary folder",

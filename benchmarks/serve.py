@@ -42,7 +42,8 @@ def main() -> int:
     rows: list[table.Row] = []
     try:
         for name in options.only or works.WORKS:
-            _say(f"{name}: {(works.WORKS[name].__doc__ or '').splitlines()[0]}")
+            summary = (works.WORKS[name].__doc__ or "").partition("\n\n")[0]
+            _say(f"{name}: {' '.join(summary.split())}")
             os.sched_setaffinity(0, {CLIENT_CORE})
             rows += works.WORKS[name](bench)
     finally:

@@ -47,9 +47,9 @@ def run_command(train: Callable[[Any], Any], options: type[Any], document: str) 
     Args:
         options: a dataclass whose fields are created by `option`, including `seed`. A
             field `seed` becomes `--seed`.
-        document: the docstring of the module, whose first line is the help.
+        document: the docstring of the module, whose first paragraph is the help.
     """
-    parser = argparse.ArgumentParser(description=document.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=document.partition("\n\n")[0])
     for entry in fields(options):
         flag = f"--{entry.name.replace('_', '-')}"
         parser.add_argument(flag, type=entry.type, default=entry.default, **entry.metadata)

@@ -19,7 +19,7 @@ from projects.demo.workspace import DEFAULT_HOME, Workspace
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m projects.demo",
-        description=__doc__.partition("\n")[0],
+        description=__doc__.partition("\n\n")[0],
     )
     parser.add_argument("command", nargs="?", choices=("run", "stop"), default="run")
     parser.add_argument(

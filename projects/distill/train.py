@@ -1,10 +1,10 @@
 """Train a small model (student) on the predictions of a served model (teacher), and
 register it as checked ONNX.
 
-    mlflow run projects/distill -e distill --env-manager local -P
-    teacher=models:/flight-delay@champion mlflow run projects/distill -e distill
-    --env-manager local -P teacher=models:/digits-cnn/1 \\
-        -P data=images.parquet -P student=mlp
+    mlflow run projects/distill -e distill --env-manager local \\
+        -P teacher=models:/flight-delay@champion
+    mlflow run projects/distill -e distill --env-manager local \\
+        -P teacher=models:/digits-cnn/1 -P data=images.parquet -P student=mlp
 
 The rows need no labels: a file, the captured rows of an endpoint, or the reference of
 the teacher. The student is trained on the teacher's probabilities, which contain more

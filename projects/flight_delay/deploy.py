@@ -33,7 +33,7 @@ def deploy(deployment: str, model_uri: str, workers: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--deployment", default="flights", help="name of the deployment")
     parser.add_argument(
         "--model-uri",

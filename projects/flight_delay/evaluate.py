@@ -68,7 +68,7 @@ def delay_probability(model: mlflow.pyfunc.PyFuncModel, features: pd.DataFrame) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument(
         "--model-uri",
         default="models:/flight-delay@champion",

@@ -221,7 +221,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     default = ReplaySettings()
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--months", default="1-12", help="months of 2013 to replay")
     parser.add_argument(
         "--inject",

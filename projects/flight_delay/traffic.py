@@ -1,8 +1,8 @@
 """Send real flights of selected days to a server, hour by hour, as an airline's system
 would.
 
-    python -m projects.flight_delay.traffic --url http://127.0.0.1:8080 --day 2013-07-04
-    --day 2013-07-05
+    python -m projects.flight_delay.traffic --url http://127.0.0.1:8080 \\
+        --day 2013-07-04 --day 2013-07-05
 
 Each request sets `X-Event-Time` to the hour of its flights, so that the inference log
 and the monitors see the days of 2013 instead of the time of the replay.
@@ -114,7 +114,7 @@ def _answered(response: requests.Response, batch: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument(
         "--url",
         required=True,
