@@ -103,10 +103,10 @@ class Verdict:
             (neither), `wrong` (the served model predicts something else, or fails), or
             `crashed` (logging ended in a traceback).
         rows / ties: the compared rows; the rows that are ignored because the original's
-            own prediction depends on
-        rounding. wrong: the number of wrong rows, by the kind of rows. said: the first
-            line of the refusal or of the
-        crash, the reason for a pyfunc, or the worst row of a wrong model.
+            own prediction depends on rounding.
+        wrong: the number of wrong rows, by the kind of rows.
+        said: the first line of the refusal or of the crash, the reason for a pyfunc, or
+            the worst row of a wrong model.
     """
 
     name: str

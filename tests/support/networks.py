@@ -23,8 +23,7 @@ def network(widths: tuple[int, ...] = WIDTHS, gain: float = 1.0, seed: int = 0) 
 
     Args:
         gain: the gain of the first layer. The second layer divides by it, so that only
-            the numbers in between are
-        large.
+            the numbers in between are large.
     """
     rng = np.random.default_rng(seed)
     nodes = []
