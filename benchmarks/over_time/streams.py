@@ -231,7 +231,9 @@ class Monitor:
         past = []
         for number in range(len(stream.profiles)):
             levels = self.levels(number)
-            evidence = Evidence(basis, {str(series): value for series, value in levels.items()})
+            evidence = Evidence(
+                basis, {series.series_key: value for series, value in levels.items()}
+            )
             past.append(JudgedWindow(stream.window(number).start, "no drift", evidence))
         return tuple(past)
 

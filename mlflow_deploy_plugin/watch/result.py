@@ -190,11 +190,27 @@ class Finding:
         """Return the alarm's first window with its interval: `8 June 2013 (95 %
         interval: 5 to 10 June 2013)`.
         """
-        window = describe_span(*map(datetime.fromisoformat, (self.since, self.since_end)))
+        if interval := self.since_interval:
+            return f"{self.first_window} ({interval})"
+        return self.first_window
+
+    @property
+    def first_window(self) -> str:
+        """Return the alarm's first window in words, such as `8 June 2013`; empty
+        without an alarm.
+        """
+        if not self.since:
+            return ""
+        return describe_span(*map(datetime.fromisoformat, (self.since, self.since_end)))
+
+    @property
+    def since_interval(self) -> str:
+        """Return the interval of a shift's start in words, such as `95 % interval: 5 to
+        10 June 2013`; empty for other alarms.
+        """
         if self.since_range is None:
-            return window
-        interval = describe_span(*map(datetime.fromisoformat, self.since_range))
-        return f"{window} (95 % interval: {interval})"
+            return ""
+        return f"95 % interval: {describe_span(*map(datetime.fromisoformat, self.since_range))}"
 
 
 def format_number(number: float) -> str:
@@ -351,6 +367,9 @@ class WindowRequest:
             the start of the new baseline.
         accuracy: a metric of the model over the same windows, from a monitor of kind
             performance; None if unknown.
+        follows_levels: False for a window outside the monitor's schedule with a budget.
+            The levels of such a window are not compared with those of the past windows,
+            because that would raise more alarms than the budget permits.
     """
 
     endpoint: str
@@ -372,6 +391,7 @@ class WindowRequest:
     past: Sequence[JudgedWindow] = field(default=(), repr=False)
     baseline: Mapping[str, datetime] = field(default_factory=dict)
     accuracy: LevelSeries | None = field(default=None, repr=False)
+    follows_levels: bool = True
 
     @cached_property
     def log(self) -> InferenceLog:

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.monitors import evaluation
 from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from tests.support.monitored_endpoint import CALM, DAY, SHIFTED, capture, make_endpoint
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
@@ -329,7 +329,8 @@ def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothin
 
 
 def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) -> None:
-    evidence = Evidence("bins", {"x/level": 9.0}, ("x",), {"x/level": CALM.isoformat()})
+    level = SeriesKey("x", "level")
+    evidence = Evidence("bins", {level: 9.0}, ("x",), {level: CALM.isoformat()})
     window = Monitors(store).add("flights", "daily", CALM + 200 * DAY, CALM + 201 * DAY)
     Monitors(store).update(
         replace(window, state="judged", verdict="drift", evidence=evidence.to_json()),

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.ship.deployments.config import configure, traffic_weig
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import end_alert
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference
-from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
+from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, RELATIONS
 from mlflow_deploy_plugin.watch.monitors.evaluation import SelectedMonitor, window_request
 from mlflow_deploy_plugin.watch.monitors.manual_runs import hold_lease
 from mlflow_deploy_plugin.watch.result import ModelVersion, describe_span
@@ -167,7 +167,7 @@ def accept_alarms(
 
 
 def _columns(evidence: Evidence) -> set[str]:
-    return {series.rpartition("/")[0] for series in evidence.levels}
+    return {series.column for series in evidence.levels}
 
 
 def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
@@ -175,7 +175,7 @@ def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
     the start of its shift: the last shift if several figures of a column have shifted.
     """
     alarms = {key: start.isoformat() for key in evidence.alarms if key in _columns(evidence)}
-    shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
+    shifts = sorted((since, series.column) for series, since in evidence.shifts.items())
     baseline = alarms | {key: since for since, key in shifts}
     return {key: since for key, since in baseline.items() if key not in evidence.accepted}
 
@@ -186,13 +186,11 @@ def _relations(baseline: Mapping[str, str], evidence: Evidence) -> dict[str, str
     """
     starts: dict[str, str] = {}
     for relations in sorted(
-        key for key in _columns(evidence) if key.rpartition("/")[2] == RELATIONS
+        {series.column for series in evidence.levels if series.figure in PROJECTIONS},
     ):
-        times = [
-            since
-            for key, since in baseline.items()
-            if key.startswith(relations.removesuffix(RELATIONS))
-        ]
+        # A stored key has no field for its segment. All rows include those of the segments.
+        segment = relations.removesuffix(RELATIONS)
+        times = [since for key, since in baseline.items() if key.startswith(segment)]
         if times:
             starts[relations] = max(times)
     return starts

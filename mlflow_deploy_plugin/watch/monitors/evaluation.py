@@ -190,16 +190,13 @@ def _with_past(
     request = replace(request, false_per_year=endpoint.spec.budget_share)
     scheduled = window_at(window.start_us, spec.every)
     if window != scheduled:
-        # Levels of windows outside the schedule would raise more alarms than the budget
-        # permits.
-        past = [replace(row, evidence=replace(row.evidence, basis="")) for row in past]
         note = (
             f"the window overlaps {scheduled}, and only such windows of the schedule count for "
             "alarms over time"
         )
         return replace(
             request,
-            past=past,
+            follows_levels=False,
             notes=(*request.notes, note) if budget is not None else request.notes,
         )
     starts = monitors.state(*key).baseline

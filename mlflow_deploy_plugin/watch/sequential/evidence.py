@@ -6,12 +6,36 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-Levels = Mapping[str, float]
-"""The signed figures of a window by series, such as `delay/level` or
-`carrier=AA/delay/missing`.
-"""
+
+@dataclass(frozen=True, slots=True)
+class SeriesKey:
+    """The identity of a figure of a column in all windows.
+
+    Attributes:
+        column: the column, as `alarm_key`.
+        figure: the figure, such as `level`; for a projection of the relations, the name
+            of the projection.
+    """
+
+    column: str
+    figure: str
+
+    def __str__(self) -> str:
+        return f"{self.column}/{self.figure}"
+
+
+@lru_cache(maxsize=10_000)
+def _stored_key(text: str) -> SeriesKey:
+    """Return the key that was stored as this text. All windows of a monitor share it."""
+    column, _, figure = text.rpartition("/")
+    return SeriesKey(column, figure)
+
+
+Levels = Mapping[SeriesKey, float]
+"""The signed figures of a window by series."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,7 @@ class Evidence:
     basis: str = ""
     levels: Levels = field(default_factory=dict)
     alarms: tuple[str, ...] = ()
-    shifts: Mapping[str, str] = field(default_factory=dict)
+    shifts: Mapping[SeriesKey, str] = field(default_factory=dict)
     accepted: tuple[str, ...] = ()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
@@ -57,7 +81,9 @@ class Evidence:
         """Return the evidence for the store. NaN and infinity are omitted, because JSON
         does not have them.
         """
-        levels = {series: level for series, level in self.levels.items() if math.isfinite(level)}
+        levels = {
+            str(series): level for series, level in self.levels.items() if math.isfinite(level)
+        }
         alarms = {"alarms": list(self.alarms), "accepted": list(self.accepted)}
         outcomes = {
             key: [_finite(part) for part in astuple(outcome)]
@@ -67,7 +93,7 @@ class Evidence:
             "basis": self.basis,
             "levels": levels,
             **alarms,
-            "shifts": dict(self.shifts),
+            "shifts": {str(series): since for series, since in self.shifts.items()},
             "outcomes": outcomes,
         }
 
@@ -78,9 +104,11 @@ class Evidence:
         outcomes.
         """
         try:
-            levels = {series: float(level) for series, level in document["levels"].items()}
+            levels = {
+                _stored_key(series): float(level) for series, level in document["levels"].items()
+            }
             shifts = {
-                series: datetime.fromisoformat(since).isoformat()
+                _stored_key(series): datetime.fromisoformat(since).isoformat()
                 for series, since in document["shifts"].items()
             }
             alarms = tuple(map(str, document["alarms"]))

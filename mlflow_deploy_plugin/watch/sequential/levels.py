@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.drift.threshold.null import column_counts, row_counts
-from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
+from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey, alarm_key
 
 MISSING = "missing"
 FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005, MISSING: 0.005}
@@ -55,8 +55,10 @@ class FigureSeries(NamedTuple):
     def key(self) -> str:
         return alarm_key(shown_name(self.column), self.segment)
 
-    def __str__(self) -> str:
-        return f"{self.key}/{self.column if self.column in PROJECTIONS else self.figure}"
+    @property
+    def series_key(self) -> SeriesKey:
+        is_projection = self.column in PROJECTIONS
+        return SeriesKey(self.key, self.column if is_projection else self.figure)
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ def judge_shifts(
         current |= window_levels(part, profile, columns, segment)
     figures = (MISSING,) if request.spec.kind == "data_quality" else FLOORS
     basis = request.spec.reference if request.spec.is_rolling else reference.bins_key
-    evidence = Evidence(basis, {str(series): value for series, value in current.items()})
+    evidence = Evidence(basis, {series.series_key: value for series, value in current.items()})
     levels = reference_levels(
         reference,
         columns,
@@ -108,7 +108,8 @@ def judge_shifts(
     if per_year is None:
         return ShiftVerdict(evidence, charts=charts)
     since = {
-        str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts
+        course.series[shift.series].series_key: course.starts[shift.onset].isoformat()
+        for shift in shifts
     }
     notes = [
         (
@@ -135,7 +136,7 @@ def follow(
     start_us = request.window.start_us
     past = [
         window
-        for window in request.past
+        for window in (request.past if request.follows_levels else ())
         if window.evidence.basis == basis and window.start < request.window.start
     ]
     judged = np.array([*(microseconds(window.start) for window in past), start_us], np.int64)
@@ -147,12 +148,10 @@ def follow(
     outside = ~np.isin(judged, levels.starts_us)
     if not outside[-1] or not levels.series:
         return None
-    rows = [window.evidence.levels for window in past] + [
-        {str(name): value for name, value in current.items()},
-    ]
-    values = np.array([[row.get(str(name), np.nan) for name in levels.series] for row in rows])[
-        outside
-    ]
+    rows = [window.evidence.levels for window in past]
+    rows.append({series.series_key: value for series, value in current.items()})
+    keys = [series.series_key for series in levels.series]
+    values = np.array([[row.get(key, np.nan) for key in keys] for row in rows])[outside]
     windows = budget.detector_windows(levels, request.spec, judged[outside], values)
     starts = [
         EPOCH + timedelta(microseconds=int(start))

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_due, run_window
 from mlflow_deploy_plugin.watch.monitors.schedule import overviews
 from mlflow_deploy_plugin.watch.monitors.window_runner import consecutive_alarms
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import FigureSeries
 from tests.support.monitored_endpoint import CALM, DAY, capture, make_endpoint
 from tests.support.refusals import mentions, refused
@@ -33,7 +33,12 @@ from tests.support.results import result_of
 from tests.support.tracking import tracking_at
 
 SINCE = (CALM + 2 * DAY).isoformat()
-SHIFTED = Evidence("bins", {"x/level": 9.0, "y/level": 0.0}, ("x", "y"), {"x/level": SINCE})
+SHIFTED = Evidence(
+    "bins",
+    {SeriesKey("x", "level"): 9.0, SeriesKey("y", "level"): 0.0},
+    ("x", "y"),
+    {SeriesKey("x", "level"): SINCE},
+)
 
 
 @pytest.fixture
@@ -68,7 +73,7 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     judged(
         store,
         CALM + 9.5 * DAY,
-        Evidence("other", {"w/level": 1.0}, ("w",)),
+        Evidence("other", {SeriesKey("w", "level"): 1.0}, ("w",)),
     )  # not a window of the schedule
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
 
@@ -100,8 +105,8 @@ def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_o
 ) -> None:
     store, monitors = deployments.store, Monitors(deployments.store)
     configure(store, {"alarms.false_per_year": 1})
-    series = ["x/level", "carrier=AA/x/level", "y/level", "a/x/level"]
     alarms = ("x", "carrier=AA/x", "y", "a/x")
+    series = [SeriesKey(column, "level") for column in alarms]
     judged(store, CALM + 9 * DAY, Evidence("bins", dict.fromkeys(series, 9.0), alarms))
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
     start = (CALM + 9 * DAY).isoformat()
@@ -169,11 +174,11 @@ def test_an_accepted_alarm_about_relations_has_their_name(
 ) -> None:
     configure(deployments.store, {"alarms.false_per_year": 1})
     series = FigureSeries(segment.rstrip("/"), PROJECTIONS[3], "spread")
-    shifts = {str(series): SINCE} if is_shift else {}
+    shifts = {series.series_key: SINCE} if is_shift else {}
     judged(
         deployments.store,
         CALM + 9 * DAY,
-        Evidence("bins", {str(series): 9.0}, (segment + RELATIONS,), shifts),
+        Evidence("bins", {series.series_key: 9.0}, (segment + RELATIONS,), shifts),
     )
 
     baseline = accept_alarms(deployments, "flights", "daily").baseline
@@ -187,8 +192,10 @@ def test_the_relations_of_an_accepted_column_are_normal_too(deployments: Deploym
     perhaps only in later windows.
     """
     configure(deployments.store, {"alarms.false_per_year": 1})
-    levels = {str(FigureSeries("", name, "spread")): 0.0 for name in ("x", PROJECTIONS[0])}
-    judged(deployments.store, CALM + 9 * DAY, Evidence("bins", levels, ("x",), {"x/spread": SINCE}))
+    names = ("x", PROJECTIONS[0])
+    levels = {FigureSeries("", name, "spread").series_key: 0.0 for name in names}
+    shifts = {SeriesKey("x", "spread"): SINCE}
+    judged(deployments.store, CALM + 9 * DAY, Evidence("bins", levels, ("x",), shifts))
 
     assert accept_alarms(deployments, "flights", "daily").baseline == {"x": SINCE, RELATIONS: SINCE}
 

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import (
     request_from_store,
 )
 from mlflow_deploy_plugin.watch.result import WindowRequest
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from tests.support.ecs import read_line
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 from tests.support.raising import raise_it
@@ -89,6 +89,7 @@ def test_worker_logs_in_the_format_of_the_controller_without_retry_warnings(
 
 
 BUDGET = {"alarms.false_per_year": 3}
+X_LEVEL = SeriesKey("x", "level")
 
 
 def asked(world: MonitoredWorld, window: Window, monitor: str = "hourly") -> WindowRequest:
@@ -114,7 +115,7 @@ def judged(world: MonitoredWorld, number: float, monitor: str = "hourly", **fiel
 
 
 def evidence(level: float) -> dict[str, object]:
-    return Evidence("bins", {"x/level": level}).to_json()
+    return Evidence("bins", {X_LEVEL: level}).to_json()
 
 
 def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(
@@ -134,10 +135,11 @@ def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(
     past = [(earlier.start, earlier.evidence.levels) for earlier in request.past]
     assert past == [
         (NOON, {}),
-        (NOON + HOUR, {"x/level": 1.5}),
-        (NOON + 2 * HOUR, {"x/level": 2.0}),
+        (NOON + HOUR, {X_LEVEL: 1.5}),
+        (NOON + 2 * HOUR, {X_LEVEL: 2.0}),
     ]
     assert request.baseline == {"x": NOON}
+    assert request.follows_levels
     assert (request.accuracy, request.notes) == (None, ("an agent is silent",))
 
 
@@ -188,14 +190,15 @@ def test_windows_outside_the_schedule_have_a_history_without_levels(world: Monit
     for number in (0, 0.5, 1):
         judged(world, number, verdict="drift", evidence=evidence(1) | {"alarms": ["x"]})
 
-    (before,) = asked(world, Window(NOON + 3 * HOUR / 2, NOON + 5 * HOUR / 2)).past
+    request = asked(world, Window(NOON + 3 * HOUR / 2, NOON + 5 * HOUR / 2))
+    (before,) = request.past
 
     assert (before.start, before.state, before.evidence.alarms) == (
         NOON + HOUR / 2,
         "drift",
         ("x",),
     )
-    assert before.evidence.basis == ""
+    assert not request.follows_levels
 
 
 def test_requirements_share_the_budget(world: MonitoredWorld) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome, SeriesKey
 
 EVIDENCE = Evidence(
     "bins",
-    {"x/level": 2.5},
+    {SeriesKey("x", "level"): 2.5, SeriesKey("carrier=A/A/x", "spread"): 0.5},
     ("x", "carrier=AA/x"),
-    {"x/level": "2013-07-01T00:00:00+00:00"},
+    {SeriesKey("x", "level"): "2013-07-01T00:00:00+00:00"},
     outcomes={
         "x": Outcome("distribution", "drift", 5.0, 3.0),
         "y": Outcome("distribution", "no drift"),
@@ -22,10 +22,12 @@ EVIDENCE = Evidence(
 
 
 def test_it_is_read_as_it_was_stored_without_unknown_levels() -> None:
-    levels = {**EVIDENCE.levels, "y/spread": math.nan, "z/level": math.inf}
+    unknown = {SeriesKey("y", "spread"): math.nan, SeriesKey("z", "level"): math.inf}
+    levels = {**EVIDENCE.levels, **unknown}
     outcomes = {**EVIDENCE.outcomes, "y": Outcome("distribution", "no drift", math.nan, math.inf)}
     stored = json.loads(json.dumps(replace(EVIDENCE, levels=levels, outcomes=outcomes).to_json()))
 
+    assert stored["levels"] == {"x/level": 2.5, "carrier=A/A/x/spread": 0.5}
     assert Evidence.from_json(stored) == EVIDENCE
     assert Evidence.from_json(stored | {"of a later version": 1}) == EVIDENCE
 

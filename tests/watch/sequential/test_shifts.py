@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey
 from tests.support.refusals import mentions
 from tests.watch.sequential.conftest import DAY_US, FIRST, REFERENCE_DAYS, Stream, reference_of
 
@@ -20,8 +21,12 @@ def warmer(rows: dict[str, Any]) -> dict[str, Any]:
 def test_calm_days_have_levels_but_no_findings(stream: Stream) -> None:
     verdict = stream.judge(range(30))
     assert verdict.findings == ()
-    assert verdict.evidence.levels["temp/level"] == pytest.approx(10, abs=1.5)
-    assert {"temp/spread", "delay/missing", "carrier/frequent"} <= verdict.evidence.levels.keys()
+    assert verdict.evidence.levels[SeriesKey("temp", "level")] == pytest.approx(10, abs=1.5)
+    assert {
+        SeriesKey("temp", "spread"),
+        SeriesKey("delay", "missing"),
+        SeriesKey("carrier", "frequent"),
+    } <= verdict.evidence.levels.keys()
 
 
 def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream: Stream) -> None:
@@ -38,7 +43,7 @@ def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream: S
     )
     assert finding.since_range is not None
     assert finding.since_range[0] <= start.isoformat() <= finding.since_range[1]
-    assert verdict.evidence.shifts["temp/level"] == finding.since
+    assert verdict.evidence.shifts[SeriesKey("temp", "level")] == finding.since
     chart = verdict.charts[0]
     assert chart.title.startswith("temp")
     assert chart.onset is not None
