@@ -330,7 +330,8 @@ def to_document(result: MonitorResult) -> dict[str, object]:
     infinity become null.
     """
     window = {"start": result.window.start.isoformat(), "end": result.window.end.isoformat()}
-    document = {**asdict(replace(result, report=ReportData())), "window": window}
+    shown = replace(result, report=ReportData(), evidence=Evidence())
+    document = {**asdict(shown), "window": window}
     return {name: _plain(value) for name, value in document.items() if name not in _NOT_IN_DOCUMENT}
 
 

@@ -379,7 +379,7 @@ class MonitorSpec(SpecPart):
                     f"{takers}",
                 )
         if self.is_rolling:
-            validate_lag(self.reference.partition(":")[2], self.every)
+            validate_lag(self.reference_value, self.every)
         if self.season is not None:
             validate_season(self.season, self.every)
         if self.sample is not None and length_of(recent := self.sample.recent) <= length_of(
@@ -426,9 +426,19 @@ class MonitorSpec(SpecPart):
         return None
 
     @property
+    def reference_kind(self) -> str:
+        """The kind of the reference: training, window, rolling or dataset."""
+        return self.reference.partition(":")[0]
+
+    @property
+    def reference_value(self) -> str:
+        """The window, the lag or the URI of the reference; empty for training."""
+        return self.reference.partition(":")[2]
+
+    @property
     def is_rolling(self) -> bool:
         """True if a window is compared with an earlier window at a fixed lag."""
-        return self.kind in KINDS_WITH_REFERENCE and self.reference.startswith("rolling:")
+        return self.kind in KINDS_WITH_REFERENCE and self.reference_kind == "rolling"
 
     @property
     def history(self) -> timedelta:
@@ -438,7 +448,7 @@ class MonitorSpec(SpecPart):
         every = length_of(self.every)
         if self.is_rolling:
             return rolling_span(
-                length_of(self.reference.partition(":")[2]),
+                length_of(self.reference_value),
                 every,
                 self.false_alarm_rate,
             )

@@ -51,8 +51,12 @@ class Window:
     def length(self) -> timedelta:
         return self.end - self.start
 
+    @property
+    def end_text(self) -> str:
+        return _format(self.end)
+
     def __str__(self) -> str:
-        return f"{_format(self.start)}/{_format(self.end)}"
+        return f"{_format(self.start)}/{self.end_text}"
 
 
 @dataclass(frozen=True)

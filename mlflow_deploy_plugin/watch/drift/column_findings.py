@@ -188,7 +188,7 @@ def _families(column: ColumnSketch) -> set[str]:
     """Return the Arrow types of a column's values, without widths, units, zones and
     element types.
     """
-    return {re.split(r"[0-9\[<(]", part)[0] for part in column.arrow_type.split(" | ")}
+    return {re.split(r"[0-9\[<(]", part)[0] for part in column.arrow_types}
 
 
 def judgeable_columns(

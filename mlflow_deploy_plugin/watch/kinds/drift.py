@@ -7,7 +7,7 @@ share a null distribution and a false alarm rate (`drift/verdict.py`).
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -185,7 +185,9 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
 class WindowComparison:
     """A window and its reference. If the reference is None, `missing_reason` is the
     explanation. `excluded` maps columns that are not judged to the reason: the log does
-    not have their values, or the user has excluded them.
+    not have their values, or the user has excluded them. `segments` and
+    `segment_values`, the column and the value of each segment, are by name, such as
+    `carrier=AA`.
     """
 
     request: WindowRequest
@@ -196,6 +198,7 @@ class WindowComparison:
     segments: Mapping[str, tuple[DriftReference, Profile]]
     notes: tuple[str, ...]
     excluded: Mapping[str, str]
+    segment_values: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -334,7 +337,7 @@ class WindowComparison:
         ):
             return finding
         if finding.segment:
-            column, _, value = finding.segment.partition("=")
+            column, value = self.segment_values[finding.segment]
             reference, window = (table.filter(is_segment(table, column, value)) for table in sample)
             sample = reference, window
         before, now = (encode_columns(self.reference.bins, table) for table in sample)
@@ -422,11 +425,12 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         profile.rows,
         {name: sketch for name, sketch in profile.columns.items() if name not in excluded},
     )
-    segments: Mapping[str, tuple[DriftReference, Profile]] = {}
+    segments: list[_Segment] = []
     if reference is not None:
         # If the reference is a part of the log, its masked values have the same hashes,
         # so the hashes can be segments.
-        hidden = {} if request.spec.reference.startswith(("window:", "rolling:")) else excluded
+        is_logged = request.spec.reference_kind in ("window", "rolling")
+        hidden = {} if is_logged else excluded
         segments, segment_notes = _segment_profiles(request, version, reference, hidden)
         notes += segment_notes
     excluded |= {
@@ -438,9 +442,10 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         reference,
         missing_reason,
         profile,
-        segments,
+        {segment.name: (segment.reference, segment.profile) for segment in segments},
         tuple(notes),
         excluded,
+        {segment.name: (segment.column, segment.value) for segment in segments},
     )
 
 
@@ -455,16 +460,28 @@ def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str
     }
 
 
+@dataclass(frozen=True, eq=False)
+class _Segment:
+    column: str
+    value: str
+    reference: DriftReference
+    profile: Profile
+
+    @property
+    def name(self) -> str:
+        return segment_name(self.column, self.value)
+
+
 def _segment_profiles(
     request: WindowRequest,
     version: ModelVersion,
     reference: DriftReference,
     hidden: Mapping[str, str],
-) -> tuple[dict[str, tuple[DriftReference, Profile]], list[str]]:
+) -> tuple[list[_Segment], list[str]]:
     """Return the largest segments for each column of `segment_by`, and a note for each
     skipped column or value.
     """
-    segments: dict[str, tuple[DriftReference, Profile]] = {}
+    segments: list[_Segment] = []
     notes: list[str] = []
     sample = reference.sample
     for column in request.spec.segment_by:
@@ -486,7 +503,7 @@ def _segment_profiles(
         profiles = _profiles_by_value(request, version, column, values, reference)
         references = load_segment_references(request, *version, reference, column, values)
         for value, segment_reference, profile in zip(values, references, profiles, strict=True):
-            segments[segment_name(column, value)] = segment_reference, profile
+            segments.append(_Segment(column, value, segment_reference, profile))
     return segments, notes
 
 

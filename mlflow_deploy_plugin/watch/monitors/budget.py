@@ -48,8 +48,8 @@ def check_change(deployments: Deployments, name: str, config: Mapping[str, objec
         if share is None or not is_changed or changed.kind not in KINDS_WITH_REFERENCE:
             continue
         window = window_at(microseconds(now), changed.every)
-        kind, _, text = changed.reference.partition(":")
-        if kind == "window" and (span := parse_window(text)).end > window.start:
+        is_pinned = changed.reference_kind == "window"
+        if is_pinned and (span := parse_window(changed.reference_value)).end > window.start:
             raise InvalidConfig(
                 f"monitors.{monitor}.reference: {span} overlaps the monitor's next window, which "
                 f"a budget of alarms does not permit: END may be at most {window.start:%FT%R}",

@@ -316,9 +316,8 @@ def retained_windows(monitors: Monitors, endpoint: Endpoint, now: datetime) -> R
     """
     needed = RetainedWindows()
     for name, spec in endpoint.spec.monitors.items():
-        kind, _, value = spec.reference.partition(":")
-        if kind == "window":
-            needed.windows.append(parse_window(value))
+        if spec.reference_kind == "window":
+            needed.windows.append(parse_window(spec.reference_value))
         waiting = monitors.windows(endpoint.name, name, states=("pending", "running"))
         begin = oldest_unjudged_start(endpoint, monitors.state(endpoint.name, name), now)
         oldest = min([begin, *(window.start for window in waiting)])

@@ -7,9 +7,9 @@ schedule is not affected.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, window_at
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.spool.frames import segments, shipped_bytes
 from mlflow_deploy_plugin.ship.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
@@ -308,8 +309,9 @@ def run_files(
     """Compare the rows of two files as a drift monitor does, and log the report to the
     experiment `onnxserve/NAME`.
 
-    No endpoint is needed. The rows become a window of a temporary log, and only the
-    MLflow run is kept. If only one file is CSV, its columns get the types of the
+    No endpoint is needed. The rows become a window of a temporary log, because the log
+    is the only source of a window's rows for the judgement, which reads them several
+    times in parts; only the MLflow run is kept. If only one file is CSV, its columns get the types of the
     Parquet file's columns; if both files are CSV, types that fit the texts of both
     files. If both files have event times, the rows are one window, which is compared
     with windows of the same length in the reference. Otherwise, the rows are compared
@@ -324,43 +326,78 @@ def run_files(
     """
     empty_endpoint(name)
     evaluation.use_compact_memory()
-    data, against = load_datasets([rows, reference], exclude=bounds.get("exclude", ()))
+    now = datetime.now(UTC)
+    with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
+        log_settings = settings.model_copy(update={"log_uri": folder})
+        log = Path(log_settings.inference_log) / f"endpoint={name}"
+        file_rows = _write_rows(rows, reference, bounds.get("exclude", ()), now, log)
+        spec = MonitorSpec(
+            reference=f"dataset:{reference}",
+            independent_rows=not file_rows.has_times,
+        )
+        monitor = SelectedMonitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).with_bounds(**bounds)
+        tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
+        request = evaluation.window_request(
+            replace(monitor, tried=tried),
+            file_rows.window,
+            log_settings,
+            notes=file_rows.notes,
+        )
+        result = judge(request)
+    return window_runner.unsaved_window(result, now, file_rows.notes), result
+
+
+@dataclass(frozen=True)
+class _FileRows:
+    """The rows of a file, which are in a log.
+
+    Attributes:
+        window: the window with all rows.
+        has_times: True if the file and its reference have event times.
+    """
+
+    window: Window
+    has_times: bool
+    notes: tuple[str, ...]
+
+
+def _write_rows(
+    rows: str,
+    reference: str,
+    exclude: Collection[str],
+    now: datetime,
+    folder: Path,
+) -> _FileRows:
+    """Write the rows of a file to the folder of an endpoint in a log. When this
+    function returns, no table is in memory: two tables of a million rows take half a
+    gigabyte, and the judgement reads the rows in parts.
+    """
+    data, against = load_datasets([rows, reference], exclude=exclude)
     without = [dataset.shown for dataset in (data, against) if dataset.times is None]
-    # The judgement reads the reference again. Two tables of a million rows take half a
-    # gigabyte.
     del against
     neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
     notes = [*data.notes, *([_INDEPENDENT.format(neither)] if without else [])]
-    spec = MonitorSpec(reference=f"dataset:{reference}", independent_rows=bool(without))
-    monitor = SelectedMonitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).with_bounds(**bounds)
-    now = datetime.now(UTC)
-    times = (
-        data.times
-        if data.times is not None
-        else np.full(len(data.table), int(now.timestamp()) * 1_000_000)
-    )
     if data.times is None:
+        times = np.full(len(data.table), int(now.timestamp()) * 1_000_000)
         window = window_at(int(times[0]), "1d")
     else:
-        # Use complete days, hours or minutes, so that the reference's windows have the
-        # same phase.
-        start, end = (
-            EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max())
-        )
-        unit = next((length for length in _UNITS if end - start >= length), _UNITS[-1])
-        window = Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
-    with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
-        alone = settings.model_copy(update={"log_uri": folder})
-        _lay_out(data, times, Path(alone.inference_log) / f"endpoint={name}")
-        del data, times  # The rows are read again in parts.
-        tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
-        result = judge(
-            evaluation.window_request(replace(monitor, tried=tried), window, alone, notes=notes),
-        )
-    return window_runner.unsaved_window(result, now, notes), result
+        times = data.times
+        window = _window_of(times)
+    _lay_out(data, times, folder)
+    return _FileRows(window, not without, tuple(notes))
 
 
-def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
+def _window_of(times: Array) -> Window:
+    """Return the smallest window of complete days, hours or minutes with these times,
+    [N] int64. The windows of the reference have the same phase.
+    """
+    start = EPOCH + timedelta(microseconds=int(times.min()))
+    end = EPOCH + timedelta(microseconds=int(times.max()))
+    unit = next((length for length in _UNITS if end - start >= length), _UNITS[-1])
+    return Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
+
+
+def _lay_out(rows: ReferenceRows, times: Array, folder: Path) -> None:
     count = len(rows.table)
     table = rows.table.select(
         [name for name in rows.table.column_names if not name.startswith("_")],

@@ -100,7 +100,7 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
     running = replace(retraining, state="running", run_id=run_id, figures=figures, reason="")
     why = (
         f"retraining {retraining.id} trains on {data.rows:,} labelled rows up to "
-        f"{str(data.window).split('/')[1]}"
+        f"{data.window.end_text}"
     )
     if hidden := sorted(withheld & types.keys()):
         why += (

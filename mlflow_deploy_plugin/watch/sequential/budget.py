@@ -109,7 +109,7 @@ def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: Mo
         remedy = (
             "log the model with event_time= (the column or the values with the time of each row)"
         )
-        if spec.reference.startswith("dataset:"):
+        if spec.reference_kind == "dataset":
             remedy = f"add the column {EVENT_TIME} with the time of each row"
         raise InvalidConfig(
             f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in "

@@ -218,7 +218,7 @@ def _onset(course: Course, shift: Shift) -> Onset:
 def _change(course: Course, series: FigureSeries, before: float, now: float) -> str:
     is_up = now > before
     if course.request.spec.is_rolling:
-        lag = course.request.spec.reference.removeprefix("rolling:")
+        lag = course.request.spec.reference_value
         return (
             f"change of the {_name(course, series)} from {lag} before: {before:+.3g} → {now:+.3g}"
         )
@@ -240,10 +240,9 @@ def _change(course: Course, series: FigureSeries, before: float, now: float) -> 
 def _measure(course: Course, series: FigureSeries) -> str:
     if series.figure == MISSING:
         return "share of missing values"
-    name = _name(course, series)
-    if series.figure != "frequent" or name.startswith("share"):
-        return name
-    return f"share of {name}"
+    if series.figure == "frequent" and (value := _frequent_value(course, series)):
+        return f"share of {value}"
+    return _name(course, series)
 
 
 def _name(course: Course, series: FigureSeries) -> str:
@@ -252,13 +251,20 @@ def _name(course: Course, series: FigureSeries) -> str:
             series.figure,
             series.figure,
         )
+    return _frequent_value(course, series) or "share of the most frequent value"
+
+
+def _frequent_value(course: Course, series: FigureSeries) -> str:
+    """Return the most frequent value of the reference as text; empty if the column has
+    intervals of numbers instead of values.
+    """
     bins = course.reference.bins[series.column]
-    if isinstance(bins, CategoryBins) and bins.codes:
-        value = next(iter(bins.codes))
-        if isinstance(value, float):
-            return f"{value:g}"
-        return repr(value)
-    return "share of the most frequent value"
+    if not isinstance(bins, CategoryBins) or not bins.codes:
+        return ""
+    value = next(iter(bins.codes))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return repr(value)
 
 
 def _charts(

@@ -185,7 +185,7 @@ def pinned_window(
     """Return the part of the log for `window:START/END`, and notes; raise NotFound if
     this part has no rows.
     """
-    span = parse_window(request.spec.reference.removeprefix("window:"))
+    span = parse_window(request.spec.reference_value)
     past, notes = _past(request, model, version, span, span)
     if span.start < request.window.end and request.window.start < span.end:
         notes.append(
@@ -204,7 +204,7 @@ def rolling_windows(
     `rolling:` period before, and notes. Raises InvalidConfig if the period is not a
     multiple of the window, and NotFound if there are no rows.
     """
-    text = request.spec.reference.removeprefix("rolling:")
+    text = request.spec.reference_value
     lag = length_of(text)
     length = request.window.length
     start = request.window.start
@@ -285,7 +285,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     """
     spec = request.spec
     window = request.window
-    kind, _, rest = spec.reference.partition(":")
+    kind = spec.reference_kind
     log_reference = None
     if kind in _LOG_REFERENCES:
         log_reference, log_notes = _LOG_REFERENCES[kind](request, model, version)
@@ -293,7 +293,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
         rows = ReferenceRows(log_reference.sample(), None, "", name_in_messages, tuple(log_notes))
     elif kind == "dataset":
         (rows,) = load_datasets(
-            [rest],
+            [spec.reference_value],
             lambda: column_types(request, model, version),
             request.exclude,
         )
@@ -334,7 +334,7 @@ def load_segment_references(
     bins of the whole reference. All rows of a log are used, and only the sample of
     other references. Raises the errors of `load_reference`.
     """
-    kind = request.spec.reference.partition(":")[0]
+    kind = request.spec.reference_kind
     log_reference = (
         _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
     )

@@ -94,6 +94,10 @@ class ColumnSketch:
     expected_type: str = ""
 
     @property
+    def arrow_types(self) -> set[str]:
+        return set(self.arrow_type.split(_TYPE_SEPARATOR))
+
+    @property
     def deviation(self) -> float:
         """The standard deviation of the finite numbers; NaN without finite numbers."""
         if self.finite:
@@ -220,7 +224,7 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     # compatible with every type.
     typed_parts = [part for part in parts if part.arrow_type != "null"] or parts
     judged: list[SketchKind] = [part.kind for part in typed_parts if part.kind != "other"]
-    types = {type_name for part in parts for type_name in part.arrow_type.split(_TYPE_SEPARATOR)}
+    types = {type_name for part in parts for type_name in part.arrow_types}
     finite = np.array([part.finite for part in parts], np.float64)
     total = int(finite.sum())
     means = np.array([part.mean if part.finite else 0.0 for part in parts])
