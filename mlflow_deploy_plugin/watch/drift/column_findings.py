@@ -3,7 +3,7 @@ all checks.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,14 +17,15 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     shown_name,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile, merge
-from mlflow_deploy_plugin.watch.drift.threshold.distribution import NullDistribution
+from mlflow_deploy_plugin.watch.drift.threshold.distribution import NullDistribution, TestResult
 from mlflow_deploy_plugin.watch.drift.threshold.null import (
     DISTANCE,
     MIN_COMPARED_ROWS,
     MISSING,
     ColumnGroup,
 )
-from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, State, same_phase
+from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, same_phase
+from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
 """The name of the check for each of the four figures in `threshold/null.py`, in the
@@ -150,8 +151,9 @@ def _constant_finding(
         for column in columns
         if column.rows - column.missing >= min(present_rows / 2, MIN_COMPARED_ROWS)
     ]
-    # the number of bins, except rare values
-    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
+    single = (
+        bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
+    )  # the number of bins, except rare values
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
     if (
         not large
@@ -160,8 +162,8 @@ def _constant_finding(
     ):
         return None
     reason = (
-        f"all {present_rows:,} values are {only}; none of the reference's {len(pieces.windows)} "
-        "windows has only one value"
+        f"all {present_rows:,} values are {only}; none of the reference's {len(pieces.windows)} windows "
+        "has only one value"
     )
     return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
 
@@ -240,91 +242,166 @@ def judge_columns(
     groups: Sequence[ColumnGroup],
     null: NullDistribution,
     window: Array,
-    scores: Array,
-    threshold: float,
+    test: TestResult,
     start_us: int,
     season_us: int,
 ) -> tuple[list[Finding], dict[str, float]]:
     """Return the findings and the metrics of all columns of all groups, by decreasing
-    score. `window` has the figures of the judged window, [F, FIGURES]; `scores` are the
-    figures in standard deviations above the null windows. The change of a distribution
-    is described against the windows of the reference in the same phase of the season,
-    if any. All projections of a group get one finding, for the largest score. It is an
-    alarm only if no column of the group has an alarm, because a changed column also
-    changes the projections.
+    score. The change of a distribution is described against the windows of the
+    reference in the same phase of the season, if any. All projections of a group get
+    one finding, for the largest score. It is an alarm only if no column of the group
+    has an alarm, because a changed column also changes the projections.
+
+    Args:
+        window: the figures of the judged window, [F, FIGURES].
+        test: the test of the window, with a score for each figure.
+    """
+    columns = _by_score(groups, null, window, test.scores)
+    causes: dict[str, str] = {}
+    for column in columns:
+        if column.largest > test.threshold and not column.is_relation:
+            causes.setdefault(column.group.segment, column.name)
+    of_all_rows = test.scores[: len(groups[0].own_columns)].max(axis=1)
+    figures = {"share_of_drifted_columns": float((of_all_rows > test.threshold).mean())}
+    findings: list[Finding] = []
+    for column in columns:
+        comparison = column.comparison(test.threshold, start_us, season_us)
+        figures |= column.metrics(comparison)
+        judged: Iterable[Finding] = column.findings(comparison, test.threshold)
+        if column.is_relation and column.group.segment in causes:
+            judged = (_explained(finding, causes[column.group.segment]) for finding in judged)
+        findings += judged
+    return findings, figures
+
+
+def _by_score(
+    groups: Sequence[ColumnGroup],
+    null: NullDistribution,
+    window: Array,
+    scores: Array,
+) -> list["_ScoredColumn"]:
+    """Return the columns of all groups by decreasing score. Of the projections of a
+    group, only the one with the largest score is returned.
     """
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
-    findings: list[Finding] = []
-    largest = scores.max(axis=1)
-    # The projections are the last columns of a group.
-    figures = {
-        "share_of_drifted_columns": float(
-            (largest[: len(groups[0].own_columns)] > threshold).mean(),
-        ),
-    }
-    order = np.argsort(-largest, kind="stable").tolist()
-    drifted = [
-        members[index]
-        for index in order
-        if largest[index] > threshold and members[index][1] not in PROJECTIONS
-    ]
-    for index in order:
+    columns: list[_ScoredColumn] = []
+    segments_of_relations: set[str] = set()
+    for index in np.argsort(-scores.max(axis=1), kind="stable").tolist():
         group, name = members[index]
-        subject = shown_name(name)
-        is_relation = name in PROJECTIONS
-        title = f"{group.segment}/{subject}" if group.segment else subject
-        if (
-            is_relation and f"drift_score/{title}" in figures
-        ):  # A projection with a larger score has the finding.
-            continue
-        other_windows = group.reference.pieces.others
+        column = _ScoredColumn(
+            group=group,
+            name=name,
+            figures=window[index],
+            scores=scores[index],
+            usual=usual[index],
+            spread=spread[index],
+        )
+        if column.is_relation:
+            if column.group.segment in segments_of_relations:
+                continue
+            segments_of_relations.add(column.group.segment)
+        columns.append(column)
+    return columns
+
+
+def _explained(finding: Finding, cause: str) -> Finding:
+    """Return the finding about the relations, which is not an alarm if a column is the
+    cause.
+    """
+    if finding.state != "drift":
+        return finding
+    reason = f"{finding.reason}; the change of {cause} also changes sums of columns"
+    return replace(finding, state="no drift", reason=reason, change="")
+
+
+@dataclass(frozen=True, eq=False)
+class _ScoredColumn:
+    """A judged column of a group.
+
+    Attributes:
+        figures: the figures of the judged window, [FIGURES].
+        scores: the figures in standard deviations above the null windows, [FIGURES].
+        usual, spread: the mean and the standard deviation of each figure in the null
+            windows, [FIGURES].
+    """
+
+    group: ColumnGroup
+    name: str
+    figures: Array
+    scores: Array
+    usual: Array
+    spread: Array
+
+    @property
+    def largest(self) -> float:
+        return float(self.scores.max())
+
+    @property
+    def is_relation(self) -> bool:
+        return self.name in PROJECTIONS
+
+    def comparison(self, threshold: float, start_us: int, season_us: int) -> "_Comparison":
+        """Return the column in the window and in the reference. Only an alarm is
+        compared with the windows in the same phase of the season.
+        """
+        pieces = self.group.reference.pieces
+        current = self.group.window.columns[self.name]
+        before = pieces.others.columns.get(self.name)
         seasonal = None
         phase = ""
-        if largest[index] > threshold:
-            seasonal, phase = _in_phase(group.reference.pieces, name, start_us, season_us)
-        column = _JudgedColumn(
-            bins=group.reference.bins[name],
-            given=group.window.columns[name],
-            before=seasonal or other_windows.columns.get(name),
-            missing=_missing_share(group.window.columns[name], group.window.rows),
-            missing_before=_missing_share(other_windows.columns.get(name), other_windows.rows),
+        if self.largest > threshold:
+            seasonal, phase = _in_phase(pieces, self.name, start_us, season_us)
+        return _Comparison(
+            bins=self.group.reference.bins[self.name],
+            current=current,
+            before=seasonal or before,
+            phase=phase,
+            missing=_missing_share(current, self.group.window.rows),
+            missing_before=_missing_share(before, pieces.others.rows),
         )
-        figures[f"drift_score/{title}"] = float(largest[index])
-        figures[f"drift_distance/{title}"] = float(window[index, DISTANCE])
-        if not group.segment and not is_relation:
-            figures |= {
-                f"missing/{name}": column.missing,
-                f"reference_missing/{name}": column.missing_before,
-            }
+
+    def metrics(self, comparison: "_Comparison") -> dict[str, float]:
+        title = alarm_key(shown_name(self.name), self.group.segment)
+        metrics = {
+            f"drift_score/{title}": self.largest,
+            f"drift_distance/{title}": float(self.figures[DISTANCE]),
+        }
+        if not self.group.segment and not self.is_relation:
+            metrics[f"missing/{self.name}"] = comparison.missing
+            metrics[f"reference_missing/{self.name}"] = comparison.missing_before
+        return metrics
+
+    def findings(self, comparison: "_Comparison", threshold: float) -> Iterator[Finding]:
+        """Yield a finding for each check, except checks for values that do not occur,
+        such as missing values.
+        """
+        subject = shown_name(self.name)
+        segment = self.group.segment
         for figure, check in enumerate(CHECKS):
-            score = float(scores[index, figure])
-            is_seen = window[index, figure] > 0 or (figure == MISSING and column.missing_before)
-            if (
-                figure != DISTANCE and not is_seen
-            ):  # Omit checks for values that do not occur, such as missing values.
+            value = float(self.figures[figure])
+            is_seen = value > 0 or (figure == MISSING and comparison.missing_before)
+            if figure != DISTANCE and not is_seen:
                 continue
+            score = float(self.scores[figure])
             if not np.isfinite(score):
                 reason = "too few of the reference's own windows have this figure"
-                findings.append(
-                    Finding(subject, check, "not judged", reason, segment=group.segment),
-                )
+                yield Finding(subject, check, "not judged", reason, segment=segment)
                 continue
-            reason, change = column.describe(
-                check,
-                *(float(part[index, figure]) for part in (window, usual, spread)),
+            is_drift = score > threshold
+            usual = float(self.usual[figure])
+            yield Finding(
+                subject=subject,
+                check=check,
+                state="drift" if is_drift else "no drift",
+                reason=comparison.reason(check, value, usual, float(self.spread[figure])),
+                value=score,
+                threshold=threshold,
+                segment=segment,
+                change=comparison.change(check, value, usual) if is_drift else "",
+                measure=comparison.measure(check),
+                unit="SD",
             )
-            state: State = "drift" if score > threshold else "no drift"
-            causes = [column_name for owner, column_name in drifted if owner is group]
-            if is_relation and state == "drift" and causes:
-                state = "no drift"
-                reason = f"{reason}; the change of {causes[0]} also changes sums of columns"
-            seen = change if state == "drift" else ""
-            if phase and check == "distribution":
-                seen = seen.replace(" → ", f" ({phase}) → ", 1)
-            finding = Finding(subject, check, state, reason, score, threshold, group.segment, seen)
-            findings.append(replace(finding, measure=column.measure(check), unit="SD"))
-    return findings, figures
 
 
 def _in_phase(
@@ -348,17 +425,55 @@ def _in_phase(
     return (None, "")
 
 
+@dataclass(frozen=True)
+class _Change:
+    """The change of a column: a text for the reference, such as `mean 3.2`, and for the
+    window, such as `8.9, higher`.
+    """
+
+    before: str
+    now: str
+
+    def text(self, phase: str = "") -> str:
+        """Return the change in the format of `Finding.change`. The phase is a name such
+        as `Mondays` for the windows of the reference; empty for all windows.
+        """
+        if phase:
+            return f"{self.before} ({phase}) → {self.now}"
+        return f"{self.before} → {self.now}"
+
+
 @dataclass(frozen=True, eq=False)
-class _JudgedColumn:
-    """A column in the window, and in the profile that the window is compared with
-    (`before`).
+class _Comparison:
+    """A column in the window, and in the profile that the window is compared with.
+
+    Attributes:
+        current: the column in the window.
+        before: the column in the reference; None if the reference lacks the column.
+        phase: the name of the reference's windows in `before`, such as `Mondays`; empty
+            for all windows.
+        missing, missing_before: the shares of missing values.
     """
 
     bins: Bins
-    given: ColumnSketch
+    current: ColumnSketch
     before: ColumnSketch | None
+    phase: str
     missing: float
     missing_before: float
+
+    @property
+    def is_projection(self) -> bool:
+        return isinstance(self.bins, OrderedBins) and bool(self.bins.tables)
+
+    @property
+    def side(self) -> str:
+        """The side of the reference's range on which values are out of range."""
+        if self.current.below and self.current.above:
+            return "on both sides"
+        if self.current.above:
+            return "above"
+        return "below"
 
     def measure(self, check: Check) -> str:
         """Return the measure of a check, such as `Wasserstein distance`."""
@@ -366,83 +481,88 @@ class _JudgedColumn:
             return _MEASURES[check]
         if not isinstance(self.bins, OrderedBins):
             return "Jensen–Shannon distance"
-        if self.bins.tables:
+        if self.is_projection:
             return "spread of a projection"
         return "Wasserstein distance"
 
-    def describe(self, check: Check, value: float, usual: float, spread: float) -> tuple[str, str]:
-        """Return the text about a check, in the units of the check, and the change of
-        the column (empty if unknown). `usual` and `spread` are the mean and standard
-        deviation of the reference's own windows.
+    def reason(self, check: Check, value: float, usual: float, spread: float) -> str:
+        """Return the text about a check, in the units of the check. `usual` and
+        `spread` are the mean and standard deviation of the reference's own windows.
         """
-        current = self.given
+        current = self.current
         if check == "distribution":
             usual_text = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
-            if isinstance(self.bins, OrderedBins) and self.bins.tables:
+            if self.is_projection:
                 return (
                     f"the spread of a projection of the rows differs by {value:.3g} deviations, "
-                    f"{usual_text}",
-                    "",
+                    f"{usual_text}"
                 )
             unit = " deviations" if isinstance(self.bins, OrderedBins) else ""
-            return (
-                f"{self.measure(check)} {value:.3g}{unit}, {usual_text}",
-                self._distribution_change(value),
-            )
+            return f"{self.measure(check)} {value:.3g}{unit}, {usual_text}"
         if check == "missing":
-            first = self.missing_before
-            now = self.missing
-            change = f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
-            return f"{now:.1%} missing, {first:.1%} in the reference", change
+            return f"{self.missing:.1%} missing, {self.missing_before:.1%} in the reference"
         usual_text = f"{usual:.1%} ± {spread:.1%} in the reference's own windows"
         if check == "unseen":
             share = _share(current.unseen, current)
             listed = ", ".join(f"{value!r}" for value in list(current.unseen_values)[:_SHOWN])
-            change = f"values that the reference lacks {usual:.1%} → {share}, more"
-            return (
-                f"{share} of rows have a value that the reference lacks ({listed}), {usual_text}",
-                change,
-            )
+            return f"{share} of rows have a value that the reference lacks ({listed}), {usual_text}"
         ranges = f"{self.bins.minimum:g} to {self.bins.maximum:g}"
         share = _share(current.below + current.above, current)
-        side = (
-            "on both sides"
-            if current.below and current.above
-            else "above"
-            if current.above
-            else "below"
-        )
-        change = f"out of range {usual:.1%} → {share}, more {side}"
-        return f"{share} of rows are outside of {ranges} ({side}), {usual_text}", change
+        return f"{share} of rows are outside of {ranges} ({self.side}), {usual_text}"
 
-    def _distribution_change(self, distance: float) -> str:
-        """Return a text about the change of the distribution, such as `mean 3.2 → 8.9,
-        higher`.
+    def change(self, check: Check, value: float, usual: float) -> str:
+        """Return the change of the column; empty if unknown. `value` and `usual` are as
+        in `reason`.
         """
-        bins = self.bins
-        current = self.given
+        current = self.current
+        if check == "distribution":
+            change = None if self.is_projection else self._distribution_change(value)
+            return change.text(self.phase) if change else ""
+        if check == "missing":
+            where = "more" if self.missing > self.missing_before else "fewer"
+            return f"missing {self.missing_before:.1%} → {self.missing:.1%}, {where}"
+        if check == "unseen":
+            share = _share(current.unseen, current)
+            return f"values that the reference lacks {usual:.1%} → {share}, more"
+        share = _share(current.below + current.above, current)
+        return f"out of range {usual:.1%} → {share}, more {self.side}"
+
+    def _distribution_change(self, distance: float) -> _Change | None:
+        """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`."""
         before = self.before
-        if before is None or len(before.counts) != len(current.counts):
-            return ""
-        if isinstance(
-            bins,
-            OrderedBins,
-        ):  # Return the first change that explains at least half of the distance.
-            infinite = [before.infinite_share, current.infinite_share]
-            # Infinite values are in an outer bin, at most this far away.
-            reach = np.ptp(bins.positions) / bins.scale
-            if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
-                return _share_change("infinite values", *infinite)
-            if not (before.finite and current.finite):
-                return ""
-            means = f"mean {before.mean:.4g} → {current.mean:.4g}"
-            if abs(current.mean - before.mean) >= distance * bins.scale / 2:
-                return f"{means}, {'higher' if current.mean > before.mean else 'lower'}"
-            wide = "wider" if current.deviation > before.deviation else "narrower"
-            return f"{means}, deviation {before.deviation:.3g} → {current.deviation:.3g}, {wide}"
+        if before is None or len(before.counts) != len(self.current.counts):
+            return None
+        if isinstance(self.bins, OrderedBins):
+            return self._number_change(self.bins, before, distance)
+        return self._category_change(self.bins, before)
+
+    def _number_change(
+        self,
+        bins: OrderedBins,
+        before: ColumnSketch,
+        distance: float,
+    ) -> _Change | None:
+        """Return the first change that explains at least half of the distance."""
+        current = self.current
+        infinite = [before.infinite_share, current.infinite_share]
+        # Infinite values are in an outer bin, at most this far away.
+        reach = np.ptp(bins.positions) / bins.scale
+        if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
+            return _share_change("infinite values", *infinite)
+        if not (before.finite and current.finite):
+            return None
+        first = f"mean {before.mean:.4g}"
+        if abs(current.mean - before.mean) >= distance * bins.scale / 2:
+            where = "higher" if current.mean > before.mean else "lower"
+            return _Change(first, f"{current.mean:.4g}, {where}")
+        wide = "wider" if current.deviation > before.deviation else "narrower"
+        deviations = f"deviation {before.deviation:.3g} → {current.deviation:.3g}, {wide}"
+        return _Change(first, f"{current.mean:.4g}, {deviations}")
+
+    def _category_change(self, bins: CategoryBins, before: ColumnSketch) -> _Change:
         shares = [
             column.counts[:-1] / max(int(column.counts[:-1].sum()), 1)
-            for column in (before, current)
+            for column in (before, self.current)
         ]
         divergence = bins.divergence(*shares)
         frequent = len(bins.codes)
@@ -462,8 +582,9 @@ class _JudgedColumn:
         column: ColumnSketch,
         before: Array,
         now: Array,
-    ) -> str:
-        current, (value, rows) = self.given, next(iter(self.given.unseen_values.items()), ("", 0))
+    ) -> _Change:
+        current = self.current
+        value, rows = next(iter(current.unseen_values.items()), ("", 0))
         present_rows = max(current.rows - current.missing, 1)
         if rows > 1 and 2 * rows / present_rows >= np.maximum(now - before, 0).sum():
             return _share_change(f"new value {value!r}", 0.0, rows / present_rows)
@@ -475,15 +596,7 @@ class _JudgedColumn:
             and 2 * bins.divergence(*parts.sum(axis=2)).sum() > bins.divergence(*parts).sum()
         ):
             index = int(np.argmax(parts[1].sum(axis=1) - parts[0].sum(axis=1)))
-            low = [0, *bins.lengths][index]
-            high = [*(bins.lengths - 1), None][index]
-            size = (
-                f"{low} or more"
-                if high is None
-                else f"{low}"
-                if low == high
-                else f"{low} to {high}"
-            )
+            size = _length_text(bins, index)
             return _share_change(f"texts of {size} characters", *lengths[:, index])
         if 2 * current.unseen > present_rows * now.sum():
             return _share_change(
@@ -497,6 +610,17 @@ class _JudgedColumn:
         return _share_change("rarer values", before.sum(), now.sum())
 
 
+def _length_text(bins: CategoryBins, index: int) -> str:
+    """Return the lengths of the texts in a bin of lengths, such as `3 to 5`."""
+    low = [0, *bins.lengths][index]
+    high = [*(bins.lengths - 1), None][index]
+    if high is None:
+        return f"{low} or more"
+    if low == high:
+        return f"{low}"
+    return f"{low} to {high}"
+
+
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:
     """Return the share of missing values. The value of a row without the column counts
     as missing.
@@ -505,9 +629,9 @@ def _missing_share(column: ColumnSketch | None, rows: int) -> float:
     return (rows - present_rows) / max(rows, 1)
 
 
-def _share_change(name: str, first: float, now: float) -> str:
+def _share_change(name: str, first: float, now: float) -> _Change:
     where = "more often" if now > first else "less often"
-    return f"{name} {first:.1%} → {now:.1%}, {where}"
+    return _Change(f"{name} {first:.1%}", f"{now:.1%}, {where}")
 
 
 def _share(rows: int, column: ColumnSketch) -> str:
@@ -520,9 +644,11 @@ def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """
 
     def sort_key(finding: Finding) -> tuple[int, float, str, str]:
-        order = 0 if finding.is_alarm else 2 if finding.state == "not judged" else 1
-        exact = finding.check in EXACT
-        value = float("inf") if exact and finding.is_alarm else (finding.value or 0.0)
+        order = 2 if finding.state == "not judged" else 1
+        value = finding.value or 0.0
+        if finding.is_alarm:
+            order = 0
+            value = float("inf") if finding.check in EXACT else value
         return order, -value, finding.segment, finding.subject
 
     return tuple(sorted(findings, key=sort_key))

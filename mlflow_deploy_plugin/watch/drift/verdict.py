@@ -248,8 +248,7 @@ def _conclude(
         groups,
         null,
         window,
-        test.scores,
-        test.threshold,
+        test,
         start_us,
         season_us,
     )
