@@ -276,50 +276,52 @@ class WindowComparison:
         """Return the result with the lasting shifts and the data for the report;
         `state` and `reason` override the verdict on the window alone.
         """
-        state = state or verdict.state
-        is_alarm = state in ALARMS
+        window_state = state or verdict.state
         shifts = self.shifts(verdict)
-        if shifts.findings and state != "violated":
-            state = "drift"
+        state = "drift" if shifts.findings and window_state != "violated" else window_state
         sample = self._report_rows() if state != "not judged" else None
         verdict = replace(
             verdict,
             findings=tuple(self._with_correlation(item, sample) for item in verdict.findings),
         )
-        reason = reason or verdict.reason
-        if shifts.findings:
-            shifted = [item.title for item in shifts.findings]
-            shift = f"lasting shift of {describe_worst(shifted, shifts.findings[0].account)}"
-            reason = f"{reason}; {shift}" if is_alarm else shift
-        notes = (
-            *self.notes,
-            *(self.reference.notes if self.reference else ()),
-            *verdict.notes,
-            *shifts.notes,
+        of_shifts = [self._with_correlation(item, sample) for item in shifts.findings]
+        outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
+        return self.request.result(
+            state,
+            _with_shifts(reason or verdict.reason, window_state, shifts),
+            self.version,
+            self.profile.rows,
+            model_id=self.reference.model_id if self.reference else "",
+            findings=(*of_shifts, *verdict.findings),
+            figures={**verdict.figures, **shifts.figures},
+            notes=self._notes_of(verdict, shifts),
+            report=self._report_data(verdict, shifts, sample),
+            evidence=replace(shifts.evidence, outcomes=outcomes),
         )
+
+    def _notes_of(self, verdict: DriftVerdict, shifts: ShiftVerdict) -> Collection[str]:
+        notes = [*self.notes]
+        if self.reference is not None:
+            notes += self.reference.notes
+        notes += (*verdict.notes, *shifts.notes, *unreadable_notes(self.request.log))
+        return dict.fromkeys(notes)
+
+    def _report_data(
+        self,
+        verdict: DriftVerdict,
+        shifts: ShiftVerdict,
+        sample: tuple[pa.Table, pa.Table] | None,
+    ) -> ReportData:
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
         reference, window = (read_columns(table)[0] for table in sample) if sample else ({}, {})
         pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
-        of_shifts = [self._with_correlation(item, sample) for item in shifts.findings]
         inputs = {
             name: self.profile.columns[name] for name in without_projections(self.profile.columns)
         }
         sketches = profile_to_parquet(Profile(self.profile.rows, inputs))
         accuracy = self.request.accuracy
         levels = (*shifts.charts, accuracy) if shifts.charts and accuracy else shifts.charts
-        outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
-        return self.request.result(
-            state,
-            reason,
-            self.version,
-            self.profile.rows,
-            model_id=self.reference.model_id if self.reference else "",
-            findings=(*of_shifts, *verdict.findings),
-            figures={**verdict.figures, **shifts.figures},
-            notes=dict.fromkeys((*notes, *unreadable_notes(self.request.log))),
-            report=ReportData(pairs, {SKETCHES: sketches}, levels),
-            evidence=replace(shifts.evidence, outcomes=outcomes),
-        )
+        return ReportData(pairs, {SKETCHES: sketches}, levels)
 
     def _with_correlation(
         self,
@@ -374,6 +376,19 @@ class WindowComparison:
             sample_positions(len(self.reference.sample), _SHOWN_ROWS, SEED),
         )
         return sample, concat_tables(tables)
+
+
+def _with_shifts(reason: str, state: State, shifts: ShiftVerdict) -> str:
+    """Return the reason of the result. The shifts are added to the reason of an alarm,
+    and replace the reason of another state.
+    """
+    if not shifts.findings:
+        return reason
+    shifted = [item.title for item in shifts.findings]
+    shift = f"lasting shift of {describe_worst(shifted, shifts.findings[0].account)}"
+    if state in ALARMS:
+        return f"{reason}; {shift}"
+    return shift
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:

@@ -311,11 +311,11 @@ def run_files(
 
     No endpoint is needed. The rows become a window of a temporary log, because the log
     is the only source of a window's rows for the judgement, which reads them several
-    times in parts; only the MLflow run is kept. If only one file is CSV, its columns get the types of the
-    Parquet file's columns; if both files are CSV, types that fit the texts of both
-    files. If both files have event times, the rows are one window, which is compared
-    with windows of the same length in the reference. Otherwise, the rows are compared
-    as independent samples, and a note reports this.
+    times in parts; only the MLflow run is kept. If only one file is CSV, its columns
+    get the types of the Parquet file's columns; if both files are CSV, types that fit
+    the texts of both files. If both files have event times, the rows are one window,
+    which is compared with windows of the same length in the reference. Otherwise, the
+    rows are compared as independent samples, and a note reports this.
 
     `bounds` are the arguments of `SelectedMonitor.with_bounds`. Above a million rows, a
     sample is used.

@@ -398,6 +398,16 @@ def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_thre
     assert re.fullmatch(before + " → 20, higher", finding.change)
 
 
+def test_the_phase_follows_the_share_in_the_reference_if_a_value_has_an_arrow(
+    days: DriftReference,
+) -> None:
+    judged = replaced(window(), "carrier", ["UA → AA"] * ROWS)
+
+    finding = found(verdict_on(judged, days), "carrier", "distribution")
+
+    assert finding.change == "new value 'UA → AA' 0.0% (Wednesdays) → 100.0%, more often"
+
+
 @pytest.mark.parametrize(
     ("values", "change"),
     [
