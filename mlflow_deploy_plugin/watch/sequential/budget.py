@@ -187,8 +187,8 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     error = math.sqrt((1 - correlation[slow] ** 2) / count)
     if correlation[slow] - _ERRORS * error > _MOST_CORRELATED:
         yield (
-            f"{cannot}: consecutive windows of {levels.series[slow].series_key} have a correlation of "
-            f"{correlation[slow]:.2f}, more than {_MOST_CORRELATED}; {smallest} "
+            f"{cannot}: consecutive windows of {levels.series[slow].series_key} have a correlation "
+            f"of {correlation[slow]:.2f}, more than {_MOST_CORRELATED}; {smallest} "
             f"{_EXCESS * false_per_year:.2g}{rolling}"
         )
     half = count // 2
