@@ -68,6 +68,8 @@ _GROUPS = {
         "backtest": ("replay", "Compare a candidate with the captured answers."),
         "feedback": ("predict", "Import labels of earlier predictions from a file."),
         "silence": ("monitor", "Silence the alerts of an endpoint for a limited time."),
+        "silences": ("monitor", "List the active silences of alerts."),
+        "unsilence": ("monitor", "End a silence of alerts early."),
         "retrain": ("controller", "Retrain the served model on captured, labelled rows."),
         "retrainings": ("controller", "List the retrainings, oldest first."),
         "controller": ("controller", "Run rollouts, monitors and retrainings until stopped."),
@@ -86,12 +88,15 @@ users need instead.
 _BACKTEST = "onnxserve backtest NAME --against URI"
 _REMOVED_OPTIONS = {
     "log query --sql": "onnxserve log sql NAME STATEMENT",
+    "monitor run --due": "onnxserve monitor run-due NAME",
     **{f"optimize --{name}": "onnxserve auto-optimize MODEL_URI" for name in ("auto", "rows")},
     **{
         f"replay --{name}": _BACKTEST
         for name in ("against", "since", "until", "window", "max-rows", "metric")
     },
     **{f"retrain {name}": "onnxserve retrainings" for name in ("--list", "--output", "-o")},
+    **{f"silence {name}": "onnxserve silences" for name in ("--list", "--output", "-o")},
+    "silence --remove": "onnxserve unsilence ID",
 }
 """A removed option with its command → the command that replaces the option."""
 _NO_TELEMETRY = {

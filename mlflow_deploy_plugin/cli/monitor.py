@@ -1,5 +1,5 @@
-"""`onnxserve monitor …`, `drift run` and `silence`: monitors of endpoints with their
-windows, results and alerts.
+"""`onnxserve monitor …`, `drift run`, `silence`, `silences` and `unsilence`: monitors of
+endpoints with their windows, results and alerts.
 """
 
 import sys
@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.cli.options import (
     align_columns,
     engine_option,
     key_values,
-    list_output_option,
     opened_deployments,
     opened_store,
     option,
@@ -210,42 +209,40 @@ def expire(keep: str, dry_run: bool) -> None:
     "Engine that aggregates the rows: this process, or Spark for large logs. Both give the same "
     "numbers.",
 )
-@option(
-    "--due",
-    is_flag=True,
-    help=(
-        "Judge all due windows like the controller, with alerts and retrainings. Intended for a "
-        "CronJob."
-    ),
-)
 @output_option
 def run(
     name: str,
     monitor_name: str | None,
     window: str | None,
     engine: "Engine",
-    due: bool,
     output: str,
 ) -> None:
     """Judge a window of the endpoint NAME now.
 
-    The result is logged to MLflow and stored like a scheduled result. Without --due,
-    the command sends no alert and starts no retraining. The verdict does not change the
-    exit status. With --due, exit status 1 if a window could not be judged.
+    The result is logged to MLflow and stored like a scheduled result. The command sends
+    no alert and starts no retraining. The verdict does not change the exit status.
     """
-    if not due:
-        _judge_window(name, monitor_name, window, output, engine)
-        return
-    if window is not None or output != "text" or engine != "local":
-        raise click.UsageError("--due cannot be combined with --window, -o or --engine")
+    _judge_window(name, monitor_name, window, output, engine)
+
+
+@monitor.command("run-due")
+@click.argument("name")
+@_monitor_option
+def run_due(name: str, monitor_name: str | None) -> None:
+    """Judge all due windows of the endpoint NAME like the controller.
+
+    The command sends alerts and starts retrainings. It is intended for a CronJob. Exit
+    status 1 if a window could not be judged.
+    """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
         from mlflow_deploy_plugin.watch.alerts.send import send_due
-        from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_due
+        from mlflow_deploy_plugin.watch.monitors import manual_runs
 
-        selected_monitor = find_monitor(deployments, name, monitor_name)
+        selected_monitor = manual_runs.find_monitor(deployments, name, monitor_name)
         try:
-            states = [judged.state for judged in run_due(deployments, selected_monitor, click.echo)]
+            windows = manual_runs.run_due(deployments, selected_monitor, click.echo)
+            states = [judged.state for judged in windows]
         finally:
             is_over = partial(request_is_over, deployments.store)
             send_due(deployments.store, deployments.settings, is_over=is_over)
@@ -545,7 +542,7 @@ def run_drift(
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name")
 @option(
     "--monitor",
     default="",
@@ -553,31 +550,15 @@ def run_drift(
     show_default="all monitors of the endpoint",
     help="Monitor whose alerts are silenced.",
 )
-@option("--for", "length", metavar="DURATION", help="Duration from now: 30m, 2h, 7d.")
+@option(
+    "--for",
+    "length",
+    required=True,
+    metavar="DURATION",
+    help="Duration from now: 30m, 2h, 7d.",
+)
 @why_option
-@option(
-    "--list",
-    "is_asked",
-    is_flag=True,
-    help="Show the active silences of NAME or of all endpoints.",
-)
-@option(
-    "--remove",
-    "number",
-    type=click.IntRange(min=1),
-    metavar="ID",
-    help="End the silence with this ID from --list.",
-)
-@list_output_option
-def silence(
-    name: str | None,
-    monitor: str,
-    length: str | None,
-    why: str,
-    is_asked: bool,
-    number: int | None,
-    output: str,
-) -> None:
+def silence(name: str, monitor: str, length: str, why: str) -> None:
     """Silence the alerts of an endpoint for a limited time.
 
     The monitors of the endpoint NAME continue to judge. When the silence ends, alarms
@@ -585,40 +566,50 @@ def silence(
 
     \b
       onnxserve silence flights --monitor daily --for 2h --why 'a known storm'
-      onnxserve silence --list
-      onnxserve silence --remove 3
     """
-    if sum((length is not None, is_asked, number is not None)) != 1:
-        raise click.UsageError("specify exactly one of NAME --for DURATION, --list, --remove ID")
-    if monitor and length is None:
-        raise click.UsageError("--monitor requires --for")
-    if length is not None and name is None:
-        raise click.UsageError("specify the endpoint: onnxserve silence NAME --for 2h")
     with opened_store() as store:
         from mlflow_deploy_plugin.core.store.alerts import Silences
 
-        silences = Silences(store)
-        if number is not None:
-            if silences.end(number, why) is None:
-                raise NotFound(
-                    f"there is no silence {number}; `onnxserve silence --list` shows the active "
-                    "silences",
-                )
-            click.echo(f"silence {number} is over")
-        elif name is not None and length is not None:
-            with usage_errors():
-                duration = parse_duration(length, "--for")
-            spec = store.require_endpoint(name).spec
-            if monitor:
-                spec.monitor(monitor)  # Raises for an unknown name.
-            show_lines([_silence_line(silences.add(name, monitor, duration, why))])
-        else:
-            active = silences.active(name)
-            if not active and name is not None:
-                store.require_endpoint(name)  # Raises for an unknown name.
-            documents = [{**asdict(entry), "monitor": entry.monitor or None} for entry in active]
-            empty = f"no silence is active: run `onnxserve silence {name or 'NAME'} --for 2h`"
-            show_result(output, documents, map(_silence_line, active) if active else [empty])
+        with usage_errors():
+            duration = parse_duration(length, "--for")
+        spec = store.require_endpoint(name).spec
+        if monitor:
+            spec.monitor(monitor)  # Raises for an unknown name.
+        show_lines([_silence_line(Silences(store).add(name, monitor, duration, why))])
+
+
+@click.command()
+@click.argument("name", required=False)
+@output_option
+def silences(name: str | None, output: str) -> None:
+    """List the active silences of all endpoints or of NAME."""
+    with opened_store() as store:
+        from mlflow_deploy_plugin.core.store.alerts import Silences
+
+        active = Silences(store).active(name)
+        if not active and name is not None:
+            store.require_endpoint(name)  # Raises for an unknown name.
+    documents = [{**asdict(entry), "monitor": entry.monitor or None} for entry in active]
+    empty = f"no silence is active: run `onnxserve silence {name or 'NAME'} --for 2h`"
+    show_result(output, documents, map(_silence_line, active) if active else [empty])
+
+
+@click.command()
+@click.argument("number", metavar="ID", type=click.IntRange(min=1))
+@why_option
+def unsilence(number: int, why: str) -> None:
+    """End the silence with this ID early.
+
+    `onnxserve silences` lists the IDs. Alarms that are still active are sent.
+    """
+    with opened_store() as store:
+        from mlflow_deploy_plugin.core.store.alerts import Silences
+
+        if Silences(store).end(number, why) is None:
+            raise NotFound(
+                f"there is no silence {number}; `onnxserve silences` shows the active silences",
+            )
+    click.echo(f"silence {number} is over")
 
 
 def _judge_window(

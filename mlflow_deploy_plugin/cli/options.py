@@ -103,7 +103,6 @@ output_option = format_option(
     "text",
     "json",
 )
-list_output_option = format_option("Output format of --list.", "text", "json")
 config_option = option(
     "-C",
     "--config",

@@ -177,8 +177,8 @@ def test_run_due_judges_due_windows_like_the_controller(home: Path, store: Store
     make_endpoint(home, "due", begin=begin, grace="1s")
     capture(home, begin, name="due")
 
-    first = invoke("run", "due", "--due")
-    again = invoke("run", "due", "--due")
+    first = invoke("run-due", "due")
+    again = invoke("run-due", "due")
 
     assert first.exit_code == again.exit_code == 0, first.output
     lines = first.stdout.splitlines()
@@ -253,7 +253,7 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     store.add_endpoint("onnxserve", empty_endpoint("new"))
 
     none = invoke("list", "new")
-    never = invoke("run", "new", "--due")
+    never = invoke("run-due", "new")
     added = invoke(
         "add",
         "new",

@@ -1,4 +1,4 @@
-"""Tests of `onnxserve silence`: create, list and end silences."""
+"""Tests of `onnxserve silence`, `silences` and `unsilence`: create, list and end silences."""
 
 import json
 from pathlib import Path
@@ -26,25 +26,29 @@ def flights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.close()
 
 
-def silence(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["silence", *arguments])
+def typed(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
 
 
 def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
-    made = silence("flights", "--monitor", "daily", "--for", "2h", "--why", "a known storm")
+    made = typed(
+        "silence", "flights", "--monitor", "daily", "--for", "2h", "--why", "a known storm"
+    )
     assert made.exit_code == 0
     assert made.output.startswith("1  flights, monitor daily, until ")
     assert made.output.endswith(": a known storm\n")
-    assert silence("flights", "--for", "30m").output.startswith("2  flights, all monitors, ")
-    assert silence("--list").output.count("\n") == 2
-    assert silence("taxis", "--list").output.startswith("Error: there is no endpoint 'taxis'")
-    assert [entry["monitor"] for entry in json.loads(silence("--list", "-o", "json").output)] == [
+    assert typed("silence", "flights", "--for", "30m").output.startswith(
+        "2  flights, all monitors, "
+    )
+    assert typed("silences").output.count("\n") == 2
+    assert typed("silences", "taxis").output.startswith("Error: there is no endpoint 'taxis'")
+    assert [entry["monitor"] for entry in json.loads(typed("silences", "-o", "json").output)] == [
         "daily",
         None,
     ]
-    assert mentions(silence("--remove", "1", "--why", "passed").output, "silence 1", "over")
-    assert silence("--list").output.startswith("2  ")
-    history = CliRunner().invoke(main, ["history", "flights"]).output
+    assert mentions(typed("unsilence", "1", "--why", "passed").output, "silence 1", "over")
+    assert typed("silences").output.startswith("2  ")
+    history = typed("history", "flights").output
     assert "silence  flights" in history
     assert mentions(history, "a known storm")
     assert "silence.end  flights" in history
@@ -52,28 +56,30 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
 
 
 def test_a_reason_is_text_to_the_terminal(flights: None) -> None:
-    assert silence("flights", "--for", "2h", "--why", "\x1b[2Jgone").output.endswith(":  [2Jgone\n")
-    assert silence("\x1b[2J", "--for", "2h").output.startswith("Error: ")
-    for arguments in (["silence", "--list"], ["history"]):
-        assert "\x1b" not in CliRunner().invoke(main, arguments).output
+    assert typed("silence", "flights", "--for", "2h", "--why", "\x1b[2Jgone").output.endswith(
+        ":  [2Jgone\n"
+    )
+    assert typed("silence", "\x1b[2J", "--for", "2h").output.startswith("Error: ")
+    for command in ("silences", "history"):
+        assert "\x1b" not in typed(command).output
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "names"),
     [
-        (["--list", "--monitor", "daily"], 2, ["--monitor", "--for"]),
-        ([], 2, ["NAME --for DURATION", "--list", "--remove ID"]),
-        (["--for", "2h"], 2, ["the endpoint"]),
-        (["flights", "--for", "2h", "--list"], 2, ["NAME --for DURATION", "--list", "--remove ID"]),
-        (["flights", "--for", "soon"], 2, ["--for", "'soon'", "30s"]),
-        (["flihgts", "--for", "2h"], 1, ["no endpoint", "'flihgts'", "'flights'"]),
-        (["taxis", "--for", "2h"], 1, ["no endpoint", "'taxis'", "flights"]),
+        (["silence"], 2, ["NAME"]),
+        (["silence", "--for", "2h"], 2, ["NAME"]),
+        (["silence", "flights"], 2, ["--for"]),
+        (["silence", "flights", "--for", "soon"], 2, ["--for", "'soon'", "30s"]),
+        (["silence", "flihgts", "--for", "2h"], 1, ["no endpoint", "'flihgts'", "'flights'"]),
+        (["silence", "taxis", "--for", "2h"], 1, ["no endpoint", "'taxis'", "flights"]),
         (
-            ["flights", "--monitor", "x", "--for", "2h"],
+            ["silence", "flights", "--monitor", "x", "--for", "2h"],
             1,
             ["'flights'", "monitor 'x'", "it has daily"],
         ),
-        (["--remove", "9"], 1, ["no silence 9"]),
+        (["unsilence", "9"], 1, ["no silence 9"]),
+        (["unsilence", "0"], 2, ["ID", "0"]),
     ],
 )
 def test_invalid_arguments_give_a_clear_error(
@@ -82,6 +88,6 @@ def test_invalid_arguments_give_a_clear_error(
     code: int,
     names: list[str],
 ) -> None:
-    result = silence(*arguments)
+    result = typed(*arguments)
     assert result.exit_code == code
     assert mentions(result.output + result.stderr, *names)

@@ -63,13 +63,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "Error: the file labels cannot be read: No such file or directory",
         ),
         (
-            "silence --remove 7",
+            "unsilence 7",
             1,
-            "Error: there is no silence 7; `onnxserve silence --list` shows the active silences",
+            "Error: there is no silence 7; `onnxserve silences` shows the active silences",
         ),
         ("keys list", 0, "there are no keys: run `onnxserve keys create NAME`"),
         ("monitor list", 0, "there are no monitors: run `onnxserve monitor add NAME MONITOR`"),
-        ("silence --list", 0, "no silence is active: run `onnxserve silence NAME --for 2h`"),
+        ("silences", 0, "no silence is active: run `onnxserve silence NAME --for 2h`"),
         ("endpoint delete nope", 1, "Error: there is no endpoint 'nope'; there are flights"),
     ],
 )

@@ -63,8 +63,8 @@ def command(
 
 
 def test_due_windows_are_judged_once(two_days: TwoDays, command: Callable[..., Any]) -> None:
-    first = command("monitor", "run", "flights", "--monitor", "daily", "--due", **two_days.settings)
-    again = command("monitor", "run", "flights", "--monitor", "daily", "--due", **two_days.settings)
+    first = command("monitor", "run-due", "flights", "--monitor", "daily", **two_days.settings)
+    again = command("monitor", "run-due", "flights", "--monitor", "daily", **two_days.settings)
 
     assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
     assert again.stdout.strip().split(": ") == ["flights", "monitor daily", "no window is due"]
@@ -102,7 +102,7 @@ def test_a_store_that_does_not_answer_is_one_line_without_its_password(
     command: Callable[..., Any],
 ) -> None:
     url = "postgresql+psycopg://onnx:s3cret@127.0.0.1:9/x"
-    for arguments in (["monitor", "run", "flights", "--due"], ["controller"]):
+    for arguments in (["monitor", "run-due", "flights"], ["controller"]):
         done = command(*arguments, ONNXSERVE_STORE_URI=url)
         assert done.returncode == 1
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
