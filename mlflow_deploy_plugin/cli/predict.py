@@ -392,7 +392,7 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
     show_default="all",
     help="Number of cores to use.",
 )
-@option("--device", type=_Devices(["cpu", "cuda", "tensorrt"]), default="cpu", help="Device.")
+@option("--device", type=_Devices(["cpu", "cuda"]), default="cpu", help="Device.")
 @engine_option("Engine: this machine, or the cluster from the Spark configuration.")
 @option(
     "--restart",

@@ -84,7 +84,7 @@ Kubernetes.
     "--device",
     metavar="DEVICE",
     show_default="cpu",
-    help="Device of ONNX Runtime: cpu, cuda or tensorrt. There is no fallback to another device.",
+    help="Device of ONNX Runtime: cpu or cuda. There is no fallback to another device.",
 )
 @option(
     "--insecure",

@@ -40,7 +40,6 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores, limit_memory
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
-_ENGINE_CACHE = "engines"
 _LEAST_VALUES = 2**24
 """The lowest limit for the number of values in a response, because even small requests
 can have large responses.
@@ -86,8 +85,7 @@ def open_server(state_dir: Path) -> Server:
             pads=spec.is_on_nvidia,
         )
     device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
-    engines = state_dir / _ENGINE_CACHE
-    placement = Placement(spec.device, device_id, spec.provider_options, engines, spec.providers)
+    placement = Placement(spec.device, device_id, spec.provider_options, spec.providers)
     memory_bytes = worker_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(memory_bytes, spec.workers)
     memory = MemoryLimit(memory_bytes)

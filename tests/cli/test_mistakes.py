@@ -124,6 +124,10 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(
             "batch -m m -i i -o o --device openvino",
             ["--device", "server.providers=OpenVINOExecutionProvider"],
         ),
+        (
+            "batch -m m -i i -o o --device tensorrt",
+            ["--device", "server.providers=TensorrtExecutionProvider,CUDAExecutionProvider"],
+        ),
         ("retrain --list", ["--list", "onnxserve retrainings"]),
         ("retrain -o json --list", ["-o", "onnxserve retrainings"]),
         ("rollout flights --to 2", ["'flights'", "start", "`onnxserve rollout status flights`"]),

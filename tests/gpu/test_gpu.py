@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import requests
 
@@ -201,22 +200,3 @@ def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(
     page = requests.get(f"{served.url}/metrics", timeout=30).text
     pytest.importorskip("pynvml")
     assert 'onnxserve_gpu_memory_used_bytes{gpu="0"' in page
-
-
-@pytest.mark.skipif(
-    "TensorrtExecutionProvider" not in onnxruntime.get_available_providers(),
-    reason="no TensorRT",
-)
-def test_tensorrt_keeps_its_engine(graph: Path, tmp_path: Path) -> None:
-    placement = Placement(
-        "tensorrt",
-        options=ProviderOptions(use_tf32=False),
-        engine_cache=tmp_path / "engines",
-    )
-    try:
-        run = runner(graph, placement)
-    except DeviceUnavailable as error:
-        pytest.skip(error.message)
-    x = np.random.default_rng(2).random((8, SIDE), dtype=np.float32)
-    np.testing.assert_allclose(run(x), runner(graph, Placement())(x), rtol=1e-2, atol=1e-2)
-    assert list((tmp_path / "engines").iterdir())

@@ -29,7 +29,7 @@ server:
   certfile: flights-tls/tls.crt
   keyfile: flights-tls/tls.key
   ca_certs: flights-tls/ca.crt
-  device: tensorrt
+  device: cuda
   device_ids: [0, 1]
   provider_options:
     gpu_mem_limit: 2147483648

@@ -43,7 +43,7 @@ DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME)]
 NodeLabel = Annotated[str, StringConstraints(pattern=NODE_LABEL)]
 Taint = Annotated[str, StringConstraints(pattern=TAINT)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
-Device = Literal["cpu", "cuda", "tensorrt"]
+Device = Literal["cpu", "cuda"]
 ProviderName = Annotated[str, StringConstraints(pattern=PROVIDER)]
 Provider = Annotated[
     dict[ProviderName, dict[str, str | bool | int | float]],
@@ -51,7 +51,7 @@ Provider = Annotated[
         {"type": ["string", "object"], "pattern": PROVIDER, "minProperties": 1, "maxProperties": 1},
     ),
 ]
-_OF_NVIDIA = {"cuda", "tensorrt", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
+_OF_NVIDIA = {"cuda", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
 WorkerClass = Literal["fast", "gthread"]
 _SHIP_SECONDS = 40
@@ -147,7 +147,7 @@ class ServerSpec(SpecPart):
     of these authorities (mutual TLS). Requires certfile.
     """
     device: Device = "cpu"
-    """Device of ONNX Runtime. cuda and tensorrt do not fall back to another device."""
+    """Device of ONNX Runtime. cuda does not fall back to another device."""
     providers: Annotated[tuple[Provider, ...], BeforeValidator(split_providers)] = Field(
         default=(),
         max_length=8,
@@ -309,8 +309,7 @@ class ServerSpec(SpecPart):
             )
         if self.device == "cpu" and fields:
             raise ValueError(
-                f"{fields[0]} requires a GPU, but device is cpu: device cuda or tensorrt is "
-                "expected",
+                f"{fields[0]} requires a GPU, but device is cpu: device cuda is expected",
             )
         if self.device_ids and (
             len(set(self.device_ids)) < len(self.device_ids) or self.workers < len(self.device_ids)

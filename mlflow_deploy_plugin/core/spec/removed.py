@@ -7,11 +7,17 @@ reads every stored spec.
 
 import copy
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 _log = logging.getLogger(__name__)
+
+
+_OPENVINO = "OpenVINOExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -20,26 +26,53 @@ class Removed:
 
     Attributes:
         advice: the instruction for a user.
-        instead: the fields that a stored spec gets instead, next to the removed field.
+        replace: sets the fields that a stored spec gets instead. The argument is the
+            mapping that had the removed field.
     """
 
     advice: str
-    instead: Mapping[str, object] = field(default_factory=dict)
+    replace: Callable[[dict[str, Any]], None] = lambda _: None
 
 
-_OPENVINO = "OpenVINOExecutionProvider"
-_OF_TENSORRT = "set the option of TensorrtExecutionProvider in server.providers of a spec file"
+def _list_openvino(server: dict[str, Any]) -> None:
+    server["providers"] = [{_OPENVINO: {}}]
+
+
+def _list_tensorrt(server: dict[str, Any]) -> None:
+    """Set a list of providers with the options of the device. All workers use its first
+    GPU, without CUDA graphs. Invalid options remain, and are refused later.
+    """
+    gpu: dict[str, object] = {}
+    cuda: dict[str, object] = {}
+    device_ids = server.get("device_ids")
+    if isinstance(device_ids, list):
+        del server["device_ids"]
+        if device_ids:
+            gpu["device_id"] = device_ids[0]
+    if isinstance(server.get("provider_options"), dict):
+        cuda = server.pop("provider_options")
+        cuda.pop("enable_cuda_graph", None)
+    set_options = {name: value for name, value in cuda.items() if value is not None}
+    server["providers"] = [{_TENSORRT: gpu}, {_CUDA: set_options | gpu}]
+
+
+_OF_TENSORRT = f"set the option of {_TENSORRT} in server.providers of a spec file"
 _REMOVED = {
     "server.device=openvino": Removed(
         f"use a server with -C server.providers={_OPENVINO}, which is as strict",
-        {"providers": [{_OPENVINO: {}}]},
+        _list_openvino,
     ),
     "server.io_binding": Removed(
-        "omit it, because it was slower; server.provider_options.enable_cuda_graph makes small "
-        "models faster",
+        "omit it, because it was slower; server.provider_options.enable_cuda_graph makes some "
+        "models faster, and large batches slower",
     ),
     "server.provider_options.trt_fp16_enable": Removed(_OF_TENSORRT),
     "server.provider_options.trt_engine_cache_path": Removed(_OF_TENSORRT),
+    # The device follows its options, because its list of providers gets the rest.
+    "server.device=tensorrt": Removed(
+        f"use a server with -C server.providers={_TENSORRT},{_CUDA}, which is as strict",
+        _list_tensorrt,
+    ),
 }
 """The removed fields, as `FIELD`, and the removed values of fields, as `FIELD=VALUE`.
 """
@@ -70,7 +103,7 @@ def without_removed(document: object) -> object:
             continue
         if part.pop(leaf):
             _warn_once(name)
-        part.update(removed.instead)
+        removed.replace(part)
     return converted
 
 

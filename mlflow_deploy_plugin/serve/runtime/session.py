@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 _PROVIDERS: dict[Device, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
 }
 _CPU = _PROVIDERS["cpu"]
+_TENSORRT = "TensorrtExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"
-_BUILDS = {_PROVIDERS["cuda"]: "GPU", _PROVIDERS["tensorrt"]: "GPU", OPENVINO: "OpenVINO"}
+_BUILDS = {_PROVIDERS["cuda"]: "GPU", _TENSORRT: "GPU", OPENVINO: "OpenVINO"}
 """The build of ONNX Runtime that has a provider. The extra in setup.cfg has the same
 name in lower case.
 """
@@ -76,8 +76,6 @@ class Placement:
         device_id: the CUDA index of the GPU.
         options: the provider options. An option that is None has ONNX Runtime's
             default.
-        engine_cache: the folder for TensorRT engines. With None, engines are not
-            stored.
         listed: the providers by ONNX Runtime's names, with their options, instead of a
             device.
     """
@@ -85,7 +83,6 @@ class Placement:
     device: Device = "cpu"
     device_id: int = 0
     options: ProviderOptions = field(default_factory=ProviderOptions)
-    engine_cache: Path | None = None
     listed: Sequence[Mapping[str, Mapping[str, object]]] = ()
 
     def __str__(self) -> str:
@@ -135,22 +132,19 @@ class Placement:
             for name, value in options.items()
         }
         cuda["device_id"] = str(self.device_id)
-        if self.device == "cuda":
-            return [
-                (
-                    _PROVIDERS["cuda"],
-                    cuda | ({"enable_cuda_graph": "1"} if self.options.enable_cuda_graph else {}),
-                ),
-            ]
-        tensorrt = {"device_id": str(self.device_id)}
-        if self.engine_cache is not None:
-            tensorrt |= {
-                "trt_engine_cache_enable": "1",
-                "trt_engine_cache_path": str(self.engine_cache),
-            }
         if self.options.enable_cuda_graph:
-            tensorrt["trt_cuda_graph_enable"] = "1"
-        return [(_PROVIDERS["tensorrt"], tensorrt), (_PROVIDERS["cuda"], cuda)]
+            cuda["enable_cuda_graph"] = "1"
+        return [(_PROVIDERS["cuda"], cuda)]
+
+    @property
+    def used_by_operators(self) -> set[str]:
+        """The listed providers that are used only if they compute a part of the model.
+
+        CUDA next to TensorRT computes the operators that TensorRT does not support, and
+        there may be none.
+        """
+        names = {name for entry in self.listed for name in entry}
+        return names - {_PROVIDERS["cuda"]} if _TENSORRT in names else names
 
 
 ON_CPU = Placement()
@@ -303,7 +297,11 @@ def open_session(
             f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
             f"server.providers={','.join(names)},{_CPU}",
         )
-    used = [name for name in loaded if not placement.listed or operators_of(session, name)]
+    used = [
+        name
+        for name in loaded
+        if name not in placement.used_by_operators or operators_of(session, name)
+    ]
     if unused := [name for name in names if name not in (*used, _CPU)]:
         raise DeviceUnavailable(
             f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: "

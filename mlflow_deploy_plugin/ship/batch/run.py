@@ -66,7 +66,7 @@ class BatchPlan:
             `skip-part` omits its file.
         workers: the number of cores of this machine to use; None means all cores. Spark
             has a separate setting.
-        device: the device of each process: `cpu`, `cuda` or `tensorrt`.
+        device: the device of each process: `cpu` or `cuda`.
         engine: `local`, the processes of this machine, or `spark`.
         restart: delete the files of another batch in the output.
         experiment: the MLflow experiment in which a run records the batch; empty if the

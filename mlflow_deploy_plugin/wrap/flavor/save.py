@@ -366,7 +366,7 @@ def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int
     Args:
         model_uri: any MLflow model URI, such as models:/flight-delay@champion, or a
             folder.
-        device: "cpu", "cuda" or "tensorrt".
+        device: "cpu" or "cuda".
         intra_op_num_threads: the threads of one run of the graph.
     """
     repository, path = open_repository(model_uri)

@@ -111,7 +111,7 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         ),
         (
             "name: x\nvariants: {x: {model: m}}\nserver: {device: tpu}",
-            "server.device: 'cpu', 'cuda' or 'tensorrt' is",
+            "server.device: 'cpu' or 'cuda' is",
         ),
         (
             "name: x\n"
@@ -302,7 +302,7 @@ def test_a_name_with_dots_is_changed_like_any_other() -> None:
         ("", "x", "unknown config key ''"),
         ("server.port", "high", r"server.port: a whole number is expected .*'high'"),
         ("server.port", "70000", r"server.port: .*65535.*'70000'"),
-        ("server.device", "tpu", r"server.device: .*'cpu', 'cuda' or 'tensorrt'"),
+        ("server.device", "tpu", r"server.device: .*'cpu' or 'cuda'"),
         ("capture.fraction", "1.5", r"capture.fraction: .*1.*'1.5'"),
         ("variants.nobody.weight", "1", r"variants.nobody.model: Field required"),
         ("monitors.daily.every", "soon", r"monitors.daily.every: .*'soon'"),

@@ -77,7 +77,11 @@ def test_an_entry_is_a_single_provider_that_no_other_entry_names(text: str) -> N
     ("config", "image"),
     [
         ({}, "onnxserve:cpu"),
-        ({"server.device": "tensorrt"}, "onnxserve:gpu"),
+        ({"server.device": "cuda"}, "onnxserve:gpu"),
+        (
+            {"server.providers": "TensorrtExecutionProvider,CUDAExecutionProvider"},
+            "onnxserve:gpu",
+        ),
         ({"server.providers": f"CUDAExecutionProvider,{CPU}"}, "onnxserve:gpu"),
         ({"server.providers": OPENVINO, "container.image": "own:1"}, "own:1"),
         ({"server.providers": OPENVINO}, None),

@@ -15,15 +15,26 @@ from mlflow_deploy_plugin.core.spec.document import (
     load_stored_specs,
     new_endpoint,
 )
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.models import Control
 
 SPEC = new_endpoint("flights", "models:/flights/1")
 REMOVED = [
     ("server.device", "openvino", "server.providers=OpenVINOExecutionProvider"),
+    (
+        "server.device",
+        "tensorrt",
+        "server.providers=TensorrtExecutionProvider,CUDAExecutionProvider",
+    ),
     ("server.io_binding", True, "server.provider_options.enable_cuda_graph"),
     ("server.provider_options.trt_fp16_enable", True, "server.providers"),
     ("server.provider_options.trt_engine_cache_path", "/engines", "server.providers"),
 ]
+LISTED: dict[str, tuple[object, ...]] = {
+    "openvino": ({"OpenVINOExecutionProvider": {}},),
+    "tensorrt": ({"TensorrtExecutionProvider": {}}, {"CUDAExecutionProvider": {}}),
+}
+"""A removed device → the list of providers that a stored spec gets instead."""
 
 
 def document(dotted: str, value: object) -> dict[str, object]:
@@ -60,9 +71,7 @@ def test_a_stored_spec_is_read_without_a_removed_field(
         specs = [*load_stored_specs(text), *load_stored_specs(text)]
         control = Control.model_validate({"added": {"flights": document(dotted, value)}})
 
-    providers: tuple[object, ...] = (
-        ({"OpenVINOExecutionProvider": {}},) if value == "openvino" else ()
-    )
+    providers = LISTED.get(str(value), ())
     expected = SPEC.model_copy(
         update={"server": SPEC.server.model_copy(update={"providers": providers})},
     )
@@ -70,6 +79,43 @@ def test_a_stored_spec_is_read_without_a_removed_field(
     (warning,) = caplog.messages
     assert f"{dotted}" in warning
     assert replacement in warning
+
+
+def stored_tensorrt(**fields: object) -> ServerSpec:
+    spec = document("server", {"device": "tensorrt", "workers": 2, **fields})
+    (read,) = load_stored_specs(yaml.safe_dump(spec))
+    return read.server
+
+
+def test_a_stored_tensorrt_keeps_its_options_and_its_first_gpu() -> None:
+    options = {"gpu_mem_limit": 2000000, "use_tf32": False, "enable_cuda_graph": True}
+    server = stored_tensorrt(
+        device_ids=[3, 1],
+        provider_options={**options, "trt_fp16_enable": True, "arena_extend_strategy": None},
+    )
+
+    assert server == ServerSpec(
+        workers=2,
+        providers=(
+            {"TensorrtExecutionProvider": {"device_id": 3}},
+            {
+                "CUDAExecutionProvider": {
+                    "gpu_mem_limit": 2000000,
+                    "use_tf32": False,
+                    "device_id": 3,
+                },
+            },
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"device_ids": 7}, {"device_ids": {"a": 1}}, {"provider_options": "x"}, {"device_ids": [[]]}],
+)
+def test_invalid_options_of_a_stored_tensorrt_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(InvalidConfig, match=r"^server"):
+        stored_tensorrt(**fields)
 
 
 def test_an_unset_field_is_dropped_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:

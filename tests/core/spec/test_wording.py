@@ -43,7 +43,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an unknown choice": (
         _with(server__device="tpu"),
-        "server.device: 'cpu', 'cuda' or 'tensorrt' is expected (got 'tpu')",
+        "server.device: 'cpu' or 'cuda' is expected (got 'tpu')",
     ),
     "a wrong duration": (
         _with(monitors__daily__every="soon"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,6 @@ CUDA = {
 provider option": every word of its library was tried, behind an empty libcuda.so.1,
 since options are parsed before a GPU is looked for.
 """
-TENSORRT = {
-    "device_id",
-    "trt_cuda_graph_enable",
-    "trt_engine_cache_enable",
-    "trt_engine_cache_path",
-}
-"""The option names in the TensorRT provider's library that onnxserve uses."""
 ALL = ProviderOptions(
     gpu_mem_limit=2**31,
     arena_extend_strategy="kSameAsRequested",
@@ -238,7 +232,7 @@ def test_unset_provider_options_are_left_to_onnx_runtime() -> None:
 
 
 def test_cuda_gets_its_options_as_texts() -> None:
-    ((name, options),) = Placement("cuda", 3, ALL, Path("/engines")).providers
+    ((name, options),) = Placement("cuda", 3, ALL).providers
     assert name == "CUDAExecutionProvider"
     assert options == {
         "device_id": "3",
@@ -255,7 +249,8 @@ def test_cuda_gets_its_options_as_texts() -> None:
     ("device", "expected"),
     [
         ("openvino", "server.providers=OpenVINOExecutionProvider"),
-        ("tpu", "'tpu' is not one of cpu, cuda, tensorrt"),
+        ("tensorrt", "server.providers=TensorrtExecutionProvider,CUDAExecutionProvider"),
+        ("tpu", "'tpu' is not one of cpu, cuda"),
     ],
 )
 def test_an_unknown_or_removed_device_is_refused(device: Any, expected: str) -> None:
@@ -319,32 +314,64 @@ def test_openvino_must_equal_the_cpu_only_in_float32(
     assert Placement(listed=listed).must_equal_cpu is must_equal_cpu
 
 
-def test_tensorrt_stands_before_cuda_and_keeps_its_engines() -> None:
-    tensorrt, cuda = Placement("tensorrt", 1, ALL, Path("/state/engines")).providers
-    assert tensorrt == (
-        "TensorrtExecutionProvider",
-        {
-            "device_id": "1",
-            "trt_cuda_graph_enable": "1",
-            "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": "/state/engines",
-        },
+TENSORRT = "TensorrtExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+
+def runtime_with(loaded: list[str], computing: str) -> SimpleNamespace:
+    """Return a GPU build of ONNX Runtime whose sessions load these providers, one of
+    which computes the model.
+    """
+    node = SimpleNamespace(op_type="Add")
+    part = SimpleNamespace(ep_name=computing, get_nodes=lambda: [node])
+    opened = SimpleNamespace(
+        get_providers=lambda: loaded,
+        get_provider_graph_assignment_info=lambda: [part],
     )
-    assert cuda[0] == "CUDAExecutionProvider"
-    assert "enable_cuda_graph" not in cuda[1]
-    assert set(tensorrt[1]) <= TENSORRT
-    assert set(cuda[1]) <= CUDA
+    return SimpleNamespace(
+        __version__="1.31.1",
+        get_available_providers=lambda: [TENSORRT, CUDA_PROVIDER, "CPUExecutionProvider"],
+        SessionOptions=onnxruntime.SessionOptions,
+        InferenceSession=lambda *_, **__: opened,
+    )
+
+
+@pytest.mark.parametrize(
+    ("listed", "loaded", "computing", "unused"),
+    [
+        ([TENSORRT, CUDA_PROVIDER], [TENSORRT, CUDA_PROVIDER], TENSORRT, ""),
+        ([TENSORRT, CUDA_PROVIDER], [TENSORRT, CUDA_PROVIDER], CUDA_PROVIDER, TENSORRT),
+        ([TENSORRT, CUDA_PROVIDER], [TENSORRT], TENSORRT, CUDA_PROVIDER),
+        ([CUDA_PROVIDER, OPENVINO], [CUDA_PROVIDER, OPENVINO], OPENVINO, CUDA_PROVIDER),
+    ],
+)
+def test_only_cuda_next_to_tensorrt_may_compute_no_operator(
+    listed: list[str],
+    loaded: list[str],
+    computing: str,
+    unused: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = runtime_with(loaded, computing)
+    monkeypatch.setattr(session, "import_onnxruntime", lambda: runtime)
+    monkeypatch.setattr(session, "check_device_libraries", lambda *_: None)
+    placement = Placement(listed=[{name: {}} for name in listed])
+
+    if unused:
+        with refused(DeviceUnavailable, "server.providers", f"not {unused}"):
+            open_session(Path("model.onnx"), placement)
+    else:
+        assert open_session(Path("model.onnx"), placement).get_providers() == loaded
 
 
 @pytest.mark.skipif(
     "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
     reason="no GPU build",
 )
-@pytest.mark.parametrize(("library", "names"), [("cuda", CUDA), ("tensorrt", TENSORRT)])
-def test_this_gpu_build_knows_every_name(library: str, names: set[str]) -> None:
-    file = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
+def test_this_gpu_build_knows_every_name() -> None:
+    file = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     words = set(re.findall(rb"[a-z][a-z0-9_]+(?=\0)", file.read_bytes()))
-    assert {name for name in names if name.encode() not in words} == set()
+    assert {name for name in CUDA if name.encode() not in words} == set()
 
 
 def test_a_runtime_that_answers_wrongly_is_refused(
