@@ -137,14 +137,12 @@ class Placement:
         return [(_PROVIDERS["cuda"], cuda)]
 
     @property
-    def used_by_operators(self) -> set[str]:
-        """The listed providers that are used only if they compute a part of the model.
-
-        CUDA next to TensorRT computes the operators that TensorRT does not support, and
-        there may be none.
+    def may_be_idle(self) -> set[str]:
+        """The listed providers that need not compute a part of the model: CUDA next to
+        TensorRT computes only the operators that TensorRT does not support.
         """
         names = {name for entry in self.listed for name in entry}
-        return names - {_PROVIDERS["cuda"]} if _TENSORRT in names else names
+        return {_PROVIDERS["cuda"]} if _TENSORRT in names else set()
 
 
 ON_CPU = Placement()
@@ -300,7 +298,7 @@ def open_session(
     used = [
         name
         for name in loaded
-        if name not in placement.used_by_operators or operators_of(session, name)
+        if not placement.listed or name in placement.may_be_idle or operators_of(session, name)
     ]
     if unused := [name for name in names if name not in (*used, _CPU)]:
         raise DeviceUnavailable(
