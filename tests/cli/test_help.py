@@ -35,6 +35,7 @@ _IMPERATIVES = {
         "Create",
         "Decline",
         "Delete",
+        "End",
     ),
     *("Export", "Go", "Group", "Import"),
     *(
