@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +33,19 @@ from mlflow_deploy_plugin.serve.inference_log.tables import (
     describe_answers,
 )
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.serve.runtime.agreement import Agreement
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
-from mlflow_deploy_plugin.serve.runtime.feeds import row_count
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.serve.runtime.log_columns import output_column
 from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
 from mlflow_deploy_plugin.wrap.evaluation import metrics
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, own_columns, take_rows
-from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, LoadedOnnx, predictions_of
+from mlflow_deploy_plugin.wrap.evaluation.model import (
+    LoadedModel,
+    LoadedOnnx,
+    ModelPredictions,
+    predictions_of,
+)
 
 _CHUNK = 2_000
 _SHOWN = 5
@@ -113,7 +120,88 @@ def backtest(
     answers have another type or if no row is accepted, and OnnxserveError if the log or
     MLflow is unavailable.
     """
-    table, captured = _read_sample(traffic, times, candidate.artifact, shown, max_rows)
+    table, captured_rows = _read_sample(traffic, times, candidate.artifact, shown, max_rows)
+    replayed = _replay(candidate, table, traffic.endpoint, shown)
+    accepted = replayed.accepted
+    ours = _described(candidate, replayed.outputs)
+    theirs = _served_answers(traffic, accepted, ours.artifact)
+    agreement = _compare(ours, theirs, shown)
+    labelled = _labelled(accepted, ours)
+    comparison = _judge_labels(labelled, ours, theirs, metric, confidence, resamples, seed)
+    finite = agreement.differences[np.isfinite(agreement.differences) & agreement.are_numbers]
+    return BacktestReport(
+        captured_rows=captured_rows,
+        rows=len(table),
+        versions={
+            f"{model} version {version}": rows
+            for (model, version), rows in count_versions(accepted).items()
+        },
+        disagreement=1 - float(agreement.same.mean()),
+        mean_difference=float(finite.mean()) if len(finite) else math.nan,
+        max_difference=float(finite.max()) if len(finite) else math.nan,
+        refused_rows=len(table) - len(accepted),
+        refused=sorted(replayed.refused, key=lambda noted: -noted.rows)[:_SHOWN],
+        candidate_row_us=replayed.seconds / len(table) * 1e6,
+        served_request_us=_median_latency(table),
+        labelled_rows=len(labelled.rows),
+        comparison=comparison,
+        disagreeing=_most_different(accepted, agreement, ours, theirs),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Replayed:
+    """The result of the candidate's predictions.
+
+    Attributes:
+        accepted: the captured rows that the candidate accepted.
+        outputs: the candidate's outputs for these rows, [N, …] by name.
+        refused: one row per reason.
+        seconds: the time of all predictions.
+    """
+
+    accepted: pa.Table
+    outputs: NamedArrays
+    refused: list[NotedRow]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """The outputs of the accepted rows, [N, …] by name, with the artifact that
+    describes them.
+    """
+
+    artifact: Artifact
+    outputs: NamedArrays
+
+    @cached_property
+    def predictions(self) -> ModelPredictions:
+        return predictions_of(self.artifact, self.outputs)
+
+    def predictions_at(self, rows: Array) -> ModelPredictions:
+        return predictions_of(self.artifact, take_rows(self.outputs, rows))
+
+    @property
+    def kind(self) -> str:
+        """Return the type of a row's prediction as a text: `numbers × 3`."""
+        prediction = self.predictions.prediction
+        kind = {"O": "texts", "f": "numbers"}.get(prediction.dtype.kind, "integers")
+        return " × ".join([kind, *map(str, prediction.shape[1:])])
+
+
+@dataclass(frozen=True, eq=False)
+class _Labelled:
+    """The indices of the accepted rows with a label, and the labels, [N]."""
+
+    rows: Array
+    truth: Array
+
+
+def _replay(candidate: LoadedModel, table: pa.Table, endpoint: str, shown: str) -> _Replayed:
+    """Predict the rows in chunks. Raises InvalidConfig if no row of the first chunk is
+    accepted, or if no output can be concatenated.
+    """
     refused: dict[str, NotedRow] = {}
     parts: list[tuple[pa.Table, NamedArrays]] = []
     begun = time.perf_counter()
@@ -121,101 +209,136 @@ def backtest(
         parts += _accepted_parts(candidate, table.slice(start, _CHUNK), refused)
         if not parts:
             raise InvalidConfig(
-                f"{shown} refuses the first rows of {traffic.endpoint}: {next(iter(refused))}",
+                f"{shown} refuses the first rows of {endpoint}: {next(iter(refused))}",
             )
     seconds = time.perf_counter() - begun
-    accepted = pa.concat_tables([part for part, _ in parts])
-    # An output is ignored if its shape differs between the parts.
-    names = [
-        name for name in parts[0][1] if len({arrays[name].shape[1:] for _, arrays in parts}) == 1
-    ]
-    if not names:
+    accepted = pa.concat_tables([rows for rows, _ in parts])
+    outputs = _concatenate([arrays for _, arrays in parts])
+    if not outputs:
         raise InvalidConfig(
             f"{shown} returns arrays of different shapes for different rows, which cannot be "
             "compared",
         )
-    outputs = {name: np.concatenate([arrays[name] for _, arrays in parts]) for name in names}
+    return _Replayed(accepted, outputs, list(refused.values()), seconds)
+
+
+def _concatenate(parts: list[NamedArrays]) -> NamedArrays:
+    """Concatenate each output, except those whose shapes differ between the parts."""
+    outputs = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        if len({array.shape[1:] for array in arrays}) == 1:
+            outputs[name] = np.concatenate(arrays)
+    return outputs
+
+
+def _described(candidate: LoadedModel, outputs: NamedArrays) -> _Answers:
     artifact = candidate.artifact
-    if not isinstance(
-        candidate,
-        LoadedOnnx,
-    ):  # The files of a pyfunc may name its output differently.
+    # The files of a pyfunc may name its output differently.
+    if not isinstance(candidate, LoadedOnnx):
         name = output_column((PREDICTION,), PREDICTION, outputs[PREDICTION])
         artifact = describe_answers(None, pa.table({name: list(outputs[PREDICTION])}), ())
-    served = artifact
-    answered = traffic.answers(artifact, accepted)
-    # The candidate describes the captured answers. If their outputs have other names,
-    # the log's columns describe them.
-    if not (answers := captured_outputs(served, answered, ())):
-        served = describe_answers(None, answered, ())
-        if not (answers := captured_outputs(served, answered, ())):
-            raise InvalidConfig(
-                f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop "
-                "and capture.mask",
-            )
-    sides = predictions_of(artifact, outputs), predictions_of(served, answers)
-    kinds = []
-    for prediction in (side.prediction for side in sides):
-        kind = {"O": "texts", "f": "numbers"}.get(prediction.dtype.kind, "integers")
-        kinds.append(" × ".join([kind, *map(str, prediction.shape[1:])]))
+    return _Answers(artifact, outputs)
+
+
+def _served_answers(traffic: Traffic, accepted: pa.Table, candidate: Artifact) -> _Answers:
+    """Return the captured answers, which the candidate describes.
+
+    If their outputs have other names, the log's columns describe them. Raises
+    InvalidConfig if no output is captured in all rows.
+    """
+    table = traffic.answers(candidate, accepted)
+    for artifact in (candidate, describe_answers(None, table, ())):
+        if outputs := captured_outputs(artifact, table, ()):
+            return _Answers(artifact, outputs)
+    raise InvalidConfig(
+        f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop "
+        "and capture.mask",
+    )
+
+
+def _compare(ours: _Answers, theirs: _Answers, shown: str) -> Agreement:
+    """Compare the candidate's outputs with the captured answers. Raises InvalidConfig
+    if they have different types.
+    """
+    kind = ours.kind
+    served_kind = theirs.kind
     try:
-        if kinds[0] != kinds[1]:
+        if kind != served_kind:
             raise InferenceError(
-                f"it returns {kinds[0]}, and the served versions returned {kinds[1]}",
+                f"it returns {kind}, and the served versions returned {served_kind}",
             )
-        compared = compare_outputs(served, answers, artifact, outputs)
+        return compare_outputs(theirs.artifact, theirs.outputs, ours.artifact, ours.outputs)
     except InferenceError as error:
         raise InvalidConfig(
             f"{shown} has another signature than the served versions: {error.message}",
         ) from None
-    finite = compared.differences[np.isfinite(compared.differences) & compared.are_numbers]
-    labels = accepted.column(LABEL if kinds[0].startswith("text") else LABEL_NUMBER)
-    labelled = np.flatnonzero(np.asarray(pc.is_valid(labels)))
-    comparison: metrics.MetricComparison | Refused = Refused(
-        "no replayed row has a label that fits the answers",
-    )
-    if len(labelled):
-        truth = labels.take(pa.array(labelled)).to_numpy()
-        pairs = (artifact, outputs), (served, answers)
-        ours, theirs = (predictions_of(by, take_rows(arrays, labelled)) for by, arrays in pairs)
-        metric = metric or metrics.default_metric(truth, ours)
-        try:
-            left, right = (metrics.weighted_metric(metric, truth, side) for side in (ours, theirs))
-            comparison = metrics.paired_bootstrap(
-                metric,
-                left,
-                right,
-                len(truth),
-                confidence,
-                resamples,
-                seed,
-            )
-        except InvalidConfig as error:
-            comparison = Refused(error.message)
-    latencies = table.filter(pc.equal(table.column("_row"), 0)).column("_latency_us").drop_null()
-    sizes = np.where(compared.same, -1.0, compared.differences)
-    worst = np.argsort(-sizes, kind="stable")[: min(_SHOWN, compared.differing_rows)].tolist()
-    texts = [
-        " instead of ".join(one_line(side.prediction[row], 80) for side in sides) for row in worst
-    ]
-    return BacktestReport(
-        captured_rows=captured,
-        rows=len(table),
-        versions={
-            f"{model} version {version}": rows
-            for (model, version), rows in count_versions(accepted).items()
-        },
-        disagreement=1 - float(compared.same.mean()),
-        mean_difference=float(finite.mean()) if len(finite) else math.nan,
-        max_difference=float(finite.max()) if len(finite) else math.nan,
-        refused_rows=len(table) - len(accepted),
-        refused=sorted(refused.values(), key=lambda noted: -noted.rows)[:_SHOWN],
-        candidate_row_us=seconds / len(table) * 1e6,
-        served_request_us=float(np.median(latencies)) if len(latencies) else math.nan,
-        labelled_rows=len(labelled),
-        comparison=comparison,
-        disagreeing=[_noted(accepted, row, text) for row, text in zip(worst, texts, strict=True)],
-    )
+
+
+def _labelled(accepted: pa.Table, ours: _Answers) -> _Labelled:
+    """Return the labels of the type that the candidate predicts."""
+    column = LABEL_NUMBER
+    if ours.predictions.prediction.dtype.kind == "O":
+        column = LABEL
+    labels = accepted.column(column)
+    rows = np.flatnonzero(np.asarray(pc.is_valid(labels)))
+    return _Labelled(rows, labels.take(pa.array(rows)).to_numpy())
+
+
+def _judge_labels(
+    labelled: _Labelled,
+    ours: _Answers,
+    theirs: _Answers,
+    metric: MetricName | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> metrics.MetricComparison | Refused:
+    """Compare the metric of the candidate with the metric of the captured answers."""
+    truth = labelled.truth
+    if not len(truth):
+        return Refused("no replayed row has a label that fits the answers")
+    candidate = ours.predictions_at(labelled.rows)
+    served = theirs.predictions_at(labelled.rows)
+    metric = metric or metrics.default_metric(truth, candidate)
+    try:
+        return metrics.paired_bootstrap(
+            metric,
+            metrics.weighted_metric(metric, truth, candidate),
+            metrics.weighted_metric(metric, truth, served),
+            len(truth),
+            confidence,
+            resamples,
+            seed,
+        )
+    except InvalidConfig as error:
+        return Refused(error.message)
+
+
+def _median_latency(table: pa.Table) -> float:
+    """Return the median microseconds of the captured requests; NaN if not captured."""
+    first_rows = table.filter(pc.equal(table.column("_row"), 0))
+    latencies = first_rows.column("_latency_us").drop_null()
+    if not len(latencies):
+        return math.nan
+    return float(np.median(latencies))
+
+
+def _most_different(
+    accepted: pa.Table,
+    agreement: Agreement,
+    ours: _Answers,
+    theirs: _Answers,
+) -> list[NotedRow]:
+    """Return the differing rows with the largest differences."""
+    sizes = np.where(agreement.same, -1.0, agreement.differences)
+    count = min(_SHOWN, agreement.differing_rows)
+    noted = []
+    for row in np.argsort(-sizes, kind="stable")[:count].tolist():
+        prediction = one_line(ours.predictions.prediction[row], 80)
+        served = one_line(theirs.predictions.prediction[row], 80)
+        noted.append(_noted(accepted, row, f"{prediction} instead of {served}"))
+    return noted
 
 
 def _read_sample(
