@@ -4,7 +4,7 @@ move in the audit trail.
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -108,89 +108,91 @@ def promote(
     """
     if force and not why.strip():
         raise InvalidConfig("a forced promotion requires a reason (--why)")
-    target = transitions.parse_stage_or_alias(to)
+    place = transitions.parse_stage_or_alias(to)
     candidate = registered_version(model, version)
+    choice = _required_policy(model, policy_file)
+    if is_request:
+        choice.policy.required_approvals(model, place)
+    with store_or_default(store) as trail:
+        begun = trail.now()
+        before = transitions.version_at(model, place, exclude=candidate.version)
+        user = actor or trail.user
+        request = _Request(
+            candidate=candidate,
+            entry=_entry_of(candidate),
+            place=place,
+            before=before,
+            chosen=choice,
+            why=why,
+            actor=user,
+            begun=begun,
+            run_gate=partial(
+                gate_version,
+                candidate,
+                before,
+                choice,
+                user,
+                trail,
+                progress,
+                allowed=allowed,
+                original=original,
+            ),
+        )
+        if is_request:
+            return _judge(request, trail, force, progress)
+        return _judge_and_move(request, trail, force, progress)
+
+
+def _required_policy(model: str, policy_file: Path | None) -> PolicyChoice:
+    """Return the policy of the model, or the file's if the model has none. Raises
+    InvalidConfig if both have one.
+    """
     choice = choose_policy(model, policy_file)
     if not choice.is_models_own:
         raise InvalidConfig(
             f"model {model} already has a policy, in its tag {tags.GATE_POLICY_TAG}; omit the file",
         )
-    if is_request:
-        choice.policy.required_approvals(model, target)
-    with store_or_default(store) as trail:
-        begun = trail.now()
-        before = transitions.version_at(model, target, exclude=candidate.version)
-        with registry_errors(f"model {candidate.name} version {candidate.version}"):
-            entry = registry_client().get_model_version(candidate.name, candidate.version)
-        by = actor or trail.user
-        run = partial(
-            gate_version,
-            candidate,
-            before,
-            choice,
-            by,
-            trail,
-            progress,
-            allowed=allowed,
-            original=original,
-        )
-        request = _Request(candidate, entry, target, before, choice, why, by, begun, run)
-        refusal = transitions.rolled_back_refusal(
-            candidate.name,
-            candidate.version,
-            target,
-            entry.tags,
-        )
-        if refusal and not force:
-            request.record(
-                trail,
-                "refused",
-                tags.GateStatus(False, tags.gate_status_of(entry.tags).state, refusal),
-            )
-            raise GateRefused(refusal)
-        is_there = (
-            not refusal
-            and before is None
-            and transitions.version_at(candidate.name, target) is not None
-        )
-        if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
-            return request.stay(trail, status)
-        status = request.gate_status(force, progress)
-        if not status.passed and not force:
-            request.record(trail, "refused", status)
-            report = f"; report: {status.report}" if status.report else ""
-            raise GateRefused(
-                f"{candidate.name} version {candidate.version} cannot be promoted to {target}, "
-                f"because it has not passed its gate: {status.reason}{report}",
-            )
-        if is_request:
-            return request.promotion(
-                status,
-                before=before.version if before else "",
-                is_moved=False,
-            )
-        subject = subject_of(entry, target, status.digest, choice.policy)
-        if not is_there and (refusal := missing_approvals(trail, choice.policy, subject)):
-            request.record(
-                trail,
-                "refused",
-                tags.GateStatus(False, status.state, refusal, status.report),
-            )
-            raise GateRefused(refusal)
-        if not status.passed:
-            status = request.record_forced(trail, status)
-        elif not force and choice.policy.gates(target):
-            now = transitions.version_at(model, target, exclude=candidate.version)
-            if now is not None and (before is None or now.version != before.version):
-                raise GateRefused(
-                    f"version {now.version} moved to {target} while version {candidate.version} "
-                    f"was judged; promote version {candidate.version} again to compare both "
-                    "versions",
-                )
-        progress(f"moving version {candidate.version} to {target}")
-        request.move()
-        request.record(trail, "promote", status)
-    return request.promotion(status, before=before.version if before else "")
+    return choice
+
+
+def _entry_of(candidate: ResolvedModel) -> "ModelVersion":
+    with registry_errors(f"model {candidate.name} version {candidate.version}"):
+        return registry_client().get_model_version(candidate.name, candidate.version)
+
+
+def _judge(
+    request: "_Request",
+    trail: Store,
+    force: bool,
+    progress: ProgressCallback,
+) -> Promotion:
+    """Run the gate without moving the version."""
+    request.require_not_rolled_back(trail, force)
+    status = request.require_gate(trail, force, progress)
+    return request.promotion(status, is_moved=False)
+
+
+def _judge_and_move(
+    request: "_Request",
+    trail: Store,
+    force: bool,
+    progress: ProgressCallback,
+) -> Promotion:
+    request.require_not_rolled_back(trail, force)
+    is_there = request.is_there()
+    if is_there and (status := request.ungated() or request.verdict).passed:
+        return request.stay(trail, status)
+    status = request.require_gate(trail, force, progress)
+    if not is_there:
+        request.require_approvals(trail, status)
+    if not status.passed:
+        status = request.record_forced(trail, status)
+    elif not force:
+        request.require_same_current_version()
+    progress(f"moving version {request.candidate.version} to {request.place}")
+    request.move()
+    request.record(trail, "promote", status)
+    return request.promotion(status)
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,74 @@ class _Request:
         if status.state:
             return status.on_files(version_digest(self.candidate.source))
         return status
+
+    @cached_property
+    def rollback_refusal(self) -> str:
+        """The reason why the version must not return to `place` after its rollback;
+        empty if there was no rollback.
+        """
+        return transitions.rolled_back_refusal(
+            self.candidate.name,
+            self.candidate.version,
+            self.place,
+            self.entry.tags,
+        )
+
+    def is_there(self) -> bool:
+        """Return True if only this version has the stage or alias."""
+        if self.rollback_refusal or self.before is not None:
+            return False
+        return transitions.version_at(self.candidate.name, self.place) is not None
+
+    def require_not_rolled_back(self, trail: Store, force: bool) -> None:
+        reason = self.rollback_refusal
+        if reason and not force:
+            state = tags.gate_status_of(self.entry.tags).state
+            raise self.refused(trail, tags.GateStatus(False, state, reason), reason)
+
+    def require_gate(
+        self,
+        trail: Store,
+        force: bool,
+        progress: ProgressCallback,
+    ) -> tags.GateStatus:
+        """Return the gate status. Raises GateRefused if the version failed, without
+        `force`.
+        """
+        status = self.gate_status(force, progress)
+        if status.passed or force:
+            return status
+        report = f"; report: {status.report}" if status.report else ""
+        message = (
+            f"{self.candidate.name} version {self.candidate.version} cannot be promoted to "
+            f"{self.place}, because it has not passed its gate: {status.reason}{report}"
+        )
+        raise self.refused(trail, status, message)
+
+    def require_approvals(self, trail: Store, status: tags.GateStatus) -> None:
+        policy = self.chosen.policy
+        subject = subject_of(self.entry, self.place, status.digest, policy)
+        reason = missing_approvals(trail, policy, subject)
+        if reason:
+            missing = tags.GateStatus(False, status.state, reason, status.report)
+            raise self.refused(trail, missing, reason)
+
+    def require_same_current_version(self) -> None:
+        """Raise GateRefused if another version moved to a gated place during the gate."""
+        if not self.chosen.policy.gates(self.place):
+            return
+        version = self.candidate.version
+        now = transitions.version_at(self.candidate.name, self.place, exclude=version)
+        if now is not None and (self.before is None or now.version != self.before.version):
+            raise GateRefused(
+                f"version {now.version} moved to {self.place} while version {version} was "
+                f"judged; promote version {version} again to compare both versions",
+            )
+
+    def refused(self, trail: Store, status: tags.GateStatus, message: str) -> GateRefused:
+        """Record the refusal in the audit trail, and return its error."""
+        self.record(trail, "refused", status)
+        return GateRefused(message)
 
     def gate_status(self, force: bool, progress: ProgressCallback) -> tags.GateStatus:
         """Return the gate status of the version for `place`. The gate is run unless
@@ -281,7 +351,10 @@ class _Request:
         """
         if self.has_approvals(store):
             self.move()
-        return self.promotion(status, before=self.candidate.version, is_moved=False)
+        return replace(
+            self.promotion(status, is_moved=False),
+            before=self.candidate.version,
+        )
 
     def move(self) -> None:
         """Move the version to `place`, without a timeout, because MLflow's server may
@@ -326,35 +399,45 @@ class _Request:
         return tags.GateStatus(True, "forced", reason, status.report, status.digest)
 
     def record(self, store: Store, action: str, status: tags.GateStatus) -> None:
-        detail = {"to": str(self.place), "gate": status.state, "report": status.report}
+        """Record the action `promote` or `refused` in the audit trail."""
+        place = str(self.place)
+        before = self.before_version
+        detail: dict[str, object] = {
+            "to": place,
+            "gate": status.state,
+            "report": status.report,
+            transitions.STARTED_AT: self.begun.isoformat(),
+        }
+        if self.why:
+            detail["gate_reason"] = status.reason
+        if status.state == "forced":
+            detail["forced"] = True
+        after = ""
+        if action == "promote":
+            detail |= move_detail(place, before)
+            after = f"version {self.candidate.version} in {place}"
         store.record(
             action,
             model=self.candidate.name,
             version=self.candidate.version,
-            before=f"version {self.before.version} in {self.place}" if self.before else "",
-            after=f"version {self.candidate.version} in {self.place}"
-            if action == "promote"
-            else "",
+            before=f"version {before} in {place}" if before else "",
+            after=after,
             why=self.why or status.reason,
-            detail=detail
-            | {transitions.STARTED_AT: self.begun.isoformat()}
-            | ({"gate_reason": status.reason} if self.why else {})
-            | ({"forced": True} if status.state == "forced" else {})
-            | (
-                move_detail(str(self.place), self.before.version if self.before else "")
-                if action == "promote"
-                else {}
-            ),
+            detail=detail,
             actor=self.actor,
         )
 
-    def promotion(self, status: tags.GateStatus, before: str, is_moved: bool = True) -> Promotion:
+    @property
+    def before_version(self) -> str:
+        return self.before.version if self.before else ""
+
+    def promotion(self, status: tags.GateStatus, is_moved: bool = True) -> Promotion:
         return Promotion(
             model=self.candidate.name,
             version=self.candidate.version,
             to=str(self.place),
             uri=self.place.uri(self.candidate.name),
-            before=before,
+            before=self.before_version,
             gate=status.state,
             reason=status.reason,
             report=status.report,
