@@ -6,6 +6,7 @@ the batch.
 """
 
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions
 
+_NO_GRAPH = Refused("a pyfunc has no ONNX form")
 _TO_THE_BIT = Tolerance(numbers="fiub", has_signed_zeros=True)
 
 
@@ -148,65 +150,89 @@ def replay_prediction(
     resolved = resolve(served_version_uri(first["_model"], first["_version"]))
     with downloaded_version(resolved) as folder:
         artifact = read_served_artifact(folder)
-        explanation: RowContributions | Refused = Refused("a pyfunc has no ONNX form")
-        graph: tuple[list[NodeOutput] | Refused, int] = Refused("a pyfunc has no ONNX form"), 0
         if artifact.flavor == PYTHON_FUNCTION:
-            columns, computed = _pyfunc_outputs(traffic, table, artifact, debug)
+            computed = _compute_pyfunc(traffic, table, artifact, debug)
         elif debug:
             raise InvalidConfig(
                 f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes",
             )
         else:
-            model = OnnxModel.load(folder)
-            artifact = model.artifact
-            schema = model.schema if model.schema.columns else model.schema.tensor_schema
-            traffic.require(resolved.source, artifact, schema.dtypes, table.column_names)
-            columns = arrays_of(table, schema.dtypes)
-            feeds = schema.from_columns(
-                columns if schema.has_rows else {name: a[0] for name, a in columns.items()},
-            )
-            computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
-            if not no_batch_dimension_reason(artifact):
-                feeds = slice_feeds(feeds, slice(row, row + 1))
-            try:
-                check_explainable(artifact)
-                require_shap()
-                explanation = contributions(model, feeds, None, 0, lambda line: None)[0]
-            except OnnxserveError as error:
-                explanation = Refused(error.message)
-            graph = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
-        # The server of a pyfunc reads the names from a response.
-        names = artifact.prediction or tuple(computed)
-        by_column = {output_column(names, name, array): array for name, array in computed.items()}
-        answers = traffic.answers(artifact, table)
-        captured = [
-            name
-            for name in answers.column_names
-            if name == PREDICTION or name.startswith(OUTPUT_PREFIX)
-        ]
-        outputs = [
-            _compare(name, array, by_column.get(name))
-            for name, array in arrays_of(answers, captured).items()
-        ]
+            computed = _compute_onnx(traffic, table, folder, resolved.source, row, nodes)
+        outputs = _compare_outputs(traffic, table, computed)
         return Replay(
             endpoint=traffic.endpoint,
             version=resolved.source,
             is_equal=bool(outputs) and all(output.is_equal for output in outputs),
-            inputs={name: values.tolist() for name, values in columns.items()},
+            inputs={name: values.tolist() for name, values in computed.columns.items()},
             outputs=outputs,
-            explanation=explanation,
-            nodes=graph[0],
-            left_out=graph[1],
+            explanation=computed.explanation,
+            nodes=computed.nodes,
+            left_out=computed.left_out,
         )
 
 
-def _pyfunc_outputs(
+@dataclass(frozen=True, eq=False)
+class _Computed:
+    """The outputs of a request that was computed again.
+
+    Attributes:
+        columns: the captured columns, [N, …] by name.
+        outputs: the computed outputs, [N, …] by name.
+        explanation, nodes, left_out: as in `Replay`.
+    """
+
+    artifact: Artifact
+    columns: NamedArrays
+    outputs: Mapping[str, Array]
+    explanation: "RowContributions | Refused" = _NO_GRAPH
+    nodes: list[NodeOutput] | Refused = _NO_GRAPH
+    left_out: int = 0
+
+
+def _compute_onnx(
+    traffic: Traffic,
+    table: pa.Table,
+    folder: Path,
+    source: str,
+    row: int,
+    most_nodes: int,
+) -> _Computed:
+    model = OnnxModel.load(folder)
+    artifact = model.artifact
+    schema = model.schema if model.schema.columns else model.schema.tensor_schema
+    traffic.require(source, artifact, schema.dtypes, table.column_names)
+    columns = arrays_of(table, schema.dtypes)
+    if schema.has_rows:
+        feeds = schema.from_columns(columns)
+        outputs = model.run(feeds)
+    else:
+        feeds = schema.from_columns({name: array[0] for name, array in columns.items()})
+        outputs = as_one_row(model.run(feeds))
+    row_feeds = feeds
+    if not no_batch_dimension_reason(artifact):
+        row_feeds = slice_feeds(feeds, slice(row, row + 1))
+    explanation = _explain(model, row_feeds)
+    graph_feeds = model.graph_feeds(row_feeds)
+    nodes, left_out = _node_outputs(artifact.onnx_file, graph_feeds, most_nodes)
+    return _Computed(artifact, columns, outputs, explanation, nodes, left_out)
+
+
+def _explain(model: OnnxModel, feeds: Feeds) -> "RowContributions | Refused":
+    try:
+        check_explainable(model.artifact)
+        require_shap()
+        return contributions(model, feeds, None, 0, lambda line: None)[0]
+    except OnnxserveError as error:
+        return Refused(error.message)
+
+
+def _compute_pyfunc(
     traffic: Traffic,
     table: pa.Table,
     artifact: Artifact,
     debug: bool,
-) -> tuple[NamedArrays, Feeds]:
-    """Return the captured columns and the outputs of a model without an ONNX form."""
+) -> _Computed:
+    """Compute the outputs of a model without an ONNX form."""
     # The import of mlflow.pyfunc takes a second.
     from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer
 
@@ -218,13 +244,36 @@ def _pyfunc_outputs(
     schema = pyfunc_schema(artifact)
     traffic.require("the version", artifact, schema.dtypes, table.column_names)
     columns = arrays_of(table, schema.dtypes)
-    with redirect_stdout(
-        sys.stdout if debug else sys.stderr,
-    ):  # The output of the model must not mix with the result.
+    # The output of the model must not mix with the result.
+    with redirect_stdout(sys.stdout if debug else sys.stderr):
         scorer = load_scorer(artifact.folder)
         if debug:
             scorer.debug()
-        return columns, dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
+        outputs = dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
+    return _Computed(artifact, columns, outputs)
+
+
+def _compare_outputs(
+    traffic: Traffic,
+    table: pa.Table,
+    computed: _Computed,
+) -> list[OutputComparison]:
+    """Compare each captured output with the computed output."""
+    # The server of a pyfunc reads the names of the outputs from a response.
+    names = computed.artifact.prediction or tuple(computed.outputs)
+    by_column = {
+        output_column(names, name, array): array for name, array in computed.outputs.items()
+    }
+    answers = traffic.answers(computed.artifact, table)
+    captured = [
+        name
+        for name in answers.column_names
+        if name == PREDICTION or name.startswith(OUTPUT_PREFIX)
+    ]
+    return [
+        _compare(name, array, by_column.get(name))
+        for name, array in arrays_of(answers, captured).items()
+    ]
 
 
 def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:
@@ -254,37 +303,51 @@ def _node_outputs(
 ) -> tuple[list[NodeOutput] | Refused, int]:
     """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without
     constants. A loop is a node.
-
-    Optimization is off, because it removes nodes. The graph with all outputs is written
-    next to its external weights.
     """
     import onnx  # The import takes 0.2 s, and a pyfunc does not need it.
 
     proto = onnx.load(onnx_file, load_external_data=False)
-    changed = onnx_file.with_name("all-outputs.onnx")
     nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
-    outputs = [(node.op_type, name) for node in nodes[:most] for name in node.output if name]
+    outputs: dict[str, str] = {}
+    for node in nodes[:most]:
+        outputs |= {name: node.op_type for name in node.output if name}
+    # The graph with all outputs is written next to its external weights.
+    changed = onnx_file.with_name("all-outputs.onnx")
     declared = {output.name for output in proto.graph.output}
     proto.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for _, name in outputs if name not in declared
+        onnx.ValueInfoProto(name=name) for name in outputs if name not in declared
     )
     onnx.save(proto, changed)
+    try:
+        values = _run_unoptimized(changed, list(outputs), feeds)
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+        return Refused(describe_error(error)), 0
+    described = [
+        _describe_output(operator, name, value)
+        for (name, operator), value in zip(outputs.items(), values, strict=True)
+    ]
+    return described, max(0, len(nodes) - most)
+
+
+def _run_unoptimized(graph: Path, outputs: list[str], feeds: Feeds) -> list[Any]:
+    """Return the values of `outputs`. Optimization is off, because it removes nodes."""
     module = import_onnxruntime()
     options = session_options(module, intra_op_num_threads=1)
     options.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = module.InferenceSession(str(changed), options, providers=["CPUExecutionProvider"])
-        # ONNX Runtime reads [] as all.
-        values = session.run([name for _, name in outputs], feeds) if outputs else []
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-        return Refused(describe_error(error)), 0
-    described = []
-    for (operator, output), value in zip(outputs, values, strict=True):
-        # A sequence or a mapping is shown as a text.
-        array = value if isinstance(value, np.ndarray) else np.array(str(value), object)
-        flat = array.reshape(-1)
-        nan = int((flat != flat).sum())
-        infinite = int(((flat == np.inf) | (flat == -np.inf)).sum())
-        kind = f"{array.dtype} {list(array.shape)}"
-        described.append(NodeOutput(operator, output, kind, flat[:5].tolist(), nan, infinite))
-    return described, max(0, len(nodes) - most)
+    session = module.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime reads [] as all outputs.
+    return list(session.run(outputs, feeds)) if outputs else []
+
+
+def _describe_output(operator: str, name: str, value: object) -> NodeOutput:
+    # A sequence or a mapping is shown as a text.
+    array = value if isinstance(value, np.ndarray) else np.array(str(value), object)
+    flat = array.reshape(-1)
+    return NodeOutput(
+        operator,
+        name,
+        type=f"{array.dtype} {list(array.shape)}",
+        values=flat[:5].tolist(),
+        nan=int((flat != flat).sum()),
+        infinite=int(((flat == np.inf) | (flat == -np.inf)).sum()),
+    )

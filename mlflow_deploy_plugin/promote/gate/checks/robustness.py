@@ -126,122 +126,156 @@ def check_robustness(
     """
     clean = model.predict(rows)
     baseline = None if truth is None else Baseline.of(clean, truth, metric)
-    disturbed = (
+    measure = baseline.metric if baseline is not None else "metric"
+    outcomes = [
+        _outcome(name, model, clean, disturbed, baseline)
+        for name, disturbed in _disturbed(rows, policy, seed)
+    ]
+    noise = outcomes[0]
+    notes = [
+        f"{outcome.shown} values are refused: {outcome.refusal}"
+        for outcome in outcomes
+        if outcome.refusal
+    ]
+    figures = {"rows": float(row_count(rows))}
+    for outcome in outcomes:
+        figures |= outcome.figures()
+    bounds = policy
+    if noise.failures(policy):
+        theirs = _current_under_noise(current, policy, seed, truth, metric)
+        if theirs is not None:
+            bounds = _at_least_like(theirs, policy)
+            notes.append(
+                f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change",
+            )
+            figures["noise_flips_current"] = theirs.flips
+    failures: list[str] = []
+    for outcome in outcomes:
+        failures += outcome.failures(bounds)
+    return CheckResult(
+        NAME,
+        "failed" if failures else "passed",
+        "; ".join(failures) or _summary(noise, row_count(rows), policy, measure),
+        figures,
+        tuple(notes),
+        _table([*outcomes, *_by_column(model, rows, policy, seed)], measure),
+    )
+
+
+def _disturbed(
+    rows: NamedArrays,
+    policy: RobustnessPolicy,
+    seed: int,
+) -> list[tuple[str, NamedArrays]]:
+    """Return the rows under each disturbance. The first disturbance is the noise."""
+    return [
         ("noise", with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))),
         ("missing", with_missing(rows, policy.missing, np.random.default_rng([seed, 1]))),
         (
             "out_of_range",
             with_out_of_range(rows, policy.out_of_range, np.random.default_rng([seed, 2])),
         ),
+    ]
+
+
+def _at_least_like(current: _Outcome, policy: RobustnessPolicy) -> RobustnessPolicy:
+    """Return the policy with limits that the current version meets: the new version
+    need not be better than the current version.
+    """
+    max_flips = current.flips * _CURRENT_FACTOR
+    max_loss = (current.loss or 0.0) * _CURRENT_FACTOR
+    return policy.model_copy(
+        update={
+            "max_flips": max(policy.max_flips, max_flips),
+            "max_loss": max(policy.max_loss, max_loss),
+        },
     )
-    outcomes = [_outcome(name, model, clean, changed, baseline) for name, changed in disturbed]
-    noise = outcomes[0]
-    total = row_count(rows)
-    measure = baseline.metric if baseline is not None else "metric"
+
+
+def _summary(noise: _Outcome, rows: int, policy: RobustnessPolicy, measure: str) -> str:
     summary = (
-        f"{noise.flips:.1%} of {total:,} predictions change under noise of {policy.noise:.0%} of "
+        f"{noise.flips:.1%} of {rows:,} predictions change under noise of {policy.noise:.0%} of "
         "the std"
     )
-    if noise.loss is not None:
-        summary += (
-            f", {measure} "
-            f"{f'loses {_amount(measure, noise.loss)}' if noise.loss > 0 else 'loses nothing'}"
-        )
-    notes = [
-        f"{outcome.shown} values are refused: {outcome.refusal}"
-        for outcome in outcomes
-        if outcome.refusal
-    ]
-    figures = {"rows": float(total)}
-    for outcome in outcomes:
-        figures |= outcome.figures()
-    bounds = policy
-    if (
-        noise.failures(policy)
-        and (theirs := _current_under_noise(current, policy, seed, truth, metric)) is not None
-    ):
-        # The new version need not be better than the current version.
-        least = {
-            "max_flips": theirs.flips * _CURRENT_FACTOR,
-            "max_loss": (theirs.loss or 0.0) * _CURRENT_FACTOR,
-        }
-        bounds = policy.model_copy(
-            update={name: max(getattr(policy, name), value) for name, value in least.items()},
-        )
-        notes.append(
-            f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change",
-        )
-        figures["noise_flips_current"] = theirs.flips
-    failures = [failure for outcome in outcomes for failure in outcome.failures(bounds)]
-    table = ReportTable(
-        (
-            "disturbance",
-            "changed predictions",
-            "predictions without a number",
-            f"loss of {measure}",
-        ),
-        tuple(
-            outcome.line(measure) for outcome in [*outcomes, *_by_column(model, rows, policy, seed)]
-        ),
+    if noise.loss is None:
+        return summary
+    loss = _amount(measure, noise.loss) if noise.loss > 0 else "nothing"
+    return f"{summary}, {measure} loses {loss}"
+
+
+def _table(outcomes: list[_Outcome], measure: str) -> ReportTable:
+    header = (
+        "disturbance",
+        "changed predictions",
+        "predictions without a number",
+        f"loss of {measure}",
     )
-    reason = "; ".join(failures) or summary
-    return CheckResult(
-        NAME,
-        "failed" if failures else "passed",
-        reason,
-        figures,
-        tuple(notes),
-        table,
-    )
+    return ReportTable(header, tuple(outcome.line(measure) for outcome in outcomes))
 
 
 def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> CheckResult:
     """Compare the loss of the metric under each disturbance with the largest loss that
     the policy allows.
     """
+    measured = _losses(report)
+    clean = f"{report.metric} {report.clean:.4f}"
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
     notes: list[str] = []
-    (failures if policy.refusals == "fail" else notes).extend(report.notes)
-    losses: dict[str, float] = {}
-    for name, points in report.curves():
-        for point in points:
-            if point.value is None or point.loss is None:
-                (failures if policy.refusals == "fail" else notes).append(
-                    f"{name} {point.strength:g}: {point.refusal}",
-                )
-            else:
-                losses[
-                    f"{name} {point.strength:g}{f' of {point.variant}' if point.variant else ''}"
-                ] = point.loss
-    metric = report.metric
-    worst = max(losses, key=losses.__getitem__, default="")
-    allowed = _amount(metric, policy.max_drop)
+    refusals = failures if policy.refusals == "fail" else notes
+    refusals += [*report.notes, *measured.refusals]
+    allowed = _amount(report.metric, policy.max_drop)
     failures += [
-        f"{metric} {report.clean:.4f} loses {_amount(metric, loss)} under {where}; the policy "
-        f"allows {allowed}"
-        for where, loss in losses.items()
+        f"{clean} loses {_amount(report.metric, loss)} under {where}; the policy allows {allowed}"
+        for where, loss in measured.losses.items()
         if loss > policy.max_drop
     ]
-    summary = (
-        f"{metric} {report.clean:.4f} loses at most {_amount(metric, losses[worst])}, under {worst}"
-        if worst
-        else ""
-    )
+    summary = "the model predicts no disturbed row"
+    if worst := measured.worst:
+        loss = _amount(report.metric, measured.losses[worst])
+        summary = f"{clean} loses at most {loss}, under {worst}"
     figures = {
         name.removeprefix("robustness/"): value
         for name, value, step in report.figures()
         if not step
     }
-    table = ReportTable(report.table()[0], tuple(report.table()[1:]))
-    reason = "; ".join(failures) or summary or "the model predicts no disturbed row"
+    header, *lines = report.table()
     return CheckResult(
         "disturbances",
         "failed" if failures else "passed",
-        reason,
+        "; ".join(failures) or summary,
         figures,
         tuple(notes),
-        table,
+        ReportTable(header, tuple(lines)),
     )
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """The losses of the metric by disturbance and strength, and the points at which the
+    model refuses the rows.
+    """
+
+    losses: dict[str, float]
+    refusals: list[str]
+
+    @property
+    def worst(self) -> str:
+        return max(self.losses, key=self.losses.__getitem__, default="")
+
+
+def _losses(report: RobustnessReport) -> _Losses:
+    losses: dict[str, float] = {}
+    refusals: list[str] = []
+    for name, points in report.curves():
+        for point in points:
+            where = f"{name} {point.strength:g}"
+            if point.value is None or point.loss is None:
+                refusals.append(f"{where}: {point.refusal}")
+                continue
+            if point.variant:
+                where += f" of {point.variant}"
+            losses[where] = point.loss
+    return _Losses(losses, refusals)
 
 
 def _current_under_noise(
