@@ -111,52 +111,97 @@ def add_counters(
     fall if a server ends. A server's first counters are not added to the step, because
     these counters may include requests from before the step.
     """
+    now = _by_role(plan, counters)
+    added = _added_counts(evidence, now)
+    unread = [item for item in evidence.last.items() if item[0] not in now]
+    step_counts = {}
+    if evidence.step:
+        step_counts = {role: evidence.step[role].plus(added.by_role[role]) for role in _ROLES}
+    history = evidence.history.plus(added.by_role["current"]).plus(added.before_first_look)
+    return replace(
+        evidence,
+        last={**dict(unread[-_UNREAD:]), **now},
+        tests=_continue_tests(plan, step, evidence, added.by_role),
+        step=step_counts,
+        history=history,
+    )
+
+
+@dataclass(frozen=True)
+class _AddedCounts:
+    """The counts since the last reading.
+
+    Attributes:
+        by_role: role → the counts of the servers that were read before.
+        before_first_look: the counts of the current version on the other servers.
+    """
+
+    by_role: Mapping[str, VersionCounters]
+    before_first_look: VersionCounters
+
+
+def _by_role(
+    plan: RolloutPlan,
+    counters: Mapping[str, CountersByVersion],
+) -> dict[str, dict[str, VersionCounters]]:
+    """Return server → role → counters."""
     variants = {
         "current": (plan.main, plan.before_version),
         "candidate": (plan.candidate, plan.version),
         "shadow": (plan.shadow, plan.version),
     }
-    nothing = VersionCounters()
-    now = {
-        server: {role: counted.get(variant, nothing) for role, variant in variants.items()}
-        for server, counted in counters.items()
-    }
-    unread = {server: roles for server, roles in evidence.last.items() if server not in now}
-    added = dict.fromkeys(_ROLES, nothing)
-    before_first_look = nothing
+    roles_by_server = {}
+    for server, counted in counters.items():
+        roles_by_server[server] = {
+            role: counted.get(variant, VersionCounters()) for role, variant in variants.items()
+        }
+    return roles_by_server
+
+
+def _added_counts(
+    evidence: StepEvidence,
+    now: Mapping[str, Mapping[str, VersionCounters]],
+) -> _AddedCounts:
+    by_role = dict.fromkeys(_ROLES, VersionCounters())
+    before_first_look = VersionCounters()
     for server, roles in now.items():
         if server not in evidence.last:
             before_first_look = before_first_look.plus(roles["current"])
             continue
         for role in _ROLES:
-            added[role] = added[role].plus(roles[role].since(evidence.last[server][role]))
+            since = roles[role].since(evidence.last[server][role])
+            by_role[role] = by_role[role].plus(since)
+    return _AddedCounts(by_role, before_first_look)
+
+
+def _continue_tests(
+    plan: RolloutPlan,
+    step: int,
+    evidence: StepEvidence,
+    added: Mapping[str, VersionCounters],
+) -> dict[str, SequentialTest]:
+    """Return the tests of the step after a look at the added counts."""
     tests = {text: replace(test) for text, test in evidence.tests.items()}
-    is_alone = plan.steps[step] == 100
-    for criterion in plan.criteria if tests else ():
+    if not tests:
+        return tests
+    history = evidence.history
+    current = added["current"]
+    if plan.steps[step] == 100:  # The current version gets no requests.
+        history = evidence.before_step
+        current = VersionCounters()
+    for criterion in plan.criteria:
+        test = tests[criterion.text]
         if criterion.is_of_shadow:
             # The current version answered all these rows: the candidate's requests are
             # not copied to the shadow.
-            tests[criterion.text].look(*_events(criterion, added["shadow"]))
-        else:
-            slow_from = _slow_from(
-                criterion,
-                evidence.before_step if is_alone else evidence.history,
-            )
-            current = VersionCounters() if is_alone else added["current"]
-            events = (
-                *_events(criterion, added["candidate"], slow_from),
-                *_events(criterion, current, slow_from),
-            )
-            tests[criterion.text].look(*events)
-    return replace(
-        evidence,
-        last={**dict(list(unread.items())[-_UNREAD:]), **now},
-        tests=tests,
-        step={role: evidence.step[role].plus(counted) for role, counted in added.items()}
-        if evidence.step
-        else {},
-        history=evidence.history.plus(added["current"]).plus(before_first_look),
-    )
+            test.look(*_events(criterion, added["shadow"]))
+            continue
+        slow_from = _slow_from(criterion, history)
+        test.look(
+            *_events(criterion, added["candidate"], slow_from),
+            *_events(criterion, current, slow_from),
+        )
+    return tests
 
 
 def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:

@@ -10,7 +10,7 @@ MB.
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,19 @@ class _Measure:
             return False
         return not (self.ratio <= max_ratio or self.ours - self.theirs <= ignore_below)
 
+    def figures(self) -> dict[str, float]:
+        figures = {f"{self.figure}_candidate": self.ours}
+        if self.theirs is not None and self.ratio is not None:
+            figures[f"{self.figure}_current"] = self.theirs
+            figures[f"{self.figure}_ratio"] = self.ratio
+        return figures
+
+    def line(self) -> tuple[str, str, str, str]:
+        ours = f"{self.ours:.3g} {self.unit}"
+        if self.theirs is None or self.ratio is None:
+            return self.what, ours, "", ""
+        return self.what, ours, f"{self.theirs:.3g} {self.unit}", f"{self.ratio:.3g}"
+
 
 def check_budget(
     candidate: MeasuredCost,
@@ -85,55 +98,69 @@ def check_budget(
     """Check the candidate's cost. `current` is the cost of the current version, called
     `against`, or None.
     """
-    row_p99, batch_p99 = (
-        float(np.percentile(np.concatenate(times), 99)) * 1e3
-        for times in (candidate.rows, candidate.batches)
-    )
-    memory, current_memory = (
-        candidate.memory / _MB,
-        None if current is None else current.memory / _MB,
-    )
-    memory_ratio = None if current_memory is None else memory / max(current_memory, 1e-6)
+    row_p99 = _p99_ms(candidate.rows)
     measures = [
         _latency("a row", "row_p50_ms", candidate, current, "rows"),
         _latency(f"a batch of {policy.batch}", "batch_p50_ms", candidate, current, "batches"),
-        _Measure("memory", "memory_mb", "MB", memory, current_memory, memory_ratio),
+        _memory(candidate, current),
     ]
-    failures = []
-    figures = {"row_p99_ms": row_p99, "batch_p99_ms": batch_p99}
-    lines = []
+    figures = {"row_p99_ms": row_p99, "batch_p99_ms": _p99_ms(candidate.batches)}
     for measure in measures:
-        max_ratio, ignore_below = (
-            (policy.max_latency_ratio, policy.ignore_below_ms)
-            if measure.unit == "ms"
-            else (policy.max_memory_ratio, policy.ignore_below_mb)
-        )
+        figures |= measure.figures()
+    failures = [
+        *_relative_failures(measures, policy, against),
+        *_absolute_failures(row_p99, candidate.memory / _MB, policy),
+    ]
+    return CheckResult(
+        NAME,
+        "failed" if failures else "passed",
+        "; ".join(failures) or ", ".join(measure.text(against) for measure in measures),
+        figures,
+        (),
+        ReportTable(
+            ("", "new", against, "ratio"),
+            tuple(measure.line() for measure in measures),
+        ),
+    )
+
+
+def _relative_failures(
+    measures: Sequence[_Measure],
+    policy: BudgetPolicy,
+    against: str,
+) -> Iterator[str]:
+    """Yield the measures that exceed those of the current version by too much."""
+    for measure in measures:
+        max_ratio = policy.max_memory_ratio
+        ignore_below = policy.ignore_below_mb
+        if measure.unit == "ms":
+            max_ratio = policy.max_latency_ratio
+            ignore_below = policy.ignore_below_ms
         if measure.exceeds(max_ratio, ignore_below):
-            failures.append(
-                f"{measure.text(against)}; the policy allows {max_ratio:g} times as much",
-            )
-        figures[f"{measure.figure}_candidate"] = measure.ours
-        theirs = ratio = ""
-        if measure.theirs is not None and measure.ratio is not None:
-            figures |= {
-                f"{measure.figure}_current": measure.theirs,
-                f"{measure.figure}_ratio": measure.ratio,
-            }
-            theirs = f"{measure.theirs:.3g} {measure.unit}"
-            ratio = f"{measure.ratio:.3g}"
-        lines.append((measure.what, f"{measure.ours:.3g} {measure.unit}", theirs, ratio))
+            yield f"{measure.text(against)}; the policy allows {max_ratio:g} times as much"
+
+
+def _absolute_failures(row_p99: float, memory: float, policy: BudgetPolicy) -> Iterator[str]:
+    """Yield the figures, in ms and MB, that exceed a limit of the policy."""
     if policy.max_p99_ms is not None and row_p99 > policy.max_p99_ms:
-        failures.append(
+        yield (
             f"the 99th percentile of a row is {row_p99:.2f} ms; the policy allows "
-            f"{policy.max_p99_ms:g}",
+            f"{policy.max_p99_ms:g}"
         )
     if policy.max_memory_mb is not None and memory > policy.max_memory_mb:
-        failures.append(
-            f"the loaded model takes {memory:.0f} MB; the policy allows {policy.max_memory_mb:g}",
-        )
-    reason = "; ".join(failures) or ", ".join(measure.text(against) for measure in measures)
-    table = ReportTable(("", "new", against, "ratio"), tuple(lines))
-    return CheckResult(NAME, "failed" if failures else "passed", reason, figures, (), table)
+        yield f"the loaded model takes {memory:.0f} MB; the policy allows {policy.max_memory_mb:g}"
+
+
+def _p99_ms(rounds: Sequence[Array]) -> float:
+    return float(np.percentile(np.concatenate(rounds), 99)) * 1e3
+
+
+def _memory(candidate: MeasuredCost, current: MeasuredCost | None) -> _Measure:
+    ours = candidate.memory / _MB
+    if current is None:
+        return _Measure("memory", "memory_mb", "MB", ours)
+    theirs = current.memory / _MB
+    return _Measure("memory", "memory_mb", "MB", ours, theirs, ours / max(theirs, 1e-6))
 
 
 def _latency(
@@ -164,15 +191,8 @@ def measure_costs(
     sample = {name: array[:batch] for name, array in rows.items()}
     workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
     try:
-        # The versions load concurrently, because this step only measures the memory of
-        # each process.
-        with ThreadPoolExecutor(len(folders)) as threads:
-            loading = [
-                threads.submit(_call, worker, _START_TIMEOUT_SECONDS, _load, folder, sample, batch)
-                for worker, folder in zip(workers, folders, strict=True)
-            ]
-        memory = [future.result() for future in loading]
-        times = [
+        memory = _load_all(workers, folders, sample, batch)
+        measured = [
             [_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers]
             for _ in range(rounds)
         ]
@@ -181,12 +201,31 @@ def measure_costs(
             worker.end()
     return [
         MeasuredCost(
-            added,
-            tuple(np.array(ones) for ones, _ in timed),
-            tuple(np.array(many) for _, many in timed),
+            growth,
+            rows=tuple(np.array(row_times) for row_times, _ in times),
+            batches=tuple(np.array(batch_times) for _, batch_times in times),
         )
-        for added, timed in zip(memory, zip(*times, strict=True), strict=True)
+        for growth, times in zip(memory, zip(*measured, strict=True), strict=True)
     ]
+
+
+def _load_all(
+    workers: Sequence[Worker],
+    folders: Sequence[Path],
+    sample: Feeds,
+    batch: int,
+) -> list[int]:
+    """Load a version in each worker, and return the growth of each worker's memory.
+
+    The versions load concurrently, because this step only measures the memory of each
+    process.
+    """
+    with ThreadPoolExecutor(len(folders)) as threads:
+        loading = [
+            threads.submit(_call, worker, _START_TIMEOUT_SECONDS, _load, folder, sample, batch)
+            for worker, folder in zip(workers, folders, strict=True)
+        ]
+    return [future.result() for future in loading]
 
 
 def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:

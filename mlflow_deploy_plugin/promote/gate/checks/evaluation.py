@@ -10,6 +10,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy
+from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.promote.gate.verdict import NO_CURRENT, CheckResult, CheckState
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.evaluation import metrics
@@ -37,35 +38,15 @@ def check_evaluation(
     ours = metrics.weighted_metric(metric, truth, candidate)
     value = ours(np.ones(rows))
     figures = {"rows": float(rows), f"{metric}_candidate": value}
-    if rows < policy.min_rows:
-        reason = (
-            f"{rows:,} rows with a known target are too few; the policy requires "
-            f"{policy.min_rows:,}"
-        )
+    if reason := _unusable_reason(metric, value, rows, policy):
         return CheckResult(NAME, "failed", reason, figures)
-    if not np.isfinite(value):
-        return CheckResult(
-            NAME,
-            "failed",
-            f"{metric} of the new version is {value}: not a finite number",
-            figures,
-        )
-    too_low = ""
-    if policy.at_least is not None and (
-        value < policy.at_least if metrics.HIGHER_IS_BETTER[metric] else value > policy.at_least
-    ):
-        too_low = (
-            f"{metric} {value:.4f} is worse than {policy.at_least:g}, the worst that the policy "
-            "allows"
-        )
+    too_low = _too_low_reason(metric, value, policy)
     state: CheckState = "failed" if too_low else "passed"
     if current is None:
         reason = too_low or f"{metric} {value:.4f} on {rows:,} rows; {NO_CURRENT}"
         return CheckResult(NAME, state, reason, figures)
     try:
-        theirs = metrics.weighted_metric(metric, truth, current)
-        if not np.isfinite(served := theirs(np.ones(rows))):
-            raise InvalidConfig(f"its {metric} is {served}: not a finite number")
+        theirs = _current_metric(metric, truth, current)
     except InvalidConfig as error:
         reason = f"the comparison with {against} failed: {error.message}"
         return CheckResult(NAME, "failed", reason, figures)
@@ -82,21 +63,62 @@ def check_evaluation(
     comparison = compared.describe(against, rows, policy.confidence)
     if compared.low >= -policy.margin:
         return CheckResult(NAME, state, too_low or comparison, figures)
-    margin = (
-        f"{policy.margin:.1%}" if metric in metrics.RELATIVE_METRICS else f"{policy.margin:.4f}"
+    reasons = [_worse_reason(compared, metric, policy.margin), comparison]
+    if too_low:
+        reasons.append(too_low)
+    return CheckResult(NAME, "failed", "; ".join(reasons), figures)
+
+
+def _unusable_reason(metric: str, value: float, rows: int, policy: EvaluationPolicy) -> str:
+    """Return the reason why `value` proves nothing, or empty."""
+    if rows < policy.min_rows:
+        return (
+            f"{rows:,} rows with a known target are too few; the policy requires "
+            f"{policy.min_rows:,}"
+        )
+    if not np.isfinite(value):
+        return f"{metric} of the new version is {value}: not a finite number"
+    return ""
+
+
+def _too_low_reason(metric: MetricName, value: float, policy: EvaluationPolicy) -> str:
+    """Return a text if the value is worse than `at_least`, or empty."""
+    if policy.at_least is None:
+        return ""
+    if metrics.HIGHER_IS_BETTER[metric]:
+        is_worse = value < policy.at_least
+    else:
+        is_worse = value > policy.at_least
+    if not is_worse:
+        return ""
+    return (
+        f"{metric} {value:.4f} is worse than {policy.at_least:g}, the worst that the policy allows"
     )
-    if compared.high < -policy.margin:
-        proven = f"worse by more than the margin of {margin}"
-    elif compared.difference < -policy.margin:
-        proven = (
-            f"worse by more than the margin of {margin} on these rows, but not with the required "
+
+
+def _current_metric(
+    metric: MetricName,
+    truth: Array,
+    current: ModelPredictions,
+) -> metrics.WeightedMetric:
+    """Return the metric of the current version. Raises InvalidConfig if it is not a
+    finite number.
+    """
+    theirs = metrics.weighted_metric(metric, truth, current)
+    value = theirs(np.ones(len(truth)))
+    if not np.isfinite(value):
+        raise InvalidConfig(f"its {metric} is {value}: not a finite number")
+    return theirs
+
+
+def _worse_reason(compared: metrics.MetricComparison, metric: str, margin: float) -> str:
+    """Describe a difference whose interval is not above the negative margin."""
+    shown = f"{margin:.1%}" if metric in metrics.RELATIVE_METRICS else f"{margin:.4f}"
+    if compared.high < -margin:
+        return f"worse by more than the margin of {shown}"
+    if compared.difference < -margin:
+        return (
+            f"worse by more than the margin of {shown} on these rows, but not with the required "
             "confidence"
         )
-    else:
-        proven = f"too few rows to prove that the version is not worse by more than {margin}"
-    return CheckResult(
-        NAME,
-        "failed",
-        "; ".join(filter(None, (proven, comparison, too_low))),
-        figures,
-    )
+    return f"too few rows to prove that the version is not worse by more than {shown}"
