@@ -214,76 +214,104 @@ def read_artifact(folder: Path) -> Artifact:
     take the signature.
     """
     document = read_mlmodel(folder)
+    flavor, section = _onnx_section(document)
+    try:
+        return _parse_artifact(folder, document, flavor, section)
+    except MALFORMED as error:
+        raise InvalidArtifact(
+            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}",
+        ) from None
+
+
+def _onnx_section(
+    document: Mapping[str, Any],
+) -> tuple[Literal["onnxserve", "onnx"], Mapping[str, Any]]:
+    """Return the ONNX flavor that the model is served with, and its section."""
     flavors = document.get("flavors")
-    flavors = flavors if isinstance(flavors, Mapping) else {}
-    name = "onnxserve" if FLAVOR in flavors else "onnx"
-    section = flavors.get(name)
+    if not isinstance(flavors, Mapping):
+        flavors = {}
+    flavor: Literal["onnxserve", "onnx"] = "onnxserve" if FLAVOR in flavors else "onnx"
+    section = flavors.get(flavor)
     if not isinstance(section, Mapping):
         entries = ", ".join(sorted(map(str, flavors))) or "none"
         raise InvalidArtifact(
             f"this model has the flavors {entries}, none of which is onnxserve or onnx: "
             "log it with mlflow_deploy_plugin.log_model",
         )
+    return flavor, section
+
+
+def _parse_artifact(
+    folder: Path,
+    document: Mapping[str, Any],
+    flavor: Literal["onnxserve", "onnx"],
+    section: Mapping[str, Any],
+) -> Artifact:
+    """Return the artifact of an ONNX flavor. Raises one of `MALFORMED` or
+    InvalidArtifact if an entry is not valid.
+    """
     content: Mapping[str, Any] = {key: value for key, value in section.items() if value}
-    try:
-        inputs = [
-            Input(
-                *_read_array(item, item),
-                tuple(map(checked_name, item.get("columns") or ())),
-                item.get("missing"),
-            )
-            for item in content.get("inputs", ())
-        ]
-        names = [name for array in inputs for name in array.columns]
-        columns, tensors = _read_signature(
-            document.get("signature"),
-            names[0] if len(names) == 1 else None,
-        )
-        refused = content.get("refused", {})
-        missing, infinite = (
-            frozenset(map(str, refused.get(kind) or ())) for kind in ("missing", "infinite")
-        )
-        categories = refused.get("categories") or {}
-        categories = {
-            str(column): tuple(dict.fromkeys(values)) for column, values in categories.items()
-        }
-        tokenizer = content.get("tokenizer")
-        return Artifact(
-            folder=folder,
-            onnx_file=_inside(folder, str(section["data"])),
-            flavor="onnxserve" if name == "onnxserve" else "onnx",
-            mlflow_version=str(document.get("mlflow_version", "")),
-            model_id=str(document.get("model_id") or document.get("model_uuid") or ""),
-            run_id=str(document.get("run_id") or ""),
-            columns=columns,
-            tensors=tensors,
-            inputs=tuple(inputs),
-            outputs=tuple(
-                Output(*_read_array(item, item), item["role"])
-                for item in content.get("outputs", ())
-            ),
-            refusals=Refusals(missing, infinite, categories),
-            categories={
-                str(column): tuple(map(str, entries))
-                for column, entries in content.get("categories", {}).items()
-            },
-            prediction=tuple(content.get("prediction", ())),
-            classes=tuple(content.get("classes", ())),
-            framework=str(content.get("framework", "onnx")),
-            parity=dict(content.get("parity", {"state": "no-original"})),
-            provenance=dict(content.get("provenance", {})),
-            reference=content.get("reference", {}).get("data"),
-            has_signature=bool(columns or tensors),
-            digests={str(name): str(digest) for name, digest in content.get("digests", {}).items()},
-            optimization=dict(content.get("optimization", {})),
-            tokenizer=TokenizerSpec(**tokenizer | {"file": _inside(folder, tokenizer["file"])})
-            if tokenizer
-            else None,
-        )
-    except MALFORMED as error:
-        raise InvalidArtifact(
-            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}",
-        ) from None
+    inputs = tuple(map(_read_input, content.get("inputs", ())))
+    columns, tensors = _read_signature(document.get("signature"), _only_column(inputs))
+    refusals = _read_refusals(content.get("refused", {}))
+    return Artifact(
+        folder=folder,
+        onnx_file=_inside(folder, str(section["data"])),
+        flavor=flavor,
+        mlflow_version=str(document.get("mlflow_version", "")),
+        model_id=str(document.get("model_id") or document.get("model_uuid") or ""),
+        run_id=str(document.get("run_id") or ""),
+        columns=columns,
+        tensors=tensors,
+        inputs=inputs,
+        outputs=tuple(
+            Output(*_read_array(item, item), item["role"]) for item in content.get("outputs", ())
+        ),
+        refusals=refusals,
+        categories={
+            str(column): tuple(map(str, entries))
+            for column, entries in content.get("categories", {}).items()
+        },
+        prediction=tuple(content.get("prediction", ())),
+        classes=tuple(content.get("classes", ())),
+        framework=str(content.get("framework", "onnx")),
+        parity=dict(content.get("parity", {"state": "no-original"})),
+        provenance=dict(content.get("provenance", {})),
+        reference=content.get("reference", {}).get("data"),
+        has_signature=bool(columns or tensors),
+        digests={str(name): str(digest) for name, digest in content.get("digests", {}).items()},
+        optimization=dict(content.get("optimization", {})),
+        tokenizer=_read_tokenizer(folder, content.get("tokenizer")),
+    )
+
+
+def _read_input(entry: Mapping[str, Any]) -> Input:
+    name, dtype, shape = _read_array(entry, entry)
+    columns = tuple(map(checked_name, entry.get("columns") or ()))
+    return Input(name, dtype, shape, columns, entry.get("missing"))
+
+
+def _only_column(inputs: Sequence[Input]) -> str | None:
+    """Return the column of the graph if it has only one, otherwise None."""
+    names: list[str] = []
+    for array in inputs:
+        names += array.columns
+    return names[0] if len(names) == 1 else None
+
+
+def _read_refusals(refused: Mapping[str, Any]) -> Refusals:
+    categories = refused.get("categories") or {}
+    return Refusals(
+        frozenset(map(str, refused.get("missing") or ())),
+        frozenset(map(str, refused.get("infinite") or ())),
+        {str(column): tuple(dict.fromkeys(values)) for column, values in categories.items()},
+    )
+
+
+def _read_tokenizer(folder: Path, entry: dict[str, Any] | None) -> TokenizerSpec | None:
+    if not entry:
+        return None
+    return TokenizerSpec(**entry | {"file": _inside(folder, entry["file"])})
 
 
 def check_digests(artifact: Artifact) -> None:

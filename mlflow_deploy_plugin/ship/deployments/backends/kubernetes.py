@@ -172,50 +172,77 @@ class KubernetesBackend:
         pods = self._living_pods(spec.name) if running is not None else []
         states = zip(pods, self._read_pods(pods), strict=True)
         before = {pod["metadata"]["name"]: state for pod, state in states if state is not None}
-        is_scaled = spec.kubernetes.is_autoscaled
-        replicas = spec.kubernetes.replicas
-        if (
-            running is not None
-            and not is_scaled
-            and self._delete("HorizontalPodAutoscaler", spec.name)
-        ):
-            # Without its autoscaler, the Deployment needs the number of pods of the
-            # spec.
+        if running is not None and not spec.kubernetes.is_autoscaled:
+            self._drop_autoscaler(spec)
+        self._apply_all(spec, documents, progress)
+        self._prune(spec, documents)
+        progress(f"{spec.name}: applied to namespace {self.namespace}")
+        self._touch_pods(pods, documents)
+        self._wait_until_served(spec, before, progress)
+
+    def _drop_autoscaler(self, spec: EndpointSpec) -> None:
+        """Delete the autoscaler. Without it, the Deployment needs the number of pods of
+        the spec.
+        """
+        if self._delete("HorizontalPodAutoscaler", spec.name):
+            replicas = spec.kubernetes.replicas
             self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})
+
+    def _apply_all(
+        self,
+        spec: EndpointSpec,
+        documents: list[Document],
+        progress: Progress,
+    ) -> None:
         for document in documents:
+            applied = document
             if document["kind"] == "Deployment":
-                # Read the Deployment again, because an autoscaler may have scaled it
-                # while the pods were read.
-                document["spec"]["replicas"] = count = pod_count(
-                    spec,
-                    self._cluster.get("Deployment", spec.name),
-                )
-                if not is_scaled and count != replicas:
-                    message = f"{spec.name}: keeps {count} pods, which were set by another manager"
-                    progress(f"{message}; kubernetes.force_conflicts=true sets {replicas}")
-                document["metadata"]["annotations"] |= (
-                    {} if is_scaled else {_REPLICAS: str(replicas)}
-                )
-            self._cluster.apply(document, spec.kubernetes.force_conflicts)
+                applied = self._with_pod_count(spec, document, progress)
+            self._cluster.apply(applied, spec.kubernetes.force_conflicts)
+
+    def _with_pod_count(
+        self,
+        spec: EndpointSpec,
+        document: Document,
+        progress: Progress,
+    ) -> Document:
+        """Return the Deployment with its number of pods.
+
+        The running Deployment is read again, because an autoscaler may have scaled it
+        while the pods were read.
+        """
+        count = pod_count(spec, self._cluster.get("Deployment", spec.name))
+        annotations = document["metadata"]["annotations"]
+        if not spec.kubernetes.is_autoscaled:
+            replicas = spec.kubernetes.replicas
+            annotations = {**annotations, _REPLICAS: str(replicas)}
+            if count != replicas:
+                message = f"{spec.name}: keeps {count} pods, which were set by another manager"
+                progress(f"{message}; kubernetes.force_conflicts=true sets {replicas}")
+        return {
+            **document,
+            "metadata": {**document["metadata"], "annotations": annotations},
+            "spec": {**document["spec"], "replicas": count},
+        }
+
+    def _prune(self, spec: EndpointSpec, documents: list[Document]) -> None:
+        """Delete the optional objects that the spec no longer has."""
         kinds = {document["kind"] for document in documents}
         for kind in _OPTIONAL:
             if kind not in kinds:
                 self._delete(kind, spec.name)
-        progress(f"{spec.name}: applied to namespace {self.namespace}")
+
+    def _touch_pods(self, pods: list[Document], documents: list[Document]) -> None:
+        """Change an annotation, which makes kubelet read the ConfigMap now, not in 90 s."""
         (served,) = (
             document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap"
         )
-        digest = {
-            "metadata": {
-                "annotations": {_SPEC_DIGEST: hashlib.sha256(served.encode()).hexdigest()[:16]},
-            },
-        }
-        for pod in pods:  # A changed annotation makes kubelet read the ConfigMap now, not in 90 s.
-            with suppress(
-                errors.DeploymentFailed,
-            ):  # The pod may be gone, or the user may not change it.
-                self._cluster.merge("Pod", pod["metadata"]["name"], digest)
-        self._wait_until_served(spec, before, progress)
+        digest = hashlib.sha256(served.encode()).hexdigest()[:16]
+        change = {"metadata": {"annotations": {_SPEC_DIGEST: digest}}}
+        for pod in pods:
+            # The pod may be gone, or the user may not change it.
+            with suppress(errors.DeploymentFailed):
+                self._cluster.merge("Pod", pod["metadata"]["name"], change)
 
     def observe(self, spec: EndpointSpec) -> Observation:
         deployment = self._own_deployment(spec.name)
