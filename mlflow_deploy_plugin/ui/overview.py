@@ -4,7 +4,7 @@ registry of this MLflow.
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,8 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.statedir.history import Span
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.monitors import Monitors
-from mlflow_deploy_plugin.core.store.store import Rollout, Store
+from mlflow_deploy_plugin.core.store.store import Rollout, Store, UnreadableEndpoint
+from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import (
@@ -212,75 +213,152 @@ def build_overview(
     deployments = Deployments(store, settings, lambda line: None)
     if only and (only not in store.names() or access.hidden_endpoints(store, [only])):
         raise actions.no_endpoint(only)
+    visible = _visible_endpoints(store, only, model, beginning)
+    activity = _visible_activity(store, only)
+    observed = deployments.list_endpoints(visible.on_page)
+    cards = _draw_cards(deployments, observed, pages, span, is_single=bool(only))
+    cards += [
+        EndpointCard(item.name, "unreadable", item.reason, False)
+        for item in visible.unreadable
+        if item.name in visible.on_page
+    ]
+    specs = [item.endpoint.spec for item in observed]
+    return Overview(
+        endpoints=tuple(sorted(cards, key=lambda card: card.name)),
+        pages=visible.pages(),
+        shown=visible.page_index,
+        alerts=activity.alerts,
+        models=tuple(_model_cards(specs, model)),
+        rollouts=activity.rollouts,
+        events=activity.events,
+        requests=tuple(request_rows(store, _models_with_requests(specs, only, model))),
+        # The page of a model shows no count, which would reveal whether endpoints serve
+        # a model of that name.
+        hidden=0 if model else visible.hidden,
+    )
+
+
+@dataclass(frozen=True)
+class _VisibleEndpoints:
+    """The endpoints that the caller may see.
+
+    Attributes:
+        names: all names in the order of the pages.
+        page_index: the index of the requested page.
+        on_page: the endpoints on this page.
+        unreadable: the endpoints whose specs cannot be read.
+        hidden: the number of endpoints that the caller may not see.
+    """
+
+    names: list[str]
+    page_index: int
+    on_page: list[str]
+    unreadable: list[UnreadableEndpoint]
+    hidden: int
+
+    def pages(self) -> tuple[tuple[str, str], ...]:
+        """Return the first and the last name of each page."""
+        starts = range(0, len(self.names), _SHOWN)
+        return tuple((self.names[at], self.names[at:][:_SHOWN][-1]) for at in starts)
+
+
+@dataclass(frozen=True)
+class _VisibleActivity:
+    """The alerts, and the newest rollouts and events, that the caller may see."""
+
+    alerts: tuple[Alert, ...]
+    rollouts: tuple[Rollout, ...]
+    events: tuple[EventRow, ...]
+
+
+def _visible_endpoints(
+    store: Store,
+    only: str,
+    model: str,
+    beginning: str,
+) -> _VisibleEndpoints:
     stored = [
         item
         for item in store.endpoints()
         if only in ("", item.name) and (not model or model in registered_model_names(item.spec))
     ]
     unreadable = [item for item in store.unreadable() if only in ("", item.name) and not model]
-    seen = [
+    names = [
         item.name for item in stored if all(map(access.may_list, registered_model_names(item.spec)))
     ]
     # The models of unreadable endpoints are unknown, so only administrators may see
     # these endpoints.
-    names = sorted([*seen, *(item.name for item in unreadable if access.is_administrator())])
+    names += [item.name for item in unreadable if access.is_administrator()]
+    names.sort()
     page_index = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
     listed = names[page_index * _SHOWN :][:_SHOWN]
     unseen = access.hidden_endpoints(store, listed)  # This hides endpoints of deleted models too.
-    on_page = [name for name in listed if name not in unseen]
+    return _VisibleEndpoints(
+        names,
+        page_index,
+        [name for name in listed if name not in unseen],
+        unreadable,
+        hidden=len(stored) + len(unreadable) - len(names) + len(unseen),
+    )
+
+
+def _visible_activity(store: Store, only: str) -> _VisibleActivity:
     events = [*transitions.event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
     alerts = Alerts(store).firing(only or None)
-    readable = deployments.list_endpoints(on_page)
-    with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
-        metrics = list(
-            pool.map(
-                partial(deployments.server_metrics, timeout_seconds=_METRICS_SECONDS),
-                readable,
-            ),
-        )
-        draw = partial(
-            endpoint_pictures,
-            deployments=deployments,
-            pages=pages,
-            span=span,
-            only_traffic=not only,
-        )
-        drawn = list(map(draw, readable) if only else pool.map(draw, readable[:_DRAWN]))
-    specs = [observed.endpoint.spec for observed in readable]
-    cards = [
-        _endpoint_card(observed, counted, pictures, pages, store)
-        for observed, counted, pictures in zip_longest(readable, metrics, drawn)
-    ]
-    cards += [
-        EndpointCard(item.name, "unreadable", item.reason, False)
-        for item in unreadable
-        if item.name in on_page
-    ]
-    of_endpoint = (
-        {name for spec in specs for name in registered_model_names(spec)} if only else None
-    )
     endpoints = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
     hidden = access.hidden_endpoints(store, endpoints)
-    return Overview(
-        endpoints=tuple(sorted(cards, key=lambda card: card.name)),
-        pages=tuple((names[at], names[at:][:_SHOWN][-1]) for at in range(0, len(names), _SHOWN)),
-        shown=page_index,
-        alerts=tuple(alert for alert in alerts if alert.endpoint not in hidden),
-        models=tuple(_model_cards(specs, model)),
-        rollouts=tuple(
-            [rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][
-                :_ROLLOUTS
-            ],
-        ),
-        events=event_rows(
-            access.visible_events(store, transitions.without_step_events(events))[::-1][:_EVENTS],
-        ),
-        requests=tuple(request_rows(store, {model} if model else of_endpoint)),
-        # The page of a model shows no count, which would reveal whether endpoints serve
-        # a model of that name.
-        hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
+    newest_rollouts = [rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden]
+    visible_events = access.visible_events(store, transitions.without_step_events(events))
+    return _VisibleActivity(
+        tuple(alert for alert in alerts if alert.endpoint not in hidden),
+        tuple(newest_rollouts[:_ROLLOUTS]),
+        event_rows(visible_events[::-1][:_EVENTS]),
     )
+
+
+def _draw_cards(
+    deployments: Deployments,
+    observed: Sequence[ObservedEndpoint],
+    pages: MlflowPages,
+    span: Span,
+    is_single: bool,
+) -> list[EndpointCard]:
+    """Return the card of each endpoint. Of several endpoints, only the first have
+    pictures.
+    """
+    read_metrics = partial(deployments.server_metrics, timeout_seconds=_METRICS_SECONDS)
+    draw = partial(
+        endpoint_pictures,
+        deployments=deployments,
+        pages=pages,
+        span=span,
+        only_traffic=not is_single,
+    )
+    with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
+        metrics = list(pool.map(read_metrics, observed))
+        if is_single:
+            pictures = list(map(draw, observed))
+        else:
+            pictures = list(pool.map(draw, observed[:_DRAWN]))
+    return [
+        _endpoint_card(endpoint, counted, drawn, pages, deployments.store)
+        for endpoint, counted, drawn in zip_longest(observed, metrics, pictures)
+    ]
+
+
+def _models_with_requests(
+    specs: Iterable[EndpointSpec],
+    only: str,
+    model: str,
+) -> set[str] | None:
+    """Return the models whose requests for approval the page shows; None for all."""
+    if model:
+        return {model}
+    if not only:
+        return None
+    names: set[str] = set()
+    return names.union(*map(registered_model_names, specs))
 
 
 def _endpoint_card(
@@ -291,49 +369,20 @@ def _endpoint_card(
     store: Store,
 ) -> EndpointCard:
     spec = observed.endpoint.spec
-    observation = observed.observation
     may_act = access.may_act_on(registered_model_names(spec))
-    reason = (
-        observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
-    )
-    health: str = observation.state
     total = total_metrics(metrics)
-    silent = [
-        f"{server}: {answer.reason}"
-        for server, answer in metrics.items()
-        if isinstance(answer, Refused)
-    ]
-    if observation.state == "running":
-        reason = "; ".join(silent) or reason or observation.shipping_error
-        health = "degraded" if reason else "healthy"
-        if silent and len(silent) == len(metrics):
-            health = "silent"
+    health = _server_health(observed.observation, metrics)
     monitors = monitor_timelines(spec, store, pages, _LOOKED_AT)
-    if health == "healthy" and (alarms := _alarms(spec, store)):
-        health = "alarm"
-        reason = "; ".join(alarms)
-    no_rollback = ""
-    rollback_to = ""
-    has_rollback = may_act
+    if health.word == "healthy" and (alarms := _alarms(spec, store)):
+        health = _Health("alarm", "; ".join(alarms))
+    rollback = _Rollback(is_possible=False)
     if may_act:
-        try:
-            rollback_to = actions.rollback_target_of(
-                store,
-                observed,
-                guard.registry(),
-                metrics,
-            ).version
-        except RegistryUnavailable:
-            pass  # Pressing the button reports the error.
-        except NotFound:
-            has_rollback = bool(silent)  # A silent server may later report an earlier version.
-        except InvalidConfig as error:
-            no_rollback = "" if silent else error.message
+        rollback = _find_rollback(store, observed, metrics)
     return EndpointCard(
         name=spec.name,
-        health=health,
-        reason=reason,
-        url=observation.url,
+        health=health.word,
+        reason=health.reason,
+        url=observed.observation.url,
         unapproved=tuple(map(str, answers_of(observed.endpoint))),
         variants=tuple(_variant_row(observed, name, total, pages) for name in spec.variants),
         monitors=monitors,
@@ -341,10 +390,70 @@ def _endpoint_card(
         may_act=may_act,
         spec=spec,
         no_traffic=actions.traffic_blocker(store, observed) if may_act else "",
-        has_rollback=has_rollback,
-        no_rollback=no_rollback,
-        rollback_to=rollback_to,
+        has_rollback=rollback.is_possible,
+        no_rollback=rollback.blocker,
+        rollback_to=rollback.version,
     )
+
+
+@dataclass(frozen=True)
+class _Health:
+    """The word for an endpoint's state, and its reason."""
+
+    word: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Rollback:
+    """The rollback that the page offers; the fields are as in `EndpointCard`."""
+
+    is_possible: bool
+    version: str = ""
+    blocker: str = ""
+
+
+def _silent_servers(metrics: MetricsByServer) -> list[str]:
+    """Return the servers whose metrics cannot be read, with the reasons."""
+    return [
+        f"{server}: {answer.reason}"
+        for server, answer in metrics.items()
+        if isinstance(answer, Refused)
+    ]
+
+
+def _server_health(observation: Observation, metrics: MetricsByServer) -> _Health:
+    reason = (
+        observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
+    )
+    if observation.state != "running":
+        return _Health(observation.state, reason)
+    silent = _silent_servers(metrics)
+    reason = "; ".join(silent) or reason or observation.shipping_error
+    if silent and len(silent) == len(metrics):
+        return _Health("silent", reason)
+    return _Health("degraded" if reason else "healthy", reason)
+
+
+def _find_rollback(
+    store: Store,
+    observed: ObservedEndpoint,
+    metrics: MetricsByServer,
+) -> _Rollback:
+    has_silent_servers = bool(_silent_servers(metrics))
+    try:
+        target = actions.rollback_target_of(store, observed, guard.registry(), metrics)
+    except RegistryUnavailable:
+        return _Rollback(is_possible=True)  # Pressing the button reports the error.
+    except NotFound:
+        # A silent server may later report an earlier version.
+        return _Rollback(is_possible=has_silent_servers)
+    except InvalidConfig as error:
+        return _Rollback(
+            is_possible=True,
+            blocker="" if has_silent_servers else error.message,
+        )
+    return _Rollback(is_possible=True, version=target.version)
 
 
 def _alarms(spec: EndpointSpec, store: Store) -> list[str]:
@@ -435,46 +544,64 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
     except InvalidConfig as failure:
         error = failure.message
     applied = policy or GatePolicy()  # `onnxserve promote` uses the same policy.
-    followed = followed or {f"@{alias}" for alias in applied.gated_aliases}
-    stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
-    names = [*sorted(followed, key=lambda place: (not place.startswith("@"), place)), *stages]
-    holders = {
-        place: _holders(model, entries, place)
-        for place in map(transitions.parse_stage_or_alias, names)
-    }
+    holders = {place: _holders(model, entries, place) for place in _places(followed, applied)}
     versions = []
     for index, entry in enumerate(entries):
-        number = str(entry.version)
-        standing = gate_status_of(entry.tags)
-        aliases = tuple(
-            sorted(alias for alias, version in model.aliases.items() if str(version) == number),
+        aliases = _aliases_of(model, str(entry.version))
+        if index < _VERSIONS or entry.current_stage in ("Production", "Staging") or aliases:
+            targets = () if error else _promotion_targets(name, entry, applied, holders)
+            versions.append(_version_row(entry, aliases, targets))
+    return ModelCard(
+        name,
+        may_act,
+        tuple(versions),
+        tuple(map(str, policy.gated_places)) if policy is not None else (),
+        error,
+        error or actions.gate_blocker(applied, bool(access.caller().user)),
+    )
+
+
+def _places(followed: set[str], policy: GatePolicy) -> list[StageOrAlias]:
+    """Return the places that a version may be promoted to: those that endpoints follow
+    or, without such places, the gated aliases; then the other stages.
+    """
+    names = followed or {f"@{alias}" for alias in policy.gated_aliases}
+    ordered = sorted(names, key=lambda name: (not name.startswith("@"), name))
+    ordered += [stage for stage in ("Production", "Staging", "Archived") if stage not in names]
+    return list(map(transitions.parse_stage_or_alias, ordered))
+
+
+def _aliases_of(model: "RegisteredModel", version: str) -> tuple[str, ...]:
+    return tuple(sorted(alias for alias, number in model.aliases.items() if str(number) == version))
+
+
+def _promotion_targets(
+    name: str,
+    entry: "ModelVersion",
+    policy: GatePolicy,
+    holders: Mapping[StageOrAlias, frozenset[str]],
+) -> tuple[PromotionTarget, ...]:
+    number = str(entry.version)
+    return tuple(
+        PromotionTarget(
+            str(place),
+            actions.promotion_blocker(name, number, place, entry.tags, policy, held),
+            policy.approvals_for(place) is not None,
         )
-        if (
-            index >= _VERSIONS
-            and entry.current_stage not in ("Production", "Staging")
-            and not aliases
-        ):
-            continue
-        targets = tuple(
-            PromotionTarget(
-                str(place),
-                actions.promotion_blocker(name, number, place, entry.tags, applied, held),
-                applied.approvals_for(place) is not None,
-            )
-            for place, held in holders.items()
-            if not error
-        )
-        stage = "" if entry.current_stage == "None" else entry.current_stage
-        versions.append(
-            VersionRow(
-                number,
-                stage,
-                aliases,
-                standing,
-                entry.tags.get(ROLLED_BACK_TAG, ""),
-                targets,
-            ),
-        )
-    gated = tuple(map(str, policy.gated_places)) if policy is not None else ()
-    no_gate = error or actions.gate_blocker(applied, bool(access.caller().user))
-    return ModelCard(name, may_act, tuple(versions), gated, error, no_gate)
+        for place, held in holders.items()
+    )
+
+
+def _version_row(
+    entry: "ModelVersion",
+    aliases: tuple[str, ...],
+    targets: tuple[PromotionTarget, ...],
+) -> VersionRow:
+    return VersionRow(
+        str(entry.version),
+        "" if entry.current_stage == "None" else entry.current_stage,
+        aliases,
+        gate_status_of(entry.tags),
+        entry.tags.get(ROLLED_BACK_TAG, ""),
+        targets,
+    )
