@@ -9,7 +9,7 @@ per array.
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -72,6 +72,8 @@ MaskedColumn = tuple[int, int | None]
 """A masked column: the position of its array, and its index in the array (None if the
 array is the column).
 """
+LayoutField = tuple[str, str, tuple[int, ...]]
+"""An array or a column in the layout: its name, dtype and inner shape."""
 
 
 @dataclass(slots=True, eq=False)
@@ -226,68 +228,108 @@ def _make_plan(
     """Return the plan of a request. A failed request is one row of its outputs, which
     are all texts.
     """
+    arrays = [*feeds.values(), *outputs.values()]
+    names = [*feeds, *outputs]
     is_failed = record.status >= FIRST_ERROR_STATUS
-    rows = 1 if is_failed else next((len(array) for array in feeds.values() if array.ndim), 0)
-    sides: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
-        "feeds": [],
-        "outputs": [],
-        "masked": [],
-    }
-    whole: list[KeptArray] = []
-    masked: list[MaskedColumn] = []
-    arrays = [*feeds.items(), *outputs.items()]
-    for position, (name, array) in enumerate(arrays):
-        if is_failed:
-            sides["outputs"].append((name, "str", ()))
-            whole.append((position, True, None))
-            continue
-        is_feed = position < len(feeds)
-        is_text = array.dtype.kind == "O"
-        holds_objects = (
-            is_text
-            and array.size
-            and name not in model.keys
-            and not isinstance(array.flat[0], str | None)
-        )
-        if array.shape[:1] != (rows,) or holds_objects:
-            continue  # Skip an array for which the log has no column type.
-        for column, index in (
-            model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array)
-        ):
-            sides["masked"].append((column, "str", ()))
-            masked.append((position, index))
-        columns = model.cuts.get(name) if is_feed else None
-        if (columns is not None and not len(columns)) or (not is_feed and model.leaves_out(name)):
-            continue
-        inner = array.shape[1:] if columns is None else (len(columns),)
-        sides["feeds" if is_feed else "outputs"].append(
-            (name, "str" if is_text else array.dtype.str, inner),
-        )
-        whole.append((position, is_text, columns))
-    if not masked:
-        del sides["masked"]
-    head = {
+    if is_failed:
+        rows = 1
+        inputs = _Side()
+        answers = _failed_side(names)
+    else:
+        rows = next((len(array) for array in feeds.values() if array.ndim), 0)
+        inputs = _input_side(feeds, rows, model)
+        answers = _output_side(outputs, len(feeds), rows, model)
+    layout: Layout = {
         "endpoint": record.endpoint,
         "variant": record.variant,
         "shadow": record.is_shadow,
         "failed": is_failed,
+        "feeds": inputs.fields,
+        "outputs": answers.fields,
     }
-    names = [name for name, _ in arrays]
-    forms = [_form(array) for _, array in arrays]
-    are_plain = all(columns is None and not is_text for _, is_text, columns in whole)
-    is_plain = rows <= max_rows and len(whole) == len(arrays) and are_plain
-    layout = orjson.dumps({**head, **sides})
+    masked = inputs.masked + answers.masked
+    if masked:
+        layout["masked"] = inputs.masked_fields + answers.masked_fields
+    kept = inputs.kept + answers.kept
+    are_plain = all(columns is None and not is_text for _, is_text, columns in kept)
     return EncodingPlan(
         model,
-        layout,
+        orjson.dumps(layout),
         names,
-        forms,
-        whole,
+        [_form(array) for array in arrays],
+        kept,
         masked,
         rows,
         min(rows, max_rows),
-        is_plain,
+        is_plain=rows <= max_rows and len(kept) == len(arrays) and are_plain,
     )
+
+
+class _Side:
+    """The kept and the masked arrays of the inputs or the outputs.
+
+    Attributes:
+        fields: the name, dtype and inner shape of each kept array.
+        masked_fields: the same for each masked column.
+    """
+
+    def __init__(self) -> None:
+        self.fields: list[LayoutField] = []
+        self.masked_fields: list[LayoutField] = []
+        self.kept: list[KeptArray] = []
+        self.masked: list[MaskedColumn] = []
+
+    def keep(self, position: int, name: str, array: Array, columns: Array | None) -> None:
+        is_text = array.dtype.kind == "O"
+        dtype = "str" if is_text else array.dtype.str
+        shape = array.shape[1:] if columns is None else (len(columns),)
+        self.fields.append((name, dtype, shape))
+        self.kept.append((position, is_text, columns))
+
+    def mask(self, position: int, columns: Iterable[tuple[str, int | None]]) -> None:
+        for column, index in columns:
+            self.masked_fields.append((column, "str", ()))
+            self.masked.append((position, index))
+
+
+def _failed_side(names: Sequence[str]) -> _Side:
+    """Return the outputs of a failed request, which are all texts."""
+    side = _Side()
+    for position, name in enumerate(names):
+        side.fields.append((name, "str", ()))
+        side.kept.append((position, True, None))
+    return side
+
+
+def _input_side(feeds: NamedArrays, rows: int, model: CapturedModel) -> _Side:
+    side = _Side()
+    for position, (name, array) in enumerate(feeds.items()):
+        if _has_column_type(name, array, rows, model):
+            side.mask(position, model.masked.get(name, ()))
+            columns = model.cuts.get(name)
+            if columns is None or len(columns):
+                side.keep(position, name, array, columns)
+    return side
+
+
+def _output_side(outputs: NamedArrays, first: int, rows: int, model: CapturedModel) -> _Side:
+    """Return the outputs, whose positions begin with `first`."""
+    side = _Side()
+    for position, (name, array) in enumerate(outputs.items(), first):
+        if _has_column_type(name, array, rows, model):
+            side.mask(position, model.masked_outputs(name, array))
+            if not model.leaves_out(name):
+                side.keep(position, name, array, None)
+    return side
+
+
+def _has_column_type(name: str, array: Array, rows: int, model: CapturedModel) -> bool:
+    """Return False for an array for which the log has no column type."""
+    if array.shape[:1] != (rows,):
+        return False
+    if array.dtype.kind != "O" or not array.size or name in model.keys:
+        return True
+    return isinstance(array.flat[0], str | None)
 
 
 class Feedback(NamedTuple):
