@@ -97,46 +97,17 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     Raises InvalidConfig if the name is not valid for a Service, the endpoint is open
     without auth, or fields conflict.
     """
+    _refuse_conflicts(spec)
     kubernetes = spec.kubernetes
-    check_name(spec)
-    if kubernetes.max_replicas is not None and spec.container.cpus is None:
-        raise InvalidConfig(
-            "kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod",
-        )
-    if kubernetes.host is not None:
-        refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
     selector = endpoint_labels(spec.name)
     labels = {**selector, **MANAGED_BY}
-    # A new digest of `server` rolls the Deployment. The Helm chart must compute the
-    # same digest.
-    served = json.dumps(
-        spec_document(spec_of_pod(spec))["server"],
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-    )
-    digest = hashlib.sha256(served.encode()).hexdigest()[:16]
     document = partial(make_document, spec.name, place, labels=labels)
     documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(spec))})]
     if kubernetes.service_account is None:
         documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))
-    deployed = {
-        **({} if kubernetes.is_autoscaled else {"replicas": kubernetes.replicas}),
-        "strategy": {
-            "type": "RollingUpdate",
-            "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
-        },
-        # Never change this selector, because the selector of a running Deployment is
-        # immutable.
-        "selector": {"matchLabels": {_INSTANCE: spec.name}},
-        "template": {
-            "metadata": {"labels": labels, "annotations": {"onnxserve/server": digest}},
-            "spec": pod_of(spec, place),
-        },
-    }
     documents += [
         document("v1", "Service", spec={"selector": selector, "ports": _service_ports(spec)}),
-        document("apps/v1", "Deployment", spec=deployed),
+        document("apps/v1", "Deployment", spec=_deployment(spec, place, labels)),
         document(
             "policy/v1",
             "PodDisruptionBudget",
@@ -145,49 +116,114 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         document("networking.k8s.io/v1", "NetworkPolicy", spec=_network_policy(spec, selector)),
     ]
     if kubernetes.max_replicas is not None:
-        target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
-        scaled = {
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
-            "minReplicas": kubernetes.replicas,
-            "maxReplicas": kubernetes.max_replicas,
-            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
-        }
-        documents.append(document("autoscaling/v2", "HorizontalPodAutoscaler", spec=scaled))
+        autoscaler = _autoscaler(spec, kubernetes.max_replicas)
+        documents.append(document("autoscaling/v2", "HorizontalPodAutoscaler", spec=autoscaler))
     if kubernetes.gateway is not None:
-        route = {
-            "parentRefs": [{"name": kubernetes.gateway}],
-            "hostnames": [kubernetes.host],
-            "rules": [{"backendRefs": [{"name": spec.name, "port": http_port(spec)}]}],
-        }
+        route = _route(spec, kubernetes.gateway)
         documents.append(document("gateway.networking.k8s.io/v1", "HTTPRoute", spec=route))
     elif kubernetes.host is not None:
-        backend = {"service": {"name": spec.name, "port": {"name": "http"}}}
-        path = {"path": "/", "pathType": "Prefix", "backend": backend}
-        ingress: Document = {"rules": [{"host": kubernetes.host, "http": {"paths": [path]}}]}
-        if kubernetes.ingress_class is not None:
-            ingress["ingressClassName"] = kubernetes.ingress_class
-        if kubernetes.tls_secret is not None:
-            ingress["tls"] = [{"hosts": [kubernetes.host], "secretName": kubernetes.tls_secret}]
-        documents.append(document("networking.k8s.io/v1", "Ingress", spec=ingress))
+        documents.append(document("networking.k8s.io/v1", "Ingress", spec=_ingress(spec)))
     if kubernetes.service_monitor:
-        has_port = spec.server.metrics_port is not None  # This port needs neither TLS nor a key.
-        # Without honorLabels, the operator overwrites the label `endpoint` with the
-        # name of the port.
-        scraped: Document = {
-            "port": "metrics" if has_port else "http",
-            "path": "/metrics",
-            "honorLabels": True,
-        }
-        if (
-            spec.server.certfile and not has_port
-        ):  # Prometheus uses a pod's IP, which the certificate does not contain.
-            scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
-        if kubernetes.service_monitor_key is not None and not has_port:
-            key = _secret_key("kubernetes.service_monitor_key", kubernetes.service_monitor_key)
-            scraped["authorization"] = {"credentials": key}
-        monitor = {"selector": {"matchLabels": selector}, "endpoints": [scraped]}
+        monitor = {"selector": {"matchLabels": selector}, "endpoints": [_scraped_port(spec)]}
         documents.append(document("monitoring.coreos.com/v1", "ServiceMonitor", spec=monitor))
     return documents
+
+
+def _refuse_conflicts(spec: EndpointSpec) -> None:
+    kubernetes = spec.kubernetes
+    check_name(spec)
+    if kubernetes.max_replicas is not None and spec.container.cpus is None:
+        raise InvalidConfig(
+            "kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod",
+        )
+    if kubernetes.host is not None:
+        refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
+
+
+def _deployment(spec: EndpointSpec, place: Place, labels: dict[str, str]) -> Document:
+    deployment: Document = {}
+    if not spec.kubernetes.is_autoscaled:
+        deployment["replicas"] = spec.kubernetes.replicas
+    return {
+        **deployment,
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+        },
+        # Never change this selector, because the selector of a running Deployment is
+        # immutable.
+        "selector": {"matchLabels": {_INSTANCE: spec.name}},
+        "template": {
+            "metadata": {
+                "labels": labels,
+                "annotations": {"onnxserve/server": _server_digest(spec)},
+            },
+            "spec": pod_of(spec, place),
+        },
+    }
+
+
+def _server_digest(spec: EndpointSpec) -> str:
+    """Return a digest of `server`. A new digest rolls the Deployment.
+
+    The Helm chart must compute the same digest.
+    """
+    served = json.dumps(
+        spec_document(spec_of_pod(spec))["server"],
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+    return hashlib.sha256(served.encode()).hexdigest()[:16]
+
+
+def _autoscaler(spec: EndpointSpec, max_replicas: int) -> Document:
+    kubernetes = spec.kubernetes
+    target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
+    return {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
+        "minReplicas": kubernetes.replicas,
+        "maxReplicas": max_replicas,
+        "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
+    }
+
+
+def _route(spec: EndpointSpec, gateway: str) -> Document:
+    return {
+        "parentRefs": [{"name": gateway}],
+        "hostnames": [spec.kubernetes.host],
+        "rules": [{"backendRefs": [{"name": spec.name, "port": http_port(spec)}]}],
+    }
+
+
+def _ingress(spec: EndpointSpec) -> Document:
+    kubernetes = spec.kubernetes
+    backend = {"service": {"name": spec.name, "port": {"name": "http"}}}
+    path = {"path": "/", "pathType": "Prefix", "backend": backend}
+    ingress: Document = {"rules": [{"host": kubernetes.host, "http": {"paths": [path]}}]}
+    if kubernetes.ingress_class is not None:
+        ingress["ingressClassName"] = kubernetes.ingress_class
+    if kubernetes.tls_secret is not None:
+        ingress["tls"] = [{"hosts": [kubernetes.host], "secretName": kubernetes.tls_secret}]
+    return ingress
+
+
+def _scraped_port(spec: EndpointSpec) -> Document:
+    """Return the port that Prometheus reads. Without honorLabels, the operator
+    overwrites the label `endpoint` with the name of the port.
+    """
+    scraped: Document = {"port": "metrics", "path": "/metrics", "honorLabels": True}
+    if spec.server.metrics_port is not None:  # This port needs neither TLS nor a key.
+        return scraped
+    scraped["port"] = "http"
+    # Prometheus uses a pod's IP, which the certificate does not contain.
+    if spec.server.certfile:
+        scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+    secret = spec.kubernetes.service_monitor_key
+    if secret is not None:
+        key = _secret_key("kubernetes.service_monitor_key", secret)
+        scraped["authorization"] = {"credentials": key}
+    return scraped
 
 
 def endpoint_labels(name: str) -> dict[str, str]:
