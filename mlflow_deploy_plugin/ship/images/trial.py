@@ -7,6 +7,7 @@ a network publishes no port.
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.serve.client.rows import decode_tensors, encode_tensors
-from mlflow_deploy_plugin.serve.runtime.feeds import array_bytes
+from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, array_bytes
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.ship.images.engine import MINIMAL_RIGHTS, docker
 from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs, rounding_tolerance
@@ -79,13 +80,61 @@ def try_image(
     differs by more than the tolerance. The container is always removed.
     """
     model = OnnxModel.load(folder)
-    source = (
-        "example"
-        if (folder / INPUT_EXAMPLE).is_file()
-        else "reference"
-        if model.artifact.reference
-        else "random"
+    question = _compute_rows(model, _source_of_rows(model, folder))
+    failure = f"the image {image} failed its test"
+    rights = (*MINIMAL_RIGHTS, "--gpus", "all") if gpu else MINIMAL_RIGHTS
+    reply = _ask_container(image, rights, question, seconds, failure)
+    length, answer = json.loads(reply.text)
+    largest = check_outputs(
+        question.expected,
+        decode_tensors(answer.encode("latin-1"), length),
+        _GPU_TOLERANCE if gpu else _TOLERANCE,
+        failure,
     )
+    plural = "s" if question.rows != 1 else ""
+    shown = f"{question.rows} {question.source} row{plural}"
+    return ImageTrial(shown, largest, reply.seconds, reply.memory)
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """The rows for the image.
+
+    Attributes:
+        source: `example`, `reference` or `random`.
+        rows: the number of rows.
+        head, data: the request of the protocol v2 with binary tensors.
+        expected: the outputs of the version on this machine, by name.
+    """
+
+    source: str
+    rows: int
+    head: bytes
+    data: bytes
+    expected: Feeds
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """The output of the request in the container, the seconds until it arrived, and the
+    memory as in `docker stats`.
+    """
+
+    text: str
+    seconds: float
+    memory: str
+
+
+def _source_of_rows(model: OnnxModel, folder: Path) -> str:
+    if (folder / INPUT_EXAMPLE).is_file():
+        return "example"
+    return "reference" if model.artifact.reference else "random"
+
+
+def _compute_rows(model: OnnxModel, source: str) -> _Question:
+    """Compute the outputs of the known rows. Raises InvalidConfig if the version
+    refuses them.
+    """
     try:
         rows = known_rows(model.artifact, model.schema, most=10)
         if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
@@ -101,51 +150,48 @@ def try_image(
         for output in model.artifact.outputs
         if output.dtype != "map"
     }
-    failure = f"the image {image} failed its test"
+    return _Question(source, model.schema.count_rows(rows), head, data, expected)
+
+
+def _ask_container(
+    image: str,
+    rights: Sequence[str],
+    question: _Question,
+    seconds: float,
+    failure: str,
+) -> _Reply:
+    """Start the image, and send the rows to its server. The container is removed."""
     name = f"onnxserve-trial-{uuid4().hex[:12]}"
-    rights, tolerance = (
-        ((*MINIMAL_RIGHTS, "--gpus", "all"), _GPU_TOLERANCE)
-        if gpu
-        else (MINIMAL_RIGHTS, _TOLERANCE)
-    )
-    question = json.dumps([seconds, len(head), (head + data).decode("latin-1")])
+    body = (question.head + question.data).decode("latin-1")
+    task = json.dumps([seconds, len(question.head), body])
     began = time.monotonic()
     try:
         docker("run", "-d", "--name", name, *rights, image, what=failure)
         try:
-            text = docker("exec", "-i", name, "python", "-c", _ASK, text=question, what=failure)
+            text = docker("exec", "-i", name, "python", "-c", _ASK, text=task, what=failure)
         except BuildFailed as error:
-            log = docker(
-                "logs",
-                "--tail",
-                "1",
-                name,
-                what=error.message,
-                report=lambda line: None,
-            ).strip()[:500]
-            status = docker("inspect", "-f", _EXIT_STATUS, name, what=error.message).strip()
-            reason = (
-                f"{failure}: its server ended with status {status}" if status else error.message
-            )
-            raise BuildFailed(f"{reason}; its log ends with: {log or 'no line'}") from None
+            raise _ended(name, failure, error.message) from None
         answered = time.monotonic() - began
-        memory = docker(
+        usage = docker(
             "stats",
             "--no-stream",
             "--format",
             "{{.MemUsage}}",
             name,
             what=failure,
-        ).split()[0]
+        )
+        return _Reply(text, answered, usage.split()[0])
     finally:
         with suppress(BuildFailed):
             docker("rm", "-f", "-v", name, what=failure)
-    length, answer = json.loads(text)
-    largest = check_outputs(
-        expected,
-        decode_tensors(answer.encode("latin-1"), length),
-        tolerance,
-        failure,
-    )
-    count = model.schema.count_rows(rows)
-    return ImageTrial(f"{count} {source} row{'s' * (count != 1)}", largest, answered, memory)
+
+
+def _ended(name: str, failure: str, message: str) -> BuildFailed:
+    """Return the error of a container whose server did not answer, with the end of its
+    log.
+    """
+    output = docker("logs", "--tail", "1", name, what=message, report=lambda line: None)
+    log = output.strip()[:500] or "no line"
+    status = docker("inspect", "-f", _EXIT_STATUS, name, what=message).strip()
+    reason = f"{failure}: its server ended with status {status}" if status else message
+    return BuildFailed(f"{reason}; its log ends with: {log}")
