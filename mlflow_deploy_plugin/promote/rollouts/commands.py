@@ -34,7 +34,11 @@ from mlflow_deploy_plugin.promote.rollouts.plan import (
     parse_steps,
     plan_of,
 )
-from mlflow_deploy_plugin.promote.rollouts.snapshot import main_variant, take_snapshot
+from mlflow_deploy_plugin.promote.rollouts.snapshot import (
+    EndpointSnapshot,
+    main_variant,
+    take_snapshot,
+)
 from mlflow_deploy_plugin.promote.rollouts.state_machine import (
     Progress,
     aborted,
@@ -44,6 +48,7 @@ from mlflow_deploy_plugin.promote.rollouts.state_machine import (
     rollout_summary,
     started_event,
 )
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.unapproved import require_rollout
 
@@ -96,31 +101,42 @@ def start_rollout(
     # Check first: during a rollout, `main_variant` fails.
     deployments.store.require_no_rollout(endpoint)
     observed = deployments.get_endpoint(endpoint)
+    plan = _plan_rollout(observed, request, actor or deployments.store.user)
+    before_it_starts()
+    return deployments.store.add_rollout(
+        endpoint,
+        plan.to_json(),
+        "starting",
+        started_event(plan, utc_now()),
+    )
+
+
+def _plan_rollout(
+    observed: ObservedEndpoint,
+    request: RolloutRequest,
+    actor: str,
+) -> RolloutPlan:
     spec = observed.endpoint.spec
     snapshot = take_snapshot(observed)
     main = main_variant(spec)
-    if snapshot.state != "running" or (before := snapshot.versions.get(main)) is None:
-        why = snapshot.reason or "the workers serve different versions"
-        raise NotReady(f"{endpoint}: {snapshot.state}; {why}")
+    before = _served_version(snapshot, spec.name, main)
     reference = parse_model_uri(spec.variants[main].model)
     resolved = _find_version(request.to, spec, reference, before)
+    to_uri = f"models:/{resolved.name}/{resolved.version}"
     steps = parse_steps(request.steps)
     seconds = parse_duration(request.every, "--every").total_seconds()
-    limit = require_rollout(
-        f"models:/{resolved.name}/{resolved.version}",
-        steps,
-        seconds,
-        registered_model_names(spec),
-    )
+    limit = require_rollout(to_uri, steps, seconds, registered_model_names(spec))
     criteria = parse_criteria(request.abort_on)
     candidate = _free_name(CANDIDATE, spec.variants)
-    is_compared = any(criterion.is_of_shadow for criterion in criteria)
-    plan = RolloutPlan(
-        endpoint=endpoint,
+    shadow = ""
+    if any(criterion.is_of_shadow for criterion in criteria):
+        shadow = _free_name(f"{candidate}-shadow", spec.variants)
+    return RolloutPlan(
+        endpoint=spec.name,
         main=main,
         candidate=candidate,
-        shadow=_free_name(f"{candidate}-shadow", spec.variants) if is_compared else "",
-        to_uri=f"models:/{resolved.name}/{resolved.version}",
+        shadow=shadow,
+        to_uri=to_uri,
         model=resolved.name,
         version=resolved.version,
         before_uri=spec.variants[main].model,
@@ -131,16 +147,18 @@ def start_rollout(
         every=seconds,
         abort_on=",".join(criterion.text for criterion in criteria),
         min_requests=request.min_requests,
-        actor=actor or deployments.store.user,
+        actor=actor,
         why="; ".join(filter(None, [request.why, limit])),
     )
-    before_it_starts()
-    return deployments.store.add_rollout(
-        endpoint,
-        plan.to_json(),
-        "starting",
-        started_event(plan, utc_now()),
-    )
+
+
+def _served_version(snapshot: EndpointSnapshot, endpoint: str, main: str) -> str:
+    """Return the version that all workers serve. Raises NotReady if there is none."""
+    version = snapshot.versions.get(main)
+    if snapshot.state != "running" or version is None:
+        reason = snapshot.reason or "the workers serve different versions"
+        raise NotReady(f"{endpoint}: {snapshot.state}; {reason}")
+    return version
 
 
 def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) -> ResolvedModel:

@@ -4,7 +4,7 @@ deployments get` and `get-endpoint`.
 Unknown values are empty strings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -13,10 +13,11 @@ from mlflow_deploy_plugin.core.mlmodel import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_files import fetch_mlmodel
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.statedir.models import WantedVariant
+from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WantedVariant
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.serve.runtime.artifact import PYFUNC_PARITY
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.config import traffic_shares, traffic_weights
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployment, Deployments
@@ -45,34 +46,18 @@ def describe(deployment: Deployment) -> Json:
     endpoint = deployment.endpoint
     observation = deployment.observation
     variant = endpoint.spec.variants[deployment.name]
-    wanted = (
-        observation.wanted.variants.get(deployment.name) if observation.wanted is not None else None
-    )
+    wanted = None
+    if observation.wanted is not None:
+        wanted = observation.wanted.variants.get(deployment.name)
     loaded = {
         worker.pid: worker.loaded(endpoint.name, deployment.name) for worker in observation.workers
     }
-    versions = sorted(
-        {variant_state.version for variant_state in loaded.values() if variant_state.version},
-    )
-    is_refused = any(
-        (item.endpoint, item.variant) == (endpoint.name, deployment.name)
-        for item in observation.refused
-    )
-    # Ignore the agent's registry error if it may be about another deployment.
-    registry_error = observation.registry_error if is_refused or not observation.refused else ""
-    error = observation.errors.get(deployment.name) or registry_error
-    state = observation.state
-    reason = observation.reason
-    unapproved = {answer.model_uri: str(answer) for answer in answers_of(endpoint)}
-    # The server runs, but a worker has not loaded this deployment.
-    if state == "running" and not all(worker.version for worker in loaded.values()):
-        state, reason = (
-            ("failed", error) if error else ("starting", reason or "the model is loading")
-        )
-    workers = {
-        pid: f"{wanted.model if wanted else ''} {worker.version or 'nothing'}"
-        for pid, worker in loaded.items()
-    }
+    error = _error_of(deployment)
+    state, reason = _state_of(observation, list(loaded.values()), error)
+    versions = {worker.version for worker in loaded.values() if worker.version}
+    unbatched = [f"none: {worker.no_batch}" for worker in loaded.values() if worker.no_batch]
+    model = wanted.model if wanted is not None else ""
+    workers = {pid: f"{model} {worker.version or 'nothing'}" for pid, worker in loaded.items()}
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
@@ -81,21 +66,54 @@ def describe(deployment: Deployment) -> Json:
         "reason": reason,
         "url": observation.url,
         "model_uri": variant.model,
-        "model": wanted.model if wanted is not None else "",
-        "version": ", ".join(versions),
+        "model": model,
+        "version": ", ".join(sorted(versions)),
         **_provenance(variant.model, wanted, is_running=state == "running"),
-        "batch_dimension": next(
-            (f"none: {worker.no_batch}" for worker in loaded.values() if worker.no_batch),
-            "",
-        ),
+        "batch_dimension": unbatched[0] if unbatched else "",
         "weight": variant.weight,
         "share": traffic_shares(traffic_weights(endpoint.spec)).get(deployment.name, 0.0),
         "shadow": variant.shadow,
-        "unapproved": ""
-        if variant.shadow or not variant.weight
-        else unapproved.get(variant.model, ""),
+        "unapproved": _unapproved(deployment),
         **_server_lines(deployment, error, workers),
     }
+
+
+def _error_of(deployment: Deployment) -> str:
+    """Return the error of this deployment. The agent's registry error is ignored if it
+    may be about another deployment.
+    """
+    observation = deployment.observation
+    place = (deployment.endpoint.name, deployment.name)
+    is_refused = any((item.endpoint, item.variant) == place for item in observation.refused)
+    error = observation.errors.get(deployment.name)
+    if not error and (is_refused or not observation.refused):
+        return observation.registry_error
+    return error or ""
+
+
+def _state_of(
+    observation: Observation,
+    loaded: Sequence[LoadedVariant],
+    error: str,
+) -> tuple[str, str]:
+    """Return the state and its reason. The server may run although a worker has not
+    loaded the deployment.
+    """
+    if observation.state != "running" or all(worker.version for worker in loaded):
+        return observation.state, observation.reason
+    if error:
+        return "failed", error
+    return "starting", observation.reason or "the model is loading"
+
+
+def _unapproved(deployment: Deployment) -> str:
+    """Return a sentence if the deployment answers without the required approvals."""
+    spec = deployment.endpoint.spec
+    variant = spec.variants[deployment.name]
+    sentences = {answer.model_uri: str(answer) for answer in answers_of(deployment.endpoint)}
+    if variant.shadow or not variant.weight:
+        return ""
+    return sentences.get(variant.model, "")
 
 
 def summarize_endpoints(deployments: Deployments) -> list[Json]:
