@@ -119,31 +119,35 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     StoreUnavailable, and like `read_record`.
     """
     record = read_record(model_uri)
-    run = None
+    facts = _Facts(record, _run_with_metrics(record), _events_of(record, store))
     groups = dict[str, dict[str, list[Statement]]]()
-    model_id = str(record.mlmodel.get("model_id") or "")
-    with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.
-        measured = run_of_model(
-            resolve(record.uri),
-            record.run.run_id if record.run else "",
-            model_id,
-        )
-        run = logged_run(registry_client(), measured.run_id) if measured.run_id else None
-    # A deleted version may have had the same number.
-    model_events = (
-        event for event in store.events(model=record.name) if event.at >= record.created_at
-    )
-    facts = _Facts(
-        record,
-        run,
-        without_step_events([event for event in model_events if event.version == record.version]),
-    )
     for group, sections in _SECTIONS.items():
         by_section = {section: facts.statements(section) for section in sections}
         groups[group] = {
             section: statements for section, statements in by_section.items() if statements
         }
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
+
+
+def _run_with_metrics(record: VersionRecord) -> LoggedRun | None:
+    """Return the run with the metrics of the version, or None if there is no such run."""
+    model_id = str(record.mlmodel.get("model_id") or "")
+    run_id = record.run.run_id if record.run else ""
+    with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.
+        measured = run_of_model(resolve(record.uri), run_id, model_id)
+        if measured.run_id:
+            return logged_run(registry_client(), measured.run_id)
+    return None
+
+
+def _events_of(record: VersionRecord, store: Store) -> list[AuditEvent]:
+    # A deleted version may have had the same number.
+    events = [
+        event
+        for event in store.events(model=record.name)
+        if event.at >= record.created_at and event.version == record.version
+    ]
+    return without_step_events(events)
 
 
 def _statement(
@@ -318,6 +322,15 @@ class _Facts:
             yield self.in_registry(f"The description of the version is: {text}")
 
     def origin(self) -> Statements:
+        yield from self.registration()
+        if reason := self.record.missing.get("model"):
+            yield self.in_registry(f"The model cannot be read: {reason}")
+        yield from self.in_tags(*_LINEAGE, tags.TRAINING_TAG)
+        yield from self.algorithm()
+        yield from self.training_run()
+        yield from self.code()
+
+    def registration(self) -> Statements:
         record = self.record
         copied = record.original and f", as a copy of {record.original}"
         people = [event.actor for event in self.events if event.action == "register"]
@@ -326,26 +339,27 @@ class _Facts:
         yield self.in_registry(
             f"The version was registered{by} on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}",
         )
-        if reason := record.missing.get("model"):
-            yield self.in_registry(f"The model cannot be read: {reason}")
-        yield from self.in_tags(*_LINEAGE, tags.TRAINING_TAG)
-        yield from self.algorithm()
-        if run := record.run:
-            params = join_names(f"{name} {value}" for name, value in run.params.items()) or "none"
-            user = run.tags.get("mlflow.user")
-            who = f" of {user}" if user else ""
-            text = (
-                f"The run {run.tags.get('mlflow.runName')}{who} of {run.started_at:%Y-%m-%d} "
-                "logged the model"
-            )
-            yield self.in_run(f"{text} with the parameters: {params}")
-        if record.git_commit:
-            dirty = (
-                " with uncommitted changes"
-                if record.section.get("provenance", {}).get("git_dirty")
-                else ""
-            )
-            yield self.in_registry(f"The code is the git commit {record.git_commit}{dirty}")
+
+    def training_run(self) -> Statements:
+        run = self.record.run
+        if run is None:
+            return
+        params = join_names(f"{name} {value}" for name, value in run.params.items()) or "none"
+        user = run.tags.get("mlflow.user")
+        owner = f" of {user}" if user else ""
+        text = (
+            f"The run {run.tags.get('mlflow.runName')}{owner} of {run.started_at:%Y-%m-%d} "
+            "logged the model"
+        )
+        yield self.in_run(f"{text} with the parameters: {params}")
+
+    def code(self) -> Statements:
+        commit = self.record.git_commit
+        if not commit:
+            return
+        is_dirty = self.record.section.get("provenance", {}).get("git_dirty")
+        changes = " with uncommitted changes" if is_dirty else ""
+        yield self.in_registry(f"The code is the git commit {commit}{changes}")
 
     def algorithm(self) -> Statements:
         """Yield the class of the model, and the framework. MLflow's autologging tags

@@ -3,7 +3,7 @@ predictions for the example rows.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.runtime.agreement import Agreement
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
 
@@ -104,9 +105,16 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
         raise InvalidConfig(
             f"{names} are different models; compare two versions of the same registered model",
         )
-    old = _facts(before)
-    new = _facts(after)
-    rows = []
+    rows = _diff_rows(_facts(before), _facts(after))
+    notes = [*_notes(before), *_notes(after)]
+    return VersionDiff(before.uri, after.uri, tuple(rows), tuple(notes))
+
+
+def _diff_rows(
+    old: Mapping[str, Mapping[str, Value]],
+    new: Mapping[str, Mapping[str, Value]],
+) -> Iterator[DiffRow]:
+    """Yield a row per fact that one of the versions has."""
     for section in old:
         for name in dict.fromkeys([*old[section], *new[section]]):
             had = _plain(old[section].get(name))
@@ -114,20 +122,23 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
             if had is not None or has is not None:
                 is_changed = repr(had) != repr(has)  # The texts of two NaN are equal.
                 row = DiffRow(section, name, had, has, is_changed)
-                rows.append(replace(row, trend=_trend(row)))
-    notes = []
-    for side in (before, after):
-        if side.original:
-            notes.append(f"{side.uri} is a copy of {side.original}")
-        if side.gate and side.gate.judged != side.uri:
-            notes.append(f"the gate report of {side.uri} is about {side.gate.judged}")
-        notes += [f"{side.uri}, {part}: {reason}" for part, reason in side.missing.items()]
-    return VersionDiff(before.uri, after.uri, tuple(rows), tuple(notes))
+                yield replace(row, trend=_trend(row))
+
+
+def _notes(record: VersionRecord) -> Iterator[str]:
+    if record.original:
+        yield f"{record.uri} is a copy of {record.original}"
+    if record.gate and record.gate.judged != record.uri:
+        yield f"the gate report of {record.uri} is about {record.gate.judged}"
+    for part, reason in record.missing.items():
+        yield f"{record.uri}, {part}: {reason}"
 
 
 def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     """Return the comparable facts about a version by section and name."""
-    run, gate, checks = record.run, record.gate, record.gate.checks if record.gate else ()
+    run = record.run
+    gate = record.gate
+    checks = gate.checks if gate else ()
     provenance = record.section.get("provenance", {})
     parity = record.section.get("parity", {})
     return {
@@ -196,34 +207,38 @@ def _plain(value: object) -> Value:
     return str(value)
 
 
-def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:
+def _compare_predictions(before: str, after: str) -> tuple[OutputChange, ...] | Refused:
     """Compare the predictions for the example rows of the last version or, without an
     example, of the first.
     """
     with temporary_folder("onnxserve-diff-") as temporary:
-        folders = [download(uri, temporary / str(side)) for side, uri in enumerate(uris)]
-        examples = [
-            file for folder in reversed(folders) if (file := folder / INPUT_EXAMPLE).is_file()
-        ]
-        if not examples:
+        old = download(before, temporary / "0")
+        new = download(after, temporary / "1")
+        examples = [new / INPUT_EXAMPLE, old / INPUT_EXAMPLE]
+        example = next((file for file in examples if file.is_file()), None)
+        if example is None:
             return Refused("the versions have no example rows; log a model with input_example")
-        body = examples[0].read_bytes()
+        body = example.read_bytes()
         try:
-            old, new = (OnnxModel.load(folder) for folder in folders)
-            had, has = (
-                model.run(mlflow_protocol.decode(JSON, body, model.schema)) for model in (old, new)
-            )
-            compared = {
-                name: compare_outputs(old.artifact, {name: had[name]}, new.artifact, has)
-                for name in had
-            }
+            agreements = _compare_outputs(OnnxModel.load(old), OnnxModel.load(new), body)
         except OnnxserveError as error:
             return Refused(
                 f"the predictions for the example rows cannot be compared: {error.message}",
             )
-    changes = []
-    for name, agreement in compared.items():
-        changed_rows = int(np.count_nonzero(agreement.differences))
-        largest = agreement.largest if agreement.are_numbers else None
-        changes.append(OutputChange(name, len(agreement.differences), changed_rows, largest))
-    return tuple(changes)
+    return tuple(_output_change(name, agreement) for name, agreement in agreements.items())
+
+
+def _compare_outputs(old: OnnxModel, new: OnnxModel, body: bytes) -> dict[str, Agreement]:
+    """Return the agreement of each output of the old version for the same request."""
+    had = old.run(mlflow_protocol.decode(JSON, body, old.schema))
+    has = new.run(mlflow_protocol.decode(JSON, body, new.schema))
+    return {
+        name: compare_outputs(old.artifact, {name: array}, new.artifact, has)
+        for name, array in had.items()
+    }
+
+
+def _output_change(name: str, agreement: Agreement) -> OutputChange:
+    changed_rows = int(np.count_nonzero(agreement.differences))
+    largest = agreement.largest if agreement.are_numbers else None
+    return OutputChange(name, len(agreement.differences), changed_rows, largest)
