@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core.errors import (
@@ -216,84 +217,125 @@ def optimize(
     cannot be created, InvalidConfig if an argument is invalid or there are too few
     rows, and like `resolve`.
     """
-    if auto and (int8 or fp16 or prune is not None):
+    recipes = _requested_recipes(int8, fp16, prune, auto)
+    _check_limits(rows, max_loss)
+    check_new_name(register or "")
+    resolved = resolve(model_uri)
+    name = register or _registered_name(model_uri, resolved)
+    progress(f"fetching {resolved.source}")
+    with downloaded_version(resolved) as folder, temporary_folder("onnxserve-optimize-") as drafts:
+        base = load_onnx(folder, resolved)
+        _check_not_optimized(base, resolved)
+        source = _Source(data, target, metric, original).with_policy(resolved)
+        halves = _read_halves(base, source)
+        if any(recipe.prune for recipe in recipes):
+            source = source.with_module(resolved, folder)
+        made = _make_forms(base, halves, source, epochs, recipes, drafts, progress)
+        measured = _measure(folder, made, halves.evaluation, progress)
+        done = choose(
+            Optimization(resolved.source, measured, made.impossible, max_loss),
+            auto,
+            rows,
+        )
+        if raises:
+            done.raise_if_refused()
+        if not done.chosen:
+            return done
+        progress(f"registering {done.chosen} as a version of {name}")
+        version = _log_form(base, resolved, made.drafts[done.chosen], done, name)
+        return replace(done, model=name, version=version)
+
+
+def _requested_recipes(
+    int8: forms.Int8 | None,
+    fp16: bool,
+    prune: float | None,
+    auto: bool,
+) -> tuple[Recipe, ...]:
+    """Return all recipes for `auto`, otherwise the requested recipe. Raises
+    InvalidConfig if both are requested, and like `Recipe`.
+    """
+    if not auto:
+        return (Recipe(int8, fp16, prune),)
+    if int8 or fp16 or prune is not None:
         raise InvalidConfig("auto tries all forms: do not set int8, fp16 or prune")
-    recipes = ALL_RECIPES if auto else (Recipe(int8, fp16, prune),)
+    return ALL_RECIPES
+
+
+def _check_limits(rows: int | None, max_loss: float) -> None:
+    """Raise InvalidConfig for a request size that is not measured, or for a negative
+    limit.
+    """
     if rows is not None and rows not in SIZES:
         raise InvalidConfig(
             f"rows: {rows} is not one of the measured sizes {', '.join(map(str, SIZES))}",
         )
     if not max_loss >= 0:
         raise InvalidConfig(f"max_loss: {max_loss:g} is below 0")
-    check_new_name(register or "")
-    resolved = resolve(model_uri)
-    is_registered = resolved.source == f"models:/{resolved.name}/{resolved.version}"
-    name = register or (resolved.name if is_registered else "")
-    if not name:
+
+
+def _is_registered(resolved: ResolvedModel) -> bool:
+    return resolved.source == f"models:/{resolved.name}/{resolved.version}"
+
+
+def _registered_name(model_uri: str, resolved: ResolvedModel) -> str:
+    """Return the name of the registered model. Raises InvalidConfig if there is none."""
+    if not _is_registered(resolved) or not resolved.name:
         raise InvalidConfig(
             f"{model_uri} is not a registered version: set the name of the form (register)",
         )
-    progress(f"fetching {resolved.source}")
-    with downloaded_version(resolved) as folder, temporary_folder("onnxserve-optimize-") as drafts:
-        base = load_onnx(folder, resolved)
-        if base.artifact.optimization:
-            first = base.artifact.optimization.get("base")
-            raise InvalidConfig(
-                f"{resolved.source} is already an optimized form of {first}: optimize {first} "
-                "instead",
-            )
-        if is_registered and not data:
-            settings = choose_policy(resolved.name).policy.evaluation
-            data = settings.dataset
-            target = target or settings.target
-            metric = metric or settings.metric
-        calibration, evaluation = _read_halves(base, data, target)
-        if any(recipe.prune for recipe in recipes) and isinstance(original, str):
-            original_uri = original
-            original = torch_original(resolved, folder, original)
-            if original_uri and isinstance(original, Refused):
-                raise InvalidConfig(original.reason)
-        with ExitStack() as ended:
-            trial = Worker(stderr=subprocess.DEVNULL)
-            ended.callback(trial.end)
-            maker = _FormMaker(
-                base,
-                calibration,
-                evaluation,
-                metric,
-                original,
-                epochs,
-                drafts,
-                trial,
-            )
-            created, impossible = maker.make_all(recipes, progress)
-        progress(
-            f"measuring {', '.join(created)} and the base" if created else "measuring the base",
+    return resolved.name
+
+
+def _check_not_optimized(base: LoadedOnnx, resolved: ResolvedModel) -> None:
+    """Raise InvalidConfig if the version is a form of another version."""
+    if base.artifact.optimization:
+        first = base.artifact.optimization.get("base")
+        raise InvalidConfig(
+            f"{resolved.source} is already an optimized form of {first}: optimize {first} instead",
         )
-        of_base, *costs = measure_forms(
-            [folder, *(draft.folder for draft in created.values())],
-            evaluation.rows,
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """The rows that compare the forms, and the original that pruning trains.
+
+    Attributes:
+        data: the rows, in the form of a gate policy's dataset; "" for the reference.
+        target: the label column, or "".
+        metric: the metric for labelled rows; None for the default.
+        original: the torch module, its URI, or the reason why it cannot be loaded.
+    """
+
+    data: str
+    target: str
+    metric: MetricName | None
+    original: object
+
+    def with_policy(self, resolved: ResolvedModel) -> "_Source":
+        """Return the source with the settings of the model's gate policy, if no data is
+        set.
+        """
+        if self.data or not _is_registered(resolved):
+            return self
+        settings = choose_policy(resolved.name).policy.evaluation
+        return replace(
+            self,
+            data=settings.dataset,
+            target=self.target or settings.target,
+            metric=self.metric or settings.metric,
         )
-        measured = {
-            form: MeasuredForm(form, cost, draft.agreement, draft.note)
-            for (form, draft), cost in zip(created.items(), costs, strict=True)
-        }
-        all_forms = (MeasuredForm("base", of_base), *measured.values())
-        done = choose(Optimization(resolved.source, all_forms, impossible, max_loss), auto, rows)
-        if raises:
-            done.raise_if_refused()
-        if not done.chosen:
-            return done
-        progress(f"registering {done.chosen} as a version of {name}")
-        version = _log_form(
-            base,
-            resolved,
-            created[done.chosen],
-            measured[done.chosen],
-            of_base,
-            name,
-        )
-        return replace(done, model=name, version=version)
+
+    def with_module(self, resolved: ResolvedModel, folder: Path) -> "_Source":
+        """Return the source with the torch module instead of its URI. Raises
+        InvalidConfig if a requested module cannot be loaded.
+        """
+        if not isinstance(self.original, str):
+            return self
+        module = torch_original(resolved, folder, self.original)
+        if self.original and isinstance(module, Refused):
+            raise InvalidConfig(module.reason)
+        return replace(self, original=module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,35 +345,97 @@ class _Half:
     rows: NamedArrays
     truth: Array | None
 
+    def take(self, positions: Array) -> "_Half":
+        labels = None if self.truth is None else self.truth[positions]
+        return _Half(take_rows(self.rows, positions), labels)
 
-def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half]:
+
+@dataclass(frozen=True, eq=False)
+class _Halves:
+    """The rows for calibration and tuning, and the rows for measurement."""
+
+    calibration: _Half
+    evaluation: _Half
+
+
+def _read_halves(base: LoadedOnnx, source: _Source) -> _Halves:
     """Return the rows for calibration and for measurement. Raises InvalidConfig if
     there are too few rows.
     """
-    truth: Array | None = None
-    if target and not data:
-        raise InvalidConfig(
-            "target: set data that contains the label column; a model's reference has no labels",
-        )
-    if target:
-        labelled = load_dataset(data, target, base.artifact, _SEED, 2 * MAX_ROWS)
-        rows = labelled.rows
-        truth = labelled.truth
-    else:
-        loaded = load_rows(data, base.artifact, 2 * MAX_ROWS, _SEED) if data else None
-        rows = loaded or reference_rows(base.artifact, 2 * MAX_ROWS, _SEED) or {}
-    total = row_count(rows)
+    whole = _read_rows(base, source)
+    total = row_count(whole.rows)
     if total < MIN_ROWS:
-        where = data or "the model's reference"
+        where = source.data or "the model's reference"
         raise InvalidConfig(
             f"{where} has {total} rows, which are too few to measure a loss; use data with at "
             f"least {MIN_ROWS}",
         )
-    halves = np.split(np.random.default_rng(_SEED).permutation(total), [total // 2])
-    first, rest = (
-        _Half(take_rows(rows, half), None if truth is None else truth[half]) for half in halves
+    first, rest = np.split(np.random.default_rng(_SEED).permutation(total), [total // 2])
+    return _Halves(whole.take(first), whole.take(rest))
+
+
+def _read_rows(base: LoadedOnnx, source: _Source) -> _Half:
+    """Return all rows of the source, with labels if a target is set."""
+    if source.target and not source.data:
+        raise InvalidConfig(
+            "target: set data that contains the label column; a model's reference has no labels",
+        )
+    if source.target:
+        labelled = load_dataset(source.data, source.target, base.artifact, _SEED, 2 * MAX_ROWS)
+        return _Half(labelled.rows, labelled.truth)
+    loaded = None
+    if source.data:
+        loaded = load_rows(source.data, base.artifact, 2 * MAX_ROWS, _SEED)
+    rows = loaded or reference_rows(base.artifact, 2 * MAX_ROWS, _SEED) or {}
+    return _Half(rows, None)
+
+
+def _make_forms(
+    base: LoadedOnnx,
+    halves: _Halves,
+    source: _Source,
+    epochs: int,
+    recipes: Iterable[Recipe],
+    drafts: Path,
+    progress: ProgressCallback,
+) -> "_MadeForms":
+    """Create the forms in subfolders of `drafts`, with a process that runs each form
+    first.
+    """
+    with ExitStack() as ended:
+        trial = Worker(stderr=subprocess.DEVNULL)
+        ended.callback(trial.end)
+        maker = _FormMaker(
+            base,
+            halves.calibration,
+            halves.evaluation,
+            source.metric,
+            source.original,
+            epochs,
+            drafts,
+            trial,
+        )
+        return maker.make_all(recipes, progress)
+
+
+def _measure(
+    folder: Path,
+    made: "_MadeForms",
+    evaluation: _Half,
+    progress: ProgressCallback,
+) -> tuple[MeasuredForm, ...]:
+    """Return the base in `folder` and the created forms, with their cost."""
+    if made.drafts:
+        progress(f"measuring {', '.join(made.drafts)} and the base")
+    else:
+        progress("measuring the base")
+    folders = [folder, *(draft.folder for draft in made.drafts.values())]
+    of_base, *costs = measure_forms(folders, evaluation.rows)
+    measured = (
+        MeasuredForm(name, cost, draft.agreement, draft.note)
+        for (name, draft), cost in zip(made.drafts.items(), costs, strict=True)
     )
-    return first, rest
+    return MeasuredForm("base", of_base), *measured
 
 
 @dataclass(frozen=True)
@@ -340,6 +444,16 @@ class _Draft:
     folder: Path
     agreement: FormAgreement
     note: str
+
+
+@dataclass(frozen=True)
+class _MadeForms:
+    """The created forms, and the reasons why other forms cannot be created, both by
+    name.
+    """
+
+    drafts: Mapping[str, _Draft]
+    impossible: Mapping[str, str]
 
 
 @dataclass(eq=False)
@@ -374,14 +488,8 @@ class _FormMaker:
         ]
         return [self.base.model.graph_feeds(part) for part in parts]
 
-    def make_all(
-        self,
-        recipes: Iterable[Recipe],
-        progress: ProgressCallback,
-    ) -> tuple[dict[str, _Draft], dict[str, str]]:
-        """Return the created forms, and the reasons why other forms cannot be created,
-        both by name.
-        """
+    def make_all(self, recipes: Iterable[Recipe], progress: ProgressCallback) -> _MadeForms:
+        """Create a form per recipe, and compare each form with the base."""
         created = {}
         impossible = {}
         for recipe in recipes:
@@ -390,7 +498,7 @@ class _FormMaker:
                 created[str(recipe)] = self.make(recipe)
             except ConversionError as error:
                 impossible[str(recipe)] = error.message
-        return created, impossible
+        return _MadeForms(created, impossible)
 
     def make(self, recipe: Recipe) -> _Draft:
         """Create a form, and compare it with the base. Raises ConversionError if a form
@@ -493,9 +601,8 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
         of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows combined"
         return replace(
             done,
-            reason=(
-                f"no form within a loss of {done.max_loss:g} was faster than {done.base} for {of}"
-            ),
+            reason=f"no form within a loss of {done.max_loss:g} was faster than {done.base} "
+            f"for {of}",
         )
     if within:
         return replace(done, chosen=within[0].name)
@@ -515,38 +622,35 @@ def _log_form(
     base: LoadedOnnx,
     resolved: ResolvedModel,
     draft: _Draft,
-    form: MeasuredForm,
-    base_cost: FormCost,
+    done: Optimization,
     name: str,
 ) -> str:
-    """Log the form to the run of its base, and register it as a version. Raises
-    RegistryUnavailable if this fails.
+    """Log the selected form to the run of its base, and register it as a version.
+    Raises RegistryUnavailable if this fails.
     """
     client = registry_client()
     agreement = draft.agreement
-    size_ratio = form.cost.size / base_cost.size
-    ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}
-    figures = {"loss": agreement.loss, "size_ratio": size_ratio, **ratios}
+    figures = _logged_figures(done, agreement)
     record = {
         "base": resolved.source,
         "base_digest": graph_digest(base),
-        "form": form.name,
-        "note": form.note,
+        "form": done.chosen,
+        "note": draft.note,
         "loss_of": agreement.loss_of,
         **figures,
     }
     parity = {
         "state": "warned" if base.artifact.parity_state != "no-original" else "no-original",
         "rows": agreement.rows,
-        "problem": f"this is a form of {resolved.source}, {form.name}: {agreement}",
+        "problem": f"this is a form of {resolved.source}, {done.chosen}: {agreement}",
     }
     with registry_errors(f"the form of {resolved.source}"):
         run_id, is_new = _run_of_base(resolved)
-        form_tags = {tags.OPTIMIZED_FROM_TAG: resolved.source, tags.OPTIMIZED_WITH_TAG: form.name}
-        form_tags[PARITY_TAG] = str(parity["state"])
-        if resolved.version.isdigit():
-            of_base = client.get_model_version(resolved.name, resolved.version).tags
-            form_tags |= {key: of_base[key] for key in _LINEAGE if key in of_base}
+        form_tags = _lineage_tags(client, resolved) | {
+            tags.OPTIMIZED_FROM_TAG: resolved.source,
+            tags.OPTIMIZED_WITH_TAG: done.chosen,
+            PARITY_TAG: str(parity["state"]),
+        }
         info = log_flavor(
             saved_form,
             "model",
@@ -567,6 +671,25 @@ def _log_form(
         if is_new:
             client.set_terminated(run_id, "FINISHED")
     return str(info.registered_model_version)
+
+
+def _logged_figures(done: Optimization, agreement: FormAgreement) -> dict[str, float]:
+    """Return the loss of the selected form, and its size and duration relative to the
+    base.
+    """
+    base = done.forms[0]
+    [form] = [form for form in done.forms if form.name == done.chosen]
+    size_ratio = form.cost.size / base.cost.size
+    ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}
+    return {"loss": agreement.loss, "size_ratio": size_ratio, **ratios}
+
+
+def _lineage_tags(client: MlflowClient, resolved: ResolvedModel) -> dict[str, str]:
+    """Return the tags of the base that its forms inherit."""
+    if not resolved.version.isdigit():
+        return {}
+    of_base = client.get_model_version(resolved.name, resolved.version).tags
+    return {key: of_base[key] for key in _LINEAGE if key in of_base}
 
 
 def _run_of_base(resolved: ResolvedModel) -> tuple[str, bool]:
