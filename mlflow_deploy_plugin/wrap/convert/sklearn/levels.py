@@ -14,6 +14,7 @@ levels, and in each level of symmetric trees, all nodes are compared for all row
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -106,84 +107,167 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     return graph.node("Cast", [graph.node("Slice", [flat, [0], count])], to=TensorProto.FLOAT)
 
 
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """The compared columns of a block of rows.
+
+    Attributes:
+        name: the tensor [columns, rows]. A column occurs twice if some of its splits
+            have a default: missing values in the copy are -inf.
+        indices: the position of each split's column in the tensor, [splits].
+    """
+
+    name: str
+    indices: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Comparisons:
+    """The comparisons of some splits for all rows of a block.
+
+    Attributes:
+        name: the tensor [compared splits, rows] of bytes; 1 if the comparison is true.
+        splits: the indices of the compared splits, sorted.
+    """
+
+    name: str
+    splits: Array
+
+
+def _is_compared(depth: int, level: Array) -> bool:
+    """Return True if all nodes of the level are compared for all rows."""
+    return depth < _COMPARED_LEVELS or level.shape[1] == 1
+
+
 def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     """Add the trees for a block of rows, and return their sums, [rows, targets]."""
-    # Select the compared columns, [columns, rows]. For splits with a default, add a
-    # copy with -inf for missing values.
-    codes = levels.column * 2 + levels.default
-    used = np.unique(codes)
-    indices = np.searchsorted(used, codes)
-    columns = graph.node("Gather", [graph.node("Transpose", [rows]), used // 2], axis=0)
-    if levels.default.any():
-        missing = np.where(used % 2, -np.inf, np.nan)[:, None].astype(levels.threshold.dtype)
-        columns = graph.node("Where", [graph.node("IsNaN", [columns]), missing, columns])
+    block = _Block(graph, levels)
+    columns = block.select_columns(rows)
+    comparisons = block.compare(columns)
+    leaf = block.descend(columns, comparisons)
+    return block.sum_leaves(leaf)
 
-    # Compare the splits of some levels (`are_compared`) for all rows. Symmetric trees
-    # have one split per level.
-    nodes = [level[:, :1] if (level == level[:, :1]).all() else level for level in levels.nodes]
-    are_compared = [
-        depth < _COMPARED_LEVELS or level.shape[1] == 1 for depth, level in enumerate(nodes)
-    ]
-    used_levels = [
-        level.ravel() for level, is_used in zip(nodes, are_compared, strict=True) if is_used
-    ]
-    compared = np.unique(np.concatenate(used_levels))
-    values = graph.node("Gather", [columns, indices[compared]], axis=0)
-    holds = graph.node(levels.comparison, [values, levels.threshold[compared, None]])
-    holds = graph.node("Cast", [holds], to=TensorProto.UINT8)
 
-    # Compute each row's node in each tree, [trees, rows], per level. A step is 1 if the
-    # comparison at the node is true.
-    position = ""
-    kind = TensorProto.UINT8
-    steps: list[str] = []
-    for depth, (level, is_compared) in enumerate(zip(nodes, are_compared, strict=True)):
-        if depth == 8:  # Up to level 7, positions fit into bytes, which are four times as fast.
-            kind = TensorProto.INT32
-            position = graph.node("Cast", [position], to=kind)
-        if is_compared:
-            # Each earlier step, from the last to the first, selects half of the level's
-            # nodes until one node is left.
-            choices = [
-                graph.node("Gather", [holds, np.searchsorted(compared, node)], axis=0)
-                for node in level.T
-            ]
-            for before in reversed(steps if len(choices) > 1 else []):
-                condition = graph.node("Cast", [before], to=TensorProto.BOOL)
-                pairs = zip(choices[1::2], choices[::2], strict=True)
-                choices = [graph.node("Where", [condition, odd, even]) for odd, even in pairs]
-            [step] = choices
-        else:
-            at = graph.node("Cast", [position], to=TensorProto.INT32)
-            index = graph.node("GatherElements", [indices[level].astype(np.int32), at], axis=1)
-            values = graph.node("GatherElements", [columns, index], axis=0)
-            threshold = graph.node("GatherElements", [levels.threshold[level], at], axis=1)
-            step = graph.node(
-                "Cast",
-                [graph.node(levels.comparison, [values, threshold])],
-                to=TensorProto.UINT8,
-            )
-        steps.append(step)
-        number = graph.node("Cast", [step], to=kind)
-        position = (
-            graph.node("Add", [graph.node("Add", [position, position]), number])
-            if position
-            else number
-        )
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """The operators that compute the sums of a block of rows."""
 
-    leaf = graph.node("Cast", [position], to=TensorProto.INT32)
-    targets, trees, leaves = levels.value.shape
-    size = trees // levels.groups
-    sums = []
-    for table in levels.value if len(nodes[0]) == trees else [levels.value.reshape(-1, leaves)]:
-        values = graph.node("GatherElements", [table, leaf], axis=1)
-        grouped = graph.node("Reshape", [values, [len(table) // size, size, -1]])
-        sums.append(graph.node("ReduceSum", [grouped, [1]], keepdims=0))
-    kind = helper.np_dtype_to_tensor_dtype(levels.base.dtype)
-    grouped = graph.node("Cast", [graph.node("Concat", sums, axis=0)], to=kind)
-    total = graph.node(
-        "ReduceSum",
-        [graph.node("Reshape", [grouped, [targets, levels.groups, -1]]), [1]],
-        keepdims=0,
-    )
-    return graph.node("Add", [graph.node("Transpose", [total]), levels.base])
+    graph: NodeBuilder
+    levels: Levels
+
+    @cached_property
+    def nodes(self) -> list[Array]:
+        """The split of each node, [T, nodes] at each level. Symmetric trees have one
+        split per level, [T, 1].
+        """
+        nodes = []
+        for level in self.levels.nodes:
+            first = level[:, :1]
+            nodes.append(first if (level == first).all() else level)
+        return nodes
+
+    def select_columns(self, rows: str) -> _Columns:
+        """Add the compared columns. For splits with a default, add a copy with -inf for
+        missing values.
+        """
+        codes = self.levels.column * 2 + self.levels.default
+        used = np.unique(codes)
+        transposed = self.graph.node("Transpose", [rows])
+        columns = self.graph.node("Gather", [transposed, used // 2], axis=0)
+        if self.levels.default.any():
+            replacement = np.where(used % 2, -np.inf, np.nan)[:, None]
+            replacement = replacement.astype(self.levels.threshold.dtype)
+            is_missing = self.graph.node("IsNaN", [columns])
+            columns = self.graph.node("Where", [is_missing, replacement, columns])
+        return _Columns(columns, np.searchsorted(used, codes))
+
+    def compare(self, columns: _Columns) -> _Comparisons:
+        """Add the comparisons of all splits in the levels that `_is_compared` selects."""
+        levels = [
+            level.ravel() for depth, level in enumerate(self.nodes) if _is_compared(depth, level)
+        ]
+        splits = np.unique(np.concatenate(levels))
+        values = self.graph.node("Gather", [columns.name, columns.indices[splits]], axis=0)
+        thresholds = self.levels.threshold[splits, None]
+        holds = self.graph.node(self.levels.comparison, [values, thresholds])
+        return _Comparisons(self.graph.node("Cast", [holds], to=TensorProto.UINT8), splits)
+
+    def descend(self, columns: _Columns, comparisons: _Comparisons) -> str:
+        """Add each row's node in each tree, level by level, and return the leaves,
+        [trees, rows].
+
+        A step is 1 if the comparison at the row's node is true.
+        """
+        position = ""
+        kind = TensorProto.UINT8
+        steps: list[str] = []
+        for depth, level in enumerate(self.nodes):
+            if depth == 8:  # Up to level 7, positions fit into bytes: four times as fast.
+                kind = TensorProto.INT32
+                position = self.graph.node("Cast", [position], to=kind)
+            if _is_compared(depth, level):
+                step = self._selected_step(level, steps, comparisons)
+            else:
+                step = self._looked_up_step(level, position, columns)
+            steps.append(step)
+            number = self.graph.node("Cast", [step], to=kind)
+            position = self._child(position, number)
+        return self.graph.node("Cast", [position], to=TensorProto.INT32)
+
+    def _selected_step(self, level: Array, steps: list[str], comparisons: _Comparisons) -> str:
+        """Add the step of a compared level.
+
+        Each earlier step, from the last to the first, selects half of the level's nodes
+        until one node is left.
+        """
+        choices = []
+        for node in level.T:
+            index = np.searchsorted(comparisons.splits, node)
+            choices.append(self.graph.node("Gather", [comparisons.name, index], axis=0))
+        for step in reversed(steps):
+            if len(choices) == 1:
+                break
+            condition = self.graph.node("Cast", [step], to=TensorProto.BOOL)
+            pairs = zip(choices[1::2], choices[::2], strict=True)
+            choices = [self.graph.node("Where", [condition, odd, even]) for odd, even in pairs]
+        [selected] = choices
+        return selected
+
+    def _looked_up_step(self, level: Array, position: str, columns: _Columns) -> str:
+        """Add the step of a level in which each row's node is looked up."""
+        at = self.graph.node("Cast", [position], to=TensorProto.INT32)
+        indices = columns.indices[level].astype(np.int32)
+        index = self.graph.node("GatherElements", [indices, at], axis=1)
+        values = self.graph.node("GatherElements", [columns.name, index], axis=0)
+        thresholds = self.levels.threshold[level]
+        threshold = self.graph.node("GatherElements", [thresholds, at], axis=1)
+        holds = self.graph.node(self.levels.comparison, [values, threshold])
+        return self.graph.node("Cast", [holds], to=TensorProto.UINT8)
+
+    def _child(self, position: str, step: str) -> str:
+        """Add twice the position plus the step. The position of the root is ""."""
+        if not position:
+            return step
+        doubled = self.graph.node("Add", [position, position])
+        return self.graph.node("Add", [doubled, step])
+
+    def sum_leaves(self, leaf: str) -> str:
+        """Add the sums of the rows' leaves, [rows, targets], per group and then in
+        total.
+        """
+        targets, trees, leaves = self.levels.value.shape
+        size = trees // self.levels.groups
+        tables = self.levels.value
+        if len(self.nodes[0]) != trees:
+            tables = tables.reshape(1, -1, leaves)
+        sums = []
+        for table in tables:
+            values = self.graph.node("GatherElements", [table, leaf], axis=1)
+            grouped = self.graph.node("Reshape", [values, [len(table) // size, size, -1]])
+            sums.append(self.graph.node("ReduceSum", [grouped, [1]], keepdims=0))
+        kind = helper.np_dtype_to_tensor_dtype(self.levels.base.dtype)
+        joined = self.graph.node("Concat", sums, axis=0)
+        wide = self.graph.node("Cast", [joined], to=kind)
+        by_target = self.graph.node("Reshape", [wide, [targets, self.levels.groups, -1]])
+        total = self.graph.node("ReduceSum", [by_target, [1]], keepdims=0)
+        return self.graph.node("Add", [self.graph.node("Transpose", [total]), self.levels.base])
