@@ -23,6 +23,7 @@ import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric, Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import MODEL_CONFIG
@@ -181,31 +182,29 @@ def wrap_registered(
     RegistryUnavailable.
     """
     check_new_name(register or "")
-    # for error messages
-    path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)
-    is_file = path.is_file() or (path.suffix.lower() in _FILE_ENDINGS and ":" not in model_uri)
-    if is_file and not path.exists():
-        raise errors.NotFound(f"the file {path} does not exist")
-    resolved = (
-        ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri())
-        if is_file
-        else resolve(model_uri)
-    )
-    if not (register or dry_run) and (is_file or not parse_model_uri(model_uri).is_registered):
+    file = _model_file(model_uri)
+    if file is None:
+        resolved = resolve(model_uri)
+    else:
+        resolved = ResolvedModel(model_uri, file.stem, "", file.resolve().as_uri())
+    is_registered = file is None and parse_model_uri(model_uri).is_registered
+    if not (register or dry_run or is_registered):
         raise errors.InvalidConfig(
             f"{model_uri} is not registered; set --register NAME (in Python register=)",
         )
-    if is_file and path.suffix.lower() == ".pmml":
-        return _wrap_pmml(path, resolved, register or resolved.name, data, dry_run, progress)
+    name = register or resolved.name
+    if file is not None and file.suffix.lower() == ".pmml":
+        return _wrap_pmml(file, resolved, name, data, dry_run, progress)
     with temporary_folder("onnxserve-wrap-") as temporary:
-        if is_file:
-            folder = path
-            source = str(path)
-            original = load_file(path, allow_pickle)
+        if file is not None:
+            folder = file
+            source = str(file)
+            original = load_file(file, allow_pickle)
         else:
             progress(f"reading {resolved.source}")
             folder = download(resolved.source, temporary)
-            source, original = resolved.source, load_folder(folder, resolved.source)
+            source = resolved.source
+            original = load_folder(folder, source)
         if pyfunc_predict_fn is not None:
             original = replace(original, predict_fn=pyfunc_predict_fn)
         kind = "graph" if is_onnx(original.model) else type(original.model).__name__
@@ -213,21 +212,48 @@ def wrap_registered(
         wrapped, notes = _convert(original, folder, source, data, parity)
         for note in notes:
             progress(f"warning: {note}")
-        outcome = WrappedVersion(
-            source=resolved.source,
-            name=register or resolved.name,
-            model=f"{kind} of {wrapped.converted.framework} {wrapped.converted.framework_version}",
-            inputs=wrapped.converted.inputs,
-            outputs=wrapped.converted.outputs,
-            prediction=wrapped.converted.prediction,
-            report=wrapped.report,
-            warnings=notes,
-        )
+        outcome = _describe(resolved.source, name, kind, wrapped, notes)
         if dry_run:
             return outcome
         progress(f"registering the next version of {outcome.name}")
         with registry_errors(f"model {outcome.name}"):
             return _log_next_version(outcome, wrapped, resolved, original)
+
+
+def _model_file(model_uri: str) -> Path | None:
+    """Return the path of a model in one file, or None for a URI or a folder. Raises
+    NotFound if the file does not exist.
+    """
+    path = Path(model_uri)
+    if model_uri.startswith("~"):
+        path = absolute_path(model_uri)
+    if path.is_file():
+        return path
+    if path.suffix.lower() not in _FILE_ENDINGS or ":" in model_uri:
+        return None
+    if not path.exists():
+        raise errors.NotFound(f"the file {path} does not exist")
+    return path
+
+
+def _describe(
+    source: str,
+    name: str,
+    kind: str,
+    wrapped: WrappedModel,
+    notes: tuple[str, ...],
+) -> WrappedVersion:
+    converted = wrapped.converted
+    return WrappedVersion(
+        source=source,
+        name=name,
+        model=f"{kind} of {converted.framework} {converted.framework_version}",
+        inputs=converted.inputs,
+        outputs=converted.outputs,
+        prediction=converted.prediction,
+        report=wrapped.report,
+        warnings=notes,
+    )
 
 
 def _wrap_pmml(
@@ -280,29 +306,73 @@ def _convert(
     data: ModelData,
     parity: ParityPolicy,
 ) -> tuple[WrappedModel, tuple[str, ...]]:
-    model = original.model
+    """Return the wrapped model and the warnings for its user."""
+    settings: Settings = {}
+    if original.mlmodel is not None:
+        settings = _settings(original.mlmodel, folder)
+    ignored = _ignored_params(original.mlmodel, settings)
+    proof = _proof_rows(original, folder, source, data)
+    wrapped = _wrap_on(original, settings, source, proof, parity)
+    return _with_example(wrapped, proof), (*original.warnings, *ignored, *proof.notes)
+
+
+@dataclass(frozen=True, eq=False)
+class _ProofRows:
+    """The rows on which the original and the ONNX form are compared.
+
+    Attributes:
+        rows: the rows, in the order and with the types of the signature.
+        example: the input example that was saved with the model.
+        is_made_up: True if the rows were generated from the signature.
+        notes: warnings about the rows.
+    """
+
+    rows: ModelData
+    example: ModelData
+    is_made_up: bool
+    notes: tuple[str, ...] = ()
+
+
+def _ignored_params(mlmodel: Model | None, settings: Settings) -> tuple[str, ...]:
+    """Return a warning if the signature has params, which an ONNX form ignores."""
+    if mlmodel is None or mlmodel.signature is None or not mlmodel.signature.params:
+        return ()
+    defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in mlmodel.signature.params)
+    effect = "they have no effect on this model"
+    if settings:
+        effect = "the model always uses their defaults"
+    return (f"requests to an ONNX form have no params ({defaults}); {effect}",)
+
+
+def _request_signature(original: Original) -> ModelSignature | None:
+    """Return the signature of requests to an ONNX form, which have no params.
+
+    Outputs are dropped if they were inferred from another method, or from MLflow's
+    table of labels and scores.
+    """
     mlmodel = original.mlmodel
-    notes = list(original.warnings)
-    signature: ModelSignature | None = mlmodel.signature if mlmodel is not None else None
-    settings = {} if mlmodel is None else _settings(mlmodel, folder)
-    if signature is not None and signature.params:
-        defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in signature.params)
-        effect = (
-            "the model always uses their defaults"
-            if settings
-            else "they have no effect on this model"
-        )
-        notes.append(f"requests to an ONNX form have no params ({defaults}); {effect}")
-        signature = ModelSignature(signature.inputs, signature.outputs)
-    # Drop outputs that were inferred from another method, or from MLflow's table of
-    # labels and scores.
-    if signature is not None and (
-        original.predict_fn != "predict" or (mlmodel and "transformers" in mlmodel.flavors)
-    ):
-        signature = ModelSignature(signature.inputs)
-    example = saved_example(mlmodel, folder) if mlmodel is not None else None
+    if mlmodel is None or mlmodel.signature is None:
+        return None
+    if original.predict_fn != "predict" or "transformers" in mlmodel.flavors:
+        return ModelSignature(mlmodel.signature.inputs)
+    if mlmodel.signature.params:
+        return ModelSignature(mlmodel.signature.inputs, mlmodel.signature.outputs)
+    signature: ModelSignature = mlmodel.signature
+    return signature
+
+
+def _proof_rows(original: Original, folder: Path, source: str, data: ModelData) -> _ProofRows:
+    """Return the data, the saved example, or rows that are generated from the
+    signature. Raises InvalidConfig if there are neither rows nor a signature.
+    """
+    model = original.model
+    signature = _request_signature(original)
+    example: ModelData = None
+    if original.mlmodel is not None:
+        example = saved_example(original.mlmodel, folder)
     rows = data if data is not None else example
     is_made_up = rows is None and not is_onnx(model)
+    notes: tuple[str, ...] = ()
     if is_made_up:
         if signature is None or signature.inputs is None:
             raise errors.InvalidConfig(
@@ -310,49 +380,61 @@ def _convert(
                 "FILE (data=)",
             )
         rows = made_up_rows(signature, model)
-        notes.append(
+        notes = (
             "it has no input example: it is compared on rows generated from its signature; pass "
             "real rows with --data",
         )
     names = getattr(model, "feature_names_in_", None)
-    rows = fit_to_signature(
-        rows,
-        signature,
-        None if names is None else [str(name) for name in names],
-    )
+    columns = None if names is None else [str(name) for name in names]
+    return _ProofRows(fit_to_signature(rows, signature, columns), example, is_made_up, notes)
+
+
+def _wrap_on(
+    original: Original,
+    settings: Settings,
+    source: str,
+    proof: _ProofRows,
+    parity: ParityPolicy,
+) -> WrappedModel:
+    """Convert and compare the model. Raises the errors of `wrap` with the warnings of
+    the original and the alternatives.
+    """
     versions = "".join(f"; {note}" for note in original.warnings)
     try:
-        model = _asked_with(model, settings, original.predict_fn)
-        wrapped = wrap(
-            model,
-            rows,
-            signature=signature,
+        return wrap(
+            _asked_with(original.model, settings, original.predict_fn),
+            proof.rows,
+            signature=_request_signature(original),
             predict_fn=original.predict_fn,
             parity=parity,
         )
     except (errors.ConversionError, errors.ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")
         alternative = ""
-        if mlmodel is not None and not is_onnx(model):
+        if original.mlmodel is not None and not is_onnx(original.model):
             alternative = f"; {source} can be served as pyfunc without conversion"
         raise type(error)(f"{reason}{alternative}{versions}") from error
     except errors.InvalidConfig as error:
-        made_up = (
-            " (rows generated from the signature; pass real rows with --data FILE)"
-            if is_made_up
-            else ""
-        )
+        made_up = ""
+        if proof.is_made_up:
+            made_up = " (rows generated from the signature; pass real rows with --data FILE)"
         raise errors.InvalidConfig(f"{error.message}{made_up}{versions}") from error
-    if is_made_up:
+
+
+def _with_example(wrapped: WrappedModel, proof: _ProofRows) -> WrappedModel:
+    """Return the model with the saved example. Rows that were generated become neither
+    the example nor the reference.
+    """
+    if proof.is_made_up:
         provenance = {
             name: value
             for name, value in wrapped.provenance.items()
             if not name.startswith("dataset_")
         }
-        wrapped = replace(wrapped, example=None, reference=None, provenance=provenance)
-    elif example is not None:
-        wrapped = replace(wrapped, example=example)
-    return wrapped, tuple(notes)
+        return replace(wrapped, example=None, reference=None, provenance=provenance)
+    if proof.example is not None:
+        return replace(wrapped, example=proof.example)
+    return wrapped
 
 
 def _settings(mlmodel: Model, folder: Path) -> Settings:
@@ -421,60 +503,87 @@ def _log_next_version(
     tags of the original.
     """
     client = registry_client()
-    mlmodel = original.mlmodel
-    is_version = parse_model_uri(resolved.source).kind == "version"
-    old_version = client.get_model_version(resolved.name, resolved.version) if is_version else None
-    run = logged = None
+    origin = _find_origin(client, resolved, original.mlmodel)
+    origin_tags = {WRAPPED_FROM_TAG: resolved.source, PARITY_TAG: wrapped.report.state}
+    model_id = None
+    if has_logged_models(client):
+        model_id = _create_logged_model(client, origin.logged, origin.run, origin_tags)
+    info = log_wrapped(
+        replace(wrapped, provenance=_provenance(wrapped.provenance, origin.run)),
+        registered_model_name=outcome.name,
+        model_id=model_id,
+        run_id=origin.run_id,
+        metadata=original.mlmodel.metadata if original.mlmodel is not None else None,
+        tags=kept_tags(origin.version.tags if origin.version else {}) | origin_tags,
+    )
+    if origin.run_id and model_id and origin.logged is not None:
+        _copy_metrics(client, origin.logged, model_id, origin.run_id)
+    version = str(info.registered_model_version)
+    if origin.version is not None:
+        description = with_description_section(origin.version.description or "", [])
+        if description:
+            client.update_model_version(outcome.name, version, description)
+    return replace(outcome, version=version, model_id=model_id or "", run_id=info.run_id or "")
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """The records of the original on the MLflow server.
+
+    Attributes:
+        version: the registered version, or None.
+        run: the active run that logged the original, or None.
+        logged: the logged model, or None.
+    """
+
+    version: ModelVersion | None
+    run: Run | None
+    logged: LoggedModel | None
+
+    @property
+    def run_id(self) -> str | None:
+        return None if self.run is None else str(self.run.info.run_id)
+
+
+def _find_origin(client: MlflowClient, resolved: ResolvedModel, mlmodel: Model | None) -> _Origin:
+    version = None
+    if parse_model_uri(resolved.source).kind == "version":
+        version = client.get_model_version(resolved.name, resolved.version)
+    run = None
+    logged = None
     with suppress(MlflowException):  # The run may be deleted, or on another MLflow server.
         run = client.get_run(
             resolved.aspects.get("run_id") or getattr(mlmodel, "run_id", None) or "",
         )
-        run = run if run.info.lifecycle_stage == "active" else None
+        if run.info.lifecycle_stage != "active":
+            run = None
     with suppress(MlflowException):
         logged = client.get_logged_model(
             resolved.aspects.get("model_id") or getattr(mlmodel, "model_id", None) or "",
         )
-    run_id = run.info.run_id if run is not None else None
-    origin_tags = {WRAPPED_FROM_TAG: resolved.source, PARITY_TAG: wrapped.report.state}
-    model_id = (
-        _create_logged_model(client, logged, run, origin_tags)
-        if has_logged_models(client)
-        else None
-    )
-    info = log_wrapped(
-        replace(wrapped, provenance=_provenance(wrapped.provenance, run)),
-        registered_model_name=outcome.name,
-        model_id=model_id,
-        run_id=run_id,
-        metadata=mlmodel.metadata if mlmodel is not None else None,
-        tags=kept_tags(old_version.tags if old_version else {}) | origin_tags,
-    )
-    if run_id and model_id and logged is not None:
-        # MLflow has already copied these metrics.
-        copied = client.get_logged_model(model_id).metrics or ()
-        present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
-        missing = [
-            Metric(
-                old.key,
-                old.value,
-                old.timestamp,
-                old.step,
-                model_id,
-                old.dataset_name,
-                old.dataset_digest,
-                run_id,
-            )
-            for old in logged.metrics or ()
-            if (old.key, old.timestamp, old.step) not in present
-        ]
-        if missing:
-            client.log_batch(run_id, metrics=missing)
-    version = str(info.registered_model_version)
-    if old_version is not None and (
-        description := with_description_section(old_version.description or "", [])
-    ):
-        client.update_model_version(outcome.name, version, description)
-    return replace(outcome, version=version, model_id=model_id or "", run_id=info.run_id or "")
+    return _Origin(version, run, logged)
+
+
+def _copy_metrics(client: MlflowClient, logged: LoggedModel, model_id: str, run_id: str) -> None:
+    """Copy the metrics of the original that MLflow has not already copied."""
+    copied = client.get_logged_model(model_id).metrics or ()
+    present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
+    missing = [
+        Metric(
+            old.key,
+            old.value,
+            old.timestamp,
+            old.step,
+            model_id,
+            old.dataset_name,
+            old.dataset_digest,
+            run_id,
+        )
+        for old in logged.metrics or ()
+        if (old.key, old.timestamp, old.step) not in present
+    ]
+    if missing:
+        client.log_batch(run_id, metrics=missing)
 
 
 def _create_logged_model(
