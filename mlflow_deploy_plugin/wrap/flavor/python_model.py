@@ -16,6 +16,8 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,7 +48,7 @@ from mlflow_deploy_plugin.wrap.convert.batch import (
     column_values,
     unseen_category,
 )
-from mlflow_deploy_plugin.wrap.convert.converted import TrainedModel, call_original
+from mlflow_deploy_plugin.wrap.convert.converted import OriginalModel, TrainedModel, call_original
 from mlflow_deploy_plugin.wrap.convert.converters import NetConverter, converter_for
 from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS, own_requirement
 
@@ -81,49 +83,22 @@ def log_as_pyfunc(
     """
     example = _records_as_table(input_example)
     predict_fn = options.get("pyfunc_predict_fn", "predict")
-    arguments: LogOptions = {"input_example": _first_rows(example)}
     pyfunc_options = net_options(flavor, model, input_example, *others)
     if pyfunc_options is None and isinstance(example, pd.DataFrame):
         pyfunc_options = typed_columns_options(model, predict_fn, example)
-        if pyfunc_options is None:
-            arguments |= table_options(model, predict_fn, example)
-    rows = arguments["input_example"]
-    if (
-        pyfunc_options is None
-        and rows is not None
-        and predict_fn != "predict"
-        and options["signature"] is None
-        and "signature" not in arguments
-    ):
-        # Without a signature, MLflow would infer the outputs from `predict`.
-        arguments["signature"] = infer_signature(rows, getattr(model, predict_fn)(rows))
     if pyfunc_options is None:
-        try:
-            _Example(rows if rows is not None else {})
-        except Exception as problem:  # noqa: BLE001 - MLflow's encoder may raise any error.
-            _logger.warning(
-                "the model is logged without its input_example, because MLflow cannot save it: %s",
-                one_line(problem),
-            )
-            arguments["input_example"] = None
+        arguments = _flavor_arguments(model, predict_fn, example, options["signature"])
     else:
         flavor, arguments = pyfunc_options
         options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
-    code = [] if options["code_paths"] else _own_code(model)
-    _logger.warning(
-        "%s. The model is logged by mlflow.%s instead and is served as pyfunc "
-        '(fallback="error" prevents this)%s',
-        error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
-        flavor,
-        f". It needs your own modules for serving: log them with code_paths={code}" if code else "",
-    )
+    _warn_of_fallback(model, error, flavor, options)
     module = import_module(f"mlflow.{flavor}")
     accepted = [
         *inspect.signature(module.save_model).parameters,
         *inspect.signature(Model.log).parameters,
     ]
     tag = error.message[:MAX_TAG_LENGTH]
-    options["tags"] = {**options["tags"], FALLBACK_TAG: tag}
+    options = {**options, "tags": {**options["tags"], FALLBACK_TAG: tag}}
     arguments |= {
         name: value for name, value in options.items() if value is not None or name not in arguments
     }
@@ -142,6 +117,55 @@ def log_as_pyfunc(
             "signature= or an input_example= that the model predicts",
         )
     return info
+
+
+def _flavor_arguments(
+    model: TrainedModel,
+    predict_fn: str,
+    example: ModelData,
+    signature: ModelSignature | None,
+) -> LogOptions:
+    """Return the example, and the signature if none is passed, for the MLflow flavor of
+    the model's framework.
+    """
+    arguments: LogOptions = {"input_example": _first_rows(example)}
+    if isinstance(example, pd.DataFrame):
+        arguments |= table_options(model, predict_fn, example)
+    rows = arguments["input_example"]
+    has_signature = signature is not None or "signature" in arguments
+    if rows is not None and predict_fn != "predict" and not has_signature:
+        # Without a signature, MLflow would infer the outputs from `predict`.
+        arguments["signature"] = infer_signature(rows, getattr(model, predict_fn)(rows))
+    try:
+        _Example(rows if rows is not None else {})
+    except Exception as problem:  # noqa: BLE001 - MLflow's encoder may raise any error.
+        _logger.warning(
+            "the model is logged without its input_example, because MLflow cannot save it: %s",
+            one_line(problem),
+        )
+        arguments["input_example"] = None
+    return arguments
+
+
+def _warn_of_fallback(
+    model: TrainedModel,
+    error: ModelError,
+    flavor: str,
+    options: Mapping[str, Any],
+) -> None:
+    """Log the reason for the fallback, and the user's modules that serving needs."""
+    needed = ""
+    if not options["code_paths"]:
+        code = _own_code(model)
+        if code:
+            needed = f". It needs your own modules for serving: log them with code_paths={code}"
+    _logger.warning(
+        "%s. The model is logged by mlflow.%s instead and is served as pyfunc "
+        '(fallback="error" prevents this)%s',
+        error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
+        flavor,
+        needed,
+    )
 
 
 def _records_as_table(input_example: ModelData) -> ModelData:
@@ -428,60 +452,132 @@ def net_options(
     Axes that differ in size between the example and `others` are free. Raises
     InvalidConfig if the model fails.
     """
-    framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor, "")
-    if not framework or input_example is None:
+    framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor)
+    if framework is None or input_example is None:
         return None
     converter = converter_for(model)
     if not hasattr(converter, "original_model"):  # The converter is from another distribution.
         return None
-    original = converter.original_model(model)
-    example = Batch(converter.read_batch(model, input_example))
-    if isinstance(example.data, pd.DataFrame):
-        # Signatures have strings as column names.
-        example = Batch(example.data.rename(columns=str))
-    head = slice(0, EXAMPLE_ROWS if example.has_rows else None)
-    rows = example.take(head)
-    answers = call_original(original, rows.data)
-    prediction = next(iter(answers.values())) if len(answers) == 1 else answers
-    signature = (example if example.is_table else rows).signature(prediction)
-    if not rows.is_table and (datasets := [data for data in others if data is not None]):
-        more = [Batch(converter.read_batch(model, data)).take(head).tensors for data in datasets]
-        what = "parity_data, reference_data"
-        inputs = [Input(*entry) for entry in _sizes(what, rows, more)]
-        answered = [call_original(original, tensors) for tensors in more]
-        outputs = [
-            Output(*entry)
-            for entry in _sizes(f"the model's predictions for {what}", Batch(answers), answered)
-        ]
-        signature = rows.signature(prediction, inputs, outputs)
-    is_single_input = rows.is_table or "" in rows.tensors
-    # Keras calls the class `Model`.
-    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}
-    # Omit torch's local version (+cpu). Read versions from modules, since the
-    # distribution may be tensorflow-cpu.
-    used = (
-        [framework]
-        if framework != "keras"
-        else [framework, import_module(framework).backend.backend()]
-    )
-    installed = [
-        f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used
-    ]
-    # torch: a dict has names
-    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)
-    if is_single_input and is_logged and is_single_output:
+    net = _Net(model, cast(NetConverter, converter))
+    example = net.answer(input_example)
+    signature = net.signature(example, [data for data in others if data is not None])
+    requirements = _installed_framework(framework)
+    if _has_one_input_and_output(model, framework, example):
         if framework != "keras":
             return None
-        if not rows.is_table and rows.tensors[""].dtype.kind in "fiub":
+        if not example.rows.is_table and example.rows.tensors[""].dtype.kind in "fiub":
             # mlflow.keras does not support tables or strings, and cannot save an
             # example (MLflow 3.17).
-            return "keras", {"model": model, "signature": signature, "pip_requirements": installed}
+            return "keras", {
+                "model": model,
+                "signature": signature,
+                "pip_requirements": requirements,
+            }
     return "pyfunc", {
         "python_model": NetModel(model),
-        "input_example": rows.unnamed,
+        "input_example": example.rows.unnamed,
         "signature": signature,
-        "pip_requirements": [own_requirement(), *installed],
+        "pip_requirements": [own_requirement(), *requirements],
     }
+
+
+def _head(data: Batch) -> slice:
+    """Return the positions of the rows that MLflow saves."""
+    return slice(0, EXAMPLE_ROWS if data.has_rows else None)
+
+
+@dataclass(frozen=True, eq=False)
+class _AnsweredExample:
+    """An input example with the predictions of the network.
+
+    Attributes:
+        data: all rows.
+        rows: at most `EXAMPLE_ROWS` rows.
+        answers: the outputs for `rows`, by name.
+    """
+
+    data: Batch
+    rows: Batch
+    answers: dict[str, Array]
+
+    @property
+    def prediction(self) -> Array | dict[str, Array]:
+        """The single output, or all outputs by name."""
+        if len(self.answers) == 1:
+            return next(iter(self.answers.values()))
+        return self.answers
+
+
+@dataclass(frozen=True, eq=False)
+class _Net:
+    """A network and the converter that reads its batches."""
+
+    model: TrainedModel
+    converter: NetConverter
+
+    @cached_property
+    def original(self) -> OriginalModel:
+        return self.converter.original_model(self.model)
+
+    def answer(self, input_example: ModelData) -> _AnsweredExample:
+        """Return the example with the predictions for its first rows."""
+        data = Batch(self.converter.read_batch(self.model, input_example))
+        if isinstance(data.data, pd.DataFrame):  # Signatures have strings as column names.
+            data = Batch(data.data.rename(columns=str))
+        rows = data.take(_head(data))
+        return _AnsweredExample(data, rows, call_original(self.original, rows.data))
+
+    def signature(self, example: _AnsweredExample, datasets: list[ModelData]) -> ModelSignature:
+        """Return the signature. Axes that differ in size between the example and the
+        datasets are free.
+        """
+        if example.rows.is_table or not datasets:
+            described = example.data if example.data.is_table else example.rows
+            return described.signature(example.prediction)
+        inputs = []
+        for data in datasets:
+            batch = Batch(self.converter.read_batch(self.model, data))
+            inputs.append(batch.take(_head(example.data)).tensors)
+        what = "parity_data, reference_data"
+        sizes = [Input(*entry) for entry in _sizes(what, example.rows, inputs)]
+        answers = [call_original(self.original, tensors) for tensors in inputs]
+        what = f"the model's predictions for {what}"
+        outputs = [Output(*entry) for entry in _sizes(what, Batch(example.answers), answers)]
+        return example.rows.signature(example.prediction, sizes, outputs)
+
+
+def _installed_framework(framework: str) -> list[str]:
+    """Return the requirements of the framework and, for Keras, of its backend.
+
+    torch's local version (+cpu) is omitted. Versions are read from modules, since the
+    distribution may be tensorflow-cpu.
+    """
+    packages = [framework]
+    if framework == "keras":
+        packages.append(import_module(framework).backend.backend())
+    requirements = []
+    for package in packages:
+        version = str(import_module(package).__version__).partition("+")[0]
+        requirements.append(f"{package}=={version}")
+    return requirements
+
+
+def _has_one_input_and_output(
+    model: TrainedModel,
+    framework: str,
+    example: _AnsweredExample,
+) -> bool:
+    """Return True for a module or Keras model with one input and one output, which the
+    framework's flavor can log.
+    """
+    if not example.rows.is_table and "" not in example.rows.tensors:
+        return False
+    class_names = {kind.__name__ for kind in type(model).__mro__}
+    if class_names.isdisjoint({"Module", "Model"}):  # Keras calls the class `Model`.
+        return False
+    if len(example.answers) != 1:
+        return False
+    return framework != "torch" or "output" in example.answers  # torch: a dict has names
 
 
 def _sizes(
