@@ -6,6 +6,7 @@ https://arxiv.org/abs/1506.02626).
 """
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,8 +17,9 @@ import torch
 from torch import nn
 
 from mlflow_deploy_plugin.core.errors import ConversionError
-from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, read_artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.batch import ModelData
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
@@ -48,61 +50,124 @@ def pruned_and_tuned(
     if truth is None:
         truth = base.outputs(rows)[base.artifact.prediction[0]]
     module = copy.deepcopy(module)
-    # Embeddings are not pruned.
-    layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]
-    weights = (
-        weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1
-    )
-    masked_weights = [(weight, _largest(weight, share)) for weight in weights]
-    if not masked_weights:
-        raise ConversionError(f"{type(module).__name__} has no linear or convolutional layer")
+    masks = _masks(module, share)
     torch.manual_seed(seed)
-    frozen = [
-        layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    ]
     optimizer = torch.optim.Adam(module.train().parameters(), lr=_RATE)
-    for layer in frozen:  # Keep the statistics of the original training rows.
-        layer.eval()
-    feeds = base.feeds(rows)
-    targets = torch.from_numpy(np.ascontiguousarray(truth))
-    # in the order of `forward`
-    arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]
+    _freeze_statistics(module)
+    data = _read_training_data(base, rows, truth)
     try:
-        for weight, mask in masked_weights:
-            weight.data *= mask
-        for _ in range(epochs):
-            for positions in torch.randperm(len(targets)).split(_BATCH):
-                optimizer.zero_grad()
-                predicted = module(*(argument[positions] for argument in arguments))
-                _loss(predicted, targets[positions]).backward()
-                optimizer.step()
-                for weight, mask in masked_weights:
-                    weight.data *= mask
+        _train(module, optimizer, masks, data, epochs)
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ConversionError(
             f"{type(module).__name__} cannot be trained on these rows: {error}",
         ) from None
-    some = take_rows(rows, slice(0, _EXAMPLE_ROWS))
-    names = [field.name for field in base.artifact.columns or base.artifact.tensors]
-    only = next(iter(some.values()))
-    example: NamedArrays | Array = {name: some[name] for name in names} if all(names) else only
+    return _converted(module, base, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _MaskedWeight:
+    """A weight of a layer, and a mask of the same shape that is 0 for pruned numbers."""
+
+    weight: nn.Parameter
+    mask: torch.Tensor
+
+    def prune(self) -> None:
+        self.weight.data *= self.mask
+
+
+def _masks(module: nn.Module, share: float) -> list[_MaskedWeight]:
+    """Return the weights of linear and convolutional layers with their masks. Raises
+    ConversionError if there are none.
+    """
+    masks = []
+    for layer in module.modules():
+        if isinstance(layer, nn.Embedding):
+            continue  # Embeddings are not pruned.
+        for weight in layer.parameters(recurse=False):
+            if weight.ndim > 1:
+                masks.append(_MaskedWeight(weight, _largest(weight, share)))
+    if not masks:
+        raise ConversionError(f"{type(module).__name__} has no linear or convolutional layer")
+    return masks
+
+
+def _freeze_statistics(module: nn.Module) -> None:
+    """Keep the statistics of the original training rows."""
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class _TrainingData:
+    """The rows for training.
+
+    Attributes:
+        arguments: the inputs [N, …], in the order of `forward`.
+        targets: class indices [N] or numbers [N, …].
+    """
+
+    arguments: list[torch.Tensor]
+    targets: torch.Tensor
+
+
+def _read_training_data(base: LoadedOnnx, rows: NamedArrays, truth: Array) -> _TrainingData:
+    feeds = base.feeds(rows)
+    targets = torch.from_numpy(np.ascontiguousarray(truth))
+    arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]
+    return _TrainingData(arguments, targets)
+
+
+def _train(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    masks: list[_MaskedWeight],
+    data: _TrainingData,
+    epochs: int,
+) -> None:
+    """Prune the weights, and train the remaining weights."""
+    for masked in masks:
+        masked.prune()
+    for _ in range(epochs):
+        for positions in torch.randperm(len(data.targets)).split(_BATCH):
+            optimizer.zero_grad()
+            predicted = module(*(argument[positions] for argument in data.arguments))
+            _loss(predicted, data.targets[positions]).backward()
+            optimizer.step()
+            for masked in masks:
+                masked.prune()
+
+
+def _converted(module: nn.Module, base: LoadedOnnx, rows: NamedArrays) -> onnx.ModelProto:
+    """Return the module's ONNX graph. Raises ConversionError if its inputs or outputs
+    are not those of the base.
+    """
     with TemporaryDirectory(prefix="onnxserve-") as folder:
-        save_model(
-            module.eval(),
-            folder,
-            input_example=pd.DataFrame(example) if base.artifact.columns else example,
-        )
+        save_model(module.eval(), folder, input_example=_example(base, rows))
         saved = read_artifact(Path(folder))
         graph = onnx.load(str(saved.onnx_file))
-    saved_names, base_names = (
-        [sorted(entry.name for entry in side) for side in (form.inputs, form.outputs)]
-        for form in (saved, base.artifact)
-    )
-    if saved_names != base_names:
+    if _tensor_names(saved) != _tensor_names(base.artifact):
         raise ConversionError(
             f"{type(module).__name__} has other inputs or outputs than the original version",
         )
     return graph
+
+
+def _example(base: LoadedOnnx, rows: NamedArrays) -> ModelData:
+    """Return rows for the conversion, as a table or as arrays like the base's example."""
+    some = take_rows(rows, slice(0, _EXAMPLE_ROWS))
+    names = [field.name for field in base.artifact.columns or base.artifact.tensors]
+    example: NamedArrays | Array = next(iter(some.values()))
+    if all(names):
+        example = {name: some[name] for name in names}
+    return pd.DataFrame(example) if base.artifact.columns else example
+
+
+def _tensor_names(artifact: Artifact) -> tuple[list[str], list[str]]:
+    """Return the names of the graph's inputs and outputs, each sorted."""
+    inputs = sorted(entry.name for entry in artifact.inputs)
+    outputs = sorted(entry.name for entry in artifact.outputs)
+    return inputs, outputs
 
 
 def _largest(weight: torch.Tensor, share: float) -> torch.Tensor:
