@@ -7,7 +7,7 @@ scores. The tokenizer is the file of a fast tokenizer, which
 original's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -391,55 +391,79 @@ def _saved_tokenizer(
         raise ConversionError(
             "it has no padding token: set tokenizer.pad_token and model.config.pad_token_id",
         )
-    arrays = model.tokenize(texts)  # This call sets truncation and padding in the tokenizer.
-    names = [name for name in _ARRAYS if name in arrays]
-    if unsupported := [
-        name for name in arrays if name not in (*_ARRAYS, "modality", "prompt_length")
-    ]:
-        raise ConversionError(
-            f"its tokenizer returns {unsupported[0]!r}, which is not supported: "
-            f"{', '.join(_ARRAYS)} are",
-        )
+    # This call sets truncation and padding in the tokenizer.
+    names = _supported_arrays(model.tokenize(texts))
     content = tokenizer.backend_tokenizer.to_str()
-    truncation = tokenizer.backend_tokenizer.truncation or {}
-    config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
-    positions = getattr(config, "max_position_embeddings", None) or 0
-    for name, module in model.named_modules():
-        if (
-            name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
-            positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
-    limits = (truncation.get("max_length"), positions, tokenizer.model_max_length)
-    most = next((limit for limit in limits if limit and 0 < limit < 10**6), 0)
-    if not most:  # The `model_max_length` of such a tokenizer is 1e30.
-        raise ConversionError(
-            "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = "
-            "512",
-        )
-    spec = TokenizerSpec(Path(_FILE), names, most, model.prefix)
+    spec = TokenizerSpec(Path(_FILE), names, _most_tokens(model), model.prefix)
     with temporary_folder("onnxserve-tokenizer-") as folder:
         (folder / _FILE).write_text(content, encoding="utf-8")
         saved = TextTokenizer(replace(spec, file=folder / _FILE))
+    for text in _hostile_texts(texts):
+        _compare_tokens(model, saved, text, texts[0], names)
+    return spec, content
+
+
+def _supported_arrays(arrays: Iterable[str]) -> list[str]:
+    """Return the names of the arrays for the model. Raises ConversionError if the
+    tokenizer returns another array.
+    """
+    returned = list(arrays)
+    for name in returned:
+        if name not in (*_ARRAYS, "modality", "prompt_length"):
+            raise ConversionError(
+                f"its tokenizer returns {name!r}, which is not supported: {', '.join(_ARRAYS)} are",
+            )
+    return [name for name in _ARRAYS if name in returned]
+
+
+def _most_tokens(model: "_Classifier | _Encoder") -> int:
+    """Return the maximum number of tokens. Raises ConversionError if the tokenizer does
+    not limit it.
+    """
+    truncation = model.tokenizer.backend_tokenizer.truncation or {}
+    config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    for name, module in model.named_modules():
+        is_embedding = name.endswith("position_embeddings")
+        if is_embedding and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
+    for limit in (truncation.get("max_length"), positions, model.tokenizer.model_max_length):
+        if limit and 0 < limit < 10**6:  # A `model_max_length` of 1e30 is not a limit.
+            return int(limit)
+    raise ConversionError(
+        "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512",
+    )
+
+
+def _hostile_texts(texts: list[str]) -> Iterator[str]:
+    """Yield random combinations of the texts and of hostile texts."""
     random = np.random.default_rng(0)
     words = [*_HOSTILE, *texts]
     for _ in range(2_000):
-        text = "".join(
-            words[index] for index in random.integers(0, len(words), random.integers(1, 5))
-        )
-        try:
-            got = saved.feeds([text, texts[0]])
-        except SchemaMismatch:  # The text has too many tokens for a model that does not truncate.
-            continue
-        want = model.tokenize([text, texts[0]])
-        for name in names:
-            if not np.array_equal(got[name], np.asarray(want[name])):
-                options = ", ".join(
-                    f"{option}={value!r}" for option, value in model.options.items()
-                )
-                raise ConversionError(
-                    f"{_FILE} yields other {name} for {short_repr(text)}: the model calls its "
-                    "tokenizer with an option that this file does not "
-                    f"contain{f' ({options})' if options else ''}",
-                )
-    return spec, content
+        positions = random.integers(0, len(words), random.integers(1, 5))
+        yield "".join(words[index] for index in positions)
+
+
+def _compare_tokens(
+    model: "_Classifier | _Encoder",
+    saved: TextTokenizer,
+    text: str,
+    other: str,
+    names: list[str],
+) -> None:
+    """Raise ConversionError if the saved tokenizer returns other arrays for the two
+    texts than the original.
+    """
+    try:
+        got = saved.feeds([text, other])
+    except SchemaMismatch:  # The text has too many tokens for a model that does not truncate.
+        return
+    want = model.tokenize([text, other])
+    for name in names:
+        if not np.array_equal(got[name], np.asarray(want[name])):
+            options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())
+            shown_options = f" ({options})" if options else ""
+            raise ConversionError(
+                f"{_FILE} yields other {name} for {short_repr(text)}: the model calls its "
+                f"tokenizer with an option that this file does not contain{shown_options}",
+            )
