@@ -14,9 +14,9 @@ https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html.
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -61,68 +61,114 @@ def read_boosting(estimator: Estimator) -> Boosting:
 
 def _xgboost(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.get_booster()
-    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
-    gradient_booster = learner["gradient_booster"]
-    # DART before 3.4 nests the model.
-    content = gradient_booster.get("gbtree", gradient_booster).get("model")
-    documents = content.get("trees", [])  # gblinear has no trees.
-    # DART only; in `content` since 3.4
-    weights = gradient_booster.get("weight_drop") or content.get("weight_drop")
-    objective = learner["objective"]["name"]
-    link = _XGBOOST_LINKS.get(objective)
+    document = _read_xgboost(booster)
+    link = _XGBOOST_LINKS.get(document.objective)
     if link is None:
-        raise NotImplementedError(f"the objective {objective}")
+        raise NotImplementedError(f"the objective {document.objective}")
     rounds = (0, 0)  # The value (0, 0) stands for all rounds.
-    if documents and model is not booster and model.early_stopping_rounds is not None:
+    early = model is not booster and model.early_stopping_rounds is not None
+    if document.trees and early:
         rounds = (0, model.best_iteration + 1)
-        documents = documents[: content["iteration_indptr"][rounds[1]]]
-    trees = []
-    targets = []
-    owners = []
-    for position, document in enumerate(documents):
-        weight = weights[position] if weights else 1.0
-        for target, tree in _xgboost_trees(document, int(content["tree_info"][position]), weight):
-            trees.append(tree)
-            targets.append(target)
-            owners.append(position)
-    # XGBoost versions store the base score in different fields. The score is also a
-    # row's margin minus its leaf values.
-    row = sys.modules["xgboost"].DMatrix(
-        np.full((1, booster.num_features()), np.nan),
-        feature_names=booster.feature_names,
-    )
-    margin = np.ravel(booster.predict(row, output_margin=True, iteration_range=rounds)).astype(
-        np.float64,
-    )
-    met = np.ravel(
-        booster.predict(row, pred_leaf=True, iteration_range=rounds) if trees else [],
-    ).astype(int)
-    for tree, owner, target in zip(trees, owners, targets, strict=True):
-        margin[target] -= tree.value[met[owner]]
+        document = document.until(rounds[1])
+    trees = document.read_trees()
+    margin = _base_margin(booster, rounds, trees)
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
         raise NotImplementedError("several labels per row")
     missing = np.nan if model is booster else float(model.missing)
-    encoded = {
-        index: entry
-        for index, entry in enumerate(content.get("cats", {}).get("enc", []))
-        if entry["values"]
-    }
-    categories = tuple(map(_xgboost_categories, encoded.values()))
-    # The last row is the bias.
-    lines = np.reshape(content.get("weights", []), (-1, len(margin)))[:-1]
+    encoded = document.encoded_categories()
     return Boosting(
-        trees,
-        targets,
+        [entry.tree for entry in trees],
+        [entry.target for entry in trees],
         margin,
         "BRANCH_LT",
         link,
         True,
         True,
         missing,
-        categories,
+        tuple(map(_xgboost_categories, encoded.values())),
         tuple(encoded),
-        lines,
+        document.lines(len(margin)),
     )
+
+
+@dataclass(frozen=True)
+class _TargetTree:
+    """A tree with one value per leaf, its target, and the position of the tree in the
+    document that it was read from.
+    """
+
+    tree: Tree
+    target: int
+    position: int
+
+
+@dataclass(frozen=True)
+class _XgboostDocument:
+    """The JSON of a booster.
+
+    Attributes:
+        content: the JSON of the trees or the linear weights.
+        trees: the trees; gblinear has no trees.
+        weights: the weight of each tree for DART, otherwise empty.
+    """
+
+    objective: str
+    content: Document
+    trees: Sequence[Document]
+    weights: Sequence[float]
+
+    def until(self, rounds: int) -> "_XgboostDocument":
+        """Return the document with the trees of the first rounds."""
+        return replace(self, trees=self.trees[: self.content["iteration_indptr"][rounds]])
+
+    def read_trees(self) -> list[_TargetTree]:
+        trees = []
+        for position, document in enumerate(self.trees):
+            weight = self.weights[position] if self.weights else 1.0
+            default_target = int(self.content["tree_info"][position])
+            for target, tree in _xgboost_trees(document, default_target, weight):
+                trees.append(_TargetTree(tree, target, position))
+        return trees
+
+    def encoded_categories(self) -> dict[int, Document]:
+        """Return the encoded categories by the position of their column."""
+        columns = self.content.get("cats", {}).get("enc", [])
+        return {index: entry for index, entry in enumerate(columns) if entry["values"]}
+
+    def lines(self, targets: int) -> Array:
+        """Return the slopes [features, targets] of gblinear. The last row is the bias."""
+        return np.reshape(self.content.get("weights", []), (-1, targets))[:-1]
+
+
+def _read_xgboost(booster: Estimator) -> _XgboostDocument:
+    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+    outer = learner["gradient_booster"]
+    content = outer.get("gbtree", outer).get("model")  # DART before 3.4 nests the model.
+    # Only DART has weights. They are in `content` since 3.4.
+    weights = outer.get("weight_drop") or content.get("weight_drop") or ()
+    return _XgboostDocument(
+        learner["objective"]["name"], content, content.get("trees", []), weights
+    )
+
+
+def _base_margin(booster: Estimator, rounds: tuple[int, int], trees: list[_TargetTree]) -> Array:
+    """Return the base score of each target, [targets] float64.
+
+    XGBoost versions store the score in different fields. The score is also a row's
+    margin minus its leaf values.
+    """
+    row = sys.modules["xgboost"].DMatrix(
+        np.full((1, booster.num_features()), np.nan),
+        feature_names=booster.feature_names,
+    )
+    predicted = booster.predict(row, output_margin=True, iteration_range=rounds)
+    margin = np.ravel(predicted).astype(np.float64)
+    if not trees:
+        return margin
+    leaves = np.ravel(booster.predict(row, pred_leaf=True, iteration_range=rounds)).astype(int)
+    for entry in trees:
+        margin[entry.target] -= entry.tree.value[leaves[entry.position]]
+    return margin
 
 
 def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple[int, Tree]]:
@@ -190,13 +236,9 @@ _XGBOOST_LINKS = {
 def _lightgbm(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.booster_
     document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
-    name, *parameters = (document.get("objective") or "custom").split()
-    options = dict(parameter.partition(":")[::2] for parameter in parameters)
-    link = _LIGHTGBM_LINKS.get(name)
-    if link is None or "sqrt" in options:
-        raise NotImplementedError(f"the objective {' '.join([name, *parameters])}")
-    scale = float(options.get("sigmoid", 1.0)) if link == "Sigmoid" else 1.0
+    objective = _lightgbm_objective(document)
     width = document["num_tree_per_iteration"]
+    scale = objective.scale
     if document["average_output"]:
         scale /= max(1, len(document["tree_info"]) // width)
     kinds: dict[tuple[int, bool], int] = {}
@@ -206,21 +248,49 @@ def _lightgbm(model: Estimator) -> Boosting:
         for kind, tree in _lightgbm_trees(entry["tree_structure"], scale, kinds):
             trees.append(tree)
             targets.append(kind * width + index % width)
-    categories = tuple(map(tuple, document["pandas_categorical"] or ()))
-    if any(not isinstance(category, str | int) for column in categories for category in column):
-        raise NotImplementedError(
-            "categories that are neither strings nor integers (categorical_feature)",
-        )
-    slopes = tuple(feature for feature, _ in kinds)
     return Boosting(
         trees,
         targets,
         np.zeros(width),
         "BRANCH_LEQ",
-        link,
-        categories=categories,
-        slopes=slopes,
+        objective.link,
+        categories=_lightgbm_categories(document),
+        slopes=tuple(feature for feature, _ in kinds),
     )
+
+
+@dataclass(frozen=True)
+class _LightgbmObjective:
+    """The link of an objective, and the factor of the leaves below the link."""
+
+    link: str
+    scale: float
+
+
+def _lightgbm_objective(document: Document) -> _LightgbmObjective:
+    """Return the objective. Raises NotImplementedError if it is not supported."""
+    name, *parameters = (document.get("objective") or "custom").split()
+    options = dict(parameter.partition(":")[::2] for parameter in parameters)
+    link = _LIGHTGBM_LINKS.get(name)
+    if link is None or "sqrt" in options:
+        raise NotImplementedError(f"the objective {' '.join([name, *parameters])}")
+    scale = 1.0
+    if link == "Sigmoid":
+        scale = float(options.get("sigmoid", 1.0))
+    return _LightgbmObjective(link, scale)
+
+
+def _lightgbm_categories(document: Document) -> tuple[tuple[str | int, ...], ...]:
+    """Return the categories of each categorical column. Raises NotImplementedError for
+    categories that are neither strings nor integers.
+    """
+    columns = tuple(map(tuple, document["pandas_categorical"] or ()))
+    for category in chain.from_iterable(columns):
+        if not isinstance(category, str | int):
+            raise NotImplementedError(
+                "categories that are neither strings nor integers (categorical_feature)",
+            )
+    return columns
 
 
 def _lightgbm_trees(
