@@ -7,6 +7,7 @@ python litert.py GRAPH.onnx FOLDER FREE|1       # writes FOLDER/model.tflite; th
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -157,17 +158,17 @@ class _Operations:
     """
 
     def __init__(self, graph: onnx.GraphProto, layer: str) -> None:
-        self._graph = graph
+        self.graph = graph
         self._layer = layer
 
     def add(self, operator: str, *names: str, **attributes: object) -> str:
-        output = f"{self._layer}__{len(self._graph.node)}"
-        self._graph.node.append(helper.make_node(operator, names, [output], **attributes))
+        output = f"{self._layer}__{len(self.graph.node)}"
+        self.graph.node.append(helper.make_node(operator, names, [output], **attributes))
         return output
 
     def constant(self, values: npt.ArrayLike) -> str:
-        name = f"{self._layer}__constant{len(self._graph.initializer)}"
-        self._graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+        name = f"{self._layer}__constant{len(self.graph.initializer)}"
+        self.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
         return name
 
     def parts(self, name: str, count: int, size: int) -> list[str]:
@@ -243,44 +244,84 @@ def _unroll_layer(
     size: int,
 ) -> None:
     ops = _Operations(graph, node.output[0] or node.output[1])
-    gates, add_step = _STEPS[node.op_type]
-    directions = next(
+    direction = next(
         (attribute.s for attribute in node.attribute if attribute.name == "direction"),
         b"forward",
     )
-    every = []
-    last = []
-    last_cells = []
-    for number, is_reverse in enumerate(_IS_REVERSE[directions]):
-        side = ops.constant(number)
-        weights, recurrent = (
-            ops.add("Transpose", ops.add("Gather", name, side, axis=0), perm=[1, 0])
-            for name in (inputs[1], inputs[2])
-        )
-        biases = ops.add("Unsqueeze", ops.add("Gather", inputs[3], side, axis=0), ops.constant([0]))
-        bias, recurrent_bias = ops.parts(biases, 2, gates * size)
-        state, cell = (
-            "" if _is_zero(graph, name) else ops.add("Gather", name, side, axis=0)
-            for name in inputs[5:7]
-        )
-        answers = []
-        for step in range(steps)[:: -1 if is_reverse else 1]:
-            now = ops.add("Gather", inputs[0], ops.constant(step), axis=0)
-            taken = ops.add("Add", ops.add("MatMul", now, weights), bias)
-            total = (
-                ops.add("Add", ops.add("MatMul", state, recurrent), recurrent_bias)
-                if state
-                else recurrent_bias
-            )
-            state, cell = add_step(ops, taken, total, state, cell, size)
-            answers.append(ops.add("Unsqueeze", state, ops.constant([0, 1])))
-        every.append(ops.add("Concat", *answers[:: -1 if is_reverse else 1], axis=0))
-        last.append(ops.add("Unsqueeze", state, ops.constant([0])))
-        last_cells.append(ops.add("Unsqueeze", cell, ops.constant([0])) if cell else "")
-    for name, parts, axis in zip(node.output, (every, last, last_cells), (1, 0, 0), strict=False):
+    sides = []
+    for number, is_reverse in enumerate(_IS_REVERSE[direction]):
+        layer = _Direction(ops, node.op_type, inputs, ops.constant(number), size)
+        sides.append(layer.unroll(steps, is_reverse))
+    outputs = (
+        ([side.states for side in sides], 1),
+        ([side.last for side in sides], 0),
+        ([side.last_cell for side in sides], 0),
+    )
+    for name, (parts, axis) in zip(node.output, outputs, strict=False):
         if name:
             joined = ops.add("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
             graph.node.append(helper.make_node("Identity", [joined], [name]))
+
+
+@dataclass(frozen=True)
+class _Unrolled:
+    """The outputs of one direction of a layer.
+
+    Attributes:
+        states: the state after each step, [steps, 1, N, size].
+        last: the state after the last step, [1, N, size].
+        last_cell: the cell after the last step, [1, N, size]; "" for a GRU.
+    """
+
+    states: str
+    last: str
+    last_cell: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Direction:
+    """One direction of a recurrent layer; `number` is the constant that selects its
+    weights.
+    """
+
+    ops: _Operations
+    kind: str
+    inputs: list[str]
+    number: str
+    size: int
+
+    def unroll(self, steps: int, is_reverse: bool) -> _Unrolled:
+        """Add the steps of the direction."""
+        ops = self.ops
+        gates, add_step = _STEPS[self.kind]
+        order = -1 if is_reverse else 1
+        weights = ops.add("Transpose", self._gather(self.inputs[1]), perm=[1, 0])
+        recurrent = ops.add("Transpose", self._gather(self.inputs[2]), perm=[1, 0])
+        biases = ops.add("Unsqueeze", self._gather(self.inputs[3]), ops.constant([0]))
+        bias, recurrent_bias = ops.parts(biases, 2, gates * self.size)
+        state, cell = map(self._initial, self.inputs[5:7])
+        states = []
+        for step in range(steps)[::order]:
+            now = ops.add("Gather", self.inputs[0], ops.constant(step), axis=0)
+            taken = ops.add("Add", ops.add("MatMul", now, weights), bias)
+            total = recurrent_bias
+            if state:
+                total = ops.add("Add", ops.add("MatMul", state, recurrent), recurrent_bias)
+            state, cell = add_step(ops, taken, total, state, cell, self.size)
+            states.append(ops.add("Unsqueeze", state, ops.constant([0, 1])))
+        return _Unrolled(
+            states=ops.add("Concat", *states[::order], axis=0),
+            last=ops.add("Unsqueeze", state, ops.constant([0])),
+            last_cell=ops.add("Unsqueeze", cell, ops.constant([0])) if cell else "",
+        )
+
+    def _gather(self, name: str) -> str:
+        """Return the part of a tensor that belongs to the direction."""
+        return self.ops.add("Gather", name, self.number, axis=0)
+
+    def _initial(self, name: str) -> str:
+        """Return the state before the first step; "" stands for zeros."""
+        return "" if _is_zero(self.ops.graph, name) else self._gather(name)
 
 
 def _is_zero(graph: onnx.GraphProto, name: str) -> bool:
