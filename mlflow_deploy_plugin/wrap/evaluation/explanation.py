@@ -257,69 +257,126 @@ def explain(
         raise InvalidConfig("metric: a metric needs labels; name the label column as target")
     resolved = resolve(model_uri)
     with downloaded_version(resolved) as folder:
-        artifact = read_served_artifact(folder)
-        if artifact.flavor == PYTHON_FUNCTION:
-            raise InvalidArtifact(
-                f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained",
-            )
-        model = OnnxModel.load(folder)
-        run = run_of_model(resolved, artifact.run_id, artifact.model_id) if log else None
+        model = _load_onnx(model_uri, folder)
+        run = None
+        if log:
+            run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id)
         rows, source = read_data(data, model.artifact)
-        labelled = (
-            labelled_rows(rows, source, target, model.artifact, seed, _LABELLED_ROWS)
-            if target
-            else None
-        )
-        positions = sample_positions(row_count(rows), max_rows, seed)
-        inputs = {name: values for name, values in rows.items() if name != target}
-        explained = take_rows(own_columns(model.artifact, inputs), positions)
-        feeds = model.schema.from_columns(explained)
-        shap_values, background, evals = contributions(model, feeds, max_evals, seed, progress)
-        lost: list[tuple[float, float]] = []
+        labelled = None
+        if target:
+            labelled = labelled_rows(rows, source, target, model.artifact, seed, _LABELLED_ROWS)
+        sample = _sample(model, rows, target, max_rows, seed)
+        explained = contributions(model, sample.feeds, max_evals, seed, progress)
+        permuted = _PermutedColumns(metric, [])
         if labelled is not None:
-            progress(
-                f"permuting {len(shap_values.features)} columns of {len(labelled.truth):,} rows",
+            features = explained[0].features
+            progress(f"permuting {len(features)} columns of {len(labelled.truth):,} rows")
+            permuted = _PermutedColumns(
+                *_permutation_importance(load_version(folder), labelled, metric, features, seed),
             )
-            metric, lost = _permutation_importance(
-                load_version(folder),
-                labelled,
-                metric,
-                shap_values.features,
-                seed,
-            )
-    is_finite = np.isfinite(shap_values.values).all(axis=(1, 2))
-    if not is_finite.any():
-        raise InvalidConfig(
-            f"the model returns no finite numbers for these rows or for {background}",
-        )
-    columns = tuple(feature.name for feature in shap_values.features)
-    importance = [
-        ColumnImportance(name, float(mean), *(lost[index] if lost else ()))
-        for index, (name, mean) in enumerate(
-            zip(columns, np.abs(shap_values.values[is_finite]).mean(axis=(0, 2)), strict=True),
-        )
-    ]
-    explanation = Explanation(
-        model=model_uri,
-        dataset=source,
-        columns=columns,
-        outputs=tuple(shap_values.outputs),
-        values=shap_values.values[is_finite],
-        base_values=shap_values.base_values,
-        data={feature.name: feature.values(feeds)[is_finite] for feature in shap_values.features},
-        positions=positions[is_finite],
-        left_out=int(np.sum(~is_finite)),
-        importance=tuple(sorted(importance, key=lambda entry: -entry.mean_abs)),
-        metric=metric,
-        background=background,
-        max_evals=evals,
-        seed=seed,
-    )
+    explanation = _assemble(model_uri, source, sample, explained, permuted, seed)
     if run is None:
         return explanation
     with TemporaryDirectory(prefix="onnxserve-explain-") as temporary:
         explanation.save(Path(temporary))
         return replace(explanation, run=run.log(Path(temporary), EXPLAIN_FOLDER))
+
+
+def _load_onnx(model_uri: str, folder: Path) -> OnnxModel:
+    """Load the model. Raises InvalidArtifact if it has no ONNX form."""
+    if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+        raise InvalidArtifact(
+            f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained",
+        )
+    return OnnxModel.load(folder)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """The explained rows, and their positions in the data, [N]."""
+
+    feeds: Feeds
+    positions: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _PermutedColumns:
+    """The metric, and its mean loss and standard deviation per permuted column; empty
+    without labels.
+    """
+
+    metric: MetricName | None
+    losses: list[tuple[float, float]]
+
+
+def _sample(
+    model: OnnxModel,
+    rows: NamedArrays,
+    target: str,
+    max_rows: int,
+    seed: int,
+) -> _Sample:
+    positions = sample_positions(row_count(rows), max_rows, seed)
+    inputs = {name: values for name, values in rows.items() if name != target}
+    sampled = take_rows(own_columns(model.artifact, inputs), positions)
+    return _Sample(model.schema.from_columns(sampled), positions)
+
+
+def _assemble(
+    model_uri: str,
+    dataset: str,
+    sample: _Sample,
+    explained: "tuple[RowContributions, str, int]",
+    permuted: _PermutedColumns,
+    seed: int,
+) -> Explanation:
+    """Return the explanation of the rows with finite predictions. Raises InvalidConfig
+    if there are none.
+    """
+    shap_values, background, evals = explained
+    is_finite = np.isfinite(shap_values.values).all(axis=(1, 2))
+    if not is_finite.any():
+        raise InvalidConfig(
+            f"the model returns no finite numbers for these rows or for {background}",
+        )
+    values = shap_values.values[is_finite]
+    columns = tuple(feature.name for feature in shap_values.features)
+    importance = _rank_columns(columns, values, permuted.losses)
+    data = {
+        feature.name: feature.values(sample.feeds)[is_finite] for feature in shap_values.features
+    }
+    return Explanation(
+        model=model_uri,
+        dataset=dataset,
+        columns=columns,
+        outputs=tuple(shap_values.outputs),
+        values=values,
+        base_values=shap_values.base_values,
+        data=data,
+        positions=sample.positions[is_finite],
+        left_out=int(np.sum(~is_finite)),
+        importance=importance,
+        metric=permuted.metric,
+        background=background,
+        max_evals=evals,
+        seed=seed,
+    )
+
+
+def _rank_columns(
+    columns: tuple[str, ...],
+    values: Array,
+    losses: list[tuple[float, float]],
+) -> tuple[ColumnImportance, ...]:
+    """Return the importance of the columns, the most important first, by contributions
+    [N, columns, outputs].
+    """
+    means = np.abs(values).mean(axis=(0, 2))
+    importance = []
+    for index, (name, mean) in enumerate(zip(columns, means, strict=True)):
+        loss = losses[index] if losses else ()
+        importance.append(ColumnImportance(name, float(mean), *loss))
+    return tuple(sorted(importance, key=lambda entry: -entry.mean_abs))
 
 
 def contributions(
