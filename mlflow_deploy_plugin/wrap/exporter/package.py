@@ -183,31 +183,53 @@ def write_bundle(
     (folder / "examples").mkdir(parents=True)
     shutil.copy(graph, folder / graph.name)
     shutil.copy(RUNNER, folder / "predict.py")
-    offline = ["--no-index --find-links wheels"] if wheels is not None or download_wheels else []
-    if offline:
+    has_wheels = wheels is not None or download_wheels
+    if has_wheels:
         _add_wheels(folder / "wheels", wheels, download_wheels)
-    document = {}
-    for name, array in example.items():
-        dtype = array.dtype.name
-        if dtype not in _CPP_TYPES:
-            raise ConversionError(
-                f"the input {name!r} is a {dtype}, which the bundle's examples do not support",
-            )
-        kind = "string" if dtype == "object" else dtype  # the type name in JavaScript
-        data = array.reshape(-1).tolist()  # JSON has no NaN or infinity, so write strings.
-        data = [
-            _NOT_FINITE.get(str(value), value) if isinstance(value, float) else value
-            for value in data
-        ]
-        document[name] = {"type": kind, "dims": array.shape, "data": data}
+    document = {name: _json_tensor(name, array) for name, array in example.items()}
     (folder / "example.json").write_text(json.dumps(document, indent=1))
+    texts = _template_texts(graph, described, example)
+    if has_environment:
+        texts["install"] = _write_environment(folder, described)
+    else:
+        texts["install"] = _pip_install(has_wheels)
+    for template in sorted(_TEMPLATES.iterdir()):
+        directory = folder if template.suffix == ".md" else folder / "examples"
+        (directory / template.name).write_text(Template(template.read_text()).substitute(texts))
+
+
+def _json_tensor(name: str, array: Array) -> dict[str, object]:
+    """Return an example input with the type name in JavaScript. Raises ConversionError
+    if the type is unsupported.
+    """
+    dtype = array.dtype.name
+    if dtype not in _CPP_TYPES:
+        raise ConversionError(
+            f"the input {name!r} is a {dtype}, which the bundle's examples do not support",
+        )
+    data = []
+    for value in array.reshape(-1).tolist():
+        if isinstance(value, float):  # JSON has no NaN or infinity, so write strings.
+            data.append(_NOT_FINITE.get(str(value), value))
+        else:
+            data.append(value)
+    kind = "string" if dtype == "object" else dtype
+    return {"type": kind, "dims": array.shape, "data": data}
+
+
+def _template_texts(
+    graph: Path,
+    described: Mapping[str, Any],
+    example: Mapping[str, Array],
+) -> dict[str, str]:
+    """Return the texts of the templates except `install`."""
     outputs = [output["name"] for output in described["outputs"]]
     columns = [f"`{column['name']}` ({column['type']})" for column in described["columns"]]
     tensors = [
         f"`{item['name'] or 'the tensor'}` ({item['dtype']} {item['shape']})"
         for item in described["tensors"]
     ]
-    texts = {
+    return {
         "name": described["name"],
         "version": described["version"],
         "graph": graph.name,
@@ -216,27 +238,35 @@ def write_bundle(
         "columns": ", ".join(columns or tensors),
         "outputs": ", ".join(f"`{name}`" for name in outputs),
         "python": _PYTHON,
-        "install": " ".join(
-            ["pip install", *offline, *(f"'{requirement}'" for requirement in REQUIREMENTS)],
-        ),
     }
-    if has_environment:
-        environment = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
-        packages = [f"onnxruntime=={import_onnxruntime().__version__}", f"numpy=={np.__version__}"]
-        tools = [
-            f"python={platform.python_version()}",
-            *(f"pip={pip.version}" for pip in distributions(name="pip")),
-        ]
-        content = {
-            "name": environment,
-            "channels": ["conda-forge"],
-            "dependencies": [*tools, {"pip": packages}],
-        }
-        (folder / "environment.yml").write_text(yaml.safe_dump(content, sort_keys=False))
-        texts["install"] = f"conda env create -f environment.yml\nconda activate {environment}"
-    for template in sorted(_TEMPLATES.iterdir()):
-        directory = folder if template.suffix == ".md" else folder / "examples"
-        (directory / template.name).write_text(Template(template.read_text()).substitute(texts))
+
+
+def _pip_install(has_wheels: bool) -> str:
+    """Return the command that installs the requirements, from the bundle if it has
+    wheels.
+    """
+    offline = ["--no-index --find-links wheels"] if has_wheels else []
+    requirements = [f"'{requirement}'" for requirement in REQUIREMENTS]
+    return " ".join(["pip install", *offline, *requirements])
+
+
+def _write_environment(folder: Path, described: Mapping[str, Any]) -> str:
+    """Write environment.yml, and return the commands that create and activate the
+    environment.
+    """
+    name = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
+    packages = [f"onnxruntime=={import_onnxruntime().__version__}", f"numpy=={np.__version__}"]
+    tools = [
+        f"python={platform.python_version()}",
+        *(f"pip={pip.version}" for pip in distributions(name="pip")),
+    ]
+    content = {
+        "name": name,
+        "channels": ["conda-forge"],
+        "dependencies": [*tools, {"pip": packages}],
+    }
+    (folder / "environment.yml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return f"conda env create -f environment.yml\nconda activate {name}"
 
 
 def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None:
