@@ -303,50 +303,28 @@ def measure_robustness(
     fewer than two rows, or no disturbance can be measured, and SchemaMismatch or
     InferenceError if the model rejects the undisturbed rows.
     """
-    rows = own_columns(model.artifact, labelled.rows)
-    truth = labelled.truth
-    if len(truth) < 2:
-        raise InvalidConfig(
-            "the data has one row with a known target; a standard deviation needs at least two",
-        )
-    width = sum(values[:1].size for values in rows.values())
-    if len(truth) * width > _MAX_VALUES:
-        picked = sample_positions(len(truth), max(_MAX_VALUES // width, 2), seed)
-        rows = take_rows(rows, picked)
-        truth = truth[picked]
-    baseline = Baseline.of(model.predict(rows), truth, metric)
+    sample = _limited_sample(model, labelled, seed)
+    rows = sample.rows
+    baseline = Baseline.of(model.predict(rows), sample.truth, metric)
     selected = strengths or {
         name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default
     }
-    of_original = cache(lambda: find_gradient(rows, truth))
+    of_original = cache(lambda: find_gradient(rows, sample.truth))
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
     notes: list[str] = []
     for name, values in selected.items():
         changed = rows
-        refusals = _missing_refusals(model, rows) if name == "missing" else {}
-        if refusals and len(refusals) < len(rows):
-            changed = {column: values for column, values in rows.items() if column not in refusals}
-            columns = join_names(refusals)
-            notes.append(
-                f"missing: no values of {columns} are removed, because the model rejects such rows",
-            )
-        variants = _disturber(name, model, changed, truth, of_original)
+        if name == "missing":
+            changed, note = _rows_with_gaps(model, rows)
+            notes += note
+        variants = _disturber(name, model, changed, sample.truth, of_original)
         if isinstance(variants, Refused):
             cannot[name] = variants.reason
             continue
         progress(f"measuring {name}")
-        # Mix the name into the seed. Otherwise data generated with the same seed would
-        # equal the noise.
-        stream = [zlib.crc32(name.encode()), seed]
-        for strength in values:
-            outcomes = [
-                _point(baseline, model, name, strength, variant, {**rows, **disturbed})
-                for variant, disturbed in variants(strength, np.random.default_rng(stream))
-            ]
-            points.append(
-                max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss),
-            )
+        curve = _Curve(name, model, baseline, rows, variants, seed)
+        points += [curve.worst_point(strength) for strength in values]
     if not points:
         raise InvalidConfig(
             "no disturbance can be measured: "
@@ -357,13 +335,88 @@ def measure_robustness(
         "",
         "",
         baseline.metric,
-        len(truth),
+        len(sample.truth),
         seed,
         baseline.value,
         tuple(points),
         cannot,
         tuple(notes),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """The rows on which disturbances are measured, and their truth, [N]."""
+
+    rows: NamedArrays
+    truth: Array
+
+
+def _limited_sample(model: LoadedModel, labelled: LabelledRows, seed: int) -> _Sample:
+    """Return the columns that the model reads, with at most `_MAX_VALUES` values.
+    Raises InvalidConfig if there are fewer than two rows.
+    """
+    rows = own_columns(model.artifact, labelled.rows)
+    truth = labelled.truth
+    if len(truth) < 2:
+        raise InvalidConfig(
+            "the data has one row with a known target; a standard deviation needs at least two",
+        )
+    width = sum(values[:1].size for values in rows.values())
+    if len(truth) * width <= _MAX_VALUES:
+        return _Sample(rows, truth)
+    picked = sample_positions(len(truth), max(_MAX_VALUES // width, 2), seed)
+    return _Sample(take_rows(rows, picked), truth[picked])
+
+
+def _rows_with_gaps(model: LoadedModel, rows: NamedArrays) -> tuple[NamedArrays, list[str]]:
+    """Return the columns in which values may be missing, and a note about the other
+    columns. If no column accepts a missing value, all columns are returned.
+    """
+    refusals = _missing_refusals(model, rows)
+    if not refusals or len(refusals) == len(rows):
+        return rows, []
+    accepted = {column: values for column, values in rows.items() if column not in refusals}
+    columns = join_names(refusals)
+    note = f"missing: no values of {columns} are removed, because the model rejects such rows"
+    return accepted, [note]
+
+
+_Variants = Callable[[float, np.random.Generator], Iterable[tuple[str, NamedArrays]]]
+"""A function that yields the name and the disturbed columns of each variant of a
+disturbance, for a strength.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """The measurement of one disturbance at several strengths."""
+
+    name: str
+    model: LoadedModel
+    baseline: Baseline
+    rows: NamedArrays
+    variants: _Variants
+    seed: int
+
+    def worst_point(self, strength: float) -> RobustnessPoint:
+        """Return the variant with the largest loss. A model without finite predictions
+        has the largest loss.
+        """
+        # Mix the name into the seed. Otherwise data generated with the same seed would
+        # equal the noise.
+        random = np.random.default_rng([zlib.crc32(self.name.encode()), self.seed])
+        outcomes = []
+        for variant, disturbed in self.variants(strength, random):
+            rows = {**self.rows, **disturbed}
+            outcomes.append(
+                _point(self.baseline, self.model, self.name, strength, variant, rows),
+            )
+        return max(outcomes, key=_loss_of)
+
+
+def _loss_of(point: RobustnessPoint) -> float:
+    return math.inf if point.loss is None else point.loss
 
 
 def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
@@ -386,7 +439,7 @@ def _disturber(
     rows: NamedArrays,
     truth: Array,
     of_original: Callable[[], LossGradient | Refused],
-) -> Callable[[float, np.random.Generator], Iterable[tuple[str, NamedArrays]]] | Refused:
+) -> _Variants | Refused:
     """Return a function that takes strength and generator and yields the disturbed
     rows, each with a variant name.
     """
