@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx_ir.passes.common import NameFixPass
 from onnxscript import ir
 from onnxscript import opset18 as op
@@ -181,53 +181,30 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
     ids, but ONNX's Gather does not.
     """
     graph = proto.graph
-    values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
-    batch = graph.input[0].type.tensor_type.shape.dim[:1]
-    sizes = {entry.name: entry.dims[0] for entry in graph.initializer if entry.dims}
+    embeddings = _find_embeddings(graph)
     nodes = list(graph.node)
-    makers = {output: node for node in nodes for output in node.output}
     marks: list[str] = []
     reasons: list[str] = []
     del graph.node[:]
-    for node in nodes:
-        table, ids = (*node.input, "", "")[:2]
-        # The legacy exporter writes the Gather of an embedding without an axis.
-        sources = " ".join(entry.value for entry in node.metadata_props)
-        embeds = "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
-        if node.op_type == "Gather" and embeds and table in sizes:
-            flat = ids
-            shape = ""
-            while (
-                (maker := makers.get(ids))
-                and maker.op_type == "Reshape"
-                and sizes.get(maker.input[1]) == 1
-            ):
-                ids, shape = maker.input  # An EmbeddingBag flattens all rows.
-            if ids in values and values[ids].shape.dim[:1] == batch:
-                last = sizes[table] - 1
-                marks.append(
-                    _mark_ids(
-                        graph,
-                        ids,
-                        values[ids].elem_type,
-                        last,
-                        f"{REFUSED_ROWS}_{len(marks)}",
+    for index, node in enumerate(nodes):
+        embedding = embeddings.get(index)
+        if embedding is not None:
+            mark = f"{REFUSED_ROWS}_{len(marks)}"
+            marks.append(mark)
+            _mark_ids(graph, embedding.ids, embedding.kind, embedding.last, mark)
+            node.input[1] = f"{mark}_ids"
+            if embedding.is_flattened:
+                node.input[1] = f"{mark}_all"
+                graph.node.append(
+                    onnx.helper.make_node(
+                        "Reshape",
+                        [f"{mark}_ids", embedding.shape],
+                        [node.input[1]],
                     ),
                 )
-                node.input[1] = f"{marks[-1]}_ids"
-                if ids != flat:
-                    node.input[1] = f"{marks[-1]}_all"
-                    graph.node.append(
-                        onnx.helper.make_node(
-                            "Reshape",
-                            [f"{marks[-1]}_ids", shape],
-                            [node.input[1]],
-                        ),
-                    )
-                is_sent = any(entry.name == ids for entry in graph.input)
-                reasons.append(
-                    f"{repr(ids) if is_sent else 'an embedding'} accepts the ids 0 to {last}",
-                )
+            is_sent = any(entry.name == embedding.ids for entry in graph.input)
+            shown = repr(embedding.ids) if is_sent else "an embedding"
+            reasons.append(f"{shown} accepts the ids 0 to {embedding.last}")
         graph.node.append(node)
     if marks:
         graph.node.append(onnx.helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
@@ -236,6 +213,64 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
         )
         onnx.helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(dict.fromkeys(reasons))})
     return proto
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """A Gather that looks up ids [N, …] in a table.
+
+    Attributes:
+        ids: the tensor of the ids.
+        kind: the ONNX type of the ids.
+        last: the largest id of the table.
+        is_flattened: True if a Reshape flattens the ids of all rows before the Gather.
+        shape: the shape of that Reshape, or "".
+    """
+
+    ids: str
+    kind: int
+    last: int
+    is_flattened: bool
+    shape: str
+
+
+def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
+    """Return the embeddings whose ids have a first dimension of rows, by the position
+    of their node.
+    """
+    values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
+    batch = graph.input[0].type.tensor_type.shape.dim[:1]
+    sizes = {entry.name: entry.dims[0] for entry in graph.initializer if entry.dims}
+    makers = {}
+    for node in graph.node:
+        makers.update(dict.fromkeys(node.output, node))
+    embeddings = {}
+    for index, node in enumerate(graph.node):
+        if not _is_embedding(node) or node.input[0] not in sizes:
+            continue
+        ids = node.input[1]
+        shape = ""
+        while (
+            (maker := makers.get(ids))
+            and maker.op_type == "Reshape"
+            and sizes.get(maker.input[1]) == 1
+        ):
+            ids, shape = maker.input  # An EmbeddingBag flattens all rows.
+        if ids in values and values[ids].shape.dim[:1] == batch:
+            last = sizes[node.input[0]] - 1
+            is_flattened = ids != node.input[1]
+            embeddings[index] = _Embedding(ids, values[ids].elem_type, last, is_flattened, shape)
+    return embeddings
+
+
+def _is_embedding(node: NodeProto) -> bool:
+    """Return True for the Gather of an embedding. The legacy exporter writes it without
+    an axis.
+    """
+    if node.op_type != "Gather":
+        return False
+    sources = " ".join(entry.value for entry in node.metadata_props)
+    return "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
 
 
 def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> str:
@@ -322,32 +357,13 @@ def _to_onnx(
     try:
         with _silenced():
             if legacy:
-                axes = {
-                    name: {
-                        0: "batch",
-                        **{axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())},
-                    }
-                    for name in names
-                }
+                axes = {name: _traced_axes(name, dynamic_axes) for name in names}
                 buffer = io.BytesIO()
                 torch.onnx.export(model, arguments, buffer, dynamic_axes=axes, **options)
                 return onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
             options["custom_translation_table"] = _TRANSLATIONS
             if not isinstance(model, ExportedProgram):
-                rows = Dim("batch")
-                shapes = tuple(
-                    {0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)}
-                    for name in names
-                )
-                is_variadic = any(
-                    entry.kind is entry.VAR_POSITIONAL for entry in _signature(model).values()
-                )
-                options["args"] = arguments
-                options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
-                if _by_keyword(model, names):
-                    options["args"] = ()
-                    options["kwargs"] = dict(zip(names, arguments, strict=True))
-                    options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
+                options |= _program_options(model, arguments, names, dynamic_axes)
             # The default kernels have another tensor layout than the exporter's
             # decompositions (torch 2.13).
             with sdpa_kernel(SDPBackend.MATH):
@@ -356,22 +372,55 @@ def _to_onnx(
             NameFixPass()(program.model)
             return program.model_proto
     except Exception as error:
-        cause = error.__cause__ or error
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        reason = plain_reason(lines[0]) if lines else type(error).__name__
-        if fixed := _FIXED_SIZE.search(str(cause)):
-            reason = (
-                f"its forward fixes a size that varies in the data ({fixed['size']} of "
-                f"{fixed['place']})"
-            )
-        if any(
-            isinstance(exception, GuardOnDataDependentSymNode)
-            for exception in (cause, cause.__cause__)
-        ):
-            reason = f"its forward branches on tensor values; use torch.where instead ({reason})"
         raise ConversionError(
-            f"{_shown_name(model)} cannot be converted to ONNX: {reason}",
+            f"{_shown_name(model)} cannot be converted to ONNX: {_export_failure(error)}",
         ) from error
+
+
+def _traced_axes(name: str, dynamic_axes: DynamicAxes) -> dict[int, str]:
+    """Return the names of an input's free axes for TorchScript's exporter."""
+    axes = {axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}
+    return {0: "batch", **axes}
+
+
+def _program_options(
+    model: TrainedModel,
+    arguments: tuple[torch.Tensor, ...],
+    names: list[str],
+    dynamic_axes: DynamicAxes,
+) -> dict[str, object]:
+    """Return the arguments of the module and their free axes for torch's exporter."""
+    rows = Dim("batch")
+    shapes = tuple(
+        {0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names
+    )
+    if _by_keyword(model, names):
+        return {
+            "args": (),
+            "kwargs": dict(zip(names, arguments, strict=True)),
+            "dynamic_shapes": dict(zip(names, shapes, strict=True)),
+        }
+    parameters = _signature(model).values()
+    is_variadic = any(entry.kind is entry.VAR_POSITIONAL for entry in parameters)
+    return {"args": arguments, "dynamic_shapes": (shapes,) if is_variadic else shapes}
+
+
+def _export_failure(error: Exception) -> str:
+    """Return the first line of the exporter's error, or its cause in the user's
+    `forward`.
+    """
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    reason = plain_reason(lines[0]) if lines else type(error).__name__
+    if fixed := _FIXED_SIZE.search(str(cause)):
+        reason = (
+            f"its forward fixes a size that varies in the data ({fixed['size']} of "
+            f"{fixed['place']})"
+        )
+    for exception in (cause, cause.__cause__):
+        if isinstance(exception, GuardOnDataDependentSymNode):
+            return f"its forward branches on tensor values; use torch.where instead ({reason})"
+    return reason
 
 
 def attention(
