@@ -10,6 +10,7 @@ between floats, and set the outputs.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from threading import Lock
@@ -255,59 +256,91 @@ def parse_columns(
     """Return strings and numbers of a ColumnTransformer separately. Joining both would
     cut numbers to eight digits.
     """
-    widths = (
-        [model.n_features_in_] if len(inputs) == 1 else [source.type.shape[1] for source in inputs]
-    )
-    sources = [
-        (source, index)
-        for source, width in zip(inputs, widths, strict=True)
-        for index in range(width)
-    ]
-    names = getattr(model, "feature_names_in_", ())
-    graph_inputs = {source.raw_name: (source, 0) for source in inputs}
+    columns = _InputColumns.of(model, inputs)
     parts: list[Variable] = []
     for name, step, positions in estimators.named_steps(model):
-        read = [str(names[position]) for position in positions] if len(names) else []
-        by_name = len(inputs) == len(sources) and {*read} <= graph_inputs.keys()
-        selected = (
-            [graph_inputs[key] for key in read]
-            if read and by_name
-            else [sources[index] for index in positions]
-        )
-        picked = []
-        for variable, run in groupby(selected, lambda item: item[0]):
-            columns = [index for _, index in run]
-            if columns != list(range(widths[inputs.index(variable)])):
-                kind = type(variable.type)([None, len(columns)])
-                variable = _declare(
-                    scope,
-                    "SklearnArrayFeatureExtractor",
-                    [variable],
-                    kind,
-                    column_indices=columns,
-                )
-            picked.append(variable)
+        picked = columns.pick(scope, positions)
         if not estimators.passes_on(step):
-            if len(picked) > 1 and not isinstance(
-                estimators.first_steps(step)[0],
-                do_not_merge_columns,
-            ):
-                picked = [
-                    _declare(scope, "SklearnConcat", picked, type(picked[0].type)([None, None])),
-                ]
-            span = model.output_indices_[name]
-            picked = _parse_sklearn(scope, step, picked)
-            if not isinstance(
-                last_step(step),
-                ColumnTransformer,
-            ):  # The parts of a ColumnTransformer have widths.
-                picked = picked[:1]
-                picked[0].type = type(picked[0].type)([None, span.stop - span.start])
+            picked = _parse_step(scope, step, picked, model.output_indices_[name])
         parts += picked
     is_mixed = len({isinstance(part.type, StringTensorType) for part in parts}) > 1
     if is_mixed or len(parts) == 1:
         return parts
     return [_declare(scope, "SklearnConcat", parts, type(parts[0].type)([None, None]))]
+
+
+@dataclass(frozen=True, eq=False)
+class _InputColumns:
+    """The columns of the variables that a ColumnTransformer reads.
+
+    Attributes:
+        names: the column names of the fitted table, or () for an array.
+        widths: the number of columns of each variable.
+        columns: the variable of each column, and the column's position in it.
+    """
+
+    inputs: list[Variable]
+    names: Sequence[str]
+    widths: list[int]
+    columns: list[tuple[Variable, int]]
+
+    @classmethod
+    def of(cls, model: Estimator, inputs: list[Variable]) -> "_InputColumns":
+        if len(inputs) == 1:
+            widths = [model.n_features_in_]
+        else:
+            widths = [source.type.shape[1] for source in inputs]
+        columns = []
+        for source, width in zip(inputs, widths, strict=True):
+            columns += [(source, index) for index in range(width)]
+        names = getattr(model, "feature_names_in_", ())
+        return cls(inputs, [str(name) for name in names], widths, columns)
+
+    def pick(self, scope: Scope, positions: Sequence[int]) -> list[Variable]:
+        """Return the variables with the columns at the positions. Adjacent columns of a
+        variable are one variable.
+        """
+        picked = []
+        for variable, run in groupby(self._columns_at(positions), lambda item: item[0]):
+            indices = [index for _, index in run]
+            if indices != list(range(self.widths[self.inputs.index(variable)])):
+                variable = _declare(
+                    scope,
+                    "SklearnArrayFeatureExtractor",
+                    [variable],
+                    type(variable.type)([None, len(indices)]),
+                    column_indices=indices,
+                )
+            picked.append(variable)
+        return picked
+
+    def _columns_at(self, positions: Sequence[int]) -> list[tuple[Variable, int]]:
+        """Return the columns by name, if each column is a variable with its name,
+        otherwise by position.
+        """
+        if self.names and len(positions) and len(self.inputs) == len(self.columns):
+            by_name = {source.raw_name: (source, 0) for source in self.inputs}
+            names = [self.names[position] for position in positions]
+            if by_name.keys() >= {*names}:
+                return [by_name[name] for name in names]
+        return [self.columns[position] for position in positions]
+
+
+def _parse_step(
+    scope: Scope,
+    step: Estimator,
+    picked: list[Variable],
+    span: slice,
+) -> list[Variable]:
+    """Return the outputs of a step with the positions `span`, which joins its inputs."""
+    if len(picked) > 1 and not isinstance(estimators.first_steps(step)[0], do_not_merge_columns):
+        kind = type(picked[0].type)([None, None])
+        picked = [_declare(scope, "SklearnConcat", picked, kind)]
+    parsed: list[Variable] = _parse_sklearn(scope, step, picked)
+    if isinstance(last_step(step), ColumnTransformer):  # Its parts have widths.
+        return parsed
+    parsed[0].type = type(parsed[0].type)([None, span.stop - span.start])
+    return parsed[:1]
 
 
 def _declare(
