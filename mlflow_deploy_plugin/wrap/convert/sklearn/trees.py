@@ -36,6 +36,8 @@ Node = tuple[int, float, int, int, bool, float]
 """The fields of a node, in the order of `Tree`."""
 LEAF = -1
 _NO_CODE = -1
+_COMPARISONS = {"BRANCH_LT": ("Less", "GreaterOrEqual"), "BRANCH_LEQ": ("LessOrEqual", "Greater")}
+"""The operator of each comparison, and the operator of its opposite."""
 _MAX_PADDING = 8
 """The maximum width of a level of a complete tree, divided by the average number of
 nodes per tree.
@@ -184,77 +186,153 @@ class Boosting:
         split by categories.
         """
         counts = np.bincount(self.targets, minlength=len(self.base))
-        if (
-            len(self.trees) < MIN_TREES
-            or len(set(counts)) > 1
-            or any(tree.members for tree in self.trees)
-        ):
+        if len(self.trees) < MIN_TREES or len(set(counts)) > 1:
+            return None
+        if any(tree.members for tree in self.trees):
             return None
         groups = 1 if self.is_single else -(-int(counts[0]) // MAX_SUMMED)
-        lacking = -int(counts[0]) % groups  # padding with trees of value 0
-        filled = [
-            *self.trees,
-            *[Tree.of([(0, 0.0, LEAF, LEAF, False, 0.0)])] * lacking * len(self.base),
-        ]
-        order = np.argsort(
-            [*self.targets, *np.repeat(np.arange(len(self.base)), lacking)],
-            kind="stable",
-        )
-        trees = [filled[index] for index in order]
-        nodes, roots = _joined(trees)
-        inner = nodes["left"] != np.arange(len(nodes["left"]))
-        splits = np.stack(
-            [nodes[name][inner] for name in ("feature", "threshold", "default_left")],
-            axis=1,
-        )
-        splits, of_inner = np.unique(splits, axis=0, return_inverse=True)
-        column, threshold, default = splits.T
-        if not len(splits) or (self.mode == "BRANCH_LT" and np.isneginf(threshold).any()):
-            return None  # No number is less than -inf, which replaces missing values.
-        split = np.zeros(len(inner), dtype=np.int64)
-        split[inner] = of_inner.ravel()
-        left = nodes["left"]
-        right = nodes["right"]
-        comparison, otherwise = (
-            ("Less", "GreaterOrEqual") if self.mode == "BRANCH_LT" else ("LessOrEqual", "Greater")
-        )
-        if default.all():  # The opposite comparison is false for missing values.
-            comparison, left, right, default = otherwise, right, left, np.zeros(len(splits))
-        at = roots[:, None]
-        levels: list[Array] = []
-        while inner[at].any():
-            if at.shape[1] > _MAX_PADDING * len(inner) / len(trees):
-                return None
-            levels.append(split[at])
-            at = np.stack([right[at], left[at]], axis=2).reshape(len(trees), -1)
-        each = len(trees) // len(self.base)
-        if all((level.reshape(-1, *level[:each].shape) == level[:each]).all() for level in levels):
-            levels = [level[:each] for level in levels]  # All targets have the same splits.
+        forest = _joined(self._padded_trees(-int(counts[0]) % groups))
+        splits = _distinct_splits(forest, self.mode)
+        if splits is None:
+            return None
+        complete = _complete_levels(forest, splits)
+        if complete is None:
+            return None
+        trees = len(forest.roots) // len(self.base)
+        values = forest.nodes["value"][complete.leaves]
         return Levels(
-            levels,
-            column.astype(np.int64),
-            threshold.astype(np.float32 if self.has_single_rows else np.float64),
-            default.astype(bool),
-            comparison,
-            nodes["value"][at].reshape(len(self.base), each, -1).astype(np.float32),
+            _shared_levels(complete.levels, trees),
+            splits.column.astype(np.int64),
+            splits.threshold.astype(np.float32 if self.has_single_rows else np.float64),
+            splits.default.astype(bool),
+            splits.comparison,
+            values.reshape(len(self.base), trees, -1).astype(np.float32),
             self.base.astype(np.float32 if self.is_single else np.float64),
             groups,
         )
 
+    def _padded_trees(self, padding: int) -> list[Tree]:
+        """Return the trees ordered by target, with `padding` trees of value 0 per
+        target.
+        """
+        empty = Tree.of([(0, 0.0, LEAF, LEAF, False, 0.0)])
+        trees = [*self.trees, *[empty] * padding * len(self.base)]
+        targets = [*self.targets, *np.repeat(np.arange(len(self.base)), padding)]
+        return [trees[index] for index in np.argsort(targets, kind="stable")]
 
-def _joined(trees: list[Tree]) -> tuple[dict[str, Array], Array]:
-    """Return the nodes of all trees as arrays [nodes], and the roots. A leaf's `left`
-    and `right` point to the leaf.
+
+@dataclass(frozen=True, eq=False)
+class _Forest:
+    """The nodes of all trees as arrays [nodes], and the position of each root, [trees].
+
+    A leaf's `left` and `right` point to the leaf.
     """
+
+    nodes: dict[str, Array]
+    roots: Array
+
+    @property
+    def is_inner(self) -> Array:
+        """True for the nodes that are not leaves, [nodes]."""
+        left = self.nodes["left"]
+        return np.not_equal(left, np.arange(len(left)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Splits:
+    """The distinct splits of the nodes.
+
+    Attributes:
+        column, threshold, default, comparison: as in `Levels`.
+        index: the split of each node, [nodes]; 0 for leaves.
+        left: the child of each node if the comparison is true, [nodes].
+        right: the other child, [nodes].
+    """
+
+    column: Array
+    threshold: Array
+    default: Array
+    comparison: str
+    index: Array
+    left: Array
+    right: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _CompleteTrees:
+    """The splits of complete trees, [trees, 2**d] at each level d, and the nodes that
+    are their leaves, [trees, 2**depth].
+    """
+
+    levels: list[Array]
+    leaves: Array
+
+
+def _distinct_splits(forest: _Forest, mode: str) -> _Splits | None:
+    """Return the distinct splits, or None if there are no splits or their missing
+    values cannot be replaced.
+    """
+    nodes = forest.nodes
+    is_inner = forest.is_inner
+    fields = [nodes[name][is_inner] for name in ("feature", "threshold", "default_left")]
+    distinct, of_inner = np.unique(np.stack(fields, axis=1), axis=0, return_inverse=True)
+    column, threshold, default = distinct.T
+    if not len(distinct):
+        return None
+    if mode == "BRANCH_LT" and np.isneginf(threshold).any():
+        return None  # No number is less than -inf, which replaces missing values.
+    index = np.zeros(len(is_inner), dtype=np.int64)
+    index[is_inner] = of_inner.ravel()
+    comparison, opposite = _COMPARISONS[mode]
+    left = nodes["left"]
+    right = nodes["right"]
+    if default.all():  # The opposite comparison is false for missing values.
+        no_default = np.zeros(len(distinct))
+        return _Splits(column, threshold, no_default, opposite, index, right, left)
+    return _Splits(column, threshold, default, comparison, index, left, right)
+
+
+def _complete_levels(forest: _Forest, splits: _Splits) -> _CompleteTrees | None:
+    """Return the trees as complete trees, or None if most of their nodes would be
+    padding.
+    """
+    trees = len(forest.roots)
+    is_inner = forest.is_inner
+    at = forest.roots[:, None]
+    levels: list[Array] = []
+    while is_inner[at].any():
+        if at.shape[1] > _MAX_PADDING * len(is_inner) / trees:
+            return None
+        levels.append(splits.index[at])
+        children = np.stack([splits.right[at], splits.left[at]], axis=2)
+        at = children.reshape(trees, -1)
+    return _CompleteTrees(levels, at)
+
+
+def _shared_levels(levels: list[Array], trees: int) -> list[Array]:
+    """Return the levels of one target, with its number of trees, if all targets have
+    the same splits. Otherwise return the levels of all targets.
+    """
+    for level in levels:
+        by_target = level.reshape(-1, trees, level.shape[1])
+        if not (by_target == level[:trees]).all():
+            return levels
+    return [level[:trees] for level in levels]
+
+
+def _joined(trees: list[Tree]) -> _Forest:
+    """Return the nodes of all trees."""
     names = ("feature", "threshold", "left", "right", "default_left", "value")
-    nodes = {name: np.concatenate([getattr(tree, name) for tree in trees]) for name in names}
+    nodes = {}
+    for name in names:
+        nodes[name] = np.concatenate([getattr(tree, name) for tree in trees])
     sizes = [len(tree.left) for tree in trees]
     roots = np.cumsum([0, *sizes[:-1]])
     is_leaf = nodes["left"] < 0
     offsets = np.repeat(roots, sizes)
     for side in ("left", "right"):
         nodes[side] = np.where(is_leaf, np.arange(len(is_leaf)), nodes[side] + offsets)
-    return nodes, roots
+    return _Forest(nodes, roots)
 
 
 def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
