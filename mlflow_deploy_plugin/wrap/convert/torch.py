@@ -402,7 +402,9 @@ def _program_options(
         }
     parameters = _signature(model).values()
     is_variadic = any(entry.kind is entry.VAR_POSITIONAL for entry in parameters)
-    return {"args": arguments, "dynamic_shapes": (shapes,) if is_variadic else shapes}
+    if is_variadic:
+        return {"args": arguments, "dynamic_shapes": (shapes,)}
+    return {"args": arguments, "dynamic_shapes": shapes}
 
 
 def _export_failure(error: Exception) -> str:

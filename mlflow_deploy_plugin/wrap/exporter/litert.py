@@ -309,11 +309,10 @@ class _Direction:
                 total = ops.add("Add", ops.add("MatMul", state, recurrent), recurrent_bias)
             state, cell = add_step(ops, taken, total, state, cell, self.size)
             states.append(ops.add("Unsqueeze", state, ops.constant([0, 1])))
-        return _Unrolled(
-            states=ops.add("Concat", *states[::order], axis=0),
-            last=ops.add("Unsqueeze", state, ops.constant([0])),
-            last_cell=ops.add("Unsqueeze", cell, ops.constant([0])) if cell else "",
-        )
+        joined = ops.add("Concat", *states[::order], axis=0)
+        last = ops.add("Unsqueeze", state, ops.constant([0]))
+        last_cell = ops.add("Unsqueeze", cell, ops.constant([0])) if cell else ""
+        return _Unrolled(joined, last, last_cell)
 
     def _gather(self, name: str) -> str:
         """Return the part of a tensor that belongs to the direction."""

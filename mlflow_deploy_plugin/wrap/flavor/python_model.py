@@ -136,8 +136,9 @@ def _flavor_arguments(
     if rows is not None and predict_fn != "predict" and not has_signature:
         # Without a signature, MLflow would infer the outputs from `predict`.
         arguments["signature"] = infer_signature(rows, getattr(model, predict_fn)(rows))
+    saved_rows = rows if rows is not None else {}
     try:
-        _Example(rows if rows is not None else {})
+        _Example(saved_rows)
     except Exception as problem:  # noqa: BLE001 - MLflow's encoder may raise any error.
         _logger.warning(
             "the model is logged without its input_example, because MLflow cannot save it: %s",
@@ -483,7 +484,7 @@ def net_options(
 
 def _head(data: Batch) -> slice:
     """Return the positions of the rows that MLflow saves."""
-    return slice(0, EXAMPLE_ROWS if data.has_rows else None)
+    return slice(0, EXAMPLE_ROWS) if data.has_rows else slice(0, None)
 
 
 @dataclass(frozen=True, eq=False)

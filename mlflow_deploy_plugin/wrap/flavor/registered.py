@@ -187,28 +187,24 @@ def wrap_registered(
         resolved = resolve(model_uri)
     else:
         resolved = ResolvedModel(model_uri, file.stem, "", file.resolve().as_uri())
-    is_registered = file is None and parse_model_uri(model_uri).is_registered
-    if not (register or dry_run or is_registered):
-        raise errors.InvalidConfig(
-            f"{model_uri} is not registered; set --register NAME (in Python register=)",
-        )
+    if not (register or dry_run):
+        _check_registered(model_uri, file)
     name = register or resolved.name
     if file is not None and file.suffix.lower() == ".pmml":
         return _wrap_pmml(file, resolved, name, data, dry_run, progress)
     with temporary_folder("onnxserve-wrap-") as temporary:
         if file is not None:
             folder = file
-            source = str(file)
             original = load_file(file, allow_pickle)
         else:
             progress(f"reading {resolved.source}")
             folder = download(resolved.source, temporary)
-            source = resolved.source
-            original = load_folder(folder, source)
+            original = load_folder(folder, resolved.source)
         if pyfunc_predict_fn is not None:
             original = replace(original, predict_fn=pyfunc_predict_fn)
         kind = "graph" if is_onnx(original.model) else type(original.model).__name__
         progress(f"converting and proving a {kind}")
+        source = str(file or resolved.source)
         wrapped, notes = _convert(original, folder, source, data, parity)
         for note in notes:
             progress(f"warning: {note}")
@@ -234,6 +230,14 @@ def _model_file(model_uri: str) -> Path | None:
     if not path.exists():
         raise errors.NotFound(f"the file {path} does not exist")
     return path
+
+
+def _check_registered(model_uri: str, file: Path | None) -> None:
+    """Raise InvalidConfig if the URI does not name a registered model."""
+    if file is not None or not parse_model_uri(model_uri).is_registered:
+        raise errors.InvalidConfig(
+            f"{model_uri} is not registered; set --register NAME (in Python register=)",
+        )
 
 
 def _describe(
@@ -508,13 +512,15 @@ def _log_next_version(
     model_id = None
     if has_logged_models(client):
         model_id = _create_logged_model(client, origin.logged, origin.run, origin_tags)
+    metadata = original.mlmodel.metadata if original.mlmodel is not None else None
+    version_tags = origin.version.tags if origin.version is not None else {}
     info = log_wrapped(
         replace(wrapped, provenance=_provenance(wrapped.provenance, origin.run)),
         registered_model_name=outcome.name,
         model_id=model_id,
         run_id=origin.run_id,
-        metadata=original.mlmodel.metadata if original.mlmodel is not None else None,
-        tags=kept_tags(origin.version.tags if origin.version else {}) | origin_tags,
+        metadata=metadata,
+        tags=kept_tags(version_tags) | origin_tags,
     )
     if origin.run_id and model_id and origin.logged is not None:
         _copy_metrics(client, origin.logged, model_id, origin.run_id)

@@ -163,7 +163,10 @@ class _Block:
         nodes = []
         for level in self.levels.nodes:
             first = level[:, :1]
-            nodes.append(first if (level == first).all() else level)
+            if (level == first).all():
+                nodes.append(first)
+            else:
+                nodes.append(level)
         return nodes
 
     def select_columns(self, rows: str) -> _Columns:

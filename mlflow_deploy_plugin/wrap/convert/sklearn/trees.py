@@ -200,14 +200,16 @@ class Boosting:
             return None
         trees = len(forest.roots) // len(self.base)
         values = forest.nodes["value"][complete.leaves]
+        rows_type = np.float32 if self.has_single_rows else np.float64
+        sums_type = np.float32 if self.is_single else np.float64
         return Levels(
             _shared_levels(complete.levels, trees),
             splits.column.astype(np.int64),
-            splits.threshold.astype(np.float32 if self.has_single_rows else np.float64),
+            splits.threshold.astype(rows_type),
             splits.default.astype(bool),
             splits.comparison,
             values.reshape(len(self.base), trees, -1).astype(np.float32),
-            self.base.astype(np.float32 if self.is_single else np.float64),
+            self.base.astype(sums_type),
             groups,
         )
 
