@@ -13,6 +13,7 @@ bits of the sort key are divided among the columns that split the most rows.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import GraphProto, TensorProto, helper, numpy_helper
@@ -92,45 +93,83 @@ def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
     """Return columns, thresholds and weights [K] of K comparisons. A row's key is the
     weighted sum of their results.
     """
-    tensor = attributes.get("nodes_values_as_tensor")
-    threshold = (
-        np.array(attributes["nodes_values"]) if tensor is None else numpy_helper.to_array(tensor)
-    )
-    tree, number, column, *sides = (
-        np.array(attributes[f"nodes_{name}"])
-        for name in ("treeids", "nodeids", "featureids", "truenodeids", "falsenodeids")
-    )
-    inner = np.array(attributes["nodes_modes"]) != b"LEAF"
-    name, *children = (tree * (number.max() + 1) + each for each in (number, *sides))
-    order = np.argsort(name)
-    # estimated share of the rows that reach each node; halved per level
-    share = np.zeros(len(tree))
-    below = np.setdiff1d(name, np.concatenate([each[inner] for each in children]))
-    for level in range(_KEY_BITS):
-        at = order[np.searchsorted(name, below, sorter=order)]
-        at = at[inner[at]]
-        share[at] = np.maximum(share[at], 0.5**level)
-        # Equality tests may share a child.
-        below = np.unique(np.concatenate([each[at] for each in children]))
-
-    left = decides = np.bincount(column, share)
-    bits = np.zeros(len(left), dtype=np.int64)
-    for _ in range(_KEY_BITS):
-        bits[np.argmax(left)] += 1
-        left = decides / 2.0**bits
-    bits = np.minimum(bits, _COLUMN_BITS)
+    nodes = _read_nodes(attributes)
+    decides = np.bincount(nodes.column, nodes.share)
+    bits = _divide_bits(decides)
     parts = []
     weight = 1
     for feature in np.argsort(decides):
         if not bits[feature] or not decides[feature]:
             continue
-        at = np.flatnonzero((column == feature) & (share > 0))
-        at = at[np.argsort(threshold[at])]
-        quantiles = np.arange(1, 2 ** bits[feature]) / 2 ** bits[feature]
-        edges = np.unique(
-            threshold[at][np.searchsorted(np.cumsum(share[at]) / share[at].sum(), quantiles)],
-        )
+        edges = nodes.edges(feature, bits[feature])
         parts.append((np.full(len(edges), feature), edges, np.full(len(edges), weight)))
         weight *= len(edges) + 1
     columns, thresholds, weights = (np.concatenate(each) for each in zip(*parts, strict=True))
     return columns, thresholds, weights
+
+
+@dataclass(frozen=True, eq=False)
+class _Nodes:
+    """The nodes of all trees as arrays [nodes].
+
+    Attributes:
+        share: the estimated share of the rows that reach each node; 0 for leaves.
+    """
+
+    column: Array
+    threshold: Array
+    share: Array
+
+    def edges(self, feature: int, bits: int) -> Array:
+        """Return at most 2**bits - 1 thresholds of a feature, between which equal
+        shares of the rows are split.
+        """
+        at = np.flatnonzero((self.column == feature) & (self.share > 0))
+        at = at[np.argsort(self.threshold[at])]
+        quantiles = np.arange(1, 2**bits) / 2**bits
+        shares = np.cumsum(self.share[at]) / self.share[at].sum()
+        return np.unique(self.threshold[at][np.searchsorted(shares, quantiles)])
+
+
+def _read_nodes(attributes: _Attributes) -> _Nodes:
+    tensor = attributes.get("nodes_values_as_tensor")
+    if tensor is None:
+        threshold = np.array(attributes["nodes_values"])
+    else:
+        threshold = numpy_helper.to_array(tensor)
+    tree, number, column, *sides = (
+        np.array(attributes[f"nodes_{name}"])
+        for name in ("treeids", "nodeids", "featureids", "truenodeids", "falsenodeids")
+    )
+    is_inner = np.array(attributes["nodes_modes"]) != b"LEAF"
+    name, *children = (tree * (number.max() + 1) + each for each in (number, *sides))
+    return _Nodes(column, threshold, _estimate_shares(name, children, is_inner))
+
+
+def _estimate_shares(name: Array, children: list[Array], is_inner: Array) -> Array:
+    """Return the estimated share of the rows that reach each node, which is halved per
+    level. `name` numbers the nodes of all trees, and `children` are the names of their
+    children, each [nodes].
+    """
+    order = np.argsort(name)
+    share = np.zeros(len(name))
+    below = np.setdiff1d(name, np.concatenate([each[is_inner] for each in children]))
+    for level in range(_KEY_BITS):
+        at = order[np.searchsorted(name, below, sorter=order)]
+        at = at[is_inner[at]]
+        share[at] = np.maximum(share[at], 0.5**level)
+        # Equality tests may share a child.
+        below = np.unique(np.concatenate([each[at] for each in children]))
+    return share
+
+
+def _divide_bits(decides: Array) -> Array:
+    """Return the bits of a key per column, by the share of the rows that the column's
+    nodes split, [columns].
+    """
+    left = decides
+    bits = np.zeros(len(left), dtype=np.int64)
+    for _ in range(_KEY_BITS):
+        bits[np.argmax(left)] += 1
+        left = decides / 2.0**bits
+    return np.minimum(bits, _COLUMN_BITS)
