@@ -1,5 +1,5 @@
-"""`onnxserve monitor …`, `drift run`, `silence`, `silences` and `unsilence`: monitors of
-endpoints with their windows, results and alerts.
+"""`onnxserve monitor …`, `drift run`, `silence`, `silences` and `unsilence`: monitors
+of endpoints with their windows, results and alerts.
 """
 
 import sys

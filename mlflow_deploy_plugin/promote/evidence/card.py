@@ -130,7 +130,9 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
 
 
 def _run_with_metrics(record: VersionRecord) -> LoggedRun | None:
-    """Return the run with the metrics of the version, or None if there is no such run."""
+    """Return the run with the metrics of the version, or None if there is no such
+    run.
+    """
     model_id = str(record.mlmodel.get("model_id") or "")
     run_id = record.run.run_id if record.run else ""
     with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.

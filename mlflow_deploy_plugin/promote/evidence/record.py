@@ -289,7 +289,8 @@ def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str,
     try:
         model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:
-        # `registry_errors` would attribute an error of google.protobuf to Google's storage.
+        # `registry_errors` would attribute an error of google.protobuf to Google's
+        # storage.
         raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
     external = [
         entry

@@ -275,7 +275,9 @@ class _Request:
             raise self.refused(trail, missing, reason)
 
     def require_same_current_version(self) -> None:
-        """Raise GateRefused if another version moved to a gated place during the gate."""
+        """Raise GateRefused if another version moved to a gated place during the
+        gate.
+        """
         if not self.chosen.policy.gates(self.place):
             return
         version = self.candidate.version

@@ -157,8 +157,8 @@ class StreamedExchange:
             except BrokenResponse:
                 pass
             finally:
-                # Otherwise an unexpected error would never end the response, and keep its
-                # share of the limits.
+                # Otherwise an unexpected error would never end the response, and keep
+                # its share of the limits.
                 self.loop.call_soon_threadsafe(self.end, is_whole)
 
     def _send(self, piece: bytes) -> None:

@@ -162,8 +162,8 @@ def _constant_finding(
     ):
         return None
     reason = (
-        f"all {present_rows:,} values are {only}; none of the reference's {len(pieces.windows)} windows "
-        "has only one value"
+        f"all {present_rows:,} values are {only}; none of the reference's {len(pieces.windows)} "
+        "windows has only one value"
     )
     return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
 

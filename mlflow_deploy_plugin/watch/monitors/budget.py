@@ -188,7 +188,8 @@ def _relations(baseline: Mapping[str, str], evidence: Evidence) -> dict[str, str
     for relations in sorted(
         {series.column for series in evidence.levels if series.figure in PROJECTIONS},
     ):
-        # A stored key has no field for its segment. All rows include those of the segments.
+        # A stored key has no field for its segment. All rows include those of the
+        # segments.
         segment = relations.removesuffix(RELATIONS)
         times = [since for key, since in baseline.items() if key.startswith(segment)]
         if times:

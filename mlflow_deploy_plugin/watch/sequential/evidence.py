@@ -29,7 +29,9 @@ class SeriesKey:
 
 @lru_cache(maxsize=10_000)
 def _stored_key(text: str) -> SeriesKey:
-    """Return the key that was stored as this text. All windows of a monitor share it."""
+    """Return the key that was stored as this text. All windows of a monitor share
+    it.
+    """
     column, _, figure = text.rpartition("/")
     return SeriesKey(column, figure)
 

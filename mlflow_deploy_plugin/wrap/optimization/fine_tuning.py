@@ -66,7 +66,9 @@ def pruned_and_tuned(
 
 @dataclass(frozen=True, eq=False)
 class _MaskedWeight:
-    """A weight of a layer, and a mask of the same shape that is 0 for pruned numbers."""
+    """A weight of a layer, and a mask of the same shape that is 0 for pruned
+    numbers.
+    """
 
     weight: nn.Parameter
     mask: torch.Tensor
@@ -154,7 +156,9 @@ def _converted(module: nn.Module, base: LoadedOnnx, rows: NamedArrays) -> onnx.M
 
 
 def _example(base: LoadedOnnx, rows: NamedArrays) -> ModelData:
-    """Return rows for the conversion, as a table or as arrays like the base's example."""
+    """Return rows for the conversion, as a table or as arrays like the base's
+    example.
+    """
     some = take_rows(rows, slice(0, _EXAMPLE_ROWS))
     names = [field.name for field in base.artifact.columns or base.artifact.tensors]
     example: NamedArrays | Array = next(iter(some.values()))

@@ -279,7 +279,9 @@ def _is_registered(resolved: ResolvedModel) -> bool:
 
 
 def _registered_name(model_uri: str, resolved: ResolvedModel) -> str:
-    """Return the name of the registered model. Raises InvalidConfig if there is none."""
+    """Return the name of the registered model. Raises InvalidConfig if there is
+    none.
+    """
     if not _is_registered(resolved) or not resolved.name:
         raise InvalidConfig(
             f"{model_uri} is not a registered version: set the name of the form (register)",

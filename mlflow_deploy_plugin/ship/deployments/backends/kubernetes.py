@@ -233,7 +233,9 @@ class KubernetesBackend:
                 self._delete(kind, spec.name)
 
     def _touch_pods(self, pods: list[Document], documents: list[Document]) -> None:
-        """Change an annotation, which makes kubelet read the ConfigMap now, not in 90 s."""
+        """Change an annotation, which makes kubelet read the ConfigMap now, not in 90
+        s.
+        """
         (served,) = (
             document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap"
         )

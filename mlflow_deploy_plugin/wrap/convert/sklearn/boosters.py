@@ -136,7 +136,9 @@ class _XgboostDocument:
         return {index: entry for index, entry in enumerate(columns) if entry["values"]}
 
     def lines(self, targets: int) -> Array:
-        """Return the slopes [features, targets] of gblinear. The last row is the bias."""
+        """Return the slopes [features, targets] of gblinear. The last row is the
+        bias.
+        """
         return np.reshape(self.content.get("weights", []), (-1, targets))[:-1]
 
 

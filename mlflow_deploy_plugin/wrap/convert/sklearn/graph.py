@@ -332,7 +332,9 @@ def _parse_step(
     picked: list[Variable],
     span: slice,
 ) -> list[Variable]:
-    """Return the outputs of a step with the positions `span`, which joins its inputs."""
+    """Return the outputs of a step with the positions `span`, which joins its
+    inputs.
+    """
     if len(picked) > 1 and not isinstance(estimators.first_steps(step)[0], do_not_merge_columns):
         kind = type(picked[0].type)([None, None])
         picked = [_declare(scope, "SklearnConcat", picked, kind)]

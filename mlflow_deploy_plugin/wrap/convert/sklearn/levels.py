@@ -185,7 +185,9 @@ class _Block:
         return _Columns(columns, np.searchsorted(used, codes))
 
     def compare(self, columns: _Columns) -> _Comparisons:
-        """Add the comparisons of all splits in the levels that `_is_compared` selects."""
+        """Add the comparisons of all splits in the levels that `_is_compared`
+        selects.
+        """
         levels = [
             level.ravel() for depth, level in enumerate(self.nodes) if _is_compared(depth, level)
         ]
