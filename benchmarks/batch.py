@@ -171,10 +171,11 @@ def in_spark(
 ) -> None:
     ours, original = uris
     for count in cores:
+        # Java: Spark's defaults
         alone = {
             "spark.ui.enabled": "false",
             "spark.driver.host": "127.0.0.1",
-        }  # Java: Spark's defaults
+        }
         session = SparkSession.builder.master(f"local[{count}]").config(map=alone).getOrCreate()
         session.sparkContext.setLogLevel("OFF")
         frame = session.read.parquet(str(source))

@@ -29,9 +29,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core runs one process
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
-    sys.path.remove(
-        str(Path(__file__).resolve().parent),
-    )  # numba would import this file as `coverage`
+    # numba would import this file as `coverage`
+    sys.path.remove(str(Path(__file__).resolve().parent))
 
 from benchmarks.covering import boosters, estimators, libraries, nets, pipelines
 from benchmarks.covering.judge import OUTCOMES, Case, Verdict, judge

@@ -526,10 +526,11 @@ def main() -> None:
     if sys.argv[1:2] == ["--answer"]:
         return asyncio.run(answer_by_name(sys.argv[2]))
     if not all((MODELS / name).is_dir() for name in MODEL_NAMES):
+        # An earlier version of this script may not have all requests.
         shutil.rmtree(
             MODELS,
             ignore_errors=True,
-        )  # An earlier version of this script may not have all requests.
+        )
         subprocess.run([sys.executable, __file__, "--make-models"], check=True)
     if sys.argv[1:2] == ["--beside"]:
         return compare(sys.argv[2:])

@@ -359,9 +359,8 @@ def redis(seconds: float) -> None:
         count = 0
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            limiter(
-                b"client %d" % count,
-            )  # A busy client would be counted for many requests at once.
+            # A busy client would be counted for many requests at once.
+            limiter(b"client %d" % count)
             count += 1
         print(
             f"Redis counts {count / seconds:,.0f} requests per second for one thread of one worker",

@@ -57,11 +57,12 @@ def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
             row |= {name: [int(draw.integers(0, 30))] for name in request_path.INTEGERS}
             row |= {name: [float(draw.uniform(0, 30))] for name in request_path.DOUBLES}
         feeds = loaded.schema.from_columns(row)
+        # A checkout from before 64-bit numbers were kept does not have this.
         sent = getattr(
             feeds,
             "sent",
             feeds,
-        )  # A checkout from before 64-bit numbers were kept does not have this.
+        )
         found.append((bound, dict(sent), dict(loaded.run(feeds, None))))
     while True:
         for model, feeds, outputs in found:

@@ -100,12 +100,13 @@ with contextlib.suppress(ImportError):  # not on Python 3.14
 modules and their imports only.
 """
 NOT_SERVED = (
+    # used by numpy's tests and by compilers
     *(
         "numpy/_core/_simd.*",
         "numpy/f2py",
         "cffi",
         "pycparser*",
-    ),  # used by numpy's tests and by compilers
+    ),
     *("git", "GitPython-*", "gitpython-*", "gitdb*", "smmap*"),
     *("mlflow/gateway/providers", "mlflow/store/**/dbmodels", "mlflow/store/db_migrations"),
     *("mlflow/store/**/sqlalchemy_*.py", "google/api", "google/type", "google/longrunning"),

@@ -218,9 +218,8 @@ def two_answers(target: pd.Series) -> pd.Series:
         and (target % 1 == 0).all()
         and target.abs().max() < 2**53
     ):
-        converted = target.astype(
-            "int64",
-        )  # In a column with a missing value, pandas reads 1 as 1.0.
+        # In a column with a missing value, pandas reads 1 as 1.0.
+        converted = target.astype("int64")
     else:
         converted = target.astype(str)
     if converted.nunique() != 2 or converted.value_counts().min() < 10:

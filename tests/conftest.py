@@ -22,6 +22,7 @@ import pytest
 from xdist.remote import Producer
 
 from mlflow_deploy_plugin.core.registry import connection
+from tests.support import low_descriptors
 from tests.support.scheduling import ContinuedScheduling
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.serving import Served, servers_below
@@ -79,6 +80,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Continu
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
+    low_descriptors.reserve()
     result = yield
     gc.freeze()
     atexit.register(gc.unfreeze)  # Otherwise nanobind's modules report leaks at the end.
@@ -92,9 +94,8 @@ def pytest_collection() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
-            item.add_marker(
-                pytest.mark.timeout(900),
-            )  # On a busy machine, drills of two minutes took over five.
+            # On a busy machine, drills of two minutes took over five.
+            item.add_marker(pytest.mark.timeout(900))
 
 
 def pytest_unconfigure() -> None:

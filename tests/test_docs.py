@@ -49,14 +49,19 @@ def test_the_page_of_errors_has_the_problem_and_the_remedy_of_a_message() -> Non
 
 def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> None:
     command = [f"{sys.prefix}/bin/mkdocs", "build", "--strict", "--site-dir", f"{tmp_path}/site"]
-    built = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        command,
+        cwd=DOCS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert built.returncode == 0, built.stderr
     front = (tmp_path / "site" / "index.html").read_text()
     assert 'href="monitor.html"' in front
     assert "docs/monitor.md" not in front
-    assert (
-        '<link rel="stylesheet" href="site.css">' in front
-    )  # Links must not differ from text only by colour.
+    # Links must not differ from text only by colour.
+    assert '<link rel="stylesheet" href="site.css">' in front
     pages = {page.name: page.read_text() for page in (tmp_path / "site").glob("*.html")}
     assert [
         name for name, page in pages.items() if 'role="dialog" aria-label="Search"' not in page
@@ -89,7 +94,11 @@ def test_readme_s_two_commands_are_targets_of_the_makefile() -> None:
 
 
 def test_the_commands_are_grouped_as_the_guides_in_readme_and_on_the_site() -> None:
-    groups = re.findall(r"^([A-Z]\w+):$", CliRunner().invoke(main, ["--help"]).output, re.MULTILINE)
+    groups = re.findall(
+        r"^([A-Z]\w+):$",
+        CliRunner().invoke(main, ["--help"]).output,
+        re.MULTILINE,
+    )
     commands = groups[groups.index("Options") + 1 :]
     assert commands
     guides = re.findall(r"^\| \*\*(\w+)\*\* \|", section("Guides"), re.MULTILINE)
@@ -107,7 +116,10 @@ def test_every_page_of_the_site_is_among_the_guides_in_readme() -> None:
     assert {path.name for path in DOCS.glob("*.md")} - linked == set()
 
 
-@pytest.mark.parametrize("name", sorted(set(onnxserve.__all__) - {"__version__"}))
+@pytest.mark.parametrize(
+    "name",
+    sorted(set(onnxserve.__all__) - {"__version__"}),
+)
 def test_the_api_page_has_every_public_function_and_its_docstring_describes_every_parameter(
     name: str,
 ) -> None:
@@ -197,7 +209,10 @@ def test_every_route_and_kind_of_monitor_stands_in_a_guide() -> None:
     ] == []
 
 
-@pytest.mark.parametrize("document", blocks("toml", (DOCS / "extend.md").read_text()))
+@pytest.mark.parametrize(
+    "document",
+    blocks("toml", (DOCS / "extend.md").read_text()),
+)
 def test_a_distribution_of_the_page_on_extensions_is_built_with_the_module_that_it_registers(
     document: str,
     tmp_path: Path,

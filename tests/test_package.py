@@ -131,5 +131,10 @@ def test_a_light_module_loads_no_heavy_library(module: str, others: tuple[str, .
         f"import sys, mlflow_deploy_plugin.{module}; print([name for name in sys.modules if "
         f"name.endswith({others})])"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert ended.stdout == "[]\n"

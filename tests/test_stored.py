@@ -61,7 +61,11 @@ def expected(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def store(folder: Path, expected: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def store(
+    folder: Path,
+    expected: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
     """Return the contents of the stored store, which this version migrates."""
     url = load_dump(folder / "store.sql", tmp_path_factory.mktemp("stored") / "store.db")
     return as_json(store_contents(url, datetime.fromisoformat(expected["now"])))

@@ -97,13 +97,14 @@ _SMALLER = {
     "n_jobs": None,
     "random_state": 0,
 }
+# -1 there means that it runs until it has converged
 _KEEP_ITERATIONS = (
     "SVC",
     "SVR",
     "NuSVC",
     "NuSVR",
     "OneClassSVM",
-)  # -1 there means that it runs until it has converged
+)
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:

@@ -394,9 +394,8 @@ def _is_exact(model: Any) -> bool:
         *(value for value in model.get_params(deep=True).values() if _is_estimator(value)),
     ]
     names = [type(part).__name__ for part in inside]
-    votes = any(
-        name == "VotingClassifier" for name in names
-    )  # Votes depend on the labels of parts that may be tied.
+    # Votes depend on the labels of parts that may be tied.
+    votes = any(name == "VotingClassifier" for name in names)
     return all(name.startswith(_EXACT) for name in names) and not (
         votes and "LogisticRegression" in names
     )

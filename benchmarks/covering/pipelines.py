@@ -509,9 +509,8 @@ def _text(make: Callable[[], Any], accents: bool) -> Case:
         else LogisticRegression()
     )
     model = make_pipeline(step, last).fit(texts, labels)
-    plain = [
-        text for text in texts if text.isascii()
-    ]  # the example does not contain the training rows
+    # the example does not contain the training rows
+    plain = [text for text in texts if text.isascii()]
     return Case(model, plain or texts, fresh)
 
 

@@ -31,10 +31,11 @@ def main() -> None:
     options = parser.parse_args()
     workspace = Workspace(options.home.absolute())
     printer = StepPrinter(STEPS)
+    # SIGTERM must stop the servers like Ctrl-C.
     signal.signal(
         signal.SIGTERM,
         signal.default_int_handler,
-    )  # SIGTERM must stop the servers like Ctrl-C.
+    )
     try:
         with one_line_errors():
             if options.command == "stop":

@@ -122,11 +122,12 @@ def train(options: Training) -> Any:
             flush=True,
         )
         some = None if truth is None else truth[held_out]
+        # Refuse unsuitable labels before the training.
         metric_of(
             teacher,
             take_rows(rows, held_out),
             some,
-        )  # Refuse unsuitable labels before the training.
+        )
         info = fit_and_register(options, resolved, teacher, take_rows(rows, learned), origin)
         with downloaded_version(resolve(info.model_uri)) as student:
             compare(

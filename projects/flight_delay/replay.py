@@ -261,16 +261,16 @@ def main() -> None:
         help="name of the endpoint; default: a new name for each run",
     )
     options = parser.parse_args()
+    # SystemExit also stops the server and the controller.
     signal.signal(
         signal.SIGTERM,
         lambda number, frame: sys.exit(128 + number),
-    )  # SystemExit also stops the server and the controller.
+    )
     with one_line_errors(), mlflow.start_run() as run, tempfile.TemporaryDirectory() as name:
         injection = parse_injection(options.inject)
         folder = Path(name)
-        injected = (
-            "-injected" if injection else ""
-        )  # All runs, versions and events must show the injection.
+        # All runs, versions and events must show the injection.
+        injected = "-injected" if injection else ""
         setting = ReplaySettings(
             # If an endpoint is reused, its log contains each flight twice.
             endpoint=options.endpoint or f"{default.endpoint}{injected}-{run.info.run_id[:6]}",

@@ -42,8 +42,16 @@ def test_hostile_rows_find_nothing_where_the_proof_has_passed(
 
     *_, header, all_, boosters, nets, rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["models", "equal", "pyfunc", "refused", "wrong", "crashed"]
-    assert all_.split()[:6] == ["all", "4", "3", "(75.0%)", "1", "(25.0%)"]
-    assert (boosters.split()[:2], nets.split()[:2]) == (["boosters", "0"], ["nets", "0"])
+    assert all_.split()[:6] == [
+        "all",
+        "4",
+        "3",
+        "(75.0%)",
+        "1",
+        "(25.0%)",
+    ]
+    assert boosters.split()[:2] == ["boosters", "0"]
+    assert nets.split()[:2] == ["nets", "0"]
     assert "rows through HTTP" in rows
 
 
@@ -56,7 +64,11 @@ def test_judge_reports_wrong_refused_and_crashed_models(
     """
     off = DecisionTreeRegressor(max_depth=4, random_state=0).fit(case.example, target(case.example))
     off.tree_.threshold[0] = (
-        np.nextafter(np.float32(off.tree_.threshold[0]), np.float32(np.inf)) + 1e-4
+        np.nextafter(
+            np.float32(off.tree_.threshold[0]),
+            np.float32(np.inf),
+        )
+        + 1e-4
     )
     sums = LinearRegression().fit(case.example, target(case.example))
     other = LinearRegression().fit(case.example, target(case.example) * 1.01)
@@ -72,7 +84,12 @@ def test_judge_reports_wrong_refused_and_crashed_models(
         if model == "fails":
             raise ValueError("nobody caught it")
         swapped = (
-            {id(case.model): off, id(sums): other} if options["input_example"].shape[1] > 2 else {}
+            {
+                id(case.model): off,
+                id(sums): other,
+            }
+            if options["input_example"].shape[1] > 2
+            else {}
         )
         return log(swapped.get(id(model), model), *arguments, **options)
 

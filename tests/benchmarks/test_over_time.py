@@ -19,14 +19,20 @@ _SMALL = World(columns=4, deviation=0.2, rows=60)
 
 @pytest.mark.long
 def test_all_windows_at_once_give_the_alarms_of_one_window_after_another() -> None:
-    with Monitor(simulate(_SMALL, 1, 40, 14, Change(shift=5, start=4)), 1.0) as monitor:
+    with Monitor(
+        simulate(_SMALL, 1, 40, 14, Change(shift=5, start=4)),
+        1.0,
+    ) as monitor:
         assert monitor.agrees()
         assert monitor.shift_alarms.any()
 
 
 @pytest.mark.long
 def test_a_shift_of_two_deviations_is_found_in_its_column() -> None:
-    with Monitor(simulate(INDEPENDENT, 1, 90, 60, Change(shift=2, start=30)), 1.0) as monitor:
+    with Monitor(
+        simulate(INDEPENDENT, 1, 90, 60, Change(shift=2, start=30)),
+        1.0,
+    ) as monitor:
         day = first_alarm(monitor.shift_alarms)
         assert 31 <= day <= 45
         assert [item.subject for item in monitor.findings(int(day) - 1)] == [INDEPENDENT.changed]

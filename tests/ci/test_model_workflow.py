@@ -42,7 +42,11 @@ class Repository:
     home: Path
     is_installed: bool = False
 
-    def push(self, parameters: str = "", **inputs: str) -> dict[str, list[StepResult]]:
+    def push(
+        self,
+        parameters: str = "",
+        **inputs: str,
+    ) -> dict[str, list[StepResult]]:
         """Run every job and return the steps of each."""
         caller = yaml.safe_load((self.folder / ".github/workflows/model.yaml").read_text())["jobs"][
             "model"
@@ -91,7 +95,12 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
     first = repository.push(endpoint="")  # there is no version yet for a canary
 
     assert [(step.name, step.status) for steps in first.values() for step in steps] == [
-        *(("Install", 0), ("Test", 0), ("Train", 0), ("Gate", 0)),
+        *(
+            ("Install", 0),
+            ("Test", 0),
+            ("Train", 0),
+            ("Gate", 0),
+        ),
         *(("Install", 0), ("Promote", 0)),
     ]
     assert champion() == "1"

@@ -38,7 +38,11 @@ def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_
         "mlflow_onnxserve-0.2.0-py3-none-any.whl",
         "mlflow_onnxserve-0.2.0.tar.gz",
     ]
-    version, notes, _ = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run(
+    version, notes, _ = Workflow(
+        RELEASE,
+        clone,
+        environment={"GITHUB_REF_NAME": tag},
+    ).run(
         "build",
         leave_out=["Build"],
     )
@@ -62,7 +66,11 @@ def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
         "Build",
     ]
 
-    (linked,) = Workflow(RELEASE, clone, environment={**environment, "GITHUB_REF_NAME": tag}).run(
+    (linked,) = Workflow(
+        RELEASE,
+        clone,
+        environment={**environment, "GITHUB_REF_NAME": tag},
+    ).run(
         "build",
         leave_out,
     )

@@ -60,7 +60,11 @@ def logged(mlflow_server: MlflowServer) -> dict[str, str]:
             loader_module="json",
             pip_requirements=["mlflow"],
         ).model_uri
-        uris["broken"] = mlflow.onnx.log_model(adder(9), name="broken", **requirements).model_uri
+        uris["broken"] = mlflow.onnx.log_model(
+            adder(9),
+            name="broken",
+            **requirements,
+        ).model_uri
     model_id = uris["broken"].removeprefix("models:/")
     (file,) = mlflow_server.folder.glob(f"artifacts/**/{model_id}/artifacts/model.onnx")
     file.write_bytes(b"not a graph")

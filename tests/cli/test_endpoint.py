@@ -56,7 +56,14 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     moved = endpoint("traffic", "flights", "champion=95", "challenger=5", "--why", "a canary")
     lines = [line.split() for line in moved.stdout.splitlines()]
     assert lines[0] == ["flights:", "running", "at", f"http://127.0.0.1:{free_port}"]
-    assert [(line[0], line[1], line[-1]) for line in lines[1:3]] == [
+    assert [
+        (
+            line[0],
+            line[1],
+            line[-1],
+        )
+        for line in lines[1:3]
+    ] == [
         ("champion", "95", "running"),
         ("challenger", "5", "running"),
     ]
@@ -78,7 +85,8 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
 
     assert endpoint("delete", "flights").output == "flights is deleted\n"
     again = endpoint("delete", "flights")
-    assert (again.exit_code, again.stdout) == (1, "")
+    assert again.exit_code == 1
+    assert again.stdout == ""
     assert mentions(again.stderr, "no endpoint 'flights'")
     assert told("list") == []
 
@@ -150,11 +158,9 @@ def test_a_dry_run_shows_which_version_would_get_the_alias(
     shown = endpoint("follow", "staged", "--alias", "champion", "--dry-run").stdout
 
     assert mentions(shown, "staged", alias, "version 2")
-    assert (follower["stage_uri"], follower["alias_uri"], follower["version"]) == (
-        stage,
-        alias,
-        "2",
-    )
+    assert follower["stage_uri"] == stage
+    assert follower["alias_uri"] == alias
+    assert follower["version"] == "2"
     assert told("get", "staged")["deployments"]["staged"]["model_uri"] == stage
     endpoint("delete", "staged")
 
@@ -256,17 +262,19 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
     endpoints = {entry["name"]: entry for entry in json.loads(listed("-o", "json").stdout)}
 
     assert list(endpoints) == ["pair", "spare", "sum"]
-    assert (endpoints["sum"]["state"], endpoints["sum"]["url"], endpoints["sum"]["restarts"]) == (
-        "running",
-        url,
-        0,
-    )
+    assert endpoints["sum"]["state"] == "running"
+    assert endpoints["sum"]["url"] == url
+    assert endpoints["sum"]["restarts"] == 0
     assert endpoints["sum"]["deployments"]["sum"]["version"] == served[2]
     (daily,) = endpoints["sum"]["monitors"]
-    assert (daily["monitor"], daily["last"]["verdict"]) == ("daily", "unhealthy")
+    assert daily["monitor"] == "daily"
+    assert daily["last"]["verdict"] == "unhealthy"
 
 
-@pytest.mark.parametrize("command", [["list"], ["endpoint", "list"], ["monitor", "list"]])
+@pytest.mark.parametrize(
+    "command",
+    [["list"], ["endpoint", "list"], ["monitor", "list"]],
+)
 def test_a_list_of_nothing_says_how_something_is_made(
     command: list[str],
     tmp_path: object,
@@ -276,7 +284,8 @@ def test_a_list_of_nothing_says_how_something_is_made(
 
     result = CliRunner().invoke(main, command)
 
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0
+    assert result.stderr == ""
     assert result.stdout.startswith("there are no ")
     assert ": run `" in result.stdout
 
@@ -291,11 +300,9 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_unknown_name_is_one_line_and_exit_status_1(own_folder: Path, command: str) -> None:
     result = CliRunner().invoke(main, [command, "nobody"])
 
-    assert (result.exit_code, result.stdout, result.stderr) == (
-        1,
-        "",
-        "Error: there is no deployment 'nobody'; there are no deployments yet\n",
-    )
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == "Error: there is no deployment 'nobody'; there are no deployments yet\n"
 
 
 def test_stop_says_how_to_bring_it_back_and_writes_it_down(own_folder: Path) -> None:
@@ -304,10 +311,8 @@ def test_stop_says_how_to_bring_it_back_and_writes_it_down(own_folder: Path) -> 
 
     result = CliRunner().invoke(main, ["stop", "idle"])
 
-    assert (result.exit_code, result.output) == (
-        0,
-        "idle is stopped; `onnxserve start idle` starts it again\n",
-    )
+    assert result.exit_code == 0
+    assert result.output == "idle is stopped; `onnxserve start idle` starts it again\n"
     assert [event.action for event in store.events("idle")] == ["create", "stop"]
     store.close()
 
@@ -365,5 +370,11 @@ def test_logs_shows_the_last_lines_of_a_server(
     (tmp_path / "deployments" / "idle" / "server.log").write_text("one\ntwo\nthree\n")
 
     assert (
-        CliRunner().invoke(main, ["logs", "idle", "-n", "2", "--follow"]).output == "two\nthree\n"
+        CliRunner()
+        .invoke(
+            main,
+            ["logs", "idle", "-n", "2", "--follow"],
+        )
+        .output
+        == "two\nthree\n"
     )

@@ -22,7 +22,10 @@ def command(tmp_path: Path) -> Any:
 
     def run(*arguments: str) -> Result:
         data = ["--data", str(tmp_path / "rows.parquet"), "--max-rows", "10"]
-        return CliRunner().invoke(main, ["explain", str(tmp_path / "model"), *data, *arguments])
+        return CliRunner().invoke(
+            main,
+            ["explain", str(tmp_path / "model"), *data, *arguments],
+        )
 
     return run
 

@@ -17,7 +17,11 @@ from tests.support.refusals import mentions
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return write_network(tmp_path / "net", rows=50, graph=network((16, 8, 3)))
+    return write_network(
+        tmp_path / "net",
+        rows=50,
+        graph=network((16, 8, 3)),
+    )
 
 
 def test_report_lists_operators_then_nodes_then_advice(folder: Path) -> None:
@@ -36,7 +40,10 @@ def test_report_lists_operators_then_nodes_then_advice(folder: Path) -> None:
 
 
 def test_json_has_the_same_figures(folder: Path) -> None:
-    done = CliRunner().invoke(main, ["profile", str(folder), "--rows", "8", "-o", "json"])
+    done = CliRunner().invoke(
+        main,
+        ["profile", str(folder), "--rows", "8", "-o", "json"],
+    )
     document = json.loads(done.stdout)
     assert document["rows"] == 8
     assert sum(operator["share"] for operator in document["operators"]) == pytest.approx(1)

@@ -17,13 +17,19 @@ from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
-def command(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Any]:
+def command(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> Iterator[Any]:
     write_classifier(tmp_path / "model")
     write_rows(tmp_path / "rows.parquet", labelled(300))
 
     def run(*arguments: str) -> Result:
         data = ["--data", str(tmp_path / "rows.parquet"), "--target", "label"]
-        return CliRunner().invoke(main, ["robustness", str(tmp_path / "model"), *data, *arguments])
+        return CliRunner().invoke(
+            main,
+            ["robustness", str(tmp_path / "model"), *data, *arguments],
+        )
 
     with tracking_at(new_database(tmp_path)):
         yield run
@@ -53,7 +59,10 @@ def test_report_has_a_line_per_strength_and_a_reason_for_unmeasurable_disturbanc
         "worst",
         "at",
     ]
-    assert [line.split()[:2] for line in lines[2:4]] == [["noise", "0.1"], ["noise", "2"]]
+    assert [line.split()[:2] for line in lines[2:4]] == [
+        ["noise", "0.1"],
+        ["noise", "2"],
+    ]
     assert lines[4:] == [
         "typos cannot be measured: the model has no text inputs",
         "300 rows, seed 0",

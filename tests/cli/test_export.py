@@ -53,7 +53,10 @@ def test_a_mistake_is_one_line(
     status: int,
     names: list[str],
 ) -> None:
-    done = CliRunner().invoke(main, ["export", str(model), "-o", str(tmp_path / "m"), *arguments])
+    done = CliRunner().invoke(
+        main,
+        ["export", str(model), "-o", str(tmp_path / "m"), *arguments],
+    )
     assert done.exit_code == status
     assert mentions(done.stderr, *names)
     assert not (tmp_path / "m").exists()

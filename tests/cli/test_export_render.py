@@ -42,7 +42,8 @@ def test_a_model_or_a_spec_file_is_printed_as_documents(tmp_path: Path) -> None:
     deployment = next(
         document for document in yaml.safe_load_all(by_spec[1]) if document["kind"] == "Deployment"
     )
-    assert (deployment["metadata"]["namespace"], deployment["spec"]["replicas"]) == ("ml", 5)
+    assert deployment["metadata"]["namespace"] == "ml"
+    assert deployment["spec"]["replicas"] == 5
 
 
 def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(
@@ -50,7 +51,8 @@ def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(
 ) -> None:
     model = ["-n", "flights", "-m", "models:/flight-delay/3"]
     status, printed = run(*model, format_name="systemd")
-    assert (status, run(*model, "-o", str(tmp_path), format_name="systemd")) == (0, (0, ""))
+    assert status == 0
+    assert run(*model, "-o", str(tmp_path), format_name="systemd") == (0, "")
     paths = ["etc/systemd/system/onnxserve-flights.service", "etc/onnxserve/flights.yaml"]
     assert printed == "".join(f"# {path}\n{(tmp_path / path).read_text()}" for path in paths)
 
@@ -69,9 +71,8 @@ def test_other_users_can_read_the_rendered_spec_whatever_the_umask(tmp_path: Pat
         )
     finally:
         os.umask(before)
-    spec = (
-        tmp_path / "etc" / "onnxserve" / "flights.yaml"
-    )  # The user of the unit must be able to read the file.
+    # The user of the unit must be able to read the file.
+    spec = tmp_path / "etc" / "onnxserve" / "flights.yaml"
     assert [path.stat().st_mode & 0o005 for path in (spec.parent, spec)] == [0o005, 0o004]
 
 
@@ -100,10 +101,11 @@ def test_other_users_can_read_the_rendered_spec_whatever_the_umask(tmp_path: Pat
             False,
         ),
         (["compose", "-m", "/srv/model"], False),
+        # `environment` of its values holds for all endpoints
         (
             ["helm", "-m", "models:/x/3"],
             False,
-        ),  # `environment` of its values holds for all endpoints
+        ),
     ],
 )
 def test_files_that_do_not_say_where_mlflow_is_are_noted(

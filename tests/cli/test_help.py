@@ -81,7 +81,11 @@ ALL = dict(commands(main, "onnxserve"))
 
 
 def help_of(path: str) -> str:
-    result = CliRunner().invoke(main, [*path.split()[1:], "--help"], terminal_width=_WIDTH)
+    result = CliRunner().invoke(
+        main,
+        [*path.split()[1:], "--help"],
+        terminal_width=_WIDTH,
+    )
     assert result.exit_code == 0, result.output
     return result.output
 

@@ -88,12 +88,12 @@ def test_csv_holds_every_column_and_can_be_read_back(writer: LogWriter) -> None:
     result = log("query", "flights", "-o", "csv", "--limit", "2")
 
     first, second = csv.DictReader(io.StringIO(result.stdout))
-    assert (first["_event_time"], first["x"], first["probs"]) == (
-        "2013-07-01T00:00:00.000000Z",
-        "0",
-        "[0.25, 0.75]",
-    )
-    assert (first["_label"], second["_label"], second["_shadow"]) == ("late", "", "false")
+    assert first["_event_time"] == "2013-07-01T00:00:00.000000Z"
+    assert first["x"] == "0"
+    assert first["probs"] == "[0.25, 0.75]"
+    assert first["_label"] == "late"
+    assert second["_label"] == ""
+    assert second["_shadow"] == "false"
     assert second["carrier"] == "line\nbreak \x1b[31m"
 
 
@@ -133,7 +133,8 @@ def test_a_file_is_written_in_the_form_that_its_name_says_whole_or_not_at_all(
     result = log("query", "flights", str(target))
     assert mentions(result.stderr, "30 rows", str(target))
     table = pq.read_table(target)
-    assert (table.num_rows, str(table.schema.field("probs").type)) == (30, "list<element: double>")
+    assert table.num_rows == 30
+    assert str(table.schema.field("probs").type) == "list<element: double>"
 
     before = target.read_bytes()
     assert "Could not convert" in said(
@@ -181,7 +182,13 @@ def test_parquet_is_not_written_to_a_terminal(writer: LogWriter) -> None:
         "parquet",
     ]
     terminal, output = os.openpty()
-    ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    ended = subprocess.run(
+        command,
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     for end in (terminal, output):
         os.close(end)
     assert ended.returncode == 2
@@ -205,7 +212,8 @@ def test_column_that_a_format_cannot_hold_is_a_one_line_error(
 def test_times_that_python_does_not_know_are_shown(writer: LogWriter, form: str) -> None:
     times = "DATE '-0005-01-01' AS a, 'infinity'::DATE AS b, TIMESTAMP '290000-01-01' AS c"
     shown = log("query", "flights", "--select", times, "-o", form, "--limit", "1")
-    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert shown.exit_code == 0
+    assert shown.stderr == ""
     assert "-0006-01-01" in shown.stdout or "-0005-01-01" in shown.stdout
 
 
@@ -239,17 +247,22 @@ def test_figures_in_words_and_as_json(writer: LogWriter) -> None:
     figures = json.loads(
         log("stats", "flights", "-o", "json", "--since", "2013-07-01T01:00").stdout
     )
-    assert (figures["rows"], figures["by_hour"]) == (10, {"2013-07-01T01:00:00+00:00": 10})
+    assert figures["rows"] == 10
+    assert figures["by_hour"] == {"2013-07-01T01:00:00+00:00": 10}
     assert mentions(said(log("stats", "other")), "no rows", "'other'")
 
 
 def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
     none = log("query", "flights", "--failed")
-    assert (none.exit_code, none.stdout) == (0, "")
+    assert none.exit_code == 0
+    assert none.stdout == ""
     assert mentions(none.stderr, "no failed request", "flights")
 
     LogWriter(writer.root / "_failed").write(
-        {"_event_time": [DAY] * 2, "_status": pa.array([504, 503], pa.int16())},
+        {
+            "_event_time": [DAY] * 2,
+            "_status": pa.array([504, 503], pa.int16()),
+        },
     )
 
     shown = log(
@@ -269,7 +282,13 @@ def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
 
     message = "column 'hour' (long), row 0: 'x'; an integer is expected"
     reason = {"_error_code": ["BAD_REQUEST"], "_message": [message], "_column": ["hour"]}
-    LogWriter(writer.root / "_failed").write({"_event_time": [DAY], "_status": [400], **reason})
+    LogWriter(writer.root / "_failed").write(
+        {
+            "_event_time": [DAY],
+            "_status": [400],
+            **reason,
+        }
+    )
     assert message in log("query", "flights", "--failed").stdout
     output = log("query", "flights", "--failed", "--where", "_column = 'hour'", "-o", "json").stdout
     assert [(row["_error_code"], row["_message"]) for row in json.loads(output)] == [
@@ -333,7 +352,13 @@ def test_a_giant_text_costs_no_more_memory_than_a_query_may_have(
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (10**15, "1000.0 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (2_500_000, "2.5 MB"),
+        (10**15, "1000.0 TB"),
+    ],
 )
 def test_a_size_has_the_unit_that_keeps_it_short(size: float, text: str) -> None:
     assert size_text(size) == text
@@ -352,7 +377,12 @@ def test_table_right_aligns_numbers_and_shortens_long_or_missing_values() -> Non
         },
     )
 
-    lines = list(table_lines(QueryResult(batch.schema, iter([batch])), 2))
+    lines = list(
+        table_lines(
+            QueryResult(batch.schema, iter([batch])),
+            2,
+        )
+    )
 
     assert lines[0].split() == ["count", "text", "at"]
     assert lines[1].split() == ["1", f"{'x' * 39}…", "2013-07-01", "00:00:00"]

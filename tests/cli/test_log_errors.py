@@ -62,15 +62,24 @@ def fail(writer: LogWriter) -> Callable[..., None]:
         columns: Mapping[str, Any] = {
             "_event_time": times,
             "_request_id": [f"request-{number}" for number in range(len(messages))],
-            "_status": pa.array([reason.get("status", 400)] * len(messages), pa.int16()),
+            "_status": pa.array(
+                [reason.get("status", 400)] * len(messages),
+                pa.int16(),
+            ),
             "_error_code": pa.array(
                 [reason.get("code", "BAD_REQUEST")] * len(messages),
                 pa.string(),
             ),
-            "_column": pa.array([reason.get("column")] * len(messages), pa.string()),
+            "_column": pa.array(
+                [reason.get("column")] * len(messages),
+                pa.string(),
+            ),
             "_message": pa.array(messages, pa.string()),
         }
-        LogWriter(writer.root / "_failed").write(columns, version=reason.get("version", "3"))
+        LogWriter(writer.root / "_failed").write(
+            columns,
+            version=reason.get("version", "3"),
+        )
 
     return fail
 
@@ -90,24 +99,21 @@ def test_failures_are_grouped_by_cause_with_share_times_example_and_remedy(
         version="10",
     )
     document = found("flights", "--last", "24h")
-    assert (document["answered"], document["failed"]) == (30, 10)
+    assert document["answered"] == 30
+    assert document["failed"] == 10
     first, second = document["causes"]
-    assert (first["count"], first["share"], first["column"], first["versions"]) == (
-        8,
-        0.2,
-        "hour",
-        ["3"],
-    )
+    assert first["count"] == 8
+    assert first["share"] == 0.2
+    assert first["column"] == "hour"
+    assert first["versions"] == ["3"]
     assert datetime.fromisoformat(first["first"]) == NOW - timedelta(hours=1)
     assert datetime.fromisoformat(first["last"]) == NOW - timedelta(hours=1) + timedelta(seconds=7)
     assert first["newest"]["message"] == bad[-1]
     assert first["newest"]["request_id"] == "request-7"
     assert "x7" not in first["cause"]
-    assert (second["status"], second["error_code"], second["versions"]) == (
-        429,
-        "REQUEST_LIMIT_EXCEEDED",
-        ["10"],
-    )
+    assert second["status"] == 429
+    assert second["error_code"] == "REQUEST_LIMIT_EXCEEDED"
+    assert second["versions"] == ["10"]
     assert mentions(second["remedy"], "server.max_queue_size")
     text = errors("flights").stdout
     assert mentions(
@@ -186,7 +192,12 @@ def test_without_messages_the_causes_are_codes_and_columns(fail: Callable[..., N
     fail([None] * 3, column="hour")
     fail([None] * 2, column="carrier")
     assert [
-        (cause["count"], cause["column"], cause["cause"]) for cause in found("flights")["causes"]
+        (
+            cause["count"],
+            cause["column"],
+            cause["cause"],
+        )
+        for cause in found("flights")["causes"]
     ] == [
         (3, "hour", ""),
         (2, "carrier", ""),
@@ -239,10 +250,20 @@ def test_failures_of_a_running_endpoint_are_shares_of_its_requests(
     home.create_deployment(name, models.once, config=config)
     url = f"http://127.0.0.1:{free_port}"
     for number in range(5):
-        body = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, f"bad-{number}"]]}}
+        body = {
+            "dataframe_split": {
+                "columns": ["a", "b"],
+                "data": [[1, f"bad-{number}"]],
+            }
+        }
         assert requests.post(f"{url}/invocations", json=body, timeout=30).status_code == 400
     for _ in range(15):
-        body = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4]]}}
+        body = {
+            "dataframe_split": {
+                "columns": ["a", "b"],
+                "data": [[1, 2], [3, 4]],
+            }
+        }
         assert requests.post(f"{url}/invocations", json=body, timeout=30).ok
     wait_until(
         lambda: errors(name).exit_code == 0 and found(name)["answered"] == 15,
@@ -252,6 +273,8 @@ def test_failures_of_a_running_endpoint_are_shares_of_its_requests(
     wait_until(lambda: found(name)["failed"] == 5, 60, "the agent ships the failures")
     document = found(name)
     (cause,) = document["causes"]
-    assert (cause["count"], cause["share"], cause["column"]) == (5, 0.25, "b")
+    assert cause["count"] == 5
+    assert cause["share"] == 0.25
+    assert cause["column"] == "b"
     assert (cause["newest"]["message"] is None) is bool(mask)
     assert mentions(errors(name).stdout, "5 of 20")

@@ -42,9 +42,11 @@ def usage_error(line: str) -> str:
     and prints nothing else.
     """
     result = typed(line)
-    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.exit_code == 2
+    assert result.stdout == ""
     start, error, message = result.stderr.splitlines()[-1].partition("Error: ")
-    assert (start, error) == ("", "Error: ")
+    assert start == ""
+    assert error == "Error: "
     return message
 
 
@@ -212,7 +214,8 @@ def test_a_number_that_is_none_is_refused(line: str, option: str) -> None:
 def test_commands_with_no_results_print_one_line_and_succeed(line: str, names: list[str]) -> None:
     result = typed(line)
 
-    assert (result.exit_code, result.output.count("\n")) == (0, 1)
+    assert result.exit_code == 0
+    assert result.output.count("\n") == 1
     assert mentions(result.output, *names)
 
 
@@ -241,7 +244,8 @@ def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends()
             process.send_signal(signal.SIGINT)
             _, message = process.communicate(timeout=60)
             connection.close()
-    assert (process.returncode, message) == (-signal.SIGINT, "\nAborted!\n")
+    assert process.returncode == -signal.SIGINT
+    assert message == "\nAborted!\n"
 
 
 @pytest.mark.long

@@ -60,7 +60,13 @@ def figures(result: Result) -> list[int]:
     """Return the numbers of windows in the last line of a backfill: judged now, already
     judged, not judged.
     """
-    return [int(number) for number in re.findall(r"\d+", result.stdout.splitlines()[-1])]
+    return [
+        int(number)
+        for number in re.findall(
+            r"\d+",
+            result.stdout.splitlines()[-1],
+        )
+    ]
 
 
 @pytest.mark.long
@@ -75,7 +81,9 @@ def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_win
     assert first.stdout.startswith("flights daily 2013-07-02/2013-07-03: drift\n")
     assert "\n  x" in first.stdout
     result = json.loads(again.stdout)
-    assert (result["verdict"], result["revision"], result["rows"]) == ("drift", 2, 250)
+    assert result["verdict"] == "drift"
+    assert result["revision"] == 2
+    assert result["rows"] == 250
     assert result["findings"][0]["subject"] == "x"
     windows = Monitors(store).windows("flights", "daily")
     assert [(window.start, window.revision, window.verdict) for window in windows] == [
@@ -84,7 +92,8 @@ def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_win
     ]
     assert windows[0].run_id in first.stdout
     run = mlflow.get_run(windows[1].run_id)
-    assert (run.info.status, run.data.tags["onnxserve.window.revision"]) == ("FINISHED", "2")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["onnxserve.window.revision"] == "2"
 
 
 @pytest.mark.long
@@ -96,7 +105,8 @@ def test_spark_engine_gives_the_same_verdict_as_the_local_one(home: Path) -> Non
         json.loads(invoke(*command, "--engine", engine).stdout) for engine in ("local", "spark")
     )
 
-    assert (spread["verdict"], spread["findings"]) == (here["verdict"], here["findings"])
+    assert spread["verdict"] == here["verdict"]
+    assert spread["findings"] == here["findings"]
 
 
 @pytest.mark.long
@@ -173,7 +183,15 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
 
 
 def test_run_due_judges_due_windows_like_the_controller(home: Path, store: Store) -> None:
-    begin = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY
+    begin = (
+        datetime.now(UTC).replace(
+            hour=0,
+            minute=0,
+            second=0,
+            microsecond=0,
+        )
+        - 2 * DAY
+    )
     make_endpoint(home, "due", begin=begin, grace="1s")
     capture(home, begin, name="due")
 
@@ -198,7 +216,9 @@ def test_list_shows_how_each_monitor_stands(home: Path, store: Store) -> None:
     text = invoke("list", "flights")
     invoke("resume", "flights", "daily")
 
-    assert (before["monitor"], before["kind"], before["state"]) == ("daily", "drift", "waiting")
+    assert before["monitor"] == "daily"
+    assert before["kind"] == "drift"
+    assert before["state"] == "waiting"
     assert before["open"]["start"] == (CALM + 100 * DAY).isoformat()
     assert before["next_due"].startswith("2013-07-02T00:05")
     lines = text.stdout.splitlines()
@@ -276,7 +296,9 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     endpoint = store.endpoint("new")
     assert endpoint is not None
     spec = endpoint.spec.monitors["nightly"]
-    assert (spec.every, spec.schedule, spec.min_rows) == ("1h", "15 6 * * 1-5", 7)
+    assert spec.every == "1h"
+    assert spec.schedule == "15 6 * * 1-5"
+    assert spec.min_rows == 7
     assert mentions(again.stderr, "'nightly'", "already")
     assert mentions(wrong.stderr, "monitors.other.schedule", "five fields")
     assert mentions(unknown.stderr, "'monitors.NAME.min_rows'")
@@ -315,10 +337,12 @@ def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothin
 
     assert mentions(zero.stderr, "alarms.false_per_year", "at least 0.1")
     assert mentions(overlapping.stderr, "monitors.other.reference", late, "END")
-    assert (zero.exit_code, overlapping.exit_code) == (1, 1)
+    assert zero.exit_code == 1
+    assert overlapping.exit_code == 1
     assert ("other" in unchanged.monitors, unchanged.alarms.false_per_year) == (False, None)
     assert added.exit_code == 0, added.output
-    assert (spec.alarms.false_per_year, spec.monitors["other"].min_rows) == (2, 60)
+    assert spec.alarms.false_per_year == 2
+    assert spec.monitors["other"].min_rows == 60
     assert mentions(text.stdout, "flights: alarms.false_per_year is 2")
     assert {document["false_per_year"] for document in documents} == {2}
     assert removed.exit_code == 0, removed.output
@@ -330,8 +354,18 @@ def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothin
 
 def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) -> None:
     level = SeriesKey("x", "level")
-    evidence = Evidence("bins", {level: 9.0}, ("x",), {level: CALM.isoformat()})
-    window = Monitors(store).add("flights", "daily", CALM + 200 * DAY, CALM + 201 * DAY)
+    evidence = Evidence(
+        "bins",
+        {level: 9.0},
+        ("x",),
+        {level: CALM.isoformat()},
+    )
+    window = Monitors(store).add(
+        "flights",
+        "daily",
+        CALM + 200 * DAY,
+        CALM + 201 * DAY,
+    )
     Monitors(store).update(
         replace(window, state="judged", verdict="drift", evidence=evidence.to_json()),
     )
@@ -345,7 +379,8 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
     history = CliRunner().invoke(main, ["history", "flights"])
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="])
 
-    assert (without.exit_code, len(without.stderr.splitlines())) == (1, 1)
+    assert without.exit_code == 1
+    assert len(without.stderr.splitlines()) == 1
     assert mentions(without.stderr, "'flights'", "alarms.false_per_year=1")
     assert accepted.exit_code == 0, accepted.output
     assert (
@@ -353,7 +388,8 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
     )
     assert mentions(other.stderr, "no open alarm", "'y'", "x")
     assert mentions(listed.stdout, "2014-01-17/2014-01-18  accepted")
-    assert (document["last"]["verdict"], document["last"]["accepted"]) == ("accepted", ["x"])
+    assert document["last"]["verdict"] == "accepted"
+    assert document["last"]["accepted"] == ["x"]
     assert mentions(
         history.stdout,
         "monitor.accept",
@@ -423,7 +459,10 @@ def test_expire_dry_run_previews_the_old_records_that_expire_deletes(store: Stor
     assert mentions(again.stdout, "0 windows", "0 alerts")
 
 
-@pytest.mark.parametrize(("keep", "said"), [("3d", "too short: late labels"), ("soon", "90d")])
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [("3d", "too short: late labels"), ("soon", "90d")],
+)
 def test_expire_refuses_a_time_that_is_too_short_or_none(home: Path, keep: str, said: str) -> None:
     refused = invoke("expire", "--keep", keep)
 

@@ -47,7 +47,8 @@ def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str
     show_lines(["a\x1b[31mb\nc\u202ed"])
     show_progress("\x1b]0;title\x07")
     shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("a [31mb c d\n", " ]0;title \n")
+    assert shown.out == "a [31mb c d\n"
+    assert shown.err == " ]0;title \n"
 
 
 def test_json_has_times_in_iso_8601_and_nothing_that_json_does_not_know(

@@ -31,7 +31,12 @@ from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 ROWS = 2500
-FRAME = pd.DataFrame({"b": [row / 4 for row in range(ROWS)], "a": range(ROWS)})
+FRAME = pd.DataFrame(
+    {
+        "b": [row / 4 for row in range(ROWS)],
+        "a": range(ROWS),
+    }
+)
 SUMS = [{"y": row * 1.25} for row in range(ROWS)]
 
 
@@ -82,13 +87,17 @@ def test_every_row_of_every_kind_of_file_is_answered_in_its_order(
 ) -> None:
     out = tmp_path / f"out.{kind}"
 
-    result = predict(*by[way], "-i", str(folder / f"rows.{kind}"), "-o", str(out))
-
-    assert (result.exit_code, result.stdout, result.stderr) == (
-        0,
-        "",
-        f"2,500 predictions in {out}\n",
+    result = predict(
+        *by[way],
+        "-i",
+        str(folder / f"rows.{kind}"),
+        "-o",
+        str(out),
     )
+
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert result.stderr == f"2,500 predictions in {out}\n"
     assert answers(out) == SUMS
     assert list(tmp_path.iterdir()) == [out]
 
@@ -96,19 +105,43 @@ def test_every_row_of_every_kind_of_file_is_answered_in_its_order(
 @pytest.mark.parametrize(
     "document",
     [
-        {"dataframe_split": {"columns": ["b", "a"], "data": [[1, 2], [3, 4]], "index": [7, 8]}},
-        {"dataframe_records": [{"a": 1, "b": 2}, {"a": 3, "b": 4}]},
+        {
+            "dataframe_split": {
+                "columns": ["b", "a"],
+                "data": [[1, 2], [3, 4]],
+                "index": [7, 8],
+            }
+        },
+        {
+            "dataframe_records": [
+                {"a": 1, "b": 2},
+                {"a": 3, "b": 4},
+            ]
+        },
         {"instances": [[1, 2], [3, 4]]},
-        {"inputs": {"a": [1, 3], "b": [2, 4]}, "params": {"x": 1}},
+        {
+            "inputs": {"a": [1, 3], "b": [2, 4]},
+            "params": {"x": 1},
+        },
         {"a": [1, 3], "b": [2, 4]},
         [[1, 2], [3, 4]],
     ],
     ids=lambda document: str(document)[:24],
 )
 def test_every_form_of_json_is_cut_into_batches(by: dict[str, list[str]], document: Any) -> None:
-    result = predict(*by["model"], "--batch-rows", "1", given=json.dumps(document).encode())
+    result = predict(
+        *by["model"],
+        "--batch-rows",
+        "1",
+        given=json.dumps(document).encode(),
+    )
 
-    assert json.loads(result.stdout) == {"predictions": [{"y": 3.0}, {"y": 7.0}]}
+    assert json.loads(result.stdout) == {
+        "predictions": [
+            {"y": 3.0},
+            {"y": 7.0},
+        ]
+    }
 
 
 def test_one_record_is_one_row(by: dict[str, list[str]]) -> None:
@@ -122,7 +155,12 @@ def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still
 ) -> None:
     text = b'\xef\xbb\xbf"b","a",note\r\n1,2,"two\r\nlines"\r\n\r\n3,4,""\r\n5,x,'
 
-    result = predict(*by["model"], "-t", "csv", given=text[: text.rindex(b"5")])
+    result = predict(
+        *by["model"],
+        "-t",
+        "csv",
+        given=text[: text.rindex(b"5")],
+    )
     assert result.stdout == "y\n3.0\n7.0\n"
 
     assert mentions(
@@ -164,7 +202,13 @@ def test_input_file_error_names_its_place_and_leaves_the_output_file_unchanged(
     (tmp_path / "out.csv").write_text("before")
 
     message = said(
-        predict(*by[way], "-i", str(tmp_path / f"rows.{kind}"), "-o", str(tmp_path / "out.csv")),
+        predict(
+            *by[way],
+            "-i",
+            str(tmp_path / f"rows.{kind}"),
+            "-o",
+            str(tmp_path / "out.csv"),
+        ),
     )
 
     assert message.startswith(f"{tmp_path}/rows.{kind}")
@@ -238,7 +282,13 @@ def test_the_column_of_event_times_reaches_the_log(
     """Rows without an offset are in UTC; the third row is at 08:00 in UTC."""
     before = len(logged_times())
     times = ["2026-07-01T10:00:00", "2026-07-01T10:00:00", "2026-07-02T10:00:00+02:00"]
-    frame = pd.DataFrame({"b": [0.0] * 3, "a": [before, before + 1, before + 2], "at": times})
+    frame = pd.DataFrame(
+        {
+            "b": [0.0] * 3,
+            "a": [before, before + 1, before + 2],
+            "at": times,
+        }
+    )
     if kind == "parquet":
         frame["at"] = [datetime.fromisoformat(time).replace(tzinfo=UTC) for time in times[:2]] + [
             datetime(2026, 7, 2, 8, tzinfo=UTC),
@@ -278,13 +328,26 @@ def test_the_column_of_event_times_reaches_the_log(
     ],
 )
 def test_a_row_without_an_event_time_is_named(captured: str, text: str, names: list[str]) -> None:
-    message = said(predict("-n", captured, "-t", "csv", "--event-time", "at", given=text.encode()))
+    message = said(
+        predict(
+            "-n",
+            captured,
+            "-t",
+            "csv",
+            "--event-time",
+            "at",
+            given=text.encode(),
+        )
+    )
     assert mentions(message, *names)
 
 
 def test_an_event_time_needs_a_deployment() -> None:
     result = predict("-m", "/nowhere", "--event-time", "at")
-    assert (result.exit_code, mentions(result.stderr, "--event-time", "-n DEPLOYMENT")) == (2, True)
+    assert (
+        result.exit_code,
+        mentions(result.stderr, "--event-time", "-n DEPLOYMENT"),
+    ) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +426,14 @@ def typed(
 @pytest.mark.long
 def test_a_server_is_asked_without_pandas(by: dict[str, list[str]], folder: Path) -> None:
     code = "print('pandas' in sys.modules, file=sys.stderr)"
-    ended = typed(*by["deployment"], "-i", str(folder / "rows.parquet"), "-O", "jsonl", after=code)
+    ended = typed(
+        *by["deployment"],
+        "-i",
+        str(folder / "rows.parquet"),
+        "-O",
+        "jsonl",
+        after=code,
+    )
     assert ended.stderr == b"False\n"
 
 
@@ -394,17 +464,33 @@ def as_parquet(frame: pd.DataFrame) -> bytes:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("kind", "encode"), [("jsonl", as_jsonl), ("parquet", as_parquet)])
+@pytest.mark.parametrize(
+    ("kind", "encode"),
+    [("jsonl", as_jsonl), ("parquet", as_parquet)],
+)
 def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
     days: str,
     kind: str,
     encode: Callable[[pd.DataFrame], bytes],
 ) -> None:
     frame = pd.DataFrame(
-        {"when": pd.to_datetime(["2013-01-01", "2013-07-04"]), "name": ["ana", "007"]},
+        {
+            "when": pd.to_datetime(["2013-01-01", "2013-07-04"]),
+            "name": ["ana", "007"],
+        },
     )
 
-    ended = typed("-m", days, "-t", kind, "-O", "jsonl", "--batch-rows", "1", given=encode(frame))
+    ended = typed(
+        "-m",
+        days,
+        "-t",
+        kind,
+        "-O",
+        "jsonl",
+        "--batch-rows",
+        "1",
+        given=encode(frame),
+    )
 
     assert ended.stdout == b'{"day":1,"name":"ANA"}\n{"day":185,"name":"007"}\n'
 
@@ -415,8 +501,22 @@ def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_r
     tmp_path: Path,
 ) -> None:
     folder = save_pyfuncs(tmp_path, ["bytes"])["bytes"]
-    rows = as_parquet(pd.DataFrame({"blob": [b"\xff\0\x01", b""], "extra": [float("inf"), None]}))
-    spans = as_parquet(pd.DataFrame({"blob": [b"\0"], "span": pd.to_timedelta(["1h"])}))
+    rows = as_parquet(
+        pd.DataFrame(
+            {
+                "blob": [b"\xff\0\x01", b""],
+                "extra": [float("inf"), None],
+            }
+        )
+    )
+    spans = as_parquet(
+        pd.DataFrame(
+            {
+                "blob": [b"\0"],
+                "span": pd.to_timedelta(["1h"]),
+            }
+        )
+    )
     home.create_deployment("bytes", str(folder))
     try:
         answered = [
@@ -442,7 +542,10 @@ def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path
         write([{"score": 1, "label": None}])
         write([{"score": 0.5, "label": "y"}])
 
-    assert pq.read_table(out).to_pydict() == {"score": [None, 1.0, 0.5], "label": ["x", None, "y"]}
+    assert pq.read_table(out).to_pydict() == {
+        "score": [None, 1.0, 0.5],
+        "label": ["x", None, "y"],
+    }
 
 
 def test_a_bar_is_drawn_on_a_terminal_only(folder: Path, tmp_path: Path, models: Models) -> None:

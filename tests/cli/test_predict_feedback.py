@@ -35,7 +35,12 @@ def ids(home: BaseDeploymentClient, models: Models) -> list[str]:
     answers = [
         requests.post(
             f"{deployed['url']}/invocations",
-            json={"dataframe_records": [{"a": number, "b": 1}, {"a": number, "b": 2}]},
+            json={
+                "dataframe_records": [
+                    {"a": number, "b": 1},
+                    {"a": number, "b": 2},
+                ]
+            },
             timeout=60,
         )
         for number in range(ROWS // 2)
@@ -54,7 +59,11 @@ def customers(home: BaseDeploymentClient, models: Models) -> str:
 def logged(endpoint: str = "sums") -> list[dict[str, Any]]:
     """The rows of the log with their labels."""
     log = open_log(load_settings().inference_log)
-    tables = view_tables(log, View(endpoint), ["_prediction_id", "_row", "a", "_label", "_segment"])
+    tables = view_tables(
+        log,
+        View(endpoint),
+        ["_prediction_id", "_row", "a", "_label", "_segment"],
+    )
     return [row for table in tables for row in table.to_pylist()]
 
 
@@ -94,9 +103,15 @@ def test_labels_sent_over_http_report_bad_and_unmatched_rows(
     assert mentions(line, "line 6", "2 fields", "header", "3")
     assert mentions(left_out, "1 bad rows")
     rejected = json.loads(rejects.read_text())
-    assert (rejected["place"], rejected["row"]) == ("line 6", f"{ids[2]},0")
+    assert rejected["place"] == "line 6"
+    assert rejected["row"] == f"{ids[2]},0"
     assert f"{rejected['place']}: {rejected['why']}" == line
-    expected = {(0, 0): "1", (0, 1): "0", (1, 0): "late", (1, 1): "late"}
+    expected = {
+        (0, 0): "1",
+        (0, 1): "0",
+        (1, 0): "late",
+        (1, 1): "late",
+    }
     wait_until(lambda: labels() == expected, 60, "the labels are beside their rows")
 
 
@@ -115,7 +130,10 @@ def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(
         config={"capture.keys": "customer_id", "capture.mask": mask},
     )
     requested: list[list[dict[str, Any]]] = [
-        [{"a": 1, "b": 1, "customer_id": 7}, {"a": 2, "b": 1, "customer_id": None}],
+        [
+            {"a": 1, "b": 1, "customer_id": 7},
+            {"a": 2, "b": 1, "customer_id": None},
+        ],
         [{"a": 3, "b": 1, "customer_id": "x-9"}],
         [{"a": 4, "b": 1}],
     ]
@@ -131,7 +149,12 @@ def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(
 
     assert result.exit_code == 0, result.output
     assert mentions(result.stdout, "3 of 4", "1 unmatched")
-    expected = {(1, 0): "seven", (2, 1): "nobody", (3, 0): "nine", (4, 0): "nobody"}
+    expected = {
+        (1, 0): "seven",
+        (2, 1): "nobody",
+        (3, 0): "nine",
+        (4, 0): "nobody",
+    }
     wait_until(lambda: labels(name) == expected, 60, "the labels are beside their rows")
 
 
@@ -145,7 +168,11 @@ def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(
     out = tmp_path / f"out.{kind}"
     labels = tmp_path / "labels.jsonl"
     frame = pd.DataFrame(
-        {"b": 1.0, "a": range(30), "customer_id": [f"{row:03}" for row in range(30)]},
+        {
+            "b": 1.0,
+            "a": range(30),
+            "customer_id": [f"{row:03}" for row in range(30)],
+        },
     )
     match kind:
         case "csv":
@@ -155,7 +182,16 @@ def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(
         case _:
             frame.to_json(rows, orient="records", lines=kind == "jsonl")
 
-    options = ["-n", customers, "-i", str(rows), "-o", str(out), "--batch-rows", "20"]
+    options = [
+        "-n",
+        customers,
+        "-i",
+        str(rows),
+        "-o",
+        str(out),
+        "--batch-rows",
+        "20",
+    ]
     result = CliRunner().invoke(main, ["predict", *options])
 
     assert result.exit_code == 0, result.output
@@ -163,7 +199,10 @@ def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(
     assert [(row["customer_id"], row["y"]) for row in written] == [
         (f"{row:03}", row + 1.0) for row in range(30)
     ]
-    assert [row["row"] for row in written] == [*range(20), *range(10)]
+    assert [row["row"] for row in written] == [
+        *range(20),
+        *range(10),
+    ]
     assert len({row["prediction_id"] for row in written}) == 2
     labels.write_text("".join(json.dumps({**row, "label": 1}) + "\n" for row in written))
     assert "30 labels accepted" in feedback(customers, "--file", str(labels), "--no-match").stdout
@@ -204,16 +243,29 @@ def test_an_unknown_key_column_is_answered_with_the_columns_there_are_and_the_se
 def test_a_masked_column_may_be_in_the_key(ids: list[str], tmp_path: Path) -> None:
     file = tmp_path / "labels.parquet"
     pq.write_table(
-        pa.table({"a": [2.0, 2.0, 2.0], "b": [1, 2, 3], "delayed": [True, False, True]}),
+        pa.table(
+            {
+                "a": [2.0, 2.0, 2.0],
+                "b": [1, 2, 3],
+                "delayed": [True, False, True],
+            }
+        ),
         file,
     )
 
     result = feedback("sums", "--file", str(file), "--key", "a,b", "--label-column", "delayed")
 
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0
+    assert result.stderr == ""
     assert mentions(result.stdout, "2 of 3", "1 unmatched")
     wait_until(
-        lambda: labels().items() >= {(2, 0): "true", (2, 1): "false"}.items(),
+        lambda: (
+            labels().items()
+            >= {
+                (2, 0): "true",
+                (2, 1): "false",
+            }.items()
+        ),
         60,
         "they are beside their rows",
     )
@@ -226,7 +278,14 @@ def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: li
         {"prediction_id": ids[0], "label": 5},
     ]
 
-    result = feedback("sums", "-f", "-", "-t", "jsonl", given="\n".join(map(json.dumps, lines)))
+    result = feedback(
+        "sums",
+        "-f",
+        "-",
+        "-t",
+        "jsonl",
+        given="\n".join(map(json.dumps, lines)),
+    )
 
     assert mentions(result.stdout, "sums", "2 labels")
     assert mentions(result.stdout, "2 of 2")
@@ -285,7 +344,10 @@ def test_where_no_server_runs_labels_go_straight_into_the_log(
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     writer = LogWriter(tmp_path / "home" / "inference_log")
     times = [datetime(2013, 7, 1, tzinfo=UTC)] * 2
-    writer.write({"_event_time": times, "flight": [7, 8], "a": [0.0, 1.0]}, endpoint="sums")
+    writer.write(
+        {"_event_time": times, "flight": [7, 8], "a": [0.0, 1.0]},
+        endpoint="sums",
+    )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "labels.csv").write_text("flight,label\n7,1\n9,1\n7,2\n")
 

@@ -30,7 +30,12 @@ def toy(
         registered_toy(MlflowClient(), folder)
         MlflowClient().create_registered_model("other")
         MlflowClient().create_model_version("other", (folder / "0").as_uri())
-        example = {"dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 0.0]]}}
+        example = {
+            "dataframe_split": {
+                "columns": ["a", "b"],
+                "data": [[1.0, 0.0]],
+            }
+        }
         (folder / "2" / "serving_input_example.json").write_text(json.dumps(example))
         yield lambda *arguments: CliRunner().invoke(main, ["diff", *arguments])
 

@@ -84,7 +84,11 @@ def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
         (("toy", "2", "--against", "models:/toy"), ["'models:/toy'", "does not select a version"]),
     ],
 )
-def test_a_mistake_is_one_line(arguments: tuple[str, ...], names: list[str], toy: Command) -> None:
+def test_a_mistake_is_one_line(
+    arguments: tuple[str, ...],
+    names: list[str],
+    toy: Command,
+) -> None:
     done = toy("gate", *arguments)
     assert done.exit_code == 1
     assert mentions(done.stderr.splitlines()[-1], "Error", *names)
@@ -118,9 +122,8 @@ def test_unreachable_mlflow_is_a_one_line_error_without_a_long_wait(
         del os.environ[f"MLFLOW_HTTP_REQUEST_{name}"]
     with tracking_at("http://127.0.0.1:9"):
         done = toy(*arguments)
-        assert (
-            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
-        )  # MLflow's default of 7 takes minutes.
+        # MLflow's default of 7 takes minutes.
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
     assert line.endswith(" does not answer correctly: connection refused")
@@ -157,12 +160,20 @@ def test_gate_of_the_only_served_version_is_one_line_and_json(toy: Command) -> N
     assert line.startswith(
         "toy version 2 is the served version (Production), and there is no version to compare",
     )
-    document = json.loads(toy("gate", "toy", "2", "--policy", "cheap.yaml", "-o", "json").stdout)
-    assert (document["version"], document["stands"], document["state"]) == (
-        "2",
-        "Production",
-        "passed without an evaluation",
+    document = json.loads(
+        toy(
+            "gate",
+            "toy",
+            "2",
+            "--policy",
+            "cheap.yaml",
+            "-o",
+            "json",
+        ).stdout
     )
+    assert document["version"] == "2"
+    assert document["stands"] == "Production"
+    assert document["state"] == "passed without an evaluation"
 
 
 def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Command) -> None:
@@ -190,7 +201,5 @@ def test_promote_that_is_refused_is_exit_status_1(toy: Command) -> None:
         "Error: toy version 3 cannot be promoted to Production",
     )
     forced = toy("promote", "toy", "3", "--to", "Production", "--force", "--policy", "cheap.yaml")
-    assert (forced.exit_code, forced.stderr.splitlines()[-1]) == (
-        2,
-        "Error: --force requires --why REASON",
-    )
+    assert forced.exit_code == 2
+    assert forced.stderr.splitlines()[-1] == "Error: --force requires --why REASON"

@@ -75,7 +75,8 @@ def test_a_server_keeps_its_version_and_moves_to_an_alias(
             30,
             "the error",
         )
-        assert (deployment["state"], deployment["version"]) == ("running", "1")
+        assert deployment["state"] == "running"
+        assert deployment["version"] == "1"
         return str(deployment["error"])
 
     remove_stages(proxy)

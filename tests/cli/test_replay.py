@@ -98,7 +98,8 @@ def test_json_holds_everything_for_programs(identity: str) -> None:
 
     assert result.exit_code == 1
     document = json.loads(result.stdout)
-    assert (document["endpoint"], document["version"]) == ("toys", "models:/toy/1")
+    assert document["endpoint"] == "toys"
+    assert document["version"] == "models:/toy/1"
     assert document["is_equal"] is False
     assert document["outputs"][1]["index"] == [2, 0]
     assert document["inputs"]["a"] == ROWS["a"].tolist()
@@ -122,7 +123,10 @@ def test_bad_input_gives_a_line(identity: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
-    [(["p", "--max-rows", "9"], "--max-rows"), (["p", "--row", "-1"], "--row")],
+    [
+        (["p", "--max-rows", "9"], "--max-rows"),
+        (["p", "--row", "-1"], "--row"),
+    ],
 )
 def test_unknown_options_and_rows_are_refused(arguments: list[str], name: str) -> None:
     result = replay(*arguments)
@@ -164,7 +168,11 @@ def test_pdb_stops_in_the_first_line_of_predict(
     assert "(Pdb) 'echo'" in shown
     assert mentions(shown[-3], "prediction", "equal")
     ended = debug(identity, "q\n")
-    assert (ended.returncode, ended.stderr.count("\n"), "Traceback" in ended.stderr) == (
+    assert (
+        ended.returncode,
+        ended.stderr.count("\n"),
+        "Traceback" in ended.stderr,
+    ) == (
         1,
         1,
         False,

@@ -35,7 +35,10 @@ def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(
     ) as shown:
         assert shown.stdout is not None
         first = shown.stdout.readline()
-        store.update_rollout(replace(begun, state="promoted", ended_at=store.now()), None)
+        store.update_rollout(
+            replace(begun, state="promoted", ended_at=store.now()),
+            None,
+        )
         rest, complaint = shown.communicate(timeout=120)
 
     assert first.startswith("flights: ")

@@ -47,7 +47,10 @@ def test_a_removed_field_is_refused_in_a_users_spec_and_dropped_from_the_spec_of
     assert "io_binding" not in spec.read_text()
 
     spec.write_text("name: flights\nvariants: {}\n")
-    empty = CliRunner().invoke(main, ["serve", "--spec", str(spec), "--state-dir", str(tmp_path)])
+    empty = CliRunner().invoke(
+        main,
+        ["serve", "--spec", str(spec), "--state-dir", str(tmp_path)],
+    )
     assert empty.exit_code == 1
     assert mentions(empty.stderr, "'flights'", "at least one variant")
 
@@ -77,7 +80,10 @@ def test_a_removed_field_is_dropped_from_the_config_map_of_a_pod(
     monkeypatch.setattr(serve_command, "MOUNTED_SPEC", spec)
     spec.write_text(text.format("old"))
 
-    served = CliRunner().invoke(main, ["serve", "--spec", str(spec), "--state-dir", str(state)])
+    served = CliRunner().invoke(
+        main,
+        ["serve", "--spec", str(spec), "--state-dir", str(state)],
+    )
 
     assert served.exit_code == 0, served.output
     assert "model: new" in (state / "spec.yaml").read_text()
@@ -99,7 +105,11 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
     def ask() -> None:
         session = requests.Session()
         while not stop.wait(0.005):
-            answer = session.post(f"{url}/invocations", json={"inputs": [[1.0]]}, timeout=30)
+            answer = session.post(
+                f"{url}/invocations",
+                json={"inputs": [[1.0]]},
+                timeout=30,
+            )
             value = answer.json()["predictions"]["y"][0][0] if answer.ok else float("nan")
             seen.append(
                 (time.monotonic(), answer.status_code, answer.headers["X-Model-Version"], value),
@@ -135,7 +145,10 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
 
     record_property("seconds until the last answer of the version before", seconds)
     assert {status for _, status, *_ in seen} == {200}
-    assert {(version, value) for *_, version, value in seen} == {("1", 2.0), ("2", 3.0)}
+    assert {(version, value) for *_, version, value in seen} == {
+        ("1", 2.0),
+        ("2", 3.0),
+    }
     assert seconds < 5
 
 
@@ -251,7 +264,11 @@ def test_no_follow_keeps_serving_the_version_resolved_at_start(
         (("+1",), ["-m", "models:/{name}@live"], ["alias live", "1 (None)"]),
         (("broken",), ["-m", "models:/{name}/1"], ["ONNX Runtime", "model.onnx"]),
         (("+1",), ["-m", "models:/{name}/1", "--device", "cuda"], ["--device cuda"]),
-        (("+1",), ["-m", "models:/{name}/1", "-p", "{used}"], ["port {used}", "in use"]),
+        (
+            ("+1",),
+            ["-m", "models:/{name}/1", "-p", "{used}"],
+            ["port {used}", "in use"],
+        ),
         ((), ["-m", "/no/such/folder"], ["folder /no/such/folder"]),
     ],
 )
@@ -294,7 +311,10 @@ def test_a_mistake_is_refused_in_one_line_before_a_process_is_started(
     names: list[str],
     tmp_path: Path,
 ) -> None:
-    result = CliRunner().invoke(main, ["serve", *arguments, "--state-dir", str(tmp_path / "state")])
+    result = CliRunner().invoke(
+        main,
+        ["serve", *arguments, "--state-dir", str(tmp_path / "state")],
+    )
 
     assert result.exit_code in (1, 2)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
@@ -355,9 +375,8 @@ def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part
         (folder / "spec.yaml").write_text(spec)
     link = tmp_path / "..data"
     link.symlink_to(data[0])
-    mounted.symlink_to(
-        "..data/spec.yaml",
-    )  # kubelet mounts a ConfigMap with such a link and replaces ..data.
+    # kubelet mounts a ConfigMap with such a link and replaces ..data.
+    mounted.symlink_to("..data/spec.yaml")
     served = serve("--spec", str(mounted)).wait_ready()
     assert served.predict(1).json() == {"predictions": {"y": [[2.0]]}}
 
@@ -385,7 +404,12 @@ def test_a_changed_spec_that_the_disk_does_not_take_is_served_once_it_does(
     served = tmp_path / "state" / "spec.yaml"
     spec.write_text("name: e\nvariants: {e: {model: models:/m/1}}\n")
 
-    def supervised(folder: Path, follow: bool, announce: Any, refresh: Callable[[], None]) -> None:
+    def supervised(
+        folder: Path,
+        follow: bool,
+        announce: Any,
+        refresh: Callable[[], None],
+    ) -> None:
         spec.write_text("name: e\nvariants: {e: {model: models:/m/2}}\n")
         with files_of_at_most(1):
             refresh()

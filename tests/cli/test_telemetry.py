@@ -8,7 +8,10 @@ from click.testing import CliRunner
 from mlflow_deploy_plugin.cli.commands import main
 
 
-@pytest.mark.parametrize(("said", "kept"), [("", "true"), ("false", "false")])
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [("", "true"), ("false", "false")],
+)
 def test_every_command_keeps_mlflow_from_telling_its_makers(
     said: str,
     kept: str,

@@ -76,4 +76,5 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_last_line_of_a_command(line: str, status: int, message: str) -> None:
     result = CliRunner().invoke(main, line.split())
 
-    assert (result.exit_code, result.output.splitlines()[-1]) == (status, message)
+    assert result.exit_code == status
+    assert result.output.splitlines()[-1] == message

@@ -29,7 +29,12 @@ def wrapped(
     rows.csv and model.pkl.
     """
     folder = tmp_path_factory.mktemp("wrap")
-    table = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [0.5, 0.1, 0.9]})
+    table = pd.DataFrame(
+        {
+            "a": [1.0, 2.0, 4.0],
+            "b": [0.5, 0.1, 0.9],
+        }
+    )
     table.to_csv(folder / "rows.csv", index=False)
     (folder / "model.pkl").write_bytes(b"hello")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
@@ -52,9 +57,25 @@ def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped: Comm
         "old version 2: the ONNX form of models:/old/1 (LinearRegression of sklearn ",
     )
     assert first.endswith(" rows")
-    assert lines[0].split() == ["input", "X", "float32", "[-1,", "2]", "2", "columns"]
+    assert lines[0].split() == [
+        "input",
+        "X",
+        "float32",
+        "[-1,",
+        "2]",
+        "2",
+        "columns",
+    ]
     assert lines[1].split()[:5] == ["output", "prediction", "float32", "[-1]", "agrees"]
-    assert lines[-1].split() == ["next:", "onnxserve", "promote", "old", "2", "--to", "@champion"]
+    assert lines[-1].split() == [
+        "next:",
+        "onnxserve",
+        "promote",
+        "old",
+        "2",
+        "--to",
+        "@champion",
+    ]
     assert done.stderr.splitlines()[:2] == [
         "reading models:/old/1",
         "converting and proving a LinearRegression",
@@ -66,12 +87,16 @@ def test_a_dry_run_as_json_has_form_and_figures_and_no_version(wrapped: Command)
     done = wrapped("models:/old/1", "--dry-run", "-o", "json")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
-    assert (document["source"], document["name"], document["version"]) == (
-        "models:/old/1",
-        "old",
-        None,
-    )
-    assert document["inputs"] == [{"name": "X", "dtype": "float32", "shape": [-1, 2]}]
+    assert document["source"] == "models:/old/1"
+    assert document["name"] == "old"
+    assert document["version"] is None
+    assert document["inputs"] == [
+        {
+            "name": "X",
+            "dtype": "float32",
+            "shape": [-1, 2],
+        }
+    ]
     assert document["parity"]["state"] == "proven"
 
 
@@ -117,5 +142,6 @@ def test_a_mistake_is_one_line(
     wrapped: Command,
 ) -> None:
     done = wrapped(*arguments)
-    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.exit_code == 1
+    assert done.stdout == ""
     assert mentions(done.stderr.splitlines()[-1], "Error", *names)

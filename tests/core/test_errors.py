@@ -42,7 +42,8 @@ def test_the_drawing_shows_the_tree_as_it_is() -> None:
     for name, status, code in drawn:
         if status:
             error = getattr(errors, name)
-            assert (error.http_status, error.error_code) == (int(status), code)
+            assert error.http_status == int(status)
+            assert error.error_code == code
 
 
 @pytest.mark.parametrize("error", OURS, ids=lambda error: error.__name__)

@@ -48,7 +48,12 @@ def test_lines_for_the_journal_begin_with_their_priority_and_no_others_do() -> N
     read, write = os.pipe()
     status = os.fstat(write)
     journal = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-    subprocess.run([sys.executable, "-c", _SAYS], stderr=write, env=journal, check=True)
+    subprocess.run(
+        [sys.executable, "-c", _SAYS],
+        stderr=write,
+        env=journal,
+        check=True,
+    )
     os.close(write)
     with os.fdopen(read) as written:
         assert {line[:3] for line in written} == {"<3>"}  # including the lines of a traceback

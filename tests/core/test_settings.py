@@ -28,10 +28,8 @@ def test_everything_lies_below_home() -> None:
     assert settings.home_path == home
     assert settings.store_url == f"sqlite:///{home}/onnxserve.db"
     assert settings.inference_log == str(home / "inference_log")
-    assert (settings.cache_path, settings.deployments_path) == (
-        home / "cache",
-        home / "deployments",
-    )
+    assert settings.cache_path == home / "cache"
+    assert settings.deployments_path == home / "deployments"
 
 
 def test_each_workspace_of_mlflow_has_a_home_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +72,10 @@ def test_one_store_for_two_workspaces_is_refused(monkeypatch: pytest.MonkeyPatch
         _ = load_settings().store_url
 
 
-@pytest.mark.parametrize("name", ["../team-a", "-a", "team-a/b", "Team", "team-ä", "a" * 64])
+@pytest.mark.parametrize(
+    "name",
+    ["../team-a", "-a", "team-a/b", "Team", "team-ä", "a" * 64],
+)
 def test_invalid_workspace_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", name)
     with pytest.raises(InvalidConfig, match="MLFLOW_WORKSPACE"):
@@ -86,10 +87,11 @@ def test_user_without_a_home_is_asked_to_set_one(monkeypatch: pytest.MonkeyPatch
         raise KeyError
 
     monkeypatch.delenv("HOME")
+    # This is the case in a container that runs with an arbitrary user id.
     monkeypatch.setattr(
         "pwd.getpwuid",
         unknown,
-    )  # This is the case in a container that runs with an arbitrary user id.
+    )
     result = CliRunner().invoke(main, ["list"])
     assert result.exit_code == 1
     assert mentions(result.stderr, "~/.onnxserve", "HOME")
@@ -112,7 +114,10 @@ def test_relative_path_in_a_deleted_folder_is_a_clear_error(
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    result = CliRunner().invoke(main, ["batch", "-m", "models:/m/1", "-i", "rows.csv", "-o", "out"])
+    result = CliRunner().invoke(
+        main,
+        ["batch", "-m", "models:/m/1", "-i", "rows.csv", "-o", "out"],
+    )
     assert result.exit_code == 1
     assert mentions(result.stderr, "rows.csv", "current folder")
 

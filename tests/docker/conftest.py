@@ -102,7 +102,10 @@ def docker() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def image(docker: Any, alone: Callable[[str], AbstractContextManager[Path]]) -> Iterator[str]:
+def image(
+    docker: Any,
+    alone: Callable[[str], AbstractContextManager[Path]],
+) -> Iterator[str]:
     """Return the cpu image as built by `onnxserve build-docker`; the first worker of a
     test run fills Docker's cache.
     """
@@ -146,9 +149,8 @@ def send(url: str, document: Any = None) -> Answer:
         response = error
     with response:
         text = response.read().decode()
-    is_json = (
-        "json" in response.headers.get("Content-Type", "") and text.strip() != ""
-    )  # the body of /ping is empty
+    # the body of /ping is empty
+    is_json = "json" in response.headers.get("Content-Type", "") and text.strip() != ""
     return Answer(
         response.status or 0,
         dict(response.headers),
@@ -190,7 +192,11 @@ class Container:
 
 
 @contextmanager
-def started(image: str, *options: str, command: list[str]) -> Iterator[Container]:
+def started(
+    image: str,
+    *options: str,
+    command: list[str],
+) -> Iterator[Container]:
     """Run a container of `image`;
     it and its anonymous volume are removed at the end.
     """
@@ -254,7 +260,11 @@ def hardened(image: str, model_folder: Path) -> Iterator[Container]:
     and the mounted model.
     """
     options = [*HARDENED, "-v", f"{model_folder}:/model:ro"]
-    with started(image, *options, command=["serve", "-m", "/model", "--insecure"]) as container:
+    with started(
+        image,
+        *options,
+        command=["serve", "-m", "/model", "--insecure"],
+    ) as container:
         container.wait_healthy()
         yield container
 

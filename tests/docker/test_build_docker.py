@@ -104,7 +104,14 @@ def test_a_followed_model_is_the_registrys(
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(f"{tag}: follows models:/times/Production, ")
     home = ["--tmpfs", "/var/lib/onnxserve", "-e", f"MLFLOW_TRACKING_URI={tracking_uri}"]
-    with start(tag, *HARDENED, *home, "-e", "ONNXSERVE_INSECURE=true", command=[]) as container:
+    with start(
+        tag,
+        *HARDENED,
+        *home,
+        "-e",
+        "ONNXSERVE_INSECURE=true",
+        command=[],
+    ) as container:
         container.wait_healthy()
         assert container.ask(ROWS).headers["X-Model-Version"] == first
         registry.transition_model_version_stage(

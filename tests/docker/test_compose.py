@@ -58,7 +58,10 @@ def test_a_rendered_project_answers_with_its_secrets_and_follows_its_spec(
             json={"inputs": ROWS},
             timeout=10,
         )
-        assert answer.json()["predictions"]["y"] == [[2.0, 4.0], [6.0, 8.0]]
+        assert answer.json()["predictions"]["y"] == [
+            [2.0, 4.0],
+            [6.0, 8.0],
+        ]
         environment = container.run(
             "sh",
             "-c",

@@ -15,10 +15,11 @@ from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META
 from mlflow_deploy_plugin.ship.images.build import build_image, planned_image
 from tests.docker.conftest import HARDENED, Container, run_docker, send
 
+# tests/serve/test_cloud.py tests the same without containers
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.long,
-]  # tests/serve/test_cloud.py tests the same without containers
+]
 
 ROWS = [[1.0, 2.0], [3.0, 4.0]]
 DOUBLED = [[2.0, 4.0], [6.0, 8.0]]
@@ -80,13 +81,21 @@ def test_mlflows_own_contract(baked: str, run: Any) -> None:
     assert send(f"{url}/version").body == MLFLOW_VERSION
     answer = send(f"{url}/invocations", {"inputs": ROWS})
     assert answer.body == {"predictions": {"y": DOUBLED}}
-    assert (answer.headers["X-Model-Name"], answer.headers["X-Model-Version"]) == ("times", "3")
+    assert answer.headers["X-Model-Name"] == "times"
+    assert answer.headers["X-Model-Version"] == "3"
     assert send(f"{url}/invocations", {"instances": ROWS}).status == 200
     assert send(f"{url}/invocations", {"rows": ROWS}).status == 400
 
 
 def test_without_a_network(baked: str, start: Any) -> None:
-    with start(baked, *HARDENED, *HOME, "--network", "none", command=[]) as container:
+    with start(
+        baked,
+        *HARDENED,
+        *HOME,
+        "--network",
+        "none",
+        command=[],
+    ) as container:
         container.wait_healthy()
 
 

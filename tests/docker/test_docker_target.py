@@ -31,7 +31,14 @@ from tests.support.deployments import SIGNATURE, Models, save_models
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port, wait_until
 
-BODY = json.dumps({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}).encode()
+BODY = json.dumps(
+    {
+        "dataframe_split": {
+            "columns": ["a", "b"],
+            "data": [[1, 2]],
+        }
+    }
+).encode()
 
 
 def container(name: str) -> dict[str, Any]:
@@ -135,7 +142,10 @@ def register(name: str, models: Models) -> None:
 
 
 def predictions(client: BaseDeploymentClient, name: str) -> Any:
-    answer = client.predict(name, {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}})
+    answer = client.predict(
+        name,
+        {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}},
+    )
     return json.loads(answer.to_json())["predictions"]
 
 
@@ -192,7 +202,8 @@ def test_a_deployment_is_a_hardened_container_of_its_name(
         assert description["HostConfig"]["SecurityOpt"] == ["no-new-privileges"]
     assert predictions(client, flights) == [{"y": 3.0}]
     shown = client.get_deployment(flights)
-    assert (shown["state"], shown["target"]) == ("running", "onnxserve:/docker")
+    assert shown["state"] == "running"
+    assert shown["target"] == "onnxserve:/docker"
     assert shown["log"] == f"docker logs {flights}"
 
 
@@ -217,11 +228,12 @@ def test_change_of_traffic_keeps_the_container(
     flights: str,
     models: Models,
 ) -> None:
+    # a folder of this machine is mounted
     client.create_deployment(
         "twice",
         models.twice,
         endpoint=flights,
-    )  # a folder of this machine is mounted
+    )
     before = container(flights)["Id"]
 
     client.update_endpoint(flights, {"traffic": {"twice": 100, flights: 0}})
@@ -232,7 +244,12 @@ def test_change_of_traffic_keeps_the_container(
 
 
 def predictions_of(client: BaseDeploymentClient, endpoint: str) -> Any:
-    inputs = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}
+    inputs = {
+        "dataframe_split": {
+            "columns": ["a", "b"],
+            "data": [[1, 2]],
+        }
+    }
     return json.loads(client.predict(inputs=inputs, endpoint=endpoint).to_json())["predictions"]
 
 
@@ -364,10 +381,11 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
     assert predictions(client, name) == [{"y": 3.0}]
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
+    # back to a published port
     client.update_deployment(
         name,
         config={"container.network": "", "server.grpc_port": ""},
-    )  # back to a published port
+    )
 
     assert predictions(client, name) == [{"y": 3.0}]
     assert f"{name}-listener" in ours(home)

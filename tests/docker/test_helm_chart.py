@@ -54,9 +54,8 @@ def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
             "endpoints": {"flights": endpoint},
             "controller": {"enabled": True, "image": controller_image, "resources": {}},
         }
-        made = [
-            item for item in template(values) if item["metadata"].pop("namespace")
-        ]  # replaced by the cluster's own
+        # replaced by the cluster's own
+        made = [item for item in template(values) if item["metadata"].pop("namespace")]
         return {f"{item['kind']}/{item['metadata']['name']}": item for item in made}
 
     def ready(name: str) -> bool:

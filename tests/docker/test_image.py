@@ -58,7 +58,10 @@ def log_version(times: Any, factor: float) -> str:
 def test_a_hardened_container_answers(hardened: Any) -> None:
     answer = hardened.ask(ROWS)
     assert answer.status == 200
-    assert answer.body["predictions"]["y"] == [[2.0, 4.0], [6.0, 8.0]]
+    assert answer.body["predictions"]["y"] == [
+        [2.0, 4.0],
+        [6.0, 8.0],
+    ]
 
 
 def test_its_processes_run_without_root_and_cannot_write_the_image(hardened: Any) -> None:
@@ -242,7 +245,18 @@ def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(
         "--audit; true"
     )
     assert (
-        docker("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", look).stdout == ""
+        docker(
+            "run",
+            "--rm",
+            "--user",
+            "0",
+            "--entrypoint",
+            "sh",
+            image,
+            "-c",
+            look,
+        ).stdout
+        == ""
     )
 
 
@@ -280,7 +294,12 @@ def test_every_protocol_works_without_the_removed_packages(
             docker("port", run.name, f"{port}/tcp").stdout.split()[0] for port in (8080, 8081)
         )
         table = pa.table(
-            {"x": pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0], pa.float32()), 2)},
+            {
+                "x": pa.FixedSizeListArray.from_arrays(
+                    pa.array([1.0, 2.0], pa.float32()),
+                    2,
+                )
+            },
         )
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, table.schema) as writer:

@@ -195,7 +195,11 @@ class Load:
 
 
 @contextmanager
-def under_load(endpoint: Endpoint, threads: int = 4, kept: int = 0) -> Iterator[Load]:
+def under_load(
+    endpoint: Endpoint,
+    threads: int = 4,
+    kept: int = 0,
+) -> Iterator[Load]:
     """Send requests in several threads; `kept` of them keep their connections, and the
     others open one per request.
     """
@@ -230,15 +234,12 @@ def test_it_is_created_listed_asked_and_its_logs_are_read(
     cluster: Cluster,
 ) -> None:
     assert endpoint.predict() == 2.0
-    assert client.predict(endpoint.name, {"inputs": [[1.0]]})["predictions"] == {
-        "y": [[2.0]],
-    }  # through a port-forward
+    # through a port-forward
+    assert client.predict(endpoint.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}
     deployment = client.get_deployment(endpoint.name)
-    assert (deployment["state"], deployment["version"], len(deployment["workers"])) == (
-        "running",
-        "1",
-        2,
-    )
+    assert deployment["state"] == "running"
+    assert deployment["version"] == "1"
+    assert len(deployment["workers"]) == 2
     assert deployment["url"] == f"http://{endpoint.name}.{cluster.namespace}.svc:8080"
     assert [entry["name"] for entry in client.list_deployments()] == [endpoint.name]
     lines = CliRunner().invoke(main, ["logs", endpoint.name]).output
@@ -252,7 +253,10 @@ def test_other_traffic_and_another_model_need_no_new_pods(
     pods = endpoint.pods()
     client.create_deployment("challenger", "models:/adder/2", endpoint=endpoint.name)
     begun = time.monotonic()
-    client.update_endpoint(endpoint.name, {"traffic": {endpoint.name: 50, "challenger": 50}})
+    client.update_endpoint(
+        endpoint.name,
+        {"traffic": {endpoint.name: 50, "challenger": 50}},
+    )
     seconds = time.monotonic() - begun
     assert {endpoint.predict() for _ in range(40)} == {2.0, 3.0}
     assert endpoint.pods() == pods
@@ -261,7 +265,10 @@ def test_other_traffic_and_another_model_need_no_new_pods(
     with pytest.raises(MlflowException, match=r"adder .*version 9"):
         client.update_deployment("challenger", "models:/adder/9", endpoint=endpoint.name)
     assert {endpoint.predict() for _ in range(40)} == {2.0, 3.0}
-    client.update_endpoint(endpoint.name, {"traffic": {endpoint.name: 100, "challenger": 0}})
+    client.update_endpoint(
+        endpoint.name,
+        {"traffic": {endpoint.name: 100, "challenger": 0}},
+    )
     client.delete_deployment("challenger", endpoint=endpoint.name)
     assert endpoint.pods() == pods
 
@@ -302,7 +309,10 @@ def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_me
     controller = subprocess.Popen([sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"])
     try:
         options = ["--steps", "20,100", "--every", "4s", "--min-requests", "50"]
-        begun = CliRunner().invoke(main, ["rollout", "start", endpoint.name, "--to", "2", *options])
+        begun = CliRunner().invoke(
+            main,
+            ["rollout", "start", endpoint.name, "--to", "2", *options],
+        )
         assert begun.exit_code == 0, begun.output
         with open_deployments(lambda line: None) as deployments:
             wait_until(
@@ -377,7 +387,14 @@ def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(
         eviction = {"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": pod}}
         path = f"/api/v1/namespaces/{cluster.namespace}/pods/{pod}/eviction"
         try:
-            return cluster.kubectl("create", "--raw", path, "-f", "-", given=json.dumps(eviction))
+            return cluster.kubectl(
+                "create",
+                "--raw",
+                path,
+                "-f",
+                "-",
+                given=json.dumps(eviction),
+            )
         except AssertionError as error:
             return str(error)
 
@@ -495,7 +512,8 @@ def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is
     )
     label = ["-l", f"app.kubernetes.io/instance={scaled.name}"]
     (autoscaler,) = cluster.items("hpa", *label)
-    assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (1, 3)
+    assert autoscaler["spec"]["minReplicas"] == 1
+    assert autoscaler["spec"]["maxReplicas"] == 3
     by_autoscaler = ["--field-manager=kube-controller-manager", "-p", '{"spec": {"replicas": 3}}']
     cluster.kubectl("patch", "deployment", scaled.name, *by_autoscaler)
     scaled.update(kubernetes__max_replicas=2)  # the autoscaler then removes a pod
@@ -587,7 +605,10 @@ def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it
         "error_rate>1%",
         "--wait",
     ]
-    done = CliRunner().invoke(main, ["rollout", "start", endpoint.name, "--to", "2", *options])
+    done = CliRunner().invoke(
+        main,
+        ["rollout", "start", endpoint.name, "--to", "2", *options],
+    )
     assert done.exit_code == 0, done.output
     back = CliRunner().invoke(main, ["rollback", endpoint.name, "--to", "1"])
     assert back.exit_code == 0, back.output
@@ -654,4 +675,5 @@ def test_role_in_the_guide_suffices_and_a_missing_right_is_named_in_one_line(
     monkeypatch.setenv("KUBECONFIG", config)
     made.update(server__threads=5)  # only readiness shows that it is served
     deployment = made.client.get_deployment(made.name)
-    assert (deployment["state"], deployment["version"]) == ("running", "")
+    assert deployment["state"] == "running"
+    assert deployment["version"] == ""

@@ -33,11 +33,12 @@ MODULE_OF = {
     "pysimdjson": "simdjson",
     "pyyaml": "yaml",
 }
+# used by PyJWT, a program, used by uvicorn
 NOT_IMPORTED_BY_US = {
     "cryptography",
     "gunicorn",
     "uvloop",
-}  # used by PyJWT, a program, used by uvicorn
+}
 
 
 NOT_TAKEN = [
@@ -85,7 +86,11 @@ def test_every_module_that_is_imported_is_listed_and_no_other(imported: set[str]
         r"python (requirements.py --serve .*) > ",
         (ROOT / "docker" / "Dockerfile").read_text(),
     )
-    program = [sys.executable, ROOT / "docker" / command.split()[0], *command.split()[1:]]
+    program = [
+        sys.executable,
+        ROOT / "docker" / command.split()[0],
+        *command.split()[1:],
+    ]
     lines = subprocess.run(
         program,
         cwd=ROOT,

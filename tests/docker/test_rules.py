@@ -19,7 +19,10 @@ CASES = sorted(Path(__file__).parent.glob("rules.*test.yaml"))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("job", "files"), [("check", [RULES]), ("test", CASES)])
+@pytest.mark.parametrize(
+    ("job", "files"),
+    [("check", [RULES]), ("test", CASES)],
+)
 def test_promtool_reads_the_rules_and_each_fires_when_it_should(
     job: str,
     files: list[Path],
@@ -27,7 +30,13 @@ def test_promtool_reads_the_rules_and_each_fires_when_it_should(
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (apt-get install prometheus)")
     command = ["promtool", job, "rules", *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -80,7 +80,11 @@ def test_the_library_that_is_emptied_needs_no_executable_stack(tmp_path: Path) -
     library = tmp_path / "site-packages" / "pyarrow" / "libarrow_substrait.so.2500"
     library.parent.mkdir(parents=True)
     subprocess.run(["as", "/dev/null", "-o", "any.o"], cwd=tmp_path, check=True)
-    subprocess.run(["ld", "-shared", "-o", library, "any.o"], cwd=tmp_path, check=True)
+    subprocess.run(
+        ["ld", "-shared", "-o", library, "any.o"],
+        cwd=tmp_path,
+        check=True,
+    )
     subprocess.run([sys.executable, SLIM, tmp_path], cwd=tmp_path, check=True)
     segments = subprocess.run(
         ["readelf", "-lW", library],

@@ -29,14 +29,17 @@ pytestmark = pytest.mark.docker
 @pytest.fixture
 def tag(image: str, docker: Any) -> Iterator[str]:
     yield (name := f"{image}-trial")
-    assert (
-        docker("ps", "-aq", "--filter", f"ancestor={name}").stdout == ""
-    )  # The container is always removed.
+    # The container is always removed.
+    assert docker("ps", "-aq", "--filter", f"ancestor={name}").stdout == ""
     docker("rmi", "-f", name, check=False)
 
 
 @pytest.fixture
-def derived(image: str, docker: Any, tmp_path: Path) -> Iterator[Callable[..., str]]:
+def derived(
+    image: str,
+    docker: Any,
+    tmp_path: Path,
+) -> Iterator[Callable[..., str]]:
     """Return a function that builds a server image which runs a shell command instead
     of the server.
     """
@@ -64,7 +67,10 @@ def test_an_image_passes_on_the_rows_of_its_example_or_on_random_rows(
     mixed = mixed_model(tmp_path / "mixed")
     rows = {
         "columns": ["carrier", "distance", "hour", "late"],
-        "data": [["AA", 1.5, 3, True], ["UA", 2.5, 4, False]],
+        "data": [
+            ["AA", 1.5, 3, True],
+            ["UA", 2.5, 4, False],
+        ],
     }
     (mixed / INPUT_EXAMPLE).write_text(json.dumps({"dataframe_split": rows}))
     for folder, tried in ((model_folder, "10 random rows"), (mixed, "2 example rows")):

@@ -42,7 +42,14 @@ def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
     home = tmp_path / "home"
     log = tmp_path / "controller.log"
     port = free_port()
-    begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 2 * HOUR
+    begin = (
+        datetime.now(UTC).replace(
+            minute=0,
+            second=0,
+            microsecond=0,
+        )
+        - 2 * HOUR
+    )
     # A grace of 1 s makes the window due in the first minutes of an hour.
     make_endpoint(home, "watched", "1h", begin, alert="ops", grace="1s")
     capture(home, begin, name="watched")
@@ -99,7 +106,10 @@ def test_hourly_drift_sends_one_alert_with_its_report(
     assert run.data.tags["onnxserve.window.start"] == (watched.begin + HOUR).isoformat()
     for gauge in ("alerts_firing", "drift_share"):
         sample = f'onnxserve_{gauge}{{endpoint="watched",monitor="daily"}} 1.0'
-        wait_until(lambda: sample in requests.get(watched.metrics, timeout=30).text, what=sample)  # noqa: B023
+        wait_until(
+            lambda: sample in requests.get(watched.metrics, timeout=30).text,  # noqa: B023
+            what=sample,
+        )
     assert len(watched.receiver.got["/ops"]) == 1
     assert "/science" not in watched.receiver.got
     assert "s3cret" not in watched.log.read_text()

@@ -44,7 +44,14 @@ SECONDS = 60.0
 
 def sums(folder: Path, more: float) -> Path:
     """Write the model y = user + amount + `more`."""
-    signature = [{"name": name, "type": "double", "required": True} for name in ("user", "amount")]
+    signature = [
+        {
+            "name": name,
+            "type": "double",
+            "required": True,
+        }
+        for name in ("user", "amount")
+    ]
     return write_model(folder, SUM.replace("MORE", f"{{{more}}}"), signature)
 
 
@@ -53,7 +60,10 @@ def troubled(folder: Path) -> Path:
     the input.
     """
     cloudpickle.register_pickle_by_value(sys.modules[Troubled.__module__])
-    signature = infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"]))
+    signature = infer_signature(
+        pd.DataFrame({"do": ["x"]}),
+        np.array(["x"]),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
@@ -68,7 +78,11 @@ def troubled(folder: Path) -> Path:
 class Canary:
     """The server, its spec, and the metrics on its page `/metrics`."""
 
-    def __init__(self, served: Served, documents: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        served: Served,
+        documents: list[dict[str, Any]],
+    ) -> None:
         self.served = served
         self._documents = {document["name"]: document for document in documents}
         self.grpc_port = documents[0]["server"].get("grpc_port")
@@ -93,7 +107,12 @@ class Canary:
         assert wanted is not None
         return wanted
 
-    def ask(self, endpoint: str, rows: list[dict[str, Any]], **headers: str) -> requests.Response:
+    def ask(
+        self,
+        endpoint: str,
+        rows: list[dict[str, Any]],
+        **headers: str,
+    ) -> requests.Response:
         http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         url = f"{self.served.url}/endpoints/{endpoint}/invocations"
         response = requests.post(
@@ -105,15 +124,25 @@ class Canary:
         assert response.status_code == 200, response.text
         return response
 
-    def variant(self, endpoint: str, user: int = 0, **headers: str) -> str:
-        return self.ask(endpoint, [{"user": user, "amount": 1.0}], **headers).headers[
-            "X-Model-Variant"
-        ]
+    def variant(
+        self,
+        endpoint: str,
+        user: int = 0,
+        **headers: str,
+    ) -> str:
+        return self.ask(
+            endpoint,
+            [{"user": user, "amount": 1.0}],
+            **headers,
+        ).headers["X-Model-Variant"]
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of a metric's values that have these labels."""
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
-        page = requests.get(self.served.url + "/metrics", timeout=SECONDS).text.splitlines()
+        page = requests.get(
+            self.served.url + "/metrics",
+            timeout=SECONDS,
+        ).text.splitlines()
         samples = [
             line
             for line in page
@@ -134,7 +163,10 @@ def canary(home: Path) -> Iterator[Canary]:
     """
     first = str(sums(home / "first", 0.0))
     second = str(sums(home / "second", 1000.0))
-    halves = {"first": {"model": first, "weight": 50}, "second": {"model": second, "weight": 50}}
+    halves = {
+        "first": {"model": first, "weight": 50},
+        "second": {"model": second, "weight": 50},
+    }
     documents: list[dict[str, Any]] = [
         {
             "name": "weighted",
@@ -160,7 +192,10 @@ def canary(home: Path) -> Iterator[Canary]:
 
 
 @contextmanager
-def served_at(home: Path, documents: list[dict[str, Any]]) -> Iterator[Canary]:
+def served_at(
+    home: Path,
+    documents: list[dict[str, Any]],
+) -> Iterator[Canary]:
     (home / "spec.yaml").write_text(yaml.safe_dump_all(documents))
     with pytest.MonkeyPatch.context() as patch, servers_below(home) as start:
         patch.setenv("ONNXSERVE_HOME", str(home / "home"))
@@ -313,7 +348,11 @@ def test_shadow_answers_are_compared_and_logged_with_the_main_ones(
 
     wait_until(lambda: len(logged()) == 180, SECONDS, "the inference log")
     log = logged()
-    assert dict(log["_variant"].value_counts()) == {"main": 60, "equal": 60, "other": 60}
+    assert dict(log["_variant"].value_counts()) == {
+        "main": 60,
+        "equal": 60,
+        "other": 60,
+    }
     prediction_ids = {response.headers["X-Prediction-Id"] for response in responses}
     assert all(set(rows["_prediction_id"]) == prediction_ids for _, rows in log.groupby("_variant"))
 
@@ -334,7 +373,10 @@ def test_shadow_that_hangs_raises_or_dies_does_not_disturb_callers(tmp_path: Pat
             "variants": {"main": main, "trouble": trouble | {"shadow": True}},
             "server": server,
         },
-        {"name": "turned", "variants": {"trouble": trouble, "texts": main | {"shadow": True}}},
+        {
+            "name": "turned",
+            "variants": {"trouble": trouble, "texts": main | {"shadow": True}},
+        },
     ]
     with served_at(tmp_path, documents) as canary:
         for number in range(5):  # The shadow is a pyfunc that answers from the same process.

@@ -137,7 +137,10 @@ def test_the_arrow_keys_and_the_pointer_read_a_value_off(
     expect(figure.get_by_role("status")).to_have_count(0)
     box = figure.locator(".plot svg").bounding_box()
     assert box is not None
-    console.page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 5)
+    console.page.mouse.move(
+        box["x"] + box["width"] - 1,
+        box["y"] + 5,
+    )
     expect(figure.get_by_role("status")).to_contain_text("version 1")
 
 
@@ -235,7 +238,10 @@ def test_it_is_readable_on_a_phone_by_day_and_by_night(
         ".card .reason": "color",
     }
     shapes = {"path.c0": "stroke", "details input[name=why]": "borderTopColor"}
-    contrast = page.evaluate(CONTRAST, [*texts.items(), *shapes.items()])
+    contrast = page.evaluate(
+        CONTRAST,
+        [*texts.items(), *shapes.items()],
+    )
     assert min(contrast[text] for text in texts) >= 4.5
     assert min(contrast[shape] for shape in shapes) >= 3
     console.page.emulate_media(color_scheme="light")

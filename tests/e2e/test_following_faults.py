@@ -196,7 +196,8 @@ def swap(model: Model, served: Served, times: int) -> None:
 
 
 def assert_unnoticed(answers: Answers, least: int) -> None:
-    assert (answers.failed, answers.mixed) == (0, 0)
+    assert answers.failed == 0
+    assert answers.mixed == 0
     assert len(answers.due) >= least
     assert {1, 2} <= set(answers.version.tolist())
 
@@ -212,7 +213,11 @@ def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(
 
     served = serve("-m", model.uri, "-w", "2").wait_ready()
     port = int(served.url.rpartition(":")[2])
-    peak = closed_loop(Target(port, post("/invocations", BODY), b"[[11.0]]"), 16, 3.0).rate
+    peak = closed_loop(
+        Target(port, post("/invocations", BODY), b"[[11.0]]"),
+        16,
+        3.0,
+    ).rate
     with asked(served, tmp_path, rate=peak / 2) as load:
         swap(model, served, 50)
         answers = load.stop()
@@ -251,7 +256,13 @@ def re_metric(page: str, name: str) -> float:
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("mood", "status"),
-    [("refuse", 200), ("oops", 500), ('{"registered_model": 7}', 200), ("[]", 200), ("hang", 200)],
+    [
+        ("refuse", 200),
+        ("oops", 500),
+        ('{"registered_model": 7}', 200),
+        ("[]", 200),
+        ("hang", 200),
+    ],
 )
 def test_whatever_the_registry_does_serving_goes_on_and_following_comes_back(
     serve: Serve,
@@ -321,7 +332,8 @@ def test_unfetchable_version_is_reported_everywhere_and_served_once_it_can_be(
         model.promote("2")
         wait_until(lambda: serves(served, "1") and agent(served).refused, PATIENCE, "it is refused")
         (refused,) = agent(served).refused
-        assert (refused.model, refused.version) == (model.name, "2")
+        assert refused.model == model.name
+        assert refused.version == "2"
         assert refused.cause in ("fetch", "load")
         assert mentions(served.log.read_text(), "version 2", "cannot be")
         labels = f'model="{model.name}",variant="{model.name}",version="2"'
@@ -402,7 +414,13 @@ def test_a_second_agent_of_a_state_folder_ends_at_once(serve: Serve, model: Mode
     served = serve("-m", model.uri).wait_ready()
     before = agent(served).pid
     command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(served.state_dir)]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    second = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert second.returncode == 1
     assert "another agent" in second.stderr
     assert agent(served).pid == before

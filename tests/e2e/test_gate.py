@@ -38,7 +38,11 @@ class Journey:
 
     def served(self) -> str:
         url = self.deployments.get_deployment("toy")["url"]
-        answer = requests.post(f"{url}/invocations", json={"inputs": [[1.0, 0.0]]}, timeout=30)
+        answer = requests.post(
+            f"{url}/invocations",
+            json={"inputs": [[1.0, 0.0]]},
+            timeout=30,
+        )
         assert answer.status_code == 200, answer.text
         return answer.headers["X-Model-Version"]
 
@@ -110,14 +114,17 @@ def passes(journey: Journey) -> None:
 
     promoted = journey.run("promote", MODEL, "2", "--to", "Production", "-o", "json")
     assert promoted.exit_code == 0, promoted.output
+    # The recent verdict was used again.
     assert mentions(
         promoted.stderr,
         "the verdict on version 2",
-    )  # The recent verdict was used again.
+    )
     answer = json.loads(promoted.stdout)
-    assert (answer["before"], answer["gate"]) == ("1", "passed")
+    assert answer["before"] == "1"
+    assert answer["gate"] == "passed"
     (served,) = answer["served"]
-    assert (served["deployment"], served["state"]) == ("toy", "serves it")
+    assert served["deployment"] == "toy"
+    assert served["state"] == "serves it"
     assert journey.served() == "2"
 
 
@@ -151,7 +158,10 @@ def by_force(journey: Journey) -> None:
         *[("gate", "2"), ("promote", "2")],
         *[("gate", "3"), ("refused", "3"), ("promote", "3")],
     ]
-    assert (events[-1]["why"], events[-1]["detail"]["forced"]) == ("a drill", True)
+    assert (
+        events[-1]["why"],
+        events[-1]["detail"]["forced"],
+    ) == ("a drill", True)
 
 
 def behind_its_back(journey: Journey) -> None:

@@ -23,10 +23,11 @@ from tests.support.guides import ROOT, blocks, run_smallest_example, section, sh
 from tests.support.models import tensor_model
 from tests.support.refusals import mentions
 
+# The first installation downloads all packages.
 pytestmark = [
     pytest.mark.install,
     pytest.mark.timeout(900),
-]  # The first installation downloads all packages.
+]
 
 UV = Path(sys.prefix, "bin", "uv")
 PACKAGE = "mlflow_deploy_plugin"
@@ -254,7 +255,10 @@ def test_without_extras_everything_but_their_rooms_is_imported(
     tmp_path: Path,
 ) -> None:
     python = environment("") / "bin" / "python"
-    missing = _output([python, "-W", "ignore", "-c", _IMPORT_ALL], cwd=tmp_path).split()
+    missing = _output(
+        [python, "-W", "ignore", "-c", _IMPORT_ALL],
+        cwd=tmp_path,
+    ).split()
     assert set(missing) == NEEDS_AN_EXTRA
     assert "Usage: onnxserve" in _output([python.with_name("onnxserve"), "--help"], cwd=tmp_path)
     assert "no deployments" in _output([python.with_name("onnxserve"), "list"], cwd=tmp_path)
@@ -339,7 +343,17 @@ def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_
         for folder in ("promote/gate", "watch/alerts", "serve/runtime", *of_gunicorn)
     ]
     _output(
-        [folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", "-m", "not long", *folders],
+        [
+            folder / "bin" / "python",
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "2",
+            "-m",
+            "not long",
+            *folders,
+        ],
         cwd=checkout,
     )
 
@@ -376,7 +390,15 @@ def _install_torch(environment: Path) -> None:
     on PyPI needs gigabytes of CUDA.
     """
     version = _torch_version()
-    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        environment,
+        "install",
+        "-q",
+    ]
     if (
         subprocess.run([*pip, f"torch=={version}+cpu"], check=False, capture_output=True).returncode
         != 0
@@ -385,11 +407,18 @@ def _install_torch(environment: Path) -> None:
 
 
 def _torch_version() -> str:
-    (version,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    (version,) = re.findall(
+        r"^torch==(\S+)$",
+        (ROOT / "constraints.txt").read_text(),
+        re.MULTILINE,
+    )
     return str(version)
 
 
-def _output(command: list[str | Path], cwd: Path | None = None) -> str:
+def _output(
+    command: list[str | Path],
+    cwd: Path | None = None,
+) -> str:
     """Return the output of the command. If the command fails, fail the test with its
     errors.
     """

@@ -34,7 +34,13 @@ def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
     folder.mkdir()
     # No model is correct for 99 of 100 flights, so that the first window raises an
     # alarm, and only this window trains.
-    setting = ReplaySettings(every="7d", at_least=0.99, max_iter=10, min_requests=3, cooldown="1h")
+    setting = ReplaySettings(
+        every="7d",
+        at_least=0.99,
+        max_iter=10,
+        min_requests=3,
+        cooldown="1h",
+    )
     MlflowClient().create_registered_model(setting.model, tags={GATE_POLICY_TAG: POLICY})
     with empty_home(tmp_path), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         result = replay(setting, "6", None, batch=5, every_day=6, folder=folder)

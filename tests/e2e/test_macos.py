@@ -59,7 +59,12 @@ class Mac:
             "DOCKER_HOST": f"unix://{folder}/none.sock",
         }
 
-    def run(self, program: str, *arguments: str, status: int = 0) -> str:
+    def run(
+        self,
+        program: str,
+        *arguments: str,
+        status: int = 0,
+    ) -> str:
         command = [str(Path(sys.executable).with_name(program)), *arguments]
         places: dict[str, Any] = {"cwd": self.folder, "env": self.environment}
         done = subprocess.run(

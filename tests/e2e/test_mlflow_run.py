@@ -59,7 +59,16 @@ def test_a_model_is_trained_proven_and_registered(
         "MLFLOW_TRACKING_URI": store,
         "MLFLOW_ENV_ROOT": str(tmp_path / "environments"),
     }
-    command = [sys.executable, "-m", "mlflow", "run", str(folder), "-e", *entry_point, *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "run",
+        str(folder),
+        "-e",
+        *entry_point,
+        *arguments,
+    ]
 
     result = subprocess.run(
         command,

@@ -36,7 +36,10 @@ def test_the_three_commands_of_a_readme_train_serve_and_ask(
         pytest.importorskip("torch")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     MlflowClient().create_experiment(tmp_path.name, tmp_path.as_uri())
-    (block,) = blocks("sh", (ROOT / "projects" / project / "README.md").read_text())
+    (block,) = blocks(
+        "sh",
+        (ROOT / "projects" / project / "README.md").read_text(),
+    )
     train, serving, ask = block.strip().replace("8080", str(free_port)).split("\n")
 
     def run(command: str) -> str:

@@ -42,7 +42,8 @@ def test_a_model_in_a_bucket_is_served_and_its_requests_are_logged_there(
     served = serve("-m", f"s3://{bucket.name}/model", "--name", "adder").wait_ready()
     for x in (1.0, 2.0):
         answer = served.predict(x, X_Event_Time="2026-06-01T12:30:00Z")
-        assert (answer.status_code, answer.json()) == (200, {"predictions": [{"y": x}]})
+        assert answer.status_code == 200
+        assert answer.json() == {"predictions": [{"y": x}]}
     assert served.end() == 0, served.log.read_text()
 
     log = open_log(f"s3://{bucket.name}/log")
@@ -73,7 +74,8 @@ def test_a_stage_whose_files_mlflow_keeps_in_a_bucket_is_deployed(
 
     deployed = client.create_deployment("s3", "models:/from-s3/Production")
     try:
-        assert (deployed["model"], deployed["version"]) == ("from-s3", "1")
+        assert deployed["model"] == "from-s3"
+        assert deployed["version"] == "1"
         assert client.predict("s3", {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}
     finally:
         client.delete_deployment("s3")

@@ -42,11 +42,18 @@ class Credit:
     client: BaseDeploymentClient
 
     def run(self, line: str) -> Result:
-        return CliRunner().invoke(main, line.format(model=self.model).split())
+        return CliRunner().invoke(
+            main,
+            line.format(model=self.model).split(),
+        )
 
     def served(self) -> str:
         url = self.client.get_deployment("credit")["url"]
-        answer = requests.post(f"{url}/invocations", json={"inputs": [[1.0, 0.0]]}, timeout=30)
+        answer = requests.post(
+            f"{url}/invocations",
+            json={"inputs": [[1.0, 0.0]]},
+            timeout=30,
+        )
         assert answer.status_code == 200, answer.text
         return answer.headers["X-Model-Version"]
 
@@ -131,7 +138,10 @@ def a_share_is_shown_and_ends(credit: Credit, second: str) -> None:
     ):
         settings = load_settings()
         with closing(
-            open_store(settings.store_url, *([] if now is None else [lambda now=now: now])),
+            open_store(
+                settings.store_url,
+                *([] if now is None else [lambda now=now: now]),
+            ),
         ) as store:
             deployments = Deployments(store, settings, lambda line: None)
             end_unapproved(deployments, deployments.place("credit"), "the controller")

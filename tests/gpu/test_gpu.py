@@ -77,7 +77,12 @@ def test_shapes_above_the_limit_run_without_a_graph_beside_those_with_one(graph:
         for rows in range(1, MAX_GRAPHS + 6)
     ]
     with ThreadPoolExecutor(8) as pool:
-        computed = list(pool.map(lambda x: session.run(["y"], {"x": x})[0], batches))
+        computed = list(
+            pool.map(
+                lambda x: session.run(["y"], {"x": x})[0],
+                batches,
+            )
+        )
     for x, y in zip(
         batches,
         computed,
@@ -98,9 +103,8 @@ def test_threads_that_ended_leave_no_memory_on_the_gpu(graph: Path) -> None:
     for _ in range(20):
         with ThreadPoolExecutor(1) as pool:
             pool.submit(run, x).result()
-    assert (
-        pynvml.nvmlDeviceGetMemoryInfo(device).used - before < 200 * 2**20
-    )  # It was 73 MiB per thread.
+    # It was 73 MiB per thread.
+    assert pynvml.nvmlDeviceGetMemoryInfo(device).used - before < 200 * 2**20
 
 
 def test_the_provider_has_the_options_that_were_given(graph: Path) -> None:
@@ -162,9 +166,23 @@ def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_conta
 
 
 def test_listed_providers_are_checked_before_the_start() -> None:
-    require_device(ServerSpec(providers=({CUDA: {}}, {CPU: {}})))
+    require_device(
+        ServerSpec(
+            providers=(
+                {CUDA: {}},
+                {CPU: {}},
+            )
+        )
+    )
     with refused(DeviceUnavailable, "server.providers", "device_id", "63"):
-        require_device(ServerSpec(providers=({CUDA: {"device_id": 63}}, {CPU: {}})))
+        require_device(
+            ServerSpec(
+                providers=(
+                    {CUDA: {"device_id": 63}},
+                    {CPU: {}},
+                )
+            )
+        )
 
 
 def test_page_locked_memory_is_written_and_read() -> None:
@@ -178,11 +196,28 @@ def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(
     serve: Callable[..., Served],
 ) -> None:
     signature = [
-        {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1]}, "name": "x"},
+        {
+            "type": "tensor",
+            "tensor-spec": {"dtype": "float32", "shape": [-1, 1]},
+            "name": "x",
+        },
     ]
     section = {
-        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1]}],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": "float32",
+                "shape": [-1, 1],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
     }
     graph = "one (float[N,1] x) => (float[N,1] y) { y = Add(x, x) }"

@@ -60,7 +60,17 @@ def installed_build() -> Path:
 @pytest.mark.long
 def test_the_openvino_build_passes_its_tests() -> None:
     environment = {**os.environ, "PYTHONPATH": f"{installed_build()}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TESTS]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        *TESTS,
+    ]
     done = subprocess.run(
         command,
         env=environment,

@@ -61,16 +61,31 @@ def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_graph(tmp_path_factory.mktemp("layer"), dense_layer(SIDE))
 
 
-def one_tensor(folder: Path, graph: str, dtype: str, example: Any = None) -> Path:
+def one_tensor(
+    folder: Path,
+    graph: str,
+    dtype: str,
+    example: Any = None,
+) -> Path:
     """Make a model of the tensors x and y, [N, 1]."""
-    signature = [{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": [-1, 1]}, "name": "x"}]
+    signature = [
+        {
+            "type": "tensor",
+            "tensor-spec": {"dtype": dtype, "shape": [-1, 1]},
+            "name": "x",
+        }
+    ]
     tensor = {"dtype": dtype, "shape": [-1, 1]}
     outputs = [{"name": "y", **tensor, "role": "values"}]
     model = write_model(
         folder,
         graph,
         signature,
-        {"inputs": [{"name": "x", **tensor}], "outputs": outputs, "prediction": ["y"]},
+        {
+            "inputs": [{"name": "x", **tensor}],
+            "outputs": outputs,
+            "prediction": ["y"],
+        },
     )
     if example is not None:
         (model / INPUT_EXAMPLE).write_text(json.dumps({"inputs": example}))
@@ -87,9 +102,19 @@ def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(layer: Path
         for _ in range(10)
     ]
     with ThreadPoolExecutor(4) as pool:
-        computed = list(pool.map(lambda x: on_openvino.run(None, {"x": x})[0], batches))
+        computed = list(
+            pool.map(
+                lambda x: on_openvino.run(None, {"x": x})[0],
+                batches,
+            )
+        )
     for x, y in zip(batches, computed, strict=True):
-        np.testing.assert_allclose(y, on_cpu.run(None, {"x": x})[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            y,
+            on_cpu.run(None, {"x": x})[0],
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 def test_the_profiler_sees_only_openvino(layer: Path, tmp_path: Path) -> None:
@@ -97,7 +122,10 @@ def test_the_profiler_sees_only_openvino(layer: Path, tmp_path: Path) -> None:
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
     session = onnxruntime.InferenceSession(str(layer), options, providers=ON_OPENVINO.providers)
-    session.run(None, {"x": np.ones((2, SIDE), np.float32)})
+    session.run(
+        None,
+        {"x": np.ones((2, SIDE), np.float32)},
+    )
     events = json.loads(Path(session.end_profiling()).read_text())
     assert {
         event["args"]["provider"] for event in events if "provider" in event.get("args", {})
@@ -136,7 +164,10 @@ def test_provider_list_with_an_idle_provider_is_refused(tmp_path: Path) -> None:
 
 def test_the_options_of_a_listed_provider_are_passed_on(layer: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    open_session(layer, Placement(listed=({OPENVINO: {"cache_dir": str(cache)}},)))
+    open_session(
+        layer,
+        Placement(listed=({OPENVINO: {"cache_dir": str(cache)}},)),
+    )
     assert list(cache.iterdir())
     with refused(DeviceUnavailable, "server.providers", "bogus"):
         open_session(layer, Placement(listed=({OPENVINO: {"bogus": 1}},)))
@@ -144,9 +175,23 @@ def test_the_options_of_a_listed_provider_are_passed_on(layer: Path, tmp_path: P
 
 def test_hardware_that_is_missing_is_named_before_the_start() -> None:
     require_device(ServerSpec(providers=({OPENVINO: {}},)))
-    require_device(ServerSpec(providers=({OPENVINO: {}}, {CPU: {}})))
+    require_device(
+        ServerSpec(
+            providers=(
+                {OPENVINO: {}},
+                {CPU: {}},
+            )
+        )
+    )
     with refused(DeviceUnavailable, "server.providers", OPENVINO, "GPU.7"):
-        require_device(ServerSpec(providers=({OPENVINO: {"device_type": "GPU.7"}}, {CPU: {}})))
+        require_device(
+            ServerSpec(
+                providers=(
+                    {OPENVINO: {"device_type": "GPU.7"}},
+                    {CPU: {}},
+                )
+            )
+        )
 
 
 def test_a_forest_is_not_computed_by_an_old_cpu_provider(tmp_path: Path) -> None:
@@ -174,13 +219,25 @@ def test_a_forest_is_not_computed_by_an_old_cpu_provider(tmp_path: Path) -> None
         open_session(save_graph(tmp_path, model), ON_CPU)
 
 
-@pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 2**40])
+@pytest.mark.parametrize(
+    "value",
+    [2**31, -(2**31) - 1, 2**40],
+)
 def test_an_integer_above_32_bits_is_refused_by_the_name_of_its_input(
     tmp_path: Path,
     value: int,
 ) -> None:
     model = OnnxModel.load(one_tensor(tmp_path, INTEGERS, "int64"), ON_OPENVINO)
-    assert model.run({"x": np.array([[2**30 - 1], [-(2**30)]])})["y"].tolist() == [
+    assert model.run(
+        {
+            "x": np.array(
+                [
+                    [2**30 - 1],
+                    [-(2**30)],
+                ]
+            )
+        }
+    )["y"].tolist() == [
         [2**31 - 2],
         [-(2**31)],
     ]
@@ -195,7 +252,14 @@ def test_a_missing_value_is_refused_because_openvino_makes_it_a_number(tmp_path:
         [0.0],
     ]
     with refused(InferenceError, "x", "NaN"):
-        model.run({"x": np.array([[1.0], [np.nan]], np.float32)})
+        model.run(
+            {
+                "x": np.array(
+                    [[1.0], [np.nan]],
+                    np.float32,
+                )
+            }
+        )
 
 
 def test_a_version_whose_example_openvino_computes_incorrectly_is_not_loaded(
@@ -203,9 +267,17 @@ def test_a_version_whose_example_openvino_computes_incorrectly_is_not_loaded(
 ) -> None:
     # OpenVINO limits the sum to 255.
     graph = "bytes (uint8[N,1] x) => (uint8[N,1] y) { y = Add(x, x) }"
-    load_warm(one_tensor(tmp_path / "small", graph, "uint8", example=[[100]]), ON_OPENVINO, 1)
+    load_warm(
+        one_tensor(tmp_path / "small", graph, "uint8", example=[[100]]),
+        ON_OPENVINO,
+        1,
+    )
     with refused(InvalidArtifact, "OpenVINO", "y", "device cpu"):
-        load_warm(one_tensor(tmp_path / "large", graph, "uint8", example=[[200]]), ON_OPENVINO, 1)
+        load_warm(
+            one_tensor(tmp_path / "large", graph, "uint8", example=[[200]]),
+            ON_OPENVINO,
+            1,
+        )
 
 
 def test_zeros_are_not_compared_because_the_old_cpu_provider_crashes_at_a_division_by_zero(
@@ -222,7 +294,11 @@ def test_a_version_whose_example_openvino_cannot_represent_is_not_loaded(
 ) -> None:
     graph, dtype = (FLOATS, "float32") if value is None else (INTEGERS, "int64")
     with refused(InvalidArtifact, INPUT_EXAMPLE, "'x'", "OpenVINO"):
-        load_warm(one_tensor(tmp_path, graph, dtype, example=[[1], [value]]), ON_OPENVINO, 1)
+        load_warm(
+            one_tensor(tmp_path, graph, dtype, example=[[1], [value]]),
+            ON_OPENVINO,
+            1,
+        )
 
 
 def test_a_server_answers_over_http_and_does_not_start_if_a_node_remains(

@@ -101,7 +101,11 @@ LANGUAGES = (
 
 def guide_section(heading: str) -> str:
     page = (ROOT / "projects" / "clients" / "README.md").read_text()
-    (text,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE)
+    (text,) = re.findall(
+        rf"^## {heading}\n(.*?)(?=^## |\Z)",
+        page,
+        flags=re.DOTALL | re.MULTILINE,
+    )
     return str(text)
 
 
@@ -120,14 +124,23 @@ def test_the_proto_file_for_clients_has_the_server_s_messages() -> None:
     assert [method for method in methods if method not in service] == []
 
 
-ROWS = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, 300.0], "hour": [22, 9]})
+ROWS = pd.DataFrame(
+    {
+        "carrier": ["UA", "AA"],
+        "distance": [1400.0, 300.0],
+        "hour": [22, 9],
+    }
+)
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
     """The model of docs/protocols.md."""
     chance = np.random.default_rng(0)
-    numbers = {"distance": chance.uniform(100, 3000, 500), "hour": chance.integers(5, 23, 500)}
+    numbers = {
+        "distance": chance.uniform(100, 3000, 500),
+        "hour": chance.integers(5, 23, 500),
+    }
     rows = pd.DataFrame({"carrier": ["UA", "AA"] * 250, **numbers})
     late = rows["hour"] > chance.uniform(8, 26, 500)
     columns = make_column_transformer(
@@ -152,7 +165,11 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not shutil.which("java"):
         pytest.skip("OpenAPI Generator needs java")
     environment = tmp_path_factory.mktemp("generator")
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=200)
+    subprocess.run(
+        [sys.executable, "-m", "venv", environment],
+        check=True,
+        timeout=200,
+    )
     install = [
         f"{environment}/bin/pip",
         "install",
@@ -160,7 +177,13 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--disable-pip-version-check",
         "openapi-generator-cli",
     ]
-    installed = subprocess.run(install, capture_output=True, text=True, check=False, timeout=200)
+    installed = subprocess.run(
+        install,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
     if installed.returncode != 0:
         pytest.skip(f"openapi-generator-cli cannot be installed: {installed.stderr[-200:]}")
     return environment
@@ -170,7 +193,11 @@ def of_model(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return {"flights": {"v": variant(folder, model="three-columns")}}
 
 
-def workplace(language: Language, folder: Path, generator: Path) -> tuple[Path, dict[str, str]]:
+def workplace(
+    language: Language,
+    folder: Path,
+    generator: Path,
+) -> tuple[Path, dict[str, str]]:
     """Return a copy of the program's folder, next to the .proto file, and the variables
     of a shell that can build it.
 
@@ -205,7 +232,11 @@ def with_keys(state_dir: Path) -> Path:
         state_dir,
         {
             METRICS_KEY: KeyEntry(name="prometheus", scopes=("read",)),
-            KEY: KeyEntry(name="shop", scopes=("infer", "read"), endpoints=("flights",)),
+            KEY: KeyEntry(
+                name="shop",
+                scopes=("infer", "read"),
+                endpoints=("flights",),
+            ),
         },
     )
     return state_dir
@@ -224,7 +255,11 @@ def build(
     fetch, curl = blocks("sh", guide_section("The smallest example"))
     exports = fetch.partition("\n")[0]
     with gunicorn(state_dir, of_model(folder), ServerSpec(api_keys=True)) as running:
-        reader = Reader(home, variables, {"8123": running.url.rpartition(":")[2]})
+        reader = Reader(
+            home,
+            variables,
+            {"8123": running.url.rpartition(":")[2]},
+        )
         reader.run(fetch)
         assert reader.run(f"{exports}\n{curl}").replace(" ", "") == '{"predictions":[true]}'
         for block in commands:

@@ -63,7 +63,10 @@ def learned(client: MlflowClient, **options: Any) -> tuple[Any, str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("teacher", "student"), [("labels", "boosting"), ("values", "mlp")])
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [("labels", "boosting"), ("values", "mlp")],
+)
 def test_a_student_of_a_table_agrees_with_its_teacher_and_takes_the_same_rows(
     client: MlflowClient,
     teacher: str,
@@ -85,7 +88,10 @@ def test_a_student_of_a_table_agrees_with_its_teacher_and_takes_the_same_rows(
 
 @pytest.mark.long
 def test_true_labels_are_for_the_comparison_only(client: MlflowClient, tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.parquet", {**labelled(500), "wrong": np.zeros(500, np.int64)})
+    write_rows(
+        tmp_path / "rows.parquet",
+        {**labelled(500), "wrong": np.zeros(500, np.int64)},
+    )
     info, table = learned(
         client,
         teacher="models:/labels/1",
@@ -106,7 +112,10 @@ def test_labels_of_another_kind_are_refused_before_a_student_is_registered(
 ) -> None:
     write_rows(
         tmp_path / "rows.parquet",
-        {**labelled(500), "said": np.array(["yes", "no"] * 250, object)},
+        {
+            **labelled(500),
+            "said": np.array(["yes", "no"] * 250, object),
+        },
     )
     with pytest.raises(InvalidConfig, match="one is text"):
         train(Training(teacher="models:/labels/1", data="rows.parquet", target="said"))
@@ -151,7 +160,11 @@ def test_a_student_of_tensors_is_a_network(client: MlflowClient, tmp_path: Path)
         ),
     ],
 )
-def test_a_mistake_is_one_line(client: MlflowClient, options: dict[str, Any], message: str) -> None:
+def test_a_mistake_is_one_line(
+    client: MlflowClient,
+    options: dict[str, Any],
+    message: str,
+) -> None:
     with pytest.raises(InvalidConfig) as refused:
         train(Training(**options))
     assert refused.value.message.startswith(message)
@@ -162,7 +175,12 @@ def test_student_learns_from_the_captured_rows_of_an_endpoint(
 ) -> None:
     rows = labelled(300)
     times = [datetime(2026, 11, 20, 12, tzinfo=UTC)] * 300
-    columns = {"a": rows["a"], "b": rows["b"], "prediction": rows["label"], "_event_time": times}
+    columns = {
+        "a": rows["a"],
+        "b": rows["b"],
+        "prediction": rows["label"],
+        "_event_time": times,
+    }
     LogWriter(tmp_path / "home" / "inference_log").write(columns, endpoint="toy")
     training = Training(teacher="models:/labels/1", endpoint="toy", target="_label_number")
     inputs, truth, origin = load_rows(training, load_version(tmp_path / "teachers" / "labels"))

@@ -35,7 +35,11 @@ NEED_TORCH = ("train_digits", "image_resnet18")
 class Parsed(Exception):
     """Ends a module after it has parsed its options."""
 
-    def __init__(self, options: dict[str, Any], defaults: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        options: dict[str, Any],
+        defaults: dict[str, Any],
+    ) -> None:
         super().__init__(options)
         self.options = options
         self.defaults = defaults
@@ -79,7 +83,10 @@ def test_the_parameters_of_an_entry_point_are_options_of_its_module_with_the_sam
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_end(parser: argparse.ArgumentParser) -> None:
-        raise Parsed(vars(parse(parser, arguments)), vars(parse(parser, [])))
+        raise Parsed(
+            vars(parse(parser, arguments)),
+            vars(parse(parser, [])),
+        )
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_end)
     with pytest.raises(Parsed) as ended:
@@ -98,7 +105,8 @@ def test_the_parameters_of_an_entry_point_are_options_of_its_module_with_the_sam
 def test_the_entry_point_batch_is_the_command_batch() -> None:
     folder = ROOT / "projects" / "batch"
     module, command, *arguments = words(folder, "batch")
-    assert (module, command) == ("mlflow_deploy_plugin.cli", "batch")
+    assert module == "mlflow_deploy_plugin.cli"
+    assert command == "batch"
     batch = main.get_command(click.Context(main), command)
     assert batch is not None
     options = batch.make_context(command, arguments).params

@@ -27,7 +27,12 @@ class Calls:
     started: list[tuple[list[str], Path]] = field(default_factory=list)
     status: int = 0
 
-    def install(self, command: list[str], cwd: str, check: bool) -> Any:
+    def install(
+        self,
+        command: list[str],
+        cwd: str,
+        check: bool,
+    ) -> Any:
         assert Path(cwd) != run.ROOT
         assert (Path(cwd) / "constraints.txt").resolve() == run.ROOT / "constraints.txt"
         assert (Path(cwd) / "mlflow_deploy_plugin" / "__init__.py").is_file()

@@ -116,6 +116,11 @@ def test_a_target_of_the_wrong_kind_is_refused() -> None:
     with pytest.raises(InvalidConfig, match=r"target y: 'far'.*3\.4e\+38"):
         numbers(pd.Series(["1", "far"], name="y"))
     with pytest.raises(InvalidConfig, match=r"10 rows.*a \(40\), b \(9\)"):
-        two_answers(pd.Series(["a"] * 40 + ["b"] * 9, name="y"))
+        two_answers(
+            pd.Series(
+                ["a"] * 40 + ["b"] * 9,
+                name="y",
+            )
+        )
     with pytest.raises(InvalidConfig, match=r"0 \(20\), 1 \(20\), 2.*\(20\)"):
         two_answers(pd.Series([0, 1, 2] * 20, name="y"))

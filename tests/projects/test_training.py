@@ -59,7 +59,10 @@ def tracking(
 @pytest.mark.parametrize(
     "project",
     [
-        pytest.param(name, marks=[pytest.mark.long] if name in ("image_resnet18", "search") else [])
+        pytest.param(
+            name,
+            marks=[pytest.mark.long] if name in ("image_resnet18", "search") else [],
+        )
         for name in SMALL
     ],
 )
@@ -122,7 +125,10 @@ def asked_by_readme(project: str) -> Any:
             for name, value in record.items()
         }
     (file,) = re.findall(r"-d @(\S+)", command)
-    return np.array(json.loads((ROOT / file).read_text())["inputs"], dtype=np.float32)
+    return np.array(
+        json.loads((ROOT / file).read_text())["inputs"],
+        dtype=np.float32,
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +201,10 @@ def test_docstrings_are_read_without_importing_the_library() -> None:
     assert docstrings("no_such_library") == []
 
 
-@pytest.mark.parametrize(("accuracy", "warns"), [(0.139, True), (0.95, False)])
+@pytest.mark.parametrize(
+    ("accuracy", "warns"),
+    [(0.139, True), (0.95, False)],
+)
 def test_a_classifier_at_the_level_of_chance_is_warned_of(
     accuracy: float,
     warns: bool,

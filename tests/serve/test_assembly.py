@@ -81,14 +81,29 @@ def test_the_characters_of_a_request_to_a_text_model_are_limited(
     from tests.support.texts import text_model
 
     server = serve_here(one_endpoint(text_model(tmp_path / "model")), {"max_text_characters": 1000})
+    # Only the starts count.
     assert (
-        ask(server, body=dump_json({"inputs": ["the model " * 10_000] * 3})).status == 200
-    )  # Only the starts count.
-    refused = ask(server, body=dump_json({"inputs": ["日本語" * 200] * 2}))
+        ask(
+            server,
+            body=dump_json({"inputs": ["the model " * 10_000] * 3}),
+        ).status
+        == 200
+    )
+    refused = ask(
+        server,
+        body=dump_json({"inputs": ["日本語" * 200] * 2}),
+    )
     assert refused.status == 413
     assert "max_text_characters" in json.loads(refused.body)["message"]
     late = {
-        "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
+        "inputs": [
+            {
+                "name": "text",
+                "shape": [1],
+                "datatype": "BYTES",
+                "data": ["a"],
+            }
+        ],
         "parameters": {"timeout": 1},
     }
     assert ask(server, "/v2/models/e/infer", body=dump_json(late)).status == 504

@@ -66,7 +66,11 @@ class Authority:
         authority's, and of its key.
         """
         key = generate_private_key(SECP256R1())
-        certificate = self._write(name, key, self._built(name, key, is_authority=False))
+        certificate = self._write(
+            name,
+            key,
+            self._built(name, key, is_authority=False),
+        )
         return certificate, str(self.folder / f"{name}.key")
 
     def _built(
@@ -195,12 +199,14 @@ def test_a_caller_needs_a_certificate_of_the_named_authority(
         "a certificate": "5",
     }
     local = (tmp_path / LOCAL_KEY).read_text()
-    assert (
-        client.post(authorization=f"Bearer {local}").status_code == 200
-    )  # the commands of this machine
+    # the commands of this machine
+    assert client.post(authorization=f"Bearer {local}").status_code == 200
 
 
-def replace_files(settings: dict[str, str], by: dict[str, str]) -> None:
+def replace_files(
+    settings: dict[str, str],
+    by: dict[str, str],
+) -> None:
     """Replace the certificate, its key and the authorities, as a renewal does."""
     for name, file in by.items():
         new = Path(settings[name]).with_suffix(".new")
@@ -219,9 +225,8 @@ def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
     of_foreign = foreign.issue("shop")
     certfile, keyfile = foreign.issue("server")
     replace_files(settings, {"certfile": certfile})
-    assert (
-        client.post(certificate=shop).status_code == 200
-    )  # The key still belongs to the previous certificate.
+    # The key still belongs to the previous certificate.
+    assert client.post(certificate=shop).status_code == 200
     assert "key values mismatch" in (tmp_path / "server.log").read_text()
 
     replace_files(settings, {"keyfile": keyfile, "ca_certs": foreign.certificate})
@@ -354,10 +359,16 @@ def test_grpc_needs_one_too_and_takes_replaced_files(
     [
         (None, ""),
         ({}, ""),
-        ({"subject": ((("countryName", "CH"),), (("commonName", "shop"),))}, "shop"),
+        (
+            {"subject": ((("countryName", "CH"),), (("commonName", "shop"),))},
+            "shop",
+        ),
         ({"subject": (), "subjectAltName": (("URI", "spiffe://x/shop"),)}, "spiffe://x/shop"),
         ({"subject": (), "notAfter": "soon"}, "a certificate without a name"),
-        ({"subject": ((("commonName", 200 * "n"),),)}, 100 * "n"),
+        (
+            {"subject": ((("commonName", 200 * "n"),),)},
+            100 * "n",
+        ),
     ],
 )
 def test_a_caller_has_the_name_of_its_certificate(certificate: Any, name: str) -> None:

@@ -101,7 +101,8 @@ def ask(application: DispatcherMiddleware) -> None:
         cast(WsgiApp, application.mounts["/flights"]),
     ):  # Otherwise it would live as long as this process.
         answer = client.post("/flights/invocations", json={"dataframe_records": [RECORD]})
-        assert (answer.status_code, answer.get_json()) == (200, {"predictions": ["yes"]})
+        assert answer.status_code == 200
+        assert answer.get_json() == {"predictions": ["yes"]}
         assert client.get("/").get_json() == {"predictions": "/flights/invocations"}
 
 
@@ -152,7 +153,8 @@ def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(
         client = Client(url)
         assert client.predict([RECORD]).values == ["yes"]
         answer = client.infer({name: [value] for name, value in RECORD.items()})
-        assert (answer.model, answer.version) == ("Flight Delay", "3")
+        assert answer.model == "Flight Delay"
+        assert answer.version == "3"
         with (
             refused(InvalidConfig, url.rpartition(":")[2]),
             local_server(tmp_path, "m", "1", "127.0.0.1", url[17:]),
@@ -163,7 +165,14 @@ def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(
 
 
 def test_a_local_server_with_a_key_refuses_other_callers(tmp_path: Path) -> None:
-    with local_server(mixed_model(tmp_path / "model"), "m", "1", "127.0.0.1", "0", "sesame") as url:
+    with local_server(
+        mixed_model(tmp_path / "model"),
+        "m",
+        "1",
+        "127.0.0.1",
+        "0",
+        "sesame",
+    ) as url:
         body = {"dataframe_records": [RECORD]}
         headers = {"Authorization": "Bearer sesame"}
         assert requests.post(f"{url}/invocations", json=body, timeout=30).status_code == 401

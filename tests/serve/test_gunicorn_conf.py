@@ -38,7 +38,10 @@ def test_the_spec_decides_and_the_state_folder_may_have_any_name() -> None:
     assert eval(command[-1].partition("create_worker_app")[2]) == "/with 'quotes'/and space"
 
 
-@pytest.mark.parametrize(("files", "connections"), [(256, 192), (1024, 768), (1_048_576, 1000)])
+@pytest.mark.parametrize(
+    ("files", "connections"),
+    [(256, 192), (1024, 768), (1_048_576, 1000)],
+)
 def test_a_worker_takes_no_more_clients_than_it_has_files_for(
     files: int,
     connections: int,
@@ -81,10 +84,11 @@ def test_gunicorn_s_own_threaded_worker_starts_and_answers(
     tmp_path: Path,
     bias_folders: dict[str, Path],
 ) -> None:
+    # gthread waits for idle clients that long.
     spec = ServerSpec(
         worker_class="gthread",
         graceful_timeout_seconds=1,
-    )  # gthread waits for idle clients that long.
+    )
     with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"]), spec) as running:
         assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[1006.0]]}
         assert (
@@ -101,10 +105,8 @@ def test_gunicorn_s_own_threaded_worker_starts_and_answers(
 
 def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:
     command = gunicorn_command(Path("/s"), ServerSpec(certfile="/c.pem", keyfile="/k.pem"), 7)
-    assert (command[command.index("--certfile") + 1], command[command.index("--keyfile") + 1]) == (
-        "/c.pem",
-        "/k.pem",
-    )
+    assert command[command.index("--certfile") + 1] == "/c.pem"
+    assert command[command.index("--keyfile") + 1] == "/k.pem"
     with pytest.raises(ValueError, match="must be set together"):
         ServerSpec(certfile="/c.pem")
 
@@ -225,9 +227,8 @@ def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_i
         running.process.wait()
         metrics = metrics_of(killed, worker.pid)
         with servers.gunicorn(other):
-            assert (
-                metrics_of(killed, worker.pid) == metrics
-            )  # The folder's next server keeps their counts.
+            # The folder's next server keeps their counts.
+            assert metrics_of(killed, worker.pid) == metrics
         wait_until(
             lambda: not psutil.pid_exists(worker.pid),
             what="the end of the killed server's worker",

@@ -67,7 +67,10 @@ def test_a_process_with_many_open_files_hears_of_the_end_too(
     tmp_path: Path,
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE,
+        (min(4096, before[1]), before[1]),
+    )
     try:
         with shared_listener(tmp_path / "door") as shared:
             assert shared is not None
@@ -115,7 +118,11 @@ def test_a_server_takes_over_from_another_under_load_without_a_failed_request(
                 try:
                     url = f"http://127.0.0.1:{free_port}/invocations"
                     answers[
-                        session.post(url, json={"inputs": [[0.0, 0.0, 0.0]]}, timeout=20).text
+                        session.post(
+                            url,
+                            json={"inputs": [[0.0, 0.0, 0.0]]},
+                            timeout=20,
+                        ).text
                     ] += 1
                 except requests.RequestException as error:
                     answers[repr(error)] += 1

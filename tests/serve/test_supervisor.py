@@ -164,7 +164,8 @@ def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -
     wait_until(another, what="another agent")
     state = read_state(running.state_dir / SERVER, ServerState)
     assert state is not None
-    assert (state.pid, state.phase) == (running.process.pid, "serving")
+    assert state.pid == running.process.pid
+    assert state.phase == "serving"
 
 
 @pytest.mark.long
@@ -236,9 +237,8 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
     )
     assert noticed.phase == "starting"
     with ThreadPoolExecutor(8) as clients:
-        assert all(
-            clients.map(lambda _: answers(running), range(32)),
-        )  # All clients connect while no process accepts.
+        # All clients connect while no process accepts.
+        assert all(clients.map(lambda _: answers(running), range(32)))
     assert gunicorn_pid(running) != master
     assert not [worker for worker in old if psutil.pid_exists(worker)]
     wait_until(lambda: server_state(running).phase == "serving", what="the server")
@@ -253,11 +253,23 @@ def test_a_gunicorn_killed_after_the_first_answer_and_before_all_workers_are_rea
     start: Start,
 ) -> None:
     running = start("state", "-w", "2")
-    master = wait_until(lambda: next(iter(masters(running)), None), 60, "gunicorn")
-    held = wait_until(lambda: next(iter(master.children()), None), 60, "its first worker")
+    master = wait_until(
+        lambda: next(iter(masters(running)), None),
+        60,
+        "gunicorn",
+    )
+    held = wait_until(
+        lambda: next(iter(master.children()), None),
+        60,
+        "its first worker",
+    )
     held.suspend()  # It is never ready, so that the server is not announced.
     url = f"http://127.0.0.1:{server_state(running).port}/invocations"
-    answer = requests.post(url, json={"inputs": [[1, 2, 3]]}, timeout=60)
+    answer = requests.post(
+        url,
+        json={"inputs": [[1, 2, 3]]},
+        timeout=60,
+    )
     master.kill()
     assert answer.ok
     assert answers(running.wait_ready())
@@ -286,9 +298,8 @@ def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_th
 @pytest.mark.long
 def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(start: Start) -> None:
     running = start("state").wait_ready()
-    (running.state_dir / "spec.yaml").write_text(
-        "no spec",
-    )  # No worker of the next gunicorn can start.
+    # No worker of the next gunicorn can start.
+    (running.state_dir / "spec.yaml").write_text("no spec")
     os.kill(gunicorn_pid(running), signal.SIGKILL)
     assert running.process.wait(timeout=60) == 1
     assert running.end() == 1

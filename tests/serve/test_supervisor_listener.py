@@ -77,11 +77,12 @@ def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(
     field: str,
 ) -> None:
     with socket.socket() as taken:
+        # Otherwise a gRPC server would share it silently.
         taken.setsockopt(
             socket.SOL_SOCKET,
             socket.SO_REUSEPORT,
             1,
-        )  # Otherwise a gRPC server would share it silently.
+        )
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]

@@ -24,7 +24,10 @@ def variant(weight: int, shadow: bool = False, name: str = "") -> Any:
     return Routed(weight, shadow, name)
 
 
-@pytest.mark.parametrize("weights", [(1,), (95, 5), (1, 1, 1), (100, 100), (3, 0, 7)])
+@pytest.mark.parametrize(
+    "weights",
+    [(1,), (95, 5), (1, 1, 1), (100, 100), (3, 0, 7)],
+)
 def test_draws_fall_into_the_shares_of_the_weights(weights: tuple[int, ...]) -> None:
     variants = answering_variants([variant(weight) for weight in weights])
     total = sum(weights)
@@ -46,7 +49,11 @@ def test_neither_shadow_nor_zero_answers() -> None:
 
 
 KEYS = [f"user-{number}" for number in range(1000)]
-WEIGHTS = st.lists(st.integers(1, 100), min_size=1, max_size=5)
+WEIGHTS = st.lists(
+    st.integers(1, 100),
+    min_size=1,
+    max_size=5,
+)
 
 
 def named(weights: list[int]) -> list[Any]:

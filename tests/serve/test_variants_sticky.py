@@ -9,9 +9,19 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.serve.variants import has_sticky_column, sticky_key
 
-COLUMNS = (Column("user", "string"), Column("account", "long"), Column("amount", "double"))
+COLUMNS = (
+    Column("user", "string"),
+    Column("account", "long"),
+    Column("amount", "double"),
+)
 INPUTS = (
-    Input("u", "str", (-1, 1), ("user",), missing="none"),
+    Input(
+        "u",
+        "str",
+        (-1, 1),
+        ("user",),
+        missing="none",
+    ),
     Input("numbers", "float32", (-1, 2), ("amount", "account")),
 )
 SCHEMA = compile_schema(COLUMNS, (), INPUTS)
@@ -29,7 +39,11 @@ SCHEMA = compile_schema(COLUMNS, (), INPUTS)
         ("unknown", [1, 2], None),
     ],
 )
-def test_the_first_row_has_the_key(column: str, values: list[Any], key: str | None) -> None:
+def test_the_first_row_has_the_key(
+    column: str,
+    values: list[Any],
+    key: str | None,
+) -> None:
     data: dict[str, list[Any]] = {
         "user": ["a", "b"],
         "account": [1, 2],
@@ -41,8 +55,16 @@ def test_the_first_row_has_the_key(column: str, values: list[Any], key: str | No
 
 
 def test_a_number_is_the_same_caller_in_every_type() -> None:
-    apart = compile_schema(COLUMNS[1:2], (), (Input("a", "int64", (-1,), ("account",)),))
-    data: dict[str, list[Any]] = {"user": ["a"], "account": [12345], "amount": [0.0]}
+    apart = compile_schema(
+        COLUMNS[1:2],
+        (),
+        (Input("a", "int64", (-1,), ("account",)),),
+    )
+    data: dict[str, list[Any]] = {
+        "user": ["a"],
+        "account": [12345],
+        "amount": [0.0],
+    }
     assert sticky_key(apart, apart.from_columns(data), "account") == sticky_key(
         SCHEMA,
         SCHEMA.from_columns(data),
@@ -51,6 +73,10 @@ def test_a_number_is_the_same_caller_in_every_type() -> None:
 
 
 def test_a_tensor_is_known_by_its_name() -> None:
-    schema = compile_schema((), (Tensor("id", "int64", (-1,)),), (Input("id", "int64", (-1,)),))
+    schema = compile_schema(
+        (),
+        (Tensor("id", "int64", (-1,)),),
+        (Input("id", "int64", (-1,)),),
+    )
     assert sticky_key(schema, {"id": np.array([9, 8])}, "id") == "9"
     assert sticky_key(schema, {}, "id") is None

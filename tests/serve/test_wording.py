@@ -160,11 +160,17 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
+def server(
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+) -> Server:
     mixed = model_folders["mixed"]
     tensor = model_folders["tensor"]
     return serve_here(
-        {"mixed": {"v": servers.variant(mixed)}, "tensor": {"v": servers.variant(tensor)}},
+        {
+            "mixed": {"v": servers.variant(mixed)},
+            "tensor": {"v": servers.variant(tensor)},
+        },
     )
 
 
@@ -184,4 +190,7 @@ def test_a_refusal_names_the_mistake_and_the_correct_form(
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = ask(server, path, body=content, **headers)
     document = json.loads(answer.body)
-    assert (answer.status, document.get("message") or document["error"]) == (status, message)
+    assert (
+        answer.status,
+        document.get("message") or document["error"],
+    ) == (status, message)

@@ -114,7 +114,10 @@ def _start_core(stack: NativeStack) -> None:
     for name in ("server-a", "server-b", "controller", "alertmanager", "prometheus"):
         stack.start(name)
     for name in ("server-a", "server-b"):
-        stack.wait_for(name, lambda name=name: answers(stack.url(name, 8080, "/ping")))
+        stack.wait_for(
+            name,
+            lambda name=name: answers(stack.url(name, 8080, "/ping")),
+        )
     stack.wait_for("controller", lambda: answers(stack.url("controller", 9464, "/metrics")))
     stack.start("nginx")
     stack.wait_for("nginx", lambda: is_up(stack))

@@ -44,9 +44,8 @@ def read(*profiles: str) -> dict[str, Any]:
         *(f"--profile={profile}" for profile in profiles),
         "config",
     ]
-    environment = {
-        name: os.environ[name] for name in ("PATH", "HOME")
-    }  # without the settings of this process
+    # without the settings of this process
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
     done = subprocess.run(
         [*command, "--format", "json"],
         capture_output=True,
@@ -71,7 +70,10 @@ def _compose() -> None:
         pytest.skip("docker compose is not installed")
 
 
-@pytest.mark.parametrize(("profile", "more"), [("", set()), *PROFILES.items()])
+@pytest.mark.parametrize(
+    ("profile", "more"),
+    [("", set()), *PROFILES.items()],
+)
 def test_a_profile_adds_its_services_to_the_core(profile: str, more: set[str]) -> None:
     services = read(*filter(None, [profile]))["services"]
     assert services.keys() == CORE | more
@@ -179,5 +181,6 @@ def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
     message = (
         f"{folder}/tls.crt exists, but is not for other.example: remove it, and run this again\n"
     )
-    assert (refused.returncode, refused.stderr) == (1, message)
+    assert refused.returncode == 1
+    assert refused.stderr == message
     assert {file.name: file.read_text() for file in folder.iterdir()} == made

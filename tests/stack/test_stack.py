@@ -56,7 +56,11 @@ class Traffic:
         rng = np.random.default_rng(1)
         with requests.Session() as session:
             while not self.ended.wait(0.05):
-                rows = rng.normal(self.mean, 1, (5, 2)).astype(np.float32)
+                rows = rng.normal(
+                    self.mean,
+                    1,
+                    (5, 2),
+                ).astype(np.float32)
                 answer = self.stack.predict(rows.tolist(), session=session)
                 self.answers[answer.status_code] += 1
                 if not answer.ok:
@@ -101,7 +105,11 @@ def test_strangers_are_refused_and_everybody_else_is_answered_by_tls(
 def test_grpc_goes_through_nginx_too(stack: NativeStack, traffic: Traffic) -> None:
     credentials = grpc.ssl_channel_credentials((stack.secrets / "tls.crt").read_bytes())
     request = service_pb2.ModelInferRequest(model_name="flights")
-    request.inputs.add(name="X", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend(
+    request.inputs.add(
+        name="X",
+        datatype="FP32",
+        shape=[1, 2],
+    ).contents.fp32_contents.extend(
         [1.0, 2.0],
     )
     key = [("authorization", f"Bearer {stack.key}")]
@@ -143,7 +151,14 @@ def test_a_server_that_is_killed_and_comes_back_costs_no_request(
         wait_until(lambda: statuses.total() > enough, what=what)
 
     with ThreadPoolExecutor(4) as callers:
-        asking = [callers.submit(ask, "/invocations", {"inputs": [[1.0, 2.0]]}) for _ in range(2)]
+        asking = [
+            callers.submit(
+                ask,
+                "/invocations",
+                {"inputs": [[1.0, 2.0]]},
+            )
+            for _ in range(2)
+        ]
         asking += [callers.submit(ask, "/feedback", label) for _ in range(2)]
         for number in (signal.SIGKILL, signal.SIGTERM):
             wait_for_more("requests of both servers")
@@ -215,7 +230,8 @@ def test_the_world_moves_and_both_the_controller_and_prometheus_tell(
         return [alert for alert in received if alert["labels"]["alertname"] == "MonitorAlarm"]
 
     alert = wait_until(fired, 120, f"Alertmanager tells; {_last(stack, 'prometheus')}")[0]
-    assert (alert["labels"]["endpoint"], alert["labels"]["severity"]) == ("flights", "warning")
+    assert alert["labels"]["endpoint"] == "flights"
+    assert alert["labels"]["severity"] == "warning"
     assert alert["annotations"]["runbook_url"] == "docs/runbook.md#monitoralarm"
 
 

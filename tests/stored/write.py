@@ -144,7 +144,11 @@ MlflowClient().create_model_version(sys.argv[1], folder.as_uri(), os.environ["ML
 """
 
 
-def flights(count: int, seed: int, shift: float = 0.0) -> tuple[pd.DataFrame, np.ndarray]:
+def flights(
+    count: int,
+    seed: int,
+    shift: float = 0.0,
+) -> tuple[pd.DataFrame, np.ndarray]:
     """Return rows and their labels.
     A shift of 2000 is a strong drift of the distance.
     """
@@ -164,7 +168,10 @@ def pipeline(strength: float) -> Pipeline:
     numbers = make_pipeline(SimpleImputer(), StandardScaler())
     texts = OneHotEncoder(handle_unknown="ignore")
     columns = ColumnTransformer(
-        [("numbers", numbers, ["distance", "hour"]), ("texts", texts, ["carrier"])],
+        [
+            ("numbers", numbers, ["distance", "hour"]),
+            ("texts", texts, ["carrier"]),
+        ],
     )
     return make_pipeline(columns, LogisticRegression(C=strength)).fit(*flights(500, seed=0))
 
@@ -230,7 +237,11 @@ def capture_days(url: str) -> None:
     """
     client = onnxserve.Client(url, ENDPOINT)
     for hour in range(48):
-        rows, labels = flights(10, seed=100 + hour, shift=2000.0 if hour >= 24 else 0.0)
+        rows, labels = flights(
+            10,
+            seed=100 + hour,
+            shift=2000.0 if hour >= 24 else 0.0,
+        )
         prediction = client.predict(
             rows,
             event_time=BEGIN + hour * HOUR,
@@ -377,13 +388,25 @@ def _record_moves_of_server(store: Store) -> None:
         ("1", "Archived", "transition"),
     ):
         detail = move_detail(place, "", version_digest(f"models:/{MODEL}/{version}"))
-        store.record(action, actor="eva", model=MODEL, version=version, after=place, detail=detail)
+        store.record(
+            action,
+            actor="eva",
+            model=MODEL,
+            version=version,
+            after=place,
+            detail=detail,
+        )
     store.count_change(MODEL)
 
 
 def make_keys(store: Store) -> None:
     keys = ApiKeys(store)
-    keys.create("robot", ["infer", "read"], [ENDPOINT], limits=["1000/hour", "10/second"])
+    keys.create(
+        "robot",
+        ["infer", "read"],
+        [ENDPOINT],
+        limits=["1000/hour", "10/second"],
+    )
     keys.create("dashboard", ["read"], lifetime=90 * DAY)
     keys.create("lost", ["admin"])
     keys.revoke("lost", why="it was in a log")

@@ -45,7 +45,10 @@ def accessibility_findings(page: Page) -> list[str]:
     The rules are WCAG 2.2 A and AA, and the good practice of axe.
     """
     findings = []
-    places: tuple[tuple[int, Literal["dark", "light"]], ...] = ((360, "dark"), (1280, "light"))
+    places: tuple[tuple[int, Literal["dark", "light"]], ...] = (
+        (360, "dark"),
+        (1280, "light"),
+    )
     for width, scheme in places:
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)

@@ -26,7 +26,12 @@ from tests.support.serving import Served
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 DAY = timedelta(days=1)
-BEGIN = (datetime.now(UTC) - DAY / 24).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY
+BEGIN = (datetime.now(UTC) - DAY / 24).replace(
+    hour=0,
+    minute=0,
+    second=0,
+    microsecond=0,
+) - 2 * DAY
 """The start of the first day. Both days are over, and the monitor no longer waits for
 their rows.
 """
@@ -103,7 +108,11 @@ def _register() -> None:
 def _capture(served: Served) -> None:
     rng = np.random.default_rng(1)
     for hour in range(48):
-        rows = rng.normal(9 if hour >= 24 else 0, 1, size=(10, 1)).tolist()
+        rows = rng.normal(
+            9 if hour >= 24 else 0,
+            1,
+            size=(10, 1),
+        ).tolist()
         answer = requests.post(
             f"{served.url}/invocations",
             json={"dataframe_split": {"columns": ["x"], "data": rows}},

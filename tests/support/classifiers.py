@@ -16,7 +16,11 @@ TRUTH = (2.0, -1.0)
 """The weights that `labelled` uses to compute the labels."""
 
 
-def labelled(count: int, seed: int = 0, noise: float = 0.5) -> dict[str, np.ndarray]:
+def labelled(
+    count: int,
+    seed: int = 0,
+    noise: float = 0.5,
+) -> dict[str, np.ndarray]:
     """Return columns a, b, `label` (0 or 1, from the noisy score) and `value` (the
     noisy score).
     """
@@ -24,7 +28,12 @@ def labelled(count: int, seed: int = 0, noise: float = 0.5) -> dict[str, np.ndar
     a = rng.normal(size=count)
     b = rng.normal(size=count)
     score = TRUTH[0] * a + TRUTH[1] * b + rng.normal(size=count) * noise
-    return {"a": a, "b": b, "label": (score > 0).astype(np.int64), "value": score}
+    return {
+        "a": a,
+        "b": b,
+        "label": (score > 0).astype(np.int64),
+        "value": score,
+    }
 
 
 def write_rows(path: Path, rows: dict[str, Any]) -> Path:
@@ -61,7 +70,12 @@ def write_classifier(
       }}"""
     section: dict[str, Any] = {
         "inputs": [
-            {"name": "x", "dtype": "float64", "shape": [-1, width], "columns": list(columns)},
+            {
+                "name": "x",
+                "dtype": "float64",
+                "shape": [-1, width],
+                "columns": list(columns),
+            },
         ],
         "outputs": [
             {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
@@ -90,8 +104,22 @@ def write_regressor(
 <double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
       y = MatMul(x, w) }}"""
     section: dict[str, Any] = {
-        "inputs": [{"name": "x", "dtype": "float64", "shape": [-1, 2], "columns": list(COLUMNS)}],
-        "outputs": [{"name": "y", "dtype": "float64", "shape": [-1, 1], "role": "values"}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": "float64",
+                "shape": [-1, 2],
+                "columns": list(COLUMNS),
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float64",
+                "shape": [-1, 1],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
         "framework": "sklearn",
         "parity": {"state": "proven", "rows": 1000},
@@ -125,7 +153,11 @@ def registered_toy(client: Any, folder: Path) -> None:
     """
     client.create_registered_model("toy")
     for number, (weights, parity) in enumerate(
-        [(TRUTH, "proven"), ((4.0, -2.0), "proven"), (TRUTH, "warned")],
+        [
+            (TRUTH, "proven"),
+            ((4.0, -2.0), "proven"),
+            (TRUTH, "warned"),
+        ],
     ):
         client.create_model_version(
             "toy",

@@ -23,7 +23,14 @@ from mlflow_deploy_plugin.ship.deployments.backends.targets import parse_target
 from tests.support.models import parse_graph
 from tests.support.waiting import free_port
 
-SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("double", "b")]))
+SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec("double", "a"),
+            ColSpec("double", "b"),
+        ]
+    )
+)
 
 
 def weighted_sum(factor: float) -> onnx.ModelProto:

@@ -64,7 +64,12 @@ class Later(Executor):
         *arguments: Any,
         **named: Any,
     ) -> "Future[Any]":
-        self.waiting.append((Future(), lambda: function(*arguments, **named)))
+        self.waiting.append(
+            (
+                Future(),
+                lambda: function(*arguments, **named),
+            )
+        )
         return self.waiting[-1][0]
 
     def go_on(self) -> None:

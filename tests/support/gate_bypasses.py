@@ -67,7 +67,12 @@ class GatedRegistry:
 
     def send(self, step: Step) -> requests.Response:
         body = iter([step.body]) if step.is_chunked else step.body
-        request = requests.Request(step.method, self.url, data=body, headers=dict(step.headers))
+        request = requests.Request(
+            step.method,
+            self.url,
+            data=body,
+            headers=dict(step.headers),
+        )
         prepared = self.session.prepare_request(request)
         prepared.url = f"{self.url}{step.path}"  # requests would decode and shorten the path.
         return self.session.send(prepared, timeout=_SECONDS, allow_redirects=False)
@@ -266,11 +271,24 @@ def _encodings() -> Iterator[tuple[str, Attempt]]:
         yield f"{label} list", _one(_raw(path, f"[{text}]"))
         yield (
             f"{label} escaped",
-            _one(_raw(path, text.replace("P", "\\u0050").replace("c", "\\u0063"))),
+            _one(
+                _raw(
+                    path,
+                    text.replace("P", "\\u0050").replace("c", "\\u0063"),
+                )
+            ),
         )
         yield (
             f"{label} chunked",
-            _one(Step("POST", path, text.encode(), {"Content-Type": _JSON}, is_chunked=True)),
+            _one(
+                Step(
+                    "POST",
+                    path,
+                    text.encode(),
+                    {"Content-Type": _JSON},
+                    is_chunked=True,
+                )
+            ),
         )
         form = "application/x-www-form-urlencoded"
         yield f"{label} form", _one(_raw(path, urlencode(fields), form))
@@ -424,11 +442,21 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
     for place in ("Staging", "Archived", "None"):
         yield (
             f"from {place}",
-            Attempt((_call(API + _STAGE_PATH, {**_STAGE, "stage": place}), stage)),
+            Attempt(
+                (
+                    _call(API + _STAGE_PATH, {**_STAGE, "stage": place}),
+                    stage,
+                )
+            ),
         )
     yield (
         "from another alias",
-        Attempt((_call(API + _ALIAS_PATH, {**_ALIAS, "alias": "challenger"}), alias)),
+        Attempt(
+            (
+                _call(API + _ALIAS_PATH, {**_ALIAS, "alias": "challenger"}),
+                alias,
+            )
+        ),
     )
     create = f"{API}/model-versions/create"
     set_tag = f"{API}/model-versions/set-tag"
@@ -455,7 +483,13 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
             Attempt((_call(create, {**copy, "tags": forged}), move)),
         )
         yield f"{name} of a version that is a prompt", Attempt((_call(create, prompt), move))
-    tagged = [_call(set_tag, {"name": GATED, "version": "1", **tag}) for tag in forged]
+    tagged = [
+        _call(
+            set_tag,
+            {"name": GATED, "version": "1", **tag},
+        )
+        for tag in forged
+    ]
     tag_model = _call(f"{API}/registered-models/set-tag", {"name": GATED, **is_prompt})
     renamed = _call(f"{API}/registered-models/rename", {"name": GATED, "new_name": f"{GATED}-2"})
     back = _call(f"{API}/registered-models/rename", {"name": f"{GATED}-2", "new_name": GATED})

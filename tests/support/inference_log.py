@@ -24,7 +24,10 @@ _segments = itertools.count(1)
 def event_table(columns: Mapping[str, Any]) -> pa.Table:
     """Return a table whose `_event_time` has the log's type."""
     arrays = {name: pa.array(values) for name, values in columns.items() if name != "_event_time"}
-    arrays["_event_time"] = pa.array(columns["_event_time"], type=pa.timestamp("us", tz="UTC"))
+    arrays["_event_time"] = pa.array(
+        columns["_event_time"],
+        type=pa.timestamp("us", tz="UTC"),
+    )
     return pa.table(arrays)
 
 
@@ -105,7 +108,12 @@ def write_answers(
     """
     model = OnnxModel.load(folder)
     feeds = model.schema.from_columns(columns)
-    rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
+    rows = to_log_columns(
+        model.schema,
+        model.artifact.prediction,
+        feeds,
+        model.run(feeds),
+    )
     count = len(next(iter(rows.values())))
     captured = {name: array.tolist() if array.ndim > 1 else array for name, array in rows.items()}
     writer.write(

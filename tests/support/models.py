@@ -76,7 +76,11 @@ def write_model(
         "run_id": "r-1",
     }
     if signature is not None:
-        document["signature"] = {"inputs": json.dumps(signature), "outputs": None, "params": None}
+        document["signature"] = {
+            "inputs": json.dumps(signature),
+            "outputs": None,
+            "params": None,
+        }
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     return folder
 
@@ -123,7 +127,14 @@ tensor (float[N,2,2] image) => (float[N,2,2] doubled, float[N] total) \
 
 
 def columns(**types: str) -> list[dict[str, Any]]:
-    return [{"name": name, "type": kind, "required": True} for name, kind in types.items()]
+    return [
+        {
+            "name": name,
+            "type": kind,
+            "required": True,
+        }
+        for name, kind in types.items()
+    ]
 
 
 def mixed_model(folder: Path) -> Path:
@@ -157,11 +168,27 @@ def mixed_model(folder: Path) -> Path:
 
 def tensor_model(folder: Path) -> Path:
     """Make a model with one tensor and two outputs, both of which are predictions."""
-    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
+    signature = [
+        {
+            "type": "tensor",
+            "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]},
+        }
+    ]
     section = {
-        "inputs": [{"name": "image", "dtype": "float32", "shape": [-1, 2, 2]}],
+        "inputs": [
+            {
+                "name": "image",
+                "dtype": "float32",
+                "shape": [-1, 2, 2],
+            }
+        ],
         "outputs": [
-            {"name": "doubled", "dtype": "float32", "shape": [-1, 2, 2], "role": "values"},
+            {
+                "name": "doubled",
+                "dtype": "float32",
+                "shape": [-1, 2, 2],
+                "role": "values",
+            },
             {"name": "total", "dtype": "float32", "shape": [-1], "role": "values"},
         ],
         "prediction": ["doubled", "total"],

@@ -53,8 +53,16 @@ def make_endpoint(
     spec = apply_config(new_endpoint(name, str(model)), fields)
     state = home / "deployments" / name
     state.mkdir(parents=True)
-    variant = WantedVariant(model_uri=str(model), model=MODEL, version="1", folder=model)
-    write_state(state / WANTED, Wanted(endpoints={name: WantedEndpoint(variants={name: variant})}))
+    variant = WantedVariant(
+        model_uri=str(model),
+        model=MODEL,
+        version="1",
+        folder=model,
+    )
+    write_state(
+        state / WANTED,
+        Wanted(endpoints={name: WantedEndpoint(variants={name: variant})}),
+    )
     store = open_store(Settings(home=home).store_url, lambda: begin)
     store.add_endpoint("onnxserve", spec)
     store.close()

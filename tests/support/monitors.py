@@ -41,7 +41,12 @@ def judged_window(
     reason: str = "",
 ) -> None:
     """Store a day that was judged."""
-    window = Monitors(store).add(endpoint, monitor, start, start + timedelta(days=1))
+    window = Monitors(store).add(
+        endpoint,
+        monitor,
+        start,
+        start + timedelta(days=1),
+    )
     judged = replace(window, state="judged", verdict=verdict, reason=reason, run_id=run_id)
     assert Monitors(store).update(judged) is not None
 
@@ -77,7 +82,11 @@ class MonitoredWorld:
 
         return open_store(self.settings.store_url, clock)
 
-    def endpoint(self, name: str = "flights", **monitors: Mapping[str, Any]) -> None:
+    def endpoint(
+        self,
+        name: str = "flights",
+        **monitors: Mapping[str, Any],
+    ) -> None:
         """Add an endpoint with these monitors, by default an hourly one."""
         self.store.add_endpoint("onnxserve", self.spec(name, **monitors))
 
@@ -90,7 +99,11 @@ class MonitoredWorld:
             assert row is not None
             row.spec += "sampling: often\n"
 
-    def spec(self, name: str = "flights", **monitors: Mapping[str, Any]) -> Any:
+    def spec(
+        self,
+        name: str = "flights",
+        **monitors: Mapping[str, Any],
+    ) -> Any:
         fields = {
             f"monitors.{monitor}.{field}": value
             for monitor, options in (monitors or {"hourly": {}}).items()
@@ -98,11 +111,19 @@ class MonitoredWorld:
         }
         return apply_config(new_endpoint(name, "models:/flight-delay/1"), fields)
 
-    def rows(self, *hours: datetime, endpoint: str = "flights", rows: int = 3) -> None:
+    def rows(
+        self,
+        *hours: datetime,
+        endpoint: str = "flights",
+        rows: int = 3,
+    ) -> None:
         """Write rows into the first seconds of these hours."""
         for hour in hours:
             times = [hour + timedelta(seconds=second) for second in range(rows)]
-            self.writer.write({"_event_time": times, "x": [1.0] * rows}, endpoint=endpoint)
+            self.writer.write(
+                {"_event_time": times, "x": [1.0] * rows},
+                endpoint=endpoint,
+            )
 
     def due(self, **monitors: Mapping[str, Any]) -> None:
         """Add an endpoint as `endpoint` does, and rows for the hour from NOON, which is
@@ -112,7 +133,12 @@ class MonitoredWorld:
         self.rows(NOON)
         self.now = NOON + HOUR + timedelta(minutes=6)
 
-    def watermark(self, complete_until: datetime, agent: str = "one", **fields: Any) -> None:
+    def watermark(
+        self,
+        complete_until: datetime,
+        agent: str = "one",
+        **fields: Any,
+    ) -> None:
         mark = Watermark(
             agent,
             ("flights",),

@@ -51,13 +51,23 @@ def _read(case: Any) -> NodeCase | None:
         )
         names = [node.name for node in session.get_inputs()]
         inputs = dict(
-            zip(names, (np.asarray(array) for array in case.data_sets[0][0]), strict=True)
+            zip(
+                names,
+                (np.asarray(array) for array in case.data_sets[0][0]),
+                strict=True,
+            )
         )
         answers = [session.run(None, inputs) for _ in range(2)]
         # Operators that draw random numbers return different arrays, so that they are
         # excluded here.
         np.testing.assert_equal(*answers)
-        answered = dict(zip([node.name for node in session.get_outputs()], answers[0], strict=True))
+        answered = dict(
+            zip(
+                [node.name for node in session.get_outputs()],
+                answers[0],
+                strict=True,
+            )
+        )
     except Exception:  # noqa: BLE001 - Cases that ONNX Runtime does not run are excluded.
         return None
     is_carried = all(

@@ -47,9 +47,20 @@ def with_categories(folder: Path, **categories: list[str]) -> Path:
 
 
 def digits_model(folder: Path) -> Path:
-    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1, 8, 8]}}]
+    signature = [
+        {
+            "type": "tensor",
+            "tensor-spec": {"dtype": "float32", "shape": [-1, 1, 8, 8]},
+        }
+    ]
     section = {
-        "inputs": [{"name": "image", "dtype": "float32", "shape": [-1, 1, 8, 8]}],
+        "inputs": [
+            {
+                "name": "image",
+                "dtype": "float32",
+                "shape": [-1, 1, 8, 8],
+            }
+        ],
         "outputs": [
             {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
             {
@@ -84,7 +95,14 @@ hostile (double[N,2] X) => (string[N] label, float[N,2] probabilities)
 }}"""
     names = [HOSTILE, QUOTED]
     section = {
-        "inputs": [{"name": "X", "dtype": "float64", "shape": [-1, 2], "columns": names}],
+        "inputs": [
+            {
+                "name": "X",
+                "dtype": "float64",
+                "shape": [-1, 2],
+                "columns": names,
+            }
+        ],
         "outputs": [
             {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
             {

@@ -50,11 +50,25 @@ def result_of(
         "reason": "the largest score is beyond the threshold",
         "rows": 1000,
         "findings": (*scored, *findings),
-        "figures": {"statistic": max(scores.values()), "threshold": 3.0} if scores else {},
+        "figures": {
+            "statistic": max(scores.values()),
+            "threshold": 3.0,
+        }
+        if scores
+        else {},
     }
     values |= {name: value for name, value in said.items() if name in fields}
     largest = (
-        {"": Outcome("distribution", values["state"], max(scores.values()), 3.0)} if scores else {}
+        {
+            "": Outcome(
+                "distribution",
+                values["state"],
+                max(scores.values()),
+                3.0,
+            )
+        }
+        if scores
+        else {}
     )
     evidence = with_outcomes(Evidence(outcomes=largest), values["findings"])
     return MonitorResult(**{"evidence": evidence, **values})
@@ -62,4 +76,11 @@ def result_of(
 
 def past_of(*results: MonitorResult) -> list[JudgedWindow]:
     """Return the windows as the judgement of a later window sees them."""
-    return [JudgedWindow(result.window.start, result.state, result.evidence) for result in results]
+    return [
+        JudgedWindow(
+            result.window.start,
+            result.state,
+            result.evidence,
+        )
+        for result in results
+    ]

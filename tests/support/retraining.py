@@ -38,7 +38,10 @@ from tests.support.classifiers import COLUMNS, TRUTH, labelled, write_classifier
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
 from tests.support.waiting import wait_until
 
-DAY = Window(datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 2, tzinfo=UTC))
+DAY = Window(
+    datetime(2026, 6, 1, tzinfo=UTC),
+    datetime(2026, 6, 2, tzinfo=UTC),
+)
 SERVED = (1.0, 2.0)
 """The weights of version 1; `gated.TRUTH` has the correct weights."""
 
@@ -196,7 +199,12 @@ class RetrainingWorld:
             experiment = MlflowClient().create_experiment("trainings")
             run_id = MlflowClient().create_run(experiment).info.run_id
         all_figures = RetrainingFigures(
-            **{"attempt": 1, "host": process.host(), "started_at": utc_now(), **figures},
+            **{
+                "attempt": 1,
+                "host": process.host(),
+                "started_at": utc_now(),
+                **figures,
+            },
         )
         written = self.retrainings.update(
             replace(
@@ -249,9 +257,18 @@ class RetrainingWorld:
                 np.int64,
             )
             segment = writer.write({"_event_time": times, **columns, "prediction": answer})
-            self._label(segment, times, changed["label"][part][: int(len(part) * share_labelled)])
+            self._label(
+                segment,
+                times,
+                changed["label"][part][: int(len(part) * share_labelled)],
+            )
 
-    def _label(self, segment: str, times: list[datetime], labels: np.ndarray) -> None:
+    def _label(
+        self,
+        segment: str,
+        times: list[datetime],
+        labels: np.ndarray,
+    ) -> None:
         root = Path(self.deployments.settings.inference_log)
         file = next((root / f"endpoint={ENDPOINT}").rglob(f"{segment}-*.parquet"))
         prediction_id = pq.read_table(file, columns=["_prediction_id"]).column(0)[0].as_py()

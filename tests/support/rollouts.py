@@ -36,7 +36,12 @@ def counted(
     """Return requests of which `slow` took between 0.1 and 1 s and the other requests
     less than 10 ms.
     """
-    timed = {0.01: requests - slow, 0.1: requests - slow, 1.0: requests, math.inf: requests}
+    timed = {
+        0.01: requests - slow,
+        0.1: requests - slow,
+        1.0: requests,
+        math.inf: requests,
+    }
     return VersionCounters(requests, errors, timed, same, different)
 
 

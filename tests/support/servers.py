@@ -40,11 +40,30 @@ def single_model(folder: Path, bias: float = 0.0) -> Path:
     identifies the version.
     """
     section = {
-        "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["a", "b", "c"]}],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "inputs": [
+            {
+                "name": "X",
+                "dtype": "float32",
+                "shape": [-1, 3],
+                "columns": ["a", "b", "c"],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
     }
-    return write_model(folder, single(bias), columns(a="double", b="double", c="double"), section)
+    return write_model(
+        folder,
+        single(bias),
+        columns(a="double", b="double", c="double"),
+        section,
+    )
 
 
 def stock_model(folder: Path) -> Path:
@@ -52,7 +71,11 @@ def stock_model(folder: Path) -> Path:
     return write_model(folder, single(0.5))
 
 
-def variant(folder: Path, version: str = "1", **more: Any) -> dict[str, Any]:
+def variant(
+    folder: Path,
+    version: str = "1",
+    **more: Any,
+) -> dict[str, Any]:
     return {
         "model_uri": f"models:/m/{version}",
         "model": "m",
@@ -106,7 +129,11 @@ class Running:
 def write_spec(state_dir: Path, name: str, server: ServerSpec) -> None:
     """Write spec.yaml of the endpoint `name`; `server` specifies its server."""
     fields = server.model_dump(mode="json", exclude_unset=True)
-    document = {"name": name, "variants": {"v": {"model": "models:/m/1"}}, "server": fields}
+    document = {
+        "name": name,
+        "variants": {"v": {"model": "models:/m/1"}},
+        "server": fields,
+    }
     (state_dir / SPEC).write_text(yaml.safe_dump(document))
 
 

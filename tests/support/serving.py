@@ -35,7 +35,11 @@ class Served:
         ]
 
     def wait_ready(self) -> "Served":
-        wait_until(lambda: self._announced() or self.process.poll() is not None, 60, "ready")
+        wait_until(
+            lambda: self._announced() or self.process.poll() is not None,
+            60,
+            "ready",
+        )
         assert self.process.poll() is None, self.log.read_text()
         return self
 

@@ -18,9 +18,8 @@ from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord, decode_layout
 from mlflow_deploy_plugin.serve.spool.frames import FRAME, REFERRING, REQUEST_KIND, payload_at
 
-_HEAD = struct.Struct(
-    "<IqqIHHH",
-)  # rows, event time, received time, latency, status, lengths of both ids
+# rows, event time, received time, latency, status, lengths of both ids
+_HEAD = struct.Struct("<IqqIHHH")
 _TEXT = struct.Struct("<I")
 
 
@@ -86,7 +85,11 @@ def _unpack(
     for length in (request_length, prediction_length):
         ids.append(str(packed[position : position + length], "utf-8"))
         position += length
-    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}, "masked": {}}
+    sides: dict[str, dict[str, Array]] = {
+        "feeds": {},
+        "outputs": {},
+        "masked": {},
+    }
     for side, arrays in sides.items():
         for name, dtype, inner in layout.get(side, ()):
             shape = (rows, *inner)

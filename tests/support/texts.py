@@ -157,7 +157,11 @@ def texts() -> st.SearchStrategy[str]:
     """Return texts of any Unicode characters, special tokens and fragments that
     tokenizers treat differently.
     """
-    parts = st.one_of(st.text(), st.sampled_from(SPECIAL), st.sampled_from(FRAGMENTS))
+    parts = st.one_of(
+        st.text(),
+        st.sampled_from(SPECIAL),
+        st.sampled_from(FRAGMENTS),
+    )
     return st.lists(parts, max_size=8).map("".join)
 
 
@@ -212,7 +216,12 @@ def panicking_model(folder: Path) -> Path:
     return folder
 
 
-def text_model(folder: Path, max_length: int = 32, truncates: bool = True, **section: Any) -> Path:
+def text_model(
+    folder: Path,
+    max_length: int = 32,
+    truncates: bool = True,
+    **section: Any,
+) -> Path:
     """Write a model whose embedding [N, 1] is the mean of a text's token ids, without
     padding.
     """
@@ -226,8 +235,22 @@ def text_model(folder: Path, max_length: int = 32, truncates: bool = True, **sec
         "max_length": max_length,
     }
     whole = {
-        "inputs": [{"name": "text", "dtype": "str", "shape": [-1], "columns": ["text"]}],
-        "outputs": [{"name": "embedding", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "inputs": [
+            {
+                "name": "text",
+                "dtype": "str",
+                "shape": [-1],
+                "columns": ["text"],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "embedding",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "role": "values",
+            }
+        ],
         "prediction": ["embedding"],
         "tokenizer": described | section,
     }

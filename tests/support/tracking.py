@@ -53,7 +53,12 @@ def tracking_at(uri: str) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def pass_gate(model: str, version: str, state: str = "passed", reason: str = "") -> None:
+def pass_gate(
+    model: str,
+    version: str,
+    state: str = "passed",
+    reason: str = "",
+) -> None:
     """Record a verdict on the files of a version of the current registry, as `onnxserve
     gate` does.
     """

@@ -56,7 +56,13 @@ class Mlflow:
     def files(self, model: str, version: str) -> Path:
         return Path(self.registry.get_model_version_download_uri(model, version))
 
-    def stands(self, model: str, version: str, gate: str, reason: str) -> None:
+    def stands(
+        self,
+        model: str,
+        version: str,
+        gate: str,
+        reason: str,
+    ) -> None:
         """Set the tags of the gate on a version."""
         from mlflow.entities.model_registry import ModelVersionTag
 
@@ -123,7 +129,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Return a list that receives the jobs of the console. The jobs are not started."""
     jobs: list[Job] = []
 
-    def start(_: Jobs, job: Job, secret: Mapping[str, str]) -> Job:
+    def start(
+        _: Jobs,
+        job: Job,
+        secret: Mapping[str, str],
+    ) -> Job:
         jobs.append(job)
         return job
 

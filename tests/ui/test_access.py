@@ -45,7 +45,13 @@ def deleted(store: Store, *models: str) -> None:
 def visible(store: Store, endpoint: str | None = None) -> list[str]:
     """Return the actions that the caller sees in a new request."""
     with Flask(__name__).test_request_context():
-        return [event.action for event in access.visible_events(store, [*store.events(endpoint)])]
+        return [
+            event.action
+            for event in access.visible_events(
+                store,
+                [*store.events(endpoint)],
+            )
+        ]
 
 
 def is_hidden(store: Store) -> bool:
@@ -79,7 +85,10 @@ def test_deleted_endpoint_with_an_unreadable_last_spec_is_hidden(
     assert is_hidden(store)
 
 
-@pytest.mark.parametrize(("model", "hidden"), [("open", False), ("secret", True)])
+@pytest.mark.parametrize(
+    ("model", "hidden"),
+    [("open", False), ("secret", True)],
+)
 def test_last_served_model_decides_if_an_endpoint_without_deployments_is_hidden(
     store: Store,
     model: str,

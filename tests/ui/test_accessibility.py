@@ -110,7 +110,15 @@ def populate(mlflow_app: Any) -> None:
     shadow = VariantSpec(model=f"models:/{model}/2", shadow=True, weight=0)
     store.add_endpoint(
         "onnxserve",
-        spec.model_copy(update={"variants": {**spec.variants, **other_variants, "copy": shadow}}),
+        spec.model_copy(
+            update={
+                "variants": {
+                    **spec.variants,
+                    **other_variants,
+                    "copy": shadow,
+                }
+            }
+        ),
     )
     for state in STATES:
         store.add_endpoint("onnxserve", new_endpoint(state, "models:/مرحبا 🙂/Production"))
@@ -129,7 +137,14 @@ def populate(mlflow_app: Any) -> None:
         "error_rate>1%": {"figures": "2 % of 100 requests to version 7 failed"},
         "p99>2x": {"figures": "4 ms"},
     }
-    trace = [[at, 0, {"error_rate>1%": at / 100, "p99>2x": at / 200}] for at in range(0, 91, 10)]
+    trace = [
+        [
+            at,
+            0,
+            {"error_rate>1%": at / 100, "p99>2x": at / 200},
+        ]
+        for at in range(0, 91, 10)
+    ]
     planned = {
         "steps": [1, 10, 100],
         "version": "2",
@@ -150,7 +165,15 @@ def populate(mlflow_app: Any) -> None:
         "lines": ["drift", "- a_long_name_of_a_column" * 9],
         "next": f"next: onnxserve monitor list {ENDPOINT}",
     }
-    firing = Alert("alert", ENDPOINT, "drift", "firing", store.now(), store.now(), detail=detail)
+    firing = Alert(
+        "alert",
+        ENDPOINT,
+        "drift",
+        "firing",
+        store.now(),
+        store.now(),
+        detail=detail,
+    )
     Alerts(store).add_once(firing)
     monitors = Monitors(store)
     for hour, outcome in enumerate((*VERDICTS, "pending", "failed")):
@@ -171,13 +194,33 @@ def populate(mlflow_app: Any) -> None:
 
 def history_line(model: str, ago: int) -> bytes:
     counted = [
-        [ENDPOINT, "v0", model, str(version), "200", 70 * version] for version in range(1, 7)
+        [
+            ENDPOINT,
+            "v0",
+            model,
+            str(version),
+            "200",
+            70 * version,
+        ]
+        for version in range(1, 7)
     ]
     counted += [[ENDPOINT, "v0", model, "6", "500", 3]]
     durations = [
-        [ENDPOINT, "v0", model, str(version), {"0.002": 30, "0.004": 60}] for version in range(1, 7)
+        [
+            ENDPOINT,
+            "v0",
+            model,
+            str(version),
+            {"0.002": 30, "0.004": 60},
+        ]
+        for version in range(1, 7)
     ]
-    line = {"at": time.time() - ago, "seconds": 10, "requests": counted, "durations": durations}
+    line = {
+        "at": time.time() - ago,
+        "seconds": 10,
+        "requests": counted,
+        "durations": durations,
+    }
     return orjson.dumps({**line, "rows": {ENDPOINT: 70}, "labels": 2})
 
 
@@ -231,24 +274,36 @@ def test_a_report_of_a_monitor_breaks_no_rule(page: Any) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("scheme", "ground"), [("light", 255), ("dark", 18)])
+@pytest.mark.parametrize(
+    ("scheme", "ground"),
+    [("light", 255), ("dark", 18)],
+)
 def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(
     page: Any,
     scheme: Any,
     ground: int,
 ) -> None:
     name = "a_long_name_of_a_column" * 4
-    wide = Finding(name, "distribution", "drift", "so it is " * 20, 9.0, 3.0, change="so " * 30)
+    wide = Finding(
+        name,
+        "distribution",
+        "drift",
+        "so it is " * 20,
+        9.0,
+        3.0,
+        change="so " * 30,
+    )
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 844})
-    page.goto(
-        "about:blank",
-    )  # The console's policy would also apply to the report, and forbids the report's styles.
+    # The console's policy would also apply to the report, and forbids the report's
+    # styles.
+    page.goto("about:blank")
     page.set_content(
         str(
-            build_report(result_of(1, size=9.0, findings=(wide,)), past_of(result_of(size=1.0)))[
-                "report.html"
-            ],
+            build_report(
+                result_of(1, size=9.0, findings=(wide,)),
+                past_of(result_of(size=1.0)),
+            )["report.html"],
         ),
     )
     page.locator("summary").click()
@@ -278,7 +333,17 @@ def test_a_report_of_the_gate_breaks_no_rule(page: Any) -> None:
     )
     page.set_content(
         verdict_as_html(
-            GateVerdict("m", "2", "ab12", "models:/m/1", datetime.now(UTC), checks, {}, "", ""),
+            GateVerdict(
+                "m",
+                "2",
+                "ab12",
+                "models:/m/1",
+                datetime.now(UTC),
+                checks,
+                {},
+                "",
+                "",
+            ),
         ),
     )
     assert accessibility_findings(page) == []

@@ -51,7 +51,11 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
     browser, _, token = open_page(mlflow_app)
     begun = time.monotonic()
     page = f"{PAGE}?endpoint={endpoint}&span=day"  # The response leads back to this page.
-    answer = browser.post(page, data=form(endpoint, token), headers={"Origin": "http://localhost"})
+    answer = browser.post(
+        page,
+        data=form(endpoint, token),
+        headers={"Origin": "http://localhost"},
+    )
     assert answer.headers["Location"].endswith(f"&endpoint={endpoint}&span=day")
     assert time.monotonic() - begun < 30  # The process runs in the background.
     assert answer.status_code == 303
@@ -204,7 +208,10 @@ def test_invalid_form_is_refused_with_a_clear_message(
     names: list[str],
 ) -> None:
     browser, _, token = open_page(mlflow_app)
-    answer = browser.post(PAGE, data={**form(endpoint, token), **changed})
+    answer = browser.post(
+        PAGE,
+        data={**form(endpoint, token), **changed},
+    )
     assert answer.status_code == status
     assert mentions(answer.text, *names)
 

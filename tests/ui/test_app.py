@@ -71,7 +71,8 @@ def test_the_style_and_the_script_are_there(
     content: str,
 ) -> None:
     answer = mlflow_app.client.get(f"{PAGE}/{name}")
-    assert (answer.status_code, answer.mimetype) == (200, kind)
+    assert answer.status_code == 200
+    assert answer.mimetype == kind
     assert content in answer.text
     assert mlflow_app.client.get(f"{PAGE}/console.py").status_code == 404
 
@@ -113,10 +114,11 @@ def test_a_server_of_artifacts_alone_has_no_console(
     mlflow_app: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # --artifacts-only sets this variable.
     monkeypatch.setenv(
         "_MLFLOW_SERVER_ARTIFACTS_ONLY",
         "true",
-    )  # --artifacts-only sets this variable.
+    )
     answer = mlflow_app.client.get(PAGE)
     assert answer.status_code == 503
     assert "--artifacts-only" in answer.text

@@ -42,7 +42,17 @@ def model(mlflow_app: Any, tmp_path: Path) -> str:
         mlflow_app.registry.create_model_version(name, str(folder), run.info.run_id)
         if number == 1:
             checks = (CheckResult("parity", "passed", "<b>proven</b>", {"rows": 1000.0}),)
-            verdict = GateVerdict(name, "1", "", "", datetime.now(UTC), checks, {}, "", "")
+            verdict = GateVerdict(
+                name,
+                "1",
+                "",
+                "",
+                datetime.now(UTC),
+                checks,
+                {},
+                "",
+                "",
+            )
             report = Path(run.info.artifact_uri, "gate.json")
             report.parent.mkdir(parents=True)
             report.write_text(json.dumps(verdict_as_json(verdict)))
@@ -65,7 +75,12 @@ class Reader(Login):
         return ModelPermission(can_read=model == self._model)
 
 
-def open_diff(mlflow_app: Any, model: str, before: str = "1", after: str = "2") -> tuple[int, str]:
+def open_diff(
+    mlflow_app: Any,
+    model: str,
+    before: str = "1",
+    after: str = "2",
+) -> tuple[int, str]:
     answer = mlflow_app.client.get(
         f"{PAGE}/diff",
         query_string={"model": model, "before": before, "after": after},
@@ -88,8 +103,10 @@ def test_diff_page_shows_changed_values_and_the_command_for_predictions(
     status, html = open_diff(mlflow_app, model)
     assert status == 200
     changed = rows(html)
-    assert (changed["accuracy"], changed["C"]) == (("0.1", "0.2"), ("1", "2"))
-    assert (changed["parity rows"], changed["parity"]) == (("1000", "–"), ("passed", "–"))
+    assert changed["accuracy"] == ("0.1", "0.2")
+    assert changed["C"] == ("1", "2")
+    assert changed["parity rows"] == ("1000", "–")
+    assert changed["parity"] == ("passed", "–")
     assert changed["state"] == ("proven", "warned")
     assert "operator MatMul" not in changed
     assert f'<a href="/#/models/{model}/versions/2">2</a>' in html
@@ -145,7 +162,8 @@ def test_a_model_that_may_not_be_read_and_a_version_that_does_not_exist_are_not_
 ) -> None:
     for before in ("9", "", "x"):
         status, text = open_diff(mlflow_app, model, before)
-        assert (status, text.count("\n")) == (404, 0)
+        assert status == 404
+        assert text.count("\n") == 0
     assert open_diff(mlflow_app, "")[0] == 404
     monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader("another"))
     status, text = open_diff(mlflow_app, model)

@@ -76,7 +76,12 @@ def a_model(mlflow_app: Any, approvals: str = "{groups: [risk]}") -> str:
     return name
 
 
-def judge(mlflow_app: Any, model: str, version: str = "2", report: str = REPORT) -> None:
+def judge(
+    mlflow_app: Any,
+    model: str,
+    version: str = "2",
+    report: str = REPORT,
+) -> None:
     with mlflow_app.app.test_request_context():
         _, subject = guard.promotion_now(model, version, parse_stage_or_alias(TO))
     record_gate(mlflow_app.store, subject, report)
@@ -102,11 +107,26 @@ def send(
     headers: Mapping[str, str] = {},
     **more: Any,
 ) -> Any:
-    body = {"action": action, "model": model, "version": "2", "to": TO, "report": REPORT, **more}
-    return mlflow_app.client.post(REQUESTS, json=body, headers={"X-User": user, **headers})
+    body = {
+        "action": action,
+        "model": model,
+        "version": "2",
+        "to": TO,
+        "report": REPORT,
+        **more,
+    }
+    return mlflow_app.client.post(
+        REQUESTS,
+        json=body,
+        headers={"X-User": user, **headers},
+    )
 
 
-def listed(mlflow_app: Any, user: str, model: str) -> list[dict[str, Any]]:
+def listed(
+    mlflow_app: Any,
+    user: str,
+    model: str,
+) -> list[dict[str, Any]]:
     answer = mlflow_app.client.get(
         REQUESTS,
         query_string={"model": model},
@@ -126,8 +146,12 @@ def decisions(mlflow_app: Any, model: str) -> list[tuple[str, str]]:
 
 def test_a_promotion_is_requested_approved_and_done(mlflow_app: Any, requested: str) -> None:
     (entry,) = listed(mlflow_app, "carol", requested)
-    assert (entry["version"], entry["to"], entry["requested_by"]) == ("2", TO, "alice")
-    assert (entry["verdict"], entry["report_digest"], entry["missing"]) == ("passed", REPORT, 1)
+    assert entry["version"] == "2"
+    assert entry["to"] == TO
+    assert entry["requested_by"] == "alice"
+    assert entry["verdict"] == "passed"
+    assert entry["report_digest"] == REPORT
+    assert entry["missing"] == 1
     assert point(mlflow_app, requested, "champion", "2").status_code == 403
 
     answer = send(
@@ -139,11 +163,9 @@ def test_a_promotion_is_requested_approved_and_done(mlflow_app: Any, requested: 
         report=entry["report_digest"],
     )
 
-    assert (answer.status_code, answer.json["approved_by"], answer.json["missing"]) == (
-        200,
-        ["carol"],
-        0,
-    )
+    assert answer.status_code == 200
+    assert answer.json["approved_by"] == ["carol"]
+    assert answer.json["missing"] == 0
     assert (
         events(mlflow_app, requested)[-1].detail.items()
         >= {"report": REPORT, "verdict": "passed"}.items()
@@ -193,7 +215,8 @@ def test_a_decision_that_is_refused_is_one_line_and_records_nothing(
 ) -> None:
     answer = send(mlflow_app, user, action, requested, **more)
 
-    assert (answer.status_code, answer.json["error_code"]) == (status, code)
+    assert answer.status_code == status
+    assert answer.json["error_code"] == code
     assert mentions(answer.json["message"], *names)
     assert "\n" not in answer.json["message"]
     assert decisions(mlflow_app, requested) == [("alice", "request")]
@@ -240,7 +263,8 @@ def test_a_body_that_is_not_a_decision_is_refused(
 ) -> None:
     headers = {"X-User": "carol", "Content-Type": "application/json"}
     answer = mlflow_app.client.post(REQUESTS, data=body, headers=headers)
-    assert (answer.status_code, answer.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    assert answer.status_code == 400
+    assert answer.json["error_code"] == "INVALID_PARAMETER_VALUE"
 
 
 def test_a_newer_report_must_be_seen(mlflow_app: Any, requested: str, reports: list[str]) -> None:
@@ -261,7 +285,8 @@ def test_a_report_that_was_replaced_cannot_be_approved(
 ) -> None:
     reports[0] = NEWER
     answer = send(mlflow_app, "carol", "approve", requested)
-    assert (answer.status_code, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
+    assert answer.status_code == 403
+    assert answer.json["error_code"] == "PERMISSION_DENIED"
     assert mentions(answer.json["message"], "https://mlflow/report")
     assert decisions(mlflow_app, requested) == [("alice", "request")]
 
@@ -363,7 +388,12 @@ def test_a_controller_sends_a_request_only_before_its_end(
     if ending in ("decline", "approve"):
         assert send(mlflow_app, "carol", ending, model, why="no").status_code == 200
     elif ending != "none":
-        mlflow_app.store.record(ending, model=model, version="2", detail=move_detail(TO, "1"))
+        mlflow_app.store.record(
+            ending,
+            model=model,
+            version="2",
+            detail=move_detail(TO, "1"),
+        )
     settings = load_settings().model_copy(update={"alert_config": tmp_path / "alerts.yaml"})
     is_over = partial(request_is_over, mlflow_app.store)
     is_sent = ending == "none"
@@ -382,11 +412,21 @@ def test_a_request_does_not_depend_on_the_alert_channels(
 
 
 def page(mlflow_app: Any, user: str, **query: str) -> str:
-    html: str = mlflow_app.client.get(PAGE, query_string=query, headers={"X-User": user}).text
+    html: str = mlflow_app.client.get(
+        PAGE,
+        query_string=query,
+        headers={"X-User": user},
+    ).text
     return html
 
 
-def press(mlflow_app: Any, user: str, model: str, action: str, **more: str) -> tuple[Any, Any]:
+def press(
+    mlflow_app: Any,
+    user: str,
+    model: str,
+    action: str,
+    **more: str,
+) -> tuple[Any, Any]:
     """Press a button of the page, and return the browser and the answer."""
     browser, _, token = open_page(mlflow_app, f"{PAGE}?model={model}", headers={"X-User": user})
     form = {
@@ -403,9 +443,14 @@ def press(mlflow_app: Any, user: str, model: str, action: str, **more: str) -> t
 
 def test_a_button_decides_and_the_page_shows_it_once(mlflow_app: Any, requested: str) -> None:
     browser, answer = press(mlflow_app, "carol", requested, "approve", why="fine")
-    assert (answer.status_code, answer.headers["Location"]) == (303, f"{PAGE}?model={requested}")
+    assert answer.status_code == 303
+    assert answer.headers["Location"] == f"{PAGE}?model={requested}"
     shown, later = (
-        browser.get(answer.headers["Location"], headers={"X-User": "carol"}).text for _ in range(2)
+        browser.get(
+            answer.headers["Location"],
+            headers={"X-User": "carol"},
+        ).text
+        for _ in range(2)
     )
     assert mentions(shown, "Done", f"version 2 of {requested}")
     assert "Done" not in later
@@ -481,12 +526,10 @@ def test_a_version_has_the_button_if_a_target_needs_approvals(
     _, answer = press(mlflow_app, "alice", model, "request", why="faster")
     assert answer.status_code == 303
     (job,) = started
-    assert (job.actor, job.arguments["action"], job.arguments["to"], job.arguments["why"]) == (
-        "alice",
-        "request",
-        TO,
-        "faster",
-    )
+    assert job.actor == "alice"
+    assert job.arguments["action"] == "request"
+    assert job.arguments["to"] == TO
+    assert job.arguments["why"] == "faster"
 
 
 def test_the_refusal_of_a_first_promotion_leads_to_a_page_with_the_versions_and_the_button(

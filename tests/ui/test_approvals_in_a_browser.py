@@ -64,7 +64,12 @@ def open_as(server: People, browser: Any) -> Iterator[Callable[[str, str], Any]]
         context.close()
 
 
-def refusal_of(server: People, user: str, model: str, version: str = "1") -> str:
+def refusal_of(
+    server: People,
+    user: str,
+    model: str,
+    version: str = "1",
+) -> str:
     """Try to set the alias with MLflow's API as the user, and return the message of the
     refusal.
     """

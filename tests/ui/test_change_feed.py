@@ -79,9 +79,8 @@ def first_events(events: Iterator[Selected], count: int) -> dict[str, str]:
 @pytest.mark.long
 def test_every_change_arrives_in_every_worker(server: MlflowServer) -> None:
     client = MlflowClient(server.url)
-    streams = [
-        read_changes(URIS) for _ in range(6)
-    ]  # With six connections, each of the two workers has some.
+    # With six connections, each of the two workers has some.
+    streams = [read_changes(URIS) for _ in range(6)]
     for events in streams:
         assert first_events(events, 3) == {CHAMPION: "1", PRODUCTION: "", TAGGED: ""}
 
@@ -120,7 +119,8 @@ def test_a_change_of_a_verdict_arrives_too(server: MlflowServer) -> None:
         assert requests.post(f"{server.url}{VERDICTS}", json=verdict, timeout=60).ok
         (resolved,) = next(selected for selected in events if selected).values()
     assert resolved is not None
-    assert (resolved.version, resolved.gate_status.state) == ("1", "failed")
+    assert resolved.version == "1"
+    assert resolved.gate_status.state == "failed"
 
 
 @pytest.mark.long
@@ -210,7 +210,12 @@ def test_a_caller_with_too_many_uris_is_refused_and_others_are_not(
     one_worker: MlflowServer,
 ) -> None:
     def status(uris: list[str], address: str = "127.0.0.1") -> int:
-        connection = http.client.HTTPConnection(one_worker.host, one_worker.port, 60, (address, 0))
+        connection = http.client.HTTPConnection(
+            one_worker.host,
+            one_worker.port,
+            60,
+            (address, 0),
+        )
         opened.callback(connection.close)
         connection.request("GET", f"{CHANGES}?{urlencode({'uri': uris}, doseq=True)}")
         answer = connection.getresponse()

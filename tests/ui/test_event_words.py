@@ -125,5 +125,15 @@ def test_an_event_is_a_phrase_about_its_actor_and_has_the_values_that_the_phrase
 
 
 def test_a_name_is_not_markup() -> None:
-    (row,) = event_rows([AuditEvent(AT, "ada", "promote", model="<b>{after}</b>", version="7")])
+    (row,) = event_rows(
+        [
+            AuditEvent(
+                AT,
+                "ada",
+                "promote",
+                model="<b>{after}</b>",
+                version="7",
+            )
+        ]
+    )
     assert row.words == "promoted version 7 of <bdi>&lt;b&gt;{after}&lt;/b&gt;</bdi>"

@@ -41,12 +41,10 @@ def test_a_refusal_is_in_the_audit_trail_with_its_reason(mlflow_app: Any) -> Non
     mlflow_app.stands(model, "1", "failed", reason)
     move(mlflow_app, model, "1", "Production")
     (event,) = events(mlflow_app, model)
-    assert (event.action, event.version, event.before, event.after) == (
-        "refused",
-        "1",
-        "None",
-        "Production",
-    )
+    assert event.action == "refused"
+    assert event.version == "1"
+    assert event.before == "None"
+    assert event.after == "Production"
     assert event.actor == "anonymous@127.0.0.1"
     assert reason in event.why
 
@@ -66,12 +64,10 @@ def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(
     )
     assert mlflow_app.stage(model, "2") == "Production"
     first, second = events(mlflow_app, model)
-    assert (first.action, first.version, first.before, first.after) == (
-        "transition",
-        "1",
-        "None",
-        "Production",
-    )
+    assert first.action == "transition"
+    assert first.version == "1"
+    assert first.before == "None"
+    assert first.after == "Production"
     assert mentions(first.why, f"gate {gate}", "all 5 checks passed")
     files = combine_hashes(hash_files(mlflow_app.files(model, "2")))
     moved = {
@@ -205,7 +201,8 @@ def test_invalid_transition_gets_the_error_of_mlflow(
     code: str,
 ) -> None:
     answer = mlflow_app.client.post(f"{API}/model-versions/transition-stage", json=asked)
-    assert (answer.status_code, answer.json["error_code"]) == (status, code)
+    assert answer.status_code == status
+    assert answer.json["error_code"] == code
     if isinstance(asked["version"], int):
         assert mentions(answer.json["message"], "'version'")
 
@@ -241,7 +238,8 @@ def test_version_is_not_moved_while_its_model_cannot_be_read(
     with monkeypatch.context() as patch:
         patch.setattr(mlflow_app.registry, "get_registered_model", busy)
         answer = move(mlflow_app, model, "1", "Production")
-    assert (answer.status_code, answer.json["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+    assert answer.status_code == 503
+    assert answer.json["error_code"] == "TEMPORARILY_UNAVAILABLE"
     assert mlflow_app.stage(model, "1") == "None"
 
 
@@ -252,7 +250,14 @@ def test_a_gated_alias_is_refused_and_others_are_written_down(mlflow_app: Any) -
     point(mlflow_app, model, "candidate", "2")
     body = {"name": model, "alias": "candidate"}
     assert mlflow_app.client.delete(f"{API}/registered-models/alias", json=body).status_code == 200
-    assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
+    assert [
+        (
+            event.action,
+            event.before,
+            event.after,
+        )
+        for event in events(mlflow_app, model)
+    ] == [
         ("refused", "", "version 1 in @Champion"),
         ("alias", "", "version 1 in @candidate"),
         ("alias", "version 1 in @candidate", "version 2 in @candidate"),
@@ -415,7 +420,14 @@ def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str)
             == 403
         )
     assert mlflow_app.registry.get_model_version(model, "1").tags == {key: "old"}
-    assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
+    assert [
+        (
+            event.action,
+            event.before,
+            event.after,
+        )
+        for event in events(mlflow_app, model)
+    ] == [
         ("refused", "old", "new"),
         ("refused", "old", ""),
     ] * 2
@@ -455,7 +467,11 @@ def test_version_of_a_renamed_model_is_gated_despite_the_history_of_the_name(
     rename = f"{API}/registered-models/rename"
     for name, new in ((first, f"{first}-old"), (second, first)):
         assert (
-            mlflow_app.client.post(rename, json={"name": name, "new_name": new}).status_code == 200
+            mlflow_app.client.post(
+                rename,
+                json={"name": name, "new_name": new},
+            ).status_code
+            == 200
         )
     policy = {"name": first, "key": "onnxserve.gate.policy", "value": POLICY}
     assert (

@@ -83,7 +83,12 @@ def approve_all(
         policy, subject = guard.promotion_now(model, version, parse_stage_or_alias(place))
     if not report:
         record_gate(mlflow_app.store, subject)
-    request_promotion(mlflow_app.store, policy, subject, Person("eva", frozenset(), may_edit=True))
+    request_promotion(
+        mlflow_app.store,
+        policy,
+        subject,
+        Person("eva", frozenset(), may_edit=True),
+    )
     for user in ("ada", "bob"):
         person = Person(user, frozenset({"risk"}), may_edit=False)
         approve(mlflow_app.store, policy, subject, person, report or REPORT)
@@ -104,7 +109,8 @@ def test_a_version_moves_only_with_its_approvals(mlflow_app: Any, model: str) ->
         move(mlflow_app, model, "1", "Production"),
         point(mlflow_app, model, "champion", "1"),
     ):
-        assert (answer.status_code, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
+        assert answer.status_code == 403
+        assert answer.json["error_code"] == "PERMISSION_DENIED"
         assert mentions(
             answer.json["message"],
             "2 of 2",
@@ -125,10 +131,8 @@ def test_the_refusal_links_to_the_address_of_the_operator(
     monkeypatch.setenv("ONNXSERVE_MLFLOW_URL", "https://mlflow.example/ml/")
     message = move(mlflow_app, model, "1", "Production").json["message"]
     assert mentions(message, f"https://mlflow.example/ml/onnxserve?model={model}")
-    assert (events(mlflow_app, model)[-1].action, events(mlflow_app, model)[-1].actor) == (
-        "refused",
-        "mallory",
-    )
+    assert events(mlflow_app, model)[-1].action == "refused"
+    assert events(mlflow_app, model)[-1].actor == "mallory"
 
 
 def test_an_anonymous_caller_reads_that_a_login_is_needed(
@@ -237,9 +241,8 @@ def test_an_administrator_may_change_the_policy_and_an_editor_a_policy_without_a
     caller.is_administrator = True
     assert send(mlflow_app, "registered-models/set-tag", **tag, value=policy) == 200
     caller.is_administrator = False
-    status = (
-        403 if "approvals" in policy else 200
-    )  # An invalid policy may be meant to require approvals.
+    # An invalid policy may be meant to require approvals.
+    status = 403 if "approvals" in policy else 200
     assert send(mlflow_app, "registered-models/set-tag", **tag, value=GATED) == status
 
 
@@ -371,9 +374,8 @@ def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(
 def test_a_promotion_uses_its_approvals_up(mlflow_app: Any, model: str) -> None:
     approve_all(mlflow_app, model)
     assert move(mlflow_app, model, "1", "Production").status_code == 200
-    assert (
-        move(mlflow_app, model, "1", "Production").status_code == 200
-    )  # The version is already there.
+    # The version is already there.
+    assert move(mlflow_app, model, "1", "Production").status_code == 200
     assert move(mlflow_app, model, "1", "Archived").status_code == 200
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
@@ -474,10 +476,11 @@ def test_a_version_leaves_a_stage_if_the_version_below_is_judged_but_not_recorde
     name = mlflow_app.model(policy=GATED)
     for version in "12":
         mlflow_app.registry.transition_model_version_stage(name, version, "Production", False)
+    # A folder is not a database.
     monkeypatch.setenv(
         "ONNXSERVE_STORE_URI",
         f"sqlite:///{tmp_path}",
-    )  # A folder is not a database.
+    )
     answer = move(mlflow_app, name, "2", "Archived")
     assert answer.status_code == 403
     assert mentions(answer.json["message"], "version 1", "audit trail", "cannot be read")
@@ -508,11 +511,12 @@ def test_the_files_of_a_served_version_are_recorded_when_approvals_become_requir
     caller: Caller,
 ) -> None:
     name = mlflow_app.model(policy=None)
+    # Without the guard, as by an older server.
     mlflow_app.registry.set_registered_model_alias(
         name,
         "champion",
         "1",
-    )  # Without the guard, as by an older server.
+    )
     caller.is_administrator = True
     tag = {"name": name, "key": POLICY_TAG, "value": POLICY}
     assert send(mlflow_app, "registered-models/set-tag", **tag) == 200
@@ -625,7 +629,10 @@ def test_a_failed_gate_is_refused_even_with_approvals(mlflow_app: Any, model: st
 
 @pytest.mark.parametrize(
     "break_store",
-    [lambda path: shutil.copy("/dev/null", path), lambda path: path.mkdir()],
+    [
+        lambda path: shutil.copy("/dev/null", path),
+        lambda path: path.mkdir(),
+    ],
 )
 def test_approvals_that_cannot_be_read_let_nothing_through(
     break_store: Callable[[Path], object],

@@ -30,11 +30,17 @@ def test_a_job_that_hangs_is_stopped_and_says_so(
 def test_job_of_a_dead_server_times_out(tmp_path: Path) -> None:
     write_state(
         tmp_path / f"{'a' * 16}.json",
-        press({}, id="a" * 16, pid=os.getpid(), started_at=0.0),
+        press(
+            {},
+            id="a" * 16,
+            pid=os.getpid(),
+            started_at=0.0,
+        ),
     )
     job = Jobs(tmp_path).get("a" * 16)
     assert job is not None
-    assert (job.state, job.message) == ("failed", "timeout of the action")
+    assert job.state == "failed"
+    assert job.message == "timeout of the action"
 
 
 def test_a_button_that_is_pressed_twice_starts_one_job(
@@ -45,7 +51,14 @@ def test_a_button_that_is_pressed_twice_starts_one_job(
     write_state(tmp_path / f"{'a' * 16}.json", press({"endpoint": "x"}, id="a" * 16))
 
     assert Jobs(tmp_path).start(press({"endpoint": "x"}), {}).id == "a" * 16
-    other = Jobs(tmp_path).start(press({"endpoint": "y"}), {}).id
+    other = (
+        Jobs(tmp_path)
+        .start(
+            press({"endpoint": "y"}),
+            {},
+        )
+        .id
+    )
     assert other != "a" * 16
     wait_until(lambda: found(tmp_path, other, "failed"), 60, "the other one has ended")
 
@@ -62,8 +75,18 @@ def test_one_person_cannot_take_the_places_of_the_others(
         )
 
     with refused(TooManyRequests, "4 of your actions"):
-        Jobs(tmp_path).start(press({"version": "4"}, actor="mallory"), {})
-    started = Jobs(tmp_path).start(press({"endpoint": "y"}), {}).id
+        Jobs(tmp_path).start(
+            press({"version": "4"}, actor="mallory"),
+            {},
+        )
+    started = (
+        Jobs(tmp_path)
+        .start(
+            press({"endpoint": "y"}),
+            {},
+        )
+        .id
+    )
     wait_until(lambda: found(tmp_path, started, "failed"), 60, "that of another person has run")
 
 
@@ -74,7 +97,14 @@ def test_job_does_not_receive_the_database_uris_of_the_server(
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.environment")
     for variable in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_WORKSPACE_STORE_URI"):
         monkeypatch.setenv(variable, "postgresql://user:password@db")
-    id = Jobs(tmp_path).start(press({}), {"MLFLOW_WORKSPACE": "team-a"}).id
+    id = (
+        Jobs(tmp_path)
+        .start(
+            press({}),
+            {"MLFLOW_WORKSPACE": "team-a"},
+        )
+        .id
+    )
     wait_until(lambda: found(tmp_path, id, "failed"), 60, "it has ended")
 
     log = (tmp_path / f"{id}.log").read_text()
@@ -82,7 +112,11 @@ def test_job_does_not_receive_the_database_uris_of_the_server(
     assert "password" not in log
 
 
-def press(arguments: dict[str, str], actor: str = "eva", **fields: Any) -> Job:
+def press(
+    arguments: dict[str, str],
+    actor: str = "eva",
+    **fields: Any,
+) -> Job:
     return Job(description="roll x back", actor=actor, arguments=arguments, **fields)
 
 

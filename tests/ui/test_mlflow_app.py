@@ -63,7 +63,12 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "company_app.py").write_text(PLUGIN)
     monkeypatch.setenv(
         "PYTHONPATH",
-        os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
+        os.pathsep.join(
+            [
+                str(folder),
+                os.environ.get("PYTHONPATH", ""),
+            ]
+        ),
     )
     monkeypatch.setenv("ONNXSERVE_MLFLOW_APP", COMPANY)
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
@@ -107,9 +112,8 @@ def test_uvicorn_gets_fastapi_around_flask_and_others_get_flask(
 ) -> None:
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "gunicorn")
     assert apps.create_app() is mlflow_app.app
-    assert (
-        connection._process.is_own
-    )  # The server reads files from hosts that authors of models choose.
+    # The server reads files from hosts that authors of models choose.
+    assert connection._process.is_own
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "uvicorn")
     assert isinstance(apps.create_app(), FastAPI)
 
@@ -190,7 +194,13 @@ def test_mlflow_server_does_not_start_with_settings_that_cannot_work(
 def last_line_of_failed_server(folder: Path) -> str:
     command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--app-name", "onnxserve"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     return ended.stderr.strip().splitlines()[-1]

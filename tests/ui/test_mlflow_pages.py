@@ -100,17 +100,22 @@ def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app:
 
     judged, undecided, running, failed, failing = pages.windows("judged", windows)
 
-    assert (judged.state, judged.mark, judged.window) == ("violated", "alarm", "2026-11-20")
+    assert judged.state == "violated"
+    assert judged.mark == "alarm"
+    assert judged.window == "2026-11-20"
     assert mentions(judged.words, "50%")
     assert judged.report == f"/mlflow/#/experiments/{experiment}/runs/a-run/artifacts/report.html"
-    assert (undecided.state, undecided.mark, undecided.report) == ("cannot tell", "undecided", "")
-    assert (running.state, running.mark) == ("running", "waiting")
-    assert (failed.state, failed.mark, failed.stored.reason) == ("failed", "failed", "a timeout")
-    assert (failing.state, failing.mark, failing.stored.reason) == (
-        "failing",
-        "failed",
-        "no column",
-    )
+    assert undecided.state == "cannot tell"
+    assert undecided.mark == "undecided"
+    assert undecided.report == ""
+    assert running.state == "running"
+    assert running.mark == "waiting"
+    assert failed.state == "failed"
+    assert failed.mark == "failed"
+    assert failed.stored.reason == "a timeout"
+    assert failing.state == "failing"
+    assert failing.mark == "failed"
+    assert failing.stored.reason == "no column"
 
 
 def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(
@@ -121,7 +126,11 @@ def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(
     pages = MlflowPages(handlers._get_tracking_store(), "")
     evidence = {"alarms": ["x", "y"], "accepted": ["x"]}
     partly = window("judged", verdict="drift", evidence=evidence)
-    fully = window("judged", verdict="drift", evidence={**evidence, "accepted": ["y", "x"]})
+    fully = window(
+        "judged",
+        verdict="drift",
+        evidence={**evidence, "accepted": ["y", "x"]},
+    )
 
     outcomes = [
         (verdict.state, verdict.mark) for verdict in pages.windows("nobody", [partly, fully])
@@ -154,5 +163,10 @@ def test_a_window_without_an_experiment_has_its_verdict(mlflow_app: Any) -> None
     from mlflow.server import handlers
 
     pages = MlflowPages(handlers._get_tracking_store(), "")
-    (verdict,) = pages.windows("nobody", [window("judged", verdict="no drift", run_id="a-run")])
-    assert (verdict.state, verdict.mark, verdict.report) == ("no drift", "fine", "")
+    (verdict,) = pages.windows(
+        "nobody",
+        [window("judged", verdict="no drift", run_id="a-run")],
+    )
+    assert verdict.state == "no drift"
+    assert verdict.mark == "fine"
+    assert verdict.report == ""

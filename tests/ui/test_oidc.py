@@ -59,7 +59,11 @@ class Platform:
         return f"{self.server.url}{PAGE}"
 
     def page(self, user: str, **query: str) -> str:
-        answer = self.sessions[user].get(self.console, params=query, timeout=SECONDS)
+        answer = self.sessions[user].get(
+            self.console,
+            params=query,
+            timeout=SECONDS,
+        )
         assert answer.status_code == 200, answer.text
         return answer.text
 
@@ -88,7 +92,11 @@ class Platform:
             timeout=SECONDS,
         )
 
-    def decide(self, user: str, decision: dict[str, str]) -> requests.Response:
+    def decide(
+        self,
+        user: str,
+        decision: dict[str, str],
+    ) -> requests.Response:
         """Send a decision about the request of a promotion, with the report that the
         console lists.
         """
@@ -225,9 +233,15 @@ def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_edit
     assert platform.stage("Shared") == "Staging"
     # The process of the action calls MLflow with the editor's session, and MLflow
     # records the same name.
-    moves = [*platform.events("Shared", "transition"), *platform.events("Shared", "promote")]
+    moves = [
+        *platform.events("Shared", "transition"),
+        *platform.events("Shared", "promote"),
+    ]
     editor = USERS["editor"].email
-    assert [(event.actor, event.version) for event in moves] == [(editor, "1"), (editor, "1")]
+    assert [(event.actor, event.version) for event in moves] == [
+        (editor, "1"),
+        (editor, "1"),
+    ]
     files = [path.read_text() for path in (platform.server.folder / "home").rglob("jobs/*")]
     assert files
     assert not any(cookie in text for text in files)
@@ -329,12 +343,24 @@ def test_each_user_sees_the_endpoints_of_the_models_that_the_plugin_lets_them_re
 @pytest.mark.parametrize(
     ("user", "form", "status"),
     [
-        ("reader", {"action": "promote", "model": "X", "version": "1", "to": "Archived"}, 403),
+        (
+            "reader",
+            {"action": "promote", "model": "X", "version": "1", "to": "Archived"},
+            403,
+        ),
         ("reader", {"action": "gate", "model": "X", "version": "1"}, 403),
         ("reader", {"action": "rollback", "endpoint": "x"}, 403),
         ("reader", {"action": "traffic", "endpoint": "hidden", "weight:hidden": "100"}, 404),
-        ("stranger", {"action": "promote", "model": "X", "version": "1", "to": "Archived"}, 403),
-        ("editor", {"action": "promote", "model": "Hidden", "version": "1", "to": "Archived"}, 403),
+        (
+            "stranger",
+            {"action": "promote", "model": "X", "version": "1", "to": "Archived"},
+            403,
+        ),
+        (
+            "editor",
+            {"action": "promote", "model": "Hidden", "version": "1", "to": "Archived"},
+            403,
+        ),
     ],
 )
 def test_a_form_for_a_model_that_the_user_may_not_edit_is_refused(
@@ -352,7 +378,12 @@ def test_a_form_for_a_model_that_the_user_may_not_edit_is_refused(
 def test_without_a_login_the_console_is_refused(platform: Platform, path: str) -> None:
     assert requests.get(f"{platform.console}{path}", timeout=SECONDS).status_code == 401
     assert (
-        requests.post(platform.console, data={"action": "gate"}, timeout=SECONDS).status_code == 401
+        requests.post(
+            platform.console,
+            data={"action": "gate"},
+            timeout=SECONDS,
+        ).status_code
+        == 401
     )
     browser = {"Accept": "text/html", "Sec-Fetch-Dest": "document"}
     answer = requests.get(
@@ -375,7 +406,10 @@ def test_a_client_with_a_token_is_recorded_by_name_and_held_to_the_gate_and_the_
     for user in ("editor", "reader"):
         client = requests.Session()
         if credential == "access token":
-            client.auth = (USERS[user].email, platform.server.access_token(platform.sessions[user]))
+            client.auth = (
+                USERS[user].email,
+                platform.server.access_token(platform.sessions[user]),
+            )
         else:
             client.headers["Authorization"] = f"Bearer {platform.server.issuer.token(user)}"
         for stage in ("Archived", "Production"):

@@ -37,7 +37,12 @@ class Workspaces:
     server: OidcServer
     sessions: dict[str, requests.Session]
 
-    def page(self, user: str, workspace: str, headers: dict[str, str]) -> str:
+    def page(
+        self,
+        user: str,
+        workspace: str,
+        headers: dict[str, str],
+    ) -> str:
         url = f"{self.server.url}{PAGE}?workspace={workspace}"
         answer = self.sessions[user].get(url, headers=headers, timeout=SECONDS)
         assert answer.status_code == 200, answer.text
@@ -118,5 +123,11 @@ def test_an_endpoint_of_another_workspace_cannot_be_changed_with_permission_for_
     form = {"csrf_token": token, "action": "traffic", "endpoint": "teams", "weight:teams": "100"}
     url = f"{workspaces.server.url}{PAGE}?workspace=team"
     session = workspaces.sessions["editor"]
-    answer = session.post(url, data=form, headers=headers, timeout=SECONDS, allow_redirects=False)
+    answer = session.post(
+        url,
+        data=form,
+        headers=headers,
+        timeout=SECONDS,
+        allow_redirects=False,
+    )
     assert answer.status_code == 404

@@ -113,9 +113,8 @@ def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_mo
         }
         assert f'?beginning={all_names[30]}"' in html
         assert re.findall(r'aria-current="page">([^<]+)<', html) == [f"{shown[0]} – {shown[-1]}"]
-    assert (
-        f'action="/onnxserve?beginning={all_names[31]}"' in second
-    )  # The form leads back to this page.
+    # The form leads back to this page.
+    assert f'action="/onnxserve?beginning={all_names[31]}"' in second
 
 
 def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(
@@ -204,7 +203,8 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
 
     counted = counters[endpoint]["champion", "6"]
     numbers = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
-    assert (counted.requests, counted.errors) == (100, 5)
+    assert counted.requests == 100
+    assert counted.errors == 5
     # The errors of a rollout are the refused and the failed requests. The page also
     # counts 8 requests to version 5.
     assert numbers == ["108", "3", "2", "100 ms"]
@@ -334,7 +334,11 @@ def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("unread", "mark"),
-    [([], "healthy"), (["f-2"], "degraded"), (["f-1", "f-2"], "silent")],
+    [
+        ([], "healthy"),
+        (["f-2"], "degraded"),
+        (["f-1", "f-2"], "silent"),
+    ],
     ids=["all", "one", "none"],
 )
 def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is_named(
@@ -445,7 +449,10 @@ def test_an_endpoint_with_alarms_in_a_row_is_unhealthy_and_its_verdict_is_a_sent
         assert html.index(f'data-part="monitors {name}"') < html.index('class="pictures')
 
 
-@pytest.mark.parametrize(("in_a_row", "mark"), [(1, "healthy"), (2, "alarm")])
+@pytest.mark.parametrize(
+    ("in_a_row", "mark"),
+    [(1, "healthy"), (2, "alarm")],
+)
 def test_an_endpoint_is_healthy_until_its_monitor_has_its_consecutive_windows(
     mlflow_app: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -492,7 +499,13 @@ def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
     start = datetime(2013, 7, 9, tzinfo=UTC)
-    window = monitors.add(name, "hits", start, start + timedelta(days=1), by_hand=by_hand)
+    window = monitors.add(
+        name,
+        "hits",
+        start,
+        start + timedelta(days=1),
+        by_hand=by_hand,
+    )
     monitors.update(replace(window, state="judged", verdict=newest))
     monitors.update_state(name, "hits", consecutive=in_a_row)
     html = mlflow_app.client.get(PAGE).text
@@ -507,8 +520,19 @@ def test_while_the_gate_runs_this_is_shown_and_no_button_runs_it_again(
 ) -> None:
     model = endpoint.removeprefix("of-")
     jobs = Jobs(load_settings().home_path / "console" / "jobs")
-    arguments = {"action": "gate", "model": model, "version": "2", "to": "", "why": ""}
-    job = Job(description="run the gate", actor="ada", arguments=arguments, pid=os.getpid())
+    arguments = {
+        "action": "gate",
+        "model": model,
+        "version": "2",
+        "to": "",
+        "why": "",
+    }
+    job = Job(
+        description="run the gate",
+        actor="ada",
+        arguments=arguments,
+        pid=os.getpid(),
+    )
     write_state(jobs.folder / f"{job.id}.json", job)
     during = " ".join(mlflow_app.client.get(PAGE).text.split())
     write_state(jobs.folder / f"{job.id}.json", job.ended("done", "passed"))
@@ -521,7 +545,12 @@ def test_while_the_gate_runs_this_is_shown_and_no_button_runs_it_again(
         assert text not in after
 
 
-def judged(store: Store, endpoint: str, verdict: str, reason: str = "") -> None:
+def judged(
+    store: Store,
+    endpoint: str,
+    verdict: str,
+    reason: str = "",
+) -> None:
     """Judge the next day of the monitor `hits`."""
     start = datetime(2013, 7, 9, tzinfo=UTC) + timedelta(
         days=len(Monitors(store).windows(endpoint)),
@@ -540,7 +569,13 @@ def test_a_verdict_that_a_person_asked_for_is_marked(mlflow_app: Any) -> None:
     pages = []
     for day, by_hand in enumerate((False, True)):
         begin = start + timedelta(days=day)
-        window = monitors.add("by-hand", "hits", begin, begin + timedelta(days=1), by_hand=by_hand)
+        window = monitors.add(
+            "by-hand",
+            "hits",
+            begin,
+            begin + timedelta(days=1),
+            by_hand=by_hand,
+        )
         monitors.update(replace(window, state="judged", verdict="kept"))
         pages.append(
             [mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", "?endpoint=by-hand")],
@@ -567,7 +602,14 @@ def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_t
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", monitors))
     before = mlflow_app.client.get(PAGE).text
     for day, verdict in enumerate(("kept", "violated")):
-        judged_window(store, name, "hits", datetime(2013, 7, 9 + day, tzinfo=UTC), verdict, "a-run")
+        judged_window(
+            store,
+            name,
+            "hits",
+            datetime(2013, 7, 9 + day, tzinfo=UTC),
+            verdict,
+            "a-run",
+        )
     Monitors(store).update_state(name, "new", note="no column 'arr_delay'", note_kind="cannot_run")
     html = mlflow_app.client.get(PAGE).text
     store.remove_endpoint(name)
@@ -592,7 +634,17 @@ def test_alert_is_shown_with_its_start_and_next_command_for_endpoints_off_the_pa
         "next": "next: onnxserve retrain alerted-30",
     }
     detail["link"] = "http://mlflow/#/experiments/1/runs/a/artifacts/report.html"
-    Alerts(store).add_once(Alert("f", "alerted-30", "daily", "firing", since, since, detail=detail))
+    Alerts(store).add_once(
+        Alert(
+            "f",
+            "alerted-30",
+            "daily",
+            "firing",
+            since,
+            since,
+            detail=detail,
+        )
+    )
     page, endpoint_page, other = (
         mlflow_app.client.get(f"{PAGE}{query}").text
         for query in ("", "?endpoint=alerted-30", "?endpoint=alerted-29")
@@ -604,7 +656,13 @@ def test_alert_is_shown_with_its_start_and_next_command_for_endpoints_off_the_pa
     assert 'mark-alarm">1 firing</span>' in page
     assert 'endpoint=alerted-30">alerted-30</a> <b>daily</b>' in page
     alert_list = endpoint_page[endpoint_page.index('<ul class="alerts">') :]
-    text = " ".join(re.sub("<[^>]*>", " ", alert_list[: alert_list.index("</ul>")]).split())
+    text = " ".join(
+        re.sub(
+            "<[^>]*>",
+            " ",
+            alert_list[: alert_list.index("</ul>")],
+        ).split()
+    )
     first, second = detail["lines"]
     assert mentions(
         unescape(text),
@@ -632,7 +690,13 @@ def rows_of_monitors(html: str, endpoint: str) -> list[str]:
 def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_version_in(
     mlflow_app: Any,
 ) -> None:
-    mlflow_app.store.record("promote", model="مرحبا", version="2", before="1", after="2")
+    mlflow_app.store.record(
+        "promote",
+        model="مرحبا",
+        version="2",
+        before="1",
+        after="2",
+    )
     assert "promoted version 2 of <bdi>مرحبا</bdi><" in mlflow_app.client.get(PAGE).text
 
 

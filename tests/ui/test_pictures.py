@@ -66,7 +66,13 @@ def interval(
         )
         for version, number in requests.items()
     }
-    return CountedInterval(at, seconds, counters, {"f": sum(requests.values())}, labels)
+    return CountedInterval(
+        at,
+        seconds,
+        counters,
+        {"f": sum(requests.values())},
+        labels,
+    )
 
 
 def charts(*history: CountedInterval, now: datetime = NOW) -> tuple[dict[str, LineChart], str]:
@@ -79,7 +85,17 @@ def last(chart: LineChart) -> dict[str, str]:
 
 
 def test_requests_latency_errors_rows_and_labels_by_version() -> None:
-    pictures, notice = charts(*(interval(at, v9=50, v10=5, labels=6) for at in HOUR))
+    pictures, notice = charts(
+        *(
+            interval(
+                at,
+                v9=50,
+                v10=5,
+                labels=6,
+            )
+            for at in HOUR
+        )
+    )
 
     assert last(pictures["Requests"]) == {"version 9": "5 /s", "version 10": "0.5 /s"}
     assert last(pictures["Latency"])["version 9 p99"] == "3.98 ms"
@@ -95,14 +111,26 @@ def test_requests_latency_errors_rows_and_labels_by_version() -> None:
         "labels received": "36 /min",
     }
     assert [line.colour for line in pictures["Failures"].lines] == [0, 0, 1, 1]
-    assert (notice, pictures["Requests"].axis.ticks[0]) == ("", "60 min ago")
+    assert notice == ""
+    assert pictures["Requests"].axis.ticks[0] == "60 min ago"
 
 
 def test_seconds_are_drawn_as_seconds() -> None:
-    slow = VersionCounters(100, 0, {0.002: 0, 0.004: 60, 9.0: 98, 10.0: 100, math.inf: 100})
-    pictures, _ = charts(CountedInterval(HOUR[-1], 10, {("f", "main", "m", "1"): slow}))
+    slow = VersionCounters(
+        100,
+        0,
+        {0.002: 0, 0.004: 60, 9.0: 98, 10.0: 100, math.inf: 100},
+    )
+    pictures, _ = charts(
+        CountedInterval(
+            HOUR[-1],
+            10,
+            {("f", "main", "m", "1"): slow},
+        )
+    )
 
-    assert (pictures["Latency"].unit, pictures["Latency"].ticks) == ("s", ("10", "5", "0"))
+    assert pictures["Latency"].unit == "s"
+    assert pictures["Latency"].ticks == ("10", "5", "0")
     assert last(pictures["Latency"]) == {"version 1 p99": "9.5 s", "version 1 median": "3.67 ms"}
 
 
@@ -115,10 +143,8 @@ def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero(
     assert line.path.count("M") == 2
     assert line.last == "0 /s"
     for errors in pictures["Failures"].lines:
-        assert (errors.path.count("M"), errors.last) == (
-            1,
-            "–",
-        )  # Without requests, the share is unknown.
+        assert errors.path.count("M") == 1  # Without requests, the share is unknown.
+        assert errors.last == "–"
 
 
 def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> None:
@@ -137,9 +163,8 @@ def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> Non
 def test_the_figures_of_several_pods_are_added_up_also_where_one_has_just_come() -> None:
     pods: dict[str, list[CountedInterval] | Refused] = {
         "f-1": [interval(at, v1=60, labels=3) for at in HOUR],
-        "f-2": [
-            interval(at + 4, v1=20) for at in HOUR[:120]
-        ],  # The third pod has replaced this pod.
+        # The third pod has replaced this pod.
+        "f-2": [interval(at + 4, v1=20) for at in HOUR[:120]],
         "f-3": [interval(HOUR[-1] - 12, v2=20)],
         "f-4": Refused("no command can be run there"),
     }
@@ -170,7 +195,10 @@ def test_one_interval_is_a_dot() -> None:
     ],
 )
 def test_silent_server_or_wrong_clock_gives_a_notice(late: float, said: str) -> None:
-    pictures, notice = charts(interval(HOUR[-1], v1=10), now=NOW + timedelta(seconds=late))
+    pictures, notice = charts(
+        interval(HOUR[-1], v1=10),
+        now=NOW + timedelta(seconds=late),
+    )
     assert notice == said
     assert pictures["Requests"].lines[0].path
 
@@ -184,24 +212,38 @@ def test_without_figures_the_picture_says_why() -> None:
     assert {chart.empty for chart in traffic_charts("f", {"f": []}, "day", NOW)[0]} == {
         "no figures yet",
     }
-    idle = traffic_charts("f", {"f": [interval(HOUR[-1])]}, "day", NOW)[0]
+    idle = traffic_charts(
+        "f",
+        {"f": [interval(HOUR[-1])]},
+        "day",
+        NOW,
+    )[0]
     assert [chart.empty for chart in idle] == [*["no requests in the last day"] * 3, ""]
 
 
 def test_versions_of_several_models_have_their_names_and_of_many_the_busiest_are_shown() -> None:
-    counted = interval(HOUR[-1], **{f"v{number}": float(number) for number in range(1, 10)})
+    counted = interval(
+        HOUR[-1],
+        **{f"v{number}": float(number) for number in range(1, 10)},
+    )
     pictures, _ = charts(counted)
     assert [*last(pictures["Requests"])] == [f"version {number}" for number in range(4, 10)]
     both = CountedInterval(
         HOUR[-1],
         10,
-        {("f", "a", "x", "1"): VersionCounters(1), ("f", "b", "y", "1"): VersionCounters(2)},
+        {
+            ("f", "a", "x", "1"): VersionCounters(1),
+            ("f", "b", "y", "1"): VersionCounters(2),
+        },
     )
     assert [*last(charts(both)[0]["Requests"])] == ["x 1", "y 1"]
 
 
 def test_figures_that_are_none_are_a_gap() -> None:
-    pictures, _ = charts(interval(HOUR[-2], v1=math.nan), interval(HOUR[-1], v1=math.inf))
+    pictures, _ = charts(
+        interval(HOUR[-2], v1=math.nan),
+        interval(HOUR[-1], v1=math.inf),
+    )
     assert [line.path for line in pictures["Requests"].lines] == [""]
 
 
@@ -211,9 +253,26 @@ def rollout(
     ended_at: datetime | None = None,
     **figures: Any,
 ) -> Rollout:
-    spec = {"steps": [1, 10, 100], "version": "7", "before_version": "6", "min_requests": 100}
+    spec = {
+        "steps": [1, 10, 100],
+        "version": "7",
+        "before_version": "6",
+        "min_requests": 100,
+    }
     begun = NOW - timedelta(seconds=90)
-    return Rollout(1, "f", spec, state, step, begun, figures, "", begun, NOW, ended_at)
+    return Rollout(
+        1,
+        "f",
+        spec,
+        state,
+        step,
+        begun,
+        figures,
+        "",
+        begun,
+        NOW,
+        ended_at,
+    )
 
 
 def test_a_rollout_s_evidence_is_a_line_for_each_criterion() -> None:
@@ -222,24 +281,45 @@ def test_a_rollout_s_evidence_is_a_line_for_each_criterion() -> None:
         "log_evidence": 4.5,
         "log_evidence_needed": 5,
     }
-    trace = [[at, 0, {"error_rate>1%": at / 100}] for at in range(0, 91, 10)]
+    trace = [
+        [
+            at,
+            0,
+            {"error_rate>1%": at / 100},
+        ]
+        for at in range(0, 91, 10)
+    ]
     picture = rollout_picture(
-        rollout(trace=trace, criteria={"error_rate>1%": criterion}, candidate={"requests": 100}),
+        rollout(
+            trace=trace,
+            criteria={"error_rate>1%": criterion},
+            candidate={"requests": 100},
+        ),
         NOW,
     )
 
     assert mentions(picture.title, "Rollout", "6", "7")
-    assert picture.steps == (("1 %", "done"), ("10 %", "now"), ("100 %", "to come"))
+    assert picture.steps == (
+        ("1 %", "done"),
+        ("10 %", "now"),
+        ("100 %", "to come"),
+    )
     (line,) = picture.chart.lines
-    assert (picture.chart.limit, picture.chart.axis.ticks[-1]) == (0.0, "2 min")
-    assert (line.path[:10], line.last) == ("M0.0 100.0", "90 %")
+    assert picture.chart.limit == 0.0
+    assert picture.chart.axis.ticks[-1] == "2 min"
+    assert line.path[:10] == "M0.0 100.0"
+    assert line.last == "90 %"
     assert re.search(r"L(\d+)\.\d 10\.0$", line.path)[1] == "756"  # type: ignore[index]
     assert picture.counts[1] == f"error_rate>1%: {criterion['figures']}"
 
 
 @pytest.mark.parametrize(
     "figures",
-    [{}, {"trace": [[1]], "criteria": {"p99>2x": {}}}, {"trace": [3], "criteria": {}}],
+    [
+        {},
+        {"trace": [[1]], "criteria": {"p99>2x": {}}},
+        {"trace": [3], "criteria": {}},
+    ],
 )
 def test_evidence_that_another_onnxserve_has_written_is_left_out(figures: dict[str, Any]) -> None:
     assert mentions(rollout_picture(rollout(**figures), NOW).chart.empty, "not judged yet")
@@ -257,13 +337,27 @@ def test_a_rollout_that_has_ended_has_no_step_now() -> None:
 def verdict(day: int, state: str = "no drift", **more: Any) -> MonitorVerdict:
     start = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day)
     end = start + timedelta(days=1)
-    stored = MonitorWindow(1, "f", "drift", start, end, 1, False, "judged", end, end)
+    stored = MonitorWindow(
+        1,
+        "f",
+        "drift",
+        start,
+        end,
+        1,
+        False,
+        "judged",
+        end,
+        end,
+    )
     return MonitorVerdict(stored, state, "fine", **more)
 
 
 def test_a_timeline_has_the_newest_windows_in_their_order_and_the_newest_verdict_of_each() -> None:
     again = replace(verdict(2), mark="waiting")
-    verdicts = newest_verdicts([verdict(1), verdict(2), verdict(2, "drift"), again, verdict(3)], 2)
+    verdicts = newest_verdicts(
+        [verdict(1), verdict(2), verdict(2, "drift"), again, verdict(3)],
+        2,
+    )
     assert [(entry.window, entry.state) for entry in verdicts] == [
         ("2026-01-03", "drift"),
         ("2026-01-04", "no drift"),
@@ -289,7 +383,14 @@ def history_line(at: float, **requests: int) -> bytes:
         for version, number in requests.items()
     ]
     return orjson.dumps(
-        {"at": at, "seconds": 10, "requests": counted, "durations": [], "rows": {}, "labels": 0},
+        {
+            "at": at,
+            "seconds": 10,
+            "requests": counted,
+            "durations": [],
+            "rows": {},
+            "labels": 0,
+        },
     )
 
 
@@ -318,7 +419,8 @@ def test_a_server_without_a_folder_here_is_asked(mlflow_app: Any) -> None:
             only_traffic=True,
         )
 
-    assert (last(pictures.charts[0]), pictures.notice) == ({"version 3": "7 /s"}, "")
+    assert last(pictures.charts[0]) == {"version 3": "7 /s"}
+    assert pictures.notice == ""
     assert mentions(gone.notice, "No figures", "is not running")
 
 
@@ -329,7 +431,13 @@ def drawn(mlflow_app: Any) -> Iterator[str]:
     """
     folder = load_settings().state_dir("f") / "history"
     folder.mkdir(parents=True)
-    lines = [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(1, 361))]
+    lines = [
+        history_line(
+            time.time() - 10 * left,
+            v3=70,
+        )
+        for left in reversed(range(1, 361))
+    ]
     (folder / "hour.jsonl").write_bytes(b"\n".join(lines))
     monitors = {"monitors.drift.every": "1d", "monitors.hits.every": "1h"}
     mlflow_app.store.add_endpoint(
@@ -352,9 +460,21 @@ def test_the_overview_has_the_traffic_and_the_endpoint_s_own_page_everything(
         "stepping",
     )
     start = datetime(2026, 11, 20, tzinfo=UTC)
-    Monitors(mlflow_app.store).add("f", "drift", start, start + timedelta(days=1))
+    Monitors(mlflow_app.store).add(
+        "f",
+        "drift",
+        start,
+        start + timedelta(days=1),
+    )
     experiment = mlflow.MlflowClient().create_experiment("onnxserve/f")
-    judged_window(mlflow_app.store, "f", "drift", start - timedelta(days=1), "drift", "a-run")
+    judged_window(
+        mlflow_app.store,
+        "f",
+        "drift",
+        start - timedelta(days=1),
+        "drift",
+        "a-run",
+    )
 
     small = mlflow_app.client.get(PAGE).text
     whole = mlflow_app.client.get(f"{PAGE}?endpoint=f").text
@@ -380,9 +500,21 @@ def test_each_monitor_has_its_newest_windows_and_says_why_there_will_be_no_more(
     monitors = Monitors(mlflow_app.store)
     start = datetime(2026, 11, 20, tzinfo=UTC)
     hour = timedelta(hours=1)
-    judged_window(mlflow_app.store, "f", "drift", start - timedelta(days=30), "drift", "")
+    judged_window(
+        mlflow_app.store,
+        "f",
+        "drift",
+        start - timedelta(days=30),
+        "drift",
+        "",
+    )
     for number in range(70):
-        monitors.add("f", "hits", start + number * hour, start + (number + 1) * hour)
+        monitors.add(
+            "f",
+            "hits",
+            start + number * hour,
+            start + (number + 1) * hour,
+        )
     monitors.pause("f", "drift", actor="ada")
 
     html = mlflow_app.client.get(f"{PAGE}?endpoint=f").text
@@ -448,7 +580,8 @@ def test_unavailable_store_is_a_plain_text_error(
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     answer = mlflow_app.client.get(f"{PAGE}/pictures?endpoint=f")
-    assert (answer.status_code, answer.mimetype) == (503, "text/plain")
+    assert answer.status_code == 503
+    assert answer.mimetype == "text/plain"
     assert mentions(answer.text, "the store", "sqlite:////proc/nobody")
 
 
@@ -458,7 +591,13 @@ def test_pictures_do_not_make_a_page_of_endpoints_slow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = mlflow_app.model()
-    lines = [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(360))]
+    lines = [
+        history_line(
+            time.time() - 10 * left,
+            v3=70,
+        )
+        for left in reversed(range(360))
+    ]
     for number in range(30):
         mlflow_app.store.add_endpoint(
             "onnxserve",

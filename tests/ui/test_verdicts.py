@@ -31,7 +31,10 @@ class Editors(Login):
         return not self.user()
 
     def permission(self, model: str) -> ModelPermission:
-        return ModelPermission(self.user() in ("eva", "rob"), self.user() == "eva")
+        return ModelPermission(
+            self.user() in ("eva", "rob"),
+            self.user() == "eva",
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +46,12 @@ def editors(mlflow_app: Any) -> Iterator[None]:
     extensions["onnxserve.login"] = before
 
 
-def verdict(mlflow_app: Any, model: str, policy: str = POLICY, **more: Any) -> dict[str, Any]:
+def verdict(
+    mlflow_app: Any,
+    model: str,
+    policy: str = POLICY,
+    **more: Any,
+) -> dict[str, Any]:
     files = combine_hashes(hash_files(mlflow_app.files(model, "1")))
     digest = parse_policy(policy, "the test").digest
     document = {
@@ -60,25 +68,44 @@ def verdict(mlflow_app: Any, model: str, policy: str = POLICY, **more: Any) -> d
     )
 
 
-def send(mlflow_app: Any, document: object, user: str = "eva", **headers: str) -> Any:
-    return mlflow_app.client.post(PATH, json=document, headers={"X-User": user, **headers})
+def send(
+    mlflow_app: Any,
+    document: object,
+    user: str = "eva",
+    **headers: str,
+) -> Any:
+    return mlflow_app.client.post(
+        PATH,
+        json=document,
+        headers={"X-User": user, **headers},
+    )
 
 
 def test_a_recorded_verdict_is_in_the_tags_and_in_the_trail_under_the_name_of_the_account(
     mlflow_app: Any,
 ) -> None:
     model = mlflow_app.model()
-    document = verdict(mlflow_app, model, run_id="r1", checks={"parity": {"state": "passed"}})
+    document = verdict(
+        mlflow_app,
+        model,
+        run_id="r1",
+        checks={"parity": {"state": "passed"}},
+    )
     assert send(mlflow_app, document).status_code == 200
     tags = mlflow_app.registry.get_model_version(model, "1").tags
-    assert (tags["onnxserve.gate"], tags["onnxserve.gate.digest"]) == ("passed", document["files"])
-    assert (tags["onnxserve.gate.reason"], tags["onnxserve.gate.at"]) == (
-        "all checks passed",
-        document["at"],
-    )
+    assert tags["onnxserve.gate"] == "passed"
+    assert tags["onnxserve.gate.digest"] == document["files"]
+    assert tags["onnxserve.gate.reason"] == "all checks passed"
+    assert tags["onnxserve.gate.at"] == document["at"]
     (event,) = events(mlflow_app, model)
-    assert (event.actor, event.action, event.version, event.after) == ("eva", "gate", "1", "passed")
-    assert (event.detail["files"], event.detail["tagged"]) == (document["files"], True)
+    assert event.actor == "eva"
+    assert event.action == "gate"
+    assert event.version == "1"
+    assert event.after == "passed"
+    assert (
+        event.detail["files"],
+        event.detail["tagged"],
+    ) == (document["files"], True)
     assert event.detail["checks"] == {"parity": {"state": "passed"}}
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
@@ -202,7 +229,9 @@ def test_a_forced_version_has_no_report_that_people_could_approve(mlflow_app: An
     )
     assert send(mlflow_app, forced).status_code == 200
     (event,) = events(mlflow_app, model)
-    assert (event.actor, event.after, event.detail["files"]) == ("eva", "forced", forced["files"])
+    assert event.actor == "eva"
+    assert event.after == "forced"
+    assert event.detail["files"] == forced["files"]
     fields = ("report", "run_id", "report_digest", "policy_digest")
     assert {event.detail[name] for name in fields} == {""}
 

@@ -41,5 +41,6 @@ def test_the_message_of_a_move_that_the_gate_forbids(
     body = {"name": model, "version": "1", "stage": "Production"}
     answer = mlflow_app.client.post("/api/2.0/mlflow/model-versions/transition-stage", json=body)
 
-    assert (answer.status_code, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
+    assert answer.status_code == 403
+    assert answer.json["error_code"] == "PERMISSION_DENIED"
     assert answer.json["message"].replace(model, "delay") == message

@@ -93,19 +93,21 @@ def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces: Workspace
     for version in ("1", "2"):
         workspaces.move(FREE, version)
     with refused(MlflowException, "Production", "the gate", code="PERMISSION_DENIED"):
+        # Version 1 was in this stage earlier, but in the other workspace.
         workspaces.move(
             GATED,
             "1",
-        )  # Version 1 was in this stage earlier, but in the other workspace.
+        )
 
     assert [(event.action, event.version) for event in workspaces.events(FREE)] == [
         ("transition", "1"),
         ("transition", "2"),
     ]
+    # The policy is recorded first.
     assert [event.action for event in workspaces.events(GATED)] == [
         "tag",
         "refused",
-    ]  # The policy is recorded first.
+    ]
     assert "refused" not in workspaces.page(FREE, "/history.jsonl").text
     assert "refused" in workspaces.page(GATED, "/history.jsonl").text
 
@@ -156,7 +158,8 @@ def test_a_reader_switches_between_workspaces_without_a_script(workspaces: Works
 @pytest.mark.long
 def test_missing_workspace_is_not_found(workspaces: Workspaces) -> None:
     answer = workspaces.page("team-z")
-    assert (answer.status_code, answer.text) == (404, "Workspace 'team-z' not found")
+    assert answer.status_code == 404
+    assert answer.text == "Workspace 'team-z' not found"
 
 
 @pytest.mark.long

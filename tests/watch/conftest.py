@@ -59,7 +59,11 @@ def mlflow_store(
         yield uri
 
 
-def write_model(folder: Path, reference: pa.Table | None, model_id: str = "") -> Path:
+def write_model(
+    folder: Path,
+    reference: pa.Table | None,
+    model_id: str = "",
+) -> Path:
     """Write the parts of an MLmodel folder that monitoring reads."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"not opened here")
@@ -148,7 +152,13 @@ def world(tmp_path: Path, mlflow_store: str) -> World:
     settings = Settings(home=tmp_path / "home")
     serve(settings.deployments_path / ENDPOINT, folder)
     log = open_log(settings.inference_log)
-    return World(settings, LogWriter(Path(settings.inference_log)), log, logged.model_id, folder)
+    return World(
+        settings,
+        LogWriter(Path(settings.inference_log)),
+        log,
+        logged.model_id,
+        folder,
+    )
 
 
 @pytest.fixture

@@ -59,7 +59,8 @@ def test_every_kind_logs_a_run_with_its_verdict(world: Any) -> None:
     for kind, (spec, state) in cases.items():
         result, shown_by = run(world, kind=kind, min_rows=100, **spec)
 
-        assert (kind, result.state) == (kind, state)
+        assert kind == kind
+        assert result.state == state
         logged = mlflow.get_run(shown_by.run_id)
         assert logged.data.tags["onnxserve.verdict"] == state
         assert logged.data.metrics["rows"] == result.rows
@@ -85,7 +86,8 @@ def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(
 
     result, shown_by = run(world, kind="data_quality")
 
-    assert (result.reason, result.notes) == ("1 column: two lines", ("of two lines",))
+    assert result.reason == "1 column: two lines"
+    assert result.notes == ("of two lines",)
     assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == result.reason
 
 
@@ -160,7 +162,8 @@ def test_shifted_day_is_drift_and_its_run_has_the_findings(world: Any) -> None:
     assert "p_value" in {metric.key for metric in of_model}
 
     verdict = json.loads(artifact(shown_by.run_id, "verdict.json"))
-    assert (verdict["state"], verdict["window"]["start"]) == ("drift", "2013-07-01T00:00:00+00:00")
+    assert verdict["state"] == "drift"
+    assert verdict["window"]["start"] == "2013-07-01T00:00:00+00:00"
     report = json.loads(artifact(shown_by.run_id, "evidently.json"))
     described = {
         metric["config"]["column"] for metric in report["metrics"] if "column" in metric["config"]
@@ -185,7 +188,8 @@ def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(
 
     result, shown_by = run(world, "2013-04-01/1d", min_rows=100)
 
-    assert (shown_by.run_id, shown_by.experiment) == (run_id, "Default")
+    assert shown_by.run_id == run_id
+    assert shown_by.experiment == "Default"
     logged = mlflow.get_run(run_id)
     assert logged.info.status == "RUNNING"  # MLflow ends the run of a project.
     assert logged.data.tags["onnxserve.verdict"] == result.state
@@ -216,7 +220,9 @@ def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_
 
     result, _ = run(world, min_rows=50)
 
-    assert (result.version, result.rows, result.figures["reference_rows"]) == ("2", 100, 500)
+    assert result.version == "2"
+    assert result.rows == 100
+    assert result.figures["reference_rows"] == 500
     assert any(mentions(note, "30 rows", "flight-delay version 1") for note in result.notes)
 
 
@@ -242,7 +248,10 @@ def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world
 
 
 def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(world: Any) -> None:
-    world.serve(world.write_model("2", world.reference().drop_columns(["_event_time"])), "2")
+    world.serve(
+        world.write_model("2", world.reference().drop_columns(["_event_time"])),
+        "2",
+    )
     world.capture_day(CALM, version="2")
 
     result, _ = run(world, min_rows=100)

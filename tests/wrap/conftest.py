@@ -59,7 +59,10 @@ def matrix() -> tuple[np.ndarray, np.ndarray]:
     trees.
     """
     random = np.random.default_rng(1)
-    rows = np.round(random.normal(size=(1500, 5)) * 10, 1)
+    rows = np.round(
+        random.normal(size=(1500, 5)) * 10,
+        1,
+    )
     return rows, rows[:, 0] * 2 + rows[:, 1]
 
 
@@ -67,7 +70,10 @@ def matrix() -> tuple[np.ndarray, np.ndarray]:
 def table() -> pd.DataFrame:
     """Three columns of numbers, which `model` and `logged` are trained on."""
     random = np.random.default_rng(0)
-    return pd.DataFrame(random.normal(size=(300, 3)), columns=["a", "b", "c"])
+    return pd.DataFrame(
+        random.normal(size=(300, 3)),
+        columns=["a", "b", "c"],
+    )
 
 
 @pytest.fixture(scope="module")

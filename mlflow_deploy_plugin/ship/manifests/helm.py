@@ -35,6 +35,15 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     }
 
 
+def _with_one_line(definition: Document) -> Document:
+    """Return a definition whose description, the docstring of a class, has no line
+    breaks.
+    """
+    if "description" not in definition:
+        return definition
+    return {**definition, "description": " ".join(definition["description"].split())}
+
+
 def values_schema() -> Document:
     """Return the chart's values.schema.json, in JSON Schema's draft 7, which Helm 3 and
     4 support.
@@ -42,7 +51,9 @@ def values_schema() -> Document:
     spec = EndpointSpec.model_json_schema(by_alias=True)
     of_monitors = ("MonitorSpec", "RetrainSpec", "SampleSpec", "AlarmsSpec")
     definitions = {
-        name: part for name, part in spec.pop("$defs").items() if name not in of_monitors
+        name: _with_one_line(part)
+        for name, part in spec.pop("$defs").items()
+        if name not in of_monitors
     }
     definitions["Endpoint"] = {**spec, "properties": _without(spec["properties"]), "required": []}
     endpoint = {"$ref": "#/$defs/Endpoint"}

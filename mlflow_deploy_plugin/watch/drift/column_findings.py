@@ -151,9 +151,8 @@ def _constant_finding(
         for column in columns
         if column.rows - column.missing >= min(present_rows / 2, MIN_COMPARED_ROWS)
     ]
-    single = (
-        bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
-    )  # the number of bins, except rare values
+    # the number of bins, except rare values
+    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
     if (
         not large

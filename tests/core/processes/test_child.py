@@ -86,7 +86,12 @@ def new_child() -> Iterator[New]:
     made: list[Child] = []
 
     def make(code: str, *arguments: str, **options: object) -> Child:
-        made.append(Child([sys.executable, "-c", code, *arguments], **options))  # type: ignore[arg-type]
+        made.append(
+            Child(
+                [sys.executable, "-c", code, *arguments],
+                **options,
+            )
+        )  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -172,7 +177,11 @@ def test_one_that_cannot_be_started_raises() -> None:
         Child(["/nowhere/program"])
 
 
-@pytest.mark.parametrize("code", [READS, ASKS_THE_KERNEL], ids=["reads", "kernel"])
+@pytest.mark.parametrize(
+    "code",
+    [READS, ASKS_THE_KERNEL],
+    ids=["reads", "kernel"],
+)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_with_its_parent(code: str, number: signal.Signals, system: str) -> None:
     parent = subprocess.Popen(
@@ -297,9 +306,19 @@ signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 """
 
 
-def run(script: str, status: int = 0, before: str = "") -> list[str]:
+def run(
+    script: str,
+    status: int = 0,
+    before: str = "",
+) -> list[str]:
     command = [sys.executable, "-c", before + PRELUDE + script]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == status
     return done.stdout.split()
 
@@ -315,7 +334,11 @@ print(signal_group(child.pid, signal.SIGKILL))
 """) == ["3", "-15", "False"]
 
 
-@pytest.mark.parametrize("before", ["", BLOCKED], ids=["", "whose starter blocked them"])
+@pytest.mark.parametrize(
+    "before",
+    ["", BLOCKED],
+    ids=["", "whose starter blocked them"],
+)
 def test_a_child_takes_signals_although_its_parent_waits_for_them(system: str, before: str) -> None:
     script = """
 code = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []) == set())"
@@ -363,7 +386,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 """,
         status=-signal.SIGKILL,
     )
-    wait_until(lambda: all(is_gone(int(pid)) for pid in pids), what="the end of the children")
+    wait_until(
+        lambda: all(is_gone(int(pid)) for pid in pids),
+        what="the end of the children",
+    )
     assert len(pids) == 2
 
 
@@ -433,7 +459,17 @@ except OSError as error:
 
 
 def test_the_pause_after_failures_doubles_to_its_limit_however_many_there_were() -> None:
-    assert [backoff_seconds(failures, 30) for failures in (1, 2, 3, 6, 1025, 100_000)] == [
+    assert [
+        backoff_seconds(failures, 30)
+        for failures in (
+            1,
+            2,
+            3,
+            6,
+            1025,
+            100_000,
+        )
+    ] == [
         1,
         2,
         4,

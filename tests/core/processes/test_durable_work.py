@@ -115,5 +115,9 @@ def test_an_unexpected_exception_pauses_the_work_and_is_counted_until_it_succeed
         work.finished.clear()
         assert not work.is_free("one")
         now[0] += 30
-    assert defects == [("one", "a bug", 1), ("one", "a bug", 2), ("one", "a bug", 1)]
+    assert defects == [
+        ("one", "a bug", 1),
+        ("one", "a bug", 2),
+        ("one", "a bug", 1),
+    ]
     assert mentions(caplog.text, "test one", "30 s")

@@ -27,7 +27,13 @@ from tests.support.refusals import refused
 def test_days_of_the_week_are_those_of_crontab(schedule: str, days: list[str]) -> None:
     time = datetime(2026, 11, 22, 12, tzinfo=UTC)
     weekdays = []
-    while (time := next_fire(schedule, "UTC", time)) <= datetime(2026, 11, 29, 12, tzinfo=UTC):
+    while (time := next_fire(schedule, "UTC", time)) <= datetime(
+        2026,
+        11,
+        29,
+        12,
+        tzinfo=UTC,
+    ):
         weekdays.append(time.strftime("%a"))
 
     assert sorted(weekdays) == sorted(days)

@@ -65,11 +65,12 @@ def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker:
     with pytest.raises(ProcessCrashed, match="killed by SIGKILL"):
         worker.call(os.kill, second, signal.SIGKILL, seconds=SECONDS)
     with pytest.raises(ProcessCrashed, match=r"status 7$"):
+        # In this process, coverage replaces os._exit.
         worker.call(
             exec,
             "import os; os._exit(7)",
             seconds=SECONDS,
-        )  # In this process, coverage replaces os._exit.
+        )
     assert worker.call(os.getpid, seconds=SECONDS) != second
 
 
@@ -150,7 +151,11 @@ def test_worker_ends_only_on_request_or_when_idle_long_enough() -> None:
 def test_it_ends_with_a_parent_that_is_killed_while_it_computes(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)  # The script does not check `__name__`.
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
@@ -165,7 +170,15 @@ def test_a_pool_calls_in_as_many_processes_as_it_has() -> None:
     pool = WorkerPool([Worker(), Worker()])
     try:
         with ThreadPoolExecutor(4) as threads:
-            began = [threads.submit(pool.call, time.sleep, 0.2, seconds=SECONDS) for _ in range(4)]
+            began = [
+                threads.submit(
+                    pool.call,
+                    time.sleep,
+                    0.2,
+                    seconds=SECONDS,
+                )
+                for _ in range(4)
+            ]
             assert [future.result() for future in began] == [None] * 4
         warm = pool.call(os.getpid, seconds=SECONDS)
         assert pool.call(os.getpid, seconds=SECONDS) == warm

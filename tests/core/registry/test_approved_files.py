@@ -84,7 +84,10 @@ def test_changed_files_are_listed(mlflow_at: SimpleNamespace) -> None:
     assert changed_files() == [ChangedFiles.model_validate(entry)]
 
 
-@pytest.mark.parametrize(("status", "kind"), [(404, "text/html"), (403, "text/html")])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(404, "text/html"), (403, "text/html")],
+)
 def test_without_the_app_a_model_with_approvals_has_no_approved_version(
     status: int,
     kind: str,

@@ -635,11 +635,12 @@ def test_the_account_of_azure_goes_to_azure_alone(
     is_azure: bool,
 ) -> None:
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=s3cret")
+    # An import would send a request to the host.
     monkeypatch.setitem(
         sys.modules,
         "azure.storage.filedatalake",
         None,
-    )  # An import would send a request to the host.
+    )
     refusal = NotInstalled if is_azure else InvalidConfig
     pattern = (
         "pip install azure-storage-file-datalake"

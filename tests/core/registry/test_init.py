@@ -9,5 +9,10 @@ def test_the_command_line_can_import_the_registry_without_waiting_for_a_library(
         f"import sys, mlflow_deploy_plugin.core.registry; print([name for name in {HEAVY} if name "
         "in sys.modules], 'mlflow_deploy_plugin.core.store' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "[] False"

@@ -43,7 +43,10 @@ def test_the_files_of_a_version_are_copied(
     tmp_path: Path,
     source: str,
 ) -> None:
-    folder = download(source.format(model_id=store.model_id, run_id=store.run_id), tmp_path)
+    folder = download(
+        source.format(model_id=store.model_id, run_id=store.run_id),
+        tmp_path,
+    )
     assert folder.is_relative_to(tmp_path)
     assert names(folder) == names(artifacts)
     assert (folder / "MLmodel").read_bytes() == (artifacts / "MLmodel").read_bytes()

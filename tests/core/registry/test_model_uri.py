@@ -172,9 +172,8 @@ def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").touch()
     assert words in missing_folder_message(text)
-    assert words in missing_folder_message(
-        str(tmp_path / text),
-    )  # The folder of a deployment is already absolute here.
+    # The folder of a deployment is already absolute here.
+    assert words in missing_folder_message(str(tmp_path / text))
 
 
 @pytest.mark.parametrize("text", ["/no/such/folder", "./nothing", "~/nothing", "a/b/c"])

@@ -83,7 +83,11 @@ REPLACED = [
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("code", "replaced"), [(USER, []), (OWN, REPLACED)], ids=["user", "own"])
+@pytest.mark.parametrize(
+    ("code", "replaced"),
+    [(USER, []), (OWN, REPLACED)],
+    ids=["user", "own"],
+)
 def test_functions_of_libraries_are_replaced_only_in_our_processes(
     code: str,
     replaced: list[str],

@@ -20,7 +20,10 @@ from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
-def registry(new_database: Callable[[Path], str], tmp_path: Path) -> Iterator[MlflowClient]:
+def registry(
+    new_database: Callable[[Path], str],
+    tmp_path: Path,
+) -> Iterator[MlflowClient]:
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model("toy")

@@ -45,7 +45,9 @@ def test_a_registered_model_becomes_one_version(
     aspects: dict[str, str],
 ) -> None:
     resolved = resolve(model_uri)
-    assert (resolved.model_uri, resolved.name, resolved.version) == (model_uri, "tiny", version)
+    assert resolved.model_uri == model_uri
+    assert resolved.name == "tiny"
+    assert resolved.version == version
     assert resolved.source == f"models:/tiny/{version}"
     assert resolved.followed is followed
     assert resolved.aspects == {"run_id": store.run_id, "model_id": store.model_id, **aspects}
@@ -77,13 +79,18 @@ def test_model_name_with_unsearchable_quotes_is_refused(store: Any) -> None:
 
 def test_a_logged_model_is_its_own_version(store: Any) -> None:
     resolved = resolve(f"models:/{store.model_id}")
-    assert (resolved.name, resolved.version, resolved.followed) == ("model", store.model_id, False)
+    assert (
+        resolved.name,
+        resolved.version,
+        resolved.followed,
+    ) == ("model", store.model_id, False)
     assert resolved.aspects["run_id"] == store.run_id
 
 
 def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
     resolved = resolve(f"runs:/{store.run_id}/model")
-    assert (resolved.name, resolved.version) == ("model", "")
+    assert resolved.name == "model"
+    assert resolved.version == ""
     assert resolved.aspects["run_id"] == store.run_id
 
 

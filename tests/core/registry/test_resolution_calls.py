@@ -111,7 +111,10 @@ def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(
         assert resolve(f"models:/{model}@old").gate_status.state == state
 
 
-@pytest.mark.parametrize(("selector", "error"), [("@dead", NotFound), ("/champion", InvalidConfig)])
+@pytest.mark.parametrize(
+    ("selector", "error"),
+    [("@dead", NotFound), ("/champion", InvalidConfig)],
+)
 def test_a_reference_without_a_version_is_an_error(
     proxy: Proxy,
     model: str,
@@ -124,7 +127,12 @@ def test_a_reference_without_a_version_is_an_error(
 
 @pytest.mark.parametrize(
     ("mood", "status"),
-    [("<html>hello</html>", 200), ("[1]", 200), ("oops", 500), ("refuse", 200)],
+    [
+        ("<html>hello</html>", 200),
+        ("[1]", 200),
+        ("oops", 500),
+        ("refuse", 200),
+    ],
 )
 def test_nonsense_from_the_registry_is_reported_after_one_request(
     proxy: Proxy,

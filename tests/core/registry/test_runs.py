@@ -33,7 +33,10 @@ WINDOW = IdempotentRun(
 
 
 @pytest.fixture
-def client(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
+def client(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> Iterator[MlflowClient]:
     with tracking_at(new_database(tmp_path)):
         yield MlflowClient()
 
@@ -70,7 +73,11 @@ def test_a_logged_model_is_looked_for_by_the_id_that_mlflow_has(
 def test_second_report_updates_the_same_run(client: MlflowClient) -> None:
     times: list[int] = []
     runs = [
-        WINDOW.log("window 3", {"by": "a"}, lambda _client, _run, before: times.append(before))
+        WINDOW.log(
+            "window 3",
+            {"by": "a"},
+            lambda _client, _run, before: times.append(before),
+        )
         for _ in range(2)
     ]
 
@@ -111,7 +118,10 @@ def test_deleted_project_run_is_reported(
 
 def test_a_run_of_another_revision_is_left_alone(client: MlflowClient) -> None:
     experiment = get_or_create_experiment(client, "drift")
-    other = client.create_run(experiment, tags={"window": "3", "revision": "2"}).info.run_id
+    other = client.create_run(
+        experiment,
+        tags={"window": "3", "revision": "2"},
+    ).info.run_id
 
     assert WINDOW.log("window 3", {}, lambda *_: None).run_id != other
 
@@ -126,7 +136,13 @@ def test_a_run_is_complete_or_has_failed_and_that_of_a_project_stays_open(
     if is_project:
         monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run(experiment).info.run_id)
 
-    logged = log_run("the run", "gate", {"kind": "gate"}, lambda _: experiment, lambda *_: None)
+    logged = log_run(
+        "the run",
+        "gate",
+        {"kind": "gate"},
+        lambda _: experiment,
+        lambda *_: None,
+    )
     with refused(RegistryUnavailable, "the run", "the disk is full"):
         log_run("the run", "gate", {}, lambda _: experiment, _fail)
 

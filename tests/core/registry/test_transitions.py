@@ -76,7 +76,10 @@ def test_of_a_stage_the_others_are_archived_also_the_newer(model: str) -> None:
     assert stages(model) == ["None", "Production", "Archived"]
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("2", "3"), ("3", "2")])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("2", "3"), ("3", "2")],
+)
 @pytest.mark.parametrize("is_ours_last", [True, False])
 @pytest.mark.parametrize("selector", ["/Production", "/tag:team=blue"])
 def test_of_two_clients_that_move_at_once_one_wins(
@@ -242,10 +245,8 @@ def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model: str) -> Non
     earlier = previous_in_registry(parse_model_uri(f"models:/{model}/Production"), "3")
 
     assert earlier is not None
-    assert (earlier.version, earlier.source) == (
-        "2",
-        "it is the next highest version in Production",
-    )
+    assert earlier.version == "2"
+    assert earlier.source == "it is the next highest version in Production"
 
 
 def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model: str) -> None:
@@ -259,7 +260,8 @@ def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model: st
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
 
     assert last is not None
-    assert (last.version, last.source) == ("1", "it was archived last")
+    assert last.version == "1"
+    assert last.source == "it was archived last"
     assert sound is not None
     assert sound.version == "2"
     assert previous_in_registry(reference, "3") is None

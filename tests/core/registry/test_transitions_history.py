@@ -64,7 +64,11 @@ def test_the_trail_of_a_deleted_endpoint_has_the_events_of_the_models_that_it_se
 
 @pytest.mark.parametrize("spec", [None, "name: flights\nof_a_newer_onnxserve: 1"])
 def test_models_are_unknown_without_a_readable_spec(audit: Store, spec: str | None) -> None:
-    audit.record("create", endpoint="flights", detail={} if spec is None else {"spec": spec})
+    audit.record(
+        "create",
+        endpoint="flights",
+        detail={} if spec is None else {"spec": spec},
+    )
     assert models_served_by(audit, "flights") is None
 
 
@@ -88,7 +92,10 @@ def test_the_steps_of_a_promotion_are_left_out() -> None:
 
 
 def test_archiving_caused_by_a_promotion_is_not_a_separate_event() -> None:
-    archived = replace(event("transition", 4, before="Production", after="Archived"), version="1")
+    archived = replace(
+        event("transition", 4, before="Production", after="Archived"),
+        version="1",
+    )
     by_itself = replace(archived, at=NOON - timedelta(minutes=1))
     promoted = event("promote", 5, detail={STARTED_AT: NOON.isoformat()})
     assert without_step_events([by_itself, archived, promoted]) == [by_itself, promoted]

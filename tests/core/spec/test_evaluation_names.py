@@ -47,7 +47,11 @@ def test_nonsense_strengths_are_refused_with_the_expected_range(entry: str, mess
 
 def test_a_strength_may_stand_alone_and_be_of_numpy() -> None:
     assert check_strengths(
-        {"noise": 1, "swap": np.float32(0.5), "missing": np.array([0.5, 0.1])},
+        {
+            "noise": 1,
+            "swap": np.float32(0.5),
+            "missing": np.array([0.5, 0.1]),
+        },
     ) == {
         "noise": (1.0,),
         "missing": (0.1, 0.5),

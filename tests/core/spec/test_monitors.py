@@ -27,9 +27,8 @@ def test_only_estimated_figures_read_rows_of_earlier_windows() -> None:
 
     waited = timedelta(hours=1, minutes=5)
     assert reads("rmse<=3") == waited
-    assert reads("f1>=0.7") == waited + timedelta(
-        hours=4,
-    )  # The figure needs the four windows before its window.
+    # The figure needs the four windows before its window.
+    assert reads("f1>=0.7") == waited + timedelta(hours=4)
     assert reads("f1>=0.7", labels_within="90m") == waited + timedelta(minutes=90) + timedelta(
         hours=5,
     )
@@ -106,7 +105,12 @@ def test_a_column_that_a_training_does_not_receive_cannot_be_stratified(field: s
 
 @pytest.mark.parametrize(
     ("season", "every", "nearest"),
-    [("36h", "1d", "2d"), ("1d", "1d", "2d"), ("25h", "1h", ""), ("10d", "3d", "9d")],
+    [
+        ("36h", "1d", "2d"),
+        ("1d", "1d", "2d"),
+        ("25h", "1h", ""),
+        ("10d", "3d", "9d"),
+    ],
 )
 def test_a_season_has_whole_windows(season: str, every: str, nearest: str) -> None:
     fields = {"monitors.daily.season": season, "monitors.daily.every": every}
@@ -121,9 +125,7 @@ def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms() -> None:
     two = {"monitors.daily.every": "1d", "monitors.answers.kind": "prediction_drift"}
     spec = apply_config(flights(), {"alarms.false_per_year": "1", **two})
 
-    assert (spec.budget_share, apply_config(spec, {"alarms.false_per_year": ""}).budget_share) == (
-        0.5,
-        None,
-    )
+    assert spec.budget_share == 0.5
+    assert apply_config(spec, {"alarms.false_per_year": ""}).budget_share is None
     with refused(InvalidConfig, "alarms.false_per_year", "at least 0.1", "'0'"):
         apply_config(spec, {"alarms.false_per_year": "0"})

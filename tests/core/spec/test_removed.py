@@ -111,7 +111,12 @@ def test_a_stored_tensorrt_keeps_its_options_and_its_first_gpu() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"device_ids": 7}, {"device_ids": {"a": 1}}, {"provider_options": "x"}, {"device_ids": [[]]}],
+    [
+        {"device_ids": 7},
+        {"device_ids": {"a": 1}},
+        {"provider_options": "x"},
+        {"device_ids": [[]]},
+    ],
 )
 def test_invalid_options_of_a_stored_tensorrt_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(InvalidConfig, match=r"^server"):

@@ -22,7 +22,13 @@ from mlflow_deploy_plugin.core.spec.types import (
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800), ("1w", 604800)],
+    [
+        ("90s", 90),
+        ("5m", 300),
+        ("1h", 3600),
+        ("2d", 172800),
+        ("1w", 604800),
+    ],
 )
 def test_durations_are_seconds(text: str, seconds: int) -> None:
     assert duration_seconds(text) == seconds
@@ -176,7 +182,12 @@ def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(604_800, "7d"), (30_931_200, "358d"), (129_600, "36h"), (90, "90s")],
+    [
+        (604_800, "7d"),
+        (30_931_200, "358d"),
+        (129_600, "36h"),
+        (90, "90s"),
+    ],
 )
 def test_a_duration_is_written_in_its_largest_unit(seconds: int, text: str) -> None:
     assert duration_text(seconds) == text

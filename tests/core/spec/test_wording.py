@@ -101,7 +101,11 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    MESSAGES.values(),
+    ids=MESSAGES,
+)
 def test_refusal_names_the_field_and_the_expected_value(
     cause: Callable[[], object],
     message: str,

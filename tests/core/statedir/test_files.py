@@ -105,7 +105,12 @@ def test_the_workers_of_a_server_that_starts_are_none_while_it_removes_those_of_
             has_read.set()
 
 
-def write(cache: FileCache, digest: str, content: str = "x", age: float = 0.0) -> Path:
+def write(
+    cache: FileCache,
+    digest: str,
+    content: str = "x",
+    age: float = 0.0,
+) -> Path:
     path = cache.path(digest)
     with cache.writing(path) as temporary:
         temporary.write_text(content)
@@ -124,7 +129,8 @@ def test_a_file_takes_its_place_at_the_end(tmp_path: Path) -> None:
     with cache.writing(path) as temporary:
         temporary.write_text("whole")
         assert not path.exists()
-    assert (path.read_text(), names(cache)) == ("whole", ["aa.bin"])
+    assert path.read_text() == "whole"
+    assert names(cache) == ["aa.bin"]
 
 
 def test_error_while_writing_leaves_no_file(tmp_path: Path) -> None:

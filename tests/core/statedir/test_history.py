@@ -40,7 +40,11 @@ class Machine:
         return self.metrics
 
     def agent(self) -> HistoryWriter:
-        return HistoryWriter(self.folder, lambda: self.wall + self.now, lambda: self.now)
+        return HistoryWriter(
+            self.folder,
+            lambda: self.wall + self.now,
+            lambda: self.now,
+        )
 
     def answer(
         self,
@@ -85,15 +89,21 @@ def test_line_counts_only_the_requests_since_the_line_before(machine: Machine) -
     busy, idle = machine.hour()
 
     counted = busy.counters[OF_VERSION]
-    assert (counted.requests, counted.errors, counted.failures, busy.labels) == (75, 5, 2, 4)
+    assert counted.requests == 75
+    assert counted.errors == 5
+    assert counted.failures == 2
+    assert busy.labels == 4
     median = counted.quantile(0.5)
     slowest = counted.quantile(0.99)
     assert median is not None
     assert slowest is not None
     assert 0 < median <= 0.005
     assert 0.1 < slowest <= 0.25
-    assert (busy.at, busy.seconds, idle.seconds) == (machine.wall + 10, 10, 10)
-    assert (idle.counters, idle.labels) == ({}, 0)
+    assert busy.at == machine.wall + 10
+    assert busy.seconds == 10
+    assert idle.seconds == 10
+    assert idle.counters == {}
+    assert idle.labels == 0
 
 
 def test_restart_is_not_a_drop_in_counts_and_downtime_has_no_line(machine: Machine) -> None:
@@ -128,7 +138,11 @@ def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cu
 
 
 def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "HISTORY_INTERVALS", {"hour": (10.0, 6), "day": (60.0, 2)})
+    monkeypatch.setattr(
+        history,
+        "HISTORY_INTERVALS",
+        {"hour": (10.0, 6), "day": (60.0, 2)},
+    )
     agent = machine.agent()
     agent.round()
     most = 0
@@ -161,20 +175,30 @@ def test_a_full_disk_costs_lines_and_is_logged(
         rounds(machine, agent, 40)
     rounds(machine, agent, 10)
 
-    messages = {
-        record.getMessage() for record in caplog.records
-    }  # The log repeats a message once a minute.
+    # The log repeats a message once a minute.
+    messages = {record.getMessage() for record in caplog.records}
     assert messages == {"the server's history cannot be written: No space left on device"}
     assert len(machine.hour()) == 1
 
 
 def test_of_a_clock_that_was_set_back_the_newer_lines_stay() -> None:
     lines = [
-        {"at": at, "seconds": 10, "requests": [], "durations": [], "rows": {}, "labels": n}
+        {
+            "at": at,
+            "seconds": 10,
+            "requests": [],
+            "durations": [],
+            "rows": {},
+            "labels": n,
+        }
         for n, at in enumerate((10, 20, 30, 15, 25))
     ]
     entries = parse_server_history(b"\n".join(map(orjson.dumps, lines)))
-    assert [(entry.at, entry.labels) for entry in entries] == [(10, 0), (15, 3), (25, 4)]
+    assert [(entry.at, entry.labels) for entry in entries] == [
+        (10, 0),
+        (15, 3),
+        (25, 4),
+    ]
 
 
 EMPTY = b'"requests": [], "durations": [], "rows": {}, "labels": 0}'

@@ -53,7 +53,10 @@ def parsed(page: bytes) -> Page:
             family.type,
             family.documentation,
             {
-                (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+                (
+                    sample.name,
+                    tuple(sorted(sample.labels.items())),
+                ): sample.value
                 for sample in family.samples
             },
         )
@@ -61,7 +64,11 @@ def parsed(page: bytes) -> Page:
     }
 
 
-def fill(folder: Path, worker: int, label_sets: list[dict[str, str]]) -> None:
+def fill(
+    folder: Path,
+    worker: int,
+    label_sets: list[dict[str, str]],
+) -> None:
     counts = MmapCounters(folder / f"counts_{worker}.db")
     gauges = MmapCounters(folder / f"gauges_{worker}.db")
     for number, labels in enumerate(label_sets):
@@ -78,7 +85,11 @@ class Expected(Collector):
     workers.
     """
 
-    def __init__(self, workers: list[list[dict[str, str]]], living: list[int]) -> None:
+    def __init__(
+        self,
+        workers: list[list[dict[str, str]]],
+        living: list[int],
+    ) -> None:
         self.workers = workers
         self.living = living
 
@@ -102,12 +113,20 @@ class Expected(Collector):
             if alive := [number for worker, number in places if worker in self.living]:
                 gauge.add_metric(labels, sum(1.5 + number for number in alive))
             cells = [sum(worker + place for worker, _ in places) for place in range(6)]
-            buckets = zip([*SECONDS.bounds, "+Inf"], accumulate(cells[1:]), strict=True)
+            buckets = zip(
+                [*SECONDS.bounds, "+Inf"],
+                accumulate(cells[1:]),
+                strict=True,
+            )
             seconds.add_metric(labels, list(buckets), cells[0])
         yield from (family for family in (counter, gauge, latest, seconds) if family.samples)
 
 
-def check(folder: Path, workers: list[list[dict[str, str]]], living: list[int]) -> None:
+def check(
+    folder: Path,
+    workers: list[list[dict[str, str]]],
+    living: list[int],
+) -> None:
     registry = CollectorRegistry()
     registry.register(Expected(workers, living))
     ours = parsed(prometheus_text(read_families(folder)))
@@ -119,7 +138,11 @@ def check(folder: Path, workers: list[list[dict[str, str]]], living: list[int]) 
 @settings(max_examples=60)
 @given(
     st.lists(
-        st.lists(LABELS, max_size=4, unique_by=lambda labels: tuple(sorted(labels.items()))),
+        st.lists(
+            LABELS,
+            max_size=4,
+            unique_by=lambda labels: tuple(sorted(labels.items())),
+        ),
         max_size=3,
     ),
 )
@@ -239,9 +262,8 @@ def test_a_full_memory_loses_values_and_not_the_answer(
         if family.name == "onnxserve_unrecorded_histograms"
     ]
     (series,) = lost_rows.series
-    assert series.buckets == [
-        ("+Inf", series.count),
-    ]  # A histogram always has a bucket and therefore a count.
+    # A histogram always has a bucket and therefore a count.
+    assert series.buckets == [("+Inf", series.count)]
     assert series.count > 500
 
 

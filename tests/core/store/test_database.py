@@ -64,7 +64,11 @@ def columns(connection: Connection) -> dict[tuple[str, str], tuple[str, bool, st
     """Return type, nullability and default of each column of the store."""
     inspector = inspect(connection)
     return {
-        (table, column["name"]): (str(column["type"]), column["nullable"], column["default"])
+        (table, column["name"]): (
+            str(column["type"]),
+            column["nullable"],
+            column["default"],
+        )
         for table in Base.metadata.tables
         for column in inspector.get_columns(table)
     }
@@ -106,7 +110,14 @@ def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the
 ) -> None:
     url = url_of(request, tmp_path, kind)
     command = [sys.executable, "-c", OPEN_AND_ADD, url]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    processes = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
 
     answers = [process.communicate(timeout=60)[0].strip() for process in processes]
 
@@ -124,7 +135,12 @@ def test_a_store_that_is_new_or_up_to_date_is_opened_without_alembic(tmp_path: P
         "assert 'alembic' not in sys.modules"
     )
     assert (
-        subprocess.run([sys.executable, "-c", code, url], check=False, timeout=60).returncode == 0
+        subprocess.run(
+            [sys.executable, "-c", code, url],
+            check=False,
+            timeout=60,
+        ).returncode
+        == 0
     )
 
     with create_engine(url).connect() as connection:
@@ -266,7 +282,12 @@ def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_anoth
     postgresql_url: str,
 ) -> None:
     connections: list[Any] = []
-    event.listen(Engine, "connect", lambda connection, _: connections.append(connection), once=True)
+    event.listen(
+        Engine,
+        "connect",
+        lambda connection, _: connections.append(connection),
+        once=True,
+    )
     store = open_store(postgresql_url)
     for _ in range(10):  # psycopg prepares a statement at its sixth execution.
         store.endpoints()

@@ -65,7 +65,13 @@ def judge(
     monitors = Monitors(store)
     for hour in hours:
         clock.now = START + (hour + 1) * HOUR
-        window = monitors.add("flights", "hourly", START + hour * HOUR, clock.now, by_hand=by_hand)
+        window = monitors.add(
+            "flights",
+            "hourly",
+            START + hour * HOUR,
+            clock.now,
+            by_hand=by_hand,
+        )
         monitors.update(replace(window, state="judged", verdict=verdict))
 
 
@@ -112,7 +118,8 @@ def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(
     clock.now = START + YEAR
 
     assert expire(store, 30 * DAY).windows == 4
-    assert (hours(store), hours(store, by_hand=True)) == ([2, 3, 4], [12, 13, 14])
+    assert hours(store) == [2, 3, 4]
+    assert hours(store, by_hand=True) == [12, 13, 14]
 
 
 def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(
@@ -121,7 +128,13 @@ def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(
 ) -> None:
     monitors = Monitors(store)
     waiting, given_up = (
-        monitors.add("flights", "hourly", START + n * HOUR, START + (n + 1) * HOUR) for n in (0, 1)
+        monitors.add(
+            "flights",
+            "hourly",
+            START + n * HOUR,
+            START + (n + 1) * HOUR,
+        )
+        for n in (0, 1)
     )
     monitors.update(replace(given_up, state="failed", attempts=3))
     judge(store, clock, range(2, 4))
@@ -206,7 +219,12 @@ def test_each_transaction_is_short_and_between_two_one_may_leave(
     answers = iter([True, True, False, False])
     deletions: list[int] = []
 
-    def note(connection: object, cursor: Any, statement: str, *rest: object) -> None:
+    def note(
+        connection: object,
+        cursor: Any,
+        statement: str,
+        *rest: object,
+    ) -> None:
         if statement.startswith("DELETE"):
             deletions.append(cursor.rowcount)
 

@@ -77,7 +77,18 @@ def test_two_keys_differ_and_their_texts_are_nowhere(store: Store) -> None:
     assert first != second
     assert len(first) > 40
     assert first not in repr([key, other, *store.events()])
-    assert [(event.action, event.actor, event.after) for event in store.events()][:1] == [
+    assert [
+        (
+            event.action,
+            event.actor,
+            event.after,
+        )
+        for event in store.events()
+    ][:1] == [
         ("key.create", "ada", "key a"),
     ]
-    assert next(store.events()).detail == {"scopes": ["infer"], "endpoints": [], "limits": []}
+    assert next(store.events()).detail == {
+        "scopes": ["infer"],
+        "endpoints": [],
+        "limits": [],
+    }

@@ -76,19 +76,20 @@ def test_a_window_that_is_judged_stays_as_it_is(store: Store, name: str) -> None
     judged = monitors.update(replace(window, reason="a\0b"))
 
     assert judged is not None
-    assert (judged.verdict, judged.rows, judged.reason, judged.figures) == (
-        "drift",
-        5_000_000_000,
-        "a\ufffdb",
-        {"p": 0.5, "nan": None},
-    )
+    assert judged.verdict == "drift"
+    assert judged.rows == 5_000_000_000
+    assert judged.reason == "a\ufffdb"
+    assert judged.figures == {"p": 0.5, "nan": None}
     assert monitors.update(replace(window, verdict="no drift")) is None
     assert monitors.windows(name) == [judged]
 
 
 def test_a_window_is_not_written_under_a_lost_lease(store: Store, name: str) -> None:
     monitors = Monitors(store)
-    window = replace(monitors.add(name, "daily", START, START + DAY), state="judged")
+    window = replace(
+        monitors.add(name, "daily", START, START + DAY),
+        state="judged",
+    )
     lost = store.acquire_lease(name, "first", 15)
     assert lost is not None
     store.release_lease(lost)
@@ -104,7 +105,12 @@ def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(
 ) -> None:
     monitors = Monitors(store)
     for days in (2, 0, 1):
-        monitors.add(name, "daily", START + days * DAY, START + (days + 1) * DAY)
+        monitors.add(
+            name,
+            "daily",
+            START + days * DAY,
+            START + (days + 1) * DAY,
+        )
 
     assert [window.start for window in monitors.windows(name)] == [
         START,
@@ -134,7 +140,12 @@ def test_a_busy_monitor_takes_nothing_from_the_newest_windows_of_another(
             START + 9 * DAY + number * minute,
             START + 9 * DAY + (number + 1) * minute,
         )
-        monitors.add(name, "daily", START + number * DAY, START + (number + 1) * DAY)
+        monitors.add(
+            name,
+            "daily",
+            START + number * DAY,
+            START + (number + 1) * DAY,
+        )
     monitors.add(name, "daily", START + 4 * DAY, START + 5 * DAY)
     monitors.add(name, "removed", START, START + DAY)
 
@@ -165,7 +176,14 @@ def test_a_pause_is_written_down_with_who_paused(store: Store, name: str) -> Non
     assert monitors.pause(name, "daily", paused=False, actor="bob@laptop")
 
     assert not monitors.state(name, "daily").paused
-    assert [(event.action, event.actor, event.why) for event in store.events(name)] == [
+    assert [
+        (
+            event.action,
+            event.actor,
+            event.why,
+        )
+        for event in store.events(name)
+    ] == [
         ("monitor.pause", "ada@laptop", "a known fault"),
         ("monitor.resume", "bob@laptop", ""),
     ]
@@ -187,7 +205,8 @@ def test_an_accepted_baseline_is_added_to_earlier_ones_and_written_down(
     baseline = monitors.state(name, "daily").baseline
     assert baseline == {"x": "2026-11-20T00:00:00+00:00", "y": "2026-11-02T00:00:00+00:00"}
     *_, event = store.events(name)
-    assert (event.action, event.why) == ("monitor.accept", "a new carrier")
+    assert event.action == "monitor.accept"
+    assert event.why == "a new carrier"
     assert event.detail["baseline"] == "x since 2026-11-20T00:00:00+00:00"
 
 
@@ -195,7 +214,12 @@ def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(
     store: Store,
     name: str,
 ) -> None:
-    def judge(start: datetime, number: int, length: timedelta = DAY, **more: Any) -> None:
+    def judge(
+        start: datetime,
+        number: int,
+        length: timedelta = DAY,
+        **more: Any,
+    ) -> None:
         window = Monitors(store).add(name, "daily", start, start + length, **more)
         assert Monitors(store).update(replace(window, state="judged", evidence={"number": number}))
 
@@ -207,12 +231,13 @@ def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(
     judge(START - 800 * DAY, 6)
     judge(START + DAY, 7)
     Monitors(store).add(name, "daily", START - DAY, START)  # not judged
+    # a revision that is not judged
     Monitors(store).add(
         name,
         "daily",
         START - 2 * DAY,
         START - DAY,
-    )  # a revision that is not judged
+    )
 
     def read(**given: Any) -> list[int]:
         windows = Monitors(store).judged_windows((name, "daily"), DAY, "evidence", **given)
@@ -233,7 +258,12 @@ def test_revisions_of_a_window_do_not_displace_other_windows(
     monitors = Monitors(store)
     for day in (0, 1, 2):
         for revision in (1, 2, 3):
-            window = monitors.add(name, "daily", START + day * DAY, START + (day + 1) * DAY)
+            window = monitors.add(
+                name,
+                "daily",
+                START + day * DAY,
+                START + (day + 1) * DAY,
+            )
             assert monitors.update(replace(window, state="judged", evidence={"number": revision}))
 
     read = monitors.judged_windows((name, "daily"), DAY, "evidence")
@@ -263,11 +293,9 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
 
     assert written is None
-    assert (monitors.states(name), monitors.windows(name), Silences(store).active(name)) == (
-        [],
-        [],
-        [],
-    )
+    assert monitors.states(name) == []
+    assert monitors.windows(name) == []
+    assert Silences(store).active(name) == []
     assert Alerts(store).firing(name) == []
     assert [event.action for event in store.events(name)] == [
         "create",

@@ -35,18 +35,22 @@ def retrainings(store: Store) -> Retrainings:
 
 
 def add(retrainings: Retrainings, model: str = "X", endpoint: str = "flights") -> Retraining:
-    return retrainings.add(endpoint, "accuracy", model, {"why": "it is worse"}, {"mode": "full"})
+    return retrainings.add(
+        endpoint,
+        "accuracy",
+        model,
+        {"why": "it is worse"},
+        {"mode": "full"},
+    )
 
 
 def test_added_retraining_is_found_again(retrainings: Retrainings) -> None:
     added = add(retrainings)
     assert retrainings.find("flights", "X") == [added]
     assert retrainings.get(added.id) == added
-    assert (added.cause, added.spec, added.created_at) == (
-        {"why": "it is worse"},
-        {"mode": "full"},
-        NOON,
-    )
+    assert added.cause == {"why": "it is worse"}
+    assert added.spec == {"mode": "full"}
+    assert added.created_at == NOON
     assert retrainings.find("elsewhere") == []
     assert retrainings.get(77) is None
 
@@ -69,7 +73,8 @@ def test_only_known_figures_are_in_the_stored_document(retrainings: Retrainings)
 
     assert written is not None
     assert retrainings.find() == [written]
-    assert (written.figures, written.figures.as_json()) == (figures, document)
+    assert written.figures == figures
+    assert written.figures.as_json() == document
     assert RetrainingFigures.from_json({**document, "of a newer release": 1}) == figures
 
 
@@ -112,9 +117,8 @@ def test_of_two_that_change_it_at_the_same_time_one_does(
     assert running is not None
     assert retrainings.update(replace(added, state="failed"), event) is None
     assert retrainings.get(added.id) == running
-    actions = [
-        entry.action for entry in store.events("flights")
-    ]  # The PostgreSQL server is shared by tests.
+    # The PostgreSQL server is shared by tests.
+    actions = [entry.action for entry in store.events("flights")]
     assert [action for action in actions if action.startswith("retrain.")] == ["retrain.run"]
 
 

@@ -31,7 +31,12 @@ def moved(
     place: str = "@champion",
     action: str = "alias",
 ) -> None:
-    store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
+    store.record(
+        action,
+        model="credit",
+        version=version,
+        detail=move_detail(place, "", files),
+    )
 
 
 def test_the_last_move_of_mlflow_s_server_has_the_files(store: Store) -> None:
@@ -47,7 +52,10 @@ def test_the_last_move_of_mlflow_s_server_has_the_files(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("kept", "files"),
-    [([], ""), ([served_entry("1", "@champion", OLD)], OLD)],
+    [
+        ([], ""),
+        ([served_entry("1", "@champion", OLD)], OLD),
+    ],
 )
 def test_after_a_rename_only_the_files_that_the_rename_keeps_count(
     kept: list[Any],
@@ -60,5 +68,9 @@ def test_after_a_rename_only_the_files_that_the_rename_keeps_count(
 
 
 def test_an_event_that_sets_a_policy_has_the_files_that_were_served_then(store: Store) -> None:
-    store.record("tag", model="credit", detail={SERVED: [served_entry("3", "Production", OLD)]})
+    store.record(
+        "tag",
+        model="credit",
+        detail={SERVED: [served_entry("3", "Production", OLD)]},
+    )
     assert served_files(store, "credit", "3", "Production") == OLD

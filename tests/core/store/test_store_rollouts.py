@@ -55,19 +55,27 @@ def test_a_rollout_comes_back_as_it_was_written(
     added = store.add_rollout(name, {"to": "models:/X/7"}, "starting")
 
     written = store.update_rollout(
-        replace(added, state="stepping", step=2, figures={"n": 5}, reason="so"),
+        replace(
+            added,
+            state="stepping",
+            step=2,
+            figures={"n": 5},
+            reason="so",
+        ),
         None,
     )
 
     assert written is not None
     assert store.rollouts(name) == [written]
-    assert (written.id, written.state, written.step, written.figures) == (
-        added.id,
-        "stepping",
-        2,
-        {"n": 5},
-    )
-    assert (written.spec, written.reason, written.is_live) == ({"to": "models:/X/7"}, "so", True)
+    assert written.id == added.id
+    assert written.state == "stepping"
+    assert written.step == 2
+    assert written.figures == {"n": 5}
+    assert (
+        written.spec,
+        written.reason,
+        written.is_live,
+    ) == ({"to": "models:/X/7"}, "so", True)
 
 
 def test_an_endpoint_has_one_live_rollout(machines: tuple[Machine, Machine], name: str) -> None:

@@ -53,7 +53,13 @@ def store(tmp_path: Path) -> Store:
             ),
         ),
         (
-            lambda store: Retrainings(store).add("other", "accuracy", "X", {}, {}),
+            lambda store: Retrainings(store).add(
+                "other",
+                "accuracy",
+                "X",
+                {},
+                {},
+            ),
             "model X is already being trained: retraining 1 is waiting",
         ),
         (

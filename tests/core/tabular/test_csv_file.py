@@ -53,13 +53,22 @@ def test_a_quotation_mark_that_is_not_closed_costs_its_own_line_only(after: byte
     records = list(csv_records(io.BytesIO(text)))
 
     wrong = [record for record in records if record.error]
-    assert (wrong[0].line, wrong[0].raw, wrong[0].position) == (2, b'1,"x\n', 9)
+    assert wrong[0].line == 2
+    assert wrong[0].raw == b'1,"x\n'
+    assert wrong[0].position == 9
     assert [record.line for record in records] == list(
-        range(1, text.count(b"\n") + (text[-1:] != b"\n") + 1),
+        range(
+            1,
+            text.count(b"\n") + (text[-1:] != b"\n") + 1,
+        ),
     )
     assert records[-1].position == len(text)
 
 
 def test_an_empty_text_in_quotation_marks_is_a_record_and_a_line_of_spaces_is_none() -> None:
     records = list(csv_records(io.BytesIO(b'a\n""\n  \n1\n')))
-    assert [record.fields for record in records] == [["a"], [""], ["1"]]
+    assert [record.fields for record in records] == [
+        ["a"],
+        [""],
+        ["1"],
+    ]

@@ -39,7 +39,8 @@ def test_the_ending_says_the_format(name: str, kind: FileFormat | None) -> None:
 
 
 def test_an_output_without_an_ending_has_the_format_of_the_input() -> None:
-    assert (output_format("out", "jsonl"), output_format("out.csv", "jsonl")) == ("jsonl", "csv")
+    assert output_format("out", "jsonl") == "jsonl"
+    assert output_format("out.csv", "jsonl") == "csv"
     with pytest.raises(InvalidConfig, match=r"out\.xlsx.*\.csv .*-O"):
         output_format("out.xlsx", "jsonl")
 
@@ -54,7 +55,8 @@ def test_a_file_is_replaced_at_the_end_and_keeps_its_permissions(tmp_path: Path)
         assert os.fstat(file.fileno()).st_mode & 0o777 == 0o600, (
             "nor may others read what is written meanwhile"
         )
-    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"after", 0o600)
+    assert path.read_bytes() == b"after"
+    assert path.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -71,7 +73,8 @@ def test_after_an_error_the_file_is_as_it_was(tmp_path: Path) -> None:
     with suppress(ZeroDivisionError), atomic_file(tmp_path / "out") as file:
         file.write(b"half of")
         raise ZeroDivisionError
-    assert (os.listdir(tmp_path), (tmp_path / "out").read_bytes()) == (["out"], b"before")
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_bytes() == b"before"
 
 
 def test_dash_is_standard_input_or_output_and_a_bad_path_is_named_in_the_error(
@@ -100,21 +103,28 @@ def test_a_new_file_follows_the_umask_which_is_never_another(
 ) -> None:
     plain = tmp_path / "plain"
     plain.touch()
+    # With another umask, all threads would create files for everybody.
     monkeypatch.setattr(
         "os.umask",
         None,
-    )  # With another umask, all threads would create files for everybody.
+    )
     with atomic_file(tmp_path / "new") as file:
         file.write(b"x")
     assert (tmp_path / "new").stat().st_mode == plain.stat().st_mode
 
 
 def test_blank_lines_of_json_lines_are_counted_and_left_out() -> None:
-    assert list(json_lines(io.BytesIO(b'{"a": 1}\n \n2'))) == [(1, b'{"a": 1}\n', 9), (3, b"2", 12)]
+    assert list(json_lines(io.BytesIO(b'{"a": 1}\n \n2'))) == [
+        (1, b'{"a": 1}\n', 9),
+        (3, b"2", 12),
+    ]
 
 
 def test_parquet_of_a_stream_is_read_whole(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
+    pq.write_table(
+        pa.table({"a": [1, 2]}),
+        tmp_path / "t.parquet",
+    )
 
     class Stream(io.BytesIO):
         def seekable(self) -> bool:

@@ -19,7 +19,10 @@ from mlflow_deploy_plugin.core.tabular.files import (
 
 TABLE = pa.table(
     {
-        "t": pa.array([datetime(2013, 7, 1, tzinfo=UTC), None], pa.timestamp("us", "UTC")),
+        "t": pa.array(
+            [datetime(2013, 7, 1, tzinfo=UTC), None],
+            pa.timestamp("us", "UTC"),
+        ),
         "x": pa.array([0.5, float("nan")]),
         "v": pa.array([[1, 2], None]),
         "b": pa.array([b"\x00", None]),
@@ -75,7 +78,17 @@ def test_nanoseconds_stay_as_they_are() -> None:
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 @pytest.mark.parametrize("unit", ["s", "ns"])
 def test_times_of_a_zone_are_written_in_utc(kind: FileFormat, unit: str) -> None:
-    noon = pa.array([datetime(2026, 1, 1, 12, tzinfo=UTC)]).cast(pa.timestamp(unit, "Asia/Tokyo"))
+    noon = pa.array(
+        [
+            datetime(
+                2026,
+                1,
+                1,
+                12,
+                tzinfo=UTC,
+            )
+        ]
+    ).cast(pa.timestamp(unit, "Asia/Tokyo"))
 
     assert b"2026-01-01T12:00:00.000000Z" in written(kind, pa.table({"t": noon}))
 
@@ -86,7 +99,10 @@ def test_no_rows_are_an_empty_array() -> None:
 
 def test_a_type_that_a_format_lacks_is_one_line() -> None:
     with pytest.raises(InvalidConfig, match="cannot be written as parquet"):
-        written("parquet", pa.table({"i": pa.array([None], pa.month_day_nano_interval())}))
+        written(
+            "parquet",
+            pa.table({"i": pa.array([None], pa.month_day_nano_interval())}),
+        )
 
 
 def test_times_that_python_lacks_are_texts() -> None:
@@ -99,7 +115,11 @@ def test_times_that_python_lacks_are_texts() -> None:
         ("json", [1.5, [1, 2]], b'{"predictions": [1.5, [1,2]]}\n'),
         ("jsonl", [1.5, {"a": 1}], b'1.5\n{"a":1}\n'),
         ("csv", [1.5, None], b"prediction\n1.5\n\n"),
-        ("csv", [{"a": [1, True], "b": {"c": 1}}], b'a_0,a_1,b\n1,true,"{""c"":1}"\n'),
+        (
+            "csv",
+            [{"a": [1, True], "b": {"c": 1}}],
+            b'a_0,a_1,b\n1,true,"{""c"":1}"\n',
+        ),
     ],
 )
 def test_values_without_a_schema(kind: FileFormat, rows: list[Any], content: bytes) -> None:
@@ -112,7 +132,15 @@ def test_values_without_a_schema(kind: FileFormat, rows: list[Any], content: byt
 
 def test_dates_and_times_within_values_are_texts() -> None:
     table = pa.table(
-        {"a": [{"day": date(2026, 1, 2), "at": datetime(2026, 1, 2, 3), "n": Decimal("1.50")}]},
+        {
+            "a": [
+                {
+                    "day": date(2026, 1, 2),
+                    "at": datetime(2026, 1, 2, 3),
+                    "n": Decimal("1.50"),
+                }
+            ]
+        },
     )
     assert (
         written("jsonl", table)

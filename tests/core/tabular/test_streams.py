@@ -40,11 +40,19 @@ def joined(blocks: list[RowBlock]) -> tuple[list[int], list[int]]:
     ]
 
 
-@pytest.mark.parametrize("bad", [(0,), (15_000, 15_001, 39_999), (12_345,)])
+@pytest.mark.parametrize(
+    "bad",
+    [(0,), (15_000, 15_001, 39_999), (12_345,)],
+)
 def test_rows_of_a_csv_file_keep_their_numbers_past_bad_ones(bad: tuple[int, ...]) -> None:
     lines = [b"1,2,3" if row in bad else b"%d,%s" % (row, b"x" * 260) for row in range(40_000)]
 
-    blocks = list(stream(b"a,b\n" + b"\n".join(lines) + b"\n", "csv").blocks(["a"]))
+    blocks = list(
+        stream(
+            b"a,b\n" + b"\n".join(lines) + b"\n",
+            "csv",
+        ).blocks(["a"])
+    )
 
     numbers, left_out = joined(blocks)
     assert len(blocks) > 1
@@ -57,14 +65,24 @@ def test_rows_of_a_csv_file_keep_their_numbers_past_bad_ones(bad: tuple[int, ...
 FIELDS = st.text(st.sampled_from('ab "\n,\u00e9'), max_size=6)
 
 
-@given(st.lists(st.lists(FIELDS, min_size=1, max_size=4), max_size=30))
+@given(
+    st.lists(
+        st.lists(FIELDS, min_size=1, max_size=4),
+        max_size=30,
+    )
+)
 def test_csv_is_read_as_the_csv_module_reads_it(rows: list[list[str]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(["x", "y"])
     writer.writerows(rows)
 
-    blocks = list(stream(text.getvalue().encode(), "csv").blocks(["x", "y"]))
+    blocks = list(
+        stream(
+            text.getvalue().encode(),
+            "csv",
+        ).blocks(["x", "y"])
+    )
 
     whole = {number: row for number, row in enumerate(rows) if len(row) == 2}
     numbers, bad = joined(blocks)
@@ -120,7 +138,8 @@ def test_a_byte_that_is_not_utf_8_counts_in_the_columns_that_are_read_alone() ->
 
     (block,) = rows.blocks(["a"])
 
-    assert (block.table["a"].to_pylist(), list(block.numbers)) == (["1", "2"], [0, 1])
+    assert block.table["a"].to_pylist() == ["1", "2"]
+    assert list(block.numbers) == [0, 1]
     assert [row.number for row in block.bad] == [2]
 
 
@@ -142,7 +161,10 @@ def test_a_csv_file_may_have_a_byte_order_mark_quotes_and_empty_fields() -> None
 
     assert rows.schema.names == ["a", "b,c"]
     (block,) = rows.blocks(["a", "b,c"])
-    assert block.table.to_pydict() == {"a": ["1", None], "b,c": ["x\ny", None]}
+    assert block.table.to_pydict() == {
+        "a": ["1", None],
+        "b,c": ["x\ny", None],
+    }
 
 
 def test_json_lines_have_the_types_of_the_caller_else_of_their_values() -> None:
@@ -151,7 +173,12 @@ def test_json_lines_have_the_types_of_the_caller_else_of_their_values() -> None:
     rows = stream(content, "jsonl", a=pa.int64())
 
     assert rows.schema == pa.schema(
-        [("a", pa.int64()), ("b", pa.int64()), ("t", pa.string()), ("c", pa.list_(pa.float64()))],
+        [
+            ("a", pa.int64()),
+            ("b", pa.int64()),
+            ("t", pa.string()),
+            ("c", pa.list_(pa.float64())),
+        ],
     )
     (block,) = rows.blocks(["a", "t", "c"])
     assert block.table.to_pydict() == {
@@ -159,11 +186,9 @@ def test_json_lines_have_the_types_of_the_caller_else_of_their_values() -> None:
         "t": ["2026-01-01", None],
         "c": [None, [1.0, 2.5]],
     }
-    assert (list(block.numbers), block.bad[0].number, block.bad[0].why) == (
-        [0, 1],
-        2,
-        "it is not a JSON object",
-    )
+    assert list(block.numbers) == [0, 1]
+    assert block.bad[0].number == 2
+    assert block.bad[0].why == "it is not a JSON object"
 
 
 def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
@@ -175,14 +200,21 @@ def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
         b'{"a": 2.0, "b": [null, 3.0], "c": {}}',
     ]
 
-    *_, last = stream(b"\n".join([*lines, *later, b""]), "jsonl").blocks(["a", "b", "c"])
+    *_, last = stream(
+        b"\n".join([*lines, *later, b""]),
+        "jsonl",
+    ).blocks(["a", "b", "c"])
 
     assert [row.why for row in last.bad] == [
         "column 'a': 1.5 is not of type int64",
         "column 'b': [True] is not of type list<item: int64>",
         "column 'c': {'d': 1.5} is not of type struct<d: int64>",
     ]
-    assert last.table.to_pylist()[-1] == {"a": 2, "b": [None, 3], "c": {"d": None}}
+    assert last.table.to_pylist()[-1] == {
+        "a": 2,
+        "b": [None, 3],
+        "c": {"d": None},
+    }
 
 
 def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_caller_names_it(
@@ -196,14 +228,24 @@ def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_cal
         rows = RowStream(
             file,
             "jsonl",
-            {"a": pa.int64(), "b": pa.float64(), "not there": pa.string()},
+            {
+                "a": pa.int64(),
+                "b": pa.float64(),
+                "not there": pa.string(),
+            },
             ["c", "null"],
         )
         assert rows.schema.names == ["a", "said", "null", "fill", "b", "c"]
         blocks = list(rows.blocks(["b", "c", "null"]))
 
     assert len(blocks) > 2
-    assert blocks[0].table.slice(0, 1).to_pylist() == [{"b": None, "c": None, "null": None}]
+    assert blocks[0].table.slice(0, 1).to_pylist() == [
+        {
+            "b": None,
+            "c": None,
+            "null": None,
+        }
+    ]
     assert blocks[-1].table.slice(blocks[-1].table.num_rows - 1).to_pylist() == [
         {"b": 0.5, "c": "z", "null": 7},
     ]
@@ -215,7 +257,12 @@ def test_a_late_column_of_json_lines_is_found_by_an_escaped_name() -> None:
     late = json.dumps({"größe": 0.5}).encode()
     assert (
         "größe"
-        in stream(plain * 200 + late, "jsonl", a=pa.int64(), größe=pa.float64()).schema.names
+        in stream(
+            plain * 200 + late,
+            "jsonl",
+            a=pa.int64(),
+            größe=pa.float64(),
+        ).schema.names
     )
 
 
@@ -291,9 +338,15 @@ def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(
 
 def test_a_table_is_read_by_the_ending_and_has_the_types_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('a,b\n1,\n2,"x"\n')
-    assert read_table(tmp_path / "t.csv", {}).to_pydict() == {"a": [1, 2], "b": [None, "x"]}
+    assert read_table(tmp_path / "t.csv", {}).to_pydict() == {
+        "a": [1, 2],
+        "b": [None, "x"],
+    }
     assert read_table(tmp_path / "t.csv", {"a": pa.string()}).column("a").to_pylist() == ["1", "2"]
-    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
+    pq.write_table(
+        pa.table({"a": [1, 2]}),
+        tmp_path / "t.parquet",
+    )
     assert read_table(tmp_path / "t.parquet", {"a": pa.string()}).column("a").to_pylist() == [1, 2]
 
 
@@ -303,7 +356,10 @@ def test_a_table_may_be_compressed(tmp_path: Path) -> None:
     assert read_table(tmp_path / "t.csv.gz", {}).column("a").to_pylist() == list(range(5000))
 
 
-@pytest.mark.parametrize(("content", "named"), [("a,b,a\n1,2,3\n", "'a'"), ("a,b\n1\n", "row 0")])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [("a,b,a\n1,2,3\n", "'a'"), ("a,b\n1\n", "row 0")],
+)
 def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(
     tmp_path: Path,
     content: str,
@@ -369,15 +425,25 @@ def test_long_value_is_read_despite_a_quotation_mark_inside_another_value(
 
 LONG = "x" * 100
 TYPED = {
-    "map": pa.array([[("a", LONG)]] * 50, pa.map_(pa.string(), pa.string())),
+    "map": pa.array(
+        [[("a", LONG)]] * 50,
+        pa.map_(pa.string(), pa.string()),
+    ),
     "list of texts": pa.array([[LONG, LONG]] * 50),
     "view": pa.array([LONG] * 50, pa.string_view()),
     "JSON": pa.array([f'"{LONG}"'] * 50, pa.json_()),
-    "bytes of one length": pa.array([LONG.encode()] * 50, pa.binary(100)),
+    "bytes of one length": pa.array(
+        [LONG.encode()] * 50,
+        pa.binary(100),
+    ),
 }
 
 
-@pytest.mark.parametrize("values", TYPED.values(), ids=TYPED.keys())
+@pytest.mark.parametrize(
+    "values",
+    TYPED.values(),
+    ids=TYPED.keys(),
+)
 def test_values_of_a_parquet_file_are_counted_whatever_their_type(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -397,22 +463,48 @@ US = pa.timestamp("us")
 NS = pa.timestamp("ns")
 
 
-def typed(texts: list[str | None], known: pa.DataType | None = None) -> pa.ChunkedArray:
+def typed(
+    texts: list[str | None],
+    known: pa.DataType | None = None,
+) -> pa.ChunkedArray:
     table = pa.table({"x": pa.array(texts, pa.string())})
-    return typed_tables([table], {} if known is None else {"x": known})[0].column("x")
+    return typed_tables(
+        [table],
+        {} if known is None else {"x": known},
+    )[0].column("x")
 
 
 @pytest.mark.parametrize(
     ("texts", "kind", "values"),
     [
-        (["1", None, "-2"], pa.int64(), [1, None, -2]),
-        (["1", "NA", " 2"], pa.int64(), [1, None, 2]),
+        (
+            ["1", None, "-2"],
+            pa.int64(),
+            [1, None, -2],
+        ),
+        (
+            ["1", "NA", " 2"],
+            pa.int64(),
+            [1, None, 2],
+        ),
         (["9007199254740993"], pa.int64(), [2**53 + 1]),
         (["18446744073709551615"], pa.uint64(), [2**64 - 1]),
-        (["0", "0.5", "1e3", "NaN"], pa.float64(), [0.0, 0.5, 1000.0, None]),
+        (
+            ["0", "0.5", "1e3", "NaN"],
+            pa.float64(),
+            [0.0, 0.5, 1000.0, None],
+        ),
         (["0", "1"], pa.int64(), [0, 1]),
-        (["True", "false", None], pa.bool_(), [True, False, None]),
-        (["2024-01-31"], pa.date32(), [date(2024, 1, 31)]),
+        (
+            ["True", "false", None],
+            pa.bool_(),
+            [True, False, None],
+        ),
+        (
+            ["2024-01-31"],
+            pa.date32(),
+            [date(2024, 1, 31)],
+        ),
         (["2024-01-31T12:00:00"], US, [datetime(2024, 1, 31, 12)]),
         (
             ["2024-01-31", "2024-01-31 12:00"],
@@ -423,7 +515,11 @@ def typed(texts: list[str | None], known: pa.DataType | None = None) -> pa.Chunk
         (["01234", "90210"], pa.string(), ["01234", "90210"]),
         (["007.5"], pa.string(), ["007.5"]),
         (["0x1f"], pa.string(), ["0x1f"]),
-        (["Y", "N", None], pa.string(), ["Y", "N", None]),
+        (
+            ["Y", "N", None],
+            pa.string(),
+            ["Y", "N", None],
+        ),
         (["NA", None], pa.string(), ["NA", None]),
         (["1", "x"], pa.string(), ["1", "x"]),
         (["31.01.2024"], pa.string(), ["31.01.2024"]),
@@ -435,18 +531,31 @@ def test_the_type_of_a_column_follows_from_its_texts(
     kind: pa.DataType,
     values: list[Any],
 ) -> None:
-    assert (typed(texts).type, typed(texts).to_pylist()) == (kind, values)
+    assert typed(texts).type == kind
+    assert typed(texts).to_pylist() == values
 
 
 @pytest.mark.parametrize(
     ("texts", "known", "values"),
     [
-        (["1", "NA", None], pa.string(), ["1", "NA", None]),
-        (["1"], pa.dictionary(pa.int32(), pa.string()), ["1"]),
+        (
+            ["1", "NA", None],
+            pa.string(),
+            ["1", "NA", None],
+        ),
+        (
+            ["1"],
+            pa.dictionary(pa.int32(), pa.string()),
+            ["1"],
+        ),
         (["01234", "NA"], pa.int64(), [1234, None]),
         (["0", "1"], pa.bool_(), [False, True]),
         (["1", "2"], pa.float32(), [1.0, 2.0]),
-        (["08:30:01"], pa.time64("us"), [time(8, 30, 1)]),
+        (
+            ["08:30:01"],
+            pa.time64("us"),
+            [time(8, 30, 1)],
+        ),
         ([None], pa.float64(), [None]),
     ],
 )
@@ -456,7 +565,8 @@ def test_a_known_type_comes_first(
     values: list[Any],
 ) -> None:
     kind = known.value_type if pa.types.is_dictionary(known) else known
-    assert (typed(texts, known).type, typed(texts, known).to_pylist()) == (kind, values)
+    assert typed(texts, known).type == kind
+    assert typed(texts, known).to_pylist() == values
 
 
 @pytest.mark.parametrize(
@@ -467,7 +577,11 @@ def test_a_known_type_comes_first(
         (["n/d", "1"], pa.int64(), pa.string()),
         (["31.01.2024"], pa.date32(), pa.string()),
         (["3000000000"], pa.int32(), pa.int64()),
-        (["1"], pa.list_(pa.int64()), pa.int64()),
+        (
+            ["1"],
+            pa.list_(pa.int64()),
+            pa.int64(),
+        ),
         (["1"], pa.null(), pa.int64()),
         (["2024-01-31 12:00:00.000000001"], US, NS),
     ],
@@ -499,7 +613,10 @@ def test_a_column_has_one_type_in_all_files(
 ) -> None:
     tables = [pa.table({"x": pa.array(texts, pa.string())}) for texts in (one, [*other, *other])]
 
-    read = typed_tables([*tables, pa.table({"y": ["1"]})], {})
+    read = typed_tables(
+        [*tables, pa.table({"y": ["1"]})],
+        {},
+    )
 
     assert [table.schema for table in read[:2]] == [pa.schema([("x", kind)])] * 2
     assert [table.num_rows for table in read] == [1, 2, 1]

@@ -24,7 +24,13 @@ def _open(function: Callable[..., object], name: str) -> None:
 
 
 def _read(content: bytes, kind: FileFormat) -> None:
-    list(RowStream(pa.BufferReader(content), kind, {}).blocks(["a"]))
+    list(
+        RowStream(
+            pa.BufferReader(content),
+            kind,
+            {},
+        ).blocks(["a"])
+    )
 
 
 def _write(*rows: object) -> None:
@@ -63,7 +69,11 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    MESSAGES.values(),
+    ids=MESSAGES,
+)
 def test_refusal_names_the_file_and_the_expected_form(
     cause: Callable[[], object],
     message: str,

@@ -48,7 +48,11 @@ def test_another_process_that_got_the_same_id_later_is_left_alone(
     workspace: Workspace,
     process: subprocess.Popen[bytes],
 ) -> None:
-    remember(workspace, process.pid, psutil.Process(process.pid).create_time() - 3600)
+    remember(
+        workspace,
+        process.pid,
+        psutil.Process(process.pid).create_time() - 3600,
+    )
     assert not stop_mlflow(workspace)
     assert process.poll() is None
 

@@ -16,7 +16,12 @@ def test_a_step_shows_its_number_and_the_seconds_since_the_start(
 def test_the_table_keeps_a_value_of_two_lines_in_its_column(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    StepPrinter(steps=1).table([("calm", "0 of 10"), ("summer", "10 of 10\nhttp://127.0.0.1")])
+    StepPrinter(steps=1).table(
+        [
+            ("calm", "0 of 10"),
+            ("summer", "10 of 10\nhttp://127.0.0.1"),
+        ]
+    )
     assert capsys.readouterr().out.splitlines()[2:-1] == [
         "calm     0 of 10",
         "summer   10 of 10",

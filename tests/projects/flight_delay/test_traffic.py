@@ -57,7 +57,10 @@ def server() -> Iterator[_Server]:
 @pytest.fixture(scope="module")
 def two_days() -> pd.DataFrame:
     flights = data.load_flights()
-    days = [pd.Timestamp("2013-07-04", tz="UTC"), pd.Timestamp("2013-07-05", tz="UTC")]
+    days = [
+        pd.Timestamp("2013-07-04", tz="UTC"),
+        pd.Timestamp("2013-07-05", tz="UTC"),
+    ]
     return flights[flights[data.DAY].isin(days)]
 
 
@@ -69,10 +72,21 @@ def test_every_flight_is_sent_once_with_the_hour_it_belongs_to(
     heard: list[tuple[str, int]] = []
     url = f"http://127.0.0.1:{server.server_port}"
 
-    answers = traffic.send(url, two_days, lambda day, count: heard.append((str(day.date()), count)))
+    answers = traffic.send(
+        url,
+        two_days,
+        lambda day, count: heard.append((str(day.date()), count)),
+    )
 
     assert [day for day, _ in heard] == ["2013-07-04", "2013-07-05"]
-    sent = pd.DataFrame(server.requests, columns=["hour", "rows"]).groupby("hour")["rows"].sum()
+    sent = (
+        pd.DataFrame(
+            server.requests,
+            columns=["hour", "rows"],
+        )
+        .groupby("hour")["rows"]
+        .sum()
+    )
     wanted = two_days.groupby(data.EVENT_TIME).size()
     assert sent.tolist() == wanted.tolist()
     assert answers.versions == {"3": len(server.requests)}
@@ -88,7 +102,10 @@ def test_a_missing_measurement_is_sent_as_null(two_days: pd.DataFrame) -> None:
     ].isna().tolist()
 
 
-@pytest.mark.parametrize(("status", "error"), [(400, InvalidRequest), (503, NotReady)])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(400, InvalidRequest), (503, NotReady)],
+)
 def test_an_error_of_the_server_is_raised_in_its_own_words(
     server: _Server,
     two_days: pd.DataFrame,

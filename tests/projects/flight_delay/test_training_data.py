@@ -60,7 +60,8 @@ def test_captured_rows_come_back_as_the_flights_that_they_were(
 @pytest.mark.long
 def test_without_captured_rows_the_built_in_months_are_learned_alone(flights: pd.DataFrame) -> None:
     data = load_training_data(7, "1-3", "")
-    assert (len(data.new), data.digest) == (0, "")
+    assert len(data.new) == 0
+    assert data.digest == ""
     assert data.all is data.built_in
     assert len(data.built_in) + len(data.held_out) == len(months(flights, 1, 3))
 
@@ -89,7 +90,10 @@ def test_labelled_column_of_another_type_is_refused(
         read_labelled(captured, flights)
 
 
-@pytest.mark.parametrize(("text", "months_"), [("1-3", (1, 3)), ("4", (4, 4)), ("4.0", (4, 4))])
+@pytest.mark.parametrize(
+    ("text", "months_"),
+    [("1-3", (1, 3)), ("4", (4, 4)), ("4.0", (4, 4))],
+)
 def test_months_are_read_as_people_and_mlflow_write_them(
     text: str,
     months_: tuple[int, int],
@@ -113,7 +117,10 @@ def test_an_injected_change_begins_with_its_month_and_says_that_it_is_injected(
     changed = injection.apply(some)
     july = some[DAY].dt.month == 7
     pd.testing.assert_frame_equal(changed[~july], some[~july])
-    np.testing.assert_allclose(changed.loc[july, "temp"] * 1.8 + 32, some.loc[july, "temp"])
+    np.testing.assert_allclose(
+        changed.loc[july, "temp"] * 1.8 + 32,
+        some.loc[july, "temp"],
+    )
     assert parse_injection("") is None
     with pytest.raises(InvalidConfig, match="KIND:MONTH is expected"):
         parse_injection("snow:7")

@@ -16,7 +16,10 @@ from tests.support.classifiers import write_classifier
 from tests.support.tracking import tracking_at
 
 EXAMPLE = {
-    "dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 0.0], [0.0, 1.0], [0.5, 0.75]]},
+    "dataframe_split": {
+        "columns": ["a", "b"],
+        "data": [[1.0, 0.0], [0.0, 1.0], [0.5, 0.75]],
+    },
 }
 PACKAGES = "mlflow-onnxserve[cpu]==0.1.0\nonnxruntime==1.31.1\n"
 
@@ -44,7 +47,12 @@ def registry(
             (folder / "requirements.lock").write_text(
                 f"# the training\nscikit_learn==1.{number}\nnumpy==2.0\n",
             )
-            client.create_model_version("toy", folder.as_uri(), runs[number], tags={"team": "blue"})
+            client.create_model_version(
+                "toy",
+                folder.as_uri(),
+                runs[number],
+                tags={"team": "blue"},
+            )
         python = {
             "flavors": {"python_function": {"loader_module": "toy"}},
             "signature": signature_of(tmp_path / "1"),

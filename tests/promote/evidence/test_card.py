@@ -97,7 +97,11 @@ class Page(HTMLParser):
         self.texts = ""
         self.feed(page)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(
+        self,
+        tag: str,
+        attrs: list[tuple[str, str | None]],
+    ) -> None:
         self.elements.add(tag)
         self.addresses += [value or "" for name, value in attrs if name in ("href", "src")]
 
@@ -128,7 +132,11 @@ def recorded(
     folder = tmp_path_factory.mktemp("card")
     home = Settings(home=folder / "home")
     new_database(folder)
-    server = MlflowServer(folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(home.home)})
+    server = MlflowServer(
+        folder,
+        app="onnxserve",
+        variables={"ONNXSERVE_HOME": str(home.home)},
+    )
     server.start()
     holdout = str(write_rows(folder / "holdout.parquet", labelled(600, seed=3)))
     store = open_store(home.store_url)
@@ -199,7 +207,14 @@ def recorded(
                     3.0,
                     "carrier=AA",
                 )
-                window = result_of(day, "toys", (finding,), model="toy", version="1", state=state)
+                window = result_of(
+                    day,
+                    "toys",
+                    (finding,),
+                    model="toy",
+                    version="1",
+                    state=state,
+                )
                 log_result(window, build_report(window))
             other = result_of(9, "toys", model="another", version="1", state="drift")
             log_result(other, build_report(other))
@@ -254,7 +269,8 @@ def test_every_statement_links_to_a_run_a_tag_or_an_event_that_exists(recorded: 
 def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
     card = recorded.card
     assert {group: [*getattr(card, group)] for group in SECTIONS} == SECTIONS
-    assert (card.name, card.version) == ("toy", "1")
+    assert card.name == "toy"
+    assert card.version == "1"
     assert mentions(texts(card, "purpose"), "Predicts toys")
     assert mentions(texts(card, "origin"), "models:/toy/0", "C 1.0")
     assert mentions(
@@ -404,10 +420,28 @@ def test_a_version_whose_section_has_another_type_has_a_card(registry: Registry)
 
 
 def test_events_of_a_deleted_version_with_the_same_number_are_left_out(registry: Registry) -> None:
-    registry.store.record("approve", model="again", version="1", after="@champion", actor="ada")
+    registry.store.record(
+        "approve",
+        model="again",
+        version="1",
+        after="@champion",
+        actor="ada",
+    )
     registry.register("again")
-    registry.store.record("approve", model="again", version="2", after="@champion", actor="ada")
-    registry.store.record("approve", model="again", version="1", after="@champion", actor="bob")
+    registry.store.record(
+        "approve",
+        model="again",
+        version="2",
+        after="@champion",
+        actor="ada",
+    )
+    registry.store.record(
+        "approve",
+        model="again",
+        version="1",
+        after="@champion",
+        actor="bob",
+    )
     approvals = texts(make_card("models:/again/1", registry.store), "approvals")
     assert (mentions(approvals, "bob"), mentions(approvals, "ada")) == (True, False)
 

@@ -21,7 +21,8 @@ def changed(diff: VersionDiff, section: str) -> dict[str, tuple[Value, Value]]:
 
 def test_each_section_has_its_differences(registry: MlflowClient) -> None:
     diff = diff_versions("models:/toy/1", "models:/toy/2")
-    assert (diff.before, diff.after) == ("models:/toy/1", "models:/toy/2")
+    assert diff.before == "models:/toy/1"
+    assert diff.after == "models:/toy/2"
     assert changed(diff, "data") == {"flights": ("digest1", "digest2")}
     assert changed(diff, "code") == {"git commit": ("c0ffee1", "c0ffee2")}
     assert changed(diff, "parameters") == {"C": ("1", "2")}
@@ -47,7 +48,8 @@ def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last
     diff = diff_versions("models:/toy/1", "models:/toy/2")
 
     sections = list(dict.fromkeys(row.section for row in diff.rows))
-    assert (sections[:2], sections[-1]) == (["metrics", "gate"], "graph")
+    assert sections[:2] == ["metrics", "gate"]
+    assert sections[-1] == "graph"
     assert {row.name: row.trend for row in diff.rows if row.section == "metrics"} == {
         "accuracy": "better",
         "val_loss": "better",
@@ -56,7 +58,8 @@ def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last
         "rows": "",
     }
     differences = {(row.section, row.name): row.difference for row in diff.rows}
-    assert (differences["metrics", "rows"], differences["parameters", "C"]) == (10.0, None)
+    assert differences["metrics", "rows"] == 10.0
+    assert differences["parameters", "C"] is None
 
 
 def test_a_negated_error_and_a_d2_score_are_better_if_they_are_higher(
@@ -120,12 +123,13 @@ def test_the_predictions_for_the_example_rows_are_compared_per_output(
     assert not isinstance(diff.predictions, Refused)
     label, probabilities = diff.predictions
     # The labels of the rows (1, 0), (0, 1) and (0.5, 0.75) are 1, 0, 1 and 1, 1, 1.
-    assert (label.output, label.rows, label.changed_rows, label.largest) == ("label", 3, 1, None)
-    assert (probabilities.output, probabilities.rows, probabilities.changed_rows) == (
-        "probabilities",
-        3,
-        3,
-    )
+    assert label.output == "label"
+    assert label.rows == 3
+    assert label.changed_rows == 1
+    assert label.largest is None
+    assert probabilities.output == "probabilities"
+    assert probabilities.rows == 3
+    assert probabilities.changed_rows == 3
     assert probabilities.largest == pytest.approx(0.8808 - 0.2689, abs=1e-4)
 
 

@@ -31,30 +31,27 @@ def test_the_record_has_the_facts_of_the_registry_the_run_the_files_and_the_gate
     registry: MlflowClient,
 ) -> None:
     record = read_record("models:/toy@champion")
-    assert (record.uri, record.tags["team"], record.original) == ("models:/toy/1", "blue", "")
+    assert record.uri == "models:/toy/1"
+    assert record.tags["team"] == "blue"
+    assert record.original == ""
     assert record.run is not None
-    assert (record.run.params, record.run.metrics) == ({"C": "1"}, {"accuracy": 0.91})
-    assert (record.datasets, record.git_commit) == ({"flights": "digest1"}, "c0ffee1")
+    assert record.run.params == {"C": "1"}
+    assert record.run.metrics == {"accuracy": 0.91}
+    assert record.datasets == {"flights": "digest1"}
+    assert record.git_commit == "c0ffee1"
     assert record.section["parity"]["state"] == "proven"
     assert record.signature.keys() == {"inputs a", "inputs b"}
     assert record.requirements == {"mlflow-onnxserve[cpu]": "0.1.0", "onnxruntime": "1.31.1"}
     assert record.environment == {"scikit_learn": "1.1", "numpy": "2.0"}
     assert record.graph["bytes"] == Path("1/model.onnx").stat().st_size
-    assert (
-        record.graph["operator MatMul"],
-        record.graph["opset ai.onnx"],
-        record.graph["opset ai.onnx.ml"],
-    ) == (
-        1,
-        21,
-        3,
-    )
+    assert record.graph["operator MatMul"] == 1
+    assert record.graph["opset ai.onnx"] == 21
+    assert record.graph["opset ai.onnx.ml"] == 3
     assert record.gate is not None
-    assert (record.gate.judged, record.gate.status.state) == (
-        "models:/toy/1",
-        "passed without an evaluation",
-    )
-    assert (record.gate.checks[0].name, record.gate.checks[0].state) == ("parity", "passed")
+    assert record.gate.judged == "models:/toy/1"
+    assert record.gate.status.state == "passed without an evaluation"
+    assert record.gate.checks[0].name == "parity"
+    assert record.gate.checks[0].state == "passed"
     assert record.gate.checks[0].figures == {"rows": 1000}
     assert record.missing == {}
 
@@ -63,9 +60,12 @@ def test_missing_parts_are_named(registry: MlflowClient) -> None:
     shutil.rmtree("3")
     second = read_record("models:/toy/2")
     third = read_record("models:/toy/3")
-    assert (second.gate, set(second.missing)) == (None, {"gate"})
+    assert second.gate is None
+    assert set(second.missing) == {"gate"}
     assert mentions(second.missing["gate"], "onnxserve gate toy 2")
-    assert (third.mlmodel, third.graph, third.requirements) == ({}, {}, {})
+    assert third.mlmodel == {}
+    assert third.graph == {}
+    assert third.requirements == {}
     assert set(third.missing) == {"model", "requirements", "environment", "graph", "run", "gate"}
 
 
@@ -79,13 +79,12 @@ def test_a_copy_has_the_run_and_the_gate_of_its_original(registry: MlflowClient)
     original = read_record("models:/toy/1")
     for version in (copied, again):
         record = read_record(f"models:/copies/{version.version}")
-        assert (record.original, record.run, record.section) == (
-            "models:/toy/1",
-            original.run,
-            original.section,
-        )
+        assert record.original == "models:/toy/1"
+        assert record.run == original.run
+        assert record.section == original.section
         assert record.gate is not None
-        assert (record.gate.judged, len(record.gate.checks)) == ("models:/toy/1", 5)
+        assert record.gate.judged == "models:/toy/1"
+        assert len(record.gate.checks) == 5
 
 
 def test_a_copy_of_a_deleted_version_keeps_its_own_run(registry: MlflowClient) -> None:
@@ -93,11 +92,9 @@ def test_a_copy_of_a_deleted_version_keeps_its_own_run(registry: MlflowClient) -
     registry.delete_model_version("toy", "2")
     record = read_record("models:/copies/1")
     assert record.run is not None
-    assert (record.original, record.run.params, set(record.missing)) == (
-        "",
-        {"C": "2"},
-        {"original", "gate"},
-    )
+    assert record.original == ""
+    assert record.run.params == {"C": "2"}
+    assert set(record.missing) == {"original", "gate"}
 
 
 def test_a_record_names_the_version_that_the_gate_report_is_about(registry: MlflowClient) -> None:
@@ -144,7 +141,8 @@ def test_a_gate_report_that_was_changed_by_hand_is_a_missing_part(registry: Mlfl
     )
     record = read_record("models:/toy/1")
     assert record.gate is not None
-    assert (record.gate.checks, set(record.missing)) == ((), {"gate report"})
+    assert record.gate.checks == ()
+    assert set(record.missing) == {"gate report"}
 
 
 def test_the_graph_includes_subgraphs_and_external_weights(

@@ -65,7 +65,12 @@ class Registry:
         all_runs = self.client.search_runs([experiment.experiment_id]) if experiment else []
         return [run.info.run_id for run in all_runs if "onnxserve.copied_from" in run.data.tags]
 
-    def files(self, model: str, version: str, folder: Path) -> dict[str, str]:
+    def files(
+        self,
+        model: str,
+        version: str,
+        folder: Path,
+    ) -> dict[str, str]:
         with tracking_at(self.server.url):
             import mlflow
 
@@ -87,7 +92,10 @@ class Registry:
 
 
 @contextmanager
-def running(folder: Path, new_database: Callable[[Path], str]) -> Iterator[Registry]:
+def running(
+    folder: Path,
+    new_database: Callable[[Path], str],
+) -> Iterator[Registry]:
     new_database(folder)
     server = MlflowServer(
         folder,
@@ -120,7 +128,11 @@ def target(
 
 
 @pytest.fixture
-def here(source: Registry, target: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def here(
+    source: Registry,
+    target: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
     """This process uses the source, and the store of the target for the target."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(source.server.folder / "home"))
     monkeypatch.setenv("TARGET_ONNXSERVE_STORE_URI", target.store_uri)
@@ -221,16 +233,18 @@ def test_a_version_is_copied_with_its_evidence_and_promoted_by_the_gate_of_the_t
     result = promote(model, target, "-o json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert (document["version"], document["to"], document["is_moved"]) == ("1", "@champion", True)
+    assert (
+        document["version"],
+        document["to"],
+        document["is_moved"],
+    ) == ("1", "@champion", True)
     assert mentions(result.stderr, model, source.server.url, target.server.url, "bytes")
 
     version = check_copied_once(source, target, model, tmp_path)
     (original,) = source.versions(model)
-    assert (version.aliases, version.description, original.aliases) == (
-        ["champion"],
-        "the first",
-        [],
-    )
+    assert version.aliases == ["champion"]
+    assert version.description == "the first"
+    assert original.aliases == []
     for key in ("onnxserve.parent", "onnxserve.training.data", "owner"):
         assert version.tags[key] == original.tags[key]
     page = f"{source.server.url}/#/models/{model}/versions/1"
@@ -242,12 +256,11 @@ def test_a_version_is_copied_with_its_evidence_and_promoted_by_the_gate_of_the_t
     assert version.tags["onnxserve.gate.report"].startswith(target.server.url)
 
     run = target.client.get_run(version.run_id)
-    assert (run.data.params, run.data.metrics) == ({"depth": "3"}, {"auc": 0.9})
-    assert (run.data.tags["team"], run.info.run_name, run.info.status) == (
-        "blue",
-        "training",
-        "FINISHED",
-    )
+    assert run.data.params == {"depth": "3"}
+    assert run.data.metrics == {"auc": 0.9}
+    assert run.data.tags["team"] == "blue"
+    assert run.info.run_name == "training"
+    assert run.info.status == "FINISHED"
     assert run.inputs.dataset_inputs[0].dataset.digest == "d1"
     assert run.data.tags["onnxserve.copied_run"].endswith(f"/runs/{original.run_id}")
     reports = [file.path for file in target.client.list_artifacts(version.run_id, "source_gate")]
@@ -261,16 +274,16 @@ def test_both_audit_trails_name_the_other_registry(
 ) -> None:
     assert promote(model, target).exit_code == 0
     copied, promoted = source.events(model, "copy", "promote")
-    assert (copied.version, copied.after) == ("1", f"{model} version 1 in {target.server.url}")
-    assert (promoted.after, promoted.detail["to"]) == (
-        f"{model} version 1 in @champion of {target.server.url}",
-        "@champion",
-    )
+    assert copied.version == "1"
+    assert copied.after == f"{model} version 1 in {target.server.url}"
+    assert promoted.after == f"{model} version 1 in @champion of {target.server.url}"
+    assert promoted.detail["to"] == "@champion"
     (came,) = target.events(model, "copy")
     assert came.before == f"{source.server.url}/#/models/{model}/versions/1"
     assert came.detail["files"] == target.versions(model)[0].tags["onnxserve.gate.digest"]
     assert came.detail["source_run"].endswith(source.versions(model)[0].run_id)
-    assert (came.detail["source_model"], came.detail["source_version"]) == (model, "1")
+    assert came.detail["source_model"] == model
+    assert came.detail["source_version"] == "1"
 
 
 def test_the_store_of_a_target_without_a_setting_is_a_separate_one_on_this_machine(
@@ -394,7 +407,12 @@ def test_a_transfer_that_cannot_start_is_one_line(
 
 @pytest.mark.parametrize(
     ("status", "answer"),
-    [(200, "<html>"), (404, "<html>"), (401, "no"), (403, "no")],
+    [
+        (200, "<html>"),
+        (404, "<html>"),
+        (401, "no"),
+        (403, "no"),
+    ],
 )
 def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
     target: Registry,
@@ -456,11 +474,9 @@ def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(
         result = run_command(f"promote {model} 1 --to @champion --to-model {model}-prod")
         assert result.exit_code == 0, result.output
     (copy,), (original,) = source.versions(f"{model}-prod"), source.versions(model)
-    assert (copy.source, copy.run_id, copy.aliases) == (
-        f"models:/{model}/1",
-        original.run_id,
-        ["champion"],
-    )
+    assert copy.source == f"models:/{model}/1"
+    assert copy.run_id == original.run_id
+    assert copy.aliases == ["champion"]
     assert copy.tags["onnxserve.gate.report"] != original.tags["onnxserve.gate.report"]
     assert source.runs(f"{model}-prod") == []
 
@@ -609,5 +625,9 @@ def test_a_version_is_copied_to_another_workspace_of_the_same_server(
             (copy,) = Registry(server).versions("X")
     finally:
         server.kill()
-    assert (same.exit_code, done.exit_code, copy.aliases) == (1, 0, ["champion"]), done.output
+    assert (
+        same.exit_code,
+        done.exit_code,
+        copy.aliases,
+    ) == (1, 0, ["champion"]), done.output
     assert copy.tags["onnxserve.copied_from"] == f"{server.url}/#/models/X/versions/1?workspace=dev"

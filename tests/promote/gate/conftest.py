@@ -39,7 +39,11 @@ def version(folders: dict[str, Path]) -> Callable[[str], ResolvedModel]:
 
 
 @pytest.fixture
-def own_files(registry: MlflowClient, folders: dict[str, Path], tmp_path: Path) -> Path:
+def own_files(
+    registry: MlflowClient,
+    folders: dict[str, Path],
+    tmp_path: Path,
+) -> Path:
     """Return the folder of version 5, which is as good as version 2, and which the test
     may change.
     """

@@ -90,17 +90,15 @@ def test_a_decision_is_sent_as_json(mlflow_at: SimpleNamespace) -> None:
     assert (
         send_decision("approve", "flights", "3", "@champion", "fine", "ab12").requested_by == "eva"
     )
-    assert (mlflow_at.path, mlflow_at.sent) == (
-        "/ml/onnxserve/requests",
-        {
-            "action": "approve",
-            "model": "flights",
-            "version": "3",
-            "to": "@champion",
-            "why": "fine",
-            "report": "ab12",
-        },
-    )
+    assert mlflow_at.path == "/ml/onnxserve/requests"
+    assert mlflow_at.sent == {
+        "action": "approve",
+        "model": "flights",
+        "version": "3",
+        "to": "@champion",
+        "why": "fine",
+        "report": "ab12",
+    }
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,19 @@ def vote(
     policy: GatePolicy = POLICY,
     **more: Any,
 ) -> bool:
-    person = Person(user, more.pop("groups", RISK), more.pop("may_edit", False))
-    return approve(store, policy, subject, person, more.pop("report", REPORT), **more)[1]
+    person = Person(
+        user,
+        more.pop("groups", RISK),
+        more.pop("may_edit", False),
+    )
+    return approve(
+        store,
+        policy,
+        subject,
+        person,
+        more.pop("report", REPORT),
+        **more,
+    )[1]
 
 
 def status(store: Store, subject: Subject = SUBJECT, policy: GatePolicy = POLICY) -> ApprovalStatus:
@@ -89,7 +100,8 @@ def status(store: Store, subject: Subject = SUBJECT, policy: GatePolicy = POLICY
 
 
 def test_a_promotion_needs_as_many_people_as_the_policy_sets(store: Store) -> None:
-    assert (status(store).missing, status(store).approved_by) == (2, ())
+    assert status(store).missing == 2
+    assert status(store).approved_by == ()
     assert ask(store)
     assert vote(store, "ada")
     assert (status(store).missing, status(store).is_complete) == (1, False)
@@ -100,7 +112,8 @@ def test_a_promotion_needs_as_many_people_as_the_policy_sets(store: Store) -> No
     seen = {"report": REPORT, "verdict": "passed"}
     assert [entry.actor for entry in request.approvals] == ["ada", "bob"]
     assert all(entry.detail.items() >= seen.items() for entry in request.approvals)
-    assert (request.requested_by, request.at) == ("eva", NOW)
+    assert request.requested_by == "eva"
+    assert request.at == NOW
     assert request.report == "https://mlflow/report"
 
 
@@ -168,7 +181,10 @@ def test_two_spellings_that_were_recorded_as_two_people_count_once(store: Store)
     assert status(store, subject).missing == 1
 
 
-@pytest.mark.parametrize("name", ["ada\t", "ad\x00a", "ada\x85", "anonymous@10.0.0.7", "a" * 256])
+@pytest.mark.parametrize(
+    "name",
+    ["ada\t", "ad\x00a", "ada\x85", "anonymous@10.0.0.7", "a" * 256],
+)
 def test_names_that_look_like_another_are_refused_in_approvals(
     name: str,
     store: Store,
@@ -252,7 +268,12 @@ def test_an_approval_is_for_one_version_and_one_place(store: Store) -> None:
         ("eva", {}, ScopeMissing, ["eva", "requested"]),
         ("EVA", {}, ScopeMissing, ["EVA", "requested"]),
         ("max", {}, ScopeMissing, ["max", "registered"]),
-        ("joe", {"groups": frozenset({"staff"}), "may_edit": True}, ScopeMissing, ["joe", "risk"]),
+        (
+            "joe",
+            {"groups": frozenset({"staff"}), "may_edit": True},
+            ScopeMissing,
+            ["joe", "risk"],
+        ),
         ("joe", {"report": "0" * 64}, GateRefused, ["report", "changed"]),
     ],
 )
@@ -284,13 +305,14 @@ def test_without_groups_everybody_who_may_edit_the_model_may_approve(store: Stor
     ask(store, subject=subject, policy=policy)
     with refused(ScopeMissing, "ada"):
         vote(store, "ada", subject, policy)
+    # The requester may approve without `not_author`.
     assert vote(
         store,
         "eva",
         subject,
         policy,
         may_edit=True,
-    )  # The requester may approve without `not_author`.
+    )
     assert status(store, subject, policy).is_complete
 
 
@@ -321,9 +343,21 @@ def test_a_declined_request_takes_no_approval(store: Store) -> None:
     with refused(InvalidConfig, "reason"):
         decline(store, POLICY, SUBJECT, bob, why=" ")
     with pytest.raises(ScopeMissing):
-        decline(store, POLICY, SUBJECT, Person("joe", frozenset(), may_edit=True), why="no")
+        decline(
+            store,
+            POLICY,
+            SUBJECT,
+            Person("joe", frozenset(), may_edit=True),
+            why="no",
+        )
     with pytest.raises(Unauthenticated):
-        decline(store, POLICY, SUBJECT, Person("", frozenset(), may_edit=True), why="no")
+        decline(
+            store,
+            POLICY,
+            SUBJECT,
+            Person("", frozenset(), may_edit=True),
+            why="no",
+        )
     assert decline(store, POLICY, SUBJECT, bob, why="too early").subject == SUBJECT
     assert promotion_requests(store, "flights") == []
     for late in (lambda: vote(store, "bob"), lambda: decline(store, POLICY, SUBJECT, bob, why="x")):
@@ -349,10 +383,25 @@ def test_a_promotion_uses_the_approvals_up(action: str, place: str, store: Store
     ask(store)
     vote(store, "ada")
     vote(store, "bob")
-    store.record("transition", model="flights", version="4", detail=move_detail(place, ""))
-    store.record("alias", model="flights", version="3", detail=move_detail("@champion", ""))
+    store.record(
+        "transition",
+        model="flights",
+        version="4",
+        detail=move_detail(place, ""),
+    )
+    store.record(
+        "alias",
+        model="flights",
+        version="3",
+        detail=move_detail("@champion", ""),
+    )
     assert status(store).is_complete
-    store.record(action, model="flights", version="3", detail=move_detail(place, ""))
+    store.record(
+        action,
+        model="flights",
+        version="3",
+        detail=move_detail(place, ""),
+    )
     assert status(store).missing == 2
     assert promotion_requests(store, "flights") == []
 
@@ -421,7 +470,12 @@ def test_a_version_without_a_report_on_its_files_cannot_be_approved(store: Store
 def test_racing_approvals_of_a_person_are_one_approval(store: Store) -> None:
     ask(store)
     with ThreadPoolExecutor(4) as pool:
-        results = [*pool.map(lambda _: vote(store, "ada"), range(8))]
+        results = [
+            *pool.map(
+                lambda _: vote(store, "ada"),
+                range(8),
+            )
+        ]
     assert results.count(True) == 1
     assert [event.action for event in store.events()].count("approve") == 1
 

@@ -31,7 +31,12 @@ def moved(
     place: str = "@champion",
     action: str = "alias",
 ) -> None:
-    store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
+    store.record(
+        action,
+        model="credit",
+        version=version,
+        detail=move_detail(place, "", files),
+    )
 
 
 def test_files_are_approved_by_a_move_and_by_people(store: Store) -> None:
@@ -42,7 +47,13 @@ def test_files_are_approved_by_a_move_and_by_people(store: Store) -> None:
     record_gate(store, subject)
     request_promotion(store, POLICY, subject, Person("eva", frozenset(), may_edit=True))
     assert approved_files(store, POLICY, version) == (OLD,)
-    approve(store, POLICY, subject, Person("ada", frozenset(), may_edit=True), REPORT)
+    approve(
+        store,
+        POLICY,
+        subject,
+        Person("ada", frozenset(), may_edit=True),
+        REPORT,
+    )
     assert approved_files(store, POLICY, version) == (NEW, OLD)
     replaced: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=3000)
     assert approved_files(store, POLICY, replaced) == (OLD,)
@@ -54,7 +65,13 @@ def test_files_of_a_request_come_before_files_that_were_served(store: Store) -> 
     subject = Subject("credit", "4", "Production", 2000, NEW, POLICY.digest)
     record_gate(store, subject)
     request_promotion(store, POLICY, subject, Person("eva", frozenset(), may_edit=True))
-    approve(store, POLICY, subject, Person("ada", frozenset(), may_edit=True), REPORT)
+    approve(
+        store,
+        POLICY,
+        subject,
+        Person("ada", frozenset(), may_edit=True),
+        REPORT,
+    )
     assert approved_files(store, POLICY, version) == (NEW, OLD)
 
 

@@ -106,10 +106,8 @@ def test_without_a_dataset_the_reference_is_disturbed(
         version("good"),
         GatePolicy(skip=("budget",)),
     )
-    assert (checks["evaluation"].state, checks["evaluation"].reason) == (
-        "skipped",
-        "the policy has no dataset",
-    )
+    assert checks["evaluation"].state == "skipped"
+    assert checks["evaluation"].reason == "the policy has no dataset"
     assert checks["robustness"].figures["rows"] == 400
     assert evaluated is None
 
@@ -147,7 +145,11 @@ def test_a_version_that_does_not_load_fails_with_the_reason(
 ) -> None:
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
-    verdict, checks, _, _ = judged(resolve(str(folder)), version("good"), policy)
+    verdict, checks, _, _ = judged(
+        resolve(str(folder)),
+        version("good"),
+        policy,
+    )
     assert list(checks) == ["load"]
     assert verdict.reason.startswith("load: ONNX Runtime cannot load model.onnx")
 
@@ -159,7 +161,11 @@ def test_a_served_version_that_does_not_load_keeps_no_better_one_out(
 ) -> None:
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
-    verdict, checks, _, _ = judged(version("good"), resolve(str(folder)), policy)
+    verdict, checks, _, _ = judged(
+        version("good"),
+        resolve(str(folder)),
+        policy,
+    )
     assert verdict.passed
     assert mentions(checks["signature"].notes[0], str(folder), "be loaded")
 
@@ -172,10 +178,8 @@ def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(
         skip=("budget", "robustness"),
     )
     _, checks, _, _ = judged(version("good"), None, policy)
-    assert (checks["evaluation"].state, checks["evaluation"].reason) == (
-        "failed",
-        "the dataset /gone.csv does not exist",
-    )
+    assert checks["evaluation"].state == "failed"
+    assert checks["evaluation"].reason == "the dataset /gone.csv does not exist"
 
 
 def test_noise_on_whole_numbers_stays_within_their_type(tmp_path: Path) -> None:
@@ -189,16 +193,36 @@ def test_noise_on_whole_numbers_stays_within_their_type(tmp_path: Path) -> None:
         "tensor-spec": {"dtype": "uint8", "shape": [-1, 4]},
     }
     section = {
-        "inputs": [{"name": "pixels", "dtype": "uint8", "shape": [-1, 4]}],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1], "role": "values"}],
+        "inputs": [
+            {
+                "name": "pixels",
+                "dtype": "uint8",
+                "shape": [-1, 4],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
         "reference": {"data": "reference.parquet"},
         "parity": {"state": "proven"},
     }
     folder = write_model(tmp_path / "model", graph, [tensor], section)
-    pixels = np.random.default_rng(0).choice([0, 255], (100, 4))
+    pixels = np.random.default_rng(0).choice(
+        [0, 255],
+        (100, 4),
+    )
     write_rows(folder / "reference.parquet", {"pixels": pixels.tolist()})
-    _, checks, _, _ = judged(resolve(str(folder)), None, GatePolicy(skip=("budget",)))
+    _, checks, _, _ = judged(
+        resolve(str(folder)),
+        None,
+        GatePolicy(skip=("budget",)),
+    )
     assert checks["robustness"].state == "passed"
     assert checks["robustness"].figures["noise_refused"] == 0
 
@@ -323,7 +347,13 @@ def test_where_no_code_may_run_no_torch_original_is_loaded(
         "target": "label",
     }
     policy = GatePolicy.model_validate({"robustness": robustness, "skip": ["budget"]})
-    verdict, _ = judge(version("good"), None, policy, "a test", allowed=Permissions(code=False))
+    verdict, _ = judge(
+        version("good"),
+        None,
+        policy,
+        "a test",
+        allowed=Permissions(code=False),
+    )
     (check,) = (check for check in verdict.checks if check.name == "disturbances")
     assert check.state == "failed"
     assert mentions(check.reason, "pgd", "the torch original", "code")

@@ -57,21 +57,23 @@ def actions() -> list[tuple[str, str, str]]:
 def test_passing_version_replaces_the_one_in_production(toy: MlflowClient) -> None:
     progress: list[str] = []
     promotion = promote("toy", "2", "production", actor="eva", progress=progress.append)
-    assert (promotion.to, promotion.before, promotion.gate, promotion.uri) == (
-        "Production",
-        "1",
-        UNEVALUATED,
-        "models:/toy/Production",
-    )
-    assert stages(toy) == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
+    assert promotion.to == "Production"
+    assert promotion.before == "1"
+    assert promotion.gate == UNEVALUATED
+    assert promotion.uri == "models:/toy/Production"
+    assert stages(toy) == {
+        1: "Archived",
+        2: "Production",
+        3: "None",
+        4: "None",
+    }
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
     assert mentions(progress[-1], "version 2", "Production")
     event = events()[-1]
-    assert (event.before, event.after) == ("version 1 in Production", "version 2 in Production")
-    assert (event.detail["report"], event.detail["moved"]) == (
-        promotion.report,
-        {"place": "Production", "before": "1"},
-    )
+    assert event.before == "version 1 in Production"
+    assert event.after == "version 2 in Production"
+    assert event.detail["report"] == promotion.report
+    assert event.detail["moved"] == {"place": "Production", "before": "1"}
 
 
 def test_failing_version_is_refused_with_its_report_and_stages_do_not_change(
@@ -79,7 +81,12 @@ def test_failing_version_is_refused_with_its_report_and_stages_do_not_change(
 ) -> None:
     with refused(GateRefused, "toy version 4", "Production", "form", "report"):
         promote("toy", "4", "Production", actor="eva")
-    assert stages(toy) == {1: "Production", 2: "None", 3: "None", 4: "None"}
+    assert stages(toy) == {
+        1: "Production",
+        2: "None",
+        3: "None",
+        4: "None",
+    }
     assert actions() == [("gate", "4", "eva"), ("refused", "4", "eva")]
     assert events()[-1].after == ""
     assert "moved" not in events()[-1].detail
@@ -99,7 +106,9 @@ def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
         "forced by eva: the old one is broken (the gate: parity: the ONNX form is warned",
     )
     event = events()[-1]
-    assert (event.action, event.actor, event.why) == ("promote", "eva", "the old one is broken")
+    assert event.action == "promote"
+    assert event.actor == "eva"
+    assert event.why == "the old one is broken"
     assert event.detail["forced"] is True
 
 
@@ -118,9 +127,8 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> N
     progress: list[str] = []
     promote("toy", "2", "Production", progress=progress.append)
     assert progress[0].startswith("the verdict on version 2 from ")
-    promote(
-        "toy", "1", "Production", progress=progress.append
-    )  # Version 1 is compared with version 2.
+    # Version 1 is compared with version 2.
+    promote("toy", "1", "Production", progress=progress.append)
     run_gate("toy", "2")
     toy.set_registered_model_tag(
         "toy",
@@ -156,10 +164,8 @@ def test_a_verdict_on_other_files_is_not_taken(
         promote("toy", "5", "Production")
     assert stages(toy)[5] == "None"
     tags = toy.get_model_version("toy", "5").tags
-    assert (tags["onnxserve.gate"], tags["onnxserve.gate.digest"]) == (
-        "failed",
-        version_digest("models:/toy/5"),
-    )
+    assert tags["onnxserve.gate"] == "failed"
+    assert tags["onnxserve.gate.digest"] == version_digest("models:/toy/5")
 
 
 def test_a_version_that_is_there_already_with_other_files_is_judged_anew(
@@ -214,20 +220,22 @@ def test_the_alias_champion_is_gated_by_default(toy: MlflowClient) -> None:
         promote("toy", "4", "@champion")
     promotion = promote("toy", "2", "@champion")
     assert mentions(promotion.location_text, "@champion")
-    assert (promotion.gate, promotion.before, promotion.uri) == (
-        UNEVALUATED,
-        "1",
-        "models:/toy@champion",
-    )
+    assert promotion.gate == UNEVALUATED
+    assert promotion.before == "1"
+    assert promotion.uri == "models:/toy@champion"
     assert toy.get_model_version_by_alias("toy", "champion").version == 2
 
 
 def test_a_place_that_is_not_gated_is_free(toy: MlflowClient) -> None:
     promotion = promote("toy", "4", "Staging")
-    assert (promotion.gate, promotion.reason) == ("not asked", "the policy does not gate Staging")
+    assert promotion.gate == "not asked"
+    assert promotion.reason == "the policy does not gate Staging"
     assert promote("toy", "4", "@shadow").gate == "not asked"
     assert stages(toy)[4] == "Staging"
-    assert actions() == [("promote", "4", this := actions()[0][2]), ("promote", "4", this)]
+    assert actions() == [
+        ("promote", "4", this := actions()[0][2]),
+        ("promote", "4", this),
+    ]
 
 
 def test_rolled_back_version_is_refused_until_forced_with_a_reason(toy: MlflowClient) -> None:
@@ -308,7 +316,10 @@ def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
             )
 
 
-@pytest.mark.parametrize(("version", "force"), [("2", False), ("4", True)])
+@pytest.mark.parametrize(
+    ("version", "force"),
+    [("2", False), ("4", True)],
+)
 def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(
     version: str,
     force: bool,
@@ -331,16 +342,18 @@ def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(
             "failed",
             UNEVALUATED,
         )
-        assert (events()[-1].action, events()[-1].version) == ("refused", version)
+        assert events()[-1].action == "refused"
+        assert events()[-1].version == version
     approve_as(toy, version, "bob")
     assert promote("toy", version, "Production", force=force, why="a drill").is_moved
+    # The version is already there.
     promote(
         "toy",
         version,
         "Production",
         force=force,
         why="a drill",
-    )  # The version is already there.
+    )
     toy.transition_model_version_stage("toy", version, "Archived")
     with refused(GateRefused, "2 of 2"):
         promote("toy", version, "Production", force=force, why="a drill")

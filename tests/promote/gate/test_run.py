@@ -49,15 +49,21 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
     assert registry.get_experiment(run.info.experiment_id).name == "onnxserve/toy"
     assert run.data.metrics["gate_passed"] == 1
     assert run.data.metrics["evaluation/accuracy_current"] > 0.8
-    assert (
-        run.data.metrics["mlflow_candidate_f1_score"] > 0.8
-    )  # MLflow's evaluation logs this metric.
+    # MLflow's evaluation logs this metric.
+    assert run.data.metrics["mlflow_candidate_f1_score"] > 0.8
     names = {entry.path for entry in registry.list_artifacts(gated.run.run_id)}
     assert {"gate_report.html", "gate.json", "mlflow_candidate_confusion_matrix.png"} <= names
     document = json.loads(
-        Path(registry.download_artifacts(gated.run.run_id, "gate.json", str(tmp_path))).read_text(),
+        Path(
+            registry.download_artifacts(
+                gated.run.run_id,
+                "gate.json",
+                str(tmp_path),
+            )
+        ).read_text(),
     )
-    assert (document["state"], document["against"]) == ("passed", "models:/toy/1")
+    assert document["state"] == "passed"
+    assert document["against"] == "models:/toy/1"
     assert resolve("models:/toy/2").gate_status.passed
     tags = registry.get_model_version("toy", "2").tags
     assert tags["onnxserve.gate"] == "passed"
@@ -65,7 +71,10 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
     assert tags["onnxserve.gate.against"] == "models:/toy/1"
     assert tags["onnxserve.gate.digest"] == document["digest"] == version_digest("models:/toy/2")
     (event,) = events()
-    assert (event.action, event.actor, event.version, event.after) == ("gate", "eva", "2", "passed")
+    assert event.action == "gate"
+    assert event.actor == "eva"
+    assert event.version == "2"
+    assert event.after == "passed"
     assert event.detail["checks"]["evaluation"]["difference"] == 0
 
 
@@ -126,11 +135,12 @@ def test_promoted_version_is_compared_with_the_previous_one(
     other = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/1")
     assert (other.verdict.against, other.is_tagged) == ("models:/toy/1", False)
     reasons = {check.name: check.reason for check in other.verdict.checks}
+    # Version 2 is served, not version 1.
     assert mentions(
         reasons["signature"],
         "the same",
         "models:/toy/1",
-    )  # Version 2 is served, not version 1.
+    )
     same = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/Production")
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 

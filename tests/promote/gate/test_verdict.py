@@ -48,8 +48,19 @@ def test_one_failed_check_fails_the_version_and_is_its_reason(
     reason: str,
 ) -> None:
     at = datetime(2026, 11, 21, tzinfo=UTC)
-    verdict = GateVerdict("toy", "2", "ab12", "", at, checks, {}, "0123", "the defaults")
-    assert (verdict.state, verdict.reason) == (state, reason)
+    verdict = GateVerdict(
+        "toy",
+        "2",
+        "ab12",
+        "",
+        at,
+        checks,
+        {},
+        "0123",
+        "the defaults",
+    )
+    assert verdict.state == state
+    assert verdict.reason == reason
 
 
 FIGURES = {"difference": -0.1, "difference_low": -0.2, "difference_high": 0.0, "margin": 0.01}
@@ -102,7 +113,9 @@ def test_an_interval_without_ends_is_not_drawn(verdict: GateVerdict) -> None:
 
 def test_the_json_has_the_verdict_and_every_figure(verdict: GateVerdict) -> None:
     document = json.loads(json.dumps(verdict_as_json(verdict)))
-    assert (document["state"], document["reason"]) == ("failed", "evaluation: worse, <b>much</b>")
+    assert document["state"] == "failed"
+    assert document["reason"] == "evaluation: worse, <b>much</b>"
     assert document["at"] == "2026-11-20T12:00:00+00:00"
     assert document["checks"][1]["figures"] == FIGURES
-    assert (document["digest"], document["policy"]["parity"]) == ("ab12", "proven")
+    assert document["digest"] == "ab12"
+    assert document["policy"]["parity"] == "proven"

@@ -66,7 +66,14 @@ def comparison(report: BacktestReport) -> MetricComparison:
 
 def labels_of(rows: int, version: str = "1") -> list[Label]:
     return [
-        Label(f"{version}-{row}", None, None, int(ROWS["label"][row]), row) for row in range(rows)
+        Label(
+            f"{version}-{row}",
+            None,
+            None,
+            int(ROWS["label"][row]),
+            row,
+        )
+        for row in range(rows)
     ]
 
 
@@ -82,10 +89,15 @@ def served(tmp_path: Path, writer: LogWriter) -> Path:
 def test_the_served_version_agrees_with_its_own_answers(traffic: Traffic, served: Path) -> None:
     report = replayed(traffic, served)
 
-    assert (report.captured_rows, report.rows, report.refused_rows) == (600, 600, 0)
+    assert report.captured_rows == 600
+    assert report.rows == 600
+    assert report.refused_rows == 0
     assert report.versions == {"flight-delay version 1": 600}
-    assert (report.disagreement, report.max_difference, report.disagreeing) == (0, 0, [])
-    assert (comparison(report).metric, report.labelled_rows) == ("accuracy", 400)
+    assert report.disagreement == 0
+    assert report.max_difference == 0
+    assert report.disagreeing == []
+    assert comparison(report).metric == "accuracy"
+    assert report.labelled_rows == 400
     assert comparison(report).candidate == comparison(report).current > 0.9
     assert report.served_request_us == 900
     assert report.candidate_row_us > 0
@@ -117,7 +129,11 @@ def test_a_metric_of_probabilities_may_be_chosen(
     served: Path,
     tmp_path: Path,
 ) -> None:
-    report = replayed(traffic, write_classifier(tmp_path / "equal", (4.0, -2.0)), metric="roc_auc")
+    report = replayed(
+        traffic,
+        write_classifier(tmp_path / "equal", (4.0, -2.0)),
+        metric="roc_auc",
+    )
     assert comparison(report).candidate == pytest.approx(comparison(report).current)
 
 
@@ -126,16 +142,30 @@ def test_outputs_with_another_name_are_compared_by_position(
     writer: LogWriter,
     tmp_path: Path,
 ) -> None:
-    served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
-    write_answers(writer, served, {"x": np.arange(9, dtype=np.float32)}, DAY)
+    served = write_model(
+        tmp_path / "served",
+        columns_graph(),
+        columns(x="float"),
+        section(),
+    )
+    write_answers(
+        writer,
+        served,
+        {"x": np.arange(9, dtype=np.float32)},
+        DAY,
+    )
     other = "other (float[N,1] x) => (float[N,1] z) { z = Identity(x) }"
     renamed = {
         **section(),
         "outputs": [{**section()["outputs"][0], "name": "z"}],
         "prediction": ["z"],
     }
-    report = replayed(traffic, write_model(tmp_path / "other", other, columns(x="float"), renamed))
-    assert (report.mean_difference, report.max_difference) == (1, 1)
+    report = replayed(
+        traffic,
+        write_model(tmp_path / "other", other, columns(x="float"), renamed),
+    )
+    assert report.mean_difference == 1
+    assert report.max_difference == 1
 
 
 def test_numbers_differ_by_an_amount(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
@@ -157,7 +187,12 @@ def test_refused_rows_are_found_and_the_other_rows_are_compared(
     tmp_path: Path,
 ) -> None:
     numbers = np.arange(200) % 50 / 10  # 4 of 5 rows are below 4, which the candidate refuses.
-    served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
+    served = write_model(
+        tmp_path / "served",
+        columns_graph(),
+        columns(x="float"),
+        section(),
+    )
     write_answers(writer, served, {"x": numbers.astype(np.float32)}, DAY)
 
     report = replayed(
@@ -165,10 +200,12 @@ def test_refused_rows_are_found_and_the_other_rows_are_compared(
         write_model(tmp_path / "failing", FAILING, columns(x="float"), section()),
     )
 
-    assert (report.refused_rows, report.rows) == (40, 200)
+    assert report.refused_rows == 40
+    assert report.rows == 200
     assert sum(row.rows for row in report.refused) == 40
     assert int(report.refused[0].prediction_id.removeprefix("1-")) % 50 >= 40
-    assert (report.disagreement, report.versions) == (0, {"flight-delay version 1": 160})
+    assert report.disagreement == 0
+    assert report.versions == {"flight-delay version 1": 160}
 
 
 def test_a_candidate_that_refuses_every_row_is_another_one(
@@ -176,10 +213,23 @@ def test_a_candidate_that_refuses_every_row_is_another_one(
     writer: LogWriter,
     tmp_path: Path,
 ) -> None:
-    served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
-    write_answers(writer, served, {"x": np.full(30, 4, np.float32)}, DAY)
+    served = write_model(
+        tmp_path / "served",
+        columns_graph(),
+        columns(x="float"),
+        section(),
+    )
+    write_answers(
+        writer,
+        served,
+        {"x": np.full(30, 4, np.float32)},
+        DAY,
+    )
     with refused(InvalidConfig, "models:/m/8", "flights", "4"):
-        replayed(traffic, write_model(tmp_path / "failing", FAILING, columns(x="float"), section()))
+        replayed(
+            traffic,
+            write_model(tmp_path / "failing", FAILING, columns(x="float"), section()),
+        )
 
 
 def test_a_candidate_that_returns_another_number_of_rows_is_refused(
@@ -187,14 +237,27 @@ def test_a_candidate_that_returns_another_number_of_rows_is_refused(
     writer: LogWriter,
     tmp_path: Path,
 ) -> None:
-    served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
-    write_answers(writer, served, {"x": np.arange(30, dtype=np.float32)}, DAY)
+    served = write_model(
+        tmp_path / "served",
+        columns_graph(),
+        columns(x="float"),
+        section(),
+    )
+    write_answers(
+        writer,
+        served,
+        {"x": np.arange(30, dtype=np.float32)},
+        DAY,
+    )
     twice = (
         "twice (float[N,1] x) => (float[M,1] y) { pair = Concat <axis = 0> (x, x) y = "
         "Identity(pair) }"
     )
     with refused(InvalidConfig, "models:/m/8", "2 rows for 1 rows"):
-        replayed(traffic, write_model(tmp_path / "twice", twice, columns(x="float"), section()))
+        replayed(
+            traffic,
+            write_model(tmp_path / "twice", twice, columns(x="float"), section()),
+        )
 
 
 def columns_graph() -> str:
@@ -203,8 +266,22 @@ def columns_graph() -> str:
 
 def section() -> dict[str, Any]:
     return {
-        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "columns": ["x"],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
     }
 
@@ -214,11 +291,24 @@ def test_answers_that_are_not_numbers_are_counted(
     writer: LogWriter,
     tmp_path: Path,
 ) -> None:
-    served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
-    write_answers(writer, served, {"x": np.arange(-50, 50, dtype=np.float32)}, DAY)
+    served = write_model(
+        tmp_path / "served",
+        columns_graph(),
+        columns(x="float"),
+        section(),
+    )
+    write_answers(
+        writer,
+        served,
+        {"x": np.arange(-50, 50, dtype=np.float32)},
+        DAY,
+    )
     root = "root (float[N,1] x) => (float[N,1] y) { y = Sqrt(x) }"
 
-    report = replayed(traffic, write_model(tmp_path / "root", root, columns(x="float"), section()))
+    report = replayed(
+        traffic,
+        write_model(tmp_path / "root", root, columns(x="float"), section()),
+    )
 
     assert report.disagreement > 0.9
 
@@ -228,7 +318,8 @@ def test_of_many_rows_a_sample_is_replayed_and_always_the_same(
     served: Path,
 ) -> None:
     first, second = (replayed(traffic, served, max_rows=100) for _ in range(2))
-    assert (first.captured_rows, first.rows) == (600, 100)
+    assert first.captured_rows == 600
+    assert first.rows == 100
     assert first.labelled_rows == second.labelled_rows < 100
 
 
@@ -270,19 +361,30 @@ def test_texts_and_tensors_are_replayed(
     }
     folder = mixed_model(tmp_path / "mixed")
     write_answers(writer, folder, mixed, DAY)
-    writer.label(Label("1-0", None, None, "yes", 1), Label("1-1", None, None, "no", 1))
-    report = replayed(traffic, folder)
-    assert (report.disagreement, report.labelled_rows, comparison(report).metric) == (
-        0,
-        2,
-        "accuracy",
+    writer.label(
+        Label("1-0", None, None, "yes", 1),
+        Label("1-1", None, None, "no", 1),
     )
+    report = replayed(traffic, folder)
+    assert report.disagreement == 0
+    assert report.labelled_rows == 2
+    assert comparison(report).metric == "accuracy"
 
     other = LogWriter(tmp_path / "tensors")
     folder = tensor_model(tmp_path / "tensor")
-    write_answers(other, folder, {"image": rng.normal(size=(50, 2, 2)).astype(np.float32)}, DAY)
-    report = replayed(replace(traffic, log=open_log(str(other.root))), folder)
-    assert (report.rows, report.disagreement, report.max_difference) == (50, 0, 0)
+    write_answers(
+        other,
+        folder,
+        {"image": rng.normal(size=(50, 2, 2)).astype(np.float32)},
+        DAY,
+    )
+    report = replayed(
+        replace(traffic, log=open_log(str(other.root))),
+        folder,
+    )
+    assert report.rows == 50
+    assert report.disagreement == 0
+    assert report.max_difference == 0
 
 
 def test_labels_without_a_number_are_ignored(
@@ -334,14 +436,20 @@ def test_vectors_of_a_model_without_an_onnx_form_are_compared(
     tmp_path: Path,
 ) -> None:
     def predict(model_input: pd.DataFrame) -> Any:
-        return np.stack([model_input["x"] + 1, 2 * model_input["x"]], axis=1)
+        return np.stack(
+            [model_input["x"] + 1, 2 * model_input["x"]],
+            axis=1,
+        )
 
     graph = """pair (float[N,1] x) => (float[N,2] y) <float[1] one = {1}> {
       s = Add(x, one)
       t = Add(x, x)
       y = Concat <axis = 1> (s, t)
     }"""
-    vectors = {**section(), "outputs": [{**section()["outputs"][0], "shape": [-1, 2]}]}
+    vectors = {
+        **section(),
+        "outputs": [{**section()["outputs"][0], "shape": [-1, 2]}],
+    }
     rows = {"x": np.arange(9, dtype=np.float32)}
     write_answers(
         writer,
@@ -357,7 +465,8 @@ def test_vectors_of_a_model_without_an_onnx_form_are_compared(
         pip_requirements=[],
     )
     report = replayed(traffic, tmp_path / "pyfunc")
-    assert (report.disagreement, report.max_difference) == (0, 0)
+    assert report.disagreement == 0
+    assert report.max_difference == 0
 
 
 def test_a_window_without_rows_is_named(traffic: Traffic, served: Path) -> None:
@@ -388,7 +497,11 @@ def test_a_candidate_with_other_columns_is_refused(
     served: Path,
     tmp_path: Path,
 ) -> None:
-    more = write_classifier(tmp_path / "more", (1.0, 2.0, 3.0), columns=("a", "b", "gate"))
+    more = write_classifier(
+        tmp_path / "more",
+        (1.0, 2.0, 3.0),
+        columns=("a", "b", "gate"),
+    )
     with refused(InvalidConfig, "models:/m/8", "gate", "flights", "capture.drop"):
         replayed(traffic, more)
 
@@ -420,12 +533,28 @@ def test_a_candidate_without_a_common_output_is_refused(
     writer: LogWriter,
     tmp_path: Path,
 ) -> None:
-    served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
-    write_answers(writer, served, {"x": np.arange(9, dtype=np.float32)}, DAY)
+    served = write_model(
+        tmp_path / "served",
+        columns_graph(),
+        columns(x="float"),
+        section(),
+    )
+    write_answers(
+        writer,
+        served,
+        {"x": np.arange(9, dtype=np.float32)},
+        DAY,
+    )
     other = "other (float[N,1] x) => (float[N,1] z) { z = Identity(x) }"
     scores = {
         **section(),
-        "outputs": [{**section()["outputs"][0], "name": "z", "role": "scores"}],
+        "outputs": [
+            {
+                **section()["outputs"][0],
+                "name": "z",
+                "role": "scores",
+            }
+        ],
         "prediction": ["z"],
     }
     with refused(InvalidConfig, "models:/m/8", "z", "y"):

@@ -17,6 +17,12 @@ def seen(share: int | None = 0, **fields: Any) -> EndpointSnapshot:
         else dict.fromkeys(variants(share), "7") | {"champion": "6"}
     )
     return replace(
-        EndpointSnapshot(variants(share), "running", "", versions, counters=numbers(counted(1000))),
+        EndpointSnapshot(
+            variants(share),
+            "running",
+            "",
+            versions,
+            counters=numbers(counted(1000)),
+        ),
         **fields,
     )

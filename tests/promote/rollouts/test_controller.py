@@ -101,7 +101,12 @@ class World:
         self.share[plan.endpoint] = None
 
 
-def controller(store: Store, world: World, holder: str = "one", **more: Any) -> RolloutController:
+def controller(
+    store: Store,
+    world: World,
+    holder: str = "one",
+    **more: Any,
+) -> RolloutController:
     return RolloutController(store, cast(RolloutActions, world), holder, world.place, **more)
 
 
@@ -226,7 +231,14 @@ def test_while_one_controller_works_another_does_nothing(
     run(controller(stores[0], worlds[0], "one"))
     wait_until(lambda: stores[0].lease(LEASE), SECONDS, "the first has the lease")
 
-    second = run(controller(stores[1], worlds[1], "two", servers="onnxserve:/kubernetes/ml"))
+    second = run(
+        controller(
+            stores[1],
+            worlds[1],
+            "two",
+            servers="onnxserve:/kubernetes/ml",
+        )
+    )
     wait_until(lambda: worlds[1].said, SECONDS, "the second has looked")
     begun = begin(stores[0])
     wait_until(lambda: not end_of(stores[0], begun).is_live, SECONDS, "it has ended")

@@ -28,7 +28,11 @@ def looked(
     step: int = 0,
 ) -> StepEvidence:
     """Return the evidence of a step that began with the first of these snapshots."""
-    ledger = begin_step(plan, step, add_counters(plan, step, StepEvidence(), looks[0]))
+    ledger = begin_step(
+        plan,
+        step,
+        add_counters(plan, step, StepEvidence(), looks[0]),
+    )
     for look in looks[1:]:
         ledger = add_counters(plan, step, ledger, look)
     return ledger
@@ -98,15 +102,26 @@ def test_requests_counted_before_a_pod_was_ready_do_not_belong_to_the_step() -> 
 
 def test_the_counters_of_pods_that_have_ended_are_not_kept_for_ever() -> None:
     counts = versions_counted(counted(10))
-    ledger = looked(ERRORS, *({f"pod {number}": counts, "always": counts} for number in range(300)))
+    ledger = looked(
+        ERRORS,
+        *({f"pod {number}": counts, "always": counts} for number in range(300)),
+    )
 
     assert len(ledger.last) < 150
     assert {"always", "pod 299", "pod 298"} <= {*ledger.last}
 
 
 def test_errors_that_the_current_version_has_too_are_not_held_against_the_candidate() -> None:
-    both = looked(ERRORS, numbers(counted(0)), numbers(counted(1000, 300), counted(500, 150)))
-    alone = looked(ERRORS, numbers(counted(0)), numbers(counted(1000, 3), counted(500, 150)))
+    both = looked(
+        ERRORS,
+        numbers(counted(0)),
+        numbers(counted(1000, 300), counted(500, 150)),
+    )
+    alone = looked(
+        ERRORS,
+        numbers(counted(0)),
+        numbers(counted(1000, 3), counted(500, 150)),
+    )
 
     assert rejection(ERRORS, both) == ""
     assert rejection(ERRORS, alone).startswith(
@@ -116,8 +131,18 @@ def test_errors_that_the_current_version_has_too_are_not_held_against_the_candid
 
 def test_full_traffic_step_is_judged_against_earlier_errors_of_the_current_version() -> None:
     before = numbers(counted(10_000, 300))  # 3 %, above the threshold
-    as_before = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 60)), step=1)
-    worse = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 160)), step=1)
+    as_before = looked(
+        ERRORS,
+        before,
+        numbers(counted(10_000, 300), counted(2000, 60)),
+        step=1,
+    )
+    worse = looked(
+        ERRORS,
+        before,
+        numbers(counted(10_000, 300), counted(2000, 160)),
+        step=1,
+    )
 
     assert rejection(ERRORS, as_before) == ""
     assert rejection(ERRORS, worse).startswith(
@@ -127,8 +152,16 @@ def test_full_traffic_step_is_judged_against_earlier_errors_of_the_current_versi
 
 def test_slow_candidate_is_rejected_only_if_the_current_version_is_faster() -> None:
     begun = numbers(counted(1000, slow=5))
-    same = looked(SLOW, begun, numbers(counted(2000, slow=10), counted(1000, slow=5)))
-    slower = looked(SLOW, begun, numbers(counted(2000, slow=10), counted(1000, slow=100)))
+    same = looked(
+        SLOW,
+        begun,
+        numbers(counted(2000, slow=10), counted(1000, slow=5)),
+    )
+    slower = looked(
+        SLOW,
+        begun,
+        numbers(counted(2000, slow=10), counted(1000, slow=100)),
+    )
 
     assert rejection(SLOW, same) == ""
     assert rejection(SLOW, slower) == (
@@ -139,7 +172,11 @@ def test_slow_candidate_is_rejected_only_if_the_current_version_is_faster() -> N
 
 def test_a_latency_in_time_needs_no_history() -> None:
     plan = replace(PLAN, abort_on="p50>80ms", shadow="")
-    slow = looked(plan, numbers(counted(0)), numbers(counted(500), counted(500, slow=400)))
+    slow = looked(
+        plan,
+        numbers(counted(0)),
+        numbers(counted(500), counted(500, slow=400)),
+    )
 
     assert rejection(plan, slow).startswith(
         "p50>80ms: 80.00% of 500 requests to version 7 took longer than 100 ms",
@@ -161,17 +198,34 @@ def test_latency_is_not_judged_without_a_known_quantile() -> None:
 
 
 def test_slower_than_the_last_bucket_cannot_be_seen() -> None:
-    history = VersionCounters(1000, 0, {0.01: 0, 0.1: 0, 1.0: 1000, math.inf: 1000})
-    ledger = looked(SLOW, numbers(history), numbers(history, counted(500, slow=500)))
+    history = VersionCounters(
+        1000,
+        0,
+        {0.01: 0, 0.1: 0, 1.0: 1000, math.inf: 1000},
+    )
+    ledger = looked(
+        SLOW,
+        numbers(history),
+        numbers(history, counted(500, slow=500)),
+    )
 
     assert rejection(SLOW, ledger) == ""
 
 
 def test_a_look_leaves_the_ledger_before_it_as_it_was() -> None:
-    first = looked(ERRORS, numbers(counted(0)), numbers(counted(100), counted(100, 50)))
+    first = looked(
+        ERRORS,
+        numbers(counted(0)),
+        numbers(counted(100), counted(100, 50)),
+    )
     evidence = float(first.tests["error_rate>1%"].log_evidence)
 
-    add_counters(ERRORS, 0, first, numbers(counted(100), counted(200, 150)))
+    add_counters(
+        ERRORS,
+        0,
+        first,
+        numbers(counted(100), counted(200, 150)),
+    )
 
     assert float(first.tests["error_rate>1%"].log_evidence) == pytest.approx(evidence)
 

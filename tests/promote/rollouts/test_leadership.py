@@ -90,11 +90,12 @@ def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     ended = threading.Event()
     messages = []
+    # The lease is not renewed, as if the store rejected writes.
     assert store.acquire_lease(
         STORE_LEASE,
         "this",
         1,
-    )  # The lease is not renewed, as if the store rejected writes.
+    )
     lost = store.lease(STORE_LEASE)
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:

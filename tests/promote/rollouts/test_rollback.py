@@ -89,23 +89,22 @@ def test_rollback_returns_to_the_version_archived_last_in_the_registry(
 
     done = roll_back("flights", why="too slow", actor="ada@laptop")
 
-    assert (done["model"], done["from"], done["to"]) == (model, "3", "1")
+    assert done["model"] == model
+    assert done["from"] == "3"
+    assert done["to"] == "1"
     assert mentions(done["source"], "archived", "the registry")
-    assert (stage(model, "1"), stage(model, "3")) == ("Production", "Archived")
+    assert stage(model, "1") == "Production"
+    assert stage(model, "3") == "Archived"
     tags = MlflowClient().get_model_version(model, "3").tags
     assert tags["onnxserve.rolled_back"] == "flights: too slow"
     event = next(store.events("flights", newest_first=True))
-    assert (event.action, event.before, event.after, event.why) == (
-        "rollback",
-        "version 3",
-        "version 1",
-        "too slow",
-    )
-    assert (event.model, event.actor, event.detail["source"]) == (
-        model,
-        "ada@laptop",
-        done["source"],
-    )
+    assert event.action == "rollback"
+    assert event.before == "version 3"
+    assert event.after == "version 1"
+    assert event.why == "too slow"
+    assert event.model == model
+    assert event.actor == "ada@laptop"
+    assert event.detail["source"] == done["source"]
 
 
 def test_rollback_without_an_audit_trail_uses_the_version_that_servers_saw_last(
@@ -163,9 +162,19 @@ def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_st
     model: str,
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
-    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
+    store.record(
+        "promote",
+        model=model,
+        version="3",
+        detail=move_detail("Production", "2"),
+    )
     store.record("follow", endpoint="flights", detail={"stages": {"flights": "Production"}})
-    store.record("promote", model=model, version="3", detail=move_detail("Production", "1"))
+    store.record(
+        "promote",
+        model=model,
+        version="3",
+        detail=move_detail("Production", "1"),
+    )
 
     done = roll_back("flights")
 
@@ -175,7 +184,11 @@ def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_st
 
 @pytest.mark.parametrize(
     ("action", "endpoint", "to"),
-    [("rollout.end", "flights", "2"), ("rollback", "flights", "2"), ("rollout.end", "prices", "1")],
+    [
+        ("rollout.end", "flights", "2"),
+        ("rollback", "flights", "2"),
+        ("rollout.end", "prices", "1"),
+    ],
 )
 def test_a_rollout_or_a_rollback_counts_for_its_own_endpoint(
     store: Store,
@@ -185,7 +198,13 @@ def test_a_rollout_or_a_rollback_counts_for_its_own_endpoint(
     to: str,
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
-    store.record(action, endpoint=endpoint, model=model, version="3", detail=move_detail("", "2"))
+    store.record(
+        action,
+        endpoint=endpoint,
+        model=model,
+        version="3",
+        detail=move_detail("", "2"),
+    )
 
     assert roll_back("flights")["to"] == to
 
@@ -197,13 +216,22 @@ def test_the_trail_of_another_model_that_had_the_name_does_not_count(
     action: str,
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
-    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
+    store.record(
+        "promote",
+        model=model,
+        version="3",
+        detail=move_detail("Production", "2"),
+    )
     store.record(action, model=model)
 
     assert roll_back("flights")["to"] == "1"
 
 
-def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
+def by_hand(
+    store: Store,
+    model: str,
+    *moves: tuple[str, str],
+) -> None:
     """Return the history of the alias in MLflow's server: the new and the previous
     version of each change.
     """
@@ -219,13 +247,28 @@ def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("moves", "served"),
     [
-        ([("1", ""), ("2", "1"), ("3", "2"), ("2", "3"), ("3", "2")], "2"),
-        ([("3", "2"), ("2", "3"), ("1", "2"), ("3", "1")], "1"),
         (
-            [("3", "2"), ("1", "3"), ("", "1"), ("3", "")],
+            [("1", ""), ("2", "1"), ("3", "2"), ("2", "3"), ("3", "2")],
+            "2",
+        ),
+        (
+            [("3", "2"), ("2", "3"), ("1", "2"), ("3", "1")],
             "1",
-        ),  # The alias was deleted and set again.
-        ([("3", "1"), ("2", "3"), ("", "2"), ("3", "")], "2"),
+        ),
+        # The alias was deleted and set again.
+        (
+            [
+                ("3", "2"),
+                ("1", "3"),
+                ("", "1"),
+                ("3", ""),
+            ],
+            "1",
+        ),
+        (
+            [("3", "1"), ("2", "3"), ("", "2"), ("3", "")],
+            "2",
+        ),
         ([("3", "1"), ("2", "3")], "2"),  # A later change to version 3 was not recorded.
         ([("1", ""), ("3", "")], "1"),
     ],
@@ -241,7 +284,8 @@ def test_rollback_gives_the_alias_to_its_holder_before_the_latest_move(
 
     done = roll_back("flights")
 
-    assert (done["from"], done["to"]) == ("3", served)
+    assert done["from"] == "3"
+    assert done["to"] == served
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
@@ -256,7 +300,12 @@ def test_emptied_stage_is_given_back_to_its_last_version(
         ("2", "Archived", ""),
         ("3", "Production", ""),
     ):
-        store.record("transition", model=model, version=version, detail=move_detail(place, stood))
+        store.record(
+            "transition",
+            model=model,
+            version=version,
+            detail=move_detail(place, stood),
+        )
 
     assert roll_back("flights")["to"] == "2"
 
@@ -306,7 +355,8 @@ def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(
         roll_back("flights", to="3")
     done = roll_back("flights", to="2")
 
-    assert (done["to"], done["source"]) == ("2", "requested by the user")
+    assert done["to"] == "2"
+    assert done["source"] == "requested by the user"
     assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
 
 
@@ -328,7 +378,8 @@ def test_promotion_just_finished_by_a_rollout_is_rolled_back(
 
     done = rollback(Deployments(store, load_settings(), print), "flights")
 
-    assert (done["from"], done["to"]) == ("3", "1")
+    assert done["from"] == "3"
+    assert done["to"] == "1"
 
 
 @pytest.mark.parametrize("to", ["2", "models:/{}/2"])
@@ -360,7 +411,11 @@ def pinned(store: Store) -> Callable[..., dict[str, str]]:
             self.progress(f"restores={restores}")
             self.store.replace_spec(apply_config(stored.spec, config), why=why)
 
-    return lambda **asked: rollback(Written(store, load_settings(), print), "flights", **asked)
+    return lambda **asked: rollback(
+        Written(store, load_settings(), print),
+        "flights",
+        **asked,
+    )
 
 
 def give(store: Store, model_uri: str) -> None:

@@ -92,7 +92,21 @@ def test_an_outage_that_hits_both_is_held_against_neither() -> None:
 def test_the_evidence_is_a_fair_game_under_the_null_hypothesis() -> None:
     events = np.arange(11)
     binomial = (
-        np.array([1, 10, 45, 120, 210, 252, 210, 120, 45, 10, 1])
+        np.array(
+            [
+                1,
+                10,
+                45,
+                120,
+                210,
+                252,
+                210,
+                120,
+                45,
+                10,
+                1,
+            ]
+        )
         * 0.2**events
         * 0.8 ** (10 - events)
     )
@@ -112,7 +126,10 @@ def test_no_requests_give_no_evidence() -> None:
     assert not test.rejects
 
 
-@pytest.mark.parametrize(("events", "trials"), [(0, 100), (5, 1000), (999, 1000)])
+@pytest.mark.parametrize(
+    ("events", "trials"),
+    [(0, 100), (5, 1000), (999, 1000)],
+)
 def test_the_upper_limit_holds_for_nearly_every_sample(events: int, trials: int) -> None:
     limit = upper_limit(events, trials, 0.05)
 

@@ -29,9 +29,12 @@ def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path: Path) -> 
     snapshot = take_snapshot(observed, metrics)
 
     ((server, counted),) = snapshot.counters.items()
-    assert (server, counted["main", "6"].requests, counted["main", "6"].errors) == ("f-1", 100, 5)
+    assert server == "f-1"
+    assert counted["main", "6"].requests == 100
+    assert counted["main", "6"].errors == 5
     assert snapshot.unread.split(": ") == ["f-2", "it answers 500"]
-    assert (take_snapshot(observed).counters, take_snapshot(observed).unread) == ({}, "")
+    assert take_snapshot(observed).counters == {}
+    assert take_snapshot(observed).unread == ""
 
 
 def test_only_versions_of_a_registered_model_are_trained(tmp_path: Path) -> None:

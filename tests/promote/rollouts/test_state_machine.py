@@ -44,46 +44,73 @@ def first_step() -> Progress:
 
 def test_the_candidate_is_put_in_before_it_gets_traffic() -> None:
     begun = decide(PLAN, Progress(), seen(None), 0)
-    loading = decide(PLAN, begun.progress, seen(0, versions={"champion": "6", "candidate": "7"}), 1)
+    loading = decide(
+        PLAN,
+        begun.progress,
+        seen(0, versions={"champion": "6", "candidate": "7"}),
+        1,
+    )
     loaded = decide(PLAN, loading.progress, seen(0), 1)
 
-    assert (begun.action, begun.progress.state) == ("prepare", "starting")
-    assert (loading.action, loading.progress.reason) == ("wait", "loading version 7")
-    assert (loaded.action, loaded.progress.state, loaded.progress.step) == (
-        "set_traffic",
-        "stepping",
-        0,
-    )
+    assert begun.action == "prepare"
+    assert begun.progress.state == "starting"
+    assert loading.action == "wait"
+    assert loading.progress.reason == "loading version 7"
+    assert loaded.action == "set_traffic"
+    assert loaded.progress.state == "stepping"
+    assert loaded.progress.step == 0
     assert step_weights(PLAN, 0) == {"champion": 90, "candidate": 10}
 
 
 def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(first_step: Progress) -> None:
-    enough = numbers(counted(1500), counted(50), counted(0, same=50))
+    enough = numbers(
+        counted(1500),
+        counted(50),
+        counted(0, same=50),
+    )
 
     early = decide(PLAN, first_step, seen(10, counters=enough), 59)
     over = decide(PLAN, early.progress, seen(10, counters=enough), 2)
 
-    assert (early.action, early.progress.step, early.progress.elapsed) == ("wait", 0, 59)
-    assert (over.action, over.progress.step, over.progress.elapsed) == ("set_traffic", 1, 0)
+    assert early.action == "wait"
+    assert early.progress.step == 0
+    assert early.progress.elapsed == 59
+    assert over.action == "set_traffic"
+    assert over.progress.step == 1
+    assert over.progress.elapsed == 0
 
 
 def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step: Progress) -> None:
-    few = numbers(counted(1500), counted(49), counted(0, same=80))
-    uncompared = numbers(counted(1500), counted(50), counted(0, same=9))
+    few = numbers(
+        counted(1500),
+        counted(49),
+        counted(0, same=80),
+    )
+    uncompared = numbers(
+        counted(1500),
+        counted(50),
+        counted(0, same=9),
+    )
 
     waiting = decide(PLAN, first_step, seen(10, counters=few), 3600)
     comparing = decide(PLAN, first_step, seen(10, counters=uncompared), 3600)
 
     assert mentions(waiting.progress.reason, "49 of the 50 required requests")
     assert mentions(comparing.progress.reason, "9 of the 50 required rows")
-    assert (waiting.action, comparing.action) == ("wait", "wait")
+    assert waiting.action == "wait"
+    assert comparing.action == "wait"
 
 
 def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_alone(
     first_step: Progress,
 ) -> None:
     last = replace(first_step, step=1, elapsed=59)
-    over = decide(PLAN, last, seen(100, counters=numbers(counted(1000), counted(50))), 1)
+    over = decide(
+        PLAN,
+        last,
+        seen(100, counters=numbers(counted(1000), counted(50))),
+        1,
+    )
     waiting = decide(PLAN, over.progress, seen(100), 1)
     served = decide(
         PLAN,
@@ -92,17 +119,14 @@ def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_al
         1,
     )
 
-    assert (over.action, over.progress.state) == ("promote", "promoting")
-    assert (waiting.action, waiting.progress.reason) == (
-        "promote",
-        "waiting until champion serves it",
-    )
+    assert over.action == "promote"
+    assert over.progress.state == "promoting"
+    assert waiting.action == "promote"
+    assert waiting.progress.reason == "waiting until champion serves it"
     assert served.action == "finish"
     assert served.then is not None
-    assert (served.then.state, served.then.reason) == (
-        "promoted",
-        "version 7 is served instead of 6",
-    )
+    assert served.then.state == "promoted"
+    assert served.then.reason == "version 7 is served instead of 6"
 
 
 def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_same_number() -> None:
@@ -120,7 +144,10 @@ def test_a_candidate_that_fails_goes_back_with_the_figures(first_step: Progress)
     bad = decide(
         PLAN,
         first_step,
-        seen(10, counters=numbers(counted(1500), counted(60, errors=15))),
+        seen(
+            10,
+            counters=numbers(counted(1500), counted(60, errors=15)),
+        ),
         1,
     )
 
@@ -138,7 +165,10 @@ def test_a_candidate_that_disagrees_goes_back(first_step: Progress) -> None:
     bad = decide(
         PLAN,
         first_step,
-        seen(10, counters=numbers(counted(1500), None, counted(0, 0, 0, 20, 80))),
+        seen(
+            10,
+            counters=numbers(counted(1500), None, counted(0, 0, 0, 20, 80)),
+        ),
         1,
     )
 
@@ -152,7 +182,10 @@ def test_too_few_requests_are_not_judged(first_step: Progress) -> None:
     few = decide(
         PLAN,
         first_step,
-        seen(10, counters=numbers(counted(1500), counted(49, errors=49))),
+        seen(
+            10,
+            counters=numbers(counted(1500), counted(49, errors=49)),
+        ),
         1,
     )
 
@@ -163,25 +196,39 @@ def test_too_few_requests_are_not_judged(first_step: Progress) -> None:
 def test_traffic_that_is_not_as_it_should_be_is_set_again(first_step: Progress) -> None:
     again = decide(PLAN, first_step, seen(0), 1)
 
-    assert (again.action, again.progress.elapsed) == ("set_traffic", 0)
+    assert again.action == "set_traffic"
+    assert again.progress.elapsed == 0
 
 
 def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(
     first_step: Progress,
 ) -> None:
     silent = "flights-b: no answer within 5 s"
-    enough = numbers(counted(1500), counted(50), counted(0, same=50))
+    enough = numbers(
+        counted(1500),
+        counted(50),
+        counted(0, same=50),
+    )
     bad = numbers(counted(1500), counted(60, errors=15))
 
     beginning = decide(PLAN, Progress(), seen(0, unread=silent), 1)
-    ending = decide(PLAN, first_step, seen(10, counters=enough, unread=silent), 3600)
-    proven = decide(PLAN, first_step, seen(10, counters=bad, unread=silent), 1)
-
-    assert (beginning.action, beginning.progress.reason) == (
-        "wait",
-        f"waiting for the server: {silent}",
+    ending = decide(
+        PLAN,
+        first_step,
+        seen(10, counters=enough, unread=silent),
+        3600,
     )
-    assert (ending.action, ending.progress.reason) == ("wait", f"waiting for a server: {silent}")
+    proven = decide(
+        PLAN,
+        first_step,
+        seen(10, counters=bad, unread=silent),
+        1,
+    )
+
+    assert beginning.action == "wait"
+    assert beginning.progress.reason == f"waiting for the server: {silent}"
+    assert ending.action == "wait"
+    assert ending.progress.reason == f"waiting for a server: {silent}"
     assert proven.action == "roll_back"
 
 
@@ -199,9 +246,11 @@ def test_time_passes_only_while_the_server_is_watched(first_step: Progress) -> N
         3600,
     )
 
-    assert (silent.action, silent.progress.elapsed) == ("wait", 0)
+    assert silent.action == "wait"
+    assert silent.progress.elapsed == 0
     assert mentions(silent.progress.reason, "waiting", "the server is gone")
-    assert (stopped.action, stopped.progress.elapsed) == ("wait", 0)
+    assert stopped.action == "wait"
+    assert stopped.progress.elapsed == 0
 
 
 def test_a_paused_step_lasts_and_is_still_judged(first_step: Progress) -> None:
@@ -211,16 +260,22 @@ def test_a_paused_step_lasts_and_is_still_judged(first_step: Progress) -> None:
     waiting = decide(
         PLAN,
         held,
-        seen(10, counters=numbers(counted(1500), counted(50), counted(0, same=50))),
+        seen(
+            10,
+            counters=numbers(counted(1500), counted(50), counted(0, same=50)),
+        ),
         3600,
     )
-    bad = decide(PLAN, held, seen(10, counters=numbers(counted(1500), counted(60, errors=30))), 1)
-
-    assert (waiting.action, waiting.progress.state, waiting.progress.elapsed) == (
-        "wait",
-        "paused",
-        0,
+    bad = decide(
+        PLAN,
+        held,
+        seen(10, counters=numbers(counted(1500), counted(60, errors=30))),
+        1,
     )
+
+    assert waiting.action == "wait"
+    assert waiting.progress.state == "paused"
+    assert waiting.progress.elapsed == 0
     assert bad.progress.state == "rolling_back"
     assert resumed(held) == replace(first_step, reason="")
     assert paused(Progress(), "too early") is None
@@ -268,14 +323,23 @@ def test_outside_change_rolls_the_rollout_back(
 ) -> None:
     turned = decide(PLAN, first_step, seen(10, **fields), 1)
 
-    assert (turned.action, turned.progress.reason) == ("roll_back", said)
+    assert turned.action == "roll_back"
+    assert turned.progress.reason == said
 
 
-@pytest.mark.parametrize("progress", [Progress(), Progress("stepping", 1), Progress("paused", 0)])
+@pytest.mark.parametrize(
+    "progress",
+    [Progress(), Progress("stepping", 1), Progress("paused", 0)],
+)
 def test_outside_promotion_of_the_candidate_finishes_the_rollout_as_promoted(
     progress: Progress,
 ) -> None:
-    reached = decide(PLAN, progress, seen(10, versions=dict.fromkeys(variants(10), "7")), 1)
+    reached = decide(
+        PLAN,
+        progress,
+        seen(10, versions=dict.fromkeys(variants(10), "7")),
+        1,
+    )
 
     assert (reached.action, reached.then and reached.then.state) == ("finish", "promoted")
 
@@ -289,7 +353,8 @@ def test_a_pinned_model_that_somebody_else_changes_to_its_version_is_waited_for(
 
     waiting = decide(plan, first_step, moved, 1)
 
-    assert (waiting.action, waiting.progress.state) == ("promote", "promoting")
+    assert waiting.action == "promote"
+    assert waiting.progress.state == "promoting"
 
 
 def test_a_rollout_may_have_no_shadow() -> None:
@@ -309,11 +374,9 @@ def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(first_step: Progress)
         1,
     )
 
-    assert (gone.action, gone.progress.state, gone.progress.reason) == (
-        "wait",
-        "abandoned",
-        "the endpoint was deleted",
-    )
+    assert gone.action == "wait"
+    assert gone.progress.state == "abandoned"
+    assert gone.progress.reason == "the endpoint was deleted"
     assert without_main.progress == replace(
         gone.progress,
         reason="the deployment champion was deleted",
@@ -329,14 +392,20 @@ def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step: P
         seen(None),
     ):  # The command may have failed before or after it changed the endpoint.
         again = decide(PLAN, turned, snapshot, 1)
-        assert (again.action, again.progress) == ("roll_back", turned)
+        assert again.action == "roll_back"
+        assert again.progress == turned
         assert again.then == replace(turned, state="rolled_back")
 
 
 def test_timeout_of_loading_or_promoting_rolls_back() -> None:
     unloaded = decide(PLAN, Progress(), seen(None), START_SECONDS + 1)
     promoting = Progress("promoting", 1, PROMOTE_SECONDS)
-    unserved = decide(PLAN, promoting, seen(100, errors={"champion": "no consent"}), 1)
+    unserved = decide(
+        PLAN,
+        promoting,
+        seen(100, errors={"champion": "no consent"}),
+        1,
+    )
 
     assert mentions(unloaded.progress.reason, "version 7", "600 s")
     assert mentions(unserved.progress.reason, "champion", "version 7", "300 s", "no consent")
@@ -348,8 +417,18 @@ def test_version_refused_by_the_agent_rolls_back_at_once() -> None:
         ("candidate", "7"): "the gate has not passed",
     }
 
-    starting = decide(PLAN, Progress(), seen(0, versions={"champion": "6"}, refused=refused), 1)
-    promoting = decide(PLAN, Progress("promoting", 1), seen(100, refused=refused), 1)
+    starting = decide(
+        PLAN,
+        Progress(),
+        seen(0, versions={"champion": "6"}, refused=refused),
+        1,
+    )
+    promoting = decide(
+        PLAN,
+        Progress("promoting", 1),
+        seen(100, refused=refused),
+        1,
+    )
 
     assert mentions(starting.progress.reason, "version 7", refused["candidate", "7"])
     assert mentions(promoting.progress.reason, "champion", "version 7", refused["champion", "7"])
@@ -369,7 +448,9 @@ def test_an_action_that_cannot_be_done_is_taken_back(
 ) -> None:
     after = after_failure(PLAN, first_step, action, "no such file", is_transient=False)
 
-    assert (after.state, after.reason, after.trouble) == ("rolling_back", reason, "")
+    assert after.state == "rolling_back"
+    assert after.reason == reason
+    assert after.trouble == ""
 
 
 @pytest.mark.parametrize(
@@ -410,7 +491,8 @@ def test_a_rollout_is_aborted_once(first_step: Progress) -> None:
     ended = aborted(first_step, "aborted by ada@laptop")
 
     assert ended is not None
-    assert (ended.state, ended.reason) == ("rolling_back", "aborted by ada@laptop")
+    assert ended.state == "rolling_back"
+    assert ended.reason == "aborted by ada@laptop"
     assert aborted(ended, "again") == ended
     assert aborted(replace(ended, state="rolled_back"), "again") is None
 
@@ -419,17 +501,38 @@ def test_stored_progress_is_enough_to_continue_a_rollout(first_step: Progress) -
     looked = decide(
         PLAN,
         first_step,
-        seen(10, counters=numbers(counted(1200, 2), counted(30, 1), counted(0, 0, 0, 9))),
+        seen(
+            10,
+            counters=numbers(counted(1200, 2), counted(30, 1), counted(0, 0, 0, 9)),
+        ),
         5,
     )
     now = datetime(2026, 11, 21, tzinfo=UTC)
-    begun = Rollout(1, PLAN.endpoint, PLAN.to_json(), "starting", 0, now, {}, "", now, now)
-    row = with_progress(begun, replace(looked.progress, trouble="no answer", failures=2), now)
+    begun = Rollout(
+        1,
+        PLAN.endpoint,
+        PLAN.to_json(),
+        "starting",
+        0,
+        now,
+        {},
+        "",
+        now,
+        now,
+    )
+    row = with_progress(
+        begun,
+        replace(looked.progress, trouble="no answer", failures=2),
+        now,
+    )
     written = json.loads(json.dumps(row.figures))
 
     read = progress_of(replace(row, figures=written))
 
-    later = seen(10, counters=numbers(counted(1500, 9), counted(80, 30), counted(0, 0, 0, 50)))
+    later = seen(
+        10,
+        counters=numbers(counted(1500, 9), counted(80, 30), counted(0, 0, 0, 50)),
+    )
     assert with_progress(begun, read, now) == row
     assert (
         decide(PLAN, read, later, 1).progress.reason
@@ -458,7 +561,18 @@ def test_the_trail_has_each_step_pause_and_end(
 ) -> None:
     now = datetime(2026, 11, 21, tzinfo=UTC)
     later = datetime(2026, 11, 22, tzinfo=UTC)
-    row = Rollout(1, PLAN.endpoint, PLAN.to_json(), state, 0, now, {}, "", now, now)
+    row = Rollout(
+        1,
+        PLAN.endpoint,
+        PLAN.to_json(),
+        state,
+        0,
+        now,
+        {},
+        "",
+        now,
+        now,
+    )
     progress = replace(first_step, **fields)
     entry = progress_event(row, progress, "ada@laptop", later)
 
@@ -484,7 +598,10 @@ def test_the_evidence_of_all_looks_is_kept_in_bounded_space(first_step: Progress
     looked = decide(
         PLAN,
         first_step,
-        seen(10, counters=numbers(counted(1200, 2), counted(30, 1))),
+        seen(
+            10,
+            counters=numbers(counted(1200, 2), counted(30, 1)),
+        ),
         5,
     ).progress
     most = 0
@@ -495,5 +612,6 @@ def test_the_evidence_of_all_looks_is_kept_in_bounded_space(first_step: Progress
     trace = row.figures["trace"]
     assert most < 240
     assert {tuple(shares) for _, _, shares in trace} == {("error_rate>1%", "disagreement>20%")}
-    assert (trace[0][0], trace[-1][0]) == (min(at for at, *_ in trace), 4000)
+    assert trace[0][0] == min(at for at, *_ in trace)
+    assert trace[-1][0] == 4000
     assert max(later[0] - earlier[0] for earlier, later in pairwise(trace)) < 4000 / 40

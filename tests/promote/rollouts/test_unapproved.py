@@ -37,7 +37,10 @@ def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
+def registry(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> Iterator[MlflowClient]:
     """A registry with the model credit, which requires approvals, and its copy, which
     does not.
     """
@@ -54,7 +57,13 @@ class Written(Deployments):
     not answer.
     """
 
-    def set_traffic(self, endpoint: str, weights: Any, *_: Any, **__: Any) -> Any:
+    def set_traffic(
+        self,
+        endpoint: str,
+        weights: Any,
+        *_: Any,
+        **__: Any,
+    ) -> Any:
         if endpoint == "broken":
             raise DeploymentFailed("the server of broken does not answer")
         stored = self.store.require_endpoint(endpoint)

@@ -114,9 +114,8 @@ def test_a_server_that_hangs_is_noticed(
     monkeypatch.setattr(change_feed, "_SILENCE_SECONDS", 6.0)
     move(server, "1")
     wait_for(feed, "1")
-    feed.uris = frozenset(
-        {CHAMPION, "models:/X/Production"},
-    )  # The stream is opened again, with the short timeout.
+    # The stream is opened again, with the short timeout.
+    feed.uris = frozenset({CHAMPION, "models:/X/Production"})
     wait_until(lambda: len(feed.covered) == 2, 20, "the new URIs are covered")
 
     assert server.process is not None
@@ -145,7 +144,11 @@ def replicas(server: MlflowServer, hanging: int) -> Iterator[str]:
                         socket.create_connection((server.host, server.port)),
                     )
                     for source, target in ((client, replica), (replica, client)):
-                        threading.Thread(target=pass_on, args=(source, target), daemon=True).start()
+                        threading.Thread(
+                            target=pass_on,
+                            args=(source, target),
+                            daemon=True,
+                        ).start()
 
         accepting = threading.Thread(target=accept)
         accepting.start()
@@ -177,9 +180,8 @@ def test_a_replica_that_sends_no_head_is_left_for_the_next_one(
         assert time.monotonic() - before < change_feed._SILENCE_SECONDS
         arrived = feed.messages
         wait_until(lambda: feed.messages > arrived, 30, "a comment arrives")
-        assert feed.covered == {
-            CHAMPION,
-        }  # The pause between two comments is longer than the limit for the head.
+        # The pause between two comments is longer than the limit for the head.
+        assert feed.covered == {CHAMPION}
 
 
 @pytest.fixture
@@ -189,7 +191,13 @@ def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[sock
     """
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not installed")
-    lines = next(re.finditer(r"```nginx\n(.*?)```", OPERATIONS.read_text(), re.DOTALL))[1]
+    lines = next(
+        re.finditer(
+            r"```nginx\n(.*?)```",
+            OPERATIONS.read_text(),
+            re.DOTALL,
+        )
+    )[1]
     accepted: list[socket.socket] = []
     with socket.create_server((server.host, 0)) as hanging:
         port = free_port(server.host)
@@ -209,7 +217,15 @@ def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[sock
             f"daemon off; worker_processes 1; pid {tmp_path}/pid; error_log {tmp_path}/log;\n"
             f"events {{}}\nhttp {{ access_log off;\n{folders}{lines}}}\n",
         )
-        process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(file)])
+        process = subprocess.Popen(
+            [
+                "nginx",
+                "-p",
+                str(tmp_path),
+                "-c",
+                str(file),
+            ]
+        )
 
         def accept() -> None:
             with suppress(OSError):

@@ -24,7 +24,9 @@ def test_a_folder_is_served_from_where_it_stands_under_its_model_id(
 ) -> None:
     folder = make_model(tmp_path / "flights", "m-7")
     version = registry.fetch(resolve(str(folder)))
-    assert (version.model, version.version, version.folder) == ("flights", "m-7", folder)
+    assert version.model == "flights"
+    assert version.version == "m-7"
+    assert version.folder == folder
     assert version.aspects == {
         "flavor": "onnx",
         "model_id": "m-7",
@@ -49,7 +51,8 @@ def test_registry_metadata_overrides_the_metadata_in_the_files(
         {"alias": "a", "parity": "proven"},
     )
     version = registry.fetch(resolved)
-    assert (version.model, version.version) == ("x", "4")
+    assert version.model == "x"
+    assert version.version == "4"
     aspects = {"alias": "a", "parity": "proven"}
     assert version.aspects == {"flavor": "onnx", "model_id": "m-1", "run_id": "r-1", **aspects}
 

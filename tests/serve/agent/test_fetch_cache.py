@@ -82,7 +82,13 @@ def test_the_same_files_from_two_sources_are_kept_once(
     make_model: MakeModel,
     tmp_path: Path,
 ) -> None:
-    folders = {cache.fetch(str(make_model(tmp_path / name)), name) for name in ("a", "b")}
+    folders = {
+        cache.fetch(
+            str(make_model(tmp_path / name)),
+            name,
+        )
+        for name in ("a", "b")
+    }
     assert len(folders) == 1
 
 
@@ -149,12 +155,27 @@ def test_old_versions_are_deleted_but_none_that_a_server_wants(
     tmp_path: Path,
 ) -> None:
     folders = [
-        cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(9)
+        cache.fetch(
+            str(make_model(tmp_path / f"s{n}", f"m-{n}")),
+            f"s{n}",
+        )
+        for n in range(9)
     ]
     for age, folder in enumerate(reversed(folders)):
-        os.utime(folder, (time.time() - age, time.time() - age))
-    variant = {"model_uri": "models:/x/1", "model": "x", "version": "1", "folder": str(folders[0])}
-    wanted = {"generation": 1, "endpoints": {"e": {"variants": {"v": variant}}}}
+        os.utime(
+            folder,
+            (time.time() - age, time.time() - age),
+        )
+    variant = {
+        "model_uri": "models:/x/1",
+        "model": "x",
+        "version": "1",
+        "folder": str(folders[0]),
+    }
+    wanted = {
+        "generation": 1,
+        "endpoints": {"e": {"variants": {"v": variant}}},
+    }
     (tmp_path / "state" / "wanted.json").write_text(json.dumps(wanted))
 
     cache.prune()
@@ -171,9 +192,16 @@ def test_a_version_that_is_found_again_is_not_deleted_while_it_is_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folders = [
-        cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(6)
+        cache.fetch(
+            str(make_model(tmp_path / f"s{n}", f"m-{n}")),
+            f"s{n}",
+        )
+        for n in range(6)
     ]
-    os.utime(folders[0], (time.time() - 4000, time.time() - 4000))
+    os.utime(
+        folders[0],
+        (time.time() - 4000, time.time() - 4000),
+    )
     other = ModelCache(tmp_path / "cache", tmp_path / "state")
     file_digest = hashlib.file_digest
 
@@ -290,7 +318,8 @@ def test_the_bytes_of_a_download_are_counted_while_it_runs(
     assert cache.received_bytes(str(source)) == 0
     with pytest.raises(RegistryUnavailable):
         cache.fetch(str(source), "registry x 1")
-    assert (counted, cache.received_bytes(str(source))) == ([100], 0)
+    assert counted == [100]
+    assert cache.received_bytes(str(source)) == 0
 
 
 def test_the_threads_of_mlflows_client_end_with_the_next_download(

@@ -16,7 +16,8 @@ def test_the_registry_version_is_wanted_and_a_move_is_noticed_at_the_next_poll(
     case.world.versions[STAGE] = "1"
     follower = case.follower()
     assert not follower.round().fatal
-    assert (case.wanted.generation, case.versions) == (1, {"v1": "1"})
+    assert case.wanted.generation == 1
+    assert case.versions == {"v1": "1"}
 
     case.world.versions[STAGE] = "2"
     case.now += 1.9
@@ -24,7 +25,8 @@ def test_the_registry_version_is_wanted_and_a_move_is_noticed_at_the_next_poll(
     assert case.versions == {"v1": "1"}
     case.now += 0.2
     follower.round()
-    assert (case.wanted.generation, case.versions) == (2, {"v1": "2"})
+    assert case.wanted.generation == 2
+    assert case.versions == {"v1": "2"}
     case.now += 2
     follower.round()
     assert case.wanted.generation == 2
@@ -71,7 +73,8 @@ def test_a_spec_that_changes_is_read_again(case: Case) -> None:
     follower.round()
     case.spec(STAGE, "models:/tiny/3")
     follower.round()
-    assert (case.wanted.generation, case.versions) == (2, {"v1": "1", "v2": "3"})
+    assert case.wanted.generation == 2
+    assert case.versions == {"v1": "1", "v2": "3"}
 
     (case.state_dir / SPEC).write_text("name: [")
     assert "not valid YAML" in follower.round().error
@@ -91,7 +94,8 @@ def test_the_agent_state_contains_the_shipping_state(case: Case) -> None:
         follower.round()
         written = read_state(case.state_dir / AGENT, AgentState)
         assert written is not None
-        assert (written.shipping, written.error) == (state, "")
+        assert written.shipping == state
+        assert written.error == ""
 
 
 def test_each_followed_reference_is_asked_for_once_per_interval_and_pinned_ones_once(
@@ -101,7 +105,12 @@ def test_each_followed_reference_is_asked_for_once_per_interval_and_pinned_ones_
     tag = "models:/tiny/tag:a=b"
     pinned = "models:/tiny/3"
     case.spec(STAGE, alias, tag, pinned)
-    case.world.versions = {STAGE: "1", alias: "2", tag: "2", pinned: "3"}
+    case.world.versions = {
+        STAGE: "1",
+        alias: "2",
+        tag: "2",
+        pinned: "3",
+    }
     follower = case.follower()
     follower.round()
     case.world.calls = 0
@@ -109,7 +118,11 @@ def test_each_followed_reference_is_asked_for_once_per_interval_and_pinned_ones_
     for _ in range(100):
         case.now += 0.1
         follower.round()
-    assert Counter(case.world.resolved) == {STAGE: 5, alias: 5, tag: 5}
+    assert Counter(case.world.resolved) == {
+        STAGE: 5,
+        alias: 5,
+        tag: 5,
+    }
 
 
 def test_a_clock_that_is_set_does_not_matter(case: Case) -> None:

@@ -20,19 +20,29 @@ def test_a_version_without_its_gate_is_not_served_until_the_tag_appears(case: Ca
         case.world.gates |= {"2": gate} if gate else {}
         case.now += 2
         state = follower.round()
-        assert (case.versions, case.world.fetched) == ({"v1": "1"}, ["1"])
+        assert case.versions == {"v1": "1"}
+        assert case.world.fetched == ["1"]
         assert mentions(state.error, STAGE, "version 2", "is not served")
         assert state.error.endswith(
             "but this endpoint requires gate=passed; version 1 is still served",
         )
-        assert [(refusal.variant, refusal.version, refusal.cause) for refusal in state.refused] == [
+        assert [
+            (
+                refusal.variant,
+                refusal.version,
+                refusal.cause,
+            )
+            for refusal in state.refused
+        ] == [
             ("v1", "2", "gate"),
         ]
         assert case.world.failures[-1] == ("models:/tiny/2", state.refused[0].reason)
     case.world.gates["2"] = "passed"
     case.now += 2
     state = follower.round()
-    assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())
+    assert case.versions == {"v1": "2"}
+    assert state.error == ""
+    assert state.refused == ()
     assert case.world.failures[-1] == ("models:/tiny/2", "")
 
 
@@ -48,13 +58,16 @@ def test_a_version_with_other_files_than_the_judged_ones_is_fetched_once_and_not
     for _ in range(3):
         case.now += 2
         state = follower.round()
-    assert (case.versions, case.world.fetched) == ({"v1": "1"}, ["1", "2"])
+    assert case.versions == {"v1": "1"}
+    assert case.world.fetched == ["1", "2"]
     assert [(refusal.version, refusal.cause) for refusal in state.refused] == [("2", "gate")]
     assert "onnxserve gate" in state.error
     del case.world.judged["2"]  # The version gets a new verdict.
     case.now += 2
     state = follower.round()
-    assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())
+    assert case.versions == {"v1": "2"}
+    assert state.error == ""
+    assert state.refused == ()
 
 
 def test_an_endpoint_without_the_requirement_serves_files_that_were_not_judged(case: Case) -> None:
@@ -81,7 +94,11 @@ def test_a_served_version_survives_a_restart_without_a_gate_verdict(
     case.world.gates.clear()
     case.world.versions[STAGE] = "1"
     state = case.follower().round()
-    assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
+    assert (
+        state.fatal,
+        state.error,
+        case.versions,
+    ) == (False, "", {"v1": "1"})
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
@@ -90,7 +107,11 @@ def test_a_demand_that_comes_later_takes_nothing_away(case: Case, is_restarted: 
     case.require_gate(STAGE)
     follower = case.follower() if is_restarted else follower
     state = follower.round()
-    assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
+    assert (
+        state.fatal,
+        state.error,
+        case.versions,
+    ) == (False, "", {"v1": "1"})
     case.move("2")
     assert mentions(follower.round().error, "version 2", "is not served")
     assert case.versions == {"v1": "1"}
@@ -112,7 +133,9 @@ def test_a_version_without_its_approvals_is_not_served_from_a_gated_stage(case: 
     case.world.unapproved.clear()
     case.now += 61
     state = follower.round()
-    assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())
+    assert case.versions == {"v1": "2"}
+    assert state.error == ""
+    assert state.refused == ()
 
 
 def test_a_pinned_version_without_approvals_is_served_because_the_deployment_limits_its_share(
@@ -130,9 +153,12 @@ def test_other_files_than_the_approved_ones_are_not_served_until_they_are_back(c
     case.world.unusable["2"] = GateRefused("its files differ from the files that were approved")
     case.move("2")
     state = follower.round()
-    assert (case.versions, [refusal.cause for refusal in state.refused]) == ({"v1": "1"}, ["gate"])
+    assert case.versions == {"v1": "1"}
+    assert [refusal.cause for refusal in state.refused] == ["gate"]
     assert mentions(state.error, "version 2", "differ", "approved")
     del case.world.unusable["2"]
     case.now += 61
     state = follower.round()
-    assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())
+    assert case.versions == {"v1": "2"}
+    assert state.error == ""
+    assert state.refused == ()

@@ -55,7 +55,8 @@ def test_an_outage_is_reported_keeps_the_version_and_backs_off_the_polls(case: C
     assert (state.error, state.fatal) == ("MLflow is down", False)
     pauses = [round(later - earlier) for earlier, later in itertools.pairwise(polls)]
     assert pauses[:4] == [4, 8, 16, 30]
-    assert (case.wanted.generation, case.versions) == (1, {"v1": "1"})
+    assert case.wanted.generation == 1
+    assert case.versions == {"v1": "1"}
 
     case.world.versions[STAGE] = "2"
     case.now += 30
@@ -100,12 +101,17 @@ def test_a_restart_during_an_outage_keeps_the_served_version(case: Case) -> None
     case.world.versions[STAGE] = RegistryUnavailable("MLflow is down")
     state = case.follower().round()
     assert (state.fatal, state.error) == (False, "MLflow is down")
-    assert (case.wanted.generation, case.versions) == (1, {"v1": "1"})
+    assert case.wanted.generation == 1
+    assert case.versions == {"v1": "1"}
 
 
 @pytest.mark.parametrize(
     "lose",
-    [Path.unlink, lambda file: file.write_text("{"), lambda file: file.chmod(0)],
+    [
+        Path.unlink,
+        lambda file: file.write_text("{"),
+        lambda file: file.chmod(0),
+    ],
     ids=["gone", "damaged", "unreadable"],
 )
 @pytest.mark.parametrize("name", [WANTED, AGENT, FOLLOWED])
@@ -321,7 +327,12 @@ def test_the_error_of_loading_an_unknown_model_hides_the_registry_address(case: 
     follower = case.follower()
     follower.round()
     added = new_endpoint("n", "models:/x/1")
-    command = Command(action="load", endpoint="n", added=added, created_at=time.monotonic())
+    command = Command(
+        action="load",
+        endpoint="n",
+        added=added,
+        created_at=time.monotonic(),
+    )
     write_state(case.state_dir / COMMANDS / "1.json", command)
     for _ in range(2):
         follower.round()

@@ -38,7 +38,10 @@ def test_the_version_and_the_one_before_are_found_again(
         source="models:/x/1",
         runs_code=True,
     )
-    checkpoint(tmp_path, {STAGE: FollowedModel(new, old), ModelRef("models:/y@a"): FollowedModel()})
+    checkpoint(
+        tmp_path,
+        {STAGE: FollowedModel(new, old), ModelRef("models:/y@a"): FollowedModel()},
+    )
     assert restore_checkpoint(tmp_path) == {STAGE: FollowedModel(new, old)}
 
 
@@ -67,7 +70,12 @@ def test_without_a_checkpoint_the_wanted_state_is_restored(
     }
     write_state(
         tmp_path / WANTED,
-        Wanted.model_validate({"generation": 3, "endpoints": {"e": {"variants": variants}}}),
+        Wanted.model_validate(
+            {
+                "generation": 3,
+                "endpoints": {"e": {"variants": variants}},
+            }
+        ),
     )
     assert restore_checkpoint(tmp_path) == {
         ModelRef("models:/whole/1"): FollowedModel(version("1", whole, model="whole")),

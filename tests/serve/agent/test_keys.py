@@ -32,7 +32,10 @@ def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> No
     try:
         wait_until(lambda: brought() == {"shop": ("flights",)}, what="the first key")
         stored.create("ops", ["admin"])
-        wait_until(lambda: brought() == {"shop": ("flights",), "ops": ()}, what="the second key")
+        wait_until(
+            lambda: brought() == {"shop": ("flights",), "ops": ()},
+            what="the second key",
+        )
         stored.revoke("shop")
         wait_until(lambda: brought() == {"ops": ()}, what="the revocation")
         store.close()

@@ -28,12 +28,20 @@ variants:
 """
 
 
-@pytest.mark.parametrize(("failures", "seconds"), [(0, 2), (1, 4), (3, 16), (4, 30), (99, 30)])
+@pytest.mark.parametrize(
+    ("failures", "seconds"),
+    [(0, 2), (1, 4), (3, 16), (4, 30), (99, 30)],
+)
 def test_the_registry_is_polled_less_often_the_longer_it_is_down(
     failures: int,
     seconds: float,
 ) -> None:
-    policy = PollPolicy(2.0, True, lambda: 0.0, uniform=lambda low, high: (low + high) / 2)
+    policy = PollPolicy(
+        2.0,
+        True,
+        lambda: 0.0,
+        uniform=lambda low, high: (low + high) / 2,
+    )
     assert policy.pause(failures) == seconds
 
 
@@ -95,9 +103,8 @@ def test_a_fetch_that_ends_during_a_poll_is_used_after_the_poll(case: Case) -> N
     resolver.advance()  # Another poll starts.
     fetches.go_on()
     resolver.advance()
-    assert [future.done() for future in resolver.pending()] == [
-        False,
-    ]  # Otherwise the agent would not wait.
+    # Otherwise the agent would not wait.
+    assert [future.done() for future in resolver.pending()] == [False]
     polls.go_on()
     resolver.advance()
 
@@ -179,7 +186,11 @@ def test_a_fetch_that_ends_while_results_are_taken_is_not_lost(case: Case) -> No
     case.world.versions[STAGE] = "1"
     case.spec(STAGE)
     state = case.follower(fetches=EndsBetweenTwoLooks()).round()
-    assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
+    assert (
+        state.fatal,
+        state.error,
+        case.versions,
+    ) == (False, "", {"v1": "1"})
     assert case.world.fetched == ["1"]
 
 
@@ -192,7 +203,8 @@ def test_a_rejected_version_is_tried_again_when_somebody_asks(case: Case) -> Non
     resolver.advance()
     rejection = resolver.models[ref].rejection
     assert rejection is not None
-    assert (rejection.cause, rejection.reason) == ("artifact", "no onnx here")
+    assert rejection.cause == "artifact"
+    assert rejection.reason == "no onnx here"
 
     del case.world.unusable["1"]
     resolver.models[ref].retry_now()
@@ -212,11 +224,12 @@ def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_foll
     ("uri", "is_followed", "said"),
     [
         ("models:/x/Production", True, "set -C variants.stage.allow_pyfunc=true"),
+        # A variant does not allow it.
         (
             "models:/z@champion",
             True,
             "set -C variants.half.allow_pyfunc=true",
-        ),  # A variant does not allow it.
+        ),
         ("models:/loaded-over-http/1", False, "which can be allowed only in the server's spec"),
     ],
 )
@@ -236,7 +249,8 @@ def test_a_version_of_the_change_feed_is_fetched_without_a_poll(case: Case) -> N
     follower.resolver.take_feed(frozenset({STAGE}), {STAGE: resolved("2")})
     follower.round()
 
-    assert (case.versions, case.world.calls) == ({"v1": "2"}, polls)
+    assert case.versions == {"v1": "2"}
+    assert case.world.calls == polls
 
 
 def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case: Case) -> None:
@@ -255,7 +269,8 @@ def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case: Case) 
     follower.round()
     case.now += 2
     follower.round()
-    assert (case.versions, case.world.calls) == ({"v1": "2"}, polls + 1)
+    assert case.versions == {"v1": "2"}
+    assert case.world.calls == polls + 1
 
 
 def test_the_agent_finds_the_reason_itself_why_a_reference_selects_no_version(case: Case) -> None:

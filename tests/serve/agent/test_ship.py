@@ -49,10 +49,12 @@ def test_captured_rows_come_out_under_the_signatures_names(
         "prediction": "late",
         "output.probabilities": [0.5, 0.5],
     }
-    assert (second["_row"], second["carrier"]) == (1, "UA")
+    assert second["_row"] == 1
+    assert second["carrier"] == "UA"
     schema = pq.ParquetFile(files(tmp_path)[0]).schema_arrow
     assert schema.field("_event_time").type == pa.timestamp("us", tz="UTC")
-    assert (schema.field("_offset").type, schema.field("_row").type) == (pa.int64(), pa.int32())
+    assert schema.field("_offset").type == pa.int64()
+    assert schema.field("_row").type == pa.int32()
     assert schema.field("output.probabilities").type == pa.list_(pa.float32())
 
 
@@ -64,7 +66,10 @@ def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(
     writer.write_feedback(
         "flights",
         NOON,
-        [Feedback("p-a", 0, None, True), Feedback("p-a", 1, None, "late")],
+        [
+            Feedback("p-a", 0, None, True),
+            Feedback("p-a", 1, None, "late"),
+        ],
     )
     write(writer, "a", ["AA"])
     writer.write_feedback(
@@ -72,7 +77,11 @@ def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(
         NOON + 1,
         [Feedback(None, None, {"distance": 7.0, "carrier": "AA"}, 2)],
     )
-    writer.write_feedback("flights", NOON + 24 * HOUR, [Feedback("p-b", None, None, None)])
+    writer.write_feedback(
+        "flights",
+        NOON + 24 * HOUR,
+        [Feedback("p-b", None, None, None)],
+    )
     assert shipper.ship() == 1
     folder = tmp_path / "log" / "_labels" / "endpoint=flights"
     assert sorted(path.parent.name for path in folder.rglob("*.parquet")) == [
@@ -81,7 +90,15 @@ def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(
     ]
     (first,) = (folder / "date=2026-06-01").iterdir()
     labels = pq.ParquetFile(first).read().to_pylist()
-    assert [(row["_prediction_id"], row["_row"], row["_key"], row["_label"]) for row in labels] == [
+    assert [
+        (
+            row["_prediction_id"],
+            row["_row"],
+            row["_key"],
+            row["_label"],
+        )
+        for row in labels
+    ] == [
         ("p-a", 0, None, "true"),
         ("p-a", 1, None, "late"),
         (None, None, '{"carrier":"AA","distance":"7"}', "2"),
@@ -99,7 +116,13 @@ def test_requests_without_an_answer_are_a_log_of_their_own(
         record = RequestRecord("flights", "champion", "r", f"p{status}", NOON, NOON, 70, status)
         reason = {"_error_code": "BAD_REQUEST", "_message": None, "_column": f"c{status}"}
         texts = {name: np.array([text], object) for name, text in reason.items()}
-        writer.write(record, exclude_columns(TABULAR, ("prediction",), ()), {}, texts, 1)
+        writer.write(
+            record,
+            exclude_columns(TABULAR, ("prediction",), ()),
+            {},
+            texts,
+            1,
+        )
     assert shipper.ship() == 3
     log = open_log(str(tmp_path / "log"))
     window = parse_window("2026-06-01/1d")
@@ -121,7 +144,10 @@ def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(
 ) -> None:
     masked = exclude_columns(TABULAR, (), ("carrier", "prediction"))
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
-    feeds = {"c": np.array([["AA"], [None], ["AA"]], dtype=object), "d": np.zeros((3, 1))}
+    feeds = {
+        "c": np.array([["AA"], [None], ["AA"]], dtype=object),
+        "d": np.zeros((3, 1)),
+    }
     assert writer.write(record, masked, feeds, {"label": np.array([1.0, 2.0, 1.0])}, 100)[-1]
     writer.write_feedback(
         "flights",
@@ -133,11 +159,16 @@ def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(
     log_rows = rows(tmp_path)
     key = next(json.loads(row["_key"]) for row in log_rows if "_key" in row)
     logged = [row for row in log_rows if "_key" not in row]
-    assert [row["carrier"] for row in logged] == [key["carrier"], None, key["carrier"]]
+    assert [row["carrier"] for row in logged] == [
+        key["carrier"],
+        None,
+        key["carrier"],
+    ]
     assert logged[0]["prediction"] == logged[2]["prediction"] != logged[1]["prediction"]
     assert key["distance"] == "0"
     secret = tmp_path / "mask.key"
-    assert (secret.stat().st_mode & 0o777, len(bytes.fromhex(secret.read_text()))) == (0o600, 32)
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert len(bytes.fromhex(secret.read_text())) == 32
     expected = hashlib.blake2b(
         b"AA",
         key=bytes.fromhex(secret.read_text()),
@@ -167,14 +198,20 @@ def test_a_scalar_input_gets_no_column(
     shipper: Shipper,
     tmp_path: Path,
 ) -> None:
-    tensors = (Tensor("x", "float32", (-1,)), Tensor("threshold", "float32", ()))
+    tensors = (
+        Tensor("x", "float32", (-1,)),
+        Tensor("threshold", "float32", ()),
+    )
     schema = Schema(
         (),
         tensors,
         tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors),
     )
     record = RequestRecord("e", "v", "r", "p", NOON, NOON)
-    feeds = {"threshold": np.array(0.5, np.float32), "x": np.array([1, 2], np.float32)}
+    feeds = {
+        "threshold": np.array(0.5, np.float32),
+        "x": np.array([1, 2], np.float32),
+    }
     assert writer.write(
         record,
         CapturedModel("m", "1", schema, ("y",)),
@@ -183,7 +220,14 @@ def test_a_scalar_input_gets_no_column(
         100,
     )[-1]
     assert shipper.ship() == 2
-    assert [(row["x"], row["prediction"], "threshold" in row) for row in rows(tmp_path)] == [
+    assert [
+        (
+            row["x"],
+            row["prediction"],
+            "threshold" in row,
+        )
+        for row in rows(tmp_path)
+    ] == [
         (1.0, 1.0, False),
         (2.0, 2.0, False),
     ]
@@ -196,7 +240,10 @@ def test_tensors_of_different_lengths_become_nested_lists(
 ) -> None:
     for number, length in enumerate((1, 3)):
         record = RequestRecord("cnn", "cnn", str(number), f"p-{number}", NOON, NOON)
-        image = np.arange(2 * length * 2, dtype=np.float32).reshape(2, length, 2)
+        image = np.arange(
+            2 * length * 2,
+            dtype=np.float32,
+        ).reshape(2, length, 2)
         assert writer.write(record, IMAGES, {"image": image}, {"p": np.zeros(2, np.int64)}, 100)[-1]
     assert shipper.ship() == 4
     log_rows = rows(tmp_path)

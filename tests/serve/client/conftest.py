@@ -94,7 +94,13 @@ def _scripted_server(answers: list[Answer]) -> Iterator[Scripted]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            script.asked.append((self.path, dict(self.headers.items()), body))
+            script.asked.append(
+                (
+                    self.path,
+                    dict(self.headers.items()),
+                    body,
+                )
+            )
             status, headers, content, seconds = answers.pop(0) if len(answers) > 1 else answers[0]
             ended.wait(seconds)
             self.send_response(status)

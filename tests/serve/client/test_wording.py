@@ -15,7 +15,13 @@ MISSPELT = {"cariier": "UA", "distance": 1400.0, "hour": 17, "late": True}
 Case = tuple[Callable[[Client], object], str]
 MESSAGES: dict[str, Case] = {
     "a missing column": (
-        lambda client: client.predict({"carrier": ["UA"], "distance": [1.0], "hour": [1]}),
+        lambda client: client.predict(
+            {
+                "carrier": ["UA"],
+                "distance": [1.0],
+                "hour": [1],
+            }
+        ),
         "column 'late' is missing; the model needs carrier, distance, hour, late",
     ),
     "a misspelt column": (
@@ -58,7 +64,11 @@ ANSWERS: dict[str, tuple[int, bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    MESSAGES.values(),
+    ids=MESSAGES,
+)
 def test_errors_name_the_mistake(
     served: Callable[[str], str],
     cause: Callable[[Client], object],
@@ -67,7 +77,11 @@ def test_errors_name_the_mistake(
     assert message_of(lambda: cause(Client(served("flights")))) == message
 
 
-@pytest.mark.parametrize(("status", "body", "message"), ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    ANSWERS.values(),
+    ids=ANSWERS,
+)
 def test_an_unknown_answer_is_named(
     scripted: Callable[..., Any],
     status: int,

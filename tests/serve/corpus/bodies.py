@@ -80,7 +80,14 @@ _ENCODED: list[tuple[str, str, str, Body, int, str]] = [
         400,
         "gzip",
     ),
-    ("half a zstd body", "encoding", "zstd", lambda route: _zstd(_good(route))[:-3], 400, "zstd"),
+    (
+        "half a zstd body",
+        "encoding",
+        "zstd",
+        lambda route: _zstd(_good(route))[:-3],
+        400,
+        "zstd",
+    ),
     (
         "gzip with a wrong sum",
         "encoding",
@@ -141,7 +148,15 @@ _ENCODED: list[tuple[str, str, str, Body, int, str]] = [
     ),
 ]
 ENCODINGS: list[AnyCase] = [
-    BodyCase(name, bound, body, POSTS, status, (word,), {"Content-Encoding": encoding})
+    BodyCase(
+        name,
+        bound,
+        body,
+        POSTS,
+        status,
+        (word,),
+        {"Content-Encoding": encoding},
+    )
     for name, bound, encoding, body, status, word in _ENCODED
 ]
 

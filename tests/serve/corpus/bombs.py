@@ -66,13 +66,28 @@ DOUBLE: ColumnType = "double"
 
 def _schema(**types: ColumnType) -> Schema:
     inputs = tuple(
-        Input(name, COLUMN_TYPES[kind], (-1, 1), (name,), None) for name, kind in types.items()
+        Input(
+            name,
+            COLUMN_TYPES[kind],
+            (-1, 1),
+            (name,),
+            None,
+        )
+        for name, kind in types.items()
     )
-    return compile_schema(tuple(Column(name, kind) for name, kind in types.items()), (), inputs)
+    return compile_schema(
+        tuple(Column(name, kind) for name, kind in types.items()),
+        (),
+        inputs,
+    )
 
 
 def _tensor(dtype: str, *shape: int) -> Schema:
-    return compile_schema((), (Tensor("", dtype, shape),), (Input("x", dtype, shape),))
+    return compile_schema(
+        (),
+        (Tensor("", dtype, shape),),
+        (Input("x", dtype, shape),),
+    )
 
 
 def _stream(
@@ -83,7 +98,11 @@ def _stream(
         sink = io.BytesIO()
         written = batches()
         options = pa.ipc.IpcWriteOptions(compression=compression)
-        with pa.ipc.new_stream(sink, written[0].schema, options=options) as writer:
+        with pa.ipc.new_stream(
+            sink,
+            written[0].schema,
+            options=options,
+        ) as writer:
             for batch in written:
                 writer.write_batch(batch)
         return sink.getvalue()
@@ -93,10 +112,17 @@ def _stream(
 
 def _word(rows: int, characters: int) -> Any:
     words = pa.array(["x" * characters])
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), words)
+    return pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(rows, np.int32)),
+        words,
+    )
 
 
-def _batches_of_words(count: int, rows: int, characters: int) -> Callable[[], list[Any]]:
+def _batches_of_words(
+    count: int,
+    rows: int,
+    characters: int,
+) -> Callable[[], list[Any]]:
     return lambda: [pa.record_batch({"x": _word(rows, characters)})] * count
 
 
@@ -105,7 +131,11 @@ def _views(count: int) -> list[Any]:
     data = b"x" * 60_000
     views = np.zeros((250, 4), "<i4")
     views[:, 0], views[:, 1] = len(data), int.from_bytes(b"xxxx", "little")
-    buffers = [None, pa.py_buffer(views.tobytes()), pa.py_buffer(data)]
+    buffers = [
+        None,
+        pa.py_buffer(views.tobytes()),
+        pa.py_buffer(data),
+    ]
     column = pa.Array.from_buffers(pa.string_view(), len(views), buffers)
     return [pa.record_batch({"x": column})] * count
 
@@ -149,7 +179,11 @@ BOMBS: dict[str, Bomb] = {
         TEXT,
         _stream(_batches_of_words(900, 160, 100_000)),
     ),
-    "Arrow: views of one text": Bomb(arrow.STREAM, TEXT, _stream(lambda: _views(230), None)),
+    "Arrow: views of one text": Bomb(
+        arrow.STREAM,
+        TEXT,
+        _stream(lambda: _views(230), None),
+    ),
     "Arrow: a text for a number": Bomb(
         arrow.STREAM,
         NUMBER,
@@ -185,7 +219,11 @@ BOMBS: dict[str, Bomb] = {
     "JSON: objects of a key": Bomb(JSON, NUMBER, _filled(b'{"x":1}', b'{"instances":[', b"]}")),
     "JSON: rows of a number": Bomb(JSON, NUMBER, _filled(b"[1]", b'{"inputs":[', b"]}")),
     "JSON: rows for a tensor": Bomb(JSON, MATRIX, _filled(b"[]", b'{"inputs":[', b"]}")),
-    "JSON: depth": Bomb(JSON, MATRIX, _filled(b"[" * 900 + b"]" * 900, b'{"inputs":[', b"]}")),
+    "JSON: depth": Bomb(
+        JSON,
+        MATRIX,
+        _filled(b"[" * 900 + b"]" * 900, b'{"inputs":[', b"]}"),
+    ),
     "JSON: a million rows for a tensor": Bomb(
         JSON,
         MATRIX,
@@ -295,17 +333,25 @@ def _try(name: str, packed: Path) -> None:
     except OnnxserveError as error:
         message = f"{error.http_status} {error.message}"
     sys.stdout.write(
-        json.dumps({"name": name, "mib": _peak_mib() - before, "message": message}) + "\n",
+        json.dumps(
+            {
+                "name": name,
+                "mib": _peak_mib() - before,
+                "message": message,
+            }
+        )
+        + "\n",
     )
     sys.stdout.flush()
 
 
 def main(packed: Mapping[str, str]) -> None:
+    # The imports of the first body must not count.
     mlflow.decode(
         JSON,
         b'{"inputs":[[1]]}',
         NUMBER,
-    )  # The imports of the first body must not count.
+    )
     pa.ipc.IpcReadOptions()
     for name, path in packed.items():
         if (child := os.fork()) == 0:

@@ -40,14 +40,25 @@ def _answer(**patched: str) -> tuple[Removal, ...]:
 
 def _fast(patched: Mapping[str, str]) -> tuple[Removal, ...]:
     """Return a removal in the fast worker. The names are relative to `serve/http`."""
-    return (Removal("fast", {_HTTP + name: text for name, text in patched.items()}),)
+    return (
+        Removal(
+            "fast",
+            {_HTTP + name: text for name, text in patched.items()},
+        ),
+    )
 
 
-def _both(fast: Mapping[str, str], wsgi: Mapping[str, str] | None = None) -> tuple[Removal, ...]:
+def _both(
+    fast: Mapping[str, str],
+    wsgi: Mapping[str, str] | None = None,
+) -> tuple[Removal, ...]:
     """Return removals in the worker and in the WSGI application; without a second
     argument, they are the same.
     """
-    return (*_fast(fast), Removal("wsgi", _fast(wsgi or fast)[0].patched))
+    return (
+        *_fast(fast),
+        Removal("wsgi", _fast(wsgi or fast)[0].patched),
+    )
 
 
 _NOTHING = "lambda *_, **__: None"

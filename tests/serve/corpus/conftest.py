@@ -42,12 +42,20 @@ class Tried:
 Start = Callable[..., Any]
 
 
-def _write_state(folder: Path, model_folders: dict[str, Path], server: dict[str, Any]) -> None:
+def _write_state(
+    folder: Path,
+    model_folders: dict[str, Path],
+    server: dict[str, Any],
+) -> None:
     """Write the state folder of a server of `routes.py`; `server` contains fields of
     its spec.
     """
     kinds = {"flights": "mixed", "tensor": "tensor", "single": "single"}
-    want(folder, 1, {name: {"v": variant(model_folders[kind])} for name, kind in kinds.items()})
+    want(
+        folder,
+        1,
+        {name: {"v": variant(model_folders[kind])} for name, kind in kinds.items()},
+    )
     write_spec(folder, "flights", ServerSpec.model_validate(server))
 
 
@@ -94,7 +102,10 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
             config=config,
             environment=_VERTEX,
         ) as running:
-            secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
+            secrets = [
+                str(state_dir).encode(),
+                str(model_folders["mixed"].parent).encode(),
+            ]
             port = int(running.url.rpartition(":")[2])
             yield Tried(running, Wire(port, secrets))
 

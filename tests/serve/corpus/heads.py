@@ -26,7 +26,14 @@ def _line(change: Callable[[bytes, bytes], bytes]) -> Build:
 
     def sent(route: Route) -> bytes:
         _, _, rest = route.request().partition(b"\r\n")
-        return change(route.method.encode(), route.path.encode()) + b"\r\n" + rest
+        return (
+            change(
+                route.method.encode(),
+                route.path.encode(),
+            )
+            + b"\r\n"
+            + rest
+        )
 
     return sent
 
@@ -34,7 +41,13 @@ def _line(change: Callable[[bytes, bytes], bytes]) -> Build:
 def _at(change: Callable[[str], str]) -> Build:
     """Return a request to another path, which is derived from the route's path."""
     return _line(
-        lambda method, path: b"%s %s HTTP/1.1" % (method, change(path.decode()).encode("latin-1")),
+        lambda method, path: (
+            b"%s %s HTTP/1.1"
+            % (
+                method,
+                change(path.decode()).encode("latin-1"),
+            )
+        ),
     )
 
 
@@ -71,7 +84,17 @@ def _refused(
     on: tuple[Route, ...],
     sent: dict[str, Build],
 ) -> list[AnyCase]:
-    return [Case(name, bound, build, status, on, closes=True) for name, build in sent.items()]
+    return [
+        Case(
+            name,
+            bound,
+            build,
+            status,
+            on,
+            closes=True,
+        )
+        for name, build in sent.items()
+    ]
 
 
 REQUEST_LINES = _refused(
@@ -117,7 +140,14 @@ TARGETS = _refused(
     },
 )
 NOT_FOUND: list[AnyCase] = [
-    Case(name, "names in paths", _at(change), 404, TREE_WIDE[:-1], form="any")
+    Case(
+        name,
+        "names in paths",
+        _at(change),
+        404,
+        TREE_WIDE[:-1],
+        form="any",
+    )
     for name, change in {
         "a path that goes on": lambda path: f"{path}/nowhere",
         "escapes of escapes": lambda path: f"/%252e%252e{path}",
@@ -268,7 +298,15 @@ CHUNKS = _refused(
     },
 )
 CALLERS: list[AnyCase] = [
-    BodyCase(name, "callers", lambda route: b"{}", reading("parameters"), status, (word,), headers)
+    BodyCase(
+        name,
+        "callers",
+        lambda route: b"{}",
+        reading("parameters"),
+        status,
+        (word,),
+        headers,
+    )
     for name, headers, status, word in (
         ("text from a web page", {"Content-Type": "text/plain"}, 415, "text/plain"),
         (
@@ -324,7 +362,12 @@ MEASURES: list[AnyCase] = [
         TREE_WIDE,
         {"a field of 9,000 bytes": _with(b"A: " + b"a" * 9000)},
     ),
-    *_refused("fields", 431, TREE_WIDE, {"a hundred and ten fields": _with(*[b"A: b"] * 110)}),
+    *_refused(
+        "fields",
+        431,
+        TREE_WIDE,
+        {"a hundred and ten fields": _with(*[b"A: b"] * 110)},
+    ),
     *_refused(
         "expectation",
         417,
@@ -339,9 +382,8 @@ BODIES: list[AnyCase] = [
         "body bytes",
         lambda route: route.request(b"", length=10**12),
         413,
-        tuple(
-            route for route in POSTS if route.reads != "jsonl"
-        ),  # The body is streamed: see "a long line".
+        # The body is streamed: see "a long line".
+        tuple(route for route in POSTS if route.reads != "jsonl"),
         (str(MAX_BODY_BYTES),),
         closes=True,
     ),

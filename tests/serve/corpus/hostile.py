@@ -26,7 +26,16 @@ def filled(
 ) -> bytes:
     """Return numbered pieces up to a size, between a beginning and an end."""
     length = len(piece(10_000)) + len(by)
-    return before + by.join(map(piece, range(max(1, size // length)))) + after
+    return (
+        before
+        + by.join(
+            map(
+                piece,
+                range(max(1, size // length)),
+            )
+        )
+        + after
+    )
 
 
 def _repeated(
@@ -36,7 +45,17 @@ def _repeated(
     after: bytes = b"",
     by: bytes = b",",
 ) -> bytes:
-    return before + by.join([piece] * max(1, size // (len(piece) + len(by)))) + after
+    return (
+        before
+        + by.join(
+            [piece]
+            * max(
+                1,
+                size // (len(piece) + len(by)),
+            )
+        )
+        + after
+    )
 
 
 def _keys(value: bytes) -> Callable[[int], bytes]:
@@ -343,7 +362,12 @@ def _arrow_columns(write: Callable[[pa.Table], bytes]) -> Fill:
 
 def _arrow_twins(size: int) -> bytes:
     arrays = [pa.array([1.0])] * (size // 50)
-    return arrow_stream(pa.Table.from_arrays(arrays, names=["distance"] * len(arrays)))
+    return arrow_stream(
+        pa.Table.from_arrays(
+            arrays,
+            names=["distance"] * len(arrays),
+        )
+    )
 
 
 def _batches(size: int) -> bytes:
@@ -401,7 +425,10 @@ _FEEDBACK: dict[str, Fill] = {
 _TABLES = {"csv": _CSV, "jsonl": _LINES, "arrow": _ARROW, "feedback": _FEEDBACK}
 
 
-def _within(field: bytes, fills: dict[str, Fill]) -> Iterator[tuple[str, Fill]]:
+def _within(
+    field: bytes,
+    fills: dict[str, Fill],
+) -> Iterator[tuple[str, Fill]]:
     for name, fill in fills.items():
 
         def object_of(size: int, fill: Fill = fill) -> bytes:
@@ -421,7 +448,12 @@ def shapes(route: Route) -> dict[str, Fill]:
     fills = dict(_within(field, VALUES if route.reads in _ALL else _SOME))
     fills["keys of the document"] = VALUES["keys"]
     fills["keys beside the field"] = lambda size: filled(size, _keys(b"1"), before, b"}")
-    fills["keys of params"] = lambda size: filled(size, _keys(b"1"), before + b'"params":{', b"}}")
+    fills["keys of params"] = lambda size: filled(
+        size,
+        _keys(b"1"),
+        before + b'"params":{',
+        b"}}",
+    )
     fills["keys of parameters"] = lambda size: filled(
         size,
         _keys(b"1"),

@@ -82,14 +82,20 @@ class Crowd:
             if answer.status == route.status:
                 check_right(route, answer)
 
-    def _ask(self, wire: Wire, route: Route, number: int, together: Barrier) -> Answer:
+    def _ask(
+        self,
+        wire: Wire,
+        route: Route,
+        number: int,
+        together: Barrier,
+    ) -> Answer:
         body = None
         if self.parameters:
             body = route.good[:-1] + b', "parameters": ' + dump(self.parameters) + b"}"
         with wire.connect() as connection, connection.makefile("rb") as stream:
-            together.wait(
-                60,
-            )  # On a busy machine, connecting may take longer than the server waits for a batch.
+            # On a busy machine, connecting may take longer than the server waits for a
+            # batch.
+            together.wait(60)
             connection.sendall(
                 route.request(body, {"X-Key": f"{self.name} {number}", **self.headers}),
             )
@@ -108,7 +114,16 @@ CASES = [
     ),
     (
         "queue",
-        Crowd("a deadline that passes", "deadline", 1, 1, 504, "", {}, {"timeout": 1000}),
+        Crowd(
+            "a deadline that passes",
+            "deadline",
+            1,
+            1,
+            504,
+            "",
+            {},
+            {"timeout": 1000},
+        ),
         ROUTES[5:6],
     ),
     (

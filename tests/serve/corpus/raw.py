@@ -46,7 +46,11 @@ class Raw:
         """The positions at which the bytes are split: around each line end, between the
         parts, and within them.
         """
-        offsets = {1, len(self.sent) // 2, len(self.sent) - 1}
+        offsets = {
+            1,
+            len(self.sent) // 2,
+            len(self.sent) - 1,
+        }
         for match in re.finditer(rb"[\r\n:; ]", self.sent[:400]):
             offsets |= {match.start(), match.end()}
         places = sorted(offsets & set(range(1, len(self.sent))))
@@ -102,7 +106,12 @@ def _get(target: bytes = b"/ping", *fields: bytes) -> bytes:
     return _head(b"GET %s HTTP/1.1" % target, *fields)
 
 
-def _post(body: bytes, *fields: bytes, path: bytes = b"/predict", kind: bytes = b"json") -> bytes:
+def _post(
+    body: bytes,
+    *fields: bytes,
+    path: bytes = b"/predict",
+    kind: bytes = b"json",
+) -> bytes:
     """Return a request whose length is described by `fields`."""
     return _head(b"POST %s HTTP/1.1" % path, b"Content-Type: application/" + kind, *fields) + body
 
@@ -217,7 +226,10 @@ _SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "behind the methods": (PING.replace(b"GET", b"OPTIONS") + PING, (204, 200)),
     "half an escape": (_get(b"/ping%4") + PING, (404, 200)),
     "a backslash": (_get(b"/\\ping") + PING, (404, 200)),
-    "a method of twenty letters": (PING.replace(b"GET", b"G" * 20) + PING, (405, 200)),
+    "a method of twenty letters": (
+        PING.replace(b"GET", b"G" * 20) + PING,
+        (405, 200),
+    ),
 }
 _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "two empty lines between": (PING + b"\r\n\r\n" + PING, (200, 400)),
@@ -244,7 +256,10 @@ _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "a hundred and one fields": (_get(b"/ping", *[b"A: b"] * 100), (431,)),
     "a hundred and one fields with an underscore": (_get(b"/ping", *[b"A_: b"] * 100), (431,)),
     "a field of 20,000 bytes": (_get(b"/ping", b"A: " + b"a" * 20_000), (431,)),
-    "fields of 320,000 bytes": (_get(b"/ping", *[b"A: " + b"a" * 4000] * 80), (431,)),
+    "fields of 320,000 bytes": (
+        _get(b"/ping", *[b"A: " + b"a" * 4000] * 80),
+        (431,),
+    ),
     **{
         f"Transfer-Encoding: {coding.decode()!r}": (
             _length(b"Transfer-Encoding: " + coding),
@@ -355,7 +370,15 @@ _REFUSED = {
     ),
 }
 CASES = [
-    *[Raw(name, sent, (200,), goes_on=True) for name, sent in _TAKEN.items()],
+    *[
+        Raw(
+            name,
+            sent,
+            (200,),
+            goes_on=True,
+        )
+        for name, sent in _TAKEN.items()
+    ],
     *[Raw(name, sent, (200,)) for name, sent in _CLOSED.items()],
     *[Raw(name, sent, statuses, goes_on=True) for name, (sent, statuses) in _SEVERAL.items()],
     *[Raw(name, sent, statuses) for name, (sent, statuses) in _CUT.items()],

@@ -80,7 +80,10 @@ def _split(records: Sequence[Record]) -> dict[str, Any]:
 
 def _v2(records: Sequence[Record]) -> bytes:
     return dump(
-        {"id": "7", "inputs": [tensor(name, values) for name, values in _columns(records).items()]},
+        {
+            "id": "7",
+            "inputs": [tensor(name, values) for name, values in _columns(records).items()],
+        },
     )
 
 
@@ -113,7 +116,12 @@ def _in_form(body: RequestBody) -> Callable[[Sequence[Record]], bytes]:
     """Return the function that writes records as in the example of the OpenAPI
     document.
     """
-    return lambda records: dump(body.example(FLIGHTS, Example(_columns(records), len(records))))
+    return lambda records: dump(
+        body.example(
+            FLIGHTS,
+            Example(_columns(records), len(records)),
+        )
+    )
 
 
 LANGUAGES: dict[str, Callable[[Sequence[Record]], bytes]] = {
@@ -132,9 +140,23 @@ _TYPES = {"csv": CSV, "jsonl": JSONL, "arrow": STREAM, "arrow file": FILE}
 _UNTYPED = {"v2", "v2 binary", "tfserving", "tf columns", "tf tensor", "index", "parameters"}
 
 
-def _route(path: str, reads: str, good: bytes, right: bytes, **more: Any) -> Route:
+def _route(
+    path: str,
+    reads: str,
+    good: bytes,
+    right: bytes,
+    **more: Any,
+) -> Route:
     headers = {} if reads in _UNTYPED else {"Content-Type": _TYPES.get(reads, JSON)}
-    return Route("POST", path, reads, good, right, {**headers, **more.pop("headers", {})}, **more)
+    return Route(
+        "POST",
+        path,
+        reads,
+        good,
+        right,
+        {**headers, **more.pop("headers", {})},
+        **more,
+    )
 
 
 def _flights(path: str, reads: str, right: bytes) -> Route:

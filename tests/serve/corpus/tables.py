@@ -36,7 +36,15 @@ def _cases(
     *words: str,
 ) -> list[AnyCase]:
     return [
-        BodyCase(name, bound, _always(body), on, status, words) for name, body in bodies.items()
+        BodyCase(
+            name,
+            bound,
+            _always(body),
+            on,
+            status,
+            words,
+        )
+        for name, body in bodies.items()
     ]
 
 
@@ -107,7 +115,10 @@ _TABLES: dict[str, pa.Table] = {
     "a text for a number in {}": _many("distance", ["far"]),
     "null for an integer in {}": _many("hour", pa.array([None], pa.int64())),
     "a fraction for an integer in {}": _many("hour", [1.5]),
-    "a time for an integer in {}": _many("hour", pa.array([1], pa.timestamp("ns"))),
+    "a time for an integer in {}": _many(
+        "hour",
+        pa.array([1], pa.timestamp("ns")),
+    ),
     "bytes for a text in {}": _many("carrier", [b"AA"]),
     "a list for a number in {}": _many("distance", [[1.0]]),
     "a structure for a number in {}": _many("distance", [{"x": 1.0}]),
@@ -116,7 +127,10 @@ _TABLES: dict[str, pa.Table] = {
 }
 
 
-def _of(writer: Callable[[pa.Table], bytes], language: str) -> list[AnyCase]:
+def _of(
+    writer: Callable[[pa.Table], bytes],
+    language: str,
+) -> list[AnyCase]:
     good = writer(_TABLE)
     torn = {
         f"nothing in place of {language}": b"",
@@ -235,7 +249,11 @@ REPOSITORY: list[AnyCase] = [
         reading("parameters"),
         {"parameters of a command that are a list": dump({"parameters": [1]})},
     ),
-    *_cases("the repository", reading("index"), {"ready that is a text": dump({"ready": "yes"})}),
+    *_cases(
+        "the repository",
+        reading("index"),
+        {"ready that is a text": dump({"ready": "yes"})},
+    ),
     *_cases(
         "the repository",
         _LOAD,
@@ -272,4 +290,10 @@ REPOSITORY: list[AnyCase] = [
     ),
 ]
 
-CASES: list[AnyCase] = [*CSV, *LINES, *ARROW, *BINARIES, *REPOSITORY]
+CASES: list[AnyCase] = [
+    *CSV,
+    *LINES,
+    *ARROW,
+    *BINARIES,
+    *REPOSITORY,
+]

@@ -33,10 +33,15 @@ def test_a_bomb_takes_no_more_memory_than_it_may(tmp_path: Path, kind: str) -> N
         timeout=300,
         check=True,
     )
-    reports = {line["name"]: line for line in map(json.loads, ran.stdout.splitlines())}
-    assert list(reports) == names, ran.stderr[
-        -2000:
-    ]  # A missing name means that the bomb has crashed the process.
+    reports = {
+        line["name"]: line
+        for line in map(
+            json.loads,
+            ran.stdout.splitlines(),
+        )
+    }
+    # A missing name means that the bomb has crashed the process.
+    assert list(reports) == names, ran.stderr[-2000:]
     assert {
         name: line for name, line in reports.items() if line["mib"] >= BOMBS[name].most_mib
     } == {}

@@ -94,7 +94,10 @@ def test_without_a_bound_of_the_worker_one_of_its_cases_fails(
     crowds = [
         (where, crowd, routes) for where, crowd, routes in limits.CASES if crowd.bound == name
     ]
-    fields = {**(limits.NARROW[crowds[0][0]] if crowds else {}), **removal.fields}
+    fields = {
+        **(limits.NARROW[crowds[0][0]] if crowds else {}),
+        **removal.fields,
+    }
     with start(config, **fields) as tried:
         attempts: list[Callable[[], None]] = [
             *[lambda c=c, r=r: c.try_on(tried.wire, r) for _, c, routes in crowds for r in routes],

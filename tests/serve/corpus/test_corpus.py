@@ -15,7 +15,10 @@ from tests.serve.corpus.routes import ALL
 from tests.serve.corpus.wire import Refused, Wsgi
 
 
-def failures(check: Callable[[Route], None], routes: tuple[Route, ...]) -> list[str]:
+def failures(
+    check: Callable[[Route], None],
+    routes: tuple[Route, ...],
+) -> list[str]:
     """Return the failures by route."""
     errors = []
     for route in routes:

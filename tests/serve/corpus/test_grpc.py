@@ -48,7 +48,11 @@ def called(start: Any) -> Iterator[tuple[Any, Any]]:
         assert "Traceback" not in tried.log
 
 
-def refusal(channel: Any, method: str, body: bytes) -> tuple[str, str]:
+def refusal(
+    channel: Any,
+    method: str,
+    body: bytes,
+) -> tuple[str, str]:
     """Return the code and the details of the response. Some methods ignore the bytes of
     an empty message.
     """

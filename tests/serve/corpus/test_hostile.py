@@ -19,7 +19,10 @@ def test_hostile_bytes_are_read_alike_however_they_are_cut(tried: Tried) -> None
 
     def check(job: tuple[Raw, int]) -> str:
         case, cut = job
-        outcome = exchanged(port, [case.sent[:cut], case.sent[cut:]] if cut else [case.sent])
+        outcome = exchanged(
+            port,
+            [case.sent[:cut], case.sent[cut:]] if cut else [case.sent],
+        )
         if outcome == (case.statuses, case.goes_on):
             return ""
         return f"{case.name}, cut behind {case.sent[max(0, cut - 20) : cut]!r}: {outcome}"

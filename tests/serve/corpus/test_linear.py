@@ -93,14 +93,21 @@ up to 20 times as long.
 """
 
 
-def grows_with(work: Callable[[bytes], Any], small: bytes, large: bytes) -> str:
+def grows_with(
+    work: Callable[[bytes], Any],
+    small: bytes,
+    large: bytes,
+) -> str:
     """Return an empty text if the time is at most linear in the best of some tries,
     otherwise the measured growth.
     """
     few = many = ratio = float("inf")
     memory = 1.0
     for attempt in range(_TRIES):
-        few = min(few, *(seconds(work, small) for _ in range(3)))
+        few = min(
+            few,
+            *(seconds(work, small) for _ in range(3)),
+        )
         many = min(many, seconds(work, large))
         if attempt:
             for reference in REFERENCES:
@@ -119,7 +126,12 @@ def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server: Any, route:
     statuses = set()
 
     def ask(body: bytes) -> None:
-        statuses.add(handle(server, RawRequest(route.method, route.path, headers, body)).status)
+        statuses.add(
+            handle(
+                server,
+                RawRequest(route.method, route.path, headers, body),
+            ).status
+        )
 
     superlinear = {}
     for name, fill in hostile.shapes(route).items():
@@ -153,7 +165,13 @@ _CALLS: dict[str, Callable[[int], Any]] = {
     ),
     "sizes": lambda count: _ModelInferRequest(inputs=[{**_TENSOR, "shape": [1] * count}]),
     "values": lambda count: _ModelInferRequest(
-        inputs=[{**_TENSOR, "shape": [count], "contents": {"fp64_contents": [0.5] * count}}],
+        inputs=[
+            {
+                **_TENSOR,
+                "shape": [count],
+                "contents": {"fp64_contents": [0.5] * count},
+            }
+        ],
     ),
     "texts": lambda count: _ModelInferRequest(
         inputs=[

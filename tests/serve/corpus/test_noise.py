@@ -23,7 +23,11 @@ TYPES = st.sampled_from(
 
 @pytest.fixture
 def ask(server: Any) -> Any:
-    def asked(route: Route, body: bytes, headers: dict[str, str]) -> Answer:
+    def asked(
+        route: Route,
+        body: bytes,
+        headers: dict[str, str],
+    ) -> Answer:
         fields = {
             name.lower(): value for name, value in {**route.headers, **headers}.items() if value
         }
@@ -70,7 +74,13 @@ def test_noise_is_refused_or_answered(
     headers["Accept"] = data.draw(
         st.sampled_from(["", "*/*", "text/html;q=x", *route.headers.values()]),
     )
-    check(ask, route, data.draw(st.binary(max_size=200)), headers, caplog)
+    check(
+        ask,
+        route,
+        data.draw(st.binary(max_size=200)),
+        headers,
+        caplog,
+    )
 
 
 @pytest.mark.parametrize("route", POSTS, ids=lambda route: route.name)
@@ -85,8 +95,18 @@ def test_a_good_body_that_is_bent_is_refused_or_answered(
     body = bytearray(route.good or b'{"parameters": {"model_uri": "models:/m/1"}}')
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(body)))
-        end = data.draw(st.integers(start, min(len(body), start + 8)))
-        body[start:end] = data.draw(st.one_of(st.binary(max_size=8), st.sampled_from(WORDS)))
+        end = data.draw(
+            st.integers(
+                start,
+                min(len(body), start + 8),
+            )
+        )
+        body[start:end] = data.draw(
+            st.one_of(
+                st.binary(max_size=8),
+                st.sampled_from(WORDS),
+            )
+        )
     check(ask, route, bytes(body), {}, caplog)
 
 

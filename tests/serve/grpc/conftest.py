@@ -31,7 +31,13 @@ DTYPES: dict[str, npt.DTypeLike] = {
 }
 """V2's numeric datatypes by the dtypes of their arrays."""
 
-_ONNX = {"BOOL": "bool", "FP16": "float16", "FP32": "float", "FP64": "double", "BYTES": "string"}
+_ONNX = {
+    "BOOL": "bool",
+    "FP16": "float16",
+    "FP32": "float",
+    "FP64": "double",
+    "BYTES": "string",
+}
 
 
 def echo_model(folder: Path, datatype: str) -> Path:
@@ -40,11 +46,30 @@ def echo_model(folder: Path, datatype: str) -> Path:
     dtype = "str" if datatype == "BYTES" else np.dtype(DTYPES[datatype]).name
     text = f"echo ({kind}[N,2] x) => ({kind}[N,2] y) {{ y = Identity(x) }}"
     section = {
-        "inputs": [{"name": "x", "dtype": dtype, "shape": [-1, 2]}],
-        "outputs": [{"name": "y", "dtype": dtype, "shape": [-1, 2], "role": "values"}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": dtype,
+                "shape": [-1, 2],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": dtype,
+                "shape": [-1, 2],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
     }
-    signature = [{"type": "tensor", "name": "x", "tensor-spec": {"dtype": dtype, "shape": [-1, 2]}}]
+    signature = [
+        {
+            "type": "tensor",
+            "name": "x",
+            "tensor-spec": {"dtype": dtype, "shape": [-1, 2]},
+        }
+    ]
     return write_model(folder, text, signature, section)
 
 
@@ -68,7 +93,11 @@ class Called:
 
 
 @contextmanager
-def calling(state_dir: Path, endpoints: dict[str, Any], **fields: Any) -> Iterator[Called]:
+def calling(
+    state_dir: Path,
+    endpoints: dict[str, Any],
+    **fields: Any,
+) -> Iterator[Called]:
     """Serve endpoint → variant → fields on HTTP and gRPC; keyword arguments are fields
     of the server's spec.
     """

@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from mlflow_deploy_plugin.serve.grpc import inference_pb2
 
 PROTO = Path(inference_pb2.__file__).with_name("inference.proto")
-_NAMES = {3: "int64", 4: "uint64", 5: "int32", 13: "uint32", 8: "bool", 9: "string", 12: "bytes", 1: "double", 2: "float"}
+_NAMES = {3: "int64", 4: "uint64", 5: "int32", 13: "uint32", 8: "bool", 9: "string", 12: "bytes", 1: "double", 2: "float",}
 
 Field = tuple[str, str, str, int]
 
@@ -34,7 +34,7 @@ def written(text: str) -> Iterator[Field]:
 def made(owner: str, descriptor: Any) -> Iterator[Field]:
     """Return the same data for a descriptor."""
     for enum in descriptor.enum_types:
-        yield from ((f"{owner}.{enum.name}", value.name, "value", value.number) for value in enum.values)
+        yield from ((f"{owner}.{enum.name}", value.name, "value", value.number,) for value in enum.values)
     for field in descriptor.fields:
         yield owner, field.name, kind_of(field), field.number
     for nested in descriptor.nested_types:
@@ -54,7 +54,7 @@ def test_the_module_matches_the_proto_file() -> None:
     file = inference_pb2.DESCRIPTOR
     entries = {entry for name, message in file.message_types_by_name.items() for entry in made(name, message)}
     enums = file.enum_types_by_name.items()
-    entries |= {(name, value.name, "value", value.number) for name, enum in enums for value in enum.values}
+    entries |= {(name, value.name, "value", value.number,) for name, enum in enums for value in enum.values}
     assert entries == set(written(PROTO.read_text()))
 
 

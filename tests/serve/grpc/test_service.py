@@ -13,7 +13,10 @@ from tritonclient.utils import InferenceServerException
 from mlflow_deploy_plugin.serve.grpc.service import with_deadline
 from tests.serve.grpc.conftest import DTYPES, message, tensor
 
-IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
+IMAGE = np.array(
+    [[[1.5, 2.0], [3.0, 4.0]]],
+    np.float32,
+)
 DATATYPES = [
     "BOOL",
     *(f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)),
@@ -42,12 +45,17 @@ def test_server_and_models_tell_of_themselves(client: Any) -> None:
     assert ready == [True, True, False, False]
     assert client.get_server_metadata().name == "onnxserve"
     metadata = client.get_model_metadata("mixed", "7")
-    assert (metadata.name, list(metadata.versions), metadata.platform) == (
-        "mixed",
-        ["7"],
-        "onnxruntime_onnx",
-    )
-    assert [(entry.name, entry.datatype, list(entry.shape)) for entry in metadata.inputs][:2] == [
+    assert metadata.name == "mixed"
+    assert list(metadata.versions) == ["7"]
+    assert metadata.platform == "onnxruntime_onnx"
+    assert [
+        (
+            entry.name,
+            entry.datatype,
+            list(entry.shape),
+        )
+        for entry in metadata.inputs
+    ][:2] == [
         ("carrier", "BYTES", [-1, 1]),
         ("distance", "FP64", [-1, 1]),
     ]
@@ -71,10 +79,16 @@ def test_columns_go_in_and_named_outputs_come_back(client: Any) -> None:
         parameters={"note": "any"},
     )
     response = result.get_response()
-    assert (response.model_name, response.model_version, response.id) == ("mixed", "7", "mine")
+    assert response.model_name == "mixed"
+    assert response.model_version == "7"
+    assert response.id == "mine"
     assert [output.name for output in response.outputs] == ["probabilities", "label"]
     assert list(result.as_numpy("label")) == [b"yes", b"no"]
-    np.testing.assert_allclose(result.as_numpy("probabilities")[:, 1], [0.7310586, 0.5], atol=1e-6)
+    np.testing.assert_allclose(
+        result.as_numpy("probabilities")[:, 1],
+        [0.7310586, 0.5],
+        atol=1e-6,
+    )
 
 
 def test_a_call_is_on_the_page_of_requests(called: Any) -> None:
@@ -87,7 +101,10 @@ def test_a_call_is_on_the_page_of_requests(called: Any) -> None:
         "requests"
     ]
     (row,) = (row for row in rows if row["prediction_id"] == prediction_id)
-    assert (row["protocol"], row["status"], row["version"], row["rows"]) == ("grpc", 200, "7", 1)
+    assert row["protocol"] == "grpc"
+    assert row["status"] == 200
+    assert row["version"] == "7"
+    assert row["rows"] == 1
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
@@ -95,7 +112,12 @@ def test_every_datatype_goes_both_ways_in_bytes(client: Any, datatype: str) -> N
     dtype = np.dtype(DTYPES[datatype])
     limits = (np.finfo if dtype.kind == "f" else np.iinfo)(dtype) if dtype.kind != "b" else None
     array = np.array(
-        [[False, True]] if limits is None else [[limits.min, limits.max], [0, 1]],
+        [[False, True]]
+        if limits is None
+        else [
+            [limits.min, limits.max],
+            [0, 1],
+        ],
         dtype,
     )
     result = client.infer(datatype, [tensor("x", array)])
@@ -104,14 +126,22 @@ def test_every_datatype_goes_both_ways_in_bytes(client: Any, datatype: str) -> N
 
 
 def test_strings_of_any_length_go_both_ways(client: Any) -> None:
-    array = np.array([["", "Zürich"], ["\0", "x" * 100_000]], dtype=object)
+    array = np.array(
+        [["", "Zürich"], ["\0", "x" * 100_000]],
+        dtype=object,
+    )
     answered = client.infer("BYTES", [tensor("x", array)]).as_numpy("y")
     assert [value.decode() for value in answered.flat] == list(array.flat)
 
 
 def test_typed_contents_are_answered_in_kind(called: Any) -> None:
     with called.stub() as stub:
-        answer = stub.ModelInfer(message("tensor", contents={"fp32_contents": IMAGE.ravel()}))
+        answer = stub.ModelInfer(
+            message(
+                "tensor",
+                contents={"fp32_contents": IMAGE.ravel()},
+            )
+        )
         assert not answer.raw_output_contents
         assert [
             (output.name, list(output.contents.fp32_contents)) for output in answer.outputs
@@ -137,15 +167,9 @@ def test_every_answer_says_who_gave_it(called: Any) -> None:
         request = message("tensor", raw_input_contents=[IMAGE.tobytes()], id="from the body")
         _, call = stub.ModelInfer.with_call(request, metadata=[("x-request-id", "mine")])
         trailers = dict(call.trailing_metadata())
-        assert (
-            trailers["x-request-id"],
-            trailers["x-model-name"],
-            trailers["x-model-version"],
-        ) == (
-            "mine",
-            "m",
-            "7",
-        )
+        assert trailers["x-request-id"] == "mine"
+        assert trailers["x-model-name"] == "m"
+        assert trailers["x-model-version"] == "7"
         assert len(trailers["x-prediction-id"]) == 32
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(request, metadata=[("x-event-time", "yesterday")])
@@ -208,11 +232,12 @@ def test_a_stream_is_answered_in_order_and_outlives_an_error(client: Any) -> Non
     assert "'nothing'" in str(results[3][1])
     for number in (0, 1, 2, 4, 5):
         response = results[number][0].get_response()
-        assert (response.id, response.parameters["x-model-version"].string_param) == (
-            str(number),
-            "7",
+        assert response.id == str(number)
+        assert response.parameters["x-model-version"].string_param == "7"
+        np.testing.assert_array_equal(
+            results[number][0].as_numpy("doubled"),
+            (IMAGE + number) * 2,
         )
-        np.testing.assert_array_equal(results[number][0].as_numpy("doubled"), (IMAGE + number) * 2)
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -222,7 +247,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "a negative size": ({"shape": (-1, 2, 2)}, "INVALID_ARGUMENT", "shape"),
     "a shape beyond memory": ({"shape": (2**62, 2, 2)}, "INVALID_ARGUMENT", "requires"),
     "a hundred thousand dimensions": ({"shape": [1] * 100_000}, "INVALID_ARGUMENT", "dimensions"),
-    "no rows of a huge size": ({"shape": (0, 2**40, 2), "bytes": 0}, "INVALID_ARGUMENT", "empty"),
+    "no rows of a huge size": (
+        {"shape": (0, 2**40, 2), "bytes": 0},
+        "INVALID_ARGUMENT",
+        "empty",
+    ),
     "too few bytes": ({"bytes": 15}, "INVALID_ARGUMENT", "15 bytes"),
     "too many bytes": ({"bytes": 17}, "INVALID_ARGUMENT", "17 bytes"),
     "an unknown tensor": ({"name": "picture", "shape": (4,)}, "INVALID_ARGUMENT", "'picture'"),
@@ -270,7 +299,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "3 elements",
     ),
     "typed values of FP16": (
-        {"raw_input_contents": [], "datatype": "FP16", "contents": {"fp32_contents": [1.0] * 4}},
+        {
+            "raw_input_contents": [],
+            "datatype": "FP16",
+            "contents": {"fp32_contents": [1.0] * 4},
+        },
         "INVALID_ARGUMENT",
         "raw_input_contents",
     ),
@@ -362,12 +395,11 @@ def test_the_client_reads_the_repository_index_statistics_and_config(
     }
     assert {("tensor", "7", "READY"), ("mixed", "7", "READY")} <= index
     statistics = client.get_inference_statistics("tensor", "7").model_stats[0]
-    assert (statistics.name, statistics.version) == ("tensor", "7")
+    assert statistics.name == "tensor"
+    assert statistics.version == "7"
     assert statistics.inference_stats.success.count >= 1
     config = client.get_model_config("tensor").config
-    assert (config.backend, config.input[0].name, list(config.input[0].dims)) == (
-        "onnxruntime",
-        "image",
-        [-1, 2, 2],
-    )
+    assert config.backend == "onnxruntime"
+    assert config.input[0].name == "image"
+    assert list(config.input[0].dims) == [-1, 2, 2]
     assert list(config.version_policy.specific.versions) == [7]

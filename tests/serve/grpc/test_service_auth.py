@@ -15,7 +15,10 @@ from tests.serve.grpc.conftest import calling, message, tensor
 from tests.support.keys import write_keys
 from tests.support.servers import variant
 
-IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
+IMAGE = np.array(
+    [[[1.5, 2.0], [3.0, 4.0]]],
+    np.float32,
+)
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
 
 
@@ -36,7 +39,10 @@ def test_each_method_needs_its_scope_and_health_needs_none(
     }
     write_keys(
         tmp_path,
-        {**entries, "once": KeyEntry(name="once", scopes=("infer",), limits=("1/hour",))},
+        {
+            **entries,
+            "once": KeyEntry(name="once", scopes=("infer",), limits=("1/hour",)),
+        },
     )
     endpoints = {"tensor": {"v": variant(model_folders["tensor"], "7")}}
     image = [tensor("image", IMAGE)]
@@ -117,7 +123,13 @@ def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, path: str) ->
         held = [strangers.stream_stream(path)(nothing()) for _ in range(150)]
         with keyed.stub() as stub:
             assert stub.ModelInfer(request, timeout=20, metadata=key).model_version == "7"
-            streamed = next(stub.ModelStreamInfer(iter([request]), timeout=20, metadata=key))
+            streamed = next(
+                stub.ModelStreamInfer(
+                    iter([request]),
+                    timeout=20,
+                    metadata=key,
+                )
+            )
             assert streamed.error_message == ""
         is_over.set()
         for call in held:

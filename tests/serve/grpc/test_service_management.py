@@ -23,12 +23,24 @@ def test_endpoints_are_unloaded_loaded_and_added(
 ) -> None:
     port = free_port()
     options = ["-C", f"server.grpc_port={port}", "-C", "server.model_control_mode=explicit"]
-    serve("-m", str(model_folders["single"]), "--name", "first", *options).wait_ready()
+    serve(
+        "-m",
+        str(model_folders["single"]),
+        "--name",
+        "first",
+        *options,
+    ).wait_ready()
     with InferenceServerClient(f"127.0.0.1:{port}") as client:
         client.unload_model("first")
-        assert (states(client), client.is_model_ready("first")) == ({"first": "UNAVAILABLE"}, False)
+        assert (
+            states(client),
+            client.is_model_ready("first"),
+        ) == ({"first": "UNAVAILABLE"}, False)
         client.load_model("first")
-        added = {"name": "second", "variants": {"v": {"model": str(model_folders["tensor"])}}}
+        added = {
+            "name": "second",
+            "variants": {"v": {"model": str(model_folders["tensor"])}},
+        }
         client.load_model("second", config=json.dumps(added))
         assert states(client) == {"first": "READY", "second": "READY"}
         assert client.get_model_config("second").config.input[0].name == "image"

@@ -95,7 +95,11 @@ def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRe
 
 
 @settings(max_examples=150)
-@given(st.data(), st.sampled_from(sorted(DTYPES)), st.booleans())
+@given(
+    st.data(),
+    st.sampled_from(sorted(DTYPES)),
+    st.booleans(),
+)
 def test_tensors_survive_a_round_trip(data: st.DataObject, datatype: str, is_raw: bool) -> None:
     is_raw = is_raw or datatype == "FP16"
     array = data.draw(elements(datatype))
@@ -103,11 +107,26 @@ def test_tensors_survive_a_round_trip(data: st.DataObject, datatype: str, is_raw
     question = decode(request_of(array, datatype, is_raw), artifact, schema)
     assert question.feeds["x"].dtype == array.dtype
     np.testing.assert_array_equal(question.feeds["x"], array)
-    response = encode(question, is_raw, "e", "made", "1", {"y": question.feeds["x"]})
+    response = encode(
+        question,
+        is_raw,
+        "e",
+        "made",
+        "1",
+        {"y": question.feeds["x"]},
+    )
     answer = service_pb2.ModelInferResponse.FromString(response.SerializeToString())
-    assert (answer.id, answer.model_version, answer.outputs[0].datatype) == ("mine", "1", datatype)
+    assert answer.id == "mine"
+    assert answer.model_version == "1"
+    assert answer.outputs[0].datatype == datatype
     again = messages.ModelInferRequest(
-        inputs=[{"name": "x", "datatype": datatype, "shape": answer.outputs[0].shape}],
+        inputs=[
+            {
+                "name": "x",
+                "datatype": datatype,
+                "shape": answer.outputs[0].shape,
+            }
+        ],
         raw_input_contents=answer.raw_output_contents,
     )
     if not is_raw:
@@ -152,7 +171,10 @@ def test_a_typed_value_beyond_its_datatype_is_named(datatype: str, value: int, w
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "BOOL"])
 def test_unknown_fields_around_typed_values_are_ignored(datatype: str) -> None:
-    array = np.array([[1, 0], [0, 1]], DTYPES[datatype])
+    array = np.array(
+        [[1, 0], [0, 1]],
+        DTYPES[datatype],
+    )
     artifact, schema = model_of(array)
     contents = request_of(array, datatype, is_raw=False).inputs[0].contents.SerializeToString()
     unknown = b"\xaa\x06\x03new"
@@ -182,8 +204,17 @@ def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first: by
 
 
 def test_a_typed_text_with_invalid_utf_8_is_named() -> None:
-    artifact, schema = model_of(np.array([["a", "b"]], dtype=object))
-    request = request_of(np.array([["a", "b"]], dtype=object), "BYTES", is_raw=False)
+    artifact, schema = model_of(
+        np.array(
+            [["a", "b"]],
+            dtype=object,
+        )
+    )
+    request = request_of(
+        np.array([["a", "b"]], dtype=object),
+        "BYTES",
+        is_raw=False,
+    )
     request.inputs[0].contents.bytes_contents[1] = b"\xff"
     with pytest.raises(InvalidRequest, match=r"element 1 .*UTF-8"):
         decode(request, artifact, schema)
@@ -194,14 +225,21 @@ def test_empty_contents_with_raw_bytes_are_ignored_as_mlservers_client_sends_the
     request = request_of(array, "FP32", is_raw=True)
     request.inputs[0].contents.SetInParent()
     assert request.inputs[0].HasField("contents")
-    np.testing.assert_array_equal(decode(request, *model_of(array)).feeds["x"], array)
+    np.testing.assert_array_equal(
+        decode(request, *model_of(array)).feeds["x"],
+        array,
+    )
 
 
 def test_an_input_in_shared_memory_is_named_even_if_other_inputs_have_bytes() -> None:
     """Triton's client then sends bytes only for the other inputs."""
     array = np.ones((1, 2), np.float32)
     request = request_of(array, "FP32", is_raw=True)
-    shared = request.inputs.add(name="shared", datatype="FP32", shape=[1, 2])
+    shared = request.inputs.add(
+        name="shared",
+        datatype="FP32",
+        shape=[1, 2],
+    )
     shared.parameters["shared_memory_region"].string_param = "region"
     with pytest.raises(InvalidRequest, match=r"'shared'.*shared_memory_region"):
         decode(request, *model_of(array))

@@ -88,7 +88,13 @@ class OpenConnection(io.BytesIO):
         return super().read(size)
 
 
-def ask_wsgi(app: WsgiApp, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+def ask_wsgi(
+    app: WsgiApp,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    body: bytes,
+) -> Answer:
     from urllib.parse import unquote_to_bytes
 
     environ = {
@@ -121,7 +127,13 @@ def ask_wsgi(app: WsgiApp, method: str, path: str, headers: dict[str, str], body
     return int(began[0][:3]), {name.lower(): value for name, value in began[1]}, content
 
 
-def ask_asgi(app: AsgiApp, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+def ask_asgi(
+    app: AsgiApp,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    body: bytes,
+) -> Answer:
     from urllib.parse import unquote
 
     scope = {
@@ -131,7 +143,13 @@ def ask_asgi(app: AsgiApp, method: str, path: str, headers: dict[str, str], body
         "path": "/models" + unquote(path),
         "query_string": b"",
         "headers": [(b"host", b"localhost")]
-        + [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+        + [
+            (
+                k.lower().encode(),
+                v.encode(),
+            )
+            for k, v in headers.items()
+        ],
         "client": ("127.0.0.1", 1),
     }
     pieces = [body[:10], body[10:]]
@@ -168,8 +186,18 @@ def mounted(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Callable[..., Answer]]]:
     states = tmp_path_factory.mktemp("states")
-    wsgi = wsgi_app(str(folder), name="flights", config=CONFIG, state_dir=states / "wsgi")
-    asgi = asgi_app(str(folder), name="flights", config=CONFIG, state_dir=states / "asgi")
+    wsgi = wsgi_app(
+        str(folder),
+        name="flights",
+        config=CONFIG,
+        state_dir=states / "wsgi",
+    )
+    asgi = asgi_app(
+        str(folder),
+        name="flights",
+        config=CONFIG,
+        state_dir=states / "asgi",
+    )
     with closing(wsgi), closing(asgi):
         yield {
             "wsgi": lambda *given: ask_wsgi(wsgi, *given),
@@ -190,7 +218,13 @@ def test_a_mounted_model_answers_as_the_server_does(
     )
     for case, (method, path, headers, body) in REQUESTS.items():
         plain = {"Accept-Encoding": "identity", "User-Agent": "t", "Accept": "*/*", **headers}
-        response = requests.request(method, url + path, headers=plain, data=body, timeout=30)
+        response = requests.request(
+            method,
+            url + path,
+            headers=plain,
+            data=body,
+            timeout=30,
+        )
         expected = {name.lower(): value for name, value in response.headers.items()}
         for kind, ask in mounted.items():
             status, fields, content = ask(method, path, headers, body)
@@ -223,7 +257,8 @@ def answering_in_parts(pieces: Generator[bytes, None, None]) -> AsgiApp:
 def test_an_answer_in_parts_is_sent_as_it_is_made() -> None:
     with closing(answering_in_parts(b"data: %d\n\n" % number for number in range(3))) as app:
         status, headers, body = ask_asgi(app, "POST", "/invocations", JSON, b"{}")
-    assert (status, body) == (200, b"data: 0\n\ndata: 1\n\ndata: 2\n\n")
+    assert status == 200
+    assert body == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
     assert "content-length" not in {name.lower() for name in headers}
 
 
@@ -274,7 +309,8 @@ def test_lines_beyond_the_limit_are_streamed_to_the_end_of_the_body(
         {"Content-Type": "application/jsonl"},
         50 * line,
     )
-    assert (status, fields["content-type"]) == (200, "application/jsonl")
+    assert status == 200
+    assert fields["content-type"] == "application/jsonl"
     assert content.count(b"\n") == 50
 
 
@@ -328,7 +364,13 @@ def test_predictions_of_a_mounted_model_reach_the_inference_log(
         for _ in range(3):
             assert ask_wsgi(app, "POST", "/invocations", JSON, RECORD)[0] == 200
 
-    tables = list(view_tables(open_log(load_settings().inference_log), View("logged"), {"carrier"}))
+    tables = list(
+        view_tables(
+            open_log(load_settings().inference_log),
+            View("logged"),
+            {"carrier"},
+        )
+    )
     assert sum(table.num_rows for table in tables) == 3
 
 
@@ -340,7 +382,13 @@ def test_a_closed_model_leaves_no_file_open(folder: Path, tmp_path: Path) -> Non
     gc.collect()
     command = ["ls", "-l", f"/proc/{os.getpid()}/fd"]
     assert (
-        metrics not in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        metrics
+        not in subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
     )
 
 
@@ -366,7 +414,13 @@ def test_the_counters_of_the_application_stay_as_they_are(
     mine = counters / f"gauge_livesum_{os.getpid()}.db"  # prometheus_client uses this file name.
     mine.write_bytes(b"the application's")
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(counters))
-    with closing(wsgi_app(str(folder), name="flights", state_dir=tmp_path / "state")) as app:
+    with closing(
+        wsgi_app(
+            str(folder),
+            name="flights",
+            state_dir=tmp_path / "state",
+        )
+    ) as app:
         assert ask_wsgi(app, *REQUESTS["predictions"])[0] == 200
         assert {path.name: path.read_bytes() for path in counters.iterdir()} == {
             mine.name: b"the application's",
@@ -419,7 +473,8 @@ def test_an_alias_is_followed_unless_the_application_says_otherwise(
             def version(app: WsgiApp) -> str:
                 return ask_wsgi(app, "POST", "/invocations", JSON, RECORD)[1]["x-model-version"]
 
-            assert (version(follows), version(stays)) == ("1", "1")
+            assert version(follows) == "1"
+            assert version(stays) == "1"
             client.set_registered_model_alias("flights", "champion", "2")
             wait_until(lambda: version(follows) == "2", what="version 2")
             assert version(stays) == "1"
@@ -447,7 +502,12 @@ def test_an_application_that_ends_without_closing_it_ends_the_agent_and_says_not
         f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})\n"
         "print(psutil.Process().children()[0].pid)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "atexit" not in ended.stderr
     assert not psutil.pid_exists(int(ended.stdout))
 
@@ -466,7 +526,10 @@ def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed
     def agents() -> list[psutil.Process]:
         return psutil.Process(app.pid).children()
 
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as app:
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+    ) as app:
         assert app.stdout is not None
         assert app.stdout.readline() == b"ready\n"
         (killed,) = agents()

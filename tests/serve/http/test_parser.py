@@ -65,7 +65,8 @@ def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(
         (None, data[:end]) for end in range(len(data))
     ]
     head, rest = parse_head(data + b"\r\nrest")
-    assert (head, rest) == (read_head(data.removeprefix(b"\r\n")[:-4]), b"\r\nrest")
+    assert head == read_head(data.removeprefix(b"\r\n")[:-4])
+    assert rest == b"\r\nrest"
 
 
 @pytest.mark.parametrize(
@@ -107,12 +108,18 @@ def test_chunks_say_themselves_where_they_end() -> None:
     assert read_head(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked").length == CHUNKED
 
 
-@pytest.mark.parametrize("host", ["", "x", "x:80", "10.0.0.1", "[::1]", "[::1]:8080", "a-b.c_d:"])
+@pytest.mark.parametrize(
+    "host",
+    ["", "x", "x:80", "10.0.0.1", "[::1]", "[::1]:8080", "a-b.c_d:"],
+)
 def test_hosts_pass(host: str) -> None:
     check_host(host)
 
 
-@pytest.mark.parametrize("host", ["x y", "x/y", "x:y", "[::1", "a,b", "me@x", "x:999999", "ü"])
+@pytest.mark.parametrize(
+    "host",
+    ["x y", "x/y", "x:y", "[::1", "a,b", "me@x", "x:999999", "ü"],
+)
 def test_an_invalid_host_is_refused(host: str) -> None:
     with pytest.raises(InvalidRequest):
         check_host(host)
@@ -136,7 +143,13 @@ def test_any_bytes_are_a_head_or_refused(text: bytes) -> None:
         except OnnxserveError:
             continue
         assert not {"\r", "\n", "\0"} & set(
-            "".join([got.path, *got.headers, *got.headers.values()]),
+            "".join(
+                [
+                    got.path,
+                    *got.headers,
+                    *got.headers.values(),
+                ]
+            ),
         )
 
 
@@ -145,7 +158,13 @@ AFTER = b"GET /next"
 
 def fed(body: BodyParser, data: bytes, cuts: list[int]) -> bytes:
     """Feed `data`, split at these positions, and return the rest."""
-    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    edges = sorted(
+        {
+            0,
+            len(data),
+            *(cut % (len(data) + 1) for cut in cuts),
+        }
+    )
     left = b""
     for start, end in itertools.pairwise(edges):
         left += data[start:end]
@@ -159,7 +178,10 @@ def fed(body: BodyParser, data: bytes, cuts: list[int]) -> bytes:
 CUTS = st.lists(st.integers(0, 10_000), max_size=20)
 
 
-@given(st.lists(st.binary(min_size=1, max_size=40), max_size=20), CUTS)
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), max_size=20),
+    CUTS,
+)
 def test_chunks_are_joined(pieces: list[bytes], cuts: list[int]) -> None:
     body = BodyParser(CHUNKED, 10_000)
     chunks = b"".join(b"%x;a=b\r\n%s\r\n" % (len(piece), piece) for piece in pieces)

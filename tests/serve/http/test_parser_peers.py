@@ -20,7 +20,10 @@ import pytest
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.http.parser import BodyParser, parse_head
 
-STREAMS = pytest.mark.parametrize("count", [2_000, pytest.param(12_000, marks=pytest.mark.long)])
+STREAMS = pytest.mark.parametrize(
+    "count",
+    [2_000, pytest.param(12_000, marks=pytest.mark.long)],
+)
 MOST_BYTES = 1 << 20
 Framed = tuple[bytes, str, str, bytes]
 """Method, path, query, body."""
@@ -59,7 +62,12 @@ def read_ours(segments: list[bytes]) -> Reading:
                         data = body.feed(data)
                     if body.is_whole:
                         requests.append(
-                            (head.method.encode(), head.path, head.query, bytes(body.content)),
+                            (
+                                head.method.encode(),
+                                head.path,
+                                head.query,
+                                bytes(body.content),
+                            ),
                         )
                         if not head.keep_alive:
                             return Reading(requests, "closed")
@@ -129,7 +137,13 @@ class _Messages:
 
     def on_message_complete(self) -> None:
         if not self.is_closed:
-            self.requests.append(framed(self.parser.get_method(), self.target, self.body))
+            self.requests.append(
+                framed(
+                    self.parser.get_method(),
+                    self.target,
+                    self.body,
+                )
+            )
             self.is_closed = not self.parser.should_keep_alive()
 
 
@@ -210,7 +224,10 @@ def chunked(body: bytes, chance: random.Random) -> bytes:
     rest = body
     while rest:
         size = chance.randint(1, len(rest))
-        digits = format(size, chance.choice(["x", "X", "04x"])).encode()
+        digits = format(
+            size,
+            chance.choice(["x", "X", "04x"]),
+        ).encode()
         out += digits + chance.choice([b"", b"", b";a=b", b";a"]) + b"\r\n" + rest[:size] + b"\r\n"
         rest = rest[size:]
     return out + b"0\r\n" + chance.choice([b"", b"", b"X-Trailer: 1\r\n"]) + b"\r\n"
@@ -264,8 +281,17 @@ def mutated(stream: bytes, chance: random.Random) -> bytes:
             1,
         )
     lines = stream.split(b"\r\n")
-    place = chance.randint(1, max(1, lines.index(b"") if b"" in lines else 1))
-    return b"\r\n".join([*lines[:place], chance.choice(AMBIGUOUS), *lines[place:]])
+    place = chance.randint(
+        1,
+        max(1, lines.index(b"") if b"" in lines else 1),
+    )
+    return b"\r\n".join(
+        [
+            *lines[:place],
+            chance.choice(AMBIGUOUS),
+            *lines[place:],
+        ]
+    )
 
 
 def streams(count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
@@ -282,9 +308,19 @@ def streams(count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
 def segments_of(stream: bytes, chance: random.Random) -> list[bytes]:
     """Split the stream as it may arrive."""
     cuts = sorted(
-        chance.sample(range(1, len(stream)), min(len(stream) - 1, chance.choice([1, 2, 5, 40]))),
+        chance.sample(
+            range(1, len(stream)),
+            min(len(stream) - 1, chance.choice([1, 2, 5, 40])),
+        ),
     )
-    return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    return [
+        stream[start:end]
+        for start, end in zip(
+            [0, *cuts],
+            [*cuts, len(stream)],
+            strict=True,
+        )
+    ]
 
 
 def check_agreement(ours: Reading, theirs: Reading, stream: bytes, peer: str) -> None:
@@ -302,7 +338,11 @@ def check_agreement(ours: Reading, theirs: Reading, stream: bytes, peer: str) ->
 
 @STREAMS
 @pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("in_segments", [False, True], ids=["whole", "segments"])
+@pytest.mark.parametrize(
+    "in_segments",
+    [False, True],
+    ids=["whole", "segments"],
+)
 def test_no_request_is_framed_in_two_ways(peer: str, in_segments: bool, count: int) -> None:
     taken = 0
     for number, (stream, is_valid) in enumerate(streams(count, seed=11)):

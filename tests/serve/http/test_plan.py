@@ -31,13 +31,21 @@ from tests.support.waiting import wait_until
 
 JSON = {"content-type": "application/json"}
 FLIGHT = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
-SPLIT = {"columns": list(FLIGHT), "data": [list(FLIGHT.values())]}
-TENSOR = {"name": "distance", "shape": [1, 1], "datatype": "FP64", "data": [1.5]}
+SPLIT = {
+    "columns": list(FLIGHT),
+    "data": [list(FLIGHT.values())],
+}
+TENSOR = {
+    "name": "distance",
+    "shape": [1, 1],
+    "datatype": "FP64",
+    "data": [1.5],
+}
 BODIES: list[tuple[str, Any]] = [
     ("/invocations", {"dataframe_split": SPLIT}),
     ("/invocations", {"dataframe_records": [FLIGHT, FLIGHT]}),
-    ("/endpoints/mixed/invocations", {"inputs": {name: [value] for name, value in FLIGHT.items()}}),
-    ("/endpoints/single/invocations", {"instances": [[1, 2, 3], [4, 5, None]]}),
+    ("/endpoints/mixed/invocations", {"inputs": {name: [value] for name, value in FLIGHT.items()}},),
+    ("/endpoints/single/invocations", {"instances": [[1, 2, 3], [4, 5, None]]},),
     ("/predict", FLIGHT),
     ("/predict/batch", [FLIGHT, FLIGHT, FLIGHT]),
     ("/score", {"input_data": SPLIT}),
@@ -45,9 +53,9 @@ BODIES: list[tuple[str, Any]] = [
     ("/v1/models/mixed:predict", {"instances": [FLIGHT, FLIGHT],
                                   "signature_name": "serving_default"}),
     ("/v2/models/tensor/infer", {"id": "mine", "inputs": [
-        {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}]}),
+        {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "data": [1, 2, 3, 4],}]}),
     ("/v2/models/single/infer", {"parameters": {"priority": 1}, "inputs": [
-        {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}),
+        {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3],}]}),
     # The response is large enough for compression.
     ("/endpoints/single/invocations", {"inputs": [[1, 2, 3]] * 4000}),
 ]  # fmt: skip
@@ -230,7 +238,10 @@ def counters(server: Server) -> Counter[str]:
 @given(
     st.sampled_from(BODIES),
     st.lists(
-        st.tuples(st.sampled_from(OLD), st.sampled_from(NEW) | st.binary(max_size=3)),
+        st.tuples(
+            st.sampled_from(OLD),
+            st.sampled_from(NEW) | st.binary(max_size=3),
+        ),
         max_size=2,
     ),
     st.just(JSON) | HEADERS,
@@ -296,7 +307,10 @@ def test_a_planned_answer_is_captured_and_counted_like_a_general_one(
     assert len(planned_rows) == len(BODIES)
 
 
-def canary(model_folders: dict[str, Path], kind: str) -> dict[str, dict[str, Any]]:
+def canary(
+    model_folders: dict[str, Path],
+    kind: str,
+) -> dict[str, dict[str, Any]]:
     """Two variants that answer equally often: the mixed model, and a model of this
     kind.
     """
@@ -345,7 +359,10 @@ def test_a_plan_captures_a_sample_and_counts_all_rows(
     serve_here: Callable[..., Server],
     model_folders: dict[str, Path],
 ) -> None:
-    server = serve_here({"mixed": {"v": servers.variant(model_folders["mixed"])}}, fraction=0.5)
+    server = serve_here(
+        {"mixed": {"v": servers.variant(model_folders["mixed"])}},
+        fraction=0.5,
+    )
     plans = PlanTable(server)
     assert all(plans.answer(post("/invocations", {"dataframe_split": SPLIT})) for _ in range(200))
     server.capture.close()
@@ -359,7 +376,11 @@ def test_a_plan_captures_a_sample_and_counts_all_rows(
 
 @pytest.mark.parametrize(
     ("other", "sticky"),
-    [({"shadow": True}, None), ({}, {"header": "x-user"}), ({}, {"key": "a"})],
+    [
+        ({"shadow": True}, None),
+        ({}, {"header": "x-user"}),
+        ({}, {"key": "a"}),
+    ],
 )
 def test_an_endpoint_with_a_shadow_or_with_sticky_callers_has_no_plan(
     serve_here: Callable[..., Server],
@@ -372,7 +393,10 @@ def test_an_endpoint_with_a_shadow_or_with_sticky_callers_has_no_plan(
         "w": servers.variant(bias_folders["2"], "2", **other),
     }
     server = serve_here({"e": variants})
-    wanted = {"generation": 2, "endpoints": {"e": {"variants": variants, "sticky": sticky}}}
+    wanted = {
+        "generation": 2,
+        "endpoints": {"e": {"variants": variants, "sticky": sticky}},
+    }
     write_state(server.repository.state_dir / WANTED, Wanted.model_validate(wanted))
     wait_until(lambda: (server.repository.table["e"].sticky is None) == (sticky is None))
     assert PlanTable(server).answer(post("/invocations", {"inputs": [[0, 0, 0]]})) is None
@@ -383,7 +407,10 @@ def test_an_endpoint_with_a_shadow_or_with_sticky_callers_has_no_plan(
     [
         post("/invocations", {"dataframe_split": SPLIT}, x_event_time="2013-07-01T12:00:00Z"),
         post("/invocations", {"dataframe_split": SPLIT}, content_encoding="gzip"),
-        post("/invocations", {"dataframe_split": {"columns": ["carrier"], "data": [["AA"]]}}),
+        post(
+            "/invocations",
+            {"dataframe_split": {"columns": ["carrier"], "data": [["AA"]]}},
+        ),
         post("/v2/models/single/infer", {"inputs": [], "parameters": {"timeout": 1}}),
         post("/explain", {"dataframe_split": SPLIT}),
         RawRequest("GET", "/invocations", {}, b""),
@@ -460,5 +487,9 @@ def test_a_version_that_is_swapped_in_has_its_plan_at_once(
         return response.headers["X-Model-Version"]
 
     assert version() == "1"
-    servers.want(server.repository.state_dir, 2, servers.one_endpoint(bias_folders["2"], "2"))
+    servers.want(
+        server.repository.state_dir,
+        2,
+        servers.one_endpoint(bias_folders["2"], "2"),
+    )
     wait_until(lambda: version() == "2", what="the plan of version 2")

@@ -15,7 +15,8 @@ def test_an_answer_has_its_length_and_says_whether_the_connection_goes_on() -> N
         keep_alive=True,
     ).partition(b"\r\n\r\n")
     line, *fields = head.decode().split("\r\n")
-    assert (line, body) == ("HTTP/1.1 200 OK", b"abc")
+    assert line == "HTTP/1.1 200 OK"
+    assert body == b"abc"
     assert fields[0].startswith("Date: ")
     assert fields[1:] == [
         "Connection: keep-alive",

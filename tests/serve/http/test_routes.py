@@ -20,14 +20,21 @@ from tests.support.servers import variant
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
+def server(
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+) -> Server:
     return serve_here(
-        {"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}},
+        {
+            "e": {"v": variant(bias_folders["1"])},
+            "f": {"w": variant(bias_folders["2"], "2")},
+        },
     )
 
 
 def test_the_plain_pages_answer(server: Server) -> None:
-    assert (ask(server, "/ping", "GET").status, ask(server, "/ping", "HEAD").status) == (200, 200)
+    assert ask(server, "/ping", "GET").status == 200
+    assert ask(server, "/ping", "HEAD").status == 200
     assert ask(server, "/health", "GET").body == b'{"status":"ok"}'
     assert ask(server, "/version", "GET").body == b"3.17.2"
     page = ask(server, "/metrics", "GET").body.decode()
@@ -36,20 +43,34 @@ def test_the_plain_pages_answer(server: Server) -> None:
 
 def test_v2_returns_the_server_and_model_metadata(server: Server) -> None:
     document = json.loads(ask(server, "/v2", "GET").body)
-    assert (document["name"], document["extensions"]) == (
-        "onnxserve",
-        ["binary_tensor_data", "model_configuration", "model_repository", "statistics"],
-    )
+    assert document["name"] == "onnxserve"
+    assert document["extensions"] == [
+        "binary_tensor_data",
+        "model_configuration",
+        "model_repository",
+        "statistics",
+    ]
     assert document["version"]
-    assert (
-        json.loads(ask(server, "/v2/", "GET").body) == document
-    )  # the path in the standard's OpenAPI document
+    # the path in the standard's OpenAPI document
+    assert json.loads(ask(server, "/v2/", "GET").body) == document
     metadata = {
         "name": "f",
         "versions": ["2"],
         "platform": "onnxruntime_onnx",
-        "inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 3]}],
-        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
+        "inputs": [
+            {
+                "name": "X",
+                "datatype": "FP32",
+                "shape": [-1, 3],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "datatype": "FP32",
+                "shape": [-1, 1],
+            }
+        ],
     }
     assert json.loads(ask(server, "/v2/models/f", "GET").body) == metadata
     assert json.loads(ask(server, "/v2/models/f/versions/2", "GET").body) == metadata
@@ -64,9 +85,14 @@ def test_v2_returns_the_server_and_model_metadata(server: Server) -> None:
         ("/v2/models/f/versions/2/ready", {"name": "f", "ready": True}),
     ],
 )
-def test_v2_readiness_routes_answer(server: Server, path: str, document: dict[str, Any]) -> None:
+def test_v2_readiness_routes_answer(
+    server: Server,
+    path: str,
+    document: dict[str, Any],
+) -> None:
     response = ask(server, path, "GET")
-    assert (response.status, json.loads(response.body)) == (200, document)
+    assert response.status == 200
+    assert json.loads(response.body) == document
     assert ask(server, path, "HEAD").status == 200
 
 
@@ -79,7 +105,8 @@ def test_before_a_model_is_loaded_v2_lives_and_is_not_ready(tmp_path: Path) -> N
             ("POST", "/models/e/infer"),
         ]:
             response = ask(server, "/v2" + path, method, V2_ROW)
-            assert (response.status, list(json.loads(response.body))) == (503, ["error"])
+            assert response.status == 503
+            assert list(json.loads(response.body)) == ["error"]
 
 
 @pytest.mark.parametrize(
@@ -106,14 +133,16 @@ def test_errors_of_v2_have_its_form(
 ) -> None:
     response = ask(server, path, method)
     document = json.loads(response.body)
-    assert (response.status, list(document)) == (status, ["error"])
+    assert response.status == status
+    assert list(document) == ["error"]
     assert told in document["error"]
 
 
 def test_errors_of_flask_have_the_form_of_v2(server: Server) -> None:
     client = ServerApp(server).test_client()
     got = client.post("/v2/models/e/infer", data=bytes(server.max_body_bytes + 1))
-    assert (got.status_code, list(got.json or {})) == (413, ["error"])
+    assert got.status_code == 413
+    assert list(got.json or {}) == ["error"]
     got = client.post("/invocations", data=bytes(server.max_body_bytes + 1))
     assert (got.json or {})["error_code"] == "BAD_REQUEST"
 
@@ -150,12 +179,19 @@ def test_flask_returns_the_same_response_as_the_handler(
 ) -> None:
     headers = {"content-type": content_type, "x-request-id": "mine"}
     expected = handle(server, RawRequest(method, path, headers, body))
-    got = ServerApp(server).test_client().open(path, method=method, data=body, headers=headers)
-    assert (got.status_code, got.data, got.headers["Content-Type"]) == (
-        expected.status,
-        expected.body,
-        expected.content_type,
+    got = (
+        ServerApp(server)
+        .test_client()
+        .open(
+            path,
+            method=method,
+            data=body,
+            headers=headers,
+        )
     )
+    assert got.status_code == expected.status
+    assert got.data == expected.body
+    assert got.headers["Content-Type"] == expected.content_type
     for name, value in expected.headers.items():
         assert name == "X-Prediction-Id" or got.headers[name] == value
 
@@ -174,7 +210,8 @@ def test_a_browser_gets_the_page_and_kserves_client_that_the_server_is_alive(
     content_type: str,
 ) -> None:
     answer = handle(server, RawRequest("GET", "/", {"accept": accept}, b""))
-    assert (answer.status, answer.content_type.partition(";")[0]) == (200, content_type)
+    assert answer.status == 200
+    assert answer.content_type.partition(";")[0] == content_type
     assert (answer.body == b'{"status":"alive"}') == (content_type == "application/json")
 
 
@@ -182,12 +219,21 @@ def test_the_error_of_an_unknown_path_lists_the_nearest_routes(
     serve_here: Callable[..., Server],
 ) -> None:
     server = serve_here({})
-    message = json.loads(handle(server, RawRequest("POST", "/invocation", {}, b"")).body)["message"]
+    message = json.loads(
+        handle(
+            server,
+            RawRequest("POST", "/invocation", {}, b""),
+        ).body
+    )["message"]
     assert message.startswith("the path /invocation does not exist; the nearest are /invocations, ")
     assert message.endswith("; /docs lists all routes")
     assert len(message) < 200
     assert (
-        "nearest" not in handle(server, RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()
+        "nearest"
+        not in handle(
+            server,
+            RawRequest("GET", "/qqqqqqqqqqqq", {}, b""),
+        ).body.decode()
     )
 
 

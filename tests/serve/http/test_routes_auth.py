@@ -40,14 +40,28 @@ def write_scopes(state_dir: Path) -> None:
     entries: dict[str, KeyEntry] = {
         scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES
     }
-    entries["thrice"] = KeyEntry(name="thrice", scopes=("infer", "read"), limits=("3/hour",))
-    entries["only-f"] = KeyEntry(name="only-f", scopes=("infer", "read"), endpoints=("f",))
+    entries["thrice"] = KeyEntry(
+        name="thrice",
+        scopes=("infer", "read"),
+        limits=("3/hour",),
+    )
+    entries["only-f"] = KeyEntry(
+        name="only-f",
+        scopes=("infer", "read"),
+        endpoints=("f",),
+    )
     write_keys(state_dir, entries)
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
-    variants = {"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}}
+def server(
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+) -> Server:
+    variants = {
+        "e": {"v": variant(bias_folders["1"])},
+        "f": {"w": variant(bias_folders["2"], "2")},
+    }
     server = serve_here(variants, SETTINGS)
     write_scopes(server.repository.state_dir)
     return server
@@ -114,7 +128,12 @@ def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(
     )
     caller = {"authorization": f"Bearer {key}"} if key else {}
 
-    def answer(route: Route, template: str, endpoint: str, choice: str) -> tuple[int, bytes]:
+    def answer(
+        route: Route,
+        template: str,
+        endpoint: str,
+        choice: str,
+    ) -> tuple[int, bytes]:
         path = template.format(endpoint=endpoint, version=choice, label=choice)
         body = {"model": endpoint}
         response = ask(
@@ -163,7 +182,13 @@ def test_a_key_for_the_default_endpoint_does_not_reveal_the_inputs_of_others(
 ) -> None:
     write_keys(
         server.repository.state_dir,
-        {"only-e": KeyEntry(name="only-e", scopes=("read",), endpoints=("e",))},
+        {
+            "only-e": KeyEntry(
+                name="only-e",
+                scopes=("read",),
+                endpoints=("e",),
+            )
+        },
     )
 
     assert ask(server, "/openapi.json", "GET", authorization="Bearer only-e").status == 403
@@ -186,7 +211,11 @@ def test_a_page_tells_a_key_for_one_endpoint_the_name_of_no_other(
 
 
 def test_a_health_check_tells_a_stranger_no_reason(server: Server, tmp_path: Path) -> None:
-    want(server.repository.state_dir, 2, {"g": {"v": variant(tmp_path, "1")}})
+    want(
+        server.repository.state_dir,
+        2,
+        {"g": {"v": variant(tmp_path, "1")}},
+    )
     server.repository.poll()
     response = ask(server, "/ping", "GET", authorization="Bearer infer")
     assert (response.status, b"no MLmodel file" in response.body) == (503, True)
@@ -204,7 +233,10 @@ def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
     assert b"send Authorization: Bearer KEY" in answer.body
 
 
-@pytest.mark.parametrize(("method", "need"), [("GET", "read"), ("POST", "admin")])
+@pytest.mark.parametrize(
+    ("method", "need"),
+    [("GET", "read"), ("POST", "admin")],
+)
 def test_views_of_other_packages_need_read_or_for_changes_admin_scope(
     server: Server,
     method: str,
@@ -252,8 +284,16 @@ def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Callers sometimes put the key into these headers."""
-    write_keys(server.repository.state_dir, {KEY: KeyEntry(name="shop", scopes=("infer", "read"))})
-    with_id = json.dumps({**json.loads(V2_ROW), "id": KEY}).encode()
+    write_keys(
+        server.repository.state_dir,
+        {KEY: KeyEntry(name="shop", scopes=("infer", "read"))},
+    )
+    with_id = json.dumps(
+        {
+            **json.loads(V2_ROW),
+            "id": KEY,
+        }
+    ).encode()
     plans = PlanTable(server)
     observed = replace(server, logs_requests=True)
 
@@ -270,11 +310,19 @@ def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
     with caplog.at_level("INFO"):
         new = [new_id("/invocations", KEY), new_id("/invocations", f"id={KEY};1")]
         new.append(new_id("/v2/models/e/infer", body=with_id))
-        new_id("/invocations", body=json.dumps({"dataframe_records": [{"x": KEY}]}).encode())
+        new_id(
+            "/invocations",
+            body=json.dumps({"dataframe_records": [{"x": KEY}]}).encode(),
+        )
         new_id(
             "/invocations",
             body=json.dumps(
-                {"dataframe_split": {"columns": [KEY, KEY], "data": [[1, 2]]}},
+                {
+                    "dataframe_split": {
+                        "columns": [KEY, KEY],
+                        "data": [[1, 2]],
+                    }
+                },
             ).encode(),
         )
         for path in (
@@ -331,14 +379,19 @@ def test_a_worker_asks_for_keys_and_waits_for_no_body_of_a_stranger(url: str) ->
 def test_a_worker_counts_requests_by_key_and_refuses_those_above_its_limit(url: str) -> None:
     headers = {"Content-Type": "application/json", "Authorization": "Bearer thrice"}
     answers = [
-        requests.post(f"{url}/invocations", ROW, headers=headers, timeout=10) for _ in range(4)
+        requests.post(
+            f"{url}/invocations",
+            ROW,
+            headers=headers,
+            timeout=10,
+        )
+        for _ in range(4)
     ]
 
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert mentions(answers[-1].json()["message"], "'thrice'", "3/hour")
-    assert (
-        0 < int(answers[-1].headers["Retry-After"]) <= 3600
-    )  # The limit ends with the hour of the worker.
+    # The limit ends with the hour of the worker.
+    assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600
     headers["Authorization"] = "Bearer infer"
     for body in (
         ROW,
@@ -373,7 +426,12 @@ def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(
         request = RawRequest("POST", "/invocations", headers, b'{"inputs": %b}' % inputs)
         return (plans.answer(request) or handle(server, request)).status
 
-    assert [status(b"[0]"), status(b"[7]"), status(b"[1]"), status(b"[1]")] == [200, 400, 200, 429]
+    assert [
+        status(b"[0]"),
+        status(b"[7]"),
+        status(b"[1]"),
+        status(b"[1]"),
+    ] == [200, 400, 200, 429]
     assert (
         b'onnxserve_refused_requests_total{endpoint="",reason="key"} 1.0' in server.metrics.page()
     )

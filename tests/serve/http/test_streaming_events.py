@@ -75,15 +75,28 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yaml.safe_dump({"flavors": {"python_function": loader}, "signature": signature}),
     )
     state_dir = folder / "state"
-    with gunicorn(state_dir, {"agent": {"v": variant(folder)}}, ServerSpec(threads=2)) as running:
+    with gunicorn(
+        state_dir,
+        {"agent": {"v": variant(folder)}},
+        ServerSpec(threads=2),
+    ) as running:
         yield running
 
 
 @pytest.fixture
 def post(running: Any) -> Post:
-    def post(content: str, stream: Any = True, path: str = "/invocations") -> requests.Response:
+    def post(
+        content: str,
+        stream: Any = True,
+        path: str = "/invocations",
+    ) -> requests.Response:
         body = {"messages": [{"role": "user", "content": content}], "stream": stream}
-        return requests.post(running.url + path, json=body, stream=True, timeout=60)
+        return requests.post(
+            running.url + path,
+            json=body,
+            stream=True,
+            timeout=60,
+        )
 
     return post
 
@@ -112,7 +125,8 @@ def events(response: requests.Response) -> Iterator[str]:
 
 def test_the_parts_of_an_answer_are_events(post: Post, tmp_path: Path) -> None:
     response = post(f"say {tmp_path}/a b", path="/endpoints/agent/invocations")
-    assert (response.status_code, response.headers["Content-Type"]) == (200, "text/event-stream")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "text/event-stream"
     assert response.headers["X-Model-Name"]
     assert response.headers["X-Accel-Buffering"] == "no"
     *parts, last = events(response)
@@ -163,11 +177,12 @@ def test_a_stream_that_fails_is_captured_once_as_a_failure(
     assert post(f"{task} {tmp_path}/a").text
     (request,) = captured(running)[before:]
     assert request.record.status == 400
+    # No part of the stream is captured.
     assert request.outputs.keys() == {
         "_error_code",
         "_message",
         "_column",
-    }  # No part of the stream is captured.
+    }
 
 
 def test_streams_are_counted_by_their_end_and_until_their_first_part(
@@ -205,7 +220,12 @@ def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(
     tmp_path: Path,
 ) -> None:
     signal_file = tmp_path / "told"
-    body = json.dumps({"messages": [{"content": f"wait {signal_file}"}], "stream": True}).encode()
+    body = json.dumps(
+        {
+            "messages": [{"content": f"wait {signal_file}"}],
+            "stream": True,
+        }
+    ).encode()
     head = (
         "POST /invocations HTTP/1.0\r\n"
         "Content-Type: application/json\r\n"
@@ -248,7 +268,8 @@ def test_an_error_in_the_first_part_is_one_as_any_other(post: Post) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_model_that_asks_for_later_is_answered_so(post: Post, stream: bool) -> None:
     response = post("busy", stream=stream)
-    assert (response.status_code, response.json()["message"]) == (429, "the quota is used up")
+    assert response.status_code == 429
+    assert response.json()["message"] == "the quota is used up"
 
 
 def test_a_later_error_is_the_last_event_but_one(post: Post, tmp_path: Path) -> None:

@@ -44,7 +44,10 @@ def chunk(piece: bytes = b"") -> bytes:
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
+def server(
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+) -> Server:
     """Allow one request at a time, so that a request
     that is not released is detected.
     """
@@ -148,7 +151,11 @@ def play(talk: Coroutine[Any, Any, None]) -> None:
 
 
 def counted(server: Server, name: str) -> dict[str, float]:
-    matches = re.findall(rf"^{name}{{(.*)}} (\S+)$", server.metrics.page().decode(), re.MULTILINE)
+    matches = re.findall(
+        rf"^{name}{{(.*)}} (\S+)$",
+        server.metrics.page().decode(),
+        re.MULTILINE,
+    )
     return {labels: float(value) for labels, value in matches}
 
 
@@ -187,7 +194,8 @@ def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -
         thread.join()
 
     play(talk())
-    assert (written, ended) == ([ANSWER], [True])
+    assert written == [ANSWER]
+    assert ended == [True]
 
 
 @pytest.mark.parametrize(
@@ -268,11 +276,12 @@ def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in
             client = await opened.connect(HEAD + chunk(LINE))
             await opened.read(client, ANSWER + b"\r\n")
             await asyncio.sleep(0.1)  # The thread probably waits for the next line.
+            # a reset
             client.setsockopt(
                 socket.SOL_SOCKET,
                 socket.SO_LINGER,
                 struct.pack("ii", 1, 0),
-            )  # a reset
+            )
             client.close()
             await until(lambda: not opened.app.streams)
             client = await opened.connect(HEAD + chunk(LINE) + chunk())
@@ -316,8 +325,22 @@ def test_a_piece_without_an_answer_does_not_end_the_answer(
       y = Squeeze(kept)
     }"""
     section = {
-        "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 1], "columns": ["a"]}],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1], "role": "values"}],
+        "inputs": [
+            {
+                "name": "X",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "columns": ["a"],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
     }
     columns = [{"name": "a", "type": "double", "required": True}]

@@ -34,7 +34,10 @@ ROW = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
+def server(
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+) -> Server:
     return serve_here(
         {"flights": {"v": variant(model_folders["mixed"])}},
         mask=["carrier"],
@@ -60,7 +63,10 @@ def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
     tmp_path: Path,
     model_folders: dict[str, Path],
 ) -> None:
-    with gunicorn(tmp_path, {"flights": {"v": variant(model_folders["mixed"])}}) as running:
+    with gunicorn(
+        tmp_path,
+        {"flights": {"v": variant(model_folders["mixed"])}},
+    ) as running:
         predicted = running.post(json={"dataframe_records": [ROW]})
         label = {"prediction_id": predicted.headers["X-Prediction-Id"], "row": 0, "label": True}
         for path, body, accepted in (
@@ -68,7 +74,8 @@ def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
             ("/endpoints/flights/feedback", BATCH, 3),
         ):
             answered = running.post(path, json=body)
-            assert (answered.status_code, answered.json()) == (202, {"accepted": accepted})
+            assert answered.status_code == 202
+            assert answered.json() == {"accepted": accepted}
         first, second = kept(tmp_path / SPOOL)
         assert first.endpoint == second.endpoint == "flights"
         assert first.entries == (Feedback(predicted.headers["X-Prediction-Id"], 0, None, True),)
@@ -87,7 +94,16 @@ def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
 
 
 def test_masked_key_columns_are_masked_before_they_are_written_down(server: Server) -> None:
-    assert give(server, {"key": {"carrier": "AA", "_request_id": "r"}, "label": 1}).status == 202
+    assert (
+        give(
+            server,
+            {
+                "key": {"carrier": "AA", "_request_id": "r"},
+                "label": 1,
+            },
+        ).status
+        == 202
+    )
     (frame,) = kept(server.repository.state_dir / SPOOL)
     masked = ColumnMask(server.repository.state_dir / "mask.key").hash_values(
         {"carrier": "AA"},
@@ -151,7 +167,15 @@ def test_masked_key_columns_are_masked_before_they_are_written_down(server: Serv
         ({"feedback": [{"label": 1, "prediction_id": "p"}] * 10_001}, "feedback has 10001 entries"),
         ({"feedback": [{"label": 1, "prediction_id": "p"}, 7]}, "feedback[1] is 7; a label with"),
         (
-            {"feedback": [{"label": 1, "key": {f"c{place}": 1}} for place in range(17)]},
+            {
+                "feedback": [
+                    {
+                        "label": 1,
+                        "key": {f"c{place}": 1},
+                    }
+                    for place in range(17)
+                ]
+            },
             "feedback has more than 16 different sets of key columns",
         ),
         ({"feedback": [], "label": 1}, "the document has 'label' next to 'feedback'"),
@@ -200,16 +224,15 @@ def test_numbers_that_are_none_and_huge_ones_are_kept_as_values_without_any_and_
 def test_another_content_type_and_an_unknown_endpoint_are_refused(server: Server) -> None:
     assert give(server, b"a,b", content_type="text/csv").status == 415
     response = give(server, {"prediction_id": "p", "label": 1}, "/endpoints/flight/feedback")
-    assert (response.status, orjson.loads(response.body)["error_code"]) == (
-        404,
-        "RESOURCE_DOES_NOT_EXIST",
-    )
+    assert response.status == 404
+    assert orjson.loads(response.body)["error_code"] == "RESOURCE_DOES_NOT_EXIST"
 
 
 def test_a_full_disk_answers_503_with_retry_after(server: Server) -> None:
     with files_of_at_most(0):
         response = give(server, {"prediction_id": "p", "label": 1})
-    assert (response.status, response.headers["Retry-After"]) == (503, "30")
+    assert response.status == 503
+    assert response.headers["Retry-After"] == "30"
     assert "cannot be stored" in orjson.loads(response.body)["message"]
     assert give(server, {"prediction_id": "p", "label": 1}).status == 202
     assert len(kept(server.repository.state_dir / SPOOL)) == 1

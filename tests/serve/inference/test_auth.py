@@ -41,9 +41,21 @@ def uptime() -> Clock[float]:
 
 
 @pytest.fixture
-def auth(tmp_path: Path, clock: Clock[float], uptime: Clock[float]) -> Authenticator:
-    shop = KeyEntry(name="shop", scopes=("infer",), endpoints=("flights",), expires_at=NOON + 60)
-    write_keys(tmp_path, {"shop": shop, "ops": KeyEntry(name="ops", scopes=("admin", "read"))})
+def auth(
+    tmp_path: Path,
+    clock: Clock[float],
+    uptime: Clock[float],
+) -> Authenticator:
+    shop = KeyEntry(
+        name="shop",
+        scopes=("infer",),
+        endpoints=("flights",),
+        expires_at=NOON + 60,
+    )
+    write_keys(
+        tmp_path,
+        {"shop": shop, "ops": KeyEntry(name="ops", scopes=("admin", "read"))},
+    )
     return Authenticator(tmp_path, WITH_KEYS, clock=clock, monotonic=uptime)
 
 
@@ -101,7 +113,12 @@ def basic(text: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "headers",
-    [bearer("ops"), {"authorization": "bearer  ops "}, basic("anybody:ops"), basic(":ops")],
+    [
+        bearer("ops"),
+        {"authorization": "bearer  ops "},
+        basic("anybody:ops"),
+        basic(":ops"),
+    ],
 )
 def test_a_key_comes_as_bearer_or_as_a_password(
     auth: Authenticator,
@@ -242,12 +259,20 @@ SIGNING = generate_private_key(SECP256R1())
 
 @pytest.fixture
 def of_issuer(tmp_path: Path) -> Authenticator:
-    key = {**ECAlgorithm.to_jwk(SIGNING.public_key(), as_dict=True), "kid": "monday"}
+    key = {
+        **ECAlgorithm.to_jwk(SIGNING.public_key(), as_dict=True),
+        "kid": "monday",
+    }
     (tmp_path / JWKS).write_text(json.dumps({"keys": [key]}))
     return Authenticator(tmp_path, WITH_TOKENS)
 
 
-def token(key: Any = SIGNING, kid: str = "monday", algorithm: str = "ES256", **claims: Any) -> str:
+def token(
+    key: Any = SIGNING,
+    kid: str = "monday",
+    algorithm: str = "ES256",
+    **claims: Any,
+) -> str:
     moment = int(time.time())
     document = {
         "iss": ISSUER,
@@ -268,12 +293,17 @@ def token(key: Any = SIGNING, kid: str = "monday", algorithm: str = "ES256", **c
 def test_a_token_allows_the_actions_in_its_scope(of_issuer: Authenticator) -> None:
     sent = bearer(token())
     for _ in range(2):  # The key is verified once and then cached.
-        assert (
-            of_issuer.require(sent, "infer", "flights").name == "shop@login.example"
-        )  # No key has this name.
+        # No key has this name.
+        assert of_issuer.require(sent, "infer", "flights").name == "shop@login.example"
     with pytest.raises(ScopeMissing, match=r"'shop@login\.example' .*infer.*read"):
         of_issuer.require(sent, "read")
-    limited = bearer(token(scope=None, scp=["infer"], onnxserve_endpoints=["flights"]))
+    limited = bearer(
+        token(
+            scope=None,
+            scp=["infer"],
+            onnxserve_endpoints=["flights"],
+        )
+    )
     assert of_issuer.require(limited, "infer", "flights").endpoints == ("flights",)
     with pytest.raises(ScopeMissing, match="'taxis'"):
         of_issuer.require(limited, "infer", "taxis")
@@ -330,7 +360,19 @@ def test_a_token_that_does_not_hold_is_refused_with_the_reason(
 @pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
 @pytest.mark.parametrize(
     "seconds",
-    [10**400, -(10**400), math.nan, math.inf, -math.inf, True, False, "soon", "9" * 400, [], {}],
+    [
+        10**400,
+        -(10**400),
+        math.nan,
+        math.inf,
+        -math.inf,
+        True,
+        False,
+        "soon",
+        "9" * 400,
+        [],
+        {},
+    ],
     ids=repr,
 )
 def test_a_token_whose_time_is_not_a_number_of_seconds_is_refused(
@@ -344,7 +386,10 @@ def test_a_token_whose_time_is_not_a_number_of_seconds_is_refused(
 
 def test_a_token_may_give_its_times_with_fractions(of_issuer: Authenticator) -> None:
     now = time.time()
-    entry = of_issuer.require(bearer(token(exp=now + 60.5, nbf=now - 0.5, iat=now - 0.5)), "infer")
+    entry = of_issuer.require(
+        bearer(token(exp=now + 60.5, nbf=now - 0.5, iat=now - 0.5)),
+        "infer",
+    )
     assert entry.expires_at == now + 90.5
 
 

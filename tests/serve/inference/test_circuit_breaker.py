@@ -48,9 +48,8 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(
 
     assert thread_names.empty()
     assert len(counted) == 3
-    assert set(caplog.messages) == {
-        "Redis does not answer (OSError): nothing happens",
-    }  # The log drops repeats.
+    # The log drops repeats.
+    assert set(caplog.messages) == {"Redis does not answer (OSError): nothing happens"}
 
 
 def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_two_for_the_pause() -> None:

@@ -65,9 +65,20 @@ def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
     return folder
 
 
-def numbers_model(folder: Path, graph: str, output: dict[str, Any]) -> Path:
+def numbers_model(
+    folder: Path,
+    graph: str,
+    output: dict[str, Any],
+) -> Path:
     section = {
-        "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["a", "b", "c"]}],
+        "inputs": [
+            {
+                "name": "X",
+                "dtype": "float32",
+                "shape": [-1, 3],
+                "columns": ["a", "b", "c"],
+            }
+        ],
         "outputs": [{"name": "y", **output}],
         "prediction": ["y"],
     }
@@ -86,7 +97,12 @@ def server(
     number = {"dtype": "float32", "shape": [-1], "role": "values"}
     wide = {"dtype": "float32", "shape": [-1, 3], "role": "values"}
     label = {"dtype": "int64", "shape": [-1, 3], "role": "label"}
-    example = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 2.0, 3.0]]}}
+    example = {
+        "dataframe_split": {
+            "columns": ["a", "b", "c"],
+            "data": [[1.0, 2.0, 3.0]],
+        }
+    }
     folders = {
         "flights": with_reference(mixed_model(root / "flights"), FLIGHTS),
         "linear": with_reference(numbers_model(root / "linear", LINEAR, number), NUMBERS),
@@ -136,22 +152,33 @@ def message(response: requests.Response) -> tuple[int, str]:
 def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_from_the_mean(
     server: Any,
 ) -> None:
-    rows = np.array([[1.0, 2.0, 3.0], [-4.0, 0.5, 0.0]], dtype="float32")
+    rows = np.array(
+        [[1.0, 2.0, 3.0], [-4.0, 0.5, 0.0]],
+        dtype="float32",
+    )
 
     answer = explain(server, "linear", json={"inputs": rows.tolist()})
 
     assert answer.status_code == 200, answer.text
     document = answer.json()
     mean = np.array([np.mean(NUMBERS[name]) for name in "abc"])
-    np.testing.assert_allclose(document["values"], (rows - mean) * WEIGHTS, atol=1e-5)
-    np.testing.assert_allclose(document["base_values"], [mean @ WEIGHTS] * 2, atol=1e-5)
-    np.testing.assert_allclose(document["predictions"], rows @ WEIGHTS, atol=1e-5)
-    assert (document["columns"], document["outputs"]) == (["a", "b", "c"], ["y"])
-    assert (document["background"], document["max_evals"]) == (
-        {"source": "reference", "rows": 30},
-        70,
+    np.testing.assert_allclose(
+        document["values"],
+        (rows - mean) * WEIGHTS,
+        atol=1e-5,
     )
-    assert (answer.headers["X-Model-Name"], answer.headers["X-Model-Version"]) == ("m", "1")
+    np.testing.assert_allclose(
+        document["base_values"],
+        [mean @ WEIGHTS] * 2,
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(document["predictions"], rows @ WEIGHTS, atol=1e-5)
+    assert document["columns"] == ["a", "b", "c"]
+    assert document["outputs"] == ["y"]
+    assert document["background"] == {"source": "reference", "rows": 30}
+    assert document["max_evals"] == 70
+    assert answer.headers["X-Model-Name"] == "m"
+    assert answer.headers["X-Model-Version"] == "1"
 
 
 def test_kserves_client_asks_by_its_own_path(server: Any) -> None:
@@ -162,9 +189,14 @@ def test_kserves_client_asks_by_its_own_path(server: Any) -> None:
 
     assert (
         ask("linear").json()
-        == explain(server, "linear", json={"instances": [[1.0, 2.0, 3.0]]}).json()
+        == explain(
+            server,
+            "linear",
+            json={"instances": [[1.0, 2.0, 3.0]]},
+        ).json()
     )
-    assert (ask("nobody").status_code, list(ask("nobody").json())) == (404, ["error"])
+    assert ask("nobody").status_code == 404
+    assert list(ask("nobody").json()) == ["error"]
 
 
 def test_columns_of_all_types_share_out_the_probability_of_each_class(
@@ -183,16 +215,31 @@ def test_columns_of_all_types_share_out_the_probability_of_each_class(
     values = np.array(document["values"])
     base_values = np.array(document["base_values"])
     assert values.shape == (3, 4, 2)
-    assert (document["columns"], document["outputs"]) == (list(rows), ["no", "yes"])
+    assert document["columns"] == list(rows)
+    assert document["outputs"] == ["no", "yes"]
     probabilities = probabilities_of(OnnxModel.load(mixed_model(tmp_path / "flights")), rows)
-    np.testing.assert_allclose(base_values + values.sum(axis=1), probabilities, atol=1e-5)
+    np.testing.assert_allclose(
+        base_values + values.sum(axis=1),
+        probabilities,
+        atol=1e-5,
+    )
     assert document["predictions"] == [["no", "yes"][int(p)] for p in probabilities[:, 1] > 0.5]
     model = OnnxModel.load(tmp_path / "flights")
     exact = np.array(
-        [shapley(model, {name: column[row] for name, column in rows.items()}) for row in range(3)],
+        [
+            shapley(
+                model,
+                {name: column[row] for name, column in rows.items()},
+            )
+            for row in range(3)
+        ],
     )
     np.testing.assert_allclose(values[:, :, 1], exact, atol=0.01)
-    np.testing.assert_allclose(values[:, :, 0], -values[:, :, 1], atol=1e-6)
+    np.testing.assert_allclose(
+        values[:, :, 0],
+        -values[:, :, 1],
+        atol=1e-6,
+    )
 
 
 def probabilities_of(model: OnnxModel, columns: dict[str, Sequence[Any]]) -> Any:
@@ -234,7 +281,11 @@ def test_an_explanation_is_reproducible_and_independent_of_the_other_rows(server
     first, again, single = (
         explain(server, "flights", json=split(batch)) for batch in (rows, rows, alone)
     )
-    other = explain(server, "flights", json={**split(rows), "params": {"seed": 5, "max_evals": 9}})
+    other = explain(
+        server,
+        "flights",
+        json={**split(rows), "params": {"seed": 5, "max_evals": 9}},
+    )
 
     assert first.content == again.content
     assert single.json()["values"][0] == first.json()["values"][1]
@@ -252,9 +303,11 @@ def test_rows_come_in_every_form_of_invocations(server: Any) -> None:
         "application/x-ndjson": b'{"a":1,"b":1,"c":1}\n{"a":0.5,"b":0.5,"c":0.5}\n',
         "application/vnd.apache.arrow.stream": stream.getvalue(),
     }
-    wanted = explain(server, "linear", json={"dataframe_records": table.to_pylist()}).json()[
-        "values"
-    ]
+    wanted = explain(
+        server,
+        "linear",
+        json={"dataframe_records": table.to_pylist()},
+    ).json()["values"]
 
     for kind, body in bodies.items():
         answer = explain(server, "linear", data=body, headers={"Content-Type": kind})
@@ -265,19 +318,34 @@ def test_rows_come_in_every_form_of_invocations(server: Any) -> None:
 def test_several_numbers_a_row_are_explained_each_and_an_example_is_background_enough(
     server: Any,
 ) -> None:
-    document = explain(server, "wide", json={"inputs": [[2.0, 2.0, 3.0]] * MOST_ROWS}).json()
+    document = explain(
+        server,
+        "wide",
+        json={"inputs": [[2.0, 2.0, 3.0]] * MOST_ROWS},
+    ).json()
 
     assert document["outputs"] == [0, 1, 2]
     assert document["background"] == {"source": "input_example", "rows": 1}
     np.testing.assert_allclose(
         document["values"],
-        [[[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]] * MOST_ROWS,
+        [
+            [
+                [2.0, 0.0, 0.0],
+                [0.0, 0.0, 0.0],
+                [0.0, 0.0, 0.0],
+            ]
+        ]
+        * MOST_ROWS,
     )
     assert document["base_values"] == [[2.0, 4.0, 6.0]] * MOST_ROWS
 
 
 def test_a_tensor_of_rank_two_is_a_table_without_names(server: Any) -> None:
-    document = explain(server, "stock", json={"inputs": [[2.0, 2.0, 3.0]]}).json()
+    document = explain(
+        server,
+        "stock",
+        json={"inputs": [[2.0, 2.0, 3.0]]},
+    ).json()
 
     assert document["columns"] == ["0", "1", "2"]
     np.testing.assert_allclose(document["values"], [[2.0, 0, 0]])
@@ -304,16 +372,26 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
         answer = explain(
             server,
             "sticky",
-            json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": version}},
+            json={
+                "inputs": [[1.0, 0.0, 0.0]],
+                "params": {"version": version},
+            },
         )
         assert answer.headers["X-Model-Version"] == version
     missing = explain(
         server,
         "sticky",
-        json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": "7"}},
+        json={
+            "inputs": [[1.0, 0.0, 0.0]],
+            "params": {"version": "7"},
+        },
     )
     assert message(missing) == (404, "endpoint 'sticky' has no version '7' loaded; it has 0, 1")
-    number = explain(server, "sticky", json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": 1}})
+    number = explain(
+        server,
+        "sticky",
+        json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": 1}},
+    )
     assert message(number)[1].startswith("params.version is 1; a text is expected")
 
 
@@ -327,7 +405,11 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
         ),
         ("labels", {"inputs": [[1, 2, 3]]}, "the model returns only labels"),
         ("bare", split(rows_of_flights(1, 0)), "the model has no sample rows"),
-        ("linear", {"inputs": [[1, 2, 3]] * (MOST_ROWS + 1)}, "6 rows; at most 5 can be explained"),
+        (
+            "linear",
+            {"inputs": [[1, 2, 3]] * (MOST_ROWS + 1)},
+            "6 rows; at most 5 can be explained",
+        ),
         ("linear", {"inputs": [[1, 2]]}, "row 0 is"),
         (
             "linear",
@@ -336,7 +418,10 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
         ),
         (
             "linear",
-            {"inputs": [[1, 2, 3]], "params": {"max_evals": 10**9}},
+            {
+                "inputs": [[1, 2, 3]],
+                "params": {"max_evals": 10**9},
+            },
             "a whole number from 1 to 20000",
         ),
         (
@@ -390,6 +475,10 @@ def test_a_process_that_is_killed_is_started_anew(server: Any) -> None:
         side.kill()
 
     def status() -> int:
-        return explain(server, "linear", json={"inputs": [[1, 2, 3]]}).status_code
+        return explain(
+            server,
+            "linear",
+            json={"inputs": [[1, 2, 3]]},
+        ).status_code
 
     wait_until(lambda: status() == 200, EXPLAINER_SECONDS, "another process")

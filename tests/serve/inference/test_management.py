@@ -45,7 +45,8 @@ def test_the_index_has_every_version_and_why_there_is_none(server: Server) -> No
     assert management.repository_index(server.repository, only_ready=True) == ready
     *entries, broken = management.repository_index(server.repository)
     assert entries == ready
-    assert (broken["name"], broken["state"]) == ("broken", "UNAVAILABLE")
+    assert broken["name"] == "broken"
+    assert broken["state"] == "UNAVAILABLE"
     assert "no MLmodel file" in broken["reason"]
 
 
@@ -113,18 +114,17 @@ def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
     }
     server = replace(server, metrics=SimpleNamespace(statistics=lambda: counted))  # type: ignore[arg-type]
     first, second = management.model_statistics(server, "two")["model_stats"]
-    assert (
-        first["name"],
-        first["version"],
-        first["inference_count"],
-        first["execution_count"],
-    ) == ("two", "1", 40, 2)
+    assert first["name"] == "two"
+    assert first["version"] == "1"
+    assert first["inference_count"] == 40
+    assert first["execution_count"] == 2
     assert first["last_inference"] == 1500
     assert first["inference_stats"]["success"] == {"count": 4, "ns": 500_000_000}
     assert first["inference_stats"]["fail"] == {"count": 1, "ns": 0}
     assert first["inference_stats"]["queue"] == {"count": 4, "ns": 100_000_000}
     assert first["inference_stats"]["compute_infer"] == {"count": 4, "ns": 200_000_000}
-    assert (second["version"], second["inference_count"]) == ("m-2", 0)
+    assert second["version"] == "m-2"
+    assert second["inference_count"] == 0
     assert management.model_statistics(server, "two", "1") == {"model_stats": [first]}
     assert len(management.model_statistics(server)["model_stats"]) == 3
     for endpoint, version in (("nobody", None), ("two", "9")):
@@ -140,14 +140,16 @@ def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(
         ("7",),
         ServerSpec(workers=3),
     )
-    assert (config["name"], config["platform"], config["backend"]) == (
-        "mixed",
-        "onnxruntime_onnx",
-        "onnxruntime",
-    )
+    assert config["name"] == "mixed"
+    assert config["platform"] == "onnxruntime_onnx"
+    assert config["backend"] == "onnxruntime"
     assert config["max_batch_size"] == 0
     assert "dynamic_batching" not in config
-    assert config["input"][0] == {"name": "carrier", "data_type": "TYPE_STRING", "dims": [-1, 1]}
+    assert config["input"][0] == {
+        "name": "carrier",
+        "data_type": "TYPE_STRING",
+        "dims": [-1, 1],
+    }
     assert [entry["data_type"] for entry in config["input"]] == [
         "TYPE_STRING",
         "TYPE_FP64",
@@ -174,7 +176,10 @@ def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None
     )
     joined = replace(
         variant,
-        loaded=replace(variant.loaded, batcher=Batcher(variant.loaded.predictor.run, policy)),
+        loaded=replace(
+            variant.loaded,
+            batcher=Batcher(variant.loaded.predictor.run, policy),
+        ),
     )
     config = management.triton_config(joined, ("7",), ServerSpec(default_timeout_microseconds=9))
     assert config["max_batch_size"] == 8

@@ -24,9 +24,15 @@ from tests.support.spool import read_segment
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
+def server(
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+) -> Server:
     return serve_here(
-        {"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}},
+        {
+            "e": {"v": variant(bias_folders["1"])},
+            "f": {"w": variant(bias_folders["2"], "2")},
+        },
     )
 
 
@@ -92,7 +98,10 @@ def test_want_of_memory_is_not_the_fault_of_the_request(
     )
 
 
-@pytest.mark.parametrize("given", ["", "a" * 129, "a b", "a\nb", "ü"])
+@pytest.mark.parametrize(
+    "given",
+    ["", "a" * 129, "a b", "a\nb", "ü"],
+)
 def test_a_request_id_unfit_to_be_sent_back_is_replaced(server: Server, given: str) -> None:
     made = ask(server, x_request_id=given).headers["X-Request-Id"]
     assert made != given
@@ -107,31 +116,32 @@ def test_requests_are_captured_with_their_ids_and_times(
     second = ask(server, "/endpoints/f/invocations", x_request_id="mine")
     ask(server, body=b"{}")
     first_row, two, failed = captured(server, tmp_path)
-    assert (first_row.record.endpoint, first_row.record.variant, first_row.record.request_id) == (
-        "e",
-        "v",
-        "mine",
-    )
+    assert first_row.record.endpoint == "e"
+    assert first_row.record.variant == "v"
+    assert first_row.record.request_id == "mine"
     assert first_row.record.event_time == 1_372_681_800_500_000
     assert (
         first_row.record.prediction_id
         == first.headers["X-Prediction-Id"]
         != second.headers["X-Prediction-Id"]
     )
-    assert (two.record.endpoint, two.model.version, two.record.event_time) == (
-        "f",
-        "2",
-        two.record.received_time,
-    )
+    assert two.record.endpoint == "f"
+    assert two.model.version == "2"
+    assert two.record.event_time == two.record.received_time
     assert two.outputs["y"].tolist() == [[2006.0]]
-    assert (first_row.record.status, failed.record.status, failed.feeds) == (200, 400, {})
+    assert first_row.record.status == 200
+    assert failed.record.status == 400
+    assert failed.feeds == {}
     assert (
         b'onnxserve_capture_requests_total{outcome="captured"} 2.0'
         in ask(server, "/metrics", "GET").body
     )
 
 
-@pytest.mark.parametrize(("fraction", "low", "high"), [(0.0, 0, 0), (0.5, 20, 80), (1.0, 100, 100)])
+@pytest.mark.parametrize(
+    ("fraction", "low", "high"),
+    [(0.0, 0, 0), (0.5, 20, 80), (1.0, 100, 100)],
+)
 def test_a_fraction_of_the_requests_is_captured(
     serve_here: Callable[..., Server],
     bias_folders: dict[str, Path],
@@ -156,7 +166,8 @@ def test_an_unexpected_error_is_logged_and_answered_without_details(
 
     monkeypatch.setattr(type(server.dataplane), "infer", broken)
     response = ask(server)
-    assert (response.status, json.loads(response.body)["error_code"]) == (500, "INTERNAL_ERROR")
+    assert response.status == 500
+    assert json.loads(response.body)["error_code"] == "INTERNAL_ERROR"
     assert b"secret" not in response.body
     assert "secret" in caplog.text
     assert response.headers["X-Request-Id"] in caplog.text
@@ -177,11 +188,10 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
     for version, biased in (("1", 1006.0), ("2", 2006.0), ("3", 3006.0)):
         response = ask(server, f"/v2/models/e/versions/{version}/infer", body=V2_ROW)
         document = json.loads(response.body)
-        assert (document["model_name"], document["model_version"]) == ("e", version)
-        assert (document["outputs"][0]["data"], response.headers["X-Model-Version"]) == (
-            [biased],
-            version,
-        )
+        assert document["model_name"] == "e"
+        assert document["model_version"] == version
+        assert document["outputs"][0]["data"] == [biased]
+        assert response.headers["X-Model-Version"] == version
     page = ask(server, "/metrics", "GET").body
     assert (
         b'requests_total{endpoint="e",model="m",protocol="v2",status="200",variant="idle",'
@@ -214,12 +224,16 @@ def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(
     tmp_path: Path,
 ) -> None:
     body = OpaqueBody("application/json", b'{"stream": true}', is_streamed=True)
-    streamed = Protocol("invocations", lambda *_: DecodedRequest({}, Mock(), body=body))
+    streamed = Protocol(
+        "invocations",
+        lambda *_: DecodedRequest({}, Mock(), body=body),
+    )
     server.dataplane.stream = Mock(  # type: ignore[method-assign]
         return_value=iter(Mock(side_effect=InferenceError("no such tool")), None),
     )
     reply = infer(server, RawRequest("POST", "/invocations", {}, b""), streamed)
-    assert (reply.status, reply.pieces) == (400, None)
+    assert reply.status == 400
+    assert reply.pieces is None
     assert b'status="400"' in server.metrics.page()
     assert [request.record.status for request in captured(server, tmp_path)] == [400]
 

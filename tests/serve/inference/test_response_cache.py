@@ -91,7 +91,10 @@ def test_an_answer_is_kept_for_its_time() -> None:
 def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
     cache = MemoryCache(10_000, 60)
     for number in range(3):
-        cache.put(str(number).encode(), {"y": np.zeros(250)})
+        cache.put(
+            str(number).encode(),
+            {"y": np.zeros(250)},
+        )
     assert cache.get(b"0")
     cache.put(b"3", {"y": np.zeros(250)})
 
@@ -101,10 +104,16 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
     assert cache.get(b"0")
     cache.put(b"large", {"y": np.zeros(5000)})
     assert cache.get(b"large") is None
-    cache.put(b"maps", {"y": np.array([{"a": 1}], dtype=object)})
+    cache.put(
+        b"maps",
+        {"y": np.array([{"a": 1}], dtype=object)},
+    )
     assert cache.get(b"maps") is None
     for number in range(1000):
-        cache.put(str(number).encode(), {"y": texts("a" * 100)})
+        cache.put(
+            str(number).encode(),
+            {"y": texts("a" * 100)},
+        )
         assert cache._bytes <= 10_000
 
 
@@ -163,7 +172,10 @@ def test_no_bytes_no_cache() -> None:
 def test_workers_share_answers_over_redis(redis_url: str) -> None:
     cache, other = (RedisCache(redis_url, 10_000, 60, print) for _ in range(2))
     assert other.get(b"shared") is None
-    cache.put(b"shared", {"y": np.arange(3.0), "label": texts("a", "b", "c")})
+    cache.put(
+        b"shared",
+        {"y": np.arange(3.0), "label": texts("a", "b", "c")},
+    )
 
     answer = other.get(b"shared")
     assert answer is not None

@@ -61,7 +61,14 @@ def serve(serve_here: Serve) -> Callable[..., Server]:
 
 
 def ask(server: Server, *rows: list[float]) -> RawResponse:
-    body = orjson.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}})
+    body = orjson.dumps(
+        {
+            "dataframe_split": {
+                "columns": ["a", "b", "c"],
+                "data": rows,
+            }
+        }
+    )
     return handle(
         server,
         RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
@@ -107,7 +114,11 @@ def test_an_answer_is_compared_with_the_shadows_answer(
     assert b"onnxserve_shadow_rows_total{" in server.metrics.page()
 
 
-def test_equal_labels_agree(serve: Serve, model_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_equal_labels_agree(
+    serve: Serve,
+    model_folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
     server = serve(model_folders["mixed"], mixed_model(tmp_path / "again"))
     row = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
     body = orjson.dumps({"dataframe_records": [row, row | {"carrier": "B6"}]})
@@ -135,7 +146,11 @@ def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(
     assert request.record.prediction_id == response.headers["X-Prediction-Id"]
     assert request.model.version == "2"
     sent = request.model.schema.to_columns(request.feeds)
-    assert {name: array.tolist() for name, array in sent.items()} == {"a": [1], "b": [2], "c": [3]}
+    assert {name: array.tolist() for name, array in sent.items()} == {
+        "a": [1],
+        "b": [2],
+        "c": [3],
+    }
     assert request.outputs["y"].tolist() == [[2006.0]]
 
 
@@ -147,8 +162,22 @@ def test_the_shadows_rows_have_the_keys_of_the_request(
     """The shadow has the same schema as the answering version, or another schema that
     needs converted feeds.
     """
-    inputs = [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["c", "b", "a"]}]
-    outputs = [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}]
+    inputs = [
+        {
+            "name": "X",
+            "dtype": "float32",
+            "shape": [-1, 3],
+            "columns": ["c", "b", "a"],
+        }
+    ]
+    outputs = [
+        {
+            "name": "y",
+            "dtype": "float32",
+            "shape": [-1, 1],
+            "role": "values",
+        }
+    ]
     section = {"inputs": inputs, "outputs": outputs, "prediction": ["y"]}
     signature = columns(a="double", b="double", c="double")
     other = write_model(tmp_path / "other", servers.single(2000.0), signature, section)
@@ -211,7 +240,12 @@ def test_joined_and_batched_requests_are_each_compared_with_their_own_answer(
         {"max_batch_size": 16},
     )
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: ask(server, [number, 0, 0], [0, number, 1]), range(100)))
+        list(
+            pool.map(
+                lambda number: ask(server, [number, 0, 0], [0, number, 1]),
+                range(100),
+            )
+        )
     compared(server, 100)
     assert shadowed(server, "rows", agreement="same") == 200
     answers = {
@@ -234,7 +268,11 @@ def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
     same = "same (float[N,1] X) => (float[N,1] y) { y = Sub(X, X) }"
     signature = [{"name": "a", "type": "double", "required": True}]
     folders = [
-        write_model(tmp_path / name, text, signature) for name, text in (("s", same), ("m", mean))
+        write_model(tmp_path / name, text, signature)
+        for name, text in (
+            ("s", same),
+            ("m", mean),
+        )
     ]
     server = serve(*folders, {"max_batch_size": most})
     assert server.dataplane.can_infer_async("e") == (most > 1)  # The shadow does not matter.
@@ -298,7 +336,12 @@ def slow(
     predictor.go_on.set()
 
 
-def offer(shadows: Shadows, variant: ServedVariant, requests: int, first: int = 0) -> None:
+def offer(
+    shadows: Shadows,
+    variant: ServedVariant,
+    requests: int,
+    first: int = 0,
+) -> None:
     for number in range(first, first + requests):
         record = RequestRecord("e", "main", "", str(number), 0, 0)
         shadows.mirror(
@@ -310,7 +353,10 @@ def offer(shadows: Shadows, variant: ServedVariant, requests: int, first: int = 
         )
 
 
-@pytest.mark.parametrize("bound", [{"max_copies": 3}, {"max_bytes": 3 * 16}])
+@pytest.mark.parametrize(
+    "bound",
+    [{"max_copies": 3}, {"max_bytes": 3 * 16}],
+)
 def test_copies_beyond_the_queue_bound_are_dropped_and_counted(
     slow: tuple[Server, ServedVariant, Slow],
     tmp_path: Path,
@@ -323,11 +369,12 @@ def test_copies_beyond_the_queue_bound_are_dropped_and_counted(
     predictor.go_on.set()
     compared(server, 3)
     copies = captured(tmp_path / "spool", "new")
+    # The newest copies are dropped.
     assert [request.record.prediction_id for request in copies] == [
         "0",
         "1",
         "2",
-    ]  # The newest copies are dropped.
+    ]
     shadows.close()
 
 
@@ -390,7 +437,13 @@ def test_a_copy_that_fails_takes_none_of_those_along_with_which_it_was_run(
     for number in range(10, 20):
         record = RequestRecord("e", "main", "", str(number), 0, 0)
         rows = {"X": np.full((1, 3), number, np.float32)}
-        shadows.mirror(variant, record, True, rows, {"y": np.ones((1, 1), np.float32)})
+        shadows.mirror(
+            variant,
+            record,
+            True,
+            rows,
+            {"y": np.ones((1, 1), np.float32)},
+        )
     predictor.go_on.set()
     compared(server, 10)
     wait_until(
@@ -399,7 +452,10 @@ def test_a_copy_that_fails_takes_none_of_those_along_with_which_it_was_run(
     )
     assert max(sizes) > 1
     ids = [request.record.prediction_id for request in captured(tmp_path / "spool", "new")]
-    assert ids == ["0", *(str(number) for number in range(10, 20) if number != 13)]
+    assert ids == [
+        "0",
+        *(str(number) for number in range(10, 20) if number != 13),
+    ]
     shadows.close()
 
 
@@ -461,7 +517,15 @@ def test_a_version_that_is_asked_for_by_its_number_is_not_answered_by_its_shadow
     bias_folders: dict[str, Path],
 ) -> None:
     main, two = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
-    server = serve_here({"e": {"watched": two | {"shadow": True}, "main": main, "new": two}})
+    server = serve_here(
+        {
+            "e": {
+                "watched": two | {"shadow": True},
+                "main": main,
+                "new": two,
+            }
+        }
+    )
     assert server.repository.select_variant("e", "2").name == "new"
 
 
@@ -475,10 +539,25 @@ def test_whatever_the_protocol_a_copy_is_compared(
     with pa.ipc.new_stream(stream, pa.table(columns).schema) as writer:
         writer.write_table(pa.table(columns))
     arrow = "application/vnd.apache.arrow.stream"
-    tensor = {"name": "X", "datatype": "FP32", "shape": [2, 3], "data": [1.0] * 6}
-    v2 = orjson.dumps({"inputs": [tensor], "outputs": [{"name": "y"}]})
+    tensor = {
+        "name": "X",
+        "datatype": "FP32",
+        "shape": [2, 3],
+        "data": [1.0] * 6,
+    }
+    v2 = orjson.dumps(
+        {
+            "inputs": [tensor],
+            "outputs": [{"name": "y"}],
+        }
+    )
     requests = [
-        RawRequest("POST", "/invocations", {"content-type": arrow}, stream.getvalue().to_pybytes()),
+        RawRequest(
+            "POST",
+            "/invocations",
+            {"content-type": arrow},
+            stream.getvalue().to_pybytes(),
+        ),
         RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"a,b,c\n1,2,3\n4,5,6\n"),
         RawRequest("POST", "/v2/models/e/infer", {"content-type": "application/json"}, v2),
     ]

@@ -10,12 +10,22 @@ from mlflow_deploy_plugin.serve.inference.shadow import translate_feeds
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 
-COLUMNS = (Column("name", "string"), Column("hour", "long"), Column("distance", "double"))
+COLUMNS = (
+    Column("name", "string"),
+    Column("hour", "long"),
+    Column("distance", "double"),
+)
 STACKED = compile_schema(
     COLUMNS,
     (),
     (
-        Input("text", "str", (-1, 1), ("name",), missing="none"),
+        Input(
+            "text",
+            "str",
+            (-1, 1),
+            ("name",),
+            missing="none",
+        ),
         Input("numbers", "float32", (-1, 2), ("hour", "distance")),
     ),
 )
@@ -25,10 +35,20 @@ APART = compile_schema(
     (
         Input("h", "int64", (-1, 1), ("hour",)),
         Input("d", "float64", (-1,), ("distance",)),
-        Input("n", "str", (-1, 1), ("name",), missing="?"),
+        Input(
+            "n",
+            "str",
+            (-1, 1),
+            ("name",),
+            missing="?",
+        ),
     ),
 )
-DATA: dict[str, list[Any]] = {"name": ["a", None], "hour": [7, 8], "distance": [0.5, float("nan")]}
+DATA: dict[str, list[Any]] = {
+    "name": ["a", None],
+    "hour": [7, 8],
+    "distance": [0.5, float("nan")],
+}
 
 
 def test_columns_find_their_inputs_and_types_again() -> None:

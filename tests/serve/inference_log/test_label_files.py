@@ -28,7 +28,14 @@ def read(
     columns: LabelColumns | None = None,
 ) -> list[LabelEntry | BadRow]:
     data = content.encode() if isinstance(content, str) else content
-    return list(read_label_file(io.BytesIO(data), "labels", kind, columns or LabelColumns()))
+    return list(
+        read_label_file(
+            io.BytesIO(data),
+            "labels",
+            kind,
+            columns or LabelColumns(),
+        )
+    )
 
 
 def good(rows: list[LabelEntry | BadRow]) -> list[Feedback]:
@@ -48,7 +55,10 @@ def parquet(**columns: Any) -> bytes:
 def test_csv_by_prediction_id_and_row() -> None:
     rows = read("csv", "\ufeffprediction_id,row,label,other\na,0,1,x\n\nb,,late,x\n")
 
-    assert good(rows) == [Feedback("a", 0, None, "1"), Feedback("b", None, None, "late")]
+    assert good(rows) == [
+        Feedback("a", 0, None, "1"),
+        Feedback("b", None, None, "late"),
+    ]
     assert [row.place for row in rows] == ["line 2", "line 4"]
 
 
@@ -58,7 +68,11 @@ def test_csv_by_key_columns() -> None:
 
 
 def test_csv_knows_the_numbers_of_the_log_however_they_are_written() -> None:
-    columns = LabelColumns(key=("flight", "name"), label="late", numbers=frozenset({"flight"}))
+    columns = LabelColumns(
+        key=("flight", "name"),
+        label="late",
+        numbers=frozenset({"flight"}),
+    )
     rows = read("csv", "flight,name,late\n7.0,7.0,1\n.50,x,1\n8,y,1\n1.2.3,z,1\n", columns)
     assert [entry.key["flight"] for entry in good(rows) if entry.key] == [7.0, 0.5, "8", "1.2.3"]
     assert good(rows)[0].key == {"flight": 7.0, "name": "7.0"}
@@ -68,11 +82,20 @@ def test_parquet_of_bytes_decimals_and_lists() -> None:
     ids = pa.array([b"a", b"\xff", b"c"])
     rows = read(
         "parquet",
-        parquet(prediction_id=ids, label=[Decimal("1.10"), Decimal("2.0"), Decimal("100")]),
+        parquet(
+            prediction_id=ids,
+            label=[Decimal("1.10"), Decimal("2.0"), Decimal("100")],
+        ),
     )
-    assert good(rows) == [Feedback("a", None, None, "1.1"), Feedback("c", None, None, "100")]
+    assert good(rows) == [
+        Feedback("a", None, None, "1.1"),
+        Feedback("c", None, None, "100"),
+    ]
     assert list(bad(rows)) == ["row 1 (from 0)"]
-    lists = read("parquet", parquet(prediction_id=["a"], label=[[1]]))
+    lists = read(
+        "parquet",
+        parquet(prediction_id=["a"], label=[[1]]),
+    )
     assert bad(lists) == {
         "row 0 (from 0)": "label is [1]; a text, a number, true, false or null is expected",
     }
@@ -117,7 +140,10 @@ def test_numbers_that_are_none_are_missing_in_parquet_as_nulls_are() -> None:
 
     rows = read("parquet", content)
 
-    assert good(rows) == [Feedback("a", None, None, 1.0), Feedback("c", None, None, "inf")]
+    assert good(rows) == [
+        Feedback("a", None, None, 1.0),
+        Feedback("c", None, None, "inf"),
+    ]
     assert bad(rows) == {"row 1 (from 0)": "its 'label' is empty"}
 
 
@@ -217,7 +243,10 @@ def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
         ("parquet", parquet(a=[1]), LabelColumns(), "has no column 'prediction_id'"),
         (
             "parquet",
-            parquet(prediction_id=["a"], label=pa.array([2**62], pa.timestamp("us"))),
+            parquet(
+                prediction_id=["a"],
+                label=pa.array([2**62], pa.timestamp("us")),
+            ),
             LabelColumns(),
             "labels cannot be read as Parquet: date value out of range",
         ),

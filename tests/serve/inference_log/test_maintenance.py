@@ -30,9 +30,17 @@ LATER = datetime.now(UTC) + timedelta(days=1)
 FOLDER = "endpoint=flights/date=2013-07-01/hour=00"
 
 
-def hour(count: int, start: int = 0, **columns: Any) -> dict[str, Any]:
+def hour(
+    count: int,
+    start: int = 0,
+    **columns: Any,
+) -> dict[str, Any]:
     times = [DAY + timedelta(milliseconds=number) for number in range(count)]
-    return {"_event_time": times, "x": np.arange(count, dtype=np.float64) + start, **columns}
+    return {
+        "_event_time": times,
+        "x": np.arange(count, dtype=np.float64) + start,
+        **columns,
+    }
 
 
 def files(writer: LogWriter, folder: str = FOLDER) -> list[Path]:
@@ -62,7 +70,8 @@ def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(
 
     done = compact(log, "flights", LATER)
 
-    assert (done.compacted_files, done.written_files) == (7, 1)
+    assert done.compacted_files == 7
+    assert done.written_files == 1
     (file,) = files(writer)
     assert pq.read_metadata(file).num_rows == 60  # The duplicates are removed.
     assert rows(log) == before
@@ -74,9 +83,8 @@ def test_an_hour_that_is_not_over_or_that_was_just_written_is_left_alone(
     writer: LogWriter,
     many: list[str],
 ) -> None:
-    assert (
-        compact(log, "flights", datetime.now(UTC)) == MaintenanceResult()
-    )  # The agent may still write the file.
+    # The agent may still write the file.
+    assert compact(log, "flights", datetime.now(UTC)) == MaintenanceResult()
     assert compact(log, "flights", DAY + timedelta(minutes=59)) == MaintenanceResult()
     assert len(files(writer)) == 7
 
@@ -105,7 +113,13 @@ def test_files_of_an_agent_of_before_and_of_now_become_one(
     writer: LogWriter,
 ) -> None:
     writer.write(hour(2))
-    writer.write(hour(2, _shadow=[True, False], _latency_us=pa.array([5, 6])))
+    writer.write(
+        hour(
+            2,
+            _shadow=[True, False],
+            _latency_us=pa.array([5, 6]),
+        )
+    )
 
     assert compact(log, "flights", LATER).written_files == 1
     assert sorted(
@@ -187,7 +201,12 @@ def test_two_compactors_at_once_lose_nothing(log: InferenceLog, writer: LogWrite
     before = rows(log)
 
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda _: compact(InferenceLog(log.location), "flights", LATER), range(3)))
+        list(
+            pool.map(
+                lambda _: compact(InferenceLog(log.location), "flights", LATER),
+                range(3),
+            )
+        )
 
     assert rows(log) == before
     compact(log, "flights", LATER)
@@ -217,7 +236,15 @@ def test_labels_of_a_day_become_one_file_and_mean_the_same(
 ) -> None:
     writer.write({**hour(3), "_prediction_id": ["p"] * 3})
     for number in range(6):
-        label = Label("p", number % 3, None, number, microseconds(DAY) + number, "s", number)
+        label = Label(
+            "p",
+            number % 3,
+            None,
+            number,
+            microseconds(DAY) + number,
+            "s",
+            number,
+        )
         writer.label(label, name=f"f{number}")
         writer.label(label, name=f"f{number}-again")
     before = log.labelled("flights", WINDOW)
@@ -277,7 +304,13 @@ def test_rows_and_labels_in_a_pinned_window_are_kept(
         writer.label(Label("p", None, None, 1, 0), day=f"2013-07-0{day}")
     pinned = parse_window("2013-07-01T01:30/1h")
 
-    maintain(log, "flights", DAY + timedelta(days=4), timedelta(days=1), [pinned])
+    maintain(
+        log,
+        "flights",
+        DAY + timedelta(days=4),
+        timedelta(days=1),
+        [pinned],
+    )
 
     hours = [int((hour.start - DAY) / timedelta(hours=1)) for hour in log.hours("flights")]
     assert hours == [1, 2, *range(72, 96)]
@@ -311,7 +344,9 @@ def test_upkeep_deletes_and_compacts(log: InferenceLog, writer: LogWriter, many:
 
     done = maintain(log, "flights", LATER, LATER - DAY)
 
-    assert (done.compacted_files, done.written_files, done.expired_files) == (7, 1, 1)
+    assert done.compacted_files == 7
+    assert done.written_files == 1
+    assert done.expired_files == 1
 
 
 def test_a_log_that_is_gone_is_an_empty_one(log: InferenceLog) -> None:

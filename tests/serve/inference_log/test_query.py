@@ -51,11 +51,29 @@ def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
     writer.write(first, segment=segment, suffix="-again")
     later = [DAY + timedelta(days=1, minutes=minute) for minute in range(10)]
     writer.write(
-        {"_event_time": later, "x": ["text"] * 10, "probs": [[0.1, 0.9]] * 10},
+        {
+            "_event_time": later,
+            "x": ["text"] * 10,
+            "probs": [[0.1, 0.9]] * 10,
+        },
         version="2",
     )
-    writer.write({"_event_time": later, "_shadow": [True] * 10, "x": [1.0] * 10}, version="3")
-    writer.label(*(Label(f"p{minute}", None, None, minute % 2, 1) for minute in range(0, 120, 10)))
+    writer.write(
+        {"_event_time": later, "_shadow": [True] * 10, "x": [1.0] * 10},
+        version="3",
+    )
+    writer.label(
+        *(
+            Label(
+                f"p{minute}",
+                None,
+                None,
+                minute % 2,
+                1,
+            )
+            for minute in range(0, 120, 10)
+        )
+    )
     return log
 
 
@@ -91,9 +109,8 @@ def test_each_row_is_there_once_with_every_column_that_any_version_has(
         "probs",
     ]
     assert str(table.schema.field("_event_time").type) == "timestamp[us, tz=UTC]"
-    assert (
-        table.column("x").to_pylist()[0] == "0"
-    )  # a number in one version and a text in the other
+    # a number in one version and a text in the other
+    assert table.column("x").to_pylist()[0] == "0"
     assert ask(flights, shadows=True).num_rows == 140
 
 
@@ -107,7 +124,11 @@ def test_conditions_expressions_order_and_limit(flights: InferenceLog) -> None:
     )
 
     assert table.to_pylist() == [
-        {"_event_time": DAY + timedelta(minutes=minute), "twice": 1.0} for minute in (118, 116)
+        {
+            "_event_time": DAY + timedelta(minutes=minute),
+            "twice": 1.0,
+        }
+        for minute in (118, 116)
     ]
 
 
@@ -120,7 +141,11 @@ def test_labels_are_columns_and_may_be_left_out(flights: InferenceLog) -> None:
     )
 
     assert table.num_rows == 12
-    assert table.to_pylist()[1] == {"_prediction_id": "p10", "_label": "0", "_label_number": 0.0}
+    assert table.to_pylist()[1] == {
+        "_prediction_id": "p10",
+        "_label": "0",
+        "_label_number": 0.0,
+    }
     assert "_label" not in ask(flights, labels=False, limit=1).column_names
 
 
@@ -180,7 +205,10 @@ def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: Log
         *(f"c{number}" for number in range(1000)),
     ]
     writer.write(
-        {"_event_time": [DAY], **{name: [float(number)] for number, name in enumerate(names)}},
+        {
+            "_event_time": [DAY],
+            **{name: [float(number)] for number, name in enumerate(names)},
+        },
     )
 
     (row,) = ask(log).to_pylist()
@@ -305,7 +333,11 @@ def test_ctrl_c_ends_a_statement_at_once(
 
     def planned(*arguments: Any) -> Any:
         query_plan = plan(*arguments)
-        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Timer(
+            0.5,
+            os.kill,
+            (os.getpid(), signal.SIGINT),
+        ).start()
         assert moment != "before it computes" or interrupted.wait(60)
         return query_plan
 
@@ -313,7 +345,14 @@ def test_ctrl_c_ends_a_statement_at_once(
     options: dict[str, Any] = {"statement": ENDLESS}
     if moment == "while it reads":
         options = {"order_by": "x"}
-        endless = itertools.repeat(event_table({"_event_time": [DAY] * 1000, "x": ["1"] * 1000}))
+        endless = itertools.repeat(
+            event_table(
+                {
+                    "_event_time": [DAY] * 1000,
+                    "x": ["1"] * 1000,
+                }
+            )
+        )
         monkeypatch.setattr(reader, "scan_hour", lambda *_: endless)
     with pytest.raises(KeyboardInterrupt):
         ask(flights, **options)
@@ -346,10 +385,11 @@ def test_a_statement_without_end_or_measure_is_ended_in_one_line(
 
 
 @pytest.mark.long
+# Each sorting thread takes memory.
 @pytest.mark.parametrize(
     ("memory", "cores"),
     [(128, 4), (512, 64)],
-)  # Each sorting thread takes memory.
+)
 def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
     log: InferenceLog,
     writer: LogWriter,
@@ -363,7 +403,10 @@ def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
     for hour in range(12):
         times = [DAY + timedelta(hours=hour)] * 200_000
         writer.write(
-            {"_event_time": times, **{f"x{column}": rng.random(200_000) for column in range(10)}},
+            {
+                "_event_time": times,
+                **{f"x{column}": rng.random(200_000) for column in range(10)},
+            },
         )
     view_of_all = View("flights", labels=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -373,9 +416,8 @@ def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
             Query(view_of_all, order_by=order, select="* EXCLUDE (_event_time)"),
         ) as answer:
             assert sum(len(batch) for batch in answer.batches) == 2_400_000
-    assert (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900_000
-    )  # kB; the complete result takes over 300 MB twice
+    # kB; the complete result takes over 300 MB twice
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900_000
 
 
 def test_a_statement_is_over_when_nothing_comes_of_it() -> None:

@@ -33,7 +33,11 @@ WINDOW = parse_window("2013-07-01/1d")
 
 
 def columns(*times: datetime, **values: Any) -> dict[str, Any]:
-    return {"_event_time": list(times), "x": np.arange(len(times), dtype=np.float64), **values}
+    return {
+        "_event_time": list(times),
+        "x": np.arange(len(times), dtype=np.float64),
+        **values,
+    }
 
 
 def read(log: InferenceLog, max_rows: int = MAX_ROWS) -> WindowRows:
@@ -54,14 +58,22 @@ class CountingFiles:
         return self.files.get_file_info(selector)
 
 
-@pytest.mark.parametrize(("newest_first", "day"), [(False, 0), (True, 8)])
+@pytest.mark.parametrize(
+    ("newest_first", "day"),
+    [(False, 0), (True, 8)],
+)
 def test_of_hours_that_are_not_asked_for_no_day_is_listed(
     writer: LogWriter,
     newest_first: bool,
     day: int,
 ) -> None:
     for number in range(9):
-        writer.write({"_event_time": [DAY + timedelta(days=number)], "x": [1]})
+        writer.write(
+            {
+                "_event_time": [DAY + timedelta(days=number)],
+                "x": [1],
+            }
+        )
     counting = CountingFiles()
     log = InferenceLog(LogLocation(counting, str(writer.root), "log", is_local=True))
 
@@ -73,11 +85,23 @@ def test_of_hours_that_are_not_asked_for_no_day_is_listed(
 
 def test_a_window_is_half_open(log: InferenceLog, writer: LogWriter) -> None:
     tick = timedelta(microseconds=1)
-    writer.write(columns(DAY - tick, DAY, DAY + timedelta(days=1) - tick, DAY + timedelta(days=1)))
+    writer.write(
+        columns(
+            DAY - tick,
+            DAY,
+            DAY + timedelta(days=1) - tick,
+            DAY + timedelta(days=1),
+        )
+    )
 
     rows = read(log)
 
-    assert (rows.model, rows.version, rows.rows, rows.is_sampled) == ("flight-delay", "1", 2, False)
+    assert (
+        rows.model,
+        rows.version,
+        rows.rows,
+        rows.is_sampled,
+    ) == ("flight-delay", "1", 2, False)
     assert sorted(rows.table.column("x").to_pylist()) == [1, 2]
 
 
@@ -110,7 +134,10 @@ def test_a_window_that_is_larger_than_the_bound_is_sampled_the_same_way_each_tim
     hours = {time.hour for time in rows.table.column("_event_time").to_pylist()}
     assert hours == set(range(10))
     keys = set(
-        zip(*(rows.table.column(name).to_pylist() for name in ("_segment", "_row")), strict=True),
+        zip(
+            *(rows.table.column(name).to_pylist() for name in ("_segment", "_row")),
+            strict=True,
+        ),
     )
     assert len(keys) == 900
 
@@ -120,11 +147,16 @@ def test_the_version_that_answered_most_is_read_and_the_others_are_counted(
     writer: LogWriter,
 ) -> None:
     writer.write(columns(DAY, DAY), version="1")
-    writer.write(columns(DAY, DAY, DAY, tag=["a", "b", "c"]), version="2")
+    writer.write(
+        columns(DAY, DAY, DAY, tag=["a", "b", "c"]),
+        version="2",
+    )
 
     rows = read(log)
 
-    assert (rows.version, rows.rows, rows.other_versions) == ("2", 3, {"flight-delay version 1": 2})
+    assert rows.version == "2"
+    assert rows.rows == 3
+    assert rows.other_versions == {"flight-delay version 1": 2}
     assert sorted(rows.table.column("tag").to_pylist()) == ["a", "b", "c"]
 
 
@@ -142,7 +174,13 @@ def test_large_tensors_are_summarised_while_they_are_read(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:
-    writer.write(columns(DAY, DAY, image=[[[1.0, 3.0]], [[2.0, 2.0]]]))
+    writer.write(
+        columns(
+            DAY,
+            DAY,
+            image=[[[1.0, 3.0]], [[2.0, 2.0]]],
+        )
+    )
 
     table = read(log).table
 
@@ -155,12 +193,27 @@ def test_the_latest_whole_window_is_the_last_one_that_is_over(
     writer: LogWriter,
 ) -> None:
     writer.write(columns(DAY))
-    writer.write(columns(DAY + timedelta(days=9, hours=5, minutes=10)))
+    writer.write(
+        columns(
+            DAY
+            + timedelta(
+                days=9,
+                hours=5,
+                minutes=10,
+            )
+        )
+    )
 
     later = DAY + timedelta(days=30)
     assert str(log.latest_window("flights", "1d", later)) == "2013-07-10/2013-07-11"
     assert (
-        str(log.latest_window("flights", "1d", DAY + timedelta(days=9, hours=23)))
+        str(
+            log.latest_window(
+                "flights",
+                "1d",
+                DAY + timedelta(days=9, hours=23),
+            )
+        )
         == "2013-07-01/2013-07-02"
     )
     assert (
@@ -175,17 +228,23 @@ def test_an_endpoint_without_captured_rows_has_no_window(
     log: InferenceLog,
     writer: LogWriter,
 ) -> None:
-    assert (log.endpoints(), log.read("flights", WINDOW)) == ([], None)
+    assert log.endpoints() == []
+    assert log.read("flights", WINDOW) is None
     with pytest.raises(NotFound, match=r"endpoint 'flights' have been captured"):
         log.latest_window("flights", "1d", DAY)
     writer.write(columns(DAY), endpoint="other")
-    assert (log.endpoints(), log.read("flights", WINDOW)) == (["other"], None)
+    assert log.endpoints() == ["other"]
+    assert log.read("flights", WINDOW) is None
 
 
 @pytest.fixture
 def written(writer: LogWriter) -> LogWriter:
     writer.write(
-        {"_event_time": [DAY, DAY], "_prediction_id": ["p", "p"], "x": [1, 2]},
+        {
+            "_event_time": [DAY, DAY],
+            "_prediction_id": ["p", "p"],
+            "x": [1, 2],
+        },
         version="1",
     )
     writer.write(
@@ -206,11 +265,9 @@ def test_the_columns_are_those_of_every_version_in_the_wider_type(
     written: LogWriter,
 ) -> None:
     schema = view_schema(log, View("flights"))
-    assert (schema.names[0], schema.field("x").type, schema.field("y").type) == (
-        "_event_time",
-        pa.float64(),
-        pa.string(),
-    )
+    assert schema.names[0] == "_event_time"
+    assert schema.field("x").type == pa.float64()
+    assert schema.field("y").type == pa.string()
     assert "_label" in schema.names
     assert "_label" not in view_schema(log, View("flights", labels=False)).names
 
@@ -241,11 +298,15 @@ def test_labels_are_matched_with_rows_of_the_whole_log(
     received = microseconds(DAY)
     matches.add(
         labels_table(
-            [Label("p", 0, None, 1, received), Label("nobody's", None, None, 1, received)]
+            [
+                Label("p", 0, None, 1, received),
+                Label("nobody's", None, None, 1, received),
+            ]
         ),
     )
     match_labels(log, "flights", matches)
-    assert (matches.count, matches.matched) == (2, 1)
+    assert matches.count == 2
+    assert matches.matched == 1
 
 
 def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(
@@ -257,13 +318,39 @@ def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(
     older.parent.mkdir(parents=True)
     older.write_bytes(b"read")
     matches = LabelMatches()
-    matches.add(labels_table([Label("p", 0, None, 1, microseconds(DAY))]))
+    matches.add(
+        labels_table(
+            [
+                Label(
+                    "p",
+                    0,
+                    None,
+                    1,
+                    microseconds(DAY),
+                )
+            ]
+        )
+    )
     match_labels(log, "flights", matches)
-    assert (matches.matched, log.unreadable) == (1, {})
+    assert matches.matched == 1
+    assert log.unreadable == {}
     matches = LabelMatches()
-    matches.add(labels_table([Label("nobody's", None, None, 1, microseconds(DAY))]))
+    matches.add(
+        labels_table(
+            [
+                Label(
+                    "nobody's",
+                    None,
+                    None,
+                    1,
+                    microseconds(DAY),
+                )
+            ]
+        )
+    )
     match_labels(log, "flights", matches)
-    assert (matches.matched, len(log.unreadable)) == (0, 1)
+    assert matches.matched == 0
+    assert len(log.unreadable) == 1
 
 
 def test_the_error_of_an_unknown_endpoint_names_the_nearest(

@@ -35,10 +35,26 @@ WINDOW = Window(DAY, DAY + timedelta(hours=HOURS))
 LATER = datetime.now(UTC) + timedelta(days=1)
 
 _hour = st.integers(0, HOURS - 1)
-_ships = st.tuples(st.just("ship"), _hour, st.integers(1, 5))
-_doubles = st.tuples(st.just("ship again"), st.integers(0, 20), st.integers(0, 3))
-_upkeep = st.tuples(st.sampled_from(["compact", "compact and die", "expire"]), _hour, st.just(0))
-_steps = st.lists(st.one_of(_ships, _ships, _doubles, _upkeep), min_size=3, max_size=14)
+_ships = st.tuples(
+    st.just("ship"),
+    _hour,
+    st.integers(1, 5),
+)
+_doubles = st.tuples(
+    st.just("ship again"),
+    st.integers(0, 20),
+    st.integers(0, 3),
+)
+_upkeep = st.tuples(
+    st.sampled_from(["compact", "compact and die", "expire"]),
+    _hour,
+    st.just(0),
+)
+_steps = st.lists(
+    st.one_of(_ships, _ships, _doubles, _upkeep),
+    min_size=3,
+    max_size=14,
+)
 
 
 class Died(BaseException):
@@ -108,11 +124,23 @@ def _rows(log: InferenceLog) -> list[tuple[str, int]]:
 
 
 _names = st.one_of(
-    st.tuples(st.sampled_from(["p0", "p1", "unknown"]), st.sampled_from([None, 0, 1]), st.none()),
-    st.tuples(st.none(), st.none(), st.sampled_from([5, 6.0, "7", 99])),
+    st.tuples(
+        st.sampled_from(["p0", "p1", "unknown"]),
+        st.sampled_from([None, 0, 1]),
+        st.none(),
+    ),
+    st.tuples(
+        st.none(),
+        st.none(),
+        st.sampled_from([5, 6.0, "7", 99]),
+    ),
 )
 _labels = st.lists(
-    st.tuples(_names, st.sampled_from([0, 1, "late", 2.5, True, None]), st.integers(0, 3)),
+    st.tuples(
+        _names,
+        st.sampled_from([0, 1, "late", 2.5, True, None]),
+        st.integers(0, 3),
+    ),
     min_size=1,
     max_size=12,
 )
@@ -174,7 +202,10 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
 
         rows = log.labelled(
             "flights",
-            Window(datetime(1970, 1, 1, tzinfo=UTC), datetime(1970, 1, 2, tzinfo=UTC)),
+            Window(
+                datetime(1970, 1, 1, tzinfo=UTC),
+                datetime(1970, 1, 2, tzinfo=UTC),
+            ),
         )
         tables = list(view_tables(log, View("flights"), ["flight", "_label"]))
         counts = log_stats(log, "flights").labels
@@ -203,12 +234,21 @@ def _last_label(labels: list[Label], flight: int) -> str | None:
     """Return the expected label: the last received label of the row, then the label
     with the highest offset.
     """
-    prediction_id, row = {5: ("p0", 0), 6: ("p0", 1), 7: ("p1", 0), 8: ("p1", 1)}[flight]
+    prediction_id, row = {
+        5: ("p0", 0),
+        6: ("p0", 1),
+        7: ("p1", 0),
+        8: ("p1", 1),
+    }[flight]
     theirs = [
         label
         for label in labels
         if (label.prediction_id == prediction_id and label.row in (None, row))
         or (isinstance(label.key, dict) and as_text(label.key["flight"]) == str(flight))
     ]
-    last = max(theirs, key=lambda label: (label.received_us, label.offset), default=None)
+    last = max(
+        theirs,
+        key=lambda label: (label.received_us, label.offset),
+        default=None,
+    )
     return None if last is None else as_text(last.label)

@@ -26,10 +26,18 @@ FOLDER = "endpoint=flights/date=2013-07-01/hour=00"
 
 def hour(count: int, **columns: Any) -> dict[str, Any]:
     times = [DAY + timedelta(milliseconds=number) for number in range(count)]
-    return {"_event_time": times, "x": np.arange(count, dtype=np.float64), **columns}
+    return {
+        "_event_time": times,
+        "x": np.arange(count, dtype=np.float64),
+        **columns,
+    }
 
 
-def read(log: InferenceLog, *columns: str, **options: Any) -> list[dict[str, Any]]:
+def read(
+    log: InferenceLog,
+    *columns: str,
+    **options: Any,
+) -> list[dict[str, Any]]:
     return [
         row
         for table in log.batches("flights", WINDOW, columns or None, **options)
@@ -171,11 +179,19 @@ class Changing(fs.FileSystemHandler):  # type: ignore[misc]
 
 def changing(log: InferenceLog, before: Any, is_local: bool = True) -> InferenceLog:
     return InferenceLog(
-        replace(log.location, filesystem=fs.PyFileSystem(Changing(before)), is_local=is_local),
+        replace(
+            log.location,
+            filesystem=fs.PyFileSystem(Changing(before)),
+            is_local=is_local,
+        ),
     )
 
 
-is_of_a_bucket = pytest.mark.parametrize("is_local", [True, False], ids=["folder", "bucket"])
+is_of_a_bucket = pytest.mark.parametrize(
+    "is_local",
+    [True, False],
+    ids=["folder", "bucket"],
+)
 
 
 @is_of_a_bucket
@@ -184,7 +200,15 @@ def test_files_that_are_compacted_while_they_are_read_give_their_rows_once(
     writer: LogWriter,
     is_local: bool,
 ) -> None:
-    names = [writer.write(hour(10, x=np.arange(10.0) + number * 10)) for number in range(4)]
+    names = [
+        writer.write(
+            hour(
+                10,
+                x=np.arange(10.0) + number * 10,
+            )
+        )
+        for number in range(4)
+    ]
     files = [writer.root / FOLDER / f"{name}-0.parquet" for name in names]
     opened: list[str] = []
 
@@ -295,7 +319,12 @@ def test_rows_are_given_in_pieces_that_fit_into_memory_however_wide_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scan, "BATCH_BYTES", 2**20)
-    writer.write(hour(100, image=list(np.random.default_rng(0).random((100, 10_000)))))
+    writer.write(
+        hour(
+            100,
+            image=list(np.random.default_rng(0).random((100, 10_000))),
+        )
+    )
 
     sizes = [table.nbytes for table in tables(log)]
 

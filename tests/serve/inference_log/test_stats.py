@@ -39,15 +39,21 @@ def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
         {"_event_time": [DAY + timedelta(hours=1)], "_variant": ["challenger"]},
         version="2",
     )
-    writer.write({"_event_time": [DAY + timedelta(hours=5)], "_shadow": [True]}, version="3")
+    writer.write(
+        {"_event_time": [DAY + timedelta(hours=5)], "_shadow": [True]},
+        version="3",
+    )
     return log
 
 
 def test_rows_are_counted_once_by_version_variant_and_hour(flights: InferenceLog) -> None:
     stats = log_stats(flights, "flights")
 
-    assert (stats.rows, stats.shadow_rows, stats.files) == (3, 1, 6)
-    assert (stats.first, stats.last) == (DAY, DAY + timedelta(hours=5))
+    assert stats.rows == 3
+    assert stats.shadow_rows == 1
+    assert stats.files == 6
+    assert stats.first == DAY
+    assert stats.last == DAY + timedelta(hours=5)
     assert stats.by_version == {"flight-delay version 1": 2, "flight-delay version 2": 1}
     assert stats.by_variant == {"challenger": 1, "flights": 2}
     assert stats.by_hour == {DAY: 1, DAY + timedelta(hours=1): 2}
@@ -71,7 +77,9 @@ def test_labels_are_counted_with_those_that_have_no_row_in_the_log(
     assert log_stats(flights, "flights").labels == LabelCounts(rows=2, names=5, unmatched=3)
     span = parse_time_range("2013-07-01/1h", None, DAY)
     stats = log_stats(flights, "flights", span)
-    assert (stats.rows, stats.labels.rows, stats.labels.unmatched) == (1, 1, None)
+    assert stats.rows == 1
+    assert stats.labels.rows == 1
+    assert stats.labels.unmatched is None
 
 
 def test_the_counts_of_all_agents_are_added_up(flights: InferenceLog) -> None:
@@ -92,13 +100,14 @@ def test_the_counts_of_all_agents_are_added_up(flights: InferenceLog) -> None:
 
     account = log_stats(flights, "flights").account
 
+    # An agent that has ended is ignored.
     assert account == AgentCounts(
         60,
         60,
         3,
         0,
         DAY + timedelta(days=2),
-    )  # An agent that has ended is ignored.
+    )
 
 
 def test_an_endpoint_of_which_every_row_was_lost_is_counted_all_the_same(log: InferenceLog) -> None:
@@ -114,12 +123,21 @@ def test_an_endpoint_of_which_every_row_was_lost_is_counted_all_the_same(log: In
     )
     write_watermark(log.location, mark)
     stats = log_stats(log, "flights")
-    assert (stats.rows, stats.account) == (0, AgentCounts(7, 0, 7, 0, DAY))
+    assert stats.rows == 0
+    assert stats.account == AgentCounts(7, 0, 7, 0, DAY)
 
 
 def test_shipped_rows_that_are_not_in_the_log_any_more_are_seen() -> None:
-    account = AgentCounts(answered=9, captured=9, dropped=0, shipped=9, complete_until=DAY)
-    assert (account.gone(4), account.gone(9), account.gone(12)) == (5, 0, 0)
+    account = AgentCounts(
+        answered=9,
+        captured=9,
+        dropped=0,
+        shipped=9,
+        complete_until=DAY,
+    )
+    assert account.gone(4) == 5
+    assert account.gone(9) == 0
+    assert account.gone(12) == 0
 
 
 def test_stats_of_an_endpoint_without_rows_are_not_found(flights: InferenceLog) -> None:
@@ -147,7 +165,10 @@ def test_the_last_watermark_of_each_agent_is_read_back(tmp_path: Path) -> None:
         {"e": 2},
     )
     write_watermark(location, last)
-    assert read_watermarks(location) == [last, Watermark("b", ("e",), NOON, NOON)]
+    assert read_watermarks(location) == [
+        last,
+        Watermark("b", ("e",), NOON, NOON),
+    ]
 
 
 def test_one_that_cannot_be_understood_hides_no_other(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def test_a_log_in_a_bucket_is_read_queried_and_counted(
 
     rows = log.labelled("flights", WINDOW)
     assert rows is not None
-    assert (rows.rows, rows.table.column("_label").null_count) == (6, 5)
+    assert rows.rows == 6
+    assert rows.table.column("_label").null_count == 5
     assert [hour.start.hour for hour in log.hours("flights")] == [0, 1, 2]
     with run_query(
         log,
@@ -76,7 +77,10 @@ def test_a_log_in_a_bucket_is_read_queried_and_counted(
             {"x": 3.0, "_label": "1"},
         ]
     stats = log_stats(log, "flights")
-    assert (stats.rows, stats.files, stats.labels.rows, stats.labels.unmatched) == (6, 6, 1, 0)
+    assert stats.rows == 6
+    assert stats.files == 6
+    assert stats.labels.rows == 1
+    assert stats.labels.unmatched == 0
 
 
 def test_hours_in_a_bucket_are_compacted_and_expired(
@@ -86,12 +90,18 @@ def test_hours_in_a_bucket_are_compacted_and_expired(
     for hour in range(2):
         for number in range(5):
             times = [DAY + timedelta(hours=hour, seconds=second) for second in range(10)]
-            writer.write({"_event_time": times, "x": np.arange(10.0) + 10 * number})
+            writer.write(
+                {
+                    "_event_time": times,
+                    "x": np.arange(10.0) + 10 * number,
+                }
+            )
     log = open_log(upload(writer))
 
     done = compact(log, "flights", LATER)
 
-    assert (done.compacted_files, done.written_files) == (10, 2)
+    assert done.compacted_files == 10
+    assert done.written_files == 2
     assert [len(log.files(hour)) for hour in log.hours("flights")] == [1, 1]
     assert sum(map(len, log.batches("flights", WINDOW))) == 100
     assert expire(log, "flights", DAY + timedelta(hours=3), timedelta(hours=2)).expired_files == 1

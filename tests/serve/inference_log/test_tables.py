@@ -32,18 +32,48 @@ WINDOW = parse_window("2013-07-01/1d")
 @pytest.mark.parametrize(
     ("old", "new", "joined", "values"),
     [
-        (pa.array([7.0], pa.float32()), pa.array([123456789]), pa.float64(), [7.0, 123456789.0]),
-        (pa.array([0.5], pa.float32()), pa.array([0.1]), pa.float64(), [0.5, 0.1]),
-        (pa.array([1.0], pa.float32()), pa.array([True]), pa.float32(), [1.0, 1.0]),
-        (pa.array([1], pa.int64()), pa.array([False]), pa.int64(), [1, 0]),
-        (pa.array([7], pa.int32()), pa.array([2**62 + 1]), pa.int64(), [7, 2**62 + 1]),
+        (
+            pa.array([7.0], pa.float32()),
+            pa.array([123456789]),
+            pa.float64(),
+            [7.0, 123456789.0],
+        ),
+        (
+            pa.array([0.5], pa.float32()),
+            pa.array([0.1]),
+            pa.float64(),
+            [0.5, 0.1],
+        ),
+        (
+            pa.array([1.0], pa.float32()),
+            pa.array([True]),
+            pa.float32(),
+            [1.0, 1.0],
+        ),
+        (
+            pa.array([1], pa.int64()),
+            pa.array([False]),
+            pa.int64(),
+            [1, 0],
+        ),
+        (
+            pa.array([7], pa.int32()),
+            pa.array([2**62 + 1]),
+            pa.int64(),
+            [7, 2**62 + 1],
+        ),
         (
             pa.array([[1.0]], pa.list_(pa.float32())),
             pa.array([[True]]),
             pa.list_(pa.float32()),
             [[1.0], [1.0]],
         ),
-        (pa.array([1.0], pa.float32()), pa.array(["a"]), pa.string(), ["1", "a"]),
+        (
+            pa.array([1.0], pa.float32()),
+            pa.array(["a"]),
+            pa.string(),
+            ["1", "a"],
+        ),
     ],
 )
 def test_two_types_become_the_one_that_holds_both(
@@ -70,9 +100,17 @@ def upgraded(writer: LogWriter) -> LogWriter:
             "id": pa.array([123456789.0], pa.float32()),
             "is_late": pa.array([1.0], pa.float32()),
         }
-        new = {"id": pa.array([123456789]), "is_late": pa.array([True])}
+        new = {
+            "id": pa.array([123456789]),
+            "is_late": pa.array([True]),
+        }
         for place, columns in enumerate((old, new)):
-            writer.write({"_event_time": [DAY + timedelta(seconds=2 * number + place)], **columns})
+            writer.write(
+                {
+                    "_event_time": [DAY + timedelta(seconds=2 * number + place)],
+                    **columns,
+                }
+            )
     return writer
 
 
@@ -98,7 +136,10 @@ def test_a_query_and_a_window_read_rows_of_both_builds(
     assert sorted(rows.table.column("id").to_pylist()) == ids
 
 
-def texts(*values: str | None, kind: pa.DataType | None = None) -> pa.ChunkedArray:
+def texts(
+    *values: str | None,
+    kind: pa.DataType | None = None,
+) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(values, kind or pa.string())])
 
 
@@ -116,12 +157,24 @@ def test_a_hash_is_seen_for_the_first_time_once() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())],
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
 )
 def test_an_id_has_one_hash_wherever_it_stands(kind: pa.DataType) -> None:
     ids = [uuid.UUID(int=number).hex for number in range(50)]
     alone = hash_ids(texts(*ids, kind=kind))
-    mixed = hash_ids(texts("a", *ids, None, "é" * 16, kind=kind).slice(1))
+    mixed = hash_ids(
+        texts(
+            "a",
+            *ids,
+            None,
+            "é" * 16,
+            kind=kind,
+        ).slice(1)
+    )
     assert mixed[:50].tolist() == alone.tolist()
     assert len(set(mixed.tolist())) == 52
 
@@ -149,8 +202,18 @@ def test_contains() -> None:
 
 
 def test_a_sample_of_few_rows_is_all_of_them_once() -> None:
-    table = pa.table({"_segment": ["s"] * 4, "_offset": [0, 0, 8, 8], "_row": [0, 1, 0, 0]})
+    table = pa.table(
+        {
+            "_segment": ["s"] * 4,
+            "_offset": [0, 0, 8, 8],
+            "_row": [0, 1, 0, 0],
+        }
+    )
     sample = Sample(10)
     sample.add(table)
     sample.add(table)
-    assert (sample.rows(), sample.is_full, len(sample.table())) == (3, False, 3)
+    assert (
+        sample.rows(),
+        sample.is_full,
+        len(sample.table()),
+    ) == (3, False, 3)

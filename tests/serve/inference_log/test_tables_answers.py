@@ -19,7 +19,13 @@ from tests.support.classifiers import write_classifier
 ROWS = pa.table(
     {
         "prediction": pa.array([0, 1, 1]),
-        "output.probabilities": pa.array([[0.8, 0.2], [0.1, 0.9], [0.3, 0.7]]),
+        "output.probabilities": pa.array(
+            [
+                [0.8, 0.2],
+                [0.1, 0.9],
+                [0.3, 0.7],
+            ]
+        ),
         "_model": ["m"] * 3,
         "_version": ["1", "2", "2"],
     },
@@ -41,7 +47,14 @@ def test_answers_of_a_version_without_files_are_described_by_their_types() -> No
 
 
 def test_lists_of_one_length_are_an_array() -> None:
-    array = as_array(pa.array([[[1.0, 2.0]], [[3.0, 4.0]]]))
+    array = as_array(
+        pa.array(
+            [
+                [[1.0, 2.0]],
+                [[3.0, 4.0]],
+            ]
+        )
+    )
     assert array is not None
     assert array.shape == (2, 1, 2)
     assert as_array(pa.array([[1.0], [1.0, 2.0]])) is None
@@ -51,7 +64,10 @@ def test_lists_of_one_length_are_an_array() -> None:
 
 
 def test_the_most_frequent_version_is_first() -> None:
-    assert list(count_versions(ROWS).items()) == [(("m", "2"), 2), (("m", "1"), 1)]
+    assert list(count_versions(ROWS).items()) == [
+        (("m", "2"), 2),
+        (("m", "1"), 1),
+    ]
 
 
 def test_a_single_answer_has_two_names(tmp_path: Path) -> None:

@@ -67,7 +67,11 @@ MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    MESSAGES.values(),
+    ids=MESSAGES,
+)
 def test_refusals_list_the_valid_choices(
     log: InferenceLog,
     writer: LogWriter,

@@ -96,7 +96,8 @@ def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: ask(client), range(4)))
     assert {answer["pid"] for answer in answers} == {client.pid}
-    assert (answers[0]["folder"], answers[0]["max_evals"]) == ("/model", 70)
+    assert answers[0]["folder"] == "/model"
+    assert answers[0]["max_evals"] == 70
 
 
 def test_an_idle_explainer_ends_and_restarts_on_demand(

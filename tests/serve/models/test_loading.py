@@ -54,7 +54,10 @@ def test_a_version_is_batched(model_folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "sizes"),
-    [(None, {1}), (BatchPolicy(16, preferred_batch_size=(5,)), {1, 2, 4, 5, 8, 16})],
+    [
+        (None, {1}),
+        (BatchPolicy(16, preferred_batch_size=(5,)), {1, 2, 4, 5, 8, 16}),
+    ],
 )
 def test_one_row_and_every_size_of_batches_are_computed_before_the_first_request(
     tmp_path: Path,
@@ -138,7 +141,12 @@ def test_a_fixed_batch_is_never_batched_and_the_log_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        warm = load_warm(write_model(tmp_path / "model", FIXED), Placement(), 1, BatchPolicy(8))
+        warm = load_warm(
+            write_model(tmp_path / "model", FIXED),
+            Placement(),
+            1,
+            BatchPolicy(8),
+        )
 
     assert warm.batcher is None
     assert mentions(caplog.text, "not batched", "batch dimension", "'X'")
@@ -250,7 +258,13 @@ def test_the_memory_of_the_last_version_predicts_that_of_the_next_one(model: Pat
     memory.
     """
     command = [sys.executable, "-c", _TAKES_THREE_TIMES_ITS_FILES, str(model)]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    output = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
     assert re.match(r"loading it would take about (4[789]|50) MiB", output), output
 
 

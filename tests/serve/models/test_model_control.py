@@ -48,7 +48,10 @@ def agent_lives(state_dir: Path) -> None:
 
 
 @contextmanager
-def answering(state_dir: Path, error: Callable[[Command], OnnxserveError | None]) -> Iterator[None]:
+def answering(
+    state_dir: Path,
+    error: Callable[[Command], OnnxserveError | None],
+) -> Iterator[None]:
     """Run an agent that answers each command immediately and once."""
     agent_lives(state_dir)
     stop = threading.Event()
@@ -76,7 +79,10 @@ def left_over(state_dir: Path) -> list[Path]:
 
 def test_a_command_is_done_when_it_is_answered_and_its_files_are_gone(tmp_path: Path) -> None:
     taken: list[tuple[str, str]] = []
-    with answering(tmp_path, lambda command: taken.append((command.action, command.endpoint))):
+    with answering(
+        tmp_path,
+        lambda command: taken.append((command.action, command.endpoint)),
+    ):
         commands(tmp_path).load("e")
         commands(tmp_path).unload("e")
     assert set(taken) == {("load", "e"), ("unload", "e")}

@@ -84,7 +84,11 @@ def ask_vertex(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """Send a request to a server that Vertex AI has started with one of the models."""
 
     def ask(name: str, document: Any) -> RawResponse:
-        monkeypatch.setattr(server.repository, "table", {name: server.repository.table[name]})
+        monkeypatch.setattr(
+            server.repository,
+            "table",
+            {name: server.repository.table[name]},
+        )
         vertex = replace(server, cloud=Cloud(predict_route="/vertex"))
         body = json.dumps(document).encode()
         return handle(
@@ -134,7 +138,14 @@ def test_an_array_of_arrow_has_the_columns_in_the_order_of_the_signature(
     ask: Callable[..., RawResponse],
 ) -> None:
     sink = pa.BufferOutputStream()
-    table = pa.table({"": [[2.0, 0.0, 0.0], [-2.0, 0.0, 0.0]]})
+    table = pa.table(
+        {
+            "": [
+                [2.0, 0.0, 0.0],
+                [-2.0, 0.0, 0.0],
+            ]
+        }
+    )
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
 
@@ -149,14 +160,22 @@ def test_every_protocol_takes_the_columns_and_dates_as_text(
     single = ask("/predict", DAYS)
     assert json.loads(single.body)["prediction"] == {"day": 183, "name": "Ä"}
     batch = ask("/predict/batch", [DAYS, {"when": "2013-12-31", "name": "b"}])
-    assert json.loads(batch.body)["predictions"] == {"day": [183, 366], "name": ["Ä", "B"]}
+    assert json.loads(batch.body)["predictions"] == {
+        "day": [183, 366],
+        "name": ["Ä", "B"],
+    }
     inputs = [
         {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
         for name, value in DAYS.items()
     ]
     v2 = ask("/v2/models/days/infer", {"inputs": inputs})
     outputs = {entry["name"]: entry for entry in json.loads(v2.body)["outputs"]}
-    assert outputs["day"] == {"name": "day", "shape": [1], "datatype": "INT64", "data": [183]}
+    assert outputs["day"] == {
+        "name": "day",
+        "shape": [1],
+        "datatype": "INT64",
+        "data": [183],
+    }
     assert outputs["name"]["data"] == ["Ä"]
 
 
@@ -184,7 +203,10 @@ def test_bytes_come_as_tensorflow_serving_and_vertex_send_them(
     ask_vertex: Callable[..., RawResponse],
 ) -> None:
     blobs = [{"b64": "/9j/"}, {"b64": "iVBORw=="}]
-    forms: list[list[Any]] = [[{"blob": blob} for blob in blobs], [[blob, 1.0] for blob in blobs]]
+    forms: list[list[Any]] = [
+        [{"blob": blob} for blob in blobs],
+        [[blob, 1.0] for blob in blobs],
+    ]
     for instances in forms:
         answer = ask("/v1/models/bytes:predict", {"instances": instances})
         assert json.loads(answer.body) == {"predictions": [3, 4]}
@@ -199,7 +221,12 @@ def test_the_only_column_may_have_the_name_that_tutorials_give_it(
     ask: Callable[..., RawResponse],
     shape: list[int],
 ) -> None:
-    texts = {"name": "input-1", "shape": shape, "datatype": "BYTES", "data": ["a", "b"]}
+    texts = {
+        "name": "input-1",
+        "shape": shape,
+        "datatype": "BYTES",
+        "data": ["a", "b"],
+    }
     answer = ask("/v2/models/troubled/infer", {"inputs": [texts]})
     assert json.loads(answer.body)["outputs"][0]["data"] == ["a", "b"]
 
@@ -219,7 +246,12 @@ def test_v2_takes_bytes_themselves_where_tensors_come_as_bytes(server: Server) -
 
 
 def test_v2_takes_bytes_as_mlservers_codec_encodes_them(ask: Callable[..., RawResponse]) -> None:
-    blob = {"name": "blob", "shape": [2, 1], "datatype": "BYTES", "data": ["/9j/", "iVBORw=="]}
+    blob = {
+        "name": "blob",
+        "shape": [2, 1],
+        "datatype": "BYTES",
+        "data": ["/9j/", "iVBORw=="],
+    }
     for parameters in ({}, {"content_type": "base64"}):
         answer = ask("/v2/models/bytes/infer", {"inputs": [blob | {"parameters": parameters}]})
         assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
@@ -229,8 +261,16 @@ def test_the_clouds_pass_on_the_params_of_a_pyfunc(
     ask: Callable[..., RawResponse],
     ask_vertex: Callable[..., RawResponse],
 ) -> None:
-    days = {"dataframe_split": {"columns": list(DAYS), "data": [list(DAYS.values())]}}
-    azure = ask("/score", {"input_data": days["dataframe_split"], "params": {"plus": 1000}})
+    days = {
+        "dataframe_split": {
+            "columns": list(DAYS),
+            "data": [list(DAYS.values())],
+        }
+    }
+    azure = ask(
+        "/score",
+        {"input_data": days["dataframe_split"], "params": {"plus": 1000}},
+    )
     assert json.loads(azure.body) == [{"day": 1182, "name": "Ä"}]
     vertex = ask_vertex("days", {"instances": [DAYS], "parameters": {"plus": 1000}})
     assert json.loads(vertex.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
@@ -241,27 +281,54 @@ def test_vertex_passes_on_a_chat_as_mlflow_answers_it(
 ) -> None:
     chat = {"messages": [{"role": "user", "content": "a"}]}
     response = ask_vertex("anything", chat)
-    assert (response.status, json.loads(response.body)) == (200, chat)
+    assert response.status == 200
+    assert json.loads(response.body) == chat
 
 
 def test_named_tensors_come_and_go(ask: Callable[..., RawResponse]) -> None:
     inputs = [
-        {"name": "a", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]},
-        {"name": "b", "shape": [2], "datatype": "INT64", "data": [10, 20]},
+        {
+            "name": "a",
+            "shape": [2, 2],
+            "datatype": "FP32",
+            "data": [1, 2, 3, 4],
+        },
+        {
+            "name": "b",
+            "shape": [2],
+            "datatype": "INT64",
+            "data": [10, 20],
+        },
     ]
     response = ask("/v2/models/tensors/infer", {"inputs": inputs})
     outputs = {entry["name"]: entry["data"] for entry in json.loads(response.body)["outputs"]}
-    assert outputs == {"sum": [13.0, 27.0], "twice": [2.0, 4.0, 6.0, 8.0]}
+    assert outputs == {
+        "sum": [13.0, 27.0],
+        "twice": [2.0, 4.0, 6.0, 8.0],
+    }
 
 
 def test_one_prediction_has_the_name_of_the_signature_or_prediction(
     ask: Callable[..., RawResponse],
 ) -> None:
-    rows = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[5, 0, 0], [-5, 0, 0]]}}
+    rows = {
+        "dataframe_split": {
+            "columns": ["a", "b", "c"],
+            "data": [[5, 0, 0], [-5, 0, 0]],
+        }
+    }
     assert json.loads(ask("/endpoints/knn/invocations", rows).body) == {
         "predictions": ["up", "down"],
     }
-    inputs = [{"name": name, "shape": [1], "datatype": "FP64", "data": [5.0]} for name in "abc"]
+    inputs = [
+        {
+            "name": name,
+            "shape": [1],
+            "datatype": "FP64",
+            "data": [5.0],
+        }
+        for name in "abc"
+    ]
     response = json.loads(ask("/v2/models/knn/infer", {"inputs": inputs}).body)
     assert [(entry["name"], entry["data"]) for entry in response["outputs"]] == [
         ("prediction", ["up"]),
@@ -274,14 +341,21 @@ def test_without_a_signature_only_invocations_answer(
 ) -> None:
     anything = ask("/endpoints/anything/invocations", {"inputs": [1, "a", None]})
     assert json.loads(anything.body) == {"predictions": [1, "a", None]}
-    infer = {"inputs": [{"name": "a", "shape": [1], "datatype": "FP64", "data": [1]}]}
+    infer = {
+        "inputs": [
+            {
+                "name": "a",
+                "shape": [1],
+                "datatype": "FP64",
+                "data": [1],
+            }
+        ]
+    }
     response = ask("/v2/models/anything/infer", infer)
-    assert (response.status, message(response)) == (
-        400,
-        (
-            "the model's signature does not name its inputs; send requests to /invocations, as "
-            "JSON or CSV"
-        ),
+    assert response.status == 400
+    assert message(response) == (
+        "the model's signature does not name its inputs; send requests to /invocations, as "
+        "JSON or CSV"
     )
     docs = handle(server, RawRequest("GET", "/endpoints/anything/docs", {}, b"")).body
     assert f"The inputs cannot be listed: {escape(message(response))}.".encode() in docs
@@ -321,16 +395,17 @@ def test_a_value_of_the_wrong_type_is_named(
         (batch for batch in batches if batch.is_failed),
         key=lambda batch: batch.offsets[-1],
     )
-    assert (latest.endpoint, latest.outputs["_column"][-1]) == ("days", "when")
+    assert latest.endpoint == "days"
+    assert latest.outputs["_column"][-1] == "when"
 
 
 def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(
     ask: Callable[..., RawResponse],
 ) -> None:
     response = ask("/endpoints/troubled/invocations", trouble("raise"))
-    assert (response.status, message(response)) == (
-        400,
-        "the model cannot compute this input: KeyError: 'no such thing\\nin …'",
+    assert response.status == 400
+    assert (
+        message(response) == "the model cannot compute this input: KeyError: 'no such thing\\nin …'"
     )
     assert ask("/endpoints/troubled/invocations", trouble("leave")).status == 400
 
@@ -345,7 +420,12 @@ def test_a_model_that_ends_is_started_anew(ask: Callable[..., RawResponse]) -> N
 
 
 def tensor(name: str, *texts: str) -> dict[str, Any]:
-    return {"name": name, "shape": [len(texts)], "datatype": "BYTES", "data": texts}
+    return {
+        "name": name,
+        "shape": [len(texts)],
+        "datatype": "BYTES",
+        "data": texts,
+    }
 
 
 @pytest.mark.parametrize(
@@ -355,7 +435,12 @@ def tensor(name: str, *texts: str) -> dict[str, Any]:
         ("/predict/batch", [DAYS] * 3),
         (
             "/v2/models/days/infer",
-            {"inputs": [tensor("when", *["2013-07-01"] * 3), tensor("name", *"abc")]},
+            {
+                "inputs": [
+                    tensor("when", *["2013-07-01"] * 3),
+                    tensor("name", *"abc"),
+                ]
+            },
         ),
     ],
 )
@@ -481,7 +566,12 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     server = serve_here(servers.one_endpoint(model_folders["single"]))
     state_dir = tmp_path / "state-0"
     rows = json.dumps(
-        {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 0.0]]}},
+        {
+            "dataframe_split": {
+                "columns": ["a", "b", "c"],
+                "data": [[1.0, 0.0, 0.0]],
+            }
+        },
     ).encode()
 
     def version() -> str:
@@ -589,7 +679,11 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S
     (tmp_path / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}}))
     (tmp_path / "serving_input_example.json").write_text('{"messages": ["an example"]}')
     state_dir = tmp_path / "state"
-    servers.want(state_dir, 1, {"agent": {"v": servers.variant(tmp_path)}})
+    servers.want(
+        state_dir,
+        1,
+        {"agent": {"v": servers.variant(tmp_path)}},
+    )
     limits = f"{{request_timeout_seconds: {TIMEOUT_SECONDS}}}"
     (state_dir / SPEC).write_text(f"name: agent\nvariants: {{v: {{model: x}}}}\nserver: {limits}")
     return serve
@@ -636,4 +730,5 @@ def test_an_mlflow_that_is_away_keeps_no_answer_waiting(
             server,
             RawRequest("POST", "/invocations", headers, b'{"messages": ["whole"]}'),
         )
-        assert (answer.status, answer.body) == (200, b'{"messages": ["whole"]}')
+        assert answer.status == 200
+        assert answer.body == b'{"messages": ["whole"]}'

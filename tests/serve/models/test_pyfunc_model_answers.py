@@ -58,7 +58,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     }
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     state_dir = folder / "state"
-    with opened(state_dir, {"names": {"v": variant(folder)}}, ServerSpec(threads=2)) as server:
+    with opened(
+        state_dir,
+        {"names": {"v": variant(folder)}},
+        ServerSpec(threads=2),
+    ) as server:
         yield server
 
 
@@ -84,8 +88,17 @@ def ask(server: Server) -> Callable[..., Any]:
     return ask
 
 
-def tensors(*names: str | None, wait: float = 0.0, **more: Any) -> dict[str, Any]:
-    texts = {"name": "name", "shape": [len(names)], "datatype": "BYTES", "data": list(names)}
+def tensors(
+    *names: str | None,
+    wait: float = 0.0,
+    **more: Any,
+) -> dict[str, Any]:
+    texts = {
+        "name": "name",
+        "shape": [len(names)],
+        "datatype": "BYTES",
+        "data": list(names),
+    }
     numbers = {
         "name": "wait",
         "shape": [len(names)],
@@ -97,12 +110,23 @@ def tensors(*names: str | None, wait: float = 0.0, **more: Any) -> dict[str, Any
 
 def test_the_first_answer_says_the_outputs(ask: Callable[..., Any]) -> None:
     assert ask("/v2/models/names", b"", method="GET")["outputs"] == []
-    refused = ask("/v2/models/names/infer", tensors("a", outputs=[{"name": "other"}]), status=400)
+    refused = ask(
+        "/v2/models/names/infer",
+        tensors("a", outputs=[{"name": "other"}]),
+        status=400,
+    )
     assert refused == {"error": "output 'other' is unknown; the model's outputs are known, half"}
 
     answered = ask("/v2/models/names/infer", tensors("a", None, wait=0.01))
 
-    assert [(entry["name"], entry["datatype"], entry["data"]) for entry in answered["outputs"]] == [
+    assert [
+        (
+            entry["name"],
+            entry["datatype"],
+            entry["data"],
+        )
+        for entry in answered["outputs"]
+    ] == [
         ("known", "BOOL", [True, False]),
         ("half", "FP64", [0.005, 0.005]),
     ]
@@ -122,7 +146,10 @@ def test_the_first_answer_says_the_outputs(ask: Callable[..., Any]) -> None:
 def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(
     ask: Callable[..., Any],
 ) -> None:
-    rows = [{"name": "a", "wait": 0.0}, {"name": None, "wait": 0.0}]
+    rows = [
+        {"name": "a", "wait": 0.0},
+        {"name": None, "wait": 0.0},
+    ]
     lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     stream = io.BytesIO()
     table = pa.Table.from_pylist(rows)
@@ -130,7 +157,10 @@ def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(
         writer.write_table(table)
 
     by_row = ask("/v1/models/names:predict", {"instances": rows})["predictions"]
-    assert by_row == [{"known": True, "half": 0.0}, {"known": False, "half": 0.0}]
+    assert by_row == [
+        {"known": True, "half": 0.0},
+        {"known": False, "half": 0.0},
+    ]
     assert ask("/predict", rows[1])["prediction"]["known"] is False
     assert ask("/predict/batch", rows)["predictions"]["known"] == [True, False]
     assert [
@@ -173,7 +203,12 @@ def test_waiting_for_the_model_counts_as_queue_time_and_not_as_compute_time(
     row = tensors("a") if "infer" in path else {"dataframe_records": [{"name": "a", "wait": 0.0}]}
     with ThreadPoolExecutor(2) as pool:
         first = [
-            pool.submit(ask, "/v2/models/names/infer", tensors("a", wait=1.5)) for _ in range(2)
+            pool.submit(
+                ask,
+                "/v2/models/names/infer",
+                tensors("a", wait=1.5),
+            )
+            for _ in range(2)
         ]
         wait_until(lambda: process._turn._value == 0, what="as many requests as there are threads")
         ask(path, row)

@@ -40,7 +40,12 @@ def served(tmp_path_factory: pytest.TempPathFactory, folders: list[Path]) -> Ite
     (broken / "MLmodel").write_text((folders[0] / "MLmodel").read_text())
     (broken / "model.onnx").write_bytes(b"not a graph")
     documents = [
-        json.dumps({"name": folder.name, "variants": {"v": {"model": str(folder)}}})
+        json.dumps(
+            {
+                "name": folder.name,
+                "variants": {"v": {"model": str(folder)}},
+            }
+        )
         for folder in (*folders, root / "missing", broken)
     ]
     spec = root / "spec.yaml"
@@ -53,7 +58,11 @@ def test_every_endpoint_answers_with_its_own_model(served: Served) -> None:
     session = requests.Session()
     for number in range(COUNT):
         url = f"{served.url}/endpoints/m{number}/invocations"
-        answer = session.post(url, json={"inputs": [[1, 2, 3]]}, timeout=10)
+        answer = session.post(
+            url,
+            json={"inputs": [[1, 2, 3]]},
+            timeout=10,
+        )
         assert answer.json() == {"predictions": [[6.0 + number]]}
 
 
@@ -116,10 +125,11 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
     loads.clear()
     tables.clear()
     want(2, names, "m5")
+    # The failed load is repeated; m9 had the version that m5 has now.
     assert loads == [
         "nothing",
         "m9",
-    ]  # The failed load is repeated; m9 had the version that m5 has now.
+    ]
     assert len(tables) == 3
     names = [names[-1], *names[:-1]]
     want(3, names, "m5")

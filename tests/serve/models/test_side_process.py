@@ -96,7 +96,11 @@ def new_process(tmp_path: Path) -> Iterator[Start]:
         concurrency: int = 1,
     ) -> SideProcess:
         made.append(
-            SideProcess([str(python), str(child), how], answer_seconds, concurrency=concurrency),
+            SideProcess(
+                [str(python), str(child), how],
+                answer_seconds,
+                concurrency=concurrency,
+            ),
         )
         return made[-1]
 
@@ -128,7 +132,11 @@ def test_it_answers_from_a_process_group_of_its_own(
     process = new_process()
     ready = process.start()
     answer = process.request(SideMessage("echo"))
-    assert answer.fields == {"pid": ready.fields["pid"], "metrics": False, "making_parts": 0}
+    assert answer.fields == {
+        "pid": ready.fields["pid"],
+        "metrics": False,
+        "making_parts": 0,
+    }
     assert process.pid == ready.fields["pid"] == os.getpgid(ready.fields["pid"])
 
 
@@ -137,7 +145,12 @@ def test_everybody_gets_the_answer_to_the_own_question(new_process: Start) -> No
     process.start()
 
     def ask(number: int) -> bytes:
-        return process.request(SideMessage("echo", body=str(number).encode() * 1000)).body
+        return process.request(
+            SideMessage(
+                "echo",
+                body=str(number).encode() * 1000,
+            )
+        ).body
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(200)))
@@ -248,7 +261,12 @@ def test_close_ends_one_that_is_still_loading(
         daemon=True,
     )
     starting.start()
-    pid = int(wait_until(lambda: loading.exists() and loading.read_text(), what="it loads"))
+    pid = int(
+        wait_until(
+            lambda: loading.exists() and loading.read_text(),
+            what="it loads",
+        )
+    )
     process.close()
     wait_until(lambda: is_gone(pid), 10, "its end")
     starting.join()
@@ -370,7 +388,10 @@ def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path: Path) -> None:
         "print(process.start().fields['pid'], flush=True)\n"
         "time.sleep(3600)\n",
     )
-    running = subprocess.Popen([sys.executable, str(keeper)], stdout=subprocess.PIPE)
+    running = subprocess.Popen(
+        [sys.executable, str(keeper)],
+        stdout=subprocess.PIPE,
+    )
     assert running.stdout is not None
     pid = int(running.stdout.readline())
     running.kill()

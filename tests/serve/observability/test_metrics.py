@@ -68,7 +68,12 @@ def test_requests_of_all_workers_are_summed_by_their_labels(
 
 
 def test_a_bound_belongs_to_its_bucket(workers: tuple[Metrics, Metrics]) -> None:
-    workers[0].count_batch(("e", "v", "m", "7"), 8, 0.0, 0.001)
+    workers[0].count_batch(
+        ("e", "v", "m", "7"),
+        8,
+        0.0,
+        0.001,
+    )
     buckets = samples(workers[0], "onnxserve_batch_rows_bucket")
     assert buckets['endpoint="e",model="m",version="7",le="4.0"'] == 0
     assert buckets['endpoint="e",model="m",version="7",le="8.0"'] == 1
@@ -79,13 +84,24 @@ def test_the_statistics_sum_up_all_workers_and_protocols(workers: tuple[Metrics,
         metrics.count_request(("e", "v", "m", "7", protocol, "200"), 0.5)
         metrics.count_request(("e", "v", "m", "7", protocol, "404"), 0.25)
         metrics.count_batch(("e", "v", "m", "7"), 3, 0.125, 0.25)
-    workers[0].count_request(("", "", "", "", "v2", "404"), 1.0)
+    workers[0].count_request(
+        ("", "", "", "", "v2", "404"),
+        1.0,
+    )
     statistics = workers[1].statistics()
     assert all(0 <= time.time() - counted.last_request < 60 for counted in statistics.values())
     assert {
         labels: replace(counted, last_request=0.0) for labels, counted in statistics.items()
     } == {
-        ("e", "m", "7"): Statistics(4, 2, 1.5, 6, 2, 0.25, 0.5),
+        ("e", "m", "7"): Statistics(
+            4,
+            2,
+            1.5,
+            6,
+            2,
+            0.25,
+            0.5,
+        ),
         ("", "", ""): Statistics(1, 1, 1.0),
     }
 
@@ -100,10 +116,8 @@ def test_predictions_are_counted_by_row_and_bounded(workers: tuple[Metrics, Metr
     assert len(counted) == MAX_PREDICTIONS + 1 + 3
     assert counted['model_version="7",prediction="label 0"'] == 3
     assert counted['model_version="7",prediction="other"'] == 10
-    assert (
-        counted['model_version="8",prediction="True"'],
-        counted['model_version="8",prediction="1"'],
-    ) == (1, 3)
+    assert counted['model_version="8",prediction="True"'] == 1
+    assert counted['model_version="8",prediction="1"'] == 3
 
 
 def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metrics]) -> None:
@@ -176,7 +190,10 @@ def test_the_page_can_be_read_and_names_no_process(workers: tuple[Metrics, Metri
 def test_threads_lose_no_count(workers: tuple[Metrics, Metrics]) -> None:
     def count() -> None:
         for number in range(2000):
-            workers[0].count_request((*REQUEST[:5], str(200 + number % 5)), 0.001)
+            workers[0].count_request(
+                (*REQUEST[:5], str(200 + number % 5)),
+                0.001,
+            )
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
@@ -227,9 +244,8 @@ def test_the_shadows_of_workers_are_added_up(
     assert rows == {"same": 4.0, "different": 2.0}
     page = prometheus_text(read_families(tmp_path)).decode()
     labels = 'endpoint="e",model="m",variant="new",version="2"{bound}'
-    assert (
-        f"onnxserve_shadow_difference_count{{{labels.format(bound='')}}} 4.0\n" in page
-    )  # NaN is not a difference.
+    # NaN is not a difference.
+    assert f"onnxserve_shadow_difference_count{{{labels.format(bound='')}}} 4.0\n" in page
     zero = labels.format(bound=',le="0"')
     assert f"onnxserve_shadow_difference_bucket{{{zero}}} 2.0\n" in page
     assert f"onnxserve_shadow_duration_seconds_count{{{labels.format(bound='')}}} 2.0\n" in page

@@ -38,7 +38,13 @@ OK = ("flights", "champion", "flight-delay", "3", "v2", "200")
 def metrics_process(state_dir: Path) -> Iterator[tuple[str, int]]:
     """Yield the address of the process that serves the metrics of a state folder."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        command = [sys.executable, "-m", MODULE, str(state_dir), str(listener.fileno())]
+        command = [
+            sys.executable,
+            "-m",
+            MODULE,
+            str(state_dir),
+            str(listener.fileno()),
+        ]
         process = subprocess.Popen(command, pass_fds=[listener.fileno()])
         try:
             yield listener.getsockname()
@@ -86,9 +92,8 @@ def test_the_port_sums_the_workers_and_has_nothing_else(tmp_path: Path) -> None:
                 assert get(address, path).startswith(b"HTTP/1.1 404"), path
             assert exchange(address, b"POST /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 404")
             assert exchange(address, b"\x16\x03\x01\r\n\r\n").startswith(b"HTTP/1.1 404")  # TLS
-            assert (
-                exchange(address, b"GET /" + b"a" * 100_000) == b""
-            )  # A head of unlimited length.
+            # A head of unlimited length.
+            assert exchange(address, b"GET /" + b"a" * 100_000) == b""
     finally:
         remove_metrics(tmp_path)
 
@@ -125,7 +130,11 @@ class Keyed:
 
 
 @pytest.fixture
-def keyed(serve: Callable[..., Served], model_folders: dict[str, Path], free_port: int) -> Keyed:
+def keyed(
+    serve: Callable[..., Served],
+    model_folders: dict[str, Path],
+    free_port: int,
+) -> Keyed:
     key = CliRunner().invoke(main, ["keys", "create", "tester"]).stdout.strip()
     options = [
         "-m",
@@ -152,9 +161,8 @@ def test_prometheus_scrapes_a_server_with_keys_without_a_key(keyed: Keyed) -> No
     server = keyed.server
     url = keyed.url
     before = counted(url)["200"]
-    answered = sum(
-        keyed.predict().ok for _ in range(50)
-    )  # One of the workers may not know the key yet.
+    # One of the workers may not know the key yet.
+    answered = sum(keyed.predict().ok for _ in range(50))
     assert answered
     assert server.predict(1, 2, 3).status_code == 401
     assert counted(url)["200"] == before + answered
@@ -182,10 +190,11 @@ def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(
     tmp_path: Path,
 ) -> None:
     address = f"127.0.0.1:{find_free_port()}"
+    # The operator's.
     target = {
         "targets": [keyed.url.split("/")[2]],
         "labels": {"namespace": "ml", "endpoint": "metrics"},
-    }  # The operator's.
+    }
     scraped = {
         "job_name": "pods",
         "honor_labels": True,

@@ -62,7 +62,8 @@ def test_a_request_is_a_span_below_its_callers(
                 what="the spans",
             )
     (span,) = received.named(name)
-    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
+    assert span.trace_id.hex() == TRACE
+    assert span.parent_span_id.hex() == PARENT
     assert answer.headers["traceparent"] == f"00-{TRACE}-{span.span_id.hex()}-01"
     assert attributes(span) == {
         "http.request.method": "POST",
@@ -142,7 +143,8 @@ def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
         "infer",
         "encode",
     }
-    assert (trace.info.experiment_id, trace.info.status) == (experiment, "OK")
+    assert trace.info.experiment_id == experiment
+    assert trace.info.status == "OK"
 
 
 def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:

@@ -83,17 +83,29 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
         (StandardScaler(), ["distance", "hour"]),
         (OneHotEncoder(handle_unknown="ignore"), ["carrier", "holiday"]),
     )
-    table = pd.DataFrame(random.normal(size=(50, 3)), columns=["a", "b", "c"])
+    table = pd.DataFrame(
+        random.normal(size=(50, 3)),
+        columns=["a", "b", "c"],
+    )
     target = table.a * 2 - table.b + 0.5 * table.c + 1
     gaps = table.mask(random.random(table.shape) < 0.2)
     matrix = table.to_numpy()
     originals = {
         "mixed": (make_pipeline(columns, LogisticRegression()).fit(flights, late), flights),
         "regressor": (LinearRegression().fit(table, target), table),
-        "gaps": (make_pipeline(SimpleImputer(), LinearRegression()).fit(gaps, target), gaps),
-        "targets": (LinearRegression().fit(matrix, np.column_stack([target, -target])), matrix),
+        "gaps": (
+            make_pipeline(SimpleImputer(), LinearRegression()).fit(gaps, target),
+            gaps,
+        ),
+        "targets": (
+            LinearRegression().fit(matrix, np.column_stack([target, -target])),
+            matrix,
+        ),
         "integers": (
-            LogisticRegression().fit(matrix, target.round().clip(-1, 1).astype(int)),
+            LogisticRegression().fit(
+                matrix,
+                target.round().clip(-1, 1).astype(int),
+            ),
             matrix,
         ),
         "booleans": (LogisticRegression().fit(matrix, target > 0), matrix),
@@ -123,16 +135,48 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
         )
         folders[name] = theirs, ours
     tensors = {
-        "pair": (PAIR, {"a": np.ones((2, 2), np.float32), "b": np.ones(2, np.int64)}),
-        "image": (IMAGE, np.ones((2, 2, 2), np.float32)),
+        "pair": (
+            PAIR,
+            {"a": np.ones((2, 2), np.float32), "b": np.ones(2, np.int64)},
+        ),
+        "image": (
+            IMAGE,
+            np.ones((2, 2, 2), np.float32),
+        ),
     }
     for name, (graph, tensor) in tensors.items():
         mlflow_deploy_plugin.save_model(parse_graph(graph), root / name, input_example=tensor)
         folders[name] = root / name, root / name
     signatures = {
-        "tensor": ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 2))])),
-        "named": ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 2), "x")])),
-        "columns": infer_signature(pd.DataFrame({"p": [1.5], "q": [2.5]})),
+        "tensor": ModelSignature(
+            Schema(
+                [
+                    TensorSpec(
+                        np.dtype("float32"),
+                        (-1, 2),
+                    )
+                ]
+            )
+        ),
+        "named": ModelSignature(
+            Schema(
+                [
+                    TensorSpec(
+                        np.dtype("float32"),
+                        (-1, 2),
+                        "x",
+                    )
+                ]
+            )
+        ),
+        "columns": infer_signature(
+            pd.DataFrame(
+                {
+                    "p": [1.5],
+                    "q": [2.5],
+                }
+            )
+        ),
         "bare": None,
     }
     for kind, graph in STOCK.items():
@@ -166,10 +210,11 @@ def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
     from starlette.routing import Mount
 
     with pytest.MonkeyPatch.context() as patch:
+        # init() sets the variable; the fixture restores it.
         patch.setenv(
             "_MLFLOW_IS_IN_SERVING_ENVIRONMENT",
             "false",
-        )  # init() sets the variable; the fixture restores it.
+        )
         mounts: list[Any] = [
             Mount(f"/{name}", app=scoring_server.init(pyfunc.load_model(str(theirs))))
             for name, (theirs, _) in scored_folders.items()
@@ -221,5 +266,11 @@ def ask_over_http(
     body: bytes = b"",
 ) -> Answer:
     headers = {} if content_type is None else {"Content-Type": content_type}
-    response = requests.request(method, url + path, headers=headers, data=body, timeout=30)
+    response = requests.request(
+        method,
+        url + path,
+        headers=headers,
+        data=body,
+        timeout=30,
+    )
     return response.status_code, response.content

@@ -107,7 +107,10 @@ def test_the_same_bytes_have_the_same_answer(
     status, theirs = ask_mlflow(model, "POST", "/invocations", content_type, body)
     our_status, ours = ask_ours(model, "POST", "/invocations", content_type, body)
 
-    assert (status, our_status) == EXPECTED.get(name, (status, status)), (theirs[:500], ours[:500])
+    assert (status, our_status) == EXPECTED.get(name, (status, status)), (
+        theirs[:500],
+        ours[:500],
+    )
     if our_status != 200:
         assert json.loads(ours).keys() == {"error_code", "message"}
     if status == 400:

@@ -18,13 +18,27 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_sc
 
 def schema_of(**types: ColumnType) -> Schema:
     inputs = tuple(
-        Input(name, COLUMN_TYPES[kind], (-1, 1), (name,)) for name, kind in types.items()
+        Input(
+            name,
+            COLUMN_TYPES[kind],
+            (-1, 1),
+            (name,),
+        )
+        for name, kind in types.items()
     )
-    return compile_schema(tuple(Column(name, kind) for name, kind in types.items()), (), inputs)
+    return compile_schema(
+        tuple(Column(name, kind) for name, kind in types.items()),
+        (),
+        inputs,
+    )
 
 
 PAIR = schema_of(c="string", x="double")
-TENSOR = compile_schema((), (Tensor("", "float32", (-1, -1)),), (Input("t", "float32", (-1, -1)),))
+TENSOR = compile_schema(
+    (),
+    (Tensor("", "float32", (-1, -1)),),
+    (Input("t", "float32", (-1, -1)),),
+)
 ROWS = st.lists(
     st.tuples(
         st.text(st.characters(exclude_categories=["Cs"])),
@@ -34,7 +48,11 @@ ROWS = st.lists(
 )
 
 
-@given(rows=ROWS, end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]), is_record=st.booleans())
+@given(
+    rows=ROWS,
+    end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
+    is_record=st.booleans(),
+)
 def test_lines_come_as_they_were(
     rows: list[tuple[str, float]],
     end: bytes,
@@ -50,7 +68,10 @@ def test_lines_come_as_they_were(
 def test_many_lines_are_one_batch_and_bare_values_go_into_the_only_column() -> None:
     body = b"\n".join(b"%d" % number for number in range(2500))
     assert jsonlines.decode(body, schema_of(x="double"))["x"].ravel().tolist() == list(range(2500))
-    assert jsonlines.decode(b"[1, 2]\n[3, 4]", TENSOR)["t"].tolist() == [[1, 2], [3, 4]]
+    assert jsonlines.decode(b"[1, 2]\n[3, 4]", TENSOR)["t"].tolist() == [
+        [1, 2],
+        [3, 4],
+    ]
 
 
 GOOD = b'{"c": "a", "x": 1}\n'
@@ -91,14 +112,32 @@ def test_lines_that_differ_in_shape_are_refused() -> None:
 
 def test_each_line_of_the_answer_is_one_prediction() -> None:
     assert jsonlines.encode(np.array([0.5, np.nan])) == b"0.5\nnull\n"
-    assert jsonlines.encode(np.array([[1, 2], [3, 4]])) == b"[1,2]\n[3,4]\n"
+    assert (
+        jsonlines.encode(
+            np.array(
+                [
+                    [1, 2],
+                    [3, 4],
+                ]
+            )
+        )
+        == b"[1,2]\n[3,4]\n"
+    )
     assert jsonlines.encode(np.array(["a\nb", "ü"], object)) == '"a\\nb"\n"ü"\n'.encode()
-    outputs = {"label": np.array(["a", "b"], object), "p": np.array([[0.5, 0.5], [1, 0]])}
+    outputs = {
+        "label": np.array(["a", "b"], object),
+        "p": np.array([[0.5, 0.5], [1, 0]]),
+    }
     assert (
         jsonlines.encode(outputs) == b'{"label":"a","p":[0.5,0.5]}\n{"label":"b","p":[1.0,0.0]}\n'
     )
     with pytest.raises(SchemaMismatch, match="value per row"):
-        jsonlines.encode({"a": np.ones(2), "b": np.ones(3)})
+        jsonlines.encode(
+            {
+                "a": np.ones(2),
+                "b": np.ones(3),
+            }
+        )
     with pytest.raises(SchemaMismatch, match="value per row"):
         jsonlines.encode(np.array(1.5))
 
@@ -109,7 +148,17 @@ def test_each_line_of_the_answer_is_one_prediction() -> None:
 )
 @pytest.mark.parametrize(
     "shape",
-    [(1,), (4,), (3, 2), (3, 1), (2, 3, 4), (0,), (0, 3), (3, 0), (2, 0, 5)],
+    [
+        (1,),
+        (4,),
+        (3, 2),
+        (3, 1),
+        (2, 3, 4),
+        (0,),
+        (0, 3),
+        (3, 0),
+        (2, 0, 5),
+    ],
 )
 def test_a_line_is_the_json_of_its_row(dtype: Any, shape: tuple[int, ...]) -> None:
     rows = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)

@@ -22,14 +22,32 @@ SCHEMAS = {
     "doubles": compile_schema(
         tuple(Column(name, "double") for name in "abc"),
         (),
-        (Input("X", "float32", (-1, 3), ("a", "b", "c")),),
+        (
+            Input(
+                "X",
+                "float32",
+                (-1, 3),
+                ("a", "b", "c"),
+            ),
+        ),
     ),
     "both": compile_schema(
-        (Column("a", "double"), Column("b", "float"), Column("c", "double", required=False)),
+        (
+            Column("a", "double"),
+            Column("b", "float"),
+            Column("c", "double", required=False),
+        ),
         (),
-        (Input("X", "float64", (-1, 2), ("c", "b")), Input("a", "float32", (-1, 1), ("a",))),
+        (
+            Input("X", "float64", (-1, 2), ("c", "b")),
+            Input("a", "float32", (-1, 1), ("a",)),
+        ),
     ),
-    "longs": compile_schema((Column("a", "long"),), (), (Input("a", "int64", (-1, 1), ("a",)),)),
+    "longs": compile_schema(
+        (Column("a", "long"),),
+        (),
+        (Input("a", "int64", (-1, 1), ("a",)),),
+    ),
     "matrix": compile_schema(
         (),
         (Tensor("", "float32", (-1, 3)),),
@@ -46,9 +64,16 @@ SCHEMAS = {
         (Input("x", "float32", (-1, 2, 2)),),
     ),
     "mixed": compile_schema(
-        (Column("a", "long"), Column("b", "double"), Column("c", "integer")),
+        (
+            Column("a", "long"),
+            Column("b", "double"),
+            Column("c", "integer"),
+        ),
         (),
-        (Input("X", "float32", (-1, 2), ("a", "b")), Input("c", "int32", (-1, 1), ("c",))),
+        (
+            Input("X", "float32", (-1, 2), ("a", "b")),
+            Input("c", "int32", (-1, 1), ("c",)),
+        ),
     ),
     "bytes": compile_schema(
         (),
@@ -60,13 +85,30 @@ SCHEMAS = {
         (Tensor("a", "float32", (-1, 3)),),
         (Input("a", "float32", (-1, 3)),),
     ),
-    "whole": compile_schema((), (Tensor("", "int64", (-1, 3)),), (Input("x", "int64", (-1, 3)),)),
+    "whole": compile_schema(
+        (),
+        (Tensor("", "int64", (-1, 3)),),
+        (Input("x", "int64", (-1, 3)),),
+    ),
 }
 NUMBER = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.integers(-9, 9),
     st.sampled_from(
-        [None, -1e308, 1e39, 20.0, 255, 3e9, -0.0, 2**53, 2**53 + 1, 2**63, 2**64, 10**30],
+        [
+            None,
+            -1e308,
+            1e39,
+            20.0,
+            255,
+            3e9,
+            -0.0,
+            2**53,
+            2**53 + 1,
+            2**63,
+            2**64,
+            10**30,
+        ],
     ),
 )
 ODD = st.one_of(
@@ -98,7 +140,18 @@ def bodies(draw: st.DrawFn) -> bytes:
         draw(st.permutations("abcd"))[:width] if draw(st.booleans()) else list("abcd"[:width])
     )
     if draw(st.integers(0, 4)) == 0:
-        columns[0] = draw(st.sampled_from(["b", "[", "\n", "null", 1, None]))
+        columns[0] = draw(
+            st.sampled_from(
+                [
+                    "b",
+                    "[",
+                    "\n",
+                    "null",
+                    1,
+                    None,
+                ]
+            )
+        )
     field = draw(
         st.sampled_from(
             ["dataframe_split", "dataframe_split", "inputs", "instances", "dataframe_records"],
@@ -106,7 +159,13 @@ def bodies(draw: st.DrawFn) -> bytes:
     )
     value = {"columns": columns, "data": rows} if field == "dataframe_split" else rows
     if field in ("inputs", "instances") and draw(st.booleans()):
-        value = dict(zip(map(str, columns), draw(st.sampled_from([rows, [rows]])), strict=False))
+        value = dict(
+            zip(
+                map(str, columns),
+                draw(st.sampled_from([rows, [rows]])),
+                strict=False,
+            )
+        )
     if field == "dataframe_split" and draw(st.integers(0, 4)) == 0:
         value["index"] = draw(ODD)
     document = {field: value}
@@ -123,7 +182,14 @@ def outcome(ask: Any) -> Any:
         feeds = ask()
     except OnnxserveError as error:
         return type(error), error.message
-    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in feeds.items()}
+    return {
+        name: (
+            array.dtype.str,
+            array.shape,
+            array.tobytes(),
+        )
+        for name, array in feeds.items()
+    }
 
 
 @pytest.mark.long
@@ -166,7 +232,10 @@ FIELD = st.one_of(
 @given(
     st.sampled_from(["doubles", "both", "longs", "mixed"]),
     st.permutations(["a", "b", "c", '"d"', "b"]),
-    st.lists(st.lists(FIELD, min_size=3, max_size=4), max_size=3),
+    st.lists(
+        st.lists(FIELD, min_size=3, max_size=4),
+        max_size=3,
+    ),
     st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
     st.booleans(),
 )
@@ -187,20 +256,42 @@ def test_csv_is_read_as_the_exact_way_reads_it(
 
 
 PLAIN: list[tuple[str, Any]] = [
-    ("doubles", {"dataframe_split": {"columns": ["c", "a", "b"], "data": [[1, 2.5, -3]] * 900}}),
+    (
+        "doubles",
+        {"dataframe_split": {"columns": ["c", "a", "b"], "data": [[1, 2.5, -3]] * 900}},
+    ),
     ("doubles", {"inputs": [[1, 2.5, -3]] * 1400}),
-    ("both", {"dataframe_split": {"data": [[1, 2.5, -3]] * 1400, "columns": ["a", "b", "c"]}}),
+    (
+        "both",
+        {"dataframe_split": {"data": [[1, 2.5, -3]] * 1400, "columns": ["a", "b", "c"]}},
+    ),
     ("matrix", {"instances": [[0.5, 2, 3]] * 1400}),
-    ("image", {"inputs": [[[0.5, 2], [3, 4]]] * 1400}),
-    ("bytes", {"instances": [[[0, 2], [3, 255]]] * 1400}),
-    ("named", {"inputs": {"a": [[0.5, None, 3]] * 1400}}),
-    ("doubles", {"inputs": {name: [1, 2.5, None] * 700 for name in "cab"}}),
+    (
+        "image",
+        {"inputs": [[[0.5, 2], [3, 4]]] * 1400},
+    ),
+    (
+        "bytes",
+        {"instances": [[[0, 2], [3, 255]]] * 1400},
+    ),
+    (
+        "named",
+        {"inputs": {"a": [[0.5, None, 3]] * 1400}},
+    ),
+    (
+        "doubles",
+        {"inputs": {name: [1, 2.5, None] * 700 for name in "cab"}},
+    ),
     (
         "mixed",
         {
             "dataframe_split": {
                 "columns": ["a", "b", "c"],
-                "data": [[1, None, -3], [2.0, 0.5, 4]] * 900,
+                "data": [
+                    [1, None, -3],
+                    [2.0, 0.5, 4],
+                ]
+                * 900,
             },
         },
     ),

@@ -24,7 +24,18 @@ from mlflow_deploy_plugin.serve.runtime.artifact import (
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 
 needs_simdjson = pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
-DATATYPES = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL", "BYTES")
+DATATYPES = (
+    "FP64",
+    "FP32",
+    "FP16",
+    "INT64",
+    "INT32",
+    "INT8",
+    "UINT64",
+    "UINT8",
+    "BOOL",
+    "BYTES",
+)
 DTYPES = (
     "float64",
     "float32",
@@ -39,11 +50,19 @@ DTYPES = (
 )
 SCHEMAS: dict[str, Schema] = {
     **{
-        datatype: compile_schema((), (Tensor("x", dtype, (-1, 2)),), (Input("x", dtype, (-1, 2)),))
+        datatype: compile_schema(
+            (),
+            (Tensor("x", dtype, (-1, 2)),),
+            (Input("x", dtype, (-1, 2)),),
+        )
         for datatype, dtype in zip(DATATYPES, DTYPES, strict=True)
     },
     "table": compile_schema(
-        (Column("a", "double"), Column("b", "string"), Column("c", "long")),
+        (
+            Column("a", "double"),
+            Column("b", "string"),
+            Column("c", "long"),
+        ),
         (),
         (
             Input("a", "float64", (-1, 1), ("a",)),
@@ -54,7 +73,18 @@ SCHEMAS: dict[str, Schema] = {
 }
 INTEGERS = st.one_of(
     st.integers(-9, 300),
-    st.sampled_from([2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30]),
+    st.sampled_from(
+        [
+            2**31,
+            2**53 + 1,
+            2**63 - 1,
+            2**63,
+            2**64 - 1,
+            2**64,
+            -(2**63),
+            10**30,
+        ]
+    ),
 )
 FLOATS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
@@ -88,7 +118,12 @@ def elements(datatype: str) -> st.SearchStrategy[Any]:
 
 
 @st.composite
-def tensors(draw: st.DrawFn, name: str, datatype: str, width: int) -> dict[str, Any]:
+def tensors(
+    draw: st.DrawFn,
+    name: str,
+    datatype: str,
+    width: int,
+) -> dict[str, Any]:
     """Draw a tensor, sometimes with an unusual value."""
     rows = draw(st.integers(1, 3))
     data: Any = [[draw(elements(datatype)) for _ in range(width)] for _ in range(rows)]
@@ -108,7 +143,13 @@ def tensors(draw: st.DrawFn, name: str, datatype: str, width: int) -> dict[str, 
         )
     if draw(st.integers(0, 5)) == 0:
         tensor["parameters"] = draw(
-            st.sampled_from([{"a": [1, [2]]}, {"binary_data_size": 1}, {"a": "["}]),
+            st.sampled_from(
+                [
+                    {"a": [1, [2]]},
+                    {"binary_data_size": 1},
+                    {"a": "["},
+                ]
+            ),
         )
     if draw(st.integers(0, 8)) == 0:
         del tensor[draw(st.sampled_from(sorted(tensor)))]
@@ -118,17 +159,39 @@ def tensors(draw: st.DrawFn, name: str, datatype: str, width: int) -> dict[str, 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[str, bytes]:
     kind = draw(st.sampled_from(sorted(SCHEMAS)))
-    columns = [("a", "FP64"), ("b", "BYTES"), ("c", "INT64")] if kind == "table" else [("x", kind)]
+    columns = (
+        [
+            ("a", "FP64"),
+            ("b", "BYTES"),
+            ("c", "INT64"),
+        ]
+        if kind == "table"
+        else [("x", kind)]
+    )
     inputs: Any = [
-        draw(tensors(name, datatype, 1 if kind == "table" else 2)) for name, datatype in columns
+        draw(
+            tensors(
+                name,
+                datatype,
+                1 if kind == "table" else 2,
+            )
+        )
+        for name, datatype in columns
     ]
     document: dict[str, Any] = {"inputs": inputs}
     for name in ("id", "outputs", "parameters", "inputs"):
         if draw(st.integers(0, 6)) == 0:
             document[name] = draw(
-                st.one_of(ODD, st.just([{"name": "y"}]), st.just({"binary_data_output": True})),
+                st.one_of(
+                    ODD,
+                    st.just([{"name": "y"}]),
+                    st.just({"binary_data_output": True}),
+                ),
             )
-    body = json.dumps(document, ensure_ascii=draw(st.booleans())).encode(errors="surrogatepass")
+    body = json.dumps(
+        document,
+        ensure_ascii=draw(st.booleans()),
+    ).encode(errors="surrogatepass")
     if draw(st.integers(0, 9)) == 0:
         body = body[:-1] + b"," + body[1:]  # the same keys twice
     return kind, body
@@ -140,7 +203,13 @@ def outcome(body: bytes, artifact: Artifact, schema: Schema) -> Any:
     except OnnxserveError as error:
         return type(error), error.message
     feeds = {
-        name: (a.dtype.str, a.shape, a.tolist(), a.tobytes()) for name, a in question.feeds.items()
+        name: (
+            a.dtype.str,
+            a.shape,
+            a.tolist(),
+            a.tobytes(),
+        )
+        for name, a in question.feeds.items()
     }
     if any(array.dtype.kind == "O" for array in question.feeds.values()):
         feeds = {name: entry[:3] for name, entry in feeds.items()}  # type: ignore[misc]
@@ -164,7 +233,10 @@ def test_the_fast_reader_agrees_with_the_exact_reader(
 
 
 @needs_simdjson
-@pytest.mark.parametrize("datatype", [name for name in DATATYPES if name not in ("BOOL", "BYTES")])
+@pytest.mark.parametrize(
+    "datatype",
+    [name for name in DATATYPES if name not in ("BOOL", "BYTES")],
+)
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_numbers_are_read_without_the_exact_way(
     artifact: Artifact,
@@ -177,9 +249,16 @@ def test_numbers_are_read_without_the_exact_way(
     data = (array.ravel() if is_flat else array).tolist()
     tensor = {"name": "x", "shape": array.shape, "datatype": datatype, "data": data}
     monkeypatch.setattr(v2, "json_object", None)
-    body = json.dumps({"id": "mine", "inputs": [tensor], "parameters": {"note": [1]}}).encode()
+    body = json.dumps(
+        {
+            "id": "mine",
+            "inputs": [tensor],
+            "parameters": {"note": [1]},
+        }
+    ).encode()
     question = v2.decode({}, body, artifact, SCHEMAS[datatype])
-    assert (question.id, question.parameters) == ("mine", {"note": [1]})
+    assert question.id == "mine"
+    assert question.parameters == {"note": [1]}
     np.testing.assert_array_equal(question.feeds["x"], array)
 
 

@@ -27,11 +27,31 @@ COLUMNS = (
 MIXED = compile_schema(
     COLUMNS,
     (),
-    tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), "?") for c in COLUMNS),
+    tuple(
+        Input(
+            c.name,
+            COLUMN_TYPES[c.type],
+            (-1, 1),
+            (c.name,),
+            "?",
+        )
+        for c in COLUMNS
+    ),
 )
-TEXT = compile_schema((Column("t", "string"),), (), (Input("t", "str", (-1, 1), ("t",), "?"),))
-TENSOR = compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),))
-ROWS: list[list[Any]] = [["a", 1.5, 2, True], [None, None, -3, False]]
+TEXT = compile_schema(
+    (Column("t", "string"),),
+    (),
+    (Input("t", "str", (-1, 1), ("t",), "?"),),
+)
+TENSOR = compile_schema(
+    (),
+    (Tensor("", "float32", (-1, 2)),),
+    (Input("x", "float32", (-1, 2)),),
+)
+ROWS: list[list[Any]] = [
+    ["a", 1.5, 2, True],
+    [None, None, -3, False],
+]
 NAMES = ["s", "d", "n", "b"]
 RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
 BY_COLUMN = {name: [row[position] for row in ROWS] for position, name in enumerate(NAMES)}
@@ -71,8 +91,12 @@ def decoded(
 def test_every_form_of_a_table_gives_the_same_feeds(document: Any) -> None:
     feeds = decode("application/json", json.dumps(document).encode(), MIXED)
     assert feeds["s"].tolist() == [["a"], ["?"]]
-    np.testing.assert_array_equal(feeds["d"], [[1.5], [np.nan]])
-    assert (feeds["n"].tolist(), feeds["b"].tolist()) == ([[2], [-3]], [[True], [False]])
+    np.testing.assert_array_equal(
+        feeds["d"],
+        [[1.5], [np.nan]],
+    )
+    assert feeds["n"].tolist() == [[2], [-3]]
+    assert feeds["b"].tolist() == [[True], [False]]
 
 
 @pytest.mark.parametrize(
@@ -81,13 +105,33 @@ def test_every_form_of_a_table_gives_the_same_feeds(document: Any) -> None:
         {"instances": [[1, 2], [3, 4]]},
         {"inputs": [[1, 2], [3, 4]]},
         {"inputs": {"x": [[1, 2], [3, 4]]}},
-        {"dataframe_split": {"columns": [0, 1], "data": [[1, 2], [3, 4]]}},
-        {"dataframe_split": {"columns": ["p", "q"], "data": [[1, 2], [3, 4]]}},
-        {"dataframe_records": [{"p": 1, "q": 2}, {"p": 3, "q": 4}]},
+        {
+            "dataframe_split": {
+                "columns": [0, 1],
+                "data": [[1, 2], [3, 4]],
+            }
+        },
+        {
+            "dataframe_split": {
+                "columns": ["p", "q"],
+                "data": [[1, 2], [3, 4]],
+            }
+        },
+        {
+            "dataframe_records": [
+                {"p": 1, "q": 2},
+                {"p": 3, "q": 4},
+            ]
+        },
     ],
 )
 def test_every_form_of_a_tensor_gives_the_same_feeds(document: Any) -> None:
-    assert decoded(document, TENSOR) == {"x": [[1, 2], [3, 4]]}
+    assert decoded(document, TENSOR) == {
+        "x": [
+            [1, 2],
+            [3, 4],
+        ]
+    }
 
 
 @pytest.mark.parametrize(
@@ -136,22 +180,35 @@ def test_an_invalid_text_is_refused_also_if_the_row_contains_a_bare_nan() -> Non
 def test_csv_is_typed_by_the_signature(text: str) -> None:
     feeds = decode("text/csv; charset=utf-8", text.encode(), MIXED)
     assert feeds["s"].tolist() == [["a"], ["?"]]
-    np.testing.assert_array_equal(feeds["d"], [[1.5], [np.nan]])
-    assert (feeds["n"].tolist(), feeds["b"].tolist()) == ([[2], [-3]], [[True], [False]])
+    np.testing.assert_array_equal(
+        feeds["d"],
+        [[1.5], [np.nan]],
+    )
+    assert feeds["n"].tolist() == [[2], [-3]]
+    assert feeds["b"].tolist() == [[True], [False]]
 
 
 def test_pandas_na_is_missing_where_a_number_is_expected_and_itself_in_a_text() -> None:
     feeds = decode("text/csv", b"s,d,n,b\nNA,NA,2,true\nnull,<NA>,2.0,0\n", MIXED)
     assert feeds["s"].tolist() == [["NA"], ["null"]]
     assert np.isnan(feeds["d"]).all()
-    assert (feeds["n"].tolist(), feeds["b"].tolist()) == ([[2], [2]], [[True], [False]])
+    assert feeds["n"].tolist() == [[2], [2]]
+    assert feeds["b"].tolist() == [[True], [False]]
 
 
 def test_csv_feeds_a_tensor_by_position() -> None:
-    assert decoded(b"p,q\n1,2\n3,4\n", TENSOR, "text/csv") == {"x": [[1, 2], [3, 4]]}
+    assert decoded(b"p,q\n1,2\n3,4\n", TENSOR, "text/csv") == {
+        "x": [
+            [1, 2],
+            [3, 4],
+        ]
+    }
 
 
-@pytest.mark.parametrize("field", ["1_000", "x", "1,5", "0x10", "1e", "--1"])
+@pytest.mark.parametrize(
+    "field",
+    ["1_000", "x", "1,5", "0x10", "1e", "--1"],
+)
 def test_a_csv_field_that_cannot_be_parsed_is_named(field: str) -> None:
     with pytest.raises((SchemaMismatch, InvalidRequest), match="row 0"):
         decode("text/csv", f"s,d,n,b\na,{field},1,true\n".encode(), MIXED)
@@ -160,16 +217,40 @@ def test_a_csv_field_that_cannot_be_parsed_is_named(field: str) -> None:
 @pytest.mark.parametrize(
     ("prediction", "answer"),
     [
-        (np.array([1, 2], np.int64), [1, 2]),
-        (np.array([[0.5], [0.25]], np.float32), [[0.5], [0.25]]),
-        (np.array([np.nan, np.inf, -np.inf]), [None, None, None]),
-        (np.array(["a", 'b"'], dtype=object), ["a", 'b"']),
+        (
+            np.array([1, 2], np.int64),
+            [1, 2],
+        ),
+        (
+            np.array([[0.5], [0.25]], np.float32),
+            [[0.5], [0.25]],
+        ),
+        (
+            np.array([np.nan, np.inf, -np.inf]),
+            [None, None, None],
+        ),
+        (
+            np.array(["a", 'b"'], dtype=object),
+            ["a", 'b"'],
+        ),
         (np.array([True, False]), [True, False]),
-        (np.arange(6, dtype=np.float64).reshape(2, 3).T, [[0, 3], [1, 4], [2, 5]]),
+        (
+            np.arange(6, dtype=np.float64).reshape(2, 3).T,
+            [[0, 3], [1, 4], [2, 5]],
+        ),
         (np.array([1.5], np.float16), [1.5]),
-        (np.array([2**63], np.uint64), [2**63]),
-        (np.array([{1: 0.5}], dtype=object), [{"1": 0.5}]),
-        ({"a": np.array([1]), "b": np.array([[2.5]])}, {"a": [1], "b": [[2.5]]}),
+        (
+            np.array([2**63], np.uint64),
+            [2**63],
+        ),
+        (
+            np.array([{1: 0.5}], dtype=object),
+            [{"1": 0.5}],
+        ),
+        (
+            {"a": np.array([1]), "b": np.array([[2.5]])},
+            {"a": [1], "b": [[2.5]]},
+        ),
     ],
 )
 def test_an_answer_is_valid_json_in_mlflows_form(prediction: Any, answer: Any) -> None:
@@ -208,9 +289,8 @@ def test_the_error_of_a_bare_json_list_lists_the_accepted_fields() -> None:
     ["s,d,n,b\nx,1 5,2,true\n", '\ufeff"s","d","n","b"\r\n"x",1 5,2,true\r\n', "s,d,n,b\n"],
 )
 def test_another_separator_of_a_csv_is_named(mark: str, name: str, text: str) -> None:
-    body = (
-        text.replace(",", mark).replace(" ", ",").encode()
-    )  # As in some countries, 1,5 is a number.
+    # As in some countries, 1,5 is a number.
+    body = text.replace(",", mark).replace(" ", ",").encode()
     with refused(SchemaMismatch, name, "commas"):
         decode("text/csv", body, MIXED)
 
@@ -258,12 +338,23 @@ def test_columns_may_have_numbers_as_their_names() -> None:
     numbered = Schema(
         (Column("10", "double"), Column("20", "double")),
         (),
-        (Input("x", "float32", (-1, 2), ("10", "20")),),
+        (
+            Input(
+                "x",
+                "float32",
+                (-1, 2),
+                ("10", "20"),
+            ),
+        ),
     )
     assert decode("text/csv", b"20,10\n3,4\n", numbered)["x"].tolist() == [[4, 3]]
 
 
-@pytest.mark.parametrize("rows", [1, LARGE_BYTES], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "rows",
+    [1, LARGE_BYTES],
+    ids=["small", "large"],
+)
 @pytest.mark.parametrize("has_header", [True, False])
 @pytest.mark.parametrize(
     ("line", "values"),
@@ -293,7 +384,11 @@ def test_a_quoted_blank_is_a_row_of_one_column_as_in_the_csv_files_of_batch(
 
 
 def test_a_quoted_blank_of_a_column_of_numbers_is_refused_and_not_left_out() -> None:
-    number = compile_schema((Column("d", "double"),), (), (Input("d", "double", (-1, 1), ("d",)),))
+    number = compile_schema(
+        (Column("d", "double"),),
+        (),
+        (Input("d", "double", (-1, 1), ("d",)),),
+    )
     with pytest.raises(SchemaMismatch, match=r"'d'.*row 1"):
         decode("text/csv", b'd\n1\n" "\n2\n', number)
 

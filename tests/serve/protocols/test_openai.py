@@ -67,9 +67,16 @@ class ListedChat(PythonModel):
     """
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        message = {"role": "assistant", "content": list(model_input["messages"])[-1]["content"]}
+        message = {
+            "role": "assistant",
+            "content": list(model_input["messages"])[-1]["content"],
+        }
         return [
-            {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}]},
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "choices": [{"index": 0, "message": message}],
+            },
         ]
 
 
@@ -111,7 +118,10 @@ def running(
         "bias": bias_folders["1"],
     }
     state_dir = root / "state"
-    write_keys(state_dir, {"sk-mine": KeyEntry(name="mine", scopes=("infer", "read"))})
+    write_keys(
+        state_dir,
+        {"sk-mine": KeyEntry(name="mine", scopes=("infer", "read"))},
+    )
     endpoints = {name: {"v": servers.variant(folder)} for name, folder in folders.items()}
     with servers.gunicorn(state_dir, endpoints, ServerSpec(api_keys=True)) as running:
         yield running
@@ -127,17 +137,37 @@ def client(running: Any) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("path", ["", "/v1", "/endpoints/responses"])
 @pytest.mark.parametrize("given", ["hello you", USER])
-def test_a_responses_agent_answers(client: Callable[..., Any], path: str, given: Any) -> None:
+def test_a_responses_agent_answers(
+    client: Callable[..., Any],
+    path: str,
+    given: Any,
+) -> None:
     assert client(path).responses.create(model="any", input=given).output_text == "hello you"
 
 
 def test_a_responses_agent_takes_tools(client: Callable[..., Any]) -> None:
-    tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
+    tool = {
+        "type": "function",
+        "name": "weather",
+        "parameters": {"type": "object"},
+        "strict": True,
+    }
     assert (
-        client().responses.create(model="any", input="hello", tools=[tool]).output_text == "weather"
+        client()
+        .responses.create(
+            model="any",
+            input="hello",
+            tools=[tool],
+        )
+        .output_text
+        == "weather"
     )
     with pytest.raises(openai.BadRequestError, match=r"tools\.0\.type Field required"):
-        client().responses.create(model="any", input="hello", tools=[{"name": "weather"}])
+        client().responses.create(
+            model="any",
+            input="hello",
+            tools=[{"name": "weather"}],
+        )
 
 
 @pytest.mark.parametrize("path", ["/v1", "/endpoints/responses"])
@@ -146,7 +176,11 @@ def test_a_responses_agent_answers_in_events(
     client: Callable[..., Any],
     path: str,
 ) -> None:
-    events = client(path).responses.create(model="any", input="hello you", stream=True)
+    events = client(path).responses.create(
+        model="any",
+        input="hello you",
+        stream=True,
+    )
     assert [(event.type, event.delta) for event in events] == [
         ("response.output_text.delta", "hello"),
         ("response.output_text.delta", "you"),
@@ -195,7 +229,10 @@ def test_the_one_answer_of_a_list_is_the_answer(client: Callable[..., Any]) -> N
 @pytest.mark.parametrize("given", ["hello", ["hello", "you"]])
 def test_a_model_of_embeddings_answers(client: Callable[..., Any], given: Any) -> None:
     answer = client("/endpoints/embedder").embeddings.create(model="any", input=given)
-    assert [item.embedding for item in answer.data] == [[5, 0.5], [3, 0.5]][: len(answer.data)]
+    assert [item.embedding for item in answer.data] == [
+        [5, 0.5],
+        [3, 0.5],
+    ][: len(answer.data)]
     with pytest.raises(openai.BadRequestError, match="without dimensions"):
         client("/endpoints/embedder").embeddings.create(model="any", input=given, dimensions=64)
 

@@ -26,7 +26,12 @@ RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
 SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
 
 
-def post(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any]:
+def post(
+    server: Server,
+    path: str,
+    body: Any,
+    **headers: str,
+) -> tuple[int, Any]:
     request = RawRequest(
         "POST",
         path,
@@ -38,15 +43,22 @@ def post(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any
 
 
 @pytest.fixture
-def mixed(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
+def mixed(
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+) -> Server:
     return serve_here(servers.one_endpoint(model_folders["mixed"], "3"))
 
 
-@pytest.mark.parametrize("body", [RECORD, {"features": ["AA", 0.0, 0, False]}])
+@pytest.mark.parametrize(
+    "body",
+    [RECORD, {"features": ["AA", 0.0, 0, False]}],
+)
 def test_one_record_is_answered_with_its_probabilities(mixed: Server, body: Any) -> None:
     status, document = post(mixed, "/predict", body)
     probabilities = document.pop("probabilities")
-    assert (status, document) == (200, {"prediction": "yes", "model": "m", "model_version": "3"})
+    assert status == 200
+    assert document == {"prediction": "yes", "model": "m", "model_version": "3"}
     assert list(probabilities) == ["no", "yes"]
     assert probabilities["yes"] == SIGMOID_1
 
@@ -54,9 +66,10 @@ def test_one_record_is_answered_with_its_probabilities(mixed: Server, body: Any)
 @pytest.mark.parametrize("form", ["instances", "inputs", "dataframe_records"])
 def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
     status, document = post(mixed, "/predict", {form: [RECORD]})
-    assert (status, document["message"]) == (
-        400,
-        f"/predict accepts one record; send {form} to /predict/batch or /invocations",
+    assert status == 400
+    assert (
+        document["message"]
+        == f"/predict accepts one record; send {form} to /predict/batch or /invocations"
     )
 
 
@@ -92,10 +105,13 @@ def test_a_model_whose_prediction_is_probabilities_also_answers_the_label(
 def test_a_batch_is_answered_row_by_row(mixed: Server, body: Any) -> None:
     status, document = post(mixed, "/predict/batch", body)
     probabilities = document.pop("probabilities")
-    assert (status, document) == (
-        200,
-        {"predictions": ["yes"] * 2, "count": 2, "model": "m", "model_version": "3"},
-    )
+    assert status == 200
+    assert document == {
+        "predictions": ["yes"] * 2,
+        "count": 2,
+        "model": "m",
+        "model_version": "3",
+    }
     assert [row["yes"] for row in probabilities] == [SIGMOID_1, SIGMOID_1]
 
 
@@ -132,8 +148,13 @@ def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protoc
 
     for path in ("/invocations", "/predict/batch"):
         assert post(server, path, {"instances": [[0, 0, 0]] * 1024})[0] == 200
-        status, document = post(server, path, {"instances": [[0, 0, 0]] * 1025})
-        assert (status, document["error_code"]) == (413, "BAD_REQUEST")
+        status, document = post(
+            server,
+            path,
+            {"instances": [[0, 0, 0]] * 1025},
+        )
+        assert status == 413
+        assert document["error_code"] == "BAD_REQUEST"
         assert mentions(
             document["message"],
             "1025 rows",
@@ -161,7 +182,11 @@ def test_a_small_bound_on_bodies_bounds_no_answers(
         ("single", {"a": 1, "b": 2, "c": 3}, [6.0]),
         ("stock", {"features": [1, 2, 3]}, [6.5]),
         ("stock", {"X": [1, 2, 3]}, [6.5]),
-        ("tensor", {"features": [[1, 2], [3, 4]]}, {"doubled": [[2, 4], [6, 8]], "total": 10}),
+        (
+            "tensor",
+            {"features": [[1, 2], [3, 4]]},
+            {"doubled": [[2, 4], [6, 8]], "total": 10},
+        ),
     ],
 )
 def test_models_without_classes_answer_without_probabilities(
@@ -178,15 +203,30 @@ def test_models_without_classes_answer_without_probabilities(
     )
 
 
-@pytest.mark.parametrize("dtype", [np.longlong, np.uint64, np.int32, np.float16, np.bool_])
+@pytest.mark.parametrize(
+    "dtype",
+    [np.longlong, np.uint64, np.int32, np.float16, np.bool_],
+)
 def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]) -> None:
     """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson
     does not accept.
     """
-    artifact = Artifact(Path(), Path("m.onnx"), "onnxserve", "", "", "", prediction=("label",))
+    artifact = Artifact(
+        Path(),
+        Path("m.onnx"),
+        "onnxserve",
+        "",
+        "",
+        "",
+        prediction=("label",),
+    )
     predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
     variant: Any = SimpleNamespace(
         loaded=SimpleNamespace(predictor=predictor, model="m", version="1"),
     )
-    response = InferResponse("", "", {"label": np.array([1], dtype)})
+    response = InferResponse(
+        "",
+        "",
+        {"label": np.array([1], dtype)},
+    )
     assert json.loads(encode_record(variant, response).body)["prediction"] == 1

@@ -44,10 +44,15 @@ def test_a_message_survives_a_round_trip(pair: Pair) -> None:
             "big": np.array([2**63], dtype=np.uint64),
         },
     }
-    send_message(pair[0], SideMessage("ask", {"a": [1, None]}, arrays, b"\x00\xff"))
+    send_message(
+        pair[0],
+        SideMessage("ask", {"a": [1, None]}, arrays, b"\x00\xff"),
+    )
     got = receive_message(pair[1])
     assert got is not None
-    assert (got.kind, got.fields, got.body) == ("ask", {"a": [1, None]}, b"\x00\xff")
+    assert got.kind == "ask"
+    assert got.fields == {"a": [1, None]}
+    assert got.body == b"\x00\xff"
     for group, group_arrays in arrays.items():
         assert got.arrays[group].keys() == group_arrays.keys()
         for name, array in group_arrays.items():
@@ -60,7 +65,10 @@ def test_a_large_message_crosses_a_small_buffer(pair: Pair) -> None:
     array = np.arange(1_000_000, dtype=np.int64)
     sender = threading.Thread(
         target=send_message,
-        args=(pair[0], SideMessage("ask", arrays={"feeds": {"x": array}})),
+        args=(
+            pair[0],
+            SideMessage("ask", arrays={"feeds": {"x": array}}),
+        ),
     )
     sender.start()
     got = receive_message(pair[1], time.monotonic() + 30)
@@ -70,7 +78,16 @@ def test_a_large_message_crosses_a_small_buffer(pair: Pair) -> None:
 
 
 def framed(head: bytes, rest: bytes = b"") -> bytes:
-    return struct.pack("<4sIQ", b"OXP1", len(head), len(rest)) + head + rest
+    return (
+        struct.pack(
+            "<4sIQ",
+            b"OXP1",
+            len(head),
+            len(rest),
+        )
+        + head
+        + rest
+    )
 
 
 def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) -> None:
@@ -113,4 +130,8 @@ def test_silence_ends_at_the_deadline(pair: Pair) -> None:
     with pytest.raises(TimeoutError):
         receive_message(pair[1], time.monotonic() - 1)
     with pytest.raises(TimeoutError):
-        send_message(pair[0], SideMessage("ask", body=bytes(10_000_000)), time.monotonic() + 0.05)
+        send_message(
+            pair[0],
+            SideMessage("ask", body=bytes(10_000_000)),
+            time.monotonic() + 0.05,
+        )

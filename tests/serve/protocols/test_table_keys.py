@@ -24,13 +24,20 @@ from tests.support.handling import handle
 from tests.support.protocols import JSON_FORMS, protocol_paths
 
 LARGEST = 2**63 - 1
-ROWS: dict[str, list[Any]] = {"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, 6.0]}
+ROWS: dict[str, list[Any]] = {
+    "a": [1.0, 4.0],
+    "b": [2.0, 5.0],
+    "c": [3.0, 6.0],
+}
 RECORDS = [dict(zip(ROWS, row, strict=True)) for row in zip(*ROWS.values(), strict=True)]
 ARROW = "application/vnd.apache.arrow.stream"
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
+def server(
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+) -> Server:
     kinds = ("single", "tensor", "stock")
     endpoints = {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds}
     return serve_here(endpoints, keys=["customer_id", "is_new"])
@@ -52,62 +59,91 @@ def as_arrow(table: pa.Table) -> RawRequest:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return RawRequest("POST", "/invocations", {"content-type": ARROW}, sink.getvalue().to_pybytes())
+    return RawRequest(
+        "POST",
+        "/invocations",
+        {"content-type": ARROW},
+        sink.getvalue().to_pybytes(),
+    )
 
 
-def tensor(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
+def tensor(
+    name: str,
+    datatype: str,
+    shape: list[int],
+    data: list[Any],
+) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": shape, "data": data}
 
 
-def with_key(values: list[Any], rows: list[dict[str, Any]] = RECORDS) -> list[dict[str, Any]]:
+def with_key(
+    values: list[Any],
+    rows: list[dict[str, Any]] = RECORDS,
+) -> list[dict[str, Any]]:
     return [{"customer_id": value, **row} for value, row in zip(values, rows, strict=True)]
 
 
-SPLIT = {"columns": ["a", "customer_id", "b", "c"], "data": [[1, "x", 2, 3], [4, None, 5, 6]]}
+SPLIT = {
+    "columns": ["a", "customer_id", "b", "c"],
+    "data": [[1, "x", 2, 3], [4, None, 5, 6]],
+}
 V2 = [tensor(name, "FP64", [2], values) for name, values in ROWS.items()]
 TEXTS = tensor("customer_id", "BYTES", [2], ["x", "y"])
 IDS = tensor("customer_id", "INT64", [2, 1], [7, 8])
-X = tensor("X", "FP32", [2, 3], [1, 2, 3, 4, 5, 6])
-SCHEMA = compile_schema(tuple(Column(name, "double") for name in ROWS), (), ())
+X = tensor(
+    "X",
+    "FP32",
+    [2, 3],
+    [1, 2, 3, 4, 5, 6],
+)
+SCHEMA = compile_schema(
+    tuple(Column(name, "double") for name in ROWS),
+    (),
+    (),
+)
 EXAMPLE = Example({"customer_id": [7, 8], **ROWS}, 2)
 DERIVED: list[tuple[str, RawRequest, list[Any]]] = [
-    (f"{protocol.name} {path}", as_json(path, form.example(SCHEMA, EXAMPLE)), [7, 8])
+    (
+        f"{protocol.name} {path}",
+        as_json(path, form.example(SCHEMA, EXAMPLE)),
+        [7, 8],
+    )
     for protocol, form in JSON_FORMS.items()
     if protocol is not v2.V2  # Its example has the datatypes of the model's columns.
     for path in protocol_paths(protocol, "single", "1", "v")
 ]
 REQUESTS: list[tuple[str, RawRequest, list[Any]]] = [
     *DERIVED,
-    ("records", as_json("/invocations", {"dataframe_records": with_key([7, 8])}), [7, 8]),
+    ("records", as_json("/invocations", {"dataframe_records": with_key([7, 8])}), [7, 8],),
     ("records with a gap",
-     as_json("/invocations", {"dataframe_records": with_key([LARGEST, None])}), [LARGEST, None]),
+     as_json("/invocations", {"dataframe_records": with_key([LARGEST, None])},), [LARGEST, None]),
     ("split", as_json("/invocations", {"dataframe_split": SPLIT}), ["x", None]),
     ("columns",
-     as_json("/invocations", {"inputs": {"customer_id": [0.5, None], **ROWS}}), [0.5, None]),
-    ("instances", as_json("/invocations", {"instances": with_key([True, None])}), [True, None]),
-    ("several types", as_json("/invocations", {"instances": with_key([1, "one"])}), ["1", "one"]),
+     as_json("/invocations", {"inputs": {"customer_id": [0.5, None], **ROWS}},), [0.5, None]),
+    ("instances", as_json("/invocations", {"instances": with_key([True, None])}), [True, None],),
+    ("several types", as_json("/invocations", {"instances": with_key([1, "one"])}), ["1", "one"],),
     ("no key", as_json("/invocations", {"instances": RECORDS}), []),
-    ("rows", as_json("/invocations", {"inputs": [[1, 2, 3], [4, 5, 6]]}), []),
+    ("rows", as_json("/invocations", {"inputs": [[1, 2, 3], [4, 5, 6]]}), [],),
     ("CSV", RawRequest("POST", "/invocations", {"content-type": "text/csv"},
                        b"customer_id,a,b,c\n007,1,2,3\n,4,5,6\n"), ["007", None]),
     ("JSON Lines", RawRequest("POST", "/invocations", {"content-type": "application/jsonl"},
-                              b"\n".join(map(orjson.dumps, with_key([7, None])))), [7, None]),
-    ("Arrow", as_table({"customer_id": pa.array([LARGEST, None])}), [LARGEST, None]),
+                              b"\n".join(map(orjson.dumps, with_key([7, None]),))), [7, None]),
+    ("Arrow", as_table({"customer_id": pa.array([LARGEST, None])}), [LARGEST, None],),
     ("Arrow dictionary",
      as_table({"customer_id": pa.array(["x", None]).dictionary_encode()}), ["x", None]),
-    ("Arrow without names", array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), []),
-    ("V2 by columns", as_json("/v2/models/single/infer", {"inputs": [*V2, TEXTS]}), ["x", "y"]),
-    ("V2 by input", as_json("/v2/models/single/infer", {"inputs": [IDS, X]}), [7, 8]),
+    ("Arrow without names", array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), [],),
+    ("V2 by columns", as_json("/v2/models/single/infer", {"inputs": [*V2, TEXTS]}), ["x", "y"],),
+    ("V2 by input", as_json("/v2/models/single/infer", {"inputs": [IDS, X]}), [7, 8],),
     ("tfserving columns",
-     as_json("/v1/models/single:predict", {"inputs": {"customer_id": [7, 8], **ROWS}}), [7, 8]),
-    ("predict/batch", as_json("/predict/batch", with_key([7, 8])), [7, 8]),
+     as_json("/v1/models/single:predict", {"inputs": {"customer_id": [7, 8], **ROWS}},), [7, 8]),
+    ("predict/batch", as_json("/predict/batch", with_key([7, 8])), [7, 8],),
     ("tensor, records",
-     as_json("/endpoints/stock/invocations", {"dataframe_records": with_key([7, 8])}), [7, 8]),
+     as_json("/endpoints/stock/invocations", {"dataframe_records": with_key([7, 8])},), [7, 8]),
     ("tensor, split",
      as_json("/endpoints/stock/invocations", {"dataframe_split": SPLIT}), ["x", None]),
     ("tensor, CSV", RawRequest("POST", "/endpoints/stock/invocations", {"content-type": "text/csv"},
                                b"customer_id,a,b,c\n007,1,2,3\n,4,5,6\n"), ["007", None]),
-    ("tensor, V2", as_json("/v2/models/stock/infer", {"inputs": [X, IDS]}), [7, 8]),
+    ("tensor, V2", as_json("/v2/models/stock/infer", {"inputs": [X, IDS]}), [7, 8],),
 ]  # fmt: skip
 
 
@@ -137,9 +173,10 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
             row for row in rows if row["_prediction_id"] == answer.headers["X-Prediction-Id"]
         ]
         assert answer_rows
-        assert [row["output.y"] for row in answer_rows] == [[6.0 + bias], [15.0 + bias]][
-            : len(answer_rows)
-        ]
+        assert [row["output.y"] for row in answer_rows] == [
+            [6.0 + bias],
+            [15.0 + bias],
+        ][: len(answer_rows)]
         assert [row["customer_id"] for row in answer_rows if "customer_id" in row] == expected[
             : len(answer_rows)
         ]
@@ -149,16 +186,30 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
 @pytest.mark.parametrize(
     ("path", "document", "part"),
     [
-        ("/invocations", {"instances": with_key([[1], [2]])}, "row 0"),
+        (
+            "/invocations",
+            {"instances": with_key([[1], [2]])},
+            "row 0",
+        ),
         ("/invocations", {"inputs": {"customer_id": [1], **ROWS}}, "2 rows"),
         (
             "/v2/models/single/infer",
-            {"inputs": [X, tensor("customer_id", "INT64", [2, 2], [1, 2, 3, 4])]},
+            {
+                "inputs": [
+                    X,
+                    tensor("customer_id", "INT64", [2, 2], [1, 2, 3, 4]),
+                ]
+            },
             "list",
         ),
         (
             "/v2/models/single/infer",
-            {"inputs": [X, tensor("customer", "INT64", [2], [1, 2])]},
+            {
+                "inputs": [
+                    X,
+                    tensor("customer", "INT64", [2], [1, 2]),
+                ]
+            },
             "'customer'",
         ),
     ],

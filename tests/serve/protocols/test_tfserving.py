@@ -33,7 +33,12 @@ def server(
             "tensor": {"v": variant(model_folders["tensor"])},
             "single": {
                 "champion": variant(bias_folders["1"]),
-                "challenger": variant(bias_folders["2"], "2", weight=0, aspects={"alias": "next"}),
+                "challenger": variant(
+                    bias_folders["2"],
+                    "2",
+                    weight=0,
+                    aspects={"alias": "next"},
+                ),
             },
         },
     )
@@ -51,12 +56,21 @@ def ask(
     return response.status, json.loads(response.body)
 
 
-ROWS = [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
-DOUBLED = [[[2, 4], [6, 8]], [[10, 12], [14, 16]]]
+ROWS = [
+    [[1, 2], [3, 4]],
+    [[5, 6], [7, 8]],
+]
+DOUBLED = [
+    [[2, 4], [6, 8]],
+    [[10, 12], [14, 16]],
+]
 
 
 def test_rows_are_answered_row_by_row_and_columns_by_columns(server: Server) -> None:
-    rows = [{"doubled": DOUBLED[0], "total": 10}, {"doubled": DOUBLED[1], "total": 26}]
+    rows = [
+        {"doubled": DOUBLED[0], "total": 10},
+        {"doubled": DOUBLED[1], "total": 26},
+    ]
     columns = {"doubled": DOUBLED, "total": [10, 26]}
     assert ask(server, "tensor:predict", {"instances": ROWS}) == (200, {"predictions": rows})
     assert ask(server, "tensor:predict", {"instances": [{"image": row} for row in ROWS]})[0] == 200
@@ -70,7 +84,10 @@ def test_one_output_has_no_name(server: Server) -> None:
         {"predictions": [[1006]]},
     )
     inputs = {"a": [1], "b": [2], "c": [3]}
-    assert ask(server, "single:predict", {"inputs": inputs}) == (200, {"outputs": [[1006]]})
+    assert ask(server, "single:predict", {"inputs": inputs}) == (
+        200,
+        {"outputs": [[1006]]},
+    )
 
 
 def test_text_comes_plain_or_in_base64(server: Server) -> None:
@@ -79,8 +96,12 @@ def test_text_comes_plain_or_in_base64(server: Server) -> None:
         "mixed:predict",
         {"instances": [RECORD], "signature_name": "serving_default"},
     )
-    coded = {**RECORD, "carrier": {"b64": base64.b64encode(b"AA").decode()}}
-    assert (status, plain["predictions"][0]["label"]) == (200, "yes")
+    coded = {
+        **RECORD,
+        "carrier": {"b64": base64.b64encode(b"AA").decode()},
+    }
+    assert status == 200
+    assert plain["predictions"][0]["label"] == "yes"
     assert ask(server, "mixed:predict", {"instances": [coded]}) == (200, plain)
 
 
@@ -108,10 +129,8 @@ def test_a_version_is_chosen_by_number_or_label(server: Server, chosen: str) -> 
         {"predictions": [[2006]]},
     )
     status, document = ask(server, f"single{chosen}", method="GET")
-    assert (status, [entry["version"] for entry in document["model_version_status"]]) == (
-        200,
-        ["2"],
-    )
+    assert status == 200
+    assert [entry["version"] for entry in document["model_version_status"]] == ["2"]
 
 
 def test_the_status_lists_the_loaded_versions(server: Server) -> None:
@@ -137,7 +156,10 @@ def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server: Server)
     assert signature["outputs"]["probabilities"] == {
         "dtype": "DT_FLOAT",
         "tensor_shape": {
-            "dim": [{"size": "-1", "name": ""}, {"size": "2", "name": ""}],
+            "dim": [
+                {"size": "-1", "name": ""},
+                {"size": "2", "name": ""},
+            ],
             "unknown_rank": False,
         },
         "name": "probabilities",
@@ -163,7 +185,12 @@ def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server: Server)
         ("single:predict", None, 400, ["empty"]),
         ("single:predict", [1], 400, ["array", "object"]),
         ("single:predict", {}, 400, ["instances", "inputs"]),
-        ("single:predict", {"instances": [1], "inputs": [1]}, 400, ["either"]),
+        (
+            "single:predict",
+            {"instances": [1], "inputs": [1]},
+            400,
+            ["either"],
+        ),
         ("single:predict", {"instances": {"a": 1}}, 400, ["instances", "array"]),
         ("single:predict", {"inputs": 5}, 400, ["inputs", "number"]),
         ("single:predict", {"instances": []}, 400, ["no rows"]),
@@ -186,16 +213,41 @@ def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server: Server)
             400,
             ["'distance'", "row 0"],
         ),
-        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "%"}}]}, 400, ["base64"]),
-        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "gA=="}}]}, 400, ["UTF-8"]),
-        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": 5}}]}, 400, ["base64"]),
+        (
+            "mixed:predict",
+            {"instances": [{**RECORD, "carrier": {"b64": "%"}}]},
+            400,
+            ["base64"],
+        ),
+        (
+            "mixed:predict",
+            {"instances": [{**RECORD, "carrier": {"b64": "gA=="}}]},
+            400,
+            ["UTF-8"],
+        ),
+        (
+            "mixed:predict",
+            {"instances": [{**RECORD, "carrier": {"b64": 5}}]},
+            400,
+            ["base64"],
+        ),
         (
             "tensor:predict",
-            {"instances": [{"image": ROWS[0]}, {"picture": ROWS[1]}]},
+            {
+                "instances": [
+                    {"image": ROWS[0]},
+                    {"picture": ROWS[1]},
+                ]
+            },
             400,
             ["row 1"],
         ),
-        ("tensor:predict", {"instances": [[1, 2], [3]]}, 400, ["ragged"]),
+        (
+            "tensor:predict",
+            {"instances": [[1, 2], [3]]},
+            400,
+            ["ragged"],
+        ),
     ],
 )
 def test_errors_have_the_form_of_tensorflow_serving(
@@ -206,7 +258,8 @@ def test_errors_have_the_form_of_tensorflow_serving(
     words: list[str],
 ) -> None:
     answered, error = ask(server, path, document)
-    assert (answered, error.keys()) == (status, {"error"})
+    assert answered == status
+    assert error.keys() == {"error"}
     for word in words:
         assert word in error["error"]
 
@@ -214,7 +267,10 @@ def test_errors_have_the_form_of_tensorflow_serving(
 def test_base64_in_a_deep_document_is_refused(server: Server) -> None:
     deep = b'{"instances": ' + b"[" * 900 + b'{"b64": ""}' + b"]" * 900 + b"}"
     response = handle(server, RawRequest("POST", "/v1/models/mixed:predict", {}, deep))
-    assert (response.status, "nested" in json.loads(response.body)["error"]) == (400, True)
+    assert (
+        response.status,
+        "nested" in json.loads(response.body)["error"],
+    ) == (400, True)
 
 
 def test_the_content_type_does_not_matter(server: Server) -> None:

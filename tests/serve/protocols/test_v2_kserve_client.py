@@ -81,13 +81,22 @@ def said(
     with servers_below(tmp_path_factory.mktemp("kserve")) as start:
         url = start(*arguments).wait_ready().url
         command = [str(python), str(PROGRAM), url, f"127.0.0.1:{port}", "images"]
-        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert result.returncode == 0, result.stderr
         yield json.loads(result.stdout.splitlines()[-1])
 
 
 IMAGES = np.arange(8.0).reshape(2, 2, 2)
-OUTPUTS: dict[str, list[Any]] = {"doubled": (2 * IMAGES).tolist(), "total": [6.0, 22.0]}
+OUTPUTS: dict[str, list[Any]] = {
+    "doubled": (2 * IMAGES).tolist(),
+    "total": [6.0, 22.0],
+}
 
 
 @pytest.mark.long
@@ -107,7 +116,8 @@ def test_the_client_finds_server_and_model_ready(said: Any, protocol: str) -> No
 )
 def test_the_client_reads_the_answer(said: Any, protocol: str, form: str) -> None:
     answer = said[protocol][form]
-    assert (answer["id"], answer["model"]) == ("mine", "images")
+    assert answer["id"] == "mine"
+    assert answer["model"] == "images"
     assert answer["outputs"] == OUTPUTS
 
 

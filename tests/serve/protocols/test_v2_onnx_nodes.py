@@ -70,7 +70,13 @@ def saved(folder: Path, case: NodeCase) -> Path:
 
 def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
     """Return the reason why the response is wrong; empty if it is correct."""
-    inputs = [{**head_of(key, array), "data": plain(array)} for key, array in case.inputs.items()]
+    inputs = [
+        {
+            **head_of(key, array),
+            "data": plain(array),
+        }
+        for key, array in case.inputs.items()
+    ]
     status, body, _ = ask(
         server,
         name,
@@ -100,7 +106,12 @@ def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
         {**head_of(key, array), "parameters": {"binary_data_size": len(blob)}}
         for (key, array), blob in zip(case.inputs.items(), blobs, strict=True)
     ]
-    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    head = json.dumps(
+        {
+            "inputs": inputs,
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
     status, body, headers = ask(
         server,
         name,
@@ -115,18 +126,30 @@ def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
     for entry in json.loads(body[:length])["outputs"]:
         size = entry["parameters"]["binary_data_size"]
         tensor = TensorHeader(entry["name"], tuple(entry["shape"]), entry["datatype"])
-        arrays[entry["name"]] = from_binary(tensor, memoryview(body)[start : start + size])
+        arrays[entry["name"]] = from_binary(
+            tensor,
+            memoryview(body)[start : start + size],
+        )
         start += size
     return difference(case.outputs, arrays)
 
 
-def ask(server: Server, name: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, Any]:
+def ask(
+    server: Server,
+    name: str,
+    body: bytes,
+    headers: dict[str, str],
+) -> tuple[int, bytes, Any]:
     response = handle(server, RawRequest("POST", f"/v2/models/{name}/infer", headers, body))
     return response.status, response.body, response.headers
 
 
 def head_of(name: str, array: Array) -> dict[str, Any]:
-    return {"name": name, "shape": list(array.shape), "datatype": datatype_of(numpy_name(array))}
+    return {
+        "name": name,
+        "shape": list(array.shape),
+        "datatype": datatype_of(numpy_name(array)),
+    }
 
 
 def numpy_name(array: Array) -> str:
@@ -149,10 +172,17 @@ def without_infinity(array: Array) -> Array:
     if array.dtype.kind != "f":
         return array
     with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(array), array, np.nan).astype(array.dtype)
+        return np.where(
+            np.isfinite(array),
+            array,
+            np.nan,
+        ).astype(array.dtype)
 
 
-def difference(want: dict[str, Array], found: dict[str, Array]) -> str:
+def difference(
+    want: dict[str, Array],
+    found: dict[str, Array],
+) -> str:
     if want.keys() != found.keys():
         return f"the outputs {list(found)} are not {list(want)}"
     for name, array in want.items():
@@ -161,7 +191,13 @@ def difference(want: dict[str, Array], found: dict[str, Array]) -> str:
         if (
             array.dtype.kind == "f"
         ):  # The memory layout of an array determines the order of summation.
-            is_same = np.allclose(array, found[name], rtol=1e-5, atol=1e-6, equal_nan=True)
+            is_same = np.allclose(
+                array,
+                found[name],
+                rtol=1e-5,
+                atol=1e-6,
+                equal_nan=True,
+            )
         else:
             is_same = np.array_equal(
                 array.astype(object) if array.dtype.kind == "U" else array,

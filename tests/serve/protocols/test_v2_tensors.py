@@ -46,7 +46,10 @@ def arrays(datatype: str, infinity: bool) -> st.SearchStrategy[Array]:
     return hnp.arrays(DTYPES[datatype], SHAPES, elements=elements)
 
 
-def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
+def same(
+    datatype: str,
+    shape: tuple[int, ...],
+) -> tuple[Artifact, Schema]:
     """Return a model that returns its input."""
     dtype = DTYPES[datatype]
     entry = Input("x", dtype, shape)
@@ -62,7 +65,11 @@ def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
         outputs=(output,),
         prediction=("x",),
     )
-    return artifact, compile_schema((), (Tensor("x", dtype, shape),), (entry,))
+    return artifact, compile_schema(
+        (),
+        (Tensor("x", dtype, shape),),
+        (entry,),
+    )
 
 
 def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
@@ -70,13 +77,23 @@ def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
     next request.
     """
     artifact, schema = same(datatype, (-1,) * array.ndim)
-    question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),), {})
+    question = v2.V2Request(
+        "",
+        {},
+        (v2.RequestedOutput("x", is_binary),),
+        {},
+    )
     body, headers = v2.encode(question, "e", "id", "1", {"x": array})
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
     document: dict[str, Any] = json.loads(body[:length])
     request_json = json.dumps({"inputs": document["outputs"]}).encode()
     sent = {"inference-header-content-length": str(len(request_json))} if is_binary else {}
-    return v2.decode(sent, request_json + body[length:], artifact, schema).feeds["x"]
+    return v2.decode(
+        sent,
+        request_json + body[length:],
+        artifact,
+        schema,
+    ).feeds["x"]
 
 
 @pytest.mark.parametrize("is_binary", [False, True])
@@ -90,7 +107,8 @@ def test_answers_can_be_sent_back_with_the_same_values(
 ) -> None:
     array = data.draw(arrays(datatype, infinity=is_binary))
     back = there_and_back(array, datatype, is_binary)
-    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    assert back.dtype == array.dtype
+    assert back.shape == array.shape
     np.testing.assert_array_equal(back, array)
 
 
@@ -108,12 +126,20 @@ JUNK = st.recursive(
     | st.text(max_size=4)
     | st.just("FP32"),
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(max_size=4),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=8,
 )
 TENSORS = st.fixed_dictionaries(
-    {"name": st.just("x") | JUNK, "shape": st.lists(st.integers(0, 4), max_size=3) | JUNK},
+    {
+        "name": st.just("x") | JUNK,
+        "shape": st.lists(st.integers(0, 4), max_size=3) | JUNK,
+    },
     optional={
         "datatype": st.sampled_from(list(DTYPES)) | JUNK,
         "data": st.lists(st.integers(0, 1), max_size=16) | JUNK,
@@ -130,7 +156,10 @@ TENSORS = st.fixed_dictionaries(
         optional={
             "id": JUNK,
             "parameters": st.fixed_dictionaries({"binary_data_output": JUNK}) | JUNK,
-            "outputs": st.lists(st.fixed_dictionaries({"name": st.just("x") | JUNK}), max_size=2)
+            "outputs": st.lists(
+                st.fixed_dictionaries({"name": st.just("x") | JUNK}),
+                max_size=2,
+            )
             | JUNK,
         },
     ),
@@ -142,7 +171,11 @@ def test_any_request_is_read_or_refused(document: Any, blob: bytes, has_bytes: b
     text = json.dumps(document).encode()
     headers = {"inference-header-content-length": str(len(text))} if has_bytes else {}
     with contextlib.suppress(InvalidRequest):
-        v2.decode(headers, text + blob * has_bytes, *same("FP32", (-1, -1)))
+        v2.decode(
+            headers,
+            text + blob * has_bytes,
+            *same("FP32", (-1, -1)),
+        )
 
 
 def test_an_output_without_a_datatype_is_not_offered() -> None:
@@ -150,8 +183,16 @@ def test_an_output_without_a_datatype_is_not_offered() -> None:
     to probability.
     """
     artifact, schema = same("FP32", (-1,))
-    artifact = replace(artifact, outputs=(*artifact.outputs, Output("map", "map", ())))
-    tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}
+    artifact = replace(
+        artifact,
+        outputs=(*artifact.outputs, Output("map", "map", ())),
+    )
+    tensor = {
+        "name": "x",
+        "shape": [1],
+        "datatype": "FP32",
+        "data": [1],
+    }
     assert v2.decode({}, json.dumps({"inputs": [tensor]}).encode(), artifact, schema).outputs == (
         v2.RequestedOutput("x"),
     )
@@ -161,13 +202,21 @@ def test_an_output_without_a_datatype_is_not_offered() -> None:
     with pytest.raises(SchemaMismatch, match="'map' is unknown"):
         v2.decode(
             {},
-            json.dumps({"inputs": [tensor], "outputs": [{"name": "map"}]}).encode(),
+            json.dumps(
+                {
+                    "inputs": [tensor],
+                    "outputs": [{"name": "map"}],
+                }
+            ).encode(),
             artifact,
             schema,
         )
 
 
-@given(body=st.binary(max_size=200), length=st.integers(0, 40))
+@given(
+    body=st.binary(max_size=200),
+    length=st.integers(0, 40),
+)
 @settings(max_examples=200)
 def test_any_bytes_are_strings_or_are_refused(body: bytes, length: int) -> None:
 

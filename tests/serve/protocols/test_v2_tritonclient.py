@@ -45,10 +45,12 @@ def test_the_client_finds_server_and_model_ready(client: Any) -> None:
         "statistics",
     ]
     metadata = client.get_model_metadata("mixed")
-    assert (metadata["versions"], metadata["inputs"][0]) == (
-        ["7"],
-        {"name": "carrier", "datatype": "BYTES", "shape": [-1, 1]},
-    )
+    assert metadata["versions"] == ["7"]
+    assert metadata["inputs"][0] == {
+        "name": "carrier",
+        "datatype": "BYTES",
+        "shape": [-1, 1],
+    }
 
 
 @pytest.mark.parametrize("asks_binary", [False, True, None])
@@ -72,7 +74,8 @@ def test_the_client_reads_the_outputs_it_requested(
         else [InferRequestedOutput(name, binary_data=asks_binary) for name in names]
     )
     result = client.infer("mixed", inputs, "7", outputs=wanted, request_id="mine")
-    assert (result.get_response()["id"], result.get_response()["model_version"]) == ("mine", "7")
+    assert result.get_response()["id"] == "mine"
+    assert result.get_response()["model_version"] == "7"
     assert [
         str(value, "utf-8") if isinstance(value, bytes) else value
         for value in result.as_numpy("label")
@@ -81,8 +84,13 @@ def test_the_client_reads_the_outputs_it_requested(
         "no",
     ]
     probabilities = result.as_numpy("probabilities")
-    assert (probabilities.dtype, probabilities.shape) == (np.float32, (2, 2))
-    np.testing.assert_allclose(probabilities[:, 1], [0.7310586, 0.5], atol=1e-6)
+    assert probabilities.dtype == np.float32
+    assert probabilities.shape == (2, 2)
+    np.testing.assert_allclose(
+        probabilities[:, 1],
+        [0.7310586, 0.5],
+        atol=1e-6,
+    )
 
 
 def test_a_large_tensor_goes_both_ways_in_bytes(client: Any) -> None:
@@ -93,6 +101,12 @@ def test_a_large_tensor_goes_both_ways_in_bytes(client: Any) -> None:
 
 def test_the_client_shows_our_message(client: Any) -> None:
     with pytest.raises(InferenceServerException, match=r"'image'.*\[any, 2, 2\]"):
-        client.infer("tensor", [tensor("image", np.zeros((2, 2), np.float32), is_binary=True)])
+        client.infer(
+            "tensor",
+            [tensor("image", np.zeros((2, 2), np.float32), is_binary=True)],
+        )
     with pytest.raises(InferenceServerException, match="'none'"):
-        client.infer("none", [tensor("image", np.zeros((1, 2, 2), np.float32), is_binary=True)])
+        client.infer(
+            "none",
+            [tensor("image", np.zeros((1, 2, 2), np.float32), is_binary=True)],
+        )

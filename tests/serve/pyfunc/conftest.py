@@ -53,10 +53,11 @@ def ask_mlflow(pyfunc_folders: dict[str, Path]) -> Callable[[str, str, bytes], A
         from starlette.testclient import TestClient
 
     with pytest.MonkeyPatch.context() as patch:
+        # init() changes it; the block restores it.
         patch.setenv(
             "_MLFLOW_IS_IN_SERVING_ENVIRONMENT",
             "false",
-        )  # init() changes it; the block restores it.
+        )
         clients = {
             name: TestClient(
                 scoring_server.init(pyfunc.load_model(str(folder))),

@@ -31,20 +31,44 @@ FEW = "few (float[N,400] X) => (float[N,1] y) <int64[1] axis = {1}> { y = Reduce
 @pytest.fixture(scope="module")
 def explainer() -> Any:
     with pytest.MonkeyPatch.context() as patch:
+        # serve/pyfunc/__main__.py does the same and gives the reason.
         patch.setenv(
             "NUMBA_DISABLE_JIT",
             "1",
-        )  # serve/pyfunc/__main__.py does the same and gives the reason.
+        )
         from mlflow_deploy_plugin.serve.pyfunc import explainer
 
         return explainer
 
 
-def model(folder: Path, graph: str, width: int = 2, rows: list[list[float]] | None = None) -> Path:
-    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, width]}}]
+def model(
+    folder: Path,
+    graph: str,
+    width: int = 2,
+    rows: list[list[float]] | None = None,
+) -> Path:
+    signature = [
+        {
+            "type": "tensor",
+            "tensor-spec": {"dtype": "float32", "shape": [-1, width]},
+        }
+    ]
     section = {
-        "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, width]}],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "inputs": [
+            {
+                "name": "X",
+                "dtype": "float32",
+                "shape": [-1, width],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
     }
     return with_example(
@@ -65,8 +89,17 @@ def question(
 
 
 def test_a_missing_value_is_a_value_of_its_own(explainer: Any, tmp_path: Path) -> None:
-    folder = model(tmp_path / "m", MISSING, rows=[[1.0, float("nan")]])
-    answer = explainer.answer(question(folder, [float("nan"), float("nan")]))
+    folder = model(
+        tmp_path / "m",
+        MISSING,
+        rows=[[1.0, float("nan")]],
+    )
+    answer = explainer.answer(
+        question(
+            folder,
+            [float("nan"), float("nan")],
+        )
+    )
     assert answer.arrays["explained"]["values"].tolist() == [[[8.0], [0.0]]]
     assert answer.arrays["explained"]["base_values"].tolist() == [10.0]
 
@@ -126,10 +159,16 @@ def test_an_invalid_or_unreadable_reference_is_an_error(
     (folder / "reference.parquet").write_text("no Parquet")
     with pytest.raises(InvalidRequest, match="cannot be read"):
         explainer.answer(question(folder, [1.0, 2.0]))
-    pq.write_table(pa.table({"X": [[1.0], [2.0]]}), folder / "reference.parquet")
+    pq.write_table(
+        pa.table({"X": [[1.0], [2.0]]}),
+        folder / "reference.parquet",
+    )
     with pytest.raises(InvalidRequest, match="example rows are invalid"):
         explainer.answer(question(folder, [1.0, 2.0]))
-    pq.write_table(pa.table({"X": [[1.0, 2.0], [3.0, 4.0]]}), folder / "reference.parquet")
+    pq.write_table(
+        pa.table({"X": [[1.0, 2.0], [3.0, 4.0]]}),
+        folder / "reference.parquet",
+    )
     with monkeypatch.context() as patched:
         patched.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 3)
         with pytest.raises(InvalidRequest, match=r"4 values.* 3"):
@@ -148,19 +187,37 @@ def test_integers_and_booleans_that_the_reference_has_among_floats_are_explained
     graph = (
         "mixed (float[N,2] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
     )
-    signature = [{"name": "minute", "type": "long"}, {"name": "weekend", "type": "boolean"}]
+    signature = [
+        {"name": "minute", "type": "long"},
+        {"name": "weekend", "type": "boolean"},
+    ]
     section = {
         "inputs": [
-            {"name": "X", "dtype": "float32", "shape": [-1, 2], "columns": ["minute", "weekend"]},
+            {
+                "name": "X",
+                "dtype": "float32",
+                "shape": [-1, 2],
+                "columns": ["minute", "weekend"],
+            },
         ],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
         "reference": {"data": "reference.parquet"},
     }
     folder = write_model(tmp_path / "m", graph, signature, section)
     pq.write_table(
         pa.table(
-            {"minute": pa.array([10, 30], pa.float32()), "weekend": pa.array([0, 1], pa.float32())},
+            {
+                "minute": pa.array([10, 30], pa.float32()),
+                "weekend": pa.array([0, 1], pa.float32()),
+            },
         ),
         folder / "reference.parquet",
     )

@@ -182,8 +182,12 @@ def test_its_log_is_in_the_form_of_the_server_s(
         ask(ours, "raise")
     connections[0].close()
     wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
-    (line,) = map(read_line, (tmp_path / "log").read_text().splitlines())
-    assert (line["service.node.role"], line["error.type"]) == ("test", "KeyError")
+    (line,) = map(
+        read_line,
+        (tmp_path / "log").read_text().splitlines(),
+    )
+    assert line["service.node.role"] == "test"
+    assert line["error.type"] == "KeyError"
 
 
 def test_a_closed_connection_does_not_end_or_log_in_the_side_process(
@@ -208,7 +212,8 @@ def test_one_that_cannot_start_says_why_and_ends(
     child = start(connections, "fails")
     failed = receive_message(connections[0])
     assert failed is not None
-    assert (failed.kind, failed.fields["message"]) == ("failed", "the package 'x' is missing")
+    assert failed.kind == "failed"
+    assert failed.fields["message"] == "the package 'x' is missing"
     assert child.wait(60) == 0
 
 

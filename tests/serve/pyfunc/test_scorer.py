@@ -57,11 +57,18 @@ def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
         )
 
     city = encoder()
-    both = make_column_transformer((encoder(), ["city"]), (encoder(), ["land"]))
+    both = make_column_transformer(
+        (encoder(), ["city"]),
+        (encoder(), ["land"]),
+    )
     imputer = SimpleImputer(missing_values=None, strategy="constant", fill_value="Rom")
     cases = {
         "none": (make_column_transformer((city, ["city"])), None, "CH"),
-        "nan": (make_column_transformer((encoder(), ["city"])), np.nan, "CH"),
+        "nan": (
+            make_column_transformer((encoder(), ["city"])),
+            np.nan,
+            "CH",
+        ),
         "imputed": (
             make_column_transformer((make_pipeline(imputer, encoder()), ["city"])),
             None,
@@ -72,7 +79,10 @@ def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
     scorers = {}
     for name, (encoders, missing, land) in cases.items():
         table = pd.DataFrame(
-            {"city": ["Bern", "Bern", "Rom", missing, missing], "land": [land] * 4 + ["CH"]},
+            {
+                "city": ["Bern", "Bern", "Rom", missing, missing],
+                "land": [land] * 4 + ["CH"],
+            },
             dtype=object,
         )
         labels = ["north", "north", "south"] + ["south" if name == "imputed" else "none"] * 2
@@ -116,7 +126,10 @@ ROUTES: dict[str, Callable[[Any, Rows], SideMessage]] = {
         JSON,
         json.dumps({"inputs": rows}).encode(),
     ),
-    "instances": lambda scorer, rows: scorer.invoke(JSON, json.dumps({"instances": rows}).encode()),
+    "instances": lambda scorer, rows: scorer.invoke(
+        JSON,
+        json.dumps({"instances": rows}).encode(),
+    ),
     "inputs by column": lambda scorer, rows: scorer.invoke(
         JSON,
         json.dumps({"inputs": as_columns(rows)}).encode(),
@@ -132,7 +145,12 @@ ROUTES: dict[str, Callable[[Any, Rows], SideMessage]] = {
 
 def test_a_body_is_kept_as_the_signatures_columns(scorers: dict[str, Any]) -> None:
     arrays = (
-        scorers["days"].invoke(JSON, records({"when": "2013-07-01", "name": "a", "more": 3})).arrays
+        scorers["days"]
+        .invoke(
+            JSON,
+            records({"when": "2013-07-01", "name": "a", "more": 3}),
+        )
+        .arrays
     )
     assert values(arrays["feeds"]) == {"when": ["2013-07-01T00:00:00"], "name": ["a"]}
     assert values(arrays["outputs"]) == {"day": [183], "name": ["A"]}
@@ -157,16 +175,39 @@ SPLIT = {
 @pytest.mark.parametrize(
     ("model", "content_type", "body", "expected"),
     [
-        ("days", JSON, records({"id": LARGEST, **DAY}, DAY), [LARGEST, None]),
-        ("days", JSON, json.dumps({"dataframe_split": SPLIT}).encode(), [LARGEST, None]),
         (
             "days",
             JSON,
-            json.dumps({"inputs": {"id": ["x"], "when": ["2013-07-01"], "name": ["a"]}}).encode(),
+            records({"id": LARGEST, **DAY}, DAY),
+            [LARGEST, None],
+        ),
+        (
+            "days",
+            JSON,
+            json.dumps({"dataframe_split": SPLIT}).encode(),
+            [LARGEST, None],
+        ),
+        (
+            "days",
+            JSON,
+            json.dumps(
+                {
+                    "inputs": {
+                        "id": ["x"],
+                        "when": ["2013-07-01"],
+                        "name": ["a"],
+                    }
+                }
+            ).encode(),
             ["x"],
         ),
         ("days", "text/csv", b"when,id,name\n2013-07-01,007,a\n2013-07-01,,a\n", ["007", None]),
-        ("anything", JSON, records({"id": 7, "x": 1.5}), [7]),
+        (
+            "anything",
+            JSON,
+            records({"id": 7, "x": 1.5}),
+            [7],
+        ),
         ("anything", "text/csv", b"id,x\n007,1.5\n", ["007"]),
         ("tensors", JSON, b'{"inputs": {"a": [[1, 2]], "b": [3], "id": [7]}}', [7]),
     ],
@@ -186,14 +227,24 @@ def test_a_key_is_kept_and_the_model_does_not_see_it(
 
 def test_a_key_that_holds_a_list_is_refused(scorers: dict[str, Any]) -> None:
     with pytest.raises(SchemaMismatch, match="'id', row 0"):
-        scorers["days"].invoke(JSON, records({"id": [1], **DAY}), keys=["id"])
+        scorers["days"].invoke(
+            JSON,
+            records({"id": [1], **DAY}),
+            keys=["id"],
+        )
 
 
 def test_dates_in_csv_are_read_as_in_json(scorers: dict[str, Any]) -> None:
-    as_json = scorers["days"].invoke(JSON, records({"when": "2013-07-02", "name": "a"}))
+    as_json = scorers["days"].invoke(
+        JSON,
+        records({"when": "2013-07-02", "name": "a"}),
+    )
     as_csv = scorers["days"].invoke("text/csv; charset=utf-8", b"when,name\n2013-07-02,a\n")
     assert as_csv.body == as_json.body
-    assert values(as_csv.arrays["feeds"]) == {"when": ["2013-07-02T00:00:00"], "name": ["a"]}
+    assert values(as_csv.arrays["feeds"]) == {
+        "when": ["2013-07-02T00:00:00"],
+        "name": ["a"],
+    }
     with pytest.raises(InvalidRequest, match=r"'when' \(datetime\), row 0: 'yesterday'.*8601"):
         scorers["days"].invoke("text/csv", b"when,name\nyesterday,a\n")
 
@@ -202,21 +253,40 @@ def test_a_number_is_refused_as_a_date(scorers: dict[str, Any]) -> None:
     """Check dates as numbers: `DataFrame.to_json()` writes milliseconds, which MLflow
     reads as nanoseconds (1970).
     """
-    table = pd.DataFrame({"when": pd.to_datetime(["2013-07-02"]), "name": ["a"]})
-    expected = scorers["days"].invoke(JSON, records({"when": "2013-07-02", "name": "a"})).body
+    table = pd.DataFrame(
+        {
+            "when": pd.to_datetime(["2013-07-02"]),
+            "name": ["a"],
+        }
+    )
+    expected = (
+        scorers["days"]
+        .invoke(
+            JSON,
+            records({"when": "2013-07-02", "name": "a"}),
+        )
+        .body
+    )
     split = '{"dataframe_split": %s}'
     as_iso = table.to_json(orient="split", date_format="iso")
     in_milliseconds = table.assign(when=table["when"].astype("datetime64[ms]").astype("int64"))
 
     assert scorers["days"].invoke(JSON, (split % as_iso).encode()).body == expected
     with pytest.raises(InvalidRequest, match=r"'when'.*row 0: 1372723200000.*date_format='iso'"):
-        scorers["days"].invoke(JSON, (split % in_milliseconds.to_json(orient="split")).encode())
+        scorers["days"].invoke(
+            JSON,
+            (split % in_milliseconds.to_json(orient="split")).encode(),
+        )
     for number in (1372723200000, 20130702, 2013):
         with pytest.raises(InvalidRequest, match=rf"'when'.*row 0: {number} "):
             scorers["days"].invoke(JSON, b'{"inputs": {"when": [%d], "name": ["a"]}}' % number)
 
 
-@pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
+@pytest.mark.parametrize(
+    "ask",
+    ROUTES.values(),
+    ids=ROUTES.keys(),
+)
 def test_each_date_of_a_column_is_read_by_itself(ask: Any, scorers: dict[str, Any]) -> None:
     texts = [
         "2024-01-02T04:00:00",
@@ -244,7 +314,11 @@ NO_DATES = [
 ]
 
 
-@pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
+@pytest.mark.parametrize(
+    "ask",
+    ROUTES.values(),
+    ids=ROUTES.keys(),
+)
 @pytest.mark.parametrize("text", NO_DATES)
 def test_a_text_that_is_not_a_date_in_iso_8601_is_refused_with_its_row(
     text: str,
@@ -283,7 +357,11 @@ def test_a_date_of_javascript_is_read_in_utc(scorers: dict[str, Any]) -> None:
     assert values(arrays["outputs"])["day"] == [184]
 
 
-@pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
+@pytest.mark.parametrize(
+    "ask",
+    ROUTES.values(),
+    ids=ROUTES.keys(),
+)
 @pytest.mark.parametrize("model", ["none", "nan", "imputed", "mixed"])
 def test_a_missing_text_is_the_one_that_the_encoder_has_learned(
     model: str,
@@ -303,12 +381,19 @@ def test_a_missing_text_is_the_one_that_the_encoder_has_learned(
     assert [ask(scorer, [row]).arrays["outputs"]["prediction"].item() for row in rows] == expected
 
 
-@pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
+@pytest.mark.parametrize(
+    "ask",
+    ROUTES.values(),
+    ids=ROUTES.keys(),
+)
 def test_a_missing_text_is_none_and_a_missing_date_nat_for_a_python_model(
     ask: Any,
     scorers: dict[str, Any],
 ) -> None:
-    rows = [{"text": None, "when": "2024-01-02"}, {"text": "none", "when": None}]
+    rows = [
+        {"text": None, "when": "2024-01-02"},
+        {"text": "none", "when": None},
+    ]
     outputs = values(ask(scorers["gaps"], rows).arrays["outputs"])
     assert outputs == {"text": ["None", "'none'"], "when": ["2024-01-02 00:00:00", "NaT"]}
     assert values(ask(scorers["gaps"], rows[:1]).arrays["outputs"]) == {
@@ -344,14 +429,38 @@ def test_an_estimator_may_have_any_value_in_the_attributes_of_an_encoder(
 
 
 def test_a_number_for_a_text_of_inputs_is_the_text_as_for_mlflow(scorers: dict[str, Any]) -> None:
-    body = {"inputs": {"text": [5, 7], "when": ["2024-01-02"] * 2}}
-    outputs = scorers["gaps"].invoke(JSON, json.dumps(body).encode()).arrays["outputs"]
+    body = {
+        "inputs": {
+            "text": [5, 7],
+            "when": ["2024-01-02"] * 2,
+        }
+    }
+    outputs = (
+        scorers["gaps"]
+        .invoke(
+            JSON,
+            json.dumps(body).encode(),
+        )
+        .arrays["outputs"]
+    )
     assert outputs["text"].tolist() == ["'5'", "'7'"]
 
 
 def test_a_number_among_texts_of_inputs_is_a_text_too(scorers: dict[str, Any]) -> None:
-    body = {"inputs": {"text": ["a", 7], "when": ["2024-01-02"] * 2}}
-    outputs = scorers["gaps"].invoke(JSON, json.dumps(body).encode()).arrays["outputs"]
+    body = {
+        "inputs": {
+            "text": ["a", 7],
+            "when": ["2024-01-02"] * 2,
+        }
+    }
+    outputs = (
+        scorers["gaps"]
+        .invoke(
+            JSON,
+            json.dumps(body).encode(),
+        )
+        .arrays["outputs"]
+    )
     assert outputs["text"].tolist() == ["'a'", "'7'"]
 
 
@@ -360,14 +469,23 @@ def test_a_date_or_a_text_that_stands_twice_is_refused_by_name(
     scorers: dict[str, Any],
     name: str,
 ) -> None:
-    split = {"columns": ["when", "text", name], "data": [["2024-01-02", "a", None]]}
+    split = {
+        "columns": ["when", "text", name],
+        "data": [["2024-01-02", "a", None]],
+    }
     with pytest.raises(SchemaMismatch, match=f"'{name}'"):
-        scorers["gaps"].invoke(JSON, json.dumps({"dataframe_split": split}).encode())
+        scorers["gaps"].invoke(
+            JSON,
+            json.dumps({"dataframe_split": split}).encode(),
+        )
 
 
 def test_categories_of_parquet_are_texts(scorers: dict[str, Any]) -> None:
     file = io.BytesIO()
-    pd.DataFrame({"city": ["Bern", None]}, dtype="category").to_parquet(file)
+    pd.DataFrame(
+        {"city": ["Bern", None]},
+        dtype="category",
+    ).to_parquet(file)
     answer = scorers["cities"].invoke("application/vnd.apache.parquet", file.getvalue())
     assert json.loads(answer.body)["predictions"] == ["north", "none"]
 
@@ -379,12 +497,19 @@ def test_a_missing_column_is_named_without_the_data(scorers: dict[str, Any]) -> 
 
 
 def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers: dict[str, Any]) -> None:
-    row = {"points": [1.5, 2.0], "place": {"name": "Ö", "height": 2}, "tags": ["u", "v"]}
+    row = {
+        "points": [1.5, 2.0],
+        "place": {"name": "Ö", "height": 2},
+        "tags": ["u", "v"],
+    }
     changes = {"points": [], "place": {"name": "x", "height": 3}}
 
     arrays = (
         scorers["nested"]
-        .invoke(JSON, records(row, row | {"tags": []}, row | changes | {"tags": ["w"]}))
+        .invoke(
+            JSON,
+            records(row, row | {"tags": []}, row | changes | {"tags": ["w"]}),
+        )
         .arrays
     )
 
@@ -405,17 +530,37 @@ def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers: dict[str, Any]) 
 def test_a_mapping_of_objects_and_arrays_is_one_row_as_mlflow_takes_it(
     scorers: dict[str, Any],
 ) -> None:
-    row = {"points": [1.5, 2.0, 3.0], "place": {"name": "x", "height": 2}, "tags": ["u", "v"]}
+    row = {
+        "points": [1.5, 2.0, 3.0],
+        "place": {"name": "x", "height": 2},
+        "tags": ["u", "v"],
+    }
 
-    arrays = scorers["nested"].invoke(JSON, json.dumps({"inputs": row}).encode()).arrays
+    arrays = (
+        scorers["nested"]
+        .invoke(
+            JSON,
+            json.dumps({"inputs": row}).encode(),
+        )
+        .arrays
+    )
 
     assert values(arrays["feeds"])["tags"] == ['["u","v"]']
     assert values(arrays["texts"]) == {"prediction": ['{"sum":6.5,"name":"x","tags":["u","v"]}']}
 
 
 def test_an_answer_with_named_outputs_is_kept_by_their_names() -> None:
-    chat = {"id": "a", "choices": [{"message": {"content": "hi"}}], "created": 5}
-    table = pd.DataFrame({"score": [0.5, 1.0], "why": [["x"], []]})
+    chat = {
+        "id": "a",
+        "choices": [{"message": {"content": "hi"}}],
+        "created": 5,
+    }
+    table = pd.DataFrame(
+        {
+            "score": [0.5, 1.0],
+            "why": [["x"], []],
+        }
+    )
 
     assert values(to_texts(chat, 1, ["id", "choices", "created", "usage"])) == {
         "id": ["a"],
@@ -454,7 +599,10 @@ def test_named_arrays_come_back_for_named_arrays(scorers: dict[str, Any]) -> Non
         "when": np.array(["2013-07-01T02:00:00+02:00"], dtype=object),
         "name": np.array(["a"], dtype=object),
     }
-    assert values(scorers["days"].predict(feeds).arrays["outputs"]) == {"day": [183], "name": ["A"]}
+    assert values(scorers["days"].predict(feeds).arrays["outputs"]) == {
+        "day": [183],
+        "name": ["A"],
+    }
     blobs = {"blob": np.array(["AAEC", ""], dtype=object)}
     assert values(scorers["bytes"].predict(blobs).arrays["outputs"]) == {"prediction": [3, 0]}
     rows = {name: np.array([5.0, -5.0]) for name in "abc"}
@@ -555,7 +703,10 @@ def test_an_integer_above_64_bits_is_refused_as_a_string(towns: dict[str, Scorer
         SchemaMismatch,
         match=rf"column 'city' \(string\), row 0: {10**30} is not a string",
     ):
-        towns["none"].invoke(JSON, records({"city": 10**30, "land": "CH"}))
+        towns["none"].invoke(
+            JSON,
+            records({"city": 10**30, "land": "CH"}),
+        )
 
 
 @pytest.mark.parametrize(

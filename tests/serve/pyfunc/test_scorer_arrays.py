@@ -30,22 +30,61 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, re
 @pytest.mark.parametrize(
     ("prediction", "expected"),
     [
-        (np.array([1, 2]), {"prediction": [1, 2]}),
-        (np.array([[1.5], [2.5]], dtype=np.float32), {"prediction": [[1.5], [2.5]]}),
-        (pd.Series(["a", "b"], name="label"), {"prediction": ["a", "b"]}),
-        (pd.Series([1, None], dtype="Int64"), {"prediction": [1.0, None]}),
-        (pd.Series([1, 2], dtype="Int64"), {"prediction": [1, 2]}),
-        (pd.Series([True, False], dtype="boolean"), {"prediction": [True, False]}),
-        (pd.Series(["a", "b"], dtype="category"), {"prediction": ["a", "b"]}),
-        (pd.DataFrame({"a": [1], 2: ["x"]}), {"a": [1], "2": ["x"]}),
-        (pd.DataFrame({"t": pd.to_datetime(["2013-07-01"])}), {"t": ["2013-07-01T00:00:00"]}),
-        ({"a": [1, 2], "b": [[1], [2]]}, {"a": [1, 2], "b": [[1], [2]]}),
-        ([[1, 2], [3, 4]], {"prediction": [[1, 2], [3, 4]]}),
+        (
+            np.array([1, 2]),
+            {"prediction": [1, 2]},
+        ),
+        (
+            np.array([[1.5], [2.5]], dtype=np.float32),
+            {"prediction": [[1.5], [2.5]]},
+        ),
+        (
+            pd.Series(["a", "b"], name="label"),
+            {"prediction": ["a", "b"]},
+        ),
+        (
+            pd.Series([1, None], dtype="Int64"),
+            {"prediction": [1.0, None]},
+        ),
+        (
+            pd.Series([1, 2], dtype="Int64"),
+            {"prediction": [1, 2]},
+        ),
+        (
+            pd.Series([True, False], dtype="boolean"),
+            {"prediction": [True, False]},
+        ),
+        (
+            pd.Series(["a", "b"], dtype="category"),
+            {"prediction": ["a", "b"]},
+        ),
+        (
+            pd.DataFrame({"a": [1], 2: ["x"]}),
+            {"a": [1], "2": ["x"]},
+        ),
+        (
+            pd.DataFrame({"t": pd.to_datetime(["2013-07-01"])}),
+            {"t": ["2013-07-01T00:00:00"]},
+        ),
+        (
+            {"a": [1, 2], "b": [[1], [2]]},
+            {"a": [1, 2], "b": [[1], [2]]},
+        ),
+        (
+            [[1, 2], [3, 4]],
+            {"prediction": [[1, 2], [3, 4]]},
+        ),
         (["a"], {"prediction": ["a"]}),
         (3.5, {"prediction": [3.5]}),
         ("text", {"prediction": ["text"]}),
-        (csr_matrix([[1, 0]]), {"prediction": [[1, 0]]}),
-        (np.array([1, 2], dtype=object), {"prediction": [1, 2]}),
+        (
+            csr_matrix([[1, 0]]),
+            {"prediction": [[1, 0]]},
+        ),
+        (
+            np.array([1, 2], dtype=object),
+            {"prediction": [1, 2]},
+        ),
     ],
 )
 def test_predictions_become_named_outputs(prediction: Any, expected: dict[str, list[Any]]) -> None:
@@ -77,15 +116,27 @@ def test_predictions_that_do_not_fit_an_array_are_refused(prediction: Any) -> No
     ("prediction", "count"),
     [
         (np.zeros((3, 4)), 12),
-        (pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), 4),
+        (
+            pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}),
+            4,
+        ),
         (csr_matrix((1000, 1000)), 1_000_000),
-        ({"a": np.zeros(3), "b": [1, 2]}, 5),
+        (
+            {"a": np.zeros(3), "b": [1, 2]},
+            5,
+        ),
         ([[1, 2], [3, 4, 5]], 5),
         ([{"n": 1, "tags": ["u", "v"]}] * 2, 6),
         (["a text", "another"], 2),
-        (pd.DataFrame({"id": [1, 2], "embedding": [np.zeros(768), [0.0] * 768]}), 2 + 2 * 768),
+        (
+            pd.DataFrame({"id": [1, 2], "embedding": [np.zeros(768), [0.0] * 768]}),
+            2 + 2 * 768,
+        ),
         (pd.Series([[1, 2], [3]]), 3),
-        (np.array([[1, 2], None], dtype=object), 3),
+        (
+            np.array([[1, 2], None], dtype=object),
+            3,
+        ),
         ([1, [2, 3]], 3),
         ({"shape": [1, 2]}, 2),
         (SimpleNamespace(shape="round"), 1),
@@ -148,7 +199,12 @@ def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
         pip_requirements=[],
     )
     scorer = load_scorer(tmp_path / "sum")
-    answer = scorer.predict({"0": np.array([1.0, 3.0]), "1": np.array([2.0, 4.0])})
+    answer = scorer.predict(
+        {
+            "0": np.array([1.0, 3.0]),
+            "1": np.array([2.0, 4.0]),
+        }
+    )
     assert answer.arrays["outputs"]["prediction"].tolist() == [3.0, 7.0]
 
 
@@ -159,7 +215,10 @@ def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
         def predict(self, context: Any, model_input: Any) -> Any:
             return model_input[0].str.upper()
 
-    signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec("string")]))
+    signature = ModelSignature(
+        Schema([ColSpec("string")]),
+        Schema([ColSpec("string")]),
+    )
     save_model(tmp_path / "upper", python_model=Upper(), signature=signature, pip_requirements=[])
     arrays = (
         load_scorer(tmp_path / "upper")
@@ -174,14 +233,27 @@ def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path: Path) -> No
         def predict(self, context: Any, model_input: Any) -> Any:
             return model_input["paths"].map(len)
 
-    signature = ModelSignature(Schema([ColSpec(Array(Array(DataType.long)), "paths")]))
+    signature = ModelSignature(
+        Schema(
+            [
+                ColSpec(
+                    Array(Array(DataType.long)),
+                    "paths",
+                )
+            ]
+        )
+    )
     save_model(tmp_path / "counts", python_model=Counts(), signature=signature, pip_requirements=[])
     body = b'{"dataframe_records": [{"paths": [[1], [2, 3]]}, {"paths": []}]}'
     arrays = load_scorer(tmp_path / "counts").invoke("application/json", body).arrays
     assert arrays["feeds"]["paths"].tolist() == ["[[1],[2,3]]", "[]"]
 
 
-POINT = {"a": [3, 4], "o": {"h": 2, "n": 1, "parts": [{"z": [5]}]}, "m": {"k": 6}}
+POINT = {
+    "a": [3, 4],
+    "o": {"h": 2, "n": 1, "parts": [{"z": [5]}]},
+    "m": {"k": 6},
+}
 """A row of whole numbers. The signature has a long for `n`, and doubles for all other
 numbers.
 """
@@ -193,15 +265,31 @@ def doubles(tmp_path: Path) -> Scorer:
         def predict(self, context: Any, model_input: Any) -> Any:
             answers = []
             for row in model_input.itertuples():
-                numbers = [*row.a, row.o["h"], row.o["n"], *row.o["parts"][0]["z"], row.m["k"]]
+                numbers = [
+                    *row.a,
+                    row.o["h"],
+                    row.o["n"],
+                    *row.o["parts"][0]["z"],
+                    row.m["k"],
+                ]
                 answers.append(" ".join(str(number) for number in numbers))
             return answers
 
     double = DataType.double
     long = DataType.long
     part = Object([Property("z", Array(double))])
-    whole = Object([Property("h", double), Property("n", long), Property("parts", Array(part))])
-    columns = [ColSpec(Array(double), "a"), ColSpec(whole, "o"), ColSpec(Map(double), "m")]
+    whole = Object(
+        [
+            Property("h", double),
+            Property("n", long),
+            Property("parts", Array(part)),
+        ]
+    )
+    columns = [
+        ColSpec(Array(double), "a"),
+        ColSpec(whole, "o"),
+        ColSpec(Map(double), "m"),
+    ]
     signature = ModelSignature(Schema(columns), Schema([ColSpec("string")]))
     save_model(tmp_path / "doubles", python_model=Texts(), signature=signature, pip_requirements=[])
     return load_scorer(tmp_path / "doubles")
@@ -226,9 +314,12 @@ def test_whole_numbers_are_doubles_in_nested_columns_of_doubles(
     doubles: Scorer,
     document: dict[str, Any],
 ) -> None:
-    (answer,) = json.loads(doubles.invoke("application/json", json.dumps(document).encode()).body)[
-        "predictions"
-    ]
+    (answer,) = json.loads(
+        doubles.invoke(
+            "application/json",
+            json.dumps(document).encode(),
+        ).body
+    )["predictions"]
     assert answer == "3.0 4.0 2.0 1 5.0 6.0"
 
 
@@ -243,7 +334,12 @@ def test_a_number_for_a_string_is_refused_also_with_a_nested_column(tmp_path: Pa
             return [str(value) for value in model_input["s"]]
 
     signature = ModelSignature(
-        Schema([ColSpec(Array(DataType.long), "a"), ColSpec(DataType.string, "s")]),
+        Schema(
+            [
+                ColSpec(Array(DataType.long), "a"),
+                ColSpec(DataType.string, "s"),
+            ]
+        ),
     )
     save_model(tmp_path / "texts", python_model=Repeats(), signature=signature, pip_requirements=[])
     scorer = load_scorer(tmp_path / "texts")
@@ -283,9 +379,24 @@ def flagged(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
 @pytest.mark.parametrize(
     "document",
     [
-        {"dataframe_records": [{"late": True, "distance": 1.0}, {"late": None, "distance": 1.0}]},
-        {"instances": [{"late": True, "distance": 1.0}, {"late": None, "distance": 1.0}]},
-        {"dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [None, 1.0]]}},
+        {
+            "dataframe_records": [
+                {"late": True, "distance": 1.0},
+                {"late": None, "distance": 1.0},
+            ]
+        },
+        {
+            "instances": [
+                {"late": True, "distance": 1.0},
+                {"late": None, "distance": 1.0},
+            ]
+        },
+        {
+            "dataframe_split": {
+                "columns": ["late", "distance"],
+                "data": [[True, 1.0], [None, 1.0]],
+            }
+        },
         {"inputs": {"late": [True, None], "distance": [1.0, 1.0]}},
     ],
     ids=["records", "instances", "split", "columns"],
@@ -300,9 +411,17 @@ def test_null_in_a_boolean_column_is_refused_because_it_is_not_false(
 
 def test_true_and_false_in_a_boolean_column_are_read(flagged: Scorer) -> None:
     document = {
-        "dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [False, 1.0]]},
+        "dataframe_split": {
+            "columns": ["late", "distance"],
+            "data": [[True, 1.0], [False, 1.0]],
+        },
     }
-    answer = json.loads(flagged.invoke("application/json", json.dumps(document).encode()).body)
+    answer = json.loads(
+        flagged.invoke(
+            "application/json",
+            json.dumps(document).encode(),
+        ).body
+    )
     assert answer["predictions"] == ["True", "False"]
 
 
@@ -316,7 +435,10 @@ def dated(tmp_path: Path) -> Scorer:
         Schema([ColSpec("long", "n")]),
         Schema([ColSpec("string")]),
         ParamSchema(
-            [ParamSpec("at", "datetime", np.datetime64("2020-01-01")), ParamSpec("n", "long", 1)],
+            [
+                ParamSpec("at", "datetime", np.datetime64("2020-01-01")),
+                ParamSpec("n", "long", 1),
+            ],
         ),
     )
     save_model(tmp_path / "dated", python_model=At(), signature=signature, pip_requirements=[])
@@ -332,7 +454,10 @@ def test_a_datetime_param_that_is_not_a_date_is_refused(dated: Scorer, value: An
     with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
         dated.invoke("application/json", json.dumps(document).encode())
     with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
-        dated.predict({"n": np.array([1])}, parameters={"at": value})
+        dated.predict(
+            {"n": np.array([1])},
+            parameters={"at": value},
+        )
 
 
 @pytest.mark.parametrize(
@@ -386,7 +511,10 @@ def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(
 @pytest.mark.parametrize(
     ("tensors", "inputs"),
     [
-        ({"title": str, "votes": "float32"}, {"title": ["a", "bcd"], "votes": [1, 2]}),
+        (
+            {"title": str, "votes": "float32"},
+            {"title": ["a", "bcd"], "votes": [1, 2]},
+        ),
         ({"title": str}, {"title": ["a", "bcd"]}),
         ({None: str}, ["a", "bcd"]),
     ],
@@ -403,24 +531,38 @@ def test_texts_of_tensors_can_be_passed_on(
         def predict(self, context: Any, model_input: Any) -> Any:
             return np.zeros(2)
 
-    schema = Schema([TensorSpec(np.dtype(kind), (-1,), name) for name, kind in tensors.items()])
-    signature = ModelSignature(schema, Schema([TensorSpec(np.dtype("float64"), (-1,))]))
+    schema = Schema(
+        [
+            TensorSpec(
+                np.dtype(kind),
+                (-1,),
+                name,
+            )
+            for name, kind in tensors.items()
+        ]
+    )
+    signature = ModelSignature(
+        schema,
+        Schema([TensorSpec(np.dtype("float64"), (-1,))]),
+    )
     save_model(tmp_path / "zeros", python_model=Zeros(), signature=signature, pip_requirements=[])
     answer = load_scorer(tmp_path / "zeros").invoke(
         "application/json",
         json.dumps({"inputs": inputs}).encode(),
     )
     texts = next(iter(answer.arrays["feeds"].values()))
-    assert (texts.dtype, texts.tolist()) == (np.dtype(object), ["a", "bcd"])
+    assert texts.dtype == np.dtype(object)
+    assert texts.tolist() == ["a", "bcd"]
 
 
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [
+        # MLflow reads `instances` like this.
         (
             [np.array("a", object), np.array("b", object)],
             ["a", "b"],
-        ),  # MLflow reads `instances` like this.
+        ),
         (["a", None], ["a", None]),
         (["a", 2], NotRepresentable),
         ([{"a": 1}, ["b"]], NotRepresentable),
@@ -450,7 +592,11 @@ def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expect
 
 @pytest.mark.parametrize(
     ("missing", "dtype"),
-    [(None, np.float32), (np.nan, np.float32), (True, np.bool_)],
+    [
+        (None, np.float32),
+        (np.nan, np.float32),
+        (True, np.bool_),
+    ],
 )
 def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing: Any, dtype: type) -> None:
     artifact = Artifact(
@@ -462,8 +608,13 @@ def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing: Any, dt
         "",
         columns=(Column("late", "boolean", False),),
     )
-    column = to_feeds(pd.DataFrame({"late": [False, missing]}), artifact, {"late": "boolean"})[
-        "late"
-    ]
+    column = to_feeds(
+        pd.DataFrame({"late": [False, missing]}),
+        artifact,
+        {"late": "boolean"},
+    )["late"]
     assert column.dtype == dtype
-    np.testing.assert_array_equal(column, np.array([False, missing], dtype=dtype))
+    np.testing.assert_array_equal(
+        column,
+        np.array([False, missing], dtype=dtype),
+    )

@@ -83,7 +83,11 @@ FIELDS: list[tuple[dict[str, object], str]] = [
     ({"type": "double", "name": None}, "a name has the type NoneType; a text is expected"),
     ({"type": "double", "name": "\ud800"}, "surrogates not allowed"),
     (
-        {"type": "tensor", "name": "\ud800", "tensor-spec": {"dtype": "int8", "shape": [1]}},
+        {
+            "type": "tensor",
+            "name": "\ud800",
+            "tensor-spec": {"dtype": "int8", "shape": [1]},
+        },
         "surrogates not allowed",
     ),
     (
@@ -95,11 +99,20 @@ FIELDS: list[tuple[dict[str, object], str]] = [
         "'' has the dtype 'datetime64",
     ),
     (
-        {"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1, -5]}},
+        {
+            "type": "tensor",
+            "tensor-spec": {"dtype": "int8", "shape": [-1, -5]},
+        },
         r"'' has the shape \(-1, -5\)",
     ),
-    ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [10**30]}}, "'' has the shape"),
-    ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1] * 100}}, "'' has the shape"),
+    (
+        {"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [10**30]}},
+        "'' has the shape",
+    ),
+    (
+        {"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1] * 100}},
+        "'' has the shape",
+    ),
     (
         {"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [True, 1.5]}},
         r"'' has the shape \(True, 1.5\)",
@@ -107,7 +120,11 @@ FIELDS: list[tuple[dict[str, object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "words"), FIELDS, ids=[words for _, words in FIELDS])
+@pytest.mark.parametrize(
+    ("field", "words"),
+    FIELDS,
+    ids=[words for _, words in FIELDS],
+)
 def test_a_field_that_no_request_could_fill_is_refused(
     tmp_path: Path,
     field: dict[str, object],

@@ -39,7 +39,10 @@ random = np.random.default_rng(0)
 
 
 def feeds(rows: int) -> dict[str, np.ndarray]:
-    return {"x": random.random((rows, 4), dtype=np.float32), "k": random.integers(-9, 9, rows)}
+    return {
+        "x": random.random((rows, 4), dtype=np.float32),
+        "k": random.integers(-9, 9, rows),
+    }
 
 
 @pytest.fixture
@@ -53,8 +56,18 @@ def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: An
     results = []
     for rows in (1, 8, 1, 3, 8, 0, 3):
         inputs = feeds(rows)
-        results.append((bound.run(NAMES, inputs), session.run(NAMES, inputs)))
-        results.append((bound.run(["total"], inputs), session.run(["total"], inputs)))
+        results.append(
+            (
+                bound.run(NAMES, inputs),
+                session.run(NAMES, inputs),
+            )
+        )
+        results.append(
+            (
+                bound.run(["total"], inputs),
+                session.run(["total"], inputs),
+            )
+        )
     for (
         computed,
         plain,
@@ -71,7 +84,13 @@ def test_many_threads_do_not_read_each_others_buffers(session: Any) -> None:
 
     def ask(number: int) -> bool:
         inputs = feeds(1 + number % 3)
-        return all(map(np.array_equal, bound.run(NAMES, inputs), session.run(NAMES, inputs)))
+        return all(
+            map(
+                np.array_equal,
+                bound.run(NAMES, inputs),
+                session.run(NAMES, inputs),
+            )
+        )
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(400)))
@@ -79,7 +98,12 @@ def test_many_threads_do_not_read_each_others_buffers(session: Any) -> None:
 
 def test_inputs_need_not_be_contiguous(session: Any) -> None:
     inputs: dict[str, np.ndarray] = {
-        "x": np.asfortranarray(random.random((5, 4), dtype=np.float32)),
+        "x": np.asfortranarray(
+            random.random(
+                (5, 4),
+                dtype=np.float32,
+            )
+        ),
         "k": np.arange(10)[::2],
     }
     np.testing.assert_array_equal(
@@ -92,7 +116,10 @@ def test_shapes_above_the_limit_run_without_a_graph(session: Any) -> None:
     bound = GraphSession(session, PLACEMENT)
     for rows in range(1, MAX_GRAPHS + 3):
         inputs = feeds(rows)
-        np.testing.assert_array_equal(bound.run(["total"], inputs), session.run(["total"], inputs))
+        np.testing.assert_array_equal(
+            bound.run(["total"], inputs),
+            session.run(["total"], inputs),
+        )
     assert len(bound._graphs) == MAX_GRAPHS
 
 
@@ -107,25 +134,51 @@ def test_a_shape_whose_capture_failed_runs_without_a_graph(
     with monkeypatch.context() as patch:
         patch.setattr(CudaGraph, "run", fail)
         given = feeds(3)
-        np.testing.assert_array_equal(bound.run(["y"], given)[0], session.run(["y"], given)[0])
+        np.testing.assert_array_equal(
+            bound.run(["y"], given)[0],
+            session.run(["y"], given)[0],
+        )
     monkeypatch.setattr(CudaGraph, "__init__", fail)  # A second attempt is an error.
     given = feeds(3)
-    np.testing.assert_array_equal(bound.run(["y"], given)[0], session.run(["y"], given)[0])
+    np.testing.assert_array_equal(
+        bound.run(["y"], given)[0],
+        session.run(["y"], given)[0],
+    )
 
 
 def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
     signature = [
-        {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 4]}, "name": "x"},
+        {
+            "type": "tensor",
+            "tensor-spec": {"dtype": "float32", "shape": [-1, 4]},
+            "name": "x",
+        },
     ]
     graph = "one (float[N,4] x) => (float[N,4] y) { y = Add(x, x) }"
     section = {
-        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 4]}],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 4], "role": "values"}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": "float32",
+                "shape": [-1, 4],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1, 4],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
     }
     model = OnnxModel.load(write_model(tmp_path / "model", graph, signature, section), PLACEMENT)
     x = random.random((2, 4), dtype=np.float32)
-    np.testing.assert_array_equal(model.run({"x": x})["y"], x + x)
+    np.testing.assert_array_equal(
+        model.run({"x": x})["y"],
+        x + x,
+    )
     model.try_out({"x": x}, 10)
     with pytest.raises(InferenceError, match="cannot compute"):
         model.run({"x": np.ones((2, 5), np.float32)})

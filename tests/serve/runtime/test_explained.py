@@ -24,10 +24,20 @@ def artifact(**fields: Any) -> Artifact:
 
 def test_columns_are_features_in_the_order_of_the_signature() -> None:
     model = artifact(
-        columns=(Column("a", "double"), Column("b", "double"), Column("c", "double")),
-        inputs=(Input("x", "float32", (-1, 2), ("b", "a")), Input("y", "float32", (-1,), ("c",))),
+        columns=(
+            Column("a", "double"),
+            Column("b", "double"),
+            Column("c", "double"),
+        ),
+        inputs=(
+            Input("x", "float32", (-1, 2), ("b", "a")),
+            Input("y", "float32", (-1,), ("c",)),
+        ),
     )
-    feeds = {"x": np.array([[1.0, 2.0]]), "y": np.array([3.0])}
+    feeds = {
+        "x": np.array([[1.0, 2.0]]),
+        "y": np.array([3.0]),
+    }
     assert {
         feature.name: feature.values(feeds).tolist() for feature in explained_features(model, feeds)
     } == {
@@ -39,7 +49,10 @@ def test_columns_are_features_in_the_order_of_the_signature() -> None:
 
 @pytest.mark.parametrize(
     ("names", "features"),
-    [(("x",), ["0", "1"]), (("x", "y"), ["x[0]", "x[1]", "y[0]", "y[1]"])],
+    [
+        (("x",), ["0", "1"]),
+        (("x", "y"), ["x[0]", "x[1]", "y[0]", "y[1]"]),
+    ],
 )
 def test_the_values_of_tensors_are_numbered(names: tuple[str, ...], features: list[str]) -> None:
     model = artifact(inputs=tuple(Input(name, "float32", (-1, 2)) for name in names))
@@ -47,7 +60,10 @@ def test_the_values_of_tensors_are_numbered(names: tuple[str, ...], features: li
     assert [feature.name for feature in explained_features(model, feeds)] == features
 
 
-@pytest.mark.parametrize("shape", [(1,) * 3, (1, MAX_COLUMNS + 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1,) * 3, (1, MAX_COLUMNS + 1)],
+)
 def test_images_and_very_wide_rows_are_refused(shape: tuple[int, ...]) -> None:
     model = artifact(inputs=(Input("x", "float32", ()),))
     with pytest.raises(InvalidRequest):
@@ -61,11 +77,15 @@ def test_probabilities_are_explained_by_class_rather_than_scores() -> None:
     outputs = {"p": np.array([[0.25, 0.75]])}
     assert explained_outputs(model) == [chances]
     names, numbers = explained_columns(model, [chances], outputs)
-    assert (names, numbers.tolist()) == (["no", "yes"], [[0.25, 0.75]])
+    assert names == ["no", "yes"]
+    assert numbers.tolist() == [[0.25, 0.75]]
 
 
 def test_labels_alone_cannot_be_explained() -> None:
     with pytest.raises(InvalidRequest, match="only labels"):
         explained_outputs(
-            artifact(outputs=(Output("y", "str", (-1,), "label"),), prediction=("y",)),
+            artifact(
+                outputs=(Output("y", "str", (-1,), "label"),),
+                prediction=("y",),
+            ),
         )

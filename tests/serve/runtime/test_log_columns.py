@@ -37,11 +37,12 @@ from tests.support.models import write_model
         (np.array([2**40, 0], "int64"), "int32", "int64"),
         (np.array([2.0**63, 0.0]), "int64", "float64"),
         (np.array([1e300, 0.0]), "float32", "float64"),
+        # Integers remain integers if the column accepts any number.
         (
             np.array([1, 2], "int64"),
             "float64",
             "int64",
-        ),  # Integers remain integers if the column accepts any number.
+        ),
         (np.array([True, False]), "int64", "bool"),
         (np.array(["1", None], dtype=object), "int64", "object"),
         (np.array([1.0, 2.0]), "str", "float64"),
@@ -52,7 +53,10 @@ def test_numbers_come_in_the_signatures_type_where_none_is_lost(
     wanted: str,
     found: str,
 ) -> None:
-    typed = cast_columns({"x": wanted, "gone": "int64"}, {"x": values, "other": values})
+    typed = cast_columns(
+        {"x": wanted, "gone": "int64"},
+        {"x": values, "other": values},
+    )
     assert str(typed["x"].dtype) == found
     assert np.array_equal(typed["x"], values.astype(found), equal_nan=found.startswith("float"))
     assert typed["other"] is values
@@ -77,8 +81,16 @@ def test_numbers_come_in_the_signatures_type_where_none_is_lost(
         ([0.1], "float32", "float64"),
         (np.array([2**53 + 1]), "float64", "int64"),
         (np.array([2**63 - 1]), "float64", "int64"),
-        (np.array([2**64 - 1], np.uint64), "float32", "uint64"),
-        (np.array([-(2**63), 2**53]), "float64", "float64"),
+        (
+            np.array([2**64 - 1], np.uint64),
+            "float32",
+            "uint64",
+        ),
+        (
+            np.array([-(2**63), 2**53]),
+            "float64",
+            "float64",
+        ),
         (np.array([True]), "int32", "int32"),
         (np.array(["7"], object), "int64", "object"),
     ],
@@ -104,9 +116,25 @@ def column(name: str, kind: str = "double") -> dict[str, Any]:
 
 
 def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path: Path) -> None:
-    model = OnnxModel.load(write_model(tmp_path, SUM, [column("p"), column("q")]))
-    feeds = model.schema.from_columns({"p": [1, 2], "q": [3, 4]})
-    rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
+    model = OnnxModel.load(
+        write_model(
+            tmp_path,
+            SUM,
+            [column("p"), column("q")],
+        )
+    )
+    feeds = model.schema.from_columns(
+        {
+            "p": [1, 2],
+            "q": [3, 4],
+        }
+    )
+    rows = to_log_columns(
+        model.schema,
+        model.artifact.prediction,
+        feeds,
+        model.run(feeds),
+    )
     assert {name: array.tolist() for name, array in rows.items()} == {
         "p": [1, 2],
         "q": [3, 4],
@@ -134,4 +162,5 @@ def test_values_are_texts_that_are_equal_where_the_values_are(
     text: str | None,
     key: str | None,
 ) -> None:
-    assert (as_text(value), as_key(value)) == (text, key)
+    assert as_text(value) == text
+    assert as_key(value) == key

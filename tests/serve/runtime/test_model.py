@@ -46,23 +46,81 @@ def column(name: str, kind: str = "double") -> dict[str, Any]:
     return {"name": name, "type": kind, "required": True}
 
 
-def tensor(dtype: str, *shape: int, **name: str) -> dict[str, Any]:
-    return {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}, **name}
+def tensor(
+    dtype: str,
+    *shape: int,
+    **name: str,
+) -> dict[str, Any]:
+    return {
+        "type": "tensor",
+        "tensor-spec": {"dtype": dtype, "shape": list(shape)},
+        **name,
+    }
 
 
 @pytest.mark.parametrize(
     ("graph", "signature", "data", "answer"),
     [
-        (SUM, [], {"X": [[1, 2]]}, {"y": [3.0]}),
-        (SUM, [column("p"), column("q")], {"q": [2], "p": [1]}, {"y": [3.0]}),
-        (SUM, [tensor("float64", -1, 2)], {"anything": [[1, 2]]}, {"y": [3.0]}),
-        (SUM, [tensor("float32", -1, 2, name="X")], {"X": [[1, 2]]}, {"y": [3.0]}),
-        (TWO, [], {"b": [2], "a": [1]}, {"y": [-1.0], "n": [-2]}),
-        (TWO, [column("b", "long"), column("a")], {"b": [2], "a": [1]}, {"y": [-1.0], "n": [-2]}),
-        (TEXT, [tensor("object", -1, 1)], {"s": [["a"]]}, {"t": [["a"]]}),
-        (TEXT, [column("s", "string")], {"s": ["a"]}, {"t": [["a"]]}),
-        (ZIPMAP, [], {"p": [[0.25, 0.75]]}, {"probability": [{"no": 0.25, "yes": 0.75}]}),
-        (FIXED, [], {"X": [[1, 2], [3, 4]]}, {"y": [[-1, -2], [-3, -4]]}),
+        (
+            SUM,
+            [],
+            {"X": [[1, 2]]},
+            {"y": [3.0]},
+        ),
+        (
+            SUM,
+            [column("p"), column("q")],
+            {"q": [2], "p": [1]},
+            {"y": [3.0]},
+        ),
+        (
+            SUM,
+            [tensor("float64", -1, 2)],
+            {"anything": [[1, 2]]},
+            {"y": [3.0]},
+        ),
+        (
+            SUM,
+            [tensor("float32", -1, 2, name="X")],
+            {"X": [[1, 2]]},
+            {"y": [3.0]},
+        ),
+        (
+            TWO,
+            [],
+            {"b": [2], "a": [1]},
+            {"y": [-1.0], "n": [-2]},
+        ),
+        (
+            TWO,
+            [column("b", "long"), column("a")],
+            {"b": [2], "a": [1]},
+            {"y": [-1.0], "n": [-2]},
+        ),
+        (
+            TEXT,
+            [tensor("object", -1, 1)],
+            {"s": [["a"]]},
+            {"t": [["a"]]},
+        ),
+        (
+            TEXT,
+            [column("s", "string")],
+            {"s": ["a"]},
+            {"t": [["a"]]},
+        ),
+        (
+            ZIPMAP,
+            [],
+            {"p": [[0.25, 0.75]]},
+            {"probability": [{"no": 0.25, "yes": 0.75}]},
+        ),
+        (
+            FIXED,
+            [],
+            {"X": [[1, 2], [3, 4]]},
+            {"y": [[-1, -2], [-3, -4]]},
+        ),
     ],
 )
 def test_a_stock_onnx_model_answers_by_its_graphs_names(
@@ -80,10 +138,30 @@ def test_a_stock_onnx_model_answers_by_its_graphs_names(
 @pytest.mark.parametrize(
     ("graph", "signature", "data", "prediction"),
     [
-        (SUM, [], {"X": [[1, 2], [3, 4]]}, {"y": [3.0, 7.0]}),
-        (SUM, [column("a"), column("b")], {"a": [1, 3], "b": [2, 4]}, [{"y": 3.0}, {"y": 7.0}]),
-        (TWO, [column("b", "long"), column("a")], {"b": [2], "a": [1]}, [{"y": -1.0, "n": -2}]),
-        (TEXT, [column("s", "string")], {"s": ["a"]}, [{"t": "a"}]),
+        (
+            SUM,
+            [],
+            {"X": [[1, 2], [3, 4]]},
+            {"y": [3.0, 7.0]},
+        ),
+        (
+            SUM,
+            [column("a"), column("b")],
+            {"a": [1, 3], "b": [2, 4]},
+            [{"y": 3.0}, {"y": 7.0}],
+        ),
+        (
+            TWO,
+            [column("b", "long"), column("a")],
+            {"b": [2], "a": [1]},
+            [{"y": -1.0, "n": -2}],
+        ),
+        (
+            TEXT,
+            [column("s", "string")],
+            {"s": ["a"]},
+            [{"t": "a"}],
+        ),
         (
             FIXED,
             [column("a"), column("b")],
@@ -110,7 +188,17 @@ def test_the_prediction_of_a_stock_onnx_model_is_that_of_mlflows_pyfunc(
 
 def test_only_the_outputs_asked_for_are_computed(tmp_path: Path) -> None:
     model = OnnxModel.load(write_model(tmp_path, TWO))
-    assert list(model.run(model.schema.from_columns({"a": [1], "b": [1]}), ["n"])) == ["n"]
+    assert list(
+        model.run(
+            model.schema.from_columns(
+                {
+                    "a": [1],
+                    "b": [1],
+                }
+            ),
+            ["n"],
+        )
+    ) == ["n"]
 
 
 @pytest.mark.parametrize("graph", [SUM, TWO, TEXT, FIXED])
@@ -127,16 +215,33 @@ def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     graph = "g (string[N,1] s) => (float[N,1] y) { y = Cast<to = 1>(s) }"
-    model = OnnxModel.load(write_model(tmp_path, graph, [tensor("str", -1, 1)]))
+    model = OnnxModel.load(
+        write_model(
+            tmp_path,
+            graph,
+            [tensor("str", -1, 1)],
+        )
+    )
     for rows in (1, 100):
         with pytest.raises(InferenceError, match="running Cast node"):
-            model.run({"s": np.full((rows, 1), "no number", dtype=object)})
-    assert (
-        capfd.readouterr().err == ""
-    )  # Otherwise callers could fill the log with lines in another format.
+            model.run(
+                {
+                    "s": np.full(
+                        (rows, 1),
+                        "no number",
+                        dtype=object,
+                    )
+                }
+            )
+    # Otherwise callers could fill the log with lines in another format.
+    assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 1), (2, 0, 1)], ids=["no rows", "no steps"])
+@pytest.mark.parametrize(
+    "shape",
+    [(0, 5, 1), (2, 0, 1)],
+    ids=["no rows", "no steps"],
+)
 def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(
     tmp_path: Path,
     shape: tuple[int, ...],
@@ -213,13 +318,34 @@ COUNTED = """counted (float[N,1] x) => (float[N,1] rows) <float[1] zero = {0.0}>
 
 def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
     section = {
-        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
-        "outputs": [{"name": "rows", "dtype": "float32", "shape": [-1, 1], "role": "prediction"}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "columns": ["x"],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "rows",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "role": "prediction",
+            }
+        ],
     }
     rows = 2 * RUN_ROWS + 1
 
     def together(state: str, section: dict[str, Any] | None) -> Any:
-        model = OnnxModel.load(write_model(tmp_path / state, COUNTED, [column("x")], section))
+        model = OnnxModel.load(
+            write_model(
+                tmp_path / state,
+                COUNTED,
+                [column("x")],
+                section,
+            )
+        )
         return model.run(model.schema.from_columns({"x": [1.0] * rows}))["rows"].ravel()
 
     proven = together("proven", section | {"parity": {"state": "proven"}})
@@ -243,11 +369,28 @@ MARKED = """g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) 
 }"""
 
 
-@pytest.mark.parametrize("row", [0, 1, RUN_ROWS + 1, 2 * RUN_ROWS])
+@pytest.mark.parametrize(
+    "row",
+    [0, 1, RUN_ROWS + 1, 2 * RUN_ROWS],
+)
 def test_a_row_that_the_graph_marks_is_refused(tmp_path: Path, row: int) -> None:
     section = {
-        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "columns": ["x"],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "role": "values",
+            }
+        ],
         "parity": {"state": "proven"},
     }
     model = OnnxModel.load(write_model(tmp_path, MARKED, [column("x")], section))
@@ -288,7 +431,11 @@ FRAMES = """g (float[samples] x) => (float[frames,3] y)
     [
         (WIDE, [(4, 1), (5, 1)], "^the answer to 5 rows has 15 values, .* send at most 4 "),
         (FRAMES, [(20,), (21,)], "^the answer has more than 12 values, "),
-        (FREE, [(4, 3), (1, 12), (4, 4)], "^the answer has more than 12 values, "),
+        (
+            FREE,
+            [(4, 3), (1, 12), (4, 4)],
+            "^the answer has more than 12 values, ",
+        ),
         (FIXED_ROWS, [(2, 6), (2, 7)], "^the answer has more than 12 values, "),
     ],
 )
@@ -312,10 +459,30 @@ def test_a_run_with_more_values_than_may_be_answered_is_refused(
 def test_a_wrapped_array_model_refuses_too_many_rows_before_it_computes(tmp_path: Path) -> None:
     graph = "g (float[?,1] x) => (float[batch,3] y) <float[1,3] w = {1, 2, 3}> { y = MatMul(x, w) }"
     section = {
-        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1]}],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 3], "role": "values"}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": "float32",
+                "shape": [-1, 1],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1, 3],
+                "role": "values",
+            }
+        ],
     }
-    model = OnnxModel.load(write_model(tmp_path, graph, [tensor("float32", -1, 1)], section))
+    model = OnnxModel.load(
+        write_model(
+            tmp_path,
+            graph,
+            [tensor("float32", -1, 1)],
+            section,
+        )
+    )
     model.limit_values(12)
 
     assert model.run({"x": np.ones((4, 1), np.float32)})["y"].size == 12
@@ -345,7 +512,12 @@ def test_an_output_of_unknown_rank_is_limited_after_it_is_computed(tmp_path: Pat
     model.limit_values(12)
 
     def run(*size: int) -> Any:
-        return model.run({"x": np.ones(1, np.float32), "size": np.array(size)})["y"]
+        return model.run(
+            {
+                "x": np.ones(1, np.float32),
+                "size": np.array(size),
+            }
+        )["y"]
 
     assert run(3, 4).size == 12
     with pytest.raises(BodyTooLarge, match="12 values"):
@@ -369,7 +541,12 @@ def run_large(tmp_path: Path) -> Any:
     """
     model = OnnxModel.load(write_model(tmp_path, THICK))
     model.run({"x": np.ones((1, 1), np.float32)})  # ONNX Runtime keeps the memory of the first run.
-    feeds = {"x": np.ones((LAYER_BYTES // 2**16, 1), np.float32)}
+    feeds = {
+        "x": np.ones(
+            (LAYER_BYTES // 2**16, 1),
+            np.float32,
+        )
+    }
 
     def run() -> int:
         before = getrusage(RUSAGE_THREAD).ru_minflt

@@ -12,10 +12,18 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
 from tests.support.models import write_model
 
-TENSOR = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}
+TENSOR = {
+    "type": "tensor",
+    "tensor-spec": {"dtype": "float32", "shape": [-1, 2]},
+}
 
 
-def read(folder: Path, inputs: Any = None, outputs: Any = None, **more: Any) -> Artifact:
+def read(
+    folder: Path,
+    inputs: Any = None,
+    outputs: Any = None,
+    **more: Any,
+) -> Artifact:
     document: dict[str, Any] = {
         "flavors": {"python_function": {"loader_module": "mlflow.sklearn"}},
         **more,
@@ -41,14 +49,24 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) 
         model_id="m",
     )
     assert artifact.flavor == "python_function"
-    assert (artifact.run_id, artifact.model_id, artifact.framework) == ("r", "m", "sklearn")
+    assert artifact.run_id == "r"
+    assert artifact.model_id == "m"
+    assert artifact.framework == "sklearn"
     assert artifact.columns == (
         Column("when", "string"),
         Column("blob", "string", is_binary=True),
         Column("x", "double"),
     )
     assert artifact.inputs[2] == Input("x", "float64", (-1,), ("x",))
-    feeds = pyfunc_schema(artifact).from_records([{"when": "2013-07-01", "blob": "AA==", "x": 1}])
+    feeds = pyfunc_schema(artifact).from_records(
+        [
+            {
+                "when": "2013-07-01",
+                "blob": "AA==",
+                "x": 1,
+            }
+        ]
+    )
     assert {name: array.tolist() for name, array in feeds.items()} == {
         "when": ["2013-07-01"],
         "blob": ["AA=="],
@@ -58,7 +76,14 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) 
 
 def test_an_omitted_optional_column_has_no_feed(tmp_path: Path) -> None:
     kinds = {"x": "double", "s": "string", "n": "long", "when": "datetime"}
-    fields = [{"name": name, "type": kind, "required": name == "x"} for name, kind in kinds.items()]
+    fields = [
+        {
+            "name": name,
+            "type": kind,
+            "required": name == "x",
+        }
+        for name, kind in kinds.items()
+    ]
     schema = pyfunc_schema(read(tmp_path, fields))
     bare = {"x": [1.0]}
     assert listed(schema.from_records([{"x": 1}])) == bare
@@ -77,22 +102,46 @@ def test_an_omitted_optional_column_has_no_feed(tmp_path: Path) -> None:
 
 def test_columns_without_names_are_numbered(tmp_path: Path) -> None:
     assert [
-        column.name for column in read(tmp_path, [{"type": "long"}, {"type": "double"}]).columns
+        column.name
+        for column in read(
+            tmp_path,
+            [{"type": "long"}, {"type": "double"}],
+        ).columns
     ] == ["0", "1"]
 
 
 def test_the_numbers_of_the_columns_of_an_array_are_their_names(tmp_path: Path) -> None:
-    fields = [{"name": number, "type": "double", "required": True} for number in range(2)]
+    fields = [
+        {
+            "name": number,
+            "type": "double",
+            "required": True,
+        }
+        for number in range(2)
+    ]
     schema = pyfunc_schema(read(tmp_path, fields))
-    assert listed(schema.from_records([{"0": 1, "1": 2}])) == {"0": [1.0], "1": [2.0]}
+    assert listed(schema.from_records([{"0": 1, "1": 2}])) == {
+        "0": [1.0],
+        "1": [2.0],
+    }
 
 
 def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
     artifact = read(tmp_path, [TENSOR])
     assert artifact.tensors == (Tensor("", "float32", (-1, 2)),)
     assert list(pyfunc_schema(artifact).from_array([[1, 2]])) == ["input"]
-    named_artifact = read(tmp_path, [{**TENSOR, "name": "a"}, {**TENSOR, "name": "b"}])
-    assert list(pyfunc_schema(named_artifact).from_columns({"a": [[1, 2]], "b": [[1, 2]]})) == [
+    named_artifact = read(
+        tmp_path,
+        [{**TENSOR, "name": "a"}, {**TENSOR, "name": "b"}],
+    )
+    assert list(
+        pyfunc_schema(named_artifact).from_columns(
+            {
+                "a": [[1, 2]],
+                "b": [[1, 2]],
+            }
+        )
+    ) == [
         "a",
         "b",
     ]
@@ -109,7 +158,13 @@ def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
             "the column 'o' has the type object",
         ),
         (
-            [{"name": "t", **TENSOR, "tensor-spec": {"dtype": "complex64", "shape": [-1]}}],
+            [
+                {
+                    "name": "t",
+                    **TENSOR,
+                    "tensor-spec": {"dtype": "complex64", "shape": [-1]},
+                }
+            ],
             {},
             "'t' is complex64",
         ),
@@ -138,7 +193,10 @@ def test_inputs_that_arrays_cannot_hold_are_refused_with_a_hint_at_invocations(
 def test_the_log_has_columns_that_no_array_can_carry(tmp_path: Path) -> None:
     items = {"type": "array", "items": {"type": "any"}}
     # A ResponsesAgent has this signature.
-    artifact = read(tmp_path, [{"name": "input", **items}, {"name": "text", "type": "any"}])
+    artifact = read(
+        tmp_path,
+        [{"name": "input", **items}, {"name": "text", "type": "any"}],
+    )
     assert [(column.name, column.type) for column in artifact.logged_columns] == [
         ("input", "string"),
         ("text", "string"),
@@ -150,10 +208,16 @@ def test_the_log_has_columns_that_no_array_can_carry(tmp_path: Path) -> None:
     [
         (None, []),
         ([TENSOR], [Output("prediction", "float32", (-1, 2))]),
-        ([{"type": "string"}], [Output("prediction", "str", (-1,))]),
+        (
+            [{"type": "string"}],
+            [Output("prediction", "str", (-1,))],
+        ),
         (
             [{"type": "long", "name": "n"}, {"type": "datetime", "name": "d"}],
-            [Output("n", "int64", (-1,)), Output("d", "str", (-1,))],
+            [
+                Output("n", "int64", (-1,)),
+                Output("d", "str", (-1,)),
+            ],
         ),
     ],
 )

@@ -14,7 +14,13 @@ COLUMNS = (
 )
 INPUTS = (
     Input("numbers", "float32", (-1, 3), ("distance", "hour", "wind")),
-    Input("carrier", "str", (-1, 1), ("carrier",), missing="?"),
+    Input(
+        "carrier",
+        "str",
+        (-1, 1),
+        ("carrier",),
+        missing="?",
+    ),
 )
 ROW = {"distance": 1400.0, "hour": 17, "wind": 3.5, "carrier": "UA"}
 
@@ -44,7 +50,16 @@ def test_infinity_and_products_that_overflow_are_no_missing_numbers() -> None:
         refusals=_distance(),
     )
 
-    assert schema.from_columns({"distance": [1.7e308, 1.7e308, np.inf, -np.inf]})["x"].shape == (
+    assert schema.from_columns(
+        {
+            "distance": [
+                1.7e308,
+                1.7e308,
+                np.inf,
+                -np.inf,
+            ]
+        }
+    )["x"].shape == (
         4,
         1,
     )
@@ -63,10 +78,19 @@ def test_an_infinite_number_is_refused_where_the_original_refuses_it(number: flo
 
 @pytest.mark.parametrize(
     ("number", "reason"),
-    [(np.nan, "null or NaN"), (np.inf, "infinite"), (-np.inf, "infinite")],
+    [
+        (np.nan, "null or NaN"),
+        (np.inf, "infinite"),
+        (-np.inf, "infinite"),
+    ],
 )
 def test_a_number_that_is_refused_is_found_in_a_large_table(number: float, reason: str) -> None:
-    schema = _schema(Refusals(missing=frozenset({"distance"}), infinite=frozenset({"distance"})))
+    schema = _schema(
+        Refusals(
+            missing=frozenset({"distance"}),
+            infinite=frozenset({"distance"}),
+        )
+    )
     table = {
         name: np.array([value] * 20_000, object if name == "carrier" else None)
         for name, value in ROW.items()
@@ -82,11 +106,22 @@ def test_a_number_that_is_refused_is_found_in_a_large_table(number: float, reaso
 def test_the_first_row_that_the_graph_marks_is_named_by_its_place_in_the_request() -> None:
     check_rows(np.zeros(2), "the original refuses it", first_row=10)
     with pytest.raises(InferenceError, match=r"^row 12: "):
-        check_rows(np.array([0.0, 0.0, np.nan, 1.0]), "the original refuses it", first_row=10)
+        check_rows(
+            np.array([0.0, 0.0, np.nan, 1.0]),
+            "the original refuses it",
+            first_row=10,
+        )
 
 
 def test_an_unknown_category_is_refused_with_those_that_are_known() -> None:
-    schema = _schema(Refusals(categories={"carrier": ("UA", "DL"), "hour": (16, 17)}))
+    schema = _schema(
+        Refusals(
+            categories={
+                "carrier": ("UA", "DL"),
+                "hour": (16, 17),
+            }
+        )
+    )
 
     assert schema.from_records([ROW, ROW | {"carrier": None}])["carrier"].tolist() == [
         ["UA"],
@@ -99,7 +134,14 @@ def test_an_unknown_category_is_refused_with_those_that_are_known() -> None:
 
 
 def test_numbers_that_an_encoder_of_texts_has_learned_are_not_compared() -> None:
-    digits = (Input("hour", "str", (-1, 1), ("hour",)),)
+    digits = (
+        Input(
+            "hour",
+            "str",
+            (-1, 1),
+            ("hour",),
+        ),
+    )
     schema = compile_schema(
         COLUMNS[1:2],
         (),
@@ -110,23 +152,39 @@ def test_numbers_that_an_encoder_of_texts_has_learned_are_not_compared() -> None
     assert len(schema.from_columns({"hour": [18]})["hour"]) == 1
 
 
-@pytest.mark.parametrize(("name", "called"), [("", "the tensor"), ("x", "tensor 'x'")])
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [("", "the tensor"), ("x", "tensor 'x'")],
+)
 def test_a_tensor_without_missing_numbers(name: str, called: str) -> None:
     refusals = Refusals(missing=frozenset({name}))
     inputs = (Input("x", "float32", (-1, 2)),)
-    schema = compile_schema((), (Tensor(name, "float32", (-1, 2)),), inputs, refusals=refusals)
+    schema = compile_schema(
+        (),
+        (Tensor(name, "float32", (-1, 2)),),
+        inputs,
+        refusals=refusals,
+    )
 
     for rows in ([[1, 2], [3, None]], np.array([[1, 2], [3, np.nan]], np.float32)):
         with pytest.raises(SchemaMismatch, match=f"^{called}, row 1: null"):
             schema.from_array(rows)
 
 
-@pytest.mark.parametrize(("number", "reason"), [(np.nan, "null or NaN"), (np.inf, "infinite")])
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(np.nan, "null or NaN"), (np.inf, "infinite")],
+)
 def test_a_tensor_of_one_number_for_all_rows_has_no_row_to_name(number: float, reason: str) -> None:
     names = frozenset({"threshold"})
     tensors = (Tensor("threshold", "float32", ()),)
     inputs = (Input("threshold", "float32", ()),)
-    schema = compile_schema((), tensors, inputs, refusals=Refusals(missing=names, infinite=names))
+    schema = compile_schema(
+        (),
+        tensors,
+        inputs,
+        refusals=Refusals(missing=names, infinite=names),
+    )
 
     with pytest.raises(SchemaMismatch, match=f"^tensor 'threshold': {reason}"):
         schema.from_columns({"threshold": np.array(number, np.float32)})
@@ -138,7 +196,10 @@ def test_tensors_of_the_graph_are_checked_as_the_columns_that_they_hold() -> Non
     with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 0: null"):
         tensors.from_columns(
             {
-                "numbers": np.array([[np.nan, 17, 3.5]], np.float32),
+                "numbers": np.array(
+                    [[np.nan, 17, 3.5]],
+                    np.float32,
+                ),
                 "carrier": np.array([["UA"]], object),
             },
         )

@@ -80,7 +80,10 @@ def test_onnx_runtime_sends_no_telemetry(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("given", "calls"), [(None, 1), ("1", 1), ("0", 0)])
+@pytest.mark.parametrize(
+    ("given", "calls"),
+    [(None, 1), ("1", 1), ("0", 0)],
+)
 def test_telemetry_is_also_disabled_if_another_package_imported_onnx_runtime(
     given: str | None,
     calls: int,
@@ -165,11 +168,19 @@ def as_initializer(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
 
 
 def as_constant(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
-    graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=weights))
+    graph.node.insert(
+        0,
+        onnx.helper.make_node("Constant", [], ["w"], value=weights),
+    )
 
 
 def as_sparse_initializer(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
-    place = onnx.helper.make_tensor("place", onnx.TensorProto.INT64, [1], [0])
+    place = onnx.helper.make_tensor(
+        "place",
+        onnx.TensorProto.INT64,
+        [1],
+        [0],
+    )
     graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(weights, place, [1]))
 
 
@@ -293,14 +304,20 @@ def test_a_listed_provider_that_would_not_be_used_is_refused(
         pytest.skip("this is not ONNX Runtime's CPU build")
     onnx.save(adder(1), tmp_path / "model.onnx")
     with refused(DeviceUnavailable, "server.providers", *mentioned):
-        open_session(tmp_path / "model.onnx", Placement(listed=[{name: {}} for name in names]))
+        open_session(
+            tmp_path / "model.onnx",
+            Placement(listed=[{name: {}} for name in names]),
+        )
 
 
 @pytest.mark.parametrize(
     ("listed", "must_equal_cpu"),
     [
         ([{OPENVINO: {}}], True),
-        ([{OPENVINO: {"device_type": "CPU", "precision": "FP32", "num_of_threads": 2}}], True),
+        (
+            [{OPENVINO: {"device_type": "CPU", "precision": "FP32", "num_of_threads": 2}}],
+            True,
+        ),
         ([{OPENVINO: {"precision": "FP16"}}], False),
         ([{OPENVINO: {"device_type": "GPU"}}], False),
         ([{OPENVINO: {}}, {"CPUExecutionProvider": {}}], False),

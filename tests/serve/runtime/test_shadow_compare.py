@@ -55,8 +55,14 @@ def seen(agreement: Agreement) -> tuple[list[bool], list[float]]:
 
 
 def test_labels_decide_and_probabilities_are_the_difference() -> None:
-    answer = {"label": texts("no", "yes"), "p": numbers([0.75, 0.25], [0.25, 0.75])}
-    computed = {"label": texts("no", "no"), "p": numbers([0.5, 0.5], [0.75, 0.25])}
+    answer = {
+        "label": texts("no", "yes"),
+        "p": numbers([0.75, 0.25], [0.25, 0.75]),
+    }
+    computed = {
+        "label": texts("no", "no"),
+        "p": numbers([0.5, 0.5], [0.75, 0.25]),
+    }
     assert seen(compare_outputs(CLASSIFIER, answer, CLASSIFIER, computed)) == (
         [True, False],
         [0.25, 0.5],
@@ -66,7 +72,10 @@ def test_labels_decide_and_probabilities_are_the_difference() -> None:
 def test_classes_in_another_order_are_the_same_classes() -> None:
     other = artifact(CHANCES, classes=("yes", "no"))
     computed = {"p": numbers([0.25, 0.75], [0.5, 0.5])}
-    answer = {"label": texts("no", "no"), "p": numbers([0.75, 0.25], [0.25, 0.75])}
+    answer = {
+        "label": texts("no", "no"),
+        "p": numbers([0.75, 0.25], [0.25, 0.75]),
+    }
     assert seen(compare_outputs(CLASSIFIER, answer, other, computed)) == (
         [True, False],
         [0.0, 0.25],
@@ -129,10 +138,23 @@ def test_a_pyfuncs_prediction_is_compared_with_a_label() -> None:
 
 
 def test_the_first_output_of_a_stock_classifier_is_its_label() -> None:
-    stock = artifact(Output("a", "int64", (-1,)), Output("b", "float32", (-1, 2)), flavor="onnx")
-    answer = {"a": np.array([0, 1]), "b": numbers([0.75, 0.25], [0.25, 0.75])}
-    computed = {"a": np.array([0, 0]), "b": numbers([0.5, 0.5], [0.75, 0.25])}
-    assert seen(compare_outputs(stock, answer, stock, computed)) == ([True, False], [0.25, 0.5])
+    stock = artifact(
+        Output("a", "int64", (-1,)),
+        Output("b", "float32", (-1, 2)),
+        flavor="onnx",
+    )
+    answer = {
+        "a": np.array([0, 1]),
+        "b": numbers([0.75, 0.25], [0.25, 0.75]),
+    }
+    computed = {
+        "a": np.array([0, 0]),
+        "b": numbers([0.5, 0.5], [0.75, 0.25]),
+    }
+    assert seen(compare_outputs(stock, answer, stock, computed)) == (
+        [True, False],
+        [0.25, 0.5],
+    )
 
 
 def test_an_output_of_another_name_is_found_by_its_place() -> None:
@@ -145,7 +167,12 @@ def test_an_output_of_another_name_is_found_by_its_place() -> None:
 
 @pytest.mark.parametrize(
     "computed",
-    [{"y": numbers([1.0], [2.0])}, {"y": numbers([1.0, 2.0])}, {}, {"y": np.float32(1.0)}],
+    [
+        {"y": numbers([1.0], [2.0])},
+        {"y": numbers([1.0, 2.0])},
+        {},
+        {"y": np.float32(1.0)},
+    ],
 )
 def test_answers_that_cannot_be_compared_say_so(computed: Any) -> None:
     with pytest.raises(InferenceError):

@@ -79,7 +79,11 @@ def assert_equal_tokens(original: Any, tokenizer: TextTokenizer, rows: list[str]
     )
     got = tokenizer.feeds(rows)
     for name in INPUTS:
-        np.testing.assert_array_equal(got[name], want[name], err_msg=repr(rows))
+        np.testing.assert_array_equal(
+            got[name],
+            want[name],
+            err_msg=repr(rows),
+        )
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -160,7 +164,10 @@ def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(
         assert_equal_tokens(
             original,
             tokenizer,
-            [start * 30 + long_text(*parts, words=words), "".join(parts)],
+            [
+                start * 30 + long_text(*parts, words=words),
+                "".join(parts),
+            ],
         )
 
     check()
@@ -191,7 +198,11 @@ def test_a_text_is_not_cut_at_a_letter_that_the_normalizer_removes(letter: str, 
     pytest.importorskip("transformers")
     original = original_tokenizer("Unigram", model_max_length=5)
     original.backend_tokenizer.normalizer = normalizers.Sequence(  # as in ALBERT
-        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace(Regex(" {2,}"), " ")],
+        [
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ],
     )
     original(["call"], padding=True, truncation=True)
     assert_equal_tokens(original, saved(original, 5), [f"{'日' * 39} {letter} model"])
@@ -277,16 +288,21 @@ def test_the_characters_of_all_pieces_of_a_table_count(model: OnnxModel) -> None
 
 def test_texts_are_not_tokenized_after_the_deadline(model: OnnxModel) -> None:
     with refused(DeadlineExceeded, "deadline"):
-        model.run(model.schema.from_columns({"text": ["a", "b"]}), deadline=time.perf_counter())
+        model.run(
+            model.schema.from_columns({"text": ["a", "b"]}),
+            deadline=time.perf_counter(),
+        )
 
 
 def test_shorter_texts_are_padded_with_the_pad_token(tmp_path: Path) -> None:
     file = text_model(tmp_path / "model") / "tokenizer.json"
     feeds = TextTokenizer(TokenizerSpec(file, INPUTS, 32)).feeds(["the model", ""])
-    assert feeds["input_ids"][1].tolist() == [0, 1] + [2] * (
-        feeds["input_ids"].shape[1] - 2
-    )  # [CLS] [SEP] [PAD] …
-    assert feeds["attention_mask"].sum(axis=1).tolist() == [feeds["input_ids"].shape[1], 2]
+    # [CLS] [SEP] [PAD] …
+    assert feeds["input_ids"][1].tolist() == [0, 1] + [2] * (feeds["input_ids"].shape[1] - 2)
+    assert feeds["attention_mask"].sum(axis=1).tolist() == [
+        feeds["input_ids"].shape[1],
+        2,
+    ]
     assert feeds["input_ids"].dtype == np.int64
 
 
@@ -325,9 +341,8 @@ def test_a_text_that_is_too_long_is_refused(tmp_path: Path) -> None:
 def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_path: Path) -> None:
     folder = text_model(tmp_path / "model")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "tokenizer.json").write_text(
-        json.dumps(tokenizer | {"post_processor": None}),
-    )  # as in GPT-2
+    # as in GPT-2
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
     model = OnnxModel.load(folder)
     with pytest.raises(InferenceError, check=lambda error: "shorten" not in str(error)):
         embed(model, "a", "")
@@ -390,6 +405,5 @@ def test_texts_are_answered_without_the_training_frameworks(tmp_path: Path) -> N
         text=True,
         check=False,
     )
-    assert (done.stdout.strip(), done.returncode) == ("[[0.5]]", 0), (
-        done.stderr
-    )  # The mean of [CLS] and [SEP].
+    # The mean of [CLS] and [SEP].
+    assert (done.stdout.strip(), done.returncode) == ("[[0.5]]", 0), done.stderr

@@ -22,19 +22,59 @@ from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
         ("double", [1, 2.5], np.float64, [1.0, 2.5]),
         ("long", [1, 2.0], np.int64, [1, 2]),
         ("double", [1.0, None], np.float64, [1.0, np.nan]),
-        ("double", np.array([1, 2], np.int8), np.float64, [1.0, 2.0]),
-        ("double", np.array([1.5], object), np.float64, [1.5]),
+        (
+            "double",
+            np.array([1, 2], np.int8),
+            np.float64,
+            [1.0, 2.0],
+        ),
+        (
+            "double",
+            np.array([1.5], object),
+            np.float64,
+            [1.5],
+        ),
         ("double", [np.float32(0.5)], np.float64, [0.5]),
         ("float", [0.5, 10**10], np.float32, [0.5, 1e10]),
-        ("float", np.array([np.inf, np.nan]), np.float32, [np.inf, np.nan]),
-        ("long", [1, -(2**63)], np.int64, [1, -(2**63)]),
-        ("long", np.array([1], np.uint64), np.int64, [1]),
-        ("integer", [2**31 - 1], np.int32, [2**31 - 1]),
-        ("integer", np.array([7], np.int64), np.int32, [7]),
+        (
+            "float",
+            np.array([np.inf, np.nan]),
+            np.float32,
+            [np.inf, np.nan],
+        ),
+        (
+            "long",
+            [1, -(2**63)],
+            np.int64,
+            [1, -(2**63)],
+        ),
+        (
+            "long",
+            np.array([1], np.uint64),
+            np.int64,
+            [1],
+        ),
+        (
+            "integer",
+            [2**31 - 1],
+            np.int32,
+            [2**31 - 1],
+        ),
+        (
+            "integer",
+            np.array([7], np.int64),
+            np.int32,
+            [7],
+        ),
         ("boolean", [True, False], np.bool_, [True, False]),
         ("boolean", np.array([True]), np.bool_, [True]),
         ("string", ["a", ""], object, ["a", ""]),
-        ("string", np.array(["a", "bc"]), object, ["a", "bc"]),
+        (
+            "string",
+            np.array(["a", "bc"]),
+            object,
+            ["a", "bc"],
+        ),
         ("string", ("a",), object, ["a"]),
     ],
 )
@@ -47,7 +87,10 @@ def test_a_column_accepts_the_values_that_mlflow_accepts(
     array = columns_schema(c=kind).from_columns({"c": values})["c"]
     assert array.dtype == dtype
     assert array.shape == (len(typed), 1)
-    np.testing.assert_array_equal(array[:, 0], np.array(typed, dtype=dtype))
+    np.testing.assert_array_equal(
+        array[:, 0],
+        np.array(typed, dtype=dtype),
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,20 +104,40 @@ def test_a_column_accepts_the_values_that_mlflow_accepts(
         ("double", np.array(["1"]), ["row 0", "'1'"]),
         ("double", np.array(["2013-01-01"], "datetime64[D]"), ["row 0"]),
         ("float", [1.0, 1e300], ["row 1", "1e+300", "does not fit the type float"]),
-        ("float", np.array([1.0, -1e300]), ["row 1", "-1e+300", "does not fit the type float"]),
+        (
+            "float",
+            np.array([1.0, -1e300]),
+            ["row 1", "-1e+300", "does not fit the type float"],
+        ),
         ("long", [1, 2.5], ["row 1", "2.5", "an integer"]),
         ("long", [1.0, 2.0**63], ["row 1", "does not fit the type long"]),
         ("long", [None], ["row 0", "null"]),
         ("long", [float("nan")], ["row 0", "nan"]),
-        ("long", [1, 2**63], ["row 1", str(2**63)]),
-        ("long", np.array([1, 2**63], np.uint64), ["row 1", str(2**63)]),
+        (
+            "long",
+            [1, 2**63],
+            ["row 1", str(2**63)],
+        ),
+        (
+            "long",
+            np.array([1, 2**63], np.uint64),
+            ["row 1", str(2**63)],
+        ),
         (
             "long",
             np.array([1.0]),
             ["row 0", "1.0", "an integer is expected, and the whole column is float64"],
         ),
-        ("integer", [2**31], ["row 0", str(2**31), "does not fit the type integer"]),
-        ("integer", np.array([0, -(2**31) - 1]), ["row 1", str(-(2**31) - 1)]),
+        (
+            "integer",
+            [2**31],
+            ["row 0", str(2**31), "does not fit the type integer"],
+        ),
+        (
+            "integer",
+            np.array([0, -(2**31) - 1]),
+            ["row 1", str(-(2**31) - 1)],
+        ),
         ("boolean", [1], ["row 0", "1", "true or false"]),
         ("boolean", [None], ["row 0", "null"]),
         ("boolean", np.array([1]), ["row 0", "1"]),
@@ -107,12 +170,24 @@ def test_null_and_nan_become_the_text_that_stands_for_a_missing_string() -> None
 
 def test_an_array_is_refused_as_a_string_even_if_missing_strings_have_a_default() -> None:
     with pytest.raises(SchemaMismatch, match=r"row 1: array\(\[1, 2\]\)"):
-        columns_schema("?", c="string").from_columns({"c": ["a", np.array([1, 2])]})
+        columns_schema("?", c="string").from_columns(
+            {
+                "c": [
+                    "a",
+                    np.array([1, 2]),
+                ]
+            }
+        )
 
 
 def test_a_number_beyond_the_graphs_precision_is_refused_not_made_infinite() -> None:
     with pytest.raises(SchemaMismatch, match=r"'b', row 1: 1e\+300"):
-        stacked_schema("float32", "a", "b").from_columns({"a": [1.0, 2.0], "b": [1.0, 1e300]})
+        stacked_schema("float32", "a", "b").from_columns(
+            {
+                "a": [1.0, 2.0],
+                "b": [1.0, 1e300],
+            }
+        )
 
 
 def test_a_value_of_any_depth_or_length_makes_a_short_message() -> None:
@@ -128,22 +203,45 @@ def test_a_value_of_any_depth_or_length_makes_a_short_message() -> None:
 @pytest.mark.parametrize(
     ("dtype", "values", "typed"),
     [
-        ("float32", [[1, 2], [3, 4]], [[1, 2], [3, 4]]),
+        (
+            "float32",
+            [[1, 2], [3, 4]],
+            [[1, 2], [3, 4]],
+        ),
         ("float32", [[1.5, None]], [[1.5, np.nan]]),
-        ("float64", [[2**64, 1.0]], [[2.0**64, 1.0]]),
-        ("float16", np.ones((1, 2)), [[1, 1]]),
+        (
+            "float64",
+            [[2**64, 1.0]],
+            [[2.0**64, 1.0]],
+        ),
+        (
+            "float16",
+            np.ones((1, 2)),
+            [[1, 1]],
+        ),
         ("int64", [[1, 2]], [[1, 2]]),
         ("uint8", [[255, 0]], [[255, 0]]),
-        ("uint64", [[2**64 - 1, 0]], [[2**64 - 1, 0]]),
+        (
+            "uint64",
+            [[2**64 - 1, 0]],
+            [[2**64 - 1, 0]],
+        ),
         ("bool", [[True, False]], [[True, False]]),
         ("str", [["a", ""]], [["a", ""]]),
-        ("str", np.array([["a", "bc"]]), [["a", "bc"]]),
+        (
+            "str",
+            np.array([["a", "bc"]]),
+            [["a", "bc"]],
+        ),
     ],
 )
 def test_a_tensor_takes_its_type(dtype: str, values: Any, typed: list[Any]) -> None:
     feeds = tensor_schema(dtype, -1, 2).from_array(values)
     assert feeds["x"].dtype == (object if dtype == "str" else dtype)
-    np.testing.assert_array_equal(feeds["x"], np.array(typed, dtype=feeds["x"].dtype))
+    np.testing.assert_array_equal(
+        feeds["x"],
+        np.array(typed, dtype=feeds["x"].dtype),
+    )
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,10 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         "columns 'd', 'b' are missing; the model needs s, d, n, b",
     ),
     "an unknown column": (
-        partial(MIXED.from_records, [{"s": "x", "nn": 2, "d": 1.0, "b": True}]),
+        partial(
+            MIXED.from_records,
+            [{"s": "x", "nn": 2, "d": 1.0, "b": True}],
+        ),
         "column 'n' is missing; 'nn' is not known: did you mean 'n'?",
     ),
     "a text for a number": (
@@ -61,7 +64,10 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         "row 0 is ['x', 1.0, 2]; a list of 4 values is expected",
     ),
     "columns of different lengths": (
-        partial(PAIR.from_columns, {"a": [1.0, 2.0], "b": [1.0]}),
+        partial(
+            PAIR.from_columns,
+            {"a": [1.0, 2.0], "b": [1.0]},
+        ),
         "column 'b' has 1 values, but column 'a' has 2",
     ),
     "a number that the type cannot hold": (
@@ -84,17 +90,27 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         ),
     ),
     "a tensor of another shape": (
-        partial(tensor_schema("float32", -1, 2).from_array, np.ones((3, 3))),
+        partial(
+            tensor_schema("float32", -1, 2).from_array,
+            np.ones((3, 3)),
+        ),
         "the tensor has the shape [3, 3]; [any, 2] is expected",
     ),
     "columns for a tensor": (
-        partial(tensor_schema("float32", -1, 2).from_columns, {"a": [1.0], "b": [2.0]}),
+        partial(
+            tensor_schema("float32", -1, 2).from_columns,
+            {"a": [1.0], "b": [2.0]},
+        ),
         "the model takes one array, not a, b: send its rows as lists of values",
     ),
 }
 
 
-@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    MESSAGES.values(),
+    ids=MESSAGES,
+)
 def test_a_refusal_names_the_mistake_and_the_correct_form(
     cause: Callable[[], object],
     message: str,

@@ -34,15 +34,51 @@ from tests.support.refusals import mentions
 from tests.support.servers import variant, want
 from tests.support.waiting import wait_until
 
-COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc"))
-INPUTS = (Input("name", "str", (-1, 1), ("name",)), Input("X", "float32", (-1, 3), ("a", "b", "c")))
-MODEL = CapturedModel("m", "7", compile_schema(COLUMNS, (), INPUTS), ("y",), ("y", "p"))
-SILENT = CapturedModel("m", "1", Schema((), (), ()), ("output",))  # a model without a signature
-TWO_ANSWERS = CapturedModel("m", "1", Schema((), (), ()), ("y", "p"), ("y", "p"))
+COLUMNS = (
+    Column("name", "string"),
+    *(Column(name, "double") for name in "abc"),
+)
+INPUTS = (
+    Input("name", "str", (-1, 1), ("name",)),
+    Input("X", "float32", (-1, 3), ("a", "b", "c")),
+)
+MODEL = CapturedModel(
+    "m",
+    "7",
+    compile_schema(COLUMNS, (), INPUTS),
+    ("y",),
+    ("y", "p"),
+)
+# a model without a signature
+SILENT = CapturedModel(
+    "m",
+    "1",
+    Schema((), (), ()),
+    ("output",),
+)
+TWO_ANSWERS = CapturedModel(
+    "m",
+    "1",
+    Schema((), (), ()),
+    ("y", "p"),
+    ("y", "p"),
+)
 RECORD = RequestRecord("e", "v", "r", "p", 0, 0)
-OUTPUTS = {"y": np.array([7.0, 8.0]), "p": np.eye(2)}
-SENT: dict[str, list[Any]] = {"name": ["x", "z"], "a": [1, 2], "b": [3, 4], "c": [5, 6]}
-ROWS = {**SENT, "prediction": [7, 8], "output.p": [[1, 0], [0, 1]]}
+OUTPUTS = {
+    "y": np.array([7.0, 8.0]),
+    "p": np.eye(2),
+}
+SENT: dict[str, list[Any]] = {
+    "name": ["x", "z"],
+    "a": [1, 2],
+    "b": [3, 4],
+    "c": [5, 6],
+}
+ROWS = {
+    **SENT,
+    "prediction": [7, 8],
+    "output.p": [[1, 0], [0, 1]],
+}
 FEEDS = MODEL.schema.from_columns(SENT)
 
 
@@ -75,11 +111,14 @@ def test_dropped_columns_are_never_written(tmp_path: Path, drop: tuple[str, ...]
             batch.outputs,
         )
         logged.append({name: array.tolist() for name, array in columns.items()})
-    assert logged == [left, ROWS, {name: values[:1] for name, values in left.items()}]
+    assert logged == [
+        left,
+        ROWS,
+        {name: values[:1] for name, values in left.items()},
+    ]
     if "name" in drop:
-        assert (
-            b'"x"' in segments(tmp_path)[0].read_bytes()
-        )  # The request without exclusions contains the value.
+        # The request without exclusions contains the value.
+        assert b'"x"' in segments(tmp_path)[0].read_bytes()
         writer.close()
         writer = CaptureWriter(tmp_path / "other")
         writer.write(RECORD, model, FEEDS, OUTPUTS, 100)
@@ -88,7 +127,13 @@ def test_dropped_columns_are_never_written(tmp_path: Path, drop: tuple[str, ...]
 
 @pytest.mark.parametrize(
     "mask",
-    [("name",), ("a", "c"), ("a", "b", "c"), ("prediction",), ("output.p", "name")],
+    [
+        ("name",),
+        ("a", "c"),
+        ("a", "b", "c"),
+        ("prediction",),
+        ("output.p", "name"),
+    ],
 )
 def test_masked_columns_are_written_only_as_hashes(
     tmp_path: Path,
@@ -203,7 +248,11 @@ def test_any_name_may_be_dropped_if_the_model_has_no_signature() -> None:
         (Tensor("image", "float32", (-1, 2)),),
         (Input("image", "float32", (-1, 2)),),
     )
-    model = exclude_columns(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
+    model = exclude_columns(
+        CapturedModel("m", "1", tensors, ()),
+        ("image", "output.any"),
+        (),
+    )
     assert not model.schema.inputs
     assert model.left_out == {"any"}
 
@@ -231,12 +280,30 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
     serve_here: Callable[..., Server],
     bias_folders: dict[str, Path],
 ) -> None:
-    server = serve_here({"e": {"e": variant(bias_folders["1"])}}, drop=["a"])
+    server = serve_here(
+        {"e": {"e": variant(bias_folders["1"])}},
+        drop=["a"],
+    )
     state_dir = server.repository.state_dir
-    body = orjson.dumps({"dataframe_records": [{"a": 1, "b": 2, "c": 3}]})
+    body = orjson.dumps(
+        {
+            "dataframe_records": [
+                {
+                    "a": 1,
+                    "b": 2,
+                    "c": 3,
+                }
+            ]
+        }
+    )
     request = RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)
     assert handle(server, request).status == 200
-    want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, drop=["aa"])
+    want(
+        state_dir,
+        2,
+        {"e": {"e": variant(bias_folders["2"], version="2")}},
+        drop=["aa"],
+    )
     account = next((state_dir / "workers").glob("*.json"))
 
     def told() -> str:
@@ -259,7 +326,12 @@ def test_a_version_is_not_served_if_the_mask_key_is_invalid(
     server = serve_here({"e": {"e": variant(bias_folders["1"])}})
     state_dir = server.repository.state_dir
     (state_dir / MASK_KEY).write_text("none")
-    want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, mask=["a"])
+    want(
+        state_dir,
+        2,
+        {"e": {"e": variant(bias_folders["2"], version="2")}},
+        mask=["a"],
+    )
 
     def told() -> str:
         state = read_state(worker_file(state_dir, os.getpid()), WorkerState)

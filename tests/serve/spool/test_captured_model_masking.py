@@ -43,7 +43,10 @@ def test_missing_values_stay_missing_and_lists_are_masked_by_the_row(tmp_path: P
     mask = ColumnMask(tmp_path / "mask.key")
     assert mask.hash_column(np.array([np.nan], np.float32)) == [None]
     first, second, again = mask.hash_column(
-        np.array([[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]], np.float32),
+        np.array(
+            [[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]],
+            np.float32,
+        ),
     )
     assert first == again != second
 

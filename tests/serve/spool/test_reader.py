@@ -28,9 +28,20 @@ HOUR = 3_600_000_000
 SCHEMA = Schema(
     (Column("s", "string"), Column("d", "double")),
     (),
-    (Input("s", "str", (-1, 1), ("s",)), Input("d", "float32", (-1, 1), ("d",))),
+    (
+        Input("s", "str", (-1, 1), ("s",)),
+        Input("d", "float32", (-1, 1), ("d",)),
+    ),
 )
-MODELS = [CapturedModel("m", str(version), SCHEMA, ("y",)) for version in range(2)]
+MODELS = [
+    CapturedModel(
+        "m",
+        str(version),
+        SCHEMA,
+        ("y",),
+    )
+    for version in range(2)
+]
 
 Request = dict[str, Any]
 REQUESTS = st.lists(
@@ -42,7 +53,11 @@ REQUESTS = st.lists(
             "id": st.text(max_size=5).filter(lambda text: text.isprintable()),
             "hour": st.integers(-2, 2),
             "width": st.integers(0, 2),
-            "words": st.lists(st.sampled_from(["", "ü", 'a"b', None]), min_size=9, max_size=9),
+            "words": st.lists(
+                st.sampled_from(["", "ü", 'a"b', None]),
+                min_size=9,
+                max_size=9,
+            ),
             "has_text": st.booleans(),
             "is_shadow": st.booleans(),
         },
@@ -57,10 +72,11 @@ def write(writer: CaptureWriter, number: int, request: Request) -> None:
     moment = HOUR * request["hour"] + number
     feeds: dict[str, Any] = {"d": np.arange(rows, dtype=np.float32).reshape(rows, 1) + number}
     if request["has_text"]:
+        # The first value determines the type.
         words = np.array(
             ["word", *request["words"]][: rows * 2],
             dtype=object,
-        )  # The first value determines the type.
+        )
         feeds["s"] = words.reshape(rows, 2)
     outputs = {
         "y": np.full(rows, number, np.int64),
@@ -133,11 +149,19 @@ def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
                     int(batch.offsets[place]),
                     (batch.endpoint, batch.variant, request_id, prediction_id, *times, *outcome),
                     {
-                        name: (a[rows].shape, a.dtype, a[rows].tolist())
+                        name: (
+                            a[rows].shape,
+                            a.dtype,
+                            a[rows].tolist(),
+                        )
                         for name, a in batch.feeds.items()
                     },
                     {
-                        name: (a[rows].shape, a.dtype, a[rows].tolist())
+                        name: (
+                            a[rows].shape,
+                            a.dtype,
+                            a[rows].tolist(),
+                        )
                         for name, a in batch.outputs.items()
                     },
                 ),
@@ -202,7 +226,8 @@ def test_a_damaged_frame_takes_no_other_with_it(tmp_path: Path) -> None:
         request.offset for number, request in enumerate(requests) if number != 7
     ]
     assert captured.lost_bytes == requests[8].offset - requests[7].offset
-    assert (len(captured.feedback), captured.end) == (1, len(content))
+    assert len(captured.feedback) == 1
+    assert captured.end == len(content)
 
 
 def test_requests_that_are_alike_are_one_batch(tmp_path: Path) -> None:
@@ -211,10 +236,17 @@ def test_requests_that_are_alike_are_one_batch(tmp_path: Path) -> None:
         write(
             writer,
             number,
-            {**REQUEST, "id": "x" * (number % 3), "endpoint": ("e", "f")[number % 2]},
+            {
+                **REQUEST,
+                "id": "x" * (number % 3),
+                "endpoint": ("e", "f")[number % 2],
+            },
         )
     batches = read_batches(segments(tmp_path)[0]).batches
-    assert [(batch.endpoint, len(batch.offsets)) for batch in batches] == [("e", 50), ("f", 50)]
+    assert [(batch.endpoint, len(batch.offsets)) for batch in batches] == [
+        ("e", 50),
+        ("f", 50),
+    ]
 
 
 def test_a_request_without_its_layout_makes_no_sense(tmp_path: Path) -> None:
@@ -224,7 +256,8 @@ def test_a_request_without_its_layout_makes_no_sense(tmp_path: Path) -> None:
     (request,), _ = read_segment(segment)
     segment.write_bytes(segment.read_bytes()[request.offset :])
     captured = read_batches(segment)
-    assert (captured.batches, captured.malformed) == ([], 1)
+    assert captured.batches == []
+    assert captured.malformed == 1
 
 
 class _TakenBackMeanwhile(io.BytesIO):
@@ -254,7 +287,8 @@ def test_a_frame_that_was_taken_back_while_it_was_read_hides_none(
     content = segment.read_bytes()
     monkeypatch.setattr(Path, "open", lambda path, mode: _TakenBackMeanwhile(content))
     captured = read_batches(segment)
-    assert ([len(batch.offsets) for batch in captured.batches], captured.lost_bytes) == ([3], 0)
+    assert [len(batch.offsets) for batch in captured.batches] == [3]
+    assert captured.lost_bytes == 0
 
 
 def prediction_ids(batches: list[CapturedBatch]) -> list[str]:
@@ -268,7 +302,10 @@ def test_the_last_requests_begin_at_a_frame_even_if_values_look_like_a_frame(
     write(writer, 0, {**REQUEST, "id": "r"})
     (segment,) = segments(tmp_path)
     frames = segment.read_bytes()
-    sent = np.frombuffer(frames + bytes(-len(frames) % 4), np.float32).reshape(1, -1)
+    sent = np.frombuffer(
+        frames + bytes(-len(frames) % 4),
+        np.float32,
+    ).reshape(1, -1)
     for number in (1, 2):
         writer.write(
             RequestRecord("e", "v", "r", f"p{number}", 1, 1),

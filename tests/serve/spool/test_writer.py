@@ -42,7 +42,12 @@ def schema() -> Schema:
 
 MODEL = CapturedModel("m", "7", schema(), ("y",))
 FEEDS = MODEL.schema.from_columns(
-    {"s": ["a", 'ü"', None], "d": [0.1, None, 2], "n": [1, 2, 3], "b": [True, False, True]},
+    {
+        "s": ["a", 'ü"', None],
+        "d": [0.1, None, 2],
+        "n": [1, 2, 3],
+        "b": [True, False, True],
+    },
 )
 OUTPUTS = {
     "y": np.array(["x", "", "z"], dtype=object),
@@ -57,12 +62,12 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     (segment,) = segments(tmp_path)
     (request,), end = read_segment(segment)
-    assert (request.segment, request.record, end) == (segment.stem, RECORD, segment.stat().st_size)
-    assert (request.model.model, request.model.version, request.model.schema) == (
-        "m",
-        "7",
-        MODEL.schema,
-    )
+    assert request.segment == segment.stem
+    assert request.record == RECORD
+    assert end == segment.stat().st_size
+    assert request.model.model == "m"
+    assert request.model.version == "7"
+    assert request.model.schema == MODEL.schema
     for name, array in sent_arrays(FEEDS).items():
         assert request.feeds[name].dtype == array.dtype
         np.testing.assert_array_equal(request.feeds[name], array)
@@ -73,9 +78,8 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
         request.feeds,
         request.outputs,
     )
-    assert (
-        rows["d"][0] == 0.1
-    )  # The value is stored as sent; the graph receives 0.1 as 32-bit float.
+    # The value is stored as sent; the graph receives 0.1 as 32-bit float.
+    assert rows["d"][0] == 0.1
     assert {name: array.tolist() for name, array in rows.items() if name != "d"} == {
         "s": ["a", 'ü"', None],
         "n": [1, 2, 3],
@@ -88,7 +92,13 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_only_the_first_rows_are_kept(tmp_path: Path) -> None:
     CaptureWriter(tmp_path).write(RECORD, MODEL, FEEDS, OUTPUTS, 2)
     (request,), _ = read_segment(segments(tmp_path)[0])
-    assert {len(array) for array in (*request.feeds.values(), *request.outputs.values())} == {2}
+    assert {
+        len(array)
+        for array in (
+            *request.feeds.values(),
+            *request.outputs.values(),
+        )
+    } == {2}
 
 
 def test_requests_of_every_shape_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -236,7 +246,8 @@ def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refuse)
         assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
-    assert (os.listdir(tmp_path), len(os.listdir("/proc/self/fd"))) == ([], opened)
+    assert os.listdir(tmp_path) == []
+    assert len(os.listdir("/proc/self/fd")) == opened
     assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     assert len(read_segment(segments(tmp_path)[0])[0]) == 1
 
@@ -260,7 +271,10 @@ def test_another_process_sees_the_lock(tmp_path: Path) -> None:
     if child == 0:  # Use only system calls, so that pytest's code does not run twice.
         code = 1
         try:
-            fcntl.flock(os.open(segment, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(
+                os.open(segment, os.O_RDONLY),
+                fcntl.LOCK_EX | fcntl.LOCK_NB,
+            )
         except BlockingIOError:
             code = 42
         os._exit(code)

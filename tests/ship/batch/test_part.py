@@ -28,8 +28,22 @@ def predict(model: Path, tmp_path: Path) -> Predict:
         made = format_of(name)
         assert source_format
         assert made
-        part = Part(path.name, str(path), name, source_format, made, path.stat().st_size, state="")
-        return predict_part(PartJob(part, str(tmp_path / "out"), **{"model": model, **options}))
+        part = Part(
+            path.name,
+            str(path),
+            name,
+            source_format,
+            made,
+            path.stat().st_size,
+            state="",
+        )
+        return predict_part(
+            PartJob(
+                part,
+                str(tmp_path / "out"),
+                **{"model": model, **options},
+            )
+        )
 
     return call
 
@@ -66,7 +80,12 @@ def test_each_format_becomes_each_format(
 def test_rows_keep_their_order_over_blocks_and_threads(predict: Predict, tmp_path: Path) -> None:
     rows = flights(200_000)
 
-    predict(write(rows, tmp_path / "rows.parquet"), "made.parquet", keep=("id", "ts"), threads=4)
+    predict(
+        write(rows, tmp_path / "rows.parquet"),
+        "made.parquet",
+        keep=("id", "ts"),
+        threads=4,
+    )
 
     made = pq.read_table(tmp_path / "out" / "made.parquet")
     assert made.column_names == ["id", "ts", "prediction"]
@@ -107,15 +126,24 @@ def test_tensors_and_several_outputs_have_the_names_of_the_signature(
     predict: Predict,
     tmp_path: Path,
 ) -> None:
-    image = pa.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]], pa.list_(pa.float32()))
+    image = pa.array(
+        [[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]],
+        pa.list_(pa.float32()),
+    )
     path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"id": [1, 2], "image": image}), path)
+    pq.write_table(
+        pa.table({"id": [1, 2], "image": image}),
+        path,
+    )
 
     predict(path, "made.jsonl", keep=("id",), model=tensor_model(tmp_path / "tensor"))
 
     assert read(tmp_path / "out" / "made.jsonl") == {
         "id": [1, 2],
-        "doubled": [[[2.0, 4.0], [6.0, 8.0]], [[0.0, 0.0], [0.0, 2.0]]],
+        "doubled": [
+            [[2.0, 4.0], [6.0, 8.0]],
+            [[0.0, 0.0], [0.0, 2.0]],
+        ],
         "total": [10.0, 1.0],
     }
 
@@ -124,7 +152,12 @@ def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(
     predict: Predict,
     tmp_path: Path,
 ) -> None:
-    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}]
+    signature = [
+        {
+            "type": "tensor",
+            "tensor-spec": {"dtype": "float32", "shape": [-1, 2]},
+        }
+    ]
     graph = "double (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }"
     path = tmp_path / "rows.csv"
     path.write_text("id,a,b\n7,1,2\n8,3,4\n")
@@ -146,7 +179,11 @@ def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(
     predict: Predict,
     tmp_path: Path,
 ) -> None:
-    rows = flights(20_000).set_column(2, "carrier", pa.array([None, *["AA", "UA"] * 9_999, "AA"]))
+    rows = flights(20_000).set_column(
+        2,
+        "carrier",
+        pa.array([None, *["AA", "UA"] * 9_999, "AA"]),
+    )
     path = write(rows, tmp_path / "rows.parquet")
 
     assert predict(path, "made.parquet", on_error="skip-row") == PartResult(19_999, 1)
@@ -154,12 +191,11 @@ def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(
 
     assert read(tmp_path / "out" / "made.parquet")["prediction"] == labels(rows.slice(1))
     output = pq.read_table(tmp_path / "out" / "kept.parquet")
-    assert (output.schema.field("carrier").type, output["carrier"].to_pylist()) == (
-        pa.string(),
-        rows["carrier"].to_pylist()[1:],
-    )
+    assert output.schema.field("carrier").type == pa.string()
+    assert output["carrier"].to_pylist() == rows["carrier"].to_pylist()[1:]
     rejected = json.loads((tmp_path / "out/_rejected/made.parquet.jsonl").read_text())
-    assert (rejected["row"], rejected["content"]["carrier"]) == (0, None)
+    assert rejected["row"] == 0
+    assert rejected["content"]["carrier"] is None
 
 
 def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict: Predict, tmp_path: Path) -> None:
@@ -194,9 +230,8 @@ def test_a_file_without_rows_becomes_one_with_the_columns(
 
     assert predict(path, "made.parquet", keep=("id",)).rows == 0
 
-    id_columns = (
-        [] if given == "jsonl" else ["id"]
-    )  # JSON Lines without lines do not specify a type for `id`.
+    # JSON Lines without lines do not specify a type for `id`.
+    id_columns = [] if given == "jsonl" else ["id"]
     assert pq.read_schema(tmp_path / "out" / "made.parquet").names == [*id_columns, "prediction"]
 
 
@@ -381,7 +416,8 @@ def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(
     assert predict(path, "made.csv", on_error="skip-row") == PartResult(rows + 1, 1)
 
     rejected = json.loads((tmp_path / "out/_rejected/made.csv.jsonl").read_text())
-    assert (rejected["row"], rejected["content"]) == (1, bad.decode(errors="replace"))
+    assert rejected["row"] == 1
+    assert rejected["content"] == bad.decode(errors="replace")
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -402,7 +438,16 @@ def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(
 ) -> None:
     lines = [b'{"carrier": "AA", "distance": 1, "hour": 1, "late": true}'] * 3
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + b"\n".join([*lines[:number], bad, *lines[number:]]))
+    path.write_bytes(
+        b"\xef\xbb\xbf"
+        + b"\n".join(
+            [
+                *lines[:number],
+                bad,
+                *lines[number:],
+            ]
+        )
+    )
 
     assert predict(path, "made.jsonl", on_error="skip-row") == PartResult(3, 1)
 
@@ -482,7 +527,10 @@ def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Pat
     assert read(tmp_path / "out" / "made.parquet")["y"] == values.tolist()
 
 
-@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+@pytest.mark.parametrize(
+    ("mark", "name"),
+    [(";", "semicolons"), ("\t", "tabs")],
+)
 def test_another_separator_of_a_csv_file_is_named(
     predict: Predict,
     tmp_path: Path,

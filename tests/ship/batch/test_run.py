@@ -62,7 +62,13 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
     progress: list[BatchProgress] = []
 
     result = run_batch(
-        BatchPlan(str(model), str(source), str(tmp_path / "out"), ("id",), workers=2),
+        BatchPlan(
+            str(model),
+            str(source),
+            str(tmp_path / "out"),
+            ("id",),
+            workers=2,
+        ),
         progress.append,
     )
 
@@ -75,12 +81,10 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
         made = pq.ParquetFile(tmp_path / "out" / f"day={part % 3}" / f"{part}.parquet").read()
         assert made["id"].to_pylist() == flights(500, part)["id"].to_pylist()
         assert made["prediction"].to_pylist() == labels(flights(500, part))
-    assert (result.progress.rows, result.progress.parts_done, result.rejected, result.failed) == (
-        2000,
-        4,
-        0,
-        {},
-    )
+    assert result.progress.rows == 2000
+    assert result.progress.parts_done == 4
+    assert result.rejected == 0
+    assert result.failed == {}
     assert progress[-1].rows == 2000
     assert progress[-1].seconds_left == 0
     assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["parts"] == 4
@@ -118,7 +122,14 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
         "--keep",
         "id",
     ]
-    begin = [sys.executable, "-c", KILLED, str(model), str(source), str(out)]
+    begin = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(model),
+        str(source),
+        str(out),
+    ]
     killed = (
         subprocess.run(  # The call also waits for the workers, because they keep its stderr open.
             begin,
@@ -129,7 +140,8 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
             check=False,
         )
     )
-    assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")
+    assert killed.returncode == -signal.SIGKILL
+    assert killed.stderr == ""
     assert not (out / "_SUCCESS").exists()
     (out / "day=1" / ".4.parquet.unfinished").write_bytes(b"half of a file")
     first = {
@@ -142,7 +154,13 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
         pq.read_metadata(path)  # This raises if the file is incomplete.
     assert list(temporary.glob("onnxserve-batch-*"))
 
-    again = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    again = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
 
     assert again.returncode == 0, again.stderr
     assert f"{len(first)} finished earlier" in again.stdout
@@ -159,7 +177,12 @@ def test_another_model_or_input_is_refused_and_restart_begins_anew(
 ) -> None:
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
-    plan = BatchPlan(str(model), str(source), str(out), workers=1)
+    plan = BatchPlan(
+        str(model),
+        str(source),
+        str(out),
+        workers=1,
+    )
     run_batch(plan)
     assert run_batch(plan).progress.finished_before == 1
     other = mixed_model(tmp_path / "other")
@@ -191,14 +214,22 @@ def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     bad = write(flights(10).drop_columns("late"), source / "bad.parquet")
-    plan = BatchPlan(str(model), str(source), str(out), on_error="skip-part", workers=1)
+    plan = BatchPlan(
+        str(model),
+        str(source),
+        str(out),
+        on_error="skip-part",
+        workers=1,
+    )
     run_batch(plan)
     write(flights(10), bad)
     write(flights(20), source / "later.parquet")
 
     result = run_batch(plan)
 
-    assert (result.progress.finished_before, result.progress.rows, result.failed) == (1, 30, {})
+    assert result.progress.finished_before == 1
+    assert result.progress.rows == 30
+    assert result.failed == {}
     assert run_batch(plan).progress.finished_before == 3
 
 
@@ -210,16 +241,36 @@ def test_batch_that_wrote_no_rows_may_change_its_options(
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     with pytest.raises(OnnxserveError, match="--keep nothing: "):
-        run_batch(BatchPlan(str(model), str(source), str(out), keep=("nothing",), workers=1))
+        run_batch(
+            BatchPlan(
+                str(model),
+                str(source),
+                str(out),
+                keep=("nothing",),
+                workers=1,
+            )
+        )
 
-    run_batch(BatchPlan(str(model), str(source), str(out), keep=("id",), workers=1))
+    run_batch(
+        BatchPlan(
+            str(model),
+            str(source),
+            str(out),
+            keep=("id",),
+            workers=1,
+        )
+    )
 
     assert files(out) == ["_SUCCESS", "_batch.json", "day=0/0.parquet"]
 
 
 def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path) -> None:
     rows = flights(6)
-    late = rows.set_column(rows.schema.get_field_index("hour"), "hour", pa.array([7] * 6))
+    late = rows.set_column(
+        rows.schema.get_field_index("hour"),
+        "hour",
+        pa.array([7] * 6),
+    )
     folder = (
         tmp_path
         / "in"
@@ -262,7 +313,12 @@ def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Pat
     source = tmp_path / "in"
     out = tmp_path / "out"
     for number, (suffix, codec) in enumerate(
-        [("csv.gz", "gzip"), ("jsonl.zst", "zstd"), ("csv.bz2", "bz2"), ("parquet.gz", "gzip")],
+        [
+            ("csv.gz", "gzip"),
+            ("jsonl.zst", "zstd"),
+            ("csv.bz2", "bz2"),
+            ("parquet.gz", "gzip"),
+        ],
     ):
         plain = write(flights(500, seed=number), tmp_path / f"rows.{suffix.partition('.')[0]}")
         source.mkdir(exist_ok=True)
@@ -297,7 +353,14 @@ def test_a_compressed_file_that_is_cut_off_leaves_no_output(model: Path, tmp_pat
     (source / "rows.csv.gz").write_bytes(whole[:-20])
 
     with pytest.raises(OnnxserveError, match=r"^rows\.csv\.gz: .* decompressed"):
-        run_batch(BatchPlan(str(model), str(source), str(out), workers=1))
+        run_batch(
+            BatchPlan(
+                str(model),
+                str(source),
+                str(out),
+                workers=1,
+            )
+        )
 
     assert files(out) == ["_batch.json"]
 
@@ -307,7 +370,12 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
     source = fill(tmp_path / "in", 3)
     out = tmp_path / "out"
     write(flights(10).drop_columns("late"), source / "bad.parquet")
-    plan = BatchPlan(str(model), str(source), str(out), workers=1)
+    plan = BatchPlan(
+        str(model),
+        str(source),
+        str(out),
+        workers=1,
+    )
 
     with pytest.raises(OnnxserveError, match=r"^bad\.parquet: column 'late'"):
         run_batch(plan)
@@ -381,7 +449,10 @@ def test_a_file_that_changes_while_a_batch_runs_ends_it(model: Path, tmp_path: P
             os.utime(changed, (1, 1))
 
     with pytest.raises(OnnxserveError, match=r"^day=1/1\.parquet:.*has changed"):
-        run_batch(BatchPlan(str(model), str(source), str(tmp_path / "out"), workers=1), change)
+        run_batch(
+            BatchPlan(str(model), str(source), str(tmp_path / "out"), workers=1),
+            change,
+        )
 
     assert "day=1/1.parquet" not in files(tmp_path / "out")
 
@@ -393,18 +464,24 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path
     name = "rows.csv"
     source.mkdir()
     (source / name).write_text("carrier,distance,hour,late\nAA,1.0,1,true\nAA,far,1,true\n")
-    plan = BatchPlan(str(model), str(source), str(out), workers=1, on_error="skip-row")
+    plan = BatchPlan(
+        str(model),
+        str(source),
+        str(out),
+        workers=1,
+        on_error="skip-row",
+    )
 
     result = run_batch(plan)
-    assert (result.progress.rows, result.rejected) == (1, 1)
+    assert result.progress.rows == 1
+    assert result.rejected == 1
     assert len((out / name).read_text().splitlines()) == 2
     (rejected,) = (out / "_rejected").iterdir()
     assert rejected.name == "rows.csv.jsonl"
     assert json.loads(rejected.read_text())["row"] == 1
 
-    (out / name).rename(
-        out / f"{unfinished_stem(name)}.0123abcd",
-    )  # A killed process leaves such a file.
+    # A killed process leaves such a file.
+    (out / name).rename(out / f"{unfinished_stem(name)}.0123abcd")
     run_batch(plan)
     assert {path.name for path in out.iterdir() if path.is_file()} == {
         name,
@@ -417,7 +494,12 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path
 def test_the_marker_goes_while_a_part_is_missing(model: Path, tmp_path: Path) -> None:
     source = fill(tmp_path / "in", 2)
     out = tmp_path / "out"
-    plan = BatchPlan(str(model), str(source), str(out), workers=1)
+    plan = BatchPlan(
+        str(model),
+        str(source),
+        str(out),
+        workers=1,
+    )
     run_batch(plan)
     (out / "day=1" / "1.parquet").unlink()
     seen: list[bool] = []
@@ -445,7 +527,14 @@ def test_a_damaged_manifest_is_one_line(
     (out / "_batch.json").write_text(content)
 
     with pytest.raises(OnnxserveError, match=r"_batch\.json is damaged"):
-        run_batch(BatchPlan(str(model), str(source), str(out), restart=restart))
+        run_batch(
+            BatchPlan(
+                str(model),
+                str(source),
+                str(out),
+                restart=restart,
+            )
+        )
 
 
 def test_names_of_folders_may_hold_any_sign(
@@ -463,7 +552,12 @@ def test_names_of_folders_may_hold_any_sign(
 
 def test_two_batches_do_not_write_to_one_folder(model: Path, tmp_path: Path) -> None:
     source = fill(tmp_path / "in", 2)
-    plan = BatchPlan(str(model), str(source), str(tmp_path / "out"), workers=1)
+    plan = BatchPlan(
+        str(model),
+        str(source),
+        str(tmp_path / "out"),
+        workers=1,
+    )
     refused: list[str] = []
 
     def again(progress: BatchProgress) -> None:
@@ -541,7 +635,13 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
     with s3_server() as bucket, ThreadPoolExecutor(2) as pool:
         monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
         plans = [
-            BatchPlan(str(model), str(source), "s3://lake/out", (column,), workers=1)
+            BatchPlan(
+                str(model),
+                str(source),
+                "s3://lake/out",
+                (column,),
+                workers=1,
+            )
             for column in ("id", "ts")
         ]
         outcomes = [
@@ -624,7 +724,12 @@ def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(
     for part in range(2):
         write(pa.table({"id": [part]}), tmp_path / "in" / f"{part}.csv")
     run_batch(
-        BatchPlan(str(tmp_path / "m"), str(tmp_path / "in"), str(tmp_path / "out"), workers=2),
+        BatchPlan(
+            str(tmp_path / "m"),
+            str(tmp_path / "in"),
+            str(tmp_path / "out"),
+            workers=2,
+        ),
     )
     assert [(tmp_path / "out" / f"{part}.csv").read_text().split() for part in range(2)] == [
         ['"threads"', '"1"'],

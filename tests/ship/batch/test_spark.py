@@ -34,7 +34,12 @@ def test_spark_connect_is_refused_in_one_line(
 
     with pytest.raises(InvalidConfig, match=r"Spark Connect: .*spark://host:7077"):
         run_batch(
-            BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"),
+            BatchPlan(
+                str(model),
+                str(tmp_path / "in"),
+                str(tmp_path / "out"),
+                engine="spark",
+            ),
         )
 
 
@@ -110,7 +115,12 @@ def test_a_batch_is_the_one_of_this_machine_to_the_byte(
 ) -> None:
     for number, name in enumerate(("a.csv", "day=1/b.parquet", "day=2/c.jsonl", "day=2/d.parquet")):
         write(flights(3000, number), tmp_path / "in" / name)
-    plan = BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "local"), ("id",))
+    plan = BatchPlan(
+        str(model),
+        str(tmp_path / "in"),
+        str(tmp_path / "local"),
+        ("id",),
+    )
     on_spark = replace(plan, output=str(tmp_path / "spark"))
     progress: list[tuple[int, int]] = []
 
@@ -120,7 +130,8 @@ def test_a_batch_is_the_one_of_this_machine_to_the_byte(
     )
     run_batch(plan)
 
-    assert (spread.progress.rows, progress[-1]) == (12_000, (4, 12_000))
+    assert spread.progress.rows == 12_000
+    assert progress[-1] == (4, 12_000)
     for path in (tmp_path / "local").rglob("*.*"):
         if path.name != "_batch.json":
             assert (
@@ -128,7 +139,8 @@ def test_a_batch_is_the_one_of_this_machine_to_the_byte(
                 == (tmp_path / "spark" / path.relative_to(tmp_path / "local")).read_bytes()
             )
     again = run_batch(on_spark)
-    assert (again.progress.parts, again.progress.finished_before) == (0, 4)
+    assert again.progress.parts == 0
+    assert again.progress.finished_before == 4
 
 
 @pytest.mark.long
@@ -138,7 +150,12 @@ def test_a_bad_row_is_named_as_on_this_machine(session: Any, model: Path, tmp_pa
 
     with pytest.raises(OnnxserveError, match=r"^b\.csv: row 0.*'distance'.*'far'"):
         run_batch(
-            BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"),
+            BatchPlan(
+                str(model),
+                str(tmp_path / "in"),
+                str(tmp_path / "out"),
+                engine="spark",
+            ),
         )
 
 
@@ -161,11 +178,22 @@ def test_the_rows_of_a_frame_get_their_predictions(
 
 @pytest.mark.long
 def test_outputs_of_a_frame_may_be_arrays(session: Any, tmp_path: Path) -> None:
-    frame = session.createDataFrame([(1, [1.0, 2.0, 3.0, 4.0])], "id long, image array<float>")
+    frame = session.createDataFrame(
+        [(1, [1.0, 2.0, 3.0, 4.0])],
+        "id long, image array<float>",
+    )
 
-    (row,) = predict_frame(frame, str(tensor_model(tmp_path / "tensor")), keep=["id"]).collect()
+    (row,) = predict_frame(
+        frame,
+        str(tensor_model(tmp_path / "tensor")),
+        keep=["id"],
+    ).collect()
 
-    assert row.asDict() == {"id": 1, "doubled": [[2.0, 4.0], [6.0, 8.0]], "total": 10.0}
+    assert row.asDict() == {
+        "id": 1,
+        "doubled": [[2.0, 4.0], [6.0, 8.0]],
+        "total": 10.0,
+    }
 
 
 @pytest.mark.long

@@ -30,7 +30,10 @@ def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model
     hours = [
         None if row in (0, 500, 999) else hour for row, hour in enumerate(rows["hour"].to_pylist())
     ]
-    block = RowBlock(rows.set_column(4, "hour", pa.array(hours, pa.int64())), range(7, 1007))
+    block = RowBlock(
+        rows.set_column(4, "hour", pa.array(hours, pa.int64())),
+        range(7, 1007),
+    )
 
     pieces = list(predict_block(load_table_model(model), block, ("id",)))
 
@@ -50,7 +53,10 @@ def test_only_the_row_on_which_a_tokenizer_panics_is_refused(tmp_path: Path) -> 
     from tests.support.texts import PANIC, panicking_model
 
     table = load_table_model(panicking_model(tmp_path / "model"))
-    block = RowBlock(pa.table({"text": ["a", PANIC, "b"]}), range(3))
+    block = RowBlock(
+        pa.table({"text": ["a", PANIC, "b"]}),
+        range(3),
+    )
 
     pieces = list(predict_block(table, block))
 

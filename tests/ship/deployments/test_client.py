@@ -18,10 +18,23 @@ from mlflow_deploy_plugin.ship.deployments import client as plugin
 from tests.support.deployments import SIGNATURE, weighted_sum
 from tests.support.refusals import refused
 
-SPLIT = {"dataframe_split": {"columns": ["b", "a"], "data": [[2, 1], [4.5, 3]]}}
+SPLIT = {
+    "dataframe_split": {
+        "columns": ["b", "a"],
+        "data": [[2, 1], [4.5, 3]],
+    }
+}
 ROWS = [[1, 2], [3, 4.5]]
-RECORDS = [{"a": 1, "b": 2}, {"b": 4.5, "a": 3}]
-FRAME = pd.DataFrame({"b": [2, 4.5], "a": [1, 3]})
+RECORDS = [
+    {"a": 1, "b": 2},
+    {"b": 4.5, "a": 3},
+]
+FRAME = pd.DataFrame(
+    {
+        "b": [2, 4.5],
+        "a": [1, 3],
+    }
+)
 
 
 def test_plugin_has_the_interface_that_mlflow_expects() -> None:
@@ -57,8 +70,14 @@ def test_a_target_that_is_not_there_says_which_are() -> None:
         FRAME[["a", "b"]].to_numpy(),
         pd.DataFrame(FRAME[["a", "b"]].to_numpy()),
         {"a": [1, 3], "b": [2, 4.5]},
-        {"a": np.array([1, 3]), "b": np.array([2, 4.5], dtype=np.float32)},
-        {"a": pd.Series([1, 3], index=["x", "y"]), "b": pd.Series([2, 4.5])},
+        {
+            "a": np.array([1, 3]),
+            "b": np.array([2, 4.5], dtype=np.float32),
+        },
+        {
+            "a": pd.Series([1, 3], index=["x", "y"]),
+            "b": pd.Series([2, 4.5]),
+        },
         [[1, 2], [3, 4.5]],
         RECORDS,
         SPLIT,
@@ -94,7 +113,10 @@ def test_one_row_as_a_dict_is_one_prediction(served: BaseDeploymentClient) -> No
         {"inputs": [[1, 2], [3, 4.5]]},
         {"inputs": {"a": [1, 3], "b": [2, 4.5]}},
         RECORDS,
-        {"a": {"0": 1, "1": 3}, "b": {"0": 2, "1": 4.5}},
+        {
+            "a": {"0": 1, "1": 3},
+            "b": {"0": 2, "1": 4.5},
+        },
     ],
     ids=lambda document: str(document)[:40],
 )
@@ -105,11 +127,13 @@ def test_a_file_that_mlflow_read_with_pandas_is_understood(
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(document))
 
-    frame = pd.read_json(
-        tmp_path / "rows.json",
-    )  # `mlflow deployments predict -I` reads the file in the same way.
+    # `mlflow deployments predict -I` reads the file in the same way.
+    frame = pd.read_json(tmp_path / "rows.json")
 
-    assert served.predict("sum", frame)["predictions"] == [{"y": 3.0}, {"y": 7.5}]
+    assert served.predict("sum", frame)["predictions"] == [
+        {"y": 3.0},
+        {"y": 7.5},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -140,12 +164,10 @@ def test_get_tells_everything_and_list_the_main_things(
     got = served.get_deployment("sum")
 
     assert json.loads(json.dumps(got))["state"] == "running"
-    assert (got["model_uri"], got["model"], got["flavor"], got["parity"]) == (
-        models.once,
-        "once",
-        "onnx",
-        "no-original",
-    )
+    assert got["model_uri"] == models.once
+    assert got["model"] == "once"
+    assert got["flavor"] == "onnx"
+    assert got["parity"] == "no-original"
     assert list(got["workers"].values()) == [f"once {got['version']}"]
     assert got["reason"] == got["error"] == ""
     assert Path(got["log"]).is_file()
@@ -168,9 +190,21 @@ def test_get_tells_everything_and_list_the_main_things(
             ["no deployment 'no'"],
             "RESOURCE_DOES_NOT_EXIST",
         ),
-        (lambda c: c.predict("no", [[1]]), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.predict(None, [[1]], "no"), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.predict(None, [[1]]), ["a deployment"], "INVALID_PARAMETER_VALUE"),
+        (
+            lambda c: c.predict("no", [[1]]),
+            ["no deployment 'no'"],
+            "RESOURCE_DOES_NOT_EXIST",
+        ),
+        (
+            lambda c: c.predict(None, [[1]], "no"),
+            ["no endpoint 'no'"],
+            "RESOURCE_DOES_NOT_EXIST",
+        ),
+        (
+            lambda c: c.predict(None, [[1]]),
+            ["a deployment"],
+            "INVALID_PARAMETER_VALUE",
+        ),
         (lambda c: c.create_deployment("sum", "m"), ["'sum'"], "RESOURCE_ALREADY_EXISTS"),
         (
             lambda c: c.create_deployment("../x", "m"),
@@ -238,13 +272,24 @@ def test_a_series_is_sent_as_a_column() -> None:
     from mlflow_deploy_plugin.ship.deployments.scoring import encode_body
 
     sent = json.loads(encode_body(pd.Series(["good day", None], name="text")))
-    assert sent == {"dataframe_split": {"columns": ["text"], "data": [["good day"], [None]]}}
+    assert sent == {
+        "dataframe_split": {
+            "columns": ["text"],
+            "data": [["good day"], [None]],
+        }
+    }
 
 
 def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
     from mlflow_deploy_plugin.ship.deployments.scoring import encode_body
 
-    frame = pd.DataFrame({"a": [0.1234567890123456, np.nan], "s": ["x", None], "t": [True, False]})
+    frame = pd.DataFrame(
+        {
+            "a": [0.1234567890123456, np.nan],
+            "s": ["x", None],
+            "t": [True, False],
+        }
+    )
 
     data = json.loads(encode_body(frame))["dataframe_split"]["data"]
 
@@ -268,7 +313,12 @@ def test_explanations_come_through_the_client_and_through_mlflows_own_command(
     client: BaseDeploymentClient,
     tmp_path: Path,
 ) -> None:
-    example = pd.DataFrame({"a": [0.0, 2.0], "b": [1.0, 3.0]})
+    example = pd.DataFrame(
+        {
+            "a": [0.0, 2.0],
+            "b": [1.0, 3.0],
+        }
+    )
     mlflow.onnx.save_model(
         weighted_sum(2.0),
         tmp_path / "model",
@@ -278,13 +328,29 @@ def test_explanations_come_through_the_client_and_through_mlflows_own_command(
     )
     client.create_deployment("d", str(tmp_path / "model"), "onnx")
 
-    explained = client.explain("d", pd.DataFrame({"b": [5.0, 1.0], "a": [3.0, 1.0]}))
+    explained = client.explain(
+        "d",
+        pd.DataFrame({"b": [5.0, 1.0], "a": [3.0, 1.0]}),
+    )
 
     assert json.loads(json.dumps(explained)) == explained
     assert explained["columns"] == ["a", "b"]
-    assert np.allclose(explained["values"], [[4.0, 6.0], [0.0, -2.0]])
+    assert np.allclose(
+        explained["values"],
+        [
+            [4.0, 6.0],
+            [0.0, -2.0],
+        ],
+    )
     (tmp_path / "rows.json").write_text(
-        json.dumps({"dataframe_split": {"columns": ["b", "a"], "data": [[5, 3], [1, 1]]}}),
+        json.dumps(
+            {
+                "dataframe_split": {
+                    "columns": ["b", "a"],
+                    "data": [[5, 3], [1, 1]],
+                }
+            }
+        ),
     )
     typed = CliRunner().invoke(
         commands,

@@ -20,7 +20,12 @@ from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 from tests.support.waiting import answers, wait_until
 
-ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
+ROWS = {
+    "dataframe_split": {
+        "columns": ["a", "b"],
+        "data": [[1, 2], [3, 4.5]],
+    }
+}
 TYPED = ("-t", "onnxserve", "--name", "typed")
 # This is `python -m mlflow deployments` without MLflow's other commands, whose import
 # takes two seconds.
@@ -56,7 +61,8 @@ def test_a_deployment_lives_through_its_commands(
 
     got = called("get", *TYPED)
     shown = dict(line.split(": ", 1) for line in got.stdout.splitlines() if ": " in line)
-    assert (shown["state"], shown["model_uri"]) == ("running", models.once)
+    assert shown["state"] == "running"
+    assert shown["model_uri"] == models.once
     assert requests.get(f"{shown['url']}/ping", timeout=60).ok
 
     updated = called("update", *TYPED, "-m", models.twice)
@@ -64,14 +70,21 @@ def test_a_deployment_lives_through_its_commands(
 
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
     predicted = called("predict", *TYPED, "-I", str(tmp_path / "rows.json"))
-    assert json.loads(predicted.stdout) == {"predictions": [{"y": 6.0}, {"y": 15.0}]}
+    assert json.loads(predicted.stdout) == {
+        "predictions": [
+            {"y": 6.0},
+            {"y": 15.0},
+        ]
+    }
 
     assert "'name': 'typed'" in called("list", "-t", "onnxserve").stdout
 
     deleted = called("delete", *TYPED)
-    assert (deleted.stdout, deleted.stderr) == ("Deployment typed is deleted\n", "")
+    assert deleted.stdout == "Deployment typed is deleted\n"
+    assert deleted.stderr == ""
     again = called("delete", *TYPED)
-    assert (again.exit_code, again.stdout) == (1, "")
+    assert again.exit_code == 1
+    assert again.stdout == ""
     assert mentions(again.stderr, "Error", "no deployment 'typed'")
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{shown['url']}/ping", timeout=5)
@@ -143,7 +156,8 @@ def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
     with tracking_at("mlflow.example:5000"):
         refused = called("create", "-t", "onnxserve", "--name", "x", "-m", "models:/x/1")
 
-    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.exit_code == 1
+    assert refused.stdout == ""
     assert refused.stderr.startswith(
         "Error: MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: Model registry functionality is "
         "unavailable; got unsupported URI 'mlflow.exam",
@@ -174,7 +188,8 @@ def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
 ) -> None:
     refused = called("run-local", "-t", "onnxserve", "--name", "front", "-m", model)
 
-    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.exit_code == 1
+    assert refused.stdout == ""
     # MLflow logs the creation of its database.
     lines = [line for line in refused.stderr.splitlines() if " INFO mlflow." not in line]
     assert [line[: len(message) + 7] for line in lines] == [f"Error: {message}"]

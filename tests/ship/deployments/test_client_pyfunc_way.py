@@ -21,7 +21,10 @@ from mlflow_deploy_plugin.core.errors import ConversionError
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
-ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["a", "b"])
+ROWS = pd.DataFrame(
+    np.random.default_rng(0).normal(size=(40, 2)),
+    columns=["a", "b"],
+)
 NAMED = re.compile(
     r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\) and deploy it with the "
     r"same command",
@@ -86,7 +89,8 @@ def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_say
 
         created = client.create_deployment("refused", "models:/refused/1")
 
-        assert (created["state"], created["flavor"]) == ("running", "python_function")
+        assert created["state"] == "running"
+        assert created["flavor"] == "python_function"
         assert mentions(created["parity"], "not applicable", "pyfunc")
         rows = example if isinstance(example, pd.DataFrame) else example.tolist()
         assert client.predict("refused", rows)["predictions"] == answers

@@ -91,10 +91,11 @@ def test_parameters_that_do_not_fit_the_entry_point_are_refused(project: Path) -
         with_project(".", **{"parameters.max_itr": "9", "parameters.city": "rome"})
     with refused(InvalidConfig, "parameters.city", "'train'", "no default"):
         with_project(".", **{"parameters.max_iter": "9"})
+    # The retraining itself sets the parameter `data`.
     spec = with_project(
         ".",
         **{"parameters.city": "rome"},
-    )  # The retraining itself sets the parameter `data`.
+    )
     with refused(InvalidConfig, "no parameter", "'town'"):
         configure(spec, {"monitors.m.retrain.parameters.town": "rome"})
 

@@ -26,7 +26,11 @@ ROWS = pd.DataFrame(
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "late"
-    onnxserve.save_model(LogisticRegression().fit(ROWS, ROWS.temp > 0), folder, input_example=ROWS)
+    onnxserve.save_model(
+        LogisticRegression().fit(ROWS, ROWS.temp > 0),
+        folder,
+        input_example=ROWS,
+    )
     return folder
 
 

@@ -53,10 +53,11 @@ def refused(variant: str) -> RefusedVersion:
 @pytest.mark.parametrize(
     ("refusals", "shown"),
     [
+        # The registry is down for all variants.
         (
             (),
             {"champion": "it is wrong", "challenger": "it is wrong"},
-        ),  # The registry is down for all variants.
+        ),
         ((refused("challenger"),), {"champion": "", "challenger": "it is wrong"}),
         (
             (refused("champion"), refused("challenger")),
@@ -78,7 +79,10 @@ def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(
 
 
 @pytest.fixture
-def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
+def registry(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> Iterator[MlflowClient]:
     """Create a registry with two versions of `shop`. The alias `live` is at version 2,
     whose parity is `warned`.
     """
@@ -120,16 +124,18 @@ def wanted_version(number: str, aspects: dict[str, str]) -> WantedVariant:
 @pytest.mark.parametrize(
     ("wanted", "parity", "digest"),
     [
+        # The state of the pod is not readable, so that the registry's version is used.
         (
             None,
             "warned",
             "d-2",
-        ),  # The state of the pod is not readable, so that the registry's version is used.
+        ),
+        # Version 1 is served, although the alias has moved.
         (
             wanted_version("1", {}),
             "proven",
             "d-1",
-        ),  # Version 1 is served, although the alias has moved.
+        ),
         (
             wanted_version("1", {"flavor": "onnxserve", "parity": "proven", "run_id": "r-1"}),
             "proven",
@@ -167,7 +173,11 @@ def test_details_of_unknown_or_stopped_deployments_are_empty(
 
 @pytest.mark.parametrize(
     ("weights", "shares"),
-    [((60, 0), (100.0, 0.0)), ((1, 2), (33.33, 66.67)), ((95, 5), (95, 5))],
+    [
+        ((60, 0), (100.0, 0.0)),
+        ((1, 2), (33.33, 66.67)),
+        ((95, 5), (95, 5)),
+    ],
 )
 def test_a_deployment_has_the_share_of_the_traffic_that_it_receives(
     weights: tuple[int, int],

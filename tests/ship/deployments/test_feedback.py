@@ -31,9 +31,16 @@ def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     key = tmp_path / "home" / "mask.key"
     key.parent.mkdir()
     key.write_text("ab" * 32)
-    carriers = ColumnMask(key).hash_values({"carrier": "UA"}, frozenset({"carrier"}))["carrier"]
+    carriers = ColumnMask(key).hash_values(
+        {"carrier": "UA"},
+        frozenset({"carrier"}),
+    )["carrier"]
     LogWriter(log).write(
-        {"_event_time": [datetime(2013, 7, 1, tzinfo=UTC)], "carrier": [carriers], "flight": [7]},
+        {
+            "_event_time": [datetime(2013, 7, 1, tzinfo=UTC)],
+            "carrier": [carriers],
+            "flight": [7],
+        },
         endpoint="sums",
     )
     (tmp_path / "labels.csv").write_text("carrier,flight,label\nUA,7,1\n")

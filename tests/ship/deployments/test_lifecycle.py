@@ -54,7 +54,10 @@ def left_behind(tmp_path: Path, client: BaseDeploymentClient) -> list[Any]:
     """Return the deployments, files and processes that a failed create should not have
     left.
     """
-    return [*client.list_deployments(), *(tmp_path / "home" / "deployments").glob("*")]
+    return [
+        *client.list_deployments(),
+        *(tmp_path / "home" / "deployments").glob("*"),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -120,18 +123,22 @@ def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    created = client.create_deployment("d", models.once, config={"server.port": str(free_port)})
-    assert (created["name"], created["flavor"], created["state"]) == ("d", "onnx", "running")
+    created = client.create_deployment(
+        "d",
+        models.once,
+        config={"server.port": str(free_port)},
+    )
+    assert created["name"] == "d"
+    assert created["flavor"] == "onnx"
+    assert created["state"] == "running"
     assert created["url"] == f"http://127.0.0.1:{free_port}"
     assert mentions(capsys.readouterr().err, "d: ready", f"http://127.0.0.1:{free_port}")
     assert answers(client) == ONCE
 
     updated = client.update_deployment("d", models.twice, config={"capture.fraction": "0.5"})
-    assert (updated["flavor"], updated["pid"], updated["model_uri"]) == (
-        "onnx",
-        created["pid"],
-        models.twice,
-    )
+    assert updated["flavor"] == "onnx"
+    assert updated["pid"] == created["pid"]
+    assert updated["model_uri"] == models.twice
     assert updated["version"] != created["version"]
     assert answers(client) == TWICE
 
@@ -163,7 +170,8 @@ def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(
     assert answers(deployed) == ONCE
     wait_until(lambda: deployed.get_deployment("d")["state"] == "running", what="its state")
     deployment = deployed.get_deployment("d")
-    assert (deployment["pid"], deployment["restarts"]) == (before["pid"], restarts)
+    assert deployment["pid"] == before["pid"]
+    assert deployment["restarts"] == restarts
     assert worker not in deployment["workers"]
 
 
@@ -174,12 +182,17 @@ def test_killed_server_is_reported_and_restarts_on_its_port(
 ) -> None:
     before = deployed.get_deployment("d")
     os.kill(before["pid"], signal.SIGKILL)
-    psutil.wait_procs([p for p in working_in(home) if p.pid == before["pid"]], timeout=60)
+    psutil.wait_procs(
+        [p for p in working_in(home) if p.pid == before["pid"]],
+        timeout=60,
+    )
 
     dead = deployed.get_deployment("d")
     assert dead["state"] == "failed"
     assert mentions(dead["reason"], "`onnxserve start d`")
-    assert (dead["url"], dead["pid"], dead["workers"]) == ("", "", {})
+    assert dead["url"] == ""
+    assert dead["pid"] == ""
+    assert dead["workers"] == {}
     with refused(MlflowException, "`onnxserve start d`", code="TEMPORARILY_UNAVAILABLE"):
         answers(deployed)
 
@@ -187,7 +200,8 @@ def test_killed_server_is_reported_and_restarts_on_its_port(
     assert answers(deployed) == ONCE
     assert start("d") != []  # Starting a running deployment is not an error.
     deployment = deployed.get_deployment("d")
-    assert (deployment["url"], deployment["restarts"]) == (before["url"], 0)
+    assert deployment["url"] == before["url"]
+    assert deployment["restarts"] == 0
 
 
 @pytest.mark.long
@@ -201,7 +215,8 @@ def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
     stop("d")
     stop("d")
     stopped = deployed.get_deployment("d")
-    assert (stopped["state"], stopped["reason"]) == ("stopped", "`onnxserve start d` starts it")
+    assert stopped["state"] == "stopped"
+    assert stopped["reason"] == "`onnxserve start d` starts it"
     assert working_in(home) == []
 
     with refused(
@@ -228,7 +243,8 @@ def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
     stop("d")  # The process id is reused, and the other process is not ended.
 
     updated = deployed.update_deployment("d", models.twice)
-    assert (updated["state"], updated["url"]) == ("running", url)
+    assert updated["state"] == "running"
+    assert updated["url"] == url
     assert answers(deployed) == TWICE
 
 
@@ -240,8 +256,10 @@ def test_variants_share_a_server_and_get_traffic_by_their_weight(
 ) -> None:
     first = client.create_deployment("champion", models.once, endpoint="e")
     second = client.create_deployment("candidate", models.twice, endpoint="e")
-    assert (first["endpoint"], first["weight"]) == ("e", 100)
-    assert (second["pid"], second["weight"]) == (first["pid"], 0)
+    assert first["endpoint"] == "e"
+    assert first["weight"] == 100
+    assert second["pid"] == first["pid"]
+    assert second["weight"] == 0
     assert answers(client, None, "e") == answers(client, "champion") == ONCE
 
     with refused(MlflowException, "'candidate'", "--endpoint e", code="INVALID_PARAMETER_VALUE"):

@@ -35,7 +35,10 @@ ALIAS = "models:/sum@champion"
 
 
 @pytest.fixture
-def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
+def registry(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> Iterator[MlflowClient]:
     """Create a registry with the versions 1 (Production), 2 (Staging) and 3 of the
     model `sum`.
     """
@@ -54,7 +57,11 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[EndpointSpec]:
     """Return the specs that servers are to serve. No server is started."""
     specs: list[EndpointSpec] = []
 
-    def apply(_: LocalBackend, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
+    def apply(
+        _: LocalBackend,
+        spec: EndpointSpec,
+        progress: Callable[[str], None],
+    ) -> str:
         specs.append(spec)
         return "http://127.0.0.1:1"
 
@@ -105,7 +112,9 @@ def test_the_version_in_the_stage_gets_the_alias_and_the_deployment_follows_it(
 ) -> None:
     (follower,) = deployments.follow_alias("sums", "champion", why="stages end")
 
-    assert (follower.deployment, follower.stage_uri, follower.alias_uri) == ("main", STAGE, ALIAS)
+    assert follower.deployment == "main"
+    assert follower.stage_uri == STAGE
+    assert follower.alias_uri == ALIAS
     assert follower.version == "1"
     assert aliases(registry) == {"champion": "1"}
     assert (
@@ -114,18 +123,18 @@ def test_the_version_in_the_stage_gets_the_alias_and_the_deployment_follows_it(
         == {name: v.model for name, v in applied[-1].variants.items()}
     )
     (event,) = [event for event in deployments.store.events("sums") if event.action != "create"]
-    assert (event.action, event.why, event.detail["stages"]) == (
-        "follow",
-        "stages end",
-        {"main": "Production"},
-    )
-    assert (event.before, event.after) == (f"main {STAGE} 100", f"main {ALIAS} 100")
+    assert event.action == "follow"
+    assert event.why == "stages end"
+    assert event.detail["stages"] == {"main": "Production"}
+    assert event.before == f"main {STAGE} 100"
+    assert event.after == f"main {ALIAS} 100"
 
 
 def test_a_trial_changes_nothing(deployments: Deployments, registry: MlflowClient) -> None:
     (follower,) = deployments.follow_alias("sums", "champion", is_trial=True)
 
-    assert (follower.alias_uri, follower.version) == (ALIAS, "1")
+    assert follower.alias_uri == ALIAS
+    assert follower.version == "1"
     assert aliases(registry) == {}
     assert models(deployments) == {"main": STAGE}
 

@@ -57,7 +57,9 @@ def test_deployment_of_a_stage_follows_the_moves_of_its_versions(
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     created = client.create_deployment("s", "models:/sum/Production")
-    assert (created["model"], created["version"], created["stage"]) == ("sum", "1", "Production")
+    assert created["model"] == "sum"
+    assert created["version"] == "1"
+    assert created["stage"] == "Production"
 
     registry.transition_model_version_stage("sum", "2", "Production")
     moved = wait_until(
@@ -65,15 +67,15 @@ def test_deployment_of_a_stage_follows_the_moves_of_its_versions(
         seconds=60,
         what="version 2 is served",
     )
-    assert (moved["stage"], list(moved["workers"].values())) == ("Production", ["sum 2"])
+    assert moved["stage"] == "Production"
+    assert list(moved["workers"].values()) == ["sum 2"]
     assert client.predict("s", [[1, 2]])["predictions"] == [{"y": 6.0}]
 
     settings = load_settings()
     deployments = Deployments(open_store(settings.store_url), settings, lambda line: None)
     deployments.stop("s")
-    mlflow.set_tracking_uri(
-        f"sqlite:///{tmp_path}/another.db",
-    )  # Another shell may have another tracking URI.
+    # Another shell may have another tracking URI.
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")
     registry.transition_model_version_stage("sum", "2", "Archived")
     registry.transition_model_version_stage("sum", "1", "Production")
     deployments.start("s")
@@ -102,11 +104,12 @@ def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_req
         Deployments(store, settings, lambda line: None).follow_alias("s", "champion")
     converted = client.get_deployment("s")
     log = Path(converted["log"]).read_text()
+    # The endpoint no longer follows the stage.
     registry.transition_model_version_stage(
         "sum",
         "2",
         "Production",
-    )  # The endpoint no longer follows the stage.
+    )
     answered = traffic.answers.total()
     wait_until(
         lambda: traffic.answers.total() > answered + 50,
@@ -117,8 +120,11 @@ def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_req
     wait_until(lambda: traffic.last_version == "2", 60, "the alias is followed")
     traffic.stop()
 
-    assert (created["pid"], created["version"]) == (converted["pid"], converted["version"])
-    assert (converted["alias"], converted["error"], before) == ("champion", "", "1")
+    assert created["pid"] == converted["pid"]
+    assert created["version"] == converted["version"]
+    assert converted["alias"] == "champion"
+    assert converted["error"] == ""
+    assert before == "1"
     assert set(traffic.answers) == {("1", 200), ("2", 200)}  # No request failed.
     assert log.count("loaded sum 1") == 1  # The conversion loaded no version.
 
@@ -151,7 +157,9 @@ def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
         what="the pyfunc is refused",
     )
     assert mentions(refused["error"], "-C variants.s.allow_pyfunc=true")
-    assert (refused["state"], refused["version"], refused["flavor"]) == ("running", "1", "onnx")
+    assert refused["state"] == "running"
+    assert refused["version"] == "1"
+    assert refused["flavor"] == "onnx"
 
     client.update_deployment("s", flavor="python_function")
     moved = wait_until(
@@ -159,5 +167,12 @@ def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
         60,
         "the pyfunc is served",
     )
-    assert (moved["error"], moved["flavor"]) == ("", "python_function")
-    assert client.predict("s", {"a": [1.0], "b": [2.0]})["predictions"] == [3.0]
+    assert moved["error"] == ""
+    assert moved["flavor"] == "python_function"
+    assert client.predict(
+        "s",
+        {
+            "a": [1.0],
+            "b": [2.0],
+        },
+    )["predictions"] == [3.0]

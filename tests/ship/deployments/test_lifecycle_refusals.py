@@ -107,12 +107,16 @@ def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(
     assert [event.action for event in deployments.store.events()] == ["create"]
 
 
-@pytest.mark.parametrize("command", [("stop", "\udcff"), ("stop", "flights", "--why", "\udcff")])
+@pytest.mark.parametrize(
+    "command",
+    [("stop", "\udcff"), ("stop", "flights", "--why", "\udcff")],
+)
 def test_invalid_utf8_is_refused_before_any_change(
     deployments: Deployments,
     command: tuple[str, ...],
 ) -> None:
     result = CliRunner().invoke(main, command)
 
-    assert (result.exit_code, result.output) == (1, "Error: '\\udcff' is not valid UTF-8\n")
+    assert result.exit_code == 1
+    assert result.output == "Error: '\\udcff' is not valid UTF-8\n"
     assert [event.action for event in deployments.store.events()] == ["create"]

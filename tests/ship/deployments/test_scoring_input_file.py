@@ -20,7 +20,10 @@ from mlflow.types import ColSpec, Schema
 from tests.support.deployments import empty_home
 from tests.support.models import parse_graph
 
-RECORDS = [{"code": "007", "date": "2013-07-01"}, {"code": "1e3", "date": "7"}]
+RECORDS = [
+    {"code": "007", "date": "2013-07-01"},
+    {"code": "1e3", "date": "7"},
+]
 ROWS = [["007", "2013-07-01"], ["1e3", "7"]]
 COLUMNS = {"code": ["007", "1e3"], "date": ["2013-07-01", "7"]}
 
@@ -49,7 +52,12 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentCli
 @pytest.mark.parametrize(
     "document",
     [
-        {"dataframe_split": {"columns": ["date", "code"], "data": [row[::-1] for row in ROWS]}},
+        {
+            "dataframe_split": {
+                "columns": ["date", "code"],
+                "data": [row[::-1] for row in ROWS],
+            }
+        },
         {"dataframe_records": RECORDS},
         {"instances": ROWS},
         {"instances": RECORDS},
@@ -69,7 +77,10 @@ def test_texts_that_look_like_numbers_or_dates_stay_texts(
     (tmp_path / "rows.json").write_text(json.dumps(document))
     typed = ["predict", "-t", "onnxserve", "--name", "echo", "-I", str(tmp_path / "rows.json")]
 
-    result = CliRunner().invoke(commands, [*typed, "-O", str(tmp_path / "out.json")])
+    result = CliRunner().invoke(
+        commands,
+        [*typed, "-O", str(tmp_path / "out.json")],
+    )
 
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "out.json").read_text()) == {"predictions": {"y": ROWS}}

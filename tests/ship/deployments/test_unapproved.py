@@ -57,7 +57,10 @@ def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
 
 
 @pytest.fixture
-def policy(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Callable[[str], None]]:
+def policy(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> Iterator[Callable[[str], None]]:
     """Return a function that sets the gate policy of the model credit, whose six
     versions are not approved.
     """
@@ -275,8 +278,13 @@ def test_without_mlflow_the_traffic_of_versions_that_answer_can_be_changed(
     policy(LIMITED)
     before = stored(store, {CHAMPION: 95, SIX: 5})
     with mlflow_is_down():
-        (answer,) = permitted_answers(store, before, spec_of({CHAMPION: 97, SIX: 3}))
-        assert (answer.model_uri, answer.share) == (SIX, 3)
+        (answer,) = permitted_answers(
+            store,
+            before,
+            spec_of({CHAMPION: 97, SIX: 3}),
+        )
+        assert answer.model_uri == SIX
+        assert answer.share == 3
         with pytest.raises(RegistryUnavailable):
             permitted_answers(store, before, spec_of({CHAMPION: 90, SIX: 10}))
 
@@ -299,7 +307,10 @@ POLICY_TAG = {"tag": "onnxserve.gate.policy"}
             ],
             False,
         ),
-        ([{"action": "tag", "after": POLICY, "detail": POLICY_TAG}, {"action": "delete"}], False),
+        (
+            [{"action": "tag", "after": POLICY, "detail": POLICY_TAG}, {"action": "delete"}],
+            False,
+        ),
         ([{"action": "rename", "before": "loan", "after": "credit"}], True),
         ([{"action": "rename", "before": "credit", "after": "loan"}], False),
         (
@@ -354,7 +365,12 @@ def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(
 
 @pytest.mark.parametrize(
     ("steps", "minutes", "is_permitted"),
-    [((1, 5), 30, True), ((1, 10, 50, 100), 5, False), ((5,), 61, False), ((100,), 43200, False)],
+    [
+        ((1, 5), 30, True),
+        ((1, 10, 50, 100), 5, False),
+        ((5,), 61, False),
+        ((100,), 43200, False),
+    ],
 )
 def test_a_rollout_without_an_approval_stays_within_the_limit(
     steps: tuple[int, ...],

@@ -14,7 +14,8 @@ from tests.support.models import tensor_model
 
 def test_a_version_is_in_its_image_with_its_name_run_and_model(store: Store) -> None:  # noqa: F811
     with planned_image("models:/tiny@live") as plan:
-        assert (plan.resolved.name, plan.resolved.version) == ("tiny", "2")
+        assert plan.resolved.name == "tiny"
+        assert plan.resolved.version == "2"
         for line in (
             'LABEL onnxserve.model="models:/tiny@live"',
             f'LABEL onnxserve.model_id="{store.model_id}"',
@@ -27,7 +28,8 @@ def test_a_version_is_in_its_image_with_its_name_run_and_model(store: Store) -> 
         note = plan.model.files[f"rootfs/opt/ml/model/{REGISTERED_META}"]
         assert isinstance(note, Path)
         resolved = resolve(str(note.parent))
-        assert (resolved.name, resolved.version) == ("tiny", "2")
+        assert resolved.name == "tiny"
+        assert resolved.version == "2"
         assert default_endpoint_name(str(note.parent)) == "tiny"
 
 
@@ -38,7 +40,8 @@ def test_a_folder_that_mlflow_downloaded_keeps_its_name_and_version(tmp_path: Pa
         note = plan.model.files[f"rootfs/opt/ml/model/{REGISTERED_META}"]
         assert isinstance(note, Path)
         resolved = resolve(str(note.parent))
-    assert (resolved.name, resolved.version) == ("tiny", "3")
+    assert resolved.name == "tiny"
+    assert resolved.version == "3"
 
 
 def test_the_same_version_gives_the_same_image(store: Store) -> None:  # noqa: F811

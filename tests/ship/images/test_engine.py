@@ -85,11 +85,12 @@ def test_an_image_that_a_builder_keeps_to_itself_is_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The script does not list any images.
     command(
         tmp_path,
         "[ $1 = build ] && cat > /dev/null; true",
         monkeypatch,
-    )  # The script does not list any images.
+    )
     with pytest.raises(BuildFailed, match=r"flights:3 .*BUILDX_BUILDER"):
         engine.build(BuildContext("FROM scratch\n", {}), "flights:3", lambda line: None)
 

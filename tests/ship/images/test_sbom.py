@@ -18,7 +18,8 @@ def test_it_names_every_distribution_once_with_its_version() -> None:
     program = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "list-packages"]
     printed = json.loads(subprocess.run(program, capture_output=True, check=True).stdout)
     assert printed == bill_of_materials()  # It does not contain times or random numbers.
-    assert (printed["bomFormat"], printed["specVersion"]) == ("CycloneDX", "1.6")
+    assert printed["bomFormat"] == "CycloneDX"
+    assert printed["specVersion"] == "1.6"
     components = {component["purl"]: component for component in printed["components"]}
     assert len(components) == len(printed["components"])
     assert components[f"pkg:pypi/numpy@{version('numpy')}"]["type"] == "library"
@@ -45,4 +46,5 @@ def test_debian_packages_are_named_with_architecture_and_release(
         package["purl"]
         == "pkg:deb/debian/libstdc%2B%2B6@12.2.0-14%2Bdeb12u1?arch=amd64&distro=debian-12"
     )
-    assert (package["name"], package["version"]) == ("libstdc++6", "12.2.0-14+deb12u1")
+    assert package["name"] == "libstdc++6"
+    assert package["version"] == "12.2.0-14+deb12u1"

@@ -44,8 +44,18 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     returns the log of its calls.
     """
 
-    def answer(doubled: np.ndarray, *, exec_status: int = 0, exit_status: str = "") -> Path:
-        request = V2Request("", {}, (RequestedOutput("", is_binary=True),), {})
+    def answer(
+        doubled: np.ndarray,
+        *,
+        exec_status: int = 0,
+        exit_status: str = "",
+    ) -> Path:
+        request = V2Request(
+            "",
+            {},
+            (RequestedOutput("", is_binary=True),),
+            {},
+        )
         body, headers = encode(
             request,
             "model",
@@ -54,7 +64,12 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
             {"doubled": doubled, "total": IMAGES.sum((1, 2))},
         )
         (tmp_path / "answer").write_text(
-            json.dumps([int(*headers.values()), body.decode("latin-1")]),
+            json.dumps(
+                [
+                    int(*headers.values()),
+                    body.decode("latin-1"),
+                ]
+            ),
         )
         (tmp_path / "docker").write_text(
             f"""#!/bin/sh
@@ -81,13 +96,16 @@ def test_an_image_that_answers_as_its_version_passes(
 ) -> None:
     calls = engine(IMAGES * 2)
     trial = try_image("flights:3", model)
-    assert (trial.rows, trial.max_difference, trial.memory) == ("2 example rows", 0.0, "141.2MiB")
+    assert trial.rows == "2 example rows"
+    assert trial.max_difference == 0.0
+    assert trial.memory == "141.2MiB"
     (run, *_, removal) = [line.split() for line in calls.read_text().splitlines()]
     assert set(CONTAINER) < set(run)
     assert removal == ["rm", "-f", "-v", run[run.index("--name") + 1]]
     _, length, body = json.loads((tmp_path / "request").read_text())
     (tensor,) = json.loads(body[:length])["inputs"]
-    assert (tensor["shape"], tensor["datatype"]) == ([2, 2, 2], "FP32")
+    assert tensor["shape"] == [2, 2, 2]
+    assert tensor["datatype"] == "FP32"
     assert body[length:].encode("latin-1") == IMAGES.tobytes()
 
 

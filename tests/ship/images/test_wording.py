@@ -42,7 +42,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    OPTIONS.values(),
+    ids=OPTIONS,
+)
 def test_refusal_names_the_option_and_a_remedy(
     options: dict[str, Any],
     message: str,

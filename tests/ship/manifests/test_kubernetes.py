@@ -30,7 +30,10 @@ SHIPPED = sorted((Path(__file__).parents[3] / "docker" / "kubernetes").glob("*.y
 CUSTOM = {"HTTPRoute", "PodMonitor", "ServiceMonitor"}
 
 
-def rendered(config: dict[str, Any] | None = None, place: Place = PLACE) -> dict[str, Document]:
+def rendered(
+    config: dict[str, Any] | None = None,
+    place: Place = PLACE,
+) -> dict[str, Document]:
     """Return the documents of an endpoint by kind, parsed from the printed text."""
     text = FORMATS["kubernetes"](new_endpoint("flights", MODEL, config), place)["flights.yaml"]
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
@@ -73,7 +76,10 @@ def names(pattern: str) -> st.SearchStrategy[str]:
 
 
 NAMES = names("[a-z][a-z0-9-]{0,20}[a-z0-9]")
-MODELS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1)
+MODELS = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc"]),
+    min_size=1,
+)
 KUBERNETES = st.fixed_dictionaries(
     {},
     optional={
@@ -151,7 +157,11 @@ def specs(draw: st.DrawFn) -> EndpointSpec:
         "server": {**draw(SERVER), **draw(TLS)},
     }
     return EndpointSpec.model_validate(
-        {"name": draw(NAMES), "variants": {"a": {"model": draw(MODELS)}}, **parts},
+        {
+            "name": draw(NAMES),
+            "variants": {"a": {"model": draw(MODELS)}},
+            **parts,
+        },
     )
 
 
@@ -210,9 +220,8 @@ def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_
 ):
     documents = rendered()
     assert documents["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
-    assert (
-        "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]
-    )  # The network policy protects the server.
+    # The network policy protects the server.
+    assert "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]
     with refused(InvalidConfig, "kubernetes.host", "f.example", "all clients"):
         rendered({"kubernetes.host": "f.example"})
     public = rendered({"kubernetes.host": "f.example", "server.api_keys": "true"})
@@ -257,7 +266,12 @@ def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins
         "container.environment.B": "b",
         "container.secrets.B": "store/uri",
     }
-    environment = container_of(rendered(config, Place("ml", {"A": "of place", "C": "c"})))["env"]
+    environment = container_of(
+        rendered(
+            config,
+            Place("ml", {"A": "of place", "C": "c"}),
+        )
+    )["env"]
     assert environment == [
         {"name": "A", "value": "of $$(C) $$$$spec"},
         {"name": "C", "value": "c"},
@@ -289,7 +303,14 @@ def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> No
         for item in source["secret"]["items"]
     }
     server = served.server
-    assert [mounted[str(path)] for path in (server.certfile, server.keyfile, server.ca_certs)] == [
+    assert [
+        mounted[str(path)]
+        for path in (
+            server.certfile,
+            server.keyfile,
+            server.ca_certs,
+        )
+    ] == [
         "own/tls.crt",
         "own/tls.key",
         "callers/ca.crt",
@@ -346,9 +367,8 @@ def test_keda_scales_between_replicas_and_max_replicas_by_the_requests_of_all_po
         == 'sum(rate(onnxserve_requests_total{namespace="ml",endpoint="flights"}[2m]))'
     )
     assert "replicas" not in documents["Deployment"]["spec"]
-    assert documents == rendered(
-        {"kubernetes.replicas": "0"},
-    )  # The other objects do not depend on the autoscaler.
+    # The other objects do not depend on the autoscaler.
+    assert documents == rendered({"kubernetes.replicas": "0"})
     # The server exports the metric of the query with its label.
     metrics = Metrics(tmp_path)
     metrics.count_request(("flights", "champion", "flight-delay", "1", "v2", "200"), 0.1)
@@ -377,9 +397,8 @@ def test_the_threshold_of_keda_is_a_text_for_every_reader_of_yaml(rate: str) -> 
         for line in FORMATS["keda"](spec, PLACE)["flights.yaml"].splitlines()
         if "threshold" in line
     ]
-    assert (
-        line.split()[1] == f"'{float(rate)}'"
-    )  # Without quotes, Kubernetes reads a number and refuses the object.
+    # Without quotes, Kubernetes reads a number and refuses the object.
+    assert line.split()[1] == f"'{float(rate)}'"
 
 
 def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path: Path) -> None:
@@ -484,11 +503,12 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
         (endpoint,) = rendered(config)["ServiceMonitor"]["spec"]["endpoints"]
         return endpoint  # type: ignore[no-any-return]
 
+    # Keep the label `endpoint` of the server.
     plain = {
         "port": "http",
         "path": "/metrics",
         "honorLabels": True,
-    }  # Keep the label `endpoint` of the server.
+    }
     monitored = {"kubernetes.service_monitor": "true"}
     assert scraped(monitored) == plain
     keyed = {
@@ -502,11 +522,12 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
     }
     tls = {**monitored, "server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key"}
     assert scraped(tls) == {**plain, "scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+    # This port needs neither a key nor TLS.
     with_port = {
         **keyed,
         **tls,
         "server.metrics_port": "9100",
-    }  # This port needs neither a key nor TLS.
+    }
     assert scraped(with_port) == {**plain, "port": "metrics"}
     with refused(InvalidConfig, "service_monitor_key", "`service_monitor`"):
         rendered({"kubernetes.service_monitor_key": "prometheus/key"})

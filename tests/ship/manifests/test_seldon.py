@@ -26,13 +26,17 @@ COMPONENT = {"spec", "pdbSpec", "hpaSpec"}
 WITH_KEYS = {"api_keys": True}
 
 
-def rendered(variants: dict[str, Any], **parts: Any) -> tuple[dict[str, Document], list[Document]]:
+def rendered(
+    variants: dict[str, Any],
+    **parts: Any,
+) -> tuple[dict[str, Document], list[Document]]:
     """Return the ConfigMaps by name, and the predictors."""
     parts = {"server": WITH_KEYS, **parts}
     endpoint = EndpointSpec.model_validate({"name": "flights", "variants": variants, **parts})
     (text,) = FORMATS["seldon"](endpoint, Place("ml")).values()
     *configs, deployment = yaml.safe_load_all(text)
-    assert (deployment["kind"], deployment["spec"]["protocol"]) == ("SeldonDeployment", "v2")
+    assert deployment["kind"] == "SeldonDeployment"
+    assert deployment["spec"]["protocol"] == "v2"
     return {config["metadata"]["name"]: config for config in configs}, deployment["spec"][
         "predictors"
     ]
@@ -58,7 +62,12 @@ def test_each_variant_is_a_predictor_with_pods_of_its_own() -> None:
         container={"cpus": 1, "secrets": {"A": "s/a"}},
     )
     assert [
-        (entry["name"], entry["traffic"], entry.get("shadow", False)) for entry in predictors
+        (
+            entry["name"],
+            entry["traffic"],
+            entry.get("shadow", False),
+        )
+        for entry in predictors
     ] == [
         ("champion", 67, False),
         ("candidate", 33, False),
@@ -87,7 +96,13 @@ def test_each_variant_is_a_predictor_with_pods_of_its_own() -> None:
 
 @pytest.mark.long
 @settings(max_examples=50)
-@given(st.lists(st.integers(0, 100), min_size=1, max_size=6).filter(any))
+@given(
+    st.lists(
+        st.integers(0, 100),
+        min_size=1,
+        max_size=6,
+    ).filter(any)
+)
 def test_the_traffic_is_100_together_and_close_to_the_weights(weights: list[int]) -> None:
     _, predictors = rendered(
         {f"v{n}": {"model": "models:/x/1", "weight": value} for n, value in enumerate(weights)},
@@ -108,8 +123,16 @@ SHADOW = {"model": "models:/x/2", "shadow": True}
     [
         (ONE, {"server": {}}, ["Seldon's gateway", "all clients", "-C server.api_keys=true"]),
         (ONE, {"kubernetes": {"host": "f.example"}}, ["kubernetes.host", "Seldon"]),
-        ({**ONE, "b": SHADOW, "c": SHADOW}, {}, ["variants.c.shadow", "Seldon", "b"]),
-        ({**ONE, "b": ONE["a"]}, {"sticky": {"header": "x-user"}}, ["sticky", "Seldon"]),
+        (
+            {**ONE, "b": SHADOW, "c": SHADOW},
+            {},
+            ["variants.c.shadow", "Seldon", "b"],
+        ),
+        (
+            {**ONE, "b": ONE["a"]},
+            {"sticky": {"header": "x-user"}},
+            ["sticky", "Seldon"],
+        ),
         ({"Big_One": ONE["a"]}, {}, ["variants.Big_One", "lowercase letters"]),
     ],
 )

@@ -12,24 +12,25 @@ REQUEST = [post("/", b"body")]
 
 def test_latency_counts_from_the_scheduled_time() -> None:
     with listening(*slow()) as port:
+        # 64 connections answer 3,200 per second.
         latencies, error = open_loop(
             port,
             REQUEST,
             np.arange(1280) / 6400,
-        )  # 64 connections answer 3,200 per second.
-    assert (
-        tail_latency(latencies) > 0.15
-    )  # 640 of 1,280 requests have waited at the last scheduled time, 0.2 s.
+        )
+    # 640 of 1,280 requests have waited at the last scheduled time, 0.2 s.
+    assert tail_latency(latencies) > 0.15
     assert error == ""
 
 
 def test_requests_that_are_not_sent_count_with_their_waiting_time() -> None:
     with listening(*slow()) as port:
+        # The client gives up after a second.
         latencies, error = open_loop(
             port,
             REQUEST,
             np.zeros(6400),
-        )  # The client gives up after a second.
+        )
     assert len(latencies) == 6400
     assert 1 <= tail_latency(latencies) < 2
     assert error == ""
@@ -53,7 +54,6 @@ def test_random_times_are_those_of_independent_callers() -> None:
     assert len(times) == 10_000
     assert 0 <= times[0] <= times[-1] <= 10
     counts, _ = np.histogram(times, bins=1000, range=(0, 10))
-    assert (
-        0.8 < counts.var() / counts.mean() < 1.2
-    )  # The counts of a Poisson process have the variance of their mean.
+    # The counts of a Poisson process have the variance of their mean.
+    assert 0.8 < counts.var() / counts.mean() < 1.2
     assert len(random_times(rate=0.001, seconds=1, seed=0)) == 1

@@ -20,20 +20,36 @@ from mlflow_deploy_plugin.ship.sizing.plan import (
 )
 from tests.support.refusals import mentions, refused
 
-HIGHEST = Load(rate=200.0, p99=0.019, error="", cpus=1.8, other_cpus=0.0)
+HIGHEST = Load(
+    rate=200.0,
+    p99=0.019,
+    error="",
+    cpus=1.8,
+    other_cpus=0.0,
+)
 POD = PodMeasurement(
     workers=1,
     threads=2,
     max_batch_size=8,
     highest=HIGHEST,
-    planned=Load(rate=125.0, p99=0.012, error="", cpus=1.2, other_cpus=0.0),
+    planned=Load(
+        rate=125.0,
+        p99=0.012,
+        error="",
+        cpus=1.2,
+        other_cpus=0.0,
+    ),
     memory_bytes=300 * 2**20,
     version_bytes=20 * 2**20,
 )
 rates = st.floats(0.001, 100_000)
 
 
-def plan(pod: PodMeasurement = POD, rate: float = 500.0, rows: int = 1) -> Plan:
+def plan(
+    pod: PodMeasurement = POD,
+    rate: float = 500.0,
+    rows: int = 1,
+) -> Plan:
     return plan_pods(pod, rate, rows, cpu_hour_price=0.04, gb_hour_price=0.004)
 
 
@@ -43,9 +59,8 @@ def test_the_pods_leave_thirty_percent_free() -> None:
 
 
 def test_the_memory_has_room_for_the_next_version() -> None:
-    assert (
-        plan().options["container.memory_bytes"] == 400 * 2**20
-    )  # 125 % of 300 MiB and a second copy of 20 MiB
+    # 125 % of 300 MiB and a second copy of 20 MiB
+    assert plan().options["container.memory_bytes"] == 400 * 2**20
     assert plan(replace(POD, workers=2)).options["container.memory_bytes"] == 425 * 2**20
 
 
@@ -65,16 +80,15 @@ def test_the_options_are_fields_of_the_spec() -> None:
     words = shlex.split(config_line({**made.options, **made.hpa}))
     values = dict(word.split("=", 1) for word in words if word != "-C")
     spec = apply_config(new_endpoint("flights", "models:/flights/1"), values)
-    assert (spec.server.workers, spec.server.intra_op_num_threads, spec.server.max_batch_size) == (
-        1,
-        2,
-        8,
-    )
-    assert (spec.container.cpus, spec.container.memory_bytes) == (2, 400 * 2**20)
-    assert (spec.kubernetes.replicas, spec.kubernetes.max_replicas) == (4, 8)
-    assert (
-        spec.kubernetes.target_cpu_percent == 63
-    )  # 1.8 of 2 cores at the highest rate, of which 30 % stay free
+    assert spec.server.workers == 1
+    assert spec.server.intra_op_num_threads == 2
+    assert spec.server.max_batch_size == 8
+    assert spec.container.cpus == 2
+    assert spec.container.memory_bytes == 400 * 2**20
+    assert spec.kubernetes.replicas == 4
+    assert spec.kubernetes.max_replicas == 8
+    # 1.8 of 2 cores at the highest rate, of which 30 % stay free
+    assert spec.kubernetes.target_cpu_percent == 63
     assert made.keda == {"kubernetes.max_replicas": 8, "kubernetes.requests_per_second": 140.0}
 
 

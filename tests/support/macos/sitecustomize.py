@@ -119,7 +119,12 @@ def _macos_library(name: str | None, mode: int) -> int:
     """Load the Linux library for a macOS library name, as torch and the boosters
     request their own libraries.
     """
-    return int(_dlopen(name.replace(".dylib", ".so") if isinstance(name, str) else name, mode))
+    return int(
+        _dlopen(
+            name.replace(".dylib", ".so") if isinstance(name, str) else name,
+            mode,
+        )
+    )
 
 
 def _macos_symbol(library: ctypes.CDLL, name: str) -> Any:
@@ -159,5 +164,9 @@ _UNAME = os.uname_result(
     ("Darwin", os.uname().nodename, "24.6.0", "Darwin Kernel Version 24.6.0", "arm64"),
 )
 os.uname = posix.uname = lambda: _UNAME
-platform.mac_ver = lambda *_, **__: ("15.6", ("", "", ""), "arm64")
+platform.mac_ver = lambda *_, **__: (
+    "15.6",
+    ("", "", ""),
+    "arm64",
+)
 sys.platform = "darwin"

@@ -27,7 +27,10 @@ images before they skip.
 _OLD = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 
 
-def _kubectl(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+def _kubectl(
+    *arguments: str,
+    given: str | None = None,
+) -> subprocess.CompletedProcess[str]:
     command = ["kubectl", "--request-timeout", "20s", *arguments]
     return subprocess.run(
         command,

@@ -110,7 +110,12 @@ class OidcIssuer:
             "groups": list(identity.groups),
             **claims,
         }
-        return jwt.encode(content, self._key, algorithm="RS256", headers={"kid": _KEY_ID})
+        return jwt.encode(
+            content,
+            self._key,
+            algorithm="RS256",
+            headers={"kid": _KEY_ID},
+        )
 
     def _app(self) -> Flask:
         app = Flask("issuer")
@@ -137,7 +142,16 @@ class OidcIssuer:
 
     def _keys(self) -> Response:
         key = json.loads(RSAAlgorithm.to_jwk(self._key.public_key()))
-        return jsonify(keys=[{**key, "kid": _KEY_ID, "use": "sig", "alg": "RS256"}])
+        return jsonify(
+            keys=[
+                {
+                    **key,
+                    "kid": _KEY_ID,
+                    "use": "sig",
+                    "alg": "RS256",
+                }
+            ]
+        )
 
     def _authorize(self) -> Any:
         """Show the login form. After the login, redirect to the client with a code that
@@ -174,7 +188,10 @@ class OidcIssuer:
         )
         if client != (self.client_id, self.client_secret):
             return jsonify(error="invalid_client"), 401
-        user, parameters = self._codes.pop(form.get("code", ""), ("", {}))
+        user, parameters = self._codes.pop(
+            form.get("code", ""),
+            ("", {}),
+        )
         digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
         if (
@@ -184,7 +201,10 @@ class OidcIssuer:
         ):
             return jsonify(error="invalid_grant"), 400
         nonce = {"nonce": parameters["nonce"]} if "nonce" in parameters else {}
-        tokens = {"access_token": self.token(user), "id_token": self.token(user, **nonce)}
+        tokens = {
+            "access_token": self.token(user),
+            "id_token": self.token(user, **nonce),
+        }
         return jsonify(**tokens, token_type="Bearer", expires_in=_TOKEN_SECONDS)
 
     def _userinfo(self) -> Any:

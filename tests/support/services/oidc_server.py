@@ -43,7 +43,11 @@ class OidcServer:
     mlflow: MlflowServer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.mlflow = MlflowServer(self.folder, app=self.app, python=str(self.python))
+        self.mlflow = MlflowServer(
+            self.folder,
+            app=self.app,
+            python=str(self.python),
+        )
         self.mlflow.variables = {
             "ONNXSERVE_HOME": str(self.folder / "home"),
             "ONNXSERVE_MLFLOW_APP": "oidc-auth",
@@ -91,7 +95,13 @@ class OidcServer:
         answer.raise_for_status()
         return str(answer.json()["token"])
 
-    def grant(self, admin: requests.Session, user: str, model: str, permission: str) -> None:
+    def grant(
+        self,
+        admin: requests.Session,
+        user: str,
+        model: str,
+        permission: str,
+    ) -> None:
         """Grant the user a permission on a registered model, such as READ, EDIT or
         MANAGE.
         """
@@ -102,7 +112,13 @@ class OidcServer:
             timeout=_SECONDS,
         ).raise_for_status()
 
-    def grant_group(self, admin: requests.Session, group: str, model: str, permission: str) -> None:
+    def grant_group(
+        self,
+        admin: requests.Session,
+        group: str,
+        model: str,
+        permission: str,
+    ) -> None:
         """Grant a group a permission on a registered model."""
         path = f"/api/2.0/mlflow/permissions/groups/{group}/registered-models/{model}"
         admin.post(

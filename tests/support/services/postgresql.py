@@ -57,7 +57,12 @@ def postgresql_server(
             f"--pwfile={password_file}",
             "-N",
         ]
-        subprocess.run([*as_server, *initdb], check=True, capture_output=True, cwd=folder)
+        subprocess.run(
+            [*as_server, *initdb],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+        )
         with (data / "pg_hba.conf").open("a") as rules:
             rules.write("host all all samenet scram-sha-256\n")
         control = [

@@ -40,7 +40,12 @@ class Proxy:
     ended: threading.Event = field(default_factory=threading.Event)
     rewrite: Callable[[bytes], bytes] = bytes
 
-    def turn(self, mood: str, where: str = "", status: int = 200) -> None:
+    def turn(
+        self,
+        mood: str,
+        where: str = "",
+        status: int = 200,
+    ) -> None:
         self.where = where
         self.status = status
         self.mood = mood
@@ -90,7 +95,12 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _send(
+        self,
+        status: int,
+        headers: list[tuple[str, str]],
+        body: bytes,
+    ) -> None:
         self.send_response(status)
         for name, value in headers:
             self.send_header(name, value)

@@ -31,7 +31,10 @@ def test_a_password_is_checked_once_a_request(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("is_admin", "seen"),
-    [(True, ["default", "team-a", "team-b"]), (False, ["default", "team-b"])],
+    [
+        (True, ["default", "team-a", "team-b"]),
+        (False, ["default", "team-b"]),
+    ],
 )
 def test_an_account_is_offered_the_workspaces_that_mlflow_lists_for_it_and_the_one_at_hand(
     monkeypatch: pytest.MonkeyPatch,

@@ -292,7 +292,12 @@ def test_second_shift_is_announced_as_worse(see: Callable[..., Any], receiver: R
 def test_message_stays_short(store: Store, settings: Settings, receiver: Receiver) -> None:
     finding = Finding("x" * 100_000, "presence", "drift", "no such column\n" * 1000)
 
-    record_result(store, settings, result_of(findings=(finding,), reason="because " * 1000), OPS)
+    record_result(
+        store,
+        settings,
+        result_of(findings=(finding,), reason="because " * 1000),
+        OPS,
+    )
     send_due(store, settings)
 
     assert len(receiver.got["/ops"][0]["message"]) < 1500

@@ -27,13 +27,18 @@ def test_alarm_is_announced_once_and_then_its_end(
     store: Store,
 ) -> None:
     for day, score in enumerate([1.0, 6.0, 6.1, 5.9, 1.0, 1.0]):
-        see(result_of(day, temperature=score, wind=4.0 if score > 3 else 0.1, noise=0.2))
+        see(
+            result_of(
+                day,
+                temperature=score,
+                wind=4.0 if score > 3 else 0.1,
+                noise=0.2,
+            )
+        )
 
     first, last = receiver.got["/ops"]
-    assert (first["title"], first["type"]) == (
-        "onnxserve: flights: Alarm: monitor daily",
-        "failure",
-    )
+    assert first["title"] == "onnxserve: flights: Alarm: monitor daily"
+    assert first["type"] == "failure"
     assert first["message"] == "\n".join(
         [
             "Alarm: monitor daily",
@@ -47,7 +52,8 @@ def test_alarm_is_announced_once_and_then_its_end(
             ),
         ],
     )
-    assert (last["title"], last["type"]) == ("onnxserve: flights: Over: monitor daily", "success")
+    assert last["title"] == "onnxserve: flights: Over: monitor daily"
+    assert last["type"] == "success"
     assert "next" not in last["message"]
     assert Alerts(store).firing() == []
 
@@ -95,9 +101,8 @@ def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(
     receiver.is_broken = True
     assert see(result_of(0, temperature=6.0)) == 0
     assert send_due(store, settings) == 0
-    assert (
-        len([line for line in caplog.messages if "did not accept" in line]) == 1
-    )  # The first pause is 10 s.
+    # The first pause is 10 s.
+    assert len([line for line in caplog.messages if "did not accept" in line]) == 1
     clock.pass_by(seconds=11)
     send_due(store, settings)
     receiver.is_broken = False
@@ -186,7 +191,12 @@ def test_two_that_tell_at_the_same_time_tell_once(
     record_result(store, settings, result_of(0, temperature=6.0), OPS)
 
     with ThreadPoolExecutor(4) as pool:
-        sent = list(pool.map(lambda _: send_due(store, settings), range(4)))
+        sent = list(
+            pool.map(
+                lambda _: send_due(store, settings),
+                range(4),
+            )
+        )
 
     assert sum(sent) == 1
     assert len(receiver.titles("ops")) == 1

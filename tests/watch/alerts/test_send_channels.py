@@ -39,7 +39,10 @@ def test_no_secret_reaches_the_log_the_store_or_a_repr(
     assert "s3cret" not in repr(settings) + repr(Alerts(store).firing())
 
 
-@pytest.mark.parametrize(("answer_bytes", "taken"), [(1_000_000, 1), (1_000_001, 0)])
+@pytest.mark.parametrize(
+    ("answer_bytes", "taken"),
+    [(1_000_000, 1), (1_000_001, 0)],
+)
 def test_the_answer_of_a_channel_is_bounded(
     see: Callable[..., Any],
     receiver: Receiver,
@@ -123,7 +126,12 @@ def test_caller_values_cannot_form_mentions_or_links_in_a_chat(
     match what:
         case "a finding":
             run = LoggedRun("abc", "onnxserve/flights", RUN)
-            record_result(store, settings, result_of(findings=(finding,), run=run), MonitorSpec())
+            record_result(
+                store,
+                settings,
+                result_of(findings=(finding,), run=run),
+                MonitorSpec(),
+            )
         case "a failure":
             record_failure(store, settings, "flights", "hourly", f"no number: {value!r}")
         case _:
@@ -140,6 +148,5 @@ def test_caller_values_cannot_form_mentions_or_links_in_a_chat(
     for active in ("@everyone", "<!channel>", "](", "https://evil"):
         assert active not in text
     assert repr(value) in text.replace("\u200b", "")
-    assert (f"{RUN}/artifacts/report.html" in text) == (
-        what != "a failure"
-    )  # Our own link is not escaped.
+    # Our own link is not escaped.
+    assert (f"{RUN}/artifacts/report.html" in text) == (what != "a failure")

@@ -33,7 +33,12 @@ DAY = timedelta(days=1)
 Read = Callable[[], dict[tuple[str, ...], float]]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.long),
+    ]
+)
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'store.db'}"
@@ -86,7 +91,12 @@ def test_metrics_show_the_monitors_windows_and_alerts_in_the_store(
 ) -> None:
     monitors = Monitors(store)
     for day, (verdict, share) in enumerate([("no drift", 0.0), ("drift", 0.4)]):
-        window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
+        window = monitors.add(
+            "flights",
+            "daily",
+            FIRST + day * DAY,
+            FIRST + (day + 1) * DAY,
+        )
         figures = {"share_of_drifted_columns": share, "rows": 75.0, "drift_score/x": 3.0}
         monitors.update(replace(window, state="judged", verdict=verdict, figures=figures))
     window = monitors.add("flights", "hourly", FIRST, FIRST + DAY)
@@ -145,7 +155,12 @@ def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(
         {},
     ]
     for day, figures in enumerate(shares):
-        window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
+        window = monitors.add(
+            "flights",
+            "daily",
+            FIRST + day * DAY,
+            FIRST + (day + 1) * DAY,
+        )
         monitors.update(replace(window, state="judged", verdict="not judged", figures=figures))
     monitors.add("flights", "daily", FIRST + 3 * DAY, FIRST + 4 * DAY)
 
@@ -218,7 +233,12 @@ def values(gauges: StoreMetrics) -> dict:
     """Return the values by metric, or by metric and labels."""
     samples = [sample for metric in gauges.collect() for sample in metric.samples]
     return {
-        (reading.name, *reading.labels.values()) if reading.labels else reading.name: reading.value
+        (
+            reading.name,
+            *reading.labels.values(),
+        )
+        if reading.labels
+        else reading.name: reading.value
         for reading in samples
     }
 
@@ -227,7 +247,12 @@ def values(gauges: StoreMetrics) -> dict:
 def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, read: Read) -> None:
     statements: list[str] = []
 
-    def keep(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def keep(
+        _connection: Any,
+        _cursor: Any,
+        statement: str,
+        *_: Any,
+    ) -> None:
         statements.append(statement)
 
     event.listen(Engine, "before_cursor_execute", keep)
@@ -275,7 +300,14 @@ def test_guide_lists_exactly_the_served_metrics_and_rules_use_only_those(
     )
     window = Monitors(store).add("flights", "daily", FIRST, FIRST + DAY)
     figures = {"share_of_drifted_columns": 0.5}
-    Monitors(store).update(replace(window, state="judged", verdict="drift", figures=figures))
+    Monitors(store).update(
+        replace(
+            window,
+            state="judged",
+            verdict="drift",
+            figures=figures,
+        )
+    )
     record_failure(store, Settings(), "flights", "daily", "MLflow does not answer")
 
     served = {labels[0] for labels in read()}

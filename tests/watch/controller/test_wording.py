@@ -104,7 +104,11 @@ def deployments(tmp_path: Path) -> Deployments:
             "--abort-on: p99>0.5x: this limit requires a faster candidate; use at least 1x",
         ),
         (
-            lambda _: next_fire("15 6 * * *", "Berlin", datetime(2026, 11, 22, tzinfo=UTC)),
+            lambda _: next_fire(
+                "15 6 * * *",
+                "Berlin",
+                datetime(2026, 11, 22, tzinfo=UTC),
+            ),
             "time_zone 'Berlin' is not known; a name like Europe/Berlin is expected",
         ),
     ],

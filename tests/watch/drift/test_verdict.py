@@ -51,7 +51,11 @@ def rows_of_days(
     weather = np.repeat(rng.normal(0, 1, days), rows) + shift
     columns = {
         "temperature": weather + rng.normal(0, 0.3, size),
-        "noise": np.where(rng.random(size) < 0.1, np.nan, rng.normal(size=size)),
+        "noise": np.where(
+            rng.random(size) < 0.1,
+            np.nan,
+            rng.normal(size=size),
+        ),
         "carrier": rng.choice(["a", "b", "c"], size),
         "number": [f"id-{number}" for number in rng.integers(0, 10**9, size)],
         "constant": np.ones(size),
@@ -72,7 +76,10 @@ def reference_of(
     sample = (
         table
         if times is None
-        else table.append_column("_event_time", pa.array(times, pa.timestamp("us", tz="UTC")))
+        else table.append_column(
+            "_event_time",
+            pa.array(times, pa.timestamp("us", tz="UTC")),
+        )
     )
     return DriftReference(bins, bins_digest(bins), pieces, sample, notes=tuple(notes))
 
@@ -98,12 +105,24 @@ def verdict_on(
     return judge_profile(reference, profile, start, monitor, cache, segments, jump_rate, accepted)
 
 
-def window(seed: int = 1, shift: float = 0.0, rows: int = ROWS) -> pa.Table:
+def window(
+    seed: int = 1,
+    shift: float = 0.0,
+    rows: int = ROWS,
+) -> pa.Table:
     return rows_of_days(np.random.default_rng(seed), 1, shift, rows)[0]
 
 
-def replaced(table: pa.Table, name: str, values: Array | list[Any]) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, pa.array(values))
+def replaced(
+    table: pa.Table,
+    name: str,
+    values: Array | list[Any],
+) -> pa.Table:
+    return table.set_column(
+        table.column_names.index(name),
+        name,
+        pa.array(values),
+    )
 
 
 def found(verdict: DriftVerdict, subject: str, check: str = "distribution") -> Finding:
@@ -136,11 +155,9 @@ def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_pa
 def test_verdict_reports_the_evidence_it_is_based_on(days: DriftReference) -> None:
     verdict = verdict_on(window(), days)
 
-    assert (verdict.state, verdict.null, verdict.figures["blocks"]) == (
-        "no drift",
-        "contiguous",
-        DAYS,
-    )
+    assert verdict.state == "no drift"
+    assert verdict.null == "contiguous"
+    assert verdict.figures["blocks"] == DAYS
     assert verdict.figures["measured_false_alarm_rate"] <= 0.1
     assert mentions(verdict.notes[0], "0.05", "59 windows", "30 windows", "29")
     assert verdict.figures["independent_blocks"] == DAYS
@@ -180,9 +197,8 @@ def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> Non
     assert {finding.subject for finding in verdict.findings} == {*window().column_names, RELATIONS}
     assert found(verdict, "seen").state == "not judged"
     assert "timestamp" in found(verdict, "seen").reason
-    assert (
-        found(verdict, "number", "unseen").state == "no drift"
-    )  # The ids are different on each day.
+    # The ids are different on each day.
+    assert found(verdict, "number", "unseen").state == "no drift"
     assert mentions(found(verdict, "number", "unseen").reason, "100.0%")
 
 
@@ -208,7 +224,8 @@ def test_the_value_and_the_threshold_of_a_column_have_a_measure_and_its_unit(
     verdict = verdict_on(replaced(window(), name, values), days)
 
     finding = found(verdict, subject, check)
-    assert (finding.measure, finding.unit) == (measure, "SD")
+    assert finding.measure == measure
+    assert finding.unit == "SD"
     assert finding.threshold == verdict.figures["threshold"]
     assert finding.value_text.endswith(" SD")
     assert finding.threshold_text == f"{verdict.figures['threshold']:.4g} SD"
@@ -357,7 +374,11 @@ def test_alarm_describes_the_values_before_and_after_and_the_direction(
     check: str,
     change: str,
 ) -> None:
-    finding = found(verdict_on(replaced(window(), name, values), days), name, check)
+    finding = found(
+        verdict_on(replaced(window(), name, values), days),
+        name,
+        check,
+    )
 
     assert finding.is_alarm
     assert re.fullmatch(change, finding.change.replace(" (Wednesdays)", ""))
@@ -369,11 +390,12 @@ def test_alarm_describes_the_values_before_and_after_and_the_direction(
         (0, {}, r"mean 7\.\d+ \(Wednesdays\)"),
         (1, {}, r"mean -?0\.\d+ \(Thursdays\)"),
         (0, {"season": "14d"}, r"mean 7\.\d+ \(windows of the same phase\)"),
+        # Only two windows of the reference are in the same phase.
         (
             0,
             {"season": "28d"},
             r"mean 1\.\d+",
-        ),  # Only two windows of the reference are in the same phase.
+        ),
     ],
 )
 def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_three(
@@ -437,7 +459,8 @@ def test_ids_that_are_ever_new_are_found_to_repeat_to_be_empty_and_to_be_of_anot
 ) -> None:
     verdict = verdict_on(replaced(window(), "number", values), days)
 
-    assert (verdict.state, verdict.findings[0].subject) == ("drift", "number")
+    assert verdict.state == "drift"
+    assert verdict.findings[0].subject == "number"
     assert re.fullmatch(change, verdict.findings[0].change.replace(" (Wednesdays)", ""))
 
 
@@ -462,18 +485,28 @@ def test_a_sensor_that_is_stuck_at_a_usual_value_is_found() -> None:
     reference = reference_of(table, times, HOUR, LATER)
     calm = table.slice(0, ROWS)
 
-    verdict = verdict_on(replaced(calm, "level", [1.5] * ROWS), reference, length=HOUR)
+    verdict = verdict_on(
+        replaced(calm, "level", [1.5] * ROWS),
+        reference,
+        length=HOUR,
+    )
 
     assert verdict_on(calm, reference, length=HOUR).state == "no drift"
     stuck = verdict.findings[0]
-    assert (verdict.state, stuck.subject, stuck.check) == ("drift", "level", "constant")
+    assert verdict.state == "drift"
+    assert stuck.subject == "level"
+    assert stuck.check == "constant"
     assert mentions(stuck.reason, "60 values", "1.5", "192 windows")
     assert stuck.change == "constant 1.5"
 
 
 def test_a_column_that_is_constant_in_some_window_of_the_reference_may_be_constant() -> None:
     rng = np.random.default_rng(1)
-    rain = np.where(np.arange(20) % 9, rng.gamma(2, 1, (ROWS, 20)), 0.0).T.ravel()
+    rain = np.where(
+        np.arange(20) % 9,
+        rng.gamma(2, 1, (ROWS, 20)),
+        0.0,
+    ).T.ravel()
     times = np.repeat(np.arange(20) * DAY, ROWS)
     reference = reference_of(pa.table({"rain": rain}), times)
 
@@ -491,7 +524,10 @@ def test_a_flag_that_is_seldom_set_may_be_set_nowhere() -> None:
 
     verdict = verdict_on(
         pa.table({"flag": [False] * ROWS}),
-        reference_of(pa.table({"flag": flag}), np.repeat(np.arange(40) * DAY, ROWS)),
+        reference_of(
+            pa.table({"flag": flag}),
+            np.repeat(np.arange(40) * DAY, ROWS),
+        ),
     )
 
     assert "constant" not in [finding.check for finding in verdict.findings]
@@ -506,7 +542,11 @@ def test_constant_flag_is_not_drift_if_the_reference_has_few_windows() -> None:
         90 * DAY,
     )
 
-    verdict = verdict_on(pa.table({"flag": [True] * (30 * ROWS)}), reference, length=30 * DAY)
+    verdict = verdict_on(
+        pa.table({"flag": [True] * (30 * ROWS)}),
+        reference,
+        length=30 * DAY,
+    )
 
     assert "constant" not in [finding.check for finding in verdict.findings]
 
@@ -514,7 +554,10 @@ def test_constant_flag_is_not_drift_if_the_reference_has_few_windows() -> None:
 def test_column_with_few_values_is_not_called_constant(
     days: DriftReference,
 ) -> None:
-    verdict = verdict_on(replaced(window(), "noise", [0.5] * 5 + [None] * (ROWS - 5)), days)
+    verdict = verdict_on(
+        replaced(window(), "noise", [0.5] * 5 + [None] * (ROWS - 5)),
+        days,
+    )
 
     assert found(verdict, "noise", "missing").state == "drift"
     assert "constant" not in [finding.check for finding in verdict.findings]
@@ -537,16 +580,24 @@ def test_change_is_measured_from_the_lagged_window() -> None:
     means = re.search(r"mean (\S+) → (\S+), higher", finding.change)
     assert means
     before, after = (float(text) for text in means.groups())
+    # All hours have a mean of 0, and this hour has a mean of -1.5.
     assert after - before == pytest.approx(
         4,
         abs=1,
-    )  # All hours have a mean of 0, and this hour has a mean of -1.5.
+    )
 
 
 def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_are_not(
     days: DriftReference,
 ) -> None:
-    changed = window().drop_columns(["carrier"]).append_column("extra", pa.array([1] * ROWS))
+    changed = (
+        window()
+        .drop_columns(["carrier"])
+        .append_column(
+            "extra",
+            pa.array([1] * ROWS),
+        )
+    )
 
     verdict = verdict_on(changed, days)
     selected = verdict_on(changed, days, columns=("temperature", "noise"))
@@ -559,10 +610,8 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
     assert mentions(found(verdict, "extra", "presence").reason, "int64")
     assert mentions(verdict.reason, "carrier", "extra")
     assert found(verdict, "carrier").state == "not judged"
-    assert (selected.state, {finding.subject for finding in selected.findings}) == (
-        "no drift",
-        {"temperature", "noise"},
-    )
+    assert selected.state == "no drift"
+    assert {finding.subject for finding in selected.findings} == {"temperature", "noise"}
 
 
 @pytest.mark.parametrize(
@@ -589,7 +638,10 @@ def test_unsupported_false_alarm_rate_or_row_count_is_not_judged(
 
 
 def test_windows_too_short_for_the_reference_say_that_longer_ones_are_judged() -> None:
-    hours = reference_of(*rows_of_days(np.random.default_rng(3), 9), length=HOUR)
+    hours = reference_of(
+        *rows_of_days(np.random.default_rng(3), 9),
+        length=HOUR,
+    )
 
     refused = verdict_on(window(), hours)
 
@@ -617,7 +669,10 @@ def test_one_class_without_times_and_an_empty_reference_are_outcomes() -> None:
 
     assert "event_time=" in verdict_on(window(), reference).reason
     assert mentions(
-        verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason,
+        verdict_on(
+            window(),
+            reference_of(table.slice(0, 0), times[:0]),
+        ).reason,
         "reference",
         "no rows",
     )
@@ -628,7 +683,11 @@ def test_one_odd_row_of_a_constant_column_is_not_drift_for_independent_rows() ->
     rng = np.random.default_rng(6)
     rare = {f"c{number}": (rng.random(2000) < 0.001).astype(float) for number in range(30)}
     nulls = {
-        f"n{number}": np.where(rng.random(2000) < 0.001, np.nan, rng.normal(size=2000))
+        f"n{number}": np.where(
+            rng.random(2000) < 0.001,
+            np.nan,
+            rng.normal(size=2000),
+        )
         for number in range(30)
     }
     table = pa.table({**rare, **nulls})
@@ -637,7 +696,12 @@ def test_one_odd_row_of_a_constant_column_is_not_drift_for_independent_rows() ->
         order = rng.permutation(len(table))
         reference = reference_of(table.take(order[1000:]), None)
         calm += (
-            verdict_on(table.take(order[:1000]), reference, independent_rows=True).state != "drift"
+            verdict_on(
+                table.take(order[:1000]),
+                reference,
+                independent_rows=True,
+            ).state
+            != "drift"
         )
 
     assert calm >= 10
@@ -656,48 +720,90 @@ def test_new_value_of_a_constant_column_is_drift_for_independent_rows(
     values: list[float | None],
     check: str,
 ) -> None:
-    reference = reference_of(pa.table({"a": np.arange(1000.0), "constant": np.ones(1000)}), None)
-    table = pa.table({"a": np.arange(0, 1000.0, 2), "constant": values})
+    reference = reference_of(
+        pa.table({"a": np.arange(1000.0), "constant": np.ones(1000)}),
+        None,
+    )
+    table = pa.table(
+        {
+            "a": np.arange(0, 1000.0, 2),
+            "constant": values,
+        }
+    )
 
     assert found(verdict_on(table, reference, independent_rows=True), "constant", check).is_alarm
 
 
-@pytest.mark.parametrize(("odd", "state"), [(1, "no drift"), (50, "drift")])
+@pytest.mark.parametrize(
+    ("odd", "state"),
+    [(1, "no drift"), (50, "drift")],
+)
 def test_one_odd_row_of_a_constant_column_is_not_drift_for_the_bootstrap(
     odd: int,
     state: str,
 ) -> None:
     rng = np.random.default_rng(3)
-    times = np.repeat(np.arange(8) * DAY, 300) + np.tile(np.arange(300) * (DAY // 300), 8)
+    times = np.repeat(np.arange(8) * DAY, 300) + np.tile(
+        np.arange(300) * (DAY // 300),
+        8,
+    )
     reference = reference_of(
-        pa.table({"a": rng.normal(size=2400), "constant": np.ones(2400)}),
+        pa.table(
+            {
+                "a": rng.normal(size=2400),
+                "constant": np.ones(2400),
+            }
+        ),
         times,
     )
-    table = pa.table({"a": rng.normal(size=300), "constant": [2.0] * odd + [1.0] * (300 - odd)})
+    table = pa.table(
+        {
+            "a": rng.normal(size=300),
+            "constant": [2.0] * odd + [1.0] * (300 - odd),
+        }
+    )
 
     verdict = verdict_on(table, reference)
 
-    assert (verdict.null, verdict.state) == ("bootstrap", state)
+    assert verdict.null == "bootstrap"
+    assert verdict.state == state
 
 
 def test_independent_rows_need_no_times(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
-    table = pa.table({"a": rng.normal(size=3000), "b": rng.choice(["x", "y"], 3000)})
+    table = pa.table(
+        {
+            "a": rng.normal(size=3000),
+            "b": rng.choice(["x", "y"], 3000),
+        }
+    )
     reference = reference_of(table, None)
     calm = [
         verdict_on(
-            pa.table({"a": rng.normal(size=300), "b": rng.choice(["x", "y"], 300)}),
+            pa.table(
+                {
+                    "a": rng.normal(size=300),
+                    "b": rng.choice(["x", "y"], 300),
+                }
+            ),
             reference,
             cache=tmp_path,
             independent_rows=True,
         )
         for _ in range(8)
     ]
-    shifted = pa.table({"a": rng.normal(0.5, 1, 300), "b": rng.choice(["x", "y"], 300)})
+    shifted = pa.table(
+        {
+            "a": rng.normal(0.5, 1, 300),
+            "b": rng.choice(["x", "y"], 300),
+        }
+    )
 
     assert sum(verdict.state == "drift" for verdict in calm) <= 2
     verdict = verdict_on(shifted, reference, cache=tmp_path, independent_rows=True)
-    assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "rows", "a")
+    assert verdict.state == "drift"
+    assert verdict.null == "rows"
+    assert verdict.findings[0].subject == "a"
     assert verdict.notes[0].endswith(
         "not measured: the reference has too few windows with event times",
     )
@@ -737,13 +843,25 @@ def test_long_windows_are_judged_by_the_effective_size_of_the_reference(
     columns = ["temperature", "noise", "carrier"]
     reference = reference_of(table.select(columns), times, length * DAY)
     calm = rows_of_days(rng, length, rows=24)[0].select(columns)
-    warm = rows_of_days(rng, length, shift=4, rows=24)[0].select(columns)
+    warm = rows_of_days(
+        rng,
+        length,
+        shift=4,
+        rows=24,
+    )[0].select(columns)
 
     first, second = (
-        verdict_on(rows, reference, length=length * DAY, cache=tmp_path) for rows in (calm, warm)
+        verdict_on(
+            rows,
+            reference,
+            length=length * DAY,
+            cache=tmp_path,
+        )
+        for rows in (calm, warm)
     )
 
-    assert (first.state, second.state) == ("no drift", "drift")
+    assert first.state == "no drift"
+    assert second.state == "drift"
     assert first.null == null
     assert second.findings[0].subject == "temperature"
     assert mentions(first.notes[0], f"worth {first.figures['independent_blocks']:.0f}")
@@ -773,11 +891,17 @@ def test_of_many_categories_new_ones_are_found_in_long_windows_too(
     times = np.repeat(np.arange(days) * DAY, 100)
     reference = reference_of(sales(days * 100), times, length * DAY)
     calm = sales(length * 100)
-    new = pa.concat_tables([sales(length * 60), sales(length * 40, 5000)])
+    new = pa.concat_tables(
+        [
+            sales(length * 60),
+            sales(length * 40, 5000),
+        ]
+    )
 
     before, verdict = (verdict_on(rows, reference, length=length * DAY) for rows in (calm, new))
 
-    assert (before.state, before.null) == ("no drift", null)
+    assert before.state == "no drift"
+    assert before.null == null
     assert found(verdict, "sku", "unseen").state == "drift"
     assert mentions(found(verdict, "sku", "unseen").change, "0.0% → 40.0%", "more")
 
@@ -801,14 +925,28 @@ def test_of_few_overlapping_windows_the_rate_is_not_measured() -> None:
 def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
     """Hours with a level that follows a cycle of ± 3 deviations per day."""
     cycle = 3 * np.sin(2 * np.pi * np.arange(24 * days) / 24)
-    level = np.repeat(cycle + rng.normal(0, 0.2, len(cycle)), ROWS)
-    times = np.repeat(np.arange(len(cycle)) * HOUR, ROWS) + rng.integers(0, HOUR, len(level))
+    level = np.repeat(
+        cycle + rng.normal(0, 0.2, len(cycle)),
+        ROWS,
+    )
+    times = np.repeat(
+        np.arange(len(cycle)) * HOUR,
+        ROWS,
+    ) + rng.integers(0, HOUR, len(level))
     return pa.table(
-        {"level": level + rng.normal(size=len(level)), "noise": rng.normal(size=len(level))},
+        {
+            "level": level + rng.normal(size=len(level)),
+            "noise": rng.normal(size=len(level)),
+        },
     ), times
 
 
-def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> DriftReference:
+def rolling_reference(
+    table: pa.Table,
+    times: Array,
+    lag: int,
+    until: int,
+) -> DriftReference:
     """Return the hours before `until`, each compared
     with the hour `lag` hours before.
     """
@@ -816,7 +954,14 @@ def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> Dr
     table = table.filter(pa.array(before))
     times = times[before]
     bins = reference_of(table, times).bins
-    over = window_grid(bins, until * HOUR, HOUR, int(times.min()), until * HOUR - 1, lag)
+    over = window_grid(
+        bins,
+        until * HOUR,
+        HOUR,
+        int(times.min()),
+        until * HOUR - 1,
+        lag,
+    )
     return DriftReference(
         bins,
         bins_digest(bins),
@@ -840,22 +985,30 @@ def test_lagged_reference_finds_a_shift_hidden_in_the_daily_cycle(
 
     verdict = verdict_on(shifted, beside, hour * HOUR, cache=tmp_path)
 
-    all_hours = reference_of(table[: hour * ROWS], times[: hour * ROWS], HOUR, hour * HOUR)
-    assert states.count("drift") <= 1
-    assert (verdict.state, verdict.null, verdict.findings[0].subject) == (
-        "drift",
-        "lagged",
-        "level",
+    all_hours = reference_of(
+        table[: hour * ROWS],
+        times[: hour * ROWS],
+        HOUR,
+        hour * HOUR,
     )
+    assert states.count("drift") <= 1
+    assert verdict.state == "drift"
+    assert verdict.null == "lagged"
+    assert verdict.findings[0].subject == "level"
     assert verdict_on(shifted, all_hours, hour * HOUR).state == "no drift"
     assert mentions(verdict.notes[0], "158 window pairs", "79 pairs")
     assert verdict.figures["measured_false_alarm_rate"] == pytest.approx(0.05, abs=0.05)
     refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.005)
     assert mentions(refused.reason, "199 pairs", "24 windows of 1h", "158", "0.0063")
-    spec = MonitorSpec(min_rows=30).model_copy(
-        update={"false_alarm_rate": 0.001},
-    )  # overridden settings, like `monitor run`
-    tried = judge_profile(beside, sketch_batches(beside.bins, [now]), hour * HOUR, spec, None)
+    # overridden settings, like `monitor run`
+    spec = MonitorSpec(min_rows=30).model_copy(update={"false_alarm_rate": 0.001})
+    tried = judge_profile(
+        beside,
+        sketch_batches(beside.bins, [now]),
+        hour * HOUR,
+        spec,
+        None,
+    )
     assert mentions(tried.reason, "999 pairs", "499", "0.0063", "0.002")
 
 
@@ -864,7 +1017,10 @@ def test_too_few_pairs_for_the_columns_suggests_a_rate_and_not_waiting() -> None
     beside = rolling_reference(table, times, 24, 7 * 24)
     few = replace(
         beside,
-        pieces=replace(beside.pieces, grid=beside.pieces.grid._replace(max_windows=122)),
+        pieces=replace(
+            beside.pieces,
+            grid=beside.pieces.grid._replace(max_windows=122),
+        ),
     )
 
     refused = verdict_on(
@@ -883,7 +1039,12 @@ def test_too_few_pairs_for_the_columns_suggests_a_rate_and_not_waiting() -> None
 def test_missing_lagged_window_is_not_judged() -> None:
     table, times = busy_days(np.random.default_rng(1), 3)
     gap = times // HOUR != 24
-    reference = rolling_reference(table.filter(pa.array(gap)), times[gap], 24, 48)
+    reference = rolling_reference(
+        table.filter(pa.array(gap)),
+        times[gap],
+        24,
+        48,
+    )
     young = rolling_reference(table, times, 24, 24)
 
     verdict = verdict_on(table.slice(48 * ROWS, ROWS), reference, 48 * HOUR)
@@ -902,26 +1063,43 @@ def test_independent_rows_with_a_lagged_reference_have_the_stated_false_alarm_ra
 ) -> None:
     rng = np.random.default_rng(2)
 
-    def hours(count: int, shift: float = 0.0, rows: int = 300) -> pa.Table:
+    def hours(
+        count: int,
+        shift: float = 0.0,
+        rows: int = 300,
+    ) -> pa.Table:
         size = count * rows
         return pa.table(
-            {"level": rng.normal(shift, 1, size), "carrier": rng.choice(["a", "b", "c"], size)},
+            {
+                "level": rng.normal(shift, 1, size),
+                "carrier": rng.choice(["a", "b", "c"], size),
+            },
         )
 
     times = np.repeat(np.arange(48) * HOUR, 300)
     reference = rolling_reference(hours(48), times, 24, 48)
     until = 48 * HOUR
 
-    def judged(number: int, rows: int, rows_before: int, shift: float = 0.0) -> DriftVerdict:
+    def judged(
+        number: int,
+        rows: int,
+        rows_before: int,
+        shift: float = 0.0,
+    ) -> DriftVerdict:
+        # another day without drift
         before = sketch_batches(
             reference.bins,
             [hours(1, rows=rows_before)],
-        )  # another day without drift
+        )
         beside = replace(reference, pieces=replace(reference.pieces, lagged=before))
         now = hours(1, shift, rows)
         return verdict_on(now, beside, until + number * HOUR, cache=tmp_path, independent_rows=True)
 
-    sizes = [(300, 300), (300, 150), (150, 300)] * 40
+    sizes = [
+        (300, 300),
+        (300, 150),
+        (150, 300),
+    ] * 40
     calm = [judged(number, *rows) for number, rows in enumerate(sizes)]
 
     assert 1 <= sum(verdict.state == "drift" for verdict in calm) <= 14  # 6 expected
@@ -962,16 +1140,25 @@ def test_a_second_judgement_takes_the_null_from_the_disk(
     first = verdict_on(window(1), days, cache=tmp_path)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = verdict_on(window(1), days, cache=tmp_path)
-    other = verdict_on(window(2, shift=8), days, start=LATER + DAY, cache=tmp_path)
+    other = verdict_on(
+        window(2, shift=8),
+        days,
+        start=LATER + DAY,
+        cache=tmp_path,
+    )
 
     assert first == again
-    assert (len(files), other.state) == (1, "drift")
+    assert len(files) == 1
+    assert other.state == "drift"
     assert set(tmp_path.iterdir()) == set(files)
     next(iter(files)).write_bytes(b"half a file")
     assert verdict_on(window(1), days, cache=tmp_path) == first
 
 
-@pytest.mark.parametrize("columns", [50, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "columns",
+    [50, pytest.param(1000, marks=pytest.mark.long)],
+)
 def test_one_of_many_columns_is_found(columns: int) -> None:
     rng = np.random.default_rng(9)
 
@@ -983,15 +1170,22 @@ def test_one_of_many_columns_is_found(columns: int) -> None:
             },
         )
 
-    reference = reference_of(wide(20 * 40, 0), np.repeat(np.arange(20) * DAY, 40))
+    reference = reference_of(
+        wide(20 * 40, 0),
+        np.repeat(np.arange(20) * DAY, 40),
+    )
 
     verdict = verdict_on(wide(40, 9), reference)
 
-    assert (verdict.state, verdict.findings[0].subject) == ("drift", "c7")
+    assert verdict.state == "drift"
+    assert verdict.findings[0].subject == "c7"
     assert len({finding.subject for finding in verdict.findings} - {RELATIONS}) == columns
 
 
-@pytest.mark.parametrize(("shift", "state"), [(2.5, "no drift"), (15.0, "drift")])
+@pytest.mark.parametrize(
+    ("shift", "state"),
+    [(2.5, "no drift"), (15.0, "drift")],
+)
 def test_a_budget_of_alarms_raises_the_threshold_beyond_the_windows_of_the_reference(
     days: DriftReference,
     shift: float,
@@ -1006,7 +1200,12 @@ def test_a_budget_of_alarms_raises_the_threshold_beyond_the_windows_of_the_refer
 def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(
     days: DriftReference,
 ) -> None:
-    verdict = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={"temperature"})
+    verdict = verdict_on(
+        window(shift=15.0),
+        days,
+        jump_rate=0.0007,
+        accepted={"temperature"},
+    )
     assert verdict.state == "no drift"
     assert {finding.state for finding in verdict.findings if finding.subject == "temperature"} == {
         "not judged",
@@ -1016,6 +1215,11 @@ def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(
 def test_window_with_only_accepted_shifts_is_not_drift(
     days: DriftReference,
 ) -> None:
-    verdict = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={*days.bins})
+    verdict = verdict_on(
+        window(shift=15.0),
+        days,
+        jump_rate=0.0007,
+        accepted={*days.bins},
+    )
     assert verdict.state == "no drift"
     assert mentions(verdict.reason, "carrier", "more")

@@ -31,13 +31,25 @@ DAY = datetime(2013, 4, 1, tzinfo=UTC)
 CLASSIFIER = {
     "outputs": [
         {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-        {"name": "probabilities", "dtype": "float32", "shape": [-1, 2], "role": "probabilities"},
+        {
+            "name": "probabilities",
+            "dtype": "float32",
+            "shape": [-1, 2],
+            "role": "probabilities",
+        },
     ],
     "prediction": ["label"],
     "classes": [0, 1],
 }
 REGRESSOR = {
-    "outputs": [{"name": "variable", "dtype": "float32", "shape": [-1], "role": "values"}],
+    "outputs": [
+        {
+            "name": "variable",
+            "dtype": "float32",
+            "shape": [-1],
+            "role": "values",
+        }
+    ],
     "prediction": ["variable"],
 }
 
@@ -127,7 +139,12 @@ class EndpointWorld:
             below.mkdir(parents=True, exist_ok=True)
             pq.write_table(table.filter(pa.array(hours == hour)), below / f"{segment}.parquet")
 
-    def label(self, column: str, labels: Mapping[Any, Any], name: str = "labels") -> None:
+    def label(
+        self,
+        column: str,
+        labels: Mapping[Any, Any],
+        name: str = "labels",
+    ) -> None:
         """Write labels of the rows by the value of a key column."""
         received = int((DAY + timedelta(days=2)).timestamp() * 1_000_000)
         entries = [
@@ -182,7 +199,10 @@ def classify(
     truth = (rng.random(len(keys)) < chances).astype(int)
     columns = {
         "flight": np.array(keys),
-        "carrier": rng.choice(["UA", "AA", "DL"], len(keys)).astype(object),
+        "carrier": rng.choice(
+            ["UA", "AA", "DL"],
+            len(keys),
+        ).astype(object),
         "prediction": (chances >= 0.5).astype(np.int64),
         "output.probabilities": [[1 - chance, chance] for chance in chances],
     }

@@ -21,7 +21,11 @@ from tests.watch.kinds.conftest import EndpointWorld, classify, finding
 
 from .conftest import CLASSIFIER, DAY, REGRESSOR
 
-ACCURACY: dict[str, Any] = {"kind": "performance", "require": ["accuracy>=0.8"], "min_rows": 100}
+ACCURACY: dict[str, Any] = {
+    "kind": "performance",
+    "require": ["accuracy>=0.8"],
+    "min_rows": 100,
+}
 
 
 def flights(
@@ -33,7 +37,11 @@ def flights(
     day: datetime = DAY,
     first: int = 0,
 ) -> dict[int, int]:
-    columns, truth = classify(np.random.default_rng(seed), range(first, first + rows), skill)
+    columns, truth = classify(
+        np.random.default_rng(seed),
+        range(first, first + rows),
+        skill,
+    )
     endpoint.answer(columns, day)
     labels = {
         key: value for key, value in truth.items() if labelled is None or key - first < labelled
@@ -42,7 +50,10 @@ def flights(
     return labels
 
 
-@pytest.mark.parametrize(("skill", "state"), [(8.0, "kept"), (1.0, "violated")])
+@pytest.mark.parametrize(
+    ("skill", "state"),
+    [(8.0, "kept"), (1.0, "violated")],
+)
 def test_a_requirement_is_judged_on_labels_with_its_interval(
     endpoint: EndpointWorld,
     skill: float,
@@ -54,14 +65,17 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(
     judged = judge(endpoint.ask(**ACCURACY))
 
     accuracy = finding(judged, "accuracy")
-    assert (judged.state, accuracy.state, accuracy.threshold) == (state, state, 0.8)
+    assert judged.state == state
+    assert accuracy.state == state
+    assert accuracy.threshold == 0.8
     assert "on 600 rows" in accuracy.reason
     assert "Wilson" in accuracy.reason
     figures = judged.figures
     assert (
         figures["accuracy_low"] < figures["accuracy"] == accuracy.value < figures["accuracy_high"]
     )
-    assert (figures["labelled_rows"], figures["labelled_share"]) == (600, 1.0)
+    assert figures["labelled_rows"] == 600
+    assert figures["labelled_share"] == 1.0
     assert {"f1", "roc_auc", "log_loss", "brier"} <= figures.keys()
 
 
@@ -95,7 +109,8 @@ def test_missing_figure_prevents_a_kept_verdict(
         ("accuracy", "kept"),
         ("recall", "not judged"),
     ]
-    assert (result.state, result.reason) == ("cannot tell", "recall: no label is '1'")
+    assert result.state == "cannot tell"
+    assert result.reason == "recall: no label is '1'"
 
 
 def partly(
@@ -114,7 +129,10 @@ def partly(
     columns, truth = classify(rng, range(first, first + rows), skill)
     endpoint.answer(columns, day)
     probabilities = np.array(columns["output.probabilities"])[:, 1]
-    is_labelled = rng.random(rows) < chance(probabilities, np.array(list(truth.values())))
+    is_labelled = rng.random(rows) < chance(
+        probabilities,
+        np.array(list(truth.values())),
+    )
     labels = {
         key: value
         for (key, value), has_label in zip(truth.items(), is_labelled, strict=True)
@@ -193,7 +211,8 @@ def test_labels_that_contradict_the_model_are_believed_in_the_fifth_window_in_a_
         judge(endpoint.ask(f"2013-{day}/1d", **ACCURACY)) for day in ("03-31", "04-01")
     )
 
-    assert (fourth.state, fifth.state) == ("cannot tell", "violated")
+    assert fourth.state == "cannot tell"
+    assert fifth.state == "violated"
     assert "worst case" in finding(fourth, "accuracy").reason
     assert any(
         mentions(note, "4 windows in a row", "labels may be missing", "bounds")
@@ -239,7 +258,11 @@ def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
-    partly(endpoint, lambda said, true: np.where((said > 0.5) != true, 0.5, 0.0), skill=8.0)
+    partly(
+        endpoint,
+        lambda said, true: np.where((said > 0.5) != true, 0.5, 0.0),
+        skill=8.0,
+    )
 
     judged = judge(
         endpoint.ask(
@@ -252,7 +275,8 @@ def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(
     # The labelled rows have an accuracy of 0, which is not the accuracy of the window.
     assert (accuracy.value, "accuracy" in judged.figures) == (None, False)
     assert judged.figures["accuracy_low"] == 0 < judged.figures["accuracy_high"] < 0.99
-    assert (accuracy.state, finding(judged, "f1").state) == ("violated", "cannot tell")
+    assert accuracy.state == "violated"
+    assert finding(judged, "f1").state == "cannot tell"
     assert "worst case" in accuracy.reason
     assert any(mentions(note, "reported", "bounds") for note in judged.notes)
 
@@ -261,10 +285,11 @@ def test_reports_of_one_answer_bound_the_metrics_of_the_other_answer(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
+    # Positives that the model missed.
     partly(
         endpoint,
         lambda said, true: (said < 0.5) & (true == 1),
-    )  # Positives that the model missed.
+    )
 
     judged = judge(
         endpoint.ask(**(ACCURACY | {"require": ["precision>=0.5"], "labels": "reported"})),
@@ -278,28 +303,36 @@ def test_declared_sample_is_unweighted_and_a_difference_is_noted(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
-    partly(endpoint, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
+    partly(
+        endpoint,
+        lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1),
+        skill=2.0,
+    )
 
     judged = judge(endpoint.ask(**(ACCURACY | {"labels": "sampled"})))
 
+    # The accuracy on all rows is 0.74.
     assert judged.figures["accuracy"] == pytest.approx(
         0.82,
         abs=0.02,
-    )  # The accuracy on all rows is 0.74.
+    )
     assert "effective_sample_size" not in judged.figures
     assert any(mentions(note, "labels: sampled", "differ", "score") for note in judged.notes)
 
 
 def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
-    partly(endpoint, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
+    partly(
+        endpoint,
+        lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1),
+        skill=2.0,
+    )
 
     judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.85"]})))
 
     accuracy = finding(judged, "accuracy")
-    assert accuracy.value == pytest.approx(
-        0.77, abs=0.04
-    )  # The labelled rows have an accuracy of 0.85.
+    # The labelled rows have an accuracy of 0.85.
+    assert accuracy.value == pytest.approx(0.77, abs=0.04)
     assert accuracy.state == "violated"
     figures = judged.figures
     assert figures["effective_sample_size"] < figures["labelled_rows"]
@@ -310,14 +343,19 @@ def test_labels_missing_by_their_value_give_bounds_and_no_verdict(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
-    partly(endpoint, lambda said, true: np.where(true == 1, 0.9, 0.2), skill=2.0)
+    partly(
+        endpoint,
+        lambda said, true: np.where(true == 1, 0.9, 0.2),
+        skill=2.0,
+    )
     ask = ACCURACY | {"require": ["accuracy>=0.85", "roc_auc>=0.7"]}
 
     judged = judge(endpoint.ask(**ask))
     near = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1"]})))
 
     accuracy = finding(judged, "accuracy")
-    assert (judged.state, accuracy.state) == ("cannot tell", "cannot tell")
+    assert judged.state == "cannot tell"
+    assert accuracy.state == "cannot tell"
     assert "worst case" in accuracy.reason
     assert finding(judged, "roc_auc").state == "cannot tell"
     assert any(mentions(note, "labels", "missing") for note in judged.notes)
@@ -336,11 +374,22 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
         odds = (
             np.array([entry[1] / entry[0] for entry in columns["output.probabilities"]]) * 1.5
         ) ** 3
-        columns["output.probabilities"] = [[1 / (1 + entry), entry / (1 + entry)] for entry in odds]
+        columns["output.probabilities"] = [
+            [
+                1 / (1 + entry),
+                entry / (1 + entry),
+            ]
+            for entry in odds
+        ]
         columns["prediction"] = (odds >= 1).astype(np.int64)
         return columns, truth
 
-    def label(seed: int, columns: dict[str, Any], truth: dict[int, int], chance: Any) -> None:
+    def label(
+        seed: int,
+        columns: dict[str, Any],
+        truth: dict[int, int],
+        chance: Any,
+    ) -> None:
         is_labelled = np.random.default_rng(seed).random(1_000) < chance
         endpoint.label(
             "flight",
@@ -356,7 +405,12 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
     columns, truth = too_sure(1_000, 9)
     endpoint.answer(columns)
     probabilities = np.array(columns["output.probabilities"])[:, 1]
-    label(9, columns, truth, 0.3 + 0.6 * np.abs(2 * probabilities - 1))
+    label(
+        9,
+        columns,
+        truth,
+        0.3 + 0.6 * np.abs(2 * probabilities - 1),
+    )
 
     alone = judge(endpoint.ask(**ACCURACY))
     for number in range(1, 6):
@@ -408,7 +462,10 @@ def test_earlier_windows_with_labels_missing_by_their_value_confirm_no_estimate(
     assert any(mentions(note, "skipped", "differ: 4") for note in judged.notes)
 
 
-@pytest.mark.parametrize(("labels", "windows"), [("sampled", 4), ("late", 0), ("reported", 0)])
+@pytest.mark.parametrize(
+    ("labels", "windows"),
+    [("sampled", 4), ("late", 0), ("reported", 0)],
+)
 def test_an_estimate_is_confirmed_by_the_labels_of_a_declared_sample_and_not_by_reports(
     endpoint: EndpointWorld,
     labels: str,
@@ -430,9 +487,18 @@ def test_numeric_answers_are_weighted_and_the_unverifiable_rest_is_noted(
     wanted = answers + rng.normal(0, 1 + answers)
     endpoint.answer({"flight": np.arange(4_000), "prediction": answers})
     is_labelled = rng.random(4_000) < 0.95 - answers / 12
-    endpoint.label("flight", {key: float(wanted[key]) for key in np.flatnonzero(is_labelled)})
+    endpoint.label(
+        "flight",
+        {key: float(wanted[key]) for key in np.flatnonzero(is_labelled)},
+    )
 
-    judged = judge(endpoint.ask(kind="performance", require=["mae<=4"], min_rows=100))
+    judged = judge(
+        endpoint.ask(
+            kind="performance",
+            require=["mae<=4"],
+            min_rows=100,
+        )
+    )
 
     real = float(np.abs(wanted - answers).mean())
     alone = float(np.abs(wanted - answers)[is_labelled].mean())
@@ -477,7 +543,8 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
     judged = judge(endpoint.ask(**ACCURACY, estimate="decides"))
 
     estimate = finding(judged, "estimated accuracy")
-    assert (judged.state, estimate.state) == ("violated", "violated")
+    assert judged.state == "violated"
+    assert estimate.state == "violated"
     assert mentions(estimate.reason, "prediction interval", "0.95")
     figures = judged.figures
     assert figures["estimated/windows"] == 4
@@ -510,7 +577,8 @@ def test_estimate_is_informative_and_raises_no_alarm_by_default(
     judged = judge(endpoint.ask(**ACCURACY))
 
     estimate = finding(judged, "estimated accuracy")
-    assert (judged.state, estimate.state) == ("not judged", "not judged")
+    assert judged.state == "not judged"
+    assert estimate.state == "not judged"
     assert estimate.value == pytest.approx(judged.figures["estimated/accuracy"])
     assert "prediction interval" in estimate.reason
     assert mentions(judged.reason, "estimate", "only informative")
@@ -527,10 +595,8 @@ def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(
 
     result = judge(endpoint.ask(**ACCURACY, estimate=estimate))
 
-    assert (result.state, result.reason) == (
-        "not judged",
-        "accuracy: the window has 99 rows; min_rows is 100",
-    )
+    assert result.state == "not judged"
+    assert result.reason == "accuracy: the window has 99 rows; min_rows is 100"
 
 
 def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(
@@ -579,7 +645,10 @@ def test_too_many_classes_prevent_an_estimate_with_a_reason(
     classes = list(range(12))
     endpoint.serve(CLASSIFIER | {"classes": classes})
     endpoint.answer(
-        {"prediction": np.arange(240) % 12, "output.probabilities": [[1 / 12] * 12] * 240},
+        {
+            "prediction": np.arange(240) % 12,
+            "output.probabilities": [[1 / 12] * 12] * 240,
+        },
     )
 
     judged = judge(endpoint.ask(**ACCURACY))
@@ -593,7 +662,12 @@ def test_numeric_answers_are_never_estimated_and_are_judged_by_labels(
     endpoint.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     wanted = rng.normal(10, 3, 300)
-    endpoint.answer({"flight": np.arange(300), "prediction": wanted + rng.normal(0, 2, 300)})
+    endpoint.answer(
+        {
+            "flight": np.arange(300),
+            "prediction": wanted + rng.normal(0, 2, 300),
+        }
+    )
     ask: dict[str, Any] = {
         "kind": "performance",
         "require": ["rmse<=1", "r2>=0.2", "accuracy>=0.8"],
@@ -666,7 +740,12 @@ def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER | {"classes": [False, True]})
-    endpoint.answer({"flight": np.arange(200), "prediction": np.arange(200) % 2 == 0})
+    endpoint.answer(
+        {
+            "flight": np.arange(200),
+            "prediction": np.arange(200) % 2 == 0,
+        }
+    )
     endpoint.label(
         "flight",
         {
@@ -683,16 +762,26 @@ def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(
 ) -> None:
     endpoint.serve(CLASSIFIER | {"classes": ["late", "on time"]})
     endpoint.answer(
-        {"flight": np.arange(200), "prediction": np.array(["late"] * 200, dtype=object)},
+        {
+            "flight": np.arange(200),
+            "prediction": np.array(["late"] * 200, dtype=object),
+        },
     )
-    endpoint.label("flight", {key: "late" if key < 150 else "cancelled" for key in range(200)})
+    endpoint.label(
+        "flight",
+        {key: "late" if key < 150 else "cancelled" for key in range(200)},
+    )
 
     assert judge(endpoint.ask(**ACCURACY)).figures["accuracy"] == 0.75
 
 
 @pytest.mark.parametrize(
     ("names", "shown"),
-    [({0: "no", 1: "yes"}, "'no', 'yes'"), ({0: 0, 1: 2}, "'0', '2'"), ({0: 1, 1: 2}, "'1', '2'")],
+    [
+        ({0: "no", 1: "yes"}, "'no', 'yes'"),
+        ({0: 0, 1: 2}, "'0', '2'"),
+        ({0: 1, 1: 2}, "'1', '2'"),
+    ],
 )
 def test_labels_that_name_other_classes_than_the_model_are_not_judged(
     endpoint: EndpointWorld,
@@ -702,7 +791,10 @@ def test_labels_that_name_other_classes_than_the_model_are_not_judged(
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
     endpoint.answer(columns)
-    endpoint.label("flight", {key: names[value] for key, value in truth.items()})
+    endpoint.label(
+        "flight",
+        {key: names[value] for key, value in truth.items()},
+    )
 
     result = judge(endpoint.ask(**ACCURACY))
 
@@ -720,7 +812,10 @@ def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(rows), 8.0)
     endpoint.answer(columns)
-    endpoint.label("flight", {key: ["no", "yes"][value] for key, value in truth.items()})
+    endpoint.label(
+        "flight",
+        {key: ["no", "yes"][value] for key, value in truth.items()},
+    )
 
     result = judge(endpoint.ask(**(ACCURACY | {"min_rows": 1})))
 
@@ -732,7 +827,12 @@ def test_wrong_answers_of_a_model_with_unknown_classes_count_as_wrong(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER | {"classes": []})
-    endpoint.answer({"flight": np.arange(3), "prediction": np.zeros(3, np.int64)})
+    endpoint.answer(
+        {
+            "flight": np.arange(3),
+            "prediction": np.zeros(3, np.int64),
+        }
+    )
     endpoint.label("flight", dict.fromkeys(range(3), 1))
 
     assert judge(endpoint.ask(**(ACCURACY | {"min_rows": 1}))).figures["accuracy"] == 0.0
@@ -742,10 +842,21 @@ def test_text_labels_for_numeric_answers_are_noted(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(REGRESSOR)
-    endpoint.answer({"flight": np.arange(200), "prediction": np.arange(200.0)})
+    endpoint.answer(
+        {
+            "flight": np.arange(200),
+            "prediction": np.arange(200.0),
+        }
+    )
     endpoint.label("flight", dict.fromkeys(range(150), "late"))
 
-    result = judge(endpoint.ask(kind="performance", require=["mae<=1"], min_rows=100))
+    result = judge(
+        endpoint.ask(
+            kind="performance",
+            require=["mae<=1"],
+            min_rows=100,
+        )
+    )
 
     assert result.state == "not judged"
     assert any(mentions(note, "150 labels") for note in result.notes)
@@ -863,10 +974,16 @@ def test_missing_rows_or_answer_columns_give_a_reason(
     endpoint.serve(CLASSIFIER)
     assert mentions(judge(endpoint.ask(**ACCURACY)).reason, "no rows")
 
-    endpoint.answer({"flight": np.arange(5), "text": ["a"] * 5})
+    endpoint.answer(
+        {
+            "flight": np.arange(5),
+            "text": ["a"] * 5,
+        }
+    )
     result = judge(endpoint.ask(**ACCURACY))
     assert mentions(result.reason, "no column")
-    assert (result.version, result.rows) == ("1", 5)
+    assert result.version == "1"
+    assert result.rows == 5
 
 
 @pytest.mark.long
@@ -891,10 +1008,21 @@ def test_of_several_answers_a_row_none_is_judged_and_all_are_named(
 
 def test_labelled_rows_with_a_non_numeric_answer_are_counted(endpoint: EndpointWorld) -> None:
     endpoint.serve(REGRESSOR)
-    endpoint.answer({"flight": np.arange(100), "prediction": [np.nan, np.inf, None] + [1.0] * 97})
+    endpoint.answer(
+        {
+            "flight": np.arange(100),
+            "prediction": [np.nan, np.inf, None] + [1.0] * 97,
+        }
+    )
     endpoint.label("flight", dict.fromkeys(range(99), 1.5))
 
-    judged = judge(endpoint.ask(kind="performance", require=["mae<=1"], min_rows=50))
+    judged = judge(
+        endpoint.ask(
+            kind="performance",
+            require=["mae<=1"],
+            min_rows=50,
+        )
+    )
 
     assert judged.figures["mae"] == 0.5
     assert any(mentions(note, "3 labelled rows", "non-numeric") for note in judged.notes)
@@ -905,7 +1033,11 @@ def test_output_without_fractions_is_the_label_if_outputs_are_undescribed(
 ) -> None:
     answers = np.arange(200) % 2
     endpoint.answer(
-        {"flight": np.arange(200), "output.label": answers, "output.chance": np.full(200, 0.6)},
+        {
+            "flight": np.arange(200),
+            "output.label": answers,
+            "output.chance": np.full(200, 0.6),
+        },
     )
     endpoint.label("flight", dict(enumerate(answers.tolist())))
     endpoint.serve({})
@@ -941,7 +1073,8 @@ def test_run_of_a_violated_window_reports_the_earlier_value_and_the_start(
         r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower",
         last.change,
     )
-    assert (last.since, last.in_a_row) == ("2013-04-04T00:00:00+00:00", 2)
+    assert last.since == "2013-04-04T00:00:00+00:00"
+    assert last.in_a_row == 2
     assert mentions(
         results[4].reason,
         last.change,

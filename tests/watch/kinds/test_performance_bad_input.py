@@ -40,9 +40,15 @@ ODD: dict[str, dict[str, Any]] = {
         "prediction": np.full(ROWS, np.inf),
         "output.probabilities": [[np.inf, -np.inf]] * ROWS,
     },
-    "huge": {"prediction": np.full(ROWS, 1e300), "output.probabilities": [[1e300, 1e300]] * ROWS},
+    "huge": {
+        "prediction": np.full(ROWS, 1e300),
+        "output.probabilities": [[1e300, 1e300]] * ROWS,
+    },
     "vectors": {"prediction": CHANCES, "output.probabilities": [[0.1, 0.2, 0.7]] * ROWS},
-    "ragged": {"prediction": [0] * ROWS, "output.probabilities": [[0.5], [0.5, 0.5]] * (ROWS // 2)},
+    "ragged": {
+        "prediction": [0] * ROWS,
+        "output.probabilities": [[0.5], [0.5, 0.5]] * (ROWS // 2),
+    },
     "structures": {"prediction": [{"a": 1}] * ROWS},
     "bytes": {"prediction": [b"\xff"] * ROWS},
     "truth of every sort": {"prediction": [0, 1] * (ROWS // 2), "output.probabilities": CHANCES},
@@ -69,13 +75,29 @@ def test_odd_rows_are_an_outcome(endpoint: EndpointWorld, given: str) -> None:
     )
     endpoint.label(
         "flight",
-        {row: [0, 1, "late", 0.5, 1e300, True, None][row % 7] for row in range(ROWS)},
+        {
+            row: [
+                0,
+                1,
+                "late",
+                0.5,
+                1e300,
+                True,
+                None,
+            ][row % 7]
+            for row in range(ROWS)
+        },
     )
     for meaning in (CLASSIFIER, REGRESSOR):
         endpoint.serve(meaning, v2=meaning)
         for kind, (judge, spec) in KINDS.items() if meaning is CLASSIFIER else LABELLED.items():
             judged = judge(
-                endpoint.ask(kind=kind, min_rows=20, segment_by=["flight", "prediction"], **spec),
+                endpoint.ask(
+                    kind=kind,
+                    min_rows=20,
+                    segment_by=["flight", "prediction"],
+                    **spec,
+                ),
             )
 
             assert judged.reason, kind

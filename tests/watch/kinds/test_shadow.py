@@ -14,7 +14,11 @@ from tests.watch.kinds.conftest import EndpointWorld, finding
 
 from .conftest import CLASSIFIER, REGRESSOR
 
-AGREE: dict[str, Any] = {"kind": "shadow", "require": ["disagreement<=0.05"], "min_rows": 100}
+AGREE: dict[str, Any] = {
+    "kind": "shadow",
+    "require": ["disagreement<=0.05"],
+    "min_rows": 100,
+}
 
 
 def ids(first: int, count: int) -> list[str]:
@@ -53,7 +57,10 @@ def answer_both(
     )
 
 
-@pytest.mark.parametrize(("wrong", "state"), [(10, "kept"), (100, "violated")])
+@pytest.mark.parametrize(
+    ("wrong", "state"),
+    [(10, "kept"), (100, "violated")],
+)
 def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
     endpoint: EndpointWorld,
     wrong: int,
@@ -64,14 +71,20 @@ def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
     answer_both(
         endpoint,
         answers,
-        np.where(np.arange(600) % (600 // wrong) == 0, 1 - answers, answers),
+        np.where(
+            np.arange(600) % (600 // wrong) == 0,
+            1 - answers,
+            answers,
+        ),
     )
 
     judged = judge(endpoint.ask(**AGREE))
 
     disagreement = finding(judged, "disagreement")
-    assert (judged.state, disagreement.value) == (state, pytest.approx(wrong / 600))
-    assert (judged.version, judged.rows) == ("1", 600)
+    assert judged.state == state
+    assert disagreement.value == pytest.approx(wrong / 600)
+    assert judged.version == "1"
+    assert judged.rows == 600
     assert judged.figures["disagreement/candidate"] == disagreement.value
     assert any(
         mentions(note, "candidate", "flight-delay version 2", "600 of 600") for note in judged.notes
@@ -81,7 +94,11 @@ def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
 def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld) -> None:
     endpoint.serve(REGRESSOR, v2=REGRESSOR)
     numbers = np.random.default_rng(0).normal(100, 10, 400)
-    answer_both(endpoint, numbers, numbers * np.where(np.arange(400) < 40, 1.02, 1.005))
+    answer_both(
+        endpoint,
+        numbers,
+        numbers * np.where(np.arange(400) < 40, 1.02, 1.005),
+    )
 
     assert finding(judge(endpoint.ask(**AGREE)), "disagreement").value == 0.1
 
@@ -102,7 +119,12 @@ def test_hashes_of_labels_are_compared_and_those_of_numbers_are_not(
     hashes = np.array([f"{row:032x}" for row in range(300)])
     answer_both(endpoint, hashes, hashes if meaning is CLASSIFIER else hashes[::-1])
 
-    judged = judge(replace(endpoint.ask(**AGREE), capture=CaptureSpec(mask=("prediction",))))
+    judged = judge(
+        replace(
+            endpoint.ask(**AGREE),
+            capture=CaptureSpec(mask=("prediction",)),
+        )
+    )
 
     assert judged.state == state
 
@@ -128,13 +150,8 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: Endpo
         ),
     )
 
-    assert (
-        finding(each, "disagreement(calm)").state,
-        finding(each, "disagreement(wild)").state,
-    ) == (
-        "kept",
-        "violated",
-    )
+    assert finding(each, "disagreement(calm)").state == "kept"
+    assert finding(each, "disagreement(wild)").state == "violated"
     assert finding(required, "disagreement(calm)").state == "kept"
     assert required.state == "cannot tell"
     assert "shadow 'gone' has computed no row" in finding(required, "disagreement(gone)").reason
@@ -161,11 +178,22 @@ def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
 
 def test_answers_that_cannot_be_compared_are_noted(endpoint: EndpointWorld) -> None:
     other = REGRESSOR | {
-        "outputs": [{"name": "x", "dtype": "float32", "shape": [-1, 2], "role": "values"}],
+        "outputs": [
+            {
+                "name": "x",
+                "dtype": "float32",
+                "shape": [-1, 2],
+                "role": "values",
+            }
+        ],
     }
     endpoint.serve(REGRESSOR, v2=other | {"prediction": []})
     endpoint.answer(
-        {"_prediction_id": ids(0, 200), "_shadow": np.zeros(200, bool), "prediction": np.ones(200)},
+        {
+            "_prediction_id": ids(0, 200),
+            "_shadow": np.zeros(200, bool),
+            "prediction": np.ones(200),
+        },
     )
     columns = {
         "_prediction_id": ids(0, 200),
@@ -201,7 +229,11 @@ def test_of_many_rows_both_sides_keep_the_same_ones(
     monkeypatch.setattr("mlflow_deploy_plugin.watch.kinds.shadow.MAX_ROWS", 250)
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(1_000) % 2
-    answer_both(endpoint, answers, np.where(np.arange(1_000) % 10 == 0, 1 - answers, answers))
+    answer_both(
+        endpoint,
+        answers,
+        np.where(np.arange(1_000) % 10 == 0, 1 - answers, answers),
+    )
 
     judged = judge(endpoint.ask(**AGREE))
 

@@ -57,7 +57,12 @@ def configure(store: Store, fields: Mapping[str, object]) -> None:
     store.replace_spec(apply_config(store.require_endpoint("flights").spec, fields))
 
 
-def judged(store: Store, start: datetime, evidence: Evidence, length: timedelta = DAY) -> None:
+def judged(
+    store: Store,
+    start: datetime,
+    evidence: Evidence,
+    length: timedelta = DAY,
+) -> None:
     window = Monitors(store).add("flights", "daily", start, start + length)
     updated = replace(window, state="judged", verdict="drift", evidence=evidence.to_json())
     assert Monitors(store).update(updated) is not None
@@ -70,11 +75,12 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     configure(store, {"alarms.false_per_year": 1})
     monitors.accept("flights", "daily", {"z": SINCE})
     judged(store, CALM + 9 * DAY, SHIFTED)
+    # not a window of the schedule
     judged(
         store,
         CALM + 9.5 * DAY,
         Evidence("other", {SeriesKey("w", "level"): 1.0}, ("w",)),
-    )  # not a window of the schedule
+    )
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
 
     accepted = accept_alarms(deployments, "flights", "daily", "a new carrier")
@@ -91,7 +97,8 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     )
     assert mentions(ended.detail["lines"][0], *texts, "a new carrier")
     event = [*store.events("flights")][-1]
-    assert (event.action, event.why) == ("monitor.accept", "a new carrier")
+    assert event.action == "monitor.accept"
+    assert event.why == "a new carrier"
     assert event.detail["monitor"] == "daily"
     assert mentions(
         event.detail["baseline"],
@@ -107,7 +114,11 @@ def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_o
     configure(store, {"alarms.false_per_year": 1})
     alarms = ("x", "carrier=AA/x", "y", "a/x")
     series = [SeriesKey(column, "level") for column in alarms]
-    judged(store, CALM + 9 * DAY, Evidence("bins", dict.fromkeys(series, 9.0), alarms))
+    judged(
+        store,
+        CALM + 9 * DAY,
+        Evidence("bins", dict.fromkeys(series, 9.0), alarms),
+    )
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
     start = (CALM + 9 * DAY).isoformat()
 
@@ -117,13 +128,18 @@ def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_o
     second = accept_alarms(deployments, "flights", "daily", columns=["a/x", "y"])
     after_second = overviews(store, "flights")[0].last
 
-    assert (first.baseline, first.still_open) == ({"x": start, "carrier=AA/x": start}, ("y", "a/x"))
-    assert (second.baseline, second.still_open) == ({"a/x": start, "y": start}, ())
+    assert first.baseline == {"x": start, "carrier=AA/x": start}
+    assert first.still_open == ("y", "a/x")
+    assert second.baseline == {"a/x": start, "y": start}
+    assert second.still_open == ()
     assert after_first is not None
     assert after_second is not None
-    assert (after_first.outcome, firing) == ("drift", 1)
-    assert (after_second.outcome, Alerts(store).firing()) == ("accepted", [])
-    assert (after_second.verdict, {*after_second.accepted}) == ("drift", {*alarms})
+    assert after_first.outcome == "drift"
+    assert firing == 1
+    assert after_second.outcome == "accepted"
+    assert Alerts(store).firing() == []
+    assert after_second.verdict == "drift"
+    assert {*after_second.accepted} == {*alarms}
     assert monitors.state("flights", "daily").baseline.keys() == {*alarms}
     with refused(NotFound, "no open alarm"):
         accept_alarms(deployments, "flights", "daily")
@@ -144,12 +160,17 @@ def test_a_column_without_an_open_alarm_is_refused_with_the_columns_that_have_on
 def test_the_alert_continues_while_a_requirement_is_violated(deployments: Deployments) -> None:
     store = deployments.store
     configure(store, {"alarms.false_per_year": 1})
-    judged(store, CALM + 9 * DAY, replace(SHIFTED, alarms=("x", "y", "missing(x)")))
+    judged(
+        store,
+        CALM + 9 * DAY,
+        replace(SHIFTED, alarms=("x", "y", "missing(x)")),
+    )
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
 
     accepted = accept_alarms(deployments, "flights", "daily")
 
-    assert ({*accepted.baseline}, accepted.still_open) == ({"x", "y"}, ("missing(x)",))
+    assert {*accepted.baseline} == {"x", "y"}
+    assert accepted.still_open == ("missing(x)",)
     assert len(Alerts(store).firing()) == 1
 
 
@@ -195,7 +216,11 @@ def test_the_relations_of_an_accepted_column_are_normal_too(deployments: Deploym
     names = ("x", PROJECTIONS[0])
     levels = {FigureSeries("", name, "spread").series_key: 0.0 for name in names}
     shifts = {SeriesKey("x", "spread"): SINCE}
-    judged(deployments.store, CALM + 9 * DAY, Evidence("bins", levels, ("x",), shifts))
+    judged(
+        deployments.store,
+        CALM + 9 * DAY,
+        Evidence("bins", levels, ("x",), shifts),
+    )
 
     assert accept_alarms(deployments, "flights", "daily").baseline == {"x": SINCE, RELATIONS: SINCE}
 
@@ -234,7 +259,9 @@ def test_a_shift_starts_an_alert_until_it_is_accepted(
     )
     assert baseline == {"x": (CALM + 2 * DAY).isoformat()}
     assert Alerts(store).firing() == []
-    assert (again.revision, again.evidence["shifts"], again.evidence["alarms"]) == (2, {}, [])
+    assert again.revision == 2
+    assert again.evidence["shifts"] == {}
+    assert again.evidence["alarms"] == []
 
 
 @pytest.mark.parametrize(

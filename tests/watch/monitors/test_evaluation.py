@@ -39,7 +39,14 @@ def test_unavailable_mlflow_is_reported_before_any_window_is_judged(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("mlflow_deploy_plugin.watch.monitors.evaluation.count_rows", pytest.fail)
     window = parse_window("2013-07-01/1d")
-    question = WindowRequest("flights", "daily", MonitorSpec(), window, 1, Settings(home=tmp_path))
+    question = WindowRequest(
+        "flights",
+        "daily",
+        MonitorSpec(),
+        window,
+        1,
+        Settings(home=tmp_path),
+    )
 
     with (
         tracking_at(f"http://127.0.0.1:{free_port()}"),
@@ -85,7 +92,8 @@ def test_worker_logs_in_the_format_of_the_controller_without_retry_warnings(
     new_worker.call(logging.warning, "memory is short", seconds=SECONDS)
     new_worker.end()
     (line,) = map(read_line, capfd.readouterr().err.splitlines())
-    assert (line["service.node.role"], line["message"]) == ("monitor", "memory is short")
+    assert line["service.node.role"] == "monitor"
+    assert line["message"] == "memory is short"
 
 
 BUDGET = {"alarms.false_per_year": 3}
@@ -107,7 +115,12 @@ def asked(world: MonitoredWorld, window: Window, monitor: str = "hourly") -> Win
     )
 
 
-def judged(world: MonitoredWorld, number: float, monitor: str = "hourly", **fields: Any) -> None:
+def judged(
+    world: MonitoredWorld,
+    number: float,
+    monitor: str = "hourly",
+    **fields: Any,
+) -> None:
     """Store a judged hour, counted from noon."""
     start = NOON + number * HOUR
     window = world.monitors.add("flights", monitor, start, start + HOUR)
@@ -140,7 +153,8 @@ def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(
     ]
     assert request.baseline == {"x": NOON}
     assert request.follows_levels
-    assert (request.accuracy, request.notes) == (None, ("an agent is silent",))
+    assert request.accuracy is None
+    assert request.notes == ("an agent is silent",)
 
 
 def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(
@@ -182,22 +196,29 @@ def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(
 
     assert without.notes == ("an agent is silent",)
     assert mentions(request.notes[1], "overlaps", "2026-11-20T12:00:00/2026-11-20T13:00:00")
-    assert (request.past, request.false_per_year) == ([], 3)
+    assert request.past == []
+    assert request.false_per_year == 3
 
 
 def test_windows_outside_the_schedule_have_a_history_without_levels(world: MonitoredWorld) -> None:
     world.endpoint()
     for number in (0, 0.5, 1):
-        judged(world, number, verdict="drift", evidence=evidence(1) | {"alarms": ["x"]})
+        judged(
+            world,
+            number,
+            verdict="drift",
+            evidence=evidence(1) | {"alarms": ["x"]},
+        )
 
-    request = asked(world, Window(NOON + 3 * HOUR / 2, NOON + 5 * HOUR / 2))
+    request = asked(
+        world,
+        Window(NOON + 3 * HOUR / 2, NOON + 5 * HOUR / 2),
+    )
     (before,) = request.past
 
-    assert (before.start, before.state, before.evidence.alarms) == (
-        NOON + HOUR / 2,
-        "drift",
-        ("x",),
-    )
+    assert before.start == NOON + HOUR / 2
+    assert before.state == "drift"
+    assert before.evidence.alarms == ("x",)
     assert not request.follows_levels
 
 

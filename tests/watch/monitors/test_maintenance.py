@@ -67,9 +67,8 @@ def test_the_many_files_of_an_hour_that_is_over_become_one(
     for _ in range(5):
         world.rows(hour)
     assert len(files(tmp_path)) == 5
-    world.now = datetime.now(UTC) + timedelta(
-        hours=1,
-    )  # Files that were just written are not maintained yet.
+    # Files that were just written are not maintained yet.
+    world.now = datetime.now(UTC) + timedelta(hours=1)
     with kept_up(world):
         wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
 
@@ -80,7 +79,16 @@ def test_expired_alerts_are_deleted_from_the_store(world: MonitoredWorld) -> Non
     alerts = Alerts(world.store)
     alerts.add_once(Alert("long over", "flights", "hourly", "resolved", NOON, NOON))
     world.now = NOON + timedelta(days=5)
-    alerts.add_once(Alert("over", "flights", "hourly", "resolved", world.now, world.now))
+    alerts.add_once(
+        Alert(
+            "over",
+            "flights",
+            "hourly",
+            "resolved",
+            world.now,
+            world.now,
+        )
+    )
     world.now += timedelta(days=6)
     world.settings = world.settings.model_copy(update={"monitor_retention_days": 7})
 
@@ -147,9 +155,8 @@ def test_windows_waiting_for_labels_are_retained_with_those_to_catch_up(
     )
 
     assert labels.start <= first.window.start == NOON
-    assert yearly.start == now - timedelta(
-        hours=100,
-    )  # This is the maximum number of missed windows.
+    # This is the maximum number of missed windows.
+    assert yearly.start == now - timedelta(hours=100)
 
 
 @pytest.mark.long
@@ -158,11 +165,12 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
     world: MonitoredWorld,
     first_hour: int,
 ) -> None:
+    # These settings read five days.
     spec = {
         "every": "1d",
         "reference": "rolling:1d",
         "false_alarm_rate": "0.5",
-    }  # These settings read five days.
+    }
     world.endpoint(daily=spec)
     endpoint = world.store.endpoint("flights")
     assert endpoint is not None
@@ -203,7 +211,10 @@ def test_rows_older_than_the_retention_are_deleted_and_logged(
         {"capture.retention": "90d"},
     )
     world.store.add_endpoint("onnxserve", spec)
-    world.rows(world.now - timedelta(days=100), world.now - timedelta(days=80))
+    world.rows(
+        world.now - timedelta(days=100),
+        world.now - timedelta(days=80),
+    )
     caplog.set_level("INFO")
 
     with kept_up(world):

@@ -44,10 +44,27 @@ class Turned:
             max_catch_up=1,
         )
 
-    def label(self, rows: Iterable[int], label: str | float = "late") -> None:
+    def label(
+        self,
+        rows: Iterable[int],
+        label: str | float = "late",
+    ) -> None:
         now = self.world.now
-        labels = [Label(str(row), None, None, label, int(now.timestamp() * 1e6)) for row in rows]
-        self.world.writer.label(*labels, day=f"{now:%F}", name=uuid.uuid4().hex)
+        labels = [
+            Label(
+                str(row),
+                None,
+                None,
+                label,
+                int(now.timestamp() * 1e6),
+            )
+            for row in rows
+        ]
+        self.world.writer.label(
+            *labels,
+            day=f"{now:%F}",
+            name=uuid.uuid4().hex,
+        )
 
     def judge(self) -> None:
         """Return all stored and due windows."""
@@ -83,7 +100,8 @@ def test_a_window_is_judged_again_with_enough_labels_and_then_with_each_twentiet
 ) -> None:
     turned.label(range(9))
     turned.judge()
-    assert (turned.window.revision, turned.window.figures["labelled_rows"]) == (1, 9)
+    assert turned.window.revision == 1
+    assert turned.window.figures["labelled_rows"] == 9
 
     for rows, revision in (([8], 1), ([9], 2), ([10], 2), ([11], 3), (range(12, ROWS), 4), ([], 4)):
         turned.label(rows)
@@ -95,7 +113,10 @@ def test_a_window_is_judged_again_with_enough_labels_and_then_with_each_twentiet
     )
 
 
-@pytest.mark.parametrize(("labels", "is_enough"), [(10_999, False), (11_000, True)])
+@pytest.mark.parametrize(
+    ("labels", "is_enough"),
+    [(10_999, False), (11_000, True)],
+)
 def test_of_a_window_of_more_rows_than_are_looked_at_a_twentieth_of_these_is_enough(
     world: MonitoredWorld,
     labels: int,
@@ -119,7 +140,12 @@ def test_a_single_reported_label_is_enough(world: MonitoredWorld) -> None:
     judged = replace(added, rows=1_000, figures={"labelled_rows": 0.0, "labelled_share": 0.0})
 
     assert [
-        is_material(labels, judged, world.spec(hits=spec).monitors["hits"]) for labels in (0, 1)
+        is_material(
+            labels,
+            judged,
+            world.spec(hits=spec).monitors["hits"],
+        )
+        for labels in (0, 1)
     ] == [False, True]
 
 
@@ -129,10 +155,11 @@ def test_files_that_hold_no_new_labels_are_counted_once(
 ) -> None:
     turned.label(range(20))
     turned.judge()
+    # Later labels replace earlier labels, so their number does not change.
     turned.label(
         range(20),
         "another",
-    )  # Later labels replace earlier labels, so their number does not change.
+    )
     digest = turned.window.log_digest
 
     assert turned.look_again() == 1
@@ -144,7 +171,15 @@ def test_files_that_hold_no_new_labels_are_counted_once(
 
 def test_labels_are_looked_for_a_week_after_they_should_have_been_in(turned: Turned) -> None:
     turned.judge()
-    turned.world.now = NOON + HOUR + timedelta(hours=2, days=7, minutes=-90)
+    turned.world.now = (
+        NOON
+        + HOUR
+        + timedelta(
+            hours=2,
+            days=7,
+            minutes=-90,
+        )
+    )
     turned.label(range(10))
     assert turned.look_again() == 2
     turned.world.now += HOUR

@@ -71,7 +71,9 @@ def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monito
 
     written = run(world)
 
-    assert (written.monitor, written.start, written.state) == ("hourly", NOON - 3 * HOUR, "judged")
+    assert written.monitor == "hourly"
+    assert written.start == NOON - 3 * HOUR
+    assert written.state == "judged"
     assert world.asked[-1].spec.min_rows == 60
 
 
@@ -98,19 +100,25 @@ def test_a_window_that_was_judged_already_gets_a_further_revision(world: Monitor
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
-    world.monitors.update(replace(begun, state="judged", verdict="drift", run_id="of the schedule"))
+    world.monitors.update(
+        replace(
+            begun,
+            state="judged",
+            verdict="drift",
+            run_id="of the schedule",
+        )
+    )
     world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
 
     run(world)
 
     first, second = world.monitors.windows("flights", "hourly")
-    assert (first.verdict, first.run_id) == ("drift", "of the schedule")
-    assert (second.revision, second.verdict, second.log_rows, second.run_id) == (
-        2,
-        "no drift",
-        3,
-        "run-1",
-    )
+    assert first.verdict == "drift"
+    assert first.run_id == "of the schedule"
+    assert second.revision == 2
+    assert second.verdict == "no drift"
+    assert second.log_rows == 3
+    assert second.run_id == "run-1"
     assert (first.by_hand, second.by_hand) == (False, True)
 
 
@@ -127,11 +135,24 @@ def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(
     monitor = find_monitor(deployments(world), "flights", None)
 
     run(world)
-    list(manual_runs.backfill(deployments(world), monitor, NOON, NOON + HOUR, world.answer))
+    list(
+        manual_runs.backfill(
+            deployments(world),
+            monitor,
+            NOON,
+            NOON + HOUR,
+            world.answer,
+        )
+    )
 
     assert [request.window.start for request in world.asked] == [NOON + HOUR, NOON]
     assert {
-        (request.monitor, request.spec.min_rows, request.capture.mask) for request in world.asked
+        (
+            request.monitor,
+            request.spec.min_rows,
+            request.capture.mask,
+        )
+        for request in world.asked
     } == {
         ("hourly", 7, ("carrier",)),
     }
@@ -144,7 +165,8 @@ def test_captured_rows_without_an_endpoint_are_judged_by_a_default_monitor(
 
     written = run(world, "nightly")
 
-    assert (written.monitor, written.end - written.start) == ("nightly", timedelta(days=1))
+    assert written.monitor == "nightly"
+    assert written.end - written.start == timedelta(days=1)
 
 
 def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_another_name(
@@ -173,8 +195,11 @@ def test_window_judged_with_temporary_bounds_is_not_stored(
         world.answer,
     )
 
-    assert (world.asked[-1].spec.min_rows, world.asked[-1].tried) == (9, "min_rows=9")
-    assert (shown.verdict, shown.run_id, shown.rows) == ("drift", "run-1", 3)
+    assert world.asked[-1].spec.min_rows == 9
+    assert world.asked[-1].tried == "min_rows=9"
+    assert shown.verdict == "drift"
+    assert shown.run_id == "run-1"
+    assert shown.rows == 3
     assert world.asked[-1].notes == (
         "judged once with min_rows=9: only logged to MLflow, not a verdict of the monitor",
     )
@@ -195,7 +220,15 @@ def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_
         if by == "run":
             run(world, window=Window(NOON, NOON + HOUR))
         else:
-            list(manual_runs.backfill(deployments(world), monitor, NOON, NOON + HOUR, world.answer))
+            list(
+                manual_runs.backfill(
+                    deployments(world),
+                    monitor,
+                    NOON,
+                    NOON + HOUR,
+                    world.answer,
+                )
+            )
     world.judge = lambda asked: "drift"
     world.start()
 
@@ -242,14 +275,22 @@ def test_a_window_that_was_begun_before_it_was_due_and_judged_after_is_judged_by
 
 def test_a_window_that_the_schedule_tries_again_stays_the_schedules(world: MonitoredWorld) -> None:
     world.due()
-    waiting = replace(world.monitors.add("flights", "hourly", NOON, NOON + HOUR), attempts=1)
+    waiting = replace(
+        world.monitors.add("flights", "hourly", NOON, NOON + HOUR),
+        attempts=1,
+    )
     world.monitors.update(waiting)
     world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
 
     run(world)
 
     assert [
-        (window.revision, window.state, window.by_hand) for window in world.monitors.windows()
+        (
+            window.revision,
+            window.state,
+            window.by_hand,
+        )
+        for window in world.monitors.windows()
     ] == [
         (1, "pending", False),
         (2, "judged", True),
@@ -265,7 +306,12 @@ def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredW
     run(world)
 
     assert [
-        (window.revision, window.state, window.by_hand) for window in world.monitors.windows()
+        (
+            window.revision,
+            window.state,
+            window.by_hand,
+        )
+        for window in world.monitors.windows()
     ] == [
         (1, "judged", False),
         (2, "judged", True),
@@ -308,7 +354,13 @@ def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(
 ) -> None:
     world.endpoint()
     world.rows(NOON, NOON + HOUR / 4, NOON + HOUR)
-    odd = world.monitors.add("flights", "hourly", NOON + HOUR / 4, NOON + HOUR / 2, by_hand=True)
+    odd = world.monitors.add(
+        "flights",
+        "hourly",
+        NOON + HOUR / 4,
+        NOON + HOUR / 2,
+        by_hand=True,
+    )
     world.monitors.update(replace(odd, state="running"))
     world.now = NOON + 2 * HOUR + timedelta(minutes=30)
 
@@ -318,9 +370,11 @@ def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(
 
     assert [request.window.start for request in world.asked] == [NOON, NOON + HOUR]
     (overview,) = overviews(world.store)
-    assert (overview.status, overview.open) == ("waiting", None)
+    assert overview.status == "waiting"
+    assert overview.open is None
     taken = run(world, window=Window(odd.start, odd.end))
-    assert (taken.id, taken.state) == (odd.id, "judged")
+    assert taken.id == odd.id
+    assert taken.state == "judged"
 
 
 def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
@@ -353,7 +407,11 @@ def test_missing_endpoint_monitor_or_rows_error_names_the_alternatives(
     with refused(InvalidConfig, "--monitor daily | hourly"):
         run(world)
     with refused(NotFound, "no captured rows", "2026-11-20T12:00"):
-        run(world, "hourly", Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR))
+        run(
+            world,
+            "hourly",
+            Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR),
+        )
 
 
 def test_too_large_backfill_is_refused_with_the_latest_possible_end(
@@ -412,9 +470,8 @@ def test_run_due_stops_at_a_failed_window_until_it_is_judged(
     world.judge = fails
 
     assert due() == [("pending", 1)]
-    assert due() == [
-        ("pending", 1),
-    ]  # The next attempt is not due yet, but a Job may start its next pod now.
+    # The next attempt is not due yet, but a Job may start its next pod now.
+    assert due() == [("pending", 1)]
     assert [line.partition("will be retried")[2] for line in world.said] == [": the disk is full"]
     world.judge = lambda asked: "no drift"
     world.now += HOUR / 60
@@ -431,7 +488,10 @@ def test_ten_commands_lead_from_a_notebook_to_an_alert(
     uri = new_database(tmp_path)
     with empty_home(tmp_path), receiver() as channel:
         reader = page_reader(tmp_path, uri)
-        reader = replace(reader, ports={**reader.ports, "8124": str(channel.port)})
+        reader = replace(
+            reader,
+            ports={**reader.ports, "8124": str(channel.port)},
+        )
         _, served, watched, alerted = reader.run_page("ten-commands.md")
         files = reader.run("onnxserve drift run cancer --rows shifted.csv --reference training.csv")
         listed = reader.run(

@@ -112,7 +112,12 @@ def test_windows_lie_on_their_grid() -> None:
 
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-MARK = Watermark("one", ("flights",), complete_until=NOW - timedelta(seconds=2), written_at=NOW)
+MARK = Watermark(
+    "one",
+    ("flights",),
+    complete_until=NOW - timedelta(seconds=2),
+    written_at=NOW,
+)
 LATER = replace(MARK, agent="two", complete_until=NOW - timedelta(minutes=3))
 
 
@@ -126,7 +131,10 @@ def test_the_slowest_agent_counts() -> None:
 
 def test_an_agent_that_has_ended_or_serves_others_is_not_waited_for() -> None:
     assert readiness(
-        [replace(MARK, ended=True), replace(MARK, endpoints=("other",))],
+        [
+            replace(MARK, ended=True),
+            replace(MARK, endpoints=("other",)),
+        ],
         "flights",
         NOW,
     ).covers(NOW)
@@ -168,7 +176,9 @@ def test_a_monitor_waits_for_its_window_then_for_the_rows_of_it(world: Monitored
     world.watermark(NOON + HOUR / 2)
     after = overview_of(world)
 
-    assert (before.status, before.why, before.last) == ("waiting", "", None)
+    assert before.status == "waiting"
+    assert before.why == ""
+    assert before.last is None
     assert before.next_due is not None
     assert timedelta(minutes=65) <= before.next_due - NOON <= timedelta(minutes=66)
     assert mentions(after.why, "waiting for rows", "2026-11-20 12:30:00 UTC")
@@ -185,7 +195,8 @@ def test_failing_monitor_shows_the_reason_and_the_next_attempt(world: MonitoredW
 
     overview = overview_of(world)
 
-    assert (overview.status, overview.why) == ("failing", "attempt 1: the reference cannot be read")
+    assert overview.status == "failing"
+    assert overview.why == "attempt 1: the reference cannot be read"
     assert overview.next_due == window.not_before == world.now + timedelta(seconds=15)
 
 
@@ -194,5 +205,6 @@ def test_a_time_zone_that_is_unknown_here_breaks_its_monitor(world: MonitoredWor
 
     overview = overview_of(world)
 
-    assert (overview.status, overview.next_due) == ("broken", None)
+    assert overview.status == "broken"
+    assert overview.next_due is None
     assert "time_zone 'Nowhere/Near'" in overview.why

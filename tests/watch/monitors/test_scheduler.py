@@ -40,13 +40,13 @@ def test_a_window_is_judged_once_its_grace_has_passed_and_its_outcome_is_in_the_
     world.now += timedelta(minutes=2)
     (window,) = world.wait_for(1)
 
-    assert (window.start, window.end, window.revision) == (NOON, NOON + HOUR, 1)
-    assert (window.verdict, window.rows, window.log_rows, window.run_id) == (
-        "no drift",
-        3,
-        3,
-        "run-1",
-    )
+    assert window.start == NOON
+    assert window.end == NOON + HOUR
+    assert window.revision == 1
+    assert window.verdict == "no drift"
+    assert window.rows == 3
+    assert window.log_rows == 3
+    assert window.run_id == "run-1"
     assert world.monitors.state("flights", "hourly").made_up_to == NOON + HOUR
     wait_until(lambda: world.said, SECONDS, "it is said")
     assert world.said == [
@@ -75,7 +75,8 @@ def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_noth
         "no drift",
         "no drift",
     ]
-    assert (windows[1].reason, windows[1].run_id) == ("the window has no rows", "")
+    assert windows[1].reason == "the window has no rows"
+    assert windows[1].run_id == ""
 
 
 def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_nothing(
@@ -103,7 +104,8 @@ def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_nothing(
     windows = world.wait_for(2)
 
     assert [request.window.start for request in world.asked] == [NOON]
-    assert (windows[1].reason, windows[1].run_id) == ("the window has no rows", "")
+    assert windows[1].reason == "the window has no rows"
+    assert windows[1].run_id == ""
     assert {*read} == {NOON}  # The past of the window without rows is not read.
 
 
@@ -115,10 +117,8 @@ def test_a_service_level_is_judged_where_every_request_failed(world: MonitoredWo
     world.start()
     (window,) = world.wait_for(1)
 
-    assert (window.verdict, window.log_rows) == (
-        "no drift",
-        3,
-    )  # These values are from the test's judge.
+    assert window.verdict == "no drift"  # These values are from the test's judge.
+    assert window.log_rows == 3
 
 
 def test_long_backlog_is_limited_to_the_newest_windows_and_notes_the_skipped_ones(
@@ -261,7 +261,10 @@ def test_rows_that_come_later_make_the_next_revision(world: MonitoredWorld) -> N
     world.start()  # The scheduler searches for late rows at its start and then every hour.
     first, second = world.wait_for(2)
 
-    assert (first.revision, first.log_rows, second.revision, second.log_rows) == (1, 3, 2, 5)
+    assert first.revision == 1
+    assert first.log_rows == 3
+    assert second.revision == 2
+    assert second.log_rows == 5
     assert [request.revision for request in world.asked] == [1, 2]
 
 
@@ -271,13 +274,15 @@ def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld
     (window,) = world.wait_for(1)
     world.end()
     (file,) = (world.folder / "inference_log").rglob("*.parquet")
-    (file.parent / "again.parquet").write_bytes(
-        file.read_bytes(),
-    )  # The same segment was shipped twice.
+    # The same segment was shipped twice.
+    (file.parent / "again.parquet").write_bytes(file.read_bytes())
 
     world.start()
 
-    wait_until(lambda: world.monitors.windows()[0].log_digest != window.log_digest, SECONDS)
+    wait_until(
+        lambda: world.monitors.windows()[0].log_digest != window.log_digest,
+        SECONDS,
+    )
     assert len(world.monitors.windows()) == 1
 
 
@@ -306,7 +311,10 @@ def test_windows_of_a_monitor_that_is_taken_away_meanwhile_are_closed(
     world.judge = judge
     world.due()
     world.start()
-    wait_until(lambda: world.monitors.windows(states=("pending",)) and world.asked, SECONDS)
+    wait_until(
+        lambda: world.monitors.windows(states=("pending",)) and world.asked,
+        SECONDS,
+    )
 
     world.store.replace_spec(world.spec(daily={"every": "1d"}))
 
@@ -372,7 +380,9 @@ def test_where_the_clock_has_jumped_ahead_and_back_each_window_is_judged_in_its_
     world.now = NOON + HOUR + timedelta(minutes=6)
     (judged,) = world.wait_for(1)
 
-    assert (judged.start, judged.revision, judged.verdict) == (NOON, 1, "no drift")
+    assert judged.start == NOON
+    assert judged.revision == 1
+    assert judged.verdict == "no drift"
     assert world.monitors.state("flights", "hourly").note == ""
 
 
@@ -501,7 +511,13 @@ def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_then_cost_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for number in range(50):
-        world.endpoint(f"e{number}", a={}, b={}, c={}, d={})
+        world.endpoint(
+            f"e{number}",
+            a={},
+            b={},
+            c={},
+            d={},
+        )
         world.rows(NOON, endpoint=f"e{number}")
     world.now = NOON + HOUR + timedelta(minutes=6)
 
@@ -554,7 +570,9 @@ def test_window_begun_by_a_dead_controller_is_finished_by_the_next(world: Monito
     world.start(lease_seconds=4)
 
     (window,) = world.wait_for(1)
-    assert (window.id, window.verdict, window.attempts) == (begun.id, "no drift", 1)
+    assert window.id == begun.id
+    assert window.verdict == "no drift"
+    assert window.attempts == 1
 
 
 def test_a_window_that_kills_one_controller_after_the_other_is_given_up(
@@ -567,7 +585,8 @@ def test_a_window_that_kills_one_controller_after_the_other_is_given_up(
     world.start()
 
     (window,) = world.wait_for(1, state="failed")
-    assert (world.asked, window.attempts) == ([], 5)
+    assert world.asked == []
+    assert window.attempts == 5
     assert window.reason.startswith("the process that judged the window was killed")
 
 
@@ -590,7 +609,8 @@ def test_verdict_found_under_a_lost_lease_is_not_stored(world: MonitoredWorld) -
     world.start(lease_seconds=3)
 
     (window,) = world.wait_for(1)
-    assert (window.verdict, len(world.asked)) == ("no drift", 2)
+    assert window.verdict == "no drift"
+    assert len(world.asked) == 2
 
 
 def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWorld) -> None:
@@ -608,7 +628,8 @@ def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWor
     may_end.set()
     world.end()
     (left,) = world.monitors.windows()
-    assert (left.state, left.attempts) == ("pending", 0)
+    assert left.state == "pending"
+    assert left.attempts == 0
 
     world.judge = lambda asked: "drift"
     world.start()
@@ -627,4 +648,5 @@ def test_alert_is_resolved_when_its_monitor_is_removed(world: MonitoredWorld) ->
 
     wait_until(lambda: not Alerts(world.store).firing(), SECONDS, "the alert is over")
     (alert,) = Alerts(world.store).recent()
-    assert (alert.state, alert.detail["lines"]) == ("resolved", ["the monitor was removed"])
+    assert alert.state == "resolved"
+    assert alert.detail["lines"] == ["the monitor was removed"]

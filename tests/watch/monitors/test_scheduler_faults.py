@@ -38,11 +38,23 @@ class Machine:
         self.folder = folder
         self.home = folder / "home"
         self.tracking_uri = tracking_uri
-        self.begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 3 * HOUR
+        self.begin = (
+            datetime.now(UTC).replace(
+                minute=0,
+                second=0,
+                microsecond=0,
+            )
+            - 3 * HOUR
+        )
         self.store = open_store(Settings(home=self.home).store_url)
         self.controllers: list[subprocess.Popen[bytes]] = []
 
-    def endpoint(self, name: str, hours: int = 1, **more: str) -> None:
+    def endpoint(
+        self,
+        name: str,
+        hours: int = 1,
+        **more: str,
+    ) -> None:
         make_endpoint(self.home, name, "1h", self.begin, **more)
         for number in range(hours):
             capture(self.home, self.begin + number * HOUR, name=name)
@@ -88,7 +100,12 @@ class Machine:
             window for window in Monitors(self.store).windows(endpoint) if window.state == state
         ]
 
-    def wait_for(self, endpoint: str, count: int, state: str = "judged") -> list[MonitorWindow]:
+    def wait_for(
+        self,
+        endpoint: str,
+        count: int,
+        state: str = "judged",
+    ) -> list[MonitorWindow]:
         def found() -> list[MonitorWindow]:
             windows = self.windows(endpoint, state)
             return windows if len(windows) >= count else []
@@ -117,7 +134,10 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Machine]:
+def machine(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> Iterator[Machine]:
     made = Machine(tmp_path, new_database(tmp_path))
     yield made
     made.kill()
@@ -230,7 +250,11 @@ def test_a_judgement_whose_process_is_killed_is_made_again(machine: Machine) -> 
     assert windows[0].verdict == "no drift"
 
 
-def waited_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+def waited_for(
+    condition: Callable[[], Any],
+    seconds: float,
+    what: str,
+) -> Any:
     """Wait as `wait_until`, with pauses that leave CPU time to the processes."""
     looked = 0.0
 

@@ -45,7 +45,10 @@ def heir(world: MonitoredWorld) -> MonitoredWorld:
     return world
 
 
-def judged(world: MonitoredWorld, window: Window | None = None) -> tuple[object, int]:
+def judged(
+    world: MonitoredWorld,
+    window: Window | None = None,
+) -> tuple[object, int]:
     deployments = Deployments(world.store, world.settings, world.said.append)
     monitor = find_monitor(deployments, "flights", None)
     written, _ = manual_runs.run_window(deployments, monitor, window, world.answer)
@@ -58,9 +61,8 @@ def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted:
     if is_compacted:
         assert compact(whole, "flights", heir.now + 10 * 24 * HOUR).written_files == 2
     day = Window(NOON - 12 * HOUR, NOON + 12 * HOUR)
-    assert window_versions(whole, "flights", day) == {
-        ("flight-delay", "1"): 17,
-    }  # The sketches of all rows are kept.
+    # The sketches of all rows are kept.
+    assert window_versions(whole, "flights", day) == {("flight-delay", "1"): 17}
 
     log = endpoint_log(heir.settings, heir.store.endpoint("flights"))
 
@@ -70,7 +72,8 @@ def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted:
     with refused(NotFound, "2026-11-20T14:00"):
         judged(heir, Window(NOON, NOON + HOUR))
     stats = log_stats(log, "flights")
-    assert (stats.rows, stats.first) == (5, NOON + HOUR + 40 * MINUTE)
+    assert stats.rows == 5
+    assert stats.first == NOON + HOUR + 40 * MINUTE
 
 
 def test_sql_still_reads_the_rows_of_the_deleted_namesake(heir: MonitoredWorld) -> None:
@@ -103,14 +106,18 @@ def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld)
     world.endpoint("taxis")
     world.rows(NOON, endpoint="taxis")
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
-    Alerts(world.store).change("f", lambda _: Alert("f", "flights", "hourly", "firing", NOON, NOON))
+    Alerts(world.store).change(
+        "f",
+        lambda _: Alert("f", "flights", "hourly", "firing", NOON, NOON),
+    )
     world.spoil("flights")
     world.now = NOON + HOUR + timedelta(minutes=6)
 
     world.start()
     (judged,) = world.wait_for(1)
 
-    assert (judged.endpoint, judged.verdict) == ("taxis", "no drift")
+    assert judged.endpoint == "taxis"
+    assert judged.verdict == "no drift"
     wait_until(
         lambda: any(mentions(line, "'flights'", "cannot be read") for line in world.said),
         SECONDS,

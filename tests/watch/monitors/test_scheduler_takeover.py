@@ -10,11 +10,25 @@ from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 def judged_by_hand(world: MonitoredWorld, start: datetime, end: datetime) -> None:
     window = world.monitors.add("flights", "hourly", start, end, by_hand=True)
-    world.monitors.update(replace(window, state="judged", verdict="drift", log_rows=1000))
+    world.monitors.update(
+        replace(
+            window,
+            state="judged",
+            verdict="drift",
+            log_rows=1000,
+        )
+    )
 
 
 def as_shown(windows: list[MonitorWindow]) -> list[tuple[datetime, timedelta, int]]:
-    return [(window.start, window.end - window.start, window.revision) for window in windows]
+    return [
+        (
+            window.start,
+            window.end - window.start,
+            window.revision,
+        )
+        for window in windows
+    ]
 
 
 def test_a_shorter_window_that_begins_with_it_does_not_stand_for_the_schedules(
@@ -27,7 +41,10 @@ def test_a_shorter_window_that_begins_with_it_does_not_stand_for_the_schedules(
 
     world.start()
 
-    assert {(NOON, HOUR / 2, 1), (NOON, HOUR, 2)} <= set(as_shown(world.wait_for(2)))
+    assert {
+        (NOON, HOUR / 2, 1),
+        (NOON, HOUR, 2),
+    } <= set(as_shown(world.wait_for(2)))
 
 
 def test_a_window_that_was_judged_before_it_was_due_is_judged_again(world: MonitoredWorld) -> None:
@@ -40,7 +57,10 @@ def test_a_window_that_was_judged_before_it_was_due_is_judged_again(world: Monit
 
     world.start()
 
-    assert as_shown(world.wait_for(2)) == [(NOON, HOUR, 1), (NOON, HOUR, 2)]
+    assert as_shown(world.wait_for(2)) == [
+        (NOON, HOUR, 1),
+        (NOON, HOUR, 2),
+    ]
     assert [alert.monitor for alert in Alerts(world.store).firing()] == ["hourly"]
 
 

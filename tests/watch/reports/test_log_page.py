@@ -28,11 +28,19 @@ RNG = np.random.default_rng(0)
 
 
 def number(values: list[Any], size: int = ROWS) -> ColumnValues:
-    return ColumnValues("trap", "number", np.resize(np.asarray(values, dtype=np.float64), size))
+    return ColumnValues(
+        "trap",
+        "number",
+        np.resize(np.asarray(values, dtype=np.float64), size),
+    )
 
 
 def text(values: list[Any], size: int = ROWS) -> ColumnValues:
-    return ColumnValues("trap", "category", np.resize(np.array(values, dtype=object), size))
+    return ColumnValues(
+        "trap",
+        "category",
+        np.resize(np.array(values, dtype=object), size),
+    )
 
 
 def plain(size: int, shift: float = 0.0, name: str = "plain") -> ColumnValues:
@@ -55,7 +63,10 @@ def test_evidently_describes_the_columns_and_leaves_the_verdict_to_the_monitor()
     result = result_of(plain=9.0, trap=0.5)
     left = plain(SIZE)
     right = plain(ROWS, 2.0)
-    pairs = [(left, right), (text(["a", "b", None], SIZE), text(["a", "b"]))]
+    pairs = [
+        (left, right),
+        (text(["a", "b", None], SIZE), text(["a", "b"])),
+    ]
 
     files = build_report(replace(result, report=ReportData(pairs)))
 
@@ -66,7 +77,8 @@ def test_evidently_describes_the_columns_and_leaves_the_verdict_to_the_monitor()
         if m["metric_name"].startswith("MeanValue")
     }
     assert means == {"plain": pytest.approx(right.values.mean())}
-    assert (columns_of(files), document["tests"]) == ({"plain", "trap"}, [])
+    assert columns_of(files) == {"plain", "trap"}
+    assert document["tests"] == []
     drawn = re.findall(
         r"^ *var (?:additional_graphs_)?metric_.*$",
         str(files["report.html"]),
@@ -81,17 +93,41 @@ def test_evidently_describes_the_columns_and_leaves_the_verdict_to_the_monitor()
 
 
 TRAPS = {
-    "no value in the window": (number([1, 2, np.nan], SIZE), number([np.nan])),
-    "no value in the reference": (number([np.nan], SIZE), number([1, 2])),
+    "no value in the window": (
+        number([1, 2, np.nan], SIZE),
+        number([np.nan]),
+    ),
+    "no value in the reference": (
+        number([np.nan], SIZE),
+        number([1, 2]),
+    ),
     "no value at all": (text([None], SIZE), text([None])),
     "constant": (number([3], SIZE), number([3])),
-    "infinities": (number([np.inf, 1, 2], SIZE), number([-np.inf, 1, 2])),
-    "huge numbers": (number([1e300, -1e300, 1], SIZE), number([1e300])),
+    "infinities": (
+        number([np.inf, 1, 2], SIZE),
+        number([-np.inf, 1, 2]),
+    ),
+    "huge numbers": (
+        number([1e300, -1e300, 1], SIZE),
+        number([1e300]),
+    ),
     "a large constant": (number([1.7e18], SIZE), number([1.7e18])),
-    "ids": (text([f"id{n}" for n in range(SIZE)], SIZE), text([f"x{n}" for n in range(ROWS)])),
-    "odd texts": (text(["ä" * 5000, "", " "], SIZE), text(["<script>alert(1)</script>"])),
-    "text that became numbers": (text(["1", "2"], SIZE), number([1, 2])),
-    "a third missing": (number([1, 2, 3] * 3 + [np.nan], SIZE), number([1, np.nan, np.nan])),
+    "ids": (
+        text([f"id{n}" for n in range(SIZE)], SIZE),
+        text([f"x{n}" for n in range(ROWS)]),
+    ),
+    "odd texts": (
+        text(["ä" * 5000, "", " "], SIZE),
+        text(["<script>alert(1)</script>"]),
+    ),
+    "text that became numbers": (
+        text(["1", "2"], SIZE),
+        number([1, 2]),
+    ),
+    "a third missing": (
+        number([1, 2, 3] * 3 + [np.nan], SIZE),
+        number([1, np.nan, np.nan]),
+    ),
 }
 
 
@@ -99,7 +135,10 @@ TRAPS = {
 def test_no_column_kills_the_report() -> None:
     """A report with all difficult columns of FACTS, and a normal column."""
     pairs = [
-        (ColumnValues(name, left.kind, left.values), ColumnValues(name, right.kind, right.values))
+        (
+            ColumnValues(name, left.kind, left.values),
+            ColumnValues(name, right.kind, right.values),
+        )
         for name, (left, right) in TRAPS.items()
     ]
     files = build_report(
@@ -126,10 +165,19 @@ def test_a_column_may_have_any_name() -> None:
         "<i>",
         "</script><script>alert(1)</script>",
     ]
-    pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in names]
+    pairs = [
+        (
+            plain(SIZE, name=name),
+            plain(ROWS, name=name),
+        )
+        for name in names
+    ]
 
     files = build_report(
-        replace(result_of(**scores_of(names)), report=ReportData([*pairs, *pairs])),
+        replace(
+            result_of(**scores_of(names)),
+            report=ReportData([*pairs, *pairs]),
+        ),
     )
 
     assert columns_of(files) == set(names)
@@ -138,10 +186,16 @@ def test_a_column_may_have_any_name() -> None:
 
 @pytest.mark.long
 def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small() -> None:
-    scores: dict[str, Any] = {"worst": 9.0, **{f"f{n}": 1.0 for n in range(1000)}}
+    scores: dict[str, Any] = {
+        "worst": 9.0,
+        **{f"f{n}": 1.0 for n in range(1000)},
+    }
     shared = RNG.normal(size=SIZE)
     pairs = [
-        (ColumnValues(name, "number", shared), ColumnValues(name, "number", shared[:ROWS]))
+        (
+            ColumnValues(name, "number", shared),
+            ColumnValues(name, "number", shared[:ROWS]),
+        )
         for name in scores
     ]
 
@@ -159,9 +213,12 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing() -> None:
     result = result_of(plain=9.0, notes=("a note <b>",))
 
     page = str(
-        build_report(replace(result, report=ReportData([(plain(SIZE), plain(ROWS))])))[
-            "report.html"
-        ],
+        build_report(
+            replace(
+                result,
+                report=ReportData([(plain(SIZE), plain(ROWS))]),
+            )
+        )["report.html"],
     )
 
     assert page.count("<body") == 1
@@ -178,7 +235,16 @@ SINCE_END = "2013-06-30T00:00:00+00:00"
 def test_page_shows_the_change_of_a_finding_and_its_start(check: Check) -> None:
     change = "0.84 (the window before) → 0.71, lower"
     since: dict[str, Any] = {"since": SINCE, "since_end": SINCE_END, "in_a_row": 3}
-    finding = Finding("wind", check, "drift", "on 500 rows", 6.0, 3.0, change=change, **since)
+    finding = Finding(
+        "wind",
+        check,
+        "drift",
+        "on 500 rows",
+        6.0,
+        3.0,
+        change=change,
+        **since,
+    )
 
     page = str(build_report(result_of(calm=1.0, findings=(finding,)))["report.html"])
 
@@ -218,13 +284,27 @@ def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level()
         since_range=interval,
     )
     starts = (FIRST - timedelta(days=1), FIRST)
-    report = ReportData(levels=(LevelSeries("wind, mean", starts, (3.0, 5.0), (3.0, 3.0), 0.5),))
+    report = ReportData(
+        levels=(
+            LevelSeries(
+                "wind, mean",
+                starts,
+                (3.0, 5.0),
+                (3.0, 3.0),
+                0.5,
+            ),
+        )
+    )
 
     shifted, calm = (
         build_report(result_of(findings=(finding,), report=data)) for data in (report, ReportData())
     )
 
-    row = re.sub("<[^>]*>", "|", str(shifted["report.html"]).rpartition("<tr><td>")[2])
+    row = re.sub(
+        "<[^>]*>",
+        "|",
+        str(shifted["report.html"]).rpartition("<tr><td>")[2],
+    )
     assert "|29 June 2013 |(95 % interval: 25 June to 1 July 2013)||" in row
     assert "|+6|" in row
     assert mentions(
@@ -238,7 +318,10 @@ def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level()
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_so_few_rows_are_not_drawn(rows: int) -> None:
     files = build_report(
-        replace(result_of(plain=9.0), report=ReportData([(plain(SIZE), plain(rows))])),
+        replace(
+            result_of(plain=9.0),
+            report=ReportData([(plain(SIZE), plain(rows))]),
+        ),
     )
 
     assert mentions(str(files["report.html"]), "charts need at least 3 rows")
@@ -277,7 +360,12 @@ def test_undecided_finding_is_shown_neither_as_an_alarm_nor_as_fine() -> None:
         0.79,
         0.8,
     )
-    result = result_of(findings=(finding,), kind="performance", state="cannot tell", figures={})
+    result = result_of(
+        findings=(finding,),
+        kind="performance",
+        state="cannot tell",
+        figures={},
+    )
 
     page = str(build_report(result)["report.html"])
 
@@ -293,7 +381,12 @@ def test_unjudged_window_has_a_page_with_the_reason() -> None:
     )
 
     page = str(
-        build_report(replace(result, report=ReportData([(plain(SIZE), plain(2))])))["report.html"],
+        build_report(
+            replace(
+                result,
+                report=ReportData([(plain(SIZE), plain(2))]),
+            )
+        )["report.html"],
     )
 
     assert "not judged" in page
@@ -311,7 +404,10 @@ def test_the_page_is_dark_if_asked_and_never_wider_than_the_screen(
     name = "a_column_with_a_long_name_" * 4
     pairs = [
         (plain(SIZE, name=name), plain(ROWS, name=name)),
-        (text(["a" * 70, "b"], SIZE), text(["a" * 70, "b"])),
+        (
+            text(["a" * 70, "b"], SIZE),
+            text(["a" * 70, "b"]),
+        ),
     ]
     result = result_of(
         trap=9.0,

@@ -16,8 +16,7 @@ def world(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[RetrainingWorld]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(
-        tmp_path,
-    )  # MLflow stores the artifacts of a database's experiments in the working directory.
+    # MLflow stores the artifacts of a database's experiments in the working directory.
+    monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)), retraining_world(tmp_path) as new_world:
         yield new_world

@@ -32,7 +32,12 @@ def start_controller(world: RetrainingWorld) -> "subprocess.Popen[bytes]":
         "1",
     ]
     with (world.folder / "controller.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ.copy())
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env=os.environ.copy(),
+        )
 
 
 def _has_come_to(world: RetrainingWorld, state: str) -> bool:
@@ -103,10 +108,8 @@ def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(
         "its plan in the store cannot be read (project: Field required; sampling: Unexpected "
         "keyword argument)"
     )
-    assert (ended.state, ended.reason) == (
-        "failed",
-        f"{reason}: `onnxserve retrain {ENDPOINT}` starts a new retraining",
-    )
+    assert ended.state == "failed"
+    assert ended.reason == f"{reason}: `onnxserve retrain {ENDPOINT}` starts a new retraining"
     assert mentions(
         world.said[-1],
         ENDPOINT,

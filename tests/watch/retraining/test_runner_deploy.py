@@ -61,7 +61,12 @@ def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: Retraining
     MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")
     rows = world.folder / "held_out.parquet"
     pq.write_table(pa.table(labelled(400, seed=3)), rows)
-    running = world.at("running", dataset=str(rows), target="label", data_digest="5f2a")
+    running = world.at(
+        "running",
+        dataset=str(rows),
+        target="label",
+        data_digest="5f2a",
+    )
     world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
     proposed = world.until("proposed", "failed", "left")
@@ -217,10 +222,8 @@ def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_i
     long_ago = utc_now() - timedelta(days=1)
     world.at("running", started_at=long_ago)
     failed = world.take()
-    assert (failed.state, failed.reason) == (
-        "failed",
-        "the run exceeded its timeout of 21600 s and was stopped",
-    )
+    assert failed.state == "failed"
+    assert failed.reason == "the run exceeded its timeout of 21600 s and was stopped"
 
 
 ELSEWHERE = {"host": "another 1a2b3c4d"}
@@ -239,10 +242,12 @@ def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(
     running = world.at("running", **ELSEWHERE)
     process.write_heartbeat(running.run_id, utc_now() + timedelta(minutes=30))
     waiting = later(world, minutes=31)
-    assert (waiting.state, waiting.reason) == ("running", "the training runs on another 1a2b3c4d")
+    assert waiting.state == "running"
+    assert waiting.reason == "the training runs on another 1a2b3c4d"
     world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
-    assert (world.take().state, world.latest().version) == ("registered", "2")
+    assert world.take().state == "registered"
+    assert world.latest().version == "2"
 
 
 @pytest.mark.parametrize("says", ["it runs", "nothing ever"])
@@ -258,7 +263,8 @@ def test_a_training_whose_machine_has_gone_is_begun_again_at_once(
     assert mentions(silent.reason, "another 1a2b3c4d")
     assert later(world, minutes=3, seconds=20).state == "running"  # MLflow may have been down.
     again = later(world, minutes=3, seconds=40)
-    assert (again.state, again.figures) == ("waiting", RetrainingFigures(attempt=2))
+    assert again.state == "waiting"
+    assert again.figures == RetrainingFigures(attempt=2)
     assert MlflowClient().get_run(running.run_id).info.status == "KILLED"
 
 
@@ -275,7 +281,8 @@ def test_of_two_versions_the_newest_is_the_candidate(world: RetrainingWorld) -> 
     for _ in range(2):
         world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
-    assert (world.take().state, world.latest().version) == ("registered", "3")
+    assert world.take().state == "registered"
+    assert world.latest().version == "3"
 
 
 def test_a_version_that_a_nested_run_has_registered_is_found(world: RetrainingWorld) -> None:
@@ -284,7 +291,8 @@ def test_a_version_that_a_nested_run_has_registered_is_found(world: RetrainingWo
     nested = MlflowClient().create_run(experiment, tags={"mlflow.parentRunId": running.run_id})
     world.register(nested.info.run_id)
     MlflowClient().set_terminated(running.run_id)
-    assert (world.take().state, world.latest().version) == ("registered", "2")
+    assert world.take().state == "registered"
+    assert world.latest().version == "2"
 
 
 def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(

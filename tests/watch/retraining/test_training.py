@@ -67,7 +67,10 @@ def next_one_is_not_blocked(world: RetrainingWorld) -> Any:
 
 def held_out(world: RetrainingWorld, **columns: Any) -> Path:
     file = world.folder / "held_out.parquet"
-    pq.write_table(pa.table({**labelled(400, seed=3), **columns}), file)
+    pq.write_table(
+        pa.table({**labelled(400, seed=3), **columns}),
+        file,
+    )
     return file
 
 
@@ -105,13 +108,19 @@ def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: Retraining
         world.spec(parameters={"does": "nothing"}),
     )
     running = world.take()
-    assert (running.state, running.figures.rows) == ("running", 300)
+    assert running.state == "running"
+    assert running.figures.rows == 300
     failed = world.until("failed")
     assert mentions(failed.reason, "no version", MODEL, "`mlflow.start_run()`")
 
 
 def test_labels_of_one_class_teach_nothing(world: RetrainingWorld) -> None:
-    world.capture(change=lambda rows: {**rows, "label": np.ones_like(rows["label"])})
+    world.capture(
+        change=lambda rows: {
+            **rows,
+            "label": np.ones_like(rows["label"]),
+        }
+    )
     assert retrain_on_alarm(world.deployments, world.result(), world.spec()) is not None
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
@@ -133,7 +142,10 @@ def test_a_process_that_the_project_has_left_behind_holds_nothing_up(
     world: RetrainingWorld,
 ) -> None:
     running = world.at("running")
-    left_behind = subprocess.Popen(["sleep", "600"], env=os.environ | {MARK: running.run_id})
+    left_behind = subprocess.Popen(
+        ["sleep", "600"],
+        env=os.environ | {MARK: running.run_id},
+    )
     try:
         version = world.register(running.run_id)
         MlflowClient().set_terminated(running.run_id)
@@ -141,7 +153,8 @@ def test_a_process_that_the_project_has_left_behind_holds_nothing_up(
     finally:
         left_behind.kill()
         left_behind.wait()
-    assert (registered.state, registered.version) == ("registered", version)
+    assert registered.state == "registered"
+    assert registered.version == version
     world.until("proposed")
 
 
@@ -191,7 +204,8 @@ def test_incremental_learns_the_window_and_holds_its_newest_rows_out(
     learned = written(collected.data)
     held_out = written(collected.held_out)
     assert learned.column_names == ["a", "b", "_event_time", "_label", "_label_number"]
-    assert (collected.rows, collected.held_out_rows) == (len(learned), len(held_out))
+    assert collected.rows == len(learned)
+    assert collected.held_out_rows == len(held_out)
     assert collected.digest == hashlib.sha256(collected.data.read_bytes()).hexdigest()
     assert collected.rows + collected.held_out_rows == 600
     assert 0.15 < collected.held_out_rows / 600 < 0.25
@@ -237,7 +251,8 @@ def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(
         ["b"],
     )
     assert written(collected.data).column_names == ["a", "_event_time", "_label", "_label_number"]
-    assert (collected.held_out, collected.rows) == (None, 600)
+    assert collected.held_out is None
+    assert collected.rows == 600
 
 
 def test_rows_without_an_optional_column_are_held_out_to_judge_a_version(
@@ -258,9 +273,8 @@ def test_rows_without_an_optional_column_are_held_out_to_judge_a_version(
 
 def test_columns_withheld_from_training_by_capture_are_named(world: RetrainingWorld) -> None:
     store = world.deployments.store
-    store.replace_spec(
-        configure(store.require_endpoint(ENDPOINT).spec, {"capture.mask": "b"}),
-    )  # No server is started.
+    # No server is started.
+    store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.mask": "b"}))
     world.capture()
     assert retrain_on_alarm(
         world.deployments,
@@ -297,11 +311,21 @@ def test_a_key_is_not_learned(world: RetrainingWorld) -> None:
 def test_too_few_labels_are_refused(world: RetrainingWorld) -> None:
     world.capture(rows=48)
     with refused(InvalidConfig, "48 labelled rows", "100"):
-        collect_training_data(log(world), plan(world, "incremental"), world.folder / "material", {})
+        collect_training_data(
+            log(world),
+            plan(world, "incremental"),
+            world.folder / "material",
+            {},
+        )
 
 
 def test_the_project_is_given_the_signatures_types(world: RetrainingWorld) -> None:
-    world.capture(change=lambda rows: {**rows, "a": np.round(rows["a"]).astype(np.float32)})
+    world.capture(
+        change=lambda rows: {
+            **rows,
+            "a": np.round(rows["a"]).astype(np.float32),
+        }
+    )
     types = {"a": "long", "b": "double"}
     collected = collect_training_data(
         log(world),
@@ -315,7 +339,10 @@ def test_the_project_is_given_the_signatures_types(world: RetrainingWorld) -> No
 
 def test_newest_rows_with_one_answer_alone_are_no_judges(world: RetrainingWorld) -> None:
     def newest_alike(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {**rows, "label": np.where(np.arange(600) < 400, rows["label"], 1)}
+        return {
+            **rows,
+            "label": np.where(np.arange(600) < 400, rows["label"], 1),
+        }
 
     world.capture(change=newest_alike)
     collected = collect_training_data(
@@ -324,7 +351,8 @@ def test_newest_rows_with_one_answer_alone_are_no_judges(world: RetrainingWorld)
         world.folder / "material",
         {},
     )
-    assert (collected.held_out, collected.rows) == (None, 600)
+    assert collected.held_out is None
+    assert collected.rows == 600
 
 
 def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(
@@ -336,7 +364,13 @@ def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(
         ("left", set()),
     ]
     for state, remaining in outcomes:
-        retraining = world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "a test"}, {})
+        retraining = world.retrainings.add(
+            ENDPOINT,
+            "accuracy",
+            MODEL,
+            {"why": "a test"},
+            {},
+        )
         # The first attempt was killed.
         attempts = [
             replace(retraining, figures=RetrainingFigures(attempt=number)) for number in (1, 2)
@@ -356,7 +390,10 @@ def sampled(world: RetrainingWorld, folder: str = "material", **sample: Any) -> 
     """Return the data of an incremental training with this sample of the rows before
     the window.
     """
-    retrain = world.spec(mode="incremental", sample={"recent": "3d", **sample}).retrain
+    retrain = world.spec(
+        mode="incremental",
+        sample={"recent": "3d", **sample},
+    ).retrain
     assert retrain is not None
     plan = plan_for(retrain, ENDPOINT, MODEL, "1", "1d", DAY, "ada")
     return collect_training_data(log(world), plan, world.folder / folder, {})
@@ -385,7 +422,10 @@ def four_days(world: RetrainingWorld) -> RetrainingWorld:
         world.capture(
             start=start,
             seed=days + 1,
-            change=lambda rows: {**rows, "b": np.abs(np.round(2 * rows["b"]))},
+            change=lambda rows: {
+                **rows,
+                "b": np.abs(np.round(2 * rows["b"])),
+            },
         )
     return world
 
@@ -403,10 +443,11 @@ def test_a_sample_adds_a_share_of_the_recent_rows_and_leaves_the_window_as_it_is
     data = sampled(four_days, fraction=0.2)
 
     older = times_of(data)
+    # The last 3 days before the end of the window.
     assert data.sample == {
         "rows": 1200,
         "selected": len(older),
-    }  # The last 3 days before the end of the window.
+    }
     assert 0.15 < len(older) / 1200 < 0.25
     assert min(older) >= DAY.end - timedelta(days=3)
     assert data.rows == plain.rows + len(older)
@@ -421,7 +462,11 @@ def test_the_same_log_gives_the_same_rows_and_a_late_row_changes_no_other_row(
     first = sampled(four_days, "first", fraction=0.2, weight="1d")
     assert sampled(four_days, "again", fraction=0.2, weight="1d").digest == first.digest
 
-    four_days.capture(rows=60, start=DAY.start - timedelta(hours=30), seed=9)
+    four_days.capture(
+        rows=60,
+        start=DAY.start - timedelta(hours=30),
+        seed=9,
+    )
 
     later = sampled(four_days, "later", fraction=0.2, weight="1d")
     assert later.sample["rows"] == first.sample["rows"] + 60
@@ -483,7 +528,10 @@ def test_window_longer_than_the_period_leaves_no_sample_before_it(
 
 @pytest.mark.parametrize(
     ("column", "names"),
-    [("a", ("'a'", "1,200 values", "200")), ("_labl", ("'_labl'", "missing", "or _label"))],
+    [
+        ("a", ("'a'", "1,200 values", "200")),
+        ("_labl", ("'_labl'", "missing", "or _label")),
+    ],
 )
 def test_a_column_that_cannot_be_stratified_is_refused(
     four_days: RetrainingWorld,
@@ -499,7 +547,10 @@ def test_rows_that_were_masked_before_the_window_are_refused_with_the_remedy(
 ) -> None:
     world.capture()
     hashes = np.array([f"{number:016x}" for number in range(600)])
-    world.capture(start=DAY.start - timedelta(days=1), change=lambda rows: {**rows, "b": hashes})
+    world.capture(
+        start=DAY.start - timedelta(days=1),
+        change=lambda rows: {**rows, "b": hashes},
+    )
     with refused(
         InvalidConfig,
         "Field b",
@@ -511,9 +562,16 @@ def test_rows_that_were_masked_before_the_window_are_refused_with_the_remedy(
         sampled(world)
 
 
-def rows_before(until: datetime, hours: list[int], **columns: Any) -> pa.Table:
+def rows_before(
+    until: datetime,
+    hours: list[int],
+    **columns: Any,
+) -> pa.Table:
     """Return a row of the log for each age in hours."""
-    times = pa.array([until - timedelta(hours=age) for age in hours], pa.timestamp("us", tz="UTC"))
+    times = pa.array(
+        [until - timedelta(hours=age) for age in hours],
+        pa.timestamp("us", tz="UTC"),
+    )
     identity = {
         "_segment": ["s"] * len(hours),
         "_offset": list(range(len(hours))),
@@ -543,7 +601,11 @@ def test_a_row_is_selected_with_the_fraction_halved_per_half_life(
     probability = fraction / 2 ** (age / 24)
     rows = rows_before(DAY.end, [age] * count, value=["x"] * count)
 
-    plain = select_rows(rows, SampleSpec(recent="3d", fraction=fraction, weight="1d"), DAY.end)
+    plain = select_rows(
+        rows,
+        SampleSpec(recent="3d", fraction=fraction, weight="1d"),
+        DAY.end,
+    )
     strata = select_rows(
         rows,
         SampleSpec(recent="3d", fraction=fraction, weight="1d", stratify="value"),
@@ -558,7 +620,11 @@ def test_a_row_is_selected_with_the_fraction_halved_per_half_life(
 
 
 @given(
-    st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=60),
+    st.lists(
+        st.sampled_from(["a", "b", None]),
+        min_size=1,
+        max_size=60,
+    ),
     st.floats(0.01, 1),
     st.randoms(),
 )
@@ -567,7 +633,11 @@ def test_a_selection_depends_on_the_rows_and_not_on_their_order(
     fraction: float,
     random: Random,
 ) -> None:
-    rows = rows_before(DAY.end, [1] * len(values), value=pa.array(values, pa.string()))
+    rows = rows_before(
+        DAY.end,
+        [1] * len(values),
+        value=pa.array(values, pa.string()),
+    )
     order = random.sample(range(len(values)), len(values))
     sample = SampleSpec(recent="3d", fraction=fraction, stratify="value")
 
@@ -580,10 +650,11 @@ def test_a_selection_depends_on_the_rows_and_not_on_their_order(
     counts = Counter(selected.column("value").to_pylist())
     for value, count in Counter(values).items():
         assert counts[value] >= 1
+        # The share is rounded up.
         assert counts[value] - count * fraction == pytest.approx(
             0.5,
             abs=0.5 + 1e-9,
-        )  # The share is rounded up.
+        )
 
 
 def test_the_selection_is_recorded_with_the_run_and_in_the_audit_trail(
@@ -602,7 +673,9 @@ def test_the_selection_is_recorded_with_the_run_and_in_the_audit_trail(
     record = json.loads(
         mlflow.artifacts.load_text(f"runs:/{running.run_id}/retraining/sample.json"),
     )
-    assert (record["sample"], record["window"], record["rows"]) == (fields, str(DAY), 1200)
+    assert record["sample"] == fields
+    assert record["window"] == str(DAY)
+    assert record["rows"] == 1200
     assert record["data_digest"] == running.figures.data_digest
     (event,) = (
         event

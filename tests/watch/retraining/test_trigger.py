@@ -19,7 +19,10 @@ from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused
 from tests.support.retraining import DAY, RetrainingWorld
 
-TOMORROW = Window(DAY.start + timedelta(days=1), DAY.end + timedelta(days=1))
+TOMORROW = Window(
+    DAY.start + timedelta(days=1),
+    DAY.end + timedelta(days=1),
+)
 
 
 def ended(world: RetrainingWorld) -> None:
@@ -40,9 +43,15 @@ def refusals(world: RetrainingWorld) -> list[str]:
 
 
 def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorld) -> None:
-    begun = retrain_on_alarm(world.deployments, world.result(), world.spec(mode="incremental"))
+    begun = retrain_on_alarm(
+        world.deployments,
+        world.result(),
+        world.spec(mode="incremental"),
+    )
     assert begun is not None
-    assert (begun.endpoint, begun.model, begun.state) == (ENDPOINT, MODEL, "waiting")
+    assert begun.endpoint == ENDPOINT
+    assert begun.model == MODEL
+    assert begun.state == "waiting"
     assert begun.spec["mode"] == "incremental"
     assert begun.cause["report"] == "http://mlflow/report"
     event = next(world.deployments.store.events(ENDPOINT, newest_first=True))
@@ -63,9 +72,17 @@ def test_result_without_an_alarm_or_monitor_without_retraining_starts_none(
 def test_repeated_result_starts_only_one_retraining(
     world: RetrainingWorld,
 ) -> None:
-    first = retrain_on_alarm(world.deployments, world.result(), world.spec(cooldown="1s"))
+    first = retrain_on_alarm(
+        world.deployments,
+        world.result(),
+        world.spec(cooldown="1s"),
+    )
     ended(world)
-    again = retrain_on_alarm(world.deployments, world.result(), world.spec(cooldown="1s"))
+    again = retrain_on_alarm(
+        world.deployments,
+        world.result(),
+        world.spec(cooldown="1s"),
+    )
     assert first is not None
     assert again == world.latest()
     assert again.id == first.id
@@ -83,13 +100,23 @@ def test_a_model_cools_down_and_the_trail_says_so_once(world: RetrainingWorld) -
     ended(world)
     for _ in range(2):
         assert (
-            retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.spec()) is None
+            retrain_on_alarm(
+                world.deployments,
+                world.result(window=TOMORROW),
+                world.spec(),
+            )
+            is None
         )
     assert len(refusals(world)) == 1
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
     world.ahead = timedelta(days=1, seconds=1)
     assert (
-        retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.spec()) is not None
+        retrain_on_alarm(
+            world.deployments,
+            world.result(window=TOMORROW),
+            world.spec(),
+        )
+        is not None
     )
 
 
@@ -158,10 +185,11 @@ def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_onc
     (world.project / "MLproject").rename(world.project / "gone")
     now = utc_now() + timedelta(days=3)
     for _ in range(2):
+        # a new controller in the second round
         schedule = RetrainingSchedule(
             world.deployments,
             "controller",
-        )  # a new controller in the second round
+        )
         schedule.request_due(now)
         schedule.request_due(now)
     assert len(refusals(world)) == 2
@@ -178,11 +206,9 @@ def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -
         why="new carrier",
         actor="ada",
     )
-    assert (retraining.state, retraining.spec["mode"], retraining.spec["base_version"]) == (
-        "waiting",
-        "incremental",
-        "1",
-    )
+    assert retraining.state == "waiting"
+    assert retraining.spec["mode"] == "incremental"
+    assert retraining.spec["base_version"] == "1"
     assert mentions(retraining.cause["why"], "ada", "new carrier")
 
 

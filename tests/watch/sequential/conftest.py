@@ -37,8 +37,16 @@ def rows_of(day: int) -> dict[str, Any]:
     share = 0.5 + rng.normal(0, 0.05)
     return {
         "temp": rng.normal(rng.normal(10, 0.5), 1, ROWS),
-        "delay": np.where(rng.random(ROWS) < 0.1, np.nan, rng.normal(rng.normal(0, 0.5), 1, ROWS)),
-        "carrier": np.where(rng.random(ROWS) < share, "UA", rng.choice(["AA", "DL"], ROWS)),
+        "delay": np.where(
+            rng.random(ROWS) < 0.1,
+            np.nan,
+            rng.normal(rng.normal(0, 0.5), 1, ROWS),
+        ),
+        "carrier": np.where(
+            rng.random(ROWS) < share,
+            "UA",
+            rng.choice(["AA", "DL"], ROWS),
+        ),
     }
 
 
@@ -73,7 +81,12 @@ class Stream:
     of the windows before.
     """
 
-    def __init__(self, reference: DriftReference, days_per_window: int = 1, **spec: Any) -> None:
+    def __init__(
+        self,
+        reference: DriftReference,
+        days_per_window: int = 1,
+        **spec: Any,
+    ) -> None:
         self.reference = reference
         self._days_per_window = days_per_window
         self._spec = MonitorSpec(min_rows=30, **spec)

@@ -28,7 +28,11 @@ def levels(values: Array) -> ReferenceLevels:
     )
 
 
-def statements(values: Array, per_year: float = 1.0, **spec: Any) -> list[str]:
+def statements(
+    values: Array,
+    per_year: float = 1.0,
+    **spec: Any,
+) -> list[str]:
     return [*budget.unkept(levels(values), MonitorSpec(**spec), per_year)]
 
 
@@ -59,7 +63,10 @@ def test_a_reference_without_event_times_is_refused_with_the_way_to_set_them(
     remedy: str,
 ) -> None:
     timed = reference_of(40)
-    untimed = replace(timed, pieces=cut_pieces(timed.bins, timed.sample, None, 0, DAY_US))
+    untimed = replace(
+        timed,
+        pieces=cut_pieces(timed.bins, timed.sample, None, 0, DAY_US),
+    )
 
     with pytest.raises(InvalidConfig) as refused:
         budget.check_budget(untimed, MonitorSpec(reference=source), 1.0)
@@ -85,7 +92,12 @@ def test_a_season_longer_than_half_of_the_reference_is_refused(reference: DriftR
 
 @pytest.mark.parametrize(
     ("every", "windows", "season"),
-    [("1d", 90, 7), ("1d", 15, 1), ("1h", 2000, 168), ("7d", 90, 1)],
+    [
+        ("1d", 90, 7),
+        ("1d", 15, 1),
+        ("1h", 2000, 168),
+        ("7d", 90, 1),
+    ],
 )
 def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(
     every: str,
@@ -96,7 +108,10 @@ def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(
 
 
 def test_few_windows_are_named_with_the_smallest_budget() -> None:
-    (statement,) = statements(np.random.default_rng(0).normal(size=30), per_year=1.0)
+    (statement,) = statements(
+        np.random.default_rng(0).normal(size=30),
+        per_year=1.0,
+    )
     assert mentions(statement, "30 windows", "40", "about 2")
 
 

@@ -15,7 +15,12 @@ COLUMNS = 6
 YEARLY = 1 / 365
 
 
-def days(seed: int, judged: int, correlation: float = 0.0, weekend: float = 0.0) -> Windows:
+def days(
+    seed: int,
+    judged: int,
+    correlation: float = 0.0,
+    weekend: float = 0.0,
+) -> Windows:
     """Return the levels of calm days, with a standard deviation of 2 around 50."""
     rng = np.random.default_rng(seed)
     count = REFERENCE + judged
@@ -28,7 +33,15 @@ def days(seed: int, judged: int, correlation: float = 0.0, weekend: float = 0.0)
     gaps = np.ones(count, np.int64)
     floors = np.full(COLUMNS, 0.01)
     restarts = np.full(COLUMNS, count)
-    return Windows(50 + 2 * levels, REFERENCE, phases % season, season, gaps, floors, restarts)
+    return Windows(
+        50 + 2 * levels,
+        REFERENCE,
+        phases % season,
+        season,
+        gaps,
+        floors,
+        restarts,
+    )
 
 
 def shifted(
@@ -47,15 +60,21 @@ def followed(windows: Windows, per_window: float = YEARLY) -> Tracking:
     return track(windows, limit_for(windows, per_window))
 
 
-@pytest.mark.parametrize("world", [{}, {"correlation": 0.6}, {"weekend": 5.0}])
+@pytest.mark.parametrize(
+    "world",
+    [{}, {"correlation": 0.6}, {"weekend": 5.0}],
+)
 def test_calm_years_keep_the_budget(world: dict[str, float]) -> None:
     alarms = [len(followed(days(seed, 365, **world)).alarms) for seed in range(6)]
-    assert (
-        sum(alarms) <= 15
-    )  # Six are expected. References differ, so that the alarms of a year are not independent.
+    # Six are expected. References differ, so that the alarms of a year are not
+    # independent.
+    assert sum(alarms) <= 15
 
 
-@pytest.mark.parametrize(("by", "latest"), [(2.0, 14), (-2.0, 14), (4.0, 7)])
+@pytest.mark.parametrize(
+    ("by", "latest"),
+    [(2.0, 14), (-2.0, 14), (4.0, 7)],
+)
 def test_a_shift_is_found_within_days_with_its_column_sign_and_onset(
     by: float,
     latest: int,
@@ -63,7 +82,8 @@ def test_a_shift_is_found_within_days_with_its_column_sign_and_onset(
     result = followed(shifted(days(1, 40), since=20, by=by))
     (shift,) = result.shifts
     assert 20 <= result.alarms[-1] - REFERENCE < 20 + latest
-    assert (shift.series, shift.sign) == (3, np.sign(by))
+    assert shift.series == 3
+    assert shift.sign == np.sign(by)
     assert shift.earliest <= REFERENCE + 20 <= shift.latest
     assert abs(shift.onset - REFERENCE - 20) <= 3
 
@@ -71,7 +91,14 @@ def test_a_shift_is_found_within_days_with_its_column_sign_and_onset(
 def test_a_weekend_is_not_a_shift_but_a_shift_of_workdays_is_found() -> None:
     assert not followed(days(2, 60, weekend=6.0)).shifts
     assert [
-        shift.series for shift in followed(shifted(days(2, 60, weekend=6.0), 30, 3.0)).shifts
+        shift.series
+        for shift in followed(
+            shifted(
+                days(2, 60, weekend=6.0),
+                30,
+                3.0,
+            )
+        ).shifts
     ] == [3]
 
 
@@ -84,7 +111,14 @@ def test_the_answer_is_a_function_of_the_windows_so_far() -> None:
 def test_a_shift_stays_open_while_it_lasts_and_ends_after_the_return() -> None:
     lasting = followed(shifted(days(4, 150), since=10, by=2.0))
     assert [shift.series for shift in lasting.shifts] == [3]
-    returned = followed(shifted(days(4, 150), since=10, by=2.0, until=40))
+    returned = followed(
+        shifted(
+            days(4, 150),
+            since=10,
+            by=2.0,
+            until=40,
+        )
+    )
     assert returned.alarms
     assert not returned.shifts
 
@@ -110,13 +144,25 @@ def test_gaps_and_unknown_levels_are_no_shifts() -> None:
 
 def test_a_smaller_budget_has_a_higher_limit() -> None:
     windows = days(7, 0)
-    limits = [limit_for(windows, rate) for rate in (1 / 30, 1 / 365, 1 / 3650, 1 / 36500)]
+    limits = [
+        limit_for(windows, rate)
+        for rate in (
+            1 / 30,
+            1 / 365,
+            1 / 3650,
+            1 / 36500,
+        )
+    ]
     assert np.all(np.diff(limits) > 0.5)
 
 
 def test_columns_that_move_together_share_their_evidence() -> None:
     windows = days(8, 0)
-    copied: Array = np.repeat(windows.values[:, :1], COLUMNS, axis=1)
+    copied: Array = np.repeat(
+        windows.values[:, :1],
+        COLUMNS,
+        axis=1,
+    )
     assert limit_for(replace(windows, values=copied), YEARLY) < limit_for(windows, YEARLY) + 0.5
 
 

@@ -22,9 +22,15 @@ EVIDENCE = Evidence(
 
 
 def test_it_is_read_as_it_was_stored_without_unknown_levels() -> None:
-    unknown = {SeriesKey("y", "spread"): math.nan, SeriesKey("z", "level"): math.inf}
+    unknown = {
+        SeriesKey("y", "spread"): math.nan,
+        SeriesKey("z", "level"): math.inf,
+    }
     levels = {**EVIDENCE.levels, **unknown}
-    outcomes = {**EVIDENCE.outcomes, "y": Outcome("distribution", "no drift", math.nan, math.inf)}
+    outcomes = {
+        **EVIDENCE.outcomes,
+        "y": Outcome("distribution", "no drift", math.nan, math.inf),
+    }
     stored = json.loads(json.dumps(replace(EVIDENCE, levels=levels, outcomes=outcomes).to_json()))
 
     assert stored["levels"] == {"x/level": 2.5, "carrier=A/A/x/spread": 0.5}

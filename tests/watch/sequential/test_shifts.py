@@ -33,8 +33,11 @@ def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream: S
     stream.judge(range(20))
     verdict = stream.judge(range(20, 32), warmer)
     finding = verdict.findings[0]
-    assert (finding.subject, finding.check, finding.state) == ("temp", "shift", "drift")
-    assert (finding.measure, finding.value_text) == ("mean", f"{finding.value:+.4g} SD")
+    assert finding.subject == "temp"
+    assert finding.check == "shift"
+    assert finding.state == "drift"
+    assert finding.measure == "mean"
+    assert finding.value_text == f"{finding.value:+.4g} SD"
     assert finding.value == pytest.approx(3, abs=1)
     assert "higher" in finding.change
     start = FIRST + timedelta(days=REFERENCE_DAYS + 20)
@@ -55,7 +58,11 @@ def test_a_shift_on_any_day_of_a_window_is_in_the_interval(first_shifted: int) -
     stream = Stream(reference_of(180, 3 * DAY_US), days_per_window=3, every="3d")
     stream.judge(range(120, 150, 3))
 
-    finding = stream.judge(range(150, 162, 3), warmer, changed_from=first_shifted).findings[0]
+    finding = stream.judge(
+        range(150, 162, 3),
+        warmer,
+        changed_from=first_shifted,
+    ).findings[0]
 
     shifted = FIRST + timedelta(days=REFERENCE_DAYS + first_shifted)
     earliest, latest = map(datetime.fromisoformat, finding.since_range or ())
@@ -93,7 +100,10 @@ def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
     days = [*range(21, 51, 3)]
     stream = Stream(reference_of(150, left_out=days))
 
-    chart = stream.judge([day - REFERENCE_DAYS for day in days], warmer).charts[0]
+    chart = stream.judge(
+        [day - REFERENCE_DAYS for day in days],
+        warmer,
+    ).charts[0]
 
     assert [*chart.starts] == [FIRST + timedelta(days=day) for day in range(60)]
 
@@ -104,26 +114,39 @@ def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
         (
             lambda rows: {
                 **rows,
-                "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"]),
+                "carrier": np.where(
+                    np.arange(80) % 4 == 0,
+                    "DL",
+                    rows["carrier"],
+                ),
             },
             "carrier",
             "UA",
             "share of 'UA'",
         ),
         (
-            lambda rows: {**rows, "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"])},
+            lambda rows: {
+                **rows,
+                "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"]),
+            },
             "delay",
             "missing",
             "share of missing values",
         ),
         (
-            lambda rows: {**rows, "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"])},
+            lambda rows: {
+                **rows,
+                "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"]),
+            },
             "temp",
             "missing",
             "share of missing values",
         ),
         (
-            lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)},
+            lambda rows: {
+                **rows,
+                "temp": 10 + 2 * (rows["temp"] - 10),
+            },
             "temp",
             "wider",
             "logarithm of the deviation",
@@ -153,7 +176,11 @@ def test_without_a_budget_there_is_only_evidence(stream: Stream) -> None:
 def test_windows_of_another_reference_do_not_count(stream: Stream) -> None:
     stream.judge(range(30), warmer)
     stream.past = [
-        replace(window, evidence=replace(window.evidence, basis="other")) for window in stream.past
+        replace(
+            window,
+            evidence=replace(window.evidence, basis="other"),
+        )
+        for window in stream.past
     ]
     assert not stream.judge([30], warmer).findings
 

@@ -62,7 +62,10 @@ def test_calibrated_probabilities_give_the_expected_metrics(
     assert len(truth) == len(CLASSIFICATION)
 
 
-@pytest.mark.parametrize(("classes", "too_much"), [(2, 0.14), (3, 0.21)])
+@pytest.mark.parametrize(
+    ("classes", "too_much"),
+    [(2, 0.14), (3, 0.21)],
+)
 def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(
     classes: int,
     too_much: float,
@@ -105,15 +108,26 @@ def test_fewer_than_three_windows_give_a_figure_that_decides_nothing() -> None:
 
 
 def test_answers_without_probabilities_have_no_estimate() -> None:
-    silent = ClassPredictions(np.zeros(10, np.int64), None, ("a", "b"))
+    silent = ClassPredictions(
+        np.zeros(10, np.int64),
+        None,
+        ("a", "b"),
+    )
 
     assert "returns no class probabilities" in str(estimate(silent, []))
 
 
 def test_figures_that_cannot_be_expected_say_why() -> None:
-    answers = ClassPredictions(np.zeros(10, np.int64), np.tile([0.9, 0.1], (10, 1)), ("no", "yes"))
+    answers = ClassPredictions(
+        np.zeros(10, np.int64),
+        np.tile([0.9, 0.1], (10, 1)),
+        ("no", "yes"),
+    )
 
-    metrics = expected_metrics(answers, np.tile([1.0, 0.0], (10, 1)))
+    metrics = expected_metrics(
+        answers,
+        np.tile([1.0, 0.0], (10, 1)),
+    )
 
     assert metrics["precision"] == Refused("no row was predicted as 'yes'")
     assert metrics["roc_auc"] == Refused("all rows are expected to have the same label")
@@ -129,13 +143,22 @@ def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
     )
     both = np.stack([1 - predicted, predicted], axis=1)
     truth = (rng.random(rows) < chances).astype(np.int64)
-    return LabelledWindow(truth, ClassPredictions(both.argmax(axis=1), both, ("0", "1")))
+    return LabelledWindow(
+        truth,
+        ClassPredictions(both.argmax(axis=1), both, ("0", "1")),
+    )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("rows", "windows", "spread"),
-    [(1, 8, 0.0), (100, 8, 0.0), (100, 3, 0.5), (1_000, 8, 0.5), (1_000, 3, 0.0)],
+    [
+        (1, 8, 0.0),
+        (100, 8, 0.0),
+        (100, 3, 0.5),
+        (1_000, 8, 0.5),
+        (1_000, 3, 0.0),
+    ],
 )
 def test_interval_covers_the_true_figure_at_the_promised_rate(
     rows: int,
@@ -167,16 +190,21 @@ def test_the_interval_is_wider_of_fewer_rows_and_where_fewer_windows_confirm_it(
     earlier = [moved(rng, 500, 0.3) for _ in range(8)]
 
     def width(rows: int, windows: int) -> float:
-        result = estimate(moved(rng, rows, 0.3).answers, earlier[:windows], ["accuracy"])
+        result = estimate(
+            moved(rng, rows, 0.3).answers,
+            earlier[:windows],
+            ["accuracy"],
+        )
         assert isinstance(result, CbpeEstimate)
         return result.errors["accuracy"].half_width(0.95)
 
     assert width(20, 8) > 1.5 * width(100, 8) > 1.5 * width(500, 8) > 0
     assert width(500, 3) > width(500, 8)
+    # The uncertainty is at least that of the earlier windows.
     assert width(50_000, 8) == pytest.approx(
         width(500, 8),
         rel=0.1,
-    )  # The uncertainty is at least that of the earlier windows.
+    )
 
 
 def partly_labelled(seed: int, kind: str, share: float = 0.5) -> LabelledWindow:
@@ -202,7 +230,11 @@ def partly_labelled(seed: int, kind: str, share: float = 0.5) -> LabelledWindow:
         (["fits"] * 3, 0.4, ("changed", 3)),
         (["fits"] * 3, 0.9, ("doubted", 1)),  # Rows got their labels in another way.
         (["fits"] * 3, 1.0, ("doubted", 1)),
-        (["worse", "worse", *["fits"] * 5], 0.5, ("changed", 5)),
+        (
+            ["worse", "worse", *["fits"] * 5],
+            0.5,
+            ("changed", 5),
+        ),
         (["worse"] * 3, 0.5, ("doubted", 4)),
         (["worse"] * 3, 0.9, ("doubted", 4)),
         (["worse"] * 4, 0.5, ("repeated", 5)),

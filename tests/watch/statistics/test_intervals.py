@@ -31,7 +31,12 @@ def is_held(one: MetricInterval | Refused, truth: float) -> bool:
 def test_many_rows_are_resampled_without_drawing_each() -> None:
     rng = np.random.default_rng(6)
     truth = rng.normal(size=60_000)
-    interval = regression_metrics(truth, np.zeros(60_000), ["rmse"], Sampling(0.95))["rmse"]
+    interval = regression_metrics(
+        truth,
+        np.zeros(60_000),
+        ["rmse"],
+        Sampling(0.95),
+    )["rmse"]
 
     assert isinstance(interval, MetricInterval)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 / np.sqrt(2 * 60_000), rel=0.2)
@@ -40,21 +45,34 @@ def test_many_rows_are_resampled_without_drawing_each() -> None:
 
 def test_a_perfect_order_of_few_rows_is_not_certain() -> None:
     is_positive = np.arange(20) >= 10
-    interval = auc_interval(is_positive[:, None], np.arange(20.0)[:, None], Sampling(0.95))
+    interval = auc_interval(
+        is_positive[:, None],
+        np.arange(20.0)[:, None],
+        Sampling(0.95),
+    )
 
     assert interval.value == 1.0
     assert interval.high == pytest.approx(1.0)
     assert interval.low == pytest.approx(wilson_interval("", 10, 10, 0.95).low)
 
 
-@pytest.mark.parametrize(("share", "rows"), [(0.01, 200), (0.01, 2_000), (0.2, 200)])
+@pytest.mark.parametrize(
+    ("share", "rows"),
+    [(0.01, 200), (0.01, 2_000), (0.2, 200)],
+)
 def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share: float, rows: int) -> None:
     """The budget permits one miss in 1,800 windows. Wilson's interval would miss 1 % of
     200 rows 8 times as often.
     """
     hits = np.arange(rows + 1)
     rate = 1 / 1_800
-    missed = [not is_held(wilson_interval("", float(hit), rows, 1 - rate), share) for hit in hits]
+    missed = [
+        not is_held(
+            wilson_interval("", float(hit), rows, 1 - rate),
+            share,
+        )
+        for hit in hits
+    ]
 
     assert float(binom.pmf(hits, rows, share)[missed].sum()) <= rate
 
@@ -74,7 +92,11 @@ def test_percentiles_beyond_the_resamples_are_extrapolated() -> None:
     assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.1)
 
 
-def together(rng: np.random.Generator, stretches: int, rows: int = 20) -> np.ndarray:
+def together(
+    rng: np.random.Generator,
+    stretches: int,
+    rows: int = 20,
+) -> np.ndarray:
     """Return [N]: the common effect of the rows in each stretch, with variance 1."""
     return np.repeat(rng.normal(size=stretches), rows)
 
@@ -98,7 +120,10 @@ def answered(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("dependence", "before", "least"), [(0.0, 0.85, 0.9), (3.0, 0.0, 0.85)])
+@pytest.mark.parametrize(
+    ("dependence", "before", "least"),
+    [(0.0, 0.85, 0.9), (3.0, 0.0, 0.85)],
+)
 def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(
     dependence: float,
     before: float,
@@ -140,9 +165,12 @@ def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
     shuffled = rng.permutation(800)
 
     def rmse(times: np.ndarray | None) -> MetricInterval:
-        interval = regression_metrics(errors, np.zeros(800), ["rmse"], Sampling(0.95, times))[
-            "rmse"
-        ]
+        interval = regression_metrics(
+            errors,
+            np.zeros(800),
+            ["rmse"],
+            Sampling(0.95, times),
+        )["rmse"]
         assert isinstance(interval, MetricInterval)
         return interval
 
@@ -161,9 +189,18 @@ def test_a_model_that_breaks_within_a_window_is_not_taken_for_one_that_varies() 
     rng = np.random.default_rng(0)
     is_found = []
     for _ in range(40):
-        daily = np.where(np.arange(28) < 9, 0.78, 0.44) + rng.normal(0, 0.08, 28)
+        daily = np.where(
+            np.arange(28) < 9,
+            0.78,
+            0.44,
+        ) + rng.normal(0, 0.08, 28)
         hits = rng.random(28 * 900) < np.repeat(daily, 900)
         is_found.append(
-            share_interval("accuracy", hits, Sampling(0.95, np.arange(28 * 900))).high < 0.75,
+            share_interval(
+                "accuracy",
+                hits,
+                Sampling(0.95, np.arange(28 * 900)),
+            ).high
+            < 0.75,
         )
     assert np.mean(is_found) > 0.9

@@ -70,14 +70,23 @@ def answers_of(
 
 def table_of(rng: np.random.Generator, rows: int = ROWS) -> pa.Table:
     times = [START + timedelta(seconds=row) for row in range(rows)]
-    return pa.table({"_event_time": times, "carrier": rng.choice(["UA", "AA", "DL"], rows)})
+    return pa.table(
+        {
+            "_event_time": times,
+            "carrier": rng.choice(["UA", "AA", "DL"], rows),
+        }
+    )
 
 
 def drawn(seed: int, scheme: Scheme) -> tuple[LabelWeights, Predictions, np.ndarray]:
     """Return a partly labelled window, and the truth of all rows."""
     rng = np.random.default_rng(seed)
     answers, truth = answers_of(rng)
-    labels = np.where(rng.random(ROWS) < scheme(rng, answers, truth), truth, -1)
+    labels = np.where(
+        rng.random(ROWS) < scheme(rng, answers, truth),
+        truth,
+        -1,
+    )
     predictions = Predictions(answers, None, labels)
     return weigh_labels(table_of(rng), predictions, ["carrier"], 0.05), predictions, truth
 
@@ -200,11 +209,20 @@ def test_rows_that_are_like_no_labelled_one_may_have_any_label() -> None:
     assert interval.high - interval.low < is_new.mean() + 0.1
 
 
-@pytest.mark.parametrize("name", ["precision", "recall", "f1", "log_loss", "brier", "accuracy"])
+@pytest.mark.parametrize(
+    "name",
+    ["precision", "recall", "f1", "log_loss", "brier", "accuracy"],
+)
 def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name: str) -> None:
     rng = np.random.default_rng(3)
     labelled, predictions, truth = drawn(1, by_truth)
-    bounds = weighted_metrics(predictions, labelled.at_worst, ALL, [name], Sampling(0.95))[name]
+    bounds = weighted_metrics(
+        predictions,
+        labelled.at_worst,
+        ALL,
+        [name],
+        Sampling(0.95),
+    )[name]
     assert isinstance(bounds, MetricInterval)
 
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
@@ -242,9 +260,8 @@ def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
         assert isinstance(other, MetricInterval)
         assert interval.value == pytest.approx(other.value)
         assert interval.low <= interval.value <= interval.high
-        assert (
-            interval.high - interval.low > other.high - other.low
-        )  # 400 rows have a wider interval than 800 rows.
+        # 400 rows have a wider interval than 800 rows.
+        assert interval.high - interval.low > other.high - other.low
 
 
 def test_complete_or_absent_labels_are_not_compared() -> None:

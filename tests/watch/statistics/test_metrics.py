@@ -17,7 +17,11 @@ from mlflow_deploy_plugin.watch.statistics.metrics import (
 )
 
 
-def answers_to(truth: np.ndarray, classes: int, rng: np.random.Generator) -> ClassPredictions:
+def answers_to(
+    truth: np.ndarray,
+    classes: int,
+    rng: np.random.Generator,
+) -> ClassPredictions:
     scores = rng.normal(size=(len(truth), classes)) + 1.5 * (truth[:, None] == np.arange(classes))
     probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     return ClassPredictions(
@@ -84,7 +88,10 @@ def test_the_figures_of_a_regressor_are_those_of_scikit_learn() -> None:
     assert value(figures["r2"]) == pytest.approx(metrics.r2_score(truth, predicted))
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1", "recall", "roc_auc", "log_loss", "rmse"])
+@pytest.mark.parametrize(
+    "name",
+    ["accuracy", "f1", "recall", "roc_auc", "log_loss", "rmse"],
+)
 def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten_samples(
     name: str,
 ) -> None:
@@ -109,9 +116,8 @@ def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten
     samples = [figure(rng.choice(50_000, 300)) for _ in range(100)]
 
     held = np.mean([sample.low <= whole <= sample.high for sample in samples])
-    assert (
-        0.82 <= held <= 0.97
-    )  # 100 samples of a share of 0.9, with a margin of nearly three deviations
+    # 100 samples of a share of 0.9, with a margin of nearly three deviations
+    assert 0.82 <= held <= 0.97
 
 
 def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
@@ -139,8 +145,18 @@ def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
         "log_loss": Refused("the model returns no class probabilities"),
     }
     assert "needs two" in str(
-        regression_metrics(np.ones(9), np.ones(9), ["r2"], Sampling(0.95))["r2"],
+        regression_metrics(
+            np.ones(9),
+            np.ones(9),
+            ["r2"],
+            Sampling(0.95),
+        )["r2"],
     )
     assert "too large to square" in str(
-        regression_metrics(np.full(9, 1e200), np.ones(9), ["rmse"], Sampling(0.95))["rmse"],
+        regression_metrics(
+            np.full(9, 1e200),
+            np.ones(9),
+            ["rmse"],
+            Sampling(0.95),
+        )["rmse"],
     )

@@ -33,7 +33,10 @@ from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from tests.support.refusals import mentions
 
 RANDOM = np.random.default_rng(0)
-NUMBERS = pd.DataFrame(RANDOM.normal(size=(60, 2)), columns=["a", "b"])
+NUMBERS = pd.DataFrame(
+    RANDOM.normal(size=(60, 2)),
+    columns=["a", "b"],
+)
 MIXED = NUMBERS.assign(c=RANDOM.choice(["x", "y"], 60))
 TARGET = (NUMBERS.a > 0).astype(int)
 TEXTS = pd.Series(["hello world", "foo bar"] * 30, name="text")
@@ -162,14 +165,21 @@ CASES = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("model", "data", "words"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("model", "data", "words"),
+    CASES.values(),
+    ids=CASES,
+)
 def test_the_step_and_its_option_are_named_and_the_way_that_is_left(
     model: Any,
     data: Any,
     words: Any,
     tmp_path: Path,
 ) -> None:
-    fitted = model.fit(data, TARGET if data is not TEXTS else [0, 1] * 30)
+    fitted = model.fit(
+        data,
+        TARGET if data is not TEXTS else [0, 1] * 30,
+    )
 
     with pytest.raises(ModelError) as refused:
         save_model(fitted, tmp_path / "model", input_example=data)

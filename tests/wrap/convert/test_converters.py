@@ -117,7 +117,11 @@ def test_a_converter_whose_graph_answers_otherwise_is_refused(
     score_card: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(type(score_card), "predict", lambda self, rows: rows["age"].to_numpy())
+    monkeypatch.setattr(
+        type(score_card),
+        "predict",
+        lambda self, rows: rows["age"].to_numpy(),
+    )
     with pytest.raises(Exception, match="does not match the original"):
         wrap(score_card, ROWS)
 

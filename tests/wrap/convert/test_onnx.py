@@ -39,10 +39,17 @@ def proto() -> onnx.ModelProto:
         ],
         [
             numpy_helper.from_array(np.array([1], np.int64), "axes"),
-            numpy_helper.from_array(np.full((1, 3), 2, np.float32), "two"),
+            numpy_helper.from_array(
+                np.full((1, 3), 2, np.float32),
+                "two",
+            ),
         ],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
 
 
 def test_ready_model_is_saved_without_an_example_and_left_as_it_was(
@@ -112,7 +119,13 @@ def test_file_with_external_weights_is_saved_whole_and_twice(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "sums.onnx"
-    onnx.save(proto, str(file), save_as_external_data=True, location="sums.data", size_threshold=0)
+    onnx.save(
+        proto,
+        str(file),
+        save_as_external_data=True,
+        location="sums.data",
+        size_threshold=0,
+    )
 
     for name in ("first", "second"):
         save_model(file, tmp_path / name)
@@ -132,7 +145,11 @@ def test_output_of_the_whole_batch_is_answered_and_left_out_of_the_reference(
     )
     proto.graph.output.append(helper.make_tensor_value_info("mean", TensorProto.FLOAT, shape))
 
-    save_model(proto, tmp_path / "model", input_example=np.ones((50, 3), np.float32))
+    save_model(
+        proto,
+        tmp_path / "model",
+        input_example=np.ones((50, 3), np.float32),
+    )
 
     model = load_model(str(tmp_path / "model"))
     assert model.run(model.schema.from_array([[1, 2, 3]]))["mean"].shape == tuple(shape)
@@ -141,13 +158,24 @@ def test_output_of_the_whole_batch_is_answered_and_left_out_of_the_reference(
     assert reference.column_names == ["x", "output.total", "output.double"]
 
 
-@pytest.mark.parametrize("labels", [["no", "yes"], [0, 1]])
+@pytest.mark.parametrize(
+    "labels",
+    [["no", "yes"], [0, 1]],
+)
 def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
     labels: list[Any],
     tmp_path: Path,
 ) -> None:
-    table = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]})
-    original = LogisticRegression().fit(table.to_numpy(), np.take(labels, [0, 0, 1, 1]))
+    table = pd.DataFrame(
+        {
+            "a": [0.0, 1.0, 2.0, 3.0],
+            "b": [1.0, 0.0, 1.0, 0.0],
+        }
+    )
+    original = LogisticRegression().fit(
+        table.to_numpy(),
+        np.take(labels, [0, 0, 1, 1]),
+    )
     proto = to_onnx(original, table.to_numpy(np.float32)[:1])  # The default has a ZipMap.
 
     save_model(proto, tmp_path / "model", input_example=table)
@@ -155,7 +183,10 @@ def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
     model = load_model(str(tmp_path / "model"))
     answers = model.run(model.schema.from_array(table.to_numpy()))
     assert model.artifact.classes == tuple(labels)
-    np.testing.assert_array_equal(model.prediction(answers), original.predict(table.to_numpy()))
+    np.testing.assert_array_equal(
+        model.prediction(answers),
+        original.predict(table.to_numpy()),
+    )
     np.testing.assert_allclose(
         answers["output_probability"],
         original.predict_proba(table.to_numpy()),
@@ -165,7 +196,10 @@ def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
 
 def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
-    targets = np.stack([rows[:, 0] > 0, np.digitize(rows[:, 1], [-0.5, 0.5])], axis=1).astype(int)
+    targets = np.stack(
+        [rows[:, 0] > 0, np.digitize(rows[:, 1], [-0.5, 0.5])],
+        axis=1,
+    ).astype(int)
     original = MultiOutputClassifier(LogisticRegression()).fit(rows, targets)
     proto = to_onnx(original, rows[:1])  # The output is a sequence.
 
@@ -174,7 +208,11 @@ def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_pa
     model = load_model(str(tmp_path / "model"))
     answers = model.run(model.schema.from_array(rows))
     assert [(output.name, output.shape) for output in model.artifact.outputs] == [
-        *[("label", (-1, 2)), ("probabilities_0", (-1, 2)), ("probabilities_1", (-1, 3))],
+        *[
+            ("label", (-1, 2)),
+            ("probabilities_0", (-1, 2)),
+            ("probabilities_1", (-1, 3)),
+        ],
     ]
     np.testing.assert_array_equal(answers["label"], original.predict(rows))
     for number, probabilities in enumerate(original.predict_proba(rows)):
@@ -307,9 +345,15 @@ def test_the_columns_of_a_signature_feed_a_graph_without_an_example(
     save_model(proto, tmp_path / "model", signature=columns)
 
     model = load_model(str(tmp_path / "model"))
-    assert model.run(model.schema.from_columns({"c": [3.0], "b": [2.0], "a": [1.0]}))[
-        "total"
-    ].tolist() == [6.0]
+    assert model.run(
+        model.schema.from_columns(
+            {
+                "c": [3.0],
+                "b": [2.0],
+                "a": [1.0],
+            }
+        )
+    )["total"].tolist() == [6.0]
     with pytest.raises(InvalidConfig, match=r"signature: .*\['d'\] .*\['x'\]"):
         wrap(proto, signature=ModelSignature(Schema([ColSpec("double", "d")])))
 
@@ -334,7 +378,10 @@ def test_a_graph_of_trees_and_mappings_alone_needs_no_opset_of_its_own() -> None
 
 
 def test_table_is_bound_by_position_to_the_only_input(proto: onnx.ModelProto) -> None:
-    wrapped = wrap(proto, pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
+    wrapped = wrap(
+        proto,
+        pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}),
+    )
 
     assert wrapped.converted.inputs[0].columns == ("a", "b", "c")
     assert wrapped.reference is not None
@@ -376,12 +423,24 @@ WHOLE = {
         {"s": 2.0, "t": [1.0, 3.0]},
         [2.0, 6.0],
     ),
-    "a fixed size": ("g (float[7] x) => (float[7] y) { y = Neg(x) }", {"x": [1.0] * 7}, [-1.0] * 7),
-    "two sizes": (PAIR, {"a": [[1.0, 2.0]], "b": [[1.0, 1.0]] * 6}, [[3.0] * 6]),
+    "a fixed size": (
+        "g (float[7] x) => (float[7] y) { y = Neg(x) }",
+        {"x": [1.0] * 7},
+        [-1.0] * 7,
+    ),
+    "two sizes": (
+        PAIR,
+        {"a": [[1.0, 2.0]], "b": [[1.0, 1.0]] * 6},
+        [[3.0] * 6],
+    ),
 }
 
 
-@pytest.mark.parametrize(("graph", "example", "answer"), WHOLE.values(), ids=WHOLE)
+@pytest.mark.parametrize(
+    ("graph", "example", "answer"),
+    WHOLE.values(),
+    ids=WHOLE,
+)
 def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
     graph: Any,
     example: Any,

@@ -29,12 +29,20 @@ SPEC = tf.TensorSpec([None, 4], tf.float32, name="rows")
 class Linear(tf.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.weights = tf.Variable(tf.random.stateless_normal([4, 2], [0, 1]))
+        self.weights = tf.Variable(
+            tf.random.stateless_normal(
+                [4, 2],
+                [0, 1],
+            )
+        )
         self.shift = tf.constant([3.0, -3.0])
 
     @tf.function(input_signature=[SPEC])
     def __call__(self, rows: Any) -> Any:
-        return {"sum": tf.reduce_sum(rows, 1), "scores": rows @ self.weights + self.shift}
+        return {
+            "sum": tf.reduce_sum(rows, 1),
+            "scores": rows @ self.weights + self.shift,
+        }
 
 
 def _saved(tmp_path: Path) -> Path:

@@ -70,11 +70,21 @@ class Attention(torch.nn.Module):
 
     def forward(self, states: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         query, key, value = (
-            self.projections(states).view(*states.shape[:2], 3, 4, 2).permute(2, 0, 3, 1, 4)
+            self.projections(states)
+            .view(
+                *states.shape[:2],
+                3,
+                4,
+                2,
+            )
+            .permute(2, 0, 3, 1, 4)
         )
         mask = allowed[:, None, None, :].to(torch.bool)
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
-        return attended.transpose(1, 2).reshape(*states.shape[:2], -1)
+        return attended.transpose(1, 2).reshape(
+            *states.shape[:2],
+            -1,
+        )
 
 
 @dataclass
@@ -118,7 +128,11 @@ def _cnn() -> Any:
     )
 
 
-SHAPES = {"mlp": (_mlp, (4,)), "cnn": (_cnn, (1, 8, 8)), "lstm": (Recurrent, (5, 4))}
+SHAPES = {
+    "mlp": (_mlp, (4,)),
+    "cnn": (_cnn, (1, 8, 8)),
+    "lstm": (Recurrent, (5, 4)),
+}
 
 
 @pytest.mark.long
@@ -126,16 +140,26 @@ def test_a_compiled_module_is_not_compiled_for_the_proof() -> None:
     def refuse(graph: Any, inputs: Any) -> Any:
         raise AssertionError("compiled")
 
-    net: Any = torch.compile(torch.nn.Linear(2, 1), backend=refuse)
+    net: Any = torch.compile(
+        torch.nn.Linear(2, 1),
+        backend=refuse,
+    )
 
     assert (
-        wrap(net, np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)).report.state
+        wrap(
+            net,
+            np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32),
+        ).report.state
         == "proven"
     )
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("make", "shape"), SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    SHAPES.values(),
+    ids=SHAPES.keys(),
+)
 def test_module_answers_every_batch_size_after_an_example_of_one_row(
     make: Any,
     shape: Any,
@@ -167,7 +191,10 @@ def test_module_answers_every_batch_size_after_an_example_of_one_row(
     "example",
     [
         (torch.arange(8) % 10, torch.ones(8, 3)),
-        {"dense": np.ones((8, 3), np.float32), "ids": np.arange(8) % 10},
+        {
+            "dense": np.ones((8, 3), np.float32),
+            "ids": np.arange(8) % 10,
+        },
     ],
     ids=["a tuple in forward's order", "a mapping in any order"],
 )
@@ -205,7 +232,8 @@ def test_the_fields_of_a_named_tuple_are_outputs() -> None:
 
     wrapped = wrap(Locating(), torch.randn(6, 4))
 
-    assert (wrapped.converted.prediction, wrapped.report.state) == (("mean", "spread"), "proven")
+    assert wrapped.converted.prediction == ("mean", "spread")
+    assert wrapped.report.state == "proven"
 
 
 @pytest.mark.long
@@ -223,7 +251,11 @@ def test_a_size_that_the_forward_fixes_is_named() -> None:
             return torch.stack([steps[:, step] * step for step in range(steps.shape[1])]).sum(0)
 
     with pytest.raises(ConversionError, match=r"\(5 of .*shape\[1\]\)"):
-        wrap(Steps(), np.ones((4, 5), np.float32), parity_data=np.ones((4, 7), np.float32))
+        wrap(
+            Steps(),
+            np.ones((4, 5), np.float32),
+            parity_data=np.ones((4, 7), np.float32),
+        )
 
 
 @pytest.mark.long
@@ -235,7 +267,12 @@ def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
             "allowed": random.integers(0, 2, (rows, length)),
         }
 
-    save_model(Attention(), tmp_path / "model", input_example=drawn(6, 5), parity_data=drawn(6, 9))
+    save_model(
+        Attention(),
+        tmp_path / "model",
+        input_example=drawn(6, 5),
+        parity_data=drawn(6, 9),
+    )
 
     model = load_model(str(tmp_path / "model"))
     nothing_allowed: dict[str, Any] = {
@@ -250,7 +287,10 @@ def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
 def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
     batch = {
         "states": np.ones((6, 5, 8), np.float32),
-        "allowed": np.tril(np.ones((6, 5), np.int64), -1),
+        "allowed": np.tril(
+            np.ones((6, 5), np.int64),
+            -1,
+        ),
     }
     rows = ({0: torch.export.Dim("batch")},) * 2
     program = torch.export.export(
@@ -264,7 +304,10 @@ def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
 
 @pytest.mark.long
 def test_table_becomes_one_input() -> None:
-    table = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 4)), columns=list("abcd"))
+    table = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(20, 4)),
+        columns=list("abcd"),
+    )
 
     wrapped = wrap(_mlp(), table)
 
@@ -310,16 +353,25 @@ def test_a_module_that_drops_the_row_axis_of_one_row_is_refused() -> None:
             return super().forward(rows).squeeze()
 
     with pytest.raises(ParityError, match=r"'output' .*\[\] .*1"):
-        wrap(Squeezed(4, 1), np.ones((8, 4), np.float32))
+        wrap(
+            Squeezed(4, 1),
+            np.ones((8, 4), np.float32),
+        )
 
 
 def test_bfloat16_is_refused_with_the_way_to_float32() -> None:
-    net = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten()).bfloat16()
+    net = torch.nn.Sequential(
+        torch.nn.Embedding(9, 4),
+        torch.nn.Flatten(),
+    ).bfloat16()
 
     with pytest.raises(ConversionError, match=r"returns bfloat16.*model\.float\(\)"):
         wrap(net, np.ones((8, 3), np.int64))
     with pytest.raises(InvalidConfig, match=r"input_example: .*bfloat16.*model\.float\(\)"):
-        wrap(torch.nn.Linear(2, 1).bfloat16(), torch.ones(8, 2, dtype=torch.bfloat16))
+        wrap(
+            torch.nn.Linear(2, 1).bfloat16(),
+            torch.ones(8, 2, dtype=torch.bfloat16),
+        )
 
 
 def test_a_forward_that_decides_by_values_is_pointed_to_torch_where() -> None:
@@ -351,7 +403,10 @@ def test_an_output_has_the_name_of_a_step_and_none_of_an_input() -> None:
 
 def test_unknown_input_is_named() -> None:
     with pytest.raises(InvalidConfig, match=r"'image'.* ids, dense"):
-        wrap(TwoInputs(), {"image": np.ones((2, 3), np.float32)})
+        wrap(
+            TwoInputs(),
+            {"image": np.ones((2, 3), np.float32)},
+        )
 
 
 def test_an_output_without_an_onnx_type_is_refused_with_a_workaround() -> None:
@@ -369,7 +424,10 @@ def test_an_output_without_an_onnx_type_is_refused_with_a_workaround() -> None:
 @pytest.mark.parametrize(
     ("example", "named"),
     [
-        ({"left": np.ones((3, 2), np.float32), "right": np.float32(2)}, "the tensor 'right'"),
+        (
+            {"left": np.ones((3, 2), np.float32), "right": np.float32(2)},
+            "the tensor 'right'",
+        ),
         (np.float32(2), "the array"),
     ],
 )
@@ -403,7 +461,10 @@ def test_an_example_of_the_wrong_shape_is_a_config_error() -> None:
 
 @pytest.mark.long
 def test_mode_of_every_layer_is_left_as_it_was() -> None:
-    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).train()
+    module = torch.nn.Sequential(
+        torch.nn.Linear(4, 3),
+        torch.nn.BatchNorm1d(3),
+    ).train()
     module[1].eval()  # The layer is frozen, as in fine-tuning.
 
     wrap(module, np.ones((5, 4), dtype=np.float32))
@@ -434,10 +495,18 @@ def _texts(rows: int, length: int) -> dict[str, np.ndarray]:
 def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
     module = Tokens().eval()
 
-    save_model(module, tmp_path / "model", input_example=_texts(20, 7), parity_data=_texts(9, 12))
+    save_model(
+        module,
+        tmp_path / "model",
+        input_example=_texts(20, 7),
+        parity_data=_texts(9, 12),
+    )
 
     model = load_model(str(tmp_path / "model"))
-    assert [tensor.shape for tensor in model.artifact.tensors] == [(-1, -1), (-1, -1)]
+    assert [tensor.shape for tensor in model.artifact.tensors] == [
+        (-1, -1),
+        (-1, -1),
+    ]
     assert [tensor.dtype for tensor in model.artifact.tensors] == ["int64", "float32"]
     assert {output.name: output.shape for output in model.artifact.outputs} == {
         "tokens": (-1, -1, 6),
@@ -448,7 +517,11 @@ def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
         with torch.no_grad():
             wanted = module(*map(torch.from_numpy, rows.values()))
         outputs = model.run(model.schema.from_columns(rows))
-        np.testing.assert_allclose(outputs["tokens"], wanted["tokens"].numpy(), atol=1e-5)
+        np.testing.assert_allclose(
+            outputs["tokens"],
+            wanted["tokens"].numpy(),
+            atol=1e-5,
+        )
 
 
 class Fields(torch.nn.Module):
@@ -473,11 +546,18 @@ def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
     unknown: int,
     tmp_path: Path,
 ) -> None:
-    module: Any = torch.nn.Sequential(torch.nn.Embedding(30, 8), torch.nn.Flatten())
+    module: Any = torch.nn.Sequential(
+        torch.nn.Embedding(30, 8),
+        torch.nn.Flatten(),
+    )
     ids = np.random.default_rng(0).integers(0, 30, (20, 7))
     if program == "exported":
         sizes = ({0: torch.export.Dim("rows")},)
-        module = torch.export.export(module, (torch.from_numpy(ids),), dynamic_shapes=sizes)
+        module = torch.export.export(
+            module,
+            (torch.from_numpy(ids),),
+            dynamic_shapes=sizes,
+        )
     elif program == "traced":
         module = torch.jit.trace(module, torch.from_numpy(ids))
     save_model(module, tmp_path / "model", input_example=ids)
@@ -516,16 +596,32 @@ def test_ids_are_checked_where_the_embedding_reads_them(program: str, tmp_path: 
 
     assert model.run(model.schema.from_array(np.array([[0, -10, 9]])))["output"].shape == (1, 8)
     with pytest.raises(InferenceError, match=r"row 1:.*embedding.*29"):
-        model.run(model.schema.from_array(np.array([[0, 0, 0], [-1, 0, 0]])))
+        model.run(
+            model.schema.from_array(
+                np.array(
+                    [
+                        [0, 0, 0],
+                        [-1, 0, 0],
+                    ]
+                )
+            )
+        )
 
 
 @pytest.mark.long
 def test_free_sizes_do_not_depend_on_earlier_wraps() -> None:
     wrap(Tokens().eval(), _texts(20, 7))
 
-    wrapped = wrap(Tokens().eval(), _texts(20, 7), parity_data=_texts(9, 12))
+    wrapped = wrap(
+        Tokens().eval(),
+        _texts(20, 7),
+        parity_data=_texts(9, 12),
+    )
 
-    assert [entry.shape for entry in wrapped.converted.inputs] == [(-1, -1), (-1, -1)]
+    assert [entry.shape for entry in wrapped.converted.inputs] == [
+        (-1, -1),
+        (-1, -1),
+    ]
 
 
 @pytest.mark.long
@@ -536,7 +632,14 @@ def test_a_signature_declares_free_sizes() -> None:
         torch.nn.AdaptiveAvgPool2d(1),
         torch.nn.Flatten(),
     )
-    declared = Schema([TensorSpec(np.dtype(np.float32), (-1, 3, -1, -1))])
+    declared = Schema(
+        [
+            TensorSpec(
+                np.dtype(np.float32),
+                (-1, 3, -1, -1),
+            )
+        ]
+    )
 
     wrapped = wrap(module, images, signature=ModelSignature(inputs=declared))
 
@@ -546,7 +649,11 @@ def test_a_signature_declares_free_sizes() -> None:
 
 def test_data_of_another_rank_is_a_config_error() -> None:
     with pytest.raises(InvalidConfig, match=r"ids.*\[9\].*\[20, 7\]"):
-        wrap(Tokens(), _texts(20, 7), parity_data={"ids": np.arange(9), "mask": np.ones(9)})
+        wrap(
+            Tokens(),
+            _texts(20, 7),
+            parity_data={"ids": np.arange(9), "mask": np.ones(9)},
+        )
 
 
 class Steps(torch.nn.Module):
@@ -560,7 +667,12 @@ class Steps(torch.nn.Module):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("form", "is_file"),
-    [("traced", False), ("traced", True), ("scripted", True), ("exported", True)],
+    [
+        ("traced", False),
+        ("traced", True),
+        ("scripted", True),
+        ("exported", True),
+    ],
 )
 def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_path: Path) -> None:
     """Check all origins of a program, except for the scripted and exported programs
@@ -589,7 +701,11 @@ def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_p
 def test_control_flow_of_a_scripted_module_stays() -> None:
     rows = torch.randn(20, 6, 3).numpy()
 
-    wrapped = wrap(torch.jit.script(Steps()), rows, parity_data=rows[:, :4])
+    wrapped = wrap(
+        torch.jit.script(Steps()),
+        rows,
+        parity_data=rows[:, :4],
+    )
 
     assert "Loop" in [node.op_type for node in wrapped.converted.proto.graph.node]
     assert wrapped.report.state == "proven"
@@ -600,7 +716,10 @@ def test_a_program_for_one_size_of_batches_is_refused() -> None:
     rows = torch.randn(4, 5, 4)
 
     with pytest.raises(ConversionError, match=r"\[4, 5, 4\].*first dimension"):
-        wrap(torch.export.export(Recurrent().eval(), (rows,)), rows.numpy())
+        wrap(
+            torch.export.export(Recurrent().eval(), (rows,)),
+            rows.numpy(),
+        )
 
 
 def test_a_file_without_a_program_is_refused(tmp_path: Path) -> None:
@@ -626,7 +745,10 @@ class Chosen(torch.nn.Module):
         length: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         last = states.gather(1, (length - 1).unsqueeze(1))
-        return {"last": last, "kinds": torch.nn.functional.one_hot(kind, 4).float()}
+        return {
+            "last": last,
+            "kinds": torch.nn.functional.one_hot(kind, 4).float(),
+        }
 
 
 @pytest.mark.long
@@ -669,14 +791,25 @@ def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
 
     random = np.random.default_rng(0)
     with pytest.raises(ParityError, match="far together"):
-        wrap(Overflowing(), random.normal(size=(9, 3, 3)).astype(np.float32))
+        wrap(
+            Overflowing(),
+            random.normal(size=(9, 3, 3)).astype(np.float32),
+        )
     save_model(
         torch.nn.LogSigmoid(),
         tmp_path / "model",
         input_example=random.normal(size=(9, 3, 3)).astype("f4"),
     )
     model = load_model(str(tmp_path / "model"))
-    outputs = model.run(model.schema.from_array(np.full((1, 3, 3), -300, np.float32)))
+    outputs = model.run(
+        model.schema.from_array(
+            np.full(
+                (1, 3, 3),
+                -300,
+                np.float32,
+            )
+        )
+    )
     assert np.all(outputs["output"] == -300)
 
 
@@ -684,7 +817,11 @@ def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", range(4))
 def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
     torch.manual_seed(number)
-    net = torch.nn.Sequential(torch.nn.Linear(20, 8), torch.nn.ReLU(), torch.nn.Linear(8, 20))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(20, 8),
+        torch.nn.ReLU(),
+        torch.nn.Linear(8, 20),
+    )
     weights = [parameter.clone() for parameter in net.parameters()]
 
     report = wrap(
@@ -705,7 +842,10 @@ def test_a_net_of_16_bit_floats_is_proven_by_their_digits() -> None:
     ).half()
 
     assert (
-        wrap(net, np.random.default_rng(0).normal(size=(9, 6)).astype(np.float16)).report.state
+        wrap(
+            net,
+            np.random.default_rng(0).normal(size=(9, 6)).astype(np.float16),
+        ).report.state
         == "proven"
     )
 
@@ -717,7 +857,10 @@ def test_answers_that_depend_on_the_other_rows_do_not_count_as_rounding() -> Non
             return rows - rows.mean(0, keepdim=True)
 
     with pytest.raises(ParityError, match="does not match the original"):
-        wrap(Centred(), np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32))
+        wrap(
+            Centred(),
+            np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32),
+        )
 
 
 @pytest.mark.long
@@ -742,7 +885,12 @@ def test_an_operation_without_an_operator_is_named_and_prints_no_output(
 
 
 class Optional(torch.nn.Module):
-    def forward(self, x: Any, scale: Any = None, shift: Any = None) -> Any:
+    def forward(
+        self,
+        x: Any,
+        scale: Any = None,
+        shift: Any = None,
+    ) -> Any:
         x = x if scale is None else x * scale
         return x if shift is None else x + shift
 
@@ -764,7 +912,10 @@ class Named(torch.nn.Module):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("names", [["x"], ["shift", "x"], []])
+@pytest.mark.parametrize(
+    "names",
+    [["x"], ["shift", "x"], []],
+)
 def test_a_parameter_that_is_given_by_its_name_alone_is_an_input(names: list[str]) -> None:
     rows = torch.randn(20, 3)
 

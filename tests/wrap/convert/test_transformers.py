@@ -141,13 +141,21 @@ def classifier(net: str = "BERT", **options: Any) -> Any:
     )
 
 
-def encoder(folder: Path, *modules: Any, pooling: str = "mean", **options: Any) -> Any:
+def encoder(
+    folder: Path,
+    *modules: Any,
+    pooling: str = "mean",
+    **options: Any,
+) -> Any:
     """Return a SentenceTransformer with BERT, a pooling, and more modules."""
     torch.manual_seed(0)
     transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(folder)
     original_tokenizer("WordPiece").save_pretrained(folder)
     lower = options.pop("do_lower_case", False)
-    start = [Transformer(str(folder), do_lower_case=lower), Pooling(16, pooling_mode=pooling)]
+    start = [
+        Transformer(str(folder), do_lower_case=lower),
+        Pooling(16, pooling_mode=pooling),
+    ]
     return sentence_transformers.SentenceTransformer(
         modules=[*start, *modules],
         device="cpu",
@@ -221,13 +229,23 @@ def test_several_labels_and_a_single_score_have_their_own_outputs() -> None:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
 def test_an_embedding_includes_pooling_and_later_modules(pooling: str, tmp_path: Path) -> None:
-    original = encoder(tmp_path / "net", Dense(16, 8), Normalize(), pooling=pooling)
+    original = encoder(
+        tmp_path / "net",
+        Dense(16, 8),
+        Normalize(),
+        pooling=pooling,
+    )
     save_model(original, tmp_path / "model", input_example=TEXTS)
     texts = list(hostile_texts(60))
     got = embed(load_model(str(tmp_path / "model")), texts)
-    assert (got.shape, got.dtype) == ((60, 8), np.float32)
+    assert got.shape == (60, 8)
+    assert got.dtype == np.float32
     np.testing.assert_allclose(got, original.encode(texts), atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(got, axis=1),
+        1,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,7 +311,11 @@ def test_a_classifier_with_padding_on_the_left_answers_as_its_pipeline(
 class LastPosition(torch.nn.Module):  # type: ignore[misc]
     """A pooling that ignores the mask, so it needs padding on the left."""
 
-    def forward(self, features: dict[str, Any], **_: object) -> dict[str, Any]:
+    def forward(
+        self,
+        features: dict[str, Any],
+        **_: object,
+    ) -> dict[str, Any]:
         features["sentence_embedding"] = features["token_embeddings"][:, -1]
         return features
 
@@ -327,7 +349,11 @@ def test_an_encoder_with_padding_on_the_left_answers_as_for_a_single_text(
     assert report["state"] == "proven"
     assert report["sources"]["vocabulary"] > 200
     want = np.concatenate([original.encode([text]) for text in TEXTS])
-    np.testing.assert_allclose(embed(load_model(str(tmp_path / "model")), TEXTS), want, atol=1e-5)
+    np.testing.assert_allclose(
+        embed(load_model(str(tmp_path / "model")), TEXTS),
+        want,
+        atol=1e-5,
+    )
 
 
 def without_special_tokens(tokenizer: Any) -> Any:

@@ -12,6 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.wrap.desktop.window import ProgramWindow
+from tests.support import low_descriptors
 from tests.support.models import mixed_model, tensor_model
 
 FACTS = {"name": "flight-delay", "version": "3", "git commit": "6d1f0ab"}
@@ -36,7 +37,14 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = mixed_model(tmp_path_factory.mktemp("mixed") / "flight-delay")
     row = {"carrier": "AA", "distance": 1400.5, "hour": 17, "late": True}
     (folder / INPUT_EXAMPLE).write_text(
-        json.dumps({"dataframe_split": {"columns": [*row], "data": [[*row.values()]]}}),
+        json.dumps(
+            {
+                "dataframe_split": {
+                    "columns": [*row],
+                    "data": [[*row.values()]],
+                }
+            }
+        ),
     )
     return folder
 
@@ -44,14 +52,19 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def closed_windows_are_deleted_here() -> Iterator[None]:
     """Delete closed windows in Tk's thread. Otherwise the thread of a server might
-    collect them.
+    collect them. Tk needs low file descriptors.
     """
-    yield
-    gc.collect()
+    with low_descriptors.released():
+        yield
+        gc.collect()
 
 
 @pytest.fixture
-def window(display: str, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProgramWindow]:
+def window(
+    display: str,
+    mixed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[ProgramWindow]:
     monkeypatch.setenv("DISPLAY", display)
     window = ProgramWindow(mixed, FACTS)
     yield window

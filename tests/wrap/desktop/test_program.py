@@ -48,7 +48,13 @@ def test_without_a_display_the_program_ends_with_one_line(mixed: Path, tmp_path:
         "p.main(pathlib.Path(sys.argv[1]), [])"
     )
     command = ["env", "-u", "DISPLAY", sys.executable, "-c", code, str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert ran.returncode == 1
     assert len(ran.stderr.splitlines()) == 1
     assert mentions(ran.stderr, "display")

@@ -98,12 +98,18 @@ def test_a_file_that_cannot_be_read_is_refused(
     (tmp_path / "large.csv").write_text(HEADER * 100)
     workbook(tmp_path / "empty.xlsx")
     monkeypatch.setattr(tables, "_MOST_BYTES", 2000)
-    with refused(InvalidRequest, *([] if name.startswith("empty") else [name])):
+    with refused(
+        InvalidRequest,
+        *([] if name.startswith("empty") else [name]),
+    ):
         predict_file(model, tmp_path / name)
 
 
 def test_texts_are_not_saved_as_formulas(tmp_path: Path) -> None:
-    saved: tables.Columns = {"=note": ["=1+1", "-5", "@x", None], "value": [-1.5, 2, True, None]}
+    saved: tables.Columns = {
+        "=note": ["=1+1", "-5", "@x", None],
+        "value": [-1.5, 2, True, None],
+    }
     save_columns(tmp_path / "saved.csv", saved)
     save_columns(tmp_path / "saved.xlsx", saved)
 
@@ -135,16 +141,34 @@ def test_outputs_with_several_values_per_row_have_a_column_per_value(tmp_path: P
         sum = ReduceSum<keepdims=0>(x, all)
         total = Reshape(sum, axis)
       }"""
-    shapes = {"pair": [-1, 2], "nested": [-1, 1, 2], "total": [1]}
+    shapes = {
+        "pair": [-1, 2],
+        "nested": [-1, 1, 2],
+        "total": [1],
+    }
     section = {
-        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "columns": ["x"],
+            }
+        ],
         "outputs": [
             {"name": name, "dtype": "float32", "shape": shape} | VALUES
             for name, shape in shapes.items()
         ],
         "prediction": ["pair"],
     }
-    model = OnnxModel.load(write_model(tmp_path / "m", graph, columns(x="float"), section))
+    model = OnnxModel.load(
+        write_model(
+            tmp_path / "m",
+            graph,
+            columns(x="float"),
+            section,
+        )
+    )
     _, predictions = predict_csv(model, b"x\n0.1\n2\n")
     assert predictions == {
         "prediction 0": [0.1, 2.0],

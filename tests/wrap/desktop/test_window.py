@@ -132,7 +132,14 @@ def test_a_file_is_predicted_shown_and_saved(window: ProgramWindow, tmp_path: Pa
         for row in openpyxl.load_workbook(tmp_path / "saved.xlsx").active.rows
     ]
     assert cells[0] == [*window.inputs, *window.predictions]
-    assert cells[2][:6] == ["UA", -200000, 23, False, "'=1+1", "no"]
+    assert cells[2][:6] == [
+        "UA",
+        -200000,
+        23,
+        False,
+        "'=1+1",
+        "no",
+    ]
 
     window.open_file(str(tmp_path / "saved.xlsx"))
     finish(window)
@@ -203,7 +210,10 @@ def test_a_closing_window_saves_its_file_and_stops_a_server_that_starts(
 
 @pytest.mark.parametrize(
     ("numbers", "bars"),
-    [([1e20] * 5, {"Rows by prediction", "5"}), (range(24), {"≥ 0", "2"})],
+    [
+        ([1e20] * 5, {"Rows by prediction", "5"}),
+        (range(24), {"≥ 0", "2"}),
+    ],
 )
 def test_numbers_are_counted_by_value_or_by_interval(
     numbers: Sequence[float],
@@ -214,8 +224,22 @@ def test_numbers_are_counted_by_value_or_by_interval(
 ) -> None:
     monkeypatch.setenv("DISPLAY", display)
     section = {
-        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "columns": ["x"],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float32",
+                "shape": [-1, 1],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
     }
     window = ProgramWindow(
@@ -255,6 +279,9 @@ def test_the_window_shows_the_provenance_and_fits_a_small_screen(
 ) -> None:
     opened(window, tmp_path / "rows.csv")
     assert mentions(window.about.get("1.0", "end"), "git commit", "6d1f0ab")
-    assert (window.root.winfo_width(), window.root.winfo_height()) <= (1280, 800)
+    assert (
+        window.root.winfo_width(),
+        window.root.winfo_height(),
+    ) <= (1280, 800)
     picture = ImageGrab.grab(xdisplay=display)
     assert len(picture.getcolors(2**24) or ()) > 50  # An empty screen has a single colour.

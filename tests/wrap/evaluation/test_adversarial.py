@@ -23,11 +23,20 @@ torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 300)
 PICTURES = np.clip(
-    RNG.normal(0.5, 0.2, (300, 4, 4)) + 0.1 * (LABELS[:, None, None] - 0.5),
+    RNG.normal(
+        0.5,
+        0.2,
+        (300, 4, 4),
+    )
+    + 0.1 * (LABELS[:, None, None] - 0.5),
     0,
     1,
 ).astype(np.float32)
-STRENGTHS = {"fgsm": [0.05, 0.2], "pgd": [0.05, 0.2], "noise": [0.2]}
+STRENGTHS = {
+    "fgsm": [0.05, 0.2],
+    "pgd": [0.05, 0.2],
+    "noise": [0.2],
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +45,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     original; `of_other` names a model that is not a torch module.
     """
     folder = tmp_path_factory.mktemp("net")
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(16, 2),
+    )
     with torch.no_grad():  # The brighter picture is in the second class.
         net[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
         net[1].bias.copy_(torch.tensor([8.0, -8.0]))
@@ -50,7 +62,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     onnxserve.save_model(net, paths["onnx"], input_example=PICTURES[:20])
     for name, original in (("naming", "original"), ("of_other", "naming")):
         metadata = {"onnxserve.wrapped_from": str(paths[original])}
-        onnxserve.save_model(net, paths[name], input_example=PICTURES[:20], metadata=metadata)
+        onnxserve.save_model(
+            net,
+            paths[name],
+            input_example=PICTURES[:20],
+            metadata=metadata,
+        )
     return paths
 
 
@@ -67,9 +84,8 @@ def test_a_version_that_names_its_original_is_attacked_by_its_gradients(
     losses = {(point.disturbance, point.strength): point.loss for point in report.points}
     assert report.clean > 0.7
     assert losses["fgsm", 0.2] > losses["fgsm", 0.05] > 0.2 > losses["noise", 0.2]
-    assert (
-        losses["pgd", 0.2] >= losses["fgsm", 0.2]
-    )  # For a linear model one step is as good as ten.
+    # For a linear model one step is as good as ten.
+    assert losses["pgd", 0.2] >= losses["fgsm", 0.2]
     assert measured(folders["onnx"], original=str(folders["original"])).points == report.points
 
 
@@ -153,7 +169,10 @@ def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
     trap = tmp_path / "trap"
     naming = tmp_path / "naming"
     mlflow.pytorch.save_model(Trap(), trap, pip_requirements=[], serialization_format="pickle")
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(16, 2),
+    )
     onnxserve.save_model(
         net,
         naming,
@@ -230,7 +249,8 @@ def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(
     assert not isinstance(gradient, Refused)
     attacked = attack(rows, 0.1, gradient, np.random.default_rng(0))[""]
     assert np.abs(attacked - PICTURES).max() == pytest.approx(0.1 * np.ptp(PICTURES), rel=1e-5)
-    assert (attacked.min(), attacked.max()) == (PICTURES.min(), PICTURES.max())
+    assert attacked.min() == PICTURES.min()
+    assert attacked.max() == PICTURES.max()
     assert attacked.dtype == np.float32
 
 

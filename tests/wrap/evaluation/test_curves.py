@@ -29,7 +29,10 @@ def losses(points: Iterable[RobustnessPoint]) -> dict[str, float]:
     """Return the largest loss of each disturbance."""
     largest: dict[str, float] = {}
     for point in points:
-        largest[point.disturbance] = max(point.loss or 0.0, largest.get(point.disturbance, 0.0))
+        largest[point.disturbance] = max(
+            point.loss or 0.0,
+            largest.get(point.disturbance, 0.0),
+        )
     return largest
 
 
@@ -40,7 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_metric_falls_with_the_strength(folder: Path) -> None:
     strengths = {"noise": [0.1, 3.0], "swap": [], "scale": [10.0]}
-    report = onnxserve.robustness(str(folder), ROWS, "label", metric="roc_auc", strengths=strengths)
+    report = onnxserve.robustness(
+        str(folder),
+        ROWS,
+        "label",
+        metric="roc_auc",
+        strengths=strengths,
+    )
     curves = {name: values(points) for name, points in report.curves()}
     assert list(curves) == ["noise", "swap", "scale"]
     assert report.clean > 0.95
@@ -65,7 +74,13 @@ def test_the_same_seed_gives_the_same_report_whatever_else_is_measured(folder: P
         return [point for point in report.points if point.disturbance == "spsa"]
 
     assert (
-        measured(1, spsa=[0.3]) == measured(1, noise=[0.1], spsa=[0.3]) != measured(2, spsa=[0.3])
+        measured(1, spsa=[0.3])
+        == measured(
+            1,
+            noise=[0.1],
+            spsa=[0.3],
+        )
+        != measured(2, spsa=[0.3])
     )
 
 
@@ -101,16 +116,25 @@ def test_by_default_all_is_measured_that_fits_and_the_rest_says_why(folder: Path
     assert "no torch original" in report.cannot["pgd"]
     assert "spsa" not in report.cannot
     missing = [point for point in report.points if point.disturbance == "missing"]
+    # One of two columns is missing, so there is no probability.
     assert missing[-1].no_number == pytest.approx(
         0.75,
         abs=0.1,
-    )  # One of two columns is missing, so there is no probability.
+    )
 
 
 def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model", types=("long", "double"))
-    rows = {**ROWS, "a": np.round(ROWS["a"] * 10).astype(int)}
-    report = onnxserve.robustness(str(folder), rows, "label", strengths={"missing": [0.5]})
+    rows = {
+        **ROWS,
+        "a": np.round(ROWS["a"] * 10).astype(int),
+    }
+    report = onnxserve.robustness(
+        str(folder),
+        rows,
+        "label",
+        strengths={"missing": [0.5]},
+    )
     assert report.notes == (
         "missing: no values of a are removed, because the model rejects such rows",
     )
@@ -119,7 +143,10 @@ def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path:
 
 def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model", types=("long", "long"))
-    rows = {**ROWS, **{name: np.round(ROWS[name] * 10).astype(int) for name in COLUMNS}}
+    rows = {
+        **ROWS,
+        **{name: np.round(ROWS[name] * 10).astype(int) for name in COLUMNS},
+    }
     report = onnxserve.robustness(
         str(folder),
         rows,
@@ -148,7 +175,10 @@ def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
             "the data has one row with a known target",
         ),
         ({"data": {}}, "the data needs non-empty arrays of equal length; its arrays are none"),
-        ({"data": {"a": [1, 2], "label": [1]}}, r"its arrays are a \[2\], label \[1\]"),
+        (
+            {"data": {"a": [1, 2], "label": [1]}},
+            r"its arrays are a \[2\], label \[1\]",
+        ),
         ({"data": 7}, "data: a file, a DataFrame or a mapping of arrays is expected"),
         ({"data": "gone.csv"}, r"the dataset gone\.csv does not exist"),
         ({"metric": "r2"}, "there is no metric 'r2'; the metrics are accuracy"),
@@ -201,8 +231,22 @@ def test_a_model_without_numbers_is_measured_by_its_texts(tmp_path: Path) -> Non
         label = ai.onnx.ml.LabelEncoder <keys_strings = ["yes", "no"], \
 values_int64s = [1, 0]> (t) }"""
     section = {
-        "inputs": [{"name": "t", "dtype": "str", "shape": [-1], "columns": ["t"]}],
-        "outputs": [{"name": "label", "dtype": "int64", "shape": [-1], "role": "label"}],
+        "inputs": [
+            {
+                "name": "t",
+                "dtype": "str",
+                "shape": [-1],
+                "columns": ["t"],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "label",
+                "dtype": "int64",
+                "shape": [-1],
+                "role": "label",
+            }
+        ],
         "prediction": ["label"],
     }
     model = write_model(
@@ -211,7 +255,10 @@ values_int64s = [1, 0]> (t) }"""
         [{"name": "t", "type": "string", "required": True}],
         section,
     )
-    rows = {"t": np.array(["yes", "no"] * 100, dtype=object), "y": np.array([1, 0] * 100)}
+    rows = {
+        "t": np.array(["yes", "no"] * 100, dtype=object),
+        "y": np.array([1, 0] * 100),
+    }
     report = onnxserve.robustness(str(model), rows, "y")
     assert {name for name, _ in report.curves()} == {"missing", "swap", "unseen", "typos"}
     assert mentions(report.cannot["noise"], "no numeric inputs")
@@ -228,7 +275,13 @@ def test_the_run_of_the_version_gets_metrics_by_strength_and_pictures(
     model = write_classifier(tmp_path / "model")
     (model / "MLmodel").write_text((model / "MLmodel").read_text().replace("r-1", run.info.run_id))
     strengths = {"noise": [0.1, 0.5], "swap": [0.2]}
-    report = onnxserve.robustness(str(model), ROWS, "label", strengths=strengths, log=True)
+    report = onnxserve.robustness(
+        str(model),
+        ROWS,
+        "label",
+        strengths=strengths,
+        log=True,
+    )
     assert isinstance(report.run, LoggedRun)
     history = new_tracking.get_metric_history(run.info.run_id, "robustness/noise")
     assert {entry.step: entry.value for entry in history} == {
@@ -296,7 +349,12 @@ def test_columns_of_a_file_become_the_only_tensor_of_a_model(tmp_path: Path) -> 
     model = write_model(
         tmp_path / "m",
         graph,
-        [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}],
+        [
+            {
+                "type": "tensor",
+                "tensor-spec": {"dtype": "float32", "shape": [-1, 2]},
+            }
+        ],
     )
     rows = {name: ROWS[name] for name in (*COLUMNS, "value")}
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)

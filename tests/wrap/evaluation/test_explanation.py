@@ -55,16 +55,31 @@ def test_contributions_of_a_sum_are_its_terms(regressor: Path, tmp_path: Path) -
 
 def test_the_same_seed_gives_the_same_explanation(regressor: Path) -> None:
     first, again, other = (
-        onnxserve.explain(str(regressor), ROWS, "value", max_rows=5, seed=s) for s in (1, 1, 2)
+        onnxserve.explain(
+            str(regressor),
+            ROWS,
+            "value",
+            max_rows=5,
+            seed=s,
+        )
+        for s in (1, 1, 2)
     )
     assert first.importance == again.importance != other.importance
     assert first.values.tolist() == again.values.tolist()
 
 
 def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) -> None:
-    explanation = onnxserve.explain(str(regressor), pd.DataFrame(ROWS), "value", max_rows=2)
+    explanation = onnxserve.explain(
+        str(regressor),
+        pd.DataFrame(ROWS),
+        "value",
+        max_rows=2,
+    )
     table = pd.DataFrame({name: ROWS[name] for name in COLUMNS})
-    model = LinearRegression(fit_intercept=False).fit(table, 2 * table["a"] - table["b"])
+    model = LinearRegression(fit_intercept=False).fit(
+        table,
+        2 * table["a"] - table["b"],
+    )
     theirs = permutation_importance(
         model,
         table,
@@ -81,7 +96,13 @@ def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) ->
 
 def test_a_model_without_rows_of_its_own_is_explained_against_the_data(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model")
-    explanation = onnxserve.explain(str(folder), ROWS, "label", metric="roc_auc", max_rows=30)
+    explanation = onnxserve.explain(
+        str(folder),
+        ROWS,
+        "label",
+        metric="roc_auc",
+        max_rows=30,
+    )
     assert mentions(explanation.background, "30 rows", "data")
     assert explanation.outputs == (0, 1)
     assert explanation.values[:, :, 0] == pytest.approx(-explanation.values[:, :, 1], abs=1e-6)
@@ -93,9 +114,17 @@ def test_columns_of_a_tensor_are_numbered(tmp_path: Path) -> None:
     model = write_model(
         tmp_path / "m",
         graph,
-        [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}],
+        [
+            {
+                "type": "tensor",
+                "tensor-spec": {"dtype": "float32", "shape": [-1, 2]},
+            }
+        ],
     )
-    rows = {"x": np.stack([ROWS["a"], ROWS["b"]], axis=1), "value": ROWS["value"]}
+    rows = {
+        "x": np.stack([ROWS["a"], ROWS["b"]], axis=1),
+        "value": ROWS["value"],
+    }
     explanation = onnxserve.explain(str(model), rows, "value", max_rows=3)
     assert [entry.column for entry in explanation.importance] == ["0", "1"]
     assert explanation.importance[0].permutation > explanation.importance[1].permutation > 0.1  # type: ignore[operator]
@@ -128,15 +157,38 @@ def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
         y = Add(d, x) }"""
     section = {
         "inputs": [
-            {"name": "t", "dtype": "str", "shape": [-1, 1], "columns": ["t"]},
-            {"name": "x", "dtype": "float64", "shape": [-1, 1], "columns": ["x"]},
+            {
+                "name": "t",
+                "dtype": "str",
+                "shape": [-1, 1],
+                "columns": ["t"],
+            },
+            {
+                "name": "x",
+                "dtype": "float64",
+                "shape": [-1, 1],
+                "columns": ["x"],
+            },
         ],
-        "outputs": [{"name": "y", "dtype": "float64", "shape": [-1, 1], "role": "values"}],
+        "outputs": [
+            {
+                "name": "y",
+                "dtype": "float64",
+                "shape": [-1, 1],
+                "role": "values",
+            }
+        ],
         "prediction": ["y"],
     }
-    columns = [{"name": "t", "type": "string"}, {"name": "x", "type": "double"}]
+    columns = [
+        {"name": "t", "type": "string"},
+        {"name": "x", "type": "double"},
+    ]
     model = write_model(tmp_path / "m", graph, columns, section)
-    rows = {"t": np.array(["yes", "no"] * 10, dtype=object), "x": np.arange(20.0)}
+    rows = {
+        "t": np.array(["yes", "no"] * 10, dtype=object),
+        "x": np.arange(20.0),
+    }
     for max_rows in (1, 20):
         explanation = onnxserve.explain(str(model), rows, max_rows=max_rows)
         assert explanation.values.shape == (max_rows, 2, 1)
@@ -154,7 +206,16 @@ def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> No
     rows["a"][[2, 5]] = np.nan
     explanation = onnxserve.explain(str(regressor), rows)
     assert explanation.left_out == 2
-    assert explanation.positions.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
+    assert explanation.positions.tolist() == [
+        0,
+        1,
+        3,
+        4,
+        6,
+        7,
+        8,
+        9,
+    ]
     assert np.isfinite(explanation.values).all()
     assert np.isfinite(explanation.importance[0].mean_abs)
     rows["a"][:] = np.nan
@@ -206,14 +267,22 @@ def test_a_model_that_cannot_be_explained_gives_a_reason(tmp_path: Path) -> None
     with pytest.raises(InvalidArtifact, match="no ONNX form"):
         onnxserve.explain(str(tmp_path / "pyfunc"), ROWS)
     graph = "g (float[N,2,2] x) => (float[N,2,2] y) { y = Identity(x) }"
-    pictures = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
+    pictures = [
+        {
+            "type": "tensor",
+            "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]},
+        }
+    ]
     with pytest.raises(InvalidRequest, match=r"'x' .*3 dimensions"):
         onnxserve.explain(
             str(write_model(tmp_path / "m", graph, pictures)),
             {"x": np.ones((4, 2, 2))},
         )
     with pytest.raises(InvalidConfig, match=r"one unnamed tensor.*x, z"):
-        onnxserve.explain(str(tmp_path / "m"), {"x": np.ones((4, 2, 2)), "z": np.ones(4)})
+        onnxserve.explain(
+            str(tmp_path / "m"),
+            {"x": np.ones((4, 2, 2)), "z": np.ones(4)},
+        )
 
 
 def test_shap_and_matplotlib_are_asked_for_by_their_extras(

@@ -31,7 +31,13 @@ def classifier(
     scores = rng.normal(size=(ROWS, len(classes))) + certainty * (
         truth[:, None] == np.array(classes)
     )
-    probabilities = np.round(np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), 1) + 0.01
+    probabilities = (
+        np.round(
+            np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True),
+            1,
+        )
+        + 0.01
+    )
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return truth, ModelPredictions(
         np.array(classes)[probabilities.argmax(axis=1)],
@@ -41,7 +47,10 @@ def classifier(
     )
 
 
-def regressor(seed: int = 0, noise: float = 1.0) -> tuple[Array, ModelPredictions]:
+def regressor(
+    seed: int = 0,
+    noise: float = 1.0,
+) -> tuple[Array, ModelPredictions]:
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=ROWS)
     return truth, ModelPredictions(truth + rng.normal(size=ROWS) * noise, False)
@@ -77,7 +86,10 @@ def of_sklearn(metric: MetricName, truth: Array, answers: ModelPredictions, weig
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "log_loss", "roc_auc"])
-@pytest.mark.parametrize("classes", [[0, 1], ["late", "on time"], [1, 2, 5]])
+@pytest.mark.parametrize(
+    "classes",
+    [[0, 1], ["late", "on time"], [1, 2, 5]],
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_classifiers_metric_is_scikit_learns(
     metric: MetricName,
@@ -106,11 +118,12 @@ def test_a_regressors_metric_is_scikit_learns(metric: MetricName) -> None:
 def test_probabilities_that_are_no_numbers_have_no_metric(metric: MetricName) -> None:
     truth, answers = classifier([0, 1])
     assert answers.probabilities is not None
+    # NaN would be sorted as the highest score.
     probabilities = np.where(
         truth[:, None] == 1,
         np.nan,
         answers.probabilities,
-    )  # NaN would be sorted as the highest score.
+    )
     broken = replace(answers, probabilities=probabilities)
     assert np.isnan(weighted_metric(metric, truth, broken)(np.ones(ROWS)))
 
@@ -135,7 +148,12 @@ def test_the_default_metric_depends_on_the_kind_of_answer() -> None:
             ModelPredictions(np.array([0, 1]), True),
             "needs class probabilities, and this model returns none",
         ),
-        ("rmse", np.array(["a"]), ModelPredictions(np.zeros(1), False), "rmse needs numbers"),
+        (
+            "rmse",
+            np.array(["a"]),
+            ModelPredictions(np.zeros(1), False),
+            "rmse needs numbers",
+        ),
         (
             "accuracy",
             np.array(["a"], dtype=object),
@@ -151,13 +169,23 @@ def test_the_default_metric_depends_on_the_kind_of_answer() -> None:
         (
             "log_loss",
             np.array([0, 7]),
-            ModelPredictions(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
+            ModelPredictions(
+                np.array([0, 1]),
+                True,
+                np.full((2, 2), 0.5),
+                (0, 1),
+            ),
             "contains 7, which is not a class of the model",
         ),
         (
             "roc_auc",
             np.array([1, 1]),
-            ModelPredictions(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
+            ModelPredictions(
+                np.array([0, 1]),
+                True,
+                np.full((2, 2), 0.5),
+                (0, 1),
+            ),
             "needs two different labels",
         ),
     ],
@@ -187,7 +215,9 @@ def compared(
 def test_equal_answers_differ_by_nothing() -> None:
     truth, answers = classifier([0, 1])
     same = compared("roc_auc", truth, answers, answers)
-    assert (same.difference, same.low, same.high) == (0, 0, 0)
+    assert same.difference == 0
+    assert same.low == 0
+    assert same.high == 0
 
 
 def test_the_same_seed_gives_the_same_bounds() -> None:
@@ -226,7 +256,11 @@ def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for() -> None:
         rng = np.random.default_rng(seed)
         truth = np.ones(ROWS, dtype=int)
         ours, theirs = (
-            ModelPredictions((rng.random(ROWS) < 0.8).astype(int), True) for _ in range(2)
+            ModelPredictions(
+                (rng.random(ROWS) < 0.8).astype(int),
+                True,
+            )
+            for _ in range(2)
         )
         missed += compared("accuracy", truth, ours, theirs, seed, resamples=200).low > 0
     assert 2 <= missed <= 22
@@ -259,7 +293,10 @@ def test_f1_of_as_many_labels_as_rows_takes_the_memory_of_the_rows() -> None:
     f1 = weighted_metric(
         "f1",
         truth,
-        ModelPredictions(np.where(np.arange(5000) % 2, truth, truth[0]), True),
+        ModelPredictions(
+            np.where(np.arange(5000) % 2, truth, truth[0]),
+            True,
+        ),
     )
     score = f1(np.ones(5000))
     peak = tracemalloc.get_traced_memory()[1]

@@ -22,9 +22,8 @@ ROWS = labelled(12_000)
 
 
 def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path: Path) -> None:
-    answers = load_version(write_classifier(tmp_path / "model")).predict(
-        ROWS,
-    )  # predicted in several chunks
+    # predicted in several chunks
+    answers = load_version(write_classifier(tmp_path / "model")).predict(ROWS)
     assert answers.is_label
     assert (answers.prediction == ROWS["label"]).mean() > 0.9
     assert answers.probabilities is not None
@@ -54,11 +53,30 @@ def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path: Path) -> None:
 def test_texts_of_a_ready_graph_are_labels(tmp_path: Path) -> None:
     graph = "g (string[N,2] s) => (string[N,2] t) { t = Identity(s) }"
     section = {
-        "inputs": [{"name": "s", "dtype": "str", "shape": [-1, 2]}],
-        "outputs": [{"name": "t", "dtype": "str", "shape": [-1, 2], "role": "values"}],
+        "inputs": [
+            {
+                "name": "s",
+                "dtype": "str",
+                "shape": [-1, 2],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "t",
+                "dtype": "str",
+                "shape": [-1, 2],
+                "role": "values",
+            }
+        ],
         "prediction": ["t"],
     }
-    signature = [{"type": "tensor", "name": "s", "tensor-spec": {"dtype": "str", "shape": [-1, 2]}}]
+    signature = [
+        {
+            "type": "tensor",
+            "name": "s",
+            "tensor-spec": {"dtype": "str", "shape": [-1, 2]},
+        }
+    ]
     model = load_version(write_model(tmp_path / "model", graph, signature, section))
 
     predictions = model.predict({"s": np.array([["no", "yes"]], object)})
@@ -78,15 +96,19 @@ def test_a_model_without_an_onnx_form_predicts_with_mlflow(tmp_path: Path) -> No
         serialization_format="cloudpickle",
     )
     loaded = load_version(tmp_path / "model")
-    answers = loaded.predict(
-        {**ROWS, "a": ROWS["a"].astype(int)},
-    )  # Integers are accepted for a double column.
+    # Integers are accepted for a double column.
+    answers = loaded.predict({**ROWS, "a": ROWS["a"].astype(int)})
     assert answers.is_label
     assert len(answers) == 12_000
     with pytest.raises(SchemaMismatch, match="'b' is missing"):
         loaded.predict({"a": ROWS["a"]})
     with pytest.raises(InferenceError, match="cannot compute"):
-        loaded.predict({"a": ROWS["a"][:2], "b": np.array(["x", "y"], dtype=object)})
+        loaded.predict(
+            {
+                "a": ROWS["a"][:2],
+                "b": np.array(["x", "y"], dtype=object),
+            }
+        )
 
 
 def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path: Path) -> None:
@@ -121,7 +143,12 @@ def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
 
 @pytest.mark.parametrize(
     ("shape", "size"),
-    [((10, 3), 5_000), ((10, 3, 224, 224), 26), ((10, 3000, 3000), 1), ((0,), 5_000)],
+    [
+        ((10, 3), 5_000),
+        ((10, 3, 224, 224), 26),
+        ((10, 3000, 3000), 1),
+        ((0,), 5_000),
+    ],
 )
 def test_pictures_are_computed_few_at_once(shape: tuple[int, ...], size: int) -> None:
     assert chunk_rows({"x": np.broadcast_to(np.float32(0), shape)}) == size
@@ -144,7 +171,12 @@ def test_the_copy_of_a_version_that_a_killed_command_has_left_goes_with_the_next
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     where = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
-    subprocess.run([sys.executable, "-c", KILLED, str(model)], env=where, check=False, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", KILLED, str(model)],
+        env=where,
+        check=False,
+        timeout=60,
+    )
     (left,) = (path for path in (tmp_path / "tmp").glob("onnxserve-*") if path.is_dir())
     with downloaded_version(resolve(str(model))):
         assert not left.exists()

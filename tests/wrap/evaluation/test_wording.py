@@ -50,7 +50,11 @@ STRENGTHS: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize(("change", "message"), MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    MESSAGES.values(),
+    ids=MESSAGES,
+)
 def test_a_refusal_names_the_cause(
     change: dict[str, Any],
     message: str,
@@ -58,7 +62,12 @@ def test_a_refusal_names_the_cause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = {"data": ROWS, "target": "label", "strengths": {"noise": [0.1]}, **change}
+    options = {
+        "data": ROWS,
+        "target": "label",
+        "strengths": {"noise": [0.1]},
+        **change,
+    }
     model = str(write_classifier(tmp_path / "model"))
     assert (
         message_of(

@@ -26,7 +26,12 @@ def tensor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forest_rows() -> pd.DataFrame:
     random = np.random.default_rng(0)
     carriers = random.choice(["UA", "AA", "DL"], 200)
-    return pd.DataFrame({"carrier": carriers, "distance": random.normal(1000, 300, 200)})
+    return pd.DataFrame(
+        {
+            "carrier": carriers,
+            "distance": random.normal(1000, 300, 200),
+        }
+    )
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +58,11 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sklearn.neural_network import MLPClassifier
 
     rows = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
-    model = MLPClassifier([8], max_iter=20, random_state=0).fit(rows, rows[:, 0] > 0)
+    model = MLPClassifier(
+        [8],
+        max_iter=20,
+        random_state=0,
+    ).fit(rows, rows[:, 0] > 0)
     folder = tmp_path_factory.mktemp("network") / "network"
     save_model(model, folder, input_example=rows[:5])
     return folder

@@ -55,7 +55,11 @@ def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_type
             "distance": random.normal(size=40),
         },
     )
-    save_model(LogisticRegression().fit(rows, rows["late"]), tmp_path / "model", input_example=rows)
+    save_model(
+        LogisticRegression().fit(rows, rows["late"]),
+        tmp_path / "model",
+        input_example=rows,
+    )
     assert onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").rows == 505
 
 
@@ -124,15 +128,14 @@ def test_a_registered_version_keeps_its_number(
         exported = onnxserve.export("models:/Flight Delay@champion", "wheel", tmp_path / "dist")
 
     assert exported.path.name == "flight_delay-1-py3-none-any.whl"
-    assert (exported.name, exported.version) == ("Flight Delay", "1")
+    assert exported.name == "Flight Delay"
+    assert exported.version == "1"
     with zipfile.ZipFile(exported.path) as archive:
         archive.extract("flight_delay/model.onnx", tmp_path)
     model = Model(tmp_path / "flight_delay" / "model.onnx")
-    assert (model.name, model.version, model.source) == (
-        "Flight Delay",
-        "1",
-        "models:/Flight Delay/1",
-    )
+    assert model.name == "Flight Delay"
+    assert model.version == "1"
+    assert model.source == "models:/Flight Delay/1"
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.ort"])
@@ -146,9 +149,8 @@ def test_the_runner_answers_frames_as_the_original(
     onnxserve.export(str(forest), form, tmp_path / name, rows=forest_rows)
     served = load_model(str(forest))
 
-    outputs = Model(tmp_path / name, threads=1).outputs(
-        forest_rows,
-    )  # The order of a sum depends on the shapes.
+    # The order of a sum depends on the shapes.
+    outputs = Model(tmp_path / name, threads=1).outputs(forest_rows)
 
     feeds = served.schema.from_columns(
         {str(column): forest_rows[column].to_numpy() for column in forest_rows},
@@ -193,7 +195,12 @@ def test_rows_of_a_file_are_the_rows_of_the_proof(
 ) -> None:
     forest_rows.to_csv(tmp_path / "rows.csv", index=False)
     assert (
-        onnxserve.export(str(forest), "onnx", tmp_path / "m.onnx", rows=tmp_path / "rows.csv").rows
+        onnxserve.export(
+            str(forest),
+            "onnx",
+            tmp_path / "m.onnx",
+            rows=tmp_path / "rows.csv",
+        ).rows
         == 700
     )
 
@@ -228,7 +235,12 @@ def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None
 
 
 def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> None:
-    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [2, 3]}}]
+    signature = [
+        {
+            "type": "tensor",
+            "tensor-spec": {"dtype": "float32", "shape": [2, 3]},
+        }
+    ]
     graph = "fixed (float[2,3] x) => (float[2,3] y) { y = Abs(x) }"
     folder = write_model(tmp_path / "fixed", graph, signature)
     exported = onnxserve.export(str(folder), "bundle", tmp_path / "b")
@@ -254,7 +266,10 @@ def test_a_model_that_draws_random_numbers_is_refused_and_leaves_no_file(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("share", "is_kept"), [(2e-6, True), (1e-4, False)])
+@pytest.mark.parametrize(
+    ("share", "is_kept"),
+    [(2e-6, True), (1e-4, False)],
+)
 def test_a_small_score_may_be_rounded_like_the_large_scores_of_its_row(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -281,7 +296,12 @@ Model.outputs = outputs
         ),
     )
     monkeypatch.setattr(exporting, "RUNNER", runner)
-    rows = {"x": np.array([[400.0, 0.3], [-90.0, 0.01]], np.float32)}
+    rows = {
+        "x": np.array(
+            [[400.0, 0.3], [-90.0, 0.01]],
+            np.float32,
+        )
+    }
     refusal = (
         r"gives other answers .*: output 'y', row 0: 0\.34\d*, but the served model returns "
         r"0\.3\d* \(\d+ of \d+ "

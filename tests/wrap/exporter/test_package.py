@@ -89,9 +89,15 @@ def test_a_fresh_environment_answers_as_the_served_model(
     tmp_path: Path,
 ) -> None:
     uv = Path(sys.prefix, "bin", "uv")
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"], check=True)
+    subprocess.run(
+        [uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"],
+        check=True,
+    )
     python = tmp_path / "env" / "bin" / "python"
-    subprocess.run([uv, "pip", "install", "-q", "--python", python, wheel], check=True)
+    subprocess.run(
+        [uv, "pip", "install", "-q", "--python", python, wheel],
+        check=True,
+    )
     listed = subprocess.run(
         [uv, "pip", "list", "--python", python],
         check=True,
@@ -102,7 +108,13 @@ def test_a_fresh_environment_answers_as_the_served_model(
     forest_rows.to_json(tmp_path / "rows.json", orient="records")
     command = [str(python), "-I", "-m", "flight_delay", str(tmp_path / "rows.json")]
 
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    ran = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
 
     served = load_model(str(forest))
     feeds = served.schema.from_columns(
@@ -120,7 +132,12 @@ def test_a_fresh_environment_answers_as_the_served_model(
         "import flight_delay as f; print(f.__version__, f.classes(), f.predict({'carrier': 'UA', "
         "'distance': 9.0}))"
     )
-    ran = subprocess.run([python, "-I", "-c", code], check=True, capture_output=True, text=True)
+    ran = subprocess.run(
+        [python, "-I", "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert ran.stdout.splitlines() == [
         f"{wheel.name.split('-')[1]} ['late', 'on time'] ['on time']",
     ]

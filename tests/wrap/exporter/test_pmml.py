@@ -111,7 +111,8 @@ def test_a_wrapped_version_is_exported_from_the_model_from_which_it_was_wrapped(
             onnxserve.export("models:/flights/2", "pmml", path)
         exported = onnxserve.export("models:/flights/2", "pmml", path, original=original)
 
-    assert (exported.name, exported.version) == ("flights", "2")
+    assert exported.name == "flights"
+    assert exported.version == "2"
 
 
 @pytest.mark.long
@@ -147,7 +148,12 @@ def test_boosters_are_exported_with_missing_values(
 @needs_java
 def test_a_clustering_is_exported_with_its_clusters(tmp_path: Path) -> None:
     rows = pd.DataFrame(
-        np.random.default_rng(0).normal(size=(40, 2)) + np.repeat([[0, 9], [9, 0]], 20, axis=0),
+        np.random.default_rng(0).normal(size=(40, 2))
+        + np.repeat(
+            [[0, 9], [9, 0]],
+            20,
+            axis=0,
+        ),
     )
     rows = rows.set_axis(["a", "b"], axis=1)
     model = KMeans(2, random_state=0).fit(rows)
@@ -166,14 +172,20 @@ def test_a_clustering_is_exported_with_its_clusters(tmp_path: Path) -> None:
 @needs_java
 def test_a_model_of_an_array_is_exported_with_numbered_fields(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(40, 3))
-    model = LinearRegression().fit(rows, rows @ [[1, 2], [3, 4], [5, 6]])
+    model = LinearRegression().fit(
+        rows,
+        rows @ [[1, 2], [3, 4], [5, 6]],
+    )
     exported = onnxserve.export(
         save_sklearn(model, tmp_path / "model", rows),
         "pmml",
         tmp_path / "model.pmml",
     )
 
-    answers = evaluate(exported.path, pd.DataFrame(rows, columns=["x1", "x2", "x3"]))
+    answers = evaluate(
+        exported.path,
+        pd.DataFrame(rows, columns=["x1", "x2", "x3"]),
+    )
     assert np.allclose(answers[["y1", "y2"]], model.predict(rows), atol=1e-5)
 
 
@@ -209,8 +221,16 @@ def test_another_original_is_refused_by_its_answers(
         mlflow.set_experiment(
             experiment_id=mlflow.create_experiment("flights", str(tmp_path / "artifacts")),
         )
-        other = clone(fitted).fit(flights, np.where(flights["hour"] > 6, "late", "on time"))
-        info = mlflow.sklearn.log_model(other, name="model", input_example=flights[:20], **_OPTIONS)
+        other = clone(fitted).fit(
+            flights,
+            np.where(flights["hour"] > 6, "late", "on time"),
+        )
+        info = mlflow.sklearn.log_model(
+            other,
+            name="model",
+            input_example=flights[:20],
+            **_OPTIONS,
+        )
         save_model(fitted, tmp_path / "flights", input_example=flights)
         with refused(ParityError, "label"):
             onnxserve.export(
@@ -251,12 +271,19 @@ def test_pmml_fields_become_the_outputs_of_the_served_model() -> None:
     }
     outputs = served_outputs(fields, roles, expected)
 
+    # PMML has no field with three values per row.
     assert list(outputs) == [
         "label",
         "probabilities",
-    ]  # PMML has no field with three values per row.
+    ]
     assert outputs["label"].tolist() == [1, 0]
-    assert np.allclose(outputs["probabilities"], [[0.2, 0.8], [0.7, 0.3]])
+    assert np.allclose(
+        outputs["probabilities"],
+        [
+            [0.2, 0.8],
+            [0.7, 0.3],
+        ],
+    )
     booster = served_outputs(
         fields,
         {"prediction": "values"},

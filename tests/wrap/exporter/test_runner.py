@@ -29,7 +29,11 @@ FRAME = pd.DataFrame(
 
 @pytest.fixture(scope="module")
 def bundle(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnxserve.export(str(mixed), "bundle", tmp_path_factory.mktemp("bundle") / "b").path
+    return onnxserve.export(
+        str(mixed),
+        "bundle",
+        tmp_path_factory.mktemp("bundle") / "b",
+    ).path
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,8 @@ def test_rows_of_every_kind_are_answered_alike(model: Model, rows: Any) -> None:
 
 
 def test_a_model_knows_itself(model: Model) -> None:
-    assert (model.name, model.version) == ("flight-delay", "m-1")
+    assert model.name == "flight-delay"
+    assert model.version == "m-1"
     assert model.classes == ["no", "yes"]
     assert model.columns == ["carrier", "distance", "hour", "late"]
     assert model.predict(FRAME.iloc[0].to_dict()).tolist() == ["yes"]
@@ -104,7 +109,10 @@ def test_a_missing_column_is_named(model: Model) -> None:
 
 
 def test_a_missing_number_is_nan_and_other_columns_are_not_read(model: Model) -> None:
-    rows = FRAME.assign(distance=[np.nan, 1.0], extra=["a", "b"])
+    rows = FRAME.assign(
+        distance=[np.nan, 1.0],
+        extra=["a", "b"],
+    )
     assert np.isnan(model.outputs(rows)["probabilities"][0]).all()
 
 
@@ -123,7 +131,10 @@ def test_tensors_are_taken_as_they_are(tensor: Path, tmp_path: Path) -> None:
 def test_a_frame_is_a_matrix_where_the_model_takes_one(network: Path, tmp_path: Path) -> None:
     model = Model(onnxserve.export(str(network), "onnx", tmp_path / "m.onnx").path)
     rows = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
-    np.testing.assert_array_equal(model.predict(pd.DataFrame(rows)), model.predict(rows))
+    np.testing.assert_array_equal(
+        model.predict(pd.DataFrame(rows)),
+        model.predict(rows),
+    )
 
 
 def test_a_file_that_was_not_exported_is_refused(tmp_path: Path) -> None:
@@ -144,7 +155,13 @@ def test_its_command_predicts_a_file_without_our_package(
         orient="records",
     )
     command = [sys.executable, "-I", str(bundle / "predict.py"), str(rows)]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    ran = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert [json.loads(line)["label"] for line in ran.stdout.splitlines()] == ["yes", "no"]
 
 
@@ -222,8 +239,14 @@ def test_its_command_may_be_read_in_part(bundle: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     pd.concat([FRAME] * 5000).to_csv(rows, index=False)
     command = f"{sys.executable} -I {bundle}/predict.py {rows} | head -n 1"
-    ran = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
-    assert (json.loads(ran.stdout)["label"], ran.stderr) == ("yes", "")
+    ran = subprocess.run(
+        ["bash", "-c", command],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(ran.stdout)["label"] == "yes"
+    assert ran.stderr == ""
 
 
 def test_its_command_says_how_it_is_used(bundle: Path) -> None:

@@ -142,10 +142,19 @@ def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> 
         text=True,
         cwd=tmp_path,
     )
-    want = OnnxModel.load(tmp_path / "digits").run({"image": np.zeros((2, 1, 8, 8), np.float32)})[
-        "output"
-    ]
-    np.testing.assert_allclose(np.array(ran.stdout.split(), float), want[1], atol=1e-5)
+    want = OnnxModel.load(tmp_path / "digits").run(
+        {
+            "image": np.zeros(
+                (2, 1, 8, 8),
+                np.float32,
+            )
+        }
+    )["output"]
+    np.testing.assert_allclose(
+        np.array(ran.stdout.split(), float),
+        want[1],
+        atol=1e-5,
+    )
 
 
 @pytest.mark.install

@@ -55,7 +55,11 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("form", "options", "message"), MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize(
+    ("form", "options", "message"),
+    MESSAGES.values(),
+    ids=MESSAGES,
+)
 def test_a_refusal_names_the_option_and_the_expected_value(
     form: Any,
     options: dict[str, Any],

@@ -18,7 +18,13 @@ from tests.support.pmml import DELAY, needs_java, write_pmml
 from tests.support.refusals import refused
 from tests.support.servers import gunicorn, one_endpoint
 
-ROWS = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [100, 300], "delay": [9, 9]})
+ROWS = pd.DataFrame(
+    {
+        "carrier": ["UA", "AA"],
+        "distance": [100, 300],
+        "delay": [9, 9],
+    }
+)
 DELAYS = [2 + 1 + 5, 2 + 3]
 CLUSTERS = """<PMML xmlns="http://www.dmg.org/PMML-4_4" version="4.4"><Header/>
 <DataDictionary><DataField name="a" optype="continuous" dataType="double"/></DataDictionary>
@@ -39,12 +45,13 @@ def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(
     tracking: Path,
     tmp_path: Path,
 ) -> None:
-    path = write_pmml(tmp_path).rename(
-        tmp_path / "delay #1 %20.pmml",
-    )  # MLflow reads paths as URIs.
+    # MLflow reads paths as URIs.
+    path = write_pmml(tmp_path).rename(tmp_path / "delay #1 %20.pmml")
     made = onnxserve.wrap_model(str(path), register="delay", data=ROWS)
 
-    assert (made.name, made.version, made.report.state) == ("delay", "1", "no-original")
+    assert made.name == "delay"
+    assert made.version == "1"
+    assert made.report.state == "no-original"
     assert [(entry.name, entry.dtype) for entry in made.inputs] == [
         ("carrier", "str"),
         ("distance", "float64"),

@@ -32,9 +32,8 @@ from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
-_REQUIREMENTS: dict[str, Any] = {
-    "pip_requirements": ["scikit-learn"],
-}  # Inferring them would take seconds.
+# Inferring them would take seconds.
+_REQUIREMENTS: dict[str, Any] = {"pip_requirements": ["scikit-learn"]}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,10 @@ def test_the_next_version_is_onnx_and_answers_as_the_old_one(old: str, table: pd
 
     made = onnxserve.wrap_model("models:/old/Production")
 
-    assert (made.source, made.name, made.report.state, made.warnings) == (old, "old", "proven", ())
+    assert made.source == old
+    assert made.name == "old"
+    assert made.report.state == "proven"
+    assert made.warnings == ()
     assert made.report.rows >= 1000
     after = mlflow.pyfunc.load_model(f"models:/old/{made.version}")
     np.testing.assert_allclose(after.predict(table), before, atol=1e-5)
@@ -93,7 +95,8 @@ def test_the_next_version_keeps_the_metadata_of_the_old_one(old: str) -> None:
     made = onnxserve.wrap_model(old)
 
     first, new = (client.get_model_version("old", version) for version in ("1", made.version))
-    assert (new.run_id, new.description) == (first.run_id, "The first one.")
+    assert new.run_id == first.run_id
+    assert new.description == "The first one."
     assert new.tags == {
         "kind": "linear",
         "owner": "ann",
@@ -102,11 +105,9 @@ def test_the_next_version_keeps_the_metadata_of_the_old_one(old: str) -> None:
         "onnxserve.wrapped_from": old,
     }
     logged = client.get_logged_model(made.model_id)
-    assert (logged.name, logged.params, logged.source_run_id) == (
-        "updown",
-        {"C": "1.0"},
-        first.run_id,
-    )
+    assert logged.name == "updown"
+    assert logged.params == {"C": "1.0"}
+    assert logged.source_run_id == first.run_id
     assert {"accuracy": 0.97, "loss": 0.1}.items() <= {
         metric.key: metric.value for metric in logged.metrics
     }.items()
@@ -115,7 +116,8 @@ def test_the_next_version_keeps_the_metadata_of_the_old_one(old: str) -> None:
     assert saved.metadata == {"team": "sky"}
     assert len(saved.load_input_example(str(folder))) == 3
     provenance = read_artifact(folder).provenance
-    assert (provenance["git_commit"], provenance["dataset_name"]) == ("c0ffee", "training")
+    assert provenance["git_commit"] == "c0ffee"
+    assert provenance["dataset_name"] == "training"
 
 
 def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
@@ -157,7 +159,9 @@ def test_before_mlflow_3_the_next_version_is_saved_in_the_run_of_the_old_one(
         made = onnxserve.wrap_model("models:/before-3/1")
 
         new = mlflow.MlflowClient().get_model_version("before-3", made.version)
-        assert (made.run_id, made.model_id, new.run_id) == (run.info.run_id, "", run.info.run_id)
+        assert made.run_id == run.info.run_id
+        assert made.model_id == ""
+        assert new.run_id == run.info.run_id
         assert new.tags == {
             "owner": "ann",
             "onnxserve.parity": "proven",
@@ -201,7 +205,8 @@ def test_a_dry_run_registers_nothing_and_data_brings_real_rows(
         progress=lines.append,
     )
 
-    assert (made.version, made.report.state) == ("", "proven")
+    assert made.version == ""
+    assert made.report.state == "proven"
     assert made.report.sources["example"] == len(table)
     assert lines == ["reading models:/old/1", "converting and proving a Pipeline"]
     assert len(mlflow.MlflowClient().search_model_versions("name='old'")) == versions
@@ -269,7 +274,12 @@ def test_a_file_is_loaded_with_consent_only(
     with pytest.raises(InvalidConfig, match=r"updown\.joblib .*--data FILE"):
         onnxserve.wrap_model(file, "filed", allow_pickle=True)
 
-    made = onnxserve.wrap_model(file, "filed", data=table.assign(other=1), allow_pickle=True)
+    made = onnxserve.wrap_model(
+        file,
+        "filed",
+        data=table.assign(other=1),
+        allow_pickle=True,
+    )
 
     tags = mlflow.MlflowClient().get_model_version("filed", made.version).tags
     assert tags["onnxserve.wrapped_from"] == (tmp_path / "updown.joblib").as_uri()
@@ -310,7 +320,12 @@ def add_mean(rows: Any) -> Any:
     return rows + rows.mean()
 
 
-def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None:
+def _save(
+    kind: str,
+    folder: Path,
+    model: Pipeline,
+    table: pd.DataFrame,
+) -> None:
     """Save a model that cannot be wrapped."""
     match kind:
         case "python":
@@ -501,7 +516,10 @@ def _boosted(table: pd.DataFrame) -> Any:
     return xgboost.XGBRegressor(n_estimators=2).fit(table, table.a)
 
 
-@pytest.mark.parametrize(("name", "default"), [("output_margin", True), ("iteration_range", "0")])
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [("output_margin", True), ("iteration_range", "0")],
+)
 def test_params_that_change_a_prediction_are_refused_with_their_name(
     name: str,
     default: Any,
@@ -557,7 +575,11 @@ def test_an_mlmodel_with_an_empty_section_for_pyfunc_is_wrapped(
     mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", pip_requirements=["xgboost"])
     _set_pyfunc_section(tmp_path / "saved", None)
     assert (
-        onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True).report.state
+        onnxserve.wrap_model(
+            str(tmp_path / "saved"),
+            data=table,
+            dry_run=True,
+        ).report.state
         == "proven"
     )
 
@@ -603,7 +625,11 @@ def test_a_param_of_a_module_is_refused_unless_it_is_the_default(
         )
     rows = table.to_numpy(np.float32)
     assert (
-        onnxserve.wrap_model(str(tmp_path / "times 1.0"), data=rows, dry_run=True).report.state
+        onnxserve.wrap_model(
+            str(tmp_path / "times 1.0"),
+            data=rows,
+            dry_run=True,
+        ).report.state
         == "proven"
     )
     with pytest.raises(ConversionError, match=r"factor=2\.0, which an ONNX form cannot contain"):
@@ -620,7 +646,10 @@ def test_a_param_of_a_traced_module_is_refused_with_its_name(
     rows = table.to_numpy(np.float32)
     params = ParamSchema([ParamSpec("factor", "double", 2.0)])
     signature = ModelSignature(mlflow.models.infer_signature(rows).inputs, params=params)
-    traced = torch.jit.trace(torch.nn.ReLU(), torch.from_numpy(rows))
+    traced = torch.jit.trace(
+        torch.nn.ReLU(),
+        torch.from_numpy(rows),
+    )
     options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
     mlflow.pytorch.save_model(traced, tmp_path / "saved", signature=signature, **options)
     with pytest.raises(
@@ -638,7 +667,11 @@ def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(
     torch = pytest.importorskip("torch")
 
     class Weighted(torch.nn.Module):  # type: ignore[misc, name-defined]
-        def forward(self, rows: Any, weights: Any = np.array([1.0, 2.0])) -> Any:  # noqa: B008
+        def forward(
+            self,
+            rows: Any,
+            weights: Any = np.array([1.0, 2.0]),  # noqa: B008
+        ) -> Any:
             return rows * float(weights[1])
 
     rows = table.to_numpy(np.float32)
@@ -656,7 +689,11 @@ def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(
             **options,
         )
     assert (
-        onnxserve.wrap_model(str(tmp_path / "2.0"), data=rows, dry_run=True).report.state
+        onnxserve.wrap_model(
+            str(tmp_path / "2.0"),
+            data=rows,
+            dry_run=True,
+        ).report.state
         == "proven"
     )
     with pytest.raises(

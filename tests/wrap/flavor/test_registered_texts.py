@@ -58,10 +58,11 @@ TEXT = Schema([ColSpec("string")])
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    # MLflow asks the hub for a license.
     monkeypatch.setattr(
         "huggingface_hub.constants.HF_HUB_OFFLINE",
         True,
-    )  # MLflow asks the hub for a license.
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,14 @@ def encoder(tmp_path: Path) -> Any:
 
 def params(**defaults: Any) -> ModelSignature:
     types = {bool: "boolean", int: "long", str: "string"}
-    specs = [ParamSpec(name, types[type(value)], value) for name, value in defaults.items()]
+    specs = [
+        ParamSpec(
+            name,
+            types[type(value)],
+            value,
+        )
+        for name, value in defaults.items()
+    ]
     return ModelSignature(TEXT, params=ParamSchema(specs))
 
 
@@ -116,7 +124,10 @@ def labels(folder: Path) -> list[str]:
     "options",
     [
         {"model_config": {"truncation": True, "max_length": 4}},
-        {"model_config": {"truncation": True, "max_length": 20}, "signature": params(max_length=4)},
+        {
+            "model_config": {"truncation": True, "max_length": 20},
+            "signature": params(max_length=4),
+        },
         {"model_config": {"max_length": 4}},
         {"model_config": {"padding": "max_length", "truncation": True, "max_length": 32}},
         {
@@ -242,7 +253,8 @@ def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
         dry_run=True,
         pyfunc_predict_fn="predict_proba",
     )
-    assert (made.report.state, made.prediction) == ("proven", ("probabilities",))
+    assert made.report.state == "proven"
+    assert made.prediction == ("probabilities",)
     bare = saved_classifier(
         classifier,
         tmp_path / "bare",

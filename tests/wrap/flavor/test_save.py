@@ -82,7 +82,10 @@ def test_stock_onnx_flavor_loads_the_same_model(
     proto = mlflow.onnx.load_model(logged.model_uri)
 
     session = onnxruntime.InferenceSession(proto.SerializeToString())
-    labels = session.run(["label"], {"X": table.to_numpy(np.float32)})[0]
+    labels = session.run(
+        ["label"],
+        {"X": table.to_numpy(np.float32)},
+    )[0]
     assert labels.tolist() == model.predict(table).tolist()
 
 
@@ -116,7 +119,10 @@ def unfaithful(table: pd.DataFrame) -> Any:
     """A model that selects the first of several neighbours at equal distance; its graph
     selects another neighbour.
     """
-    return KNeighborsClassifier(3).fit(table.round(), (table.a * table.b > 0).astype(int))
+    return KNeighborsClassifier(3).fit(
+        table.round(),
+        (table.a * table.b > 0).astype(int),
+    )
 
 
 def test_unfaithful_model_leaves_nothing_in_mlflow(
@@ -167,14 +173,31 @@ def test_saved_and_exported_models_refuse_the_rows_that_the_original_refuses(
     random = np.random.default_rng(0)
     carriers = random.choice(["AA", "DL", "UA"], 200)
     hours = random.integers(5, 9, 200)
-    rows = pd.DataFrame({"carrier": carriers, "hour": hours, "distance": random.normal(size=200)})
-    rows["wind"] = np.where(rows.distance > 1, np.nan, rows.distance)
-    columns = [(OneHotEncoder(), ["carrier", "hour"]), (SimpleImputer(), ["wind"])]
+    rows = pd.DataFrame(
+        {
+            "carrier": carriers,
+            "hour": hours,
+            "distance": random.normal(size=200),
+        }
+    )
+    rows["wind"] = np.where(
+        rows.distance > 1,
+        np.nan,
+        rows.distance,
+    )
+    columns = [
+        (OneHotEncoder(), ["carrier", "hour"]),
+        (SimpleImputer(), ["wind"]),
+    ]
     model = make_pipeline(
         make_column_transformer(*columns, remainder="passthrough"),
         LogisticRegression(),
     )
-    onnxserve.save_model(model.fit(rows, rows.distance > 0), tmp_path / "model", input_example=rows)
+    onnxserve.save_model(
+        model.fit(rows, rows.distance > 0),
+        tmp_path / "model",
+        input_example=rows,
+    )
     saved = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     exported = ExportedModel(
         onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").path,
@@ -281,13 +304,21 @@ def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
     )
 
 
-def squared_error(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def squared_error(
+    wanted: np.ndarray,
+    found: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     return found - wanted, np.ones_like(wanted)
 
 
 def lgbm(kind: str, **options: Any) -> Any:
     options = {"objective": "cross_entropy_lambda", **options}
-    return getattr(lightgbm, f"LGBM{kind}")(n_estimators=3, n_jobs=1, verbose=-1, **options)
+    return getattr(lightgbm, f"LGBM{kind}")(
+        n_estimators=3,
+        n_jobs=1,
+        verbose=-1,
+        **options,
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,7 +349,14 @@ def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
     tracking: Path,
     table: pd.DataFrame,
 ) -> None:
-    cities = table.assign(city=pd.Categorical(np.resize(["Łódź", "rome", "oslo"], len(table))))
+    cities = table.assign(
+        city=pd.Categorical(
+            np.resize(
+                ["Łódź", "rome", "oslo"],
+                len(table),
+            )
+        )
+    )
     booster = lgbm("Classifier").fit(cities, table.a > table.b)
 
     info = onnxserve.log_model(
@@ -338,7 +376,14 @@ def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
     tracking: Path,
     table: pd.DataFrame,
 ) -> None:
-    cities = table.assign(city=pd.Categorical(np.resize(["lima", "rome", "oslo"], len(table))))
+    cities = table.assign(
+        city=pd.Categorical(
+            np.resize(
+                ["lima", "rome", "oslo"],
+                len(table),
+            )
+        )
+    )
     options: dict[str, Any] = {
         "objective": "binary:hinge",
         "n_estimators": 3,
@@ -385,7 +430,11 @@ def test_probabilities_stay_probabilities_without_an_onnx_form(
 
 def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking: Path, table: pd.DataFrame) -> None:
     dated = table.assign(
-        day=pd.Timestamp("2013-01-01") + pd.to_timedelta(np.arange(len(table)), unit="D"),
+        day=pd.Timestamp("2013-01-01")
+        + pd.to_timedelta(
+            np.arange(len(table)),
+            unit="D",
+        ),
     )
     pipeline = make_pipeline(FunctionTransformer(with_month), LinearRegression()).fit(
         dated,
@@ -424,7 +473,12 @@ def with_seconds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.DataFrame) -> None:
-    timed = table.assign(took=pd.to_timedelta(np.arange(len(table)), unit="s"))
+    timed = table.assign(
+        took=pd.to_timedelta(
+            np.arange(len(table)),
+            unit="s",
+        )
+    )
     pipeline = make_pipeline(FunctionTransformer(with_seconds), LinearRegression()).fit(
         timed,
         table.a,
@@ -489,7 +543,12 @@ def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
     tracking: Path,
     table: pd.DataFrame,
 ) -> None:
-    info = onnxserve.log_model(Interval(), name="model", input_example=table, pip_requirements=[])
+    info = onnxserve.log_model(
+        Interval(),
+        name="model",
+        input_example=table,
+        pip_requirements=[],
+    )
 
     reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
     assert mentions(reason, "Interval", "framework is not supported")
@@ -529,7 +588,12 @@ def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
     pictures = np.repeat(numbers, 8, axis=1).reshape(-1, 1, 2, 4)[:50]
     graph = parse_graph("g (float[N,1,2,4] x) => (float[N,1,2,4] y) { y = Identity(x) }")
     with mlflow.start_run():
-        info = onnxserve.log_model(graph, name="model", input_example={"x": pictures}, explain=True)
+        info = onnxserve.log_model(
+            graph,
+            name="model",
+            input_example={"x": pictures},
+            explain=True,
+        )
     assert info.model_id
     assert mentions(caplog.text, "is logged", "not explained", "'x'", "4 dimensions")
     with mlflow.start_run():
@@ -571,7 +635,8 @@ def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_proven
         )
 
     first, second = (name for name, _ in dataset_inputs(run))
-    assert (first, second) == ("reference", "reference")
+    assert first == "reference"
+    assert second == "reference"
     assert onnxserve.load_model(info.model_uri).artifact.provenance["dataset_digest"] in {
         digest for _, digest in dataset_inputs(run)
     }

@@ -68,7 +68,11 @@ FRAMES = {
 }
 
 
-@pytest.mark.parametrize("change", FRAMES.values(), ids=FRAMES.keys())
+@pytest.mark.parametrize(
+    "change",
+    FRAMES.values(),
+    ids=FRAMES.keys(),
+)
 def test_table_is_answered_by_the_labels_of_the_original(change: Any, classifier: Any) -> None:
     model, folder, table = classifier
     table = change(table)
@@ -105,7 +109,12 @@ def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
     predictions = mlflow.pyfunc.load_model(str(folder)).predict(change(rows))
 
     assert predictions.shape == (3, 2)
-    np.testing.assert_allclose(predictions, model.predict(rows), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        predictions,
+        model.predict(rows),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_inputs_that_mlflow_does_not_convert_are_predicted_without_its_checks(
@@ -139,7 +148,10 @@ def test_model_config_sets_threads_and_device(regressor: Any) -> None:
 def test_torch_answers_arrays_for_arrays_and_tables_for_tables(tmp_path: Path) -> None:
     torch: Any = pytest.importorskip("torch")
     module = torch.nn.Linear(2, 1)
-    table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}, index=[7, 9])
+    table = pd.DataFrame(
+        {"a": [1.0, 2.0], "b": [3.0, 4.0]},
+        index=[7, 9],
+    )
     onnxserve.save_model(module, tmp_path / "table", input_example=table)
     onnxserve.save_model(module, tmp_path / "array", input_example=table.to_numpy(np.float32))
 
@@ -160,10 +172,17 @@ def test_several_outputs_are_a_mapping_of_arrays(tmp_path: Path) -> None:
         def forward(self, x: Any) -> dict[str, Any]:
             return {"all": x * 2, "sum": x.sum(1)}
 
-    onnxserve.save_model(Two(), tmp_path / "model", input_example=np.ones((4, 3), np.float32))
+    onnxserve.save_model(
+        Two(),
+        tmp_path / "model",
+        input_example=np.ones((4, 3), np.float32),
+    )
 
     outputs = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(np.ones((2, 3), np.float32))
-    assert {name: array.shape for name, array in outputs.items()} == {"all": (2, 3), "sum": (2,)}
+    assert {name: array.shape for name, array in outputs.items()} == {
+        "all": (2, 3),
+        "sum": (2,),
+    }
 
 
 TEXTS = ["good day", "bad day", "good night", "bad night"]
@@ -177,12 +196,19 @@ FORMS: dict[str, Callable[[list[str]], Any]] = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("example", FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize(
+    "example",
+    FORMS.values(),
+    ids=FORMS.keys(),
+)
 def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(
     example: Any,
     tmp_path: Path,
 ) -> None:
-    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(
+        TEXTS * 5,
+        [1, 0, 1, 0] * 5,
+    )
     onnxserve.save_model(model, tmp_path / "model", input_example=example(TEXTS * 5))
 
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
@@ -198,7 +224,10 @@ def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(
     form: str,
     tmp_path: Path,
 ) -> None:
-    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(
+        TEXTS * 5,
+        [1, 0, 1, 0] * 5,
+    )
     texts = FORMS[form](TEXTS * 5)
     signature = infer_signature(texts, model.predict(texts))
 

@@ -52,15 +52,12 @@ def test_the_conda_environment_has_exact_versions(folder: Path) -> None:
     environment = yaml.safe_load((folder / "conda.yaml").read_text())
     python, pip, last = environment["dependencies"]
 
-    assert (environment["channels"], python) == (
-        ["conda-forge"],
-        f"python={platform.python_version()}",
-    )
+    assert environment["channels"] == ["conda-forge"]
+    assert python == f"python={platform.python_version()}"
     assert pip.startswith("pip<=")  # An older pip can install the same packages.
     assert last["pip"] == (folder / "requirements.txt").read_text().splitlines()
-    assert [line for line in last["pip"] if "==" not in line] == [
-        "requests",
-    ]  # a requirement of the user
+    # a requirement of the user
+    assert [line for line in last["pip"] if "==" not in line] == ["requests"]
 
 
 def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_repository(
@@ -159,7 +156,10 @@ def test_without_git_the_provenance_has_no_commit(
 
 def test_the_categories_of_texts_are_in_the_folder_if_they_fit_into_a_list(tmp_path: Path) -> None:
     table = pd.DataFrame(
-        {"city": ["rome", "oslo"] * 200, "id": [f"id{number}" for number in range(400)]},
+        {
+            "city": ["rome", "oslo"] * 200,
+            "id": [f"id{number}" for number in range(400)],
+        },
     )
     encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     model = make_pipeline(encoder, LogisticRegression()).fit(table, np.arange(400) % 2)

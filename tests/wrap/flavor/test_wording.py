@@ -52,7 +52,10 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         ),
     ),
     "random answers": (
-        lambda: _save(DummyClassifier(strategy="stratified").fit(ROWS, TARGET > 40), ROWS),
+        lambda: _save(
+            DummyClassifier(strategy="stratified").fit(ROWS, TARGET > 40),
+            ROWS,
+        ),
         (
             "DummyClassifier cannot be converted to ONNX: DummyClassifier with "
             "strategy='stratified': its predictions are random. "
@@ -85,7 +88,11 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    MESSAGES.values(),
+    ids=MESSAGES,
+)
 def test_a_refusal_names_the_model_and_a_remedy(
     cause: Callable[[], object],
     message: str,

@@ -60,7 +60,10 @@ def test_wrong_argument_is_named(
 @pytest.fixture(scope="module")
 def timed() -> pd.DataFrame:
     random = np.random.default_rng(0)
-    timed = pd.DataFrame(random.normal(size=(400, 2)), columns=["a", "b"])
+    timed = pd.DataFrame(
+        random.normal(size=(400, 2)),
+        columns=["a", "b"],
+    )
     return timed.assign(
         when=pd.date_range("2013-01-01", periods=400, freq="h", tz="America/New_York"),
     )
@@ -68,7 +71,10 @@ def timed() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def line(timed: pd.DataFrame) -> LinearRegression:
-    return LinearRegression().fit(timed[["a", "b"]], timed.a + timed.b)
+    return LinearRegression().fit(
+        timed[["a", "b"]],
+        timed.a + timed.b,
+    )
 
 
 def test_times_of_a_column_are_kept_in_utc_and_are_no_input(
@@ -83,7 +89,12 @@ def test_times_of_a_column_are_kept_in_utc_and_are_no_input(
 
 
 def test_reference_data_of_its_own(line: LinearRegression, timed: pd.DataFrame) -> None:
-    wrapped = wrap(line, timed[["a", "b"]].head(50), reference_data=timed, event_time="when")
+    wrapped = wrap(
+        line,
+        timed[["a", "b"]].head(50),
+        reference_data=timed,
+        event_time="when",
+    )
 
     assert wrapped.reference is not None
     assert wrapped.reference.num_rows == 400
@@ -120,12 +131,20 @@ def test_large_tensors_are_bounded_by_their_numbers(monkeypatch: pytest.MonkeyPa
 
 def test_missing_time_is_refused(line: LinearRegression, timed: pd.DataFrame) -> None:
     with pytest.raises(InvalidConfig, match=r"event_time .*missing values"):
-        wrap(line, timed.assign(when=timed.when.where(timed.index > 3)), event_time="when")
+        wrap(
+            line,
+            timed.assign(when=timed.when.where(timed.index > 3)),
+            event_time="when",
+        )
 
 
 def test_numbers_are_no_times(line: LinearRegression, timed: pd.DataFrame) -> None:
     with pytest.raises(InvalidConfig, match=r"event_time: 1380000000 .*pandas\.to_datetime"):
-        wrap(line, timed[["a", "b"]], event_time=1_380_000_000 + np.arange(400))
+        wrap(
+            line,
+            timed[["a", "b"]],
+            event_time=1_380_000_000 + np.arange(400),
+        )
 
 
 def test_times_without_rows_are_refused(line: LinearRegression) -> None:
@@ -136,13 +155,21 @@ def test_times_without_rows_are_refused(line: LinearRegression) -> None:
 def test_wide_answers_are_kept_without_a_python_object_for_each_number() -> None:
     column = saved_model._arrow(np.arange(24, dtype=np.float32).reshape(4, 3, 2))
 
-    assert column.to_pylist()[1] == [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]
+    assert column.to_pylist()[1] == [
+        [6.0, 7.0],
+        [8.0, 9.0],
+        [10.0, 11.0],
+    ]
     assert column.type == pa.list_(pa.list_(pa.float32()))
 
 
 @pytest.mark.parametrize(
     "example",
-    [{"a": 1.0, "b": 2.0}, [{"a": 1.0, "b": 2.0}], pd.DataFrame({"a": [1.0], "b": [2.0]})],
+    [
+        {"a": 1.0, "b": 2.0},
+        [{"a": 1.0, "b": 2.0}],
+        pd.DataFrame({"a": [1.0], "b": [2.0]}),
+    ],
 )
 def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
     wrapped = wrap(line, example)
@@ -150,7 +177,10 @@ def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
     assert list(wrapped.example) == ["a", "b"]
 
 
-@pytest.mark.parametrize("steps", [[1, 2], [("first", 1)], "ab"])
+@pytest.mark.parametrize(
+    "steps",
+    [[1, 2], [("first", 1)], "ab"],
+)
 def test_a_steps_attribute_outside_a_pipeline_is_ignored(
     steps: Any,
     line: LinearRegression,
@@ -162,7 +192,10 @@ def test_a_steps_attribute_outside_a_pipeline_is_ignored(
     model.__dict__ |= line.__dict__
     model.steps = steps
 
-    wrapped = wrap(model, pd.DataFrame({"a": [1.5, 2.5], "b": [2.5, 1.5]}))
+    wrapped = wrap(
+        model,
+        pd.DataFrame({"a": [1.5, 2.5], "b": [2.5, 1.5]}),
+    )
 
     assert wrapped.provenance["algorithm"] == "Stepwise"
 
@@ -171,7 +204,10 @@ def test_a_steps_attribute_outside_a_pipeline_is_ignored(
 def test_the_original_is_asked_once_however_many_forms_are_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    table = pd.DataFrame(np.random.default_rng(0).lognormal(size=(300, 2)), columns=["a", "b"])
+    table = pd.DataFrame(
+        np.random.default_rng(0).lognormal(size=(300, 2)),
+        columns=["a", "b"],
+    )
     model = make_pipeline(
         LogCpTransformer(variables=["a"], C=1),
         RandomForestClassifier(5, random_state=0),

@@ -56,7 +56,11 @@ def base(module: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> L
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("truth", [DIGITS[:400], None], ids=["labels", "the answers of the base"])
+@pytest.mark.parametrize(
+    "truth",
+    [DIGITS[:400], None],
+    ids=["labels", "the answers of the base"],
+)
 def test_a_tuned_form_is_as_sparse_and_loses_less(
     module: torch.nn.Module,
     base: LoadedOnnx,
@@ -98,5 +102,13 @@ def test_an_original_that_cannot_be_pruned_is_refused_with_a_reason(
     base: LoadedOnnx, source: object, message: str
 ) -> None:
     with pytest.raises(ConversionError) as refused:
-        pruned_and_tuned(source, base, 0.5, {"input": ROWS[:100]}, DIGITS[:100], epochs=1, seed=0)
+        pruned_and_tuned(
+            source,
+            base,
+            0.5,
+            {"input": ROWS[:100]},
+            DIGITS[:100],
+            epochs=1,
+            seed=0,
+        )
     assert refused.value.message.startswith(message)

@@ -31,7 +31,10 @@ target_nodeids = [1, 2],
 )
 
 
-def answers(graph: onnx.ModelProto, rows: np.ndarray = ROWS) -> tuple[np.ndarray, np.ndarray]:
+def answers(
+    graph: onnx.ModelProto,
+    rows: np.ndarray = ROWS,
+) -> tuple[np.ndarray, np.ndarray]:
     session = onnxruntime.InferenceSession(
         graph.SerializeToString(),
         providers=["CPUExecutionProvider"],
@@ -61,7 +64,13 @@ def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_
     assert base.SerializeToString() == before
     for side in ("input", "output"):
         kinds = [
-            [(value.name, value.type.tensor_type.elem_type) for value in getattr(m.graph, side)]
+            [
+                (
+                    value.name,
+                    value.type.tensor_type.elem_type,
+                )
+                for value in getattr(m.graph, side)
+            ]
             for m in (base, form)
         ]
         assert kinds[0] == kinds[1]
@@ -70,7 +79,11 @@ def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_
     assert np.abs(probabilities - wanted).max() < 0.1
 
 
-@pytest.mark.parametrize("hidden", [(8, 8), (16, 8)], ids=["square", "two towers"])
+@pytest.mark.parametrize(
+    "hidden",
+    [(8, 8), (16, 8)],
+    ids=["square", "two towers"],
+)
 def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, int]) -> None:
     random = np.random.default_rng(0)
     width, size = hidden
@@ -82,7 +95,10 @@ def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, 
         }}""",
     )
     graph.graph.initializer.append(
-        numpy_helper.from_array(random.normal(size=hidden).astype(np.float32), "weights"),
+        numpy_helper.from_array(
+            random.normal(size=hidden).astype(np.float32),
+            "weights",
+        ),
     )
     rows = {"x": random.normal(size=(50, size)).astype(np.float32)}
 
@@ -112,7 +128,10 @@ def test_a_mask_of_attention_leaves_the_scale_of_the_scores(mask: str) -> None:
         }}""",
     )
     graph.graph.initializer.append(
-        numpy_helper.from_array(random.normal(size=(8, 8)).astype(np.float32), "weights"),
+        numpy_helper.from_array(
+            random.normal(size=(8, 8)).astype(np.float32),
+            "weights",
+        ),
     )
     rows = {
         "x": random.normal(size=(100, 4, 8)).astype(np.float32),
@@ -145,10 +164,18 @@ def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
 
 def test_a_graph_of_16_bits_has_nothing_to_halve() -> None:
     graph = parse_graph("half (float16[N,2] x) => (float16[N,2] y) { y = MatMul (x, weights) }")
-    graph.graph.initializer.append(numpy_helper.from_array(np.eye(2, dtype=np.float16), "weights"))
+    graph.graph.initializer.append(
+        numpy_helper.from_array(
+            np.eye(2, dtype=np.float16),
+            "weights",
+        )
+    )
 
     with pytest.raises(ConversionError, match="no 32-bit weight"):
-        forms.half_precision(graph, [{"x": np.ones((3, 2), np.float16)}])
+        forms.half_precision(
+            graph,
+            [{"x": np.ones((3, 2), np.float16)}],
+        )
 
 
 def test_pruning_sets_the_smallest_weights_of_each_layer_to_zero() -> None:
@@ -171,7 +198,11 @@ def test_pruning_sets_the_weights_of_a_recurrent_layer_to_zero_but_not_its_biase
         "b) }",
     )
     random = np.random.default_rng(0)
-    sizes = {"w": (1, 20, 4), "r": (1, 20, 5), "b": (1, 40)}
+    sizes = {
+        "w": (1, 20, 4),
+        "r": (1, 20, 5),
+        "b": (1, 40),
+    }
     weights = {name: random.normal(size=size).astype(np.float32) for name, size in sizes.items()}
     graph.graph.initializer.extend(
         numpy_helper.from_array(array, name) for name, array in weights.items()
@@ -195,11 +226,17 @@ def test_pruning_sets_the_weights_of_a_recurrent_layer_to_zero_but_not_its_biase
             "it has no MatMul, Gemm, LSTM (its operators are TreeEnsembleRegressor)",
         ),
         (
-            lambda graph: forms.int8_static(graph, [{"x": ROWS[:, :2]}]),
+            lambda graph: forms.int8_static(
+                graph,
+                [{"x": ROWS[:, :2]}],
+            ),
             "it has no Conv, MatMul, Gemm (its operators are",
         ),
         (
-            lambda graph: forms.half_precision(graph, [{"x": ROWS[:, :2]}]),
+            lambda graph: forms.half_precision(
+                graph,
+                [{"x": ROWS[:, :2]}],
+            ),
             "no 32-bit weight can be converted to 16",
         ),
         (

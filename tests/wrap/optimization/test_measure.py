@@ -11,7 +11,11 @@ from tests.support.networks import network, network_rows, write_network
 def test_the_ratio_to_the_base_tells_a_slow_form_from_a_fast_one(tmp_path: Path) -> None:
     folders = [
         write_network(tmp_path / "base", rows=0),
-        write_network(tmp_path / "wide", rows=0, graph=network((16, 1024, 1024, 3))),
+        write_network(
+            tmp_path / "wide",
+            rows=0,
+            graph=network((16, 1024, 1024, 3)),
+        ),
     ]
     base, wide = measure_forms(folders, {"x": network_rows(20)}, rounds=3)
     assert set(base.ratio.values()) == {1.0}
@@ -27,4 +31,15 @@ def test_the_ratio_to_the_base_tells_a_slow_form_from_a_fast_one(tmp_path: Path)
 
 
 def test_the_speed_over_all_sizes_is_the_geometric_mean() -> None:
-    assert FormCost(1, 1, 1.0, {}, {1: 2.0, 8: 1.0, 1000: 0.5}, {}).speed() == pytest.approx(1.0)
+    assert FormCost(
+        1,
+        1,
+        1.0,
+        {},
+        {
+            1: 2.0,
+            8: 1.0,
+            1000: 0.5,
+        },
+        {},
+    ).speed() == pytest.approx(1.0)

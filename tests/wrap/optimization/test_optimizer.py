@@ -37,7 +37,9 @@ def test_the_form_becomes_a_version_with_the_lineage_of_its_base(
 ) -> None:
     done = onnxserve.optimize("models:/net/1", int8="static", max_loss=0.05)
 
-    assert (done.chosen, done.model, done.version) == ("int8 static", "net", "2")
+    assert done.chosen == "int8 static"
+    assert done.model == "net"
+    assert done.version == "2"
     form = done.forms[1]
     assert form.cost.size < 0.4 * done.forms[0].cost.size
     assert form.agreement is not None
@@ -88,7 +90,8 @@ def test_labels_measure_the_loss_by_their_metric(registry: MlflowClient, tmp_pat
     assert form.agreement.loss == pytest.approx(
         form.agreement.base_metric - form.agreement.form_metric,
     )
-    assert (done.model, done.version) == ("half", "1")
+    assert done.model == "half"
+    assert done.version == "1"
 
 
 @pytest.mark.long
@@ -140,9 +143,20 @@ def test_auto_lists_impossible_forms_and_registers_none_without_a_faster_one(
     assert "was faster than models:/linear/1" in done.reason
     assert json.loads(json.dumps(asdict(done)))["forms"][0]["name"] == "base"
     assert mentions(messages[-1], done.forms[1].name, "the base")
-    monkeypatch.setattr(optimizer, "ALL_RECIPES", (Recipe(int8="dynamic"), Recipe(fp16=True)))
+    monkeypatch.setattr(
+        optimizer,
+        "ALL_RECIPES",
+        (Recipe(int8="dynamic"), Recipe(fp16=True)),
+    )
     assert (
-        len(onnxserve.optimize("models:/linear/1", auto=True, progress=messages.append).forms) == 1
+        len(
+            onnxserve.optimize(
+                "models:/linear/1",
+                auto=True,
+                progress=messages.append,
+            ).forms
+        )
+        == 1
     )
     assert messages[-1] == "measuring the base"
 
@@ -199,7 +213,12 @@ def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
         if weight.name.startswith("b"):
             weight.dims[:] = [1, *weight.dims]
     folder = write_network(tmp_path / "models" / "rows", graph=graph)
-    done = onnxserve.optimize(str(folder), int8="static", max_loss=0.1, register="rows")
+    done = onnxserve.optimize(
+        str(folder),
+        int8="static",
+        max_loss=0.1,
+        register="rows",
+    )
     assert mentions(done.forms[1].note, "scale")
 
 
@@ -208,7 +227,12 @@ def outcome(**given: tuple[float, ...]) -> Optimization:
     quartile of the ratio.
     """
 
-    def form(name: str, ratio: float, loss: float, upper: float = 0) -> MeasuredForm:
+    def form(
+        name: str,
+        ratio: float,
+        loss: float,
+        upper: float = 0,
+    ) -> MeasuredForm:
         ratios = {1: ratio, 1000: ratio / 2}
         agreement = FormAgreement(
             100,
@@ -223,16 +247,32 @@ def outcome(**given: tuple[float, ...]) -> Optimization:
         )
         return MeasuredForm(
             name,
-            FormCost(1, 1, 1.0, {1: 1.0, 1000: 1.0}, ratios, {**ratios, 1: upper or ratio}),
+            FormCost(
+                1,
+                1,
+                1.0,
+                {1: 1.0, 1000: 1.0},
+                ratios,
+                {**ratios, 1: upper or ratio},
+            ),
             agreement,
         )
 
     forms = tuple(form(name, *figures) for name, figures in given.items())
-    return Optimization("models:/net/1", (MeasuredForm("base", forms[0].cost), *forms), {}, 0.01)
+    return Optimization(
+        "models:/net/1",
+        (MeasuredForm("base", forms[0].cost), *forms),
+        {},
+        0.01,
+    )
 
 
 def test_auto_takes_the_fastest_form_within_the_limit() -> None:
-    done = outcome(slow=(1.5, 0.0), fast=(0.8, 0.005), fastest=(0.5, 0.02))
+    done = outcome(
+        slow=(1.5, 0.0),
+        fast=(0.8, 0.005),
+        fastest=(0.5, 0.02),
+    )
     assert choose(done, is_auto=True, rows=None).chosen == "fast"
     assert choose(done, is_auto=True, rows=1).chosen == "fast"
     assert choose(replace(done, max_loss=0.05), is_auto=True, rows=None).chosen == "fastest"
@@ -240,7 +280,11 @@ def test_auto_takes_the_fastest_form_within_the_limit() -> None:
 
 
 def test_a_gain_within_the_noise_is_none() -> None:
-    done = choose(outcome(same=(0.97, 0.0)), is_auto=True, rows=1)
+    done = choose(
+        outcome(same=(0.97, 0.0)),
+        is_auto=True,
+        rows=1,
+    )
     assert not done.chosen
     assert mentions(done.reason, "models:/net/1", "1 rows", "0.01")
     assert not choose(outcome(unsteady=(0.9, 0.0, 1.1)), is_auto=True, rows=1).chosen
@@ -302,7 +346,11 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
         onnxserve.optimize(str(write_network(tmp_path / "folder")), fp16=True)
     graph = "one (float[1,2] x) => (float[1,2] y) { y = Identity(x) }"
     with pytest.raises(InvalidConfig, match="no rows"):
-        onnxserve.optimize(str(write_model(tmp_path / "fixed", graph)), fp16=True, register="fixed")
+        onnxserve.optimize(
+            str(write_model(tmp_path / "fixed", graph)),
+            fp16=True,
+            register="fixed",
+        )
     reference = {name: np.random.default_rng(0).normal(size=300) for name in ("a", "b")}
     folder = write_classifier(tmp_path / "linear", reference=reference)
     with pytest.raises(ConversionError, match=r"form int8 dynamic .*MatMul"):

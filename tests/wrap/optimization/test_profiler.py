@@ -52,13 +52,17 @@ def test_it_is_logged_to_the_run_of_the_version_with_a_picture(
 
 
 def test_a_small_graph_is_dispatch_and_a_large_one_is_layers(tmp_path: Path) -> None:
+    # The cost of a run is shared by many nodes, so that a slow machine does not matter.
     layers = (
         16,
         *[8] * 12,
         3,
-    )  # The cost of a run is shared by many nodes, so that a slow machine does not matter.
+    )
     assert "is dispatch" in advice(write_network(tmp_path / "small", graph=network(layers)))
-    large = write_network(tmp_path / "large", graph=network((16, 1024, 1024, 3)))
+    large = write_network(
+        tmp_path / "large",
+        graph=network((16, 1024, 1024, 3)),
+    )
     assert "`onnxserve auto-optimize`" in advice(large, rows=100)
 
 

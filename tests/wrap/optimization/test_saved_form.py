@@ -32,10 +32,8 @@ def test_it_is_the_folder_of_its_base_with_another_graph_its_digest_and_the_reco
     assert artifact.onnx_file.read_bytes() == graph.SerializeToString()
     assert artifact.optimization == {"base": "models:/net/1", "loss": 0.1}
     assert artifact.parity == PARITY
-    assert (artifact.tensors, artifact.outputs) == (
-        read_artifact(base).tensors,
-        read_artifact(base).outputs,
-    )
+    assert artifact.tensors == read_artifact(base).tensors
+    assert artifact.outputs == read_artifact(base).outputs
     proof = json.loads((tmp_path / "form" / "parity.json").read_text())
     assert proof["parity_of_base"] == {"state": "proven", "rows": 1000}
     assert read_artifact(base).optimization == {}
@@ -45,7 +43,13 @@ def test_the_reference_has_the_predictions_of_the_form_but_not_in_a_draft(tmp_pa
     base = write_network(tmp_path / "base", rows=300)
     graph = forms.pruned(network(), 0.5)
     save_model(tmp_path / "draft", base=base, graph=graph)
-    save_model(tmp_path / "form", base=base, graph=graph, record={}, parity=PARITY)
+    save_model(
+        tmp_path / "form",
+        base=base,
+        graph=graph,
+        record={},
+        parity=PARITY,
+    )
     draft, form = (
         pq.read_table(tmp_path / name / "reference.parquet") for name in ("draft", "form")
     )

@@ -68,7 +68,11 @@ OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("function", "options", "message"), OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    OPTIONS.values(),
+    ids=OPTIONS,
+)
 def test_a_refusal_names_the_option_and_the_expected_value(
     function: Callable[..., object],
     options: dict[str, Any],

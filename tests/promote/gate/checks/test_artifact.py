@@ -46,10 +46,8 @@ def test_the_policy_says_how_much_has_to_be_known(
 def test_parity_is_skipped_for_a_version_without_an_onnx_form(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}")
     result = check_parity(read_served_artifact(tmp_path), GatePolicy())
-    assert (result.state, result.reason) == (
-        "skipped",
-        "the version has no ONNX form, so the original model predicts",
-    )
+    assert result.state == "skipped"
+    assert result.reason == "the version has no ONNX form, so the original model predicts"
 
 
 NAME = "models:/m/1"
@@ -60,7 +58,11 @@ SERVED = Artifact(
     mlflow_version="",
     model_id="",
     run_id="",
-    columns=(Column("a", "long"), Column("b", "double"), Column("c", "string", required=False)),
+    columns=(
+        Column("a", "long"),
+        Column("b", "double"),
+        Column("c", "string", required=False),
+    ),
     outputs=(
         Output("label", "int64", (-1,), "label"),
         Output("p", "float32", (-1, 2), "probabilities"),
@@ -98,7 +100,11 @@ def columns(*given: Column) -> Artifact:
         ),
         (columns(B, A, C), "passed", "another order, which affects rows without names"),
         (
-            replace(SERVED, columns=(), tensors=(Tensor("", "float32", (-1, 3)),)),
+            replace(
+                SERVED,
+                columns=(),
+                tensors=(Tensor("", "float32", (-1, 3)),),
+            ),
             "failed",
             "from columns to tensors",
         ),
@@ -146,7 +152,11 @@ def tensors(*given: Tensor) -> Artifact:
 )
 def test_tensors_are_compared_by_name_type_and_shape(new: Any, state: str) -> None:
     assert (
-        check_signature(tensors(new), tensors(Tensor("image", "float32", (-1, 8, 8))), NAME).state
+        check_signature(
+            tensors(new),
+            tensors(Tensor("image", "float32", (-1, 8, 8))),
+            NAME,
+        ).state
         == state
     )
 
@@ -154,8 +164,19 @@ def test_tensors_are_compared_by_name_type_and_shape(new: Any, state: str) -> No
 def test_every_change_is_in_the_table() -> None:
     result = check_signature(columns(A, Column("d", "long")), SERVED, NAME)
     assert result.table is not None
-    lines = {(line[0], line[1], line[4]) for line in result.table.lines}
-    assert lines == {("removed", "b", ""), ("removed", "c", ""), ("added", "d", "breaks callers")}
+    lines = {
+        (
+            line[0],
+            line[1],
+            line[4],
+        )
+        for line in result.table.lines
+    }
+    assert lines == {
+        ("removed", "b", ""),
+        ("removed", "c", ""),
+        ("added", "d", "breaks callers"),
+    }
     assert result.figures == {"changes": 3, "breaking": 1}
 
 

@@ -31,11 +31,23 @@ def loaded(folder: Path) -> LoadedOnnx:
 @pytest.mark.parametrize(
     ("weights", "parity", "with_labels", "state", "names"),
     [
-        ((4.0, -2.0), "proven", False, "passed", ["models:/toy/1", "proven", "1,000 rows"]),
+        (
+            (4.0, -2.0),
+            "proven",
+            False,
+            "passed",
+            ["models:/toy/1", "proven", "1,000 rows"],
+        ),
         ((4.0, -2.0), "proven", True, "passed", ["accuracy"]),
         ((1.0, 2.0), "proven", False, "failed", ["an evaluation dataset"]),
         ((1.0, 2.0), "proven", True, "failed", ["accuracy", "the margin 0.01", "models:/toy/1"]),
-        ((4.0, -2.0), "warned", False, "failed", ["models:/toy/1", "the ONNX form", "warned"]),
+        (
+            (4.0, -2.0),
+            "warned",
+            False,
+            "failed",
+            ["models:/toy/1", "the ONNX form", "warned"],
+        ),
     ],
 )
 def test_it_passes_if_its_base_does_and_it_loses_no_more_than_the_margin(

@@ -19,7 +19,11 @@ from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.refusals import mentions, refused
 
 
-def cost(row_ms: float = 1.0, batch_ms: float = 10.0, memory_mb: float = 100.0) -> MeasuredCost:
+def cost(
+    row_ms: float = 1.0,
+    batch_ms: float = 10.0,
+    memory_mb: float = 100.0,
+) -> MeasuredCost:
     rounds = range(1, 4)  # The load of the machine grows in each round.
     return MeasuredCost(
         memory_mb * 1e6,
@@ -71,7 +75,10 @@ def many_open_files() -> Iterator[None]:
     thousand connections.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE,
+        (max(soft, min(hard, 2048)), hard),
+    )
     opened: list[int] = []
     try:
         while not opened or opened[-1] < 1024:
@@ -105,7 +112,12 @@ def test_two_versions_are_measured_in_turns(tmp_path: Path) -> None:
 def test_a_model_that_cannot_answer_says_why(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model")
     with refused(InferenceError, "measured", "column 'b'"):
-        measure_costs([folder], {"a": np.zeros(3)}, 8, rounds=1)
+        measure_costs(
+            [folder],
+            {"a": np.zeros(3)},
+            8,
+            rounds=1,
+        )
 
 
 @pytest.mark.usefixtures("many_open_files")

@@ -47,7 +47,14 @@ def test_it_may_not_be_worse_by_more_than_the_margin(
     state: str,
     names: list[str],
 ) -> None:
-    result = check_evaluation(TRUTH, wrong_in(wrong), wrong_in(100), policy(), 7, NAME)
+    result = check_evaluation(
+        TRUTH,
+        wrong_in(wrong),
+        wrong_in(100),
+        policy(),
+        7,
+        NAME,
+    )
     assert result.state == state
     assert mentions(result.reason, *names)
     assert result.figures["accuracy_candidate"] == pytest.approx(1 - wrong / ROWS)
@@ -61,21 +68,46 @@ def test_it_may_not_be_worse_by_more_than_the_margin(
 
 def test_a_wider_margin_lets_it_pass() -> None:
     assert (
-        check_evaluation(TRUTH, wrong_in(200), wrong_in(100), policy(margin=0.15), seed=7).state
+        check_evaluation(
+            TRUTH,
+            wrong_in(200),
+            wrong_in(100),
+            policy(margin=0.15),
+            seed=7,
+        ).state
         == "passed"
     )
 
 
 def test_the_floor_holds_whatever_is_served() -> None:
-    result = check_evaluation(TRUTH, wrong_in(300), None, policy(at_least=0.8), seed=7)
+    result = check_evaluation(
+        TRUTH,
+        wrong_in(300),
+        None,
+        policy(at_least=0.8),
+        seed=7,
+    )
     assert result.state == "failed"
     assert mentions(result.reason, "accuracy 0.7000", "0.8", "the policy")
     assert (
-        check_evaluation(TRUTH, wrong_in(300), wrong_in(400), policy(at_least=0.8), seed=7).state
+        check_evaluation(
+            TRUTH,
+            wrong_in(300),
+            wrong_in(400),
+            policy(at_least=0.8),
+            seed=7,
+        ).state
         == "failed"
     )
     assert (
-        check_evaluation(TRUTH, wrong_in(100), None, policy(at_least=0.8), seed=7).state == "passed"
+        check_evaluation(
+            TRUTH,
+            wrong_in(100),
+            None,
+            policy(at_least=0.8),
+            seed=7,
+        ).state
+        == "passed"
     )
 
 
@@ -138,5 +170,12 @@ def test_served_answers_of_another_kind_cannot_be_compared_with() -> None:
     assert mentions(result.reason, "models:/m/1", "comparison", "accuracy", "labels")
     numbers = TRUTH.astype(float)
     broken = ModelPredictions(np.full(ROWS, np.nan), False)
-    result = check_evaluation(numbers, ModelPredictions(numbers, False), broken, policy(), 7, NAME)
+    result = check_evaluation(
+        numbers,
+        ModelPredictions(numbers, False),
+        broken,
+        policy(),
+        7,
+        NAME,
+    )
     assert mentions(result.reason, "models:/m/1", "comparison", "rmse", "nan")

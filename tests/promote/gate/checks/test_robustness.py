@@ -105,8 +105,14 @@ def test_refused_missing_values_are_reported_and_fail_a_strict_policy(tmp_path: 
     assert lenient.state == "passed"
     assert lenient.figures["missing_refused"] == 1
     assert lenient.notes[0].startswith("missing values are refused: column 'a' (long), row ")
-    strict = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0, refusals="fail"), seed=7)
-    assert (strict.state, strict.reason) == ("failed", lenient.notes[0])
+    strict = check_robustness(
+        model,
+        rows,
+        RobustnessPolicy(max_flips=1.0, refusals="fail"),
+        seed=7,
+    )
+    assert strict.state == "failed"
+    assert strict.reason == lenient.notes[0]
 
 
 @pytest.mark.parametrize("metric", ["rmse", "mae"])
@@ -126,11 +132,21 @@ def test_noise_flips_fail_only_if_worse_than_those_of_the_served_version(
 ) -> None:
     model = load_version(write_classifier(tmp_path / "model"))
     better = load_version(write_classifier(tmp_path / "other", (1.0, 0.0)))
-    rows = {"a": np.sort(INPUT["a"]) / 1e3, "b": INPUT["b"] / 1e3 * 0}
+    rows = {
+        "a": np.sort(INPUT["a"]) / 1e3,
+        "b": INPUT["b"] / 1e3 * 0,
+    }
     strict = RobustnessPolicy(noise=0.5)
     alone = check_robustness(model, rows, strict, 7)
     assert alone.state == "failed"
-    same = check_robustness(model, rows, strict, 7, current=(model, rows), against="models:/m/1")
+    same = check_robustness(
+        model,
+        rows,
+        strict,
+        7,
+        current=(model, rows),
+        against="models:/m/1",
+    )
     assert same.state == "passed"
     assert same.figures["noise_flips_current"] == same.figures["noise_flips"]
     assert mentions(same.notes[-1], "models:/m/1")

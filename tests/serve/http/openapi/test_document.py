@@ -59,7 +59,10 @@ def body_schema(
     return {**resolved(document, schema), "components": document["components"]}
 
 
-def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+def resolved(
+    document: dict[str, Any],
+    schema: dict[str, Any],
+) -> dict[str, Any]:
     return dict(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
 
 
@@ -71,7 +74,10 @@ def server(
 ) -> Server:
     flights = {
         "columns": ["carrier", "distance", "hour", "late"],
-        "data": [["AA", None, 7, False], ["UA", 2.5, 8, True]],
+        "data": [
+            ["AA", None, 7, False],
+            ["UA", 2.5, 8, True],
+        ],
     }
     folders = {
         "flights": page_models.with_example(
@@ -106,7 +112,12 @@ def test_every_route_is_in_the_document(server: Server) -> None:
     artifact = server.repository.select_variant("flights").loaded.predictor.artifact
     applicable = [route for route in list_routes() if route.operation.applies_to(artifact)]
     plain = {
-        (route.path, route.method.lower()) for route in applicable if "{endpoint}" not in route.path
+        (
+            route.path,
+            route.method.lower(),
+        )
+        for route in applicable
+        if "{endpoint}" not in route.path
     }
     assert plain <= methods
     assert len({(route.path, route.method) for route in list_routes()}) == len(list_routes())
@@ -126,7 +137,11 @@ def test_where_everybody_may_ask_no_key_is_spoken_of(server: Server) -> None:
 @pytest.mark.parametrize(
     ("settings", "infer", "read"),
     [
-        ({"api_keys": True}, {"key": ["infer"]}, {"key": ["read"]}),
+        (
+            {"api_keys": True},
+            {"key": ["infer"]},
+            {"key": ["read"]},
+        ),
         (
             {"ca_certs": "/c", "certfile": "/c", "keyfile": "/c"},
             {"certificate": []},
@@ -174,7 +189,10 @@ def test_paths_list_the_credentials_that_they_require(
 def test_the_snippets_send_the_key_that_a_server_asks_for(server: Server) -> None:
     keyed = replace(server, spec=ServerSpec(api_keys=True))
     shown = html.unescape(
-        handle(keyed, RawRequest("GET", "/docs", {"host": "h"}, b"")).body.decode(),
+        handle(
+            keyed,
+            RawRequest("GET", "/docs", {"host": "h"}, b""),
+        ).body.decode(),
     )
     assert "'Authorization: Bearer KEY'" in shown
     assert shown.count("headers={'Authorization': 'Bearer KEY'}") == 2
@@ -204,7 +222,10 @@ def test_another_version_is_described_anew_and_the_old_one_let_go(
 
 def test_a_page_names_each_caller_its_own_address(server: Server) -> None:
     for host in ("one.example:8080", "two.example", "[::1]:8123"):
-        page = handle(server, RawRequest("GET", "/docs", {"host": host}, b"")).body.decode()
+        page = handle(
+            server,
+            RawRequest("GET", "/docs", {"host": host}, b""),
+        ).body.decode()
         assert f"http://{host}/endpoints/flights/invocations" in page
         assert ("one.example" in page) == (host.startswith("one"))
 
@@ -287,7 +308,8 @@ def test_numbers_have_their_width(server: Server) -> None:
     double as a float.
     """
     record = fetched(server)["components"]["schemas"]["flights.record"]["properties"]
-    assert (record["distance"]["format"], record["hour"]["format"]) == ("double", "int64")
+    assert record["distance"]["format"] == "double"
+    assert record["hour"]["format"] == "int64"
 
 
 def test_every_array_defines_its_items(server: Server) -> None:
@@ -300,7 +322,10 @@ def test_every_array_defines_its_items(server: Server) -> None:
             part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
         ):
             yield from arrays(value)
-        if isinstance(part, dict) and "array" in (part.get("type"), *(part.get("type") or ())):
+        if isinstance(part, dict) and "array" in (
+            part.get("type"),
+            *(part.get("type") or ()),
+        ):
             yield part
 
     schemas = list(arrays(fetched(server)))
@@ -351,17 +376,21 @@ def test_columns_have_their_types_and_only_optional_columns_are_nullable(server:
     assert row["properties"]["hour"]["type"] == "integer"
     assert row["properties"]["carrier"]["type"] == "string"
     assert row["properties"]["late"]["type"] == "boolean"
+    # Rows may omit distance, which is then null.
     assert row["required"] == [
         "carrier",
         "hour",
         "late",
-    ]  # Rows may omit distance, which is then null.
+    ]
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        {"dataframe_split": {"columns": ["a"], "data": [[1]]}, "instances": [["AA", 1, 1, True]]},
+        {
+            "dataframe_split": {"columns": ["a"], "data": [[1]]},
+            "instances": [["AA", 1, 1, True]],
+        },
         {"dataframe_records": [{"carrier": 1, "hour": 1, "late": True}]},
         {"dataframe_records": []},
         {"instances": [["AA", 1, 1]]},
@@ -422,7 +451,13 @@ def test_labels_that_are_booleans_are_no_enumeration(server: Server) -> None:
     """
     artifact = server.repository.select_variant("digits").loaded.predictor.artifact
     label = Output("label", "bool", (-1,), "label")
-    schema = invocations_answer(replace(artifact, classes=(False, True), outputs=(label,)))
+    schema = invocations_answer(
+        replace(
+            artifact,
+            classes=(False, True),
+            outputs=(label,),
+        )
+    )
     assert schema["properties"]["predictions"]["items"] == {"type": "boolean"}
 
 
@@ -476,7 +511,10 @@ def test_an_endpoint_that_is_not_there_is_a_page_of_404(server: Server) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [{"inputs": ["a"]}, {"messages": [{"role": "user", "content": "a"}]}],
+    [
+        {"inputs": ["a"]},
+        {"messages": [{"role": "user", "content": "a"}]},
+    ],
 )
 def test_a_pyfunc_without_named_inputs_may_be_asked_as_mlflow_reads_it(
     body: dict[str, Any],
@@ -486,7 +524,12 @@ def test_a_pyfunc_without_named_inputs_may_be_asked_as_mlflow_reads_it(
 
 @pytest.mark.parametrize(
     "answer",
-    [{"predictions": [{"0": 1.5}]}, {"predictions": "a"}, {"choices": []}, ["a"]],
+    [
+        {"predictions": [{"0": 1.5}]},
+        {"predictions": "a"},
+        {"choices": []},
+        ["a"],
+    ],
 )
 def test_a_pyfunc_may_answer_as_mlflow_writes_it(answer: Any) -> None:
     outputs = (Output("prediction", "float64", (-1,)),)

@@ -31,7 +31,16 @@ def png(path: Path, rows: list[bytes], width: int) -> Path:
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    head = struct.pack(">IIBBBBB", width, len(rows), 8, 0, 0, 0, 0)
+    head = struct.pack(
+        ">IIBBBBB",
+        width,
+        len(rows),
+        8,
+        0,
+        0,
+        0,
+        0,
+    )
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""),
@@ -68,7 +77,10 @@ def page(browser: Any, pages_server: Any) -> Iterator[Any]:
         dialog.dismiss()
 
     tab.on("dialog", dismiss)
-    tab.on("request", lambda request: hosts.add(urlparse(request.url).netloc))
+    tab.on(
+        "request",
+        lambda request: hosts.add(urlparse(request.url).netloc),
+    )
     yield tab
     context.close()
     # Chromium logs a response with a 4xx status.
@@ -227,7 +239,10 @@ def test_an_uploaded_file_is_asked(page: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("bright", "label"), [("top", "0"), ("bottom", "1")])
+@pytest.mark.parametrize(
+    ("bright", "label"),
+    [("top", "0"), ("bottom", "1")],
+)
 def test_a_picture_is_resized_scaled_and_answered(
     page: Any,
     tmp_path: Path,
@@ -245,8 +260,14 @@ def test_a_picture_is_resized_scaled_and_answered(
     with page.expect_request("**/predict/batch") as request_info:
         page.get_by_role("button", name="Predict").click()
     sent = request_info.value.post_data_json["inputs"]
-    assert (len(sent), len(sent[0]), len(sent[0][0]), len(sent[0][0][0])) == (1, 1, 8, 8)
-    assert (sent[0][0][0][0], sent[0][0][7][7]) == ((1, 0) if bright == "top" else (0, 1))
+    assert len(sent) == 1
+    assert len(sent[0]) == 1
+    assert len(sent[0][0]) == 8
+    assert len(sent[0][0][0]) == 8
+    assert (
+        sent[0][0][0][0],
+        sent[0][0][7][7],
+    ) == ((1, 0) if bright == "top" else (0, 1))
     page.locator(".single .value").wait_for()
     assert page.locator(".single .value").inner_text() == label
     page.get_by_role("button", name="Use the numbers instead").click()
@@ -382,7 +403,8 @@ def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_pag
     for _ in range(2):
         page.keyboard.press("ArrowDown")
     selection = page.get_by_label("Endpoint").input_value()
-    assert (selection, urlparse(page.url).path) == ("hostile", "/endpoints/flights")
+    assert selection == "hostile"
+    assert urlparse(page.url).path == "/endpoints/flights"
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_url("**/endpoints/hostile")
@@ -445,7 +467,11 @@ def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/nope", "/pages/try.js"])
 def test_every_page_allows_no_foreign_script(pages_server: Any, path: str) -> None:
-    answer = requests.get(pages_server.url + path, headers={"Accept": "text/html, */*"}, timeout=10)
+    answer = requests.get(
+        pages_server.url + path,
+        headers={"Accept": "text/html, */*"},
+        timeout=10,
+    )
     assert answer.status_code == (404 if path.endswith("nope") else 200)
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
     assert "unsafe" not in answer.headers["Content-Security-Policy"]

@@ -12,10 +12,26 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 @pytest.mark.parametrize(
     ("dtype", "shape", "picture"),
     [
-        ("float32", (-1, 1, 28, 28), ImageInput("NCHW", 1, 28, 28, True)),
-        ("float32", (1, 3, 224, 160), ImageInput("NCHW", 3, 224, 160, True)),
-        ("uint8", (-1, 32, 48, 3), ImageInput("NHWC", 3, 32, 48, False)),
-        ("float16", (-1, 28, 28), ImageInput("NHW", 1, 28, 28, True)),
+        (
+            "float32",
+            (-1, 1, 28, 28),
+            ImageInput("NCHW", 1, 28, 28, True),
+        ),
+        (
+            "float32",
+            (1, 3, 224, 160),
+            ImageInput("NCHW", 3, 224, 160, True),
+        ),
+        (
+            "uint8",
+            (-1, 32, 48, 3),
+            ImageInput("NHWC", 3, 32, 48, False),
+        ),
+        (
+            "float16",
+            (-1, 28, 28),
+            ImageInput("NHW", 1, 28, 28, True),
+        ),
         ("int64", (-1, 28, 28), None),
         ("str", (-1, 28, 28), None),
         ("float32", (-1, 28), None),
@@ -41,14 +57,29 @@ def test_fields_have_the_kind_the_example_and_the_words_of_the_signature() -> No
         Column("b", "boolean"),
     )
     inputs = tuple(
-        Input(column.name, dtype, (-1, 1), (column.name,), missing)
+        Input(
+            column.name,
+            dtype,
+            (-1, 1),
+            (column.name,),
+            missing,
+        )
         for column, (dtype, missing) in zip(
             columns,
-            [("float64", None), ("str", ""), ("int64", None), ("bool", None)],
+            [
+                ("float64", None),
+                ("str", ""),
+                ("int64", None),
+                ("bool", None),
+            ],
             strict=True,
         )
     )
-    example = Example({"a": [1.5], "it's": [None], "n": [2**53 + 1], "b": [True]}, 1, True)
+    example = Example(
+        {"a": [1.5], "it's": [None], "n": [2**53 + 1], "b": [True]},
+        1,
+        True,
+    )
     fields = form_fields(compile_schema(columns, (), inputs), example)
     assert [
         (field.kind, field.value, field.is_nullable, field.is_required) for field in fields
@@ -63,15 +94,29 @@ def test_fields_have_the_kind_the_example_and_the_words_of_the_signature() -> No
     assert fields[1].quoted_name == '"it\'s"'  # The errors use Python's repr.
 
 
-@pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan")])
+@pytest.mark.parametrize(
+    "missing",
+    [None, float("nan"), np.float64("nan")],
+)
 def test_a_value_that_the_example_lacks_is_an_empty_field(missing: object) -> None:
     column = Column("wind_gust", "double")
     schema = compile_schema(
         (column,),
         (),
-        (Input("wind_gust", "float64", (-1, 1), ("wind_gust",), None),),
+        (
+            Input(
+                "wind_gust",
+                "float64",
+                (-1, 1),
+                ("wind_gust",),
+                None,
+            ),
+        ),
     )
-    (field,) = form_fields(schema, Example({"wind_gust": [missing]}, 1, True))
+    (field,) = form_fields(
+        schema,
+        Example({"wind_gust": [missing]}, 1, True),
+    )
     assert (field.value, field.is_nullable) == ("", True)
 
 
@@ -85,20 +130,37 @@ def test_a_business_id_is_an_optional_text_after_the_inputs(is_table: bool) -> N
         else Input("x", "float32", (-1, 2)),
     )
     schema = compile_schema(columns, tensors, inputs)
-    _, field = form_fields(schema, Example({}, 0, False), {}, ("ticket",))
+    _, field = form_fields(
+        schema,
+        Example({}, 0, False),
+        {},
+        ("ticket",),
+    )
     assert (field.name, field.kind, field.is_key) == ("ticket", "string", True)
     assert (field.value, field.is_required, field.is_nullable) == ("", False, True)
 
 
 def test_a_column_of_categories_has_them_as_choices_in_the_form_of_its_values() -> None:
-    columns = (Column("carrier", "string"), Column("month", "long"), Column("note", "string"))
+    columns = (
+        Column("carrier", "string"),
+        Column("month", "long"),
+        Column("note", "string"),
+    )
     inputs = tuple(
         Input(column.name, dtype, (-1, 1), (column.name,))
         for column, dtype in zip(columns, ("str", "int64", "str"), strict=True)
     )
     schema = compile_schema(columns, (), inputs)
-    fields = form_fields(schema, Example({}, 0, False), {"carrier": ("AA", "UA"), "month": (1, 2)})
-    assert [field.choices for field in fields] == [("AA", "UA"), ("1", "2"), ()]
+    fields = form_fields(
+        schema,
+        Example({}, 0, False),
+        {"carrier": ("AA", "UA"), "month": (1, 2)},
+    )
+    assert [field.choices for field in fields] == [
+        ("AA", "UA"),
+        ("1", "2"),
+        (),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +173,11 @@ def test_a_column_of_categories_has_them_as_choices_in_the_form_of_its_values() 
 )
 def test_a_tensor_has_words_for_its_values(dtype: str, words: str) -> None:
     (field,) = form_fields(
-        compile_schema((), (Tensor("x", dtype, (-1, 4)),), (Input("x", dtype, (-1, 4)),)),
+        compile_schema(
+            (),
+            (Tensor("x", dtype, (-1, 4)),),
+            (Input("x", dtype, (-1, 4)),),
+        ),
         Example({}, 0, False),
     )
     assert field.words == words

@@ -31,7 +31,13 @@ def shown(url: str, endpoint: str) -> list[str]:
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -86,9 +92,17 @@ def local_links(page: bytes) -> set[str]:
     return set(re.findall(r'(?:href|src)="(/[^"]*)"', page.decode()))
 
 
-def ask_from(server: Server, path: str, client: str, **headers: str) -> RawResponse:
+def ask_from(
+    server: Server,
+    path: str,
+    client: str,
+    **headers: str,
+) -> RawResponse:
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return handle(server, RawRequest("GET", path, {"host": "models:1", **fields}, b"", client))
+    return handle(
+        server,
+        RawRequest("GET", path, {"host": "models:1", **fields}, b"", client),
+    )
 
 
 @pytest.mark.parametrize(

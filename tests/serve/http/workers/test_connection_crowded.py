@@ -68,12 +68,18 @@ def open_connections(
 ) -> Iterator[Connect]:
     tls = ssl.create_default_context(cafile=spec.certfile) if spec.certfile else None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * PLACES)), hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE,
+        (min(hard, max(soft, 4 * PLACES)), hard),
+    )
     long = variant(write_model(tmp_path / "model", LONG))
     with (
         gunicorn(
             tmp_path,
-            {"e": {"v": variant(bias_folders["1"])}, "long": {"v": long}},
+            {
+                "e": {"v": variant(bias_folders["1"])},
+                "long": {"v": long},
+            },
             spec,
         ) as running,
         contextlib.ExitStack() as opened,
@@ -125,7 +131,11 @@ def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect: Connect) -> No
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("begun", [HALF_A_HEAD, HALF_A_BODY], ids=["heads", "bodies"])
+@pytest.mark.parametrize(
+    "begun",
+    [HALF_A_HEAD, HALF_A_BODY],
+    ids=["heads", "bodies"],
+)
 def test_requests_that_come_too_slowly_give_way(connect: Connect, begun: bytes) -> None:
     slow = [connect(begun) for _ in range(PLACES)]
     stop = threading.Event()

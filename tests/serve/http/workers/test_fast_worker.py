@@ -83,8 +83,17 @@ class Both:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[Both]:
-    endpoints = {name: {"v": variant(bias_folders[v], v)} for name, v in (("e", "1"), ("f", "2"))}
+def both(
+    tmp_path_factory: pytest.TempPathFactory,
+    bias_folders: dict[str, Path],
+) -> Iterator[Both]:
+    endpoints = {
+        name: {"v": variant(bias_folders[v], v)}
+        for name, v in (
+            ("e", "1"),
+            ("f", "2"),
+        )
+    }
     endpoints["odd"] = {"v": variant(bias_folders["3"], "3\r\n\r\nHTTP/1.1 200 OK", model=ODD)}
     with (
         gunicorn(tmp_path_factory.mktemp("fast"), endpoints) as running,
@@ -201,13 +210,15 @@ def test_the_methods_of_a_path_are_in_the_allow_header(both: Both) -> None:
     for path, allowed in (("/ping", "GET, HEAD, OPTIONS"), ("/v2/models/e/infer", "POST, OPTIONS")):
         assert both.ask("OPTIONS", path, {}) == [(204, {"allow": allowed}, b"")] * 2
         for status, headers, _ in both.ask("DELETE", path, {}):
-            assert (status, headers["allow"]) == (405, allowed)
+            assert status == 405
+            assert headers["allow"] == allowed
 
 
 @pytest.mark.parametrize("path", ["/v2/models/a%0Ab/ready", "/v2//health", "/v2/../ping"])
 def test_an_odd_path_is_refused_in_the_form_of_its_protocol(both: Both, path: str) -> None:
     for status, _, body in both.ask("GET", path, {}):
-        assert (status, list(json.loads(body))) == (400, ["error"])
+        assert status == 400
+        assert list(json.loads(body)) == ["error"]
 
 
 def test_a_name_with_line_ends_begins_neither_a_header_nor_a_metric(both: Both) -> None:
@@ -234,7 +245,12 @@ class Load:
     are stopped.
     """
 
-    def __init__(self, url: str, clients: int = 6, pause: float = 0.005) -> None:
+    def __init__(
+        self,
+        url: str,
+        clients: int = 6,
+        pause: float = 0.005,
+    ) -> None:
         self.statuses: list[int] = []
         self._pause = pause
         self.broken: list[str] = []
@@ -257,7 +273,11 @@ class Load:
         wait_until(lambda: len(self.statuses) >= enough, what="answers")
 
     def _ask(self) -> None:
-        connection = http.client.HTTPConnection(self._host, int(self._port), timeout=60)
+        connection = http.client.HTTPConnection(
+            self._host,
+            int(self._port),
+            timeout=60,
+        )
         while not self._stop.wait(self._pause):
             try:
                 connection.request("POST", "/invocations", ROW, {"Content-Type": JSON})
@@ -283,7 +303,11 @@ def test_a_worker_ended_by_sigterm_under_load_fails_no_request(
     tmp_path: Path,
     bias_folders: dict[str, Path],
 ) -> None:
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
+    with gunicorn(
+        tmp_path,
+        one_endpoint(bias_folders["1"]),
+        ServerSpec(workers=2),
+    ) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         with Load(running.url) as load:
             for _ in range(2):
@@ -294,7 +318,8 @@ def test_a_worker_ended_by_sigterm_under_load_fails_no_request(
                 wait_until(partial(has_ended, ended), what="its end")
                 wait_until(partial(other_workers, tmp_path, before), what="its successor")
             load.wait_for(50)
-    assert (load.broken, set(load.statuses)) == ([], {200})
+    assert load.broken == []
+    assert set(load.statuses) == {200}
 
 
 @pytest.mark.long
@@ -302,7 +327,11 @@ def test_killing_a_worker_breaks_only_the_requests_it_was_answering(
     tmp_path: Path,
     bias_folders: dict[str, Path],
 ) -> None:
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
+    with gunicorn(
+        tmp_path,
+        one_endpoint(bias_folders["1"]),
+        ServerSpec(workers=2),
+    ) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         with Load(running.url) as load:
             load.wait_for(50)
@@ -319,9 +348,8 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
     tmp_path: Path,
     bias_folders: dict[str, Path],
 ) -> None:
-    variants = {
-        f"v{n}": variant(bias_folders["1"], str(n)) for n in range(1, 60)
-    }  # Loading takes a while.
+    # Loading takes a while.
+    variants = {f"v{n}": variant(bias_folders["1"], str(n)) for n in range(1, 60)}
     with gunicorn(tmp_path, {"e": variants}) as running:
         (killed,) = other_workers(tmp_path, set())
         os.kill(killed, signal.SIGKILL)
@@ -457,7 +485,8 @@ def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gun
                 what="more than the arbiter's patience",
             )
             assert other_workers(tmp_path, set()) == before
-        assert (load.broken, set(load.statuses)) == ([], {200})
+        assert load.broken == []
+        assert set(load.statuses) == {200}
         running.process.kill()
         (worker,) = before
         wait_until(partial(has_ended, worker), what="the worker's end")

@@ -35,7 +35,11 @@ def test_bodies_of_all_connections_together_are_bounded(
     serve_here: Callable[..., Server],
     bias_folders: dict[str, Path],
 ) -> None:
-    app = WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
+    app = WorkerApp(
+        serve_here(one_endpoint(bias_folders["1"])),
+        may_be_inline=True,
+        threads=1,
+    )
     app.limits = ConnectionLimits(60.0, body_bytes=100_000)
 
     async def talk() -> None:
@@ -107,7 +111,11 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
     bias_folders: dict[str, Path],
     padding: int,
 ) -> None:
-    app = WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
+    app = WorkerApp(
+        serve_here(one_endpoint(bias_folders["1"])),
+        may_be_inline=True,
+        threads=1,
+    )
     tensor = b'{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}'
     body = b'{"inputs": [%b], "parameters": {"timeout": 200000}}' % tensor + b" " * padding
     head = HEAD.replace(
@@ -120,7 +128,11 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
         config = SimpleNamespace(app=app)
         loop = asyncio.get_running_loop()
         is_over = threading.Event()
-        server = await loop.create_server(lambda: HttpConnection(config, state, {}), "127.0.0.1", 0)
+        server = await loop.create_server(
+            lambda: HttpConnection(config, state, {}),
+            "127.0.0.1",
+            0,
+        )
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         app.pool.submit(is_over.wait)
         writer.write(head + body)
@@ -149,7 +161,10 @@ def test_a_pyfunc_does_not_keep_other_models_from_running_inline(
     (tmp_path / "MLmodel").write_text(
         "flavors: {python_function: {loader_module: agent_beside, code: .}}",
     )
-    variants = {"e": {"v": variant(bias_folders["1"])}, "agent": {"v": variant(tmp_path, "1")}}
+    variants = {
+        "e": {"v": variant(bias_folders["1"])},
+        "agent": {"v": variant(tmp_path, "1")},
+    }
     app = WorkerApp(serve_here(variants), may_be_inline=True, threads=1)
     wait_until(lambda: not app.server.repository.not_ready_reason(), 60, "the side process")
     body = b'{"inputs": [[1, 2, 3]]}'

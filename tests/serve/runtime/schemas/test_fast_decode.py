@@ -28,19 +28,42 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     | st.floats()
     | st.integers(-(2**30), 2**30)
     | st.sampled_from([3.5e38, 2**1030]),
-    "long": st.integers(-(2**63), 2**63 - 1) | st.sampled_from([2**63, 2.0, 2.5]),
-    "integer": st.integers(-(2**31), 2**31 - 1) | st.sampled_from([2**31, 2.0]),
+    "long": st.integers(
+        -(2**63),
+        2**63 - 1,
+    )
+    | st.sampled_from([2**63, 2.0, 2.5]),
+    "integer": st.integers(
+        -(2**31),
+        2**31 - 1,
+    )
+    | st.sampled_from([2**31, 2.0]),
     "boolean": st.booleans(),
     "string": st.text(max_size=3),
 }
 SOURCES: dict[str, Sequence[Any]] = {
     **dict.fromkeys(
         ("double", "float"),
-        (np.float64, np.float64, np.float32, np.int64, np.uint64, np.bool_, object),
+        (
+            np.float64,
+            np.float64,
+            np.float32,
+            np.int64,
+            np.uint64,
+            np.bool_,
+            object,
+        ),
     ),
     **dict.fromkeys(
         ("long", "integer"),
-        (np.int64, np.int64, np.int32, np.uint64, np.float64, object),
+        (
+            np.int64,
+            np.int64,
+            np.int32,
+            np.uint64,
+            np.float64,
+            object,
+        ),
     ),
     "boolean": [np.bool_, np.bool_, np.int64],
     "string": [object, object, "U3"],
@@ -62,7 +85,13 @@ def schemas(draw: st.DrawFn) -> Schema:
     """Draw a schema with columns of any types. Each column feeds its own input, as a
     vector or [N, 1], or all numeric columns feed one input in any order.
     """
-    kinds = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
+    kinds = draw(
+        st.lists(
+            st.sampled_from(sorted(VALUES)),
+            min_size=1,
+            max_size=5,
+        )
+    )
     if draw(st.booleans()):
         kinds = [kinds[0]] * len(kinds)
     required = draw(st.booleans())
@@ -75,13 +104,31 @@ def schemas(draw: st.DrawFn) -> Schema:
     for column in alone:
         kind = COLUMN_TYPES[column.type]
         dtype = kind if kind == "str" else draw(st.sampled_from([kind, *NUMERIC]))
-        shape = draw(st.sampled_from([(-1,), (-1, 1)]))
+        shape = draw(
+            st.sampled_from(
+                [
+                    (-1,),
+                    (-1, 1),
+                ]
+            )
+        )
         inputs.append(
-            Input(column.name, dtype, shape, (column.name,), draw(st.sampled_from([None, "?"]))),
+            Input(
+                column.name,
+                dtype,
+                shape,
+                (column.name,),
+                draw(st.sampled_from([None, "?"])),
+            ),
         )
     if stacked:
         inputs.append(
-            Input("X", draw(st.sampled_from(NUMERIC)), (-1, len(stacked)), tuple(stacked)),
+            Input(
+                "X",
+                draw(st.sampled_from(NUMERIC)),
+                (-1, len(stacked)),
+                tuple(stacked),
+            ),
         )
     return compile_schema(columns, (), tuple(inputs))
 
@@ -95,7 +142,14 @@ def tables(draw: st.DrawFn) -> tuple[Schema, list[list[Any]]]:
         for _ in range(draw(st.integers(0, 3)))
     ]
     if rows and draw(st.integers(0, 3)) == 0:
-        rows[-1][draw(st.integers(0, len(rows[-1]) - 1))] = draw(ODD)
+        rows[-1][
+            draw(
+                st.integers(
+                    0,
+                    len(rows[-1]) - 1,
+                )
+            )
+        ] = draw(ODD)
     if rows and draw(st.integers(0, 5)) == 0:
         rows[-1] = draw(st.lists(ODD, max_size=5)) if draw(st.booleans()) else draw(ODD)
     return schema, rows
@@ -159,8 +213,14 @@ def test_both_ways_give_the_same_feeds_and_the_same_errors(
             shuffled,
             [[row[place] for place in order] + [[]] * len(more) for row in whole],
         ),
-        lambda s: s.from_rows(names[:-1] + names[:1], rows),
-        lambda s: s.from_rows(names[1:], [row[1:] for row in lists]),
+        lambda s: s.from_rows(
+            names[:-1] + names[:1],
+            rows,
+        ),
+        lambda s: s.from_rows(
+            names[1:],
+            [row[1:] for row in lists],
+        ),
         lambda s: s.from_records(records),
         lambda s: s.from_records([*records, {}]),
         lambda s: s.from_columns(columns | more),
@@ -171,17 +231,31 @@ def test_both_ways_give_the_same_feeds_and_the_same_errors(
         suppress(ValueError, TypeError, OverflowError),
     ):
         arrays = {
-            name: np.array(columns[name], dtype=shuffle.choice(SOURCES[kind]))
+            name: np.array(
+                columns[name],
+                dtype=shuffle.choice(SOURCES[kind]),
+            )
             for name, kind in kinds.items()
         }
         uneven = arrays | {names[0]: arrays[names[0]][1:]}
-        calls += [lambda s: s.from_columns(arrays | more), lambda s: s.from_columns(uneven)]
+        calls += [
+            lambda s: s.from_columns(arrays | more),
+            lambda s: s.from_columns(uneven),
+        ]
     slow = exact(schema)
     for call in calls:
         assert outcome(lambda: call(schema)) == outcome(lambda: call(slow))  # noqa: B023 - called at once
 
 
-ARRAYS = [np.float32, np.float64, np.int64, np.uint64, np.bool_, np.float16, object]
+ARRAYS = [
+    np.float32,
+    np.float64,
+    np.int64,
+    np.uint64,
+    np.bool_,
+    np.float16,
+    object,
+]
 
 
 @pytest.mark.parametrize("kind", ["double", "float", "long"])
@@ -189,8 +263,16 @@ ARRAYS = [np.float32, np.float64, np.int64, np.uint64, np.bool_, np.float16, obj
 @pytest.mark.parametrize("target", ["float32", "float64"])
 def test_an_array_of_rows_is_taken_as_its_lists(kind: Any, source: Any, target: str) -> None:
     columns = tuple(Column(name, kind) for name in "abc")
-    schema = compile_schema(columns, (), (Input("X", target, (-1, 3), ("a", "b", "c")),))
-    largest = {"f": 3.4e38, "i": 2**63 - 1, "u": 2**64 - 1}.get(np.dtype(source).kind, 1)
+    schema = compile_schema(
+        columns,
+        (),
+        (Input("X", target, (-1, 3), ("a", "b", "c")),),
+    )
+    largest = {
+        "f": 3.4e38,
+        "i": 2**63 - 1,
+        "u": 2**64 - 1,
+    }.get(np.dtype(source).kind, 1)
     for values in ([[0, 1, 0], [1, 0, largest]], [[1, 2]], []):
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=source)
@@ -207,7 +289,13 @@ def test_rows_that_match_the_schema_take_the_fast_path(monkeypatch: pytest.Monke
         Column("b", "boolean"),
     )
     inputs = tuple(
-        Input(column.name, COLUMN_TYPES[column.type], (-1, 1), (column.name,)) for column in columns
+        Input(
+            column.name,
+            COLUMN_TYPES[column.type],
+            (-1, 1),
+            (column.name,),
+        )
+        for column in columns
     )
     schema = compile_schema(columns, (), inputs)
     monkeypatch.setattr("mlflow_deploy_plugin.serve.runtime.schemas.schema.convert_column", None)
@@ -230,7 +318,10 @@ TENSORS = [
     [("x", "float32", (-1, 2))],
     [("", "float32", (-1, 2))],
     [("x", "float64", (2, 2))],
-    [("x", "int64", (-1,)), ("y", "float32", (-1, 2))],
+    [
+        ("x", "int64", (-1,)),
+        ("y", "float32", (-1, 2)),
+    ],
     [("x", "bool", (-1, 2))],
     [("x", "str", (-1, 2))],
     [("x", "float32", ())],
@@ -278,8 +369,16 @@ def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
     """
     dtype = draw(st.sampled_from(sorted(MATRIX_TYPES)))
     width = draw(st.integers(1, 4))
-    values = VALUES[MATRIX_TYPES[dtype]] | st.integers(-(2**63), 2**64 - 1)
-    rows = draw(st.lists(st.lists(values, min_size=width, max_size=width), max_size=3))
+    values = VALUES[MATRIX_TYPES[dtype]] | st.integers(
+        -(2**63),
+        2**64 - 1,
+    )
+    rows = draw(
+        st.lists(
+            st.lists(values, min_size=width, max_size=width),
+            max_size=3,
+        )
+    )
     if rows and draw(st.integers(0, 3)) == 0:
         rows[-1] = draw(st.lists(ODD, max_size=5)) if draw(st.booleans()) else draw(ODD)
     tensor = Tensor(
@@ -287,7 +386,11 @@ def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
         dtype,
         (draw(st.sampled_from([-1, -1, 2])), width),
     )
-    source = Input("X", draw(st.sampled_from([dtype, *NUMERIC])), tensor.shape)
+    source = Input(
+        "X",
+        draw(st.sampled_from([dtype, *NUMERIC])),
+        tensor.shape,
+    )
     return compile_schema((), (tensor,), (source,)), rows
 
 
@@ -315,9 +418,17 @@ def test_a_matrix_that_plainly_fits_goes_the_fast_path(
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.serve.runtime.schemas.schema.convert_tensor", None)
     fed = "float32" if dtype == "float64" else dtype
-    value = {"f": 0.5, "i": 3, "b": True}[np.dtype(dtype).kind]
+    value = {
+        "f": 0.5,
+        "i": 3,
+        "b": True,
+    }[np.dtype(dtype).kind]
     for name in ("", "x"):
-        schema = compile_schema((), (Tensor(name, dtype, (-1, 2)),), (Input("X", fed, (-1, 2)),))
+        schema = compile_schema(
+            (),
+            (Tensor(name, dtype, (-1, 2)),),
+            (Input("X", fed, (-1, 2)),),
+        )
         for feeds in (schema.from_array([[value] * 2]), schema.from_columns({"x": [[value] * 2]})):
             assert feeds["X"].tolist() == [[value] * 2]
             assert feeds["X"].dtype == fed

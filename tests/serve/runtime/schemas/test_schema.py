@@ -24,16 +24,55 @@ def as_lists(feeds: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def test_columns_may_come_in_any_order_with_others_among_them() -> None:
-    wanted = as_lists(MIXED.from_rows(["s", "d", "n", "b"], [["x", 1.0, 2, True]]))
-    assert wanted == {"s": [["x"]], "d": [[1.0]], "n": [[2]], "b": [[True]]}
+    wanted = as_lists(
+        MIXED.from_rows(
+            ["s", "d", "n", "b"],
+            [["x", 1.0, 2, True]],
+        )
+    )
+    assert wanted == {
+        "s": [["x"]],
+        "d": [[1.0]],
+        "n": [[2]],
+        "b": [[True]],
+    }
     assert (
-        as_lists(MIXED.from_rows(["b", "n", "more", "d", "s"], [[True, 2, {}, 1.0, "x"]])) == wanted
+        as_lists(
+            MIXED.from_rows(
+                ["b", "n", "more", "d", "s"],
+                [[True, 2, {}, 1.0, "x"]],
+            )
+        )
+        == wanted
     )
     assert (
-        as_lists(MIXED.from_records([{"b": True, "s": "x", "n": 2, "d": 1.0, "more": 1}])) == wanted
+        as_lists(
+            MIXED.from_records(
+                [
+                    {
+                        "b": True,
+                        "s": "x",
+                        "n": 2,
+                        "d": 1.0,
+                        "more": 1,
+                    }
+                ]
+            )
+        )
+        == wanted
     )
     assert (
-        as_lists(MIXED.from_columns({"n": [2], "d": [1], "s": ["x"], "b": [True], "more": 1}))  # type: ignore[dict-item]
+        as_lists(
+            MIXED.from_columns(
+                {
+                    "n": [2],
+                    "d": [1],
+                    "s": ["x"],
+                    "b": [True],
+                    "more": 1,
+                }
+            )
+        )  # type: ignore[dict-item]
         == wanted
     )
     assert as_lists(MIXED.from_array([["x", 1.0, 2, True]])) == wanted
@@ -89,14 +128,26 @@ def test_of_many_names_the_nearest_is_shown() -> None:
 
 def test_a_key_that_some_records_lack_is_null_there() -> None:
     schema = columns_schema(a="double", b="double")
-    feeds = schema.from_records([{"a": 1.0, "b": 1.0}, {"a": 2.0}])
+    feeds = schema.from_records(
+        [
+            {"a": 1.0, "b": 1.0},
+            {"a": 2.0},
+        ]
+    )
     assert np.isnan(feeds["b"][1, 0])
 
 
 def test_an_optional_column_may_be_absent() -> None:
     columns = (Column("a", "double"), Column("b", "double", required=False))
-    schema = compile_schema(columns, (), (Input("X", "float64", (-1, 2), ("a", "b")),))
-    np.testing.assert_array_equal(schema.from_columns({"a": [1.0]})["X"], [[1.0, np.nan]])
+    schema = compile_schema(
+        columns,
+        (),
+        (Input("X", "float64", (-1, 2), ("a", "b")),),
+    )
+    np.testing.assert_array_equal(
+        schema.from_columns({"a": [1.0]})["X"],
+        [[1.0, np.nan]],
+    )
 
 
 def test_an_optional_integer_column_still_needs_a_value() -> None:
@@ -104,7 +155,10 @@ def test_an_optional_integer_column_still_needs_a_value() -> None:
     schema = compile_schema(
         columns,
         (),
-        (Input("a", "float64", (-1, 1), ("a",)), Input("b", "int64", (-1, 1), ("b",))),
+        (
+            Input("a", "float64", (-1, 1), ("a",)),
+            Input("b", "int64", (-1, 1), ("b",)),
+        ),
     )
     with pytest.raises(SchemaMismatch, match=r"'b'.*row 0: null"):
         schema.from_columns({"a": [1.0]})
@@ -112,19 +166,41 @@ def test_an_optional_integer_column_still_needs_a_value() -> None:
 
 def test_columns_of_different_lengths_are_refused_with_both() -> None:
     with pytest.raises(SchemaMismatch, match=r"^column 'b'.*1.*'a'.*2$"):
-        stacked_schema("float32", "a", "b").from_columns({"a": [1.0, 2.0], "b": [1.0]})
+        stacked_schema("float32", "a", "b").from_columns(
+            {
+                "a": [1.0, 2.0],
+                "b": [1.0],
+            }
+        )
 
 
 def test_columns_are_stacked_in_the_order_of_the_graph() -> None:
     schema = stacked_schema("float32", "a", "b", "c")
-    feeds = schema.from_columns({"c": [3, 6], "a": [1, 4], "b": [2.0, 5.0]})
+    feeds = schema.from_columns(
+        {
+            "c": [3, 6],
+            "a": [1, 4],
+            "b": [2.0, 5.0],
+        }
+    )
     assert feeds["X"].dtype == np.float32
-    assert feeds["X"].tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert as_lists(schema.to_columns(feeds)) == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
+    assert feeds["X"].tolist() == [
+        [1, 2, 3],
+        [4, 5, 6],
+    ]
+    assert as_lists(schema.to_columns(feeds)) == {
+        "a": [1, 4],
+        "b": [2, 5],
+        "c": [3, 6],
+    }
 
 
 def test_a_vector_input_stays_one() -> None:
-    schema = compile_schema((Column("a", "long"),), (), (Input("a", "int64", (-1,), ("a",)),))
+    schema = compile_schema(
+        (Column("a", "long"),),
+        (),
+        (Input("a", "int64", (-1,), ("a",)),),
+    )
     assert schema.from_array([1, 2])["a"].shape == (2,)
 
 
@@ -139,14 +215,28 @@ def test_a_vector_input_stays_one() -> None:
         ([], [[]], "missing"),
     ],
 )
-def test_rows_that_are_no_table_are_refused(names: list[str], rows: list[Any], words: str) -> None:
+def test_rows_that_are_no_table_are_refused(
+    names: list[str],
+    rows: list[Any],
+    words: str,
+) -> None:
     with pytest.raises(SchemaMismatch, match=words):
         MIXED.from_rows(names, rows)
 
 
 @pytest.mark.parametrize(
     "values",
-    [None, 5, "text", {"a": 1}, [], [5], [[1, 2]], np.float64(1.0), np.zeros(3)],
+    [
+        None,
+        5,
+        "text",
+        {"a": 1},
+        [],
+        [5],
+        [[1, 2]],
+        np.float64(1.0),
+        np.zeros(3),
+    ],
 )
 def test_an_array_that_is_not_a_table_is_refused(values: Any) -> None:
     with pytest.raises(SchemaMismatch):
@@ -163,11 +253,31 @@ def test_ten_thousand_doubled_names_are_refused_in_no_time() -> None:
     ("shape", "cells", "values"),
     [
         ((-1,), [1, 2], [1, 2]),
-        ((-1, 1), [1, 2], [[1], [2]]),
-        ((-1, 2), [[1, 2], [3, 4]], [[1, 2], [3, 4]]),
-        ((-1, 2, 3), [[1, 2, 3, 4, 5, 6]], [[[1, 2, 3], [4, 5, 6]]]),
-        ((-1, 1, 2, 2), [[1, 2, 3, 4]], [[[[1, 2], [3, 4]]]]),
-        ((1, 2, 2), [[[1, 2], [3, 4]]], [[[1, 2], [3, 4]]]),
+        (
+            (-1, 1),
+            [1, 2],
+            [[1], [2]],
+        ),
+        (
+            (-1, 2),
+            [[1, 2], [3, 4]],
+            [[1, 2], [3, 4]],
+        ),
+        (
+            (-1, 2, 3),
+            [[1, 2, 3, 4, 5, 6]],
+            [[[1, 2, 3], [4, 5, 6]]],
+        ),
+        (
+            (-1, 1, 2, 2),
+            [[1, 2, 3, 4]],
+            [[[[1, 2], [3, 4]]]],
+        ),
+        (
+            (1, 2, 2),
+            [[[1, 2], [3, 4]]],
+            [[[1, 2], [3, 4]]],
+        ),
     ],
 )
 def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(
@@ -185,7 +295,15 @@ def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(
 
 @pytest.mark.parametrize(
     "cell",
-    [[1, 2, 3], [1, 2, 3, 4, 5], [1e39, 2, 3, 4], [], [[1], 2, 3, 4], "abcd", None],
+    [
+        [1, 2, 3],
+        [1, 2, 3, 4, 5],
+        [1e39, 2, 3, 4],
+        [],
+        [[1], 2, 3, 4],
+        "abcd",
+        None,
+    ],
 )
 def test_a_cell_that_does_not_fill_its_tensor_is_refused(cell: Any) -> None:
     with pytest.raises(SchemaMismatch):
@@ -195,12 +313,35 @@ def test_a_cell_that_does_not_fill_its_tensor_is_refused(cell: Any) -> None:
 def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_called() -> None:
     schema = tensor_schema("float64", -1, 2)
     for feeds in (
-        schema.from_rows(["0", "1"], [[1, 2], [3, 4]]),
-        schema.from_rows(["a", "b"], [[1, 2], [3, 4]]),
-        schema.from_records([{"a": 1, "b": 2}, {"a": 3, "b": 4}]),
-        schema.from_columns({"x": [[1, 2], [3, 4]]}),
+        schema.from_rows(
+            ["0", "1"],
+            [[1, 2], [3, 4]],
+        ),
+        schema.from_rows(
+            ["a", "b"],
+            [[1, 2], [3, 4]],
+        ),
+        schema.from_records(
+            [
+                {"a": 1, "b": 2},
+                {"a": 3, "b": 4},
+            ]
+        ),
+        schema.from_columns(
+            {
+                "x": [
+                    [1, 2],
+                    [3, 4],
+                ]
+            }
+        ),
     ):
-        assert as_lists(feeds) == {"x": [[1, 2], [3, 4]]}
+        assert as_lists(feeds) == {
+            "x": [
+                [1, 2],
+                [3, 4],
+            ]
+        }
 
 
 def test_columns_for_an_unnamed_array_are_refused_with_the_expected_form() -> None:
@@ -215,13 +356,24 @@ def test_columns_for_an_unnamed_array_are_refused_with_the_expected_form() -> No
 
 
 def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_name() -> None:
-    tensors = (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2)))
+    tensors = (
+        Tensor("b", "float32", (-1,)),
+        Tensor("a", "int64", (-1, 2)),
+    )
     inputs = (
         Input("a", "int64", (-1, 2), dimension_names=("N", "")),
         Input("b", "float32", (-1,), dimension_names=("N",)),
     )
     schema = compile_schema((), tensors, inputs)
-    assert as_lists(schema.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})) == {
+    assert as_lists(
+        schema.from_columns(
+            {
+                "b": [0.5],
+                "a": [[1, 2]],
+                "more": [0],
+            }
+        )
+    ) == {
         "a": [[1, 2]],
         "b": [0.5],
     }
@@ -229,7 +381,12 @@ def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_nam
         schema.from_columns({"b": [0.5]})
     for b in ([0.5, 1.0], np.array([0.5, 1.0], np.float32)):
         with pytest.raises(SchemaMismatch, match=r"'N'.*'a' has 1.*'b' has 2"):
-            schema.from_columns({"b": b, "a": np.array([[1, 2]])})
+            schema.from_columns(
+                {
+                    "b": b,
+                    "a": np.array([[1, 2]]),
+                }
+            )
     with pytest.raises(SchemaMismatch, match="several tensors"):
         schema.from_array([1])
     with pytest.raises(SchemaMismatch, match="table does not"):
@@ -249,25 +406,54 @@ def test_tensors_whose_dimensions_share_no_name_have_any_sizes_and_none_at_all()
     )
     scalars: list[Any] = [2.5, np.array(2.5, np.float32)]
     for s in scalars:
-        feeds = schema.from_columns({"b": np.zeros(0, np.float32), "a": np.array([[1, 2]]), "s": s})
-        assert as_lists(feeds) == {"b": [], "a": [[1, 2]], "s": 2.5}
+        feeds = schema.from_columns(
+            {
+                "b": np.zeros(0, np.float32),
+                "a": np.array([[1, 2]]),
+                "s": s,
+            }
+        )
+        assert as_lists(feeds) == {
+            "b": [],
+            "a": [[1, 2]],
+            "s": 2.5,
+        }
 
 
 def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tensors() -> None:
     columns = (Column("a", "float"), Column("b", "float"))
-    inputs = tuple(Input(name, "float32", (-1, 1), (name,)) for name in ("a", "b"))
+    inputs = tuple(
+        Input(
+            name,
+            "float32",
+            (-1, 1),
+            (name,),
+        )
+        for name in ("a", "b")
+    )
     schema = compile_schema(columns, (), inputs)
     with pytest.raises(SchemaMismatch, match="'a' has 2"):
         schema.tensor_schema.from_columns(
-            {"a": np.zeros((2, 1), np.float32), "b": np.zeros((1, 1), np.float32)},
+            {
+                "a": np.zeros((2, 1), np.float32),
+                "b": np.zeros((1, 1), np.float32),
+            },
         )
 
 
 @pytest.mark.parametrize(
     ("columns", "tensors", "inputs"),
     [
-        ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1), ("b",)),)),
-        ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1)),)),
+        (
+            (Column("a", "double"),),
+            (),
+            (Input("X", "float32", (-1, 1), ("b",)),),
+        ),
+        (
+            (Column("a", "double"),),
+            (),
+            (Input("X", "float32", (-1, 1)),),
+        ),
         (
             (Column("a", "double"), Column("a", "double")),
             (),
@@ -276,12 +462,21 @@ def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tenso
         (
             (),
             (Tensor("a", "float32", (-1,)),),
-            (Input("a", "float32", (-1,)), Input("b", "float32", (-1,))),
+            (
+                Input("a", "float32", (-1,)),
+                Input("b", "float32", (-1,)),
+            ),
         ),
         (
             (),
-            (Tensor("b", "float32", (-1,)), Tensor("c", "float32", (-1,))),
-            (Input("a", "float32", (-1,)), Input("b", "float32", (-1,))),
+            (
+                Tensor("b", "float32", (-1,)),
+                Tensor("c", "float32", (-1,)),
+            ),
+            (
+                Input("a", "float32", (-1,)),
+                Input("b", "float32", (-1,)),
+            ),
         ),
     ],
 )
@@ -306,7 +501,13 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[Schema, dict[str, list[Any]]]:
-    kinds = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
+    kinds = draw(
+        st.lists(
+            st.sampled_from(sorted(VALUES)),
+            min_size=1,
+            max_size=5,
+        )
+    )
     rows = draw(st.integers(1, 6))
     names = [f"c{position}" for position in range(len(kinds))]
     data = {
@@ -340,7 +541,12 @@ def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(
 
 def test_a_missing_text_comes_back_as_missing() -> None:
     schema = columns_schema("<missing>", carrier="string", delay="double")
-    feeds = schema.from_columns({"carrier": ["AA", None], "delay": [1.0, None]})
+    feeds = schema.from_columns(
+        {
+            "carrier": ["AA", None],
+            "delay": [1.0, None],
+        }
+    )
     assert feeds["carrier"].ravel().tolist() == ["AA", "<missing>"]
     assert schema.to_columns(feeds)["carrier"].tolist() == ["AA", None]
 
@@ -348,7 +554,12 @@ def test_a_missing_text_comes_back_as_missing() -> None:
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("sdnbx"), inner, max_size=4)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from("sdnbx"),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=20,
 )
@@ -384,7 +595,12 @@ def test_whatever_json_comes_is_fed_whole_or_refused_as_ours(schema: Schema, val
         calls.append(lambda: schema.from_records([value]))
     if isinstance(value, list):
         calls.append(lambda: schema.from_records(value))
-        calls.append(lambda: schema.from_rows(["s", "d", "n", "b"], value))
+        calls.append(
+            lambda: schema.from_rows(
+                ["s", "d", "n", "b"],
+                value,
+            )
+        )
     for call in calls:
         feeds = fed_or_refused(call)
         if feeds is not None:

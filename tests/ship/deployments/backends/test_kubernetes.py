@@ -72,7 +72,10 @@ def test_pods_keep_the_mlflow_of_the_first_command() -> None:
         {"name": "MLFLOW_REGISTRY_URI", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
         {"name": "AWS_REGION", "value": "eu"},
     ]
-    containers = [{"name": "onnxserve", "env": variables}, {"name": "injected", "env": []}]
+    containers = [
+        {"name": "onnxserve", "env": variables},
+        {"name": "injected", "env": []},
+    ]
     deployment = {"spec": {"template": {"spec": {"containers": containers}}}}
     assert pod_environment(new_endpoint("f", "models:/f/1"), deployment) == {
         "MLFLOW_TRACKING_URI": "http://mlflow:5000/$a",
@@ -116,12 +119,13 @@ def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.Monkey
         ({}, None, 7, 3),  # The autoscaler of onnxserve has set the replicas.
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, "3", 7, 7),
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, None, 12, 12),
+        # The user's autoscaler changes the replicas later.
         (
             {"kubernetes.replicas": "0"},
             None,
             None,
             1,
-        ),  # The user's autoscaler changes the replicas later.
+        ),
         ({"kubernetes.replicas": "0"}, "3", 7, 7),
     ],
 )

@@ -77,9 +77,8 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
             self.wfile.write(content)
 
         def stream(self) -> None:
-            key = (
-                self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-            )  # RFC 6455
+            # RFC 6455
+            key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
             self.send_response(101)
             self.send_header("Upgrade", "websocket")
             self.send_header("Connection", "Upgrade")
@@ -100,7 +99,11 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever,
+            args=(0.01,),
+            daemon=True,
+        ).start()
         monkeypatch.setenv(
             "KUBECONFIG",
             str(kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")),
@@ -138,7 +141,13 @@ def test_busy_or_broken_api_is_asked_again(
     method: str,
     call: Callable[[Cluster], object],
 ) -> None:
-    api.script = [(429, {}), (500, {}), (CUT, {}), (503, {}), (200, SERVICE)]
+    api.script = [
+        (429, {}),
+        (500, {}),
+        (CUT, {}),
+        (503, {}),
+        (200, SERVICE),
+    ]
     call(Cluster("ml"))
     assert [line.split()[0] for line in api.asked] == [method] * 5
 
@@ -168,10 +177,25 @@ def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: Sc
 
 
 def test_object_is_restored_without_the_fields_of_the_cluster(api: ScriptedApi) -> None:
-    metadata = {"name": "flights", "uid": "1", "resourceVersion": "7", "labels": {"app": "f"}}
-    api.script = [(200, {**SERVICE, "metadata": metadata, "spec": {}, "ours": False, "status": {}})]
+    metadata = {
+        "name": "flights",
+        "uid": "1",
+        "resourceVersion": "7",
+        "labels": {"app": "f"},
+    }
+    api.script = [
+        (
+            200,
+            {**SERVICE, "metadata": metadata, "spec": {}, "ours": False, "status": {}},
+        )
+    ]
     Cluster("ml").put_back(
-        {**SERVICE, "metadata": metadata, "spec": {"type": "ClusterIP"}, "status": {"a": 1}},
+        {
+            **SERVICE,
+            "metadata": metadata,
+            "spec": {"type": "ClusterIP"},
+            "status": {"a": 1},
+        },
     )
     service = "/api/v1/namespaces/ml/services/flights"
     assert api.asked == [f"GET {service}", f"PATCH {service}?fieldManager=onnxserve"]
@@ -267,7 +291,11 @@ def test_missing_cluster_error_names_the_kubeconfig(
 
 def test_a_character_that_two_frames_of_a_command_share_is_read_whole(api: ScriptedApi) -> None:
     text = "möglich".encode()
-    api.frames = [STDOUT + text[:2], STDOUT + text[2:], STATUS + b'{"status": "Success"}']
+    api.frames = [
+        STDOUT + text[:2],
+        STDOUT + text[2:],
+        STATUS + b'{"status": "Success"}',
+    ]
     assert Cluster("ml").execute("flights-1", ["cat", "note"]) == "möglich"
 
 

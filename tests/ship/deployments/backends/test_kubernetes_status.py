@@ -48,11 +48,21 @@ def test_a_rollout_is_over_when_every_pod_is_new_and_ready(
     assert pending_rollout({**DEPLOYMENT, "status": status}) == pending
 
 
-def pod(condition: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+def pod(
+    condition: dict[str, Any] | None = None,
+    **status: Any,
+) -> dict[str, Any]:
     container = {"name": "onnxserve", "ready": False, "restartCount": 0, **status}
     return {
         "metadata": {"name": "f-1"},
-        "spec": {"containers": [{"name": "onnxserve", "resources": {"limits": {"memory": "64M"}}}]},
+        "spec": {
+            "containers": [
+                {
+                    "name": "onnxserve",
+                    "resources": {"limits": {"memory": "64M"}},
+                }
+            ]
+        },
         "status": {
             "conditions": [condition] if condition else [],
             "containerStatuses": [container],
@@ -79,7 +89,10 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
             pod(state={"waiting": {"reason": "ErrImagePull", "message": "unauthorized"}}),
             PodTrouble("pod f-1: ErrImagePull: unauthorized", False),
         ),
-        (pod(state={"running": {}}, lastState=ENDED, restartCount=1), None),
+        (
+            pod(state={"running": {}}, lastState=ENDED, restartCount=1),
+            None,
+        ),
         (
             pod(
                 state={
@@ -103,7 +116,11 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
             PodTrouble('pod f-1 cannot start: secret "s" not found', True),
         ),
         (
-            pod(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=ENDED, restartCount=1),
+            pod(
+                state={"waiting": {"reason": "CrashLoopBackOff"}},
+                lastState=ENDED,
+                restartCount=1,
+            ),
             PodTrouble("pod f-1 ends repeatedly (exit status 1)", True, wrote=True),
         ),
         (
@@ -156,10 +173,11 @@ def test_full_quota_is_reported_at_once() -> None:
 def test_a_quota_that_ending_pods_fill_is_waited_for_until_the_cluster_tries_again() -> None:
     refused = RefusedPods(since=100.0)
     assert not refused.is_final(is_ending=True, now=142.0)
+    # The cluster has retried at 141, and retries next at 182.
     assert not refused.is_final(
         is_ending=False,
         now=182.0,
-    )  # The cluster has retried at 141, and retries next at 182.
+    )
     assert refused.is_final(is_ending=False, now=195.0)
 
 

@@ -77,7 +77,12 @@ def test_fully_loaded_endpoint_has_no_pending_work(
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
 
-    assert (report.is_resolved, report.pending, report.errors, report.missing) == (True, "", {}, ())
+    assert (
+        report.is_resolved,
+        report.pending,
+        report.errors,
+        report.missing,
+    ) == (True, "", {}, ())
     assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
 
 
@@ -129,10 +134,11 @@ def test_a_changed_spec_is_waited_for(
 
 def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..., None]) -> None:
     say(generation=1, a=LoadedVariant(version="1"))
+    # The id is above the kernel's largest process id.
     say(
         pid=2**22 + 1,
         a=LoadedVariant(version="1"),
-    )  # The id is above the kernel's largest process id.
+    )
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
 
@@ -144,7 +150,11 @@ def test_change_that_loads_no_model_is_not_called_loading(
     tmp_path: Path,
     say: Callable[..., None],
 ) -> None:
-    say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+    say(
+        generation=1,
+        a=LoadedVariant(version="1"),
+        b=LoadedVariant(version="1"),
+    )
 
     pending = compare_applied(SPEC, read_served_state(tmp_path)).pending
     assert mentions(pending, "the change", "0 of 1 workers")

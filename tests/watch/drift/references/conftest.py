@@ -25,7 +25,12 @@ DAY = parse_window("2013-02-01/2013-02-02")
 def some_days() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     return [
-        day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=ROWS) for number in range(DAYS)
+        day_of_rows(
+            rng,
+            FIRST_DAY + timedelta(days=number),
+            rows=ROWS,
+        )
+        for number in range(DAYS)
     ]
 
 
@@ -48,7 +53,11 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def question_of(tmp_path: Path, captured: Path, days: list[dict[str, Any]]) -> Callable[..., Any]:
+def question_of(
+    tmp_path: Path,
+    captured: Path,
+    days: list[dict[str, Any]],
+) -> Callable[..., Any]:
     """Return requests for windows. Version 1 is served,
     with the days as its reference.
     """

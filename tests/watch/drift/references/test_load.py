@@ -37,11 +37,9 @@ def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_pha
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * DAYS
     assert reference.pieces.window_starts_us[0] == parse_window("2013-01-01/1d").start_us
-    assert (reference.pieces.total.rows, reference.model_id, len(reference.sample)) == (
-        DAYS * ROWS,
-        "m-1",
-        DAYS * ROWS,
-    )
+    assert reference.pieces.total.rows == DAYS * ROWS
+    assert reference.model_id == "m-1"
+    assert len(reference.sample) == DAYS * ROWS
     shifted = ask(window=parse_window("2013-02-01T06:00/1d"))
     assert shifted.pieces.window_starts_us[0] == parse_window("2012-12-31T06:00/1d").start_us
     assert shifted.bins_key == reference.bins_key
@@ -76,11 +74,9 @@ def test_a_reference_without_times_has_a_total_and_says_so(
 
     reference = ask()
 
-    assert (reference.pieces.windows, reference.pieces.steps, reference.pieces.total.rows) == (
-        (),
-        (),
-        DAYS * ROWS,
-    )
+    assert reference.pieces.windows == ()
+    assert reference.pieces.steps == ()
+    assert reference.pieces.total.rows == DAYS * ROWS
     assert "no event times" in reference.notes[0]
 
 
@@ -98,10 +94,11 @@ def test_only_the_named_columns_are_compared(ask: Callable[..., Any]) -> None:
     ("reference", "judged"),
     [
         ("window:2013-01-03/2013-01-09", "2013-01-11/1d"),
+        # The window does not consist of whole hours, so rows are read.
         (
             "window:2013-01-03T00:30/2013-01-09T00:30",
             "2013-01-11T00:30/90m",
-        ),  # The window does not consist of whole hours, so rows are read.
+        ),
         ("rolling:2d", "2013-01-11/1d"),
         ("training", "2013-01-11/1d"),
     ],
@@ -136,27 +133,23 @@ def test_a_pinned_window_of_the_log_is_a_reference(ask: Callable[..., Any]) -> N
     reference = ask("window:2013-01-03/2013-01-09")
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * 6
-    assert (
-        reference.pieces.total.rows,
-        reference.pieces.grid.step_us,
-        len(reference.pieces.steps),
-    ) == (
-        6 * ROWS,
-        HOUR_US,
-        144,
-    )
-    assert (reference.notes, set(without_projections(reference.bins))) == (
-        (),
-        {"temperature", "noise", "carrier", "is_weekend", "prediction"},
-    )
+    assert reference.pieces.total.rows == 6 * ROWS
+    assert reference.pieces.grid.step_us == HOUR_US
+    assert len(reference.pieces.steps) == 144
+    assert reference.notes == ()
+    assert set(without_projections(reference.bins)) == {
+        "temperature",
+        "noise",
+        "carrier",
+        "is_weekend",
+        "prediction",
+    }
     uneven = ask(
         "window:2013-01-03T00:30/2013-01-08T00:30",
         window=parse_window("2013-02-01T00:30/90m"),
     )
-    assert (uneven.pieces.total.rows, uneven.pieces.grid.window_steps) == (
-        sum(block.rows for block in uneven.pieces.windows),
-        1,
-    )
+    assert uneven.pieces.total.rows == sum(block.rows for block in uneven.pieces.windows)
+    assert uneven.pieces.grid.window_steps == 1
 
 
 def test_values_found_in_one_captured_window_only_count_as_new_there(
@@ -165,7 +158,12 @@ def test_values_found_in_one_captured_window_only_count_as_new_there(
 ) -> None:
     rng = np.random.default_rng(1)
     days = [
-        day_of_rows(rng, FIRST_DAY + timedelta(days=80 + number), rows=ROWS) for number in range(3)
+        day_of_rows(
+            rng,
+            FIRST_DAY + timedelta(days=80 + number),
+            rows=ROWS,
+        )
+        for number in range(3)
     ]
     days[0]["carrier"][:5] = "ZZ"
     for day in days:
@@ -196,7 +194,8 @@ def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before
     assert pieces.window_starts_us[-1] == parse_window("2013-01-10/1d").start_us
     assert_same(pieces.others, pieces.windows[8])  # 2013-01-09
     later, earlier = pieces.pairs()
-    assert (later.tolist(), earlier.tolist()) == (list(range(2, 10)), list(range(8)))
+    assert later.tolist() == list(range(2, 10))
+    assert earlier.tolist() == list(range(8))
     assert len(ask("rolling:2d", window=parse_window("2013-01-12/1d")).pieces.windows) == 11
     assert list(captured.glob("_sketches/samples/**/*.parquet"))
 
@@ -210,7 +209,10 @@ def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask: Callable[..., A
     assert reference.pieces.others.rows == window_rows(reference, "2013-01-10T05:00/1h")
     assert mentions(reference.notes[0], "1d before", "2013-01-10T05:00:00/2013-01-10T06:00:00")
     gone = ask("rolling:1d", window=parse_window("2013-01-11T15:00/1h"))
-    assert (gone.pieces.others.rows, len(gone.pieces.windows) > 0) == (0, True)
+    assert (
+        gone.pieces.others.rows,
+        len(gone.pieces.windows) > 0,
+    ) == (0, True)
 
 
 def test_no_span_leaves_the_calendar(question_of: Callable[..., Any]) -> None:
@@ -235,9 +237,16 @@ def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(
 
     pieces = ask("rolling:60d", window=window).pieces
 
-    assert (pieces.others.rows, len(pieces.pairs()[0])) == (0, 0)
+    assert pieces.others.rows == 0
+    assert len(pieces.pairs()[0]) == 0
     assert mentions(
-        too_few_rows(ask("rolling:60d", window=window), 50, ["x"], 50, MonitorSpec(min_rows=1)),
+        too_few_rows(
+            ask("rolling:60d", window=window),
+            50,
+            ["x"],
+            50,
+            MonitorSpec(min_rows=1),
+        ),
         "8640 windows",
     )
 

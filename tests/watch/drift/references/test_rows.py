@@ -84,7 +84,8 @@ def test_a_version_that_is_not_served_is_downloaded_once(world: Any) -> None:
 
     again = load_reference(request, MODEL, "1")
 
-    assert (again.model_id, again.bins_key) == (world.model_id, first.bins_key)
+    assert again.model_id == world.model_id
+    assert again.bins_key == first.bins_key
     for window, other in zip(first.pieces.windows, again.pieces.windows, strict=True):
         assert_same(window, other)
     for path in (world.settings.cache_path / "references").glob("*.parquet"):
@@ -165,11 +166,31 @@ def test_the_times_of_a_dataset_may_be_texts(
     [
         (None, NotFound, ["does not exist"]),
         (b"no parquet", InvalidConfig, ["cannot be read"]),
-        (pa.table({"a": pa.array([], pa.int64())}), InvalidConfig, ["no rows"]),
-        (pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}), InvalidConfig, ["time columns", "(a, b)"]),
-        (pa.table({"_event_time": [FIRST_DAY, None]}), InvalidConfig, ["1 rows", "_event_time"]),
-        (pa.table({"_event_time": [1372636800]}), InvalidConfig, ["_event_time", "int64"]),
-        (pa.table({"_event_time": ["31.07.2013"]}), InvalidConfig, ["'31.07.2013'", "a timestamp"]),
+        (
+            pa.table({"a": pa.array([], pa.int64())}),
+            InvalidConfig,
+            ["no rows"],
+        ),
+        (
+            pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}),
+            InvalidConfig,
+            ["time columns", "(a, b)"],
+        ),
+        (
+            pa.table({"_event_time": [FIRST_DAY, None]}),
+            InvalidConfig,
+            ["1 rows", "_event_time"],
+        ),
+        (
+            pa.table({"_event_time": [1372636800]}),
+            InvalidConfig,
+            ["_event_time", "int64"],
+        ),
+        (
+            pa.table({"_event_time": ["31.07.2013"]}),
+            InvalidConfig,
+            ["'31.07.2013'", "a timestamp"],
+        ),
     ],
 )
 def test_a_dataset_that_is_none_is_a_clear_error(
@@ -222,7 +243,11 @@ def test_a_csv_reference_has_the_types_of_the_signature_otherwise_those_of_the_l
     settings = Settings(home=tmp_path / "home", log_uri=str(tmp_path / "log"))
     columns = {} if logged is None else {"zip": logged}
     LogWriter(tmp_path / "log").write(
-        {"_event_time": [datetime(2013, 2, 1, 9, tzinfo=UTC)], "y": [1], **columns},
+        {
+            "_event_time": [datetime(2013, 2, 1, 9, tzinfo=UTC)],
+            "y": [1],
+            **columns,
+        },
     )
     folder = write_model(tmp_path / "model", None)
     if signature:
@@ -235,7 +260,11 @@ def test_a_csv_reference_has_the_types_of_the_signature_otherwise_those_of_the_l
     (tmp_path / "calm.csv").write_text("zip,y\n1234,1\n90210,0\n,1\n")
     spec = MonitorSpec(reference=f"dataset:{tmp_path / 'calm.csv'}")
 
-    reference = load_reference(WindowRequest(ENDPOINT, "drift", spec, DAY, 1, settings), MODEL, "1")
+    reference = load_reference(
+        WindowRequest(ENDPOINT, "drift", spec, DAY, 1, settings),
+        MODEL,
+        "1",
+    )
 
     types = {name: reference.bins[name].arrow_type for name in without_projections(reference.bins)}
     assert types == {"zip": kind, "y": "int64"}
@@ -253,5 +282,8 @@ def test_a_folder_of_csv_files_has_the_type_that_fits_all_of_them(
 
     (rows,) = load_datasets([str(tmp_path / "data")])
 
-    assert rows.table.to_pydict() == {"zip": ["1234", "01234"], "n": [1.0, 2.5]}
+    assert rows.table.to_pydict() == {
+        "zip": ["1234", "01234"],
+        "n": [1.0, 2.5],
+    }
     assert dataset_columns(str(tmp_path / "data")) == ("zip", "n")

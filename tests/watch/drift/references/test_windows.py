@@ -30,7 +30,8 @@ from tests.watch.conftest import FIRST_DAY, reference_of_days
 def test_steps_are_contiguous_and_make_the_blocks(ask: Callable[..., Any]) -> None:
     reference = ask(window=parse_window("2013-02-01T06:00/12h"))
 
-    assert (reference.pieces.grid.step_us, reference.pieces.grid.window_steps) == (HOUR_US, 12)
+    assert reference.pieces.grid.step_us == HOUR_US
+    assert reference.pieces.grid.window_steps == 12
     windows = [
         merge(reference.pieces.steps[first : first + 12])
         for first in range(0, len(reference.pieces.steps), 12)
@@ -54,9 +55,8 @@ def test_values_found_in_one_block_only_count_as_new_there(
 
     assert [block.columns["carrier"].unseen for block in blocks] == [0, 0, 0, 5] + [0] * 8
     assert [block.columns["temperature"].above for block in blocks][4] == 1
-    assert (
-        sum(block.columns["carrier"].unseen for block in ask().pieces.windows) == 5
-    )  # The pieces are in the cache.
+    # The pieces are in the cache.
+    assert sum(block.columns["carrier"].unseen for block in ask().pieces.windows) == 5
 
 
 def test_of_more_windows_than_are_kept_pairs_are(ask: Callable[..., Any]) -> None:
@@ -74,7 +74,14 @@ def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag: int) -> None:
     length = timedelta(hours=1)
     span = rolling_span(lag * length, length, SMALLEST_ROLLING_RATE)
 
-    over = window_grid({}, 0, HOUR_US, -(span // length) * HOUR_US, -1, lag)
+    over = window_grid(
+        {},
+        0,
+        HOUR_US,
+        -(span // length) * HOUR_US,
+        -1,
+        lag,
+    )
 
     selected = over.choose(over.windows)
     assert (
@@ -97,11 +104,9 @@ def test_bins_and_pieces_hold_any_number_of_windows(
 
     reference = ask(window=parse_window("2013-02-01/1h"), every="1h")
 
-    assert (
-        len(reference.pieces.windows),
-        len(reference.pieces.steps),
-        reference.pieces.total.rows,
-    ) == (500, 0, 900)
+    assert len(reference.pieces.windows) == 500
+    assert len(reference.pieces.steps) == 0
+    assert reference.pieces.total.rows == 900
 
 
 DAY_US = 86_400_000_000
@@ -114,9 +119,24 @@ FOUR_DAYS = {
 @pytest.mark.parametrize(
     ("until", "unseen", "above"),
     [
-        (None, [0, 1, 0, 0], [0, 0, 1, 0]),  # `new` and 8 are in the third and the fourth day.
-        (2, [1, 1, 1, 1], [0, 1, 1, 1]),  # `b` and `c` occur on a single day.
-        (3, [1, 1, 1, 0], [0, 0, 1, 0]),  # 9 and `new` are only in the third day.
+        # `new` and 8 are in the third and the fourth day.
+        (
+            None,
+            [0, 1, 0, 0],
+            [0, 0, 1, 0],
+        ),
+        # `b` and `c` occur on a single day.
+        (
+            2,
+            [1, 1, 1, 1],
+            [0, 1, 1, 1],
+        ),
+        # 9 and `new` are only in the third day.
+        (
+            3,
+            [1, 1, 1, 0],
+            [0, 0, 1, 0],
+        ),
     ],
 )
 def test_a_day_is_measured_against_the_others_or_those_before_a_time(

@@ -29,13 +29,19 @@ def texts(values: list[Any]) -> ColumnValues:
 
 def codes_of(bins: Bins, feature: ColumnValues) -> Array:
     kind = pa.float64() if feature.kind == "number" else pa.string()
-    return encode_columns({"x": bins}, pa.table({"x": pa.array(feature.values, kind)}))["x"]
+    return encode_columns(
+        {"x": bins},
+        pa.table({"x": pa.array(feature.values, kind)}),
+    )["x"]
 
 
 def distance(reference: ColumnValues, current: ColumnValues) -> float:
     bins = freeze_bins(reference)
     left, right = (
-        np.bincount(codes_of(bins, feature), minlength=bins.size + 1)[:-1].astype(float)
+        np.bincount(
+            codes_of(bins, feature),
+            minlength=bins.size + 1,
+        )[:-1].astype(float)
         for feature in (reference, current)
     )
     return float(bins.distance(left, right))
@@ -78,7 +84,10 @@ def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones() -> Non
     [
         (["id1234"] * 5000, 0.9),
         ([""] * 5000, 1.0),
-        ([f"id{number}" for number in range(10**9, 10**9 + 5000)], 1.0),
+        (
+            [f"id{number}" for number in range(10**9, 10**9 + 5000)],
+            1.0,
+        ),
     ],
 )
 def test_ids_and_free_texts_are_far_from_one_value_from_no_text_and_from_texts_of_another_length(
@@ -106,7 +115,10 @@ def test_ids_and_free_texts_are_far_from_one_value_from_no_text_and_from_texts_o
 def test_numbers_without_a_spread_are_compared_by_value(values: list[Any]) -> None:
     bins = freeze_bins(numbers(values))
 
-    codes = codes_of(bins, numbers([*values, 7.0, np.inf, np.nan]))
+    codes = codes_of(
+        bins,
+        numbers([*values, 7.0, np.inf, np.nan]),
+    )
     assert isinstance(bins, CategoryBins) or np.isfinite(bins.positions).all()
     assert codes[-1] == bins.size
     assert ((codes >= 0) & (codes <= bins.size)).all()
@@ -147,9 +159,17 @@ def test_a_side_without_values_has_no_distance() -> None:
 def test_a_number_is_in_the_bin_that_a_binary_search_finds(reference: Array | list[Any]) -> None:
     bins = freeze_bins(numbers(reference), "double")
     assert isinstance(bins, OrderedBins)
-    beside = [np.nextafter(bins.edges, -np.inf), bins.edges, np.nextafter(bins.edges, np.inf)]
+    beside = [
+        np.nextafter(bins.edges, -np.inf),
+        bins.edges,
+        np.nextafter(bins.edges, np.inf),
+    ]
     values = np.concatenate(
-        [*beside, np.asarray(reference), [0.0, -0.0, 1e308, -1e308, np.inf, -np.inf]],
+        [
+            *beside,
+            np.asarray(reference),
+            [0.0, -0.0, 1e308, -1e308, np.inf, -np.inf],
+        ],
     )
 
     assert (
@@ -159,17 +179,30 @@ def test_a_number_is_in_the_bin_that_a_binary_search_finds(reference: Array | li
 
 @pytest.mark.filterwarnings("error")
 def test_range_beyond_a_float_is_binned_without_a_warning() -> None:
-    values = np.array([-1.7e308, 1.7e308, np.inf, *np.zeros(5), np.nan])
+    values = np.array(
+        [
+            -1.7e308,
+            1.7e308,
+            np.inf,
+            *np.zeros(5),
+            np.nan,
+        ]
+    )
 
     assert isinstance(freeze_bins(ColumnValues("x", "number", values)), CategoryBins)
 
 
 def test_bins_describe_the_reference_values() -> None:
     bins = freeze_bins(numbers([*range(1000), np.nan]), "int64")
-    assert (bins.kind, bins.minimum, bins.maximum, bins.arrow_type) == ("number", 0, 999, "int64")
+    assert bins.kind == "number"
+    assert bins.minimum == 0
+    assert bins.maximum == 999
+    assert bins.arrow_type == "int64"
 
     categories = frozen_texts([f"id{number}" for number in range(5000)])
-    assert (categories.kind, len(categories.codes), len(categories.known)) == ("category", 0, 5000)
+    assert categories.kind == "category"
+    assert len(categories.codes) == 0
+    assert len(categories.known) == 5000
 
 
 def test_of_many_categories_those_are_frequent_that_are_it_by_more_than_chance() -> None:
@@ -177,4 +210,10 @@ def test_of_many_categories_those_are_frequent_that_are_it_by_more_than_chance()
 
     assert len(frozen_texts(few).codes) == 100
     assert frozen_texts(alike).codes == {}
-    assert frozen_texts([*alike, *["a"] * 200, *["b"] * 100]).codes == {"a": 0, "b": 1}
+    assert frozen_texts(
+        [
+            *alike,
+            *["a"] * 200,
+            *["b"] * 100,
+        ]
+    ).codes == {"a": 0, "b": 1}

@@ -80,7 +80,11 @@ def profile(
     )
 
 
-def expected(bins: dict[str, Any], days: list[dict[str, Any]], window: Window = MONTH) -> Profile:
+def expected(
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
+    window: Window = MONTH,
+) -> Profile:
     table = pa.concat_tables([event_table(day) for day in days])
     times = table.column("_event_time").cast(pa.int64()).to_numpy()
     return sketch_batches(
@@ -119,9 +123,8 @@ def test_stored_sketches_are_used_instead_of_the_rows(
     assert len(stored(log)) == DAYS
 
     for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
-        path.write_bytes(
-            b"x" * path.stat().st_size,
-        )  # The size is unchanged, so the file is not read again.
+        # The size is unchanged, so the file is not read again.
+        path.write_bytes(b"x" * path.stat().st_size)
 
     assert_same(profile(log, bins), first)
     assert not log.unreadable
@@ -134,7 +137,11 @@ def test_late_rows_and_compaction_are_noticed(
     writer: LogWriter,
 ) -> None:
     profile(log, bins)
-    late = day_of_rows(np.random.default_rng(9), FIRST_DAY + timedelta(days=1), rows=7)
+    late = day_of_rows(
+        np.random.default_rng(9),
+        FIRST_DAY + timedelta(days=1),
+        rows=7,
+    )
 
     writer.write(late, segment="late")
     assert_same(profile(log, bins), expected(bins, [*days, late]))
@@ -152,8 +159,15 @@ def test_stored_profiles_that_make_no_sense_are_made_anew(
 ) -> None:
     profile(log, bins)
     other = io.BytesIO()
-    pq.write_table(pa.table({"x": [1]}).replace_schema_metadata({"onnxserve": "[1]"}), other)
-    broken = [other.getvalue(), b"no parquet", stored(log)[2].read_bytes()[:-40]]
+    pq.write_table(
+        pa.table({"x": [1]}).replace_schema_metadata({"onnxserve": "[1]"}),
+        other,
+    )
+    broken = [
+        other.getvalue(),
+        b"no parquet",
+        stored(log)[2].read_bytes()[:-40],
+    ]
     for path, content in zip(stored(log), broken, strict=True):
         path.write_bytes(content)
 
@@ -176,7 +190,10 @@ def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(
     assert list(again.unreadable) == [str(path)]
 
     path.write_bytes(content)
-    assert_same(profile(open_log(log.location.shown), bins), expected(bins, days))
+    assert_same(
+        profile(open_log(log.location.shown), bins),
+        expected(bins, days),
+    )
 
 
 def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(
@@ -218,14 +235,18 @@ def test_two_that_sketch_at_once_do_no_harm(
     days: list[dict[str, Any]],
 ) -> None:
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: profile(open_log(log.location.shown), bins), range(8)))
+        made = list(
+            pool.map(
+                lambda _: profile(open_log(log.location.shown), bins),
+                range(8),
+            )
+        )
 
     for result in [*made, profile(log, bins)]:
         assert_same(result, expected(bins, days))
     # The folder for temporary files is empty.
-    assert (
-        len(list(Path(log.location.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2
-    )  # The folder for temporary files is empty.
+    # The folder for temporary files is empty.
+    assert len(list(Path(log.location.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2
 
 
 def test_versions_are_kept_apart_and_counted(
@@ -234,13 +255,19 @@ def test_versions_are_kept_apart_and_counted(
     days: list[dict[str, Any]],
     writer: LogWriter,
 ) -> None:
-    writer.write(day_of_rows(np.random.default_rng(9), FIRST_DAY, rows=11), version="2")
+    writer.write(
+        day_of_rows(np.random.default_rng(9), FIRST_DAY, rows=11),
+        version="2",
+    )
 
     assert profile(log, bins, version="2").rows == 11
     assert_same(profile(log, bins), expected(bins, days))
     assert profile(log, bins, version="").rows == 371
     assert profile(log, bins, version="3").rows == 0
-    assert window_versions(log, ENDPOINT, MONTH) == {(MODEL, "1"): 360, (MODEL, "2"): 11}
+    assert window_versions(log, ENDPOINT, MONTH) == {
+        (MODEL, "1"): 360,
+        (MODEL, "2"): 11,
+    }
 
 
 def test_a_row_that_stands_in_the_log_twice_counts_once(
@@ -260,12 +287,18 @@ def test_hours_come_in_order_with_their_own_profiles(
     days: list[dict[str, Any]],
 ) -> None:
     hours = list(
-        hour_profiles(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, "1", CUT),
+        hour_profiles(
+            SketchStore(log, ENDPOINT, bins, bins_digest(bins)),
+            MODEL,
+            "1",
+            CUT,
+        ),
     )
 
     starts = [start for start, _ in hours]
     assert starts == sorted(starts)
-    assert (starts[0].hour, starts[-1].hour) == (6, 6)
+    assert starts[0].hour == 6
+    assert starts[-1].hour == 6
     inner = parse_window("2013-01-01T06:00/2013-01-03T07:00")
     assert sum(hourly.rows for _, hourly in hours) == expected(bins, days, inner).rows
 
@@ -281,7 +314,14 @@ def session() -> Any:
 @pytest.mark.long
 def test_spark_gives_the_same_numbers(session: Any, writer: Any) -> None:
     rng = np.random.default_rng(0)
-    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=200) for number in range(3)]
+    days = [
+        day_of_rows(
+            rng,
+            FIRST_DAY + timedelta(days=number),
+            rows=200,
+        )
+        for number in range(3)
+    ]
     for day in days:
         writer.write(day)
     bins = freeze_table(event_table(days[0]), (), "the reference")[0]

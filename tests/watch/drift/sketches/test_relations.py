@@ -30,7 +30,11 @@ DAYS = 30
 ROWS = 200
 
 
-def rows(seed: int, count: int = ROWS, **others: Any) -> pa.Table:
+def rows(
+    seed: int,
+    count: int = ROWS,
+    **others: Any,
+) -> pa.Table:
     """Return rows in which the humidity, the delay and the carrier follow the
     temperature.
     """
@@ -39,8 +43,16 @@ def rows(seed: int, count: int = ROWS, **others: Any) -> pa.Table:
     columns = {
         "temp": temp,
         "humid": -0.8 * temp + 0.6 * rng.normal(size=count),
-        "delay": np.where(rng.random(count) < 0.1, np.nan, temp + 0.3 * rng.normal(size=count)),
-        "carrier": np.where(temp + rng.normal(size=count) > 0, "AA", "UA"),
+        "delay": np.where(
+            rng.random(count) < 0.1,
+            np.nan,
+            temp + 0.3 * rng.normal(size=count),
+        ),
+        "carrier": np.where(
+            temp + rng.normal(size=count) > 0,
+            "AA",
+            "UA",
+        ),
         "noise": rng.normal(size=count),
     }
     return pa.table(columns | others)
@@ -61,13 +73,25 @@ def in_another_order(table: pa.Table, *names: str) -> pa.Table:
 def days() -> DriftReference:
     table = rows(0, DAYS * ROWS)
     bins, _ = freeze_table(table, (), "the rows")
-    pieces = cut_pieces(bins, table, np.repeat(np.arange(DAYS) * DAY, ROWS), 0, DAY)
+    pieces = cut_pieces(
+        bins,
+        table,
+        np.repeat(np.arange(DAYS) * DAY, ROWS),
+        0,
+        DAY,
+    )
     return DriftReference(bins, bins_digest(bins), pieces, table)
 
 
 def verdict_on(table: pa.Table, reference: DriftReference, **spec: Any) -> DriftVerdict:
     profile = sketch_batches(reference.bins, [table])
-    return judge_profile(reference, profile, 100 * DAY, MonitorSpec(min_rows=30, **spec), None)
+    return judge_profile(
+        reference,
+        profile,
+        100 * DAY,
+        MonitorSpec(min_rows=30, **spec),
+        None,
+    )
 
 
 def about_relations(verdict: DriftVerdict) -> list[Finding]:
@@ -78,7 +102,13 @@ def test_a_change_of_only_the_relations_is_one_finding(days: DriftReference) -> 
     calm = verdict_on(rows(1), days)
     changed = verdict_on(in_another_order(rows(1), "temp"), days)
 
-    assert [(verdict.state, len(about_relations(verdict))) for verdict in (calm, changed)] == [
+    assert [
+        (
+            verdict.state,
+            len(about_relations(verdict)),
+        )
+        for verdict in (calm, changed)
+    ] == [
         ("no drift", 1),
         ("drift", 1),
     ]
@@ -90,7 +120,10 @@ def test_a_change_of_only_the_relations_is_one_finding(days: DriftReference) -> 
 
 def test_the_rows_of_a_changed_column_are_no_alarm_about_relations(days: DriftReference) -> None:
     (relations,) = about_relations(
-        verdict_on(rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS)), days),
+        verdict_on(
+            rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS)),
+            days,
+        ),
     )
 
     assert relations.state == "no drift"
@@ -98,7 +131,10 @@ def test_the_rows_of_a_changed_column_are_no_alarm_about_relations(days: DriftRe
 
 
 def test_the_relations_of_an_accepted_column_are_not_judged(days: DriftReference) -> None:
-    wide = sketch_batches(days.bins, [rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS))])
+    wide = sketch_batches(
+        days.bins,
+        [rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS))],
+    )
 
     verdict = judge_profile(
         days,
@@ -121,7 +157,13 @@ def test_a_column_with_the_name_of_the_relations_keeps_its_own_finding() -> None
 
     table = named(0, DAYS * ROWS)
     bins, _ = freeze_table(table, (), "the rows")
-    pieces = cut_pieces(bins, table, np.repeat(np.arange(DAYS) * DAY, ROWS), 0, DAY)
+    pieces = cut_pieces(
+        bins,
+        table,
+        np.repeat(np.arange(DAYS) * DAY, ROWS),
+        0,
+        DAY,
+    )
     reference = DriftReference(bins, bins_digest(bins), pieces, table)
 
     verdict = verdict_on(in_another_order(named(1, ROWS), "temp"), reference)
@@ -131,7 +173,12 @@ def test_a_column_with_the_name_of_the_relations_keeps_its_own_finding() -> None
 
 
 def test_relations_are_not_judged_without_one_of_their_columns(days: DriftReference) -> None:
-    (relations,) = about_relations(verdict_on(rows(1).drop_columns(["temp"]), days))
+    (relations,) = about_relations(
+        verdict_on(
+            rows(1).drop_columns(["temp"]),
+            days,
+        )
+    )
 
     assert relations.state == "not judged"
     assert mentions(relations.reason, "temp")
@@ -165,7 +212,10 @@ def test_the_judged_columns_participate_if_there_are_two(
     bins, _ = freeze_table(rows(0), columns, "the rows", left_out)
 
     assert relation_tables(bins).keys() == included
-    assert bins.keys() == {*without_projections(bins), *(PROJECTIONS if included else ())}
+    assert bins.keys() == {
+        *without_projections(bins),
+        *(PROJECTIONS if included else ()),
+    }
 
 
 @pytest.mark.parametrize(
@@ -173,7 +223,13 @@ def test_the_judged_columns_participate_if_there_are_two(
     [
         lambda table: [table.select(table.column_names[::-1])],
         lambda table: table.to_batches(max_chunksize=7),
-        lambda table: [table.set_column(3, "carrier", table.column("carrier").dictionary_encode())],
+        lambda table: [
+            table.set_column(
+                3,
+                "carrier",
+                table.column("carrier").dictionary_encode(),
+            )
+        ],
     ],
     ids=["columns in another order", "small batches", "dictionary"],
 )
@@ -187,14 +243,18 @@ def test_projections_depend_only_on_the_values_of_a_row(
     again = sketch_batches(days.bins, rearranged(table))
 
     for name in PROJECTIONS:
-        np.testing.assert_array_equal(once.columns[name].counts, again.columns[name].counts)
+        np.testing.assert_array_equal(
+            once.columns[name].counts,
+            again.columns[name].counts,
+        )
 
 
 def test_a_sentinel_and_a_missing_value_have_a_limited_contribution(days: DriftReference) -> None:
     table = relation_tables(days.bins)["temp"]
-    far, limit, missing = encode_columns(days.bins, pa.table({"temp": [-9999.0, -5.0, None]}))[
-        "temp"
-    ]
+    far, limit, missing = encode_columns(
+        days.bins,
+        pa.table({"temp": [-9999.0, -5.0, None]}),
+    )["temp"]
 
     assert table[far].tolist() == table[limit].tolist()
     assert not table[missing].any()
@@ -208,7 +268,13 @@ def test_columns_without_variation_do_not_participate() -> None:
     }
 
     bins, _ = freeze_table(
-        pa.table(constant | {"x": np.arange(ROWS), "y": np.arange(ROWS)[::-1]}),
+        pa.table(
+            constant
+            | {
+                "x": np.arange(ROWS),
+                "y": np.arange(ROWS)[::-1],
+            }
+        ),
         (),
         "the rows",
     )

@@ -20,7 +20,10 @@ def series(coefficient: float, count: int, seed: int) -> Array:
     return levels
 
 
-@pytest.mark.parametrize(("coefficient", "count"), [(0.5, 60), (0.7, 60), (0.85, 90), (0.95, 200)])
+@pytest.mark.parametrize(
+    ("coefficient", "count"),
+    [(0.5, 60), (0.7, 60), (0.85, 90), (0.95, 200)],
+)
 def test_windows_are_worth_fewer_where_they_depend_on_the_one_before(
     coefficient: float,
     count: int,
@@ -39,7 +42,13 @@ def test_independent_windows_count_as_they_are(count: int) -> None:
 
 def test_of_many_columns_no_more_are_found_by_chance() -> None:
     estimates = [
-        max(persistence(series(0, 30, 50 * seed + column), 50) for column in range(50))
+        max(
+            persistence(
+                series(0, 30, 50 * seed + column),
+                50,
+            )
+            for column in range(50)
+        )
         for seed in range(20)
     ]
 
@@ -48,7 +57,11 @@ def test_of_many_columns_no_more_are_found_by_chance() -> None:
 
 def test_persistence_ignores_cycles_and_leaves_each_column_at_least_two_windows() -> None:
     rng = np.random.default_rng(0)
-    weeks = np.where(np.arange(56) % 7 >= 5, 1.5, -0.6) + rng.normal(0, 0.3, 56)
+    weeks = np.where(
+        np.arange(56) % 7 >= 5,
+        1.5,
+        -0.6,
+    ) + rng.normal(0, 0.3, 56)
     hours = np.sin(2 * np.pi * np.arange(336) / 24) + rng.normal(0, 0.1, 336)
 
     assert persistence(weeks) == persistence(hours) == 1
@@ -67,7 +80,12 @@ def autoregressive(coefficient: float, count: int, seed: int = 0) -> Array:
 def test_dependence_measures_the_correlation_of_a_series() -> None:
     independent = [dependence(autoregressive(0, 400, seed)) for seed in range(10)]
     dependent = [dependence(autoregressive(0.6, 400, seed)) for seed in range(10)]
-    cycle = dependence(np.tile([0.0, 0, 0, 0, 0, 1, 1], 20))
+    cycle = dependence(
+        np.tile(
+            [0.0, 0, 0, 0, 0, 1, 1],
+            20,
+        )
+    )
 
     assert np.median([estimate.block_length for estimate in independent]) < 4
     assert np.median([estimate.correlation_time for estimate in independent]) == pytest.approx(

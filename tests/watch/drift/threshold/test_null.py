@@ -14,7 +14,14 @@ from mlflow_deploy_plugin.watch.drift.threshold.null import out_of_reference, su
 
 def test_thinning_keeps_shares_and_takes_no_row_twice() -> None:
     rng = np.random.default_rng(0)
-    counts = np.array([[600, 300, 0, 100], [2, 1, 0, 0], [0, 0, 0, 0], [50, 50, 50, 50]])
+    counts = np.array(
+        [
+            [600, 300, 0, 100],
+            [2, 1, 0, 0],
+            [0, 0, 0, 0],
+            [50, 50, 50, 50],
+        ]
+    )
 
     thinned = np.stack([subsample(counts, 100, rng) for _ in range(400)])
 
@@ -29,7 +36,10 @@ def test_bins_count_values_outside_of_the_reference() -> None:
     numbers = freeze_bins(ColumnValues("n", "number", np.arange(100.0)))
     counts, reference_counts = (
         np.bincount(
-            encode_columns({"n": numbers}, pa.table({"n": values}))["n"],
+            encode_columns(
+                {"n": numbers},
+                pa.table({"n": values}),
+            )["n"],
             minlength=numbers.size + 1,
         )[None]
         for values in ([-50.0, 10.0, 20.0, 300.0], np.arange(5.0, 90.0))
@@ -37,7 +47,13 @@ def test_bins_count_values_outside_of_the_reference() -> None:
 
     assert out_of_reference(numbers, counts, reference_counts).outside.tolist() == [2]
 
-    texts = freeze_bins(ColumnValues("t", "category", np.array(["a", "b", "c"], dtype=object)))
+    texts = freeze_bins(
+        ColumnValues(
+            "t",
+            "category",
+            np.array(["a", "b", "c"], dtype=object),
+        )
+    )
     assert out_of_reference(
         texts,
         np.array([[3.0, 1, 2, 0, 0]]),

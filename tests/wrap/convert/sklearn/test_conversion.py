@@ -71,8 +71,15 @@ MIXED = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("make", MIXED.values(), ids=MIXED.keys())
-def test_mixed_table_is_proven(make: Any, weather: tuple[pd.DataFrame, pd.Series]) -> None:
+@pytest.mark.parametrize(
+    "make",
+    MIXED.values(),
+    ids=MIXED.keys(),
+)
+def test_mixed_table_is_proven(
+    make: Any,
+    weather: tuple[pd.DataFrame, pd.Series],
+) -> None:
     table, labels = weather
 
     wrapped = wrap(make().fit(table, labels), table)
@@ -90,7 +97,10 @@ def test_rows_that_the_original_refuses_are_dropped_and_counted(
     weather: tuple[pd.DataFrame, pd.Series],
 ) -> None:
     table, labels = weather
-    strict = make_column_transformer((OneHotEncoder(), ["city"]), (StandardScaler(), ["hour"]))
+    strict = make_column_transformer(
+        (OneHotEncoder(), ["city"]),
+        (StandardScaler(), ["hour"]),
+    )
 
     report = wrap(
         make_pipeline(strict, LogisticRegression()).fit(table, labels),
@@ -149,15 +159,20 @@ def test_labels_keep_their_type(
 
     dtype = {int: "int64", str: "str", bool: "bool", float: "float64"}[labels]
     assert wrapped.report.state == "proven"
-    assert (wrapped.converted.outputs[0].dtype, wrapped.converted.outputs[0].role) == (
-        dtype,
-        "label",
-    )
+    assert wrapped.converted.outputs[0].dtype == dtype
+    assert wrapped.converted.outputs[0].role == "label"
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("make", NUMERIC.values(), ids=NUMERIC.keys())
-def test_classifier_of_numbers_is_proven(make: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    "make",
+    NUMERIC.values(),
+    ids=NUMERIC.keys(),
+)
+def test_classifier_of_numbers_is_proven(
+    make: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
 
     wrapped = wrap(make().fit(rows, target > 3), rows)
@@ -175,12 +190,20 @@ REGRESSORS = {
         (-1, 2),
     ),
     "one target": (lambda: ExtraTreesRegressor(5), 0, (-1,)),
-    "kernel": (lambda: make_pipeline(StandardScaler(), SVR()), 0, (-1,)),
+    "kernel": (
+        lambda: make_pipeline(StandardScaler(), SVR()),
+        0,
+        (-1,),
+    ),
     "bagging": (lambda: BaggingRegressor(n_estimators=3), 0, (-1,)),
 }
 
 
-@pytest.mark.parametrize(("make", "targets", "shape"), REGRESSORS.values(), ids=REGRESSORS.keys())
+@pytest.mark.parametrize(
+    ("make", "targets", "shape"),
+    REGRESSORS.values(),
+    ids=REGRESSORS.keys(),
+)
 def test_regressor_keeps_its_shape(
     make: Any,
     targets: Any,
@@ -209,10 +232,8 @@ def test_models_without_target_answer_labels(
     wrapped = wrap(make().fit(rows), rows)
 
     assert wrapped.report.state == "proven"
-    assert (wrapped.converted.outputs[0].shape, wrapped.converted.outputs[0].role) == (
-        (-1,),
-        "label",
-    )
+    assert wrapped.converted.outputs[0].shape == (-1,)
+    assert wrapped.converted.outputs[0].role == "label"
 
 
 @pytest.mark.long
@@ -221,7 +242,10 @@ def test_labels_that_the_graph_has_otherwise_are_refused(
 ) -> None:
     rows, target = matrix
     # Many neighbours have the same distance.
-    model = KNeighborsClassifier(3).fit(rows.round(-2), (target > 0).astype(int))
+    model = KNeighborsClassifier(3).fit(
+        rows.round(-2),
+        (target > 0).astype(int),
+    )
 
     with pytest.raises(ParityError, match=r"probabilities: \d+ of \d+") as refused:
         wrap(model, rows)
@@ -235,7 +259,11 @@ def test_an_error_shows_the_root_cause_of_the_converter(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
-    labels = np.where(target > 0, np.uint64(2**63), np.uint64(0))
+    labels = np.where(
+        target > 0,
+        np.uint64(2**63),
+        np.uint64(0),
+    )
 
     with pytest.raises(ConversionError, match=r"SVC .*: 9223372036854775808"):
         wrap(SVC().fit(rows, labels), rows)
@@ -314,7 +342,10 @@ def test_integers_that_pandas_has_as_categories_are_encoded(
     )
 
     assert (
-        wrap(make_pipeline(columns, LogisticRegression()).fit(table, labels), table).report.state
+        wrap(
+            make_pipeline(columns, LogisticRegression()).fit(table, labels),
+            table,
+        ).report.state
         == "proven"
     )
 
@@ -329,9 +360,15 @@ def test_column_that_no_graph_can_take_is_named(weather: tuple[pd.DataFrame, pd.
 
 def test_numbers_in_an_array_of_objects_are_numbers(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
-    mixed = pd.DataFrame({0: rows[:, 0], 1: rows[:, 1] > 0, 2: [None, *rows[1:, 2]]}, dtype=object)
+    mixed = pd.DataFrame(
+        {0: rows[:, 0], 1: rows[:, 1] > 0, 2: [None, *rows[1:, 2]]},
+        dtype=object,
+    )
 
-    wrapped = wrap(HistGradientBoostingRegressor(max_iter=3).fit(mixed.to_numpy(), target), mixed)
+    wrapped = wrap(
+        HistGradientBoostingRegressor(max_iter=3).fit(mixed.to_numpy(), target),
+        mixed,
+    )
 
     assert wrapped.report.state == "proven"
     assert wrapped.converted.inputs[0].dtype != "str"
@@ -339,9 +376,17 @@ def test_numbers_in_an_array_of_objects_are_numbers(matrix: tuple[np.ndarray, np
 
 def test_sparse_rows_are_read_as_dense_ones(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
-    table = pd.DataFrame({"a": rows[:, 0], "b": pd.arrays.SparseArray(np.maximum(rows[:, 1], 0))})
+    table = pd.DataFrame(
+        {
+            "a": rows[:, 0],
+            "b": pd.arrays.SparseArray(np.maximum(rows[:, 1], 0)),
+        }
+    )
 
-    of_matrix = wrap(Ridge().fit(csr_matrix(rows), target), csr_matrix(rows))
+    of_matrix = wrap(
+        Ridge().fit(csr_matrix(rows), target),
+        csr_matrix(rows),
+    )
     of_table = wrap(Ridge().fit(table, target), table)
 
     assert of_matrix.example.tolist() == rows[:5].tolist()
@@ -407,7 +452,10 @@ def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(
 
 @pytest.mark.parametrize("dtype", ["U1", object])
 def test_a_matrix_of_texts_answers_arrays_of_its_own_kind(dtype: Any, tmp_path: Path) -> None:
-    matrix = np.array([["a", "b"], ["c", "d"]] * 30, dtype=dtype)
+    matrix = np.array(
+        [["a", "b"], ["c", "d"]] * 30,
+        dtype=dtype,
+    )
     model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression()).fit(
         matrix,
         [0, 1] * 30,

@@ -39,7 +39,11 @@ ENSEMBLES = {
 }
 
 
-@pytest.mark.parametrize("make", ENSEMBLES.values(), ids=ENSEMBLES.keys())
+@pytest.mark.parametrize(
+    "make",
+    ENSEMBLES.values(),
+    ids=ENSEMBLES.keys(),
+)
 def test_parts_of_an_ensemble_keep_their_own_precision(
     make: Any,
     matrix: tuple[np.ndarray, np.ndarray],
@@ -49,21 +53,32 @@ def test_parts_of_an_ensemble_keep_their_own_precision(
     assert wrap(make().fit(rows[:400], target[:400]), rows[:400]).report.state == "proven"
 
 
-@pytest.mark.parametrize("step", [StandardScaler(), SplineTransformer(), SimpleImputer()], ids=str)
+@pytest.mark.parametrize(
+    "step",
+    [StandardScaler(), SplineTransformer(), SimpleImputer()],
+    ids=str,
+)
 def test_the_last_estimator_of_a_stack_may_be_a_pipeline(
     step: Any,
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
     members = [("tree", DecisionTreeRegressor(max_depth=2)), ("ridge", Ridge())]
-    model = StackingRegressor(members, make_pipeline(step, Ridge()), cv=2).fit(rows, target)
+    model = StackingRegressor(
+        members,
+        make_pipeline(step, Ridge()),
+        cv=2,
+    ).fit(rows, target)
 
     assert wrap(model, rows).report.state == "proven"
 
 
 def test_a_part_that_a_union_leaves_out_is_left_out(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
-    union = FeatureUnion([("left out", "drop"), ("all", PCA(2))], transformer_weights={"all": 3.0})
+    union = FeatureUnion(
+        [("left out", "drop"), ("all", PCA(2))],
+        transformer_weights={"all": 3.0},
+    )
 
     assert wrap(make_pipeline(union, Ridge()).fit(rows, target), rows).report.state == "proven"
 
@@ -74,7 +89,10 @@ def test_the_parts_of_a_union_read_the_same_texts() -> None:
     union = FeatureUnion(
         [("words", CountVectorizer()), ("weights", TfidfVectorizer(analyzer="char"))],
     )
-    model = make_pipeline(union, LogisticRegression()).fit(texts, [0, 1, 0, 1] * 20)
+    model = make_pipeline(union, LogisticRegression()).fit(
+        texts,
+        [0, 1, 0, 1] * 20,
+    )
 
     assert wrap(model, texts).report.state == "proven"
 
@@ -104,16 +122,23 @@ def test_trees_without_a_scaler_stay_in_32_bits(matrix: tuple[np.ndarray, np.nda
 
     wrapped = wrap(RandomForestRegressor(5).fit(rows, target), rows)
 
-    assert (wrapped.report.repair, wrapped.converted.inputs[0].dtype) == ("", "float32")
+    assert wrapped.report.repair == ""
+    assert wrapped.converted.inputs[0].dtype == "float32"
 
 
 def test_integers_too_large_for_32_bits_are_computed_in_64() -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame(
-        {"a": random.integers(10**9, 10**9 + 1000, 300), "b": random.normal(size=300)},
+        {
+            "a": random.integers(10**9, 10**9 + 1000, 300),
+            "b": random.normal(size=300),
+        },
     )
 
-    wrapped = wrap(Ridge().fit(table, random.normal(size=300)), table)
+    wrapped = wrap(
+        Ridge().fit(table, random.normal(size=300)),
+        table,
+    )
 
     assert wrapped.report.state == "proven"
     assert "64 bits" in wrapped.report.repair
@@ -125,7 +150,10 @@ def test_a_graph_of_labels_computes_no_scores(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
-    classes = np.digitize(target, np.quantile(target, [0.2, 0.4, 0.6, 0.8]))
+    classes = np.digitize(
+        target,
+        np.quantile(target, [0.2, 0.4, 0.6, 0.8]),
+    )
     wrapped = wrap(SVC(decision_function_shape=shape).fit(rows, classes), rows)
 
     assert wrapped.report.state == "proven"

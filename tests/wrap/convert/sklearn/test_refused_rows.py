@@ -37,7 +37,12 @@ from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
 RANDOM = np.random.default_rng(0)
-TABLE = pd.DataFrame({"a": RANDOM.lognormal(size=300), "b": RANDOM.lognormal(size=300)})
+TABLE = pd.DataFrame(
+    {
+        "a": RANDOM.lognormal(size=300),
+        "b": RANDOM.lognormal(size=300),
+    }
+)
 IS_LARGE = (TABLE.a + TABLE.b > 2).astype(int)
 ASKED = [-999.0, -5.0, -1.0, 0.0, 2.0]
 
@@ -54,7 +59,11 @@ LOGARITHM = _before(LogisticRegression())
 FOREST = RandomForestClassifier(5)
 MODELS: dict[str, Any] = {
     "log1p, linear": make_pipeline(_of_a(FunctionTransformer(np.log1p)), LogisticRegression()),
-    "log, scaled": make_pipeline(_of_a(FunctionTransformer(np.log)), StandardScaler(), SVC()),
+    "log, scaled": make_pipeline(
+        _of_a(FunctionTransformer(np.log)),
+        StandardScaler(),
+        SVC(),
+    ),
     "sqrt, a number": make_pipeline(_of_a(FunctionTransformer(np.sqrt)), Ridge()),
     "log of all": make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()),
     "a quotient": make_pipeline(
@@ -145,7 +154,14 @@ def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Pat
         row = np.array([[number, 1.0]])
         inputs = pd.DataFrame(row, columns=["a", "b"]) if data is TABLE else row
         feeds = (
-            served.schema.from_columns({"a": row[:, 0], "b": row[:, 1]}) if data is TABLE else None
+            served.schema.from_columns(
+                {
+                    "a": row[:, 0],
+                    "b": row[:, 1],
+                }
+            )
+            if data is TABLE
+            else None
         )
         feeds = feeds or served.schema.from_array(row)
         try:
@@ -168,7 +184,14 @@ def test_a_product_that_32_bits_do_not_hold_is_refused(dtype: Any, tmp_path: Pat
     served = OnnxModel.load(tmp_path / "m")
 
     with pytest.raises(InferenceError, match=r"^row 1:.*NaN.*Ridge"):
-        served.run(served.schema.from_array(np.array([[1, 1], [1, 1e30]], dtype)))
+        served.run(
+            served.schema.from_array(
+                np.array(
+                    [[1, 1], [1, 1e30]],
+                    dtype,
+                )
+            )
+        )
 
 
 def test_the_reason_names_the_step(tmp_path: Path) -> None:
@@ -178,7 +201,12 @@ def test_the_reason_names_the_step(tmp_path: Path) -> None:
         input_example=TABLE,
     )
     served = OnnxModel.load(tmp_path / "model")
-    feeds = served.schema.from_columns({"a": np.array([1.0, -5.0]), "b": np.ones(2)})
+    feeds = served.schema.from_columns(
+        {
+            "a": np.array([1.0, -5.0]),
+            "b": np.ones(2),
+        }
+    )
 
     reason = (
         "^row 1: the model computes NaN or infinity for the row, which its LogisticRegression "
@@ -197,6 +225,9 @@ def test_steps_that_compute_finite_numbers_mark_no_rows() -> None:
         LogisticRegression(),
     )
 
-    graph = wrap(halved.fit(TABLE.to_numpy(), IS_LARGE), TABLE.to_numpy()).converted.proto.graph
+    graph = wrap(
+        halved.fit(TABLE.to_numpy(), IS_LARGE),
+        TABLE.to_numpy(),
+    ).converted.proto.graph
 
     assert REFUSED_ROWS not in [value.name for value in graph.output]

@@ -23,7 +23,11 @@ DRAW = np.random.default_rng(0)
 ROWS = DRAW.normal(size=(500, 4))
 ROWS[:, 3] = ROWS[:, 3] > 0
 SCORE = np.sin(2 * ROWS[:, 0]) + ROWS[:, 1] * ROWS[:, 3]
-GAPS = np.where(DRAW.random(ROWS.shape) < 0.1, np.nan, ROWS)
+GAPS = np.where(
+    DRAW.random(ROWS.shape) < 0.1,
+    np.nan,
+    ROWS,
+)
 MODELS: dict[str, Any] = {
     "forest": RandomForestRegressor(30, random_state=0).fit(GAPS, SCORE),
     "forest, two targets": RandomForestRegressor(30, random_state=0).fit(
@@ -71,7 +75,8 @@ def test_many_rows_are_answered_in_their_order(name: str, tmp_path: Any) -> None
 
 def test_both_orders_are_proven() -> None:
     report = wrap(MODELS["forest"], GAPS).report
-    assert (report.state, report.doubts) == ("proven", (False, 0, 0, False))
+    assert report.state == "proven"
+    assert report.doubts == (False, 0, 0, False)
     assert {MANY_ROWS - 1, MANY_ROWS} & {*report.batch_sizes}
 
 
@@ -85,7 +90,10 @@ def test_a_small_forest_stays_one_operator() -> None:
 
 @pytest.mark.long
 def test_trees_without_splits_stay_one_operator() -> None:
-    constant = GradientBoostingRegressor(n_estimators=4096).fit(ROWS[:20], np.ones(20))
+    constant = GradientBoostingRegressor(n_estimators=4096).fit(
+        ROWS[:20],
+        np.ones(20),
+    )
     assert "ScatterND" not in {
         node.op_type for node in wrap(constant, ROWS).converted.proto.graph.node
     }

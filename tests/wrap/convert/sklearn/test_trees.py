@@ -63,7 +63,11 @@ def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE.keys())
+@pytest.mark.parametrize(
+    "before",
+    BEFORE.values(),
+    ids=BEFORE.keys(),
+)
 @pytest.mark.parametrize(
     "trees",
     [
@@ -79,7 +83,10 @@ def test_trees_decide_on_the_same_bits(
     tmp_path: Path,
 ) -> None:
     rows, target = matrix
-    table = pd.DataFrame(rows[:300, :2], columns=["a", "b"])
+    table = pd.DataFrame(
+        rows[:300, :2],
+        columns=["a", "b"],
+    )
     first = before()
     model = make_pipeline(first, trees).fit(table, target[:300])
     edges = boundary_values_of(model, ["a", "b"]).edges
@@ -96,14 +103,22 @@ def test_trees_decide_on_the_same_bits(
     got = saved.run(
         saved.schema.from_columns({str(name): samples[name].to_numpy() for name in table}),
     )["prediction"]
-    np.testing.assert_allclose(got, model.predict(samples[["a", "b"]]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        got,
+        model.predict(samples[["a", "b"]]),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_a_tree_that_splits_on_missing_values_is_proven_behind_a_scaler(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
-    table = pd.DataFrame(rows[:400, :2], columns=["a", "b"])
+    table = pd.DataFrame(
+        rows[:400, :2],
+        columns=["a", "b"],
+    )
     gone = np.random.default_rng(0).random(400) < 0.3
     table.loc[gone, "a"] = np.nan
     model = make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=4)).fit(
@@ -122,13 +137,21 @@ def test_boosted_classes_are_proven_under_a_calibration(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
-    labels = np.array(["a", "b", "c"])[np.digitize(target, [0, 15][: classes - 1])]
+    labels = np.array(["a", "b", "c"])[
+        np.digitize(
+            target,
+            [0, 15][: classes - 1],
+        )
+    ]
     boosted = HistGradientBoostingClassifier(max_iter=5)
 
     assert wrap(boosted.fit(rows[:400], labels[:400]), rows[:400]).report.state == "proven"
     assert (
         wrap(
-            CalibratedClassifierCV(boosted, cv=2).fit(rows[:400], labels[:400]),
+            CalibratedClassifierCV(boosted, cv=2).fit(
+                rows[:400],
+                labels[:400],
+            ),
             rows[:400],
         ).report.state
         == "proven"
@@ -156,7 +179,10 @@ def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_bool
 
     monkeypatch.setattr("skl2onnx.common._container.make_node", make_node)
     labels = target > 0 if is_classifier(trees()) else target
-    wrapped = wrap(make_pipeline(StandardScaler(), trees(max_iter=5)).fit(rows, labels), rows)
+    wrapped = wrap(
+        make_pipeline(StandardScaler(), trees(max_iter=5)).fit(rows, labels),
+        rows,
+    )
 
     assert booleans == []
     assert wrapped.report.state == "proven"
@@ -166,7 +192,10 @@ def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, _ = matrix
-    wrapped = wrap(IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]), rows[:200])
+    wrapped = wrap(
+        IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]),
+        rows[:200],
+    )
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.sources["missing"] > 0
@@ -174,7 +203,12 @@ def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"contamination": 0.2}, {"contamination": 0.5}, {"max_features": 0.5}],
+    [
+        {},
+        {"contamination": 0.2},
+        {"contamination": 0.5},
+        {"max_features": 0.5},
+    ],
 )
 def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(
     matrix: tuple[np.ndarray, np.ndarray],
@@ -182,7 +216,10 @@ def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(
 ) -> None:
     """Check a row whose score equals the offset, which is not an outlier."""
     rows = matrix[0][:101]
-    wrapped = wrap(IsolationForest(n_estimators=50, random_state=0, **given).fit(rows), rows)
+    wrapped = wrap(
+        IsolationForest(n_estimators=50, random_state=0, **given).fit(rows),
+        rows,
+    )
 
     assert wrapped.report.state == "proven"
     assert [node.op_type for node in wrapped.converted.proto.graph.node].count(
@@ -220,7 +257,10 @@ def test_boosting_by_histograms_is_asked_on_one_thread(
 )
 def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> None:
     rows = np.random.default_rng(0).normal(size=(200, 4))
-    targets = np.stack([rows[:, 0] > 0, rows[:, 1] + rows[:, 2] > 0], axis=1).astype(int)
+    targets = np.stack(
+        [rows[:, 0] > 0, rows[:, 1] + rows[:, 2] > 0],
+        axis=1,
+    ).astype(int)
 
     assert wrap(model.fit(rows, targets), rows).report.state == "proven"
 
@@ -229,7 +269,10 @@ def test_stumps_of_true_and_false_are_proven() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 2))
 
     assert (
-        wrap(AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0), rows).report.state
+        wrap(
+            AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0),
+            rows,
+        ).report.state
         == "proven"
     )
 
@@ -264,7 +307,12 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
     table = pd.DataFrame(
         {
             "size": random.normal(size=300),
-            "city": pd.Categorical(random.choice(["rome", "oslo", "lima", "bern"], 300)),
+            "city": pd.Categorical(
+                random.choice(
+                    ["rome", "oslo", "lima", "bern"],
+                    300,
+                )
+            ),
             "code": random.choice([3, 5, 7, 9], 300),
         },
     )
@@ -283,8 +331,16 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
 
 def _numbers_and_kinds() -> tuple[pd.DataFrame, np.ndarray]:
     random = np.random.default_rng(0)
-    table = pd.DataFrame(random.normal(size=(400, 4)), columns=list("abcd"))
-    table["kind"] = pd.Categorical(random.choice([f"gate {number}" for number in range(40)], 400))
+    table = pd.DataFrame(
+        random.normal(size=(400, 4)),
+        columns=list("abcd"),
+    )
+    table["kind"] = pd.Categorical(
+        random.choice(
+            [f"gate {number}" for number in range(40)],
+            400,
+        )
+    )
     table = table.mask(random.random(table.shape) < 0.05)
     return table, table.a.fillna(
         0,
@@ -314,7 +370,10 @@ def test_numbers_keep_all_digits_in_a_table_with_categories() -> None:
 
 def test_a_split_between_missing_and_all_categories_is_proven() -> None:
     table = pd.DataFrame(
-        {"city": pd.Categorical(["rome", "oslo", None] * 100), "size": np.arange(300.0) % 7},
+        {
+            "city": pd.Categorical(["rome", "oslo", None] * 100),
+            "size": np.arange(300.0) % 7,
+        },
     )
     model = HistGradientBoostingRegressor(max_iter=5).fit(
         table,
@@ -327,7 +386,11 @@ def test_a_split_between_missing_and_all_categories_is_proven() -> None:
 def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
     random = np.random.default_rng(0)
     rows = np.column_stack(
-        [random.normal(size=300), random.integers(0, 12, 300) * 1.5, random.normal(size=300)],
+        [
+            random.normal(size=300),
+            random.integers(0, 12, 300) * 1.5,
+            random.normal(size=300),
+        ],
     )
     model = HistGradientBoostingRegressor(max_iter=5, categorical_features=[1]).fit(
         rows,
@@ -336,7 +399,10 @@ def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
 
     assert wrap(model, rows).report.state == "proven"
     assert (
-        wrap(make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0]), rows).report.state
+        wrap(
+            make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0]),
+            rows,
+        ).report.state
         == "proven"
     )
 
@@ -348,7 +414,10 @@ def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(
     """Check an infinite threshold, for which skl2onnx would search a 64-bit float
     forever.
     """
-    table = pd.DataFrame(matrix[0][:300, :2], columns=["a", "b"]).assign(count=np.arange(300) % 7)
+    table = pd.DataFrame(
+        matrix[0][:300, :2],
+        columns=["a", "b"],
+    ).assign(count=np.arange(300) % 7)
     table.loc[::3, "a"] = np.nan
     forest = RandomForestClassifier(5, max_depth=3, random_state=0, n_jobs=1).fit(
         table,
@@ -356,6 +425,5 @@ def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(
     )
     assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)
     assert wrap(forest, table).report.state == "proven"
-    assert any(
-        np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_
-    )  # The original is not changed.
+    # The original is not changed.
+    assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)

@@ -58,7 +58,11 @@ ONE_HOT = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("options", ONE_HOT.values(), ids=ONE_HOT.keys())
+@pytest.mark.parametrize(
+    "options",
+    ONE_HOT.values(),
+    ids=ONE_HOT.keys(),
+)
 def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
     """Check strings, fractions, integers and booleans with gaps, and unseen categories
     if the encoder accepts them.
@@ -91,10 +95,17 @@ ENCODERS = [
 
 
 @pytest.mark.parametrize("encoder", ENCODERS, ids=["one-hot", "ordinal"])
-@pytest.mark.parametrize("missing", [None, np.nan], ids=["None", "NaN"])
+@pytest.mark.parametrize(
+    "missing",
+    [None, np.nan],
+    ids=["None", "NaN"],
+)
 def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any, encoder: Any) -> None:
     """Check object columns as in pandas 2: the encoder distinguishes None and NaN."""
-    values = np.random.default_rng(0).choice(np.array(["x", "y", missing], dtype=object), 400)
+    values = np.random.default_rng(0).choice(
+        np.array(["x", "y", missing], dtype=object),
+        400,
+    )
     table = pd.DataFrame({"gaps": pd.Series(values, dtype=object)})
     model = make_pipeline(encoder, LogisticRegression()).fit(
         table,
@@ -104,7 +115,11 @@ def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any, enco
     assert wrap(model, table).report.state == "proven"
 
 
-@pytest.mark.parametrize("code", [np.nan, -2], ids=["NaN", "a code of its own"])
+@pytest.mark.parametrize(
+    "code",
+    [np.nan, -2],
+    ids=["NaN", "a code of its own"],
+)
 def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
     code: Any,
     weather: tuple[pd.DataFrame, pd.Series],

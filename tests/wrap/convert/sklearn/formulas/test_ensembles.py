@@ -57,14 +57,20 @@ from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.weather import weather_columns
 
-ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(200, 3)), columns=["a", "b", "c"])
+ROWS = pd.DataFrame(
+    np.random.default_rng(0).normal(size=(200, 3)),
+    columns=["a", "b", "c"],
+)
 VALUES = (2 * ROWS.a + ROWS.b + 5).to_numpy()
 TWO = np.where(VALUES > 5, "yes", "no")
 THREE = np.digitize(VALUES, [4, 6])
 LABELS = np.column_stack([VALUES > 5, ROWS.c > 0]).astype(int)
 
 CLASSIFIERS: dict[str, tuple[Any, Any]] = {
-    "sigmoid": (CalibratedClassifierCV(make_pipeline(StandardScaler(), LinearSVC()), cv=2), TWO),
+    "sigmoid": (
+        CalibratedClassifierCV(make_pipeline(StandardScaler(), LinearSVC()), cv=2),
+        TWO,
+    ),
     "scores of a bag": (
         CalibratedClassifierCV(BaggingClassifier(LogisticRegression(), 3), cv=2),
         THREE,
@@ -108,7 +114,10 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     ),
     "a stack": (
         StackingClassifier(
-            [("a", LinearSVC()), ("b", make_pipeline(MinMaxScaler(), LinearSVC()))],
+            [
+                ("a", LinearSVC()),
+                ("b", make_pipeline(MinMaxScaler(), LinearSVC())),
+            ],
             cv=2,
         ),
         TWO,
@@ -123,7 +132,11 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     ),
     "votes of a bag": (BaggingClassifier(SVC(), 4, random_state=0), TWO),
     "a bag of pipelines": (
-        BaggingClassifier(make_pipeline(RFE(LinearSVC()), SVC()), 3, random_state=0),
+        BaggingClassifier(
+            make_pipeline(RFE(LinearSVC()), SVC()),
+            3,
+            random_state=0,
+        ),
         THREE,
     ),
     "a bag that seldom sees a class": (
@@ -148,7 +161,12 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
         TWO,
     ),
     "votes by labels": (
-        VotingClassifier([("a", DecisionTreeClassifier(max_depth=3)), ("b", GaussianNB())]),
+        VotingClassifier(
+            [
+                ("a", DecisionTreeClassifier(max_depth=3)),
+                ("b", GaussianNB()),
+            ]
+        ),
         THREE,
     ),
     "labels of its own": (
@@ -156,7 +174,10 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
         np.where(ROWS.c > 1, -1, THREE),
     ),
     "a search within": (
-        TunedThresholdClassifierCV(GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=2), cv=2),
+        TunedThresholdClassifierCV(
+            GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=2),
+            cv=2,
+        ),
         TWO == "yes",
     ),
 }
@@ -171,7 +192,11 @@ SELDOM = {
 }
 SELDOM |= {"one pair", "a chain by probabilities", "a search within", "calibrated after training"}
 CASES = [
-    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else [])
+    pytest.param(
+        *case,
+        id=name,
+        marks=[pytest.mark.long] if name in SELDOM else [],
+    )
     for name, case in CLASSIFIERS.items()
 ]
 
@@ -182,14 +207,21 @@ def test_a_classifier_around_others_is_proven(model: Any, labels: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
-@pytest.mark.parametrize("within", [LogisticRegression(), GaussianNB()], ids=["linear", "another"])
+@pytest.mark.parametrize(
+    "within",
+    [LogisticRegression(), GaussianNB()],
+    ids=["linear", "another"],
+)
 def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, method: str) -> None:
     two = np.flatnonzero(THREE != 1)
     all_rows = np.arange(len(THREE))
     model = CalibratedClassifierCV(
         within,
         method=method,
-        cv=[(two, all_rows[::2]), (all_rows, all_rows[1::2])],
+        cv=[
+            (two, all_rows[::2]),
+            (all_rows, all_rows[1::2]),
+        ],
     )
 
     assert wrap(model.fit(ROWS, THREE), ROWS).report.state == "proven"
@@ -208,7 +240,10 @@ def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, met
     ids=lambda model: type(model).__name__,
 )
 def test_linear_parts_are_as_few_nodes_for_ten_classes_as_for_three(model: Any) -> None:
-    ten = np.digitize(VALUES, np.quantile(VALUES, np.arange(1, 10) / 10))
+    ten = np.digitize(
+        VALUES,
+        np.quantile(VALUES, np.arange(1, 10) / 10),
+    )
 
     few, many = (
         wrap(model.fit(ROWS, labels), ROWS).converted.proto.graph.node for labels in (THREE, ten)
@@ -266,7 +301,13 @@ def test_linear_regressions_of_several_targets_are_one_product(within: Any) -> N
 @pytest.mark.parametrize(
     "transformer",
     [
-        *(StandardScaler(), MinMaxScaler(), MaxAbsScaler(), RobustScaler(), PowerTransformer()),
+        *(
+            StandardScaler(),
+            MinMaxScaler(),
+            MaxAbsScaler(),
+            RobustScaler(),
+            PowerTransformer(),
+        ),
         PowerTransformer("box-cox"),
         QuantileTransformer(n_quantiles=20),
         QuantileTransformer(n_quantiles=20, output_distribution="normal"),
@@ -286,7 +327,10 @@ def test_a_transformed_target_is_turned_back(transformer: Any) -> None:
 @pytest.mark.long
 def test_members_of_a_stack_pick_columns_of_their_own() -> None:
     table = ROWS.assign(city=np.where(ROWS.c > 0, "rome", "oslo"))
-    scaled = make_pipeline(make_column_transformer((StandardScaler(), ["a", "b"])), LinearSVC())
+    scaled = make_pipeline(
+        make_column_transformer((StandardScaler(), ["a", "b"])),
+        LinearSVC(),
+    )
     encoded = make_pipeline(
         make_column_transformer(
             (OneHotEncoder(handle_unknown="ignore"), ["city"]),
@@ -312,7 +356,11 @@ def test_gaps_are_filled_in_turn(within: Any) -> None:
     imputer = IterativeImputer(within, max_iter=3, random_state=0, add_indicator=True)
 
     assert (
-        wrap(make_pipeline(imputer, Ridge()).fit(gapped, VALUES), gapped).report.state == "proven"
+        wrap(
+            make_pipeline(imputer, Ridge()).fit(gapped, VALUES),
+            gapped,
+        ).report.state
+        == "proven"
     )
 
 
@@ -355,14 +403,22 @@ def test_an_inner_estimator_without_a_graph_is_named(model: Any, words: str) -> 
 @pytest.mark.long
 def test_texts_are_read_by_the_vectorizer_within() -> None:
     texts = [
-        " ".join(np.random.default_rng(seed).choice(["good", "bad", "warm", "cold"], 4))
+        " ".join(
+            np.random.default_rng(seed).choice(
+                ["good", "bad", "warm", "cold"],
+                4,
+            )
+        )
         for seed in range(150)
     ]
     within = make_pipeline(TfidfVectorizer(), LogisticRegression())
 
     for model in (CalibratedClassifierCV(within, cv=2), OneVsRestClassifier(within)):
         assert (
-            wrap(model.fit(texts, ["good" in text for text in texts]), texts).report.state
+            wrap(
+                model.fit(texts, ["good" in text for text in texts]),
+                texts,
+            ).report.state
             == "proven"
         )
 

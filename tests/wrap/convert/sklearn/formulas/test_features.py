@@ -48,7 +48,11 @@ from sklearn.random_projection import SparseRandomProjection
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
-ROWS = np.random.default_rng(0).uniform(0.1, 1, size=(150, 4))
+ROWS = np.random.default_rng(0).uniform(
+    0.1,
+    1,
+    size=(150, 4),
+)
 VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
 
 STEPS: dict[str, Any] = {
@@ -111,7 +115,11 @@ SELDOM = {
     "sparse splines",
 }
 CASES = [
-    pytest.param(step, id=name, marks=[pytest.mark.long] if name in SELDOM else [])
+    pytest.param(
+        step,
+        id=name,
+        marks=[pytest.mark.long] if name in SELDOM else [],
+    )
     for name, step in STEPS.items()
 ]
 
@@ -130,7 +138,11 @@ def test_products_of_many_columns_are_few_nodes() -> None:
 
 @pytest.mark.parametrize("extrapolation", ["constant", "linear", "continue", "periodic", "error"])
 def test_splines_of_a_missing_value_are_zeros(extrapolation: str) -> None:
-    rows = np.where(np.random.default_rng(1).random(ROWS.shape) < 0.1, np.nan, ROWS)
+    rows = np.where(
+        np.random.default_rng(1).random(ROWS.shape) < 0.1,
+        np.nan,
+        ROWS,
+    )
     step = SplineTransformer(handle_missing="zeros", extrapolation=extrapolation)
 
     assert wrap(make_pipeline(step, Ridge()).fit(rows, VALUES), rows).report.state == "proven"
@@ -142,7 +154,11 @@ def test_an_embedding_has_the_leaves_of_trees(dtype: type[np.generic]) -> None:
     model = make_pipeline(StandardScaler(), embedding, LogisticRegression())
 
     assert (
-        wrap(model.fit(ROWS.astype(dtype), VALUES > 1), ROWS.astype(dtype)).report.state == "proven"
+        wrap(
+            model.fit(ROWS.astype(dtype), VALUES > 1),
+            ROWS.astype(dtype),
+        ).report.state
+        == "proven"
     )
 
 
@@ -180,14 +196,27 @@ def test_a_discriminant_before_a_classifier_makes_columns(solver: str) -> None:
     assert wrap(model.fit(ROWS, np.digitize(VALUES, [1.2, 2.0])), ROWS).report.state == "proven"
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float32, np.float64, np.int64],
+)
 def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype: type[np.generic]) -> None:
     rows = (
-        (np.random.default_rng(0).integers(0, 10, size=(150, 4)) / 10)
+        (
+            np.random.default_rng(0).integers(
+                0,
+                10,
+                size=(150, 4),
+            )
+            / 10
+        )
         .astype(np.float32)
         .astype(dtype)
     )
-    model = make_pipeline(Binarizer(threshold=0.3), RandomForestRegressor(5, random_state=0)).fit(
+    model = make_pipeline(
+        Binarizer(threshold=0.3),
+        RandomForestRegressor(5, random_state=0),
+    ).fit(
         rows,
         VALUES,
     )
@@ -195,13 +224,24 @@ def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype: type[np.gen
     assert wrap(model, rows).report.state == "proven"
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float32, np.float64, np.int64],
+)
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 def test_equal_quantiles_missing_values_and_a_constant_column_have_their_shares(
     distribution: str,
     dtype: type[np.generic],
 ) -> None:
-    rows = np.random.default_rng(0).integers(1000, 1006, size=(150, 4)).astype(dtype)
+    rows = (
+        np.random.default_rng(0)
+        .integers(
+            1000,
+            1006,
+            size=(150, 4),
+        )
+        .astype(dtype)
+    )
     rows[:, 3] = 7
     if dtype is not np.int64:
         rows[::9, 1] = np.nan
@@ -216,7 +256,11 @@ def test_equal_quantiles_missing_values_and_a_constant_column_have_their_shares(
 
 def test_an_elimination_predicts_by_its_own_estimator() -> None:
     assert (
-        wrap(RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES), ROWS).report.state == "proven"
+        wrap(
+            RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES),
+            ROWS,
+        ).report.state
+        == "proven"
     )
 
 
@@ -244,7 +288,10 @@ def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
-    table = pd.DataFrame(rows[:300].astype(dtype), columns=list("abcde"))
+    table = pd.DataFrame(
+        rows[:300].astype(dtype),
+        columns=list("abcde"),
+    )
 
     wrapped = wrap(
         make_pipeline(RobustScaler(), HistGradientBoostingRegressor(max_iter=5)).fit(
@@ -264,8 +311,14 @@ def test_powers_are_computed_in_64_bits_where_32_overflow(
     matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
-    table = pd.DataFrame(np.abs(rows[:300, :2]) ** 0.2 + 0.1, columns=["a", "b"])
+    table = pd.DataFrame(
+        np.abs(rows[:300, :2]) ** 0.2 + 0.1,
+        columns=["a", "b"],
+    )
 
-    wrapped = wrap(make_pipeline(PowerTransformer(method), Ridge()).fit(table, target[:300]), table)
+    wrapped = wrap(
+        make_pipeline(PowerTransformer(method), Ridge()).fit(table, target[:300]),
+        table,
+    )
 
     assert wrapped.report.state == "proven"

@@ -92,7 +92,11 @@ VECTORIZERS = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("make", VECTORIZERS.values(), ids=VECTORIZERS.keys())
+@pytest.mark.parametrize(
+    "make",
+    VECTORIZERS.values(),
+    ids=VECTORIZERS.keys(),
+)
 def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, random.integers(1, 5))) for _ in range(150)]
@@ -242,13 +246,20 @@ def test_an_unsupported_tokenizer_option_is_refused_by_name(
     obstacle: str,
 ) -> None:
     texts = ["a good bc", "bc bad", "good a"] * 4
-    model = make_pipeline(vectorizer, LogisticRegression()).fit(texts, [True, False, True] * 4)
+    model = make_pipeline(vectorizer, LogisticRegression()).fit(
+        texts,
+        [True, False, True] * 4,
+    )
 
     with pytest.raises(ConversionError, match=re.escape(obstacle)):
         wrap(model, texts)
 
 
-@pytest.mark.parametrize("in_table", [False, True], ids=["alone", "as a column"])
+@pytest.mark.parametrize(
+    "in_table",
+    [False, True],
+    ids=["alone", "as a column"],
+)
 def test_texts_are_read_without_the_machine_s_locale(in_table: bool) -> None:
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(["alpha", "beta", "gamma"], 4)) for _ in range(200)]

@@ -37,7 +37,10 @@ MODELS: dict[str, Any] = {
         ROWS,
         np.digitize(ROWS[:, 0], [-1, 1]),
     ),
-    "a weighted median": AdaBoostRegressor(n_estimators=20).fit(ROWS, ROWS[:, 0] * ROWS[:, 1]),
+    "a weighted median": AdaBoostRegressor(n_estimators=20).fit(
+        ROWS,
+        ROWS[:, 0] * ROWS[:, 1],
+    ),
     "a threshold": FixedThresholdClassifier(HistGradientBoostingClassifier(max_iter=5)).fit(
         ROWS,
         ROWS[:, 0] > 0,
@@ -46,10 +49,17 @@ MODELS: dict[str, Any] = {
 MEMBERS = (LinearSVC(), GaussianNB(), HistGradientBoostingClassifier(max_iter=2))
 
 
-@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: type(member).__name__)
+@pytest.mark.parametrize(
+    "member",
+    MEMBERS,
+    ids=lambda member: type(member).__name__,
+)
 def test_members_of_all_kinds_vote_for_texts(member: Any) -> None:
     assert (
-        wrap(AdaBoostClassifier(member, n_estimators=3).fit(ROWS, SIDES[:, 0]), ROWS).report.state
+        wrap(
+            AdaBoostClassifier(member, n_estimators=3).fit(ROWS, SIDES[:, 0]),
+            ROWS,
+        ).report.state
         == "proven"
     )
 

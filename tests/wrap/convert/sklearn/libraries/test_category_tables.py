@@ -104,7 +104,10 @@ def test_a_step_of_a_column_transformer_is_one_table_for_each_column(
     )
 
     assert (
-        wrap(make_pipeline(columns, LogisticRegression()).fit(table, delayed), table).report.state
+        wrap(
+            make_pipeline(columns, LogisticRegression()).fit(table, delayed),
+            table,
+        ).report.state
         == "proven"
     )
 
@@ -131,7 +134,12 @@ def test_an_encoder_without_a_table_has_no_graph(
 
 
 def test_a_column_of_which_nothing_was_learned_stays_out_of_the_tables(delayed: pd.Series) -> None:
-    table = pd.DataFrame({"city": [None] * 300, "sex": ["m", "f", "m"] * 100})
+    table = pd.DataFrame(
+        {
+            "city": [None] * 300,
+            "sex": ["m", "f", "m"] * 100,
+        }
+    )
     model = make_pipeline(
         category_encoders.TargetEncoder(cols=["city", "sex"]),
         LogisticRegression(),

@@ -94,7 +94,10 @@ def test_a_step_of_numbers_is_proven(step: Any) -> None:
 @pytest.mark.long
 def test_the_edges_of_intervals_are_asked_in_64_bits() -> None:
     rows = NUMBERS.clip(-5, 5)
-    model = make_pipeline(discretisation.ArbitraryDiscretiser({"a": [-5, 0, 0.1, 5]}), Ridge()).fit(
+    model = make_pipeline(
+        discretisation.ArbitraryDiscretiser({"a": [-5, 0, 0.1, 5]}),
+        Ridge(),
+    ).fit(
         rows,
         TARGET,
     )
@@ -167,7 +170,11 @@ def test_a_row_with_a_missing_value_is_answered_if_the_original_answers_it() -> 
         ),
         (creation.MathFeatures(variables=["a", "b"], func="median"), "func='median'"),
         (
-            creation.RelativeFeatures(variables=["a"], reference=["b"], func=["floordiv"]),
+            creation.RelativeFeatures(
+                variables=["a"],
+                reference=["b"],
+                func=["floordiv"],
+            ),
             "func='floordiv'",
         ),
         (
@@ -196,7 +203,11 @@ def test_a_column_transformer_may_read_created_columns_and_texts() -> None:
     rows = NUMBERS.assign(sex=["m", "f"] * 150)
 
     assert (
-        wrap(make_pipeline(step, columns, Ridge()).fit(rows, TARGET), rows).report.state == "proven"
+        wrap(
+            make_pipeline(step, columns, Ridge()).fit(rows, TARGET),
+            rows,
+        ).report.state
+        == "proven"
     )
 
 

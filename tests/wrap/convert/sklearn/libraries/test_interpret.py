@@ -27,7 +27,10 @@ def table() -> pd.DataFrame:
         },
     )
     gaps = random.random((2, 300)) < 0.1
-    return table.assign(city=table.city.mask(gaps[0]), distance=table.distance.mask(gaps[1]))
+    return table.assign(
+        city=table.city.mask(gaps[0]),
+        distance=table.distance.mask(gaps[1]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,11 @@ def test_counts_are_proven(table: pd.DataFrame, wanted: Any) -> None:
     assert wrap(model, table).report.state == "proven"
 
 
-@pytest.mark.parametrize("edges", [[0.5], [-1.0, 1.0]], ids=["two", "three"])
+@pytest.mark.parametrize(
+    "edges",
+    [[0.5], [-1.0, 1.0]],
+    ids=["two", "three"],
+)
 def test_labels_and_probabilities_are_proven(
     table: pd.DataFrame,
     wanted: Any,
