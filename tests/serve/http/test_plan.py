@@ -44,8 +44,8 @@ TENSOR = {
 BODIES: list[tuple[str, Any]] = [
     ("/invocations", {"dataframe_split": SPLIT}),
     ("/invocations", {"dataframe_records": [FLIGHT, FLIGHT]}),
-    ("/endpoints/mixed/invocations", {"inputs": {name: [value] for name, value in FLIGHT.items()}},),
-    ("/endpoints/single/invocations", {"instances": [[1, 2, 3], [4, 5, None]]},),
+    ("/endpoints/mixed/invocations", {"inputs": {name: [value] for name, value in FLIGHT.items()}}),
+    ("/endpoints/single/invocations", {"instances": [[1, 2, 3], [4, 5, None]]}),
     ("/predict", FLIGHT),
     ("/predict/batch", [FLIGHT, FLIGHT, FLIGHT]),
     ("/score", {"input_data": SPLIT}),

@@ -79,7 +79,7 @@ def test_the_flavor_of_the_folder_loads_its_model(model: Pipeline, tmp_path: Pat
     options = {"pip_requirements": ["scikit-learn"], "pyfunc_predict_fn": "predict_proba"}
     mlflow.sklearn.save_model(model, tmp_path / "saved", **options)
     loaded = load_folder(tmp_path / "saved", "it")
-    assert type(loaded.model) == Pipeline
+    assert type(loaded.model) is Pipeline
     assert loaded.predict_fn == "predict_proba"
     assert loaded.warnings == ()
 
