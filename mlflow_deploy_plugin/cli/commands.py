@@ -125,7 +125,10 @@ class _LazyCommands(Commands):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"mlflow_deploy_plugin.cli.{_COMMANDS[cmd_name][0]}")
-        name = f"{cmd_name}_" if cmd_name in vars(builtins) else cmd_name.replace("-", "_")
+        if cmd_name in vars(builtins):
+            name = f"{cmd_name}_"
+        else:
+            name = cmd_name.replace("-", "_")
         command: click.Command = getattr(module, name)
         return command
 
@@ -198,7 +201,10 @@ def _with_replacement(error: click.NoSuchOption, root: click.Context) -> click.U
     """Return the error for an unknown option, or for a removed option an error that
     names the new command.
     """
-    command = error.ctx.command_path.removeprefix(f"{root.command_path} ") if error.ctx else ""
+    if error.ctx:
+        command = error.ctx.command_path.removeprefix(f"{root.command_path} ")
+    else:
+        command = ""
     replacement = _REMOVED_OPTIONS.get(f"{command} {error.option_name}")
     if replacement is None:
         return error

@@ -203,7 +203,10 @@ def retrainings(name: str | None, output: str) -> None:
     for entry in entries:
         lines.append(f"{entry.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(entry)}")
         lines.append(f"    why: {entry.cause['why']}")
-    empty = f"endpoint {name!r} has no retrainings" if name else "there are no retrainings"
+    if name:
+        empty = f"endpoint {name!r} has no retrainings"
+    else:
+        empty = "there are no retrainings"
     documents = [{**vars(entry), "figures": entry.figures.as_json()} for entry in entries]
     show_result(output, documents, lines or [empty])
 

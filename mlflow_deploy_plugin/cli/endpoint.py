@@ -531,9 +531,10 @@ def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
 def _event_lines(event: "AuditEvent") -> Iterable[str]:
     subjects = (event.endpoint, event.model, event.version and f"version {event.version}")
     subject = " ".join(part for part in subjects if part)
-    change = (
-        f": {event.before or '–'} → {event.after or '–'}" if event.before or event.after else ""
-    )
+    if event.before or event.after:
+        change = f": {event.before or '–'} → {event.after or '–'}"
+    else:
+        change = ""
     yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {subject}{change}"
     if event.why:
         yield f"    why: {event.why}"

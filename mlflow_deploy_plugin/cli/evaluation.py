@@ -217,11 +217,10 @@ def explain(
     show_lines(align_columns(table))
     if (more := len(result.columns) - len(table) + 1) > 0:
         click.echo(f"and {more} less important columns")
-    left_out = (
-        f", {result.left_out:,} rows without numeric predictions left out"
-        if result.left_out
-        else ""
-    )
+    if result.left_out:
+        left_out = f", {result.left_out:,} rows without numeric predictions left out"
+    else:
+        left_out = ""
     click.echo(
         f"{len(result.values):,} rows explained against {result.background}, seed "
         f"{result.seed}{left_out}",

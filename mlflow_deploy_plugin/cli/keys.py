@@ -138,9 +138,10 @@ def list_keys(output: str) -> None:
         now = store.now()
     rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
     for key in api_keys:
-        state = (
-            "valid" if key.expires_at is None else f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
-        )
+        if key.expires_at is None:
+            state = "valid"
+        else:
+            state = f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
         if key.expires_at is not None and key.expires_at <= now:
             state = "expired"
         if key.revoked_at is not None:

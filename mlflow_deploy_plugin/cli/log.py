@@ -210,11 +210,10 @@ def _show_rows(
 
     labels = labels and not failed
     if is_table:
-        hidden = (
-            _HIDDEN_COLUMNS_OF_FAILED
-            if failed
-            else f"{_HIDDEN_COLUMNS}{', _label_number' if labels else ''}"
-        )
+        if failed:
+            hidden = _HIDDEN_COLUMNS_OF_FAILED
+        else:
+            hidden = f"{_HIDDEN_COLUMNS}{', _label_number' if labels else ''}"
         columns = columns or f"* EXCLUDE ({hidden})"
         limit = _TABLE_ROWS if limit is None else limit
     with usage_errors():
@@ -266,7 +265,10 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 
     with usage_errors():
-        span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
+        if since or until:
+            span = parse_time_range(since, until, datetime.now(UTC))
+        else:
+            span = None
     present = None
     if span is None:
         with (
@@ -484,7 +486,10 @@ def table_lines(
 
 def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
     yield f"{stats.endpoint} in {location}"
-    span = f", {_time(stats.first)} to {_time(stats.last)}" if stats.first and stats.last else ""
+    if stats.first and stats.last:
+        span = f", {_time(stats.first)} to {_time(stats.last)}"
+    else:
+        span = ""
     shadows = f" and {stats.shadow_rows:,} of shadows" if stats.shadow_rows else ""
     yield f"  rows      {stats.rows:,}{shadows}{span}"
     if stats.failed_rows:
@@ -494,11 +499,10 @@ def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
     yield from _count_lines("variants", stats.by_variant)
     labels = stats.labels
     share = f" ({labels.rows / stats.rows:.1%})" if stats.rows else ""
-    unmatched = (
-        ""
-        if labels.unmatched is None
-        else f"; {labels.names:,} labels, {labels.unmatched:,} unmatched"
-    )
+    if labels.unmatched is None:
+        unmatched = ""
+    else:
+        unmatched = f"; {labels.names:,} labels, {labels.unmatched:,} unmatched"
     yield f"  labels    {labels.rows:,} rows have a label{share}{unmatched}"
     if (account := stats.account) is not None:
         way = account.captured - account.shipped

@@ -316,9 +316,10 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
                 passed_over = passed_over + (not is_new)
                 failed += window.state == "failed"
                 verdict = window.verdict or "could not be judged"
-                outcome = (
-                    f"{verdict}: {window.reason}" if verdict in _VERDICTS_WITH_REASON else verdict
-                )
+                if verdict in _VERDICTS_WITH_REASON:
+                    outcome = f"{verdict}: {window.reason}"
+                else:
+                    outcome = verdict
                 again = "" if is_new else " (already judged)"
                 click.echo(
                     f"[{number}/{count}] {Window(window.start, window.end)}: {outcome}{again}",
@@ -711,10 +712,16 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
     rows = []
     other_findings = [finding for finding in result.findings if finding.reason != result.reason]
     for finding in other_findings[:_SHOWN_FINDINGS]:
-        value = f"{finding.measure} {finding.value_text}".strip() if finding.value_text else ""
+        if finding.value_text:
+            value = f"{finding.measure} {finding.value_text}".strip()
+        else:
+            value = ""
         threshold = f"threshold {finding.threshold_text}" if finding.threshold_text else ""
         why = finding.history or ("" if finding.value is not None else finding.reason)
-        status = finding.history if finding.since else f"{finding.state}{f': {why}' if why else ''}"
+        if finding.since:
+            status = finding.history
+        else:
+            status = f"{finding.state}{f': {why}' if why else ''}"
         rows.append((f"  {one_line(finding.title)}", finding.check, value, threshold, status))
     if rows:
         yield from align_columns(rows)
@@ -731,10 +738,9 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
 
 
 def _silence_line(silence: "Silence") -> str:
-    scope = (
-        f"{silence.endpoint}, monitor {silence.monitor}"
-        if silence.monitor
-        else f"{silence.endpoint}, all monitors"
-    )
+    if silence.monitor:
+        scope = f"{silence.endpoint}, monitor {silence.monitor}"
+    else:
+        scope = f"{silence.endpoint}, all monitors"
     why = f": {silence.why}" if silence.why else ""
     return f"{silence.id}  {scope}, until {silence.until:%Y-%m-%d %H:%M}Z by {silence.actor}{why}"

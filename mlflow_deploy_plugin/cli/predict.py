@@ -135,16 +135,18 @@ def feedback(
         report = held.enter_context(_bad_row_report(rejects, file))
         rows = read_label_file(labels, file, cast(FileFormat, kind), label_columns)
         imported = import_labels(sink, rows, report, match)
-    where = f" by {' and '.join(imported.destinations)}" if imported.destinations else ""
+    if imported.destinations:
+        where = f" by {' and '.join(imported.destinations)}"
+    else:
+        where = ""
     click.echo(f"{name}: {imported.accepted:,} labels accepted{where}")
     if imported.matches is not None and imported.accepted:
         matches = imported.matches
         unmatched = matches.count - matches.matched
-        rest = (
-            f"; {unmatched:,} unmatched labels are kept until their rows are logged"
-            if unmatched
-            else ""
-        )
+        if unmatched:
+            rest = f"; {unmatched:,} unmatched labels are kept until their rows are logged"
+        else:
+            rest = ""
         click.echo(f"  {matches.matched:,} of {matches.count:,} labelled rows are in the log{rest}")
     if imported.bad:
         click.echo(f"  {imported.bad:,} bad rows were skipped", err=True)

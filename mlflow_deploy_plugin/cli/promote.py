@@ -515,7 +515,12 @@ def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
 
 
 def _text(value: str | float | None) -> str:
-    text = "–" if value is None else f"{value:.6g}" if isinstance(value, float) else one_line(value)
+    if value is None:
+        text = "–"
+    elif isinstance(value, float):
+        text = f"{value:.6g}"
+    else:
+        text = one_line(value)
     if len(text) <= _MOST_CHARACTERS:
         return text
     return f"{text[: _MOST_CHARACTERS - 1]}…"

@@ -176,11 +176,10 @@ def serve(
         _write_specs(folder, [first, *rest])
         # The agent watches SPEC.
         is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC
-        watched = (
-            _WatchedSpec(spec_file, folder, first.server, changes)
-            if spec_file and is_watched
-            else None
-        )
+        if spec_file and is_watched:
+            watched = _WatchedSpec(spec_file, folder, first.server, changes)
+        else:
+            watched = None
         supervise(
             folder,
             not no_follow,

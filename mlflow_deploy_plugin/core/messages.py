@@ -103,11 +103,10 @@ def join_names(names: Iterable[str], name: str = "") -> str:
     if len(all_names) <= _MOST_LISTED:
         return ", ".join(all_names)
     first = closest_match(name, all_names) if name else None
-    listed = (
-        all_names[:_MOST_LISTED]
-        if first is None
-        else list(dict.fromkeys([first, *all_names]))[:_MOST_LISTED]
-    )
+    if first is None:
+        listed = all_names[:_MOST_LISTED]
+    else:
+        listed = list(dict.fromkeys([first, *all_names]))[:_MOST_LISTED]
     return f"{', '.join(listed)} and {len(all_names) - len(listed)} more"
 
 

@@ -122,7 +122,10 @@ def open_server(state_dir: Path) -> Server:
     )
     # Any API key may have its own limit.
     has_rates = spec.rate_limit is not None or spec.takes_keys
-    redis = RedisRates(settings.redis_url, count) if settings.redis_url and has_rates else None
+    if settings.redis_url and has_rates:
+        redis = RedisRates(settings.redis_url, count)
+    else:
+        redis = None
     controls = max(1, spec.threads // 2)
     server = Server(
         dataplane=DataPlane(

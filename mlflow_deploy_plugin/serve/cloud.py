@@ -88,11 +88,10 @@ def read_cloud(
     if "K_SERVICE" in environment:
         return Cloud(_port(environment, "PORT"), local_model)
     if local_model or "SAGEMAKER_BIND_TO_PORT" in environment:
-        variable = (
-            "SAGEMAKER_BIND_TO_PORT"
-            if "SAGEMAKER_BIND_TO_PORT" in environment
-            else "ONNXSERVE_PORT"
-        )
+        if "SAGEMAKER_BIND_TO_PORT" in environment:
+            variable = "SAGEMAKER_BIND_TO_PORT"
+        else:
+            variable = "ONNXSERVE_PORT"
         return Cloud(_port(environment, variable), local_model or str(sagemaker))
     return Cloud()
 

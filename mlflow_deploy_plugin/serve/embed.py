@@ -163,9 +163,8 @@ def _embedded_model(
         new_endpoint(name or default_endpoint_name(model_uri), model_uri),
         dict(config or {}),
     )
-    folder = (
-        load_settings().home_path / "embedded" / spec.name
-        if state_dir is None
-        else absolute_path(state_dir)
-    )
+    if state_dir is None:
+        folder = load_settings().home_path / "embedded" / spec.name
+    else:
+        folder = absolute_path(state_dir)
     return EmbeddedModel(spec, folder, follow, wait_seconds)

@@ -90,7 +90,10 @@ def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) ->
     """Return the reply for an error, with Retry-After and WWW-Authenticate (RFC 9110
     §11.6.1) if needed.
     """
-    more = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.retry_after is None:
+        more = {}
+    else:
+        more = {"Retry-After": str(error.retry_after)}
     if isinstance(error, Unauthenticated):
         more["WWW-Authenticate"] = 'Basic realm="onnxserve", Bearer realm="onnxserve"'
     return Reply({**(headers or {}), **more}, error=error)

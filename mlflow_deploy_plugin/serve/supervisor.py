@@ -105,11 +105,10 @@ def supervise(
         # Open the metrics port before a server without `port` takes the first free
         # port.
         port = server.metrics_port
-        metrics = (
-            open_listener(server.host, port, "-C server.metrics_port=…")
-            if port is not None
-            else None
-        )
+        if port is not None:
+            metrics = open_listener(server.host, port, "-C server.metrics_port=…")
+        else:
+            metrics = None
         # Clients connect to the shared listener; the server's own address is for the
         # readiness check.
         listener = open_listener(server.host if shared is None else "127.0.0.1", server.port)
@@ -506,7 +505,10 @@ def open_listener(
                 error,
                 socket.gaierror,
             )
-            why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
+            if is_of_a_name or not error.errno:
+                why = error.strerror
+            else:
+                why = os.strerror(error.errno)
             raise InvalidConfig(f"cannot listen on {host}:{candidate}: {why}") from None
     raise InvalidConfig(
         f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; specify a port with --port",

@@ -188,7 +188,10 @@ def add_sessions(app: Flask, key_file: Path) -> None:
     app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
     # Browsers share a cookie between all ports of a host, and a server with another key
     # must not replace our cookie.
-    key = app.secret_key.encode() if isinstance(app.secret_key, str) else app.secret_key
+    if isinstance(app.secret_key, str):
+        key = app.secret_key.encode()
+    else:
+        key = app.secret_key
     app.config["SESSION_COOKIE_NAME"] = f"onnxserve_{hashlib.sha256(key).hexdigest()[:8]}"
 
 

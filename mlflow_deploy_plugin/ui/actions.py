@@ -180,7 +180,10 @@ def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[s
         version = form.get("version", "")
         if not model or not version.isdecimal():
             raise InvalidConfig("a registered model and the number of its version are expected")
-        to = "" if action == "gate" else str(transitions.parse_stage_or_alias(form.get("to", "")))
+        if action == "gate":
+            to = ""
+        else:
+            to = str(transitions.parse_stage_or_alias(form.get("to", "")))
         models = [model]
         arguments = {"model": model, "version": version, "to": to, "report": form.get("report", "")}
         move = f"version {version} of {model} to {to}"

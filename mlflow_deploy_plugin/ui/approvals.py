@@ -169,7 +169,10 @@ def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
     request ends, or has `count` approvals, before it was sent.
     """
     settings = load_settings()
-    link = guard.model_page(entry.model) if settings.mlflow_url or access.is_host_allowed() else ""
+    if settings.mlflow_url or access.is_host_allowed():
+        link = guard.model_page(entry.model)
+    else:
+        link = ""
     text = f"{entry.requested_by} requests {entry}{entry.why and f': {entry.why}'}"
     step = (
         f"next: onnxserve approve {entry.model} {entry.version} --to {entry.to}, or onnxserve "

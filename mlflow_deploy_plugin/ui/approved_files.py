@@ -99,9 +99,10 @@ def _changed_files(trail: guard.AuditTrail, model: "RegisteredModel") -> Iterato
     except InvalidConfig:
         return
     for place, version in guard.holders(model):
-        recorded = (
-            guard.recorded_files(trail, model.name, version, place) if policy.gates(place) else ""
-        )
+        if policy.gates(place):
+            recorded = guard.recorded_files(trail, model.name, version, place)
+        else:
+            recorded = ""
         if not recorded:
             continue
         try:

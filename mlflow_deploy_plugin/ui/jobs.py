@@ -120,11 +120,10 @@ class Jobs:
         if (running_count := actors.count(person_key(job.actor))) >= _MAX_RUNNING_OF_ONE or len(
             actors,
         ) >= _MAX_RUNNING:
-            running = (
-                f"{running_count} of your actions"
-                if running_count >= _MAX_RUNNING_OF_ONE
-                else f"{len(actors)} actions"
-            )
+            if running_count >= _MAX_RUNNING_OF_ONE:
+                running = f"{running_count} of your actions"
+            else:
+                running = f"{len(actors)} actions"
             raise TooManyRequests(f"{running} are running: wait until an action ends")
         path = self.folder / f"{job.id}.json"
         write_state(path, job)

@@ -481,10 +481,16 @@ def _variant_row(
 ) -> VariantRow:
     spec = observed.endpoint.spec.variants[name]
     observation = observed.observation
-    requested = observation.wanted.variants.get(name) if observation.wanted is not None else None
+    if observation.wanted is not None:
+        requested = observation.wanted.variants.get(name)
+    else:
+        requested = None
     loaded = {worker.loaded(observed.endpoint.name, name).version for worker in observation.workers}
     version = ", ".join(sorted(loaded - {""})) or "–"
-    model = requested.model if requested is not None else parse_model_uri(spec.model).name
+    if requested is not None:
+        model = requested.model
+    else:
+        model = parse_model_uri(spec.model).name
     counters = VersionCounters()
     for (of_endpoint, of_variant, _, _), counted in metrics.counters.items():
         if (of_endpoint, of_variant) == (observed.endpoint.name, name):

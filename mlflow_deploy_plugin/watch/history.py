@@ -72,7 +72,10 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
     """
     if finding.check != "criterion" or finding.value is None or finding.change:
         return finding
-    begin = datetime.fromisoformat(finding.since) if finding.since else request.window.start
+    if finding.since:
+        begin = datetime.fromisoformat(finding.since)
+    else:
+        begin = request.window.start
     values: dict[int, float] = {}
     for window in request.past:
         outcome = window.evidence.outcomes.get(finding.key)

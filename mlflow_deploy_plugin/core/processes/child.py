@@ -240,9 +240,10 @@ def run_to_end(
         raise CommandFailed(f"it cannot be started: {error.strerror}") from None
     if ran.returncode:
         output = ran.stderr.strip() or ran.stdout.strip() if ran.returncode > 0 else ""
-        reason = (
-            reason_of(output) if reason_of else output.rpartition("\n")[2].removeprefix("ERROR: ")
-        )
+        if reason_of:
+            reason = reason_of(output)
+        else:
+            reason = output.rpartition("\n")[2].removeprefix("ERROR: ")
         raise CommandFailed(reason[:500] if output else f"it {exit_reason(ran.returncode)}")
 
 

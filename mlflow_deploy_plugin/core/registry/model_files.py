@@ -294,7 +294,10 @@ def logged_columns(source: str) -> LoggedColumns:
 
     info = fetch_mlmodel(source)
     inputs = info.signature.inputs if info.signature is not None else None
-    names = inputs.input_names() if inputs is not None and inputs.has_input_names() else []
+    if inputs is not None and inputs.has_input_names():
+        names = inputs.input_names()
+    else:
+        names = []
     columns = None
     if (section := info.flavors.get(FLAVOR)) is not None:
         prediction = tuple(section.get("prediction") or ())

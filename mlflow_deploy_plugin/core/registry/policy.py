@@ -472,11 +472,10 @@ def parse_policy(text: str, where: str) -> GatePolicy:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        hint = (
-            f"; the fields are {', '.join(GatePolicy.model_fields)}"
-            if first["type"] == "extra_forbidden"
-            else ""
-        )
+        if first["type"] == "extra_forbidden":
+            hint = f"; the fields are {', '.join(GatePolicy.model_fields)}"
+        else:
+            hint = ""
         raise InvalidConfig(
             f"{where}: {field + ': ' if field else ''}{first['msg']}{hint}",
         ) from None

@@ -328,9 +328,10 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
             key = uri.tag[0] if uri.kind == "tag" else ""
             descriptions = []
             for version in reversed(versions):
-                alias = (
-                    f"@{aliases[str(version.version)]}" if str(version.version) in aliases else ""
-                )
+                if str(version.version) in aliases:
+                    alias = f"@{aliases[str(version.version)]}"
+                else:
+                    alias = ""
                 tagged = f"{key}={version.tags[key]}" if key in version.tags else ""
                 marks = ", ".join(filter(None, (version.current_stage, alias, tagged)))
                 descriptions.append(
@@ -339,20 +340,20 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
             is_removed = uri.kind == "stage" and not any(
                 version.current_stage for version in versions
             )
-            hint = (
-                f"; this MLflow has no stages, so use an alias: models:/{name}@ALIAS"
-                if is_removed
-                else ""
-            )
+            if is_removed:
+                hint = f"; this MLflow has no stages, so use an alias: models:/{name}@ALIAS"
+            else:
+                hint = ""
             return f"{lacks}versions: {', '.join(descriptions)}{hint}"
         models = [
             model.name for model in client.search_registered_models(max_results=_SHOWN_VERSIONS)
         ]
     if name in models:
         return lacks + "it does not have any versions"
-    alternatives = (
-        f"the registered models are {', '.join(models)}" if models else "the registry is empty"
-    )
+    if models:
+        alternatives = f"the registered models are {', '.join(models)}"
+    else:
+        alternatives = "the registry is empty"
     unset = "" if models or is_mlflow_set() else "; MLFLOW_TRACKING_URI is not set"
     where = registry_address()
     workspace = active_workspace()

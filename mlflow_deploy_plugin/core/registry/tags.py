@@ -204,11 +204,10 @@ def wrapped_from(name: str, version: str) -> str:
         return ""
     with registry_errors(f"model {name} version {version}"):
         client = registry_client()
-        model = (
-            client.get_model_version(name, version)
-            if version.isdigit()
-            else client.get_logged_model(version)
-        )
+        if version.isdigit():
+            model = client.get_model_version(name, version)
+        else:
+            model = client.get_logged_model(version)
         return str(model.tags.get(WRAPPED_FROM_TAG, ""))
 
 

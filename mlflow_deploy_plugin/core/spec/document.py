@@ -172,11 +172,10 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
         field = part.model_fields[name]
         description = field_descriptions(part)[name]
         is_table = dotted.endswith(_OF_TABLE)
-        default = (
-            ""
-            if is_table or field.is_required() or field.default in (None, ())
-            else str(field.default)
-        )
+        if is_table or field.is_required() or field.default in (None, ()):
+            default = ""
+        else:
+            default = str(field.default)
         yield dotted, "str" if is_table else _type_name(field.annotation), default, description
 
 

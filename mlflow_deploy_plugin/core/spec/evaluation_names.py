@@ -92,17 +92,15 @@ def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, .
         most = 1.0 if disturbance.is_share else _MAX_STRENGTH
         numbers = set()
         for strength in strengths:
-            number = (
-                float(strength)
-                if not isinstance(strength, bool) and isinstance(strength, Real)
-                else math.nan
-            )
+            if not isinstance(strength, bool) and isinstance(strength, Real):
+                number = float(strength)
+            else:
+                number = math.nan
             if not 0 < number <= most:
-                expected = (
-                    "a share above 0, up to 1,"
-                    if disturbance.is_share
-                    else f"a number above 0, up to {most:g},"
-                )
+                if disturbance.is_share:
+                    expected = "a share above 0, up to 1,"
+                else:
+                    expected = f"a number above 0, up to {most:g},"
                 raise InvalidConfig(
                     f"{name} cannot have the strength {strength}; {expected} is expected",
                 )

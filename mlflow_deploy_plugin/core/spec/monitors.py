@@ -362,11 +362,10 @@ class MonitorSpec(SpecPart):
         ):
             raise ValueError(f"a monitor of kind {self.kind} needs requirements in `require`")
         if self.require and self.kind not in MONITOR_METRICS:
-            why = (
-                "it uses its reference instead"
-                if self.kind in KINDS_WITH_REFERENCE
-                else "it has no metrics"
-            )
+            if self.kind in KINDS_WITH_REFERENCE:
+                why = "it uses its reference instead"
+            else:
+                why = "it has no metrics"
             raise ValueError(f"a monitor of kind {self.kind} does not accept `require`: {why}")
         for name, kinds in _READ_BY.items():
             if (

@@ -333,7 +333,10 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
                 ) from None
             yield state_dir
     except OSError as error:
-        file = "" if str(error.filename or state_dir) == str(state_dir) else f"{error.filename}: "
+        if str(error.filename or state_dir) == str(state_dir):
+            file = ""
+        else:
+            file = f"{error.filename}: "
         why = f"{file}{error.strerror or error}"
         raise InvalidConfig(f"no server can run in the state folder {state_dir}: {why}") from None
 

@@ -133,9 +133,12 @@ class MmapCounters:
         ).encode()
         if (position := self._slots.get(key)) is not None:
             return position
-        cells = (
-            len(metric.bounds) + 2 if metric.bounds else _LOST_CELLS if kind == "histogram" else 1
-        )
+        if metric.bounds:
+            cells = len(metric.bounds) + 2
+        elif kind == "histogram":
+            cells = _LOST_CELLS
+        else:
+            cells = 1
         entry = _ENTRY.pack(len(key), cells) + key + b" " * (-len(key) % 8) + bytes(8 * cells)
         try:
             while self._used + len(entry) > self._size:
@@ -202,7 +205,10 @@ def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[
             family = families[name] = MetricFamily(name, kind, text)
         # Unrecorded values lack bounds.
         counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]
-        buckets = list(zip([*bounds, "+Inf"], counts, strict=True)) if kind == "histogram" else []
+        if kind == "histogram":
+            buckets = list(zip([*bounds, "+Inf"], counts, strict=True))
+        else:
+            buckets = []
         family.series.append(MetricSeries(labels, cells[0], buckets))
     return [families[name] for name in sorted(families)]
 

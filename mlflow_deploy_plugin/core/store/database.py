@@ -161,7 +161,10 @@ def _engine(url: URL) -> Engine:
         ) from None
     except ImportError as error:
         ours = 'pip install "mlflow-onnxserve[postgresql]"'
-        hint = ours if backend == "postgresql" else "onnxserve is tested with SQLite and PostgreSQL"
+        if backend == "postgresql":
+            hint = ours
+        else:
+            hint = "onnxserve is tested with SQLite and PostgreSQL"
         raise InvalidConfig(
             f"ONNXSERVE_STORE_URI: the driver of {url.drivername!r} is not installed ({error}): "
             f"{hint}",

@@ -666,7 +666,10 @@ def _read_spec(text: str) -> EndpointSpec:
 
 def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> NotFound:
     names = sorted({*known} - {""})
-    available = f"there are {join_names(names, name)}" if names else "there are no endpoints yet"
+    if names:
+        available = f"there are {join_names(names, name)}"
+    else:
+        available = "there are no endpoints yet"
     return NotFound(
         f"there is no endpoint {name!r}{did_you_mean(name, names, available)}{otherwise}"
     )
@@ -705,7 +708,10 @@ def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
     denied = (
         isinstance(cause, OSError) or getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE
     )
-    hint = "; set ONNXSERVE_HOME or ONNXSERVE_STORE_URI to another location" if denied else ""
+    if denied:
+        hint = "; set ONNXSERVE_HOME or ONNXSERVE_STORE_URI to another location"
+    else:
+        hint = ""
     return StoreUnavailable(
         f"the store at {redacted_url(url)} cannot be used: {one_line(text)}{hint}",
     )

@@ -273,11 +273,10 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
     for row in rows:
         cells: dict[str, object] = {}
         for name, value in row.items():
-            parts = (
-                {f"{name}_{n}": item for n, item in enumerate(value)}
-                if isinstance(value, list)
-                else {name: value}
-            )
+            if isinstance(value, list):
+                parts = {f"{name}_{n}": item for n, item in enumerate(value)}
+            else:
+                parts = {name: value}
             # Booleans and nested values are written as JSON, None as an empty field.
             cells |= {
                 part: orjson.dumps(cell).decode() if isinstance(cell, bool | list | dict) else cell

@@ -169,9 +169,10 @@ class RowStream:
             content = self._file.read(_BLOCK_BYTES)
             end = _whole_rows(content, position + len(content) == self._file.size())
             try:
-                table = (
-                    self._csv_table(pa.py_buffer(content).slice(0, end), columns) if end else None
-                )
+                if end:
+                    table = self._csv_table(pa.py_buffer(content).slice(0, end), columns)
+                else:
+                    table = None
             except pa.ArrowInvalid:  # A row has too few fields, or a byte is not UTF-8.
                 table = None
             # Arrow reads a blank line as a value if the file has only one column.
@@ -235,11 +236,10 @@ class RowStream:
         finally:
             csv.field_size_limit(limit)
         lines.detach()
-        table = (
-            self._csv_table(pa.py_buffer(b"".join(good)), columns)
-            if good
-            else self.schema.empty_table().select(columns)
-        )
+        if good:
+            table = self._csv_table(pa.py_buffer(b"".join(good)), columns)
+        else:
+            table = self.schema.empty_table().select(columns)
         return RowBlock(table, numbers, tuple(bad), end)
 
     def _json_schema(self) -> pa.Schema:
@@ -385,9 +385,10 @@ class RowStream:
             and sum(group.column(index).total_uncompressed_size for group in groups)
             < _TEXT_BYTES * metadata.num_rows
         ]
-        parquet = (
-            self._open_parquet(metadata=metadata, read_dictionary=few) if few else self._parquet
-        )
+        if few:
+            parquet = self._open_parquet(metadata=metadata, read_dictionary=few)
+        else:
+            parquet = self._parquet
         first = 0
         for batch in parquet.iter_batches(rows, columns=columns, use_threads=False):
             table = pa.Table.from_batches([batch]).select(columns)
@@ -414,9 +415,10 @@ def open_csv(path: Path) -> RowStream:
     read.
     """
     codec = compression_of(path.name)
-    file = (
-        pa.BufferReader(pa.input_stream(str(path), codec).read()) if codec else pa.OSFile(str(path))
-    )
+    if codec:
+        file = pa.BufferReader(pa.input_stream(str(path), codec).read())
+    else:
+        file = pa.OSFile(str(path))
     return RowStream(file, "csv", {})
 
 

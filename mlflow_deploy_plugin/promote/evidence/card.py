@@ -168,7 +168,10 @@ def _column_text(entry: Mapping[str, Any]) -> str:
     4]` for a tensor without name.
     """
     tensor = entry.get("tensor-spec")
-    kind = f"{tensor.get('dtype')} {tensor.get('shape')}" if tensor else str(entry.get("type"))
+    if tensor:
+        kind = f"{tensor.get('dtype')} {tensor.get('shape')}"
+    else:
+        kind = str(entry.get("type"))
     if not entry.get("required", True):
         kind += ", optional"
     if entry.get("name"):
@@ -391,9 +394,10 @@ class _Facts:
         reference = self.record.section.get("reference") or {}
         if reference.get("rows"):
             begin, end = (str(reference.get(name) or "") for name in ("begin", "end"))
-            dates = (
-                f", from {format_time(begin)} to {format_time(end)} UTC" if begin and end else ""
-            )
+            if begin and end:
+                dates = f", from {format_time(begin)} to {format_time(end)} UTC"
+            else:
+                dates = ""
             yield self.in_registry(
                 f"The reference for monitors has {int(reference['rows']):,} rows{dates}",
             )

@@ -157,7 +157,10 @@ class ApprovalStatus:
         """One line that names the missing approvals, and the reasons for approvals that
         do not count.
         """
-        groups = f" from group {' or '.join(self.required.groups)}" if self.required.groups else ""
+        if self.required.groups:
+            groups = f" from group {' or '.join(self.required.groups)}"
+        else:
+            groups = ""
         verb = "is" if self.missing == 1 else "are"
         text = f"{self.missing} of {self.required.count} approvals{groups} {verb} missing"
         approved = f", approved by {join_names(self.approved_by)}" if self.approved_by else ""
@@ -371,11 +374,10 @@ def require_may_approve(
         )
     user = person.user
     if required.not_author and request.is_by_author(user):
-        part = (
-            "requested this promotion"
-            if _same(user, request.requested_by)
-            else "registered this version"
-        )
+        if _same(user, request.requested_by):
+            part = "requested this promotion"
+        else:
+            part = "registered this version"
         raise ScopeMissing(
             f"{user} may not approve {subject}, because {user} {part}; another person must approve",
         )

@@ -287,7 +287,10 @@ def _compare(column: str, captured: Array, computed: Array | None) -> OutputComp
         computed.shape,
         computed.dtype.kind,
     ):
-        shape = "not computed" if computed is None else f"{computed.dtype} {list(computed.shape)}"
+        if computed is None:
+            shape = "not computed"
+        else:
+            shape = f"{computed.dtype} {list(computed.shape)}"
         return OutputComparison(column, False, f"{captured.dtype} {list(captured.shape)}", shape)
     agreement = compare(captured, computed, _TO_THE_BIT)
     if agreement.is_same:

@@ -212,11 +212,10 @@ def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
         test = evidence.tests.get(criterion.text)
         if test is None or not test.rejects:
             continue
-        counted = (
-            evidence.step["shadow"].compared
-            if criterion.is_of_shadow
-            else evidence.step["candidate"].requests
-        )
+        if criterion.is_of_shadow:
+            counted = evidence.step["shadow"].compared
+        else:
+            counted = evidence.step["candidate"].requests
         if counted >= plan.min_requests:
             proof = (
                 f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, "

@@ -339,11 +339,10 @@ class _Follower:
                 is_here = event.endpoint == name
             else:
                 is_earlier = converted is not None and event.at <= converted.at
-                place = (
-                    converted.detail["stages"][self.main]
-                    if converted and is_earlier
-                    else self.reference.place
-                )
+                if converted and is_earlier:
+                    place = converted.detail["stages"][self.main]
+                else:
+                    place = self.reference.place
                 is_here = moved["place"].lower() == place.lower()
             versions += [event.version, moved["before"]] if is_here else []
         return list(filter(None, versions))

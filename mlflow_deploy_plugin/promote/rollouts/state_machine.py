@@ -211,11 +211,10 @@ def _start(
     if (
         not is_loaded or snapshot.unread or not snapshot.counters
     ):  # Each server's first counters are needed.
-        reason = (
-            f"waiting for the server: {_silence(snapshot)}"
-            if is_loaded
-            else f"loading version {plan.version}"
-        )
+        if is_loaded:
+            reason = f"waiting for the server: {_silence(snapshot)}"
+        else:
+            reason = f"loading version {plan.version}"
         waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
         if waiting.elapsed > START_SECONDS:
             why = f": {_silence(snapshot)}" if is_loaded else ""
@@ -328,9 +327,10 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
     per criterion the share of the required evidence.
     """
     is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
-    trouble = (
-        {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}
-    )
+    if progress.failures:
+        trouble = {"trouble": progress.trouble, "failures": progress.failures}
+    else:
+        trouble = {}
     judged = figures(plan_of(rollout), progress.evidence)
     trace = list(rollout.figures.get("trace", []))
     seconds = round((now - rollout.created_at).total_seconds(), 1)

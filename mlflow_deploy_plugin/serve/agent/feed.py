@@ -67,11 +67,10 @@ class FeedFollower(threading.Thread):
                     backoff_seconds(failures, _LONGEST_PAUSE_SECONDS) - spent,
                     _PAUSE_SECONDS,
                 )
-                reason = (
-                    error.message
-                    if isinstance(error, OnnxserveError)
-                    else f"it ends with {type(error).__name__}"
-                )
+                if isinstance(error, OnnxserveError):
+                    reason = error.message
+                else:
+                    reason = f"it ends with {type(error).__name__}"
                 if reason != logged:
                     _log.warning(
                         "the change feed cannot be followed, and MLflow is polled: %s",

@@ -149,16 +149,16 @@ class FollowedModel:
         error = self.error.message if self.error is not None else ""
         if rejection is None:
             return error
-        cause = (
-            f"version {rejection.version} {_CAUSE_TEXTS[rejection.cause]}: "
-            if rejection.version
-            else ""
-        )
+        if rejection.version:
+            cause = f"version {rejection.version} {_CAUSE_TEXTS[rejection.cause]}: "
+        else:
+            cause = ""
         served = self.version
         is_other = served is not None and served.identity != rejection.identity
-        still_served = (
-            f"; version {served.version} is still served" if is_other and served is not None else ""
-        )
+        if is_other and served is not None:
+            still_served = f"; version {served.version} is still served"
+        else:
+            still_served = ""
         return "; ".join(filter(None, [error, f"{uri}: {cause}{rejection.reason}{still_served}"]))
 
     def roll_back(self, error: str) -> None:

@@ -194,9 +194,10 @@ class Shipper:
             # Check before the size is read: a released segment does not grow.
             is_final = is_released(segment)
             size = segment.stat().st_size
-            captured = (
-                read_batches(segment, start) if size > start else CapturedSegment([], [], start)
-            )
+            if size > start:
+                captured = read_batches(segment, start)
+            else:
+                captured = CapturedSegment([], [], start)
         except OSError as error:
             raise _SegmentError(f"segment {segment.name} cannot be read", str(error)) from None
         rows = self._write(segment, captured) if size > start else 0

@@ -175,11 +175,10 @@ class Client:
                 f"the URL is {self.url[:200]!r}; http://HOST:PORT is expected",
             )
         self._base = self.url.rstrip("/")
-        self._route = (
-            self._base
-            if self.endpoint is None
-            else f"{self._base}/endpoints/{quote(self.endpoint, safe='')}"
-        )
+        if self.endpoint is None:
+            self._route = self._base
+        else:
+            self._route = f"{self._base}/endpoints/{quote(self.endpoint, safe='')}"
         self._pool = self.pool or urllib3.PoolManager(maxsize=self.connections)
 
     def __enter__(self) -> Self:
@@ -327,11 +326,10 @@ class Client:
         """Return True if the endpoint can predict now. The client asks once, without a
         retry.
         """
-        url = (
-            f"{self._base}/ping"
-            if self.endpoint is None
-            else f"{self._base}/v2/models/{self._name()}/ready"
-        )
+        if self.endpoint is None:
+            url = f"{self._base}/ping"
+        else:
+            url = f"{self._base}/v2/models/{self._name()}/ready"
         try:
             self._send("GET", url, retries=RetryPolicy(tries=1))
         except OnnxserveError:

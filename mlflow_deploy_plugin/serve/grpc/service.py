@@ -446,9 +446,10 @@ def code_of(error: OnnxserveError) -> grpc.StatusCode:
     """Return the gRPC code for an error; a status outside `_CODES` becomes
     INVALID_ARGUMENT or INTERNAL.
     """
-    other = (
-        grpc.StatusCode.INVALID_ARGUMENT if error.http_status < 500 else grpc.StatusCode.INTERNAL
-    )
+    if error.http_status < 500:
+        other = grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        other = grpc.StatusCode.INTERNAL
     return _CODES.get(error.http_status, other)
 
 

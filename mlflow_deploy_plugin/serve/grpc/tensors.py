@@ -143,9 +143,10 @@ def encode(
             response.raw_output_contents.append(v2_tensors.to_binary(array))
         else:
             is_text = array.dtype.kind == "O"
-            values = (
-                [str(value).encode() for value in array.flat] if is_text else array.ravel().tolist()
-            )
+            if is_text:
+                values = [str(value).encode() for value in array.flat]
+            else:
+                values = array.ravel().tolist()
             getattr(tensor.contents, _FIELDS[datatype]).extend(values)
     return response
 

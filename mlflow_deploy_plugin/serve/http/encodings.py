@@ -57,7 +57,10 @@ def decode_body(request: RawRequest, limit: int) -> RawRequest:
         return request
     decompress = _DECODERS.get(name)
     if decompress is None:
-        what = "only one encoding is allowed" if "," in name else "this encoding is not supported"
+        if "," in name:
+            what = "only one encoding is allowed"
+        else:
+            what = "this encoding is not supported"
         raise UnsupportedMediaType(
             f"the Content-Encoding is {encoding[:60]!r}; {what}: send gzip, deflate, zstd or "
             "identity",

@@ -307,11 +307,10 @@ def not_found(path: str) -> RawResponse:
     plain = (re.sub(r"\[.*\]", "", route.path) for route in ROUTES)
     paths = dict.fromkeys(path_.replace("NAME", match[1]) if match else path_ for path_ in plain)
     matches = close_matches(path, [*paths], _SUGGESTED_PATHS)
-    nearest = (
-        f"the nearest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}; "
-        if matches
-        else ""
-    )
+    if matches:
+        nearest = f"the nearest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}; "
+    else:
+        nearest = ""
     message = f"the path {path[:200]} does not exist; {nearest}/docs lists all routes"
     return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
 

@@ -70,9 +70,10 @@ def predict_by_model(
             model = json_object(request.body).get("model")
             if isinstance(model, str) and server.auth.is_required:
                 server.auth.require(request.headers, "infer", model, request.caller)
-            endpoint = (
-                model if isinstance(model, str) and model in server.repository.table else None
-            )
+            if isinstance(model, str) and model in server.repository.table:
+                endpoint = model
+            else:
+                endpoint = None
     return predict(server, request, protocol, endpoint=endpoint)
 
 

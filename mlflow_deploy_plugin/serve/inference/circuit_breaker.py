@@ -76,7 +76,10 @@ class CircuitBreaker:
             self.is_open = True
             before = self._failed_at
             self._failed_at = time.monotonic()
-            pause = self.pause_seconds if self._failed_at < before + self.pause_seconds else 0.0
+            if self._failed_at < before + self.pause_seconds:
+                pause = self.pause_seconds
+            else:
+                pause = 0.0
             ask = partial(self._close_when_it_answers, pause)
             try:
                 threading.Thread(target=ask, name="onnxserve-redis", daemon=True).start()

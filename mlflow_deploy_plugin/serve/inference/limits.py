@@ -374,7 +374,10 @@ class SharedRateLimiter:
         with self._lock:
             reservation = self._clients.get(client)
             now = self._clock()
-            left = reservation.left if reservation is not None and now < reservation.ends else 0
+            if reservation is not None and now < reservation.ends:
+                left = reservation.left
+            else:
+                left = 0
             if not passing:
                 if not left:
                     ends = now + min(seconds, 2 * self._expected_seconds)
@@ -459,7 +462,10 @@ def request_threads(spec: ServerSpec) -> int:
     """
     batch = max_batch_rows(spec)
     filling = 2 * batch if batch > 1 else 1
-    refusing = spec.max_concurrent_requests + spec.threads if spec.max_concurrent_requests else 1
+    if spec.max_concurrent_requests:
+        refusing = spec.max_concurrent_requests + spec.threads
+    else:
+        refusing = 1
     return max(spec.threads, filling, refusing)
 
 

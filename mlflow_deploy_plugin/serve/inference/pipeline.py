@@ -256,11 +256,10 @@ def failure(
         logger.warning("requests are refused: %s", error.message)
     if isinstance(error, OnnxserveError):
         return error_reply(error, headers)
-    description = (
-        ""
-        if request is None
-        else f" {request.method[:20]} {messages.without_keys(request.path)[:200]}"
-    )
+    if request is None:
+        description = ""
+    else:
+        description = f" {request.method[:20]} {messages.without_keys(request.path)[:200]}"
     suffix = ""
     message = "the server failed to answer; its log has the reason"
     if identity := (headers or {}).get("X-Request-Id"):

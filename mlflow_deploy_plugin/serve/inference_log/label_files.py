@@ -219,18 +219,18 @@ def _plain(value: object) -> object:
 
 
 def _require_columns(header: Sequence[str], name: str, columns: LabelColumns) -> None:
-    needed = (
-        [*columns.key, columns.label] if columns.key else [columns.prediction_id, columns.label]
-    )
+    if columns.key:
+        needed = [*columns.key, columns.label]
+    else:
+        needed = [columns.prediction_id, columns.label]
     for column in needed:
         if column not in header:
-            option = (
-                "--label-column"
-                if column == columns.label
-                else "--key"
-                if columns.key
-                else "--id-column or --key"
-            )
+            if column == columns.label:
+                option = "--label-column"
+            elif columns.key:
+                option = "--key"
+            else:
+                option = "--id-column or --key"
             raise InvalidConfig(
                 f"{name} has no column {column!r}; it has {', '.join(header[:20])}; see {option}",
             )

@@ -294,7 +294,10 @@ def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
     candidates = labels.latest(rows)
     label_rows = rows.choose_labels(candidates) if len(candidates) else None
     for name, kind in ((LABEL, pa.string()), (LABEL_NUMBER, pa.float64())):
-        column = pa.nulls(len(table), kind) if label_rows is None else label_rows.column(name)
+        if label_rows is None:
+            column = pa.nulls(len(table), kind)
+        else:
+            column = label_rows.column(name)
         table = table.append_column(name, column)
     return table
 
@@ -625,7 +628,10 @@ def _latest_labels(labels: pa.Table) -> pa.Table:
     """Return the last label of each key (`_name`)."""
     labels = labels.sort_by([("_name", "ascending"), *((name, "ascending") for name in _ORDER)])
     names = labels.column("_name").to_numpy()
-    is_last = np.append(names[1:] != names[:-1], True) if len(names) else np.empty(0, bool)
+    if len(names):
+        is_last = np.append(names[1:] != names[:-1], True)
+    else:
+        is_last = np.empty(0, bool)
     return labels.filter(pa.array(is_last))
 
 

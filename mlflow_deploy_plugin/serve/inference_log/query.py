@@ -277,11 +277,10 @@ def _message(text: str, schema: pa.Schema) -> str:
         hint = f"put a text in single quotes; the columns are {', '.join(schema.names[:40])}"
         return f"the log has no column {name!r}{did_you_mean(name, schema.names, hint)}"
     if wrong := _OTHER_TABLE.search(text):
-        failed = (
-            "; use the option --failed to query requests without an answer"
-            if wrong[1] == "failed"
-            else ""
-        )
+        if wrong[1] == "failed":
+            failed = "; use the option --failed to query requests without an answer"
+        else:
+            failed = ""
         return f"there is no table {wrong[1]!r}; the SQL can query only the table log{failed}"
     first = text.split("\n", 1)[0]
     if _NO_MEMORY.search(first):

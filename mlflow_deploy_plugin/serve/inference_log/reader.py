@@ -395,9 +395,10 @@ def require_endpoint(log: InferenceLog, endpoint: str) -> None:
     endpoints = log.endpoints()
     if endpoint in endpoints:
         return
-    has = (
-        f"it has rows of {', '.join(endpoints)}" if endpoints else "no rows have been captured yet"
-    )
+    if endpoints:
+        has = f"it has rows of {', '.join(endpoints)}"
+    else:
+        has = "no rows have been captured yet"
     hint = did_you_mean(endpoint, endpoints, has)
     raise NotFound(
         f"the inference log {log.location.shown} has no rows of endpoint {endpoint!r}{hint}",

@@ -132,11 +132,10 @@ def _first_rows(
 ) -> pa.Table:
     table = rows.filter(table)
     hashes = hash_rows(table) if len(table) else np.empty(0, np.uint64)
-    of_pass = (
-        np.flatnonzero(hashes % np.uint64(passes) == number)
-        if passes > 1
-        else np.arange(len(hashes))
-    )
+    if passes > 1:
+        of_pass = np.flatnonzero(hashes % np.uint64(passes) == number)
+    else:
+        of_pass = np.arange(len(hashes))
     positions = of_pass[seen.first_seen(hashes[of_pass])]
     return rows.select(table if len(positions) == len(table) else table.take(pa.array(positions)))
 
@@ -299,7 +298,10 @@ def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
     """Return False if a log column has a wrong type. Model columns may have any
     type.
     """
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_dictionary(column.type):
+        kind = column.type.value_type
+    else:
+        kind = column.type
     if column.name in (EVENT_TIME, RECEIVED_TIME):
         return bool(pa.types.is_timestamp(kind))
     if column.name in ("_offset", "_row"):

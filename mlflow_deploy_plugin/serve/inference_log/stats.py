@@ -185,9 +185,10 @@ class _RowCounts:
             " version ",
         )
         no_variants = pa.chunked_array([pa.nulls(len(answered), pa.string())])
-        variants = (
-            answered.column("_variant") if "_variant" in answered.column_names else no_variants
-        )
+        if "_variant" in answered.column_names:
+            variants = answered.column("_variant")
+        else:
+            variants = no_variants
         for counter, column in ((self.by_version, versions), (self.by_variant, variants)):
             for entry in pc.value_counts(column).to_pylist():
                 counter[str(entry["values"])] += entry["counts"]

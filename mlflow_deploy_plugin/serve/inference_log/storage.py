@@ -171,7 +171,10 @@ def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[
     for file in _parquet_files(entries):
         folder, _, _ = file.path.rpartition("/")
         match = _HOUR_FOLDER.search(folder)
-        start = _parse_partition(f"{match[1]} {match[2]}", "%Y-%m-%d %H") if match else None
+        if match:
+            start = _parse_partition(f"{match[1]} {match[2]}", "%Y-%m-%d %H")
+        else:
+            start = None
         if start is not None:
             hours.setdefault(Hour(start, folder), []).append(file)
     return dict(sorted(hours.items()))

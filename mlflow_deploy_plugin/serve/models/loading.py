@@ -266,9 +266,10 @@ class MemoryLimit:
                     f"worker, and the worker's limit is {limit} (server.max_worker_memory_bytes)",
                 )
             yield
-            taken = (
-                (self.used() - before) / files if files >= _MEASURABLE_BYTES else _DEFAULT_FACTOR
-            )
+            if files >= _MEASURABLE_BYTES:
+                taken = (self.used() - before) / files
+            else:
+                taken = _DEFAULT_FACTOR
             self._factor = min(max(taken, _MIN_FACTOR), _MAX_FACTOR)
 
     def used(self) -> int:

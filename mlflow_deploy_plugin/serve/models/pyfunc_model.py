@@ -39,9 +39,10 @@ class PyfuncPredictor:
     ) -> None:
         self._process = process
         self._most_values = sys.maxsize
-        self.artifact = (
-            artifact if artifact.outputs else replace(artifact, prediction=(UNNAMED_OUTPUT,))
-        )
+        if artifact.outputs:
+            self.artifact = artifact
+        else:
+            self.artifact = replace(artifact, prediction=(UNNAMED_OUTPUT,))
         self._source = "but its signature has"
         self._learn_outputs(answered, "but its own example returned")
         self.schema = pyfunc_schema(artifact)

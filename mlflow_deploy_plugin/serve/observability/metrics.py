@@ -305,11 +305,10 @@ class Metrics:
             nonlocal slots
             rows, captured_rows, is_written = captured
             label = outputs.get(label_output)
-            predicted = (
-                [(label.item(), 1)]
-                if label is not None and label.size == 1
-                else predicted_labels(artifact, outputs)
-            )
+            if label is not None and label.size == 1:
+                predicted = [(label.item(), 1)]
+            else:
+                predicted = predicted_labels(artifact, outputs)
             bucket = 1 + bisect_left(SECONDS, seconds)
             with lock:
                 if slots is None:

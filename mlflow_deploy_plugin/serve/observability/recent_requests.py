@@ -88,11 +88,10 @@ class RecentRequests:
         """Remember a request that took `seconds` until now. With a variant, a message
         may quote values: omit it.
         """
-        message = (
-            one_line(without_keys(error.message), _MOST_CHARACTERS)
-            if error and not origin[2]
-            else ""
-        )
+        if error and not origin[2]:
+            message = one_line(without_keys(error.message), _MOST_CHARACTERS)
+        else:
+            message = ""
         arrived = int((time.time() - seconds) * 1e6)
         code = error.error_code if error else ""
         self.ring(origin).append((origin, arrived, seconds, rows, prediction_id, code, message))

@@ -210,11 +210,10 @@ def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
     counts = Counter(arrow_names)
     if missing := schema.missing_columns(counts):
         raise missing
-    names = (
-        [name for name in arrow_names if name in dtypes or name in schema.keys]
-        if schema.columns
-        else arrow_names
-    )
+    if schema.columns:
+        names = [name for name in arrow_names if name in dtypes or name in schema.keys]
+    else:
+        names = arrow_names
     if doubled := next((name for name in names if counts[name] > 1), None):
         raise SchemaMismatch(f"column {doubled[:100]!r} is duplicated", column=doubled)
     only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
@@ -362,11 +361,10 @@ def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
             raise BodyTooLarge(
                 f"the Arrow stream has more than {_MOST_MESSAGES} batches; write larger batches",
             )
-        body = (
-            memoryview(message.body)
-            if message.body is not None and message.body.size
-            else memoryview(b"")
-        )
+        if message.body is not None and message.body.size:
+            body = memoryview(message.body)
+        else:
+            body = memoryview(b"")
         try:
             left -= _message_bytes(memoryview(message.metadata), body)
         except (struct.error, IndexError):
@@ -394,15 +392,20 @@ def _message_bytes(metadata: memoryview, body: memoryview) -> int:
     header = _flatbuffers_table(metadata, message, 2)
     if not kind or not header or metadata[kind] not in (_RECORD_BATCH, _DICTIONARY_BATCH):
         return len(body)
-    delta = _flatbuffers_field(metadata, header, 2) if metadata[kind] == _DICTIONARY_BATCH else 0
+    if metadata[kind] == _DICTIONARY_BATCH:
+        delta = _flatbuffers_field(metadata, header, 2)
+    else:
+        delta = 0
     if delta and metadata[delta]:
         raise InvalidRequest("this server does not support dictionaries in pieces (deltas)")
-    batch = header if metadata[kind] == _RECORD_BATCH else _flatbuffers_table(metadata, header, 1)
-    vector = (
-        _flatbuffers_table(metadata, batch, 2)
-        if batch and _flatbuffers_field(metadata, batch, 3)
-        else 0
-    )
+    if metadata[kind] == _RECORD_BATCH:
+        batch = header
+    else:
+        batch = _flatbuffers_table(metadata, header, 1)
+    if batch and _flatbuffers_field(metadata, batch, 3):
+        vector = _flatbuffers_table(metadata, batch, 2)
+    else:
+        vector = 0
     if not vector:
         return len(body)
     total = 0

@@ -98,13 +98,12 @@ def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
     is_number = name in _NUMBERS or name == "bool" or name.startswith("decimal")
     is_text = name in _TEXTS or _without_zone(name) in _DATES
     if name != "null" and not (is_text if dtype == "str" else is_number):
-        expected = (
-            "strings are"
-            if dtype == "str"
-            else "true or false is"
-            if dtype == "bool"
-            else "numbers are"
-        )
+        if dtype == "str":
+            expected = "strings are"
+        elif dtype == "bool":
+            expected = "true or false is"
+        else:
+            expected = "numbers are"
         raise UnsupportedColumn(
             f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model requires {dtype}",
         )

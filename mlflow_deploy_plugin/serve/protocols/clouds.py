@@ -148,11 +148,10 @@ def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[
     if "input_data" not in document:
         raise InvalidRequest("the JSON object must have the field input_data")
     data: Any = document["input_data"]
-    field = (
-        "dataframe_split"
-        if isinstance(data, dict) and isinstance(data.get("data"), list)
-        else "inputs"
-    )
+    if isinstance(data, dict) and isinstance(data.get("data"), list):
+        field = "dataframe_split"
+    else:
+        field = "inputs"
     params = {"params": document["params"]} if "params" in document else {}
     return {field: data, **params}
 

@@ -132,9 +132,10 @@ def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
     """Return the feeds of some lines. If the lines do not fit the signature, the error
     names the first wrong line.
     """
-    required = (
-        {column.name for column in schema.columns if column.required} if kind == "object" else set()
-    )
+    if kind == "object":
+        required = {column.name for column in schema.columns if column.required}
+    else:
+        required = set()
     for number, document in chunk:
         if isinstance(document, dict) != (kind == "object"):
             raise InvalidRequest(

@@ -267,11 +267,10 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         rows = lines[1:]
         _check_header(header, schema)
     else:
-        header = (
-            list(schema.names)
-            if schema.columns
-            else [str(position) for position in range(len(lines[0]))]
-        )
+        if schema.columns:
+            header = list(schema.names)
+        else:
+            header = [str(position) for position in range(len(lines[0]))]
         rows = lines
     for row, fields in enumerate(rows):
         if len(fields) != len(header):

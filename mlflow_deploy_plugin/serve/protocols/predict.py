@@ -141,9 +141,10 @@ def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedRes
     prediction: Any = _predictions(predictor.artifact, outputs)
     if has_rows:
         is_one = not isinstance(prediction, dict)
-        prediction = (
-            prediction[0] if is_one else {name: array[0] for name, array in prediction.items()}
-        )
+        if is_one:
+            prediction = prediction[0]
+        else:
+            prediction = {name: array[0] for name, array in prediction.items()}
     answer: dict[str, Any] = {"prediction": prediction}
     if has_rows and (probabilities := _probabilities(predictor.artifact, outputs)) is not None:
         answer["probabilities"] = probabilities[0]

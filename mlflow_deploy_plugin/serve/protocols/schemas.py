@@ -57,7 +57,10 @@ def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
         return {"type": ["number", "null"], "format": "double" if dtype == "float64" else "float"}
     if kind in "iu":
         limits = np.iinfo(dtype)
-        width = {} if dtype == "uint64" else {"format": "int32" if limits.max < 2**31 else "int64"}
+        if dtype == "uint64":
+            width = {}
+        else:
+            width = {"format": "int32" if limits.max < 2**31 else "int64"}
         return {"type": "integer", **width, "minimum": int(limits.min), "maximum": int(limits.max)}
     return {"type": "boolean"} if kind == "b" else {}
 
@@ -151,11 +154,10 @@ def predictions_schema(artifact: Artifact) -> JsonSchema:
 
 
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
-    item = (
-        dtype_schema(output.dtype, is_nullable=True)
-        if output.dtype != "map"
-        else {"type": "object"}
-    )
+    if output.dtype != "map":
+        item = dtype_schema(output.dtype, is_nullable=True)
+    else:
+        item = {"type": "object"}
     kinds = {*map(type, artifact.classes)}
     # Client generators do not support an enumeration of booleans or of several types.
     if output.role == "label" and kinds in ({str}, {int}):

@@ -205,7 +205,10 @@ def tfserving_schema(schema: Schema) -> JsonSchema:
         "anyOf" not in rows
     ):  # OpenAPI Generator's Java code does not compile for a required list that has a name.
         rows.pop("title", None)
-    forms = {"instances": rows, "inputs": by_column} if schema.names else {"instances": {}}
+    if schema.names:
+        forms = {"instances": rows, "inputs": by_column}
+    else:
+        forms = {"instances": {}}
     signature = {"signature_name": {"type": "string", "enum": ["", "serving_default"]}}
     return {
         "oneOf": [

@@ -503,14 +503,14 @@ def v2_example(schema: Schema, example: Example) -> Document:
     inputs = []
     dtypes = {**schema.tensor_schema.dtypes, **schema.dtypes}
     for name, values in example.values.items():
-        shape = (
-            list(np.asarray(values, dtype=object).shape) if not schema.columns else [len(values)]
-        )
-        input_name = (
-            schema.tensor_schema.names[0]
-            if len(example.values) == 1 and not schema.columns
-            else name
-        )
+        if not schema.columns:
+            shape = list(np.asarray(values, dtype=object).shape)
+        else:
+            shape = [len(values)]
+        if len(example.values) == 1 and not schema.columns:
+            input_name = schema.tensor_schema.names[0]
+        else:
+            input_name = name
         data = values if isinstance(values, list) else [values]
         inputs.append(
             {

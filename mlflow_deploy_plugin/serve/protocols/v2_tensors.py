@@ -240,11 +240,10 @@ def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -
         raise head.mismatch(f" has {len(data)} bytes of data; its shape requires {expected_bytes}")
     if dtype.kind == "b":
         return np.frombuffer(data, np.uint8).reshape(head.shape).astype(np.bool_)
-    array = (
-        np.frombuffer(data, dtype).reshape(head.shape)
-        if expected_bytes
-        else np.empty(head.shape, dtype)
-    )
+    if expected_bytes:
+        array = np.frombuffer(data, dtype).reshape(head.shape)
+    else:
+        array = np.empty(head.shape, dtype)
     return array if array.flags.aligned else array.copy()
 
 

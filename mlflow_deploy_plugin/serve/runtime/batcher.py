@@ -449,7 +449,10 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
 
     try:
         neighbours = _different_rows(predictor, first)
-        row = repeat_row(feeds, 1) if len(next(iter(feeds.values()))) > 1 else neighbours[0]
+        if len(next(iter(feeds.values()))) > 1:
+            row = repeat_row(feeds, 1)
+        else:
+            row = neighbours[0]
         single = compute(row)
         twins = compute(row, row)
         again = compute(row, row)

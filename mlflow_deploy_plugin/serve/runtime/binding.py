@@ -66,11 +66,10 @@ class CudaGraph:
             shape = array.shape
             dtype = array.dtype
             value = self._value(shape, dtype)
-            host = (
-                np.empty(shape, dtype)
-                if self._memory == "cpu"
-                else pinned_empty(shape, dtype, self._device_id)
-            )
+            if self._memory == "cpu":
+                host = np.empty(shape, dtype)
+            else:
+                host = pinned_empty(shape, dtype, self._device_id)
             self._inputs[name] = host, value
             self._binding.bind_ortvalue_input(name, value)
         for name in names:

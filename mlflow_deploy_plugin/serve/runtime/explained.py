@@ -154,9 +154,10 @@ def explained_columns(
         else:
             numbers = array.astype(np.float64).reshape(len(array), -1)
             width = numbers.shape[1]
-            labels = (
-                list(artifact.classes) if width == len(artifact.classes) else list(range(width))
-            )
+            if width == len(artifact.classes):
+                labels = list(artifact.classes)
+            else:
+                labels = list(range(width))
             labels = labels if width > 1 else []
         if len(explained) > 1:
             labels = [f"{output.name}[{label}]" for label in labels]

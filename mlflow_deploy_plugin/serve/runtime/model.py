@@ -285,12 +285,14 @@ class OnnxModel:
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
         self._most_values = most * batch_rows
-        self._answer_rows = (
-            max(batch_rows, most // self._row_values) if self._row_values else sys.maxsize
-        )
-        self._most_rows = (
-            min(RUN_ROWS, self._answer_rows) if self._has_free_rows else self._answer_rows
-        )
+        if self._row_values:
+            self._answer_rows = max(batch_rows, most // self._row_values)
+        else:
+            self._answer_rows = sys.maxsize
+        if self._has_free_rows:
+            self._most_rows = min(RUN_ROWS, self._answer_rows)
+        else:
+            self._most_rows = self._answer_rows
         self._small_rows = min(_SMALL_RUN, (self._most_rows,))
 
     def _check_values(self, outputs: Iterable[Array], already: int = 0) -> int:

@@ -130,7 +130,10 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
     fields = json.loads(signature.get("outputs") or "[]")
     outputs = []
     for entry in fields:
-        name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])
+        if len(fields) == 1:
+            name = str(entry.get("name") or UNNAMED_OUTPUT)
+        else:
+            name = str(entry["name"])
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
             outputs.append(

@@ -186,9 +186,10 @@ def available_cores(processes: int = 1) -> int:
     Runtime ignores.
     """
     # macOS
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
     for folder in cgroup_folders("cpu"):
         with contextlib.suppress(OSError):
             if (folder / "cpu.max").exists():
@@ -565,11 +566,12 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
     names = [name for name, _ in placement.providers]
     if missing := next((name for name in names if name not in available), ""):
         build = _BUILDS.get(missing, "")
-        remedy = (
-            f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{build.lower()}]'"
-            if build
-            else ""
-        )
+        if build:
+            remedy = (
+                f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{build.lower()}]'"
+            )
+        else:
+            remedy = ""
         raise DeviceUnavailable(
             f"{placement} needs ONNX Runtime's {build or missing} build; this build has "
             f"{', '.join(available)}{remedy}",

@@ -247,11 +247,10 @@ class TextTokenizer:
             for name in self._spec.graph_inputs
         }
         for index, (ids, types) in enumerate(rows):
-            part = (
-                slice(longest - len(ids), None)
-                if padding.get("direction") == "left"
-                else slice(len(ids))
-            )
+            if padding.get("direction") == "left":
+                part = slice(longest - len(ids), None)
+            else:
+                part = slice(len(ids))
             for name, array in feeds.items():
                 array[index, part] = {"input_ids": ids, "token_type_ids": types}.get(name, 1)
         return feeds

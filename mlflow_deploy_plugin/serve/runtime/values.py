@@ -310,9 +310,10 @@ def _kinds_of(values: Sequence[object]) -> set[str]:
 def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
     """Convert an array of numbers or booleans. An integer overflow is an error."""
     if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
-        column_note = (
-            f", and the whole column is {values.dtype}" if values.dtype.kind == "f" else ""
-        )
+        if values.dtype.kind == "f":
+            column_note = f", and the whole column is {values.dtype}"
+        else:
+            column_note = ""
         raise _mistyped(column, 0, values[0].item(), column_note)
     if dtype.kind == "i" and not np.can_cast(values.dtype, dtype):
         limits = np.iinfo(dtype)

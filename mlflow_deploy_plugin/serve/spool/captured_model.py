@@ -186,9 +186,10 @@ class CapturedModel:
                 "captured anyway; a key must not be an input of the model",
             )
         inputs = (*schema.inputs, *(Input(name, "str", (-1,)) for name in keys))
-        further = (
-            tuple(Column(name, "string", required=False) for name in keys) if schema.columns else ()
-        )
+        if schema.columns:
+            further = tuple(Column(name, "string", required=False) for name in keys)
+        else:
+            further = ()
         return replace(
             self,
             schema=replace(schema, columns=(*schema.columns, *further), inputs=inputs),

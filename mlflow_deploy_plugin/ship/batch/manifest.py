@@ -284,8 +284,11 @@ def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
     for name in sorted({*before, *now}):
         entries = [parts[name] for parts in (before, now) if name in parts]
         if before.get(name) != now.get(name) and any(part["output"] in files for part in entries):
-            how = (
-                "is new" if name not in before else "is gone" if name not in now else "has changed"
-            )
+            if name not in before:
+                how = "is new"
+            elif name not in now:
+                how = "is gone"
+            else:
+                how = "has changed"
             return f"other files of {known['input']}: {name} {how}"
     return ""

@@ -391,9 +391,10 @@ def _log(
         source_type = "s3" if plan.input.startswith("s3:") else "local"
         source = json.dumps({"uri": plan.input})
         dataset = Dataset(Path(plan.input).name[:250], digest, source_type, source)
-        models = (
-            [LoggedModelInput(model.aspects["model_id"])] if model.aspects.get("model_id") else None
-        )
+        if model.aspects.get("model_id"):
+            models = [LoggedModelInput(model.aspects["model_id"])]
+        else:
+            models = None
         client.log_inputs(
             run_id,
             [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])],

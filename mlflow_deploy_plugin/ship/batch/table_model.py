@@ -109,7 +109,10 @@ class OnnxTable:
                     table.column(position).dictionary_encode(),
                 )
         is_single = no_batch_dimension_reason(self.artifact)
-        tables = [table.slice(row, 1) for row in range(table.num_rows)] if is_single else [table]
+        if is_single:
+            tables = [table.slice(row, 1) for row in range(table.num_rows)]
+        else:
+            tables = [table]
         predicted = []
         for table in tables:
             feeds = arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)

@@ -346,7 +346,10 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
             f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows",
         )
     form = next((form for form in BODY_FORMS if form in document), None)
-    extras = {key: value for key, value in document.items() if key != form} if form else {}
+    if form:
+        extras = {key: value for key, value in document.items() if key != form}
+    else:
+        extras = {}
     content = document[form] if form else document
     if isinstance(content, list):
         return content, lambda rows: orjson.dumps({**extras, form: rows})
@@ -461,11 +464,10 @@ def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
             ]
     if isinstance(predictions, list) and len(predictions) == count:
         return predictions
-    answer = (
-        f"{len(predictions)} predictions"
-        if isinstance(predictions, list)
-        else f"a {type(predictions).__name__}"
-    )
+    if isinstance(predictions, list):
+        answer = f"{len(predictions)} predictions"
+    else:
+        answer = f"a {type(predictions).__name__}"
     raise OnnxserveError(
         f"{where}: the model returned {answer} for {count} rows; one prediction per row is "
         "required",

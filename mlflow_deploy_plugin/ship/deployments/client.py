@@ -288,5 +288,8 @@ def _mlflow_errors() -> Iterator[None]:
     except DeploymentError:
         raise
     except (OnnxserveError, MlflowException) as error:
-        message = error.message if isinstance(error, OnnxserveError) else one_line(error.message)
+        if isinstance(error, OnnxserveError):
+            message = error.message
+        else:
+            message = one_line(error.message)
         raise DeploymentError(message, ErrorCode.Value(error.error_code)) from error  # type: ignore[call-arg]  # mlflow is untyped here

@@ -287,11 +287,10 @@ def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> Logge
         return None
     inputs = dict.fromkeys(name for item in logged for name in item.inputs)
     outputs = [item.outputs for item in logged]
-    output_names = (
-        None
-        if None in outputs
-        else tuple(dict.fromkeys(name for names in outputs for name in names or ()))
-    )
+    if None in outputs:
+        output_names = None
+    else:
+        output_names = tuple(dict.fromkeys(name for names in outputs for name in names or ()))
     return LoggedColumns(tuple(inputs), output_names)
 
 
@@ -349,7 +348,10 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         raise InvalidConfig(f"reference: {error.message}") from None
     judged: Sequence[str] = monitor.columns
     if not judged and columns is not None:
-        judged = (columns.outputs or ()) if monitor.kind == "prediction_drift" else columns.all
+        if monitor.kind == "prediction_drift":
+            judged = columns.outputs or ()
+        else:
+            judged = columns.all
     missing = [name for name in judged if not _is_among(name, present)]
     if not missing:
         return

@@ -218,9 +218,10 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
         ("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"),
         "",
     )
-    reported = (
-        {} if wanted is None else {key: value for key, value in wanted.aspects.items() if value}
-    )
+    if wanted is None:
+        reported = {}
+    else:
+        reported = {key: value for key, value in wanted.aspects.items() if value}
     if wanted is not None:
         with suppress(InvalidArtifact):
             artifact = read_served_artifact(wanted.folder)

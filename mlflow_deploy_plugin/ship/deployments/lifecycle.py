@@ -518,11 +518,10 @@ class Deployments:
         among the changed `fields`.
         """
         with self._locked(endpoint) as stored:
-            refused = (
-                rollout_traffic_refusal(self.store, endpoint)
-                if any(map(sets_weight, fields))
-                else None
-            )
+            if any(map(sets_weight, fields)):
+                refused = rollout_traffic_refusal(self.store, endpoint)
+            else:
+                refused = None
             if refused is not None:
                 raise InvalidConfig(refused.reason)
             self._endpoints.change(stored, changed(stored.spec), **audit)
@@ -571,11 +570,10 @@ class Deployments:
             )
         stored = [item for item in self._seen() if endpoint in (None, item.name)]
         variants = list(dict.fromkeys(variant for item in stored for variant in item.spec.variants))
-        hint = (
-            f"there are {join_names(variants, name)}"
-            if variants
-            else "there are no deployments yet"
-        )
+        if variants:
+            hint = f"there are {join_names(variants, name)}"
+        else:
+            hint = "there are no deployments yet"
         return NotFound(f"{message}{did_you_mean(name, variants, hint)}")
 
     def _find_server(self, name: str) -> str:

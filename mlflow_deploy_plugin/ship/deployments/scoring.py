@@ -119,9 +119,10 @@ def encode_body(inputs: object) -> bytes:
     If `pandas.read_json` made the DataFrame from a document in one of MLflow's forms,
     the original document is encoded.
     """
-    document = (
-        _document_read_by_pandas(cast("pd.DataFrame", inputs)) if is_pandas_frame(inputs) else None
-    )
+    if is_pandas_frame(inputs):
+        document = _document_read_by_pandas(cast("pd.DataFrame", inputs))
+    else:
+        document = None
     return encode_json(document or inputs)
 
 
@@ -134,7 +135,10 @@ def original_document(inputs: object) -> object:
     file is read again unless pandas wrote it.
     """
     context = click.get_current_context(silent=True)
-    command = getattr(context.command.callback, "__module__", "") if context is not None else ""
+    if context is not None:
+        command = getattr(context.command.callback, "__module__", "")
+    else:
+        command = ""
     if context is None or command != _MLFLOW_CLI_MODULE or not is_pandas_frame(inputs):
         return inputs
     path = context.params.get("input_path")

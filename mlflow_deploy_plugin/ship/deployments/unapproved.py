@@ -221,9 +221,10 @@ def permitted_answers(
     Raises GateRefused if a version lacks an approval beyond the limit, and the errors
     of `lacking_approval`.
     """
-    by_uri = (
-        {answer.model_uri: answer for answer in answers_of(before)} if before is not None else {}
-    )
+    if before is not None:
+        by_uri = {answer.model_uri: answer for answer in answers_of(before)}
+    else:
+        by_uri = {}
     shares_before = _shares(before.spec) if before is not None else {}
     served = registered_model_names(before.spec) if before is not None else []
     answers: list[UnapprovedAnswer] = []

@@ -47,7 +47,10 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             "kubernetes.host: KServe creates host names and gateways; remove this field",
         )
     served, stored, canary = _stored_by_kserve(spec)
-    visibility = {"networking.kserve.io/visibility": "cluster-local"} if spec.server.is_open else {}
+    if spec.server.is_open:
+        visibility = {"networking.kserve.io/visibility": "cluster-local"}
+    else:
+        visibility = {}
     kubernetes = spec.kubernetes
     model: Document = {
         "modelFormat": {"name": _FORMAT},
@@ -55,11 +58,10 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         "protocolVersion": "v2",
         **stored,
     }
-    pods = (
-        {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
-        if kubernetes.replicas
-        else {}
-    )
+    if kubernetes.replicas:
+        pods = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
+    else:
+        pods = {}
     predictor: Document = {**pods, "model": model}
     if kubernetes.max_replicas is not None:
         scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}

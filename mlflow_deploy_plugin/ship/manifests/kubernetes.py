@@ -438,9 +438,8 @@ def _toleration(taint: str) -> Document:
     """Return the toleration for a taint in kubectl's notation KEY[=VALUE][:EFFECT]."""
     name, _, effect = taint.partition(":")
     key, equals, value = name.partition("=")
-    toleration = (
-        {"key": key, "operator": "Equal", "value": value}
-        if equals
-        else {"key": key, "operator": "Exists"}
-    )
+    if equals:
+        toleration = {"key": key, "operator": "Equal", "value": value}
+    else:
+        toleration = {"key": key, "operator": "Exists"}
     return {**toleration, **({"effect": effect} if effect else {})}

@@ -85,11 +85,10 @@ def request_bodies(folder: Path, rows: int) -> list[bytes]:
                 "input_example=…",
             )
         return [example.read_bytes()]
-    schema = (
-        pyfunc_schema(artifact)
-        if artifact.flavor == PYTHON_FUNCTION
-        else OnnxModel.load(folder).schema
-    )
+    if artifact.flavor == PYTHON_FUNCTION:
+        schema = pyfunc_schema(artifact)
+    else:
+        schema = OnnxModel.load(folder).schema
     try:
         sample_rows = known_rows(artifact, schema, _MOST_BODIES)
     except InvalidRequest as error:

@@ -87,11 +87,12 @@ def record_failure(
 def resolve_orphaned(store: Store) -> None:
     """End alerts of monitors or endpoints that no longer exist."""
     firing = Alerts(store).firing()
-    monitors = (
-        {(entry.name, name) for entry in store.endpoints() for name in entry.spec.monitors}
-        if firing
-        else set()
-    )
+    if firing:
+        monitors = {
+            (entry.name, name) for entry in store.endpoints() for name in entry.spec.monitors
+        }
+    else:
+        monitors = set()
     unreadable = {endpoint.name for endpoint in store.unreadable()} if firing else set()
     for alert in firing:
         if (alert.endpoint, alert.monitor) not in monitors and alert.endpoint not in unreadable:
@@ -163,11 +164,10 @@ def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
     """
     model = changed.model
     version = changed.version
-    compared = (
-        f"sha256 {changed.now[:12]}, recorded {changed.recorded[:12]}"
-        if changed.now
-        else "they cannot be read"
-    )
+    if changed.now:
+        compared = f"sha256 {changed.now[:12]}, recorded {changed.recorded[:12]}"
+    else:
+        compared = "they cannot be read"
     text = (
         f"the files of {model} version {version}, which is in {changed.place}, are no longer the "
         f"files that the gate let in ({compared}). Servers that have the version keep serving the "
@@ -192,7 +192,10 @@ def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
         stored_endpoint = store.endpoint(endpoint)
     except InvalidConfig:
         return ()
-    spec = stored_endpoint.spec.monitors.get(monitor) if stored_endpoint is not None else None
+    if stored_endpoint is not None:
+        spec = stored_endpoint.spec.monitors.get(monitor)
+    else:
+        spec = None
     return spec.alert if spec is not None else ()
 
 
@@ -297,7 +300,10 @@ def _last_order(before: Alert, now: datetime) -> str:
 
 def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     alarms = [finding for finding in result.findings if finding.is_alarm]
-    answered = f"{result.model} version {result.version}" if result.model else "no version"
+    if result.model:
+        answered = f"{result.model} version {result.version}"
+    else:
+        answered = "no version"
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
     if result.reason and not alarms:  # The reason repeats the first alarm, if any.
         lines.append(_short(result.reason))
@@ -315,11 +321,10 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     if alarms and (budget := result.figures.get("false_alarms_per_year")):
         lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")
     monitor = f"{result.endpoint} --monitor {result.monitor}"
-    first = (
-        f"onnxserve retrain {monitor}"
-        if spec.retrain
-        else f"onnxserve monitor list {result.endpoint}"
-    )
+    if spec.retrain:
+        first = f"onnxserve retrain {monitor}"
+    else:
+        first = f"onnxserve monitor list {result.endpoint}"
     return AlertContent(
         fingerprint=f"{result.endpoint}/{result.monitor}",
         endpoint=result.endpoint,

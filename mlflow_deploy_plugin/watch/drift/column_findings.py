@@ -413,7 +413,10 @@ def _in_phase(
     None without such windows.
     """
     indices, phase = same_phase(start_us, pieces.grid.length_us, pieces.window_starts_us, season_us)
-    windows = [pieces.windows[index] for index in indices] if pieces.lagged is None else []
+    if pieces.lagged is None:
+        windows = [pieces.windows[index] for index in indices]
+    else:
+        windows = []
     parts = [
         Profile(window.rows, {name: window.columns[name]})
         for window in windows

@@ -622,9 +622,10 @@ def _required(
     }
     order = sorted(names, key=lambda name: (-shares[name], name))
     broken = [name for name in order if states[name] != "kept"]
-    more = (
-        f", and the same for {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS else ""
-    )
+    if len(broken) > _MOST_COLUMNS:
+        more = f", and the same for {len(broken) - 1} more columns"
+    else:
+        more = ""
     for name in broken[:_MOST_COLUMNS] or order[:1]:
         share = shares[name]
         text = f"{share:.2%} of {profile.rows:,} rows"
@@ -634,11 +635,10 @@ def _required(
             text += (
                 f", a sample, {low:.2%} to {high:.2%} of all (Wilson, confidence {confidence:.4g})"
             )
-        text = (
-            f"{text}, required is"
-            if broken or argument
-            else f"at most {text} ({name}), required is"
-        )
+        if broken or argument:
+            text = f"{text}, required is"
+        else:
+            text = f"at most {text} ({name}), required is"
         yield Finding(
             f"{requirement.name}({name})",
             "criterion",
@@ -678,7 +678,10 @@ def _share_change(compared: WindowComparison, figure: str, column: str, share: f
     """Return the change of a column's share from the reference to the window, in the
     format of `Finding.change`.
     """
-    rest = compared.reference.pieces.others if compared.reference is not None else None
+    if compared.reference is not None:
+        rest = compared.reference.pieces.others
+    else:
+        rest = None
     if rest is None or not rest.rows or column not in rest.columns:
         return ""
     before = _share(figure, rest, rest.columns[column])

@@ -191,9 +191,10 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     notes = [*label_notes, *segment_notes]
     if window.labels < len(table):
         is_bounded = bool(labelled.unknown.any())
-        text = (
-            "" if window.labelled.differing or is_bounded else "; the metrics use only these rows"
-        )
+        if window.labelled.differing or is_bounded:
+            text = ""
+        else:
+            text = "; the metrics use only these rows"
         if window.labelled.compared and text:
             text += (
                 ", which do not differ from the other rows in "
@@ -263,11 +264,10 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
 
 
 def _describe_trust(trust: LabelTrust) -> str:
-    row = (
-        "in this window"
-        if trust.windows == 1
-        else f"in {trust.windows} windows in a row, in the same direction"
-    )
+    if trust.windows == 1:
+        row = "in this window"
+    else:
+        row = f"in {trust.windows} windows in a row, in the same direction"
     reasons = {
         "changed": (
             f"in this window, but in {trust.windows} earlier windows with a similar share of "
@@ -328,9 +328,10 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
                     reason=f"{finding.reason}; {_INFORMS}",
                 )
             findings.append(finding)
-    corrected = (
-        "corrected by isotonic regression" if of_all.is_corrected else "as returned by the model"
-    )
+    if of_all.is_corrected:
+        corrected = "corrected by isotonic regression"
+    else:
+        corrected = "as returned by the model"
     note = (
         f"{missing}; the figures are estimated from the model's probabilities (CBPE), {corrected}, "
         f"validated on {of_all.windows} earlier labelled windows"

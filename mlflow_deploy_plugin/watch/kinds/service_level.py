@@ -195,7 +195,10 @@ class _CountedRequests:
         """
         yield self.total, np.arange(len(requests))
         for column in columns:
-            texts = as_texts(requests.column(column)) if column in requests.column_names else None
+            if column in requests.column_names:
+                texts = as_texts(requests.column(column))
+            else:
+                texts = None
             if texts is None:
                 continue
             by_value = self.by_column.setdefault(column, {})

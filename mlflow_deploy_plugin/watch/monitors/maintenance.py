@@ -68,7 +68,10 @@ _TIMEOUT_SECONDS = 1800.0
 def revision_period(spec: MonitorSpec) -> timedelta:
     if spec.kind != "performance":
         return _ROWS_LOOKED_FOR
-    within = duration_seconds(spec.labels_within) if spec.labels_within is not None else 0
+    if spec.labels_within is not None:
+        within = duration_seconds(spec.labels_within)
+    else:
+        within = 0
     return timedelta(seconds=within) + _LABELS_LOOKED_FOR
 
 
@@ -158,9 +161,10 @@ def add_revisions(
         for window, _ in changed
         if window.id not in late and "labelled_rows" in window.figures
     ]
-    labels = (
-        evaluator.count_labels([requests[window.id] for window in labelled]) if labelled else []
-    )
+    if labelled:
+        labels = evaluator.count_labels([requests[window.id] for window in labelled])
+    else:
+        labels = []
     for window, count in zip(labelled, labels, strict=True):
         if is_material(count, window, spec):
             late[window.id] = "labels"
@@ -248,9 +252,10 @@ def _maintain_all(deployments: Deployments, process: Worker, goes_on: Callable[[
     for endpoint in store.endpoints():
         with _logged_errors(f"{endpoint.name}: the maintenance of the log failed"):
             retention = endpoint.spec.capture.retention
-            needed = (
-                retained_windows(Monitors(store), endpoint, now) if retention else RetainedWindows()
-            )
+            if retention:
+                needed = retained_windows(Monitors(store), endpoint, now)
+            else:
+                needed = RetainedWindows()
             done: MaintenanceResult = call(
                 maintain_log,
                 settings,
@@ -296,7 +301,10 @@ def maintain_log(
     retention: str | None,
     needed: RetainedWindows,
 ) -> MaintenanceResult:
-    keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
+    if retention is not None:
+        keep = timedelta(seconds=duration_seconds(retention))
+    else:
+        keep = None
     log = open_log(settings.inference_log)
     return maintain(log, endpoint, now, keep, needed.of(log, endpoint))
 

@@ -375,7 +375,10 @@ def _write_rows(
     data, against = load_datasets([rows, reference], exclude=exclude)
     without = [dataset.shown for dataset in (data, against) if dataset.times is None]
     del against
-    neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
+    if len(without) == 2:
+        neither = "neither file"
+    else:
+        neither = f"only one file (not {''.join(without)})"
     notes = [*data.notes, *([_INDEPENDENT.format(neither)] if without else [])]
     if data.times is None:
         times = np.full(len(data.table), int(now.timestamp()) * 1_000_000)
@@ -416,9 +419,10 @@ def _lay_out(rows: ReferenceRows, times: Array, folder: Path) -> None:
         hour_folder.mkdir(parents=True)
         # A reader holds a page and a dictionary per column. If they are small, 30
         # columns take 80 MB less.
-        part = (
-            table.slice(begin, end - begin) if is_sorted else table.take(pa.array(order[begin:end]))
-        )
+        if is_sorted:
+            part = table.slice(begin, end - begin)
+        else:
+            part = table.take(pa.array(order[begin:end]))
         pq.write_table(
             part,
             hour_folder / "rows.parquet",

@@ -252,7 +252,10 @@ def overviews(
     """Return the monitors (of one endpoint, if set) by name. `marks` are the log's
     watermarks. Raises NotFound.
     """
-    endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
+    if endpoint is None:
+        endpoints = store.endpoints()
+    else:
+        endpoints = [store.require_endpoint(endpoint)]
     stored = {(state.endpoint, state.monitor): state for state in Monitors(store).states(endpoint)}
     return [
         _overview(

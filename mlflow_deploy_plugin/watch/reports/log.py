@@ -260,7 +260,10 @@ def metric_name(name: str) -> str:
 
 
 def _metric_subject(finding: Finding) -> str:
-    parts = [finding.subject, finding.segment] if finding.segment else [finding.subject]
+    if finding.segment:
+        parts = [finding.subject, finding.segment]
+    else:
+        parts = [finding.subject]
     return "/".join(part.replace("/", _NO_PATH) for part in parts)
 
 
@@ -365,9 +368,10 @@ def _report_table(tags: dict[str, str]) -> list[str]:
     for name in monitors[:_MOST_REPORTS]:
         start, _, end = tags[name + _WINDOW].partition("/")
         report = tags.get(name + _REPORT, "")
-        link = (
-            f"[report]({report})" if report.startswith(("http://", "https://")) else f"`{report}`"
-        )
+        if report.startswith(("http://", "https://")):
+            link = f"[report]({report})"
+        else:
+            link = f"`{report}`"
         monitor_name = name.removeprefix(PREFIX).replace("/", ", ")
         rows.append(
             f"| {monitor_name} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |",

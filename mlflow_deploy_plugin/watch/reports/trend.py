@@ -99,9 +99,10 @@ class LevelLine:
             [index for index in finite if self.series.starts[index] <= self.judged] or finite,
         )
         onset = self.series.onset
-        interval = (
-            f" (95 % interval: {describe_span(onset.earliest, onset.latest)})" if onset else ""
-        )
+        if onset:
+            interval = f" (95 % interval: {describe_span(onset.earliest, onset.latest)})"
+        else:
+            interval = ""
         text = f"{self.title}{interval}: newest {self.series.values[newest]:.4g}"
         if len(self.series.usual):
             text += (

@@ -190,11 +190,10 @@ def registered_version(model: str, run_id: str) -> str:
                 run.info.run_id
                 for run in client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")
             }
-            versions = (
-                [row for row in all_versions(client, model) if row.run_id in nested]
-                if nested
-                else []
-            )
+            if nested:
+                versions = [row for row in all_versions(client, model) if row.run_id in nested]
+            else:
+                versions = []
     return max((str(row.version) for row in versions), key=int, default="")
 
 

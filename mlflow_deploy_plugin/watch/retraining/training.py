@@ -282,11 +282,10 @@ def collect_training_data(
     Raises NotFound if no rows were captured, InvalidConfig for too few rows or equal
     labels, or as `select_rows`.
     """
-    window = (
-        parse_window(plan.window)
-        if plan.window
-        else log.latest_window(plan.endpoint, plan.every, utc_now())
-    )
+    if plan.window:
+        window = parse_window(plan.window)
+    else:
+        window = log.latest_window(plan.endpoint, plan.every, utc_now())
     rows = _labelled(log, plan, window, withheld)
     if rows is None or len(rows) < MIN_ROWS:
         have = len(rows) if rows is not None else 0
@@ -301,11 +300,10 @@ def collect_training_data(
         since = next((hour.start for hour in log.hours(plan.endpoint)), since)
     elif plan.sample is not None:
         since = window.end - timedelta(seconds=duration_seconds(plan.sample["recent"]))
-    earlier = (
-        _labelled(log, plan, Window(since, window.start), withheld)
-        if since < window.start
-        else None
-    )
+    if since < window.start:
+        earlier = _labelled(log, plan, Window(since, window.start), withheld)
+    else:
+        earlier = None
     if earlier is not None and plan.sample is not None:
         available = len(earlier)
         earlier = select_rows(earlier, SampleSpec(**plan.sample), window.start)

@@ -166,7 +166,10 @@ def request_retraining(
         raise InvalidConfig(
             f"monitor {name!r} does not specify how to train the model: it has no `retrain`",
         )
-    retrain = selected.retrain.model_copy(update={"mode": mode}) if mode else selected.retrain
+    if mode:
+        retrain = selected.retrain.model_copy(update={"mode": mode})
+    else:
+        retrain = selected.retrain
     check_project(retrain.project, retrain.entry_point, retrain.parameters)
     _check_no_rollout(deployments.store, endpoint)
     model = served_model(observed)

@@ -171,11 +171,10 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     windows = detector_windows(levels, spec, levels.starts_us[:0], levels.values[:0])
     fixed = remove_cycle(windows.values, count, windows.phases, windows.season)
     correlation = RunningBaseline(fixed, windows.season, windows.floors).correlation
-    rolling = (
-        ""
-        if spec.is_rolling
-        else ", or use reference rolling:7d, which compares a window with a recent one"
-    )
+    if spec.is_rolling:
+        rolling = ""
+    else:
+        rolling = ", or use reference rolling:7d, which compares a window with a recent one"
     cannot = f"a budget of {false_per_year:.2g} false alarms per year cannot be kept"
     smallest = "the smallest budget that can be kept is about"
     if count < FEW_WINDOWS:

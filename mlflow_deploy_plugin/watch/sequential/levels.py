@@ -100,11 +100,10 @@ def reference_levels(
     is_rolling = bool(reference.pieces.grid.lag_windows)
     later, earlier = reference.pieces.pairs() if is_rolling else (np.arange(len(starts)),) * 2
     rows = np.minimum(rows[later], rows[earlier])
-    is_full = (
-        (rows > 0) & (2 * rows >= np.median(rows[rows > 0]))
-        if rows.any()
-        else np.zeros(len(rows), bool)
-    )
+    if rows.any():
+        is_full = (rows > 0) & (2 * rows >= np.median(rows[rows > 0]))
+    else:
+        is_full = np.zeros(len(rows), bool)
     series_values: dict[FigureSeries, Array] = {}
     for segment, segment_reference in {"": reference, **segments}.items():
         for series, figure in _figures(
@@ -174,11 +173,10 @@ def _figures(
             bins = reference.bins[name]
             total = reference.pieces.total.columns.get(name)
             counts = column_counts(profiles, name, bins)
-            usual = (
-                total.counts[:-1]
-                if total is not None and len(total.counts) == bins.size + 1
-                else counts[0, :-1]
-            )
+            if total is not None and len(total.counts) == bins.size + 1:
+                usual = total.counts[:-1]
+            else:
+                usual = counts[0, :-1]
             for figure, values in _column_figures(bins, counts, usual):
                 if name not in PROJECTIONS or figure == "spread":
                     yield FigureSeries(segment, name, figure), values

@@ -229,11 +229,10 @@ def _change(course: Course, series: FigureSeries, before: float, now: float) -> 
             f"deviation {np.exp(before):.3g} → {np.exp(now):.3g}, "
             f"{'wider' if is_up else 'narrower'}"
         )
-    direction = (
-        ("more" if is_up else "fewer")
-        if series.figure == MISSING
-        else f"{'more' if is_up else 'less'} often"
-    )
+    if series.figure == MISSING:
+        direction = "more" if is_up else "fewer"
+    else:
+        direction = f"{'more' if is_up else 'less'} often"
     return f"{_name(course, series)} {before:.1%} → {now:.1%}, {direction}"
 
 

@@ -138,11 +138,10 @@ def _classification_metric(
                 f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two different "
                 "labels",
             )
-        classes = (
-            np.array([1])
-            if answers.is_binary
-            else seen[seen < len(answers.classes) - answers.unknown]
-        )
+        if answers.is_binary:
+            classes = np.array([1])
+        else:
+            classes = seen[seen < len(answers.classes) - answers.unknown]
         if not np.isin(classes, seen).all():
             return Refused(f"no label is {answers.classes[1]!r}")
         return intervals.auc_interval(
@@ -198,7 +197,10 @@ def _confusion_metric(
     counts = np.bincount(inverse, weights)
     true = cells // classes
     called = cells % classes
-    seen = np.array([1]) if answers.is_binary else np.unique(np.concatenate([true, called]))
+    if answers.is_binary:
+        seen = np.array([1])
+    else:
+        seen = np.unique(np.concatenate([true, called]))
     is_true = (true[:, None] == seen).astype(np.float64)
     is_called = (called[:, None] == seen).astype(np.float64)
     below = HITS_DIVISORS[name](is_true, is_called)

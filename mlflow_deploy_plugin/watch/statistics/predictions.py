@@ -114,7 +114,10 @@ def read_predictions(
             why = f": capture.mask replaces {', '.join(hashed)} with hashes"
         return Refused(f"the log has no column with a single answer per row{why}")
     truth = as_numbers(table, LABEL_NUMBER)
-    labelled = len(table) - table.column(LABEL).null_count if LABEL in table.column_names else 0
+    if LABEL in table.column_names:
+        labelled = len(table) - table.column(LABEL).null_count
+    else:
+        labelled = 0
     unusable = labelled - int(np.isfinite(truth).sum())
     return Predictions(None, numbers, truth, max(unusable, 0))
 
@@ -231,9 +234,10 @@ def _classified(
     only_labels = _ascending({*_seen(truth)} - {*model_classes})
     # Without classes in the files, labels are classes of the model, because these
     # answers may not include all classes.
-    every = (
-        [*model_classes, *only_labels] if in_files else _ascending({*model_classes, *only_labels})
-    )
+    if in_files:
+        every = [*model_classes, *only_labels]
+    else:
+        every = _ascending({*model_classes, *only_labels})
     # Limit the classes from labels, because each class takes memory for the probability
     # of every row.
     unknown = min(len(only_labels), MOST_CLASSES + 1) if in_files else 0

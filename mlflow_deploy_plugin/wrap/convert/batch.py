@@ -326,7 +326,10 @@ class Batch:
         """Use `NAMELESS_TEXT` for unnamed strings: MLflow rejects an array if the only
         column has a name.
         """
-        texts = origin if isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index) else ()
+        if isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index):
+            texts = origin
+        else:
+            texts = ()
         is_flat = self.is_table and np.ndim(texts) == 1 and isinstance(next(iter(texts), None), str)
         if not is_flat or getattr(origin, "name", None):
             return signature
@@ -369,11 +372,10 @@ def column_values(series: pd.Series) -> Array:
     NaN or None if missing.
     """
     if isinstance(series.dtype, pd.CategoricalDtype):
-        series = (
-            series.astype(series.cat.categories.dtype)
-            if not series.hasnans
-            else series.astype(object)
-        )
+        if not series.hasnans:
+            series = series.astype(series.cat.categories.dtype)
+        else:
+            series = series.astype(object)
     if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
         return series.to_numpy()
     if pd.api.types.is_float_dtype(series.dtype) or (
@@ -425,11 +427,10 @@ def column_type(series: pd.Series) -> ColumnType:
     """Return MLflow's type of a column. Raises ConversionError if ONNX does not support
     the type.
     """
-    dtype = (
-        series.cat.categories.dtype
-        if isinstance(series.dtype, pd.CategoricalDtype)
-        else series.dtype
-    )
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        dtype = series.cat.categories.dtype
+    else:
+        dtype = series.dtype
     types = pd.api.types
     if types.is_bool_dtype(dtype):
         return "boolean"
@@ -504,9 +505,10 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
     names = [spec.name for spec in inputs.inputs if spec.name]  # A single tensor may be unnamed.
     if set(names) - set(tensors):
         what = "tensors" if inputs.is_tensor_spec() else "columns"
-        described = (
-            "one unnamed tensor" if list(tensors) == [""] else f"the tensors {sorted(tensors)}"
-        )
+        if list(tensors) == [""]:
+            described = "one unnamed tensor"
+        else:
+            described = f"the tensors {sorted(tensors)}"
         raise InvalidConfig(
             f"signature: it has the {what} {names}, and the example has {described}",
         )

@@ -161,9 +161,10 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
     if part is not None and type(part) is not type(model):
         kind = getattr(part, "stands_for", type(part).__name__)
         way = next((name for name, candidate in _parts(model) if type(candidate) is type(part)), "")
-        location = (
-            f"its step {' → '.join(way.split('__'))!r} ({kind}): " if way else f"its {kind}: "
-        )
+        if way:
+            location = f"its step {' → '.join(way.split('__'))!r} ({kind}): "
+        else:
+            location = f"its {kind}: "
     return f"{type(model).__name__} cannot be converted to ONNX: {location}{reason}"
 
 

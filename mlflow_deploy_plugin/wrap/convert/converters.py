@@ -146,7 +146,10 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
     try:
         return cast(FrameworkConverter, import_module(f"{_FOLDER}.{_RENAMED.get(extra, extra)}"))
     except ImportError as error:
-        needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"
+        if isinstance(error, ModuleNotFoundError):
+            needed = error.name
+        else:
+            needed = f"a newer {framework}"
         raise ConversionError(
             f"converting a {framework} model needs {needed}: pip install "
             f"'mlflow-onnxserve[{extra}]'",
@@ -167,11 +170,10 @@ def check_installed(error: BaseException, what: str) -> None:
     """Raise NotInstalled, with the pip command, if the error is caused by a framework
     that is not installed.
     """
-    package = (
-        error.name.partition(".")[0]
-        if isinstance(error, ModuleNotFoundError) and error.name
-        else ""
-    )
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+    else:
+        package = ""
     if extra := _MODULES.get(package):
         booster = "" if extra == package else f" {package}"
         raise NotInstalled(
@@ -222,7 +224,10 @@ def load_file(model: TrainedModel) -> TrainedModel:
         return attrgetter(load)(import_module(framework))(str(path))
     except ModuleNotFoundError as error:
         is_backend = framework == "keras" and error.name != "keras"
-        another = "; to use another backend, set KERAS_BACKEND=torch or jax" if is_backend else ""
+        if is_backend:
+            another = "; to use another backend, set KERAS_BACKEND=torch or jax"
+        else:
+            another = ""
         extra = error.name if is_backend else framework
         raise ConversionError(
             f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{another}",

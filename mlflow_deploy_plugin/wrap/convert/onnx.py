@@ -193,11 +193,10 @@ def _sequence_length(
             return parts.get(node.input[1])
         case "SplitToSequence":  # Without sizes, each slice has size 1.
             shape = shapes.get(node.input[0])
-            size = (
-                shape[next((entry.i for entry in node.attribute if entry.name == "axis"), 0)]
-                if shape
-                else -1
-            )
+            if shape:
+                size = shape[next((entry.i for entry in node.attribute if entry.name == "axis"), 0)]
+            else:
+                size = -1
             return None if size == -1 else size
     return None
 

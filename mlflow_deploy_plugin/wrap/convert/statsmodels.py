@@ -87,7 +87,10 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     )
     names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
     rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
-    linear = _formula(results.model, weights, rows, [*names]) if has_formula else rows @ weights
+    if has_formula:
+        linear = _formula(results.model, weights, rows, [*names])
+    else:
+        linear = rows @ weights
     answer = link(linear)
     graph.node("Identity", [answer.name], "prediction")
     inputs, outputs = (

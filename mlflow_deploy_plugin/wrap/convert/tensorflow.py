@@ -65,7 +65,10 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
     def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
         return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
 
-    display_name = "the SavedModel" if getattr(model, "signatures", None) else type(model).__name__
+    if getattr(model, "signatures", None):
+        display_name = "the SavedModel"
+    else:
+        display_name = type(model).__name__
     proto = export(function, arrays, outputs, axes, display_name)
     return converted.bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
 
@@ -154,7 +157,10 @@ def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[s
         raise InvalidConfig(
             f"input_example: {missing[0]!r} is missing; the model needs {', '.join(specs)}",
         )
-    names = [next(iter(specs))] if "" in batch else [name for name in specs if name in batch]
+    if "" in batch:
+        names = [next(iter(specs))]
+    else:
+        names = [name for name in specs if name in batch]
     arrays = {}
     for name in names:
         array = np.asarray(batch[name] if name in batch else batch[""])

@@ -220,22 +220,24 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         function = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
         if not function:  # The rules of TextClassificationPipeline.postprocess.
             is_multiple = config.problem_type == "multi_label_classification" or is_single
-            function = (
-                "none"
-                if config.problem_type == "regression"
-                else "sigmoid"
-                if is_multiple
-                else "softmax"
-            )
+            if config.problem_type == "regression":
+                function = "none"
+            elif is_multiple:
+                function = "sigmoid"
+            else:
+                function = "softmax"
         activate = {
             "softmax": partial(torch.softmax, dim=-1),
             "sigmoid": torch.sigmoid,
             "none": torch.nn.Identity(),
         }
         self._activate = activate[function]
-        self.output = (
-            "score" if is_single else "probabilities" if function == "softmax" else "scores"
-        )
+        if is_single:
+            self.output = "score"
+        elif function == "softmax":
+            self.output = "probabilities"
+        else:
+            self.output = "scores"
         self.labels = () if is_single else self.all_labels
 
     def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:

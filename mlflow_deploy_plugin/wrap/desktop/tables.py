@@ -43,7 +43,10 @@ def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise InvalidRequest(f"the file has more than {_MOST_BYTES / 1e6:.0f} MB; split it")
-        body = _excel_to_csv(path) if path.suffix.lower() == ".xlsx" else path.read_bytes()
+        if path.suffix.lower() == ".xlsx":
+            body = _excel_to_csv(path)
+        else:
+            body = path.read_bytes()
         header = body.partition(b"\n")[0]
         if b";" in header and b"," not in header:
             raise InvalidRequest(
@@ -98,9 +101,10 @@ def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
             array = np.broadcast_to(array, (len(records), *array.shape))
         columns = array.reshape(len(records), -1).T
         name = "prediction" if artifact.prediction == (output.name,) else output.name
-        names = (
-            [name] if len(columns) == 1 else [f"{name} {index}" for index in range(len(columns))]
-        )
+        if len(columns) == 1:
+            names = [name]
+        else:
+            names = [f"{name} {index}" for index in range(len(columns))]
         if output.role == "probabilities" and len(artifact.classes) == len(columns):
             names = [f"probability of {label}" for label in artifact.classes]
         predictions |= zip(names, map(_json_values, columns), strict=True)

@@ -346,5 +346,8 @@ def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:
     is_probability = bool(
         ((numbers >= 0).all() & ((numbers.sum(dim=1) - 1).abs() < 1e-3).all()).item(),
     )
-    logs = numbers.clamp_min(1e-30).log() if is_probability else torch.log_softmax(numbers, dim=1)
+    if is_probability:
+        logs = numbers.clamp_min(1e-30).log()
+    else:
+        logs = torch.log_softmax(numbers, dim=1)
     return -logs[torch.arange(len(truth)), torch.from_numpy(truth.astype(np.int64))]

@@ -122,11 +122,10 @@ class RobustnessReport:
         ]
         lines.append(("none", "", f"{self.clean:.4f}", "", "", ""))
         for point in self.points:
-            cells = (
-                ("refused", "")
-                if point.value is None
-                else (f"{point.value:.4f}", f"{point.loss:+.4f}")
-            )
+            if point.value is None:
+                cells = ("refused", "")
+            else:
+                cells = (f"{point.value:.4f}", f"{point.loss:+.4f}")
             no_number = f"{point.no_number:.1%}" if point.no_number else ""
             lines.append(
                 (point.disturbance, f"{point.strength:g}", *cells, no_number, point.variant),
@@ -255,9 +254,10 @@ def robustness(
         model = load_version(folder)
         rows, source = read_data(data, model.artifact)
         labelled = labelled_rows(rows, source, target, model.artifact, seed, max_rows)
-        run = (
-            run_of_model(resolved, model.artifact.run_id, model.artifact.model_id) if log else None
-        )
+        if log:
+            run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id)
+        else:
+            run = None
         # A user who requests an attack consents to run the original's code, which the
         # attack needs.
         find_gradient = partial(

@@ -125,9 +125,10 @@ class Baseline:
         """
         sign = 1.0 if HIGHER_IS_BETTER[self.metric] else -1.0
         is_relative = self.metric in RELATIVE_METRICS
-        scale = (
-            max(abs(self.value), spread(self.predicted.prediction), 1e-12) if is_relative else 1.0
-        )
+        if is_relative:
+            scale = max(abs(self.value), spread(self.predicted.prediction), 1e-12)
+        else:
+            scale = 1.0
         return sign * (self.value - value) / scale
 
 

@@ -124,7 +124,10 @@ class LoadedOnnx:
         """
         names = self.model.schema.names
         # Without names, all arrays go to the single unnamed tensor.
-        columns = {name: rows[name] for name in names if name in rows} if any(names) else dict(rows)
+        if any(names):
+            columns = {name: rows[name] for name in names if name in rows}
+        else:
+            columns = dict(rows)
         if not columns or not len(next(iter(columns.values()))):
             raise SchemaMismatch(f"the rows have none of the model's columns {', '.join(names)}")
         return self.model.schema.from_columns(columns)

@@ -222,11 +222,10 @@ def _table(rows: Any, width: int) -> Array:
             raise ValueError(
                 f"row {row} is {values!r}; expected a record or a list of {width} values",
             )
-    table = (
-        rows
-        if isinstance(rows, np.ndarray)
-        else np.array([list(row) for row in rows], dtype=object)
-    )
+    if isinstance(rows, np.ndarray):
+        table = rows
+    else:
+        table = np.array([list(row) for row in rows], dtype=object)
     if table.ndim != 2 or table.shape[1] != width:
         raise ValueError(f"the array has the shape {list(table.shape)}; expected [rows, {width}]")
     return table
@@ -261,9 +260,10 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
     """
     name = column["name"]
     kind = column["type"]
-    listed = (
-        values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
-    )
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        listed = values.tolist()
+    else:
+        listed = values
     if kind == "string":
         texts = [missing if value is None or value != value else value for value in listed]
         for row, text in enumerate(texts):
@@ -305,11 +305,10 @@ def main(arguments: list[str] | None = None) -> None:
             newline="",
             encoding="utf-8-sig",
         ) as lines:  # Spreadsheets may write a byte order mark.
-            rows = (
-                json.load(lines)
-                if file.endswith(".json")
-                else [model.parse_texts(row) for row in csv.DictReader(lines)]
-            )
+            if file.endswith(".json"):
+                rows = json.load(lines)
+            else:
+                rows = [model.parse_texts(row) for row in csv.DictReader(lines)]
     except (OSError, ValueError) as error:
         sys.exit(
             f"Error: the file {file} cannot be read: {getattr(error, 'strerror', None) or error}",

@@ -133,7 +133,10 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
         is_array = info.get("type") == "ndarray" and not (
             schema and "inputs" in schema.input_names()
         )
-        document = orjson.loads((folder / info["artifact_path"]).read_bytes()) if is_array else None
+        if is_array:
+            document = orjson.loads((folder / info["artifact_path"]).read_bytes())
+        else:
+            document = None
         if (
             isinstance(document, dict) and "inputs" in document
         ):  # MLflow 3.17 cannot read the examples of 2.9 and 2.14.
@@ -163,11 +166,10 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
         return tensors.get("", tensors)
     names = [str(name) for name in signature.inputs.input_names()]
     converter = converter_for(model)
-    boundary = (
-        converter.known_values(model, names)
-        if hasattr(converter, "known_values")
-        else BoundaryValues()
-    )
+    if hasattr(converter, "known_values"):
+        boundary = converter.known_values(model, names)
+    else:
+        boundary = BoundaryValues()
     columns = {}
     for name, spec in zip(names, signature.inputs.inputs, strict=True):
         kind = getattr(spec.type, "name", str(spec.type))

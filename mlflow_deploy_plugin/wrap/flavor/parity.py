@@ -375,7 +375,10 @@ class _ParityProof:
         agreement = compare(want, got, tolerance)
         by_row = agreement.by_row()
         beyond = ~by_row.same
-        ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
+        if output.role == "label":
+            ties = beyond & tied
+        else:
+            ties = np.zeros(len(beyond), dtype=bool)
         move_weights = self._converted.move_weights
         if (group.may_tie or move_weights) and beyond.any():
             rows = group.batch.take(np.flatnonzero(beyond))

@@ -80,11 +80,10 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     except OnnxserveError:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
-        text = (
-            "a field has no valid dataType"
-            if isinstance(error, AttributeError)
-            else str(error).rpartition("\n")[2]
-        )
+        if isinstance(error, AttributeError):
+            text = "a field has no valid dataType"
+        else:
+            text = str(error).rpartition("\n")[2]
         reason = re.sub(
             r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$",
             "",

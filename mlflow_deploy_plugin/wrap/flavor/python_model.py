@@ -330,7 +330,10 @@ def typed_columns_options(
     """Return flavor and arguments for a model that needs categorical or duration
     columns; None for other models.
     """
-    rows = table.head(_COMPARED_ROWS) if isinstance(table, pd.DataFrame) else pd.DataFrame()
+    if isinstance(table, pd.DataFrame):
+        rows = table.head(_COMPARED_ROWS)
+    else:
+        rows = pd.DataFrame()
     dtypes = {
         str(name): dtype
         for name, dtype in rows.dtypes.items()
@@ -484,7 +487,9 @@ def net_options(
 
 def _head(data: Batch) -> slice:
     """Return the positions of the rows that MLflow saves."""
-    return slice(0, EXAMPLE_ROWS) if data.has_rows else slice(0, None)
+    if data.has_rows:
+        return slice(0, EXAMPLE_ROWS)
+    return slice(0, None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -548,7 +548,9 @@ class _Origin:
 
     @property
     def run_id(self) -> str | None:
-        return None if self.run is None else str(self.run.info.run_id)
+        if self.run is None:
+            return None
+        return str(self.run.info.run_id)
 
 
 def _find_origin(client: MlflowClient, resolved: ResolvedModel, mlmodel: Model | None) -> _Origin:
@@ -662,11 +664,10 @@ def load_folder(folder: Path, source: str) -> Original:
         pyfunc.get("loader_module", f"mlflow.{names[0]}" if names else "mlflow.pyfunc.model"),
     )
     if not names or not loader.startswith(f"mlflow.{names[0]}"):
-        what = (
-            "a custom Python class"
-            if loader.startswith("mlflow.pyfunc.")
-            else f"custom Python code for {loader}"
-        )
+        if loader.startswith("mlflow.pyfunc."):
+            what = "a custom Python class"
+        else:
+            what = f"custom Python code for {loader}"
         raise errors.ConversionError(
             f"{source} cannot be converted to ONNX: it is {what}; it can be served as pyfunc "
             "without conversion",

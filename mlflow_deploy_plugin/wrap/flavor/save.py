@@ -261,9 +261,10 @@ def log_model(
             event_time=event_time,
         )
     except (ConversionError, ParityError) as error:
-        flavor = (
-            pyfunc_flavor(model, pyfunc_predict_fn, input_example) if fallback == "pyfunc" else None
-        )
+        if fallback == "pyfunc":
+            flavor = pyfunc_flavor(model, pyfunc_predict_fn, input_example)
+        else:
+            flavor = None
         if flavor is None:
             raise with_alternative(error, model, pyfunc_predict_fn) from (error.__cause__ or error)
         if explain:
@@ -287,16 +288,14 @@ def log_model(
         return info
     info = log_wrapped(wrapped, **mlflow_options)
     _log_dataset(info.run_id, wrapped.data)
-    logged = (
-        f"{registered_model_name} version {info.registered_model_version}"
-        if registered_model_name
-        else info.name
-    )
-    proof = (
-        f"{wrapped.report.state} on {wrapped.report.rows:,} rows"
-        if wrapped.report.rows
-        else wrapped.report.state
-    )
+    if registered_model_name:
+        logged = f"{registered_model_name} version {info.registered_model_version}"
+    else:
+        logged = info.name
+    if wrapped.report.rows:
+        proof = f"{wrapped.report.state} on {wrapped.report.rows:,} rows"
+    else:
+        proof = wrapped.report.state
     eprint(f"Logged {logged} as ONNX: {proof}.")
     if explain:
         try:
@@ -393,7 +392,10 @@ class PyfuncModel:
             if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked the column's name.
                 data = data.set_axis(list(schema.names), axis=1)
             by_name = schema.columns or len(schema.tensors) > 1
-            feeds = Batch(data).feeds(schema) if by_name else schema.from_array(data.to_numpy())
+            if by_name:
+                feeds = Batch(data).feeds(schema)
+            else:
+                feeds = schema.from_array(data.to_numpy())
         elif isinstance(data, Mapping):
             listed = (np.ndarray, list, tuple)
             feeds = schema.from_columns(

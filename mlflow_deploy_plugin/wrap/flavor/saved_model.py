@@ -280,11 +280,15 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
     """Return the git commit, the environment, and the digest of the run's dataset or,
     without a dataset, of `batch`.
     """
-    dataset = (
-        {} if batch is None else {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
-    )
+    if batch is None:
+        dataset = {}
+    else:
+        dataset = {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
     run = mlflow.active_run()
-    inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs if run is not None else []
+    if run is not None:
+        inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+    else:
+        inputs = []
     if users := [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]:
         dataset = {"dataset_digest": users[-1].digest, "dataset_name": users[-1].name}
     commit = _git("rev-parse", "HEAD")

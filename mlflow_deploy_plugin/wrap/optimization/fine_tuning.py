@@ -164,7 +164,9 @@ def _example(base: LoadedOnnx, rows: NamedArrays) -> ModelData:
     example: NamedArrays | Array = next(iter(some.values()))
     if all(names):
         example = {name: some[name] for name in names}
-    return pd.DataFrame(example) if base.artifact.columns else example
+    if base.artifact.columns:
+        return pd.DataFrame(example)
+    return example
 
 
 def _tensor_names(artifact: Artifact) -> tuple[list[str], list[str]]:

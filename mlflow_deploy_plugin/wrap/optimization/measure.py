@@ -63,7 +63,10 @@ class FormCost:
         """Return True if the form is faster by at least 5 % in the median, and faster
         in three of four rounds.
         """
-        upper = self.upper_ratio[rows] if rows else geometric_mean(self.upper_ratio.values())
+        if rows:
+            upper = self.upper_ratio[rows]
+        else:
+            upper = geometric_mean(self.upper_ratio.values())
         return self.speed(rows) < _FASTER and upper < 1
 
 

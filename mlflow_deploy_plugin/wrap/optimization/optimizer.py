@@ -600,7 +600,10 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
     if is_auto:
         if faster := [form for form in within if form.cost.is_faster(rows)]:
             return replace(done, chosen=min(faster, key=lambda form: form.cost.speed(rows)).name)
-        of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows combined"
+        if rows:
+            of = f"requests of {rows:,} rows"
+        else:
+            of = "requests of 1, 8 and 1,000 rows combined"
         return replace(
             done,
             reason=f"no form within a loss of {done.max_loss:g} was faster than {done.base} "

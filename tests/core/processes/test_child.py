@@ -89,9 +89,9 @@ def new_child() -> Iterator[New]:
         made.append(
             Child(
                 [sys.executable, "-c", code, *arguments],
-                **options,
+                **options,  # type: ignore[arg-type]
             )
-        )  # type: ignore[arg-type]
+        )
         return made[-1]
 
     yield make

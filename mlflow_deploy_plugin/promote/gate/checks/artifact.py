@@ -116,11 +116,10 @@ def check_agreement(
     reason = f"made from {where}, where {proof.reason}; {agreement}"
     if agreement.loss <= evaluation.margin:
         return CheckResult(PARITY, "passed", reason, figures)
-    hint = (
-        ""
-        if labelled is not None
-        else "; an evaluation dataset in the policy measures the loss of the metric"
-    )
+    if labelled is not None:
+        hint = ""
+    else:
+        hint = "; an evaluation dataset in the policy measures the loss of the metric"
     return CheckResult(
         PARITY,
         "failed",

@@ -322,11 +322,10 @@ def _content(
             name = f"{described.endpoint}.{body.name}"
             content[media_type] = {"schema": _reference(name)}
             if name not in components:  # Several paths have the same body.
-                schema = (
-                    body.schema(described.schema)
-                    if isinstance(body, RequestBody)
-                    else body.schema(described.artifact)
-                )
+                if isinstance(body, RequestBody):
+                    schema = body.schema(described.schema)
+                else:
+                    schema = body.schema(described.artifact)
                 components[name] = _with_references(schema, f"{described.endpoint}.", components)
             if isinstance(body, RequestBody) and (
                 example := body.example(described.schema, described.example)

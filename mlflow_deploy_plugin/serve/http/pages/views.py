@@ -163,17 +163,19 @@ def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint)
         "isTable": bool(schema.columns),
         "fields": [asdict(field) for field in fields],
     }
-    pasted = (
-        csv_example(schema, example)
-        if schema.columns
-        else _json_text(invocations_example(schema, example))
-    )
+    if schema.columns:
+        pasted = csv_example(schema, example)
+    else:
+        pasted = _json_text(invocations_example(schema, example))
     return {"fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
 
 
 def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
     """Return the routes, the fields and an example of the endpoint."""
-    scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
+    if request.headers.get("x-forwarded-proto") == "https":
+        scheme = "https"
+    else:
+        scheme = server.spec.scheme
     host = request.headers.get("host", "")
     host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
     schema = subject.schema
@@ -298,9 +300,10 @@ def _request_rows(
     shows_values: bool,
 ) -> list[dict[str, Any]]:
     """Return the requests as JSON, or only those that `find` finds."""
-    captured = (
-        _captured_requests(server, {row[4].encode() for row in recent}) if shows_values else {}
-    )
+    if shows_values:
+        captured = _captured_requests(server, {row[4].encode() for row in recent})
+    else:
+        captured = {}
     rows = []
     for row in recent:
         capture = captured.get(row[4].encode())
@@ -610,7 +613,10 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
     # The only tensor may have no name in the signature; then the graph's name is used.
     values = example.values.get(tensor.name, example.values.get(name))
     is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
-    example_text = "" if values is None else dump_json(values[:1] if is_row else values).decode()
+    if values is None:
+        example_text = ""
+    else:
+        example_text = dump_json(values[:1] if is_row else values).decode()
     type = f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}"
     words = (
         f"{_KIND_WORDS['str' if tensor.dtype == 'str' else np.dtype(tensor.dtype).kind][1]}, "

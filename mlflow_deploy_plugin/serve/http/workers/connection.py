@@ -120,9 +120,10 @@ class HttpConnection(asyncio.Protocol):
             low=0,
         )
         is_tls = transport.get_extra_info("sslcontext") is not None
-        self._write_bytes = (
-            partial(_write_in_pieces, self._transport) if is_tls else self._transport.write
-        )
+        if is_tls:
+            self._write_bytes = partial(_write_in_pieces, self._transport)
+        else:
+            self._write_bytes = self._transport.write
         peer = transport.get_extra_info("peername")
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
         self._caller = certificate_name(transport.get_extra_info("peercert"))
@@ -197,11 +198,10 @@ class HttpConnection(asyncio.Protocol):
         self._is_blocked = False
         self._app.blocked_connections.pop(self, None)
         if self._exchange is not None:
-            self._deadline = (
-                math.inf
-                if self._exchange.is_whole
-                else self._app.now + self._limits.request_seconds
-            )
+            if self._exchange.is_whole:
+                self._deadline = math.inf
+            else:
+                self._deadline = self._app.now + self._limits.request_seconds
             self._exchange.resume_sending()
         if self._phase is _IDLE:
             self._wait_for_next()
@@ -216,7 +216,10 @@ class HttpConnection(asyncio.Protocol):
         self._is_ending = True
         if self._phase in (_NEW, _IDLE) and not self._is_blocked:
             now = self._app.now
-            used = now if self._phase is _NEW else self._deadline - self._limits.keep_alive_seconds
+            if self._phase is _NEW:
+                used = now
+            else:
+                used = self._deadline - self._limits.keep_alive_seconds
             self._deadline = max(now, min(used, now) + _UNDERWAY_SECONDS)
 
     # The deadlines, and the actions after them.
@@ -498,9 +501,10 @@ class HttpConnection(asyncio.Protocol):
         """Set the deadline of a complete request: the model may take any time, but the
         client must read.
         """
-        self._deadline = (
-            self._app.now + self._limits.request_seconds if self._is_blocked else math.inf
-        )
+        if self._is_blocked:
+            self._deadline = self._app.now + self._limits.request_seconds
+        else:
+            self._deadline = math.inf
 
     def _wait_for_next(self) -> None:
         if self._is_blocked:

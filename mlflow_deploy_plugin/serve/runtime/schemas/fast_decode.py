@@ -325,7 +325,10 @@ class _ColumnDecoder:
                 _SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]]),
             )
         names = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
-        self._blocks = tuple(names.get(group.column_type, "") for group in groups) if blocks else ()
+        if blocks:
+            self._blocks = tuple(names.get(group.column_type, "") for group in groups)
+        else:
+            self._blocks = ()
         self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
@@ -398,7 +401,10 @@ def compile_fast_tensor_decoder(
     The result is None if there are texts or a dtype must be converted, except for a
     single tensor that is a matrix.
     """
-    decode_matrix = _compile_matrix_decoder(*bound[0]) if len(bound) == 1 and not shared else None
+    if len(bound) == 1 and not shared:
+        decode_matrix = _compile_matrix_decoder(*bound[0])
+    else:
+        decode_matrix = None
     if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
         return decode_matrix
     tensors = [

@@ -260,9 +260,10 @@ class KubernetesBackend:
         ready = deployment.get("status", {}).get("readyReplicas", 0)
         pods = self._living_pods(spec.name)
         trouble = self._trouble(deployment, pods)
-        reason = (
-            trouble.text if trouble is not None else kubernetes_status.pending_rollout(deployment)
-        )
+        if trouble is not None:
+            reason = trouble.text
+        else:
+            reason = kubernetes_status.pending_rollout(deployment)
         states = [
             state
             for state in self._read_pods([pod for pod in pods if is_ready(pod)])
@@ -447,7 +448,10 @@ class KubernetesBackend:
         stores do not change.
         """
         url = make_url(self.settings.store_url)
-        where = f" on {socket.gethostname()}" if url.drivername.startswith("sqlite") else ""
+        if url.drivername.startswith("sqlite"):
+            where = f" on {socket.gethostname()}"
+        else:
+            where = ""
         return f"{url.render_as_string(hide_password=True)}{where}"
 
     def _is_ours(self, document: Document) -> bool:
@@ -534,11 +538,10 @@ class KubernetesBackend:
                         f"{spec.name}: its Deployment was deleted during the rollout",
                     )
                 pending_work = kubernetes_status.pending_rollout(deployment)
-                pods = (
-                    self._newest_pods(deployment)
-                    if pending_work != kubernetes_status.UNSEEN
-                    else []
-                )
+                if pending_work != kubernetes_status.UNSEEN:
+                    pods = self._newest_pods(deployment)
+                else:
+                    pods = []
                 trouble = self._trouble(deployment, pods)
                 if trouble is not None and trouble.is_final:
                     raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")

@@ -307,9 +307,10 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         for name, variant in endpoint.variants.items()
     )
     step = "applying the change" if is_loaded else "loading the model"
-    pending = (
-        "" if len(informed) >= count else f"{step}, {len(informed)} of {count} workers have it"
-    )
+    if len(informed) >= count:
+        pending = ""
+    else:
+        pending = f"{step}, {len(informed)} of {count} workers have it"
     return AppliedSpec(True, pending, errors, missing, endpoint)
 
 

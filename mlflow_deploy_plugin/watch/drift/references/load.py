@@ -99,9 +99,10 @@ class LogReference:
         the log. Raises NotFound.
         """
         versions = hourly.window_versions(self.log, self.endpoint, self.sampled)
-        rows = (
-            versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
-        )
+        if self.version:
+            rows = versions.get((self.model, self.version), 0)
+        else:
+            rows = sum(versions.values())
         key = f"projected {self.sampled} {self.model} {self.version} {rows}"
         if self.log.since is not None:
             key += f" {self.log.since.isoformat()}"
@@ -245,11 +246,10 @@ def _past(
         raise NotFound(
             f"the reference is empty: no rows of {request.endpoint!r} were captured in {span}",
         )
-    same = (
-        hourly.window_versions(request.log, request.endpoint, sampled)
-        if span != sampled
-        else versions
-    )
+    if span != sampled:
+        same = hourly.window_versions(request.log, request.endpoint, sampled)
+    else:
+        same = versions
     if (model, version) in versions and (model, version) in same:
         return LogReference(request.log, request.endpoint, model, version, span, sampled), []
     sources = ", ".join(f"{other_model} version {number}" for other_model, number in versions)
@@ -305,11 +305,10 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
     bins, notes = freeze_table(rows.table, spec.columns, rows.shown, left_out)
     key = bins_digest(bins)
-    pieces = (
-        log_reference.pieces(bins, key, rows.table, window)
-        if log_reference
-        else _cut(bins, key, rows, window)
-    )
+    if log_reference:
+        pieces = log_reference.pieces(bins, key, rows.table, window)
+    else:
+        pieces = _cut(bins, key, rows, window)
     return DriftReference(bins, key, pieces, rows.table, rows.model_id, (*rows.notes, *notes))
 
 
@@ -335,9 +334,10 @@ def load_segment_references(
     other references. Raises the errors of `load_reference`.
     """
     kind = request.spec.reference_kind
-    log_reference = (
-        _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
-    )
+    if kind in _LOG_REFERENCES:
+        log_reference = _LOG_REFERENCES[kind](request, model, version)[0]
+    else:
+        log_reference = None
     times = event_times(whole.sample)
     window = request.window
     parts = []

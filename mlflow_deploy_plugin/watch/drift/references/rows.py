@@ -269,11 +269,10 @@ def _read_dataset(uri: str) -> _Dataset:
             [fragment.metadata for fragment in data.get_fragments()],
             min(MAX_ROWS / max(count, 1), 1),
         )
-        table = (
-            data.take(sample_positions(count, MAX_ROWS, SEED))
-            if count > MAX_ROWS
-            else data.to_table()
-        )
+        if count > MAX_ROWS:
+            table = data.take(sample_positions(count, MAX_ROWS, SEED))
+        else:
+            table = data.to_table()
         if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
             raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
         return _Dataset(dataset_name(uri), table, count, False)

@@ -223,11 +223,10 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
         codes = _codes(texts)
         hashes = distinct(np.sort(hash_texts(texts)))
         rare = np.array([len(text) for text in texts if text not in codes], np.int64)
-        ends = (
-            np.append(np.quantile(rare, np.arange(_LENGTHS) / _LENGTHS), rare.max() + 1)
-            if len(rare)
-            else rare
-        )
+        if len(rare):
+            ends = np.append(np.quantile(rare, np.arange(_LENGTHS) / _LENGTHS), rare.max() + 1)
+        else:
+            ends = rare
         lengths = np.unique(np.ceil(ends).astype(np.int64))
         return CategoryBins(codes, "category", hashes, arrow_type=arrow_type, lengths=lengths)
     values = round_to_reference(reference.values[~np.isnan(reference.values)], arrow_type)

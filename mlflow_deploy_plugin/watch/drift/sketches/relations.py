@@ -128,9 +128,10 @@ def correlation_change(
         for rows, codes in zip(sides, (before[name], now[name]), strict=True):
             rows += list(scores[codes].T)
         columns += [name] * scores.shape[1]
-        values = (
-            [f"={value}" for value in frozen.codes] if isinstance(frozen, CategoryBins) else [""]
-        )
+        if isinstance(frozen, CategoryBins):
+            values = [f"={value}" for value in frozen.codes]
+        else:
+            values = [""]
         titles += [f"{name}{value}" for value in values[: scores.shape[1]]]
     if len({*columns}) < 2 or min(len(rows[0]) for rows in sides) < _FEWEST:
         return ""

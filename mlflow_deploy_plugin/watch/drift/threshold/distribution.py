@@ -105,9 +105,10 @@ class HoldOutAlarms:
         return clopper_pearson_bounds(self.share * self.effective_n, self.effective_n, 0.95)
 
     def describe(self, rate: float) -> str:
-        rate_text = (
-            f", at {self.rate:.3g}, the next supported rate" if self.rate > rate + 1e-9 else ""
-        )
+        if self.rate > rate + 1e-9:
+            rate_text = f", at {self.rate:.3g}, the next supported rate"
+        else:
+            rate_text = ""
         low, high = self.interval
         share = f"{self.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
         return f"measured {self.how}{rate_text}: {self.alarms} of {self.windows} ({share})"

@@ -55,7 +55,10 @@ def read_boosting(estimator: Estimator) -> Boosting:
     """Return the trees of a fitted booster. Raises NotImplementedError for unsupported
     categories or objectives.
     """
-    booster = estimator.native_booster if isinstance(estimator, NativeBooster) else estimator
+    if isinstance(estimator, NativeBooster):
+        booster = estimator.native_booster
+    else:
+        booster = estimator
     return _READERS[library_of(booster)](booster)
 
 
@@ -335,7 +338,10 @@ def _lightgbm_trees(
         elif kind == "Zero" and default_left != (threshold >= 0):
             raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
         if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads numbers in this range as 0.
-            threshold = _LIGHTGBM_ZERO if threshold >= 0 else np.nextafter(-_LIGHTGBM_ZERO, -np.inf)
+            if threshold >= 0:
+                threshold = _LIGHTGBM_ZERO
+            else:
+                threshold = np.nextafter(-_LIGHTGBM_ZERO, -np.inf)
         rows.append((0, 0.0, 0, 0, False, 0.0))
         left = add(node["left_child"])
         right = add(node["right_child"])

@@ -92,11 +92,10 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
             wide = added.node("Cast", [entry.full_name], to=TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
             for test, bound in tests.items():
-                limit = (
-                    np.asarray(bound, float)[start:end]
-                    if len(bound) > 1
-                    else np.asarray(bound, float)
-                )
+                if len(bound) > 1:
+                    limit = np.asarray(bound, float)[start:end]
+                else:
+                    limit = np.asarray(bound, float)
                 outside = added.node(test, [wide, limit])
                 yield f"its {name} {reason}", added.node("Cast", [outside], to=TensorProto.FLOAT)
             start = end

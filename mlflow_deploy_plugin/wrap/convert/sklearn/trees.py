@@ -445,11 +445,10 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
     width = int(estimator.n_trees_per_iteration_)
     trees = []
-    is_categorical = (
-        np.zeros(estimator.n_features_in_, bool)
-        if estimator.is_categorical_ is None
-        else estimator.is_categorical_
-    )
+    if estimator.is_categorical_ is None:
+        is_categorical = np.zeros(estimator.n_features_in_, bool)
+    else:
+        is_categorical = estimator.is_categorical_
     # Trees read categorical columns first.
     columns = np.concatenate([np.flatnonzero(is_categorical), np.flatnonzero(~is_categorical)])
     for predictor in (predictor for iteration in estimator._predictors for predictor in iteration):

@@ -69,10 +69,10 @@ def test_columns_may_come_in_any_order_with_others_among_them() -> None:
                     "d": [1],
                     "s": ["x"],
                     "b": [True],
-                    "more": 1,
+                    "more": 1,  # type: ignore[dict-item]
                 }
             )
-        )  # type: ignore[dict-item]
+        )
         == wanted
     )
     assert as_lists(MIXED.from_array([["x", 1.0, 2, True]])) == wanted

@@ -31,9 +31,10 @@ def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
     """
     if getattr(model, "_infrequent_enabled", False):
         raise NotImplementedError("OrdinalEncoder with infrequent categories")
-    unknown = (
-        float(model.unknown_value) if model.handle_unknown == "use_encoded_value" else _NO_COLUMN
-    )
+    if model.handle_unknown == "use_encoded_value":
+        unknown = float(model.unknown_value)
+    else:
+        unknown = _NO_COLUMN
     parts = []
     for position, (column, categories) in enumerate(
         zip(rows.columns(), model.categories_, strict=True),
@@ -73,9 +74,10 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
     for position, (column, categories) in enumerate(
         zip(rows.columns(), model.categories_, strict=True),
     ):
-        grouped = (
-            model._default_to_infrequent_mappings[position] if model._infrequent_enabled else None
-        )
+        if model._infrequent_enabled:
+            grouped = model._default_to_infrequent_mappings[position]
+        else:
+            grouped = None
         codes = np.arange(len(categories)) if grouped is None else np.asarray(grouped)
         infrequent = -1 if grouped is None else int(codes.max())
         dropped = None if model.drop_idx_ is None else model.drop_idx_[position]

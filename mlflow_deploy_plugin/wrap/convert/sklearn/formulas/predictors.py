@@ -70,7 +70,10 @@ def dummy_classes(model: DummyClassifier, rows: Rows) -> tuple[TracedArray, Trac
         best = int(np.flatnonzero(model.classes_ == np.ravel(model.constant)[0])[0])
     else:
         best = int(np.argmax(model.class_prior_))
-    likely = model.class_prior_ if model._strategy == "prior" else np.eye(len(model.classes_))[best]
+    if model._strategy == "prior":
+        likely = model.class_prior_
+    else:
+        likely = np.eye(len(model.classes_))[best]
     return rows.full(float(best)).astype(np.int64), np.stack(
         [rows.full(float(value)) for value in likely],
         axis=1,

@@ -244,7 +244,10 @@ class Rows:
         if method == "decision_function":
             return scores[:, 0] if single else scores
         if method in ("predict", "label"):
-            position = (scores[:, 0] > 0).astype(np.int64) if single else np.argmax(scores, axis=1)
+            if single:
+                position = (scores[:, 0] > 0).astype(np.int64)
+            else:
+                position = np.argmax(scores, axis=1)
             return _classes_at(estimator, position, method)
         by_class = isinstance(estimator, SGDClassifier)
         if is_logistic(estimator):

@@ -89,11 +89,10 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
             to=TensorProto.INT64,
         )
         column = graph.node("Mod", [graph.node("Abs", [hashed]), [vectorizer.n_features]])
-        signs = (
-            graph.node("Sign", [hashed])
-            if vectorizer.alternate_sign
-            else graph.node("Equal", [hashed, hashed])
-        )
+        if vectorizer.alternate_sign:
+            signs = graph.node("Sign", [hashed])
+        else:
+            signs = graph.node("Equal", [hashed, hashed])
         is_token = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
         values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), is_token])
         rows = graph.node("Shape", [tokens], start=0, end=1)
@@ -241,7 +240,10 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         ),
         "else_branch": (other, _replaced(other, vectorizer, texts)),
     }
-    pattern = r"[\x00-\x7F]*" if isinstance(vectorizer.strip_accents, str) else f"[^İ{_SIGMA}]*"
+    if isinstance(vectorizer.strip_accents, str):
+        pattern = r"[\x00-\x7F]*"
+    else:
+        pattern = f"[^İ{_SIGMA}]*"
     is_plain = graph.node(
         "Cast",
         [graph.node("RegexFullMatch", [texts], pattern=pattern)],
@@ -483,11 +485,10 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     """Return the regular expression of words. A word is a maximal run of characters of
     one class.
     """
-    pattern = (
-        vectorizer.token_pattern
-        if vectorizer.tokenizer is None
-        else _pattern_of(vectorizer.tokenizer)
-    )
+    if vectorizer.tokenizer is None:
+        pattern = vectorizer.token_pattern
+    else:
+        pattern = _pattern_of(vectorizer.tokenizer)
     match = _TOKENS.fullmatch(pattern)
     second = match and match["second"]
     if (

@@ -50,7 +50,10 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     """Return predictions, or a classifier's decision, probabilities and scores. A
     positive score means class 1.
     """
-    boosting = histogram_boosting(model) if hasattr(model, "_predictors") else read_boosting(model)
+    if hasattr(model, "_predictors"):
+        boosting = histogram_boosting(model)
+    else:
+        boosting = read_boosting(model)
     x = _features(model, rows, boosting)
     if (
         boosting.slopes
@@ -87,7 +90,10 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     by_position: Mapping[int, Iterable[Category]] = (
         categories_of(model) if hasattr(model, "_predictors") else {}
     )
-    columns = rows.columns() if by_position or boosting.categories or rows.has_texts else []
+    if by_position or boosting.categories or rows.has_texts:
+        columns = rows.columns()
+    else:
+        columns = []
     if columns and not by_position:
         positions = [
             position for position, column in enumerate(columns) if column.dtype.kind in "iO"
@@ -145,9 +151,10 @@ def grown(model: Estimator, rows: Rows) -> Answer:
     """
     members = getattr(model, "estimators_", [model])
     columns = getattr(model, "estimators_features_", [None] * len(members))
-    sizes = (
-        np.ravel(model.n_classes_).tolist() if is_classifier(model) else [1] * members[0].n_outputs_
-    )
+    if is_classifier(model):
+        sizes = np.ravel(model.n_classes_).tolist()
+    else:
+        sizes = [1] * members[0].n_outputs_
     trees: list[Tree] = []
     for tree, read in zip((member.tree_ for member in members), columns, strict=True):
         leaves = [tree.value[:, output, :size] for output, size in enumerate(sizes)]
@@ -215,11 +222,10 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
     trees = []
     answers = []
     for member in model.estimators_:
-        codes = (
-            np.searchsorted(model.classes_, member.classes_).astype(float)
-            if is_classifier(model)
-            else np.empty(0)
-        )
+        if is_classifier(model):
+            codes = np.searchsorted(model.classes_, member.classes_).astype(float)
+        else:
+            codes = np.empty(0)
         if is_tree(member):
             values = member.tree_.value[:, 0, :]
             trees.append(
@@ -235,9 +241,10 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
                 member,
                 "predict_proba" if hasattr(member, "predict_proba") else "decision_function",
             )
-            position = (
-                (scores > 0).astype(np.int64) if scores.ndim == 1 else np.argmax(scores, axis=1)
-            )
+            if scores.ndim == 1:
+                position = (scores > 0).astype(np.int64)
+            else:
+                position = np.argmax(scores, axis=1)
             answers.append(take(codes, position))
     if answers:
         return np.stack(answers, axis=1)

@@ -99,11 +99,10 @@ def _intervals(fitted: Estimator, name: str) -> Computed:
             np.digitize(x, edges[1:-1], right=True).astype(np.float64),
         )
 
-    refused = (
-        {"Less": edges[:1], "Greater": edges[-1:]}
-        if getattr(fitted, "errors", "") == "raise"
-        else None
-    )
+    if getattr(fitted, "errors", "") == "raise":
+        refused = {"Less": edges[:1], "Greater": edges[-1:]}
+    else:
+        refused = None
     finite = [edges[np.isfinite(edges)]]
     return Computed(compute, "accepts only numbers within its intervals", refused, edges=finite)
 
@@ -158,11 +157,10 @@ def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
                     related = partial(_filled, related, fitted.fill_value)
                 for reference, name in product(fitted.reference, fitted.variables_):
                     columns = list(dict.fromkeys([name, reference]))
-                    tests = (
-                        {"Equal": [np.nan, 0.0][-len(columns) :]}
-                        if divides and fitted.fill_value is None
-                        else None
-                    )
+                    if divides and fitted.fill_value is None:
+                        tests = {"Equal": [np.nan, 0.0][-len(columns) :]}
+                    else:
+                        tests = None
                     reason = "does not accept a divisor of 0"
                     yield (
                         Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), reason, tests),
