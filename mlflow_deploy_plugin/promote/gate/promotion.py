@@ -245,7 +245,8 @@ class _Request:
         reason = self.rollback_refusal
         if reason and not force:
             state = tags.gate_status_of(self.entry.tags).state
-            raise self.refused(trail, tags.GateStatus(False, state, reason), reason)
+            self.record(trail, "refused", tags.GateStatus(False, state, reason))
+            raise GateRefused(reason)
 
     def require_gate(
         self,
@@ -260,11 +261,11 @@ class _Request:
         if status.passed or force:
             return status
         report = f"; report: {status.report}" if status.report else ""
-        message = (
+        self.record(trail, "refused", status)
+        raise GateRefused(
             f"{self.candidate.name} version {self.candidate.version} cannot be promoted to "
-            f"{self.place}, because it has not passed its gate: {status.reason}{report}"
+            f"{self.place}, because it has not passed its gate: {status.reason}{report}",
         )
-        raise self.refused(trail, status, message)
 
     def require_approvals(self, trail: Store, status: tags.GateStatus) -> None:
         policy = self.chosen.policy
@@ -272,7 +273,8 @@ class _Request:
         reason = missing_approvals(trail, policy, subject)
         if reason:
             missing = tags.GateStatus(False, status.state, reason, status.report)
-            raise self.refused(trail, missing, reason)
+            self.record(trail, "refused", missing)
+            raise GateRefused(reason)
 
     def require_same_current_version(self) -> None:
         """Raise GateRefused if another version moved to a gated place during the
@@ -287,11 +289,6 @@ class _Request:
                 f"version {now.version} moved to {self.place} while version {version} was "
                 f"judged; promote version {version} again to compare both versions",
             )
-
-    def refused(self, trail: Store, status: tags.GateStatus, message: str) -> GateRefused:
-        """Record the refusal in the audit trail, and return its error."""
-        self.record(trail, "refused", status)
-        return GateRefused(message)
 
     def gate_status(self, force: bool, progress: ProgressCallback) -> tags.GateStatus:
         """Return the gate status of the version for `place`. The gate is run unless
