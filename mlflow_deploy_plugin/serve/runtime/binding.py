@@ -140,11 +140,8 @@ class GraphSession:
             return graph.run(feeds)
         if key not in self._graphs and len(self._graphs) < MAX_GRAPHS:
             graph = CudaGraph(self._session, self._placement, feeds, names, len(self._graphs) + 1)
-            self._graphs[key] = (
-                # After a failed capture, a second run would return the outputs of
-                # another run.
-                None
-            )
+            # After a failed capture, a second run would return the outputs of another run.
+            self._graphs[key] = None
             with suppress(Exception):
                 computed = graph.run(feeds)
                 self._graphs[key] = graph
