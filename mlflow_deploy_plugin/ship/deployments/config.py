@@ -41,7 +41,6 @@ spec.
 _ONNX_FLAVORS = (FLAVOR, "onnx")
 _FLAVORS = (*_ONNX_FLAVORS, PYTHON_FUNCTION)
 _TRAFFIC = "traffic"
-_DATASET = "dataset:"
 _OWN_PREFIX = "_"
 _URI = re.compile(r"[^/]*:")  # MLflow recognises a project's URI by the same rule.
 _FILE = "file://"
@@ -193,7 +192,7 @@ def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str],
     for name, monitor in changed.items():
         try:
             _check_names(spec, monitor, columns)
-            if monitor.kind in KINDS_WITH_REFERENCE and monitor.reference.startswith(_DATASET):
+            if monitor.kind in KINDS_WITH_REFERENCE and monitor.reference_kind == "dataset":
                 _check_dataset(monitor, columns)
         except InvalidConfig as error:
             raise InvalidConfig(f"monitors.{name}.{error.message}") from None
@@ -216,13 +215,13 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[s
             raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
         if (folder := _project_folder(retrain.project)) is not None:
             absolute[project_fields[0]] = str(folder)
-    uri = monitor.reference.removeprefix(_DATASET)
+    uri = monitor.reference_value
     if (
         f"{prefix}reference" in config
-        and monitor.reference.startswith(_DATASET)
+        and monitor.reference_kind == "dataset"
         and not urlparse(uri).scheme
     ):
-        absolute[f"{prefix}reference"] = f"{_DATASET}{absolute_path(uri)}"
+        absolute[f"{prefix}reference"] = f"dataset:{absolute_path(uri)}"
     return absolute
 
 
@@ -341,7 +340,7 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     from mlflow_deploy_plugin.core.registry.datasets import dataset_columns
 
     try:
-        present = dataset_columns(monitor.reference.removeprefix(_DATASET))
+        present = dataset_columns(monitor.reference_value)
     except RegistryUnavailable:
         raise
     except OnnxserveError as error:
