@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -24,7 +25,7 @@ from tests.support.guides import README, ROOT, blocks, section
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = DOCS.parent / "mlflow_deploy_plugin"
 FOLDERS = (".", "docs", "docker", "docker/stack", "projects")
-PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
+PAGES = list(chain.from_iterable(sorted((ROOT / folder).glob("*.md")) for folder in FOLDERS))
 
 
 def test_the_reference_page_is_the_one_that_the_code_makes() -> None:
@@ -102,11 +103,9 @@ def test_the_commands_are_grouped_as_the_guides_in_readme_and_on_the_site() -> N
     commands = groups[groups.index("Options") + 1 :]
     assert commands
     guides = re.findall(r"^\| \*\*(\w+)\*\* \|", section("Guides"), re.MULTILINE)
-    site = [
-        title
-        for entry in yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"]
-        for title in entry
-    ]
+    site = list(
+        chain.from_iterable(yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"])
+    )
     assert guides[: len(commands)] == commands
     assert [title for title in site if title in commands] == commands
 
@@ -147,16 +146,16 @@ def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
         while isinstance(command, click.Group) and words and words[0][0] not in "-…":
             command = command.get_command(click.Context(command), words.pop(0))
         assert command is not None, words
-        declared = {
-            name
-            for parameter in command.params
-            for name in (*parameter.opts, *parameter.secondary_opts)
-        }
-        options = {
-            option
-            for word in words
-            for option in re.findall(r"^(--[a-z][a-z-]*|-[A-Za-z])(?![\w-])", word)
-        }
+        declared = set(
+            chain.from_iterable(
+                (*parameter.opts, *parameter.secondary_opts) for parameter in command.params
+            )
+        )
+        options = set(
+            chain.from_iterable(
+                re.findall(r"^(--[a-z][a-z-]*|-[A-Za-z])(?![\w-])", word) for word in words
+            )
+        )
         assert options <= declared | {"--help", "--version"}, f"onnxserve {command.name} {words}"
 
 
@@ -179,11 +178,8 @@ def test_every_folder_and_module_of_the_glossary_is_there() -> None:
 def test_every_module_and_name_that_the_architecture_sends_to_is_there() -> None:
     page = (DOCS / "architecture.md").read_text()
     folders = ("mlflow_deploy_plugin", "tests", "docs", "docker", "benchmarks")
-    sources = {
-        f"/{path.relative_to(ROOT)}": path.read_text()
-        for top in folders
-        for path in (ROOT / top).rglob("*.py")
-    }
+    modules_of = chain.from_iterable((ROOT / top).rglob("*.py") for top in folders)
+    sources = {f"/{path.relative_to(ROOT)}": path.read_text() for path in modules_of}
     modules = set(re.findall(r"`([\w/]+\.py)`", page))
     paths = {name for name in modules if "/" in name}
     assert {
@@ -192,7 +188,9 @@ def test_every_module_and_name_that_the_architecture_sends_to_is_there() -> None
     assert {
         name for name in modules - paths if not any(path.endswith(f"/{name}") for path in sources)
     } == set()
-    identifiers = {name for source in sources.values() for name in re.findall(r"\w+", source)}
+    identifiers = set(
+        chain.from_iterable(re.findall(r"\w+", source) for source in sources.values())
+    )
     assert {*re.findall(r"`(\w*[A-Z_]\w*)`", page)} - identifiers == set()
 
 
@@ -252,8 +250,5 @@ def _commands(page: str) -> list[list[str]]:
         flags=re.DOTALL | re.MULTILINE,
     )
     start = r"(?:^|[$&|<] |\(|=\S+ )onnxserve ([^|<>&;#$)\n]+)"
-    return [
-        command.split()
-        for pair in code
-        for command in re.findall(start, "\n".join(pair), re.MULTILINE)
-    ]
+    text = "\n".join(chain.from_iterable(code))
+    return [command.split() for command in re.findall(start, text, re.MULTILINE)]

@@ -8,6 +8,7 @@ import sys
 from configparser import ConfigParser
 from importlib import import_module
 from importlib.metadata import distribution, entry_points
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,9 @@ def requirements_of(extra: str) -> set[str]:
         if requirement.marker.evaluate({"extra": ""}):
             continue
         if requirement.name == "mlflow-onnxserve":
-            names |= {name for inner in requirement.extras for name in requirements_of(inner)}
+            names |= set(
+                chain.from_iterable(requirements_of(inner) for inner in requirement.extras)
+            )
         else:
             names.add(requirement.name)
     return names

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -94,7 +95,7 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
 ) -> None:
     first = repository.push(endpoint="")  # there is no version yet for a canary
 
-    assert [(step.name, step.status) for steps in first.values() for step in steps] == [
+    assert [(step.name, step.status) for step in chain.from_iterable(first.values())] == [
         *(
             ("Install", 0),
             ("Test", 0),

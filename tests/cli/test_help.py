@@ -5,6 +5,7 @@ truncation, defaults by click.
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from itertools import chain
 from typing import get_args
 
 import click
@@ -153,7 +154,9 @@ def test_each_option_has_a_sentence_a_metavar_in_our_words_and_its_default_by_cl
 ) -> None:
     command = ALL[path]
     context = click.Context(command, info_name=path)
-    names = [name for option in command.params for name in (*option.opts, *option.secondary_opts)]
+    names = list(
+        chain.from_iterable((*option.opts, *option.secondary_opts) for option in command.params)
+    )
     assert len(names) == len(set(names))
     for option in options(command):
         sentence = " ".join((option.help or "").split())

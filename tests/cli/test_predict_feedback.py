@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS
 from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_tables
 from tests.support.commands import said
 from tests.support.deployments import Models
-from tests.support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter, rows_of
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
@@ -64,7 +64,7 @@ def logged(endpoint: str = "sums") -> list[dict[str, Any]]:
         View(endpoint),
         ["_prediction_id", "_row", "a", "_label", "_segment"],
     )
-    return [row for table in tables for row in table.to_pylist()]
+    return rows_of(tables)
 
 
 def labels(endpoint: str = "sums") -> dict[tuple[float, int], str]:

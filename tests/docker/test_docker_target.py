@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +342,7 @@ def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
     run_docker("rename", flights, f"{flights}.earlier")
     slot = container(f"{flights}.earlier")["Config"]["Labels"]["onnxserve.slot"]
     labels = [f"onnxserve.endpoint={flights}", f"onnxserve.home={home}", f"onnxserve.slot={slot}9"]
-    options = [option for label in labels for option in ("--label", label)]
+    options = list(chain.from_iterable(("--label", label) for label in labels))
     run_docker("create", "--name", f"{flights}.{slot}9", *options, image)
 
     client.update_deployment(flights, config={"capture.fraction": 0.5})

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -115,11 +116,11 @@ class Log:
         window = parse_window("2026-06-01/1d")
         tables = list(log.batches(ENDPOINT, window, ["_prediction_id"]))
         assert log.unreadable == {}
-        return [
-            name
-            for table in tables
-            for name in pc.cast(table.column("_prediction_id"), "string").to_pylist()
-        ]
+        return list(
+            chain.from_iterable(
+                pc.cast(table.column("_prediction_id"), "string").to_pylist() for table in tables
+            )
+        )
 
     def has_all(self, answered: list[str]) -> None:
         """Check that each prediction id is in the log exactly once."""

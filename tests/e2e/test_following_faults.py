@@ -138,12 +138,11 @@ def wanted(served: Served) -> str:
 
 def loaded(served: Served) -> list[str]:
     """Return the version that each worker serves."""
-    return [
-        v.version
-        for w in read_workers(served.state_dir)
-        for e in w.endpoints.values()
-        for v in e.values()
-    ]
+    versions = []
+    for worker in read_workers(served.state_dir):
+        for variants in worker.endpoints.values():
+            versions += [variant.version for variant in variants.values()]
+    return versions
 
 
 def serves(served: Served, version: str) -> bool:

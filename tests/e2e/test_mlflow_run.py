@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,9 @@ def test_a_batch_is_an_entry_point_and_logs_to_the_run_of_the_project(
         "--env-manager",
         "local",
     ]
-    command += [part for name, value in parameters.items() for part in ("-P", f"{name}={value}")]
+    command += list(
+        chain.from_iterable(("-P", f"{name}={value}") for name, value in parameters.items())
+    )
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": store,

@@ -167,7 +167,7 @@ def nothing_fails(platform: Platform) -> Iterator[None]:
     answers = platform.traffic.answers[seen:]
     assert {answer.status for answer in answers} == {200}
     assert {answer.value - 10 for answer in answers} == {
-        float(version) for version in {a.version for a in answers}
+        float(answer.version) for answer in answers
     }
     assert all(answer.value == 10 + float(answer.version) for answer in answers)
 

@@ -4,6 +4,7 @@ provider gets its options.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,7 @@ def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(
     random = np.random.default_rng(1)
     batches = [
         random.random((rows, SIDE), dtype=np.float32)
-        for rows in (1, 8, 1, 32, 7, 8, 128)
-        for _ in range(20)
+        for rows, _ in product((1, 8, 1, 32, 7, 8, 128), range(20))
     ]
     with ThreadPoolExecutor(8) as pool:
         computed = list(pool.map(on_gpu, batches))
@@ -73,8 +73,7 @@ def test_shapes_above_the_limit_run_without_a_graph_beside_those_with_one(graph:
     random = np.random.default_rng(3)
     batches = [
         random.random((rows, SIDE), dtype=np.float32)
-        for _ in range(3)
-        for rows in range(1, MAX_GRAPHS + 6)
+        for _, rows in product(range(3), range(1, MAX_GRAPHS + 6))
     ]
     with ThreadPoolExecutor(8) as pool:
         computed = list(

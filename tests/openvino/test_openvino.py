@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,7 @@ def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(layer: Path
     random = np.random.default_rng(1)
     batches = [
         random.random((rows, SIDE), dtype=np.float32)
-        for rows in (0, 1, 8, 1, 32, 7, 128)
-        for _ in range(10)
+        for rows, _ in product((0, 1, 8, 1, 32, 7, 128), range(10))
     ]
     with ThreadPoolExecutor(4) as pool:
         computed = list(

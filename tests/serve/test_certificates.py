@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +246,9 @@ def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
     ours: Authority,
     settings: dict[str, str],
 ) -> None:
-    options = [
-        part for name, value in settings.items() for part in ("-C", f"server.{name}={value}")
-    ]
+    options = list(
+        chain.from_iterable(("-C", f"server.{name}={value}") for name, value in settings.items())
+    )
     served = serve(
         "-m",
         str(bias_folders["1"]),

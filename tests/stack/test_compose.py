@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_a_profile_adds_its_services_to_the_core(profile: str, more: set[str]) -
 def test_every_port_is_published_on_this_machine_only_and_nothing_of_the_core_but_by_tls() -> None:
     services = read(*PROFILES)["services"]
     ports = {name: service.get("ports", []) for name, service in services.items()}
-    assert {port["host_ip"] for published in ports.values() for port in published} == {"127.0.0.1"}
+    assert {port["host_ip"] for port in chain.from_iterable(ports.values())} == {"127.0.0.1"}
     assert {name for name in CORE if ports[name]} == {"nginx"}
     assert {port["target"] for port in ports["nginx"]} == {8443, 5443}
 
@@ -131,11 +132,9 @@ def test_the_example_of_a_settings_file_has_the_defaults_and_nothing_that_is_unk
 
 def test_every_file_that_is_mounted_is_in_the_checkout() -> None:
     document = yaml.safe_load(COMPOSE.read_text())
-    sources = [
-        volume.split(":")[0]
-        for service in document["services"].values()
-        for volume in service.get("volumes", ())
-    ]
+    services = document["services"].values()
+    volumes = chain.from_iterable(service.get("volumes", ()) for service in services)
+    sources = [volume.split(":")[0] for volume in volumes]
     missing = [
         source
         for source in sources

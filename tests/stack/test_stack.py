@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +225,9 @@ def test_the_world_moves_and_both_the_controller_and_prometheus_tell(
     assert alerts.titles("controller")[0].startswith("onnxserve: flights: Alarm: monitor ")
 
     def fired() -> list[dict[str, Any]]:
-        received = [
-            alert for message in alerts.got.get("/alerts", ()) for alert in message["alerts"]
-        ]
+        received = list(
+            chain.from_iterable(message["alerts"] for message in alerts.got.get("/alerts", ()))
+        )
         return [alert for alert in received if alert["labels"]["alertname"] == "MonitorAlarm"]
 
     alert = wait_until(fired, 120, f"Alertmanager tells; {_last(stack, 'prometheus')}")[0]

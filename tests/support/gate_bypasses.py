@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -533,9 +534,7 @@ def _graphql() -> Iterator[tuple[str, Attempt]]:
         yield f"GraphQL {name} as text", _one(_raw("/graphql", query, "application/graphql"))
 
 
-ATTEMPTS: dict[str, Attempt] = {
-    name: attempt
-    for table in (_values, _encodings, _paths, _other_calls, _in_steps, _graphql)
-    for name, attempt in table()
-}
+ATTEMPTS: dict[str, Attempt] = dict(
+    chain(_values(), _encodings(), _paths(), _other_calls(), _in_steps(), _graphql()),
+)
 """The name of each attempt → the attempt."""

@@ -2,7 +2,7 @@
 
 import itertools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,11 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 ENDPOINT = "flights"
 MODEL = "flight-delay"
 _segments = itertools.count(1)
+
+
+def rows_of(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
+    """Return the rows of the tables, one after another."""
+    return list(itertools.chain.from_iterable(table.to_pylist() for table in tables))
 
 
 def event_table(columns: Mapping[str, Any]) -> pa.Table:

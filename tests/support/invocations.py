@@ -31,7 +31,7 @@ ROWS = [
     ["UA", 1500.0, 23, False],
 ]
 RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
-BY_COLUMN = {name: [row[i] for row in ROWS] for i, name in enumerate(NAMES)}
+BY_COLUMN = dict(zip(NAMES, map(list, zip(*ROWS, strict=True)), strict=True))
 CSV_ROWS = "carrier,distance,hour,holiday\nAA,900.5,20,True\nZürich,300.0,2,False\n"
 ABC = [[1.0, 2.0, 3.0], [4.0, -5.0, 6.5]]
 

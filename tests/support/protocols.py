@@ -1,5 +1,7 @@
 """The protocols of the server, for tests that send a request in each of them."""
 
+from itertools import chain
+
 from mlflow_deploy_plugin.serve.http.routes import expand_path
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.protocol import Protocol, RequestBody
@@ -22,7 +24,7 @@ def protocol_paths(
     """Return all paths of the protocol for an endpoint; a path without a name is the
     default endpoint's.
     """
-    templates = [written for path in protocol.paths for written in expand_path(path, "{{{}}}")]
+    templates = list(chain.from_iterable(expand_path(path, "{{{}}}") for path in protocol.paths))
     return [
         template.format(endpoint=endpoint, version=version, label=label) for template in templates
     ]

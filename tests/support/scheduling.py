@@ -18,9 +18,9 @@ class ContinuedScheduling(LoadFileScheduling):
 
     def remove_node(self, node: WorkerController) -> str | None:
         files = self.assigned_work[node]
-        left = [
-            (tests, test) for tests in files.values() for test, ended in tests.items() if not ended
-        ]
+        left = []
+        for tests in files.values():
+            left += [(tests, test) for test, ended in tests.items() if not ended]
         if left:
             tests, crashed = left[0]
             tests[crashed] = True

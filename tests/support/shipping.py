@@ -1,6 +1,7 @@
 """Captured requests, and their rows in the inference log."""
 
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def rows(tmp_path: Path) -> list[dict[str, Any]]:
-    return [row for file in files(tmp_path) for row in pq.ParquetFile(file).read().to_pylist()]
+    return list(
+        chain.from_iterable(pq.ParquetFile(file).read().to_pylist() for file in files(tmp_path))
+    )
 
 
 def forget_what_is_shipped(folder: Path) -> None:

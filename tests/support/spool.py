@@ -6,6 +6,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ import orjson
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord, decode_layout
-from mlflow_deploy_plugin.serve.spool.frames import FRAME, REFERRING, REQUEST_KIND, payload_at
+from mlflow_deploy_plugin.serve.spool.frames import (
+    FRAME,
+    REFERRING,
+    REQUEST_KIND,
+    payload_at,
+    segments,
+)
 
 # rows, event time, received time, latency, status, lengths of both ids
 _HEAD = struct.Struct("<IqqIHHH")
@@ -41,6 +48,11 @@ class CapturedRequest:
     feeds: dict[str, Array]
     outputs: dict[str, Array]
     masked: dict[str, Array]
+
+
+def read_spool(spool: Path) -> list[CapturedRequest]:
+    """Return the requests of all segments."""
+    return list(chain.from_iterable(read_segment(path)[0] for path in segments(spool)))
 
 
 def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], int]:

@@ -48,20 +48,14 @@ def parsed(page: bytes) -> Page:
     """Return the type, the help text, and the samples by name and labels for each
     family.
     """
-    return {
-        family.name: (
-            family.type,
-            family.documentation,
-            {
-                (
-                    sample.name,
-                    tuple(sorted(sample.labels.items())),
-                ): sample.value
-                for sample in family.samples
-            },
-        )
-        for family in text_string_to_metric_families(page.decode())
-    }
+    families = {}
+    for family in text_string_to_metric_families(page.decode()):
+        values = {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for sample in family.samples
+        }
+        families[family.name] = (family.type, family.documentation, values)
+    return families
 
 
 def fill(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -124,7 +125,7 @@ def plans_on_sqlite(
             database.execute(f"EXPLAIN QUERY PLAN {text}", values).fetchall()
             for text, values in statements
         ]
-    return [step[3] for plan in plans for step in plan]
+    return [step[3] for step in chain.from_iterable(plans)]
 
 
 def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 from sqlalchemy import delete
@@ -24,7 +25,8 @@ def test_processes_that_count_at_the_same_time_lose_no_change(store: Store, stor
     other_stores = [open_store(store_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         futures = [
-            pool.submit(other.count_change, model) for other in other_stores for model in "XY" * 10
+            pool.submit(other.count_change, model)
+            for other, model in product(other_stores, "XY" * 10)
         ]
     assert [future.exception() for future in futures] == [None] * 80
     assert store.recent_changes() == {"X": 40, "Y": 40}

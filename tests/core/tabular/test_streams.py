@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from datetime import date, datetime, time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def stream(content: bytes, kind: FileFormat, **types: pa.DataType) -> RowStream:
 
 
 def joined(blocks: list[RowBlock]) -> tuple[list[int], list[int]]:
-    return [n for block in blocks for n in block.numbers], [
+    return list(chain.from_iterable(block.numbers for block in blocks)), [
         row.number for block in blocks for row in block.bad
     ]
 
@@ -119,7 +120,7 @@ def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(
     numbers, left_out = joined(blocks)
     assert left_out == [row]
     assert numbers == [number for number in range(10_001) if number != row]
-    (rejected,) = (entry for block in blocks for entry in block.bad)
+    (rejected,) = chain.from_iterable(block.bad for block in blocks)
     assert rejected.content == UNREADABLE[bad].decode(errors="replace")
     assert sum(len(block.table) for block in blocks) == 10_000
 
@@ -277,7 +278,7 @@ def test_json_lines_over_several_blocks(tmp_path: Path) -> None:
 
     assert len(blocks) > 1
     assert joined(blocks) == (list(range(10_000)), [])
-    assert [value for block in blocks for value in block.table["a"].to_pylist()] == list(
+    assert list(chain.from_iterable(block.table["a"].to_pylist() for block in blocks)) == list(
         range(10_000),
     )
 
@@ -331,7 +332,9 @@ def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(
             ),
         )
 
-    assert [record for block in blocks for record in block.table.to_pylist()] == rows.to_pylist()
+    assert (
+        list(chain.from_iterable(block.table.to_pylist() for block in blocks)) == rows.to_pylist()
+    )
     texts = pa.dictionary(pa.int32(), pa.string())
     assert {block.table.schema for block in blocks} == {rows.schema.set(0, pa.field("few", texts))}
 

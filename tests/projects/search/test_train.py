@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -163,11 +164,11 @@ def test_one_command_creates_the_deployment_and_the_next_rolls_out_a_better_mode
             "search",
         ]
         command += ["--env-manager", "local", "--experiment-name", "search"]
-        command += [
-            part
-            for name, value in {**SMALL, **options}.items()
-            for part in ("-P", f"{name}={value}")
-        ]
+        command += list(
+            chain.from_iterable(
+                ("-P", f"{name}={value}") for name, value in {**SMALL, **options}.items()
+            )
+        )
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         return subprocess.run(
             command,

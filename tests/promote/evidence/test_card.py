@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from itertools import chain
 from pathlib import Path
 
 import mlflow
@@ -466,12 +467,8 @@ def test_the_command_writes_the_page_and_the_document(registry: Registry) -> Non
     assert {group: [*document[group]] for group in SECTIONS} == BARE
     assert datetime.fromisoformat(document["created_at"]) >= before
     page = Page((registry.folder / "toy-1-card" / "model_card.html").read_text())
-    written = [
-        entry["text"]
-        for group in SECTIONS
-        for entries in document[group].values()
-        for entry in entries
-    ]
+    sections = chain.from_iterable(document[group].values() for group in SECTIONS)
+    written = [entry["text"] for entry in chain.from_iterable(sections)]
     assert all(text in page.texts for text in written)
 
 

@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.serve.spool.codec import Feedback
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+from tests.support.inference_log import rows_of
 from tests.support.shipping import NOON, files, forget_what_is_shipped, rows, write
 from tests.support.spool import read_segment
 
@@ -53,7 +54,7 @@ def test_shipping_again_after_a_crash_never_overwrites_files_that_may_have_been_
         file.unlink()
     log = open_log(str(tmp_path / "log"))
     tables = log.batches("flights", parse_window("2026-06-01/1d"))
-    assert sorted(row["_request_id"] for table in tables for row in table.to_pylist()) == ["a", "b"]
+    assert sorted(row["_request_id"] for row in rows_of(tables)) == ["a", "b"]
     assert sum(map(len, read_labels(log.location, "flights", {}))) == 2
 
 

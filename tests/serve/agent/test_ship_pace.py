@@ -11,6 +11,7 @@ import pytest
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.clocks import Clock
+from tests.support.inference_log import rows_of
 from tests.support.services.s3 import s3_server
 from tests.support.shipping import rows, write
 
@@ -191,4 +192,4 @@ def test_a_refusing_bucket_is_logged_once_and_later_gets_each_row_once(
         tables = [
             pq.ParquetFile(pa.BufferReader(content)).read() for content in bucket.objects.values()
         ]
-    assert [row["_request_id"] for table in tables for row in table.to_pylist()] == ["a", "b", "c"]
+    assert [row["_request_id"] for row in rows_of(tables)] == ["a", "b", "c"]

@@ -3,12 +3,14 @@
 import csv
 import io
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import orjson
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +29,7 @@ from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, exclu
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.shipping import NOON
+from tests.support.tables import columns_of
 
 COLUMNS = (
     Column("key", "long"),
@@ -96,12 +99,13 @@ def by_csv(rows: Rows, schema: Schema) -> Feeds:
 
 
 def by_v2(rows: Rows, schema: Schema) -> Feeds:
+    columns = columns_of(rows, DATATYPES)
     inputs = [
         {
             "name": name,
             "datatype": kind,
             "shape": [len(rows)],
-            "data": [row[name] for row in rows],
+            "data": columns[name],
         }
         for name, kind in DATATYPES.items()
     ]
@@ -114,15 +118,7 @@ def by_v2(rows: Rows, schema: Schema) -> Feeds:
 
 
 def by_arrow(rows: Rows, schema: Schema) -> Feeds:
-    table = pa.table(
-        {
-            name: pa.array(
-                [row[name] for row in rows],
-                kind,
-            )
-            for name, kind in TYPES.items()
-        },
-    )
+    table = pa.table(columns_of(rows, TYPES), schema=pa.schema(TYPES))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -132,7 +128,7 @@ def by_arrow(rows: Rows, schema: Schema) -> Feeds:
 def by_split(rows: Rows, schema: Schema) -> Feeds:
     split = {
         "columns": list(TYPES),
-        "data": [[row[name] for name in TYPES] for row in rows],
+        "data": [list(itemgetter(*TYPES)(row)) for row in rows],
     }
     return mlflow.decode("application/json", orjson.dumps({"dataframe_split": split}), schema)
 
@@ -174,16 +170,13 @@ def by_grpc(rows: Rows, schema: Schema) -> Feeds:
 def _arrays_of(rows: Rows) -> dict[str, Array]:
     dtypes = {name: dtype_of(kind) for name, kind in DATATYPES.items()}
     return {
-        name: np.array(
-            [np.nan if row[name] is None else row[name] for row in rows],
-            dtype,
-        )
-        for name, dtype in dtypes.items()
+        name: np.array(pd.Series(values).fillna(np.nan), dtypes[name])
+        for name, values in columns_of(rows, dtypes).items()
     }
 
 
 def by_inputs(rows: Rows, schema: Schema) -> Feeds:
-    columns = {name: [row[name] for row in rows] for name in TYPES}
+    columns = columns_of(rows, TYPES)
     return mlflow.decode("application/json", orjson.dumps({"inputs": columns}), schema)
 
 

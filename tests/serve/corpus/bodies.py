@@ -44,9 +44,8 @@ CONTENT_TYPES: list[AnyCase] = [
         on,
         415,
         (word,),
-        {_TYPE: given},
+        {"Content-Type": given},
     )
-    for _TYPE in ("Content-Type",)
     for given, on, word in (
         ("", _TYPED, "no Content-Type"),
         ("application/xml", _TYPED, "application/xml"),

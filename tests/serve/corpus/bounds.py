@@ -173,7 +173,7 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
 the place in the comment.
 """
 OF_THE_CONNECTION = {
-    name for name, removals in BOUNDS.items() if {removal.of for removal in removals} == {"fast"}
+    name for name, removals in BOUNDS.items() if all(removal.of == "fast" for removal in removals)
 }
 """The bounds of the fast worker only: the parser's, deadlines, and limits of concurrent
 requests.

@@ -3,6 +3,7 @@ large, for any route.
 """
 
 from collections.abc import Callable
+from itertools import chain
 
 from tests.serve.corpus.case import AnyCase, BodyCase, Case, Route
 from tests.serve.corpus.routes import (
@@ -430,8 +431,9 @@ PIPELINED: list[AnyCase] = [
         (INVOCATIONS,),
         closes=case.closes,
     )
-    for group in (REQUEST_LINES, TARGETS, HOSTS, FIELDS, SMUGGLING, CODINGS, CHUNKS, MEASURES)
-    for case in group
+    for case in chain.from_iterable(
+        (REQUEST_LINES, TARGETS, HOSTS, FIELDS, SMUGGLING, CODINGS, CHUNKS, MEASURES)
+    )
 ]
 """Each is sent together with a valid request before it (`wire.answered`), which must be
 answered correctly first.

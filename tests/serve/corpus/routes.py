@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Column
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.serve.corpus.case import Route
 from tests.support.protocols import JSON_FORMS, protocol_paths
+from tests.support.tables import columns_of
 
 JSON = "application/json"
 JSONL = "application/jsonl"
@@ -45,7 +46,7 @@ def dump(document: Any) -> bytes:
 
 
 def table(records: Sequence[Record]) -> pa.Table:
-    return pa.table({name: [record[name] for record in records] for name in records[0]})
+    return pa.table(columns_of(records))
 
 
 def arrow_stream(content: pa.Table, compression: str | None = None) -> bytes:
@@ -71,7 +72,7 @@ def _rows(records: Sequence[Record]) -> list[list[Any]]:
 
 
 def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
-    return {name: [record[name] for record in records] for name in records[0]}
+    return columns_of(records)
 
 
 def _split(records: Sequence[Record]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import importlib
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from tests.serve.corpus.bounds import BOUNDS, Removal
 from tests.serve.corpus.cases import CASES
 from tests.serve.corpus.wire import Neglected, Refused, Wsgi
 
-REMOVALS = [(name, removal) for name, removals in BOUNDS.items() for removal in removals]
+REMOVALS = list(
+    chain.from_iterable(product((name,), removals) for name, removals in BOUNDS.items()),
+)
 _SLOW_SECONDS = 8.0
 _CONFIG = """
 import importlib, re
@@ -72,13 +76,8 @@ def test_without_a_bound_of_the_application_one_of_its_cases_fails(
         value = eval(text, {"re": re, "original": getattr(owner, attribute)})
         monkeypatch.setattr(owner, attribute, value)
     cases = [case for case in CASES if case.bound == name]
-    assert fails(
-        [
-            lambda case=case, route=route: wsgi.check(case, route)  # type: ignore[misc]
-            for case in cases
-            for route in case.on
-        ],
-    )
+    attempts = [partial(wsgi.check, case, route) for case in cases for route in case.on]
+    assert fails(attempts)
 
 
 @pytest.mark.long
@@ -99,14 +98,16 @@ def test_without_a_bound_of_the_worker_one_of_its_cases_fails(
         **removal.fields,
     }
     with start(config, **fields) as tried:
-        attempts: list[Callable[[], None]] = [
-            *[lambda c=c, r=r: c.try_on(tried.wire, r) for _, c, routes in crowds for r in routes],
-            *[lambda c=c: tried.wire.check(c, c.on[0]) for c in CASES if c.bound == name],
-            *[
-                lambda c=c: c.try_on(tried.wire, c.on[0], _SLOW_SECONDS)
-                for c in slow.CASES
-                if c.bound == name
-            ],
+        attempts: list[Callable[[], None]] = []
+        for _, crowd, routes in crowds:
+            attempts += [partial(crowd.try_on, tried.wire, route) for route in routes]
+        attempts += [
+            partial(tried.wire.check, case, case.on[0]) for case in CASES if case.bound == name
+        ]
+        attempts += [
+            partial(client.try_on, tried.wire, client.on[0], _SLOW_SECONDS)
+            for client in slow.CASES
+            if client.bound == name
         ]
         assert attempts
         assert fails(attempts)

@@ -143,9 +143,10 @@ class Wsgi:
         head, _, body = sent.partition(b"\r\n\r\n")
         line, *fields = head.decode("latin-1").split("\r\n")
         method, target, _ = line.split(" ")
-        headers = {
-            name: value.strip(" ") for name, _, value in (field.partition(":") for field in fields)
-        }
+        headers = {}
+        for field in fields:
+            name, _, value = field.partition(":")
+            headers[name] = value.strip(" ")
         if "Transfer-Encoding" in headers:  # in a single chunk
             size, _, rest = body.partition(b"\r\n")
             body = rest[: int(size, 16)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ DTYPES: dict[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
     **{
         f"{kind.upper()}{bits}": f"{kind}{bits}"
-        for kind in ("int", "uint")
-        for bits in (8, 16, 32, 64)
+        for kind, bits in product(("int", "uint"), (8, 16, 32, 64))
     },
     "FP16": np.float16,
     "FP32": np.float32,

@@ -8,6 +8,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from mlflow_deploy_plugin.serve.grpc import inference_pb2
+from itertools import chain
 
 PROTO = Path(inference_pb2.__file__).with_name("inference.proto")
 _NAMES = {3: "int64", 4: "uint64", 5: "int32", 13: "uint32", 8: "bool", 9: "string", 12: "bytes", 1: "double", 2: "float",}
@@ -52,7 +53,7 @@ def kind_of(field: Any) -> str:
 
 def test_the_module_matches_the_proto_file() -> None:
     file = inference_pb2.DESCRIPTOR
-    entries = {entry for name, message in file.message_types_by_name.items() for entry in made(name, message)}
+    entries = set(chain.from_iterable(made(name, message) for name, message in file.message_types_by_name.items()))
     enums = file.enum_types_by_name.items()
     entries |= {(name, value.name, "value", value.number,) for name, enum in enums for value in enum.values}
     assert entries == set(written(PROTO.read_text()))

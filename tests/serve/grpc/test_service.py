@@ -1,6 +1,7 @@
 """The Open Inference Protocol V2 over gRPC with Triton's own client and gunicorn."""
 
 import queue
+from itertools import product
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ IMAGE = np.array(
 )
 DATATYPES = [
     "BOOL",
-    *(f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)),
+    *(f"{kind}{bits}" for kind, bits in product(("INT", "UINT"), (8, 16, 32, 64))),
     "FP16",
     "FP32",
     "FP64",

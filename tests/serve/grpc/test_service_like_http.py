@@ -10,12 +10,11 @@ import pytest
 import requests
 from tritonclient.utils import InferenceServerException
 
-from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.serve.grpc.conftest import calling, message, tensor
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.servers import variant
 from tests.support.services.collector import attributes, collector
-from tests.support.spool import read_segment
+from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
 IMAGE = np.array(
@@ -146,9 +145,7 @@ def test_answers_are_kept_captured_and_traced_as_those_of_http(
     parts = {item.name for item in received.spans if item.parent_span_id == span.span_id}
     assert parts == {"decode", "infer", "encode"}
 
-    captured = [
-        entry for segment in segments(tmp_path / "spool") for entry in read_segment(segment)[0]
-    ]
+    captured = read_spool(tmp_path / "spool")
     ids = {entry.record.prediction_id: entry for entry in captured}
     answered = [
         told(call)["x-prediction-id"],

@@ -5,6 +5,7 @@ same record.
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -295,8 +296,7 @@ def test_a_planned_answer_is_captured_and_counted_like_a_general_one(
                 entry.model.version,
                 repr((entry.feeds, entry.outputs)),
             )
-            for segment in segments
-            for entry in read_segment(segment)[0]
+            for entry in chain.from_iterable(read_segment(segment)[0] for segment in segments)
         ]
         outcomes.append((counted, rows))
     (planned, planned_rows), (general, general_rows) = outcomes

@@ -13,10 +13,9 @@ import yaml
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
-from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, variant
-from tests.support.spool import CapturedRequest, read_segment
+from tests.support.spool import CapturedRequest, read_spool
 from tests.support.waiting import wait_until
 
 CODE = """
@@ -103,11 +102,7 @@ def post(running: Any) -> Post:
 
 def captured(running: Any) -> list[CapturedRequest]:
     """Return the captured requests in order."""
-    return [
-        request
-        for segment in segments(running.state_dir / SPOOL)
-        for request in read_segment(segment)[0]
-    ]
+    return read_spool(running.state_dir / SPOOL)
 
 
 def count(running: Any, sample: str) -> float:

@@ -3,6 +3,7 @@ refuses them with the reason.
 """
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def give(
 
 
 def kept(spool: Path) -> list[FeedbackFrame]:
-    return [frame for segment in segments(spool) for frame in read_batches(segment).feedback]
+    return list(chain.from_iterable(read_batches(segment).feedback for segment in segments(spool)))
 
 
 def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(

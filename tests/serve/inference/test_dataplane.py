@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -26,7 +27,7 @@ from mlflow_deploy_plugin.serve.spool.reader import read_batches
 from tests.support.handling import handle
 from tests.support.models import write_model
 from tests.support.servers import variant, want
-from tests.support.spool import read_segment
+from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
 Serve = Callable[..., Server]
@@ -119,9 +120,7 @@ def test_many_callers_are_joined_and_each_has_its_own_answer(serve: Serve) -> No
     ]
     assert sample(server, "onnxserve_batch_rows_sum", endpoint="e") == 200
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") < 150
-    captured = [
-        request for path in segments(server.capture.spool) for request in read_segment(path)[0]
-    ]
+    captured = read_spool(server.capture.spool)
     assert len(captured) == 200
 
 
@@ -230,15 +229,13 @@ def infer_inputs(**values: Any) -> dict[str, Any]:
 
 def reasons(server: Server) -> list[dict[str, Any]]:
     """Return the captured texts of each failure, oldest first."""
-    batches = [
-        batch for path in segments(server.capture.spool) for batch in read_batches(path).batches
-    ]
-    failed = [
-        (batch.outputs, row)
-        for batch in batches
-        if batch.is_failed
-        for row in range(len(batch.offsets))
-    ]
+    batches = list(
+        chain.from_iterable(read_batches(path).batches for path in segments(server.capture.spool))
+    )
+    failed: list[tuple[Any, int]] = []
+    for batch in batches:
+        if batch.is_failed:
+            failed += [(batch.outputs, row) for row in range(len(batch.offsets))]
     return [{name: texts[row] for name, texts in outputs.items()} for outputs, row in failed]
 
 
@@ -398,9 +395,7 @@ def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve: Se
     assert len({answer.headers["X-Prediction-Id"] for answer in answers}) == 3
     assert sample(server, "onnxserve_requests_total", endpoint="e", status="200") == 3
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
-    captured = [
-        request for path in segments(server.capture.spool) for request in read_segment(path)[0]
-    ]
+    captured = read_spool(server.capture.spool)
     assert [request.outputs["y"].tolist() for request in captured] == [[[1006.0]]] * 3
     assert "X-Cache" not in ask(serve()).headers
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -437,7 +438,7 @@ def test_while_redis_is_away_everybody_passes_and_the_log_says_so(
     redis = RedisRates(f"redis://:secret@127.0.0.1:{free_port()}/0")
     rates = [open_rate_limiter(text, redis) for text in ("1/minute", "1/hour")]
     with caplog.at_level(logging.ERROR):
-        assert [rate(b"a") for rate in rates for _ in range(20)] == [None] * 40
+        assert [rate(b"a") for rate, _ in product(rates, range(20))] == [None] * 40
 
     # The second failed request logs the same, and the log drops repeats.
     line = "Redis does not answer (Connection refused): the rate limit admits every request"

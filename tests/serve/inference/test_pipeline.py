@@ -17,10 +17,9 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.protocol import DecodedRequest, Protocol
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
-from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.support.handling import V2_ROW, ask
 from tests.support.servers import one_endpoint, variant
-from tests.support.spool import read_segment
+from tests.support.spool import read_spool
 
 
 @pytest.fixture
@@ -38,11 +37,7 @@ def server(
 
 def captured(server: Server, tmp_path: Path) -> list[Any]:
     server.capture.close()
-    return [
-        request
-        for path in segments(tmp_path / "state-0" / "spool")
-        for request in read_segment(path)[0]
-    ]
+    return read_spool(tmp_path / "state-0" / "spool")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
-from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 from tests.support import servers
@@ -35,7 +34,7 @@ from tests.support.models import columns, mixed_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions
-from tests.support.spool import CapturedRequest, read_segment
+from tests.support.spool import CapturedRequest, read_spool
 from tests.support.waiting import wait_until
 
 Serve = Callable[..., Server]
@@ -94,7 +93,7 @@ def compared(server: Server, requests: int) -> None:
 
 def captured(place: Server | Path, variant: str) -> list[CapturedRequest]:
     spool = place if isinstance(place, Path) else place.capture.spool
-    requests = [request for path in segments(spool) for request in read_segment(path)[0]]
+    requests = read_spool(spool)
     return [request for request in requests if request.record.variant == variant]
 
 

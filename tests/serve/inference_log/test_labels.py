@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.serve.inference_log.stats import LabelCounts, log_stat
 from mlflow_deploy_plugin.serve.inference_log.tables import contains
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from tests.support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter, rows_of
 
 RECEIVED = 1_372_636_800_000_000
 
@@ -269,7 +269,7 @@ def test_an_integer_key_joins_rows_of_a_log_that_has_older_ones_in_another_type(
 
     tables = list(view_tables(log, View("flights"), ["x", "_label"]))
 
-    by_row = {row["x"]: row["_label"] for table in tables for row in table.to_pylist()}
+    by_row = {row["x"]: row["_label"] for row in rows_of(tables)}
     assert by_row == {0.0: "old", 1.0: "new"}
 
 

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.serve.inference_log.maintenance import (
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.storage import write_file
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
-from tests.support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter, rows_of
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 WINDOW = parse_window("2013-07-01/1d")
@@ -50,7 +50,7 @@ def files(writer: LogWriter, folder: str = FOLDER) -> list[Path]:
 def rows(log: InferenceLog) -> list[str]:
     """Return every row with all columns, in a fixed order."""
     tables = log.batches("flights", WINDOW, shadows=True)
-    return sorted(str(sorted(row.items())) for table in tables for row in table.to_pylist())
+    return sorted(str(sorted(row.items())) for row in rows_of(tables))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Read the log: the distinct rows of a window, in bounded memory."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -274,7 +275,7 @@ def test_the_columns_are_those_of_every_version_in_the_wider_type(
 
 def test_labels_are_joined_where_they_are_asked_for(log: InferenceLog, written: LogWriter) -> None:
     tables = list(view_tables(log, View("flights"), ["x", "_label"]))
-    rows = [row for table in tables for row in table.select(["x", "_label"]).to_pylist()]
+    rows = list(chain.from_iterable(table.select(["x", "_label"]).to_pylist() for table in tables))
     assert sorted(rows, key=str) == [
         {"x": 0.5, "_label": None},
         {"x": 1, "_label": None},

@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.serve.inference_log.reader import (
 from mlflow_deploy_plugin.serve.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, as_text
-from tests.support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter, rows_of
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 HOURS = 4
@@ -118,8 +118,7 @@ def _rows(log: InferenceLog) -> list[tuple[str, int]]:
     """Return (segment, row) of every row that is read, including duplicates."""
     return [
         (row["_segment"], row["_row"])
-        for table in log.batches("flights", WINDOW, ["_segment", "_row"])
-        for row in table.to_pylist()
+        for row in rows_of(log.batches("flights", WINDOW, ["_segment", "_row"]))
     ]
 
 

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.serve.inference_log import scan
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
-from tests.support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter, rows_of
 from tests.support.refusals import mentions
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -38,11 +38,7 @@ def read(
     *columns: str,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    return [
-        row
-        for table in log.batches("flights", WINDOW, columns or None, **options)
-        for row in table.to_pylist()
-    ]
+    return rows_of(log.batches("flights", WINDOW, columns or None, **options))
 
 
 def test_only_the_columns_that_are_asked_for_come_in_their_order_where_a_file_has_them(

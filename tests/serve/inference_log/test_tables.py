@@ -4,6 +4,7 @@ table.
 
 import uuid
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_a_query_and_a_window_read_rows_of_both_builds(
         order_by="id",
     )
     with run_query(log, query) as answer:
-        answer_rows = [row for batch in answer.batches for row in batch.to_pylist()]
+        answer_rows = list(chain.from_iterable(batch.to_pylist() for batch in answer.batches))
     ids = [123456789] * 2 + [123456792] * 2
     assert answer_rows == [{"id": id_, "is_late": True} for id_ in ids]
     rows = log.read("flights", WINDOW)

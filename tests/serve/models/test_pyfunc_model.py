@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.reader import read_batches
 from tests.support import servers
 from tests.support.handling import handle
+from tests.support.inference_log import rows_of
 from tests.support.pyfuncs import save_pyfuncs
-from tests.support.spool import read_segment
+from tests.support.spool import read_spool
 from tests.support.waiting import answers, wait_until
 
 MODELS = ("days", "knn", "anything", "troubled", "tensors", "bytes")
@@ -388,9 +390,9 @@ def test_a_value_of_the_wrong_type_is_named(
     for response in [ask("/predict", document), *responses]:
         assert response.status == 400
         assert said in message(response)
-    batches = [
-        batch for path in segments(server.capture.spool) for batch in read_batches(path).batches
-    ]
+    batches = list(
+        chain.from_iterable(read_batches(path).batches for path in segments(server.capture.spool))
+    )
     latest = max(
         (batch for batch in batches if batch.is_failed),
         key=lambda batch: batch.offsets[-1],
@@ -498,7 +500,7 @@ def test_rows_are_captured_as_columns(
 ) -> None:
     response = ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]})
     spool = server.capture.spool
-    captured = [request for segment in segments(spool) for request in read_segment(segment)[0]]
+    captured = read_spool(spool)
     (mine,) = [r for r in captured if r.record.prediction_id == response.headers["X-Prediction-Id"]]
     assert {name: array.tolist() for name, array in mine.feeds.items()} == {
         "when": ["2013-07-01T12:00:00"],
@@ -523,7 +525,7 @@ def test_keys_are_captured_also_of_a_model_without_a_signature(
     server.capture.close()
     Shipper(server.capture.spool, str(tmp_path / "log")).ship()
     tables = [pq.ParquetFile(file).read() for file in (tmp_path / "log").rglob("*.parquet")]
-    rows = {row["_prediction_id"]: row for table in tables for row in table.to_pylist()}
+    rows = {row["_prediction_id"]: row for row in rows_of(tables)}
     assert rows[response.headers["X-Prediction-Id"]]["customer_id"] == 7
 
 

@@ -18,10 +18,9 @@ from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
-from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.support.handling import handle
 from tests.support.servers import opened, variant
-from tests.support.spool import read_segment
+from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
 JSON = "application/json"
@@ -175,11 +174,7 @@ def test_rows_with_missing_texts_are_captured(ask: Callable[..., Any], server: S
     ask("/invocations", {"dataframe_records": [{"name": None, "wait": 0.0}]})
     ask("/v2/models/names/infer", tensors(None))
 
-    captured = [
-        request
-        for segment in segments(server.capture.spool)
-        for request in read_segment(segment)[0]
-    ]
+    captured = read_spool(server.capture.spool)
     for request in captured[-2:]:
         assert request.feeds["name"].tolist() == [None]
         assert request.outputs["known"].tolist() == [False]

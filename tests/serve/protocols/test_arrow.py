@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -844,7 +845,9 @@ def test_batches_with_dictionaries_of_their_own_are_read_by_them() -> None:
             schema_of(c="string"),
             LIMIT,
         )
-        assert feeds["c"].ravel().tolist() == [text for pair in texts for text in reversed(pair)]
+        assert feeds["c"].ravel().tolist() == list(
+            chain.from_iterable(reversed(pair) for pair in texts)
+        )
 
 
 def test_batches_without_an_end_and_dictionaries_in_pieces_are_refused() -> None:

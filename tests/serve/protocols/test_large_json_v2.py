@@ -4,6 +4,7 @@ it.
 
 import json
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def tensors(
     if draw(st.integers(0, 3)) == 0:
         data[-1][0 : draw(st.integers(0, 1))] = [draw(ODD)] * draw(st.integers(0, 2))
     if draw(st.booleans()):
-        data = [value for row in data for value in row]
+        data = list(chain.from_iterable(data))
     tensor: dict[str, Any] = {
         "name": name,
         "shape": [rows, width],

@@ -54,7 +54,7 @@ ROWS: list[list[Any]] = [
 ]
 NAMES = ["s", "d", "n", "b"]
 RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
-BY_COLUMN = {name: [row[position] for row in ROWS] for position, name in enumerate(NAMES)}
+BY_COLUMN = dict(zip(NAMES, map(list, zip(*ROWS, strict=True)), strict=True))
 
 
 def decoded(

@@ -26,10 +26,9 @@ from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.protocols.openai import CHAT_COMPLETIONS
-from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.support import servers
 from tests.support.keys import write_keys
-from tests.support.spool import read_segment
+from tests.support.spool import read_spool
 
 openai = pytest.importorskip("openai")
 USER = [{"role": "user", "content": "hello you"}]
@@ -185,11 +184,7 @@ def test_a_responses_agent_answers_in_events(
         ("response.output_text.delta", "hello"),
         ("response.output_text.delta", "you"),
     ]
-    request = [
-        entry
-        for segment in segments(running.state_dir / SPOOL)
-        for entry in read_segment(segment)[0]
-    ][-1]
+    request = read_spool(running.state_dir / SPOOL)[-1]
     assert json.loads(request.feeds["input"][0]) == USER
     assert [part["delta"] for part in json.loads(request.outputs["stream"][0])] == ["hello", "you"]
 

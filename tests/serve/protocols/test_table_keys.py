@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Column
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.support import servers
 from tests.support.handling import handle
+from tests.support.inference_log import rows_of
 from tests.support.protocols import JSON_FORMS, protocol_paths
 
 LARGEST = 2**63 - 1
@@ -166,7 +167,7 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
     tables = [
         parquet.ParquetFile(file).read() for file in sorted((tmp_path / "log").rglob("*.parquet"))
     ]
-    rows = [row for table in tables for row in table.to_pylist()]
+    rows = rows_of(tables)
     bias = 0.5 if "stock" in request_.path else 0.0
     for answer in answered:
         answer_rows = [

@@ -5,6 +5,7 @@ complete request and response.
 import contextlib
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ DTYPES = {
     "BOOL": "bool",
     **{
         f"{sign}INT{bits}": f"{sign.lower()}int{bits}"
-        for sign in ("", "U")
-        for bits in (8, 16, 32, 64)
+        for sign, bits in product(("", "U"), (8, 16, 32, 64))
     },
     **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
     "BYTES": "str",

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.pyfunc.scorer import NotRepresentable, Scorer, to_texts
 from mlflow_deploy_plugin.serve.runtime.feeds import object_array
 from tests.support.refusals import mentions
+from tests.support.tables import columns_of
 
 JSON = "application/json"
 Rows = list[dict[str, Any]]
@@ -105,7 +106,7 @@ def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
 
 
 def as_columns(rows: Rows) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    return columns_of(rows)
 
 
 def as_csv(rows: Rows) -> bytes:

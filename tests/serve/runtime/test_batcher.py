@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_requests_that_wait_for_a_busy_model_are_computed_together(model: Model,
     assert model.begun == [1, 8, 2]
     assert [batch[0] for batch in counted] == [1, 8, 2]
     assert counted[1][1] > 0
-    assert all(seconds >= 0 for _, *times in counted for seconds in times)
+    assert min(chain.from_iterable(times for _, *times in counted)) >= 0
 
 
 def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(

@@ -1,7 +1,7 @@
 """Reading in batches and reading single requests return the same values."""
 
 import io
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +292,7 @@ def test_a_frame_that_was_taken_back_while_it_was_read_hides_none(
 
 
 def prediction_ids(batches: list[CapturedBatch]) -> list[str]:
-    return [prediction_id for batch in batches for prediction_id in strings(batch.prediction_ids)]
+    return list(chain.from_iterable(strings(batch.prediction_ids) for batch in batches))
 
 
 def test_the_last_requests_begin_at_a_frame_even_if_values_look_like_a_frame(

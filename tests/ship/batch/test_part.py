@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of
 from mlflow_deploy_plugin.ship.batch.part import Part, PartJob, PartResult, predict_part
 from tests.support.models import tensor_model, write_model
+from tests.support.tables import columns_of
 
 from .conftest import flights, labels, write
 
@@ -55,7 +56,7 @@ def read(path: Path) -> dict[str, list[Any]]:
         case ".csv":
             return pyarrow.csv.read_csv(path).to_pydict()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {name: [line[name] for line in lines] for name in lines[0]}
+    return columns_of(lines)
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])

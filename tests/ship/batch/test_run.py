@@ -644,9 +644,8 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
             )
             for column in ("id", "ts")
         ]
-        outcomes = [
-            future.exception() for future in [pool.submit(run_batch, plan) for plan in plans]
-        ]
+        futures = [pool.submit(run_batch, plan) for plan in plans]
+        outcomes = [future.exception() for future in futures]
 
     (refused,) = (outcome for outcome in outcomes if outcome)
     assert isinstance(refused, AlreadyExists)

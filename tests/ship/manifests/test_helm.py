@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def readable(spec: EndpointSpec) -> EndpointSpec:
     )
 )
 def test_chart_produces_the_rendered_kubernetes_manifests(specs: list[EndpointSpec]) -> None:
-    wanted = [document for spec in specs for document in kubernetes_documents(spec, PLACE)]
+    wanted = list(chain.from_iterable(kubernetes_documents(spec, PLACE) for spec in specs))
     values: Document = {"endpoints": {}}
     for spec in specs:
         (text,) = FORMATS["helm"](spec, PLACE).values()

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def assert_restricted(pod: Document) -> None:
             "capabilities": {"drop": ["ALL"]},
         }
         assert container["securityContext"] == rights
-    assert {kind for volume in pod["volumes"] for kind in volume} <= {
+    assert set(chain.from_iterable(pod["volumes"])) <= {
         "name",
         "configMap",
         "emptyDir",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
 
 def values(gauges: StoreMetrics) -> dict:
     """Return the values by metric, or by metric and labels."""
-    samples = [sample for metric in gauges.collect() for sample in metric.samples]
+    samples = list(chain.from_iterable(metric.samples for metric in gauges.collect()))
     return {
         (
             reading.name,

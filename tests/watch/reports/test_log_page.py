@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,7 @@ def test_evidently_describes_the_columns_and_leaves_the_verdict_to_the_monitor()
     assert "trap" in "".join(drawn)
     assert not any(
         word in text.lower()
-        for word in ("drift", "threshold")
-        for text in (*drawn, files["evidently.json"])
+        for word, text in product(("drift", "threshold"), (*drawn, files["evidently.json"]))
     )
 
 

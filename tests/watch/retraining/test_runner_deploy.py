@@ -4,6 +4,7 @@ project.
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,11 @@ def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:
 
 
 def told(world: RetrainingWorld) -> list[str]:
-    return [
-        line for alert in Alerts(world.deployments.store).recent() for line in alert.detail["lines"]
-    ]
+    return list(
+        chain.from_iterable(
+            alert.detail["lines"] for alert in Alerts(world.deployments.store).recent()
+        )
+    )
 
 
 def spoil(world: RetrainingWorld) -> None:

@@ -3,6 +3,7 @@ the real gate.
 """
 
 from functools import partial
+from itertools import chain
 
 import psutil
 import pytest
@@ -63,9 +64,11 @@ def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_d
         "retrain.end",
     ]
     assert [file.name for file in world.context.folder(proposed).iterdir()] == ["log.txt"]
-    lines = [
-        line for alert in Alerts(world.deployments.store).recent() for line in alert.detail["lines"]
-    ]
+    lines = list(
+        chain.from_iterable(
+            alert.detail["lines"] for alert in Alerts(world.deployments.store).recent()
+        )
+    )
     assert any(line.startswith(f"{ENDPOINT}: {MODEL} version 2 is proposed") for line in lines)
     assert (
         proposed.figures.evaluation["accuracy_candidate"]

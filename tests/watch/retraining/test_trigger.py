@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 
 import pytest
 
@@ -154,9 +155,11 @@ def test_alarm_with_a_missing_project_starts_no_retraining_and_alerts_once(
     assert refusals(world)[0].startswith(
         f"the model cannot be trained: project: {world.project} has no MLproject",
     )
-    lines = [
-        line for alert in Alerts(world.deployments.store).recent() for line in alert.detail["lines"]
-    ]
+    lines = list(
+        chain.from_iterable(
+            alert.detail["lines"] for alert in Alerts(world.deployments.store).recent()
+        )
+    )
     assert [line for line in lines if "be trained" in line] == [f"{ENDPOINT}: {refusals(world)[0]}"]
     assert world.retrainings.find() == []
 

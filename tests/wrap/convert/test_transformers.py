@@ -181,7 +181,7 @@ def test_a_classifier_answers_as_its_pipeline(net: str, tmp_path: Path) -> None:
     outputs = got.run(got.schema.from_columns({"text": texts}))
     assert outputs["label"].tolist() == [parts[0]["label"] for parts in answers]
     by_label = [{part["label"]: part["score"] for part in parts} for parts in answers]
-    want = [[scores[label] for label in LABELS.values()] for scores in by_label]
+    want = pd.DataFrame(by_label)[list(LABELS.values())]
     np.testing.assert_allclose(outputs["probabilities"], want, atol=1e-6)
 
 
@@ -298,7 +298,7 @@ def test_a_classifier_with_padding_on_the_left_answers_as_its_pipeline(
     answers = [
         {part["label"]: part["score"] for part in parts} for parts in pipeline(TEXTS, top_k=None)
     ]
-    want = [[scores[label] for label in LABELS.values()] for scores in answers]
+    want = pd.DataFrame(answers)[list(LABELS.values())]
     got = load_model(str(tmp_path / "model"))
     np.testing.assert_allclose(
         got.run(got.schema.from_columns({"text": TEXTS}))["probabilities"],

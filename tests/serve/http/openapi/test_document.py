@@ -7,6 +7,7 @@ import json
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,7 @@ def test_client_generators_get_a_name_for_every_method_and_every_class(server: S
     inline object by its position.
     """
     document = fetched(server)
-    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    operations = list(chain.from_iterable(path.values() for path in document["paths"].values()))
     names = [operation["operationId"] for operation in operations]
     assert len(set(names)) == len(names)
     assert {

@@ -80,9 +80,10 @@ def read_answer(
         assert piece, head
         head += piece
     line, *fields = head[:-4].decode().split("\r\n")
-    headers = {
-        name.lower(): value for name, _, value in (field.partition(": ") for field in fields)
-    }
+    headers = {}
+    for field in fields:
+        name, _, value = field.partition(": ")
+        headers[name.lower()] = value
     body = b""
     left = int(headers["content-length"]) if has_body else 0
     while len(body) < left:

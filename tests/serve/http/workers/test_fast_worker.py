@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -105,22 +106,24 @@ def both(
 CASES = [
     *(
         (method, path, {}, b"")
-        for method in ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE", "BREW")
-        for path in (
-            "/ping",
-            "/health",
-            "/version",
-            "/v2",
-            "/v2/health/live",
-            "/v2/health/ready",
-            "/v2/models/e",
-            "/v2/models/e/versions/1",
-            "/v2/models/e/ready",
-            "/v2/models/none/ready",
-            "/invocations",
-            "/predict",
-            "/nowhere",
-            "/openapi.json",
+        for method, path in product(
+            ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE", "BREW"),
+            (
+                "/ping",
+                "/health",
+                "/version",
+                "/v2",
+                "/v2/health/live",
+                "/v2/health/ready",
+                "/v2/models/e",
+                "/v2/models/e/versions/1",
+                "/v2/models/e/ready",
+                "/v2/models/none/ready",
+                "/invocations",
+                "/predict",
+                "/nowhere",
+                "/openapi.json",
+            ),
         )
     ),
     *(
@@ -142,43 +145,44 @@ CASES = [
     ),
     *(
         ("POST", path, {"Content-Type": content_type}, body)
-        for path in (
-            "/invocations",
-            "/predict",
-            "/predict/batch",
-            "/endpoints/f/invocations",
-            "/endpoints/g/invocations",
-        )
-        for content_type, body in (
-            (JSON, ROW),
-            (JSON + "; charset=utf-8", ROW),
-            (JSON + "; charset=latin-1", ROW),
+        for path, (content_type, body) in product(
             (
-                JSON,
-                (
-                    b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, '
-                    b"5, null]]}}"
-                ),
+                "/invocations",
+                "/predict",
+                "/predict/batch",
+                "/endpoints/f/invocations",
+                "/endpoints/g/invocations",
             ),
-            (JSON, b'{"dataframe_records": [{"a": 1, "b": 2, "c": 3}]}'),
-            (JSON, b'{"a": 1, "b": 2, "c": 3}'),
-            (JSON, b"[[1, 2, 3]]"),
-            (JSON, b"{"),
-            (JSON, b""),
-            (JSON, b"[" * 2000),
-            (JSON, '{"inputs": "\u00fc"}'.encode()),
-            (JSON, b"\xff\xfe"),
-            (JSON, b'{"inputs": [[1, 2, 3], [1, 2, 3]]}'),
-            (JSON, b'{"inputs": [' + b"[1, 2, 3]," * 20_000 + b"[1, 2, 3]]}"),
-            ("text/csv", b"a,b,c\n1,2,3\n"),
-            ("text/plain", b"x"),
-            ("", ROW),
+            (
+                (JSON, ROW),
+                (JSON + "; charset=utf-8", ROW),
+                (JSON + "; charset=latin-1", ROW),
+                (
+                    JSON,
+                    (
+                        b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, '
+                        b"5, null]]}}"
+                    ),
+                ),
+                (JSON, b'{"dataframe_records": [{"a": 1, "b": 2, "c": 3}]}'),
+                (JSON, b'{"a": 1, "b": 2, "c": 3}'),
+                (JSON, b"[[1, 2, 3]]"),
+                (JSON, b"{"),
+                (JSON, b""),
+                (JSON, b"[" * 2000),
+                (JSON, '{"inputs": "\u00fc"}'.encode()),
+                (JSON, b"\xff\xfe"),
+                (JSON, b'{"inputs": [[1, 2, 3], [1, 2, 3]]}'),
+                (JSON, b'{"inputs": [' + b"[1, 2, 3]," * 20_000 + b"[1, 2, 3]]}"),
+                ("text/csv", b"a,b,c\n1,2,3\n"),
+                ("text/plain", b"x"),
+                ("", ROW),
+            ),
         )
     ),
     *(
         ("POST", f"/v2/models/{name}/infer", {"Content-Type": JSON}, body)
-        for name in ("e", "f/versions/2", "f/versions/9", "g")
-        for body in (V2_ROW, b"{}", b"{")
+        for name, body in product(("e", "f/versions/2", "f/versions/9", "g"), (V2_ROW, b"{}", b"{"))
     ),
     ("POST", "/invocations", {"Content-Type": JSON, "X-Event-Time": "yesterday"}, ROW),
     ("POST", "/invocations", {"Content-Type": JSON, "X-Request-Id": "a b"}, b"{"),

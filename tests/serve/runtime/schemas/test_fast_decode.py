@@ -99,7 +99,8 @@ def schemas(draw: st.DrawFn) -> Schema:
     stacked = [column.name for column in columns if column.type != "string"]
     stacked = draw(st.permutations(stacked)) if draw(st.booleans()) else stacked
     alone = [column for column in columns if column.type == "string" or draw(st.booleans())]
-    stacked = [name for name in stacked if name not in {column.name for column in alone}]
+    apart = {column.name for column in alone}
+    stacked = [name for name in stacked if name not in apart]
     inputs = []
     for column in alone:
         kind = COLUMN_TYPES[column.type]
@@ -200,7 +201,7 @@ def test_both_ways_give_the_same_feeds_and_the_same_errors(
     whole = [row for row in lists if len(row) == len(names)]
     more: dict[str, Any] = {"more": {"odd": 1}} if has_more else {}
     shuffled = [names[place] for place in order] + list(more)
-    columns = {name: [row[place] for row in whole] for place, name in enumerate(names)}
+    columns = dict(zip(names, map(list, zip(*whole, strict=True)), strict=True))
     kinds = {column.name: column.type for column in schema.columns}
     records = [
         {name: row[place] for name, place in zip(shuffled, order, strict=False)} | more

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row(
 
     figures = ["mean", "std", *(f"projection.{number}" for number in range(8))]
     assert list(features) == [
-        f"{name}.{figure}" for name in ("image", "tokens") for figure in figures
+        f"{name}.{figure}" for name, figure in product(("image", "tokens"), figures)
     ]
     np.testing.assert_allclose(features["image.mean"].values, [4, 2])
     np.testing.assert_allclose(

@@ -2,6 +2,7 @@
 the order of the request.
 """
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -109,5 +110,5 @@ def test_the_key_of_one_column_takes_few_comparisons() -> None:
         column,
     ).converted.proto.graph
     choice = next(node for node in graph.node if node.op_type == "If")
-    constants = [constant for branch in choice.attribute for constant in branch.g.initializer]
-    assert max(size for constant in constants for size in constant.dims) <= 128
+    constants = list(chain.from_iterable(branch.g.initializer for branch in choice.attribute))
+    assert max(chain.from_iterable(constant.dims for constant in constants)) <= 128

@@ -1,3 +1,4 @@
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,12 @@ def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
     single = float(np.float32(threshold))
     around = [threshold, single, threshold / 2 + single / 2]
     return np.array(
-        [
-            value
-            for center in around
-            for value in (np.nextafter(center, -np.inf), center, np.nextafter(center, np.inf))
-        ],
+        list(
+            chain.from_iterable(
+                (np.nextafter(center, -np.inf), center, np.nextafter(center, np.inf))
+                for center in around
+            )
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 the unsupported option.
 """
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -241,8 +242,7 @@ def test_neighbours_of_several_labels_are_refused() -> None:
 def test_rows_learned_from_texts_are_proven(model: Any) -> None:
     texts = [
         f"{size} {animal}"
-        for size in ("a red", "one blue", "two old")
-        for animal in ("fox", "hen", "dog")
+        for size, animal in product(("a red", "one blue", "two old"), ("fox", "hen", "dog"))
     ] * 5
     fitted = make_pipeline(TfidfVectorizer(), model).fit(
         texts,
