@@ -10,7 +10,7 @@
 # make docs           the documentation site, into site/; fails on a broken link
 # make helm           the program helm, from PyPI, for the tests of the chart
 # make lint           ruff, formatting, strict types (also for macOS), the import rule, the figures of the structure, the workflows
-# The long files run first (tests/serve/agent … e2e), because otherwise one core would run them at the end.
+# The long files run first (tests/serve/agent … journeys), because otherwise one core would run them at the end.
 # Each target sets up its environment in a fresh clone, with Python 3.11 to 3.14. With PYTHON=/path/to/python3.13 it uses
 # a separate environment for that version, .venv-3.13.
 
@@ -69,11 +69,11 @@ $(PARTS:%=test-%): test-%: install
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not long and not install' tests/$*
 
 test-install: install
-	$(BIN)/python -m pytest -n 3 --dist worksteal tests/e2e/test_install.py
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests/journeys/test_install.py
 
 test-long: install
 	$(PIP) install -q -c constraints.txt -e '.[spark]'
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m '(long or install) and not stack' --ignore tests/e2e/test_install.py $(DRILLS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m '(long or install) and not stack' --ignore tests/journeys/test_install.py $(DRILLS)
 
 test-all: test test-long test-install
 

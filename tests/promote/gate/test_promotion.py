@@ -28,7 +28,7 @@ from tests.support.refusals import mentions, refused
 @pytest.fixture
 def toy(registry: MlflowClient) -> MlflowClient:
     """Configure only the cheap checks. test_judge.py, test_run.py and
-    tests/e2e/test_gate.py test the other checks.
+    tests/journeys/test_gate.py test the other checks.
     """
     text = "skip: [evaluation, robustness, budget]\n"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,15 @@ import pandas as pd
 import pytest
 from mlflow.deployments import BaseDeploymentClient
 
+from tests.support.deployments import empty_home
 from tests.support.guides import page_reader, run_page
 from tests.support.refusals import mentions
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[BaseDeploymentClient]:
+    with empty_home(tmp_path) as opened:
+        yield opened
 
 
 def objects(text: str) -> list[Any]:
