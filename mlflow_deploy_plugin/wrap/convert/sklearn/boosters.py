@@ -1,22 +1,24 @@
 """Convert the trees of XGBoost, LightGBM and CatBoost to one ONNX node, with the float
 types of the library.
 
-| library  | features and thresholds | comparison | sums    | a missing value                                   |
-|----------|-------------------------|------------|---------|---------------------------------------------------|
-| XGBoost  | 32 bits                 | x < t      | 32 bits | follows the default direction of each node        |
-| LightGBM | 64 bits                 | x <= t     | 64 bits | follows the default direction, or is read as 0    |
-| CatBoost | 32 bits                 | x > t      | 64 bits | is below or above all borders of its feature      |
+Features and thresholds have the same type.
+
+| library  | features | comparison | sums    | a missing value                            |
+|----------|----------|------------|---------|--------------------------------------------|
+| XGBoost  | 32 bits  | x < t      | 32 bits | follows the default direction of its node  |
+| LightGBM | 64 bits  | x <= t     | 64 bits | follows the default direction, or is 0     |
+| CatBoost | 32 bits  | x > t      | 64 bits | is below or above all borders of a feature |
 
 XGBoost's JSON is specified at
 https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html.
-"""  # noqa: E501
+"""
 
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise, product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,7 +28,7 @@ from sklearn.base import BaseEstimator
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.batch import ModelData
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, library_of
-from mlflow_deploy_plugin.wrap.convert.sklearn.trees import LEAF, Boosting, Node, Tree
+from mlflow_deploy_plugin.wrap.convert.sklearn.trees import Boosting, Node, Tree, leaf
 
 Document: TypeAlias = Mapping[str, Any]
 """A model, a tree or a node in the JSON of its library."""
@@ -180,32 +182,45 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
     """Return (target, tree) pairs: one tree per value of a leaf. `target` is used if
     leaves have one value.
     """
-    conditions = np.array(document["split_conditions"], dtype=np.float32)
+    values = _xgboost_values(document) * np.float32(weight)
+    targets = [target]
+    if len(values) > 1:
+        targets = list(range(len(values)))
     left = np.array(document["left_children"])
     right = np.array(document["right_children"])
-    default_left = np.array(document["default_left"], dtype=bool)
-    starts = document["categories_segments"]
-    sizes = document["categories_sizes"]
-    members = {
-        node: document["categories"][start : start + size]
-        for node, start, size in zip(document["categories_nodes"], starts, sizes, strict=True)
-    }
-    by_category = list(members)  # XGBoost sends members to the right, a `Tree` to the left.
-    left[by_category], right[by_category] = right[by_category], left[by_category]
-    default_left[by_category] = ~default_left[by_category]
-    values = conditions[None]
-    targets = [target]
-    if (
-        width := int(document["tree_param"]["size_leaf_vector"])
-    ) > 1:  # A leaf stores its index in `right`.
-        leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
-        values = leaves[np.where(left < 0, right, 0)].T
-        targets = list(range(width))
-    feature = np.array(document["split_indices"])
+    members = _xgboost_members(document)
+    is_swapped = np.zeros(len(left), dtype=bool)
+    is_swapped[list(members)] = True  # XGBoost sends members to the right, a `Tree` to the left.
+    tree = Tree(
+        np.array(document["split_indices"]),
+        np.array(document["split_conditions"], dtype=np.float32),
+        np.where(is_swapped, right, left),
+        np.where(is_swapped, left, right),
+        np.array(document["default_left"], dtype=bool) ^ is_swapped,
+        values[0],
+        members,
+    )
     return [
-        (target, Tree(feature, conditions, left, right, default_left, value, members))
-        for target, value in zip(targets, values * np.float32(weight), strict=True)
+        (target, replace(tree, value=value)) for target, value in zip(targets, values, strict=True)
     ]
+
+
+def _xgboost_values(document: Document) -> Array:
+    """Return the values of each node, [values per leaf, nodes]."""
+    width = int(document["tree_param"]["size_leaf_vector"])
+    if width <= 1:
+        return np.array([document["split_conditions"]], dtype=np.float32)
+    leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
+    # A leaf stores the index of its values in `right_children`.
+    is_leaf = np.array(document["left_children"]) < 0
+    return np.asarray(leaves[np.where(is_leaf, document["right_children"], 0)].T)
+
+
+def _xgboost_members(document: Document) -> dict[int, list[int]]:
+    """Return the category codes of each node that compares categories."""
+    names = ("nodes", "segments", "sizes")
+    entries = zip(*(document[f"categories_{name}"] for name in names), strict=True)
+    return {node: document["categories"][start : start + size] for node, start, size in entries}
 
 
 def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
@@ -242,21 +257,12 @@ def _lightgbm(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.booster_
     document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
     objective = _lightgbm_objective(document)
-    width = document["num_tree_per_iteration"]
-    scale = objective.scale
-    if document["average_output"]:
-        scale /= max(1, len(document["tree_info"]) // width)
     kinds: dict[tuple[int, bool], int] = {}
-    trees = []
-    targets = []
-    for index, entry in enumerate(document["tree_info"]):
-        for kind, tree in _lightgbm_trees(entry["tree_structure"], scale, kinds):
-            trees.append(tree)
-            targets.append(kind * width + index % width)
+    trees = list(_lightgbm_trees(document, objective.scale, kinds))
     return Boosting(
-        trees,
-        targets,
-        np.zeros(width),
+        [tree for _, tree in trees],
+        [target for target, _ in trees],
+        np.zeros(document["num_tree_per_iteration"]),
         "BRANCH_LEQ",
         objective.link,
         categories=_lightgbm_categories(document),
@@ -282,6 +288,8 @@ def _lightgbm_objective(document: Document) -> _LightgbmObjective:
     scale = 1.0
     if link == "Sigmoid":
         scale = float(options.get("sigmoid", 1.0))
+    if document["average_output"]:
+        scale /= max(1, len(document["tree_info"]) // document["num_tree_per_iteration"])
     return _LightgbmObjective(link, scale)
 
 
@@ -299,62 +307,97 @@ def _lightgbm_categories(document: Document) -> tuple[tuple[str | int, ...], ...
 
 
 def _lightgbm_trees(
-    root: Document,
+    document: Document,
     scale: float,
     kinds: dict[tuple[int, bool], int],
-) -> list[tuple[int, Tree]]:
-    """Return (kind, tree) pairs. Kind 0 contains the constants of leaves, and any other
-    kind slopes of a feature.
+) -> Iterator[tuple[int, Tree]]:
+    """Yield (target, tree) pairs. `kinds` is as in `_LightgbmTree`."""
+    width = document["num_tree_per_iteration"]
+    for index, entry in enumerate(document["tree_info"]):
+        read = _LightgbmTree(scale, kinds)
+        read.add(entry["tree_structure"])
+        for kind, tree in read.by_kind():
+            yield kind * width + index % width, tree
 
-    A feature's positive and negative slopes are separate kinds: for an infinite
-    feature, their sum would be NaN.
+
+@dataclass(frozen=True)
+class _LightgbmTree:
+    """A tree that is read node by node.
+
+    Attributes:
+        scale: the factor of the leaves.
+        kinds: the kind of the slopes of each feature and sign, for all trees. Negative
+            slopes are a separate kind: for an infinite feature, the sum of positive and
+            negative slopes would be NaN.
+        slopes: for each kind, the slopes by the position of their leaf.
     """
-    rows: list[Node] = []
-    members: dict[int, list[int]] = {}
-    slopes: dict[int, dict[int, float]] = {}
 
-    def add(node: Document) -> int:
-        position = len(rows)
+    scale: float
+    kinds: dict[tuple[int, bool], int]
+    rows: list[Node] = field(default_factory=list)
+    members: dict[int, list[int]] = field(default_factory=dict)
+    slopes: dict[int, dict[int, float]] = field(default_factory=dict)
+
+    def by_kind(self) -> Iterator[tuple[int, Tree]]:
+        """Yield (kind, tree) pairs. Kind 0 contains the constants of leaves, and any
+        other kind slopes of a feature.
+        """
+        tree = Tree.of(self.rows, self.members)
+        yield 0, tree
+        for kind, slopes in sorted(self.slopes.items()):
+            value = np.bincount([*slopes], [*slopes.values()], len(self.rows))
+            yield kind, replace(tree, value=value)
+
+    def add(self, node: Document) -> int:
+        """Add a node and the nodes below it, and return the node's position."""
+        position = len(self.rows)
         if "leaf_value" in node:
-            read = node.get("leaf_features", ())
-            for feature in read:  # With a missing feature, LightGBM returns `leaf_value`.
-                rows.append((feature, np.inf, len(rows) + 2, len(rows) + 1, False, 0.0))
-                rows.append((0, 0.0, LEAF, LEAF, False, node["leaf_value"] * scale))
-            for feature, slope in zip(read, node.get("leaf_coeff", ()), strict=True):
-                kind = kinds.setdefault((feature, slope < 0), len(kinds) + 1)
-                slopes.setdefault(kind, {})[len(rows)] = slope * scale
-            rows.append(
-                (0, 0.0, LEAF, LEAF, False, node.get("leaf_const", node["leaf_value"]) * scale),
-            )
+            self._add_leaf(node)
             return position
         if node["decision_type"] == "==":  # Missing and unknown categories go right.
-            members[position] = [int(code) for code in node["threshold"].split("||")]
+            self.members[position] = [int(code) for code in node["threshold"].split("||")]
             node = {**node, "threshold": 0.0, "default_left": False, "missing_type": "NaN"}
-        threshold = node["threshold"]
-        kind = node["missing_type"]
-        default_left = node["default_left"]
-        if kind == "None":  # LightGBM reads missing values as 0.
-            default_left = threshold >= 0
-        elif kind == "Zero" and default_left != (threshold >= 0):
-            raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
-        if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads numbers in this range as 0.
-            if threshold >= 0:
-                threshold = _LIGHTGBM_ZERO
-            else:
-                threshold = np.nextafter(-_LIGHTGBM_ZERO, -np.inf)
-        rows.append((0, 0.0, 0, 0, False, 0.0))
-        left = add(node["left_child"])
-        right = add(node["right_child"])
-        rows[position] = node["split_feature"], threshold, left, right, default_left, 0.0
+        default_left = _goes_left_by_default(node)
+        self.rows.append(leaf())  # The positions of the children follow.
+        left = self.add(node["left_child"])
+        right = self.add(node["right_child"])
+        threshold = _lightgbm_threshold(node["threshold"])
+        self.rows[position] = node["split_feature"], threshold, left, right, default_left, 0.0
         return position
 
-    add(root)
-    tree = Tree.of(rows, members)
-    values = {
-        kind: np.bincount([*coefficients], [*coefficients.values()], len(rows))
-        for kind, coefficients in sorted(slopes.items())
-    }
-    return [(0, tree), *((kind, replace(tree, value=value)) for kind, value in values.items())]
+    def _add_leaf(self, node: Document) -> None:
+        """Add a leaf, after a node for each feature of a linear leaf."""
+        features = node.get("leaf_features", ())
+        for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
+            position = len(self.rows)
+            self.rows.append((feature, np.inf, position + 2, position + 1, False, 0.0))
+            self.rows.append(leaf(node["leaf_value"] * self.scale))
+        for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
+            kind = self.kinds.setdefault((feature, slope < 0), len(self.kinds) + 1)
+            self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
+        self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
+
+
+def _goes_left_by_default(node: Document) -> bool:
+    """Return True if missing values go left. Raises NotImplementedError if 0 counts as
+    missing.
+    """
+    zero_goes_left = bool(node["threshold"] >= 0)
+    if node["missing_type"] == "None":  # LightGBM reads missing values as 0.
+        return zero_goes_left
+    default_left = bool(node["default_left"])
+    if node["missing_type"] == "Zero" and default_left != zero_goes_left:
+        raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
+    return default_left
+
+
+def _lightgbm_threshold(threshold: float) -> float:
+    """Return the threshold for exact numbers: LightGBM reads numbers near 0 as 0."""
+    if abs(threshold) > _LIGHTGBM_ZERO:
+        return threshold
+    if threshold >= 0:
+        return _LIGHTGBM_ZERO
+    return float(np.nextafter(-_LIGHTGBM_ZERO, -np.inf))
 
 
 _LIGHTGBM_ZERO = float(np.float32(1e-35))
@@ -376,40 +419,37 @@ def _catboost(model: Estimator) -> Boosting:
         path = Path(folder) / "model.json"
         model.save_model(str(path), format="json")
         document = json.loads(path.read_text())
-    features = document["features_info"]
-    if kinds := sorted(
-        kind for kind, entries in features.items() if kind != "float_features" and entries
-    ):
-        raise NotImplementedError(f"features that are not numbers ({', '.join(kinds)})")
-    loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
-    link = _CATBOOST_LINKS.get(loss)
-    if link is None:
-        raise NotImplementedError(f"the loss {loss}")
-    columns = {
-        entry["feature_index"]: entry["flat_feature_index"] for entry in features["float_features"]
-    }
-    goes_left = {
-        entry["feature_index"]: entry["nan_value_treatment"] != "AsTrue"
-        for entry in features["float_features"]
-    }
+    features = _catboost_features(document["features_info"])
+    link = _catboost_link(model)
     scale, base = document["scale_and_bias"]
-    width = len(base)
+    targets = range(len(base))
     roots = document.get("trees") or [*map(_nested, document["oblivious_trees"])]
-    trees = [
-        _catboost_tree(root, target, scale, columns, goes_left)
-        for root in roots
-        for target in range(width)
-    ]
-    targets = [*range(width)] * len(roots)
     return Boosting(
-        trees,
-        targets,
-        np.array(base, dtype=np.float64).reshape(width),
+        [_catboost_tree(root, target, scale, features) for root, target in product(roots, targets)],
+        [*targets] * len(roots),
+        np.array(base, dtype=np.float64).reshape(len(base)),
         "BRANCH_LEQ",
         link,
         False,
         True,
     )
+
+
+def _catboost_features(features: Document) -> dict[int, Document]:
+    """Return the numerical features by their index. Raises NotImplementedError for
+    other features.
+    """
+    kinds = [kind for kind in sorted(features) if kind != "float_features" and features[kind]]
+    if kinds:
+        raise NotImplementedError(f"features that are not numbers ({', '.join(kinds)})")
+    return {entry["feature_index"]: entry for entry in features["float_features"]}
+
+
+def _catboost_link(model: Estimator) -> str:
+    loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
+    if loss not in _CATBOOST_LINKS:
+        raise NotImplementedError(f"the loss {loss}")
+    return _CATBOOST_LINKS[loss]
 
 
 def _nested(tree: Document) -> Document:
@@ -428,8 +468,7 @@ def _catboost_tree(
     root: Document,
     target: int,
     scale: float,
-    columns: dict[int, int],
-    goes_left: dict[int, bool],
+    features: dict[int, Document],
 ) -> Tree:
     """Return a tree with the values of one target. A row above the border goes
     right.
@@ -438,29 +477,21 @@ def _catboost_tree(
 
     def add(node: Document) -> int:
         position = len(rows)
-        # placeholder, since a node precedes its children
-        rows.append((0, 0.0, LEAF, LEAF, False, 0.0))
-        if "split" in node:
-            feature = node["split"]["float_feature_index"]
-            left = add(node["left"])
-            right = add(node["right"])
-            rows[position] = (
-                columns[feature],
-                node["split"]["border"],
-                left,
-                right,
-                goes_left[feature],
-                0.0,
-            )
-        else:
-            rows[position] = (
-                0,
-                0.0,
-                LEAF,
-                LEAF,
-                False,
-                float(np.ravel(node["value"])[target]) * scale,
-            )
+        if "split" not in node:
+            rows.append(leaf(float(np.ravel(node["value"])[target]) * scale))
+            return position
+        rows.append(leaf())  # The positions of the children follow.
+        left = add(node["left"])
+        right = add(node["right"])
+        feature = features[node["split"]["float_feature_index"]]
+        rows[position] = (
+            feature["flat_feature_index"],
+            node["split"]["border"],
+            left,
+            right,
+            feature["nan_value_treatment"] != "AsTrue",
+            0.0,
+        )
         return position
 
     add(root)

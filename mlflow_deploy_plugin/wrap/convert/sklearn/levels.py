@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import GraphProto, TensorProto, helper
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder, Subgraph
 
 MANY_ROWS = 128
 """The minimum number of rows for descent by levels. With 128 rows and 32 trees, both
@@ -87,22 +87,9 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     lacking = graph.node("Sub", [graph.node("Mul", [blocks, size]), count])
     padded = graph.node("Pad", [rows, graph.node("Concat", [[0, 0], lacking, [0]], axis=0)])
     shape = graph.node("Concat", [blocks, size, [-1]], axis=0)
-    body = graph.subgraph()
-    block = body.name()
-    sums = _write_block(body, block, levels)
-    rows_type, sums_type = (
-        helper.np_dtype_to_tensor_dtype(array.dtype) for array in (levels.threshold, levels.base)
-    )
-    step = body.finish(
-        {block: (rows_type, [None, None])},
-        {sums: (sums_type, [None, len(levels.base)])},
-    )
-    stacked = graph.node(
-        "Scan",
-        [graph.node("Reshape", [padded, shape])],
-        body=step,
-        num_scan_inputs=1,
-    )
+    body = _block_sums(graph.subgraph(), levels)
+    blocked = graph.node("Reshape", [padded, shape])
+    stacked = graph.node("Scan", [blocked], body=body, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, len(levels.base)]])
     return graph.node("Cast", [graph.node("Slice", [flat, [0], count])], to=TensorProto.FLOAT)
 
@@ -139,13 +126,19 @@ def _is_compared(depth: int, level: Array) -> bool:
     return depth < _COMPARED_LEVELS or level.shape[1] == 1
 
 
-def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
-    """Add the trees for a block of rows, and return their sums, [rows, targets]."""
+def _block_sums(graph: Subgraph, levels: Levels) -> GraphProto:
+    """Return the graph that computes the sums of a block of rows, [rows, targets]."""
+    rows = graph.name()
     block = _Block(graph, levels)
     columns = block.select_columns(rows)
     comparisons = block.compare(columns)
     leaf = block.descend(columns, comparisons)
-    return block.sum_leaves(leaf)
+    sums = block.sum_leaves(leaf)
+    rows_type = helper.np_dtype_to_tensor_dtype(levels.threshold.dtype)
+    return graph.finish(
+        {rows: (rows_type, [None, None])},
+        {sums: (block.sums_type, [None, len(levels.base)])},
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +161,11 @@ class _Block:
             else:
                 nodes.append(level)
         return nodes
+
+    @property
+    def sums_type(self) -> int:
+        """The ONNX type of the sums."""
+        return helper.np_dtype_to_tensor_dtype(self.levels.base.dtype)
 
     def select_columns(self, rows: str) -> _Columns:
         """Add the compared columns. For splits with a default, add a copy with -inf for
@@ -260,7 +258,16 @@ class _Block:
         """Add the sums of the rows' leaves, [rows, targets], per group and then in
         total.
         """
-        targets, trees, leaves = self.levels.value.shape
+        joined = self.graph.node("Concat", self._group_sums(leaf), axis=0)
+        wide = self.graph.node("Cast", [joined], to=self.sums_type)
+        shape = [len(self.levels.base), self.levels.groups, -1]
+        by_target = self.graph.node("Reshape", [wide, shape])
+        total = self.graph.node("ReduceSum", [by_target, [1]], keepdims=0)
+        return self.graph.node("Add", [self.graph.node("Transpose", [total]), self.levels.base])
+
+    def _group_sums(self, leaf: str) -> list[str]:
+        """Add the sums of the leaves, [groups, rows] per table of leaves."""
+        _, trees, leaves = self.levels.value.shape
         size = trees // self.levels.groups
         tables = self.levels.value
         if len(self.nodes[0]) != trees:
@@ -270,9 +277,4 @@ class _Block:
             values = self.graph.node("GatherElements", [table, leaf], axis=1)
             grouped = self.graph.node("Reshape", [values, [len(table) // size, size, -1]])
             sums.append(self.graph.node("ReduceSum", [grouped, [1]], keepdims=0))
-        kind = helper.np_dtype_to_tensor_dtype(self.levels.base.dtype)
-        joined = self.graph.node("Concat", sums, axis=0)
-        wide = self.graph.node("Cast", [joined], to=kind)
-        by_target = self.graph.node("Reshape", [wide, [targets, self.levels.groups, -1]])
-        total = self.graph.node("ReduceSum", [by_target, [1]], keepdims=0)
-        return self.graph.node("Add", [self.graph.node("Transpose", [total]), self.levels.base])
+        return sums

@@ -8,6 +8,8 @@ the marked rows.
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
@@ -26,21 +28,19 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import Computed
 
 _PARTIAL = {
-    *(
-        "Log",
-        "Sqrt",
-        "Div",
-        "Pow",
-        "Reciprocal",
-        "Exp",
-        "Tan",
-        "Asin",
-        "Acos",
-        "Acosh",
-        "Atanh",
-        "Sinh",
-        "Cosh",
-    ),
+    "Log",
+    "Sqrt",
+    "Div",
+    "Pow",
+    "Reciprocal",
+    "Exp",
+    "Tan",
+    "Asin",
+    "Acos",
+    "Acosh",
+    "Atanh",
+    "Sinh",
+    "Cosh",
 }
 """Operators that return NaN or infinity for some finite numbers."""
 _Marks = Iterator[tuple[str, str]]
@@ -53,7 +53,9 @@ def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
     """Add the output `REFUSED_ROWS` to the graph if a step may refuse a row, and return
     the reason.
     """
-    operators = [operator for scope in topology.scopes for operator in scope.operators.values()]
+    operators = list(
+        chain.from_iterable(scope.operators.values() for scope in topology.scopes),
+    )
     added = Subgraph(Scope("refused", naming="refused_rows_"))
     marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
     if not marks:
@@ -69,53 +71,61 @@ def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
 
 def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
     """Mark the rows with a number outside the range of a step."""
-    tests: Mapping[str, Sequence[float] | Array]
     for operator in operators:
-        match step := operator.raw_operator:
-            case PowerTransformer(method="box-cox"):
-                reason = "accepts only positive numbers"
-                tests = {"LessOrEqual": np.zeros(1)}
-            case SplineTransformer(extrapolation="error"):
-                first, last = np.array(
-                    [(spline.t[spline.k], spline.t[-spline.k - 1]) for spline in step.bsplines_],
-                ).T
-                reason = "accepts only numbers between its knots"
-                tests = {"Less": first, "Greater": last}
-            case Computed():
-                reason = step.refuses
-                tests = step.tests or {}
-            case _:
-                continue
-        name = getattr(step, "stands_for", type(step).__name__)
+        step = operator.raw_operator
+        accepted = _range_of(step)
+        if accepted is None:
+            continue
+        reason = f"its {getattr(step, 'stands_for', type(step).__name__)} {accepted.reason}"
         start = 0
         for entry in operator.inputs:
             wide = added.node("Cast", [entry.full_name], to=TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
-            for test, bound in tests.items():
-                if len(bound) > 1:
-                    limit = np.asarray(bound, float)[start:end]
-                else:
-                    limit = np.asarray(bound, float)
-                outside = added.node(test, [wide, limit])
-                yield f"its {name} {reason}", added.node("Cast", [outside], to=TensorProto.FLOAT)
+            for outside in accepted.outside(added, wide, slice(start, end)):
+                yield reason, added.node("Cast", [outside], to=TensorProto.FLOAT)
             start = end
+
+
+@dataclass(frozen=True, eq=False)
+class _Range:
+    """The range of numbers that a step accepts, with fields as in `Computed`."""
+
+    reason: str
+    tests: Mapping[str, Sequence[float] | Array]
+
+    def outside(self, added: Subgraph, rows: str, columns: slice) -> Iterator[str]:
+        """Add tests that are true for refused numbers in some columns of the step."""
+        for test, bound in self.tests.items():
+            limit = np.asarray(bound, float)
+            if len(limit) > 1:
+                limit = limit[columns]
+            yield added.node(test, [rows, limit])
+
+
+def _range_of(step: Estimator) -> _Range | None:
+    match step:
+        case PowerTransformer(method="box-cox"):
+            return _Range("accepts only positive numbers", {"LessOrEqual": np.zeros(1)})
+        case SplineTransformer(extrapolation="error"):
+            knots = [(spline.t[spline.k], spline.t[-spline.k - 1]) for spline in step.bsplines_]
+            first, last = np.array(knots).T
+            return _Range(
+                "accepts only numbers between its knots", {"Less": first, "Greater": last}
+            )
+        case Computed():
+            return _Range(step.refuses, step.tests or {})
+    return None
 
 
 def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -> _Marks:
     """Mark the rows for which a function or product is not finite, if a later step
     refuses such numbers.
     """
-    makers = {name: node for node in graph.node for name in node.output}
-    constants = {entry.name: entry for entry in graph.initializer}
     readers: dict[str, list[Estimator]] = {}
-    doubtful: set[str] = set()
     for operator in operators:
         for entry in operator.inputs:
             readers.setdefault(entry.full_name, []).append(operator.raw_operator)
-        is_function = isinstance(operator.raw_operator, FunctionTransformer | Computed)
-        is_partial = is_function and _is_partial(operator, makers, constants)
-        if is_partial or isinstance(operator.raw_operator, PolynomialFeatures):
-            doubtful.update(entry.full_name for entry in operator.outputs)
+    doubtful = set(_doubtful_outputs(graph, operators))
     for node in graph.node:
         if not doubtful.isdisjoint(node.input):
             doubtful.update(node.output)
@@ -123,26 +133,38 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
             refusing = [reader for reader in readers.pop(name, []) if not _takes(reader, np.inf)]
             finite = [reader for reader in refusing if not _takes(reader, np.nan)]
             if finite:
+                # The difference is NaN for NaN and infinity, otherwise 0.
+                mark = added.node("Sub", [name, name])
                 reason = (
                     "the model computes NaN or infinity for the row, which its "
                     f"{type(finite[0]).__name__} refuses"
                 )
-                # The difference is NaN for NaN and infinity, otherwise 0.
-                zero = added.node(
-                    "Sub",
-                    [name, name],
-                )
-                yield reason, added.node("Cast", [zero], to=TensorProto.FLOAT)
                 doubtful.remove(name)
             elif refusing:
+                mark = added.node("IsInf", [name])
                 reason = (
                     "the model computes infinity for the row, which its "
                     f"{type(refusing[0]).__name__} refuses"
                 )
-                yield (
-                    reason,
-                    added.node("Cast", [added.node("IsInf", [name])], to=TensorProto.FLOAT),
-                )
+            else:
+                continue
+            yield reason, added.node("Cast", [mark], to=TensorProto.FLOAT)
+
+
+def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[str]:
+    """Yield the outputs of products, and of functions that may not be finite."""
+    makers = {}
+    for node in graph.node:
+        makers.update(dict.fromkeys(node.output, node))
+    constants = {entry.name: entry for entry in graph.initializer}
+    for operator in operators:
+        step = operator.raw_operator
+        if isinstance(step, PolynomialFeatures) or (
+            isinstance(step, FunctionTransformer | Computed)
+            and _is_partial(operator, makers, constants)
+        ):
+            for entry in operator.outputs:
+                yield entry.full_name
 
 
 def _is_partial(

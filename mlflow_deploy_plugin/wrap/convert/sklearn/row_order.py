@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from skl2onnx.common._topology import Scope
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -51,16 +51,27 @@ def sort_rows(graph: GraphProto) -> None:
         if node.op_type not in _OPERATORS or len(modes) - modes.count(b"LEAF") < _FEWEST_SPLITS:
             graph.node.append(node)
             continue
-        before = Subgraph(names)
-        after = Subgraph(names)
-        order = _write_order(before, node.input[0], attributes)
-        node.input[0] = before.node("GatherND", [node.input[0], order])
-        for index, name in enumerate(node.output):
-            node.output[index] = after.name()
-            after.node("ScatterND", [node.output[index], order, node.output[index]], name)
-        first, last = (part.finish({}, {}) for part in (before, after))
-        graph.initializer.extend([*first.initializer, *last.initializer])
-        graph.node.extend([*first.node, node, *last.node])
+        before, after = _sort_around(node, attributes, names)
+        graph.initializer.extend([*before.initializer, *after.initializer])
+        graph.node.extend([*before.node, node, *after.node])
+
+
+def _sort_around(
+    node: NodeProto,
+    attributes: _Attributes,
+    names: Scope,
+) -> tuple[GraphProto, GraphProto]:
+    """Return the nodes that sort the rows before a tree operator, and the nodes that
+    restore their order. The operator's input and outputs are renamed.
+    """
+    before = Subgraph(names)
+    after = Subgraph(names)
+    order = _write_order(before, node.input[0], attributes)
+    node.input[0] = before.node("GatherND", [node.input[0], order])
+    for index, name in enumerate(node.output):
+        node.output[index] = after.name()
+        after.node("ScatterND", [node.output[index], order, node.output[index]], name)
+    return before.finish({}, {}), after.finish({}, {})
 
 
 def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
@@ -70,14 +81,7 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     size = graph.node("Shape", [rows], start=0, end=1)
     few = graph.subgraph()
     many = graph.subgraph()
-    column, threshold, weight = _comparisons(attributes)
-    numbers = many.node("Cast", [many.node("Transpose", [rows])], to=TensorProto.FLOAT)
-    values = many.node("Gather", [numbers, column], axis=0)
-    above = many.node("Greater", [values, threshold.astype(np.float32)[:, None]])
-    keys = many.node(
-        "MatMul",
-        [weight.astype(np.float32), many.node("Cast", [above], to=TensorProto.FLOAT)],
-    )
+    keys = _write_keys(many, rows, attributes)
     _, positions = many.nodes("TopK", [keys, size], 2, axis=0, largest=0)
     by_key = many.node("Unsqueeze", [positions, [1]])
     as_they_are = few.node("Slice", [np.arange(MANY_ROWS)[:, None], [0], size])
@@ -87,6 +91,16 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
         then_branch=many.finish({}, {by_key: (TensorProto.INT64, [None, 1])}),
         else_branch=few.finish({}, {as_they_are: (TensorProto.INT64, [None, 1])}),
     )
+
+
+def _write_keys(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
+    """Add the sort key of each row, [N]."""
+    column, threshold, weight = _comparisons(attributes)
+    numbers = graph.node("Cast", [graph.node("Transpose", [rows])], to=TensorProto.FLOAT)
+    values = graph.node("Gather", [numbers, column], axis=0)
+    above = graph.node("Greater", [values, threshold.astype(np.float32)[:, None]])
+    is_above = graph.node("Cast", [above], to=TensorProto.FLOAT)
+    return graph.node("MatMul", [weight.astype(np.float32), is_above])
 
 
 def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:

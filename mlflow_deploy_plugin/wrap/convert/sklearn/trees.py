@@ -5,7 +5,8 @@ scikit-learn's other trees compare in 32 bits, but skl2onnx sends their missing 
 to the right. This module avoids both errors, and sums in 64 bits.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,14 +35,20 @@ def rounded_down(thresholds: Array) -> Array:
 
 Node = tuple[int, float, int, int, bool, float]
 """The fields of a node, in the order of `Tree`."""
-LEAF = -1
+_LEAF = -1
 _NO_CODE = -1
-_COMPARISONS = {"BRANCH_LT": ("Less", "GreaterOrEqual"), "BRANCH_LEQ": ("LessOrEqual", "Greater")}
-"""The operator of each comparison, and the operator of its opposite."""
+_COMPARISONS = {"BRANCH_LT": "Less", "BRANCH_LEQ": "LessOrEqual"}
+"""The operator of each comparison."""
+_OPPOSITES = {"Less": "GreaterOrEqual", "LessOrEqual": "Greater"}
 _MAX_PADDING = 8
 """The maximum width of a level of a complete tree, divided by the average number of
 nodes per tree.
 """
+
+
+def leaf(value: float = 0.0) -> Node:
+    """Return a leaf."""
+    return 0, 0.0, _LEAF, _LEAF, False, value
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,9 @@ class Tree:
         feature = np.maximum(tree.feature, 0)
         sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
         threshold = rounded_down(tree.threshold).astype(float)
-        return cls(feature if columns is None else columns[feature], threshold, *sides, value)
+        if columns is not None:
+            feature = columns[feature]
+        return cls(feature, threshold, *sides, value)
 
     def splits_as(self, other: "Tree") -> bool:
         """Return True if the trees are equal except for the values of their leaves."""
@@ -109,7 +118,7 @@ class Tree:
                 strict=True,
             ),
         )
-        modes = ["LEAF" if child < 0 else mode for child in self.left]
+        modes = np.where(self.left < 0, "LEAF", mode).tolist()
         # ONNX Runtime treats a chain of equality tests with the same left child as a
         # membership test.
         for node, codes in self.members.items():
@@ -217,7 +226,7 @@ class Boosting:
         """Return the trees ordered by target, with `padding` trees of value 0 per
         target.
         """
-        empty = Tree.of([(0, 0.0, LEAF, LEAF, False, 0.0)])
+        empty = Tree.of([leaf()])
         trees = [*self.trees, *[empty] * padding * len(self.base)]
         targets = [*self.targets, *np.repeat(np.arange(len(self.base)), padding)]
         return [trees[index] for index in np.argsort(targets, kind="stable")]
@@ -259,6 +268,16 @@ class _Splits:
     left: Array
     right: Array
 
+    def opposite(self) -> "_Splits":
+        """Return the splits with the opposite comparison, and without a default."""
+        return replace(
+            self,
+            default=np.zeros(len(self.default)),
+            comparison=_OPPOSITES[self.comparison],
+            left=self.right,
+            right=self.left,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class _CompleteTrees:
@@ -278,20 +297,16 @@ def _distinct_splits(forest: _Forest, mode: str) -> _Splits | None:
     is_inner = forest.is_inner
     fields = [nodes[name][is_inner] for name in ("feature", "threshold", "default_left")]
     distinct, of_inner = np.unique(np.stack(fields, axis=1), axis=0, return_inverse=True)
-    column, threshold, default = distinct.T
     if not len(distinct):
         return None
-    if mode == "BRANCH_LT" and np.isneginf(threshold).any():
+    if mode == "BRANCH_LT" and np.isneginf(distinct[:, 1]).any():
         return None  # No number is less than -inf, which replaces missing values.
     index = np.zeros(len(is_inner), dtype=np.int64)
     index[is_inner] = of_inner.ravel()
-    comparison, opposite = _COMPARISONS[mode]
-    left = nodes["left"]
-    right = nodes["right"]
-    if default.all():  # The opposite comparison is false for missing values.
-        no_default = np.zeros(len(distinct))
-        return _Splits(column, threshold, no_default, opposite, index, right, left)
-    return _Splits(column, threshold, default, comparison, index, left, right)
+    splits = _Splits(*distinct.T, _COMPARISONS[mode], index, nodes["left"], nodes["right"])
+    if splits.default.all():  # The opposite comparison is false for missing values.
+        return splits.opposite()
+    return splits
 
 
 def _complete_levels(forest: _Forest, splits: _Splits) -> _CompleteTrees | None:
@@ -368,63 +383,75 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     """
     if boosting.has_single_rows and not boosting.is_single:
         rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
-    owners: list[int] = []  # Adjacent trees with equal splits are merged.
-    distinct: list[Tree] = []
-    for tree, target, before in zip(
-        boosting.trees,
-        boosting.targets,
-        [-1, *boosting.targets],
-        strict=False,
-    ):
-        if target <= before or not (distinct and tree.splits_as(distinct[-1])):
-            distinct.append(tree)
-        owners.append(len(distinct) - 1)
+    distinct, owners = _merged_trees(boosting)
     leaves = [np.flatnonzero(tree.left < 0) for tree in boosting.trees]
     counts = [len(indices) for indices in leaves]
-
-    trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in distinct), strict=True)
-    leaf = np.concatenate([tree.left < 0 for tree in trees])
-    sizes = [len(tree.left) for tree in trees]
-
-    def inner(name: str) -> list[int]:
-        return [
-            int(value)
-            for value in np.where(leaf, 0, np.concatenate([getattr(tree, name) for tree in trees]))
-        ]
-
-    numbers: dict[str, Any] = {
-        "nodes_values": np.where(leaf, 0.0, np.concatenate([tree.threshold for tree in trees])),
-        "target_weights": np.concatenate(
-            [tree.value[at] for tree, at in zip(boosting.trees, leaves, strict=True)],
-        ),
-        "base_values": boosting.base,
-    }
-    if boosting.is_single:
-        numbers = {
-            name: np.asarray(values, np.float32).tolist() for name, values in numbers.items()
-        }
-    else:
-        numbers = {
-            f"{name}_as_tensor": numpy_helper.from_array(np.asarray(values, np.float64))
-            for name, values in numbers.items()
-        }
+    values = [tree.value[at] for tree, at in zip(boosting.trees, leaves, strict=True)]
+    floats = {"target_weights": np.concatenate(values), "base_values": boosting.base}
     return graph.node(
         "TreeEnsembleRegressor",
         [rows],
         n_targets=len(boosting.base),
         post_transform="NONE",
-        nodes_treeids=np.repeat(np.arange(len(trees)), sizes).tolist(),
-        nodes_nodeids=np.concatenate([np.arange(size) for size in sizes]).tolist(),
-        nodes_featureids=inner("feature"),
-        nodes_modes=np.concatenate(modes).tolist(),
-        nodes_truenodeids=inner("left"),
-        nodes_falsenodeids=inner("right"),
-        nodes_missing_value_tracks_true=inner("default_left"),
         target_treeids=np.repeat(owners, counts).tolist(),
         target_nodeids=np.concatenate(leaves).tolist(),
         target_ids=np.repeat(boosting.targets, counts).tolist(),
-        **numbers,
+        **_node_attributes(distinct, boosting),
+        **_float_attributes(floats, boosting.is_single),
     )
+
+
+def _merged_trees(boosting: Boosting) -> tuple[list[Tree], list[int]]:
+    """Return the trees, in which adjacent trees with equal splits are merged, and for
+    each original tree the position of its merged tree.
+    """
+    owners: list[int] = []
+    distinct: list[Tree] = []
+    before = -1
+    for tree, target in zip(boosting.trees, boosting.targets, strict=True):
+        if target <= before or not (distinct and tree.splits_as(distinct[-1])):
+            distinct.append(tree)
+        owners.append(len(distinct) - 1)
+        before = target
+    return distinct, owners
+
+
+def _node_attributes(trees: list[Tree], boosting: Boosting) -> dict[str, Any]:
+    """Return the attributes of the tree operator that describe the nodes of trees."""
+    walked, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in trees), strict=True)
+    nodes = {}
+    for name, field_name in _NODE_FIELDS.items():
+        nodes[name] = np.concatenate([getattr(tree, field_name) for tree in walked])
+    is_leaf = nodes["nodes_truenodeids"] < 0
+    thresholds = np.where(is_leaf, 0.0, nodes.pop("nodes_values"))
+    sizes = [len(tree.left) for tree in walked]
+    return {
+        "nodes_treeids": np.repeat(np.arange(len(walked)), sizes).tolist(),
+        "nodes_nodeids": np.concatenate([np.arange(size) for size in sizes]).tolist(),
+        "nodes_modes": np.concatenate(modes).tolist(),
+        **{name: np.where(is_leaf, 0, array).astype(int).tolist() for name, array in nodes.items()},
+        **_float_attributes({"nodes_values": thresholds}, boosting.is_single),
+    }
+
+
+_NODE_FIELDS = {
+    "nodes_featureids": "feature",
+    "nodes_values": "threshold",
+    "nodes_truenodeids": "left",
+    "nodes_falsenodeids": "right",
+    "nodes_missing_value_tracks_true": "default_left",
+}
+"""The field of `Tree` for each attribute of the tree operator. Leaves have zeros."""
+
+
+def _float_attributes(numbers: dict[str, Array], is_single: bool) -> dict[str, Any]:
+    """Return attributes with 32-bit floats, or tensors of 64-bit floats."""
+    if is_single:
+        return {name: np.asarray(values, np.float32).tolist() for name, values in numbers.items()}
+    return {
+        f"{name}_as_tensor": numpy_helper.from_array(np.asarray(values, np.float64))
+        for name, values in numbers.items()
+    }
 
 
 _LINKS = {
@@ -443,43 +470,34 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
     name = type(estimator._loss.link).__name__
     if (link := _LINKS.get(name)) is None:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
-    width = int(estimator.n_trees_per_iteration_)
-    trees = []
-    if estimator.is_categorical_ is None:
+    is_categorical = estimator.is_categorical_
+    if is_categorical is None:
         is_categorical = np.zeros(estimator.n_features_in_, bool)
-    else:
-        is_categorical = estimator.is_categorical_
-    # Trees read categorical columns first.
-    columns = np.concatenate([np.flatnonzero(is_categorical), np.flatnonzero(~is_categorical)])
-    for predictor in (predictor for iteration in estimator._predictors for predictor in iteration):
-        nodes = predictor.nodes
-        bits = predictor.raw_left_cat_bitsets
-        members = {
-            int(node): [
-                code
-                for code in range(256)
-                if bits[nodes["bitset_idx"][node]][code // 32] >> code % 32 & 1
-            ]
-            or [_NO_CODE]  # Only missing values go left.
-            for node in np.flatnonzero(nodes["is_categorical"])
-        }
-        left = np.where(nodes["is_leaf"] == 1, LEAF, nodes["left"].astype(np.int64))
-        right, default_left, value = (
-            nodes[name] for name in ("right", "missing_go_to_left", "value")
-        )
-        trees.append(
-            Tree(
-                columns[nodes["feature_idx"]],
-                nodes["num_threshold"],
-                left,
-                right,
-                default_left,
-                value,
-                members,
-            ),
-        )
+    columns = np.argsort(~is_categorical, kind="stable")  # Trees read categorical columns first.
+    predictors = chain.from_iterable(estimator._predictors)
+    trees = [_histogram_tree(predictor, columns) for predictor in predictors]
+    width = int(estimator.n_trees_per_iteration_)
     targets = [index % width for index in range(len(trees))]
     return Boosting(trees, targets, np.ravel(estimator._baseline_prediction), "BRANCH_LEQ", link)
+
+
+def _histogram_tree(predictor: Any, columns: Array) -> Tree:
+    """Return a tree of HistGradientBoosting. `columns` are the features' positions."""
+    nodes = predictor.nodes
+    members = {}
+    for node in np.flatnonzero(nodes["is_categorical"]):
+        bits = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][node]]
+        codes = [code for code in range(256) if bits[code // 32] >> code % 32 & 1]
+        members[int(node)] = codes or [_NO_CODE]  # Only missing values go left.
+    return Tree(
+        columns[nodes["feature_idx"]],
+        nodes["num_threshold"],
+        np.where(nodes["is_leaf"] == 1, _LEAF, nodes["left"].astype(np.int64)),
+        nodes["right"],
+        nodes["missing_go_to_left"],
+        nodes["value"],
+        members,
+    )
 
 
 def categories_of(estimator: Estimator) -> dict[int, Array]:
