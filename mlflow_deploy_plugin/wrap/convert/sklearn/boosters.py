@@ -3,11 +3,11 @@ types of the library.
 
 Features and thresholds have the same type.
 
-| library  | features | comparison | sums    | a missing value                            |
-|----------|----------|------------|---------|--------------------------------------------|
-| XGBoost  | 32 bits  | x < t      | 32 bits | follows the default direction of its node  |
-| LightGBM | 64 bits  | x <= t     | 64 bits | follows the default direction, or is 0     |
-| CatBoost | 32 bits  | x > t      | 64 bits | is below or above all borders of a feature |
+| library  | features | comparison | sums    | a missing value                        |
+|----------|----------|------------|---------|----------------------------------------|
+| XGBoost  | 32 bits  | x < t      | 32 bits | follows the node's default direction   |
+| LightGBM | 64 bits  | x <= t     | 64 bits | follows the default direction, or is 0 |
+| CatBoost | 32 bits  | x > t      | 64 bits | is below or above all borders          |
 
 XGBoost's JSON is specified at
 https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html.

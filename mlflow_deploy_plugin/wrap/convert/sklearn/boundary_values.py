@@ -59,15 +59,17 @@ rounding decides.
 _MAX_ROW_SETS = 3
 
 _Value = TypeVar("_Value")
+_Entry = tuple[str, int, Any]
+"""Boundary values: their kind, which is a field of `BoundaryValues`, the position of
+the input column, and the values.
+"""
 
 
 @dataclass
 class _Collected:
-    """Boundary values as (kind, position of the input column, values). A kind is a
-    field of `BoundaryValues`.
-    """
+    """The boundary values of columns, and sets of training rows."""
 
-    values: list[tuple[str, int, Any]] = field(default_factory=list)
+    values: list[_Entry] = field(default_factory=list)
     rows: list[dict[int, Array]] = field(default_factory=list)
 
     def add(self, other: "_Collected") -> None:
@@ -78,13 +80,19 @@ class _Collected:
         """Return the values with each column moved to its new position; columns without
         a new position are dropped.
         """
-        new = {old: int(position) for old, position in enumerate(positions)}
+        moved = self._moved({old: int(position) for old, position in enumerate(positions)})
+        return _Collected(moved.values, [columns for columns in moved.rows if columns])
+
+    def picked(self, positions: Iterable[int]) -> "_Collected":
+        """Return the values of the columns at the positions, numbered from 0."""
+        return self._moved({old: position for position, old in enumerate(positions)})
+
+    def _moved(self, new: Mapping[int, int]) -> "_Collected":
         moved = [(kind, new[old], values) for kind, old, values in self.values if old in new]
-        rows = [
-            {new[old]: values for old, values in columns.items() if old in new}
-            for columns in self.rows
-        ]
-        return _Collected(moved, [columns for columns in rows if columns])
+        rows = []
+        for columns in self.rows:
+            rows.append({new[old]: values for old, values in columns.items() if old in new})
+        return _Collected(moved, rows)
 
     def of(self, kind: str) -> dict[int, list[Any]]:
         by_position: dict[int, list[Any]] = {}
@@ -159,7 +167,9 @@ def _of_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
     collected = _own(estimator)
     for part, positions in _inner(estimator):
         part_values = _known(part, left_out)
-        collected.add(part_values if positions is None else part_values.at(positions))
+        if positions is not None:
+            part_values = part_values.at(positions)
+        collected.add(part_values)
     return collected
 
 
@@ -187,47 +197,46 @@ def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | No
 
 
 def _own(estimator: Estimator) -> _Collected:
-    collected = _Collected()
-    splits: Mapping[int, Array] = {}
-    if estimators.library_of(estimator):
-        boosting = read_boosting(estimator)
-        splits = boosting.edges()
-        collected.values += [
-            ("categories", *indexed)
-            for indexed in zip(boosting.category_columns, boosting.categories, strict=False)
-        ]
-    elif estimators.is_tree(estimator):
-        inner = estimator.tree_.feature >= 0
-        features = estimator.tree_.feature[inner]
-        edges = estimator.tree_.threshold[inner]
-        splits = {int(feature): edges[features == feature] for feature in np.unique(features)}
-    elif hasattr(estimator, "_predictors"):
-        splits = histogram_boosting(estimator).edges()
-        collected.values += [
-            ("categories", position, values)
-            for position, values in categories_of(estimator).items()
-        ]
-    collected.values += _beside_thresholds(splits)
+    collected = _Collected([*_of_trees(estimator)])
     for kind, edges_of in _EDGES.items():
         if isinstance(estimator, kind):
-            indexed = enumerate(edges_of(estimator))
-            collected.values += [
-                ("edges", index, np.asarray(edges, float)) for index, edges in indexed if len(edges)
-            ]
-    if hasattr(estimator, "categories_"):
-        collected.values += [
-            ("categories", position, values)
-            for position, values in enumerate(estimator.categories_)
-        ]
+            for position, edges in enumerate(edges_of(estimator)):
+                if len(edges):
+                    collected.values.append(("edges", position, np.asarray(edges, float)))
+    collected.values += _entries("categories", enumerate(getattr(estimator, "categories_", ())))
     if isinstance(estimator, CountVectorizer):
         collected.values.append(("texts", 0, estimator.vocabulary_))
-    for rows in (getattr(estimator, name, None) for name in _ROWS):
+    for name in _ROWS:
+        rows = getattr(estimator, name, None)
         if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows):
             collected.rows.append(dict(enumerate(_some(rows).T)))
     return collected
 
 
-def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[tuple[str, int, Array]]:
+def _entries(kind: str, indexed: Iterable[tuple[int, Any]]) -> list[_Entry]:
+    return [(kind, position, values) for position, values in indexed]
+
+
+def _of_trees(estimator: Estimator) -> Iterator[_Entry]:
+    """Yield the thresholds and categories of a tree or of boosted trees."""
+    if estimators.library_of(estimator):
+        boosting = read_boosting(estimator)
+        yield from _beside_thresholds(boosting.edges())
+        indexed = zip(boosting.category_columns, boosting.categories, strict=False)
+        yield from _entries("categories", indexed)
+    elif estimators.is_tree(estimator):
+        inner = estimator.tree_.feature >= 0
+        features = estimator.tree_.feature[inner]
+        edges = estimator.tree_.threshold[inner]
+        yield from _beside_thresholds(
+            {int(feature): edges[features == feature] for feature in np.unique(features)},
+        )
+    elif hasattr(estimator, "_predictors"):
+        yield from _beside_thresholds(histogram_boosting(estimator).edges())
+        yield from _entries("categories", categories_of(estimator).items())
+
+
+def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:
     for feature, values in splits.items():
         # An infinite threshold separates missing values from all numbers.
         thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
@@ -239,13 +248,16 @@ def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[tuple[str, int, 
             yield "edges", feature, np.concatenate([thresholds, middle])
 
 
+def _additive_edges(model: AdditiveModel) -> list[Array]:
+    edges = [np.empty(0)] * model.n_features_in_
+    for position, cuts in model.cuts:
+        if cuts is not None:
+            edges[position] = np.concatenate([edges[position], cuts])
+    return edges
+
+
 _EDGES: dict[type, Callable[[Estimator], Iterable[Sequence[float] | Array]]] = {
-    AdditiveModel: lambda model: [
-        np.concatenate(
-            [[], *(cuts for index, cuts in model.cuts if index == position and cuts is not None)],
-        )
-        for position in range(model.n_features_in_)
-    ],
+    AdditiveModel: _additive_edges,
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
     # A divisor of 0 is omitted: the quotient by the next 64-bit number overflows in 32
     # bits.
@@ -254,7 +266,7 @@ _EDGES: dict[type, Callable[[Estimator], Iterable[Sequence[float] | Array]]] = {
     ),
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
     BernoulliNB: lambda step: (
-        [[] if step.binarize is None else [step.binarize]] * step.n_features_in_
+        [] if step.binarize is None else [[step.binarize]] * step.n_features_in_
     ),
     QuantileTransformer: lambda step: step.quantiles_.T,
     IsotonicRegression: lambda step: [step.X_thresholds_],
@@ -279,15 +291,12 @@ def _back(step: Estimator, collected: _Collected) -> _Collected:
             matrix[:, position] = values
             return np.asarray(step.inverse_transform(matrix)[:, position])
 
-        edges = collected.of("edges").items()
-        values = [
-            ("edges", position, inverse(position, np.concatenate(parts)))
-            for position, parts in edges
-        ]
-        learned = [
-            {index: inverse(index, column) for index, column in rows.items()}
-            for rows in collected.rows
-        ]
+        values: list[_Entry] = []
+        for position, parts in collected.of("edges").items():
+            values.append(("edges", position, inverse(position, np.concatenate(parts))))
+        learned = []
+        for rows in collected.rows:
+            learned.append({index: inverse(index, column) for index, column in rows.items()})
         return _Collected(values, learned)
     if hasattr(step, "get_support"):
         return collected.at(np.flatnonzero(step.get_support()))
@@ -301,17 +310,9 @@ def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Col
     learned: list[dict[int, Array]] = [{} for _ in collected.rows]
     for name, step, inputs in estimators.named_steps(transformer):
         span = transformer.output_indices_[name]
-        indices = {position: index for index, position in enumerate(range(span.start, span.stop))}
-        if len(indices) != len(inputs):
+        if span.stop - span.start != len(inputs):
             continue  # The step is an encoder with several output columns.
-        inside = _Collected(
-            [(kind, indices[at], values) for kind, at, values in collected.values if at in indices],
-            [
-                {indices[at]: values for at, values in rows.items() if at in indices}
-                for rows in collected.rows
-            ],
-        )
-        back = _back(step, inside).at(inputs)
+        back = _back(step, collected.picked(range(span.start, span.stop))).at(inputs)
         for rows, back_row in zip(learned, back.rows, strict=False):
             rows.update(back_row)
         traced.values += back.values

@@ -18,7 +18,7 @@ import pandas as pd
 from onnx import ModelProto, TensorProto, helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common._container import ModelComponentContainer
-from skl2onnx.common._topology import Operator, Scope, Variable
+from skl2onnx.common._topology import Operator, Scope, Topology, Variable
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
 from sklearn.base import is_classifier
@@ -83,9 +83,10 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
         if has_names:
             return data
         return {"": _numbers(data.to_numpy())}
-    if isinstance(data, dict):  # The values are columns, or a single row.
-        return pd.DataFrame(data if any(map(np.ndim, data.values())) else [data])
-    if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
+    if isinstance(data, dict) and not any(map(np.ndim, data.values())):
+        data = [data]  # The mapping is a single row.
+    is_rows = isinstance(data, list) and data and all(isinstance(row, dict) for row in data)
+    if is_rows or isinstance(data, dict):
         return pd.DataFrame(data)
     if isinstance(data, pd.Series):
         return pd.DataFrame({data.name or "text": list(data)})
@@ -98,7 +99,9 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
         data = data.tocsr()[: max(_DENSE_VALUES // max(data.shape[1], 1), 1)].toarray()
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
-        kind = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")
+        kind = type(data).__name__
+        if array.ndim:
+            kind += f" of the shape {array.shape}"
         raise InvalidConfig(
             "input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], "
             f"not a {kind}",
@@ -159,9 +162,10 @@ def forms(
         predicted = np.asarray(model.predict(data))
         if not classifier:
             return {"prediction": predicted}
-        return {"label": predicted} | (
-            {"probabilities": model.predict_proba(data)} if has_proba else {}
-        )
+        outputs = {"label": predicted}
+        if has_proba:
+            outputs["probabilities"] = model.predict_proba(data)
+        return outputs
 
     precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
     columns = (
@@ -220,12 +224,8 @@ def _convert(
     precision: graph.Precision,
 ) -> ConvertedModel:
     answers = converted.call_original(original, Batch(batch).take(_HEAD).data)
-    inputs = estimators.bind_inputs(
-        model,
-        fitted,
-        batch,
-        "float32" if precision == "single" else "float64",
-    )
+    dtype = "float32" if precision == "single" else "float64"
+    inputs = estimators.bind_inputs(model, fitted, batch, dtype)
     proto = to_onnx(fitted, inputs, precision)
     # skl2onnx renames inputs whose names are not identifiers, but preserves the order.
     inputs = tuple(
@@ -320,39 +320,19 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
     """Return the ModelProto. Raises ConversionError, which names the step, if a step
     cannot be converted.
     """
-    precise = formulas.PRECISE if precision == "double" else {}
-    types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     try:
         copy = _convertible_copy(fitted)
         if precision == "double_until_last_step":
             copy = graph.round_before_last_step(copy)
-        last = last_step(copy)
         with warnings.catch_warnings(), graph.own_converters():
             warnings.simplefilter("ignore")  # skl2onnx uses deprecated functions.
             formulas.register()
             _register_nets()
-            # Without this option, the probabilities would be a list of mappings.
-            options = {
-                id(last): {"zipmap": False}
-                if is_classifier(last) and hasattr(last, "predict_proba")
-                else {},
-            }
-            proto, topology = convert_sklearn(
-                copy,
-                initial_types=[
-                    (entry.name, types[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs
-                ],
-                # With options, skl2onnx reads each attribute of each tree twice.
-                # Formulas need no options.
-                options=None if type(last) in FORMULAS else options,
-                custom_conversion_functions=precise,
-                custom_shape_calculators=dict.fromkeys(precise, graph.no_shapes),
-                target_opset=graph.OPSETS,
-                intermediate=True,
-            )
+            proto, topology = _call_skl2onnx(copy, inputs, precision == "double")
             refusal = mark_refused_rows(proto.graph, topology)
             proto = onnx_remove_node_identity(proto)
-            helper.set_model_props(proto, {REFUSED_ROWS: refusal} if refusal else {})
+            properties = {REFUSED_ROWS: refusal} if refusal else {}
+            helper.set_model_props(proto, properties)
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
     # skl2onnx lowers the opset versions to the versions of its nodes, but ignores nodes
@@ -365,12 +345,44 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
     return proto
 
 
+def _call_skl2onnx(
+    copy: Estimator,
+    inputs: tuple[Input, ...],
+    is_double: bool,
+) -> tuple[ModelProto, Topology]:
+    types = graph.VARIABLE_TYPES | {"str": StringTensorType}
+    precise = formulas.PRECISE if is_double else {}
+    return convert_sklearn(  # type: ignore[no-any-return]
+        copy,
+        initial_types=[
+            (entry.name, types[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs
+        ],
+        options=_options(last_step(copy)),
+        custom_conversion_functions=precise,
+        custom_shape_calculators=dict.fromkeys(precise, graph.no_shapes),
+        target_opset=graph.OPSETS,
+        intermediate=True,
+    )
+
+
+def _options(last: Estimator) -> dict[int, dict[str, bool]] | None:
+    """Return skl2onnx's options for the last step."""
+    if type(last) in FORMULAS:
+        # Formulas need no options. With options, skl2onnx reads each attribute of each
+        # tree twice.
+        return None
+    if is_classifier(last) and hasattr(last, "predict_proba"):
+        # Without this option, the probabilities would be a list of mappings.
+        return {id(last): {"zipmap": False}}
+    return {id(last): {}}
+
+
 def _register_nets() -> None:
     """Register the estimators of imported libraries with skl2onnx. A fitted estimator's
     library is always imported.
     """
-    for library, names in _NETS.items():
-        for name in names if library in sys.modules else ():
+    for library in _NETS.keys() & sys.modules.keys():
+        for name in _NETS[library]:
             graph.register_converter(
                 getattr(sys.modules[library], name),
                 _convert_net,
@@ -424,7 +436,9 @@ def _add_net(
 
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
             answer = self.net(rows)
-            return self.last(answer[0] if isinstance(answer, tuple) else answer)
+            if isinstance(answer, tuple):
+                answer = answer[0]
+            return self.last(answer)
 
     Answer.__name__ = type(estimator).__name__  # The exporter's errors contain this name.
     net = Answer().eval()
@@ -463,10 +477,7 @@ def _convertible_copy(fitted: Estimator) -> Estimator:
         _use_transforms(part)
         if not isinstance(part, ColumnTransformer):
             # skl2onnx would expect graph inputs with these names.
-            part.__dict__.pop(
-                "feature_names_in_",
-                None,
-            )
+            part.__dict__.pop("feature_names_in_", None)
     return copy
 
 
@@ -478,11 +489,8 @@ def _graph_categories(categories: Array) -> Array:
         len(categories) and all(isinstance(entry, bool) for entry in categories)
     ):
         return categories.astype(np.int64)
-    if categories.dtype.kind == "O" and any(pd.isna(entry) for entry in categories):
-        return np.array(
-            [estimators.MISSING if pd.isna(entry) else entry for entry in categories],
-            dtype=object,
-        )
+    if categories.dtype.kind == "O":
+        return np.where(pd.isna(categories), estimators.MISSING, categories)
     return categories
 
 

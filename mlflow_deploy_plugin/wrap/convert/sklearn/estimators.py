@@ -2,9 +2,10 @@
 ColumnTransformer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -186,7 +187,11 @@ def first_steps(estimator: Estimator) -> list[Estimator]:
             within = estimator.estimators_
         case _:
             return [estimator]
-    return [step for member in within for step in first_steps(member)]
+    return _first_steps_of(within)
+
+
+def _first_steps_of(members: Iterable[Estimator]) -> list[Estimator]:
+    return list(chain.from_iterable(map(first_steps, members)))
 
 
 def column_transformers(estimator: Estimator) -> list[ColumnTransformer]:
@@ -208,13 +213,18 @@ def encoders(estimator: Estimator) -> list[Estimator]:
 
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:
+    names = _feature_names(transformer)
+    encoded: set[str] = set()
+    for _, step, columns in named_steps(transformer):
+        if encoders(step):
+            encoded.update(names[index] for index in columns)
+    return encoded
+
+
+def _feature_names(transformer: ColumnTransformer) -> list[str]:
+    """Return the names of the columns, or their positions for an array."""
     names = getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))
-    return {
-        str(names[index])
-        for _, step, columns in named_steps(transformer)
-        if encoders(step)
-        for index in columns
-    }
+    return [str(name) for name in names]
 
 
 def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
@@ -232,22 +242,24 @@ def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
         isinstance(entry, bool) or str(getattr(entry, "dtype", "")) == "bool" for entry in listed
     ):
         return [name for name, is_listed in zip(names, listed, strict=True) if is_listed]
-    return [entry if isinstance(entry, str) else names[int(entry)] for entry in listed]
+    if all(isinstance(entry, str) for entry in listed):
+        return listed
+    return [names[int(entry)] for entry in listed]
 
 
 def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, list[int]]]:
     """Return the steps of a ColumnTransformer that read columns, as (name, step, column
     positions).
     """
-    names = [
-        str(name)
-        for name in getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))
-    ]
-    return [
-        (entry, step, [names.index(str(name)) for name in column_names(columns, names)])
-        for entry, step, columns in transformer.transformers_
-        if step != "drop" and column_names(columns, names)
-    ]
+    names = _feature_names(transformer)
+    steps = []
+    for name, step, columns in transformer.transformers_:
+        if step == "drop":
+            continue
+        positions = [names.index(column) for column in column_names(columns, names)]
+        if positions:
+            steps.append((name, step, positions))
+    return steps
 
 
 def bind_inputs(
@@ -266,26 +278,16 @@ def bind_inputs(
     columns = columns_of(batch)
     texts = [column.name for column in columns if column.type == "string"]
     optional_texts = _may_be_missing(model, batch, texts)
-    transformers = column_transformers(fitted)
-    encoded = {name for transformer in transformers for name in encoded_columns(transformer)}
-    if library_of(fitted):  # Boosters encode pandas categories.
-        encoded |= {
-            str(name) for name in batch if isinstance(batch[name].dtype, pd.CategoricalDtype)
-        }
+    encoded = _encoded_names(fitted, batch)
     are_alike = len(texts) in (0, len(columns))
-    if are_alike and not transformers and (texts or not encoded):
-        are_codes = bool(encoders(fitted)) and all(map(_is_code, columns))
-        dtype = "str" if texts else "int64" if are_codes else float_dtype
-        missing = MISSING if texts and len(optional_texts) == len(texts) else None
-        return (
-            Input(
-                MATRIX,
-                dtype,
-                (-1, len(columns)),
-                tuple(column.name for column in columns),
-                missing,
-            ),
-        )
+    if are_alike and not column_transformers(fitted) and (texts or not encoded):
+        dtype = float_dtype
+        if texts:
+            dtype = "str"
+        elif encoders(fitted) and all(map(_is_code, columns)):
+            dtype = "int64"
+        are_optional = bool(texts) and len(optional_texts) == len(texts)
+        return (_input(MATRIX, dtype, columns, are_optional),)
     inputs = []
     for column in columns:
         dtype = float_dtype
@@ -293,9 +295,22 @@ def bind_inputs(
             dtype = "str"
         elif column.name in encoded and _is_code(column):
             dtype = "int64"
-        missing = MISSING if column.name in optional_texts else None
-        inputs.append(Input(column.name, dtype, (-1, 1), (column.name,), missing))
+        inputs.append(_input(column.name, dtype, [column], column.name in optional_texts))
     return tuple(inputs)
+
+
+def _encoded_names(fitted: Estimator, batch: pd.DataFrame) -> set[str]:
+    """Return the columns that an encoder of a ColumnTransformer or a booster reads."""
+    encoded = set().union(*map(encoded_columns, column_transformers(fitted)))
+    if library_of(fitted):  # Boosters encode pandas categories.
+        encoded.update(map(str, batch.select_dtypes("category")))
+    return encoded
+
+
+def _input(name: str, dtype: str, columns: Sequence[Column], is_optional: bool) -> Input:
+    names = tuple(column.name for column in columns)
+    missing = MISSING if is_optional else None
+    return Input(name, dtype, (-1, len(columns)), names, missing)
 
 
 def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
@@ -321,7 +336,7 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
         return batch[""]
     steps = first_steps(model)
     if isinstance(steps[0], FeatureUnion):
-        steps = [step for _, part in steps[0].transformer_list for step in first_steps(part)]
+        steps = _first_steps_of(part for _, part in steps[0].transformer_list)
     if any(isinstance(step, CountVectorizer | HashingVectorizer) for step in steps):
         return batch.iloc[:, 0]
     return batch

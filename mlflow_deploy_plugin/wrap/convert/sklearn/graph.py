@@ -1,12 +1,13 @@
 """Change the graph from skl2onnx: add nodes of this package's converters and casts
 between floats, and set the outputs.
 
-| precision                | floats                                                                              |
-|--------------------------|-------------------------------------------------------------------------------------|
-| `single`                 | 32 bits throughout                                                                  |
-| `double_until_last_step` | 64 bits, rounded to 32 bits before the predictor, as in scikit-learn's trees         |
-| `double`                 | 64 bits throughout                                                                  |
-"""  # noqa: E501
+The floats of each precision:
+
+- `single`: 32 bits throughout
+- `double_until_last_step`: 64 bits, rounded to 32 bits before the predictor, as in
+  scikit-learn's trees
+- `double`: 64 bits throughout
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 from skl2onnx import update_registered_converter
 from skl2onnx._parse import _parse_sklearn, do_not_merge_columns, sklearn_parsers_map
 from skl2onnx._supported_operators import sklearn_operator_name_map
@@ -95,7 +96,7 @@ class NodeBuilder:
     ) -> list[str]:
         """Add a node with several outputs, and return their names."""
         domain, version = _domain_and_version(operator)
-        names = [item if isinstance(item, str) else self.constant(item) for item in inputs]
+        names = [self._name_of(item) for item in inputs]
         results = [output] if output else [self.name(operator.lower()) for _ in range(count)]
         name = self._scope.get_unique_operator_name(f"onnxserve_{operator}")
         self._container.add_node(
@@ -112,6 +113,11 @@ class NodeBuilder:
     def name(self, kind: str = "value") -> str:
         """Return a unique name for a value of the graph."""
         return str(self._scope.get_unique_variable_name(f"onnxserve_{kind}"))
+
+    def _name_of(self, item: NodeInput) -> str:
+        if isinstance(item, str):
+            return item
+        return self.constant(item)
 
     def constant(self, values: npt.ArrayLike) -> str:
         """Add an array as an initializer, with objects as strings, and return its
@@ -185,7 +191,9 @@ class NodeBuilder:
         if len(inputs) == 1:  # The shape may be unknown (stacking).
             return str(inputs[0].full_name)
         joined = concatenate_variables(self._scope, inputs, self._container)
-        return str(joined if isinstance(joined, str) else joined[0])
+        if not isinstance(joined, str):
+            joined = joined[0]
+        return str(joined)
 
 
 _REGISTERING = Lock()
@@ -394,21 +402,21 @@ class Subgraph(NodeBuilder):
         self._initializers.append(helper.make_tensor(name, kind, shape, values))
 
     def finish(self, inputs: "Values", outputs: "Values") -> GraphProto:
-        feeds, results = (
-            [helper.make_tensor_value_info(name, *value) for name, value in values.items()]
-            for values in (inputs, outputs)
-        )
         return helper.make_graph(
             self._nodes,
             "onnxserve_body",
-            feeds,
-            results,
+            _value_infos(inputs),
+            _value_infos(outputs),
             initializer=self._initializers,
         )
 
 
 Values = dict[str, tuple[int, list[int | None]]]
 """The ONNX types and shapes of values by name; None is a free size."""
+
+
+def _value_infos(values: Values) -> list[ValueInfoProto]:
+    return [helper.make_tensor_value_info(name, *value) for name, value in values.items()]
 
 
 @cache
@@ -447,52 +455,55 @@ def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output
     finished = []
     outputs = []
     for (name, answer), value in zip(answers.items(), graph.output, strict=False):
-        role: Role = (
-            "probabilities"
-            if name == "probabilities"
-            else "values"
-            if answer.dtype.kind == "f"
-            else "label"
-        )
-        role = "label" if name == "label" else role
-        labels = {"b": "bool", "f": "float64", "i": "int64", "u": "int64"}.get(
-            answer.dtype.kind,
-            "str",
-        )
-        output = Output(
-            name,
-            labels if role == "label" else dtype_and_shape(value)[0],
-            (-1, *answer.shape[1:]),
-            role,
-        )
-        raw = {taken: f"onnxserve_raw_{taken}" for taken in (value.name, name)}
-        for node in graph.node:
-            node.input[:] = [raw.get(value_name, value_name) for value_name in node.input]
-            node.output[:] = [raw.get(value_name, value_name) for value_name in node.output]
-        current = raw[value.name]
-        kind = _ONNX_TYPES[output.dtype]
-        sizes = f"{name}_shape"
-        if (
-            role != "label" or value.type.tensor_type.elem_type != kind
-        ):  # skl2onnx's float types may be wrong.
-            cast = f"{name}_cast"
-            graph.node.append(
-                helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind),
-            )
-            current = cast
-        graph.initializer.append(
-            onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), sizes),
-        )
-        graph.node.append(
-            helper.make_node("Reshape", [current, sizes], [name], name=f"onnxserve_{name}"),
-        )
-        finished.append(helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]]))
+        output = _output_of(name, answer, value)
+        finished.append(_finish_output(graph, output, value))
         outputs.append(output)
     finished += [value for value in graph.output if value.name == REFUSED_ROWS]
     del graph.output[:]
     graph.output.extend(finished)
     _drop_unused(graph)
     return tuple(outputs)
+
+
+def _output_of(name: str, answer: Array, value: ValueInfoProto) -> Output:
+    """Return the description of an output, from the original's answer and the graph's
+    value.
+    """
+    kind = answer.dtype.kind
+    role: Role = "label"
+    if name == "probabilities":
+        role = "probabilities"
+    elif name != "label" and kind == "f":
+        role = "values"
+    if role == "label":
+        dtype = {"b": "bool", "f": "float64", "i": "int64", "u": "int64"}.get(kind, "str")
+    else:
+        dtype = dtype_and_shape(value)[0]
+    return Output(name, dtype, (-1, *answer.shape[1:]), role)
+
+
+def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> ValueInfoProto:
+    """Compute the output from the graph's value, and return its type and shape."""
+    name = output.name
+    raw = {taken: f"onnxserve_raw_{taken}" for taken in (value.name, name)}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [raw.get(value_name, value_name) for value_name in names]
+    current = raw[value.name]
+    kind = _ONNX_TYPES[output.dtype]
+    # skl2onnx's float types may be wrong.
+    if output.role != "label" or value.type.tensor_type.elem_type != kind:
+        cast = f"{name}_cast"
+        graph.node.append(
+            helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind),
+        )
+        current = cast
+    sizes = onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), f"{name}_shape")
+    graph.initializer.append(sizes)
+    graph.node.append(
+        helper.make_node("Reshape", [current, sizes.name], [name], name=f"onnxserve_{name}"),
+    )
+    return helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]])
 
 
 def _drop_unused(graph: GraphProto) -> None:

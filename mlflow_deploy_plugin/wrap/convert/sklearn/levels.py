@@ -165,7 +165,7 @@ class _Block:
     @property
     def sums_type(self) -> int:
         """The ONNX type of the sums."""
-        return helper.np_dtype_to_tensor_dtype(self.levels.base.dtype)
+        return int(helper.np_dtype_to_tensor_dtype(self.levels.base.dtype))
 
     def select_columns(self, rows: str) -> _Columns:
         """Add the compared columns. For splits with a default, add a copy with -inf for

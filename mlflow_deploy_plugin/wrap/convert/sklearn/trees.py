@@ -299,11 +299,13 @@ def _distinct_splits(forest: _Forest, mode: str) -> _Splits | None:
     distinct, of_inner = np.unique(np.stack(fields, axis=1), axis=0, return_inverse=True)
     if not len(distinct):
         return None
-    if mode == "BRANCH_LT" and np.isneginf(distinct[:, 1]).any():
+    column, threshold, default = distinct.T
+    if mode == "BRANCH_LT" and np.isneginf(threshold).any():
         return None  # No number is less than -inf, which replaces missing values.
     index = np.zeros(len(is_inner), dtype=np.int64)
     index[is_inner] = of_inner.ravel()
-    splits = _Splits(*distinct.T, _COMPARISONS[mode], index, nodes["left"], nodes["right"])
+    sides = nodes["left"], nodes["right"]
+    splits = _Splits(column, threshold, default, _COMPARISONS[mode], index, *sides)
     if splits.default.all():  # The opposite comparison is false for missing values.
         return splits.opposite()
     return splits

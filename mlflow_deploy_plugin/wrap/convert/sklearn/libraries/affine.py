@@ -8,6 +8,8 @@ as -999 test whether the estimator is affine.
 
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -27,7 +29,7 @@ the precision.
 """
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array(
-    [sign * (10.0**power - less) for power in range(3, 13) for less in (0, 1) for sign in (-1, 1)],
+    [sign * (10.0**power - less) for power, less, sign in product(range(3, 13), (0, 1), (-1, 1))],
 )
 _CLOSE = 1e-12
 """The maximum error of an output, relative to the sum of its terms' absolute values."""
@@ -43,63 +45,106 @@ def stand_in(
     with suppress(Exception), warnings.catch_warnings():  # The library may raise any error.
         warnings.simplefilter("ignore")
         predicts = hasattr(part, "predict")
-        width = columns if isinstance(columns, int) else len(columns)
-        names = getattr(part, "feature_names_in_", None if isinstance(columns, int) else columns)
-        count = getattr(part, "n_features_in_", width) or len(np.ravel(getattr(part, "coef_", ())))
         has_weights = hasattr(part, "coef_") and not is_classifier(part)
-        if (
-            predicts == hasattr(part, "transform")
-            or predicts > has_weights
-            or not 0 < count <= _MOST_COLUMNS
-        ):
+        if predicts == hasattr(part, "transform") or predicts > has_weights:
             return None
-
-        def answers(rows: Array) -> Array:
-            table = rows if names is None else pd.DataFrame(rows, columns=names)
-            answer = np.asarray(part.predict(table) if predicts else part.transform(table))
-            if answer.dtype.kind != "f" or len(answer) != len(rows):
-                raise TypeError(f"answers of the type {answer.dtype} and the shape {answer.shape}")
-            return answer.astype(np.float64)
-
-        intercept, *slopes = answers(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
-        weights = (np.array(slopes) - intercept) / _FAR
-        random = np.random.default_rng(0)
-        few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
-        codes = random.permuted(np.tile(_CODES, (count, 1)), axis=1).T
-        mixed = np.round(
-            random.normal(size=(2000, count)) * 10 ** random.uniform(-1, 5, (2000, count)),
-        )
-        for rows in (few, np.vstack([codes, mixed, np.outer(_MARKS, np.ones(count))])):
-            allowed = _CLOSE * (np.abs(rows) @ np.abs(weights) + np.abs(intercept))
-            if not (np.abs(answers(rows) - (rows @ weights + intercept)) <= allowed).all():
-                return None
-        with suppress(ValueError):  # The estimator may refuse missing numbers.
-            if np.isfinite(answers(np.where(np.eye(count), np.nan, 0.0)))[weights != 0].any():
-                return None
+        called = _Called.of(part, columns)
+        if not 0 < called.count <= _MOST_COLUMNS:
+            return None
+        sums = called.sums()
+        if not called.is_affine(sums):
+            return None
         if predicts:
-            return _regression(weights, intercept)
-        return _step(weights, intercept, part)
+            return _regression(sums)
+        return _step(sums, part)
     return None
 
 
-def _regression(weights: Array, intercept: Array) -> Pipeline | None:
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """The outputs of an affine estimator: rows @ weights + intercept."""
+
+    weights: Array
+    intercept: Array
+
+    def match(self, rows: Array, answers: Array) -> bool:
+        """Return True if the answers for the rows are the sums, up to rounding."""
+        allowed = _CLOSE * (np.abs(rows) @ np.abs(self.weights) + np.abs(self.intercept))
+        errors = np.abs(answers - (rows @ self.weights + self.intercept))
+        return bool((errors <= allowed).all())
+
+
+@dataclass(frozen=True, eq=False)
+class _Called:
+    """An estimator that is called with rows [N, count].
+
+    Attributes:
+        names: the columns of the table that the estimator reads, or None for a matrix.
+    """
+
+    part: Estimator
+    count: int
+    names: list[str] | None
+
+    @classmethod
+    def of(cls, part: Estimator, columns: list[str] | int) -> "_Called":
+        width = columns if isinstance(columns, int) else len(columns)
+        names = None if isinstance(columns, int) else columns
+        count = getattr(part, "n_features_in_", width) or len(np.ravel(getattr(part, "coef_", ())))
+        return cls(part, count, getattr(part, "feature_names_in_", names))
+
+    def answers(self, rows: Array) -> Array:
+        table = rows if self.names is None else pd.DataFrame(rows, columns=self.names)
+        call = self.part.predict if hasattr(self.part, "predict") else self.part.transform
+        answer = np.asarray(call(table))
+        if answer.dtype.kind != "f" or len(answer) != len(rows):
+            raise TypeError(f"answers of the type {answer.dtype} and the shape {answer.shape}")
+        return answer.astype(np.float64)
+
+    def sums(self) -> _Sums:
+        """Return the sums that match a row of zeros and rows with one number."""
+        far = np.eye(self.count) * _FAR
+        intercept, *slopes = self.answers(np.vstack([np.zeros(self.count), far]))
+        return _Sums((np.array(slopes) - intercept) / _FAR, intercept)
+
+    def is_affine(self, sums: _Sums) -> bool:
+        """Return True if the sums match various rows, and if a missing number makes
+        each sum that contains it missing.
+        """
+        random = np.random.default_rng(0)
+        few = random.normal(size=(3, self.count)) * [[1.0], [1e-3], [1e3]]
+        codes = random.permuted(np.tile(_CODES, (self.count, 1)), axis=1).T
+        shape = (2000, self.count)
+        mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
+        many = np.vstack([codes, mixed, np.outer(_MARKS, np.ones(self.count))])
+        if not all(sums.match(rows, self.answers(rows)) for rows in (few, many)):
+            return False
+        with suppress(ValueError):  # The estimator may refuse missing numbers.
+            answers = self.answers(np.where(np.eye(self.count), np.nan, 0.0))
+            return not np.isfinite(answers)[sums.weights != 0].any()
+        return True
+
+
+def _regression(sums: _Sums) -> Pipeline | None:
     """Return a regression on the columns with non-zero weights: missing numbers in
     other columns have no effect.
     """
+    weights = sums.weights
     reads = (weights != 0).reshape(len(weights), -1).any(axis=1)
     if not reads.any():
         return None
     regression = LinearRegression()
     regression.coef_ = weights[reads].T
-    regression.intercept_ = intercept
+    regression.intercept_ = sums.intercept
     regression.n_features_in_ = int(reads.sum())
     return Pipeline([("select", Selection(reads)), ("sum", regression)])
 
 
-def _step(weights: Array, intercept: Array, part: Estimator) -> Computed | Selection:
+def _step(sums: _Sums, part: Estimator) -> Computed | Selection:
     """Return a step. A value of an output column is missing only if one of its input
     values is missing.
     """
+    weights = sums.weights
     origins = np.abs(weights).argmax(axis=0)
     reads = weights != 0
     scales = weights[origins, np.arange(len(origins))]
@@ -107,7 +152,7 @@ def _step(weights: Array, intercept: Array, part: Estimator) -> Computed | Selec
     if (
         of_one.all()
         and (scales == 1).all()
-        and not intercept.any()
+        and not sums.intercept.any()
         and (np.diff(origins) > 0).all()
     ):
         return Selection(reads.any(axis=1), type(part).__name__)
@@ -116,8 +161,8 @@ def _step(weights: Array, intercept: Array, part: Estimator) -> Computed | Selec
         scaled = x[:, origins] * scales
         if not of_one.all():
             is_missing = np.isnan(x).astype(np.float64) @ reads.astype(np.float64) > 0
-            sums = np.where(np.isnan(x), 0.0, x) @ weights
-            scaled = np.where(of_one, scaled, np.where(is_missing, np.nan, sums))
-        return scaled + intercept
+            summed = np.where(np.isnan(x), 0.0, x) @ weights
+            scaled = np.where(of_one, scaled, np.where(is_missing, np.nan, summed))
+        return scaled + sums.intercept
 
     return Computed(compute, stands_for=type(part).__name__)

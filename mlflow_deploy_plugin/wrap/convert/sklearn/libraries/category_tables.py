@@ -7,6 +7,7 @@ category, for a missing value, and for an unknown category.
 
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -66,28 +67,40 @@ def as_tables(
     depends on several columns, if a column without categories changes, or if there are
     more than `_MOST_NUMBERS` numbers.
     """
-    present = {
-        str(name): [value for value in values if not pd.isna(value)]
-        for name, values in learned.items()
-    }
-    categories = {name: values for name, values in present.items() if values}
+    categories = {}
+    for name, values in learned.items():
+        present = [value for value in values if not pd.isna(value)]
+        if present:
+            categories[str(name)] = present
     if not categories:
         return None
     names = [str(name) for name in encoder.feature_names_in_]
     usual_row = pd.DataFrame({name: categories.get(name, [0.0])[:1] for name in names})
     probe = _Probe(encoder, usual_row, max(map(len, categories.values())))
+    steps = _steps(probe, names, categories)
+    if [name for _, _, [name] in steps] == list(categories) == names:
+        # A single step for all columns can be nested in another ColumnTransformer.
+        return CategoryTables(
+            [step.categories_[0] for _, step, _ in steps],
+            [step.tables[0] for _, step, _ in steps],
+        )
+    return ColumnTransformer(steps).fit(usual_row)
 
+
+def _steps(
+    probe: "_Probe",
+    names: list[str],
+    categories: Mapping[str, list[Any]],
+) -> list[tuple[str, Estimator, list[str]]]:
+    """Return a step for each run of numbers that depend on the same column."""
+    tables: dict[str, _Table] = {}
     # Constant numbers may be in any table.
-    source = np.full(
-        probe.usual.shape[1],
-        names.index(next(iter(categories))),
-    )
-    tables: dict[str, tuple[Array, Array]] = {}
+    source = np.full(probe.usual.shape[1], names.index(next(iter(categories))))
     is_taken = np.zeros(len(source), bool)
     for position, name in enumerate(names):
         if name in categories:
-            column_categories, table, depends = probe.category_column(name, categories[name])
-            tables[name] = column_categories, table
+            tables[name] = probe.category_column(name, categories[name])
+            depends = tables[name].depends
         else:
             depends = probe.number_column(name)
         if (is_taken & depends).any():
@@ -100,16 +113,28 @@ def as_tables(
         name = names[position]
         step = "passthrough"
         if name in tables:
-            column_categories, table = tables[name]
-            step = CategoryTables([column_categories], [table[:, list(numbers)]])
+            step = tables[name].step(list(numbers))
         steps.append((str(len(steps)), step, [name]))
-    if [name for _, _, [name] in steps] == list(categories) == names:
-        # A single step for all columns can be nested in another ColumnTransformer.
-        return CategoryTables(
-            [tables[name][0] for name in names],
-            [step.tables[0] for _, step, _ in steps],
-        )
-    return ColumnTransformer(steps).fit(usual_row)
+    return steps
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The numbers of a column's categories.
+
+    Attributes:
+        numbers: the numbers per category, [categories + 1, numbers]; the last row is
+            for unknown categories.
+        depends: True for the numbers that vary, [numbers].
+    """
+
+    categories: Array
+    numbers: Array
+    depends: Array
+
+    def step(self, numbers: list[int]) -> CategoryTables:
+        """Return the step that writes some of the numbers."""
+        return CategoryTables([self.categories], [self.numbers[:, numbers]])
 
 
 class _Probe:
@@ -131,24 +156,27 @@ class _Probe:
             )
         self.usual = usual
 
-    def category_column(self, name: str, known: list[Any]) -> tuple[Array, Array, Array]:
-        """Return the categories, their numbers (last row: unknown category), and a mask
-        of the numbers that vary.
+    def category_column(self, name: str, known: list[Any]) -> _Table:
+        """Return the numbers of the known categories, of missing values if the encoder
+        accepts them, and of an unknown category.
         """
-        is_text = isinstance(known[0], str)
         categories = [*known, np.nan]
         numbers = self._numbers(name, categories)
         if numbers is None:  # The encoder refuses missing values.
             categories = known
             numbers = self._learned_numbers(name, known)
-        unknown = self._numbers(name, [_UNKNOWN if is_text else max(known) + 1])
-        depends = self._differ(numbers if unknown is None else np.concatenate([numbers, unknown]))
-        last = np.where(depends, _REFUSED, self.usual) if unknown is None else unknown
-        return (
-            np.array(categories, object if is_text else np.float64),
-            np.concatenate([numbers, last]),
-            depends,
-        )
+        dtype: type = object
+        unknown: Category = _UNKNOWN
+        if not isinstance(known[0], str):
+            dtype = np.float64
+            unknown = max(known) + 1
+        last = self._numbers(name, [unknown])
+        if last is None:  # The encoder refuses unknown categories.
+            depends = self._differ(numbers)
+            last = np.where(depends, _REFUSED, self.usual)
+        else:
+            depends = self._differ(np.concatenate([numbers, last]))
+        return _Table(np.array(categories, dtype), np.concatenate([numbers, last]), depends)
 
     def number_column(self, name: str) -> Array:
         """Return a mask of the outputs that contain the column. Raises ConversionError

@@ -140,11 +140,11 @@ def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
                     [name],
                 )
         case "MathFeatures":
-            for function in fitted.func if isinstance(fitted.func, list) else [fitted.func]:
-                reduce = _known(
-                    _REDUCTIONS,
-                    function if isinstance(function, str) else function.__name__,
-                )
+            functions = fitted.func
+            if not isinstance(functions, list):
+                functions = [functions]
+            for function in functions:
+                reduce = _known(_REDUCTIONS, getattr(function, "__name__", function))
                 yield (
                     Computed(lambda x, reduce=reduce: reduce(x, axis=1)[:, None]),
                     fitted.variables_,

@@ -2,6 +2,9 @@
 looked up by bin.
 """
 
+from dataclasses import dataclass
+from itertools import chain
+
 import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
@@ -33,72 +36,82 @@ def as_additive(machine: Estimator) -> Pipeline | None:
         return None
     if machine.link_ not in _LINKS:
         raise ConversionError(f"{type(machine).__name__} with the link {machine.link_!r}")
-    positions, cuts, steps, row = _binned_columns(machine)
-    strides = np.zeros((len(positions), len(machine.term_features_)))
-    offsets: list[float] = []
-    tables: list[Array] = []
-    for term, (features, scores) in enumerate(
-        zip(machine.term_features_, machine.term_scores_, strict=True),
-    ):
-        sizes = scores.shape[: len(features)]
-        for axis, key in enumerate(_levels(machine, features)):
-            strides[positions[key], term] += np.prod(sizes[axis + 1 :])
-        offsets.append(sum(len(table) for table in tables))
-        tables.append(scores.reshape(int(np.prod(sizes)), -1))
+    bins = _binned_columns(machine)
+    tables = []
+    for features, scores in zip(machine.term_features_, machine.term_scores_, strict=True):
+        tables.append(scores.reshape(int(np.prod(scores.shape[: len(features)])), -1))
     kind = AdditiveClassifier if hasattr(machine, "classes_") else AdditiveModel
-    scored = np.array(offsets, float), np.concatenate(tables)
-    sums = kind(cuts, strides, *scored, np.ravel(machine.intercept_), machine.link_)
+    sums = kind(
+        bins.cuts,
+        _strides(machine, bins.positions),
+        np.cumsum([0.0, *map(len, tables[:-1])]),
+        np.concatenate(tables),
+        np.ravel(machine.intercept_),
+        machine.link_,
+    )
     if hasattr(machine, "classes_"):
         sums.classes_ = machine.classes_
-    if len(steps) == 1:
+    if len(bins.steps) == 1:
         return Pipeline([("sums", sums)])
-    return Pipeline([("bins", ColumnTransformer(steps).fit(pd.DataFrame([row]))), ("sums", sums)])
+    columns = ColumnTransformer(bins.steps).fit(pd.DataFrame([bins.row]))
+    return Pipeline([("bins", columns), ("sums", sums)])
 
 
-def _binned_columns(
-    machine: Estimator,
-) -> tuple[dict[_Key, int], list[tuple[int, Array | None]], list[_Step], dict[str, Category]]:
-    """Return the position per feature and level, the cuts as in `AdditiveModel`, the
-    steps, and an example row.
+def _strides(machine: Estimator, positions: dict[_Key, int]) -> Array:
+    """Return the strides of `AdditiveModel`, [binned, terms]."""
+    strides = np.zeros((len(positions), len(machine.term_features_)))
+    for term, features in enumerate(machine.term_features_):
+        sizes = machine.term_scores_[term].shape[: len(features)]
+        for axis, key in enumerate(_levels(machine, features)):
+            strides[positions[key], term] += np.prod(sizes[axis + 1 :])
+    return strides
+
+
+@dataclass(frozen=True, eq=False)
+class _Bins:
+    """The binned columns of a machine.
+
+    Attributes:
+        positions: the position in `cuts` of each feature and level.
+        cuts: as in `AdditiveModel`.
+        steps: a step for all numbers, and a step for each level of categories.
+        row: a row that the steps accept.
     """
+
+    positions: dict[_Key, int]
+    cuts: list[tuple[int, Array | None]]
+    steps: list[_Step]
+    row: dict[str, Category]
+
+
+def _binned_columns(machine: Estimator) -> _Bins:
     names = [str(name) for name in machine.feature_names_in_]
-    columns = [
-        name
-        for feature, name in enumerate(names)
-        if machine.feature_types_in_[feature] == "continuous"
-    ]
-    steps: list[_Step] = [("numbers", "passthrough", columns)]
-    row: dict[str, Category] = dict.fromkeys(columns, 0.0)
-    positions: dict[_Key, int] = {}
-    cuts: list[tuple[int, Array | None]] = []
-    for feature, level in sorted(
-        {key for term in machine.term_features_ for key in _levels(machine, term)},
-    ):
-        bins = machine.bins_[feature][level]
+    kinds = zip(names, machine.feature_types_in_, strict=True)
+    columns = [name for name, kind in kinds if kind == "continuous"]
+    bins = _Bins({}, [], [("numbers", "passthrough", columns)], dict.fromkeys(columns, 0.0))
+    used = chain.from_iterable(_levels(machine, term) for term in machine.term_features_)
+    for feature, level in sorted(set(used)):
         name = names[feature]
-        positions[feature, level] = len(positions)
+        learned = machine.bins_[feature][level]
+        bins.positions[feature, level] = len(bins.positions)
         if name in columns:
-            cuts.append((columns.index(name), np.asarray(bins, np.float64)))
+            bins.cuts.append((columns.index(name), np.asarray(learned, np.float64)))
             continue
-        category_codes = {_category(text): code for text, code in bins.items()}
-        # The last codes: missing and unknown values.
-        codes = [
-            *category_codes.values(),
-            0,
-            max(category_codes.values(), default=0) + 1,
-        ]
-        is_text = any(isinstance(category, str) for category in category_codes)
-        categories = np.array([*category_codes, np.nan], object if is_text else np.float64)
-        row[name] = next(iter(category_codes))
-        cuts.append((len(columns) + len(steps) - 1, None))
-        steps.append(
-            (
-                f"{name} {level}",
-                CategoryTables([categories], [np.array(codes, float)[:, None]]),
-                [name],
-            ),
-        )
-    return positions, cuts, steps, row
+        bins.row[name] = _category(next(iter(learned)))
+        bins.cuts.append((len(columns) + len(bins.steps) - 1, None))
+        bins.steps.append((f"{name} {level}", _table(learned), [name]))
+    return bins
+
+
+def _table(learned: dict[str, int]) -> CategoryTables:
+    """Return a step that writes the codes of categories. The last two codes are for
+    missing and unknown values.
+    """
+    codes = {_category(text): code for text, code in learned.items()}
+    dtype = object if any(isinstance(category, str) for category in codes) else np.float64
+    numbers = [*codes.values(), 0, max(codes.values(), default=0) + 1]
+    categories = np.array([*codes, np.nan], dtype)
+    return CategoryTables([categories], [np.array(numbers, float)[:, None]])
 
 
 def _levels(machine: Estimator, features: tuple[int, ...]) -> list[_Key]:
