@@ -1,14 +1,16 @@
 """Convert estimators with formulas: a formula computes the prediction of a fitted
 estimator in 64-bit floats.
 
-| a formula returns                           | the estimator's outputs                                                |
-|---------------------------------------------|------------------------------------------------------------------------|
-| texts [N, k], integers [N, k]               | the columns of a transformer, or labels of several targets             |
-| floats [N] or [N, k]                        | predictions, or the columns of a transformer                           |
-| integers [N]                                | labels of a cluster, or 1 and -1 of an outlier detector                |
-| positions [N] of the classes, scores [N, C] | labels and probabilities (unused numbers if there are none)            |
-| the same, and scores [N] or [N, C]          | the same; ensembles may use the scores                                 |
-"""  # noqa: E501
+| a formula returns                    | the estimator's outputs                       |
+|--------------------------------------|-----------------------------------------------|
+| texts [N, k] or integers [N, k]      | a transformer's columns, or labels of targets |
+| floats [N] or [N, k]                 | predictions, or a transformer's columns       |
+| integers [N]                         | labels of clusters, or 1 and -1 for outliers  |
+| positions of classes [N], and scores | labels, and probabilities [N, C]              |
+| both, and decisions [N] or [N, C]    | the same; ensembles may use the decisions     |
+
+The probabilities are unused numbers if the estimator has no probabilities.
+"""
 
 import sys
 from functools import partial
@@ -36,6 +38,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
     Rows,
     labels_of,
 )
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import as_matrix
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import (
     VARIABLE_TYPES,
     NodeBuilder,
@@ -97,8 +100,8 @@ def convert_formula(
         output = operator.outputs[1]
     if answer.dtype.kind in "fb":
         is_wide = answer.dtype == np.float64 and (rows.is_double or is_double)
-        answer = answer.astype(np.float64 if is_wide else np.float32)
-        answer = answer[:, None] if answer.ndim == 1 else answer
+        dtype = np.float64 if is_wide else np.float32
+        answer = as_matrix(answer.astype(dtype))
     output.type = VARIABLE_TYPES[answer.dtype.name]([None, *answer.shape[1:]])
     graph.node("Identity", [answer.name], output.full_name)
 

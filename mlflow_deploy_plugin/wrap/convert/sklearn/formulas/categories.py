@@ -5,6 +5,8 @@ for fractions and, with grouped categories, for unseen values (OneHotEncoder). I
 SimpleImputer fails for strings, indicators and 64-bit floats.
 """
 
+from itertools import compress
+
 import numpy as np
 import pandas as pd
 from sklearn.impute import SimpleImputer
@@ -85,13 +87,10 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
             gone = codes[int(dropped)]
             codes = np.where(codes == gone, -1, codes - (codes > gone))
             infrequent = -1 if infrequent == gone else infrequent - (infrequent > gone)
-        takes_unknown = model.handle_unknown in ("infrequent_if_exist", "warn")
-        code = encoded(
-            column,
-            categories,
-            codes.astype(float).tolist(),
-            infrequent if takes_unknown else _NO_COLUMN,
-        )
+        unknown = _NO_COLUMN
+        if model.handle_unknown in ("infrequent_if_exist", "warn"):
+            unknown = infrequent
+        code = encoded(column, categories, codes.astype(float).tolist(), unknown)
         parts.append((code == np.arange(codes.max() + 1, dtype=np.float32)).astype(np.float32))
     return np.concatenate(parts, axis=1)
 
@@ -133,36 +132,27 @@ def encoded(
 ) -> TracedArray:
     """Return the code of each row's category, as 32-bit floats [N, 1]."""
     kind = column.dtype.kind
-    present = [
-        position
-        for position, entry in enumerate(categories)
-        if kind == "O" or not is_missing(entry)
-    ]
-    keys = [categories[position] for position in present]
-    values = [codes[position] for position in present]
+    is_gap = np.array([kind != "O" and is_missing(entry) for entry in categories], bool)
+    keys = list(compress(categories, ~is_gap))
+    values = list(compress(codes, ~is_gap))
     if column.dtype == np.float64:
         # Compare exactly, because LabelEncoder does not support 64-bit floats.
         equal = column == np.array(keys or [np.nan], float)
         code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-        code_column = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
+        code = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
     else:
         attribute, convert = _KEYS[kind]
-        attributes: dict[str, object] = {
-            attribute: [convert(key) for key in keys],
-            "values_floats": values,
-        }
-        sample = np.ones((SAMPLE_ROWS, 1), np.float32)
-        code_column = column.emit(
+        code = column.emit(
             "LabelEncoder",
             [column],
-            sample,
-            **attributes,
+            np.ones((SAMPLE_ROWS, 1), np.float32),
+            **{attribute: [convert(key) for key in keys]},
+            values_floats=values,
             default_float=float(unknown),
         )
-    if len(present) == len(categories) or kind == "i":
-        return code_column
-    gap = next(code for code, entry in zip(codes, categories, strict=True) if is_missing(entry))
-    return np.where(np.isnan(column), np.float32(gap), code_column)
+    if kind == "i" or not is_gap.any():
+        return code
+    return np.where(np.isnan(column), np.float32(codes[is_gap.argmax()]), code)
 
 
 _KEYS: dict[str, tuple[str, type]] = {

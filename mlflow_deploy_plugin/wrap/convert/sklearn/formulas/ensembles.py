@@ -3,6 +3,7 @@ https://scikit-learn.org/stable/modules/multiclass.html.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from scipy import special
@@ -42,10 +43,16 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
     Rows,
     is_logistic,
     logistic,
+    normalized,
     softmax,
     votes_of_pairs,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import Traced, TracedArray
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
+    Traced,
+    TracedArray,
+    as_matrix,
+    divided,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.trees import grown
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import SeveralTargets
 
@@ -57,79 +64,89 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     """Return the mean of the calibrated probabilities over all training folds."""
     parts = model.calibrated_classifiers_
     estimators = [best_estimator(part.estimator) for part in parts]
-    method = "decision_function" if hasattr(estimators[0], "decision_function") else "predict_proba"
+    method = _score_method(estimators[0])
     if parts[0].method == "temperature":
-        calibrated_answers = []
+        answers = []
         for part, estimator in zip(parts, estimators, strict=True):
             answer = rows.ask(estimator, method)
             if answer.ndim == 1:
-                answer = np.stack([-answer, answer], axis=1)
+                answer = _two_sided(answer)
             elif method == "predict_proba":
                 answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
-            calibrated_answers.append(softmax(answer * part.calibrators[0].beta_))
-        mean: TracedArray = sum(calibrated_answers[1:], calibrated_answers[0]) / float(len(parts))
-        return np.argmax(mean, axis=1), mean
-    scores = _scores(estimators, rows, method)  # Each calibrator reads one score.
-    classes = len(model.classes_)
-    calibrators = [calibrator for part in parts for calibrator in part.calibrators]
-    if parts[0].method == "isotonic":
-        likely = isotonic(calibrators, scores)
+            answers.append(softmax(answer * part.calibrators[0].beta_))
+        mean: TracedArray = sum(answers[1:], answers[0]) / float(len(parts))
     else:
-        likely = logistic(
-            -(
-                np.array([line.a_ for line in calibrators]) * scores
-                + [line.b_ for line in calibrators]
-            ),
-        )
-    if classes == 2:
-        second = likely.mean(axis=1, keepdims=True)
-        mean = np.concatenate([1.0 - second, second], axis=1)
-        return np.argmax(mean, axis=1), mean
-    positions = [
-        number * classes + label
-        for number, part in enumerate(parts)
-        for label, _ in zip(
-            np.searchsorted(part.classes, estimators[number].classes_),
-            part.calibrators,
-            strict=False,
-        )
-    ]
-    if len(positions) < len(parts) * classes:  # Some classes do not occur in a training fold.
-        likely = likely @ np.eye(len(parts) * classes)[positions]
-    likely = likely.reshape(-1, len(parts), classes)
-    total = likely.sum(axis=2, keepdims=True)
-    mean = np.where(total == 0, 1 / classes, likely / np.where(total == 0, 1.0, total)).mean(axis=1)
+        likely = _calibrated_scores(parts, _scores(estimators, rows, method))
+        mean = _mean_of_folds(model, likely)
     return np.argmax(mean, axis=1), mean
+
+
+def _calibrated_scores(parts: list[Estimator], scores: TracedArray) -> TracedArray:
+    """Return a probability per calibrator, [N, calibrators]. Each calibrator reads one
+    score.
+    """
+    calibrators = list(chain.from_iterable(part.calibrators for part in parts))
+    if parts[0].method == "isotonic":
+        return isotonic(calibrators, scores)
+    slopes = np.array([line.a_ for line in calibrators])
+    shifts = [line.b_ for line in calibrators]
+    return logistic(-(slopes * scores + shifts))
+
+
+def _mean_of_folds(model: CalibratedClassifierCV, likely: TracedArray) -> TracedArray:
+    """Return the mean [N, C] of the probabilities of all training folds."""
+    parts = model.calibrated_classifiers_
+    count = len(model.classes_)
+    if count == 2:
+        second = likely.mean(axis=1, keepdims=True)
+        return np.concatenate([1.0 - second, second], axis=1)
+    positions: list[int] = []
+    for number, part in enumerate(parts):
+        labels = np.searchsorted(part.classes, best_estimator(part.estimator).classes_)
+        positions.extend(number * count + labels[: len(part.calibrators)])
+    if len(positions) < len(parts) * count:  # Some classes do not occur in a training fold.
+        likely = likely @ np.eye(len(parts) * count)[positions]
+    return normalized(likely.reshape(-1, len(parts), count)).mean(axis=1)
+
+
+def _score_method(estimator: Estimator) -> str:
+    return "decision_function" if hasattr(estimator, "decision_function") else "predict_proba"
+
+
+def _two_sided(score: TracedArray) -> TracedArray:
+    """Return the scores of both classes [N, 2] for the score [N] of the second
+    class.
+    """
+    return np.stack([-score, score], axis=1)
 
 
 def thresholded(model: Estimator, rows: Rows) -> Decision:
     """Return the decision of FixedThresholdClassifier or TunedThresholdClassifierCV."""
     estimator = best_estimator(getattr(model, "estimator_", model.estimator))
     methods = model._get_response_method()
-    method = next(
-        name
-        for name in ([methods] if isinstance(methods, str) else methods)
-        if hasattr(estimator, name)
-    )
+    if isinstance(methods, str):
+        methods = [methods]
+    method = next(name for name in methods if hasattr(estimator, name))
     scorer = getattr(model, "_curve_scorer", None)
     label = model.pos_label if scorer is None else scorer._get_pos_label()
     positive = 1 if label is None else int(np.flatnonzero(estimator.classes_ == label)[0])
     score = rows.ask(estimator, method)
-    score = score[:, positive] if method == "predict_proba" else score if positive else -score
+    if method == "predict_proba":
+        score = score[:, positive]
+    elif not positive:
+        score = -score
     threshold = getattr(model, "best_threshold_", None)
     if threshold is None:
-        threshold = (
-            model.threshold
-            if model.threshold != "auto"
-            else 0.5
-            if method == "predict_proba"
-            else 0.0
-        )
+        threshold = model.threshold
+    if isinstance(threshold, str):  # The threshold is "auto".
+        threshold = 0.5 if method == "predict_proba" else 0.0
     above = score >= threshold
-    position = (above if positive else ~above).astype(np.int64)
+    if not positive:
+        above = ~above
+    position = above.astype(np.int64)
     if hasattr(estimator, "predict_proba"):
         return position, rows.ask(estimator, "predict_proba")
-    return position, np.stack([-score, score], axis=1)
+    return position, _two_sided(score)
 
 
 def chained(model: Estimator, rows: Rows) -> TracedArray:
@@ -143,7 +160,9 @@ def chained(model: Estimator, rows: Rows) -> TracedArray:
         now = rows.with_matrix(np.column_stack([rows.matrix, *earlier])) if earlier else rows
         answers[int(target)] = _flat(now.ask(estimator, "predict"))
         score = answers[int(target)] if method == "predict" else now.ask(estimator, method)
-        earlier.append(score if score.ndim == 1 else score[:, 1])
+        if score.ndim > 1:
+            score = score[:, 1]
+        earlier.append(score)
     return np.stack([answers[target] for target in sorted(answers)], axis=1)
 
 
@@ -172,30 +191,40 @@ def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> Traced
         if isinstance(member, _ConstantPredictor):
             columns.append(rows.full(float(member.y_[0])))
             continue
-        response_method = method or (
-            "decision_function" if hasattr(member, "decision_function") else "predict_proba"
-        )
-        answer = rows.ask(member, "predict" if is_regressor(member) else response_method)
-        columns.append(answer[:, 1] if answer.ndim > 1 and answer.sample.shape[1] == 2 else answer)
+        if is_regressor(member):
+            answer = rows.ask(member, "predict")
+        else:
+            answer = rows.ask(member, method or _score_method(member))
+        if answer.ndim > 1 and answer.sample.shape[1] == 2:
+            answer = answer[:, 1]
+        columns.append(answer)
     return np.column_stack(columns)
 
 
 def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
     scores = _scores(model.estimators_, rows)
-    middle = 0.5 if not hasattr(model.estimators_[0], "decision_function") else 0.0
     single = len(model.estimators_) == 1
     if model.multilabel_:
-        position = (scores > middle).astype(np.int64)
+        position = (scores > _middle(model)).astype(np.int64)
+    elif single:
+        position = (scores[:, 0] > _middle(model)).astype(np.int64)
     else:
-        position = (scores[:, 0] > middle).astype(np.int64) if single else np.argmax(scores, axis=1)
+        position = np.argmax(scores, axis=1)
     if not hasattr(model, "predict_proba"):
-        return position, np.concatenate([-scores, scores], axis=1) if single else scores
+        if single:
+            scores = np.concatenate([-scores, scores], axis=1)
+        return position, scores
     likely = _scores(model.estimators_, rows, "predict_proba")
-    likely = np.concatenate([1.0 - likely, likely], axis=1) if single else likely
+    if single:
+        likely = np.concatenate([1.0 - likely, likely], axis=1)
     if not model.multilabel_:
-        total = likely.sum(axis=1, keepdims=True)
-        likely = likely / np.where(total == 0, 1.0, total)
+        likely = divided(likely, likely.sum(axis=1, keepdims=True))
     return position, likely
+
+
+def _middle(model: Estimator) -> float:
+    """Return the score above which an estimator predicts its second class."""
+    return 0.0 if hasattr(model.estimators_[0], "decision_function") else 0.5
 
 
 def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
@@ -210,8 +239,7 @@ def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
         )
     _, scores = votes_of_pairs(second, sure, len(model.classes_))
     if len(model.classes_) == 2:
-        middle = 0.5 if not hasattr(model.estimators_[0], "decision_function") else 0.0
-        return (scores[:, 1] > middle).astype(np.int64), scores
+        return (scores[:, 1] > _middle(model)).astype(np.int64), scores
     return np.argmax(scores, axis=1), scores
 
 
@@ -227,10 +255,8 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
     """
     columns = []
     for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
-        answer = rows.ask(estimator, method)
-        if answer.ndim == 1:
-            answer = answer[:, None]
-        elif method == "predict_proba" and answer.sample.shape[1] == 2:
+        answer = as_matrix(rows.ask(estimator, method))
+        if method == "predict_proba" and answer.sample.shape[1] == 2:
             answer = answer[:, 1:]  # The columns add up to 1, so the first is omitted.
         columns.append(answer)
     if model.passthrough:
@@ -246,7 +272,9 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
     if hasattr(last, "predict_proba"):
         return position, read.ask(last, "predict_proba")
     score = read.ask(last, "decision_function")
-    return position, np.stack([-score, score], axis=1) if score.ndim == 1 else score
+    if score.ndim == 1:
+        score = _two_sided(score)
+    return position, score
 
 
 def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
@@ -291,10 +319,9 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
             answers.append(vote.astype(np.float64))
         else:
             likely = read.ask(estimator, "predict_proba")
-            has_all = len(estimator.classes_) == model.n_classes_
-            answers.append(
-                likely if has_all else likely @ np.eye(model.n_classes_)[estimator.classes_],
-            )
+            if len(estimator.classes_) < model.n_classes_:
+                likely = likely @ np.eye(model.n_classes_)[estimator.classes_]
+            answers.append(likely)
     mean = _mean(answers)
     if is_regressor(model):
         return mean
@@ -309,8 +336,10 @@ def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:
 
 def _members(model: Estimator, rows: Rows) -> Iterator[tuple[Estimator, Rows]]:
     for estimator, features in zip(model.estimators_, model.estimators_features_, strict=True):
-        has_all = np.array_equal(features, np.arange(model.n_features_in_))
-        yield estimator, rows if has_all else rows.with_matrix(rows.matrix[:, features])
+        read = rows
+        if not np.array_equal(features, np.arange(model.n_features_in_)):
+            read = rows.with_matrix(rows.matrix[:, features])
+        yield estimator, read
 
 
 def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
@@ -324,7 +353,8 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
     gaps = np.isnan(rows.matrix)
     filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
     at = [gaps & column for column in np.eye(gaps.sample.shape[1], dtype=bool)]
-    for column, inputs, estimator in model.imputation_sequence_ if model.n_iter_ else ():
+    rounds = model.imputation_sequence_ if model.n_iter_ else ()
+    for column, inputs, estimator in rounds:
         predicted = _flat(rows.with_matrix(filled[:, inputs]).ask(estimator, "predict"))
         predicted = np.clip(
             predicted,
@@ -341,15 +371,13 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
 
 
 def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
+    count: float = len(answers)
     if weights is not None:
+        count = sum(weights)
         answers = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
-    # sequential sum
-    total = answers[0].emit(
-        "Sum",
-        answers,
-        np.sum([answer.sample for answer in answers], axis=0),
-    )
-    return total / float(len(answers) if weights is None else sum(weights))
+    sample = np.sum([answer.sample for answer in answers], axis=0)
+    total = answers[0].emit("Sum", answers, sample)  # sequential sum
+    return total / float(count)
 
 
 def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
@@ -368,7 +396,7 @@ def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
 
 def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedArray:
     answer = rows.ask(model.regressor_, "predict")
-    return _inverse(model.transformer_, answer[:, None] if answer.ndim == 1 else answer)
+    return _inverse(model.transformer_, as_matrix(answer))
 
 
 def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:

@@ -7,6 +7,7 @@ from math import factorial
 
 import numpy as np
 from scipy import special
+from scipy.interpolate import BSpline
 from sklearn import feature_selection, preprocessing
 from sklearn.cluster import FeatureAgglomeration
 from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
@@ -90,7 +91,8 @@ def factors(model: FactorAnalysis, rows: Rows) -> TracedArray:
 
 
 def independent(model: FastICA, rows: Rows) -> TracedArray:
-    return (rows.matrix - model.mean_ if model.whiten else rows.matrix) @ model.components_.T
+    centred = rows.matrix - model.mean_ if model.whiten else rows.matrix
+    return centred @ model.components_.T
 
 
 def sparse_components(model: Estimator, rows: Rows) -> TracedArray:
@@ -158,7 +160,10 @@ def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray
             np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]
         ]
         columns = [x[:, indices] for indices in np.transpose(factors)]
-        parts.append(reduce(np.multiply, columns) if columns else np.ones_like(x[:, :1]))
+        if columns:
+            parts.append(reduce(np.multiply, columns))
+        else:
+            parts.append(np.ones_like(x[:, :1]))
     return np.concatenate(parts, axis=1)
 
 
@@ -167,28 +172,27 @@ def scaled(model: Estimator, rows: Rows) -> TracedArray:
     numbers across thresholds.
     """
     x = rows.own
-    steps: list[tuple[np.ufunc, Array | None]]
+    steps: list[tuple[np.ufunc, Array]] = []
     match model:
         case preprocessing.MinMaxScaler():
-            low, high = (np.array([bound], x.dtype) for bound in model.feature_range)
-            clipped = [(np.maximum, low), (np.minimum, high)] if model.clip else []
-            steps = [(np.multiply, model.scale_), (np.add, model.min_), *clipped]
+            steps = [(np.multiply, model.scale_), (np.add, model.min_)]
+            if model.clip:
+                low, high = (np.array([bound], x.dtype) for bound in model.feature_range)
+                steps += [(np.maximum, low), (np.minimum, high)]
         case preprocessing.StandardScaler():
-            center = model.mean_.astype(x.dtype) if model.with_mean else None
-            steps = [
-                (np.subtract, center),
-                (np.divide, model.scale_.astype(x.dtype) if model.with_std else None),
-            ]
+            if model.with_mean:
+                steps.append((np.subtract, model.mean_.astype(x.dtype)))
+            if model.with_std:
+                steps.append((np.divide, model.scale_.astype(x.dtype)))
         case preprocessing.RobustScaler():
-            center = model.center_ if model.with_centering else None
-            steps = [
-                (np.subtract, center),
-                (np.divide, model.scale_ if model.with_scaling else None),
-            ]
+            if model.with_centering:
+                steps.append((np.subtract, model.center_))
+            if model.with_scaling:
+                steps.append((np.divide, model.scale_))
         case _:
-            steps = [(np.divide, model.scale_)]
+            steps.append((np.divide, model.scale_))
     for operation, values in steps:
-        x = x if values is None else operation(x, values).astype(x.dtype)
+        x = operation(x, values).astype(x.dtype)
     return x
 
 
@@ -204,8 +208,10 @@ def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
     """Return the number of inner edges up to each value, as a code or one-hot
     encoded.
     """
-    edges = (edges[1:-1] if len(edges) > 2 else [np.inf] for edges in model.bin_edges_)
-    codes = [np.digitize(rows.matrix[:, n], inner) for n, inner in enumerate(edges)]
+    codes = []
+    for column, edges in enumerate(model.bin_edges_):
+        inner = edges[1:-1] if len(edges) > 2 else [np.inf]
+        codes.append(np.digitize(rows.matrix[:, column], inner))
     if model.encode == "ordinal":
         return np.stack(codes, axis=1).astype(np.float64)
     flags = [
@@ -228,10 +234,8 @@ def yeo_johnson(x: TracedArray, powers: Array) -> TracedArray:
 
 def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
     """Return the Box-Cox or Yeo-Johnson transform, standardised if required."""
-    transformed_rows = (box_cox if model.method == "box-cox" else yeo_johnson)(
-        rows.matrix,
-        model.lambdas_,
-    )
+    transform = box_cox if model.method == "box-cox" else yeo_johnson
+    transformed_rows = transform(rows.matrix, model.lambdas_)
     if model.standardize:
         return (transformed_rows - model._scaler.mean_) / model._scaler.scale_
     return transformed_rows
@@ -241,30 +245,34 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     """Return the quantile of each value in the training rows, or its normal deviate.
     skl2onnx's graph takes minutes.
     """
-    quantiles = model.quantiles_
-    shares = model.references_
-    lowest = quantiles[0]
-    highest = quantiles[-1]
-    count = len(quantiles)
+    lowest = model.quantiles_[0]
+    highest = model.quantiles_[-1]
     values = rows.own if rows.is_single else rows.matrix
-    x = np.clip(rows.matrix, lowest, highest)
-    with np.errstate(
-        divide="ignore",
-        invalid="ignore",
-    ):  # Equal quantiles divide by 0, but no value is between them.
-        slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
-    # Interpolate in both directions like scikit-learn, since quantiles may be equal.
-    at = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, count - 2)
-    upwards = of_column(slopes, at) * (x - of_column(quantiles, at)) + take(shares, at)
-    at = np.clip(counted(quantiles, np.less, x), 1, count - 1)
-    downwards = of_column(slopes, at - 1) * (of_column(quantiles, at) - x) - take(shares, at)
-    share = 0.5 * (np.where(x >= highest, 1.0, upwards) - np.where(x <= lowest, 0.0, downwards))
+    share = _shares(model, np.clip(rows.matrix, lowest, highest))
     if model.output_distribution == "uniform":
         return np.where(values <= lowest, 0.0, np.where(values >= highest, 1.0, share))
     margin = np.asarray(_MARGIN, values.dtype)
     share = np.where(values - margin < lowest, 0.0, np.where(values + margin > highest, 1.0, share))
     limit = _MARGIN - np.spacing(1.0)
     return _deviates(np.clip(share.astype(values.dtype).astype(np.float64), limit, 1.0 - limit))
+
+
+def _shares(model: preprocessing.QuantileTransformer, x: TracedArray) -> TracedArray:
+    """Return the share of the training rows below each value x [N, k]. Interpolate in
+    both directions like scikit-learn, since quantiles may be equal.
+    """
+    quantiles = model.quantiles_
+    shares = model.references_
+    # Equal quantiles divide by 0, but no value is between them.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
+    last = len(quantiles) - 1
+    at = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, last - 1)
+    upwards = of_column(slopes, at) * (x - of_column(quantiles, at)) + take(shares, at)
+    at = np.clip(counted(quantiles, np.less, x), 1, last)
+    downwards = of_column(slopes, at - 1) * (of_column(quantiles, at) - x) - take(shares, at)
+    highest = np.where(x >= quantiles[-1], 1.0, upwards)
+    return 0.5 * (highest - np.where(x <= quantiles[0], 0.0, downwards))
 
 
 def _deviates(share: TracedArray) -> TracedArray:
@@ -283,41 +291,49 @@ def _deviates(share: TracedArray) -> TracedArray:
 
 
 def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
-    """Return the basis splines of each column, as polynomials between adjacent
-    knots.
-    """
+    """Return the basis splines of each column."""
     columns = []
     for number, spline in enumerate(model.bsplines_):
         x = rows.matrix[:, number]
-        degree = spline.k
-        count = spline.c.shape[1]
-        last = len(spline.t) - degree - 1
-        lowest = float(spline.t[degree])
-        highest = float(spline.t[last])
-        inside = x
-        if model.extrapolation == "periodic":
-            inside = lowest + np.remainder(x - lowest, highest - lowest)
-        elif model.extrapolation in ("constant", "linear"):
-            inside = np.clip(x, lowest, highest)
-        knots = np.unique(spline.t[degree : last + 1])
-        starts = knots[:-1]
-        position = (inside[:, None] >= knots[:-1]).astype(np.int64).sum(axis=1)
-        position = np.maximum(position - 1, 0)
-        coefficients = np.stack(
-            [spline(starts, nu=n) / factorial(n) for n in range(degree + 1)],
-            axis=1,
-        )
-        step = inside - take(starts, position)
-        powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
-        values = (take(coefficients, position) * powers[:, :, None]).sum(axis=1)
-        if model.extrapolation == "linear":
-            below = np.minimum(x - lowest, 0.0)[:, None]
-            above = np.maximum(x - highest, 0.0)[:, None]
-            values = values + below * spline(lowest, nu=1) + above * spline(highest, nu=1)
+        values = _basis(spline, x, model.extrapolation)
         if getattr(model, "handle_missing", "error") == "zeros":
             values = np.where(np.isnan(x)[:, None], 0.0, values)
-        columns.append(values if model.include_bias else values[:, : count - 1])
+        if not model.include_bias:
+            values = values[:, : spline.c.shape[1] - 1]
+        columns.append(values)
     return np.concatenate(columns, axis=1)
+
+
+def _basis(spline: BSpline, x: TracedArray, extrapolation: str) -> TracedArray:
+    """Return the basis splines [N, splines] of a column [N]."""
+    lowest = float(spline.t[spline.k])
+    highest = float(spline.t[-spline.k - 1])
+    inside = x
+    if extrapolation == "periodic":
+        inside = lowest + np.remainder(x - lowest, highest - lowest)
+    elif extrapolation in ("constant", "linear"):
+        inside = np.clip(x, lowest, highest)
+    values = _polynomials(spline, inside)
+    if extrapolation == "linear":
+        below = np.minimum(x - lowest, 0.0)[:, None]
+        above = np.maximum(x - highest, 0.0)[:, None]
+        values = values + below * spline(lowest, nu=1) + above * spline(highest, nu=1)
+    return values
+
+
+def _polynomials(spline: BSpline, x: TracedArray) -> TracedArray:
+    """Return the basis splines of numbers within the knots, as polynomials between
+    adjacent knots.
+    """
+    degree = spline.k
+    starts = np.unique(spline.t[degree : len(spline.t) - degree])[:-1]
+    position = (x[:, None] >= starts).astype(np.int64).sum(axis=1)
+    position = np.maximum(position - 1, 0)
+    derivatives = [spline(starts, nu=n) / factorial(n) for n in range(degree + 1)]
+    step = x - take(starts, position)
+    powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
+    coefficients = take(np.stack(derivatives, axis=1), position)
+    return (coefficients * powers[:, :, None]).sum(axis=1)
 
 
 _MARGIN = 1e-7
@@ -338,13 +354,19 @@ _FAR = (
 )  # fmt: skip
 
 SCALERS = (
-    *(preprocessing.StandardScaler, preprocessing.MinMaxScaler),
-    *(preprocessing.MaxAbsScaler, preprocessing.RobustScaler),
+    preprocessing.StandardScaler,
+    preprocessing.MinMaxScaler,
+    preprocessing.MaxAbsScaler,
+    preprocessing.RobustScaler,
 )
 _SELECTORS = (
-    *(feature_selection.GenericUnivariateSelect, feature_selection.SelectFromModel),
-    *(feature_selection.SelectPercentile, feature_selection.SequentialFeatureSelector),
-    *(feature_selection.RFE, feature_selection.RFECV, Selection),
+    feature_selection.GenericUnivariateSelect,
+    feature_selection.SelectFromModel,
+    feature_selection.SelectPercentile,
+    feature_selection.SequentialFeatureSelector,
+    feature_selection.RFE,
+    feature_selection.RFECV,
+    Selection,
 )
 FORMULAS: dict[type, Formula] = {
     **dict.fromkeys(_SELECTORS, selected),

@@ -30,7 +30,12 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
     softmax,
     votes_of_pairs,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import TracedArray, smallest, take
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
+    TracedArray,
+    divided,
+    smallest,
+    take,
+)
 
 Metric = str | Callable[[Array, Array], float]
 """A distance or kernel: its name in scikit-learn, or a user's function."""
@@ -130,11 +135,12 @@ def kernel(
     known = _dense(known)
     scale = 1.0 / known.shape[1] if gamma is None else float(gamma)
     shift = 1.0 if coef0 is None else float(coef0)
+    exponent = 3.0 if degree is None else float(degree)
     match metric:
         case "linear":
             return x @ known.T
         case "poly" | "polynomial":
-            return (scale * (x @ known.T) + shift) ** float(3 if degree is None else degree)
+            return (scale * (x @ known.T) + shift) ** exponent
         case "rbf":
             return np.exp(-scale * squared_distances(x, known))
         case "laplacian":
@@ -224,13 +230,12 @@ def radius_classes(
 
 def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> TracedArray:
     far = distances(rows.matrix, model._fit_X, *_metric(model))
-    return np.where(far <= model.radius, far if model.mode == "distance" else 1.0, 0.0)
+    inside = far if model.mode == "distance" else 1.0
+    return np.where(far <= model.radius, inside, 0.0)
 
 
 def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
-    """Fill gaps with the mean of the nearest training rows, by
-    sklearn.metrics.pairwise.nan_euclidean_distances.
-    """
+    """Fill gaps with the mean of the nearest training rows."""
     if not marks_nan(model) or callable(model.weights):
         raise NotImplementedError(
             "KNNImputer with missing_values other than NaN, or weights that are a function",
@@ -238,36 +243,45 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     if not model._valid_mask.all():
         raise NotImplementedError("KNNImputer that dropped a column without any value")
     gaps = np.isnan(rows.matrix)
+    far = _distances_without_gaps(model, rows.matrix, gaps)
+    columns = []
+    for column in range(model.n_features_in_):
+        mean = _mean_of_donors(model, far, column)
+        columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
+    if model.add_indicator:
+        for column in model.indicator_.features_:
+            columns.append(gaps[:, int(column)].astype(np.float64))
+    return np.stack(columns, axis=1)
+
+
+def _distances_without_gaps(model: KNNImputer, x: TracedArray, gaps: TracedArray) -> TracedArray:
+    """Return the distances [N, K] of the columns that are present in both rows, by
+    sklearn.metrics.pairwise.nan_euclidean_distances.
+    """
     here = 1.0 - gaps.astype(np.float64)
     known_here = (~model._mask_fit_X).astype(float)
-    x = np.where(gaps, 0.0, rows.matrix)
+    x = np.where(gaps, 0.0, x)
     fitted = np.where(model._mask_fit_X, 0.0, model._fit_X)
     shared = here @ known_here.T
     squared = np.maximum(
         (x * x) @ known_here.T - 2.0 * (x @ fitted.T) + here @ (fitted * fitted).T,
         0.0,
     )
-    far = np.sqrt(squared / np.where(shared == 0, 1.0, shared) * fitted.shape[1])
-    far = np.where(shared == 0, np.inf, far)
-    columns = []
-    for column in range(fitted.shape[1]):
-        donors = np.flatnonzero(known_here[:, column])
-        away, nearest = smallest(far[:, donors], min(model.n_neighbors, len(donors)))
-        weights = _weights(away, model.weights) * np.where(np.isinf(away), 0.0, 1.0)
-        total = weights.sum(axis=1)
-        mean = (take(fitted[donors, column], nearest) * weights).sum(axis=1) / np.where(
-            total == 0,
-            1.0,
-            total,
-        )
-        mean = np.where(total == 0, fitted[donors, column].mean(), mean)
-        columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
-    if model.add_indicator:
-        columns += [
-            gaps[:, int(column_index)].astype(np.float64)
-            for column_index in model.indicator_.features_
-        ]
-    return np.stack(columns, axis=1)
+    far = np.sqrt(divided(squared, shared) * fitted.shape[1])
+    return np.where(shared == 0, np.inf, far)
+
+
+def _mean_of_donors(model: KNNImputer, far: TracedArray, column: int) -> TracedArray:
+    """Return the mean [N] of a column in the nearest training rows that have a value,
+    or in all of them if no distance is known.
+    """
+    donors = np.flatnonzero(~model._mask_fit_X[:, column])
+    values = model._fit_X[donors, column]
+    away, nearest = smallest(far[:, donors], min(model.n_neighbors, len(donors)))
+    weights = _weights(away, model.weights) * np.where(np.isinf(away), 0.0, 1.0)
+    total = weights.sum(axis=1)
+    mean = divided((take(values, nearest) * weights).sum(axis=1), total)
+    return np.where(total == 0, values.mean(), mean)
 
 
 def nearest_centroid(
@@ -278,10 +292,10 @@ def nearest_centroid(
     far = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
     scores = -(far * far) + 2.0 * np.log(model.class_prior_)
     if np.isclose(model.class_prior_, 1 / len(model.classes_)).all():
-        return np.argmin(distances(rows.matrix, model.centroids_, model.metric), axis=1), softmax(
-            scores,
-        )
-    return np.argmax(scores, axis=1), softmax(scores)
+        position = np.argmin(distances(rows.matrix, model.centroids_, model.metric), axis=1)
+    else:
+        position = np.argmax(scores, axis=1)
+    return position, softmax(scores)
 
 
 def closest_centre(model: Estimator, rows: Rows) -> TracedArray:
@@ -376,7 +390,8 @@ def machine_classes(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedAr
     )
     if model.decision_function_shape == "ovo":
         return np.argmax(votes, axis=1), decisions
-    return np.argmax(scores if model.break_ties else votes, axis=1), scores
+    ranks = scores if model.break_ties else votes
+    return np.argmax(ranks, axis=1), scores
 
 
 def _neighbours_of(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
@@ -410,18 +425,22 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]
     trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
-    matrix = np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count)
+    weights = _solution(np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count), count)
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
+
+
+def _solution(matrix: TracedArray, count: int) -> TracedArray:
+    """Return the solutions [N, count] of matrix [N, count, count] @ x = 1 by
+    Gauss-Jordan elimination. A positive definite matrix needs no pivoting.
+    """
     system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
-    for n in range(
-        count,
-    ):  # Gauss-Jordan elimination; a positive definite matrix needs no pivoting.
+    for n in range(count):
         line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]
         other = 1.0 - np.eye(count)[n][:, None]
         system = system - system[:, :, n : n + 1] * other * line
         system = system * other + line * (1.0 - other)
-    weights = system[:, :, count]
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
+    return system[:, :, count]
 
 
 FORMULAS: dict[type, Formula] = {

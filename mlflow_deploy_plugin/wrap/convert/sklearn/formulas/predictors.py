@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     TracedArray,
     counted,
     interpolated,
+    padded,
     take,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel
@@ -39,20 +40,15 @@ def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
     """Return the predictions [N, M] of M models for x [N, M]. Outside its thresholds, a
     single model may return NaN.
     """
-    thresholds, values = (
-        [np.asarray(getattr(model, name), float) for model in models]
-        for name in ("X_thresholds_", "y_thresholds_")
-    )
-    if models[0].out_of_bounds == "clip":
-        x = np.clip(
-            x,
-            *(
-                np.array([getattr(model, name) for model in models], float)
-                for name in ("X_min_", "X_max_")
-            ),
-        )
+    thresholds = [np.asarray(model.X_thresholds_, float) for model in models]
+    values = [np.asarray(model.y_thresholds_, float) for model in models]
+    clips = models[0].out_of_bounds == "clip"
+    if clips:
+        lowest = np.array([model.X_min_ for model in models], float)
+        highest = np.array([model.X_max_ for model in models], float)
+        x = np.clip(x, lowest, highest)
     predicted = interpolated(x, thresholds, values)
-    if models[0].out_of_bounds == "clip" or len(thresholds[0]) == 1:
+    if clips or len(thresholds[0]) == 1:
         return predicted
     return np.where((x < thresholds[0][0]) | (x > thresholds[0][-1]), np.nan, predicted)
 
@@ -120,37 +116,40 @@ def process_classes(
 
 
 def additive(model: AdditiveModel, rows: Rows) -> Answer:
-    """Return sums of scores by bin. Bin 0 is for missing numbers; other bins are 1 +
-    the number of cuts up to x.
-    """
-    positions, all_cuts = zip(*model.cuts, strict=True)
-    x = rows.matrix[:, list(positions)]
-    longest = max(0 if cuts is None else len(cuts) for cuts in all_cuts)
-    column_cuts = [np.empty(0) if cuts is None else cuts for cuts in all_cuts]
-    table = np.stack(
-        [np.pad(cuts, (0, longest - len(cuts)), constant_values=np.inf) for cuts in column_cuts],
-        axis=1,
-    )
-    numbers = counted(table, np.less_equal, x).astype(np.float64) + 1.0
-    # Infinity is in the last bin.
-    numbers = np.minimum(
-        numbers,
-        np.array([1.0 + len(cuts) for cuts in column_cuts]),
-    )
-    numbers = np.where(np.isnan(x), 0.0, numbers)
-    bins = np.where(np.array([cuts is None for cuts in all_cuts]), x, numbers)
+    """Return sums of scores by bin."""
+    bins = _bins(model, rows)
     scores = (
         take(model.scores, (bins @ model.strides + model.offsets).astype(np.int64)).sum(axis=1)
         + model.intercept
     )
-    if model.link in ("identity", "log"):
-        if model.link == "identity":
-            return scores
+    if model.link == "identity":
+        return scores
+    if model.link == "log":
         return np.exp(scores)
     if model.link == "mlogit":
         return np.argmax(scores, axis=1), softmax(scores)
     likely = logistic(scores)
     return (scores[:, 0] > 0).astype(np.int64), np.concatenate([1.0 - likely, likely], axis=1)
+
+
+def _bins(model: AdditiveModel, rows: Rows) -> TracedArray:
+    """Return the bins [N, binned]. Bin 0 is for missing numbers; other bins are 1 + the
+    number of cuts up to x.
+    """
+    positions, all_cuts = zip(*model.cuts, strict=True)
+    x = rows.matrix[:, list(positions)]
+    holds_bins = np.array([cuts is None for cuts in all_cuts])
+    columns = []
+    for cuts in all_cuts:
+        if cuts is None:
+            cuts = np.empty(0)
+        columns.append(cuts)
+    counts = np.array([len(cuts) for cuts in columns])
+    table = padded(columns, counts.max(), np.inf)
+    numbers = counted(table, np.less_equal, x).astype(np.float64) + 1.0
+    numbers = np.minimum(numbers, counts + 1.0)  # Infinity is in the last bin.
+    numbers = np.where(np.isnan(x), 0.0, numbers)
+    return np.where(holds_bins, x, numbers)
 
 
 def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
@@ -160,10 +159,10 @@ def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedAr
     scores = rows.sums([model])
     if scores.sample.shape[1] == 1:
         scores = np.concatenate([-scores, scores], axis=1)
-    return np.argmax(scores, axis=1), rows.ask(model, "predict_proba") if hasattr(
-        model,
-        "predict_proba",
-    ) else scores
+    position = np.argmax(scores, axis=1)
+    if hasattr(model, "predict_proba"):
+        return position, rows.ask(model, "predict_proba")
+    return position, scores
 
 
 def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
@@ -199,7 +198,8 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array | None = None) 
         case kernels.WhiteKernel():
             return float(kernel.noise_level) if known is None else 0.0
         case kernels.DotProduct():
-            return ((x * x).sum(axis=1) if known is None else x @ known.T) + kernel.sigma_0**2
+            products = (x * x).sum(axis=1) if known is None else x @ known.T
+            return products + kernel.sigma_0**2
         case _ if known is None:
             return 1.0  # The other kernels depend only on the distance, which is 0.
         case kernels.Matern():

@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     SAMPLE_ROWS,
     Traced,
     TracedArray,
+    divided,
     take,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import VARIABLE_TYPES, NodeBuilder
@@ -69,13 +70,8 @@ class Rows:
 
     @classmethod
     def of(cls, graph: NodeBuilder, operator: Operator) -> "Rows":
-        widths = [
-            entry.type.shape[1] if len(entry.type.shape) > 1 else 1 for entry in operator.inputs
-        ]
-        fitted_width = getattr(operator.raw_operator, "n_features_in_", None)
-        return cls(
-            graph, list(operator.inputs), fitted_width or sum(width or 1 for width in widths)
-        )
+        width = getattr(operator.raw_operator, "n_features_in_", None)
+        return cls(graph, list(operator.inputs), width or sum(map(_width, operator.inputs)))
 
     @property
     def matrix(self) -> TracedArray:
@@ -110,18 +106,16 @@ class Rows:
 
     @property
     def _parts(self) -> list[TracedArray]:
-        widths = [
-            entry.type.shape[1] if len(self._inputs) > 1 else self._columns
-            for entry in self._inputs
-        ]
-        return [
-            Traced(
-                self._graph,
-                entry.full_name,
-                np.ones((SAMPLE_ROWS, width), _DTYPES[type(entry.type)]),
-            )
-            for entry, width in zip(self._inputs, widths, strict=True)
-        ] or [self.matrix]
+        if not self._inputs:
+            return [self.matrix]
+        widths = [self._columns]
+        if len(self._inputs) > 1:
+            widths = [entry.type.shape[1] for entry in self._inputs]
+        parts = []
+        for entry, width in zip(self._inputs, widths, strict=True):
+            sample = np.ones((SAMPLE_ROWS, width), _DTYPES[type(entry.type)])
+            parts.append(Traced(self._graph, entry.full_name, sample))
+        return parts
 
     @property
     def raw(self) -> TracedArray:
@@ -134,7 +128,10 @@ class Rows:
 
     def columns(self) -> list[TracedArray]:
         """Return each column [N, 1] with its dtype. Strings are objects."""
-        return [part[:, n : n + 1] for part in self._parts for n in range(part.sample.shape[1])]
+        columns = []
+        for part in self._parts:
+            columns += [part[:, n : n + 1] for n in range(part.sample.shape[1])]
+        return columns
 
     def full(self, value: float) -> TracedArray:
         """Return the same number for each row, [N]. The rows may be strings."""
@@ -204,7 +201,9 @@ class Rows:
                 # Consecutive ColumnTransformers are one step, since they may output
                 # strings.
                 steps = [*run]
-                for step in [make_pipeline(*steps)] if picks_columns and len(steps) > 1 else steps:
+                if picks_columns and len(steps) > 1:
+                    steps = [make_pipeline(*steps)]
+                for step in steps:
                     learned = _learned(step)
                     if learned not in rows._after:
                         rows._after[learned] = rows.with_matrix(rows.ask(step, "transform")), step
@@ -260,12 +259,7 @@ class Rows:
             return np.concatenate([1.0 - likely, likely], axis=1)
         if not by_class:
             return likely
-        total = likely.sum(axis=1, keepdims=True)
-        return np.where(
-            total == 0,
-            1 / len(estimator.classes_),
-            likely / np.where(total == 0, 1.0, total),
-        )
+        return normalized(likely)
 
     def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
@@ -308,8 +302,10 @@ class Rows:
         )
         if self._inputs and not is_table and not (rounds and self.is_double):
             return self._inputs
-        matrix = self.matrix.astype(np.float64 if self.is_double and not rounds else np.float32)
-        kind = DoubleTensorType if matrix.dtype == np.float64 else FloatTensorType
+        is_wide = self.is_double and not rounds
+        dtype = np.float64 if is_wide else np.float32
+        kind = DoubleTensorType if is_wide else FloatTensorType
+        matrix = self.matrix.astype(dtype)
         return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
 
     def _sample(self, estimator: Estimator, method: str) -> Array:
@@ -354,6 +350,12 @@ scores.
 """
 
 
+def _width(variable: Variable) -> int:
+    """Return the number of columns of a variable, or 1 if it is unknown."""
+    sizes = variable.type.shape[1:]
+    return (sizes and sizes[0]) or 1
+
+
 def _learned(step: Estimator) -> int | str:
     """Return a digest of the fitted attributes of a step, or its id if the step
     contains an unnamed function.
@@ -366,9 +368,8 @@ def _learned(step: Estimator) -> int | str:
 
 def labels_of(estimator: Estimator) -> Array:
     """Return the classes for the graph, as strings or 64-bit integers."""
-    return np.asarray(
-        estimator.classes_.astype(object if estimator.classes_.dtype.kind in "OU" else np.int64),
-    )
+    dtype = object if estimator.classes_.dtype.kind in "OU" else np.int64
+    return np.asarray(estimator.classes_.astype(dtype))
 
 
 def _classes_at(estimator: Estimator, position: TracedArray, method: str) -> TracedArray:
@@ -389,6 +390,14 @@ def is_logistic(estimator: Estimator) -> bool:
 
 def logistic(scores: TracedArray) -> TracedArray:
     return 1.0 / (1.0 + np.exp(-scores))
+
+
+def normalized(likely: TracedArray) -> TracedArray:
+    """Divide the probabilities of the classes, which are the last axis, by their sum.
+    If the sum is 0, all classes have the same probability.
+    """
+    total = likely.sum(axis=-1, keepdims=True)
+    return np.where(total == 0, 1 / likely.sample.shape[-1], divided(likely, total))
 
 
 def softmax(scores: TracedArray) -> TracedArray:

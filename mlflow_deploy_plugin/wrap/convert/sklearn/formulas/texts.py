@@ -10,6 +10,8 @@ converted character by character.
 import re
 from collections.abc import Callable, Iterable
 from functools import cache, partial
+from itertools import chain
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     SAMPLE_ROWS,
     Traced,
     TracedArray,
+    divided,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder, Values
 
@@ -41,6 +44,9 @@ _BLOCK = 64  # rows per block; a block costs about 20 µs, as much as two short 
 _LONG = r"\C{1000,}"  # a text of 1,000 bytes or more; RE2's largest repetition count is 1,000
 _SIGMA = "Σ"
 _NEAR = 8  # characters before and after a sigma that are searched for a letter
+_NO_RANK = np.array([-4e15])
+_CHARACTERS = ("char", "char_wb")
+"""The analyzers whose tokens are characters."""
 _SPACES = r"\s"
 _ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
 _TOKENS = re.compile(
@@ -79,40 +85,33 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
         raise NotImplementedError(
             f"n_features ({vectorizer.n_features}): a graph supports up to 2**16 hash columns",
         )
-
-    def write(graph: NodeBuilder, texts: str) -> str:
-        tokens = _tokens(graph, vectorizer, texts)
-        skipped = graph.node("Equal", [tokens, _text(_PAD)])
-        hashed = graph.node(
-            "Cast",
-            [graph.node("MurmurHash3", [tokens], positive=0, seed=0)],
-            to=TensorProto.INT64,
-        )
-        column = graph.node("Mod", [graph.node("Abs", [hashed]), [vectorizer.n_features]])
-        if vectorizer.alternate_sign:
-            signs = graph.node("Sign", [hashed])
-        else:
-            signs = graph.node("Equal", [hashed, hashed])
-        is_token = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
-        values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), is_token])
-        rows = graph.node("Shape", [tokens], start=0, end=1)
-        size = graph.node("Concat", [rows, [vectorizer.n_features]], axis=0)
-        nothing = graph.node("Expand", [np.zeros(1, np.float32), size])
-        sums = graph.node("ScatterElements", [nothing, column, values], axis=1, reduction="add")
-        if vectorizer.binary:
-            sums = graph.node(
-                "ScatterElements", [nothing, column, is_token], axis=1, reduction="max"
-            )
-        if vectorizer.norm is not None:
-            sums = _single(
-                graph,
-                sums,
-                vectorizer.n_features,
-                partial(_normed, norm=vectorizer.norm),
-            )
-        return sums
-
+    write = partial(_write_hashed, vectorizer)
     return _in_blocks(rows.raw, vectorizer, vectorizer.n_features, write)
+
+
+def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str) -> str:
+    """Add the sums per column [N, n_features] for preprocessed texts [N]."""
+    width = vectorizer.n_features
+    tokens = _tokens(graph, vectorizer, texts)
+    skipped = graph.node("Equal", [tokens, _text(_PAD)])
+    hashed = graph.node("MurmurHash3", [tokens], positive=0, seed=0)
+    hashed = graph.node("Cast", [hashed], to=TensorProto.INT64)
+    column = graph.node("Mod", [graph.node("Abs", [hashed]), [width]])
+    if vectorizer.alternate_sign:
+        signs = graph.node("Sign", [hashed])
+    else:
+        signs = graph.node("Equal", [hashed, hashed])
+    is_token = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
+    values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), is_token])
+    rows = graph.node("Shape", [tokens], start=0, end=1)
+    size = graph.node("Concat", [rows, [width]], axis=0)
+    nothing = graph.node("Expand", [np.zeros(1, np.float32), size])
+    sums = graph.node("ScatterElements", [nothing, column, values], axis=1, reduction="add")
+    if vectorizer.binary:
+        sums = graph.node("ScatterElements", [nothing, column, is_token], axis=1, reduction="max")
+    if vectorizer.norm is None:
+        return sums
+    return _single(graph, sums, width, partial(_normed, norm=vectorizer.norm))
 
 
 def _in_blocks(
@@ -128,28 +127,9 @@ def _in_blocks(
     took 20 s and more than 9 GB.
     """
     graph = column.graph
-    texts_name = column.name
-    count = graph.node("Shape", [texts_name], start=0, end=1)
-    single = graph.subgraph()
-    several = graph.subgraph()
+    count = graph.node("Shape", [column.name], start=0, end=1)
+    blocks = _blocks(graph, column.name, count)
     body = graph.subgraph()
-    # Divide several texts into blocks of equal size, [blocks, rows]. The first texts
-    # pad the last block.
-    listed = several.node("Reshape", [texts_name, [-1]])
-    is_long = several.node("RegexFullMatch", [listed], pattern=_LONG)
-    largest = several.node("ReduceMin", [several.node("Where", [is_long, [1], [_BLOCK]])])
-    total = several.node("Shape", [listed])
-    parts, size = several.equal_blocks(total, largest)
-    end = several.node("Squeeze", [several.node("Mul", [parts, size])])
-    rows = several.node("Mod", [several.node("Range", [np.int64(0), end, np.int64(1)]), total])
-    shape = several.node("Concat", [parts, size], axis=0)
-    cut = several.node("Reshape", [several.node("Gather", [listed, rows]), shape])
-    plans = [(single, single.node("Reshape", [texts_name, [1, -1]])), (several, cut)]
-    single_block, blocked = (
-        plan.finish({}, {output: (TensorProto.STRING, [None, None])}) for plan, output in plans
-    )
-    is_one = graph.node("Less", [count, [2]])  # For a single row, this saves 5 of 25 µs.
-    blocks = graph.node("If", [is_one], then_branch=single_block, else_branch=blocked)
     texts = body.name()
     numbers = write(body, _preprocessed(body, vectorizer, texts))
     step = body.finish(
@@ -158,58 +138,97 @@ def _in_blocks(
     )
     stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, width]])
-    return Traced(
-        graph,
-        graph.node("Slice", [flat, [0], count]),
-        np.ones((SAMPLE_ROWS, width), np.float32),
+    sliced = graph.node("Slice", [flat, [0], count])
+    return Traced(graph, sliced, np.ones((SAMPLE_ROWS, width), np.float32))
+
+
+def _blocks(graph: NodeBuilder, texts: str, count: str) -> str:
+    """Add the texts as blocks of equal size, [blocks, rows]."""
+    single = graph.subgraph()
+    several = graph.subgraph()
+    cut = _cut(several, texts)
+    row = single.node("Reshape", [texts, [1, -1]])
+    is_one = graph.node("Less", [count, [2]])  # For a single row, this saves 5 of 25 µs.
+    return graph.node(
+        "If",
+        [is_one],
+        then_branch=single.finish({}, {row: (TensorProto.STRING, [None, None])}),
+        else_branch=several.finish({}, {cut: (TensorProto.STRING, [None, None])}),
     )
+
+
+def _cut(graph: NodeBuilder, texts: str) -> str:
+    """Divide several texts into blocks of equal size, [blocks, rows]. The first texts
+    pad the last block.
+    """
+    listed = graph.node("Reshape", [texts, [-1]])
+    is_long = graph.node("RegexFullMatch", [listed], pattern=_LONG)
+    largest = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
+    total = graph.node("Shape", [listed])
+    parts, size = graph.equal_blocks(total, largest)
+    end = graph.node("Squeeze", [graph.node("Mul", [parts, size])])
+    rows = graph.node("Mod", [graph.node("Range", [np.int64(0), end, np.int64(1)]), total])
+    shape = graph.node("Concat", [parts, size], axis=0)
+    return graph.node("Reshape", [graph.node("Gather", [listed, rows]), shape])
 
 
 def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     """Return the tokens [N, L] of preprocessed texts [N], padded with `_PAD` or
     spaces.
     """
-    characters = vectorizer.analyzer in ("char", "char_wb")  # A token is a character.
-    # With `char_wb`, spaces surround each word. Words can share a space, since no term
-    # contains an inner space.
-    within_words = vectorizer.analyzer == "char_wb"
-    pad = " " if within_words else _PAD
-    expression = _token_expression(vectorizer)
-    tokens = graph.node(
-        "Tokenizer",
-        [texts],
-        tokenexp=expression,
-        pad_value=pad,
-        mark=0,
-        mincharnum=1,
+    pad = " " if vectorizer.analyzer == "char_wb" else _PAD
+    tokens = _split(graph, texts, _token_expression(vectorizer), pad)
+    if vectorizer.analyzer in _CHARACTERS:
+        return _with_single_spaces(graph, vectorizer, tokens)
+    words = sorted(vectorizer.get_stop_words() or ())
+    if words:
+        return _without_stop_words(graph, vectorizer, tokens, words)
+    return tokens
+
+
+def _split(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
+    """Return the parts [N, L] of texts [N] that match an expression.
+
+    The parts are followed by a column of `pad`, because the next operators reject a
+    table without columns. Columns of spaces surround the parts: the spaces around words
+    for `char_wb`. Words can share a space, since no term contains an inner space.
+    """
+    parts = graph.node(
+        "Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1
     )
-    # Add a padding column, because the next operators reject a table without columns.
-    pads = graph.node("Where", [[True], _text(pad), graph.node("Reshape", [texts, [-1, 1]])])
-    tokens = graph.node("Concat", [pads, tokens, pads] if within_words else [tokens, pads], axis=1)
-    if characters:  # Collapse white space to one space.
-        runs = graph.node(
-            "RegexFullMatch",
-            [tokens],
-            pattern=f"{_class(_SPACES)}{{{1 if within_words else 2},}}",
-        )
-        pads = graph.node("Equal", [tokens, _text(_PAD)])
-        runs = graph.node("And", [runs, graph.node("Not", [pads])])
-        tokens = graph.node("Where", [runs, _text(" "), tokens])
-    words = () if characters else sorted(vectorizer.get_stop_words() or ())
-    if not words:
-        return tokens
-    ones = [1] * len(words)
+    column = graph.node("Reshape", [texts, [-1, 1]])
+    pads = graph.node("Where", [[True], _text(pad), column])
+    columns = [parts, pads]
+    if pad == " ":
+        columns = [pads, *columns]
+    return graph.node("Concat", columns, axis=1)
+
+
+def _with_single_spaces(graph: NodeBuilder, vectorizer: CountVectorizer, tokens: str) -> str:
+    """Collapse white space to one space."""
+    least = 1 if vectorizer.analyzer == "char_wb" else 2
+    pattern = f"{_class(_SPACES)}{{{least},}}"
+    runs = graph.node("RegexFullMatch", [tokens], pattern=pattern)
+    pads = graph.node("Equal", [tokens, _text(_PAD)])
+    runs = graph.node("And", [runs, graph.node("Not", [pads])])
+    return graph.node("Where", [runs, _text(" "), tokens])
+
+
+def _without_stop_words(
+    graph: NodeBuilder,
+    vectorizer: CountVectorizer,
+    tokens: str,
+    words: list[str],
+) -> str:
     flags = graph.node(
         "LabelEncoder",
         [tokens],
         keys_strings=words,
-        values_int64s=ones,
+        values_int64s=[1] * len(words),
         default_int64=0,
     )
-    tokens = graph.node(
-        "Where",
-        [graph.node("Cast", [flags], to=TensorProto.BOOL), _text(_PAD), tokens],
-    )
+    is_stop_word = graph.node("Cast", [flags], to=TensorProto.BOOL)
+    tokens = graph.node("Where", [is_stop_word, _text(_PAD), tokens])
     if vectorizer.ngram_range[1] == 1:
         return tokens
     # n-grams skip stop words: move the `_PAD` of stop words behind all other tokens.
@@ -229,10 +248,8 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
     plain = graph.subgraph()
     other = graph.subgraph()
     # C.UTF-8 is available on all machines, but the default en_US may be missing.
-    options = {
-        "case_change_action": "LOWER" if vectorizer.lowercase else "NONE",
-        "locale": "C.UTF-8",
-    }
+    case = "LOWER" if vectorizer.lowercase else "NONE"
+    options = {"case_change_action": case, "locale": "C.UTF-8"}
     branches = {
         "then_branch": (
             plain,
@@ -262,59 +279,46 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
 
 
 def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Replace the characters of texts [N], then join adjacent characters in
-    log2(longest text) rounds.
-    """
+    """Replace the characters of texts [N]."""
     replacements, default = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
-    keys = [*replacements, _PAD]
-    values = [*replacements.values(), ""]
-    characters = graph.node(
-        "Tokenizer",
-        [texts],
-        tokenexp="(?s:.)",
-        pad_value=_PAD,
-        mark=0,
-        mincharnum=1,
-    )
-    column = graph.node("Reshape", [texts, [-1, 1]])
-    characters = graph.node(
-        "Concat",
-        [characters, graph.node("Where", [[True], _text(_PAD), column])],
-        axis=1,
-    )
+    characters = _split(graph, texts, "(?s:.)", _PAD)
     if vectorizer.lowercase and default:
         characters = _with_final_sigma(graph, characters)
     replaced = graph.node(
         "LabelEncoder",
         [characters],
-        keys_strings=keys,
-        values_strings=values,
+        keys_strings=[*replacements, _PAD],
+        values_strings=[*replacements.values(), ""],
         default_string=default,
     )
-    replaced = graph.node(
-        "Where",
-        [graph.node("Equal", [replaced, _text(_PAD)]), characters, replaced],
-    )
+    is_unchanged = graph.node("Equal", [replaced, _text(_PAD)])
+    return _joined(graph, graph.node("Where", [is_unchanged, characters, replaced]))
 
+
+def _joined(graph: NodeBuilder, characters: str) -> str:
+    """Join adjacent characters [N, L] in log2(L) rounds, and return the texts [N]."""
     body = graph.subgraph()
     parts = body.name()
-    end = [np.iinfo(np.int64).max]
-    empty = body.node("Where", [[True], _text(""), body.node("Slice", [parts, [0], [1], [1]])])
-    left = body.node("Slice", [parts, [0], end, [1], [2]])
-    right = body.node("Slice", [body.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]])
-    joined = body.node("StringConcat", [left, right])
-    goes_on = body.node(
-        "Greater",
-        [body.node("Squeeze", [body.node("Shape", [joined], start=1)]), np.int64(1)],
-    )
+    joined = _pairs(body, parts)
+    length = body.node("Squeeze", [body.node("Shape", [joined], start=1)])
+    goes_on = body.node("Greater", [length, np.int64(1)])
     before: Values = {body.name(): (TensorProto.INT64, []), body.name(): (TensorProto.BOOL, [])}
     before[parts] = TensorProto.STRING, [None, None]
     after: Values = {goes_on: (TensorProto.BOOL, []), joined: (TensorProto.STRING, [None, None])}
     rounds = body.finish(before, after)
-    return graph.node(
-        "Reshape",
-        [graph.node("Loop", ["", np.bool_(True), replaced], body=rounds), [-1]],
-    )
+    texts = graph.node("Loop", ["", np.bool_(True), characters], body=rounds)
+    return graph.node("Reshape", [texts, [-1]])
+
+
+def _pairs(graph: NodeBuilder, parts: str) -> str:
+    """Join the first part [N, L] with the second, the third with the fourth, and so
+    on.
+    """
+    end = [np.iinfo(np.int64).max]
+    empty = graph.node("Where", [[True], _text(""), graph.node("Slice", [parts, [0], [1], [1]])])
+    left = graph.node("Slice", [parts, [0], end, [1], [2]])
+    right = graph.node("Slice", [graph.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]])
+    return graph.node("StringConcat", [left, right])
 
 
 def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
@@ -322,41 +326,47 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     Unicode's rule Final_Sigma.
     """
     letters, skipped = _cases()
-    keys = [*letters, *skipped]
-    codes = [2.0] * len(letters) + [0.0] * len(skipped)
     code = graph.node(
         "LabelEncoder",
         [characters],
-        keys_strings=keys,
-        values_floats=codes,
+        keys_strings=[*letters, *skipped],
+        values_floats=[2.0] * len(letters) + [0.0] * len(skipped),
         default_float=1.0,
     )
     is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
     code = graph.node("Cast", [code], to=TensorProto.DOUBLE)
     length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
-    position = graph.node(
-        "Cast",
-        [graph.node("Range", [np.int64(0), length, np.int64(1)])],
-        to=TensorProto.DOUBLE,
-    )
-    nothing = np.array([-4e15])
+    position = graph.node("Range", [np.int64(0), length, np.int64(1)])
+    position = graph.node("Cast", [position], to=TensorProto.DOUBLE)
     near = []
-    for step, before, after in ((4.0, _NEAR, 0), (-4.0, 0, _NEAR)):
+    for step in (4.0, -4.0):
         # The nearest character has the largest rank. A rank modulo 4 is the character's
         # code, or the code minus 4.
         rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
-        rank = graph.node("Unsqueeze", [graph.node("Where", [is_skipped, nothing, rank]), [1]])
-        padded = graph.node("Pad", [rank, [0, 0, before, 0, 0, after], nothing[0]])
-        nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # shape: [N, 1, L + 1]
-        nearest = graph.node("Slice", [nearest, [int(after > 0)], [-1] if before else [2**62], [2]])
-        kind = graph.node(
-            "Abs",
-            [graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)],
-        )
-        near.append(graph.node("Equal", [kind, [2.0]]))
+        rank = graph.node("Where", [is_skipped, _NO_RANK, rank])
+        near.append(_is_near_letter(graph, rank, step > 0))
     ends = graph.node("And", [near[0], graph.node("Not", [near[1]])])
     ends = graph.node("And", [ends, graph.node("Equal", [characters, _text(_SIGMA)])])
     return graph.node("Where", [ends, _text("ς"), characters])
+
+
+def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
+    """Return True for each character [N, L] if the nearest character before or after it
+    is a letter.
+    """
+    padding = [0, 0, 0, 0, 0, _NEAR]
+    start = 1
+    end = 2**62
+    if is_before:
+        padding = [0, 0, _NEAR, 0, 0, 0]
+        start = 0
+        end = -1
+    ranks = graph.node("Unsqueeze", [rank, [1]])
+    padded = graph.node("Pad", [ranks, padding, _NO_RANK[0]])
+    nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # shape: [N, 1, L + 1]
+    nearest = graph.node("Slice", [nearest, [start], [end], [2]])
+    code = graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)
+    return graph.node("Equal", [graph.node("Abs", [code]), [2.0]])
 
 
 @cache
@@ -382,10 +392,8 @@ def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str,
         strip_accents or "",
         str,
     )
-    texts = (
-        (character, strip(character.lower() if lowercase else character))
-        for character in _characters()
-    )
+    convert = str.lower if lowercase else str
+    texts = ((character, strip(convert(character))) for character in _characters())
     if strip_accents == "ascii":
         return {character: text for character, text in texts if text}, ""
     return {character: text for character, text in texts if text != character}, _PAD
@@ -407,11 +415,11 @@ def _normed(counts: TracedArray, norm: str | None) -> TracedArray:
     """Return counts [N, V] with rows of norm 1. Rows of zeros are not changed."""
     if norm is None:
         return counts
-    length = (np.abs(counts).sum if norm == "l1" else partial(np.linalg.norm, counts))(
-        axis=1,
-        keepdims=True,
-    )
-    return counts / np.where(length == 0, 1.0, length)
+    if norm == "l1":
+        length = np.abs(counts).sum(axis=1, keepdims=True)
+    else:
+        length = np.linalg.norm(counts, axis=1, keepdims=True)
+    return divided(counts, length)
 
 
 def _single(
@@ -432,35 +440,27 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
     count, and their columns.
     """
     smallest, largest = vectorizer.ngram_range
-    characters = vectorizer.analyzer in ("char", "char_wb")
     if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
         if any("  " in term or term == " " for term in vectorizer.vocabulary_):
             raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
         smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
-    entries: list[tuple[list[str], int]] = []
-    for term, column in vectorizer.vocabulary_.items():
-        tokens = list(term) if characters else term.split(" ")
-        if len(tokens) in range(
-            smallest,
-            largest + 1,
-        ):  # A user's vocabulary may contain terms that never occur.
-            entries.append((tokens, int(column)))
-    entries.sort(key=lambda entry: len(entry[0]))
-    columns = [column for _, column in entries]
+    split = list if vectorizer.analyzer in _CHARACTERS else methodcaller("split", " ")
+    terms = [(split(term), int(column)) for term, column in vectorizer.vocabulary_.items()]
+    # A user's vocabulary may contain terms that never occur.
+    terms = [term for term in terms if smallest <= len(term[0]) <= largest]
+    terms.sort(key=lambda term: len(term[0]))
+    columns = [column for _, column in terms]
     if set(range(len(vectorizer.vocabulary_))) - set(columns):
         raise NotImplementedError("terms of the vocabulary that are not n-grams of its ngram_range")
-    pool = [token for tokens, _ in entries for token in tokens]
-    counts = []
-    for size in range(1, largest + 1):
-        counts.append(sum(len(tokens) for tokens, _ in entries if len(tokens) < size))
+    sizes = np.array([len(tokens) for tokens, _ in terms])
     return {
         "min_gram_length": smallest,
         "max_gram_length": largest,
         "max_skip_count": 0,
         "mode": "TF",
-        "pool_strings": pool,
+        "pool_strings": list(chain.from_iterable(tokens for tokens, _ in terms)),
         "ngram_indexes": columns,
-        "ngram_counts": counts,
+        "ngram_counts": [int(sizes[sizes < size].sum()) for size in range(1, largest + 1)],
     }
 
 
@@ -501,7 +501,8 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
         )
     # The minimum token length is 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`.
     kind = match["first"]
-    least = bool(second) + (1 if match["count"] in ("+", None) else int(match["count"][1:-2]))
+    least = 1 if match["count"] in ("+", None) else int(match["count"][1:-2])
+    least += bool(second)
     if match["edge"] and kind != r"\w":
         # A vocabulary contains only words of the class, but hashes and n-grams would
         # include other words.
@@ -529,17 +530,13 @@ def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
     check compares other texts.
     """
     texts = (
-        *(
-            "",
-            " a",
-            "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ",
-            "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”",
-        ),
+        "",
+        " a",
+        "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ",
+        "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”",
         # A stemmer, a lemmatizer or stop words would change the tokens of this text.
-        (
-            "The studies were running happily and better, but my dogs don't see 1,234 "
-            "organizations at https://x.org/y :-)"
-        ),
+        "The studies were running happily and better, but my dogs don't see 1,234 "
+        "organizations at https://x.org/y :-)",
         "Häuser gingen, maisons étaient, niños comieron; aaaaaah GREATEST geese mice",
     )
     for pattern in _PATTERNS:

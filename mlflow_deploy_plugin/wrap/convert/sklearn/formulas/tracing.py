@@ -9,6 +9,7 @@ NotImplementedError.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -67,13 +68,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         **attributes: Any,
     ) -> TracedArray:
         """Add a node. Inputs are traced arrays, or constants with unchanged dtype."""
-        names = [
-            operand.name if isinstance(operand, Traced) else np.asarray(operand)
-            for operand in inputs
-        ]
-        names = [
-            name if isinstance(name, str) else name.astype(_supported(name.dtype)) for name in names
-        ]
+        names = [_name_or_constant(operand) for operand in inputs]
         return Traced(self.graph, self.graph.node(operator, names, **attributes), sample)
 
     def astype(self, dtype: npt.DTypeLike, **_: object) -> TracedArray:
@@ -102,7 +97,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, key: object) -> TracedArray:
         keys = key if isinstance(key, tuple) else (key,)
-        if any(isinstance(entry, str) for entry in (key if isinstance(key, list) else keys)):
+        entries = key if isinstance(key, list) else keys
+        if any(isinstance(entry, str) for entry in entries):
             raise NotImplementedError("columns by name; use positions instead, as in x[:, 0]")
         if any(entry is Ellipsis for entry in keys):
             at = next(position for position, entry in enumerate(keys) if entry is Ellipsis)
@@ -152,24 +148,16 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         if (operator := _UFUNCS.get(ufunc)) is None:
             raise NotImplementedError(f"numpy.{ufunc.__name__}, which is not supported in a graph")
         with np.errstate(all="ignore"):
-            sample = ufunc(
-                *(operand.sample if isinstance(operand, Traced) else operand for operand in inputs),
-            )
+            sample = ufunc(*map(_sample_of, inputs))
         sample = sample.astype(_supported(sample.dtype))
         kind = sample.dtype
         if ufunc in _LOGICAL:
             kind = np.dtype(bool)
         elif kind.kind == "b":
-            kind = np.result_type(
-                *(operand.sample if isinstance(operand, Traced) else operand for operand in inputs),
-            )
+            kind = np.result_type(*map(_sample_of, inputs))
         if operator in ("IsNaN", "IsInf") and kind.kind != "f":
             kind = np.dtype(np.float64)
-        same = [
-            value.astype(kind) if isinstance(value, Traced) else np.asarray(value, kind)
-            for value in inputs
-        ]
-        return self.emit(operator, same, sample)
+        return self.emit(operator, [_cast(operand, kind) for operand in inputs], sample)
 
     def __array_function__(
         self,
@@ -206,6 +194,26 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     copy = to_numpy
     values = property(to_numpy)
+
+
+def _name_or_constant(operand: Operand) -> str | Array:
+    """Return an input of a node."""
+    if isinstance(operand, Traced):
+        return operand.name
+    constant = np.asarray(operand)
+    return constant.astype(_supported(constant.dtype))
+
+
+def _sample_of(operand: Operand) -> Operand:
+    if isinstance(operand, Traced):
+        return operand.sample
+    return operand
+
+
+def _cast(operand: Operand, dtype: np.dtype[np.generic]) -> Operand:
+    if isinstance(operand, Traced):
+        return operand.astype(dtype)
+    return np.asarray(operand, dtype)
 
 
 def _supported(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
@@ -279,15 +287,10 @@ def _chosen(
 def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
     operands = [condition, yes, no]
     some = next(operand for operand in operands if isinstance(operand, Traced))
-    samples = [operand.sample if isinstance(operand, Traced) else operand for operand in operands]
-    sample = np.where(samples[0], samples[1], samples[2])
-    sample = sample.astype(_supported(sample.dtype))
-    kinds = [np.dtype(bool), sample.dtype, sample.dtype]
-    same = [
-        operand.astype(kind) if isinstance(operand, Traced) else np.asarray(operand, kind)
-        for operand, kind in zip(operands, kinds, strict=True)
-    ]
-    return some.emit("Where", same, sample)
+    sample = np.where(*map(_sample_of, operands))
+    kind = _supported(sample.dtype)
+    same = [_cast(condition, np.dtype(bool)), _cast(yes, kind), _cast(no, kind)]
+    return some.emit("Where", same, sample.astype(kind))
 
 
 def concatenated(arrays: Sequence[TracedArray], axis: object = 0) -> TracedArray:
@@ -311,7 +314,19 @@ def expanded(x: TracedArray, axis: int) -> TracedArray:
 
 
 def side_by_side(arrays: Sequence[TracedArray]) -> TracedArray:
-    return concatenated([array[:, None] if array.ndim == 1 else array for array in arrays], axis=1)
+    return concatenated([as_matrix(array) for array in arrays], axis=1)
+
+
+def as_matrix(x: TracedArray) -> TracedArray:
+    """Return an array [N] as one column [N, 1], and other arrays unchanged."""
+    if x.ndim == 1:
+        return x[:, None]
+    return x
+
+
+def divided(values: TracedArray, divisor: TracedArray) -> TracedArray:
+    """Return the quotient. A divisor of 0 is replaced by 1."""
+    return values / np.where(divisor == 0, 1.0, divisor)
 
 
 def clipped(
@@ -344,9 +359,11 @@ def nan_to_num(
     neginf: float | None = None,
 ) -> TracedArray:
     limits = np.finfo(x.dtype)
+    highest = limits.max if posinf is None else posinf
+    lowest = limits.min if neginf is None else neginf
     x = where(np.isnan(x), np.asarray(nan, x.dtype), x)
-    x = where(x == np.inf, np.asarray(limits.max if posinf is None else posinf, x.dtype), x)
-    return where(x == -np.inf, np.asarray(limits.min if neginf is None else neginf, x.dtype), x)
+    x = where(x == np.inf, np.asarray(highest, x.dtype), x)
+    return where(x == -np.inf, np.asarray(lowest, x.dtype), x)
 
 
 def norm(
@@ -382,11 +399,11 @@ def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
     which `compare` is true.
     """
     bits = len(table).bit_length()
-    padded = np.pad(table, ((0, 2**bits - 1 - len(table)), (0, 0)), constant_values=np.inf)
+    table = padded(list(table.T), 2**bits - 1, np.inf)
     counts = np.zeros_like(x).astype(np.int64)
     for bit in reversed(range(bits)):
         candidate = counts + 2**bit
-        counts = np.where(compare(of_column(padded, candidate - 1), x), candidate, counts)
+        counts = np.where(compare(of_column(table, candidate - 1), x), candidate, counts)
     return counts
 
 
@@ -395,16 +412,21 @@ def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]
     scipy.interpolate.interp1d.
     """
     size = max(2, *map(len, known))
-    at = np.stack(
-        [np.pad(points, (0, size - len(points)), constant_values=np.inf) for points in known],
-        axis=1,
-    )
-    heights = np.stack([np.pad(series, (0, size - len(series))) for series in values], axis=1)
+    at = padded(known, size, np.inf)
+    heights = padded(values, size, 0.0)
     before = counted(at[1:-1], np.less, x)
     left, right, low, high = (
-        of_column(some, before + after) for some in (at, heights) for after in (0, 1)
+        of_column(table, before + after) for table, after in product((at, heights), (0, 1))
     )
     return (high - low) / (right - left) * (x - left) + low
+
+
+def padded(columns: Sequence[Array], size: int, filler: float) -> Array:
+    """Return columns of different lengths as a table [size, columns]."""
+    return np.stack(
+        [np.pad(column, (0, size - len(column)), constant_values=filler) for column in columns],
+        axis=1,
+    )
 
 
 def interp(
@@ -417,8 +439,10 @@ def interp(
     xs = np.asarray(xp, float)
     values = np.asarray(fp, float)
     inside = interpolated(clipped(x, xs[0], xs[-1])[:, None], [xs], [values])[:, 0]
-    inside = where(x < xs[0], values[0] if left is None else left, inside)
-    return where(x > xs[-1], values[-1] if right is None else right, inside)
+    left = values[0] if left is None else left
+    right = values[-1] if right is None else right
+    inside = where(x < xs[0], left, inside)
+    return where(x > xs[-1], right, inside)
 
 
 def digitized(x: TracedArray, bins: npt.ArrayLike, right: bool = False) -> TracedArray:
@@ -489,15 +513,13 @@ _UFUNCS: dict[np.ufunc, str] = {
     special.expit: "Sigmoid",
 }
 _LOGICAL = (
-    *(
-        np.logical_and,
-        np.logical_or,
-        np.logical_not,
-        np.logical_xor,
-        np.bitwise_and,
-        np.bitwise_or,
-        np.invert,
-    ),
+    np.logical_and,
+    np.logical_or,
+    np.logical_not,
+    np.logical_xor,
+    np.bitwise_and,
+    np.bitwise_or,
+    np.invert,
 )
 
 

@@ -15,6 +15,7 @@ from sklearn.tree import (
     ExtraTreeRegressor,
 )
 
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.converted import Category
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import NativeBooster, read_boosting
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_tree
@@ -104,15 +105,15 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
             )
         by_position = dict(zip(positions, boosting.categories, strict=True))
     for position, categories in by_position.items():
-        codes = [
-            np.nan if is_missing(entry) else float(code) for code, entry in enumerate(categories)
-        ]
-        columns[position] = encoded(columns[position], np.array(categories, object), codes, np.nan)
+        names = np.array(categories, object)
+        codes = np.where([*map(is_missing, names)], np.nan, np.arange(len(names)))
+        columns[position] = encoded(columns[position], names, codes.tolist(), np.nan)
     dtype = np.float32 if boosting.has_single_rows else np.float64
     if columns:
         x = np.concatenate([column.astype(dtype) for column in columns], axis=1)
     else:
-        x = (rows.own if boosting.has_single_rows else rows.matrix).astype(dtype)
+        x = rows.own if boosting.has_single_rows else rows.matrix
+        x = x.astype(dtype)
     if np.isnan(boosting.missing):
         return x
     return np.where(x == boosting.missing, dtype(np.nan), x)
@@ -156,24 +157,35 @@ def grown(model: Estimator, rows: Rows) -> Answer:
     else:
         sizes = [1] * members[0].n_outputs_
     trees: list[Tree] = []
-    for tree, read in zip((member.tree_ for member in members), columns, strict=True):
-        leaves = [tree.value[:, output, :size] for output, size in enumerate(sizes)]
-        if is_classifier(model):
-            leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
-        trees += [
-            Tree.fitted(tree, value, read)
-            for value in np.concatenate(leaves, axis=1).T / len(members)
-        ]
+    for member, read in zip(members, columns, strict=True):
+        values = _leaf_values(member, sizes) / len(members)
+        trees += [Tree.fitted(member.tree_, value, read) for value in values]
     targets = [*range(sum(sizes))] * len(members)
     sums = _sums(rows, trees, targets, not rows.is_double)
     if not is_classifier(model):
         return sums
     if len(sizes) == 1:
         return np.argmax(sums, axis=1), sums
+    return _labels_of_targets(model, sums)
+
+
+def _leaf_values(tree: Estimator, sizes: list[int]) -> Array:
+    """Return the predictions or probabilities of a fitted tree, [all sizes, nodes]."""
+    leaves = [tree.tree_.value[:, output, :size] for output, size in enumerate(sizes)]
+    if is_classifier(tree):
+        leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
+    return np.concatenate(leaves, axis=1).T
+
+
+def _labels_of_targets(model: Estimator, sums: TracedArray) -> TracedArray:
+    """Return the class with the largest probability of each target, [N, targets]."""
     labels = []
-    for classes, size, end in zip(model.classes_, sizes, np.cumsum(sizes), strict=True):
+    start = 0
+    for classes in model.classes_:
+        end = start + len(classes)
         names = classes.astype(object) if classes.dtype.kind == "U" else classes
-        labels.append(take(names, np.argmax(sums[:, end - size : end], axis=1)))
+        labels.append(take(names, np.argmax(sums[:, start:end], axis=1)))
+        start = end
     return np.stack(labels, axis=1)
 
 
@@ -228,19 +240,14 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
             codes = np.empty(0)
         if is_tree(member):
             values = member.tree_.value[:, 0, :]
-            trees.append(
-                Tree.fitted(
-                    member.tree_,
-                    codes[values.argmax(axis=1)] if len(codes) else values[:, 0],
-                ),
-            )
+            leaves = codes[values.argmax(axis=1)] if len(codes) else values[:, 0]
+            trees.append(Tree.fitted(member.tree_, leaves))
         elif not len(codes):
             answers.append(rows.ask(member, "predict").reshape(-1))
         else:
-            scores = rows.ask(
-                member,
-                "predict_proba" if hasattr(member, "predict_proba") else "decision_function",
-            )
+            has_proba = hasattr(member, "predict_proba")
+            method = "predict_proba" if has_proba else "decision_function"
+            scores = rows.ask(member, method)
             if scores.ndim == 1:
                 position = (scores > 0).astype(np.int64)
             else:
