@@ -236,19 +236,22 @@ def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
 
 
 _XGBOOST_LINKS = {
-    **dict.fromkeys(
-        ("reg:squarederror", "reg:absoluteerror", "reg:pseudohubererror", "reg:quantileerror"),
-        "Identity",
-    ),
-    **dict.fromkeys(
-        ("rank:ndcg", "rank:map", "rank:pairwise", "binary:logitraw", "reg:squaredlogerror"),
-        "Identity",
-    ),
-    **dict.fromkeys(("binary:logistic", "reg:logistic"), "Sigmoid"),
-    **dict.fromkeys(
-        ("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"),
-        "Exp",
-    ),
+    "reg:squarederror": "Identity",
+    "reg:absoluteerror": "Identity",
+    "reg:pseudohubererror": "Identity",
+    "reg:quantileerror": "Identity",
+    "rank:ndcg": "Identity",
+    "rank:map": "Identity",
+    "rank:pairwise": "Identity",
+    "binary:logitraw": "Identity",
+    "reg:squaredlogerror": "Identity",
+    "binary:logistic": "Sigmoid",
+    "reg:logistic": "Sigmoid",
+    "count:poisson": "Exp",
+    "reg:gamma": "Exp",
+    "reg:tweedie": "Exp",
+    "survival:cox": "Exp",
+    "survival:aft": "Exp",
     "multi:softprob": "Softmax",
 }
 
@@ -407,9 +410,14 @@ _LIGHTGBM_LINKS = {
         ("regression", "regression_l1", "huber", "fair", "quantile", "mape"),
         "Identity",
     ),
-    **dict.fromkeys(("lambdarank", "rank_xendcg"), "Identity"),
-    **dict.fromkeys(("poisson", "gamma", "tweedie"), "Exp"),
-    **dict.fromkeys(("binary", "multiclassova", "cross_entropy"), "Sigmoid"),
+    "lambdarank": "Identity",
+    "rank_xendcg": "Identity",
+    "poisson": "Exp",
+    "gamma": "Exp",
+    "tweedie": "Exp",
+    "binary": "Sigmoid",
+    "multiclassova": "Sigmoid",
+    "cross_entropy": "Sigmoid",
     "multiclass": "Softmax",
 }
 
@@ -503,12 +511,16 @@ _CATBOOST_LINKS = {
         ("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "LogCosh", "MultiRMSE"),
         "Identity",
     ),
-    **dict.fromkeys(
-        ("YetiRank", "PairLogit", "QueryRMSE", "QuerySoftMax", "YetiRankPairwise"),
-        "Identity",
-    ),
-    **dict.fromkeys(("Poisson", "Tweedie"), "Exp"),
-    **dict.fromkeys(("Logloss", "CrossEntropy", "MultiClassOneVsAll"), "Sigmoid"),
+    "YetiRank": "Identity",
+    "PairLogit": "Identity",
+    "QueryRMSE": "Identity",
+    "QuerySoftMax": "Identity",
+    "YetiRankPairwise": "Identity",
+    "Poisson": "Exp",
+    "Tweedie": "Exp",
+    "Logloss": "Sigmoid",
+    "CrossEntropy": "Sigmoid",
+    "MultiClassOneVsAll": "Sigmoid",
     "MultiClass": "Softmax",
 }
 

@@ -28,9 +28,16 @@ from sklearn.preprocessing import (
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.converted import MAX_VALUES, BoundaryValues
-from mlflow_deploy_plugin.wrap.convert.sklearn import estimators
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import read_boosting
-from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, best_estimator
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
+    Estimator,
+    best_estimator,
+    is_tree,
+    library_of,
+    named_steps,
+    passes_on,
+    sub_estimators,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveModel, Computed
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
@@ -40,8 +47,14 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
 )
 
 _ROWS = (
-    *("_fit_X", "X_fit_", "X_", "X_train_", "support_vectors_"),
-    *("cluster_centers_", "subcluster_centers_", "centroids_"),
+    "_fit_X",
+    "X_fit_",
+    "X_",
+    "X_train_",
+    "support_vectors_",
+    "cluster_centers_",
+    "subcluster_centers_",
+    "centroids_",
 )
 """Attributes with training rows that predictions are computed from."""
 
@@ -126,7 +139,7 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
         },
         rows=tuple(named(rows) for rows in collected.rows if named(rows)),
         left_out=left_out,
-        farthest=min(map(_farthest, estimators.sub_estimators(fitted)), default=np.inf),
+        farthest=min(map(_farthest, sub_estimators(fitted)), default=np.inf),
     )
 
 
@@ -178,7 +191,7 @@ def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | No
     read all columns.
     """
     if isinstance(estimator, ColumnTransformer):
-        yield from ((step, positions) for _, step, positions in estimators.named_steps(estimator))
+        yield from ((step, positions) for _, step, positions in named_steps(estimator))
     elif isinstance(estimator, FeatureUnion):
         yield from ((step, None) for _, step in estimator.transformer_list)
     else:
@@ -219,12 +232,12 @@ def _entries(kind: str, indexed: Iterable[tuple[int, Any]]) -> list[_Entry]:
 
 def _of_trees(estimator: Estimator) -> Iterator[_Entry]:
     """Yield the thresholds and categories of a tree or of boosted trees."""
-    if estimators.library_of(estimator):
+    if library_of(estimator):
         boosting = read_boosting(estimator)
         yield from _beside_thresholds(boosting.edges())
         indexed = zip(boosting.category_columns, boosting.categories, strict=False)
         yield from _entries("categories", indexed)
-    elif estimators.is_tree(estimator):
+    elif is_tree(estimator):
         inner = estimator.tree_.feature >= 0
         features = estimator.tree_.feature[inner]
         edges = estimator.tree_.threshold[inner]
@@ -300,7 +313,7 @@ def _back(step: Estimator, collected: _Collected) -> _Collected:
         return _Collected(values, learned)
     if hasattr(step, "get_support"):
         return collected.at(np.flatnonzero(step.get_support()))
-    if estimators.passes_on(step) or isinstance(step, SimpleImputer):
+    if passes_on(step) or isinstance(step, SimpleImputer):
         return collected
     return _Collected()
 
@@ -308,7 +321,7 @@ def _back(step: Estimator, collected: _Collected) -> _Collected:
 def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Collected:
     traced = _Collected()
     learned: list[dict[int, Array]] = [{} for _ in collected.rows]
-    for name, step, inputs in estimators.named_steps(transformer):
+    for name, step, inputs in named_steps(transformer):
         span = transformer.output_indices_[name]
         if span.stop - span.start != len(inputs):
             continue  # The step is an encoder with several output columns.

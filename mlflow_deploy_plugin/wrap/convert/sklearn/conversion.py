@@ -46,11 +46,18 @@ from mlflow_deploy_plugin.wrap.convert.converted import (
     Forms,
     OriginalModel,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn import boosters, estimators, formulas, graph, levels
+from mlflow_deploy_plugin.wrap.convert.sklearn import boosters, formulas, graph, levels
 from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
+    MISSING,
     Estimator,
+    best_estimator,
+    bind_inputs,
+    encoders,
+    estimator_input,
+    is_fitted,
     last_step,
+    library_of,
     passes_on,
     sub_estimators,
 )
@@ -136,7 +143,7 @@ def forms(
     model without `predict`.
     """
     model = boosters.as_estimator(model)
-    if not isinstance(model, boosters.NativeBooster) and not estimators.is_fitted(model, batch):
+    if not isinstance(model, boosters.NativeBooster) and not is_fitted(model, batch):
         raise InvalidConfig(f"the {type(model).__name__} is not fitted: call fit before logging it")
     if batch is None:
         raise InvalidConfig(
@@ -158,7 +165,7 @@ def forms(
         )
 
     def original(batch: ModelInput) -> dict[str, Array]:
-        data = estimators.estimator_input(model, batch)
+        data = estimator_input(model, batch)
         predicted = np.asarray(model.predict(data))
         if not classifier:
             return {"prediction": predicted}
@@ -173,7 +180,7 @@ def forms(
         if isinstance(batch, pd.DataFrame)
         else int(batch[""].shape[1])
     )
-    fitted = with_stand_ins(estimators.best_estimator(model), columns)
+    fitted = with_stand_ins(best_estimator(model), columns)
     names = columns if isinstance(columns, list) else list(map(str, range(columns)))
     boundary = cache(partial(boundary_values_of, fitted, names))  # All forms share the result.
     return [
@@ -198,7 +205,7 @@ def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # A Gaussian process with one_vs_one raises an error.
             model.predict_proba(
-                estimators.estimator_input(model, Batch(batch).take(slice(0, 1)).data),
+                estimator_input(model, Batch(batch).take(slice(0, 1)).data),
             )
             return True
     return False
@@ -209,7 +216,7 @@ def known_values(model: Estimator, names: list[str]) -> converted.BoundaryValues
     fitted model.
     """
     return boundary_values_of(
-        with_stand_ins(estimators.best_estimator(boosters.as_estimator(model)), names),
+        with_stand_ins(best_estimator(boosters.as_estimator(model)), names),
         names,
     )
 
@@ -225,7 +232,7 @@ def _convert(
 ) -> ConvertedModel:
     answers = converted.call_original(original, Batch(batch).take(_HEAD).data)
     dtype = "float32" if precision == "single" else "float64"
-    inputs = estimators.bind_inputs(model, fitted, batch, dtype)
+    inputs = bind_inputs(model, fitted, batch, dtype)
     proto = to_onnx(fitted, inputs, precision)
     # skl2onnx renames inputs whose names are not identifiers, but preserves the order.
     inputs = tuple(
@@ -241,7 +248,7 @@ def _convert(
         ),
         "double": "32-bit floats changed predictions; everything is computed in 64 bits",
     }
-    framework = estimators.library_of(model) or "sklearn"
+    framework = library_of(model) or "sklearn"
     classes = getattr(model, "classes_", None) if outputs[0].role == "label" else None
     return ConvertedModel(
         proto=proto,
@@ -264,10 +271,10 @@ def _reads_sparse_zeros(fitted: Estimator, batch: ModelInput) -> str:
     """Return the reason if XGBoost reads a sparse matrix of an earlier step, otherwise
     an empty string.
     """
-    if not isinstance(fitted, Pipeline) or estimators.library_of(fitted.steps[-1][1]) != "xgboost":
+    if not isinstance(fitted, Pipeline) or library_of(fitted.steps[-1][1]) != "xgboost":
         return ""
     with suppress(Exception):  # A stand-in for a step of another library may have no `transform`.
-        rows = estimators.estimator_input(fitted, Batch(batch).take(_HEAD).data)
+        rows = estimator_input(fitted, Batch(batch).take(_HEAD).data)
         if hasattr(fitted[:-1].transform(rows), "tocsr"):
             return (
                 "XGBoost takes the zeros of a sparse matrix for missing values, and a graph has "
@@ -295,10 +302,10 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
     """
 
     def decision(batch: ModelInput) -> Array:
-        return np.asarray(model.decision_function(estimators.estimator_input(model, batch)))
+        return np.asarray(model.decision_function(estimator_input(model, batch)))
 
     def of_several_targets(batch: ModelInput) -> Array:
-        by_target = model.predict_proba(estimators.estimator_input(model, batch))
+        by_target = model.predict_proba(estimator_input(model, batch))
         return np.asarray(
             np.min([top_margins(probabilities) for probabilities in by_target], axis=0),
         )
@@ -457,7 +464,7 @@ def _add_net(
 def _convertible_copy(fitted: Estimator) -> Estimator:
     """Return a copy that skl2onnx converts correctly. The estimator is not changed."""
     copy = deepcopy(fitted)
-    for encoder in estimators.encoders(copy):
+    for encoder in encoders(copy):
         if hasattr(encoder, "categories_"):
             encoder.categories_ = [
                 _graph_categories(categories) for categories in encoder.categories_
@@ -490,7 +497,7 @@ def _graph_categories(categories: Array) -> Array:
     ):
         return categories.astype(np.int64)
     if categories.dtype.kind == "O":
-        return np.where(pd.isna(categories), estimators.MISSING, categories)
+        return np.where(pd.isna(categories), MISSING, categories)
     return categories
 
 

@@ -42,8 +42,15 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Output, Role
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 from mlflow_deploy_plugin.wrap.convert.converted import DTYPES, dtype_and_shape
-from mlflow_deploy_plugin.wrap.convert.sklearn import estimators
-from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, last_step
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
+    Estimator,
+    compares_in_64_bits,
+    first_steps,
+    last_step,
+    named_steps,
+    passes_on,
+    sub_estimators,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import SeveralTargets
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}
@@ -109,6 +116,14 @@ class NodeBuilder:
             **attributes,
         )
         return results
+
+    def cast(self, value: str, kind: int) -> str:
+        """Add a cast to an ONNX type, and return the output's name."""
+        return self.node("Cast", [value], to=kind)
+
+    def row_count(self, rows: str) -> str:
+        """Add the number of rows, [1], and return its name."""
+        return self.node("Shape", [rows], start=0, end=1)
 
     def name(self, kind: str = "value") -> str:
         """Return a unique name for a value of the graph."""
@@ -266,9 +281,9 @@ def parse_columns(
     """
     columns = _InputColumns.of(model, inputs)
     parts: list[Variable] = []
-    for name, step, positions in estimators.named_steps(model):
+    for name, step, positions in named_steps(model):
         picked = columns.pick(scope, positions)
-        if not estimators.passes_on(step):
+        if not passes_on(step):
             picked = _parse_step(scope, step, picked, model.output_indices_[name])
         parts += picked
     is_mixed = len({isinstance(part.type, StringTensorType) for part in parts}) > 1
@@ -343,7 +358,7 @@ def _parse_step(
     """Return the outputs of a step with the positions `span`, which joins its
     inputs.
     """
-    if len(picked) > 1 and not isinstance(estimators.first_steps(step)[0], do_not_merge_columns):
+    if len(picked) > 1 and not isinstance(first_steps(step)[0], do_not_merge_columns):
         kind = type(picked[0].type)([None, None])
         picked = [_declare(scope, "SklearnConcat", picked, kind)]
     parsed: list[Variable] = _parse_sklearn(scope, step, picked)
@@ -442,7 +457,7 @@ def round_before_last_step(copy: Estimator) -> Estimator:
     elif isinstance(copy, SeveralTargets):
         copy.estimators_ = [round_before_last_step(part) for part in copy.estimators_]
     elif hasattr(copy, "predict") and not any(
-        map(estimators.compares_in_64_bits, estimators.sub_estimators(copy)),
+        map(compares_in_64_bits, sub_estimators(copy)),
     ):
         return Pipeline([("onnxserve_round", CastTransformer(dtype=np.float32)), ("model", copy)])
     return copy

@@ -82,7 +82,7 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     """Add the trees for rows [N ≥ 1, features], in blocks to limit memory, and return
     32-bit sums [N, targets].
     """
-    count = graph.node("Shape", [rows], start=0, end=1)
+    count = graph.row_count(rows)
     blocks, size = graph.equal_blocks(count, [max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))])
     lacking = graph.node("Sub", [graph.node("Mul", [blocks, size]), count])
     padded = graph.node("Pad", [rows, graph.node("Concat", [[0, 0], lacking, [0]], axis=0)])
@@ -91,7 +91,7 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     blocked = graph.node("Reshape", [padded, shape])
     stacked = graph.node("Scan", [blocked], body=body, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, len(levels.base)]])
-    return graph.node("Cast", [graph.node("Slice", [flat, [0], count])], to=TensorProto.FLOAT)
+    return graph.cast(graph.node("Slice", [flat, [0], count]), TensorProto.FLOAT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +193,7 @@ class _Block:
         values = self.graph.node("Gather", [columns.name, columns.indices[splits]], axis=0)
         thresholds = self.levels.threshold[splits, None]
         holds = self.graph.node(self.levels.comparison, [values, thresholds])
-        return _Comparisons(self.graph.node("Cast", [holds], to=TensorProto.UINT8), splits)
+        return _Comparisons(self.graph.cast(holds, TensorProto.UINT8), splits)
 
     def descend(self, columns: _Columns, comparisons: _Comparisons) -> str:
         """Add each row's node in each tree, level by level, and return the leaves,
@@ -207,15 +207,15 @@ class _Block:
         for depth, level in enumerate(self.nodes):
             if depth == 8:  # Up to level 7, positions fit into bytes: four times as fast.
                 kind = TensorProto.INT32
-                position = self.graph.node("Cast", [position], to=kind)
+                position = self.graph.cast(position, kind)
             if _is_compared(depth, level):
                 step = self._selected_step(level, steps, comparisons)
             else:
                 step = self._looked_up_step(level, position, columns)
             steps.append(step)
-            number = self.graph.node("Cast", [step], to=kind)
+            number = self.graph.cast(step, kind)
             position = self._child(position, number)
-        return self.graph.node("Cast", [position], to=TensorProto.INT32)
+        return self.graph.cast(position, TensorProto.INT32)
 
     def _selected_step(self, level: Array, steps: list[str], comparisons: _Comparisons) -> str:
         """Add the step of a compared level.
@@ -230,7 +230,7 @@ class _Block:
         for step in reversed(steps):
             if len(choices) == 1:
                 break
-            condition = self.graph.node("Cast", [step], to=TensorProto.BOOL)
+            condition = self.graph.cast(step, TensorProto.BOOL)
             pairs = zip(choices[1::2], choices[::2], strict=True)
             choices = [self.graph.node("Where", [condition, odd, even]) for odd, even in pairs]
         [selected] = choices
@@ -238,14 +238,14 @@ class _Block:
 
     def _looked_up_step(self, level: Array, position: str, columns: _Columns) -> str:
         """Add the step of a level in which each row's node is looked up."""
-        at = self.graph.node("Cast", [position], to=TensorProto.INT32)
+        at = self.graph.cast(position, TensorProto.INT32)
         indices = columns.indices[level].astype(np.int32)
         index = self.graph.node("GatherElements", [indices, at], axis=1)
         values = self.graph.node("GatherElements", [columns.name, index], axis=0)
         thresholds = self.levels.threshold[level]
         threshold = self.graph.node("GatherElements", [thresholds, at], axis=1)
         holds = self.graph.node(self.levels.comparison, [values, threshold])
-        return self.graph.node("Cast", [holds], to=TensorProto.UINT8)
+        return self.graph.cast(holds, TensorProto.UINT8)
 
     def _child(self, position: str, step: str) -> str:
         """Add twice the position plus the step. The position of the root is ""."""
@@ -259,7 +259,7 @@ class _Block:
         total.
         """
         joined = self.graph.node("Concat", self._group_sums(leaf), axis=0)
-        wide = self.graph.node("Cast", [joined], to=self.sums_type)
+        wide = self.graph.cast(joined, self.sums_type)
         shape = [len(self.levels.base), self.levels.groups, -1]
         by_target = self.graph.node("Reshape", [wide, shape])
         total = self.graph.node("ReduceSum", [by_target, [1]], keepdims=0)

@@ -53,9 +53,7 @@ def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
     """Add the output `REFUSED_ROWS` to the graph if a step may refuse a row, and return
     the reason.
     """
-    operators = list(
-        chain.from_iterable(scope.operators.values() for scope in topology.scopes),
-    )
+    operators = list(chain.from_iterable(scope.operators.values() for scope in topology.scopes))
     added = Subgraph(Scope("refused", naming="refused_rows_"))
     marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
     if not marks:
@@ -79,10 +77,10 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
         reason = f"its {getattr(step, 'stands_for', type(step).__name__)} {accepted.reason}"
         start = 0
         for entry in operator.inputs:
-            wide = added.node("Cast", [entry.full_name], to=TensorProto.DOUBLE)
+            wide = added.cast(entry.full_name, TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
             for outside in accepted.outside(added, wide, slice(start, end)):
-                yield reason, added.node("Cast", [outside], to=TensorProto.FLOAT)
+                yield reason, added.cast(outside, TensorProto.FLOAT)
             start = end
 
 
@@ -121,10 +119,7 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
     """Mark the rows for which a function or product is not finite, if a later step
     refuses such numbers.
     """
-    readers: dict[str, list[Estimator]] = {}
-    for operator in operators:
-        for entry in operator.inputs:
-            readers.setdefault(entry.full_name, []).append(operator.raw_operator)
+    readers = _readers(operators)
     doubtful = set(_doubtful_outputs(graph, operators))
     for node in graph.node:
         if not doubtful.isdisjoint(node.input):
@@ -135,20 +130,25 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
             if finite:
                 # The difference is NaN for NaN and infinity, otherwise 0.
                 mark = added.node("Sub", [name, name])
-                reason = (
-                    "the model computes NaN or infinity for the row, which its "
-                    f"{type(finite[0]).__name__} refuses"
-                )
+                numbers = "NaN or infinity"
                 doubtful.remove(name)
             elif refusing:
                 mark = added.node("IsInf", [name])
-                reason = (
-                    "the model computes infinity for the row, which its "
-                    f"{type(refusing[0]).__name__} refuses"
-                )
+                numbers = "infinity"
             else:
                 continue
-            yield reason, added.node("Cast", [mark], to=TensorProto.FLOAT)
+            step = type((finite or refusing)[0]).__name__
+            reason = f"the model computes {numbers} for the row, which its {step} refuses"
+            yield reason, added.cast(mark, TensorProto.FLOAT)
+
+
+def _readers(operators: list[Operator]) -> dict[str, list[Estimator]]:
+    """Return the estimators that read each variable."""
+    readers: dict[str, list[Estimator]] = {}
+    for operator in operators:
+        for entry in operator.inputs:
+            readers.setdefault(entry.full_name, []).append(operator.raw_operator)
+    return readers
 
 
 def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[str]:

@@ -78,7 +78,7 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     """Add the row indices in sorted order, [N, 1]. Below `MANY_ROWS` rows, the order is
     unchanged.
     """
-    size = graph.node("Shape", [rows], start=0, end=1)
+    size = graph.row_count(rows)
     few = graph.subgraph()
     many = graph.subgraph()
     keys = _write_keys(many, rows, attributes)
@@ -96,10 +96,10 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
 def _write_keys(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     """Add the sort key of each row, [N]."""
     column, threshold, weight = _comparisons(attributes)
-    numbers = graph.node("Cast", [graph.node("Transpose", [rows])], to=TensorProto.FLOAT)
+    numbers = graph.cast(graph.node("Transpose", [rows]), TensorProto.FLOAT)
     values = graph.node("Gather", [numbers, column], axis=0)
     above = graph.node("Greater", [values, threshold.astype(np.float32)[:, None]])
-    is_above = graph.node("Cast", [above], to=TensorProto.FLOAT)
+    is_above = graph.cast(above, TensorProto.FLOAT)
     return graph.node("MatMul", [weight.astype(np.float32), is_above])
 
 

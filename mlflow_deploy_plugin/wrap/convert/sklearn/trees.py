@@ -36,6 +36,8 @@ def rounded_down(thresholds: Array) -> Array:
 Node = tuple[int, float, int, int, bool, float]
 """The fields of a node, in the order of `Tree`."""
 _LEAF = -1
+_FIELDS = ("feature", "threshold", "left", "right", "default_left", "value")
+"""The fields of `Tree` that are arrays."""
 _NO_CODE = -1
 _COMPARISONS = {"BRANCH_LT": "Less", "BRANCH_LEQ": "LessOrEqual"}
 """The operator of each comparison."""
@@ -99,7 +101,7 @@ class Tree:
 
     def splits_as(self, other: "Tree") -> bool:
         """Return True if the trees are equal except for the values of their leaves."""
-        names = ("feature", "threshold", "left", "right", "default_left")
+        names = _FIELDS[:-1]
         alike = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
         return alike and self.members == other.members
 
@@ -107,17 +109,7 @@ class Tree:
         """Return the tree with a chain of equality tests per membership test, and the
         ONNX comparison of each node.
         """
-        rows = list(
-            zip(
-                self.feature,
-                self.threshold,
-                self.left,
-                self.right,
-                self.default_left,
-                self.value,
-                strict=True,
-            ),
-        )
+        rows = list(zip(*(getattr(self, name) for name in _FIELDS), strict=True))
         modes = np.where(self.left < 0, "LEAF", mode).tolist()
         # ONNX Runtime treats a chain of equality tests with the same left child as a
         # membership test.
@@ -341,9 +333,8 @@ def _shared_levels(levels: list[Array], trees: int) -> list[Array]:
 
 def _joined(trees: list[Tree]) -> _Forest:
     """Return the nodes of all trees."""
-    names = ("feature", "threshold", "left", "right", "default_left", "value")
     nodes = {}
-    for name in names:
+    for name in _FIELDS:
         nodes[name] = np.concatenate([getattr(tree, name) for tree in trees])
     sizes = [len(tree.left) for tree in trees]
     roots = np.cumsum([0, *sizes[:-1]])
@@ -370,7 +361,7 @@ def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     shape: list[int | None] = [None, len(boosting.base)]
     enough = graph.node(
         "GreaterOrEqual",
-        [graph.node("Shape", [rows], start=0, end=1), [MANY_ROWS]],
+        [graph.row_count(rows), [MANY_ROWS]],
     )
     graphs = {
         name: body.finish({}, {sums: (TensorProto.FLOAT, shape)})
@@ -384,7 +375,7 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     sums have the same float type.
     """
     if boosting.has_single_rows and not boosting.is_single:
-        rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
+        rows = graph.cast(rows, TensorProto.DOUBLE)
     distinct, owners = _merged_trees(boosting)
     leaves = [np.flatnonzero(tree.left < 0) for tree in boosting.trees]
     counts = [len(indices) for indices in leaves]

@@ -39,9 +39,12 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.predictors import isotonic
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
+    Decision,
     Formula,
     Rows,
+    both_classes,
     is_logistic,
+    largest,
     logistic,
     normalized,
     softmax,
@@ -55,9 +58,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.trees import grown
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import SeveralTargets
-
-Decision = tuple[TracedArray, TracedArray]
-"""The class positions [N], and the probabilities or scores [N, C]."""
 
 
 def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
@@ -78,7 +78,7 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     else:
         likely = _calibrated_scores(parts, _scores(estimators, rows, method))
         mean = _mean_of_folds(model, likely)
-    return np.argmax(mean, axis=1), mean
+    return largest(mean)
 
 
 def _calibrated_scores(parts: list[Estimator], scores: TracedArray) -> TracedArray:
@@ -99,7 +99,7 @@ def _mean_of_folds(model: CalibratedClassifierCV, likely: TracedArray) -> Traced
     count = len(model.classes_)
     if count == 2:
         second = likely.mean(axis=1, keepdims=True)
-        return np.concatenate([1.0 - second, second], axis=1)
+        return both_classes(second)
     positions: list[int] = []
     for number, part in enumerate(parts):
         labels = np.searchsorted(part.classes, best_estimator(part.estimator).classes_)
@@ -216,7 +216,7 @@ def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
         return position, scores
     likely = _scores(model.estimators_, rows, "predict_proba")
     if single:
-        likely = np.concatenate([1.0 - likely, likely], axis=1)
+        likely = both_classes(likely)
     if not model.multilabel_:
         likely = divided(likely, likely.sum(axis=1, keepdims=True))
     return position, likely
@@ -240,7 +240,7 @@ def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
     _, scores = votes_of_pairs(second, sure, len(model.classes_))
     if len(model.classes_) == 2:
         return (scores[:, 1] > _middle(model)).astype(np.int64), scores
-    return np.argmax(scores, axis=1), scores
+    return largest(scores)
 
 
 def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
@@ -290,14 +290,14 @@ def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
             [rows.ask(estimator, "predict_proba") for estimator in model.estimators_],
             weights,
         )
-        return np.argmax(likely, axis=1), likely
+        return largest(likely)
     classes = np.arange(len(model.classes_))  # The members' labels are class positions.
     flags = [
         (rows.ask(estimator, "predict")[:, None] == classes).astype(np.float64)
         for estimator in model.estimators_
     ]
     votes = _mean(flags, weights)
-    return np.argmax(votes, axis=1), votes
+    return largest(votes)
 
 
 def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
@@ -325,7 +325,7 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
     mean = _mean(answers)
     if is_regressor(model):
         return mean
-    return (np.argmax(mean, axis=1), mean)
+    return largest(mean)
 
 
 def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:
@@ -458,16 +458,21 @@ def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> T
 
 FORMULAS: dict[type, Formula] = {
     CalibratedClassifierCV: calibrated,
-    **dict.fromkeys((FixedThresholdClassifier, TunedThresholdClassifierCV), thresholded),
-    **dict.fromkeys((ClassifierChain, RegressorChain), chained),
+    FixedThresholdClassifier: thresholded,
+    TunedThresholdClassifierCV: thresholded,
+    ClassifierChain: chained,
+    RegressorChain: chained,
     OneVsRestClassifier: one_vs_rest,
     OneVsOneClassifier: one_vs_one,
     OutputCodeClassifier: output_code,
     SeveralTargets: several_targets,
     TransformedTargetRegressor: transformed_target,
     IterativeImputer: imputed_in_turn,
-    **dict.fromkeys((ensemble.BaggingClassifier, ensemble.BaggingRegressor), bagged),
-    **dict.fromkeys((ensemble.StackingClassifier, ensemble.StackingRegressor), stacked),
-    **dict.fromkeys((ensemble.VotingClassifier, ensemble.VotingRegressor), voted),
+    ensemble.BaggingClassifier: bagged,
+    ensemble.BaggingRegressor: bagged,
+    ensemble.StackingClassifier: stacked,
+    ensemble.StackingRegressor: stacked,
+    ensemble.VotingClassifier: voted,
+    ensemble.VotingRegressor: voted,
 }
 SCORES: dict[type, Formula] = {ensemble.BaggingClassifier: bagged_scores}

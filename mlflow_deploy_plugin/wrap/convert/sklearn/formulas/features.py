@@ -374,7 +374,8 @@ FORMULAS: dict[type, Formula] = {
     MissingIndicator: marked,
     FactorAnalysis: factors,
     FastICA: independent,
-    **dict.fromkeys((SparsePCA, MiniBatchSparsePCA), sparse_components),
+    SparsePCA: sparse_components,
+    MiniBatchSparsePCA: sparse_components,
     FeatureAgglomeration: agglomerated,
     RBFSampler: lambda model, rows: _random_cosines(rows.matrix, model),
     SkewedChi2Sampler: lambda model, rows: _random_cosines(

@@ -25,8 +25,10 @@ from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, marks_nan
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
+    Decision,
     Formula,
     Rows,
+    largest,
     softmax,
     votes_of_pairs,
 )
@@ -105,11 +107,7 @@ def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> Tra
     if metric == "cosine":
         length = np.linalg.norm(x, axis=1, keepdims=True)
         # like sklearn.preprocessing.normalize
-        unit = x / np.where(
-            length < 10 * np.finfo(np.float64).eps,
-            1.0,
-            length,
-        )
+        unit = x / np.where(length < 10 * np.finfo(np.float64).eps, 1.0, length)
         return 1.0 - unit @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
     away = np.abs(x[:, None, :] - known)
     if metric == "chebyshev" or power == np.inf:
@@ -206,26 +204,20 @@ def _one_hot(model: Estimator) -> Array:
     return np.asarray(np.eye(len(model.classes_))[np.ravel(model._y)])
 
 
-def neighbour_classes(
-    model: neighbors.KNeighborsClassifier,
-    rows: Rows,
-) -> tuple[TracedArray, TracedArray]:
+def neighbour_classes(model: neighbors.KNeighborsClassifier, rows: Rows) -> Decision:
     scores = _nearest(model, rows, _one_hot(model))
-    return np.argmax(scores, axis=1), scores
+    return largest(scores)
 
 
-def radius_classes(
-    model: neighbors.RadiusNeighborsClassifier,
-    rows: Rows,
-) -> tuple[TracedArray, TracedArray]:
+def radius_classes(model: neighbors.RadiusNeighborsClassifier, rows: Rows) -> Decision:
     scores, count = _within_radius(model, rows, _one_hot(model))
     if model.outlier_label_ is None:  # scikit-learn refuses rows without neighbours.
-        return np.argmax(scores, axis=1), scores
+        return largest(scores)
     outlier = (model.classes_ == np.ravel(model.outlier_label_)[0]).astype(float)
     if not outlier.any():
         raise NotImplementedError("an outlier_label that is not a class")
     scores = np.where((count == 0)[:, None], outlier, scores)
-    return np.argmax(scores, axis=1), scores
+    return largest(scores)
 
 
 def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> TracedArray:
@@ -284,10 +276,7 @@ def _mean_of_donors(model: KNNImputer, far: TracedArray, column: int) -> TracedA
     return np.where(total == 0, values.mean(), mean)
 
 
-def nearest_centroid(
-    model: neighbors.NearestCentroid,
-    rows: Rows,
-) -> tuple[TracedArray, TracedArray]:
+def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> Decision:
     spread = np.where(model.within_class_std_dev_ == 0, 1.0, model.within_class_std_dev_)
     far = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
     scores = -(far * far) + 2.0 * np.log(model.class_prior_)
@@ -319,7 +308,7 @@ def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
     return below(model._bisecting_tree)
 
 
-def propagated_labels(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def propagated_labels(model: Estimator, rows: Rows) -> Decision:
     labels = model.label_distributions_
     if model.kernel == "rbf":
         likely = kernel(rows.matrix, model.X_, "rbf", model.gamma) @ labels
@@ -329,7 +318,7 @@ def propagated_labels(model: Estimator, rows: Rows) -> tuple[TracedArray, Traced
     else:
         raise NotImplementedError("a kernel that is a Python function")
     likely = likely / likely.sum(axis=1, keepdims=True)
-    return np.argmax(likely, axis=1), likely
+    return largest(likely)
 
 
 def kernel_ridge(model: KernelRidge, rows: Rows) -> TracedArray:
@@ -369,7 +358,7 @@ def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
     return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
 
 
-def machine_classes(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def machine_classes(model: Estimator, rows: Rows) -> Decision:
     """Return the decision of an SVC or NuSVC: a positive decision value is a vote for
     the first class of a pair.
     """
@@ -455,13 +444,17 @@ FORMULAS: dict[type, Formula] = {
     neighbors.RadiusNeighborsTransformer: within_radius,
     KNNImputer: imputed,
     neighbors.NearestCentroid: nearest_centroid,
-    **dict.fromkeys((KMeans, MiniBatchKMeans, MeanShift, AffinityPropagation), closest_centre),
+    KMeans: closest_centre,
+    MiniBatchKMeans: closest_centre,
+    MeanShift: closest_centre,
+    AffinityPropagation: closest_centre,
     Birch: lambda model, rows: take(
         np.asarray(model.subcluster_labels_, np.int64),
         nearest_centre(rows.matrix, model.subcluster_centers_),
     ),
     BisectingKMeans: bisected,
-    **dict.fromkeys((LabelPropagation, LabelSpreading), propagated_labels),
+    LabelPropagation: propagated_labels,
+    LabelSpreading: propagated_labels,
     KernelRidge: kernel_ridge,
     Nystroem: nystroem,
     OneClassSVM: one_class,
@@ -469,8 +462,10 @@ FORMULAS: dict[type, Formula] = {
     LocallyLinearEmbedding: locally_linear,
 }
 PRECISE: dict[type, Formula] = {
-    **dict.fromkeys((SVR, NuSVR), _decisions),
-    **dict.fromkeys((SVC, NuSVC), machine_classes),
+    SVR: _decisions,
+    NuSVR: _decisions,
+    SVC: machine_classes,
+    NuSVC: machine_classes,
 }
 """Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is
 used.

@@ -21,8 +21,10 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
     Answer,
+    Decision,
     Formula,
     Rows,
+    both_classes,
     logistic,
     softmax,
 )
@@ -57,7 +59,7 @@ def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
     return np.stack([rows.full(float(value)) for value in np.ravel(model.constant_)], axis=1)
 
 
-def dummy_classes(model: DummyClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def dummy_classes(model: DummyClassifier, rows: Rows) -> Decision:
     if model.n_outputs_ > 1 or model._strategy not in ("prior", "most_frequent", "constant"):
         raise NotImplementedError(
             f"DummyClassifier with strategy={model._strategy!r}: its predictions are random",
@@ -101,10 +103,7 @@ def partial_least_squares(model: Estimator, rows: Rows) -> TracedArray:
     return (rows.matrix - model._x_mean) @ model.coef_.T + model.intercept_
 
 
-def process_classes(
-    model: GaussianProcessClassifier,
-    rows: Rows,
-) -> tuple[TracedArray, TracedArray]:
+def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
     base = model.base_estimator_
     if model.n_classes_ == 2:
         mean, likely = _latent(base, rows.matrix)
@@ -129,7 +128,7 @@ def additive(model: AdditiveModel, rows: Rows) -> Answer:
     if model.link == "mlogit":
         return np.argmax(scores, axis=1), softmax(scores)
     likely = logistic(scores)
-    return (scores[:, 0] > 0).astype(np.int64), np.concatenate([1.0 - likely, likely], axis=1)
+    return (scores[:, 0] > 0).astype(np.int64), both_classes(likely)
 
 
 def _bins(model: AdditiveModel, rows: Rows) -> TracedArray:
@@ -152,7 +151,7 @@ def _bins(model: AdditiveModel, rows: Rows) -> TracedArray:
     return np.where(holds_bins, x, numbers)
 
 
-def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def by_gradient(model: SGDClassifier, rows: Rows) -> Decision:
     """Return the decision of a linear classifier; skl2onnx's labels differ if
     probabilities are 1 or equal.
     """
@@ -227,10 +226,14 @@ FORMULAS: dict[type, Formula] = {
     DummyRegressor: dummy_values,
     IsotonicRegression: lambda model, rows: isotonic([model], rows.matrix[:, :1]),
     EllipticEnvelope: elliptic,
-    **dict.fromkeys((GaussianMixture, BayesianGaussianMixture), mixture),
-    **dict.fromkeys((CCA, PLSCanonical, PLSRegression), partial_least_squares),
+    GaussianMixture: mixture,
+    BayesianGaussianMixture: mixture,
+    CCA: partial_least_squares,
+    PLSCanonical: partial_least_squares,
+    PLSRegression: partial_least_squares,
     GaussianProcessClassifier: process_classes,
-    **dict.fromkeys((AdditiveModel, AdditiveClassifier), additive),
+    AdditiveModel: additive,
+    AdditiveClassifier: additive,
 }
 PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
 """Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is

@@ -20,8 +20,14 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.wrap.convert.sklearn import estimators
-from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, best_estimator
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
+    Estimator,
+    best_estimator,
+    is_linear,
+    last_step,
+    passes_on,
+    sub_estimators,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     SAMPLE_ROWS,
     Traced,
@@ -159,10 +165,7 @@ class Rows:
             rows, last = self.before_last_step(estimator)
             return rows.ask(last, method)
         [operator] = self._declare([estimator])
-        if (
-            estimators.is_linear(estimator)
-            and (answer := self._linear(estimator, method)) is not None
-        ):
+        if is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
             return answer
         if method == "decision_function" and type(estimator) in SCORES:
             return SCORES[type(estimator)](estimator, self)
@@ -193,7 +196,7 @@ class Rows:
         rows = self
         estimator = best_estimator(estimator)
         while isinstance(estimator, Pipeline):
-            used = (step for _, step in estimator.steps[:-1] if not estimators.passes_on(step))
+            used = (step for _, step in estimator.steps[:-1] if not passes_on(step))
             for picks_columns, run in groupby(
                 used,
                 lambda step: isinstance(step, ColumnTransformer),
@@ -256,7 +259,7 @@ class Rows:
         else:
             return None
         if single:
-            return np.concatenate([1.0 - likely, likely], axis=1)
+            return both_classes(likely)
         if not by_class:
             return likely
         return normalized(likely)
@@ -282,7 +285,7 @@ class Rows:
             raise NotImplementedError(
                 "strings and numbers, and no earlier step converts the strings",
             )
-        name = self._graph.node("Cast", [names[int(method in _SCORES)]], to=TensorProto.DOUBLE)
+        name = self._graph.cast(names[int(method in _SCORES)], TensorProto.DOUBLE)
         if (
             method == "decision_function" and sample.ndim == 1
         ):  # skl2onnx returns two columns for two classes.
@@ -293,11 +296,9 @@ class Rows:
         """Return the inputs of an estimator's converter. Gradient boosting reads 32-bit
         floats in scikit-learn too.
         """
-        rounds = any(
-            isinstance(part, BaseGradientBoosting) for part in estimators.sub_estimators(estimator)
-        )
+        rounds = any(isinstance(part, BaseGradientBoosting) for part in sub_estimators(estimator))
         is_table = len(self._inputs) > 1 and not isinstance(
-            estimators.last_step(estimator),
+            last_step(estimator),
             ColumnTransformer | FeatureUnion,
         )
         if self._inputs and not is_table and not (rounds and self.is_double):
@@ -320,7 +321,7 @@ class Rows:
             if flat:
                 return np.ones(SAMPLE_ROWS)
             return np.full((SAMPLE_ROWS, count), 1 / count)
-        if isinstance(last := estimators.last_step(estimator), ColumnTransformer):
+        if isinstance(last := last_step(estimator), ColumnTransformer):
             return np.ones((SAMPLE_ROWS, max(part.stop for part in last.output_indices_.values())))
         if self.has_texts:
             if method == "transform":
@@ -341,6 +342,8 @@ _DTYPES = {kind: name for name, kind in VARIABLE_TYPES.items()}
 _SCORES = ("predict_proba", "decision_function")
 Answer: TypeAlias = TracedArray | tuple[TracedArray, ...]
 """The result of a formula, as described in the table in `formulas/__init__.py`."""
+Decision = tuple[TracedArray, TracedArray]
+"""The class positions [N], and the probabilities or scores [N, C]."""
 Formula = Callable[[Estimator, Rows], Answer]
 FORMULAS: dict[type, Formula] = {}
 """The formulas by estimator class. `formulas.register` fills this table."""
@@ -392,6 +395,18 @@ def logistic(scores: TracedArray) -> TracedArray:
     return 1.0 / (1.0 + np.exp(-scores))
 
 
+def largest(scores: TracedArray) -> Decision:
+    """Return the position [N] of the largest score, and the scores [N, C]."""
+    return np.argmax(scores, axis=1), scores
+
+
+def both_classes(likely: TracedArray) -> TracedArray:
+    """Return the probabilities [N, 2] for the probability [N, 1] of the second
+    class.
+    """
+    return np.concatenate([1.0 - likely, likely], axis=1)
+
+
 def normalized(likely: TracedArray) -> TracedArray:
     """Divide the probabilities of the classes, which are the last axis, by their sum.
     If the sum is 0, all classes have the same probability.
@@ -408,7 +423,7 @@ def votes_of_pairs(
     second: TracedArray,
     score: TracedArray,
     classes: int,
-) -> tuple[TracedArray, TracedArray]:
+) -> Decision:
     """Return the votes [N, C] in all pairs of classes, and the scores of
     multiclass._ovr_decision_function.
 

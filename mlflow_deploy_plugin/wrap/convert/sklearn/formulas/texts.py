@@ -95,15 +95,15 @@ def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str)
     tokens = _tokens(graph, vectorizer, texts)
     skipped = graph.node("Equal", [tokens, _text(_PAD)])
     hashed = graph.node("MurmurHash3", [tokens], positive=0, seed=0)
-    hashed = graph.node("Cast", [hashed], to=TensorProto.INT64)
+    hashed = graph.cast(hashed, TensorProto.INT64)
     column = graph.node("Mod", [graph.node("Abs", [hashed]), [width]])
     if vectorizer.alternate_sign:
         signs = graph.node("Sign", [hashed])
     else:
         signs = graph.node("Equal", [hashed, hashed])
-    is_token = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
-    values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), is_token])
-    rows = graph.node("Shape", [tokens], start=0, end=1)
+    is_token = graph.cast(graph.node("Not", [skipped]), TensorProto.FLOAT)
+    values = graph.node("Mul", [graph.cast(signs, TensorProto.FLOAT), is_token])
+    rows = graph.row_count(tokens)
     size = graph.node("Concat", [rows, [width]], axis=0)
     nothing = graph.node("Expand", [np.zeros(1, np.float32), size])
     sums = graph.node("ScatterElements", [nothing, column, values], axis=1, reduction="add")
@@ -127,7 +127,7 @@ def _in_blocks(
     took 20 s and more than 9 GB.
     """
     graph = column.graph
-    count = graph.node("Shape", [column.name], start=0, end=1)
+    count = graph.row_count(column.name)
     blocks = _blocks(graph, column.name, count)
     body = graph.subgraph()
     texts = body.name()
@@ -227,7 +227,7 @@ def _without_stop_words(
         values_int64s=[1] * len(words),
         default_int64=0,
     )
-    is_stop_word = graph.node("Cast", [flags], to=TensorProto.BOOL)
+    is_stop_word = graph.cast(flags, TensorProto.BOOL)
     tokens = graph.node("Where", [is_stop_word, _text(_PAD), tokens])
     if vectorizer.ngram_range[1] == 1:
         return tokens
@@ -261,16 +261,8 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         pattern = r"[\x00-\x7F]*"
     else:
         pattern = f"[^İ{_SIGMA}]*"
-    is_plain = graph.node(
-        "Cast",
-        [graph.node("RegexFullMatch", [texts], pattern=pattern)],
-        to=TensorProto.INT32,
-    )
-    all_plain = graph.node(
-        "Cast",
-        [graph.node("ReduceMin", [is_plain], keepdims=0)],
-        to=TensorProto.BOOL,
-    )
+    is_plain = graph.cast(graph.node("RegexFullMatch", [texts], pattern=pattern), TensorProto.INT32)
+    all_plain = graph.cast(graph.node("ReduceMin", [is_plain], keepdims=0), TensorProto.BOOL)
     graphs = {
         name: body.finish({}, {text: (TensorProto.STRING, [None])})
         for name, (body, text) in branches.items()
@@ -334,10 +326,10 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
         default_float=1.0,
     )
     is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
-    code = graph.node("Cast", [code], to=TensorProto.DOUBLE)
+    code = graph.cast(code, TensorProto.DOUBLE)
     length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
     position = graph.node("Range", [np.int64(0), length, np.int64(1)])
-    position = graph.node("Cast", [position], to=TensorProto.DOUBLE)
+    position = graph.cast(position, TensorProto.DOUBLE)
     near = []
     for step in (4.0, -4.0):
         # The nearest character has the largest rank. A rank modulo 4 is the character's
@@ -593,7 +585,8 @@ def _text(text: str) -> Array:
 
 
 FORMULAS: dict[type, Formula] = {
-    **dict.fromkeys((CountVectorizer, TfidfVectorizer), vectorized),
+    CountVectorizer: vectorized,
+    TfidfVectorizer: vectorized,
     HashingVectorizer: hashed,
     TfidfTransformer: lambda transformer, rows: weighted(transformer, rows.matrix),
 }

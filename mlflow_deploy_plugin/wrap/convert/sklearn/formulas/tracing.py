@@ -250,6 +250,16 @@ def reduced(
     return x.emit(operator, [x, np.array([axis])], sample, keepdims=int(keepdims))
 
 
+def _decided(
+    operator: str,
+    x: TracedArray,
+    axis: object = None,
+    keepdims: bool = False,
+) -> TracedArray:
+    """Return True if any or all values along an axis are true."""
+    return reduced(operator, x.astype(bool), axis, keepdims).astype(bool)
+
+
 def _axis(x: TracedArray, axis: object) -> int:
     if not isinstance(axis, int) or axis % x.ndim == 0:
         raise NotImplementedError("a reduction (sum, mean, …) over rows; use axis=1")
@@ -582,18 +592,8 @@ _REDUCERS = {
 }
 _FUNCTIONS: dict[ArrayFunction, ArrayFunction] = {
     **{function: partial(reduced, operator) for operator, function in _REDUCING.items()},
-    np.any: lambda x, axis=None, keepdims=False: reduced(
-        "ReduceMax",
-        x.astype(bool),
-        axis,
-        keepdims,
-    ).astype(bool),
-    np.all: lambda x, axis=None, keepdims=False: reduced(
-        "ReduceMin",
-        x.astype(bool),
-        axis,
-        keepdims,
-    ).astype(bool),
+    np.any: partial(_decided, "ReduceMax"),
+    np.all: partial(_decided, "ReduceMin"),
     np.mean: mean,
     np.var: variance,
     np.std: lambda x, axis=None, ddof=0, keepdims=False: np.sqrt(variance(x, axis, ddof, keepdims)),

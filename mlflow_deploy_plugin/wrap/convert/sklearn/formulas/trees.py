@@ -20,7 +20,14 @@ from mlflow_deploy_plugin.wrap.convert.converted import Category
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import NativeBooster, read_boosting
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_tree
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.categories import encoded, is_missing
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Answer, Formula, Rows, softmax
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
+    Answer,
+    Formula,
+    Rows,
+    both_classes,
+    largest,
+    softmax,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     Traced,
     TracedArray,
@@ -81,7 +88,7 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     if scores.sample.shape[1] > 1:
         return np.argmax(scores, axis=1), likely, scores
     flat = scores.reshape(-1)
-    return (flat > 0).astype(np.int64), np.concatenate([1.0 - likely, likely], axis=1), flat
+    return (flat > 0).astype(np.int64), both_classes(likely), flat
 
 
 def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
@@ -165,7 +172,7 @@ def grown(model: Estimator, rows: Rows) -> Answer:
     if not is_classifier(model):
         return sums
     if len(sizes) == 1:
-        return np.argmax(sums, axis=1), sums
+        return largest(sums)
     return _labels_of_targets(model, sums)
 
 
@@ -300,10 +307,10 @@ FORMULAS: dict[type, Formula] = {
     ensemble.HistGradientBoostingClassifier: boosted,
     ensemble.HistGradientBoostingRegressor: boosted,
     NativeBooster: boosted,
-    **dict.fromkeys(
-        (DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor),
-        grown,
-    ),
+    DecisionTreeClassifier: grown,
+    DecisionTreeRegressor: grown,
+    ExtraTreeClassifier: grown,
+    ExtraTreeRegressor: grown,
     ensemble.RandomForestClassifier: grown,
     ensemble.RandomForestRegressor: grown,
     ensemble.ExtraTreesClassifier: grown,

@@ -219,7 +219,8 @@ _STEPS: dict[str, Callable[[Estimator, str], Estimator]] = {
         ),
         _intervals,
     ),
-    **dict.fromkeys(("LogTransformer", "LogCpTransformer"), _logarithm),
+    "LogTransformer": _logarithm,
+    "LogCpTransformer": _logarithm,
     "ReciprocalTransformer": lambda fitted, name: Computed(
         np.reciprocal,
         "does not accept 0",
