@@ -100,7 +100,7 @@ class _Collected:
         """Return the values of the columns at the positions, numbered from 0."""
         return self._moved({old: position for position, old in enumerate(positions)})
 
-    def _moved(self, new: Mapping[int, int]) -> "_Collected":
+    def _moved(self, new: dict[int, int]) -> "_Collected":
         moved = [(kind, new[old], values) for kind, old, values in self.values if old in new]
         rows = []
         for columns in self.rows:

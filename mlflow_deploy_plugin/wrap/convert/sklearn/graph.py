@@ -103,7 +103,7 @@ class NodeBuilder:
     ) -> list[str]:
         """Add a node with several outputs, and return their names."""
         domain, version = _domain_and_version(operator)
-        names = [self._name_of(item) for item in inputs]
+        names = [*map(self._name_of, inputs)]
         results = [output] if output else [self.name(operator.lower()) for _ in range(count)]
         name = self._scope.get_unique_operator_name(f"onnxserve_{operator}")
         self._container.add_node(

@@ -8,7 +8,6 @@ the marked rows.
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -74,44 +73,43 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
         accepted = _range_of(step)
         if accepted is None:
             continue
-        reason = f"its {getattr(step, 'stands_for', type(step).__name__)} {accepted.reason}"
+        reason = f"its {getattr(step, 'stands_for', type(step).__name__)} {accepted.refuses}"
         start = 0
         for entry in operator.inputs:
             wide = added.cast(entry.full_name, TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
-            for outside in accepted.outside(added, wide, slice(start, end)):
+            for outside in _outside(added, wide, accepted.tests or {}, slice(start, end)):
                 yield reason, added.cast(outside, TensorProto.FLOAT)
             start = end
 
 
-@dataclass(frozen=True, eq=False)
-class _Range:
-    """The range of numbers that a step accepts, with fields as in `Computed`."""
-
-    reason: str
-    tests: Mapping[str, Sequence[float] | Array]
-
-    def outside(self, added: Subgraph, rows: str, columns: slice) -> Iterator[str]:
-        """Add tests that are true for refused numbers in some columns of the step."""
-        for test, bound in self.tests.items():
-            limit = np.asarray(bound, float)
-            if len(limit) > 1:
-                limit = limit[columns]
-            yield added.node(test, [rows, limit])
+def _outside(
+    added: Subgraph,
+    rows: str,
+    tests: Mapping[str, Sequence[float] | Array],
+    columns: slice,
+) -> Iterator[str]:
+    """Add tests that are true for refused numbers in some columns of a step."""
+    for test, bound in tests.items():
+        limit = np.asarray(bound, float)
+        if len(limit) > 1:
+            limit = limit[columns]
+        yield added.node(test, [rows, limit])
 
 
-def _range_of(step: Estimator) -> _Range | None:
+def _range_of(step: Estimator) -> Computed | None:
+    """Return a step with the tests of the numbers that a step refuses."""
     match step:
         case PowerTransformer(method="box-cox"):
-            return _Range("accepts only positive numbers", {"LessOrEqual": np.zeros(1)})
+            tests = {"LessOrEqual": np.zeros(1)}
+            return Computed(step.transform, "accepts only positive numbers", tests)
         case SplineTransformer(extrapolation="error"):
             knots = [(spline.t[spline.k], spline.t[-spline.k - 1]) for spline in step.bsplines_]
             first, last = np.array(knots).T
-            return _Range(
-                "accepts only numbers between its knots", {"Less": first, "Greater": last}
-            )
+            tests = {"Less": first, "Greater": last}
+            return Computed(step.transform, "accepts only numbers between its knots", tests)
         case Computed():
-            return _Range(step.refuses, step.tests or {})
+            return step
     return None
 
 

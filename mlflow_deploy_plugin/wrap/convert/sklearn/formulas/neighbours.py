@@ -166,20 +166,18 @@ def _weights(
     return np.where(has_same, same.astype(np.float64), 1.0 / np.where(same, 1.0, far))
 
 
-def _metric(model: Estimator) -> tuple[Metric, float]:
+def _distances_to_rows(model: Estimator, x: TracedArray) -> TracedArray:
+    """Return the distances [N, K] to the training rows of an estimator."""
     if model.metric_params:
         raise NotImplementedError(f"metric_params={model.metric_params!r}")
-    return model.metric, model.p
+    return distances(x, model._fit_X, model.metric, model.p)
 
 
 def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
     """Return the weighted mean [N, t] of the targets [K, t] of the nearest training
     rows.
     """
-    far, nearest = smallest(
-        distances(rows.matrix, model._fit_X, *_metric(model)),
-        model.n_neighbors,
-    )
+    far, nearest = smallest(_distances_to_rows(model, rows.matrix), model.n_neighbors)
     weights = _weights(far, model.weights)[:, :, None]
     return (take(targets, nearest) * weights).sum(axis=1) / weights.sum(axis=1)
 
@@ -188,7 +186,7 @@ def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[Traced
     """Return the weighted mean [N, t] of targets within the radius (NaN without
     neighbours), and their count [N].
     """
-    far = distances(rows.matrix, model._fit_X, *_metric(model))
+    far = _distances_to_rows(model, rows.matrix)
     inside = (far <= model.radius).astype(np.float64)
     weights = inside * _weights(far, model.weights)
     return (weights @ targets) / weights.sum(axis=1, keepdims=True), inside.sum(axis=1)
@@ -221,7 +219,7 @@ def radius_classes(model: neighbors.RadiusNeighborsClassifier, rows: Rows) -> De
 
 
 def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> TracedArray:
-    far = distances(rows.matrix, model._fit_X, *_metric(model))
+    far = _distances_to_rows(model, rows.matrix)
     inside = far if model.mode == "distance" else 1.0
     return np.where(far <= model.radius, inside, 0.0)
 
@@ -386,8 +384,7 @@ def machine_classes(model: Estimator, rows: Rows) -> Decision:
 def _neighbours_of(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
     if model.n_neighbors is None:
         raise NotImplementedError(f"{type(model).__name__} with a radius")
-    nearest = model.nbrs_
-    return smallest(distances(x, nearest._fit_X, *_metric(nearest)), model.n_neighbors)
+    return smallest(_distances_to_rows(model.nbrs_, x), model.n_neighbors)
 
 
 def isomap(model: Isomap, rows: Rows) -> TracedArray:

@@ -61,14 +61,10 @@ class Rows:
         # The keys are digests or ids (`_learned`). The values contain the step, so that
         # its id is not reused.
         self._after: dict[int | str, tuple[Rows, Estimator]] = {}
-        self._outputs: dict[
-            tuple[int, bool],
-            list[str],
-        ] = {}  # key: id of an estimator, and True for raw scores
-        self._answers: dict[
-            int,
-            tuple[Answer, Estimator],
-        ] = {}  # key: id of an estimator with a formula
+        # The keys are the id of an estimator, and True for raw scores.
+        self._outputs: dict[tuple[int, bool], list[str]] = {}
+        # The keys are ids of estimators with a formula.
+        self._answers: dict[int, tuple[Answer, Estimator]] = {}
         self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
         self.is_single = bool(inputs) and all(
             isinstance(entry.type, FloatTensorType) for entry in inputs
@@ -266,18 +262,15 @@ class Rows:
 
     def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
-        key = id(estimator), method == "decision_function"
-        if key[1] and len(
-            getattr(estimator, "probA_", ()),
-        ):  # `_probA` replaces scores by probabilities.
+        raw_scores = method == "decision_function"
+        key = id(estimator), raw_scores
+        # `_probA` replaces scores by probabilities.
+        if raw_scores and len(getattr(estimator, "probA_", ())):
             estimator = copy(estimator)
             estimator._probA = estimator._probB = np.empty(0)
         if key not in self._outputs:
-            self._outputs[key] = self._graph.sub_model(
-                estimator,
-                self._variables(estimator),
-                key[1],
-            )
+            inputs = self._variables(estimator)
+            self._outputs[key] = self._graph.sub_model(estimator, inputs, raw_scores)
         names = self._outputs[key]
         if method == "label":
             return Traced(self._graph, names[0], sample).reshape(-1)
@@ -286,9 +279,7 @@ class Rows:
                 "strings and numbers, and no earlier step converts the strings",
             )
         name = self._graph.cast(names[int(method in _SCORES)], TensorProto.DOUBLE)
-        if (
-            method == "decision_function" and sample.ndim == 1
-        ):  # skl2onnx returns two columns for two classes.
+        if raw_scores and sample.ndim == 1:  # skl2onnx returns two columns for two classes.
             return Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2))).reshape(-1, 2)[:, 1]
         return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 

@@ -63,18 +63,14 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     else:
         boosting = read_boosting(model)
     x = _features(model, rows, boosting)
-    if (
-        boosting.slopes
-    ):  # Linear leaves: add the sums of constants and the sums of slopes times features.
+    if boosting.slopes:
+        # Linear leaves: add the sums of constants and the sums of slopes times features.
         width = len(boosting.base)
         kinds = 1 + len(boosting.slopes)
         walked = _walked(x, replace(boosting, base=np.zeros(kinds * width)))
         products = walked.astype(np.float64).reshape(-1, kinds, width)
-        factors = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)[
-            :,
-            :,
-            None,
-        ]
+        factors = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)
+        factors = factors[:, :, None]
         # A missing feature adds 0.
         scores = np.where(products == 0, 0.0, products * factors).sum(axis=1)
     elif len(boosting.lines):

@@ -7,8 +7,10 @@ as -999 test whether the estimator is affine.
 """
 
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -48,11 +50,15 @@ def stand_in(
         has_weights = hasattr(part, "coef_") and not is_classifier(part)
         if predicts == hasattr(part, "transform") or predicts > has_weights:
             return None
-        called = _Called.of(part, columns)
-        if not 0 < called.count <= _MOST_COLUMNS:
+        width = columns if isinstance(columns, int) else len(columns)
+        count = getattr(part, "n_features_in_", width) or len(np.ravel(getattr(part, "coef_", ())))
+        if not 0 < count <= _MOST_COLUMNS:
             return None
-        sums = called.sums()
-        if not called.is_affine(sums):
+        names = None if isinstance(columns, int) else columns
+        call = partial(_answers, part, getattr(part, "feature_names_in_", names))
+        intercept, *slopes = call(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
+        sums = _Sums((np.array(slopes) - intercept) / _FAR, intercept)
+        if not _is_affine(call, sums):
             return None
         if predicts:
             return _regression(sums)
@@ -60,7 +66,17 @@ def stand_in(
     return None
 
 
-@dataclass(frozen=True, eq=False)
+def _answers(part: Estimator, names: list[str] | None, rows: Array) -> Array:
+    """Return the outputs for rows [N, k], which become a table if there are names."""
+    table = rows if names is None else pd.DataFrame(rows, columns=names)
+    method = "predict" if hasattr(part, "predict") else "transform"
+    answer = np.asarray(getattr(part, method)(table))
+    if answer.dtype.kind != "f" or len(answer) != len(rows):
+        raise TypeError(f"answers of the type {answer.dtype} and the shape {answer.shape}")
+    return answer.astype(np.float64)
+
+
+@dataclass(frozen=True)
 class _Sums:
     """The outputs of an affine estimator: rows @ weights + intercept."""
 
@@ -74,55 +90,23 @@ class _Sums:
         return bool((errors <= allowed).all())
 
 
-@dataclass(frozen=True, eq=False)
-class _Called:
-    """An estimator that is called with rows [N, count].
-
-    Attributes:
-        names: the columns of the table that the estimator reads, or None for a matrix.
+def _is_affine(call: Callable[[Array], Array], sums: _Sums) -> bool:
+    """Return True if the sums match various rows, and if a missing number makes each
+    sum that contains it missing.
     """
-
-    part: Estimator
-    count: int
-    names: list[str] | None
-
-    @classmethod
-    def of(cls, part: Estimator, columns: list[str] | int) -> "_Called":
-        width = columns if isinstance(columns, int) else len(columns)
-        names = None if isinstance(columns, int) else columns
-        count = getattr(part, "n_features_in_", width) or len(np.ravel(getattr(part, "coef_", ())))
-        return cls(part, count, getattr(part, "feature_names_in_", names))
-
-    def answers(self, rows: Array) -> Array:
-        table = rows if self.names is None else pd.DataFrame(rows, columns=self.names)
-        call = self.part.predict if hasattr(self.part, "predict") else self.part.transform
-        answer = np.asarray(call(table))
-        if answer.dtype.kind != "f" or len(answer) != len(rows):
-            raise TypeError(f"answers of the type {answer.dtype} and the shape {answer.shape}")
-        return answer.astype(np.float64)
-
-    def sums(self) -> _Sums:
-        """Return the sums that match a row of zeros and rows with one number."""
-        far = np.eye(self.count) * _FAR
-        intercept, *slopes = self.answers(np.vstack([np.zeros(self.count), far]))
-        return _Sums((np.array(slopes) - intercept) / _FAR, intercept)
-
-    def is_affine(self, sums: _Sums) -> bool:
-        """Return True if the sums match various rows, and if a missing number makes
-        each sum that contains it missing.
-        """
-        random = np.random.default_rng(0)
-        few = random.normal(size=(3, self.count)) * [[1.0], [1e-3], [1e3]]
-        codes = random.permuted(np.tile(_CODES, (self.count, 1)), axis=1).T
-        shape = (2000, self.count)
-        mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
-        many = np.vstack([codes, mixed, np.outer(_MARKS, np.ones(self.count))])
-        if not all(sums.match(rows, self.answers(rows)) for rows in (few, many)):
-            return False
-        with suppress(ValueError):  # The estimator may refuse missing numbers.
-            answers = self.answers(np.where(np.eye(self.count), np.nan, 0.0))
-            return not np.isfinite(answers)[sums.weights != 0].any()
-        return True
+    count = len(sums.weights)
+    random = np.random.default_rng(0)
+    few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
+    codes = random.permuted(np.tile(_CODES, (count, 1)), axis=1).T
+    shape = (2000, count)
+    mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
+    many = np.vstack([codes, mixed, np.outer(_MARKS, np.ones(count))])
+    if not all(sums.match(rows, call(rows)) for rows in (few, many)):
+        return False
+    with suppress(ValueError):  # The estimator may refuse missing numbers.
+        answers = call(np.where(np.eye(count), np.nan, 0.0))
+        return not np.isfinite(answers)[sums.weights != 0].any()
+    return True
 
 
 def _regression(sums: _Sums) -> Pipeline | None:
