@@ -239,11 +239,16 @@ def register_converter(
     keeps_type: bool = False,
 ) -> None:
     """Register a converter with two outputs (labels and probabilities) or with one
-    output. `convert` sets the types.
+    output.
 
     skl2onnx's parser supports only ClassifierMixin, and declares a second output for
-    clusters and outliers. With `keeps_type`, the output has the type of the input, for
-    example strings.
+    clusters and outliers.
+
+    Args:
+        kind: the class of the estimators.
+        convert: the converter, which sets the types of the outputs.
+        has_labels: True for labels and probabilities.
+        keeps_type: True if the output has the type of the input, for example strings.
     """
     alias = f"Onnxserve{kind.__name__}"
 

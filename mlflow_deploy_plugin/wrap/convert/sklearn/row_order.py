@@ -162,8 +162,12 @@ def _read_nodes(attributes: _Attributes) -> _Nodes:
 
 def _estimate_shares(name: Array, children: list[Array], is_inner: Array) -> Array:
     """Return the estimated share of the rows that reach each node, which is halved per
-    level. `name` numbers the nodes of all trees, and `children` are the names of their
-    children, each [nodes].
+    level, [nodes].
+
+    Args:
+        name: a number for each node of all trees, [nodes].
+        children: the names of the left children and of the right children.
+        is_inner: True for the nodes that are not leaves, [nodes].
     """
     order = np.argsort(name)
     share = np.zeros(len(name))

@@ -25,8 +25,11 @@ class _Fitted(BaseEstimator):  # type: ignore[misc]
 
 
 class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
-    """A step that keeps some columns: `support` [k] has a boolean per column.
-    `stands_for` is as in `Computed`.
+    """A step that keeps some columns.
+
+    Attributes:
+        support: True for the columns that are kept, [k].
+        stands_for: as in `Computed`.
     """
 
     def __init__(self, support: Array, stands_for: str = "RFE") -> None:

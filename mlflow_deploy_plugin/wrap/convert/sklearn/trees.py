@@ -55,12 +55,17 @@ def leaf(value: float = 0.0) -> Node:
 
 @dataclass(frozen=True)
 class Tree:
-    """A tree as arrays [nodes]. Node 0 is the root. For a leaf, `left` is -1 and
-    `value` is the prediction.
+    """A tree as arrays [nodes]. Node 0 is the root.
 
-    A row goes left if its feature is below the threshold. At a node in `members`, it
-    goes left if the feature is a category code in the list. A missing value goes left
-    if `default_left` is set.
+    Attributes:
+        feature: the position of the feature that a node compares.
+        threshold: a row goes left if its feature is below this number.
+        left: the left child, or -1 for a leaf.
+        right: the right child.
+        default_left: True if a missing value goes left.
+        value: the prediction of a leaf.
+        members: the category codes that go left, for the nodes that compare categories
+            instead of thresholds.
     """
 
     feature: Array
@@ -246,7 +251,10 @@ class _Splits:
     """The distinct splits of the nodes.
 
     Attributes:
-        column, threshold, default, comparison: as in `Levels`.
+        column: as in `Levels`.
+        threshold: as in `Levels`.
+        default: as in `Levels`.
+        comparison: as in `Levels`.
         index: the split of each node, [nodes]; 0 for leaves.
         left: the child of each node if the comparison is true, [nodes].
         right: the other child, [nodes].

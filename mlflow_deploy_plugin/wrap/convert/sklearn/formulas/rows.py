@@ -42,9 +42,10 @@ class Rows:
     """The rows that an estimator reads: skl2onnx's variables, or a matrix from a
     formula.
 
-    `is_double` is True if an input has 64-bit floats, which nested estimators then
-    read. `is_single` is True if all inputs have 32-bit floats, so that comparisons use
-    32 bits; scikit-learn reads integers as 64-bit floats.
+    Attributes:
+        is_double: True if an input has 64-bit floats, which nested estimators then read.
+        is_single: True if all inputs have 32-bit floats, so that comparisons use 32
+            bits. scikit-learn reads integers as 64-bit floats.
     """
 
     def __init__(
@@ -418,8 +419,10 @@ def votes_of_pairs(
     """Return the votes [N, C] in all pairs of classes, and the scores of
     multiclass._ovr_decision_function.
 
-    `second` [N, pairs] is 1.0 for a vote for the second class, otherwise 0.0. `score`
-    [N, pairs] is the confidence.
+    Args:
+        second: 1.0 for a vote for the second class, otherwise 0.0, [N, pairs].
+        score: the confidence in the second class, [N, pairs].
+        classes: the number of classes.
     """
     first, second_class = np.triu_indices(classes, 1)
     sides = np.eye(classes)[second_class] - np.eye(classes)[first]

@@ -44,7 +44,7 @@ _BLOCK = 64  # rows per block; a block costs about 20 µs, as much as two short 
 _LONG = r"\C{1000,}"  # a text of 1,000 bytes or more; RE2's largest repetition count is 1,000
 _SIGMA = "Σ"
 _NEAR = 8  # characters before and after a sigma that are searched for a letter
-_NO_RANK = np.array([-4e15])
+_NO_RANK = np.array([-4e15])  # the rank of characters that are skipped
 _CHARACTERS = ("char", "char_wb")
 """The analyzers whose tokens are characters."""
 _SPACES = r"\s"
@@ -190,11 +190,17 @@ def _split(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
     """Return the parts [N, L] of texts [N] that match an expression.
 
     The parts are followed by a column of `pad`, because the next operators reject a
-    table without columns. Columns of spaces surround the parts: the spaces around words
-    for `char_wb`. Words can share a space, since no term contains an inner space.
+    table without columns. If `pad` is a space, such a column also precedes the parts:
+    for `char_wb`, spaces surround each word. Words can share a space, since no term
+    contains an inner space.
     """
     parts = graph.node(
-        "Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1
+        "Tokenizer",
+        [texts],
+        tokenexp=expression,
+        pad_value=pad,
+        mark=0,
+        mincharnum=1,
     )
     column = graph.node("Reshape", [texts, [-1, 1]])
     pads = graph.node("Where", [[True], _text(pad), column])
@@ -377,8 +383,9 @@ def _cases() -> tuple[list[str], list[str]]:
 
 @cache
 def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str, str], str]:
-    """Return replacements of characters and the default: "" to drop a character, or
-    `_PAD` to keep the character.
+    """Return the replacements of characters, and the default for other characters.
+
+    The default is "" to drop a character, or `_PAD` to keep the character.
     """
     strip = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}.get(
         strip_accents or "",

@@ -40,8 +40,10 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
     """Return the estimator with stand-ins for estimators of other libraries. Raises
     ConversionError.
 
-    `columns` are the column names of the input table, or the number of columns of the
-    input matrix; 0 is unknown.
+    Args:
+        fitted: the fitted estimator, which is not changed.
+        columns: the column names of the input table, or the number of columns of the
+            input matrix; 0 is unknown.
     """
     fitted = thawed(fitted)
     stand_ins: dict[int, Estimator] = {}

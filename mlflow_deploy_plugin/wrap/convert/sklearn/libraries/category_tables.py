@@ -63,9 +63,13 @@ def as_tables(
     """Return a table per column, or a step per column if some columns have no
     categories, or None without categories.
 
-    `learned` are the known categories per column. Raises ConversionError if a number
-    depends on several columns, if a column without categories changes, or if there are
-    more than `_MOST_NUMBERS` numbers.
+    Args:
+        encoder: the fitted encoder.
+        learned: the known categories per column.
+
+    Raises:
+        ConversionError: a number depends on several columns, a column without
+            categories changes, or there are more than `_MOST_NUMBERS` numbers.
     """
     categories = {}
     for name, values in learned.items():
