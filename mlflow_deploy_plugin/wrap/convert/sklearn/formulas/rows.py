@@ -43,7 +43,7 @@ class Rows:
     formula.
 
     Attributes:
-        is_double: True if an input has 64-bit floats, which nested estimators then read.
+        is_double: True if an input has 64-bit floats. Nested estimators then read them.
         is_single: True if all inputs have 32-bit floats, so that comparisons use 32
             bits. scikit-learn reads integers as 64-bit floats.
     """
