@@ -359,7 +359,7 @@ def _call_skl2onnx(
 ) -> tuple[ModelProto, Topology]:
     types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     precise = formulas.PRECISE if is_double else {}
-    return convert_sklearn(  # type: ignore[no-any-return]
+    answer: tuple[ModelProto, Topology] = convert_sklearn(
         copy,
         initial_types=[
             (entry.name, types[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs
@@ -370,6 +370,7 @@ def _call_skl2onnx(
         target_opset=graph.OPSETS,
         intermediate=True,
     )
+    return answer
 
 
 def _options(last: Estimator) -> dict[int, dict[str, bool]] | None:

@@ -122,7 +122,7 @@ def _steps(
     return steps
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Table:
     """The numbers of a column's categories.
 

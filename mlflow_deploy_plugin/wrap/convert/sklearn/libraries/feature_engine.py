@@ -212,13 +212,10 @@ _STEPS: dict[str, Callable[[Estimator, str], Estimator]] = {
             ),
         ),
     ),
-    **dict.fromkeys(
-        (
-            f"{kind}Discretiser"
-            for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")
-        ),
-        _intervals,
-    ),
+    "EqualFrequencyDiscretiser": _intervals,
+    "EqualWidthDiscretiser": _intervals,
+    "GeometricWidthDiscretiser": _intervals,
+    "ArbitraryDiscretiser": _intervals,
     "LogTransformer": _logarithm,
     "LogCpTransformer": _logarithm,
     "ReciprocalTransformer": lambda fitted, name: Computed(

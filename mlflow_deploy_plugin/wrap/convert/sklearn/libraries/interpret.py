@@ -67,7 +67,7 @@ def _strides(machine: Estimator, positions: dict[_Key, int]) -> Array:
     return strides
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Bins:
     """The binned columns of a machine.
 
