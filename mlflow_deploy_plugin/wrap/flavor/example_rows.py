@@ -2,7 +2,7 @@
 generated from its signature.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -157,10 +157,7 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     random = np.random.default_rng(0)
     if signature.inputs.is_tensor_spec():
         tensors = {
-            spec.name or "": _made_up_tensor(
-                spec.type,
-                [size if size > 0 else _FREE_SIZE for size in spec.shape[1:]],
-            )
+            spec.name or "": _made_up_tensor(spec.type, spec.shape)
             for spec in signature.inputs.inputs
         }
         return tensors.get("", tensors)
@@ -195,11 +192,12 @@ def _only_column(rows: pd.DataFrame) -> Array:
     return rows.iloc[:, 0].to_numpy(dtype=object)
 
 
-def _made_up_tensor(dtype: npt.DTypeLike, shape: list[int]) -> Array:
+def _made_up_tensor(dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
     random = np.random.default_rng(0)
-    size = (16, *shape)
-    kind = np.dtype(dtype).kind
-    return (random.normal(size=size) if kind == "f" else random.integers(0, 2, size)).astype(dtype)
+    size = [16, *(max(size, 0) or _FREE_SIZE for size in shape[1:])]
+    if np.dtype(dtype).kind == "f":
+        return random.normal(size=size).astype(dtype)
+    return random.integers(0, 2, size).astype(dtype)
 
 
 def _made_up_column(

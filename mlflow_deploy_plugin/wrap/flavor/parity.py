@@ -5,8 +5,9 @@ The saved model runs as for a request (`OnnxModel`). Rows that the original refu
 counted, but not compared.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
@@ -20,9 +21,9 @@ from mlflow_deploy_plugin.core.errors import (
     ParityError,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.serve.runtime.agreement import compare
+from mlflow_deploy_plugin.serve.runtime.agreement import Agreement, Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.artifact import Output, ParityState
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, concatenate_feeds, slice_feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert import comparison
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
@@ -70,6 +71,19 @@ class OutputFigures:
     max_excess: float = 0.0
     beyond_tolerance: int = 0
     ties: int = 0
+
+    def add(self, rows: Agreement, relative: Array, ties: Array) -> None:
+        """Add the errors of [N] rows. Only rows that are no ties count as errors."""
+        decided = ~ties
+        self.beyond_tolerance += int((decided & ~rows.same).sum())
+        self.ties += int(ties.sum())
+        self.max_absolute_error = _larger(self.max_absolute_error, rows.differences[decided])
+        self.max_relative_error = _larger(self.max_relative_error, relative[decided])
+        self.max_excess = _larger(self.max_excess, rows.excess[decided])
+
+
+def _larger(largest: float, errors: Array) -> float:
+    return max(largest, float(errors.max(initial=0)))
 
 
 @dataclass(frozen=True)
@@ -119,11 +133,11 @@ class ParityReport:
         """Return the report for JSON, with infinite errors as strings."""
 
         def document(pairs: list[tuple[str, object]]) -> dict[str, object]:
-            return {
-                name: str(value) if isinstance(value, float) and not np.isfinite(value) else value
-                for name, value in pairs
-                if value not in ("", [], {})
-            }
+            entries = {name: value for name, value in pairs if value not in ("", [], {})}
+            for name, value in entries.items():
+                if isinstance(value, float) and not np.isfinite(value):
+                    entries[name] = str(value)
+            return entries
 
         return asdict(self, dict_factory=document)
 
@@ -143,9 +157,7 @@ class ParityReport:
             "onnxserve.parity.beyond_tolerance": self.beyond_tolerance,
         }
         for output in self.outputs:
-            name = "".join(
-                letter if letter.isalnum() or letter in "_-. " else "_" for letter in output.name
-            )[:100]
+            name = re.sub(r"[^\w\-. ]", "_", output.name)[:100]
             prefix = f"onnxserve.parity.{name}"
             figures[f"{prefix}.agreement"] = output.agreement
             if output.role != "label":
@@ -309,19 +321,22 @@ class _ParityProof:
             got = self._answers(group.batch)
             self._sources[group.source] += count
             self._compare(group, want, got, count)
-            # Skip the small batches after an error, because a wrong row would be
-            # counted twice.
+            # Skip the small batches after an error, because a wrong row would be counted
+            # twice.
             if not self.problem and not self._beyond():
                 if group.alone or group.source == "example":
-                    for size, rows in _SMALL_BATCHES:
-                        some = group.batch.take(slice(0, rows))
-                        source = RowGroup(f"batch of {size}", some, generated=False)
-                        few = {name: array[:rows] for name, array in want.items()}
-                        self._compare(source, few, self._answers_in_parts(some, size), size)
+                    self._compare_small_batches(group.batch, want)
                 if self._converted.many_rows:
                     self._compare_other_way(group, want, count)
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
+
+    def _compare_small_batches(self, batch: Batch, want: Answers) -> None:
+        for size, rows in _SMALL_BATCHES:
+            head = batch.take(slice(0, rows))
+            group = RowGroup(f"batch of {size}", head, generated=False)
+            expected = slice_feeds(want, slice(0, rows))
+            self._compare(group, expected, self._answers_in_parts(head, size), size)
 
     def _answers(self, batch: Batch) -> Answers:
         return self._model.run(batch.feeds(self._model.schema))
@@ -329,13 +344,14 @@ class _ParityProof:
     def _answers_in_parts(self, batch: Batch, size: int) -> Answers:
         answers = []
         for part in batch.chunks(size):
+            rows = len(part)
             answers.append(self._answers(part))
             for name, array in answers[-1].items():
-                if array.shape[:1] != (rows := len(part),):
+                if array.shape[:1] != (rows,):
                     raise InferenceError(
                         f"output {name!r} has the shape {list(array.shape)} for {rows} rows",
                     )
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        return concatenate_feeds(answers)
 
     def _compare_other_way(self, group: RowGroup, want: Answers, count: int) -> None:
         """Compare again with the operators for the other batch sizes: below
@@ -366,52 +382,19 @@ class _ParityProof:
             self._count(group, output, expected, answered, tied)
 
     def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
-        if (
-            len(want) >= comparison.ENOUGH_ROWS
-        ):  # The first large group sets the spread for all later groups.
+        if len(want) >= comparison.ENOUGH_ROWS:
+            # The first large group sets the spread for all later groups.
             self._spreads.setdefault(output.name, comparison.answer_spread(want))
         spread = self._spreads.get(output.name, comparison.answer_spread(want))
         tolerance = comparison.parity_tolerance(output.role, want, spread)
         agreement = compare(want, got, tolerance)
         by_row = agreement.by_row()
-        beyond = ~by_row.same
+        ties = self._close_ties(group, output.name, want, ~by_row.same, tolerance)
         if output.role == "label":
-            ties = beyond & tied
-        else:
-            ties = np.zeros(len(beyond), dtype=bool)
-        move_weights = self._converted.move_weights
-        if (group.may_tie or move_weights) and beyond.any():
-            rows = group.batch.take(np.flatnonzero(beyond))
-            random = np.random.default_rng(0)
-            # Predict again, because the order of a network's sums may depend on the
-            # batch size.
-            expected = self._original(rows.data)[output.name] if move_weights else want[beyond]
-
-            def answers_otherwise(moved: Batch, origin: Array) -> Array:
-                with move_weights(random) if move_weights else nullcontext():
-                    answers = self._original(moved.data)[output.name]
-                return ~compare(expected[origin], answers, tolerance).by_row().same
-
-            ties[beyond] |= comparison.changes_within_one_step(
-                rows,
-                answers_otherwise,
-                move_weights is not None,
-            )
-        beyond &= ~ties
-        figures = self._figures[output.name]
-        figures.beyond_tolerance += int(beyond.sum())
-        figures.ties += int(ties.sum())
+            ties |= ~by_row.same & tied
         relative = comparison.relative_errors(agreement, want)
-        figures.max_absolute_error = max(
-            figures.max_absolute_error,
-            float(by_row.differences[~ties].max(initial=0)),
-        )
-        figures.max_relative_error = max(
-            figures.max_relative_error,
-            float(relative[~ties].max(initial=0)),
-        )
+        self._figures[output.name].add(by_row, relative, ties)
         excess = np.where(ties, 0.0, by_row.excess)
-        figures.max_excess = max(figures.max_excess, float(excess.max(initial=0)))
         for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
             if excess[row] > 0:
                 single = group.batch.take([row])
@@ -420,6 +403,42 @@ class _ParityProof:
                     _WorstRow(error, group.source, output.name, want[row], got[row], single),
                 )
         self._worst = sorted(self._worst, key=lambda entry: -entry.excess)[:WORST_ROWS]
+
+    def _close_ties(
+        self,
+        group: RowGroup,
+        name: str,
+        want: Array,
+        beyond: Array,
+        tolerance: Tolerance,
+    ) -> Array:
+        """Return [N] booleans: True for a row in `beyond` [N] whose output changes
+        within one rounding step of its inputs or of the weights.
+        """
+        ties = np.zeros(len(beyond), dtype=bool)
+        move_weights = self._converted.move_weights
+        if not ((group.may_tie or move_weights) and beyond.any()):
+            return ties
+        rows = group.batch.take(np.flatnonzero(beyond))
+        random = np.random.default_rng(0)
+        expected = want[beyond]
+        if move_weights:
+            # Predict again, because the order of a network's sums may depend on the batch
+            # size.
+            expected = self._original(rows.data)[name]
+
+        def answers_otherwise(moved: Batch, origin: Array) -> Array:
+            moved_weights = move_weights(random) if move_weights else nullcontext()
+            with moved_weights:
+                answers = self._original(moved.data)[name]
+            return ~compare(expected[origin], answers, tolerance).by_row().same
+
+        ties[beyond] = comparison.changes_within_one_step(
+            rows,
+            answers_otherwise,
+            move_weights is not None,
+        )
+        return ties
 
     def _ties(self, batch: Batch, want: Answers) -> Array:
         """Return [N] booleans: True if the original's margin is below `TIE_MARGIN`. For
@@ -460,19 +479,17 @@ class _ParityProof:
                 f"original refuses generated rows ({refused}); pass rows that the original "
                 "accepts as parity_data"
             )
+        refused_columns: dict[str, list[str]] = {
+            source: [] for source, _ in sorted(self._refused_columns)
+        }
+        for source, name in sorted(self._refused_columns - self._answered_columns):
+            refused_columns[source].append(name)
         return ParityReport(
             state="warned" if wrong or unproven else "proven",
             rows=rows,
             sources=dict(self._sources),
             refused_by_original=dict(self._refused),
-            refused_columns={
-                source: sorted(
-                    name
-                    for kind, name in self._refused_columns - self._answered_columns
-                    if kind == source
-                )
-                for source in sorted({kind for kind, _ in self._refused_columns})
-            },
+            refused_columns=refused_columns,
             batch_sizes=sorted(self._sizes),
             outputs=list(self._figures.values()),
             worst_rows=[row.as_dict() for row in self._worst],
@@ -492,27 +509,33 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
     if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
         return {}
     refused = {source: set(names) for source, names in report.refused_columns.items()}
-    categories: dict[str, list[JsonValue]] = {}
-    for name in sorted(refused.get("unseen", set()) | refused.get("near categories", set())):
-        learned = boundary_values.categories.get(name, ())
-        values = list(
-            dict.fromkeys(
-                _plain(value) for value in learned if value is not None and value == value
-            ),
-        )
-        is_whole = len(learned) < MAX_VALUES and name not in refused.get("categories", ())
-        numbers = [number for number in values if not isinstance(number, str)]
-        # The graph's 32-bit floats represent integers exactly up to 2**24.
-        are_codes = all(
-            isinstance(code, int | float) and abs(code) <= 2**24 and code == int(code)
-            for code in numbers
-        )
-        if values and is_whole and are_codes:
+    unseen = refused.get("unseen", set()) | refused.get("near categories", set())
+    categories = {}
+    for name in sorted(unseen - refused.get("categories", set())):
+        if values := _exact_categories(boundary_values.categories.get(name, ())):
             categories[name] = values
     refusals: dict[str, object] = {
-        kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")
+        "missing": sorted(refused.get("missing", ())),
+        "infinite": sorted(refused.get("infinite", ())),
+        "categories": categories,
     }
-    return {name: entry for name, entry in (refusals | {"categories": categories}).items() if entry}
+    return {name: entry for name, entry in refusals.items() if entry}
+
+
+def _exact_categories(learned: Sequence[object]) -> list[JsonValue]:
+    """Return the learned categories without missing values; empty if the list may be
+    incomplete, or if the graph cannot represent a number exactly.
+    """
+    if len(learned) >= MAX_VALUES:
+        return []
+    present = [_plain(value) for value in learned if value is not None and value == value]
+    numbers = [number for number in present if not isinstance(number, str)]
+    # The graph's 32-bit floats represent integers exactly up to 2**24.
+    are_codes = all(
+        isinstance(code, int | float) and abs(code) <= 2**24 and code == int(code)
+        for code in numbers
+    )
+    return list(dict.fromkeys(present)) if are_codes else []
 
 
 def _plain(value: object) -> JsonValue:
@@ -546,9 +569,11 @@ def parity_error(report: ParityReport) -> ParityError:
         for output in report.outputs
         if output.beyond_tolerance
     )
-    names = ("source", "output", "original", "onnx", "input")
-    lines = [names, *([_short(row[name]) for name in names] for row in report.worst_rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    names = ["source", "output", "original", "onnx", "input"]
+    lines = [names]
+    for row in report.worst_rows:
+        lines.append([_short(row[name]) for name in names])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = "\n".join("  ".join(["", *map(str.ljust, line, widths)]).rstrip() for line in lines)
     return ParityError(
         f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, cycle, islice, starmap
+from itertools import chain, cycle, islice, product, starmap
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,15 +74,15 @@ def symbolic_sizes(proto: ModelProto) -> dict[str, dict[int, str]]:
     """Return the symbols of the free axes by graph input and axis, without the row
     axis.
     """
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
-    return {
-        name: {
-            axis: size.dim_param or f"{name}_{axis}"
-            for axis, size in enumerate(sizes)
+    sizes = {}
+    for value in proto.graph.input:
+        dimensions = enumerate(value.type.tensor_type.shape.dim)
+        sizes[value.name] = {
+            axis: size.dim_param or f"{value.name}_{axis}"
+            for axis, size in dimensions
             if axis and not size.dim_value
         }
-        for name, sizes in shapes.items()
-    }
+    return sizes
 
 
 def parity_rows(
@@ -105,7 +105,8 @@ def parity_rows(
             continue
         if len(data) > _MAX_GIVEN_ROWS:
             data = data.take(np.sort(random.choice(len(data), _MAX_GIVEN_ROWS, replace=False)))
-        for part in [data] if data.is_table else data.chunks(_chunk_rows(data)):
+        parts = [data] if data.is_table else data.chunks(_chunk_rows(data))
+        for part in parts:
             given_count += len(part)
             yield RowGroup(source, part, generated=False)
     for name, draw in _generators(
@@ -279,33 +280,41 @@ class _TableRows:
         most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
         if learned and most < _CATEGORY_ROWS:  # In a wide table, set all columns at once.
             table = self.some(_CATEGORY_ROWS)
-            for name, values in learned.items():
-                if categories := self.some_categories(name, values, _CATEGORY_ROWS):
-                    with contextlib.suppress(
-                        TypeError,
-                        ValueError,
-                    ):  # The column's type may not allow the values.
-                        table[name] = _as(
-                            list(islice(cycle(categories), len(table))),
-                            table[name].dtype,
-                        )
+            together = self.category_columns(learned, _CATEGORY_ROWS, _CATEGORY_ROWS)
+            for name, column in together.items():
+                table[name] = column
             yield RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
         for source, values_of in (("categories", list), ("near categories", _near)):
-            changed: dict[Any, pd.Series] = {}
-            for name in names:
-                categories = self.some_categories(name, values_of(learned[name]), most)
-                whole = -(-len(categories) // _UNSEEN_ROWS) * _UNSEEN_ROWS
-                with contextlib.suppress(TypeError, ValueError):
-                    changed[name] = _as(
-                        list(islice(cycle(categories), whole)),
-                        self.example[name].dtype,
-                    )
-            if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
-                columns = [
-                    str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)
-                ]
-                table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - the lambda runs at once
-                yield RowGroup(source, Batch(table), block=_UNSEEN_ROWS, columns=tuple(columns))
+            values = {name: values_of(learned[name]) for name in names}
+            changed = self.category_columns(values, most, _UNSEEN_ROWS)
+            if changed:
+                yield self.one_category(source, changed)
+
+    def one_category(self, source: str, changed: Mapping[Any, pd.Series]) -> RowGroup:
+        """Return rows with one changed column each, in blocks of one column."""
+        lengths = {name: len(series) for name, series in changed.items()}
+        columns: list[str] = []
+        for name, rows in lengths.items():
+            columns += [str(name)] * (rows // _UNSEEN_ROWS)
+        table = self.one_changed(lengths, lambda _, example: changed[example.name])
+        return RowGroup(source, Batch(table), block=_UNSEEN_ROWS, columns=tuple(columns))
+
+    def category_columns(
+        self,
+        values: Mapping[str, Sequence[Category]],
+        most: int,
+        block: int,
+    ) -> dict[Any, pd.Series]:
+        """Return at most `most` categories by column, repeated to fill whole blocks of
+        rows. Columns whose type excludes the categories are left out.
+        """
+        columns = {}
+        for name, categories in values.items():
+            drawn = self.some_categories(name, categories, most)
+            whole = -(-len(drawn) // block) * block
+            with contextlib.suppress(TypeError, ValueError):
+                columns[name] = _as(list(islice(cycle(drawn), whole)), self.example[name].dtype)
+        return {name: series for name, series in columns.items() if len(series)}
 
     def some_categories(self, name: str, values: Sequence[Category], most: int) -> list[Category]:
         """Return at most `most` random values that the column's type allows."""
@@ -408,13 +417,7 @@ class _TableRows:
             if pd.api.types.is_integer_dtype(series.dtype):
                 moved = np.floor(drawn) + self.random.integers(0, 2, count)
             else:
-                single = drawn.astype(np.float32)
-                steps = [
-                    np.nextafter(edge, edge.dtype.type(end))
-                    for edge in (drawn, single)
-                    for end in (np.inf, -np.inf)
-                ]
-                ways = [drawn, single, drawn / 2 + single / 2, *steps]
+                ways = _near_edges(drawn)
                 moved = np.choose(self.random.integers(0, len(ways), count), ways)
             keep = self.random.random(count) < 0.5
             table[name] = pd.Series(np.where(keep, series, moved)).astype(self.example[name].dtype)
@@ -639,6 +642,17 @@ def _far_tensors(example: Batch, random: np.random.Generator) -> Batch:
     return Batch({name: far(array) for name, array in example.tensors.items()})
 
 
+def _near_edges(edges: Array) -> list[Array]:
+    """Return the edges, float64 [N], and the values that may be rounded to them, [N]
+    each.
+    """
+    single = edges.astype(np.float32)
+    values = [edges, single, edges / 2 + single / 2]
+    for edge, end in product((edges, single), (np.inf, -np.inf)):
+        values.append(np.nextafter(edge, edge.dtype.type(end)))
+    return values
+
+
 def _other_sizes(
     example: Batch,
     sizes: Mapping[str, Mapping[int, str]],
@@ -650,12 +664,13 @@ def _other_sizes(
     # A single tensor may be unnamed.
     only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}
     free = {name: sizes.get(name, only) for name in example.tensors}
-    most = {
-        symbol: 2 * example.tensors[name].shape[axis]
-        for name, axes in free.items()
-        for axis, symbol in axes.items()
-    }
-    for _ in range(_OTHER_SIZES if most else 0):
+    most = {}
+    for name, axes in free.items():
+        for axis, symbol in axes.items():
+            most[symbol] = 2 * example.tensors[name].shape[axis]
+    if not most:
+        return
+    for _ in range(_OTHER_SIZES):
         positions = random.integers(0, len(example), _OTHER_SIZE_ROWS)
         drawn = {
             symbol: np.arange(random.integers(1, size, endpoint=True))

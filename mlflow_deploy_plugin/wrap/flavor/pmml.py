@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,37 +65,44 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
             jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()),
         )
         model = PmmlModel(str(path))
-        if not (sides := model.fields())[1]:
+        inputs, outputs = model.fields()
+        if not outputs:
             raise InvalidArtifact(
                 f"{path} has no named target and no output field; add an Output element to its "
                 "model",
             )
-        schemas = (
-            Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])
-            for types, fields in zip((_INPUT_TYPES, _TYPES), sides, strict=True)
-        )
-        signature = ModelSignature(*schemas)
-        batch = None if data is None else Batch.read(data).cast_to_signature(signature)
-        if batch is not None:
+        signature = ModelSignature(_schema(inputs, _INPUT_TYPES), _schema(outputs, _TYPES))
+        example = None
+        if data is not None:
+            batch = Batch.read(data).cast_to_signature(signature)
             model.predict(None, pd.DataFrame(batch.data))
+            example = batch.take(slice(EXAMPLE_ROWS)).data
     except OnnxserveError:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
-        if isinstance(error, AttributeError):
-            text = "a field has no valid dataType"
-        else:
-            text = str(error).rpartition("\n")[2]
-        reason = re.sub(
-            r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$",
-            "",
-            text or repr(error),
-        )
         raise InvalidArtifact(
-            f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}",
+            f"{path} cannot be evaluated as PMML: {one_line(_reason(error), 300)}",
         ) from None
     return str(model.evaluator.javaEvaluator.getSummary()), {
         "python_model": str(PMML_MODEL),
         "signature": signature,
-        "input_example": None if batch is None else batch.take(slice(EXAMPLE_ROWS)).data,
+        "input_example": example,
         "pip_requirements": [f"{package}=={version(package)}" for package in _REQUIREMENTS],
     }
+
+
+def _schema(fields: Mapping[str, str], types: Mapping[str, str]) -> Schema:
+    return Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error of Java without the names of its classes."""
+    if isinstance(error, AttributeError):
+        text = "a field has no valid dataType"
+    else:
+        text = str(error).rpartition("\n")[2]
+    return re.sub(
+        r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$",
+        "",
+        text or repr(error),
+    )

@@ -4,7 +4,7 @@ so it does not need onnxserve.
 The exporter checks an exported PMML file with the same class.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -55,16 +55,8 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         """
         model = self.evaluator.javaEvaluator
         # jpmml_evaluator fails for output fields without optype, which is optional.
-        sides = model.getInputFields(), [*model.getTargetFields(), *model.getOutputFields()]
-        inputs, outputs = (
-            {
-                str(field.getName()): str(field.getDataType().value())
-                for field in side
-                if field.getName() is not None
-            }
-            for side in sides
-        )
-        return inputs, outputs
+        outputs = [*model.getTargetFields(), *model.getOutputFields()]
+        return _types(model.getInputFields()), _types(outputs)
 
     def outputs(self, rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the fields [N] by name for columns [N] by name, or for a tensor [N, F]
@@ -84,6 +76,14 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         if (missing := answers.isna().any(axis=1)).any():
             raise ValueError(f"row {int(missing.to_numpy().argmax())} has no answer")
         return {str(name): answers[name].to_numpy() for name in answers}
+
+
+def _types(fields: Iterable[Any]) -> dict[str, str]:
+    return {
+        str(field.getName()): str(field.getDataType().value())
+        for field in fields
+        if field.getName() is not None
+    }
 
 
 Model = PmmlModel  # The check of an export (wrap/exporter/exporting.py) uses this name.

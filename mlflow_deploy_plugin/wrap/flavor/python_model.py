@@ -188,7 +188,9 @@ def _first_rows(input_example: ModelData) -> ModelData:
         return {key: values[:EXAMPLE_ROWS] for key, values in input_example.items()}
     rows: ModelData = None if input_example is None else input_example[:EXAMPLE_ROWS]
     if hasattr(rows, "numpy"):
-        rows = np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
+        if hasattr(rows, "detach"):
+            rows = rows.detach().cpu()
+        rows = np.asarray(rows)
     return rows
 
 
@@ -395,8 +397,9 @@ def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
     """Return the signature with the types of all rows, as for an ONNX model. The table
     has no categories.
     """
-    is_flat = isinstance(prediction, np.ndarray) and prediction.ndim == 1
-    outputs = infer_signature(None, pd.Series(prediction) if is_flat else prediction).outputs
+    if isinstance(prediction, np.ndarray) and prediction.ndim == 1:
+        prediction = pd.Series(prediction)
+    outputs = infer_signature(None, prediction).outputs
     specs = [_column_spec(series) for _, series in table.items()]
     if untyped := [spec.name for spec in specs if isinstance(spec.type, AnyType)]:
         _logger.warning(
@@ -438,7 +441,9 @@ def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name:
     """
     unseen = unseen_category(rows[name])
     try:
-        answer(rows if unseen is None else rows.assign(**{name: unseen}))
+        if unseen is not None:
+            rows = rows.assign(**{name: unseen})
+        answer(rows)
     except Exception:  # noqa: BLE001 - libraries raise any error.
         return True
     return False
@@ -596,8 +601,7 @@ def _sizes(
     """
     free = tensors.free_axes(others, what)
     for name, array in tensors.tensors.items():
-        shape = (
-            -1,
-            *(-1 if axis in free[name] else size for axis, size in enumerate(array.shape) if axis),
-        )
-        yield name, str(array.dtype), shape
+        shape = [-1, *array.shape[1:]]
+        for axis in free[name]:
+            shape[axis] = -1
+        yield name, str(array.dtype), tuple(shape)

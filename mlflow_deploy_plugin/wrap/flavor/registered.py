@@ -600,7 +600,13 @@ def _create_logged_model(
     run: Run | None,
     origin_tags: dict[str, str],
 ) -> str:
+    name = "model"
+    model_type = None
+    tags = {}
     if logged is not None:
+        name = logged.name
+        model_type = logged.model_type
+        tags = logged.tags
         experiment_id = logged.experiment_id
         params = logged.params
     elif run is not None:
@@ -611,11 +617,11 @@ def _create_logged_model(
         params = {}
     created = client.create_logged_model(
         experiment_id=experiment_id,
-        name=logged.name if logged else "model",
+        name=name,
         source_run_id=run.info.run_id if run else None,
-        tags=kept_tags(logged.tags if logged else {}) | origin_tags,
+        tags=kept_tags(tags) | origin_tags,
         params=params,
-        model_type=logged.model_type if logged else None,
+        model_type=model_type,
     )
     return str(created.model_id)
 
@@ -645,25 +651,59 @@ def load_folder(folder: Path, source: str) -> Original:
     wrapped model, NotInstalled if the framework is missing, and ConversionError for
     Python code, a pyfunc with another method, or unreadable files.
     """
+    mlmodel, flavors = _read_flavors(folder, source)
+    flavor, predict_fn = _framework_flavor(flavors, source)
+    differences = version_differences(folder)
+    try:
+        converters.check_flavor(flavor)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Version differences are reported below.
+            if backend := flavors.get("keras", {}).get("keras_backend"):
+                os.environ.setdefault("KERAS_BACKEND", backend)  # Keras reads this on import.
+            model = importlib.import_module(f"mlflow.{flavor}").load_model(str(folder))
+        converters.converter_for(model)
+    except errors.ConversionError as error:
+        raise errors.ConversionError(
+            f"{error.message}; {source} can be served as pyfunc without conversion",
+        ) from error
+    except Exception as error:
+        converters.check_installed(error, source)
+        raise errors.ConversionError(
+            f"{source} cannot be loaded by mlflow.{flavor}: {load_failure(error, folder)}",
+        ) from error
+    notes = [
+        f"it was logged with {difference}"
+        for difference in differences
+        if difference.split()[0] in _FRAMEWORKS
+    ]
+    return Original(model, mlmodel, predict_fn, tuple(notes))
+
+
+def _read_flavors(folder: Path, source: str) -> tuple[Model, dict[str, Any]]:
+    """Return the MLmodel of a folder, and its flavors without null entries."""
     if not (folder / MLMODEL).is_file():
         raise errors.InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
     try:
-        flavors = read_mlmodel(folder).get("flavors", {})
-        mlmodel = Model.load(str(folder))
-        names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
+        flavors = dict(read_mlmodel(folder).get("flavors", {}))
+        return Model.load(str(folder)), flavors
     except errors.InvalidArtifact as error:
         raise errors.InvalidArtifact(f"{source} is not a model: {error.message}") from None
     except Exception as error:  # noqa: BLE001 - an invalid file may raise any error.
         raise errors.InvalidArtifact(
             f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}",
         ) from None
+
+
+def _framework_flavor(flavors: Mapping[str, Any], source: str) -> tuple[str, PredictFunction]:
+    """Return the flavor of the framework, and the method that its pyfunc calls. Raises
+    InvalidConfig for a wrapped model, and ConversionError for Python code.
+    """
     if FLAVOR in flavors:
         raise errors.InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
     pyfunc = flavors.get(PYTHON_FUNCTION, {})
-    loader = str(
-        pyfunc.get("loader_module", f"mlflow.{names[0]}" if names else "mlflow.pyfunc.model"),
-    )
-    if not names or not loader.startswith(f"mlflow.{names[0]}"):
+    flavor = next((name for name in flavors if name != PYTHON_FUNCTION), "")
+    loader = str(pyfunc.get("loader_module", f"mlflow.{flavor or 'pyfunc.model'}"))
+    if not flavor or not loader.startswith(f"mlflow.{flavor}"):
         if loader.startswith("mlflow.pyfunc."):
             what = "a custom Python class"
         else:
@@ -679,30 +719,7 @@ def load_folder(folder: Path, source: str) -> Original:
             f"form supports only {' or '.join(get_args(PredictFunction))}; it can be served as "
             "pyfunc without conversion",
         )
-    differences = version_differences(folder)
-    try:
-        converters.check_flavor(names[0])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Version differences are reported below.
-            if backend := flavors.get("keras", {}).get("keras_backend"):
-                os.environ.setdefault("KERAS_BACKEND", backend)  # Keras reads this on import.
-            model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
-        converters.converter_for(model)
-    except errors.ConversionError as error:
-        raise errors.ConversionError(
-            f"{error.message}; {source} can be served as pyfunc without conversion",
-        ) from error
-    except Exception as error:
-        converters.check_installed(error, source)
-        raise errors.ConversionError(
-            f"{source} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}",
-        ) from error
-    notes = [
-        f"it was logged with {difference}"
-        for difference in differences
-        if difference.split()[0] in _FRAMEWORKS
-    ]
-    return Original(model, mlmodel, predict_fn, tuple(notes))
+    return flavor, predict_fn
 
 
 def load_file(path: Path, allow_pickle: bool) -> Original:

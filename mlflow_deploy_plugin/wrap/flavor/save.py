@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.core.registry.model_files import open_repository
 from mlflow_deploy_plugin.core.registry.resolution import PARITY_TAG
 from mlflow_deploy_plugin.core.registry.runs import log_flavor
 from mlflow_deploy_plugin.core.spec.parts import Device
+from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, as_pandas
@@ -45,6 +46,7 @@ from mlflow_deploy_plugin.wrap.evaluation.curves import require_matplotlib
 from mlflow_deploy_plugin.wrap.evaluation.explanation import explain as explain_rows
 from mlflow_deploy_plugin.wrap.evaluation.explanation import require_shap
 from mlflow_deploy_plugin.wrap.flavor import saved_model
+from mlflow_deploy_plugin.wrap.flavor.parity import ParityReport
 from mlflow_deploy_plugin.wrap.flavor.python_model import LogOptions, log_as_pyfunc
 from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
 from mlflow_deploy_plugin.wrap.flavor.wrap import (
@@ -52,6 +54,7 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import (
     ParityPolicy,
     PredictFunction,
     check_choice,
+    without_times,
     wrap,
 )
 
@@ -226,12 +229,7 @@ def log_model(
     """
     check_choice("fallback", fallback, Fallback)
     if explain:
-        require_shap()
-        require_matplotlib()
-        if input_example is None and reference_data is None:
-            raise InvalidConfig(
-                "explain: there are no rows to explain; pass input_example= or reference_data=",
-            )
+        _check_explainable(has_rows=input_example is not None or reference_data is not None)
     mlflow_options: LogOptions = {
         "name": name,
         "registered_model_name": registered_model_name,
@@ -261,48 +259,61 @@ def log_model(
             event_time=event_time,
         )
     except (ConversionError, ParityError) as error:
+        flavor = None
         if fallback == "pyfunc":
             flavor = pyfunc_flavor(model, pyfunc_predict_fn, input_example)
-        else:
-            flavor = None
         if flavor is None:
             raise with_alternative(error, model, pyfunc_predict_fn) from (error.__cause__ or error)
         if explain:
             _logger.warning("the model is not explained: it has no ONNX form")
-        example, reference = (
-            data.drop(columns=event_time, errors="ignore")
-            if isinstance(event_time, str) and isinstance(data, pd.DataFrame)
-            else data
-            for data in (input_example, as_pandas(reference_data))
-        )
-        options = {"signature": signature, **flavor[1], **mlflow_options}
+        example = without_times(input_example, event_time)
+        reference = without_times(as_pandas(reference_data), event_time)
         info = log_as_pyfunc(
             model,
             error,
             flavor[0],
             example,
             [as_pandas(parity_data), reference],
-            options,
+            {"signature": signature, **flavor[1], **mlflow_options},
         )
-        _log_dataset(info.run_id, example if reference is None else reference)
+        sampled = example if reference is None else reference
+        _log_dataset(info.run_id, sampled)
         return info
     info = log_wrapped(wrapped, **mlflow_options)
     _log_dataset(info.run_id, wrapped.data)
-    if registered_model_name:
-        logged = f"{registered_model_name} version {info.registered_model_version}"
-    else:
-        logged = info.name
-    if wrapped.report.rows:
-        proof = f"{wrapped.report.state} on {wrapped.report.rows:,} rows"
-    else:
-        proof = wrapped.report.state
-    eprint(f"Logged {logged} as ONNX: {proof}.")
+    _print_outcome(info, registered_model_name, wrapped.report)
     if explain:
-        try:
-            explain_rows(info.model_uri, "reference", log=True)
-        except OnnxserveError as error:  # Do not raise: a retry would log the model again.
-            _logger.warning("the model is logged, but not explained: %s", error.message)
+        _explain(info.model_uri)
     return info
+
+
+def _check_explainable(has_rows: bool) -> None:
+    """Raise NotInstalled if shap or matplotlib is not installed, and InvalidConfig
+    without rows to explain.
+    """
+    require_shap()
+    require_matplotlib()
+    if not has_rows:
+        raise InvalidConfig(
+            "explain: there are no rows to explain; pass input_example= or reference_data=",
+        )
+
+
+def _print_outcome(info: ModelInfo, registered_name: str | None, report: ParityReport) -> None:
+    logged = info.name
+    if registered_name:
+        logged = f"{registered_name} version {info.registered_model_version}"
+    proof: str = report.state
+    if report.rows:
+        proof = f"{proof} on {report.rows:,} rows"
+    eprint(f"Logged {logged} as ONNX: {proof}.")
+
+
+def _explain(model_uri: str) -> None:
+    try:
+        explain_rows(model_uri, "reference", log=True)
+    except OnnxserveError as error:  # Do not raise: a retry would log the model again.
+        _logger.warning("the model is logged, but not explained: %s", error.message)
 
 
 def log_wrapped(
@@ -386,36 +397,38 @@ class PyfuncModel:
         """Predict for a DataFrame, array, mapping, or list of rows or records. Raises
         SchemaMismatch for other data.
         """
-        model = self._model
+        prediction = self._model.prediction(
+            self._model.run(self._feeds(data), self._model.artifact.prediction),
+        )
+        framework = self._model.artifact.framework
+        if not isinstance(data, pd.DataFrame) or framework not in _ANSWER_TABLES:
+            return prediction
+        if isinstance(prediction, dict) or prediction.ndim > 2:
+            return prediction
+        if framework == "statsmodels" and prediction.ndim == 1:
+            return pd.Series(prediction, index=data.index)
+        return pd.DataFrame(prediction, index=data.index)
+
+    def _feeds(self, data: ModelData) -> Feeds:
         schema = self._model.schema
         if isinstance(data, pd.DataFrame):
             if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked the column's name.
                 data = data.set_axis(list(schema.names), axis=1)
-            by_name = schema.columns or len(schema.tensors) > 1
-            if by_name:
-                feeds = Batch(data).feeds(schema)
-            else:
-                feeds = schema.from_array(data.to_numpy())
-        elif isinstance(data, Mapping):
-            listed = (np.ndarray, list, tuple)
-            feeds = schema.from_columns(
-                {
-                    name: values if isinstance(values, listed) else np.asarray(values)
-                    for name, values in data.items()
-                },
-            )
-        elif isinstance(data, list) and data and isinstance(data[0], Mapping):
-            feeds = schema.from_records(data)
-        else:
-            feeds = schema.from_array(data)
-        prediction = model.prediction(model.run(feeds, model.artifact.prediction))
-        if not isinstance(data, pd.DataFrame) or model.artifact.framework not in _ANSWER_TABLES:
-            return prediction
-        if isinstance(prediction, dict) or prediction.ndim > 2:
-            return prediction
-        if model.artifact.framework == "statsmodels" and prediction.ndim == 1:
-            return pd.Series(prediction, index=data.index)
-        return pd.DataFrame(prediction, index=data.index)
+            if schema.columns or len(schema.tensors) > 1:
+                return Batch(data).feeds(schema)
+            return schema.from_array(data.to_numpy())
+        if isinstance(data, Mapping):
+            return schema.from_columns({name: _as_rows(values) for name, values in data.items()})
+        if isinstance(data, list) and data and isinstance(data[0], Mapping):
+            return schema.from_records(data)
+        return schema.from_array(data)
+
+
+def _as_rows(values: Any) -> Any:
+    """Return the values of a column or tensor: an array, a list or a tuple."""
+    if isinstance(values, np.ndarray | list | tuple):
+        return values
+    return np.asarray(values)
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:

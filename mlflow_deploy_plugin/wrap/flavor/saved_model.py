@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import Distribution, distribution, distributions, version
 from pathlib import Path
@@ -32,6 +32,7 @@ from mlflow.utils.model_utils import (
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.core.version import __version__
+from mlflow_deploy_plugin.serve.runtime.artifact import Input
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -113,6 +114,34 @@ def save_model(
         model.metadata = dict(metadata)
     if wrapped.example is not None:
         _save_example(model, wrapped.example, str(folder))
+    _add_mlflow_flavors(model, code)
+    (folder / PARITY_FILE).write_text(
+        json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n",
+    )
+    (folder / LOCK_FILE).write_text(wrapped.lock)
+    if wrapped.reference is not None:
+        pq.write_table(wrapped.reference, folder / REFERENCE_FILE, compression="zstd")
+    write_mlmodel(folder, model, wrapped.converted, wrapped.predict_fn, _proofs(wrapped))
+    model.model_size_bytes = get_total_file_size(str(folder))
+    model.save(str(folder / MLMODEL))
+    if conda_env is None:
+        defaults = None
+        if pip_requirements is None:
+            defaults = _server_requirements(wrapped.converted)
+        processed = environment._process_pip_requirements(
+            defaults,
+            pip_requirements,
+            extra_pip_requirements,
+        )
+    else:
+        processed = environment._process_conda_env(conda_env)
+    _write_environment(folder, *processed)
+
+
+def _add_mlflow_flavors(model: Model, code: str | None) -> None:
+    """Add MLflow's flavors `python_function` and `onnx` to the MLmodel. `code` is the
+    folder of the code paths.
+    """
     pyfunc.add_to_model(
         model,
         loader_module=_LOADER,
@@ -129,53 +158,55 @@ def save_model(
         onnx_session_options=None,
         code=code,
     )
-    (folder / PARITY_FILE).write_text(
-        json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n",
-    )
-    (folder / LOCK_FILE).write_text(wrapped.lock)
+
+
+def _proofs(wrapped: WrappedModel) -> dict[str, object]:
+    """Return the sections of the MLmodel file that describe the proof and its data."""
     proofs: dict[str, object] = {
         "parity": wrapped.report.figures(),
         "provenance": dict(wrapped.provenance),
     }
     if wrapped.reference is not None:
-        pq.write_table(wrapped.reference, folder / REFERENCE_FILE, compression="zstd")
         proofs["reference"] = {
             "data": REFERENCE_FILE,
             "rows": wrapped.reference.num_rows,
             **_event_times(wrapped.reference),
         }
-    if refused := refusals_of(wrapped.report, wrapped.converted.boundary_values):
+    boundary_values = wrapped.converted.boundary_values
+    if refused := refusals_of(wrapped.report, boundary_values):
         proofs["refused"] = refused
-    learned = wrapped.converted.boundary_values.categories.items()
-    texts = {
-        name: [str(value) for value in values if isinstance(value, str)] for name, values in learned
-    }
-    if categories := {
-        name: strings for name, strings in texts.items() if 0 < len(strings) <= _MOST_LISTED
-    }:
+    if categories := _form_categories(boundary_values.categories):
         proofs["categories"] = categories
-    write_mlmodel(folder, model, wrapped.converted, wrapped.predict_fn, proofs)
-    model.model_size_bytes = get_total_file_size(str(folder))
-    model.save(str(folder / MLMODEL))
-    if conda_env is None:
-        # Do not let MLflow infer requirements: this needs a second process, and serving
-        # needs no training framework.
-        runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
-        if wrapped.converted.tokenizer is not None:
-            runtime = [
-                own_requirement("[cpu,text]"),
-                runtime[1],
-                f"tokenizers=={version('tokenizers')}",
-            ]
-        defaults = runtime if pip_requirements is None else None
-        processed = environment._process_pip_requirements(
-            defaults,
-            pip_requirements,
-            extra_pip_requirements,
-        )
-    else:
-        processed = environment._process_conda_env(conda_env)
-    conda, requirements, constraints = processed
+    return proofs
+
+
+def _form_categories(learned: Mapping[str, Iterable[object]]) -> dict[str, list[str]]:
+    """Return the categories of each column from which a user can select in a form."""
+    categories = {}
+    for name, values in learned.items():
+        texts = [str(value) for value in values if isinstance(value, str)]
+        if 0 < len(texts) <= _MOST_LISTED:
+            categories[name] = texts
+    return categories
+
+
+def _server_requirements(converted: ConvertedModel) -> list[str]:
+    """Return the requirements of a server of the model. MLflow would infer them in a
+    second process, and with the training framework, which serving does not need.
+    """
+    onnxruntime = f"onnxruntime=={import_onnxruntime().__version__}"
+    if converted.tokenizer is None:
+        return [own_requirement("[cpu]"), onnxruntime]
+    return [own_requirement("[cpu,text]"), onnxruntime, f"tokenizers=={version('tokenizers')}"]
+
+
+def _write_environment(
+    folder: Path,
+    conda: Mapping[str, object],
+    requirements: list[str],
+    constraints: list[str],
+) -> None:
+    """Write the files from which MLflow creates an environment for the model."""
     (folder / environment._CONDA_ENV_FILE_NAME).write_text(
         yaml.safe_dump(conda, default_flow_style=False),
     )
@@ -191,12 +222,9 @@ def _event_times(reference: pa.Table) -> dict[str, str]:
     """
     if EVENT_TIME not in reference.column_names:
         return {}
-    ends = pc.min_max(reference[EVENT_TIME]).as_py()
-    return {
-        name: ends[end].isoformat()
-        for name, end in (("begin", "min"), ("end", "max"))
-        if ends[end] is not None
-    }
+    ends = pc.min_max(reference[EVENT_TIME])
+    times = {"begin": ends["min"].as_py(), "end": ends["max"].as_py()}
+    return {name: time.isoformat() for name, time in times.items() if time is not None}
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
@@ -235,12 +263,7 @@ def write_mlmodel(
         onnxserve_version=__version__,
         framework=converted.framework,
         framework_version=converted.framework_version,
-        inputs=[
-            {"name": entry.name, "dtype": entry.dtype, "shape": list(entry.shape)}
-            | ({"columns": list(entry.columns)} if entry.columns else {})
-            | ({"missing": entry.missing} if entry.missing is not None else {})
-            for entry in converted.inputs
-        ],
+        inputs=[_input_entry(entry) for entry in converted.inputs],
         outputs=[
             {
                 "name": output.name,
@@ -257,6 +280,19 @@ def write_mlmodel(
         **proofs,
     )
     model.save(str(folder / MLMODEL))
+
+
+def _input_entry(entry: Input) -> dict[str, object]:
+    described: dict[str, object] = {
+        "name": entry.name,
+        "dtype": entry.dtype,
+        "shape": list(entry.shape),
+    }
+    if entry.columns:
+        described["columns"] = list(entry.columns)
+    if entry.missing is not None:
+        described["missing"] = entry.missing
+    return described
 
 
 def environment_lock() -> str:
@@ -292,11 +328,12 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
     if users := [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]:
         dataset = {"dataset_digest": users[-1].digest, "dataset_name": users[-1].name}
     commit = _git("rev-parse", "HEAD")
+    is_dirty = None
+    if commit:
+        is_dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
     section = {
         "git_commit": commit,
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))
-        if commit
-        else None,
+        "git_dirty": is_dirty,
         **dataset,
         "environment": LOCK_FILE,
         "environment_digest": hashlib.sha256(lock.encode()).hexdigest()[:16],
@@ -331,7 +368,8 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
     if len(data) > most:
         positions = sample_positions(len(data), most, 0)
         data = data.take(positions)
-        times = None if times is None else times[positions]
+        if times is not None:
+            times = times[positions]
     parts: list[dict[str, Array]] = []
     for part in data.chunks(_CHUNK):
         feeds = part.feeds(model.schema)
@@ -341,8 +379,11 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
             if array.shape[:1] == (len(part),)
         }
         parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, outputs))
-    names = [name for name in parts[0] if all(name in part for part in parts)]
-    columns = {name: _arrow(np.concatenate([part[name] for part in parts])) for name in names}
+    columns = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts if name in part]
+        if len(arrays) == len(parts):
+            columns[name] = _arrow(np.concatenate(arrays))
     if times is not None:
         columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(
             pa.timestamp("us", tz="UTC"),

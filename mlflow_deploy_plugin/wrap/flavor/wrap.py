@@ -3,7 +3,7 @@ sample the reference.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from mlflow.models import Model, ModelSignature
 
 from mlflow_deploy_plugin.core.errors import (
@@ -25,7 +26,13 @@ from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
-from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, as_pandas, check_outputs
+from mlflow_deploy_plugin.wrap.convert.batch import (
+    Batch,
+    ModelData,
+    ModelInput,
+    as_pandas,
+    check_outputs,
+)
 from mlflow_deploy_plugin.wrap.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.wrap.convert.converted import (
     ConvertedModel,
@@ -76,7 +83,7 @@ def wrap(
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     check_choice("parity", parity, ParityPolicy)
     converter = converter_for(model)
-    example, proof, reference, times, signature = _read_data(
+    rows = _read_rows(
         converter,
         model,
         input_example,
@@ -85,41 +92,77 @@ def wrap(
         reference_data,
         event_time,
     )
-    tensors = [data.tensors for data in (proof, reference) if data is not None]
-    axes = (
-        {}
-        if example is None
-        else example.free_axes(tensors, "parity_data, reference_data", signature)
-    )
-    judged = reference if reference is not None else example
-    sample = None
     with TemporaryDirectory(prefix="onnxserve-") as folder:
-        form = _FormTrials(converter, model, example, proof, signature, predict_fn, axes).select(
-            Path(folder),
-        )
-        _check_report(form, example, parity)
-        has_rows = form.runnable.schema.has_rows
-        if not has_rows and (reference is not None or times is not None):
-            raise InvalidConfig(
-                f"{'event_time' if reference is None else 'reference_data'}: this graph has no "
-                "batch dimension and therefore no rows: "
-                f"{no_batch_dimension_reason(form.runnable.artifact)}",
-            )
-        if judged is not None and has_rows:
-            sample = saved_model.sample_reference(form.runnable, judged, times)
-    first = example.take(slice(0, EXAMPLE_ROWS)) if example is not None and has_rows else example
+        form = _FormTrials(converter, model, rows, predict_fn).select(Path(folder))
+        _check_report(form, rows.example, parity)
+        reference = rows.sample(form.runnable)
     lock = saved_model.environment_lock()
+    provenance = saved_model.provenance_section(rows.sampled, lock)
     return WrappedModel(
         converted=form.converted,
         signature=form.signature,
         predict_fn=predict_fn,
         report=form.report,
-        example=None if first is None else first.unnamed,
-        data=judged,
-        reference=sample,
-        provenance={**saved_model.provenance_section(judged, lock), "algorithm": _algorithm(model)},
+        example=rows.first_rows(form.runnable),
+        data=rows.sampled,
+        reference=reference,
+        provenance=provenance | {"algorithm": _algorithm(model)},
         lock=lock,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The rows that the user passes, as the converter reads them.
+
+    Attributes:
+        example: the input example, or else `parity_data`; None without both.
+        parity_data: additional rows for the proof.
+        reference: the reference data.
+        times: the event times in UTC of `sampled`, [N].
+        signature: the user's signature, or None if it is inferred.
+    """
+
+    example: Batch | None
+    parity_data: Batch | None
+    reference: Batch | None
+    times: Array | None
+    signature: ModelSignature | None
+
+    @property
+    def sampled(self) -> Batch | None:
+        """The rows from which the reference sample is drawn."""
+        return self.example if self.reference is None else self.reference
+
+    def free_axes(self) -> DynamicAxes:
+        if self.example is None:
+            return {}
+        tensors = [data.tensors for data in (self.parity_data, self.reference) if data is not None]
+        return self.example.free_axes(tensors, "parity_data, reference_data", self.signature)
+
+    def sample(self, model: OnnxModel) -> pa.Table | None:
+        """Return the reference sample. Raises InvalidConfig for data that needs rows if
+        the graph has none.
+        """
+        if model.schema.has_rows:
+            if self.sampled is None:
+                return None
+            return saved_model.sample_reference(model, self.sampled, self.times)
+        if self.reference is not None or self.times is not None:
+            argument = "event_time" if self.reference is None else "reference_data"
+            raise InvalidConfig(
+                f"{argument}: this graph has no batch dimension and therefore no rows: "
+                f"{no_batch_dimension_reason(model.artifact)}",
+            )
+        return None
+
+    def first_rows(self, model: OnnxModel) -> ModelData:
+        """Return the rows that MLflow saves as the input example."""
+        if self.example is None:
+            return None
+        if model.schema.has_rows:
+            return self.example.take(slice(0, EXAMPLE_ROWS)).unnamed
+        return self.example.unnamed
 
 
 def _algorithm(model: TrainedModel) -> str:
@@ -160,7 +203,7 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
         _logger.info("%s", report.repair)
 
 
-def _read_data(
+def _read_rows(
     converter: FrameworkConverter,
     model: TrainedModel,
     input_example: ModelData,
@@ -168,22 +211,19 @@ def _read_data(
     parity_data: ModelData,
     reference_data: ModelData,
     event_time: EventTimes,
-) -> tuple[Batch | None, Batch | None, Batch | None, Array | None, ModelSignature | None]:
-    """Return the example, `parity_data` and `reference_data` as batches, the event
-    times, and the signature.
+) -> _Rows:
+    """Read the rows with the converter. Raises InvalidConfig or ConversionError for
+    invalid rows.
     """
     input_example, parity_data, reference_data = map(
         as_pandas,
         (input_example, parity_data, reference_data),
     )
-    times, judged = _split_event_times(
-        event_time,
-        reference_data if reference_data is not None else input_example,
-    )
     if reference_data is None:
-        input_example = judged
-    elif isinstance(event_time, str) and event_time in getattr(input_example, "columns", ()):
-        input_example = input_example.drop(columns=[event_time])
+        times, input_example = _split_event_times(event_time, input_example)
+    else:
+        times, reference_data = _split_event_times(event_time, reference_data)
+        input_example = without_times(input_example, event_time)
 
     first = input_example if input_example is not None else parity_data
     example = None
@@ -198,14 +238,20 @@ def _read_data(
             return None
         return Batch(converter.read_batch(model, data)).aligned(example, argument)
 
-    reference = None if reference_data is None else judged
-    return (
+    return _Rows(
         example,
         read(parity_data, "parity_data"),
-        read(reference, "reference_data"),
+        read(reference_data, "reference_data"),
         times,
         signature,
     )
+
+
+def without_times(data: ModelData, event_time: EventTimes) -> ModelData:
+    """Return the data without the column of event times, if `event_time` names one."""
+    if isinstance(event_time, str) and isinstance(data, pd.DataFrame):
+        return data.drop(columns=event_time, errors="ignore")
+    return data
 
 
 def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array | None, ModelData]:
@@ -221,21 +267,10 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
     if isinstance(event_time, str):
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
-        column = data[event_time]
-        data = data.drop(columns=[event_time])
-        event_time = column
-    try:
-        series = (
-            event_time if isinstance(event_time, pd.Series) else pd.Series(np.asarray(event_time))
-        )
-        if pd.api.types.is_numeric_dtype(series.dtype) and len(series):
-            raise InvalidConfig(
-                f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, "
-                "unit='s')",
-            )
-        times = pd.to_datetime(series, utc=True)
-    except (TypeError, ValueError) as error:
-        raise InvalidConfig(f"event_time: {error}") from None
+        times = _utc_times(data[event_time])
+        data = without_times(data, event_time)
+    else:
+        times = _utc_times(event_time)
     if len(times) != len(data):
         raise InvalidConfig(
             f"event_time has {len(times)} values, but the reference data has {len(data)} rows",
@@ -243,6 +278,24 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
     if times.isna().any():
         raise InvalidConfig("event_time has missing values; each row of the reference needs a time")
     return times.dt.tz_localize(None).to_numpy(), data
+
+
+def _utc_times(event_time: EventTimes) -> pd.Series:
+    """Return one time per row. Raises InvalidConfig for numbers and for values that are
+    not times.
+    """
+    try:
+        series = event_time
+        if not isinstance(series, pd.Series):
+            series = pd.Series(np.asarray(series))
+        if pd.api.types.is_numeric_dtype(series.dtype) and len(series):
+            raise InvalidConfig(
+                f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, "
+                "unit='s')",
+            )
+        return pd.to_datetime(series, utc=True)
+    except (TypeError, ValueError) as error:
+        raise InvalidConfig(f"event_time: {error}") from None
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
@@ -270,11 +323,8 @@ class _FormTrials:
 
     converter: FrameworkConverter
     model: TrainedModel
-    example: Batch | None
-    parity_data: Batch | None
-    signature: ModelSignature | None
+    rows: _Rows
     predict_fn: PredictFunction
-    dynamic_axes: DynamicAxes
     answered: Iterable[tuple[RowGroup, Answers | None]] = ()
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -284,78 +334,97 @@ class _FormTrials:
         """
         best: OnnxForm | None = None
         failure: ModelError | None = None
-        model = self.model
-        example = None if self.example is None else self.example.data
-        inputs = self.signature.inputs if self.signature is not None else None
-        if example is None and is_onnx(model) and inputs is not None and inputs.has_input_names():
-            example = (
-                None if inputs.is_tensor_spec() else pd.DataFrame(columns=inputs.input_names())
-            )
-        makers = self.converter.forms(model, example, self.predict_fn, self.dynamic_axes)
+        axes = self.rows.free_axes()
+        makers = self.converter.forms(self.model, self._example(), self.predict_fn, axes)
         for position, make in enumerate(makers):
-            try:
-                draft = folder / str(position)
-                draft.mkdir()
-                form = self.run(draft, make())
-            except ConversionError as error:
-                failure = failure or error
-                continue
-            except InvalidArtifact as error:
-                failure = failure or (
-                    error if is_onnx(model) else ConversionError(explain_failure(error, model))
-                )
-                continue
-            except Exception:
-                raise
-            except BaseException as error:  # noqa: BLE001 - a panic, such as a tokenizer's
-                pass_exit(error)
-                failure = failure or ConversionError(explain_failure(error, model))
+            form = self._try(folder / str(position), make)
+            if isinstance(form, ModelError):
+                failure = failure or form
                 continue
             _logger.debug("form %d: %s", position, form.report.as_dict())
             if best is None or form.report.doubts < best.report.doubts:
                 best = form
             if not any(form.report.doubts):
                 break
-        if best is None:
-            raise ConversionError(
-                failure.message if failure else f"{type(model).__name__} has no ONNX form",
-            )
-        return best
+        if best is not None:
+            return best
+        if failure is None:
+            raise ConversionError(f"{type(self.model).__name__} has no ONNX form")
+        raise ConversionError(failure.message)
+
+    def _example(self) -> ModelInput | None:
+        """Return the example for the converter. For an ONNX model without an example,
+        the signature may name the columns.
+        """
+        if self.rows.example is not None:
+            return self.rows.example.data
+        inputs = self.rows.signature.inputs if self.rows.signature is not None else None
+        if inputs is None or not is_onnx(self.model):
+            return None
+        if inputs.is_tensor_spec() or not inputs.has_input_names():
+            return None
+        return pd.DataFrame(columns=inputs.input_names())
+
+    def _try(self, draft: Path, make: Callable[[], ConvertedModel]) -> OnnxForm | ModelError:
+        """Return the form, or the reason why it cannot be made or loaded."""
+        try:
+            draft.mkdir()
+            return self.run(draft, make())
+        except ConversionError as error:
+            return error
+        except InvalidArtifact as error:
+            if is_onnx(self.model):
+                return error
+            return ConversionError(explain_failure(error, self.model))
+        except Exception:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic, such as a tokenizer's
+            pass_exit(error)
+            return ConversionError(explain_failure(error, self.model))
 
     def run(self, draft: Path, converted: ConvertedModel) -> OnnxForm:
         """Save the form to the draft folder, load it, and compare it with the original
         if there is an original.
         """
-        example = self.example
-        original = converted.original
-        signature = self.signature
-        if example is None or original is None:
-            batch = example if example is not None else Batch.declared(converted.inputs)
-            signature = signature or batch.graph_signature(converted.inputs, converted.outputs)
-        else:  # The signature has the example's inputs and the original's outputs.
-            answers = call_original(original, example.take(_HEAD).data)
-            predicted = {name: answers[name] for name in converted.prediction}
-            only = next(iter(predicted.values())) if len(predicted) == 1 else predicted
-            inferred = example.signature(only, converted.inputs, converted.outputs)
-            check_outputs(signature, inferred)
-            declared = signature or inferred
-            signature = ModelSignature(
-                declared.inputs,
-                declared.outputs or inferred.outputs,
-                declared.params,
-            )
+        signature = self._signature(converted)
         saved_model.write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
+        return OnnxForm(converted, runnable, signature, self._prove(runnable, converted))
+
+    def _signature(self, converted: ConvertedModel) -> ModelSignature:
+        """Return the user's signature, completed by the example's inputs and the
+        original's outputs or, without both, by those of the graph.
+        """
+        example = self.rows.example
+        signature = self.rows.signature
+        if example is None or converted.original is None:
+            batch = example if example is not None else Batch.declared(converted.inputs)
+            return signature or batch.graph_signature(converted.inputs, converted.outputs)
+        answers = call_original(converted.original, example.take(_HEAD).data)
+        predicted = {name: answers[name] for name in converted.prediction}
+        only = next(iter(predicted.values())) if len(predicted) == 1 else predicted
+        inferred = example.signature(only, converted.inputs, converted.outputs)
+        check_outputs(signature, inferred)
+        declared = signature or inferred
+        return ModelSignature(
+            declared.inputs,
+            declared.outputs or inferred.outputs,
+            declared.params,
+        )
+
+    def _prove(self, runnable: OnnxModel, converted: ConvertedModel) -> ParityReport:
+        example = self.rows.example
+        original = converted.original
         if example is None or original is None:
-            return OnnxForm(converted, runnable, signature, ParityReport("no-original"))
+            return ParityReport("no-original")
         boundary = converted.boundary_values
         sizes = symbolic_sizes(converted.proto)
         self.left_out.update(boundary.left_out)
         answered = self.answered or ask_original(
             original,
-            parity_rows(example, self.parity_data, boundary, sizes, self.left_out),
+            parity_rows(example, self.rows.parity_data, boundary, sizes, self.left_out),
         )
         if example.is_table:  # Predictions for tensors may be too large to keep.
             answered = self.answered = list(answered)
         report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
-        return OnnxForm(converted, runnable, signature, replace(report, left_out=self.left_out))
+        return replace(report, left_out=self.left_out)
