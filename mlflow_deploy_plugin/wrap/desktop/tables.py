@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import CSV
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_text
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -69,10 +70,14 @@ def _excel_to_csv(path: Path) -> bytes:
     """
     sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
     sheet.reset_dimensions()  # Some programs write a wrong size of the sheet.
-    texts = ([as_text(value) or "" for value in row] for row in sheet.iter_rows(values_only=True))
-    rows = [row for row in texts if any(row)]
-    width = max((index for index, name in enumerate(rows[0] if rows else (), 1) if name), default=0)
+    rows = list(filter(any, map(_texts, sheet.iter_rows(values_only=True))))
+    header = rows[0] if rows else []
+    width = max((index for index, name in enumerate(header, 1) if name), default=0)
     return csv_text((row + [""] * width)[:width] for row in rows).encode()
+
+
+def _texts(row: Iterable[object]) -> list[str]:
+    return [as_text(value) or "" for value in row]
 
 
 def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
@@ -82,33 +87,42 @@ def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
     output with several values per row becomes a column per class or index. Raises the
     errors of `mlflow_protocol.decode` and `OnnxModel.run`.
     """
-    artifact = model.artifact
     schema = model.schema
     feeds = mlflow_protocol.decode(CSV, body, schema)
     outputs = model.run(feeds)
     header, *records = (record.fields for record in csv_records(io.BytesIO(body)))
     inputs = dict(zip(header, map(list[object], zip(*records, strict=True)), strict=True))
+    if schema.columns:
+        for name, array in schema.to_columns(feeds).items():
+            if array.dtype != object:
+                inputs[name] = _json_values(array)
+    return inputs, _predictions(model.artifact, outputs, len(records))
+
+
+def _predictions(artifact: Artifact, outputs: Mapping[str, Array], rows: int) -> Columns:
+    """Return the columns of all outputs; those of `predict` come first."""
     predictions = Columns()
-    for name, array in schema.to_columns(feeds).items() if schema.columns else ():
-        if array.dtype != object:
-            inputs[name] = _json_values(array)
     for output in sorted(
         artifact.outputs,
         key=lambda output: output.name not in artifact.prediction,
     ):
         array = outputs[output.name]
-        if array.shape[:1] != (len(records),):  # Some outputs are a summary of all rows.
-            array = np.broadcast_to(array, (len(records), *array.shape))
-        columns = array.reshape(len(records), -1).T
-        name = "prediction" if artifact.prediction == (output.name,) else output.name
-        if len(columns) == 1:
-            names = [name]
-        else:
-            names = [f"{name} {index}" for index in range(len(columns))]
-        if output.role == "probabilities" and len(artifact.classes) == len(columns):
-            names = [f"probability of {label}" for label in artifact.classes]
+        if array.shape[:1] != (rows,):  # Some outputs are a summary of all rows.
+            array = np.broadcast_to(array, (rows, *array.shape))
+        columns = array.reshape(rows, -1).T
+        names = _column_names(artifact, output, len(columns))
         predictions |= zip(names, map(_json_values, columns), strict=True)
-    return inputs, predictions
+    return predictions
+
+
+def _column_names(artifact: Artifact, output: Output, count: int) -> list[str]:
+    """Return the names of the columns of an output with `count` values per row."""
+    if output.role == "probabilities" and len(artifact.classes) == count:
+        return [f"probability of {label}" for label in artifact.classes]
+    name = "prediction" if artifact.prediction == (output.name,) else output.name
+    if count == 1:
+        return [name]
+    return [f"{name} {index}" for index in range(count)]
 
 
 def _json_values(array: Array) -> list[object]:
@@ -123,10 +137,7 @@ def save_columns(path: Path, columns: Columns) -> None:
     Raises InvalidRequest if the file cannot be written. An existing file is replaced
     only by a complete file.
     """
-    rows = (
-        [_quoted(value) for value in row]
-        for row in ([*columns], *zip(*columns.values(), strict=True))
-    )
+    rows = [list(map(_quoted, row)) for row in ([*columns], *zip(*columns.values(), strict=True))]
     if path.suffix.lower() == ".xlsx":
         workbook = openpyxl.Workbook(write_only=True)
         file = io.BytesIO()
@@ -136,7 +147,7 @@ def save_columns(path: Path, columns: Columns) -> None:
         workbook.save(file)
         content = file.getvalue()
     else:
-        content = csv_text([as_text(value) or "" for value in row] for row in rows).encode()
+        content = csv_text(map(_texts, rows)).encode()
     try:
         write_atomically(path, content)
     except OSError as error:

@@ -47,6 +47,8 @@ _SERVER_FIELDS = {
 _SHOWN_ROWS = 1000
 _MOST_BARS = 12
 _POLL_MS = 30
+_MARGIN = 24
+"""The pixels to the left and to the right of the chart."""
 _BLUE = "#2563a8"
 _RED = "#b3261e"
 _BLACK = "#1f2933"
@@ -78,16 +80,33 @@ class ProgramWindow:
         self._thread = ThreadPoolExecutor(1)
         self._server = ExitStack()
         self._chart: tuple[str, Bars] = ("", [])
-        self.root = root = tk.Tk(className="onnxserve")
-        root.title(f"{facts['name']}, version {facts['version']}")
+        self.root = tk.Tk(className="onnxserve")
+        self.status = tk.StringVar(self.root)
+        self.url = tk.StringVar(self.root)
+        self._add_frame()
+        predictions, server, about = map(self._add_tab, ("Predictions", "Server", "About"))
+        self.fields = self._add_form(predictions)
+        self._add_results(predictions)
+        self.server_fields = self._add_server_form(server)
+        self.about = _add_page(about)
+        for name, text in facts.items():
+            self.about.insert("end", f"{name}\n", "note", f"{text}\n\n")
+        self.root.bind("<Control-o>", lambda event: self.open_file())
+        self.root.bind("<Control-s>", lambda event: self.save())
+        self.root.protocol("WM_DELETE_WINDOW", self.close)
+        self._show_server("")
+        self._report("Fill in the form, or open a CSV or Excel file.")
+
+    def _add_frame(self) -> None:
+        """Add the title, the line of the status, and the empty tabs."""
+        root = self.root
+        root.title(f"{self._facts['name']}, version {self._facts['version']}")
         root.geometry("1180x740")
         style = ttk.Style(root)
         style.theme_use("clam")
         root.configure(background=_PAPER)
         style.configure(".", background=_PAPER)
         style.configure("Treeview", rowheight=24)
-        self.status = tk.StringVar(root)
-        self.url = tk.StringVar(root)
         ttk.Label(root, text=root.title(), font=("TkDefaultFont", 18, "bold")).pack(
             anchor="w",
             padx=16,
@@ -97,25 +116,21 @@ class ProgramWindow:
         self._status_line.pack(side="bottom", fill="x", padx=16, pady=10)
         self.tabs = ttk.Notebook(root)
         self.tabs.pack(fill="both", expand=True, padx=12, pady=8)
-        predictions, server, about = (ttk.Frame(self.tabs, padding=12) for _ in range(3))
-        for tab, title in ((predictions, "Predictions"), (server, "Server"), (about, "About")):
-            self.tabs.add(tab, text=title)
-        self.fields = self._add_form(predictions)
-        self.server_fields = dict[str, tk.StringVar]()
-        self._add_results(predictions)
-        ttk.Entry(server, textvariable=self.url, state="readonly").pack(side="bottom", fill="x")
-        self._server_button = _add_button(server, "", self.toggle_server)
-        page = _add_page(server)
-        for name, (text, note) in _SERVER_FIELDS.items():
-            self.server_fields[name] = _add_field(page, self.toggle_server, name, note, text)
-        self.about = _add_page(about)
-        for name, text in facts.items():
-            self.about.insert("end", f"{name}\n", "note", f"{text}\n\n")
-        root.bind("<Control-o>", lambda event: self.open_file())
-        root.bind("<Control-s>", lambda event: self.save())
-        root.protocol("WM_DELETE_WINDOW", self.close)
-        self._show_server("")
-        self._report("Fill in the form, or open a CSV or Excel file.")
+
+    def _add_tab(self, title: str) -> ttk.Frame:
+        tab = ttk.Frame(self.tabs, padding=12)
+        self.tabs.add(tab, text=title)
+        return tab
+
+    def _add_server_form(self, tab: ttk.Frame) -> dict[str, tk.StringVar]:
+        """Add one field per setting of the server, and return their texts."""
+        ttk.Entry(tab, textvariable=self.url, state="readonly").pack(side="bottom", fill="x")
+        self._server_button = _add_button(tab, "", self.toggle_server)
+        page = _add_page(tab)
+        return {
+            name: _add_field(page, self.toggle_server, name, note, text)
+            for name, (text, note) in _SERVER_FIELDS.items()
+        }
 
     def close(self) -> None:
         """Close the window, wait for the work in the thread, and stop the server."""
@@ -212,30 +227,28 @@ class ProgramWindow:
             self.table.heading(index, text=name, anchor="w")
             self.table.column(index, width=min(max(90, 9 * len(name)), 220), stretch=False)
         for row in islice(zip(*columns.values(), strict=True), _SHOWN_ROWS):
-            texts = [
-                f"{value:.6g}" if isinstance(value, float) else as_text(value) or ""
-                for value in row
-            ]
-            self.table.insert("", "end", values=texts)
+            self.table.insert("", "end", values=list(map(_shown, row)))
         count = len(next(iter(columns.values())))
+        noun = "rows" if count > 1 else "row"
         shown = f"; the table shows the first {_SHOWN_ROWS:,}" if count > _SHOWN_ROWS else ""
-        self._report(f"Predicted {count:,} row{'s' if count > 1 else ''}{shown}")
+        self._report(f"Predicted {count:,} {noun}{shown}")
         self._chart = _chart_of(self.predictions)
         self._draw()
 
     def _draw(self) -> None:
         title, bars = self._chart
-        left = 24
-        right = self.chart.winfo_width() - 24
+        right = self.chart.winfo_width() - _MARGIN
         bottom = self.chart.winfo_height() - 26
         self.chart.delete("all")
-        self.chart.create_text(left, 16, text=title, anchor="w", font="TkHeadingFont")
-        self.chart.create_line(left, bottom, right, bottom)
-        step = (right - left) / max(len(bars), 1)
+        self.chart.create_text(_MARGIN, 16, text=title, anchor="w", font="TkHeadingFont")
+        self.chart.create_line(_MARGIN, bottom, right, bottom)
+        step = (right - _MARGIN) / max(len(bars), 1)
         highest = max((value for _, value in bars), default=0)
         for index, (label, value) in enumerate(bars):
-            x = left + step * (index + 0.5)
-            y = bottom - (bottom - 48) * (value / highest if value > 0 else 0)
+            x = _MARGIN + step * (index + 0.5)
+            y = bottom
+            if value > 0:
+                y -= (bottom - 48) * value / highest
             self.chart.create_rectangle(
                 x - 0.4 * step,
                 y,
@@ -244,58 +257,41 @@ class ProgramWindow:
                 fill=_BLUE,
                 width=0,
             )
-            self.chart.create_text(
-                x,
-                y - 9,
-                text=f"{value:,}" if isinstance(value, int) else f"{value:.4g}",
-            )
+            self.chart.create_text(x, y - 9, text=_bar_text(value))
             self.chart.create_text(x, bottom + 4, text=label, width=step, anchor="n")
 
     def _show_server(self, url: str) -> None:
         self.url.set(url)
-        self._server_button.configure(text="Stop (Enter)" if url else "Start (Enter)")
-        self._report(
-            f"The server runs; its documentation is at {url}/docs"
-            if url
-            else "The server is stopped",
-        )
+        if url:
+            self._server_button.configure(text="Stop (Enter)")
+            self._report(f"The server runs; its documentation is at {url}/docs")
+        else:
+            self._server_button.configure(text="Start (Enter)")
+            self._report("The server is stopped")
 
     def _add_form(self, tab: ttk.Frame) -> dict[str, tk.StringVar]:
         """Add one field per column, with the first row of the input example, and return
         the texts of the fields.
         """
-        artifact = self.model.artifact
         schema = self.model.schema
-        example = self._folder / INPUT_EXAMPLE
         form = ttk.Frame(tab)
-        rows = dict[str, np.ndarray]()
-        fields = dict[str, tk.StringVar]()
         form.pack(side="left", fill="y", padx=(0, 16))
         _add_button(form, "Save … (Ctrl+S)", self.save)
         _add_button(form, "Open file … (Ctrl+O)", self.open_file)
         if schema.columns:
             _add_button(form, "Predict (Enter)", self.predict)
         page = _add_page(form)
-        if schema.columns and example.is_file():
-            rows = schema.to_columns(mlflow_protocol.decode(JSON, example.read_bytes(), schema))
-        choices: dict[str, Sequence[object]] = {
-            **artifact.categories,
-            **artifact.refusals.categories,
-        }
-        choices |= {
-            column.name: (True, False) for column in schema.columns if column.type == "boolean"
-        }
-        for name, note in (
-            (column.name, _WORDS.get(column.type, "number")) for column in schema.columns
-        ):
-            text = as_text(rows[name][0]) if name in rows else None
-            fields[name] = _add_field(
+        texts = self._example_texts()
+        choices = self._choices()
+        fields = {}
+        for column in schema.columns:
+            fields[column.name] = _add_field(
                 page,
                 self.predict,
-                name,
-                note,
-                text or "",
-                choices.get(name, ()),
+                column.name,
+                _WORDS.get(column.type, "number"),
+                texts.get(column.name) or "",
+                choices.get(column.name, ()),
             )
         if not fields:
             page.insert(
@@ -303,6 +299,28 @@ class ProgramWindow:
                 "This model takes tensors, for which there is no form. Start the server.",
             )
         return fields
+
+    def _example_texts(self) -> dict[str, str | None]:
+        """Return the first row of the input example; empty for tensors or without an
+        example.
+        """
+        schema = self.model.schema
+        example = self._folder / INPUT_EXAMPLE
+        if not (schema.columns and example.is_file()):
+            return {}
+        rows = schema.to_columns(mlflow_protocol.decode(JSON, example.read_bytes(), schema))
+        return {name: as_text(values[0]) for name, values in rows.items()}
+
+    def _choices(self) -> dict[str, Sequence[object]]:
+        """Return the values among which the user selects, by column."""
+        artifact = self.model.artifact
+        columns = self.model.schema.columns
+        booleans = [column.name for column in columns if column.type == "boolean"]
+        return {
+            **artifact.categories,
+            **artifact.refusals.categories,
+            **dict.fromkeys(booleans, (True, False)),
+        }
 
     def _add_results(self, tab: ttk.Frame) -> None:
         self.chart = tk.Canvas(tab, height=220, background="white", highlightthickness=0)
@@ -313,6 +331,14 @@ class ProgramWindow:
         self.table.configure(xscrollcommand=across.set)
         across.pack(side="bottom", fill="x")
         _pack_with_scrollbar(self.table)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else as_text(value) or ""
+
+
+def _bar_text(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _chart_of(predictions: Columns) -> tuple[str, Bars]:
@@ -381,11 +407,10 @@ def _add_field(
     """
     field = tk.StringVar(page, text)
     values = [as_text(choice) or "" for choice in choices]
-    widget = (
-        ttk.Combobox(page, textvariable=field, values=values)
-        if choices
-        else ttk.Entry(page, textvariable=field)
-    )
+    if choices:
+        widget: ttk.Entry = ttk.Combobox(page, textvariable=field, values=values)
+    else:
+        widget = ttk.Entry(page, textvariable=field)
     widget.bind("<Return>", lambda event: enter())
     # The Tab key may reach a hidden field.
     widget.bind(

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.registry.model_files import fetch_mlmodel
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.tags import WRAPPED_FROM_TAG, wrapped_from
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, concatenate_feeds, row_count
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.wrap.evaluation.metrics import argmax_labels
@@ -100,24 +100,20 @@ def _moved(
     for name, direction in along.items():
         values = rows[name].astype(np.float64)
         unit = _unit(rows[name])
-        change = current[name] + step * unit * np.nan_to_num(
-            np.sign(direction) if by_sign else direction,
-        )
+        towards = np.sign(direction) if by_sign else direction
+        change = current[name] + step * unit * np.nan_to_num(towards)
         change = np.clip(change, values - strength * unit, values + strength * unit)
-        moved[name] = within_type(
-            np.clip(change, *value_range(values)) if values.ndim > 2 else change,
-            rows[name].dtype,
-        )
+        if values.ndim > 2:
+            change = np.clip(change, *value_range(values))
+        moved[name] = within_type(change, rows[name].dtype)
     return moved
 
 
 def _unit(values: Array) -> Array:
-    low, high = value_range(values)
-    return np.asarray(
-        high - low
-        if values.ndim > 2
-        else np.nan_to_num(np.nanstd(values.astype(np.float64), axis=0)),
-    )
+    if values.ndim > 2:
+        low, high = value_range(values)
+        return np.asarray(high - low)
+    return np.asarray(np.nan_to_num(np.nanstd(values.astype(np.float64), axis=0)))
 
 
 def _floats(rows: NamedArrays) -> NamedArrays:
@@ -312,7 +308,8 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
             arguments = [leaves[name] for name in names if name in leaves] or list(leaves.values())
         answer = module(*arguments)
         while not isinstance(answer, torch.Tensor):
-            answer = next(iter(answer.values() if isinstance(answer, dict) else answer))
+            parts = answer.values() if isinstance(answer, dict) else answer
+            answer = next(iter(parts))
         losses = _torch_losses(torch, answer, labels)
         losses.sum().backward()
         return losses.detach().numpy().astype(np.float64), {
@@ -325,8 +322,8 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
             of_part(take_rows(rows, slice(start, start + size)), truth[start : start + size])
             for start in range(0, len(truth), size)
         ]
-        slopes = {name: np.concatenate([part[1][name] for part in parts]) for name in parts[0][1]}
-        return np.concatenate([part[0] for part in parts]), slopes
+        losses, slopes = zip(*parts, strict=True)
+        return np.concatenate(losses), concatenate_feeds(slopes)
 
     return gradient
 

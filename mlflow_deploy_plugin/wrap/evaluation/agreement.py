@@ -3,8 +3,9 @@ was made.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def rounding_tolerance(share: float) -> Tolerance:
     return Tolerance(absolute=share, relative=share, of_row=2**-18)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FormAgreement:
     """A comparison of the predictions of a form and its base.
 
@@ -37,6 +38,7 @@ class FormAgreement:
             output's unit; None without outputs.
         relative_difference: the mean difference as a share of the standard deviation of
             the base's predictions.
+        metric: the metric for labelled rows; empty without labels.
         base_metric, form_metric: the metric of each model; NaN without labels.
         loss: the deterioration compared with the base, in the unit of `loss_of`, to
             which the limit applies.
@@ -47,9 +49,9 @@ class FormAgreement:
     max_difference: float | None
     mean_difference: float | None
     relative_difference: float
-    metric: str
-    base_metric: float
-    form_metric: float
+    metric: str = ""
+    base_metric: float = math.nan
+    form_metric: float = math.nan
     loss: float
 
     @property
@@ -57,7 +59,9 @@ class FormAgreement:
         """Return the measure of the loss: the metric if known, otherwise "labels" or
         "values".
         """
-        return self.metric or ("labels" if self.equal is not None else "values")
+        if self.metric:
+            return self.metric
+        return "labels" if self.equal is not None else "values"
 
     def __str__(self) -> str:
         parts = [] if self.equal is None else [f"{self.equal:.2%} equal labels"]
@@ -90,45 +94,58 @@ def compare_with_base(
     """
     want = base.outputs(rows) if base_outputs is None else base_outputs
     got = form.outputs(rows)
-    agreements = {
-        name: _agreement(name, expected, got.get(name)) for name, expected in want.items()
-    }
-    numbers = {name: agreement for name, agreement in agreements.items() if agreement.are_numbers}
+    agreement = _compare_outputs(want, got)
+    if truth is None:
+        return agreement
+    ours = argmax_labels(truth, predictions_of(form.artifact, got))
+    theirs = argmax_labels(truth, predictions_of(base.artifact, want))
+    if theirs.is_label and agreement.equal is None:  # The outputs are class scores.
+        same = compare(theirs.prediction, ours.prediction, LABELS).same
+        agreement = replace(agreement, equal=_share(same))
+    baseline = Baseline.of(theirs, truth, metric)
+    value = baseline.value_of(ours)
+    return replace(
+        agreement,
+        metric=baseline.metric,
+        base_metric=baseline.value,
+        form_metric=value,
+        loss=_limited_loss(baseline.loss(value)),
+    )
+
+
+def _compare_outputs(want: Mapping[str, Array], got: Mapping[str, Array]) -> FormAgreement:
+    """Compare the outputs, [N, …] by name, without labels."""
+    numbers = {}
+    labels = []
+    for name, expected in want.items():
+        agreement = _agreement(name, expected, got.get(name))
+        if agreement.are_numbers:
+            numbers[name] = agreement
+        else:
+            labels.append(agreement.by_row().same)
     means = {name: _mean(agreement.differences) for name, agreement in numbers.items()}
     relative = max(
         (mean / max(spread(want[name]), 1e-12) for name, mean in means.items()),
         default=0.0,
     )
-    labels = [
-        agreement.by_row().same for agreement in agreements.values() if not agreement.are_numbers
-    ]
-    same_labels = np.logical_and.reduce(labels) if labels else None
-    ours = predictions_of(form.artifact, got)
-    theirs = predictions_of(base.artifact, want)
-    baseline = None
-    after = float("nan")
-    if truth is not None:
-        ours = argmax_labels(truth, ours)
-        theirs = argmax_labels(truth, theirs)
-        if theirs.is_label and same_labels is None:  # The outputs are class scores.
-            same_labels = compare(theirs.prediction, ours.prediction, LABELS).same
-        baseline = Baseline.of(theirs, truth, metric)
-        after = baseline.value_of(ours)
-    equal = None if same_labels is None else 1 - float((~same_labels).mean())
+    equal = _share(np.logical_and.reduce(labels)) if labels else None
     loss = relative if equal is None else 1 - equal
-    if baseline is not None:
-        loss = baseline.loss(after)
     return FormAgreement(
         rows=row_count(want),
         equal=equal,
         max_difference=max((agreement.largest for agreement in numbers.values()), default=None),
         mean_difference=max(means.values(), default=None),
         relative_difference=relative,
-        metric="" if baseline is None else baseline.metric,
-        base_metric=float("nan") if baseline is None else baseline.value,
-        form_metric=after,
-        loss=float("inf") if np.isnan(loss) else loss,
+        loss=_limited_loss(loss),
     )
+
+
+def _share(same: Array) -> float:
+    return 1 - float((~same).mean())
+
+
+def _limited_loss(loss: float) -> float:
+    return float("inf") if np.isnan(loss) else loss
 
 
 def _agreement(name: str, expected: Array, actual: Array | None) -> Agreement:
@@ -162,10 +179,8 @@ def check_outputs(
     largest = 0.0
     for name, want in expected.items():
         got = outputs.get(name, np.empty(0))  # A missing output has no values.
-        if (want.dtype.kind, want.shape) != (
-            got.dtype.kind,
-            got.shape,
-        ):  # LiteRT may return int32 for int64.
+        # LiteRT may return int32 for int64.
+        if want.dtype.kind != got.dtype.kind or want.shape != got.shape:
             shapes = (
                 f"{got.dtype} {list(got.shape)}, but the served model returns {want.dtype} "
                 f"{list(want.shape)}"

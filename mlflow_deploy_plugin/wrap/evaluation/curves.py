@@ -147,11 +147,9 @@ class RobustnessReport:
                 (f"robustness/{name}", value, round(strength * 1000))
                 for strength, value, _ in measured
             ]
-            metrics += (
-                [(f"robustness/{name}_loss", max(loss for _, _, loss in measured), 0)]
-                if measured
-                else []
-            )
+            if measured:
+                largest = max(loss for _, _, loss in measured)
+                metrics.append((f"robustness/{name}_loss", largest, 0))
         return [figure for figure in metrics if math.isfinite(figure[1])]
 
     def save(self, folder: Path) -> list[Path]:
@@ -304,31 +302,25 @@ def measure_robustness(
     InferenceError if the model rejects the undisturbed rows.
     """
     sample = _limited_sample(model, labelled, seed)
-    rows = sample.rows
-    baseline = Baseline.of(model.predict(rows), sample.truth, metric)
-    selected = strengths or {
-        name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default
-    }
-    of_original = cache(lambda: find_gradient(rows, sample.truth))
+    baseline = Baseline.of(model.predict(sample.rows), sample.truth, metric)
+    of_original = cache(lambda: find_gradient(sample.rows, sample.truth))
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
     notes: list[str] = []
-    for name, values in selected.items():
-        changed = rows
+    for name, values in (strengths or _default_strengths()).items():
+        changed = sample.rows
         if name == "missing":
-            changed, note = _rows_with_gaps(model, rows)
-            notes += note
+            changed, notes = _rows_with_gaps(model, changed)
         variants = _disturber(name, model, changed, sample.truth, of_original)
         if isinstance(variants, Refused):
             cannot[name] = variants.reason
             continue
         progress(f"measuring {name}")
-        curve = _Curve(name, model, baseline, rows, variants, seed)
-        points += [curve.worst_point(strength) for strength in values]
+        curve = _Curve(name, model, baseline, sample.rows, variants, seed)
+        points += map(curve.worst_point, values)
     if not points:
         raise InvalidConfig(
-            "no disturbance can be measured: "
-            + "; ".join(f"{name}: {why}" for name, why in cannot.items()),
+            f"no disturbance can be measured: {'; '.join(map(': '.join, cannot.items()))}",
         )
     return RobustnessReport(
         "",
@@ -342,6 +334,10 @@ def measure_robustness(
         cannot,
         tuple(notes),
     )
+
+
+def _default_strengths() -> dict[str, Sequence[float]]:
+    return {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
 
 
 @dataclass(frozen=True, eq=False)

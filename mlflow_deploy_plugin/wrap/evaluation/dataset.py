@@ -123,20 +123,25 @@ def known_rows(artifact: Artifact, schema: Schema, most: int) -> NamedArrays:
         feeds = mlflow_protocol.decode(JSON, example.read_bytes(), schema)
     elif (reference := reference_rows(artifact, most, seed=0)) is not None:
         feeds = schema.from_columns(reference)
-    if feeds is not None:  # A graph may stack booleans and integers with floats in one input.
-        return cast_to_signature(artifact, schema.to_columns(feeds))
+    if feeds is None:
+        return _random_rows(schema, min(64, most))
+    # A graph may stack booleans and integers with floats in one input.
+    return cast_to_signature(artifact, schema.to_columns(feeds))
+
+
+def _random_rows(schema: Schema, count: int) -> NamedArrays:
     random = np.random.default_rng(0)
-    made_up = {}
+    shapes = {tensor.name: tensor.shape for tensor in schema.tensors}
+    rows = {}
     for name, dtype in schema.dtypes.items():
-        shape = next((tensor.shape for tensor in schema.tensors if tensor.name == name), (-1,))
-        sizes = [
-            min(64, most) if axis == 0 and size == -1 else max(size, 1)
-            for axis, size in enumerate(shape)
-        ]
+        shape = shapes.get(name, (-1,))
+        sizes = [max(size, 1) for size in shape]
+        if shape and shape[0] == -1:
+            sizes[0] = count
         kind = numpy_dtype(dtype).kind
         values = random.normal(size=sizes) if kind == "f" else random.integers(0, 2, sizes)
-        made_up[name] = np.full(sizes, "a", dtype=object) if kind == "O" else values.astype(dtype)
-    return made_up
+        rows[name] = np.full(sizes, "a", dtype=object) if kind == "O" else values.astype(dtype)
+    return rows
 
 
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
@@ -152,7 +157,8 @@ def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
         if is_table and tensors[0].shape[1] in (-1, len(rows)) and len(rows) > 1:
             rows = {tensors[0].name: np.stack(list(rows.values()), axis=1)}
     for tensor in tensors:  # The type of an unnamed tensor applies to all columns.
-        dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
+        names = [tensor.name] if tensor.name else rows
+        dtypes |= dict.fromkeys(names, tensor.dtype)
     return cast_columns(dtypes, rows)
 
 
@@ -270,17 +276,12 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
                     f"the dataset {shown} contains more than {MAX_BYTES:,} bytes; use a sample",
                 )
         with np.load(path, allow_pickle=False) as arrays:
-            rows = {
-                name: arrays[name].astype(object)
-                if arrays[name].dtype.kind == "U"
-                else arrays[name]
-                for name in arrays
-            }
-    except (
-        zipfile.BadZipFile,
-        ValueError,
-        EOFError,
-    ) as error:  # ValueError: arrays of objects, which need pickle
+            rows = dict(arrays)
+        for name, array in rows.items():
+            if array.dtype.kind == "U":
+                rows[name] = array.astype(object)
+    # Arrays of objects, which need pickle, raise a ValueError.
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     return _of_one_length(rows, f"the dataset {shown}")
 

@@ -8,6 +8,7 @@ the second or the last dimension, whichever is smaller.
 
 import string
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,8 @@ def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
             return (values + noise).astype(values.dtype)
         return within_type(values.astype(np.float64) + np.round(noise), values.dtype)
 
-    return {
-        name: disturb(values) if values.dtype.kind in "iuf" else values
-        for name, values in rows.items()
+    return rows | {
+        name: disturb(values) for name, values in rows.items() if values.dtype.kind in "iuf"
     }
 
 
@@ -133,7 +133,7 @@ def with_swaps(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
             column[order] = column[np.roll(order, 1)]
         return changed
 
-    return {name: swapped(values) if values.ndim <= 2 else values for name, values in rows.items()}
+    return rows | {name: swapped(values) for name, values in rows.items() if values.ndim <= 2}
 
 
 def with_typos(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
@@ -171,24 +171,33 @@ def scaled_columns(
     """Yield the rows with one column multiplied by the factor; an image is scaled as
     one column.
     """
-    columns = [
-        (name, column)
-        for name, values in rows.items()
-        if values.dtype.kind in "iuf"
-        for column in (range(values.shape[1]) if values.ndim == 2 else [None])
-    ]
+    columns = list(_numeric_columns(rows))
     if len(columns) > _MAX_SCALED:
         columns = [
             columns[index]
             for index in np.sort(rng.choice(len(columns), _MAX_SCALED, replace=False))
         ]
     for name, column in columns:
+        label = name if column is None else f"{name}[{column}]"
         selection = np.s_[:] if column is None else np.s_[:, column]
         changed = rows[name].copy()
         changed[selection] = within_type(
             changed[selection].astype(np.float64) * factor, changed.dtype
         )
-        yield name if column is None else f"{name}[{column}]", {**rows, name: changed}
+        yield label, {**rows, name: changed}
+
+
+def _numeric_columns(rows: NamedArrays) -> Iterator[tuple[str, int | None]]:
+    """Yield the name and the position of each column of numbers. The position is None
+    unless the array has two dimensions.
+    """
+    for name, values in rows.items():
+        if values.dtype.kind not in "iuf":
+            continue
+        if values.ndim == 2:
+            yield from product([name], range(values.shape[1]))
+        else:
+            yield name, None
 
 
 def brightened(
@@ -217,13 +226,9 @@ def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> Named
     """
 
     def covered(values: Array) -> Array:
-        first = (
-            2
-            if values.ndim == 4 and values.shape[1] <= values.shape[3]
-            else 1
-            if values.ndim <= 4
-            else -2
-        )
+        first = 1 if values.ndim <= 4 else -2
+        if values.ndim == 4 and values.shape[1] <= values.shape[3]:
+            first = 2
         changed = np.moveaxis(values.copy(), (first, first + 1), (1, 2))  # The result is a view.
         sides = np.maximum(np.round(np.sqrt(share) * np.array(changed.shape[1:3])).astype(int), 1)
         corners = rng.integers(0, np.array(changed.shape[1:3]) - sides + 1, (len(values), 2))
@@ -243,9 +248,10 @@ def value_range(values: Array) -> tuple[float, float]:
 
 
 def _of_pictures(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArrays:
-    return {
-        name: change(values) if values.ndim > 2 and values.dtype.kind in "iuf" else values
+    return rows | {
+        name: change(values)
         for name, values in rows.items()
+        if values.ndim > 2 and values.dtype.kind in "iuf"
     }
 
 

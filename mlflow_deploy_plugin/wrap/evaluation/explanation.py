@@ -121,23 +121,19 @@ class Explanation:
             "background": self.background,
             "max_evals": self.max_evals,
             "seed": self.seed,
-            "run": None if self.run is None else asdict(self.run),
+            "run": self.run and asdict(self.run),
         }
 
     def table(self) -> list[tuple[str, ...]]:
-        header = (
-            "column",
-            "mean |SHAP|",
-            *((f"{self.metric} lost if permuted",) if self.metric else ()),
-        )
-        lines = [header]
+        header = ["column", "mean |SHAP|"]
+        if self.metric:
+            header.append(f"{self.metric} lost if permuted")
+        lines = [tuple(header)]
         for entry in self.importance[:_SHOWN_COLUMNS]:
-            lost = (
-                ()
-                if entry.permutation is None
-                else (f"{entry.permutation:+.4f} ± {entry.permutation_std:.4f}",)
-            )
-            lines.append((entry.column, f"{entry.mean_abs:.4g}", *lost))
+            cells = [entry.column, f"{entry.mean_abs:.4g}"]
+            if entry.permutation is not None:
+                cells.append(f"{entry.permutation:+.4f} ± {entry.permutation_std:.4f}")
+            lines.append(tuple(cells))
         return lines
 
     def contributions(self) -> pa.Table:
@@ -188,16 +184,16 @@ class Explanation:
         import shap
 
         # Texts have no position on the colour scale, so they are drawn in grey.
-        unknown = np.full(len(self.values), np.nan)
-        numbers = [
-            values if values.dtype.kind in "biuf" else unknown for values in self.data.values()
-        ]
+        numbers = np.full((len(self.values), len(self.data)), np.nan)
+        for position, values in enumerate(self.data.values()):
+            if values.dtype.kind in "biuf":
+                numbers[:, position] = values
         drawn = [1] if len(self.outputs) == 2 else list(range(len(self.outputs)))[:_MAX_PICTURES]
         for index in drawn:
             explained = shap.Explanation(
                 values=self.values[:, :, index],
                 base_values=np.full(len(self.values), self.base_values[index]),
-                data=np.stack(numbers, axis=1).astype(np.float64),
+                data=numbers,
                 feature_names=list(self.columns),
             )
             suffix = (
@@ -269,10 +265,15 @@ def explain(
         explained = contributions(model, sample.feeds, max_evals, seed, progress)
         permuted = _PermutedColumns(metric, [])
         if labelled is not None:
-            features = explained[0].features
-            progress(f"permuting {len(features)} columns of {len(labelled.truth):,} rows")
-            permuted = _PermutedColumns(
-                *_permutation_importance(load_version(folder), labelled, metric, features, seed),
+            progress(
+                f"permuting {len(explained[0].features)} columns of {len(labelled.truth):,} rows",
+            )
+            permuted = _permutation_importance(
+                load_version(folder),
+                labelled,
+                metric,
+                explained[0].features,
+                seed,
             )
     explanation = _assemble(model_uri, source, sample, explained, permuted, seed)
     if run is None:
@@ -447,30 +448,32 @@ def _permutation_importance(
     metric: MetricName | None,
     features: "list[ExplainedFeature]",
     seed: int,
-) -> tuple[MetricName, list[tuple[float, float]]]:
-    """Return the metric, and the mean and standard deviation of the loss for each
-    feature.
-    """
+) -> _PermutedColumns:
     rows = own_columns(model.artifact, labelled.rows)
     baseline = Baseline.of(model.predict(rows), labelled.truth, metric)
     sign = 1.0 if HIGHER_IS_BETTER[baseline.metric] else -1.0
     lost = []
     for number, feature in enumerate(features):
-        (entry, position), rng = (
-            feature.places[0],
-            np.random.default_rng([seed, number, len(labelled.truth)]),
-        )
-        name = (
-            feature.name if feature.name in rows else entry if entry in rows else next(iter(rows))
-        )
-        losses = []
-        for _ in range(_REPEATS):
-            changed = rows[name].copy()
-            order = rng.permutation(len(labelled.truth))
-            cells = np.s_[:] if changed.ndim == 1 else np.s_[:, position]
-            changed[cells] = changed[order][cells]
-            losses.append(
-                sign * (baseline.value - baseline.value_of(model.predict({**rows, name: changed}))),
-            )
+        rng = np.random.default_rng([seed, number, len(labelled.truth)])
+        losses = [
+            sign * (baseline.value - baseline.value_of(model.predict(permuted)))
+            for permuted in _permutations(rows, feature, rng)
+        ]
         lost.append((float(np.mean(losses)), float(np.std(losses))))
-    return baseline.metric, lost
+    return _PermutedColumns(baseline.metric, lost)
+
+
+def _permutations(
+    rows: NamedArrays,
+    feature: "ExplainedFeature",
+    rng: np.random.Generator,
+) -> Iterator[NamedArrays]:
+    """Yield the rows with the values of the feature in random orders."""
+    entry, position = feature.places[0]
+    name = next((name for name in (feature.name, entry) if name in rows), next(iter(rows)))
+    for _ in range(_REPEATS):
+        changed = rows[name].copy()
+        order = rng.permutation(len(changed))
+        cells = np.s_[:] if changed.ndim == 1 else np.s_[:, position]
+        changed[cells] = changed[order][cells]
+        yield {**rows, name: changed}

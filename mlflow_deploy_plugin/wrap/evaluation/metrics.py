@@ -66,10 +66,11 @@ class MetricComparison:
         without an end.
         """
         unit = ".1%" if self.metric in RELATIVE_METRICS else ".4f"
+        direction = "worse" if self.difference < 0 else "better"
         return (
             f"{self.metric} {self.candidate:.4f} compared with {self.current:.4f} of {against}: "
-            f"{abs(self.difference):{unit}} {'worse' if self.difference < 0 else 'better'} on "
-            f"{rows:,} rows ({confidence:.0%} bounds {self.low:+{unit}} and {self.high:+{unit}})"
+            f"{abs(self.difference):{unit}} {direction} on {rows:,} rows "
+            f"({confidence:.0%} bounds {self.low:+{unit}} and {self.high:+{unit}})"
         )
 
     def figures(self) -> dict[str, float]:
@@ -199,11 +200,10 @@ def paired_bootstrap(
     def difference(weights: Array) -> float:
         ours = candidate(weights)
         theirs = current(weights)
-        return (
-            sign
-            * (ours - theirs)
-            / (max(abs(theirs), EPSILON) if metric in RELATIVE_METRICS else 1.0)
-        )
+        gain = sign * (ours - theirs)
+        if metric in RELATIVE_METRICS:
+            gain /= max(abs(theirs), EPSILON)
+        return gain
 
     ones = np.ones(rows)
     rng = np.random.default_rng(seed)
@@ -247,13 +247,11 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
         raise InvalidConfig(
             f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}",
         )
-    examples = [
-        side.flat[0].item() if isinstance(side.flat[0], np.generic) else side.flat[0]
-        for side in (truth, predicted)
-    ]
-    if isinstance(examples[0], str) != isinstance(examples[1], str):
+    label = _first_value(truth)
+    answer = _first_value(predicted)
+    if isinstance(label, str) != isinstance(answer, str):
         raise InvalidConfig(
-            f"{metric}: the target contains {examples[0]!r}, the model returns {examples[1]!r}; "
+            f"{metric}: the target contains {label!r}, the model returns {answer!r}; "
             "only one is text",
         )
     if metric == "accuracy":
@@ -278,6 +276,11 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     return f1
 
 
+def _first_value(values: Array) -> object:
+    first = values.flat[0]
+    return first.item() if isinstance(first, np.generic) else first
+
+
 def _of_probabilities(
     metric: MetricName,
     truth: Array,
@@ -287,9 +290,9 @@ def _of_probabilities(
         raise InvalidConfig(f"{metric} needs class probabilities, and this model returns none")
     probabilities = predictions.probabilities.astype(np.float64)
     labels = np.unique(truth)
-    classes = list(predictions.classes) or (
-        labels.tolist() if len(labels) == probabilities.shape[1] else []
-    )
+    classes = list(predictions.classes)
+    if not classes and len(labels) == probabilities.shape[1]:
+        classes = labels.tolist()
     if unknown := [label for label in labels.tolist() if label not in classes]:
         raise InvalidConfig(
             f"{metric}: the target contains {unknown[0]!r}, which is not a class of the model "

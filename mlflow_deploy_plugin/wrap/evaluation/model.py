@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, concatenate_feeds, slice_feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 
@@ -138,12 +138,11 @@ class LoadedOnnx:
         """
         total = len(next(iter(rows.values()))) if rows else 0
         size = chunk_rows(rows)
-        starts = range(0, max(total, 1), size)
-        chunks = (
-            {name: array[start : start + size] for name, array in rows.items()} for start in starts
-        )
-        parts = [self.model.run(self.feeds(chunk)) for chunk in chunks]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        parts = []
+        for start in range(0, max(total, 1), size):
+            chunk = slice_feeds(rows, slice(start, start + size))
+            parts.append(self.model.run(self.feeds(chunk)))
+        return concatenate_feeds(parts)
 
 
 def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPredictions:
@@ -151,15 +150,13 @@ def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPre
     may be missing.
     """
     by_role: dict[str, Array] = {}
-    for output in (output for output in artifact.outputs if output.name in outputs):
+    for output in artifact.outputs:
+        if output.name not in outputs:
+            continue
         values = outputs[output.name]
         role: str = output.role
-        if (
-            artifact.flavor != "onnxserve"
-        ):  # For MLflow's `onnx` flavor, infer the role from the type.
-            is_matrix = len(artifact.outputs) > 1 and values.ndim == 2 and values.shape[1] > 1
-            is_label = values.dtype.kind in "OUib" and values.ndim == 1
-            role = "label" if is_label else "probabilities" if is_matrix else "values"
+        if artifact.flavor != "onnxserve":
+            role = _role_by_type(values, is_only=len(artifact.outputs) == 1)
         by_role.setdefault(role, values)
     probabilities = by_role.get("probabilities")
     if probabilities is not None and probabilities.ndim != 2:
@@ -167,18 +164,19 @@ def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPre
     label = by_role.get("label")
     if label is not None:
         return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
-    values = _flat(
-        outputs[
-            next((name for name in artifact.prediction if name in outputs), next(iter(outputs)))
-        ],
-    )
+    first = next((name for name in artifact.prediction if name in outputs), next(iter(outputs)))
+    values = _flat(outputs[first])
     # A text is a label.
-    return ModelPredictions(
-        values,
-        values.dtype.kind == "O",
-        probabilities,
-        artifact.classes,
-    )
+    return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)
+
+
+def _role_by_type(values: Array, is_only: bool) -> str:
+    """Return the role of an output, [N, …], of MLflow's `onnx` flavor."""
+    if values.dtype.kind in "OUib" and values.ndim == 1:
+        return "label"
+    if values.ndim == 2 and values.shape[1] > 1 and not is_only:
+        return "probabilities"
+    return "values"
 
 
 class _LoadedPyfunc:
@@ -197,32 +195,14 @@ class _LoadedPyfunc:
             ) from None
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
-        import pandas as pd  # The import takes half a second, and only this class needs it.
-
-        columns = self.artifact.columns
-        tensors = self.artifact.tensors
         if missing := [
-            column.name for column in columns if column.required and column.name not in rows
+            column.name
+            for column in self.artifact.columns
+            if column.required and column.name not in rows
         ]:
             raise SchemaMismatch(f"column {missing[0]!r} is missing")
         try:
-            if tensors or (not columns and any(values.ndim > 1 for values in rows.values())):
-                arrays = {tensor.name: rows[tensor.name] for tensor in tensors if tensor.name}
-                data: Mapping[str, Array] | Array | pd.DataFrame = arrays or next(
-                    iter(rows.values()),
-                )
-            else:
-                types = {column.name: column.type for column in columns}
-                inputs = {
-                    name: values for name, values in rows.items() if not types or name in types
-                }
-                for (
-                    name,
-                    values,
-                ) in inputs.items():  # MLflow rejects 64-bit integers in float columns.
-                    if types.get(name) in ("double", "float") and values.dtype.kind in "iu":
-                        inputs[name] = values.astype(np.float64)
-                data = pd.DataFrame(inputs)
+            data = self._model_input(rows)
             prediction = self._in_time(lambda: self._model.predict(data))
             if isinstance(prediction, Mapping):
                 prediction = next(iter(prediction.values()))
@@ -238,6 +218,22 @@ class _LoadedPyfunc:
             raise InferenceError(
                 f"the model cannot compute this input: {one_line(error, 200)}",
             ) from None
+
+    def _model_input(self, rows: Mapping[str, Array]) -> Any:
+        """Return the rows as a mapping of tensors, a single tensor, or a DataFrame."""
+        import pandas as pd  # The import takes half a second, and only this class needs it.
+
+        tensors = self.artifact.tensors
+        types = {column.name: column.type for column in self.artifact.columns}
+        if tensors or (not types and any(values.ndim > 1 for values in rows.values())):
+            arrays = {tensor.name: rows[tensor.name] for tensor in tensors if tensor.name}
+            return arrays or next(iter(rows.values()))
+        inputs = {name: values for name, values in rows.items() if not types or name in types}
+        for name, values in inputs.items():
+            # MLflow rejects 64-bit integers in float columns.
+            if types.get(name) in ("double", "float") and values.dtype.kind in "iu":
+                inputs[name] = values.astype(np.float64)
+        return pd.DataFrame(inputs)
 
     def _in_time(self, work: Callable[[], Any]) -> Any:
         """Run the model's code in a thread with a timeout. A model that timed out is

@@ -22,37 +22,39 @@ _SECONDS = 1800
 _NAME = "predict"
 _PACKAGE = Path(__file__).parents[2]
 _LIBRARIES = {
-    *(
-        "_yaml",
-        "annotated_types",
-        "blinker",
-        "click",
-        "cronsim",
-        "csimdjson",
-        "deprecated",
-        "ecs_logging",
-    ),
-    *("et_xmlfile", "flask", "h11", "itsdangerous", "jinja2", "limits", "markupsafe"),
-    *(
-        "mlflow_deploy_plugin",
-        "numpy",
-        "onnxruntime",
-        "openpyxl",
-        "orjson",
-        "packaging",
-        "prometheus_client",
-        "psutil",
-    ),
-    *(
-        "pydantic",
-        "pydantic_core",
-        "simdjson",
-        "typing_extensions",
-        "typing_inspection",
-        "uvicorn",
-        "werkzeug",
-    ),
-    *("wrapt", "yaml", "zstandard"),
+    "_yaml",
+    "annotated_types",
+    "blinker",
+    "click",
+    "cronsim",
+    "csimdjson",
+    "deprecated",
+    "ecs_logging",
+    "et_xmlfile",
+    "flask",
+    "h11",
+    "itsdangerous",
+    "jinja2",
+    "limits",
+    "markupsafe",
+    "mlflow_deploy_plugin",
+    "numpy",
+    "onnxruntime",
+    "openpyxl",
+    "orjson",
+    "packaging",
+    "prometheus_client",
+    "psutil",
+    "pydantic",
+    "pydantic_core",
+    "simdjson",
+    "typing_extensions",
+    "typing_inspection",
+    "uvicorn",
+    "werkzeug",
+    "wrapt",
+    "yaml",
+    "zstandard",
 }
 """The libraries that the program imports. The other installed libraries would add up to
 gigabytes.
@@ -82,36 +84,43 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
         data / MODEL,
         ignore=shutil.ignore_patterns(Path(artifact.reference or "").name),
     )
-    facts = {key: described[key] for key in ("name", "version", "source", "run_id", "parity")} | {
-        **artifact.provenance,
-    }
+    (data / FACTS).write_text(json.dumps(_facts(artifact, described)))
+    try:
+        run_to_end(_command(folder, data), _SECONDS)
+    except CommandFailed as error:
+        raise ConversionError(f"the program cannot be built: {error.message}") from None
+    return folder / "dist" / _NAME / _NAME
+
+
+def _facts(artifact: Artifact, described: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of the page "About" by name."""
+    facts = {key: described[key] for key in ("name", "version", "source", "run_id", "parity")}
+    facts |= artifact.provenance
     facts |= {"onnxserve": __version__, "platform": f"{platform.system()} {platform.machine()}"}
-    (data / FACTS).write_text(
-        json.dumps({key.replace("_", " "): str(fact) for key, fact in facts.items() if fact}),
-    )
+    return {key.replace("_", " "): str(fact) for key, fact in facts.items() if fact}
+
+
+def _command(folder: Path, data: Path) -> list[str]:
+    """Return the command of PyInstaller, which writes to `folder` and packs `data`."""
     options = {
         "name": _NAME,
         "add-data": f"{data}:.",
         "paths": _PACKAGE.parent,
         "log-level": "ERROR",
+        **{f"{kind}path": folder / kind for kind in ("dist", "work", "spec")},
+        # PyInstaller cannot find modules that are imported by a name in a text.
+        "collect-all": _PACKAGE.name,
     }
-    options |= {f"{kind}path": folder / kind for kind in ("dist", "work", "spec")}
-    # PyInstaller cannot find modules that are imported by a name in a text.
-    options |= {"collect-all": _PACKAGE.name}
     unused = packages_distributions().keys() - _LIBRARIES - sys.stdlib_module_names | {
         "zstandard._cffi",
     }
-    command = [
+    return [
         "env",
         f"PYINSTALLER_CONFIG_DIR={folder / 'config'}",
         sys.executable,
         "-m",
         "PyInstaller",
+        *(f"--{option}={value}" for option, value in options.items()),
+        *(f"--exclude-module={module}" for module in unused),
+        str(_PACKAGE / "wrap" / "desktop" / "program.py"),
     ]
-    command += [f"--{option}={value}" for option, value in options.items()]
-    command += [f"--exclude-module={module}" for module in unused]
-    try:
-        run_to_end([*command, str(_PACKAGE / "wrap" / "desktop" / "program.py")], _SECONDS)
-    except CommandFailed as error:
-        raise ConversionError(f"the program cannot be built: {error.message}") from None
-    return folder / "dist" / _NAME / _NAME

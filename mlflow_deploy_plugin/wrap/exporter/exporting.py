@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.serve.runtime.agreement import EXACT, Tolerance
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count, slice_feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, session_options
@@ -122,12 +122,8 @@ def export(
     for PMML without Java, and InvalidConfig, NotFound or RegistryUnavailable if the
     version, its original or the rows cannot be loaded. No file is written then.
     """
-    options_of = {
-        "bundle": bool(wheels or download_wheels),
-        "wheel": name is not None,
-        "pmml": bool(original),
-    }
-    _check_format(format, options_of)
+    options = _Options(name, wheels, download_wheels, original)
+    options.check(format)
     target = absolute_path(path)
     if not (format == "wheel" and target.is_dir()):
         _refuse_existing(target)
@@ -141,80 +137,127 @@ def export(
             from mlflow_deploy_plugin.wrap.exporter.pmml import fitted_model
 
             fitted, folder = fitted_model(resolved, folder, work / "converted", original)
-        if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-            raise ConversionError(
-                f"{model_uri} has no ONNX form; convert it first with onnxserve wrap",
-            )
-        model = OnnxModel.load(folder)
-        if model.artifact.tokenizer is not None:
-            raise ConversionError(
-                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve "
-                "build-docker instead",
-            )
-        reason = ""
-        for data in _proof_rows(model, rows):
-            try:
-                feeds = dict(model.schema.from_columns(data))
-                expected = model.run(feeds)
-                break
-            except (SchemaMismatch, InferenceError) as error:
-                reason = error.message
-        else:
-            raise InvalidConfig(
-                f"the model cannot predict the rows of the proof: {reason}; pass rows that it "
-                "accepts (--rows FILE)",
-            )
+        model = _load_model(model_uri, folder)
+        proof = _predicted_rows(model, rows)
         version = _LoadedVersion(
             model,
             _describe(resolved, model),
-            data,
-            feeds,
-            expected,
+            proof,
             work / "model.onnx",
             fitted,
         )
         _write_graph(model.artifact.onnx_file, version.graph, version.described)
-        written, largest = _write(format, version, name, wheels, download_wheels, progress)
+        written, largest = _write(format, version, options, progress)
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
             target /= written.name
         _place(written, target)
-    described = version.described
-    count = row_count(data) or 1
-    return ExportedModel(target, format, described["name"], described["version"], count, largest)
+    return ExportedModel(
+        target,
+        format,
+        version.described["name"],
+        version.described["version"],
+        row_count(proof.rows) or 1,
+        largest,
+    )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of `export` that only one format supports."""
+
+    name: str | None
+    wheels: Path | str | None
+    download_wheels: bool
+    original: str
+
+    def check(self, format: str) -> None:
+        """Raise an error for an unknown format and for options that the format does
+        not support.
+        """
+        if format not in FORMATS:
+            raise InvalidConfig(
+                f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}",
+            )
+        for other, is_set, what in (
+            ("bundle", self.wheels or self.download_wheels, "wheels are"),
+            ("wheel", self.name is not None, "a package name is"),
+            ("pmml", self.original, "an original is"),
+        ):
+            if is_set and format != other:
+                raise InvalidConfig(
+                    f"{what} only supported for the format {other}, but the format is {format}",
+                )
+
+
+def _load_model(model_uri: str, folder: Path) -> OnnxModel:
+    """Load the model. Raises ConversionError without an ONNX form and for a text
+    model.
+    """
+    if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+        raise ConversionError(
+            f"{model_uri} has no ONNX form; convert it first with onnxserve wrap",
+        )
+    model = OnnxModel.load(folder)
+    if model.artifact.tokenizer is not None:
+        raise ConversionError(
+            f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve "
+            "build-docker instead",
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """The rows of the proof, their feeds, and the predictions of the served model."""
+
+    rows: Rows
+    feeds: Rows
+    expected: Mapping[str, Array]
+
+
+def _predicted_rows(model: OnnxModel, user_rows: Any) -> _Proof:
+    """Return rows that the model predicts. Raises InvalidConfig if it refuses all."""
+    reason = ""
+    for rows in _proof_rows(model, user_rows):
+        try:
+            feeds = dict(model.schema.from_columns(rows))
+            return _Proof(rows, feeds, model.run(feeds))
+        except (SchemaMismatch, InferenceError) as error:
+            reason = error.message
+    raise InvalidConfig(
+        f"the model cannot predict the rows of the proof: {reason}; pass rows that it "
+        "accepts (--rows FILE)",
+    )
 
 
 @dataclass(frozen=True)
 class _LoadedVersion:
-    """A version, its metadata, and its predictions for the rows of the proof, which are
-    `feeds` for its graph.
+    """A version, its metadata, and the proof.
 
     A format is written next to `graph`, or from the `fitted` model.
     """
 
     model: OnnxModel
     described: Mapping[str, Any]
-    rows: Rows
-    feeds: Rows
-    expected: Mapping[str, Array]
+    proof: _Proof
     graph: Path
     fitted: Any = None
 
     def prove(self, runner: Path, model: Path, tolerance: Tolerance = EXACT) -> float:
-        return _difference(self.expected, _run(runner, model, self.rows), tolerance)
+        return _difference(self.proof.expected, _run(runner, model, self.proof.rows), tolerance)
 
 
 def _write(
     format: ExportFormat,
     version: _LoadedVersion,
-    name: str | None,
-    wheels: Path | str | None,
-    download_wheels: bool,
+    options: _Options,
     progress: ProgressCallback,
 ) -> tuple[Path, float]:
     """Write a version in a format next to its graph, check it, and return its path and
     its largest error.
     """
-    graph, folder, described = version.graph, version.graph.parent / format, version.described
+    graph = version.graph
+    folder = graph.parent / format
     match format:
         case "onnx":
             return graph, version.prove(RUNNER, graph)
@@ -222,77 +265,75 @@ def _write(
             file = _write_ort(graph, folder)
             return file, version.prove(RUNNER, file, _ORT_TOLERANCE)
         case "wheel":
-            wheel, runner = write_wheel(folder, graph, described, name)
+            wheel, runner = write_wheel(folder, graph, version.described, options.name)
             return wheel, version.prove(runner, runner.with_name(graph.name))
         case "bundle" | "conda":
-            has_rows = version.model.schema.has_rows
-            example = {
-                name: array[:1] if has_rows else array for name, array in version.feeds.items()
-            }
+            example = version.proof.feeds
+            if version.model.schema.has_rows:
+                example = slice_feeds(example, slice(1))
             write_bundle(
                 folder,
                 graph,
-                described,
+                version.described,
                 example,
-                wheels,
-                download_wheels,
+                options.wheels,
+                options.download_wheels,
                 format == "conda",
             )
             return folder, version.prove(folder / "predict.py", folder / graph.name)
         case "tflite":
             return _write_tflite(version, folder, progress)
         case "desktop":
-            progress("building the program with PyInstaller, which takes about a minute")
-            program = write_desktop(version.model.artifact, described, folder)
-            size = sum(file.lstat().st_size for file in program.parent.rglob("*"))
-            started = time.monotonic()
-            outputs = _answers(["env", "-i", str(program), "--check"], version.rows)
-            progress(
-                f"the program has {size / 1e6:,.0f} MB, and started in "
-                f"{time.monotonic() - started:.1f} s",
-            )
-            return program.parent, _difference(version.expected, outputs, EXACT)
+            return _write_desktop(version, folder, progress)
         case "pmml":
-            from mlflow_deploy_plugin.wrap.exporter.pmml import served_outputs, write_pmml
-            from mlflow_deploy_plugin.wrap.flavor.pmml import PMML_MODEL
-
-            artifact = version.model.artifact
-            file = write_pmml(version.fitted, [column.name for column in artifact.columns], folder)
-            roles = {output.name: output.role for output in artifact.outputs}
-            outputs = served_outputs(_run(PMML_MODEL, file, version.rows), roles, version.expected)
-            expected = {name: version.expected[name] for name in outputs}
-            return file, _difference(expected, outputs, _PMML_TOLERANCE)
+            return _write_pmml(version, folder)
 
 
-def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
-    """Raise an error for an unknown format and for options that the format does not
-    support.
-    """
-    if format not in FORMATS:
-        raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
-    for other, what in (
-        ("bundle", "wheels are"),
-        ("wheel", "a package name is"),
-        ("pmml", "an original is"),
-    ):
-        if options_of[other] and format != other:
-            raise InvalidConfig(
-                f"{what} only supported for the format {other}, but the format is {format}",
-            )
+def _write_desktop(
+    version: _LoadedVersion,
+    folder: Path,
+    progress: ProgressCallback,
+) -> tuple[Path, float]:
+    progress("building the program with PyInstaller, which takes about a minute")
+    program = write_desktop(version.model.artifact, version.described, folder)
+    size = sum(file.lstat().st_size for file in program.parent.rglob("*"))
+    started = time.monotonic()
+    outputs = _answers(["env", "-i", str(program), "--check"], version.proof.rows)
+    progress(
+        f"the program has {size / 1e6:,.0f} MB, and started in {time.monotonic() - started:.1f} s",
+    )
+    return program.parent, _difference(version.proof.expected, outputs, EXACT)
+
+
+def _write_pmml(version: _LoadedVersion, folder: Path) -> tuple[Path, float]:
+    # Importing MLflow is slow.
+    from mlflow_deploy_plugin.wrap.exporter.pmml import served_outputs, write_pmml
+    from mlflow_deploy_plugin.wrap.flavor.pmml import PMML_MODEL
+
+    artifact = version.model.artifact
+    proof = version.proof
+    file = write_pmml(version.fitted, [column.name for column in artifact.columns], folder)
+    roles = {output.name: output.role for output in artifact.outputs}
+    outputs = served_outputs(_run(PMML_MODEL, file, proof.rows), roles, proof.expected)
+    expected = {name: proof.expected[name] for name in outputs}
+    return file, _difference(expected, outputs, _PMML_TOLERANCE)
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
     """Return the metadata of the model for the runner, including its source."""
     artifact = model.artifact
+    source = ""
+    if resolved.source.startswith(("models:/", "runs:/")):
+        source = resolved.source  # A path or an address of this machine must not be exported.
+    tensors = () if artifact.columns else artifact.tensors
     return {
         "name": resolved.name,
         "version": resolved.version or artifact.model_id or "unknown",
-        # A path or an address of this machine must not be exported.
-        "source": resolved.source if resolved.source.startswith(("models:/", "runs:/")) else "",
+        "source": source,
         "run_id": artifact.run_id,
         "parity": artifact.parity_state,
         "columns": [asdict(column) for column in artifact.columns],
-        "tensors": [asdict(tensor) for tensor in artifact.tensors] if not artifact.columns else [],
+        "tensors": [asdict(tensor) for tensor in tensors],
         "inputs": [asdict(entry) for entry in artifact.inputs],
         "refused": {
             "missing": sorted(artifact.refusals.missing),
@@ -313,21 +354,14 @@ def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> No
     """
     import onnx  # Importing onnx is slow.
 
-    if (
-        sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file())
-        > _LARGEST_PROTOBUF
-    ):
+    size = sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file())
+    if size > _LARGEST_PROTOBUF:
         raise ConversionError(
             f"{described['name']} has more than two gigabytes, too large for one ONNX file",
         )
     model = onnx.load(str(source))
-    onnx.helper.set_model_props(
-        model,
-        {
-            **{entry.key: entry.value for entry in model.metadata_props},
-            METADATA_KEY: json.dumps(described),
-        },
-    )
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, properties | {METADATA_KEY: json.dumps(described)})
     onnx.save(model, str(target))
 
 
@@ -418,8 +452,8 @@ def _write_tflite(
     def attempt(one_row: bool) -> tuple[Path, float]:
         file = write_tflite(python, version.graph, folder / f"tflite-{one_row}", one_row)
         return file, _difference(
-            version.expected,
-            _run(LITERT, file, version.feeds, python),
+            version.proof.expected,
+            _run(LITERT, file, version.proof.feeds, python),
             _TFLITE_TOLERANCE,
         )
 

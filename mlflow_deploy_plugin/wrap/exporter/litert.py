@@ -1,15 +1,17 @@
 """Convert a graph to TensorFlow Lite, and predict with it. `tflite-requirements.txt`
 lists the required packages.
 
-python litert.py GRAPH.onnx FOLDER FREE|1       # writes FOLDER/model.tflite; the last line of stderr is the error
-"""  # noqa: E501
+    python litert.py GRAPH.onnx FOLDER FREE|1
+
+writes FOLDER/model.tflite. The last line of stderr is the error.
+"""
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,15 +51,14 @@ class LiteRTModel:
         parts = []
         start = 0
         for end in ends:
-            outputs = self._run(
-                **{
-                    name: array[start:end] if name in parted else array
-                    for name, array in rows.items()
-                },
-            )
+            part = {name: rows[name][start:end] for name in parted}
+            outputs = self._run(**{**rows, **part})
             parts.append({name: array.copy() for name, array in outputs.items()})
             start = end
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        joined = {}
+        for name in parts[0]:
+            joined[name] = np.concatenate([part[name] for part in parts])
+        return joined
 
 
 Model = LiteRTModel  # The check (exporting.py) uses this name.
@@ -147,7 +148,7 @@ def _unroll(graph: onnx.GraphProto) -> None:
                 and attributes["linear_before_reset"].i == 1
             )
         if node.op_type in ("LSTM", "GRU") and plain and steps and inputs[3]:
-            _unroll_layer(graph, node, inputs, steps, attributes["hidden_size"].i)
+            _unroll_layer(graph, node, inputs, steps, attributes)
         else:
             graph.node.append(node)
 
@@ -241,30 +242,22 @@ def _unroll_layer(
     node: onnx.NodeProto,
     inputs: list[str],
     steps: int,
-    size: int,
+    attributes: Mapping[str, onnx.AttributeProto],
 ) -> None:
     ops = _Operations(graph, node.output[0] or node.output[1])
-    direction = next(
-        (attribute.s for attribute in node.attribute if attribute.name == "direction"),
-        b"forward",
-    )
+    direction = attributes["direction"].s if "direction" in attributes else b"forward"
+    size = attributes["hidden_size"].i
     sides = []
     for number, is_reverse in enumerate(_IS_REVERSE[direction]):
         layer = _Direction(ops, node.op_type, inputs, ops.constant(number), size)
         sides.append(layer.unroll(steps, is_reverse))
-    outputs = (
-        ([side.states for side in sides], 1),
-        ([side.last for side in sides], 0),
-        ([side.last_cell for side in sides], 0),
-    )
-    for name, (parts, axis) in zip(node.output, outputs, strict=False):
+    for name, parts, axis in zip(node.output, zip(*sides, strict=True), (1, 0, 0), strict=False):
         if name:
             joined = ops.add("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
             graph.node.append(helper.make_node("Identity", [joined], [name]))
 
 
-@dataclass(frozen=True)
-class _Unrolled:
+class _Unrolled(NamedTuple):
     """The outputs of one direction of a layer.
 
     Attributes:
@@ -276,6 +269,17 @@ class _Unrolled:
     states: str
     last: str
     last_cell: str
+
+
+class _Weights(NamedTuple):
+    """The weights of one direction of a layer, [values, gates * size] and
+    [1, gates * size].
+    """
+
+    input: str
+    recurrent: str
+    bias: str
+    recurrent_bias: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,26 +297,36 @@ class _Direction:
     def unroll(self, steps: int, is_reverse: bool) -> _Unrolled:
         """Add the steps of the direction."""
         ops = self.ops
-        gates, add_step = _STEPS[self.kind]
         order = -1 if is_reverse else 1
-        weights = ops.add("Transpose", self._gather(self.inputs[1]), perm=[1, 0])
-        recurrent = ops.add("Transpose", self._gather(self.inputs[2]), perm=[1, 0])
-        biases = ops.add("Unsqueeze", self._gather(self.inputs[3]), ops.constant([0]))
-        bias, recurrent_bias = ops.parts(biases, 2, gates * self.size)
+        weights = self._weights()
         state, cell = map(self._initial, self.inputs[5:7])
         states = []
         for step in range(steps)[::order]:
-            now = ops.add("Gather", self.inputs[0], ops.constant(step), axis=0)
-            taken = ops.add("Add", ops.add("MatMul", now, weights), bias)
-            total = recurrent_bias
-            if state:
-                total = ops.add("Add", ops.add("MatMul", state, recurrent), recurrent_bias)
-            state, cell = add_step(ops, taken, total, state, cell, self.size)
+            state, cell = self._add_step(weights, step, state, cell)
             states.append(ops.add("Unsqueeze", state, ops.constant([0, 1])))
         joined = ops.add("Concat", *states[::order], axis=0)
         last = ops.add("Unsqueeze", state, ops.constant([0]))
         last_cell = ops.add("Unsqueeze", cell, ops.constant([0])) if cell else ""
         return _Unrolled(joined, last, last_cell)
+
+    def _weights(self) -> _Weights:
+        ops = self.ops
+        weights = ops.add("Transpose", self._gather(self.inputs[1]), perm=[1, 0])
+        recurrent = ops.add("Transpose", self._gather(self.inputs[2]), perm=[1, 0])
+        biases = ops.add("Unsqueeze", self._gather(self.inputs[3]), ops.constant([0]))
+        gates, _ = _STEPS[self.kind]
+        return _Weights(weights, recurrent, *ops.parts(biases, 2, gates * self.size))
+
+    def _add_step(self, weights: _Weights, step: int, state: str, cell: str) -> tuple[str, str]:
+        """Return the state and the cell after a step."""
+        ops = self.ops
+        now = ops.add("Gather", self.inputs[0], ops.constant(step), axis=0)
+        taken = ops.add("Add", ops.add("MatMul", now, weights.input), weights.bias)
+        total = weights.recurrent_bias
+        if state:
+            total = ops.add("Add", ops.add("MatMul", state, weights.recurrent), total)
+        _, add_step = _STEPS[self.kind]
+        return add_step(ops, taken, total, state, cell, self.size)
 
     def _gather(self, name: str) -> str:
         """Return the part of a tensor that belongs to the direction."""
@@ -357,14 +371,20 @@ def _keep_layout(model: onnx.ModelProto) -> None:
         inner = f"{output.name}__inner"
         flat = f"{output.name}__flat"
         for node in graph.node:
-            node.output[:] = [inner if name == output.name else name for name in node.output]
-            node.input[:] = [inner if name == output.name else name for name in node.input]
+            _rename(node.output, output.name, inner)
+            _rename(node.input, output.name, inner)
         for source, target, shape in (
             (inner, flat, [-1, int(np.prod(sizes[1:]))]),
             (flat, output.name, [-1, *sizes[1:]]),
         ):
             graph.initializer.append(numpy_helper.from_array(np.array(shape), f"{target}__shape"))
             graph.node.append(helper.make_node("Reshape", [source, f"{target}__shape"], [target]))
+
+
+def _rename(names: MutableSequence[str], old: str, new: str) -> None:
+    for position, name in enumerate(names):
+        if name == old:
+            names[position] = new
 
 
 def _reason(error: BaseException) -> str:

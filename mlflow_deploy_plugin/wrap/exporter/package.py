@@ -93,7 +93,8 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _DOWNLOAD_SECONDS = 600
 _CPP_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "object": "std::string"}
 _CPP_TYPES |= {
-    f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)
+    name: f"{name}_t"
+    for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
 """The C++ type for each numpy dtype. Standard C++ has no half-precision float."""
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
@@ -108,40 +109,9 @@ def write_wheel(
     """Write the wheel, and return its path and its unpacked runner. Raises
     InvalidConfig for an invalid name.
     """
-    package = re.sub(r"\W+", "_", name or described["name"], flags=re.ASCII).strip("_").lower()
-    taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
-    if not package.isidentifier() or package in taken:
-        raise InvalidConfig(
-            f"{name or described['name']!r} is not a valid name of a Python package; set --name",
-        )
+    package = _package_name(name or described["name"])
     version = wheel_version(described["version"])
-    summary = f"The model {described['name']}, version {described['version']}."
-    docstring = summary.replace("\\", r"\\").replace('"', r"\"")
-    distinfo = f"{package}-{version}.dist-info"
-    texts = {
-        "package": package,
-        "version": version,
-        "summary": summary,
-        "distribution": package.replace("_", "-"),
-    }
-    files = {
-        f"{package}/__init__.py": _INIT.format(**texts, docstring=docstring).encode(),
-        f"{package}/__main__.py": f"from {package}._runner import main\n\nmain()\n".encode(),
-        f"{package}/_runner.py": RUNNER.read_bytes(),
-        f"{package}/py.typed": b"",
-        f"{package}/{graph.name}": graph.read_bytes(),
-        f"{distinfo}/METADATA": _METADATA.format(
-            **texts,
-            python=_PYTHON,
-            requirements="".join(f"Requires-Dist: {line}\n" for line in REQUIREMENTS),
-        ).encode(),
-        f"{distinfo}/WHEEL": _WHEEL.encode(),
-    }
-    lines = []
-    for path, content in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-        lines.append(f"{path},sha256={digest},{len(content)}\n")
-    files[f"{distinfo}/RECORD"] = "".join([*lines, f"{distinfo}/RECORD,,\n"]).encode()
+    files = _wheel_files(package, version, graph, described)
     folder.mkdir()
     wheel = folder / f"{package}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -150,6 +120,52 @@ def write_wheel(
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "installed")
     return wheel, folder / "installed" / package / "_runner.py"
+
+
+def _package_name(name: str) -> str:
+    """Return the name of the Python package. Raises InvalidConfig if `name` does not
+    yield a valid one.
+    """
+    package = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
+    taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
+    if not package.isidentifier() or package in taken:
+        raise InvalidConfig(f"{name!r} is not a valid name of a Python package; set --name")
+    return package
+
+
+def _wheel_files(
+    package: str,
+    version: str,
+    graph: Path,
+    described: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """Return the content of the wheel by path."""
+    distinfo = f"{package}-{version}.dist-info"
+    summary = f"The model {described['name']}, version {described['version']}."
+    texts = {
+        "package": package,
+        "version": version,
+        "summary": summary,
+        "docstring": summary.replace("\\", r"\\").replace('"', r"\""),
+        "distribution": package.replace("_", "-"),
+        "python": _PYTHON,
+        "requirements": "".join(f"Requires-Dist: {line}\n" for line in REQUIREMENTS),
+    }
+    files = {
+        f"{package}/__init__.py": _INIT.format(**texts).encode(),
+        f"{package}/__main__.py": f"from {package}._runner import main\n\nmain()\n".encode(),
+        f"{package}/_runner.py": RUNNER.read_bytes(),
+        f"{package}/py.typed": b"",
+        f"{package}/{graph.name}": graph.read_bytes(),
+        f"{distinfo}/METADATA": _METADATA.format(**texts).encode(),
+        f"{distinfo}/WHEEL": _WHEEL.encode(),
+    }
+    lines = []
+    for path, content in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        lines.append(f"{path},sha256={digest},{len(content)}\n")
+    files[f"{distinfo}/RECORD"] = "".join([*lines, f"{distinfo}/RECORD,,\n"]).encode()
+    return files
 
 
 def wheel_version(version: str) -> str:
@@ -306,10 +322,11 @@ def _cpp_input(name: str, array: Array) -> str:
     for value in array.reshape(-1).tolist():
         if isinstance(value, float) and not math.isfinite(value):
             limit = "quiet_NaN" if math.isnan(value) else "infinity"
-            values.append(f"{'-' if value < 0 else ''}std::numeric_limits<{kind}>::{limit}()")
+            sign = "-" if value < 0 else ""
+            values.append(f"{sign}std::numeric_limits<{kind}>::{limit}()")
+        elif kind == "float":
+            values.append(f"{value!r}f")
         else:
-            values.append(
-                f"{value!r}f" if kind == "float" else json.dumps(value, ensure_ascii=False),
-            )
+            values.append(json.dumps(value, ensure_ascii=False))
     shape = ", ".join(map(str, array.shape))
     return f"  add_input<{kind}>(inputs, {json.dumps(name)}, {{{', '.join(values)}}}, {{{shape}}});"

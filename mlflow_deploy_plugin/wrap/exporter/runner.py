@@ -1,14 +1,14 @@
 """Predict with an exported model, using only ONNX Runtime and numpy.
 
     model = Model("model.onnx")
-    model.predict([{"carrier": "UA", "distance": 1400.0}])      # like the model's `predict`
-    model.outputs(frame)["probabilities"]                       # any output of the graph
+    model.predict([{"carrier": "UA", "distance": 1400.0}])  # like the model's `predict`
+    model.outputs(frame)["probabilities"]                   # any output of the graph
 
 `onnxserve export` copies this file unchanged, so it must not import other packages. The
 metadata of the model's file describe the columns or tensors, the graph inputs that they
 belong to, and the meaning of the outputs.
 
-    python predict.py ROWS.csv|ROWS.json                        # one JSON object per row
+    python predict.py ROWS.csv|ROWS.json                    # one JSON object per row
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,11 @@ class Model:
                 raise ValueError(
                     f"row {int(np.flatnonzero(refused)[0])}: {metadata.get(_REFUSED_ROWS)}",
                 )
-        return {  # A sequence, such as a mapping per row, is converted to an object array.
-            name: np.fromiter(values, object) if isinstance(values, list) else values
-            for name, values in zip(names, arrays, strict=True)
-        }
+        outputs = dict(zip(names, arrays, strict=True))
+        for name, values in outputs.items():
+            if isinstance(values, list):  # A sequence, such as a mapping per row.
+                outputs[name] = np.fromiter(values, object)
+        return outputs
 
     def parse_texts(self, row: Mapping[str, str]) -> dict[str, str | float | bool | None]:
         """Parse the strings of a row in a CSV file. An empty string is a missing
@@ -117,40 +119,47 @@ class Model:
         return {name: _parsed(text, kinds[name]) for name, text in row.items() if name in kinds}
 
     def _feeds(self, rows: Any) -> dict[str, Array]:
-        columns = self._known["columns"]
-        tensors = self._known["tensors"]
         data = self._named(rows)
+        if self._known["columns"]:
+            return self._column_feeds(data)
+        return self._tensor_feeds(data)
+
+    def _tensor_feeds(self, data: Mapping[str, Any]) -> dict[str, Array]:
+        tensors = self._known["tensors"]
+        inputs = self._known["inputs"]
+        if len(tensors) == 1 == len(data):  # A single tensor may have any name.
+            data = {inputs[0]["name"]: next(iter(data.values()))}
         feeds = {}
-        if not columns:
-            if len(tensors) == 1 == len(data):  # A single tensor may have any name.
-                data = {self._known["inputs"][0]["name"]: next(iter(data.values()))}
-            for entry in self._known["inputs"]:
-                if entry["name"] not in data:
-                    raise ValueError(
-                        f"the tensor {entry['name']!r} is missing; the model needs "
-                        f"{_quoted(tensors)}",
-                    )
-                feeds[entry["name"]] = np.asarray(data[entry["name"]], dtype=_dtype(entry["dtype"]))
-                self._check(
-                    tensors[0]["name"] if len(tensors) == 1 else entry["name"],
-                    feeds[entry["name"]],
+        for entry in inputs:
+            name = entry["name"]
+            if name not in data:
+                raise ValueError(
+                    f"the tensor {name!r} is missing; the model needs {_quoted(tensors)}",
                 )
-            return feeds
+            feeds[name] = np.asarray(data[name], dtype=_dtype(entry["dtype"]))
+            label = tensors[0]["name"] if len(tensors) == 1 else name
+            self._check(label, feeds[name])
+        return feeds
+
+    def _column_feeds(self, data: Mapping[str, Any]) -> dict[str, Array]:
+        columns = self._known["columns"]
+        inputs = self._known["inputs"]
         count = max((len(values) for values in data.values()), default=0)
-        arrays = {}
         for column in columns:
             if column["name"] not in data and column["required"]:
                 raise ValueError(
                     f"the column {column['name']!r} is missing; the model needs {_quoted(columns)}",
                 )
-        missing = {
-            name: entry["missing"] for entry in self._known["inputs"] for name in entry["columns"]
-        }
+        missing: dict[str, str | None] = {}
+        for entry in inputs:
+            missing |= dict.fromkeys(entry["columns"], entry["missing"])
+        arrays = {}
         for column in columns:
             name = column["name"]
             arrays[name] = _column(column, data.get(name, [None] * count), missing.get(name))
             self._check(name, arrays[name])
-        for entry in self._known["inputs"]:
+        feeds = {}
+        for entry in inputs:
             parts = [arrays[name].astype(_dtype(entry["dtype"])) for name in entry["columns"]]
             feeds[entry["name"]] = parts[0] if len(entry["shape"]) == 1 else np.stack(parts, axis=1)
         return feeds
@@ -206,8 +215,10 @@ class Model:
             and rows
             and all(isinstance(row, Mapping) for row in rows)
         ):
-            seen = dict.fromkeys(name for row in rows for name in row)
-            return {name: [row.get(name) for row in rows] for name in seen}
+            columns = {}
+            for name in dict.fromkeys(chain.from_iterable(rows)):
+                columns[name] = [row.get(name) for row in rows]
+            return columns
         if self.columns:
             return dict(zip(names, _table(rows, len(names)).T, strict=True))
         if len(names) > 1:
@@ -248,9 +259,11 @@ def _parsed(text: str | None, kind: str) -> str | float | bool | None:
     if kind == "boolean":
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     if kind != "string":
-        for parse in (int, float) if kind in ("integer", "long") else (float,):
+        if kind in ("integer", "long"):
             with contextlib.suppress(ValueError):
-                return parse(text)
+                return int(text)
+        with contextlib.suppress(ValueError):
+            return float(text)
     return text
 
 
@@ -260,18 +273,16 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
     """
     name = column["name"]
     kind = column["type"]
+    listed = values
     if isinstance(values, np.ndarray) and values.dtype == object:
         listed = values.tolist()
-    else:
-        listed = values
     if kind == "string":
-        texts = [missing if value is None or value != value else value for value in listed]
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"column {name!r}, row {row}: {text!r}; expected a string")
-        return np.array(texts, dtype=object)
+        return _texts(name, listed, missing)
     if not isinstance(listed, np.ndarray):
-        listed = [np.nan if value is None else value for value in listed]
+        listed = list(listed)
+        for row, value in enumerate(listed):
+            if value is None:
+                listed[row] = np.nan
     array = np.asarray(listed)
     allowed = "b" if kind == "boolean" else "fiu"
     if array.dtype.kind not in allowed:
@@ -288,6 +299,16 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
             f"column {name!r}, row {row}: {value!r}; expected a value of the type {kind}",
         )
     return array.astype(_COLUMN_TYPES[kind])
+
+
+def _texts(name: str, values: Any, missing: str | None) -> Array:
+    texts = []
+    for row, value in enumerate(values):
+        text = missing if value is None or value != value else value
+        if not isinstance(text, str):
+            raise ValueError(f"column {name!r}, row {row}: {text!r}; expected a string")
+        texts.append(text)
+    return np.array(texts, dtype=object)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -129,16 +129,12 @@ def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path
     the unsupported operator.
     """
     folder.mkdir()
+    rows = "1" if one_row else "FREE"
     try:
-        command = [
-            str(python),
-            "-I",
-            str(LITERT),
-            str(graph),
-            str(folder),
-            "1" if one_row else "FREE",
-        ]
-        run_to_end(command, _CONVERSION_SECONDS)
+        run_to_end(
+            [str(python), "-I", str(LITERT), str(graph), str(folder), rows],
+            _CONVERSION_SECONDS,
+        )
     except CommandFailed as error:
         raise ConversionError(f"cannot export tflite, because {error.message}") from None
     return folder / "model.tflite"

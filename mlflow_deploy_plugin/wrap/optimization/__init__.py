@@ -1,6 +1,7 @@
 """Optimization: create smaller or faster forms of a version, and profile a version.
 
-optimize   create a form, compare its loss and speed with the base, and register it (`optimizer.py`)
+optimize   create a form, compare its loss and speed with the base, and register it
+           (`optimizer.py`)
 forms      8-bit integers, 16-bit floats, pruned weights (`forms.py`, `fine_tuning.py`)
 profile    measure operators and nodes with ONNX Runtime's profiler (`profiler.py`)
 """

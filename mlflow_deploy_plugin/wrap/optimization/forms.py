@@ -1,16 +1,20 @@
 """Create smaller or faster forms of a graph: 8-bit integers, 16-bit floats, pruned
 weights.
 
-| form         | smaller numbers                           | gain on a CPU                                            |
-|--------------|-------------------------------------------|----------------------------------------------------------|
-| int8 static  | weights and activations of Conv, MatMul … | convolutions, large layers; a quarter of the size        |
-| int8 dynamic | weights of MatMul, Gemm, LSTM             | transformers, LSTM, large dense layers; needs no rows    |
-| fp16         | all 32-bit weights                        | size; ONNX Runtime computes most of it in 32 bits        |
-| prune        | none, but many zeros                      | only the compressed size: zeros take as much time        |
+| form         | smaller numbers               | gain on a CPU                           |
+|--------------|-------------------------------|-----------------------------------------|
+| int8 static  | weights and activations of    | convolutions, large layers; a quarter   |
+|              | Conv, MatMul …                | of the size                             |
+| int8 dynamic | weights of MatMul, Gemm, LSTM | transformers, LSTM, large dense layers; |
+|              |                               | needs no rows                           |
+| fp16         | all 32-bit weights            | size; ONNX Runtime computes most of it  |
+|              |                               | in 32 bits                              |
+| prune        | none, but many zeros          | only the compressed size: zeros take as |
+|              |                               | much time                               |
 
 The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do
 not change their argument.
-"""  # noqa: E501
+"""
 
 import copy
 import logging
@@ -18,10 +22,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -190,24 +195,21 @@ def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
     ConversionError if no layer fits.
     """
     result = copy.deepcopy(proto)
-    used = {
-        name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input
-    }
-    used |= {
-        name
-        for node in result.graph.node
-        if node.op_type in _RECURRENT_OPS
-        for name in node.input[1:3]
-    }
+    used: set[str] = set()
+    for node in result.graph.node:
+        if node.op_type in _PRUNED_OPS:
+            used.update(node.input)
+        if node.op_type in _RECURRENT_OPS:
+            used.update(node.input[1:3])
     has_layers = False
     for tensor in _tensors(result.graph):
         if tensor.name not in used or len(tensor.dims) < 2 or tensor.data_type not in _FLOATS:
             continue
         weights = numpy_helper.to_array(tensor).copy()
         count = round(share * weights.size)
-        weights.reshape(-1)[
-            np.argpartition(np.abs(weights).reshape(-1), count - 1)[:count] if count else []
-        ] = 0
+        if count:
+            order = np.argpartition(np.abs(weights).reshape(-1), count - 1)
+            weights.reshape(-1)[order[:count]] = 0
         tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
         has_layers = True
     if not has_layers:
@@ -325,33 +327,36 @@ def _nodes_with(
         array: Array = np.asarray(values)
         return array.dtype.kind == "f" and bool(is_large(array).any())
 
-    traced = copy.deepcopy(proto)
-    floats = {
-        v.name: v
-        for v in traced.graph.value_info
-        if v.type.tensor_type.elem_type == TensorProto.FLOAT
-    }
-    traced.graph.output.extend(floats.values())
-    ort = import_onnxruntime()
-    options = session_options(ort, 0)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
-        traced.SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
+    session = _traced_session(proto)
     names = [output.name for output in session.get_outputs()]
     large = {
         tensor.name for tensor in _tensors(proto.graph) if exceeds(numpy_helper.to_array(tensor))
     }
     for feeds in rows:
-        large |= {name for name, array in feeds.items() if exceeds(array)}
-        large |= {
-            name
-            for name, array in zip(names, session.run(names, feeds), strict=True)
-            if exceeds(array)
-        }
+        values = dict(zip(names, session.run(names, feeds), strict=True))
+        large |= {name for name, array in (values | feeds).items() if exceeds(array)}
     return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
+
+
+def _traced_session(proto: onnx.ModelProto) -> Any:
+    """Return a session of ONNX Runtime that also returns all intermediate 32-bit
+    floats.
+    """
+    traced = copy.deepcopy(proto)
+    floats = {
+        value.name: value
+        for value in traced.graph.value_info
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    traced.graph.output.extend(floats.values())
+    ort = import_onnxruntime()
+    options = session_options(ort, 0)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(
+        traced.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
 
 
 def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
@@ -371,9 +376,8 @@ def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
         if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:
             node.op_type, node.input[0] = "Identity", to_half[node.input[0]]
             del node.attribute[:]
-    used = {name for node in graph.node for name in node.input} | {
-        output.name for output in graph.output
-    }
+    used = set(chain.from_iterable(node.input for node in graph.node))
+    used.update(output.name for output in graph.output)
     for name, node in casts.items():
         if name not in used:
             graph.node.remove(node)

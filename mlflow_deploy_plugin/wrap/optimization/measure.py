@@ -17,7 +17,12 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
-from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, no_batch_dimension_reason, row_count
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Array,
+    Feeds,
+    no_batch_dimension_reason,
+    row_count,
+)
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx
@@ -99,36 +104,52 @@ def measure_forms(
     InferenceError if a form fails.
     """
     models = [OnnxModel.load(folder) for folder in folders]
-    loads: list[list[float]] = [[] for _ in models]
-    for folder, durations in [*zip(folders, loads, strict=True)] * _LOADS:
-        start = time.perf_counter()
-        OnnxModel.load(folder)
-        durations.append(time.perf_counter() - start)
-    times = np.empty((len(SIZES), rounds, len(models)))
-    for size, of_size in zip(SIZES, times, strict=True):
-        picked = take_rows(rows, np.resize(np.arange(row_count(rows)), size))
-        feeds = [LoadedOnnx(model).feeds(picked) for model in models]
-        for model, arrays in zip(models, feeds, strict=True):
-            model.run(arrays)
-        for of_round in of_size:
-            of_round[:] = [
-                _mean_seconds(model, arrays) for model, arrays in zip(models, feeds, strict=True)
-            ]
-    ratios = times / times[..., :1]
-    # 3 × [sizes, models]
-    figures = [
-        np.median(times, axis=1) * 1e6,
-        *np.quantile(ratios, (0.5, 0.75), axis=1),
-    ]
+    load_ms = np.median(_load_seconds(folders), axis=0) * 1e3
+    times = np.array([_request_seconds(models, rows, size, rounds) for size in SIZES])
+    latencies = np.median(times, axis=1) * 1e6
+    ratios, upper_ratios = np.quantile(times / times[..., :1], (0.5, 0.75), axis=1)
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()
-        load = float(np.median(loads[position])) * 1e3
-        by_size = [
-            dict(zip(SIZES, figure[:, position].tolist(), strict=True)) for figure in figures
-        ]
-        costs.append(FormCost(len(content), len(zlib.compress(content, 1)), load, *by_size))
+        costs.append(
+            FormCost(
+                size=len(content),
+                packed=len(zlib.compress(content, 1)),
+                load_ms=float(load_ms[position]),
+                latency_us=_by_size(latencies[:, position]),
+                ratio=_by_size(ratios[:, position]),
+                upper_ratio=_by_size(upper_ratios[:, position]),
+            ),
+        )
     return costs
+
+
+def _load_seconds(folders: Sequence[Path]) -> Array:
+    """Load each form several times, and return the seconds, [loads, forms]."""
+    seconds = np.empty((_LOADS, len(folders)))
+    for number, position in np.ndindex(seconds.shape):
+        start = time.perf_counter()
+        OnnxModel.load(folders[position])
+        seconds[number, position] = time.perf_counter() - start
+    return seconds
+
+
+def _request_seconds(
+    models: Sequence[OnnxModel],
+    rows: NamedArrays,
+    size: int,
+    rounds: int,
+) -> Array:
+    """Return the mean seconds of requests with `size` rows, [rounds, forms]."""
+    request = take_rows(rows, np.resize(np.arange(row_count(rows)), size))
+    feeds = [LoadedOnnx(model).feeds(request) for model in models]
+    for model, arrays in zip(models, feeds, strict=True):
+        model.run(arrays)
+    return np.array([list(map(_mean_seconds, models, feeds)) for _ in range(rounds)])
+
+
+def _by_size(figures: Array) -> dict[int, float]:
+    return dict(zip(SIZES, figures.tolist(), strict=True))
 
 
 def _mean_seconds(model: OnnxModel, feeds: Feeds) -> float:

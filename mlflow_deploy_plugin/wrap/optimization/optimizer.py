@@ -108,11 +108,14 @@ class Recipe:
             )
 
     def __str__(self) -> str:
-        parts = [
-            f"prune {self.prune:g}" if self.prune else "",
-            f"int8 {self.int8}" if self.int8 else "",
-        ]
-        return ", ".join(filter(None, [*parts, "fp16" if self.fp16 else ""]))
+        parts = []
+        if self.prune:
+            parts.append(f"prune {self.prune:g}")
+        if self.int8:
+            parts.append(f"int8 {self.int8}")
+        if self.fp16:
+            parts.append("fp16")
+        return ", ".join(parts)
 
 
 ALL_RECIPES: tuple[Recipe, ...] = (
@@ -161,7 +164,8 @@ class Optimization:
         a form that loses too much.
         """
         if self.is_refused:
-            raise (ConversionError if self.impossible else ParityError)(self.reason)
+            error = ConversionError if self.impossible else ParityError
+            raise error(self.reason)
 
 
 def optimize(
@@ -231,19 +235,23 @@ def optimize(
         if any(recipe.prune for recipe in recipes):
             source = source.with_module(resolved, folder)
         made = _make_forms(base, halves, source, epochs, recipes, drafts, progress)
-        measured = _measure(folder, made, halves.evaluation, progress)
-        done = choose(
-            Optimization(resolved.source, measured, made.impossible, max_loss),
-            auto,
-            rows,
+        measured = Optimization(
+            resolved.source,
+            _measure(folder, made, halves.evaluation, progress),
+            made.impossible,
+            max_loss,
         )
+        done = choose(measured, auto, rows)
         if raises:
             done.raise_if_refused()
         if not done.chosen:
             return done
         progress(f"registering {done.chosen} as a version of {name}")
-        version = _log_form(base, resolved, made.drafts[done.chosen], done, name)
-        return replace(done, model=name, version=version)
+        return replace(
+            done,
+            model=name,
+            version=_log_form(base, resolved, made.drafts[done.chosen], done, name),
+        )
 
 
 def _requested_recipes(
@@ -644,8 +652,9 @@ def _log_form(
         "loss_of": agreement.loss_of,
         **figures,
     }
+    state = "warned" if base.artifact.parity_state != "no-original" else "no-original"
     parity = {
-        "state": "warned" if base.artifact.parity_state != "no-original" else "no-original",
+        "state": state,
         "rows": agreement.rows,
         "problem": f"this is a form of {resolved.source}, {done.chosen}: {agreement}",
     }
@@ -654,7 +663,7 @@ def _log_form(
         form_tags = _lineage_tags(client, resolved) | {
             tags.OPTIMIZED_FROM_TAG: resolved.source,
             tags.OPTIMIZED_WITH_TAG: done.chosen,
-            PARITY_TAG: str(parity["state"]),
+            PARITY_TAG: state,
         }
         info = log_flavor(
             saved_form,

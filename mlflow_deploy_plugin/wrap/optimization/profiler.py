@@ -10,21 +10,28 @@ import json
 import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, repeat_row, row_count
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, session_options
-from mlflow_deploy_plugin.wrap.evaluation.dataset import load_rows, reference_rows, take_rows
-from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
+from mlflow_deploy_plugin.wrap.evaluation.dataset import (
+    NamedArrays,
+    load_rows,
+    reference_rows,
+    take_rows,
+)
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, downloaded_version
 from mlflow_deploy_plugin.wrap.optimization.measure import load_onnx
 
 if TYPE_CHECKING:
@@ -34,6 +41,7 @@ _WARM_UP = 5
 _RUNS = 30
 _SECONDS = 10.0
 _TREES = ("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
+_QUANTIZING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _LOOPS = ("Loop", "Scan", "If", "SequenceMap")
 _LAYERS = (
     "Conv",
@@ -128,33 +136,46 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
         raise NotFound(f"{resolved.source} has no run in MLflow to log the profile to")
     with downloaded_version(resolved) as folder:
         base = load_onnx(folder, resolved)
-        dataset_rows = (
-            load_rows(data, base.artifact, rows, 0)
-            if data
-            else reference_rows(base.artifact, rows, 0)
-        )
-        if dataset_rows:
-            feeds = base.feeds(
-                take_rows(dataset_rows, np.resize(np.arange(row_count(dataset_rows)), rows)),
-            )
-        else:
-            feeds = repeat_row(base.model.example_feeds(), 0, rows)
-        times = _repeat(lambda: base.model.run(feeds))
-        events, runs = _profiled_runs(base.model, feeds)
-    nodes = _sum_by(events, runs, lambda event: event.name)
-    operators = _sum_by(events, runs, lambda event: event.operator)
-    run_us = float(np.median(times)) * 1e6
-    outside_us = run_us - sum(node.us for node in nodes)
-    advice = _advise(operators, nodes, run_us)
-    done = GraphProfile(resolved.source, rows, runs, run_us, outside_us, operators, nodes, advice)
+        feeds = _request(base, rows, data)
+        run_us = float(np.median(_repeat(lambda: base.model.run(feeds)))) * 1e6
+        trace = _trace(base.model, feeds)
+    nodes = trace.sum_by(lambda node: node.name)
+    operators = trace.sum_by(lambda node: node.operator)
+    done = GraphProfile(
+        model=resolved.source,
+        rows=rows,
+        runs=trace.runs,
+        run_us=run_us,
+        outside_us=run_us - sum(node.us for node in nodes),
+        operators=operators,
+        nodes=nodes,
+        advice=tuple(_advise(operators, nodes, run_us)),
+    )
     if log:
-        client = registry_client()
-        run_id = resolved.aspects["run_id"]
-        name = f"profile/{resolved.name}-{resolved.version or 'run'}-{rows}-rows"
-        with registry_errors(f"run {run_id}"):
-            client.log_dict(run_id, asdict(done), f"{name}.json")
-            client.log_figure(run_id, draw(done), f"{name}.png")
+        _log(done, resolved)
     return done
+
+
+def _request(base: LoadedOnnx, rows: int, data: str) -> Feeds:
+    """Return the feeds of a request with `rows` rows of the dataset or the reference,
+    which are repeated if there are fewer.
+    """
+    if data:
+        sample: NamedArrays | None = load_rows(data, base.artifact, rows, 0)
+    else:
+        sample = reference_rows(base.artifact, rows, 0)
+    if not sample:
+        return repeat_row(base.model.example_feeds(), 0, rows)
+    return base.feeds(take_rows(sample, np.resize(np.arange(row_count(sample)), rows)))
+
+
+def _log(done: GraphProfile, resolved: ResolvedModel) -> None:
+    client = registry_client()
+    run_id = resolved.aspects["run_id"]
+    name = f"profile/{resolved.name}-{resolved.version or 'run'}-{done.rows}-rows"
+    with registry_errors(f"run {run_id}"):
+        client.log_dict(run_id, asdict(done), f"{name}.json")
+        client.log_figure(run_id, draw(done), f"{name}.png")
 
 
 def _repeat(work: Callable[[], object]) -> list[float]:
@@ -172,10 +193,46 @@ def _repeat(work: Callable[[], object]) -> list[float]:
     return times[_WARM_UP:]
 
 
-def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]:
-    """Profile a session with request settings. Return the node executions after the
-    warm-up, and the number of runs.
-    """
+@dataclass(frozen=True)
+class _Trace:
+    """The executions of nodes in `runs` runs after the warm-up."""
+
+    runs: int
+    nodes: list[_NodeRun]
+
+    def sum_by(self, name_of: Callable[[_NodeRun], str]) -> tuple[NodeTime, ...]:
+        groups: dict[tuple[str, str], list[_NodeRun]] = {}
+        for node in self.nodes:
+            groups.setdefault((name_of(node), node.operator), []).append(node)
+        medians = {key: _median_us(group) for key, group in groups.items()}
+        total = sum(medians.values()) or 1.0
+        summed = []
+        for (name, operator), group in groups.items():
+            us = medians[name, operator]
+            summed.append(
+                NodeTime(
+                    name,
+                    operator,
+                    group[0].provider,
+                    us / total,
+                    us,
+                    len(group) / self.runs,
+                    tuple(sorted(set[str]().union(*(node.types for node in group)))),
+                ),
+            )
+        return tuple(sorted(summed, key=lambda entry: -entry.us))
+
+
+def _median_us(nodes: list[_NodeRun]) -> float:
+    """Return the median time per run, which ignores interrupted runs."""
+    of_runs: dict[int, float] = {}
+    for node in nodes:
+        of_runs[node.run] = of_runs.get(node.run, 0.0) + node.us
+    return float(np.median(list(of_runs.values())))
+
+
+def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
+    """Profile a session with the settings of a request."""
     ort = import_onnxruntime()
     options = session_options(ort, 1)
     options.enable_profiling = True
@@ -189,18 +246,23 @@ def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]
         arrays = dict(model.graph_feeds(feeds))
         runs = len(_repeat(lambda: session.run(None, arrays)))
         events = json.loads(Path(session.end_profiling()).read_text())
+    return _Trace(runs, _node_runs(events, runs))
+
+
+def _node_runs(events: list[dict[str, Any]], runs: int) -> list[_NodeRun]:
+    """Return the executions of nodes in the last `runs` runs of a profile."""
     starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
     begin = starts[-runs]
     node_runs: list[_NodeRun] = []
     enclosing: list[tuple[int, _NodeRun]] = []
-    timed = (
+    timed = [
         event
         for event in events
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-    )
+        if event.get("cat") == "Node"
+        and event["name"].endswith("_kernel_time")
+        and event["ts"] >= begin
+    ]
     for event in sorted(timed, key=lambda event: (event["ts"], -event["dur"])):
-        if event["ts"] < begin:
-            continue
         arguments = event["args"]
         node = _NodeRun(
             run=bisect_right(starts, event["ts"]),
@@ -208,7 +270,7 @@ def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]
             operator=arguments["op_name"],
             provider=arguments.get("provider", ""),
             us=float(event["dur"]),
-            types=[name for entry in arguments.get("input_type_shape", ()) for name in entry],
+            types=list(chain.from_iterable(arguments.get("input_type_shape", ()))),
         )
         while enclosing and enclosing[-1][0] <= event["ts"]:
             enclosing.pop()
@@ -217,131 +279,86 @@ def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]
         if node.operator in _LOOPS:
             enclosing.append((event["ts"] + event["dur"], node))
         node_runs.append(node)
-    return node_runs, runs
-
-
-def _sum_by(
-    events: list[_NodeRun],
-    runs: int,
-    name_of: Callable[[_NodeRun], str],
-) -> tuple[NodeTime, ...]:
-    groups: dict[tuple[str, str], list[_NodeRun]] = {}
-    for event in events:
-        groups.setdefault((name_of(event), event.operator), []).append(event)
-    medians = {}
-    for node, group in groups.items():
-        of_runs: dict[int, float] = {}
-        for event in group:
-            of_runs[event.run] = of_runs.get(event.run, 0.0) + event.us
-        # The median ignores interrupted runs.
-        medians[node] = float(np.median(list(of_runs.values())))
-    total = sum(medians.values()) or 1.0
-    summed = []
-    for (name, operator), group in groups.items():
-        us = medians[name, operator]
-        types = tuple(sorted({kind for event in group for kind in event.types}))
-        summed.append(
-            NodeTime(name, operator, group[0].provider, us / total, us, len(group) / runs, types),
-        )
-    return tuple(sorted(summed, key=lambda entry: -entry.us))
+    return node_runs
 
 
 def _advise(
     operators: tuple[NodeTime, ...],
     nodes: tuple[NodeTime, ...],
     run_us: float,
-) -> tuple[str, ...]:
-    """Return advice that is derived from the measurements."""
-
-    def share(*names: str, type_: str = "") -> float:
-        return sum(
-            e.share for e in operators if e.operator in names and (not type_ or type_ in e.types)
-        )
-
-    def shown_operator(name: str) -> str:
-        return f"{name} ({share(name):.0%}, part of {_UNFUSED[name]})"
-
+) -> Iterator[str]:
+    """Yield advice that is derived from the measurements."""
+    share = partial(_share, operators)
     calls = sum(entry.calls for entry in operators)
-    trees = share(*_TREES)
-    casts = share("Cast")
-    converted = share("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-    layers = share(*_LAYERS, type_="float")
-    integer_convolutions = share("ConvInteger")
-    unfused = [name for name in _UNFUSED if share(name) >= 0.05]
+    if calls > 0 and run_us / calls < _DISPATCH_US:
+        yield (
+            f"a run of {run_us:.0f} µs has {calls:.0f} calls of {run_us / max(calls, 1):.1f} "
+            "µs: most of the time is dispatch. Batching (more rows per request) reduces it per "
+            "row; smaller numbers do not"
+        )
+    if (trees := share(*_TREES)) >= 0.5:
+        yield f"{trees:.0%} is in {_tree_advice(is_double=share(*_TREES, type_='double') > 0)}"
+    if (casts := share("Cast")) >= 0.1:
+        yield f"{casts:.0%} is in Cast: {_cast_reason(operators)}"
+    if unfused := [name for name in _UNFUSED if share(name) >= 0.05]:
+        parts = [f"{name} ({share(name):.0%}, part of {_UNFUSED[name]})" for name in unfused]
+        yield (
+            f"not fused: {', '.join(parts)}; "
+            "export the model in eval mode, or fuse it with onnxruntime.transformers.optimizer"
+        )
     # Exclude the loops of onnxserve's tree converters over blocks of rows, which need
     # no advice.
-    loops = [
+    if loops := [
         entry.name
         for entry in nodes
         if entry.operator in _LOOPS and not entry.name.startswith("onnxserve_")
-    ]
-    steps = max((entry.calls for entry in nodes), default=0)
-    is_double = share(*_TREES, type_="double") > 0
-    is_half = any("float16" in entry.types for entry in operators)
-    advice = (
-        (
-            calls > 0 and run_us / calls < _DISPATCH_US,
-            (
-                f"a run of {run_us:.0f} µs has {calls:.0f} calls of {run_us / max(calls, 1):.1f} "
-                "µs: most of the time is dispatch. Batching (more rows per request) reduces it per "
-                "row; smaller numbers do not"
-            ),
-        ),
-        (
-            trees >= 0.5,
-            (
-                f"{trees:.0%} is in trees{' that read 64-bit numbers' if is_double else ''}: use "
-                "fewer or shallower trees, "
-                f"{'float32 columns in training, ' if is_double else ''}or a distilled student "
-                "(`mlflow run projects/distill -e distill`)"
-            ),
-        ),
-        (
-            casts >= 0.1,
-            f"{casts:.0%} is in Cast: "
-            + (
-                "a CPU computes 16-bit floats in 32 bits"
-                if is_half
-                else "the types of inputs and nodes differ"
-            ),
-        ),
-        (
-            bool(unfused),
-            (
-                f"not fused: {', '.join(map(shown_operator, unfused))}; "
-                "export the model in eval mode, or fuse it with onnxruntime.transformers.optimizer"
-            ),
-        ),
-        (
-            bool(loops),
-            (
-                f"{', '.join(loops[:3])} has a body with a node that runs {steps:g} times: tensor "
-                "operations without a loop over rows or steps are faster"
-            ),
-        ),
-        (
-            integer_convolutions >= 0.2,
-            (
-                f"{integer_convolutions:.0%} is in ConvInteger: convolutions with dynamic ranges "
-                "are slow; use static"
-            ),
-        ),
-        (
-            converted >= 0.25,
-            (
-                f"{converted:.0%} only converts numbers to 8 bits and back: the layers are too "
-                "small for 8 bits"
-            ),
-        ),
-        (
-            layers >= 0.5 and run_us >= _WORTH_OPTIMIZING_US,
-            (
-                f"{layers:.0%} is in layers of 32-bit floats: `onnxserve auto-optimize` measures "
-                "smaller numbers"
-            ),
-        ),
+    ]:
+        yield (
+            f"{', '.join(loops[:3])} has a body with a node that runs "
+            f"{max(entry.calls for entry in nodes):g} times: tensor "
+            "operations without a loop over rows or steps are faster"
+        )
+    if (integers := share("ConvInteger")) >= 0.2:
+        yield (
+            f"{integers:.0%} is in ConvInteger: convolutions with dynamic ranges "
+            "are slow; use static"
+        )
+    if (converted := share(*_QUANTIZING)) >= 0.25:
+        yield (
+            f"{converted:.0%} only converts numbers to 8 bits and back: the layers are too "
+            "small for 8 bits"
+        )
+    layers = share(*_LAYERS, type_="float")
+    if layers >= 0.5 and run_us >= _WORTH_OPTIMIZING_US:
+        yield (
+            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve auto-optimize` measures "
+            "smaller numbers"
+        )
+
+
+def _share(operators: Iterable[NodeTime], *names: str, type_: str = "") -> float:
+    """Return the share of these operators, or of those that read the type `type_`."""
+    return sum(
+        entry.share
+        for entry in operators
+        if entry.operator in names and (not type_ or type_ in entry.types)
     )
-    return tuple(text for holds, text in advice if holds)
+
+
+def _tree_advice(is_double: bool) -> str:
+    student = "a distilled student (`mlflow run projects/distill -e distill`)"
+    if is_double:
+        return (
+            "trees that read 64-bit numbers: use fewer or shallower trees, "
+            f"float32 columns in training, or {student}"
+        )
+    return f"trees: use fewer or shallower trees, or {student}"
+
+
+def _cast_reason(operators: Iterable[NodeTime]) -> str:
+    if any("float16" in entry.types for entry in operators):
+        return "a CPU computes 16-bit floats in 32 bits"
+    return "the types of inputs and nodes differ"
 
 
 def draw(done: GraphProfile) -> "Figure":

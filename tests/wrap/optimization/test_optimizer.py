@@ -235,15 +235,12 @@ def outcome(**given: tuple[float, ...]) -> Optimization:
     ) -> MeasuredForm:
         ratios = {1: ratio, 1000: ratio / 2}
         agreement = FormAgreement(
-            100,
-            1 - loss,
-            None,
-            None,
-            0.0,
-            "",
-            float("nan"),
-            float("nan"),
-            loss,
+            rows=100,
+            equal=1 - loss,
+            max_difference=None,
+            mean_difference=None,
+            relative_difference=0.0,
+            loss=loss,
         )
         return MeasuredForm(
             name,
