@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input, Output
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, concatenate_feeds
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
@@ -73,7 +73,7 @@ class Batch:
         if tables:
             return cls(pd.concat(tables, ignore_index=True))
         tensors = [batch.data for batch in batches if isinstance(batch.data, dict)]
-        return cls({name: np.concatenate([part[name] for part in tensors]) for name in tensors[0]})
+        return cls(concatenate_feeds(tensors))
 
     def __len__(self) -> int:
         if isinstance(self.data, pd.DataFrame):
@@ -170,17 +170,11 @@ class Batch:
         predicted = infer_signature(None, prediction).outputs
         declared = {output.name: output.shape for output in outputs}
         if predicted.is_tensor_spec():
-            specs = predicted.inputs
-            shapes = [
-                declared.get(spec.name, outputs[0].shape if len(outputs) == 1 else spec.shape)
-                for spec in specs
-            ]
-            predicted = SignatureSchema(
-                [
-                    TensorSpec(spec.type, shape, spec.name)
-                    for spec, shape in zip(specs, shapes, strict=True)
-                ],
-            )
+            specs = []
+            for spec in predicted.inputs:
+                shape = outputs[0].shape if len(outputs) == 1 else spec.shape
+                specs.append(TensorSpec(spec.type, declared.get(spec.name, shape), spec.name))
+            predicted = SignatureSchema(specs)
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
     def graph_signature(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> ModelSignature:
@@ -190,22 +184,16 @@ class Batch:
         answers = SignatureSchema(
             [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs],
         )
-        batch = self
-        if isinstance(
-            self.data,
-            dict,
-        ):  # MLflow reads an example from JSON, in which all floats have 64 bits.
-            types = {entry.name: numpy_dtype(entry.dtype) for entry in inputs}
-            only = next(iter(types.values()))
-            batch = Batch(
-                {
-                    name: array
-                    if array.dtype.kind in "OUT"
-                    else array.astype(types.get(name, only))
-                    for name, array in self.data.items()
-                },
-            )
-        return ModelSignature(inputs=batch._input_schema(inputs), outputs=answers)
+        if isinstance(self.data, pd.DataFrame):
+            return ModelSignature(inputs=self._input_schema(inputs), outputs=answers)
+        # MLflow reads an example from JSON, in which all floats have 64 bits.
+        types = {entry.name: numpy_dtype(entry.dtype) for entry in inputs}
+        only = next(iter(types.values()))
+        tensors = dict(self.data)
+        for name, array in tensors.items():
+            if array.dtype.kind not in "OUT":
+                tensors[name] = array.astype(types.get(name, only))
+        return ModelSignature(inputs=Batch(tensors)._input_schema(inputs), outputs=answers)
 
     def _input_schema(self, declared: Sequence[Input]) -> SignatureSchema:
         """Return the input schema. `declared` are the inputs of an existing graph, with
@@ -222,8 +210,11 @@ class Batch:
             if dtype.kind in "OUT":
                 # MLflow's schema check distinguishes fixed-width strings from objects,
                 # except for [N] objects.
-                dtype = np.dtype("str" if dtype.kind == "U" and array.ndim > 1 else object)
-            shape = shapes.get(name, declared[0].shape if declared else (-1, *array.shape[1:]))
+                is_text = dtype.kind == "U" and array.ndim > 1
+                dtype = np.dtype(str) if is_text else np.dtype(object)
+            shape = (-1, *array.shape[1:])
+            if declared:
+                shape = shapes.get(name, declared[0].shape)
             tensors.append(TensorSpec(dtype, shape, name or None))
         return SignatureSchema(tensors)
 
@@ -243,27 +234,21 @@ class Batch:
         for tensors in others:
             for name, array in tensors.items():
                 shapes[name].append(array.shape)
-        for spec in (
-            () if signature is None or signature.inputs is None else signature.inputs.inputs
-        ):
-            if (name := spec.name or "") in shapes and len(getattr(spec, "shape", ())) == len(
-                shapes[name][0],
-            ):
-                shapes[name].append(spec.shape)
+        if signature is not None and signature.inputs is not None:
+            for spec in signature.inputs.inputs:
+                name = spec.name or ""
+                shape = getattr(spec, "shape", ())
+                if name in shapes and len(shape) == len(shapes[name][0]):
+                    shapes[name].append(shape)
+        free = {}
         for name, (first, *differing) in shapes.items():
             if wrong := [shape for shape in differing if len(shape) != len(first)]:
                 raise InvalidConfig(
                     f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the "
                     f"example has {list(first)}",
                 )
-        return {
-            name: tuple(
-                axis
-                for axis, sizes in enumerate(zip(*all_sizes, strict=True))
-                if axis and len({*sizes}) > 1
-            )
-            for name, all_sizes in shapes.items()
-        }
+            free[name] = _varied_axes([first, *differing])
+        return free
 
     def check_as_example(self) -> None:
         """Raise InvalidConfig for an example without rows or values, and
@@ -342,6 +327,11 @@ class Batch:
         if rest or spec.name or not is_text:
             return signature
         return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
+
+
+def _varied_axes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    sizes = enumerate(zip(*shapes, strict=True))
+    return tuple(axis for axis, by_shape in sizes if axis and len({*by_shape}) > 1)
 
 
 def as_pandas(data: ModelData) -> ModelData:
@@ -450,17 +440,12 @@ def column_type(series: pd.Series) -> ColumnType:
             return "boolean"
         if all(isinstance(value, str) for value in present):
             return "string"
-    values = next(
-        (
-            f" (with values of {type(item).__name__})"
-            for item in present
-            if not isinstance(item, str)
-        ),
-        "",
-    )
+    shown = str(dtype)
+    if types.is_object_dtype(dtype):
+        item = next(item for item in present if not isinstance(item, str))
+        shown = f"{dtype} (with values of {type(item).__name__})"
     raise ConversionError(
-        f"column {str(series.name)!r} has the type "
-        f"{dtype}{values if types.is_object_dtype(dtype) else ''}, which an ONNX model cannot "
+        f"column {str(series.name)!r} has the type {shown}, which an ONNX model cannot "
         "read: convert it to numbers, booleans or strings, or drop it if the model does not use it",
     )
 
@@ -482,11 +467,11 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
         raise InvalidConfig(
             f"signature: column {wrong[0]!r} is a string, but a {have[wrong[0]]} in the example",
         )
-    changed = {name: COLUMN_TYPES[types[name]] for name in names if types[name] != have[name]}
+    changed = {
+        name: numpy_dtype(COLUMN_TYPES[types[name]]) for name in names if types[name] != have[name]
+    }
     try:
-        cast = table[names].astype(
-            {name: object if dtype == "str" else dtype for name, dtype in changed.items()},
-        )
+        cast = table[names].astype(changed)
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"signature: the example does not match it: {error}") from None
     for name in changed:
@@ -525,10 +510,8 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
             wrong = f"the type {spec.type}, but {array.dtype}"
         else:
             continue
-        raise InvalidConfig(
-            f"signature: the tensor{f' {spec.name!r}' if spec.name else ''} has {wrong} in the "
-            "example",
-        )
+        label = f"tensor {spec.name!r}" if spec.name else "tensor"
+        raise InvalidConfig(f"signature: the {label} has {wrong} in the example")
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:
@@ -539,14 +522,15 @@ def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) ->
     if declared is None or len(declared) != len(inferred.outputs):
         return
     for spec, actual in zip(declared.inputs, inferred.outputs.inputs, strict=True):
-        is_text = [
-            (s.type.to_numpy() if isinstance(s, ColSpec) else s.type).kind in "OUS"
-            for s in (spec, actual)
-        ]
-        if is_text[0] != is_text[1]:
+        if _is_text(spec) != _is_text(actual):
             output = f"output {spec.name!r}" if spec.name else "output"
-            predicted = "strings" if is_text[1] else "numbers"
+            predicted = "strings" if _is_text(actual) else "numbers"
             kind = getattr(spec.type, "name", str(spec.type))
             raise InvalidConfig(
                 f"signature: the {output} is a {kind}, but the model predicts {predicted}",
             )
+
+
+def _is_text(spec: ColSpec | TensorSpec) -> bool:
+    dtype = spec.type.to_numpy() if isinstance(spec, ColSpec) else spec.type
+    return dtype.kind in "OUS"

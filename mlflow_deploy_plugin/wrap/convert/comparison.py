@@ -1,12 +1,16 @@
 """Tolerances and ties of parity, the comparison of the original's predictions with
 those of the ONNX form.
 
-| output        | tolerance                                                                                            |
-|---------------|------------------------------------------------------------------------------------------------------|
-| label         | equal, except for ties                                                                               |
-| probabilities | 1e-4 absolute: summing trees or layers in 32-bit floats loses two to three of seven digits           |
-| values        | 1e-4 of the value plus 1e-4 of the standard deviation of the original's predictions for the target,  |
-|               | since values near zero need the scale of the target; 1e-2 if the original predicts 16-bit floats     |
+| output        | tolerance                                                         |
+|---------------|-------------------------------------------------------------------|
+| label         | equal, except for ties                                            |
+| probabilities | 1e-4 absolute                                                     |
+| values        | 1e-4 of the value plus 1e-4 of the standard deviation of the      |
+|               | original's predictions for the target                             |
+| 16-bit values | 1e-2 instead of 1e-4, if the original predicts 16-bit floats      |
+
+Summing trees or layers in 32-bit floats loses two to three of seven digits. Values near
+zero need the scale of the target.
 
 A tie is a row whose prediction depends on rounding, so that the original and the ONNX
 form may both be right. Ties are counted separately. A label is a tie if the original's
@@ -15,7 +19,7 @@ training rows is a tie if a change of an input by two 32-bit steps changes the
 original's prediction. A row of a neural network is a tie if rounding errors in inputs
 or weights change the prediction. A row on a threshold is not a tie, since comparing an
 input with a constant involves no rounding.
-"""  # noqa: E501
+"""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -148,9 +152,9 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
                 yield Batch(table.assign(**{str(name): moved.array}))
     else:
         name, matrix = next(iter(table.items()))
-        for column in range(
-            matrix.shape[1] if matrix.dtype.kind == "f" and matrix.ndim == 2 else 0,
-        ):
+        has_columns = matrix.dtype.kind == "f" and matrix.ndim == 2
+        width = matrix.shape[1] if has_columns else 0
+        for column in range(width):
             for values in _stepped(matrix[:, column]):
                 copy = matrix.copy()
                 copy[:, column] = values

@@ -107,9 +107,9 @@ def pyfunc_flavor(
     )
     if flavor is None or is_function or (flavor == "sklearn" and not hasattr(model, "predict")):
         return None
-    return flavor, {
-        "serialization_format": _SERIALIZATION[flavor],
-    } if flavor in _SERIALIZATION else {}
+    if flavor not in _SERIALIZATION:
+        return flavor, {}
+    return flavor, {"serialization_format": _SERIALIZATION[flavor]}
 
 
 def with_alternative(

@@ -16,7 +16,9 @@ import pandas as pd
 from onnx import (
     GraphProto,
     ModelProto,
+    NodeProto,
     TensorProto,
+    TensorShapeProto,
     TypeProto,
     ValueInfoProto,
     helper,
@@ -163,6 +165,26 @@ def bind_graph(
         original: if it is not None, the first dimension of each input and output must
             be free.
     """
+    _check_servable(proto)
+    inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
+    bound = _bind_inputs(inputs, batch)
+    served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
+    outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
+    return ConvertedModel(
+        proto=proto,
+        inputs=tuple(bound),
+        outputs=outputs,
+        prediction=tuple(output.name for output in outputs),
+        framework=framework,
+        framework_version=framework_version,
+        original=original,
+    )
+
+
+def _check_servable(proto: ModelProto) -> None:
+    """Raise ConversionError for a graph that is invalid, has no inputs or outputs, or
+    has an input without a shape.
+    """
     for value in proto.graph.input:
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
             raise ConversionError(
@@ -177,8 +199,15 @@ def bind_graph(
     for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
         if not values:
             raise ConversionError(f"the graph has no {kind}, so it cannot be served")
-    inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
+
+
+def _bind_inputs(inputs: list[Input], batch: ModelInput | None) -> list[Input]:
+    """Return the inputs with the columns of the batch. Raises InvalidConfig if the
+    batch has other names.
+    """
     names = [entry.name for entry in inputs]
+    if batch is None:
+        return inputs
     if isinstance(batch, pd.DataFrame):
         columns = tuple(str(column) for column in batch.columns)
         is_matrix = len(inputs) == 1 and (
@@ -189,30 +218,17 @@ def bind_graph(
             raise InvalidConfig(
                 f"{argument}: its columns {list(columns)} are not the graph's inputs {names}",
             )
-        inputs = [
+        return [
             replace(entry, columns=(entry.name,) if entry.name in columns else columns)
             for entry in inputs
         ]
-    elif (
-        batch is not None
-        and set(batch) != set(names)
-        and not (set(batch) == {""} and len(names) == 1)
-    ):
+    is_unnamed = set(batch) == {""} and len(names) == 1
+    if set(batch) != set(names) and not is_unnamed:
         raise InvalidConfig(
             f"input_example: its tensors {sorted(batch)} are not the graph's inputs "
             f"{sorted(names)}",
         )
-    served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
-    outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
-    return ConvertedModel(
-        proto=proto,
-        inputs=tuple(inputs),
-        outputs=outputs,
-        prediction=tuple(output.name for output in outputs),
-        framework=framework,
-        framework_version=framework_version,
-        original=original,
-    )
+    return inputs
 
 
 def _refuse_empty_sequences(graph: GraphProto) -> None:
@@ -224,7 +240,7 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
     refused before the graph runs (`serve/runtime/model.py`).
     """
     weights = {entry.name for entry in graph.initializer}
-    makers = {name: node for node in graph.node for name in node.output}
+    makers = makers_of(graph)
 
     def may_be_empty(name: str) -> bool:
         maker = makers.get(name)
@@ -241,6 +257,14 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
             reshape = helper.make_node("Reshape", [node.input[0], f"{name}_shape"], [name], name)
             node.input[0] = name
             graph.node.insert(index, reshape)
+
+
+def makers_of(graph: GraphProto) -> dict[str, NodeProto]:
+    """Return the node that computes each value of the graph."""
+    makers: dict[str, NodeProto] = {}
+    for node in graph.node:
+        makers.update(dict.fromkeys(node.output, node))
+    return makers
 
 
 def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
@@ -390,8 +414,11 @@ def dtype_and_shape(value: ValueInfoProto) -> tuple[str, tuple[int, ...]]:
     -1 is a free dimension.
     """
     tensor = value.type.tensor_type
-    sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
-    return DTYPES.get(tensor.elem_type, ""), tuple(max(size, -1) for size in sizes)
+    return DTYPES.get(tensor.elem_type, ""), tuple(map(_size, tensor.shape.dim))
+
+
+def _size(dimension: TensorShapeProto.Dimension) -> int:
+    return max(dimension.dim_value, -1) if dimension.HasField("dim_value") else -1
 
 
 class Converter(Protocol):

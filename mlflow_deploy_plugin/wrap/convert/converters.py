@@ -191,9 +191,10 @@ def _unknown_framework(what: str) -> ConversionError:
 
 
 def _described(entry: EntryPoint) -> str:
-    return f"{entry.name} = {entry.value}" + (
-        f" ({entry.dist.name} {entry.dist.version})" if entry.dist else ""
-    )
+    described = f"{entry.name} = {entry.value}"
+    if entry.dist:
+        described += f" ({entry.dist.name} {entry.dist.version})"
+    return described
 
 
 _LOADERS: dict[str, tuple[str, str]] = {

@@ -1,17 +1,21 @@
 """Convert Keras 3 models with the exporter of their backend.
 
-| backend    | exporter                                                                                             |
-|------------|------------------------------------------------------------------------------------------------------|
-| torch      | torch's dynamo exporter, then its legacy exporter; Keras' export would trace sizes of 1 (3.15)       |
-| tensorflow | tf2onnx (`tensorflow.py`); Keras' export omits the statistics of a Normalization layer (3.15)         |
-| jax        | jax2onnx                                                                                             |
-"""  # noqa: E501
+| backend    | exporter                                          |
+|------------|---------------------------------------------------|
+| torch      | torch's dynamo exporter, then its legacy exporter |
+| tensorflow | tf2onnx (`tensorflow.py`)                         |
+| jax        | jax2onnx                                          |
+
+Keras 3.15 has an export of its own. For torch, it would trace sizes of 1; for
+TensorFlow, it omits the statistics of a Normalization layer.
+"""
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,7 +53,7 @@ def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
         data = {tensor.name: values for tensor, values in zip(_inputs(model), data, strict=True)}
     if isinstance(data, dict):
         return {str(name): keras.ops.convert_to_numpy(values) for name, values in data.items()}
-    return {"": data if isinstance(data, np.ndarray) else np.asarray(data)}
+    return {"": np.asanyarray(data)}
 
 
 def forms(
@@ -64,19 +68,25 @@ def forms(
     batch = converted.require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, batch)
     varied = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
-    declared = {
-        name: tuple(
-            axis
-            for axis, size in enumerate(tensor.shape)
-            if axis and (size is None or axis in varied[name])
-        )
-        for name, tensor in zip(names, _inputs(model), strict=False)
-    }
+    declared = _declared_axes(model, varied)
     free = [declared, varied] if declared and declared != varied else [varied]
     if (backend := keras.backend.backend()) not in ("torch", "tensorflow", "jax"):
         raise ConversionError(f"the Keras backend {backend} has no ONNX exporter")
     ways = (False, True) if backend == "torch" else (False,)
-    return [partial(_export, model, batch, names, axes, legacy) for legacy in ways for axes in free]
+    return [
+        partial(_export, model, batch, names, axes, legacy) for legacy, axes in product(ways, free)
+    ]
+
+
+def _declared_axes(model: keras.Model, varied: DynamicAxes) -> dict[str, tuple[int, ...]]:
+    """Return the axes that the inputs declare as free, and those that vary."""
+    declared = {}
+    for (name, axes), tensor in zip(varied.items(), _inputs(model), strict=False):
+        sizes = enumerate(tensor.shape)
+        declared[name] = tuple(
+            axis for axis, size in sizes if axis and (size is None or axis in axes)
+        )
+    return declared
 
 
 def _export(
@@ -156,16 +166,13 @@ def _by_jax(
     import jax
     import jax2onnx
 
-    specs = [
-        jax.ShapeDtypeStruct(
-            tuple(
-                "batch" if not axis else f"size_{position}_{axis}" if axis in axes[name] else size
-                for axis, size in enumerate(array.shape)
-            ),
-            jax.dtypes.canonicalize_dtype(array.dtype),
-        )
-        for position, (name, array) in enumerate(arrays.items())
-    ]
+    specs = []
+    for position, (name, array) in enumerate(arrays.items()):
+        shape = ["batch", *array.shape[1:]]
+        for axis in axes[name]:
+            shape[axis] = f"size_{position}_{axis}"
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        specs.append(jax.ShapeDtypeStruct(tuple(shape), dtype))
     with TemporaryDirectory(prefix="onnxserve-") as folder:
         path = Path(folder) / "model.onnx"
         names = [f"x{position}" for position in range(len(specs))]
@@ -199,10 +206,11 @@ def _names(model: keras.Model, batch: ModelInput) -> list[str]:
     """
     names = [tensor.name for tensor in _inputs(model)]
     if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
+        if not isinstance(batch, pd.DataFrame) and "" not in batch:
+            return [next(iter(batch))]
         # Keras generates these names.
         is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))
-        only = names[0] if is_named else _UNNAMED
-        return [only if isinstance(batch, pd.DataFrame) or "" in batch else next(iter(batch))]
+        return names if is_named else [_UNNAMED]
     batch_names = [str(name) for name in batch]
     if names and set(names) != set(batch_names):
         raise InvalidConfig(f"input_example: {batch_names} are not the model's inputs {names}")

@@ -3,7 +3,7 @@ to compare with.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,9 +72,8 @@ def forms(
             is_training = any(
                 attribute.name == "training_mode" and attribute.i for attribute in node.attribute
             )
-            if (
-                node.op_type == "BatchNormalization" and is_training
-            ):  # ONNX Runtime 1.31 updates the statistics.
+            # ONNX Runtime 1.31 updates the statistics.
+            if node.op_type == "BatchNormalization" and is_training:
                 raise ConversionError(
                     f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so "
                     "predictions depend on other rows and earlier requests; export the model in "
@@ -110,9 +109,7 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
                     f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes",
                 )
             labels = helper.get_attribute_value(node.attribute[0])
-            classes[node.output[0]] = tuple(
-                label.decode() if isinstance(label, bytes) else label for label in labels
-            )
+            classes[node.output[0]] = tuple(map(_decoded, labels))
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
     if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
         # CatBoost omits the domain of Identity.
@@ -126,6 +123,10 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
     return classes
 
 
+def _decoded(label: int | bytes) -> int | str:
+    return label.decode() if isinstance(label, bytes) else label
+
+
 def _tensors_for_sequences(proto: ModelProto) -> None:
     """Replace sequences of fixed length (such as probabilities of several targets) by
     tensors `NAME_0`, `NAME_1`, ….
@@ -133,22 +134,16 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
     graph = proto.graph
     if not any(output.type.HasField("sequence_type") for output in graph.output):
         return
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto).graph
-    except Exception as error:  # noqa: BLE001 - protobuf and the inference raise errors of many classes.
-        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-    shapes = {
-        value.name: converted.dtype_and_shape(value)[1]
-        for value in (*inferred.input, *inferred.value_info)
+    sequences = _Sequences.of(proto)
+    taken = {
+        *sequences.makers,
+        *(value.name for value in (*graph.input, *graph.initializer)),
     }
-    parts = {weight.name: weight.dims[0] for weight in graph.initializer if len(weight.dims) == 1}
-    nodes = {name: node for node in graph.node for name in node.output}
-    taken = {*nodes, *(value.name for value in (*graph.input, *graph.initializer))}
     outputs = []
     for output in graph.output:
         count = None
         if output.type.sequence_type.elem_type.HasField("tensor_type"):
-            count = _sequence_length(output.name, nodes, shapes, parts)
+            count = sequences.length(output.name)
         if count is None:
             outputs.append(output)
             continue
@@ -165,62 +160,80 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
     graph.output.extend(outputs)
 
 
-def _sequence_length(
-    name: str,
-    nodes: Mapping[str, NodeProto],
-    shapes: Mapping[str, tuple[int, ...]],
-    parts: Mapping[str, int],
-) -> int | None:
-    """Return the number of tensors in a sequence, or None if the number depends on the
-    input.
+@dataclass(frozen=True)
+class _Sequences:
+    """The values of a graph that determine the lengths of its sequences.
+
+    Attributes:
+        makers: the node that computes each value.
+        shapes: the shape of each value.
+        parts: the length of each one-dimensional weight.
     """
-    node = nodes.get(name)
-    if node is None or node.domain not in ("", "ai.onnx"):
+
+    makers: Mapping[str, NodeProto]
+    shapes: Mapping[str, tuple[int, ...]]
+    parts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, proto: ModelProto) -> "_Sequences":
+        try:
+            inferred = onnx.shape_inference.infer_shapes(proto).graph
+        except Exception as error:  # noqa: BLE001 - protobuf and the inference raise errors of many classes.
+            raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
+        shapes = {
+            value.name: converted.dtype_and_shape(value)[1]
+            for value in (*inferred.input, *inferred.value_info)
+        }
+        weights = proto.graph.initializer
+        parts = {weight.name: weight.dims[0] for weight in weights if len(weight.dims) == 1}
+        return cls(converted.makers_of(proto.graph), shapes, parts)
+
+    def length(self, name: str) -> int | None:
+        """Return the number of tensors in a sequence, or None if the number depends on
+        the input.
+        """
+        node = self.makers.get(name)
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return None
+        match node.op_type:
+            case "SequenceConstruct":
+                return len(node.input)
+            case "SequenceEmpty":
+                return 0
+            case "Identity":
+                return self.length(node.input[0])
+            case "SequenceInsert":
+                length = self.length(node.input[0])
+                return None if length is None else length + 1
+            # The second input contains the size of each tensor.
+            case "SplitToSequence" if len(node.input) > 1:
+                return self.parts.get(node.input[1])
+            case "SplitToSequence":  # Without sizes, each slice has size 1.
+                shape = self.shapes.get(node.input[0])
+                if not shape:
+                    return None
+                axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
+                return None if shape[axis] == -1 else shape[axis]
         return None
-    match node.op_type:
-        case "SequenceConstruct":
-            return len(node.input)
-        case "SequenceEmpty":
-            return 0
-        case "Identity":
-            return _sequence_length(node.input[0], nodes, shapes, parts)
-        case "SequenceInsert":
-            length = _sequence_length(node.input[0], nodes, shapes, parts)
-            return None if length is None else length + 1
-        case "SplitToSequence" if (
-            len(node.input) > 1
-        ):  # The second input contains the size of each tensor.
-            return parts.get(node.input[1])
-        case "SplitToSequence":  # Without sizes, each slice has size 1.
-            shape = shapes.get(node.input[0])
-            if shape:
-                size = shape[next((entry.i for entry in node.attribute if entry.name == "axis"), 0)]
-            else:
-                size = -1
-            return None if size == -1 else size
-    return None
 
 
 def _declare_outputs(proto: ModelProto) -> None:
     """Declare missing output types and shapes from ONNX Runtime. Raises ConversionError
     if it cannot load the graph.
     """
-    tensors = [
-        output
+    bare = {
+        output.name: output
         for output in proto.graph.output
         if output.type.WhichOneof("value") in (None, "tensor_type")
-    ]
-    bare = {
-        output.name: output for output in tensors if not output.type.tensor_type.HasField("shape")
+        and not output.type.tensor_type.HasField("shape")
     }
     if not bare:
         return
     ort = import_onnxruntime()
     try:
-        options = session_options(ort, 1)
         session = ort.InferenceSession(
             proto.SerializeToString(),
-            options,
+            session_options(ort, 1),
             providers=["CPUExecutionProvider"],
         )
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
@@ -255,21 +268,25 @@ def _computed_shapes(
     def zeros(rows: int) -> dict[str, Array]:
         feeds = {}
         for name, (dtype, shape) in inputs.items():
-            sizes = [rows if size == -1 else size for size in shape]
-            feeds[name] = np.full(sizes, "" if dtype == "str" else 0).astype(numpy_dtype(dtype))
+            sizes = list(shape)
+            while -1 in sizes:
+                sizes[sizes.index(-1)] = rows
+            zero = "" if dtype == "str" else 0
+            feeds[name] = np.full(sizes, zero).astype(numpy_dtype(dtype))
         return feeds
 
     try:
-        pairs = zip(session.run(outputs, zeros(2)), session.run(outputs, zeros(3)), strict=True)
+        two_rows = session.run(outputs, zeros(2))
+        three_rows = session.run(outputs, zeros(3))
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises many classes
         raise ConversionError(
             f"the graph does not declare the shape of its output {outputs[0]!r}, and a run with "
             f"zeros failed: {describe_error(error)}",
         ) from None
-    return {
-        name: [
-            size if size == other else None
-            for size, other in zip(two.shape, three.shape, strict=True)
-        ]
-        for name, (two, three) in zip(outputs, pairs, strict=True)
-    }
+    shapes: dict[str, Sizes] = {}
+    for name, two, three in zip(outputs, two_rows, three_rows, strict=True):
+        shapes[name] = list(two.shape)
+        for axis, (size, other) in enumerate(zip(two.shape, three.shape, strict=True)):
+            if size != other:
+                shapes[name][axis] = None
+    return shapes

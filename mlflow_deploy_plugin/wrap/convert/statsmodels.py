@@ -7,11 +7,13 @@ time series are not.
 
 from collections.abc import Callable
 from functools import partial, reduce
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import statsmodels
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 from scipy import special
 from skl2onnx.common._topology import Scope
 from statsmodels.base.model import Model
@@ -43,14 +45,17 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     """
     if not isinstance(data, pd.DataFrame):
         return {"": np.asarray(data, dtype=np.float64)}
-    if getattr(model.model, "formula", None) is None:
+    if not _has_formula(model):
         return data
-    read = {
-        name for term in model.model.exog_names if term != "Intercept" for name in term.split(":")
-    }
+    terms = [term.split(":") for term in model.model.exog_names if term != "Intercept"]
+    read = set(chain.from_iterable(terms))
     if read and read <= set(data):
         return data[[name for name in data if name in read]]
     return data
+
+
+def _has_formula(results: TrainedModel) -> bool:
+    return getattr(results.model, "formula", None) is not None
 
 
 def forms(
@@ -72,13 +77,10 @@ def forms(
 
 
 def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
-    weights = np.asarray(results.params, dtype=np.float64)
     link = _inverse_link(results.model)
-    graph = Subgraph(Scope("statsmodels"))
     original = original_model(results)
-    has_formula = getattr(results.model, "formula", None) is not None
     is_table = isinstance(batch, pd.DataFrame)
-    if has_formula and not is_table:
+    if _has_formula(results) and not is_table:
         raise InvalidConfig("input_example: the model has a formula; pass a table with its columns")
     # The call checks the columns.
     converted.call_original(
@@ -86,53 +88,69 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
         Batch(batch).take(slice(0, 1)).data,
     )
     names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
+    proto = _graph(results, link, [*names])
+    return converted.bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
+
+
+def _graph(
+    results: TrainedModel,
+    link: Callable[[TracedArray], TracedArray],
+    names: list[Any],
+) -> ModelProto:
+    """Return the graph of the linear predictor for the columns `names` and the link."""
+    graph = Subgraph(Scope("statsmodels"))
+    weights = np.asarray(results.params, dtype=np.float64)
     rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
-    if has_formula:
-        linear = _formula(results.model, weights, rows, [*names])
+    if _has_formula(results):
+        linear = _formula(results.model, weights, rows, names)
     else:
         linear = rows @ weights
     answer = link(linear)
     graph.node("Identity", [answer.name], "prediction")
-    inputs, outputs = (
-        (TensorProto.DOUBLE, ["batch", *array.sample.shape[1:]]) for array in (rows, answer)
-    )
-    body = graph.finish({"columns": inputs}, {"prediction": outputs})
-    proto = helper.make_model(
+    body = graph.finish({"columns": _doubles(rows)}, {"prediction": _doubles(answer)})
+    return helper.make_model(
         body,
         opset_imports=[helper.make_opsetid("", OPSETS[""])],
         ir_version=10,
     )
-    return converted.bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
+
+
+def _doubles(array: TracedArray) -> tuple[int, list[str | int]]:
+    """Return the ONNX type and shape of rows of 64-bit floats."""
+    return TensorProto.DOUBLE, ["batch", *array.sample.shape[1:]]
 
 
 def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]) -> TracedArray:
     """Return the linear predictor for the columns. Raises ConversionError if Python
     computes a term.
     """
-    terms = list(model.exog_names)
-    factors = {index: term.split(":") for index, term in enumerate(terms) if term != "Intercept"}
-    if computed := [
-        terms[index] for index, names in factors.items() if not set(names) <= set(columns)
-    ]:
-        raise ConversionError(
-            f"{type(model).__name__} cannot be converted to ONNX: its term {computed[0]!r} is "
-            "computed by Python; add it to the table as a column",
-        )
+    places = _places(model, columns)
     parts = []
-    for count in sorted(
-        set(map(len, factors.values())),
-    ):  # Terms with equally many columns are computed together.
-        indices = [index for index, names in factors.items() if len(names) == count]
-        levels = zip(*(factors[index] for index in indices), strict=True)
-        product = reduce(
-            np.multiply,
-            [rows[:, [columns.index(name) for name in names]] for names in levels],
-        )
+    # Terms with equally many columns are computed together.
+    for count in sorted(set(map(len, places.values()))):
+        indices = [index for index, positions in places.items() if len(positions) == count]
+        levels = zip(*(places[index] for index in indices), strict=True)
+        product = reduce(np.multiply, [rows[:, list(level)] for level in levels])
         parts.append(product @ weights[indices])
     linear = reduce(np.add, parts or [np.zeros_like(rows[:, :1]) @ weights[:1]])
-    return linear + weights[[index for index in range(len(terms)) if index not in factors]].sum(
-        axis=0,
-    )
+    constants = [index for index in range(len(model.exog_names)) if index not in places]
+    return linear + weights[constants].sum(axis=0)
+
+
+def _places(model: Model, columns: list[str]) -> dict[int, list[int]]:
+    """Return the positions of the columns of each term by the index of its weight."""
+    places = {}
+    for index, term in enumerate(model.exog_names):
+        if term == "Intercept":
+            continue
+        names = term.split(":")
+        if not set(names) <= set(columns):
+            raise ConversionError(
+                f"{type(model).__name__} cannot be converted to ONNX: its term {term!r} is "
+                "computed by Python; add it to the table as a column",
+            )
+        places[index] = list(map(columns.index, names))
+    return places
 
 
 def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:

@@ -55,12 +55,13 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
     arrays = _arrays(specs, batch)
     original = original_model(model)
     outputs = list(converted.call_original(original, batch))
-    axes = {
-        name: tuple(axis for axis, size in enumerate(spec.shape) if axis and size is None)
-        if (spec := specs[name]) is not None and spec.shape.rank is not None
-        else tuple(dynamic_axes.get(name, dynamic_axes.get("", ())))
-        for name in arrays
-    }
+    axes = {}
+    for name in arrays:
+        spec = specs[name]
+        axes[name] = tuple(dynamic_axes.get(name, dynamic_axes.get("", ())))
+        if spec is not None and spec.shape.rank is not None:
+            sizes = enumerate(spec.shape)
+            axes[name] = tuple(axis for axis, size in sizes if axis and size is None)
 
     def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
         return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
@@ -94,17 +95,7 @@ def export(
             "'mlflow-onnxserve[tensorflow]'",
         ) from None
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    specs = [
-        tf.TensorSpec(
-            [
-                None if not axis or axis in axes[name] else size
-                for axis, size in enumerate(array.shape)
-            ],
-            tf.string if array.dtype.kind in "OU" else array.dtype,
-            name=f"x{position}",
-        )
-        for position, (name, array) in enumerate(arrays.items())
-    ]
+    specs = _tensor_specs(arrays, axes)
     traced = tf.function(function)
     try:
         captures = traced.get_concrete_function(*specs).graph.captures
@@ -123,6 +114,17 @@ def export(
     return converted.rename_values(proto, list(arrays), outputs)
 
 
+def _tensor_specs(arrays: dict[str, Array], axes: DynamicAxes) -> list[tf.TensorSpec]:
+    specs = []
+    for position, (name, array) in enumerate(arrays.items()):
+        sizes: list[int | None] = [None, *array.shape[1:]]
+        for axis in axes[name]:
+            sizes[axis] = None
+        dtype = tf.string if array.dtype.kind in "OU" else array.dtype
+        specs.append(tf.TensorSpec(sizes, dtype, name=f"x{position}"))
+    return specs
+
+
 def original_model(model: TrainedModel) -> converted.OriginalModel:
     specs = _specs(model)
 
@@ -139,12 +141,9 @@ def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
     """
     if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
         return dict(signature.structured_input_signature[1])
-    function = getattr(
-        model if hasattr(model, "python_function") else type(model).__call__,
-        "python_function",
-        None,
-    )
-    function = function or type(model).__call__
+    call = type(model).__call__
+    source = model if hasattr(model, "python_function") else call
+    function = getattr(source, "python_function", None) or call
     return {name: None for name in inspect.signature(function).parameters if name != "self"}
 
 
@@ -163,7 +162,8 @@ def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[s
         names = [name for name in specs if name in batch]
     arrays = {}
     for name in names:
-        array = np.asarray(batch[name] if name in batch else batch[""])
+        values = batch[name] if name in batch else batch[""]
+        array = np.asarray(values)
         spec = specs[name]
         if array.dtype.kind not in "OU" and spec is not None:
             array = array.astype(spec.dtype.as_numpy_dtype)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -155,25 +155,32 @@ def export(
         )
     proto = _to_onnx(model, _tensors(some, names, model), names, list(answers), axes, legacy)
     if any(dynamic_axes.values()) and isinstance(some, dict):
-        longer = dict(some)
-        for name, free in dynamic_axes.items():
-            for axis in free:
-                longer[name] = longer[name].take(
-                    np.arange(longer[name].shape[axis] + 1),
-                    axis,
-                    mode="wrap",
-                )
         with suppress(InvalidConfig):  # The model may not accept this size.
-            second = converted.call_original(original, longer)
-            for (
-                value
-            ) in proto.graph.output:  # The exporter fixes the output sizes of a GRU (torch 2.13).
-                dimensions = value.type.tensor_type.shape.dim
-                sizes = zip(answers[value.name].shape, second[value.name].shape, strict=False)
-                for axis in (axis for axis, (size, other) in enumerate(sizes) if size != other):
-                    if dimensions[axis].dim_value:
-                        dimensions[axis].dim_param = f"{value.name}_{axis}"
+            longer = converted.call_original(original, _longer(some, dynamic_axes))
+            _free_sizes(proto.graph, answers, longer)
     return proto
+
+
+def _longer(batch: dict[str, Array], dynamic_axes: DynamicAxes) -> dict[str, Array]:
+    """Return the batch with each free axis repeated to one more entry."""
+    longer = dict(batch)
+    for name, axes in dynamic_axes.items():
+        for axis in axes:
+            indices = np.arange(longer[name].shape[axis] + 1)
+            longer[name] = longer[name].take(indices, axis, mode="wrap")
+    return longer
+
+
+def _free_sizes(graph: GraphProto, answers: dict[str, Array], longer: dict[str, Array]) -> None:
+    """Free the output sizes that differ for a longer batch. The exporter fixes those of
+    a GRU (torch 2.13).
+    """
+    for value in graph.output:
+        dimensions = value.type.tensor_type.shape.dim
+        sizes = zip(answers[value.name].shape, longer[value.name].shape, strict=False)
+        for axis, (size, other) in enumerate(sizes):
+            if size != other and dimensions[axis].dim_value:
+                dimensions[axis].dim_param = f"{value.name}_{axis}"
 
 
 def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
@@ -193,7 +200,7 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
             marks.append(mark)
             _mark_ids(graph, embedding.ids, embedding.kind, embedding.last, mark)
             node.input[1] = f"{mark}_ids"
-            if embedding.is_flattened:
+            if embedding.shape:
                 node.input[1] = f"{mark}_all"
                 graph.node.append(
                     onnx.helper.make_node(
@@ -223,14 +230,13 @@ class _Embedding:
         ids: the tensor of the ids.
         kind: the ONNX type of the ids.
         last: the largest id of the table.
-        is_flattened: True if a Reshape flattens the ids of all rows before the Gather.
-        shape: the shape of that Reshape, or "".
+        shape: the shape of a Reshape that flattens the ids of all rows before the
+            Gather, or "".
     """
 
     ids: str
     kind: int
     last: int
-    is_flattened: bool
     shape: str
 
 
@@ -241,9 +247,7 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
     values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
     batch = graph.input[0].type.tensor_type.shape.dim[:1]
     sizes = {entry.name: entry.dims[0] for entry in graph.initializer if entry.dims}
-    makers = {}
-    for node in graph.node:
-        makers.update(dict.fromkeys(node.output, node))
+    makers = converted.makers_of(graph)
     embeddings = {}
     for index, node in enumerate(graph.node):
         if not _is_embedding(node) or node.input[0] not in sizes:
@@ -257,9 +261,12 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
         ):
             ids, shape = maker.input  # An EmbeddingBag flattens all rows.
         if ids in values and values[ids].shape.dim[:1] == batch:
-            last = sizes[node.input[0]] - 1
-            is_flattened = ids != node.input[1]
-            embeddings[index] = _Embedding(ids, values[ids].elem_type, last, is_flattened, shape)
+            embeddings[index] = _Embedding(
+                ids,
+                values[ids].elem_type,
+                sizes[node.input[0]] - 1,
+                shape,
+            )
     return embeddings
 
 
@@ -302,7 +309,7 @@ def _traced_rows(batch: ModelInput) -> ModelInput:
     all other dimensions.
     """
     example = Batch(batch)
-    sizes = {size for tensor in example.tensors.values() for size in tensor.shape[1:]}
+    sizes = set(chain.from_iterable(tensor.shape[1:] for tensor in example.tensors.values()))
     rows = next(number for number in count(_EXAMPLE_ROWS) if number not in sizes)
     return example.take(np.arange(rows) % len(example)).data  # A short example is repeated.
 
@@ -512,8 +519,11 @@ def original_model(model: TrainedModel, of_tensors: bool = False) -> converted.O
             order = [name for name in parameters if name in batch] or list(batch)
         tensors = _tensors(batch, order, model)
         with _eval_mode(model), torch.no_grad():
-            arguments = dict(zip(order, tensors, strict=True)) if _by_keyword(model, order) else {}
-            answers = by_name(module(**arguments) if arguments else module(*tensors), of_tensors)
+            if _by_keyword(model, order):
+                answer = module(**dict(zip(order, tensors, strict=True)))
+            else:
+                answer = module(*tensors)
+            answers = by_name(answer, of_tensors)
         return {name: answer.detach().cpu().numpy() for name, answer in answers.items()}
 
     return original
@@ -534,7 +544,8 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
     if isinstance(answer, tuple) and hasattr(answer, "_asdict"):  # This is a NamedTuple.
         answer = answer._asdict()
     if isinstance(answer, dict):
-        parts = {f"{name}.{key}" if name else str(key): part for key, part in answer.items()}
+        prefix = f"{name}." if name else ""
+        parts = {f"{prefix}{key}": part for key, part in answer.items()}
     elif isinstance(answer, list | tuple):
         parts = {f"{name or 'output'}_{position}": part for position, part in enumerate(answer)}
     elif answer is None or (name and not of_tensors):
@@ -544,11 +555,10 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
         # from transformers
         way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""
         raise ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
-    return {
-        key: tensor
-        for part_name, part in parts.items()
-        for key, tensor in by_name(part, of_tensors, part_name).items()
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    for part_name, part in parts.items():
+        tensors |= by_name(part, of_tensors, part_name)
+    return tensors
 
 
 def _tensors(batch: ModelInput, names: list[str], model: TrainedModel) -> tuple[torch.Tensor, ...]:

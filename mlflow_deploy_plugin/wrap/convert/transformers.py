@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from onnx import TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
@@ -53,12 +53,20 @@ _HOSTILE = (
 """Texts that tokenizers treat in different ways."""
 
 _WITHOUT_EFFECT = (
-    *("batch_size", "num_workers", "include_prompt", "collapse_whitespace"),
-    *("show_progress_bar", "convert_to_numpy", "convert_to_tensor", "device", "pool", "chunk_size"),
+    # of pipelines
+    "batch_size",
+    "num_workers",
+    "include_prompt",
+    "collapse_whitespace",
+    # of `encode`
+    "show_progress_bar",
+    "convert_to_numpy",
+    "convert_to_tensor",
+    "device",
+    "pool",
+    "chunk_size",
 )
-"""The settings of pipelines (first line) and of `encode` that change neither a label
-nor a number.
-"""
+"""The settings that change neither a label nor a number."""
 
 _ENCODER_DEFAULTS = {"output_value": "sentence_embedding", "precision": "float32"}
 
@@ -244,15 +252,17 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         scores = self._activate(
             self.net(**dict(zip(self.names, tensors, strict=True))).logits.float(),
         )
-        return {self.output: scores if self.labels else scores[:, 0]}
+        if not self.labels:
+            scores = scores[:, 0]
+        return {self.output: scores}
 
     def predict(self, texts: list[str]) -> dict[str, Array]:
         answers = self.original(texts, top_k=None, batch_size=1)
-        by_label = [{part["label"]: part["score"] for part in parts} for parts in answers]
-        scores = np.array(
-            [[scores[label] for label in self.all_labels] for scores in by_label],
-            np.float32,
-        )
+        lists = []
+        for parts in answers:
+            by_label = {part["label"]: part["score"] for part in parts}
+            lists.append([by_label[label] for label in self.all_labels])
+        scores = np.array(lists, np.float32)
         if not self.labels:
             return {self.output: scores[:, 0]}
         return {
@@ -321,7 +331,36 @@ def _convert(
     with _padding_side(net.tokenizer, side):
         spec, content = _saved_tokenizer(net.eval(), texts)
         tokens = net.tokenize(texts)
-    net.names = names = list(spec.graph_inputs)
+    net.names = list(spec.graph_inputs)
+    proto = _export(net, tokens)
+    package = type(model).__module__.partition(".")[0]
+    bound = converted.bind_graph(
+        proto,
+        None,
+        package,
+        version(package.replace("_", "-")),
+        _original_model(net),
+    )
+    roles: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
+    prediction = net.output if predict_fn == "predict_proba" else bound.outputs[0].name
+    return replace(
+        bound,
+        inputs=(Input(column, "str", (-1,), (column,)),),
+        outputs=tuple(
+            replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs
+        ),
+        prediction=(prediction,),
+        classes=net.labels,
+        boundary_values=converted.BoundaryValues(texts={column: tuple(_HOSTILE)}),
+        move_weights=partial(torch_converter.move_weights, net),
+        tokenizer=spec,
+        files={_FILE: content},
+    )
+
+
+def _export(net: "_Classifier | _Encoder", tokens: Mapping[str, Any]) -> ModelProto:
+    """Return the graph of the net for its arrays and, for a classifier, the label."""
+    names = list(net.names)
     arrays = {name: np.asarray(array) for name, array in tokens.items() if name in names}
     if arrays["input_ids"].shape[1] == 1:  # The exporter would fix the length 1.
         arrays = {name: np.repeat(array, 2, axis=1) for name, array in arrays.items()}
@@ -332,18 +371,25 @@ def _convert(
         dict.fromkeys(names, (1,)),
         torch_converter.original_model(net),
     )
-    if net.labels:  # Add the output `label` [N], the class with the highest score.
-        graph = proto.graph
-        string = TensorProto.STRING
-        graph.initializer.append(
-            numpy_helper.from_array(np.array(net.labels, object), "class_names"),
-        )
-        graph.node.append(
-            helper.make_node("ArgMax", [net.output], ["class_index"], axis=-1, keepdims=0),
-        )
-        graph.node.append(helper.make_node("Gather", ["class_names", "class_index"], ["label"]))
-        graph.output.insert(0, helper.make_tensor_value_info("label", string, ["batch"]))
+    if net.labels:
+        _add_label(proto.graph, net)
+    return proto
 
+
+def _add_label(graph: GraphProto, net: "_Classifier | _Encoder") -> None:
+    """Add the output `label` [N], the class with the highest score."""
+    string = TensorProto.STRING
+    graph.initializer.append(
+        numpy_helper.from_array(np.array(net.labels, object), "class_names"),
+    )
+    graph.node.append(
+        helper.make_node("ArgMax", [net.output], ["class_index"], axis=-1, keepdims=0),
+    )
+    graph.node.append(helper.make_node("Gather", ["class_names", "class_index"], ["label"]))
+    graph.output.insert(0, helper.make_tensor_value_info("label", string, ["batch"]))
+
+
+def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
     def original(batch: ModelInput) -> dict[str, Array]:
         inputs = pd.DataFrame(batch).iloc[:, 0].tolist()
         if not all(isinstance(text, str) for text in inputs):
@@ -356,27 +402,10 @@ def _convert(
                 f"the text {short_repr(empty[0])} has no tokens, because the tokenizer adds no "
                 "special tokens; leave it out",
             )
-        return {
-            name: array[[places[text] for text in inputs]]
-            for name, array in net.predict(list(places)).items()
-        }
+        positions = [places[text] for text in inputs]
+        return {name: array[positions] for name, array in net.predict(list(places)).items()}
 
-    package = type(model).__module__.partition(".")[0]
-    bound = converted.bind_graph(proto, None, package, version(package.replace("_", "-")), original)
-    roles: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
-    return replace(
-        bound,
-        inputs=(Input(column, "str", (-1,), (column,)),),
-        outputs=tuple(
-            replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs
-        ),
-        prediction=(net.output if predict_fn == "predict_proba" else bound.outputs[0].name,),
-        classes=net.labels,
-        boundary_values=converted.BoundaryValues(texts={column: tuple(_HOSTILE)}),
-        move_weights=partial(torch_converter.move_weights, net),
-        tokenizer=spec,
-        files={_FILE: content},
-    )
+    return original
 
 
 def _saved_tokenizer(

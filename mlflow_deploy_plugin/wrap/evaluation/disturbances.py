@@ -71,10 +71,7 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator
         moved = rng.random(values.shape) < _SHARE_OUT_OF_RANGE
         if values.dtype.kind == "O":
             changed = values.copy()
-            changed[
-                moved
-                & np.array([isinstance(value, str) for value in values.flat]).reshape(values.shape)
-            ] = UNSEEN
+            changed[moved & _is_text(values)] = UNSEEN
             return changed
         numbers = values.astype(np.float64)
         finite = numbers[np.isfinite(numbers)]
@@ -240,11 +237,14 @@ def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> Named
     return _of_pictures(rows, covered)
 
 
-def value_range(values: Array) -> tuple[float, float]:
+def value_range(values: Array, empty: float = 0.0) -> tuple[float, float]:
+    """Return the smallest and the largest finite number, or `empty` if no number is
+    finite.
+    """
     finite = values[np.isfinite(values)]
     if finite.size:
         return (float(finite.min()), float(finite.max()))
-    return (0.0, 0.0)
+    return (empty, empty)
 
 
 def _of_pictures(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArrays:

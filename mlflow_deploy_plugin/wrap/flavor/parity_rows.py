@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.wrap.convert.batch import (
     unseen_category,
 )
 from mlflow_deploy_plugin.wrap.convert.converted import BoundaryValues, Category
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import value_range
 from mlflow_deploy_plugin.wrap.flavor.parity import RowGroup
 
 MIN_PARITY_ROWS = 1_000
@@ -386,7 +387,7 @@ class _TableRows:
             kind = np.int64 if smallest < 0 else np.uint64
             drawn = self.random.integers(smallest, largest, count, dtype=kind, endpoint=True)
             return pd.Series(drawn).astype(series.dtype)
-        low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
+        low, high = value_range(series.to_numpy(dtype=np.float64, na_value=np.nan), np.nan)
         # Halves avoid an overflow of the range.
         return pd.Series(2 * self.random.uniform(low / 2, high / 2, count)).astype(series.dtype)
 
@@ -456,16 +457,6 @@ class _TableRows:
         return table
 
 
-def _finite_range(values: Array) -> tuple[float, float]:
-    """Return the smallest and the largest finite number, or NaN if no number is
-    finite.
-    """
-    finite = values[np.isfinite(values)]
-    if finite.size:
-        return (float(finite.min()), float(finite.max()))
-    return (np.nan, np.nan)
-
-
 def _near(categories: Iterable[Category]) -> list[Category]:
     """Return values that are similar to the categories."""
     similar: list[Category] = []
@@ -526,7 +517,7 @@ def _reach(series: pd.Series) -> float:
     """Return a column's largest magnitude, limited to 1 to 1e30, so that products with
     `_FAR` fit into 32 bits.
     """
-    low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
+    low, high = value_range(series.to_numpy(dtype=np.float64, na_value=np.nan), np.nan)
     reach = max(abs(low), abs(high))
     return min(reach, 1e30) if reach > 1 else 1.0
 
@@ -612,7 +603,7 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
     shape = (len(rows), *array.shape[1:])
     if array.dtype.kind in "iu":
         return random.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
-    low, high = _finite_range(array)
+    low, high = value_range(array, np.nan)
     if low == high:  # A constant example has no range.
         low = low - max(abs(low), 1.0)
         high = high + max(abs(high), 1.0)

@@ -1,16 +1,16 @@
 """Create smaller or faster forms of a graph: 8-bit integers, 16-bit floats, pruned
 weights.
 
-| form         | smaller numbers               | gain on a CPU                           |
-|--------------|-------------------------------|-----------------------------------------|
-| int8 static  | weights and activations of    | convolutions, large layers; a quarter   |
-|              | Conv, MatMul …                | of the size                             |
-| int8 dynamic | weights of MatMul, Gemm, LSTM | transformers, LSTM, large dense layers; |
-|              |                               | needs no rows                           |
-| fp16         | all 32-bit weights            | size; ONNX Runtime computes most of it  |
-|              |                               | in 32 bits                              |
-| prune        | none, but many zeros          | only the compressed size: zeros take as |
-|              |                               | much time                               |
+| form         | smaller numbers               | gain on a CPU                       |
+|--------------|-------------------------------|-------------------------------------|
+| int8 static  | weights and activations of    | convolutions, large layers; a       |
+|              | Conv, MatMul …                | quarter of the size                 |
+| int8 dynamic | weights of MatMul, Gemm, LSTM | transformers, LSTM, large dense     |
+|              |                               | layers; needs no rows               |
+| fp16         | all 32-bit weights            | size; ONNX Runtime computes most of |
+|              |                               | it in 32 bits                       |
+| prune        | none, but many zeros          | only the compressed size: zeros     |
+|              |                               | take as much time                   |
 
 The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do
 not change their argument.
