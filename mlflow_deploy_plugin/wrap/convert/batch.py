@@ -224,11 +224,14 @@ class Batch:
         argument: str,
         signature: ModelSignature | None = None,
     ) -> dict[str, tuple[int, ...]]:
-        """Return the free axes of each tensor, except axis 0.
+        """Return the free axes of each tensor, except axis 0. An axis is free if its
+        size differs between the batch and `others`, or is -1 in the signature.
 
-        An axis is free if its size differs between the batch and `others`, or is -1 in
-        the signature. Raises InvalidConfig, with the name `argument` of `others`, if
-        the number of dimensions differs.
+        Args:
+            others: tensors by name.
+            argument: the name of `others` in the message of InvalidConfig, which is
+                raised if the number of dimensions differs.
+            signature: the user's signature, or None.
         """
         shapes = {name: [array.shape] for name, array in self.tensors.items()}
         for tensors in others:

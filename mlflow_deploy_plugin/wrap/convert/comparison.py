@@ -124,9 +124,12 @@ def changes_within_one_step(
     """Return [N] booleans: True for a row if a small change of its numbers changes the
     original's prediction.
 
-    `answers_otherwise` receives changed rows and the index in `batch` of each row, and
-    returns [rows] booleans. If `is_net`, all numbers of a row are moved together.
-    Otherwise each number is moved separately.
+    Args:
+        batch: N rows.
+        answers_otherwise: a function of changed rows and the index in `batch` of each
+            row, [rows]. It returns [rows] booleans.
+        is_net: True to move all numbers of a row together, otherwise each number is
+            moved separately.
     """
     changes = np.zeros(len(batch), dtype=bool)
     few = min(len(batch), _MAX_UNSTABLE_ROWS)

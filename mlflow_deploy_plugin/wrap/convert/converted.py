@@ -99,8 +99,8 @@ class ConvertedModel:
     Attributes:
         proto: the ModelProto with inline weights; a copy if the user passed a
             ModelProto.
-        inputs, outputs: inputs and outputs of the graph, bound to the signature by
-            column (or tensor) name.
+        inputs: inputs of the graph, bound to the signature by column (or tensor) name.
+        outputs: outputs of the graph.
         prediction: names of the outputs that `predict` returns.
         original: the function for the original's predictions; None if the user passed
             an ONNX model.
@@ -336,11 +336,17 @@ def require_example(
     what: str,
     method: str,
 ) -> ModelInput:
-    """Return the example of a model whose only method is `method`. Messages call the
-    model `what`.
+    """Return the example of a model whose only method is `method`.
 
-    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError
-    if tensors differ in rows.
+    Args:
+        batch: the example, or None.
+        predict_fn: the method that the user requests.
+        what: the name of the model in messages.
+        method: the name of the method in messages.
+
+    Raises:
+        InvalidConfig: there is no example, or `predict_fn` is `predict_proba`.
+        ConversionError: the tensors differ in rows.
     """
     if batch is None:
         raise InvalidConfig(

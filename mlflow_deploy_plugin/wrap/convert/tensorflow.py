@@ -84,8 +84,12 @@ def export(
     """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx
     lacks an operation.
 
-    The first dimension of each input and the axes in `axes` are free. Messages call the
-    model `display_name`.
+    Args:
+        function: a function of the tensors in the order of `arrays`.
+        arrays: the example by input name.
+        outputs: the names of the outputs.
+        axes: the free axes of each input, in addition to its first dimension.
+        display_name: the name of the model in messages.
     """
     try:
         import tf2onnx  # tf2onnx is slow to import, and only in the extra `tensorflow`.

@@ -137,12 +137,19 @@ def export(
     original: converted.OriginalModel,
     legacy: bool = False,
 ) -> ModelProto:
-    """Export a module (or a program) in `eval` mode with rows of the batch, and return
-    the ModelProto.
+    """Export a module (or a program) in `eval` mode, and return the ModelProto.
 
-    `names` are the inputs in the order of `forward`; `legacy` traces with TorchScript.
-    Raises ConversionError if the exporter fails, and InvalidConfig if the model refuses
-    the batch.
+    Args:
+        model: the module or program.
+        batch: the example, whose rows are traced.
+        names: the inputs in the order of `forward`.
+        dynamic_axes: the free axes of each input, in addition to its first dimension.
+        original: the function for the original's predictions.
+        legacy: True to trace with TorchScript.
+
+    Raises:
+        ConversionError: the exporter fails.
+        InvalidConfig: the model refuses the batch.
     """
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
     # A program may have a fixed batch size, which is the size of the example.

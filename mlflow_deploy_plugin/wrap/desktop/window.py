@@ -63,9 +63,10 @@ class ProgramWindow:
     the window stays responsive.
 
     Attributes:
-        fields / server_fields: the texts of the two forms by name; `fields` is empty
-            for a model of tensors.
-        inputs / predictions: the columns of the last result.
+        fields: the texts of the form by name; empty for a model of tensors.
+        server_fields: the texts of the server's form by name.
+        inputs: the input columns of the last result.
+        predictions: the predicted columns of the last result.
         status: the last message.
         url: the address of the running server; empty if the server is stopped.
     """

@@ -219,8 +219,14 @@ def torch_original(
 ) -> Any:
     """Return the torch module in the model's folder, or the module from which the model
     was made, or a `Refused`. An optimized version has the original of its base.
-    `original` is the URI of a torch model whose code the caller consents to run. If
-    empty, the URI is read from the model, and the code runs only with `has_consent`.
+
+    Args:
+        model: the loaded version.
+        folder: the folder of the version.
+        original: the URI of a torch model whose code the caller consents to run. If it
+            is empty, the URI is read from the version.
+        has_consent: True if the code of an original that was read from the version may
+            run.
     """
     document = read_mlmodel(folder)
     flavors = document.get("flavors", {})

@@ -33,13 +33,17 @@ class FormAgreement:
     """A comparison of the predictions of a form and its base.
 
     Attributes:
+        rows: the number of compared rows.
         equal: the share of rows with equal labels; None if there are no labels.
-        max_difference, mean_difference: the largest of all numeric outputs, in the
-            output's unit; None without outputs.
+        max_difference: the largest difference of all numeric outputs, in the output's
+            unit; None without outputs.
+        mean_difference: the largest mean difference of a numeric output; None without
+            outputs.
         relative_difference: the mean difference as a share of the standard deviation of
             the base's predictions.
         metric: the metric for labelled rows; empty without labels.
-        base_metric, form_metric: the metric of each model; NaN without labels.
+        base_metric: the metric of the base; NaN without labels.
+        form_metric: the metric of the form; NaN without labels.
         loss: the deterioration compared with the base, in the unit of `loss_of`, to
             which the limit applies.
     """
@@ -83,14 +87,23 @@ def compare_with_base(
     metric: MetricName | None = None,
     base_outputs: Mapping[str, Array] | None = None,
 ) -> FormAgreement:
-    """Compare a form with its base on the same rows, [N, …] by column or tensor, and
-    the labels `truth`, [N].
+    """Compare the predictions of a form with those of its base.
 
-    `metric` is accuracy for labels and rmse for numbers by default. `base_outputs` are
-    known outputs of the base.
+    Args:
+        base: the version from which the form was made.
+        form: the smaller or faster form.
+        rows: the compared rows, [N, …] by column or tensor.
+        truth: the labels, [N]; None without labels.
+        metric: the metric for the labels; default: accuracy for labels, rmse for
+            numbers.
+        base_outputs: the outputs of the base for the rows, if they have been computed
+            already.
 
-    Raises InvalidConfig if the metric does not fit the answers or the shapes differ
-    from the base, and SchemaMismatch or InferenceError if a model rejects the rows.
+    Raises:
+        InvalidConfig: the metric does not fit the answers, or the shapes of the outputs
+            differ.
+        SchemaMismatch: a model rejects the rows.
+        InferenceError: a model cannot compute the rows.
     """
     want = base.outputs(rows) if base_outputs is None else base_outputs
     got = form.outputs(rows)

@@ -238,10 +238,13 @@ def robustness(
             `robustness/`.
         progress: called with a line before each long step.
 
-    Raises InvalidConfig if an argument is invalid or there is no run to log to,
-    NotFound if the model does not exist, NotInstalled if matplotlib is missing for the
-    plots, SchemaMismatch or InferenceError if the model rejects the undisturbed rows,
-    and RegistryUnavailable if MLflow does not answer.
+    Raises:
+        InvalidConfig: an argument is invalid, or there is no run to log to.
+        NotFound: the model does not exist.
+        NotInstalled: matplotlib is missing for the plots.
+        SchemaMismatch: the model rejects the undisturbed rows.
+        InferenceError: the model cannot compute the undisturbed rows.
+        RegistryUnavailable: MLflow does not answer.
     """
     checked = None if strengths is None else check_strengths(strengths)
     check_metric(metric)
@@ -295,11 +298,22 @@ def measure_robustness(
     """Measure the curves of a loaded model. The report does not include the names of
     model, dataset and target.
 
-    `strengths` is a result of `check_strengths`; None for the default strengths that
-    fit the model. `find_gradient` returns the gradient of the torch original for rows
-    and their truth, [N]. Raises InvalidConfig if the metric does not fit, there are
-    fewer than two rows, or no disturbance can be measured, and SchemaMismatch or
-    InferenceError if the model rejects the undisturbed rows.
+    Args:
+        model: the loaded model.
+        labelled: the rows and their truth, [N].
+        metric: the metric; default: accuracy for labels, rmse for numbers.
+        strengths: a result of `check_strengths`; None for the default strengths that
+            fit the model.
+        seed: the seed that samples the rows and the disturbances.
+        find_gradient: a function that returns the gradient of the torch original for
+            rows and their truth.
+        progress: called with a line before each long step.
+
+    Raises:
+        InvalidConfig: the metric does not fit, there are fewer than two rows, or no
+            disturbance can be measured.
+        SchemaMismatch: the model rejects the undisturbed rows.
+        InferenceError: the model cannot compute the undisturbed rows.
     """
     sample = _limited_sample(model, labelled, seed)
     baseline = Baseline.of(model.predict(sample.rows), sample.truth, metric)

@@ -58,9 +58,12 @@ def load_dataset(
     seed: int,
     max_rows: int,
 ) -> LabelledRows:
-    """Return at most `max_rows` labelled rows of a dataset. Raises InvalidConfig if the
-    file or the target is missing, NotFound if the run is missing, and
-    RegistryUnavailable if MLflow does not answer.
+    """Return at most `max_rows` labelled rows of a dataset.
+
+    Raises:
+        InvalidConfig: the file or the target is missing.
+        NotFound: the run is missing.
+        RegistryUnavailable: MLflow does not answer.
     """
     return labelled_rows(read_dataset(dataset, artifact), dataset, target, artifact, seed, max_rows)
 
@@ -73,9 +76,16 @@ def labelled_rows(
     seed: int,
     max_rows: int,
 ) -> LabelledRows:
-    """Return at most `max_rows` rows with a known target. `source` names the dataset,
-    and is empty for rows in memory. Raises InvalidConfig without such rows, or if the
-    target is an input.
+    """Return at most `max_rows` rows with a known target. Raises InvalidConfig without
+    such rows, or if the target is an input.
+
+    Args:
+        rows: the rows, [N, …] by column or tensor.
+        source: the name of the dataset; empty for rows in memory.
+        target: the label column.
+        artifact: the artifact of the model, whose signature determines the types.
+        seed: the seed that samples the rows.
+        max_rows: the maximum number of rows.
     """
     shown = f"the dataset {source}" if source else "the data"
     if target not in rows:
@@ -187,9 +197,14 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
 
 
 def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
-    """Return the rows of a CSV or Parquet file, or the arrays of a .npz file; messages
-    name the file as `shown`. The types of CSV columns follow from the signature of
-    `artifact`. Raises InvalidConfig if the file cannot be read.
+    """Return the rows of a CSV or Parquet file, or the arrays of a .npz file. Raises
+    InvalidConfig if the file cannot be read.
+
+    Args:
+        path: the path of the file.
+        shown: the name of the file in messages.
+        artifact: the artifact of the model, whose signature determines the types of CSV
+            columns.
     """
     try:
         if path.stat().st_size > MAX_BYTES:

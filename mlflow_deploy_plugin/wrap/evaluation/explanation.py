@@ -242,8 +242,12 @@ def explain(
         log: True to log the explanation to the version's run, under `explain/`.
         progress: called with a line before each long step.
 
-    Raises InvalidRequest or InvalidArtifact if the model has no ONNX form or its inputs
-    are images, NotInstalled if shap is missing, and like `robustness`.
+    Raises:
+        InvalidRequest: the inputs of the model are images.
+        InvalidArtifact: the model has no ONNX form.
+        InvalidConfig: an argument is invalid.
+        NotInstalled: shap is missing, or matplotlib for the plots.
+        OnnxserveError: as in `robustness`.
     """
     require_shap()
     if log:

@@ -49,9 +49,16 @@ with the predicted label.
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """The difference between candidate and current version; a negative difference is
-    worse. For `RELATIVE_METRICS`, the difference is a share of the current value. `low`
-    and `high` are one-sided confidence bounds.
+    """The difference between candidate and current version.
+
+    Attributes:
+        metric: the name of the metric.
+        candidate: the metric of the candidate.
+        current: the metric of the current version.
+        difference: the improvement of the candidate; a negative difference is worse.
+            For `RELATIVE_METRICS`, it is a share of the current value.
+        low: the lower one-sided confidence bound of the difference.
+        high: the upper one-sided confidence bound of the difference.
     """
 
     metric: MetricName
@@ -62,8 +69,12 @@ class MetricComparison:
     high: float
 
     def describe(self, against: str, rows: int, confidence: float) -> str:
-        """Return the comparison on `rows` rows with the version `against` as a text
-        without an end.
+        """Return the comparison as a text without an end.
+
+        Args:
+            against: the name of the current version.
+            rows: the number of compared rows.
+            confidence: the confidence of the bounds.
         """
         unit = ".1%" if self.metric in RELATIVE_METRICS else ".4f"
         direction = "worse" if self.difference < 0 else "better"

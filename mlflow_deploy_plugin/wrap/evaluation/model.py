@@ -95,9 +95,12 @@ def downloaded_version(resolved: ResolvedModel) -> Iterator[Path]:
 
 
 def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
-    """Load the model of an MLmodel folder, to run in one thread. Raises CodeRefused if
-    the model is a pyfunc and `allow_pyfunc` is false, InvalidArtifact, or
-    InferenceError if loading fails.
+    """Load the model of an MLmodel folder, to run in one thread.
+
+    Raises:
+        CodeRefused: the model is a pyfunc, and `allow_pyfunc` is false.
+        InvalidArtifact: the folder has no valid model.
+        InferenceError: loading fails.
     """
     artifact = read_served_artifact(folder)
     if artifact.flavor != PYTHON_FUNCTION:

@@ -65,8 +65,9 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
     """Build the program, and return its executable, which needs the other files of its
     folder.
 
-    Raises NotInstalled if PyInstaller, openpyxl or tkinter is missing, and
-    ConversionError if PyInstaller fails.
+    Raises:
+        NotInstalled: PyInstaller, openpyxl or tkinter is missing.
+        ConversionError: PyInstaller fails.
     """
     if missing := [
         name for name in ("PyInstaller", "openpyxl", "_tkinter") if find_spec(name) is None

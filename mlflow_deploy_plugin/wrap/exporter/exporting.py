@@ -70,8 +70,15 @@ Rows = dict[str, Array]
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A checked export at `path`. For `rows` rows, it differs from the served model by
-    at most `max_error`.
+    """A checked export.
+
+    Attributes:
+        path: the file or folder.
+        format: the export format.
+        name: the name of the model.
+        version: the version of the model.
+        rows: the number of rows of the check.
+        max_error: the largest difference from the served model for these rows.
     """
 
     path: Path
@@ -95,7 +102,7 @@ def export(
     progress: ProgressCallback = lambda line: None,
 ) -> ExportedModel:
     """Export a version, and check that it returns the same predictions as the served
-    version.
+    version. After an error, no file is written.
 
     Args:
         model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved
@@ -117,10 +124,14 @@ def export(
         progress: called with a message before a long step, or for a tflite file of one
             row per call.
 
-    Raises AlreadyExists, ConversionError if the version has no ONNX form or the format
-    cannot be written, ParityError if the predictions of the export differ, NotInstalled
-    for PMML without Java, and InvalidConfig, NotFound or RegistryUnavailable if the
-    version, its original or the rows cannot be loaded. No file is written then.
+    Raises:
+        AlreadyExists: the path exists.
+        ConversionError: the version has no ONNX form, or the format cannot be written.
+        ParityError: the predictions of the export differ.
+        NotInstalled: Java is missing for PMML.
+        InvalidConfig: an option or the rows are invalid.
+        NotFound: the version or its original does not exist.
+        RegistryUnavailable: MLflow does not answer.
     """
     options = _Options(name, wheels, download_wheels, original)
     options.check(format)

@@ -187,14 +187,21 @@ def write_bundle(
     download_wheels: bool,
     has_environment: bool = False,
 ) -> None:
-    """Write the bundle to the folder. `wheels` and `download_wheels` are as in
-    `export`.
+    """Write the bundle to the folder.
 
-    With `has_environment`, the bundle has an environment.yml for conda, with the
-    versions of this Python environment.
+    Args:
+        folder: the new folder.
+        graph: the ONNX file.
+        described: the metadata of the model.
+        example: one row of the inputs by name.
+        wheels: as in `export`.
+        download_wheels: as in `export`.
+        has_environment: True to add an environment.yml for conda, with the versions of
+            this Python environment.
 
-    Raises InvalidConfig for a folder without wheels, and ConversionError if pip fails
-    or an input type is unsupported.
+    Raises:
+        InvalidConfig: the folder `wheels` has no wheels.
+        ConversionError: pip fails, or an input type is unsupported.
     """
     (folder / "examples").mkdir(parents=True)
     shutil.copy(graph, folder / graph.name)

@@ -32,11 +32,20 @@ def fitted_model(
     original_uri: str,
 ) -> tuple[Any, Path]:
     """Return the fitted model of a version or of its original, and the folder with its
-    ONNX form (`target` if new).
+    ONNX form.
 
-    Raises NotInstalled, InvalidConfig if the version has only its ONNX form and
-    `original_uri` is empty, CodeRefused if its original is known, and the errors of
-    `wrap_registered`.
+    Args:
+        resolved: the version.
+        folder: the folder of the version.
+        target: a new folder for the ONNX form of a version that has none.
+        original_uri: the URI of the original, whose code may run; empty if it is not
+            set.
+
+    Raises:
+        NotInstalled: Java or a package of the extra is missing.
+        InvalidConfig: the version has only its ONNX form, and `original_uri` is empty.
+        CodeRefused: the same, but the original of the version is known.
+        OnnxserveError: as in `wrap_registered`.
     """
     require_java()
     document = read_mlmodel(folder)

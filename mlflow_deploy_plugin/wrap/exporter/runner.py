@@ -50,8 +50,9 @@ class Model:
         threads: the number of threads per call; 0 means one per core.
 
     Attributes:
-        name / version / source: name and version of the exported model, and its URI in
-            the registry or an empty text.
+        name: the name of the exported model.
+        version: the version of the exported model.
+        source: the URI in the registry; may be empty.
         classes: the labels in the order of the probability columns; empty for other
             models.
         columns: the input columns in order; empty for a model of tensors.

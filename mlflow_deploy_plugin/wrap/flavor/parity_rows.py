@@ -96,8 +96,13 @@ def parity_rows(
     """Yield the example, `parity_data`, and generated rows: at least `MIN_PARITY_ROWS`
     in total.
 
-    Some rows have other sizes of the free axes (`sizes`). The errors of failed
-    generators are stored in `left_out`.
+    Args:
+        example: the user's example.
+        parity_data: additional rows, or None.
+        boundary_values: the values at which the model may change its prediction.
+        sizes: the symbols of the free axes by tensor and axis. Some rows get other
+            sizes of these axes.
+        left_out: a mapping to which the errors of failed generators are added by name.
     """
     random = np.random.default_rng(0)
     given_count = 0

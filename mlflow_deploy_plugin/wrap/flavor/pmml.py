@@ -48,8 +48,10 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     """Evaluate the rows, and return the kind of model and the arguments of MLflow's
     `log_model` except `artifacts`.
 
-    Raises NotInstalled, InvalidConfig for rows of another type, and InvalidArtifact if
-    Java refuses the file or a row.
+    Raises:
+        NotInstalled: Java or the extra `pmml` is missing.
+        InvalidConfig: the rows have another type.
+        InvalidArtifact: Java refuses the file or a row.
     """
     require_java()
     import jpype  # The packages of the extra are optional.

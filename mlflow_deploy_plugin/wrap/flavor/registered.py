@@ -123,11 +123,12 @@ class WrappedVersion:
 
     Attributes:
         source: models:/old/3, or the path of the model's files.
-        name, version: the registered model and the new version; the version is empty
-            after a dry run.
+        name: the registered model.
+        version: the new version; empty after a dry run.
         model: the class and framework of the original.
         prediction: names of the outputs that `predict` returns.
-        model_id, run_id: the new logged model and its run; empty if they do not exist.
+        model_id: the new logged model; empty if it does not exist.
+        run_id: the run of the logged model; empty if it does not exist.
     """
 
     source: str
@@ -175,11 +176,16 @@ def wrap_registered(
         dry_run: True to convert and compare without registering a version.
         progress: a function that is called with a line of text before each long step.
 
-    Raises ConversionError and ParityError like `log_model`, InvalidConfig if an
-    argument is invalid, there are no rows or the model is wrapped already,
-    InvalidArtifact if there is no model, CodeRefused for a joblib or pickle file
-    without `allow_pickle`, NotInstalled for a PMML file without Java, NotFound, and
-    RegistryUnavailable.
+    Raises:
+        ConversionError: as in `log_model`.
+        ParityError: as in `log_model`.
+        InvalidConfig: an argument is invalid, there are no rows, or the model is
+            wrapped already.
+        InvalidArtifact: there is no model.
+        CodeRefused: the model is a joblib or pickle file, and `allow_pickle` is false.
+        NotInstalled: Java is missing for a PMML file, or the framework of the model.
+        NotFound: the model does not exist.
+        RegistryUnavailable: MLflow does not answer.
     """
     check_new_name(register or "")
     file = _model_file(model_uri)
@@ -647,9 +653,12 @@ def load_folder(folder: Path, source: str) -> Original:
     """Load the model of an MLmodel folder, whose files may run code. Messages use the
     name `source`.
 
-    Raises InvalidArtifact if MLflow cannot read the MLmodel file, InvalidConfig for a
-    wrapped model, NotInstalled if the framework is missing, and ConversionError for
-    Python code, a pyfunc with another method, or unreadable files.
+    Raises:
+        InvalidArtifact: MLflow cannot read the MLmodel file.
+        InvalidConfig: the model is wrapped already.
+        NotInstalled: the framework is missing.
+        ConversionError: the model is Python code or a pyfunc with another method, or
+            its files cannot be read.
     """
     mlmodel, flavors = _read_flavors(folder, source)
     flavor, predict_fn = _framework_flavor(flavors, source)
@@ -725,9 +734,12 @@ def _framework_flavor(flavors: Mapping[str, Any], source: str) -> tuple[str, Pre
 def load_file(path: Path, allow_pickle: bool) -> Original:
     """Load a joblib or pickle file, or a file in the format of a framework.
 
-    Raises CodeRefused for a joblib or pickle file without `allow_pickle`, InvalidConfig
-    for an unknown ending, InvalidArtifact or ConversionError if the file cannot be
-    loaded, and NotInstalled if its framework is missing.
+    Raises:
+        CodeRefused: the file is a joblib or pickle file, and `allow_pickle` is false.
+        InvalidConfig: the ending of the file is unknown.
+        InvalidArtifact: a joblib or pickle file cannot be loaded.
+        ConversionError: a file of a framework cannot be loaded.
+        NotInstalled: the framework is missing.
     """
     ending = path.suffix.lower()
     if ending in converters.FILE_ENDINGS:

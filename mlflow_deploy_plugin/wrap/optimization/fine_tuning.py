@@ -38,12 +38,19 @@ def pruned_and_tuned(
     epochs: int,
     seed: int,
 ) -> onnx.ModelProto:
-    """Prune the `share` of each layer's weights in a copy of the module, train the
-    copy, and return its ONNX graph.
+    """Prune the weights in a copy of the module, train the copy, and return its ONNX
+    graph. Raises ConversionError if the module cannot be pruned or trained, or is not
+    the base's original.
 
-    The targets are `truth`: class indices [N], numbers [N, …], or None for the base's
-    predictions. `rows` are inputs [N, …] by name. Raises ConversionError if the module
-    cannot be pruned or trained, or is not the base's original.
+    Args:
+        module: the torch module.
+        base: the version that was made from the module.
+        share: the share of each layer's weights that are pruned.
+        rows: the inputs, [N, …] by name.
+        truth: the targets: class indices [N], numbers [N, …], or None for the base's
+            predictions.
+        epochs: the number of training epochs.
+        seed: the seed of the training.
     """
     if not isinstance(module, nn.Module):
         raise ConversionError(f"the original is a {type(module).__name__}, not a torch module")

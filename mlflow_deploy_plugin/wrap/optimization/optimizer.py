@@ -146,7 +146,8 @@ class Optimization:
         chosen: the registered form; if no form was registered, this is empty and
             `reason` is set.
         is_refused: True if the requested form loses too much or cannot be created.
-        model, version: the registered model and version.
+        model: the registered model.
+        version: the registered version.
     """
 
     base: str
@@ -217,9 +218,11 @@ def optimize(
             raising the first two errors.
         progress: a function that receives one line per step.
 
-    Raises ParityError if the form loses more than `max_loss`, ConversionError if it
-    cannot be created, InvalidConfig if an argument is invalid or there are too few
-    rows, and like `resolve`.
+    Raises:
+        ParityError: the form loses more than `max_loss`.
+        ConversionError: the form cannot be created.
+        InvalidConfig: an argument is invalid, or there are too few rows.
+        OnnxserveError: as in `resolve`.
     """
     recipes = _requested_recipes(int8, fp16, prune, auto)
     _check_limits(rows, max_loss)

@@ -71,9 +71,14 @@ class NodeTime:
     """The time of a node in the optimized graph, or of all nodes with the same
     operator.
 
-    `us` is the median microseconds per run in the profiler, `share` the share of the
-    time of all nodes, `calls` the calls per run (several in a Loop), and `types` the
-    input types.
+    Attributes:
+        name: the name of the node or of the operator.
+        operator: the operator.
+        provider: the execution provider.
+        share: the share of the time of all nodes.
+        us: the median microseconds per run in the profiler.
+        calls: the calls per run; several in a Loop.
+        types: the types of the inputs.
     """
 
     name: str
@@ -99,12 +104,18 @@ class _NodeRun:
 
 @dataclass(frozen=True)
 class GraphProfile:
-    """The times of a version, the longest first, and `advice` on possible changes, in
-    sentences.
+    """The times of a version, the longest first.
 
-    `run_us` is the median microseconds of a run without the profiler. `outside_us` is
-    `run_us` minus the time of all nodes (the time for memory and dispatch), and is
-    negative if the profiler's overhead is larger.
+    Attributes:
+        model: the version.
+        rows: the rows per request.
+        runs: the number of profiled runs.
+        run_us: the median microseconds of a run without the profiler.
+        outside_us: `run_us` minus the time of all nodes (the time for memory and
+            dispatch). It is negative if the profiler's overhead is larger.
+        operators: the times by operator.
+        nodes: the times by node.
+        advice: possible changes, in sentences.
     """
 
     model: str
@@ -125,9 +136,10 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
             model, otherwise a row of zeros.
         log: log the profile and its figure as artifacts of the version's run.
 
-    Raises InvalidConfig without an ONNX form, without the data, or for fewer than one
-    row; NotFound if the version or a run to log to does not exist; and
-    RegistryUnavailable if MLflow does not answer.
+    Raises:
+        InvalidConfig: there is no ONNX form or no data, or `rows` is less than 1.
+        NotFound: the version, or a run to log to, does not exist.
+        RegistryUnavailable: MLflow does not answer.
     """
     if rows < 1:
         raise InvalidConfig(f"rows: {rows} is less than 1")

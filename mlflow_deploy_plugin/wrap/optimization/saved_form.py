@@ -35,11 +35,16 @@ def save_model(
     parity: Mapping[str, object] | None = None,
 ) -> None:
     """Write a folder with another graph and the signature, example, reference and
-    environment of `base`.
+    environment of `base`. Raises ConversionError if the graph is too large.
 
-    `record` is the section `optimization` of the MLmodel file, and `parity` its section
-    `parity` for the onnxserve flavor. Without a record (a draft), the base's reference
-    is kept. Raises ConversionError if the graph is too large.
+    Args:
+        path: the new folder.
+        mlflow_model: the MLmodel to which the flavor is added.
+        base: the version from which the form was made.
+        graph: the graph of the form.
+        record: the section `optimization` of the MLmodel file. Without a record (a
+            draft), the base's reference is kept.
+        parity: the section `parity` of the onnxserve flavor.
     """
     folder = Path(path)
     artifact = read_artifact(base)
