@@ -83,9 +83,9 @@ def pyfunc_flavor(
     """Return the MLflow flavor for the model and its options, or None. For unknown
     libraries, the flavor is sklearn.
     """
-    if (
-        predict_fn != "predict"
-    ):  # Only the sklearn flavor, which also logs the estimators of boosters, has this option.
+    # Only the sklearn flavor, which also logs the estimators of boosters, has this
+    # option.
+    if predict_fn != "predict":
         options = {
             "serialization_format": _SERIALIZATION["sklearn"],
             "pyfunc_predict_fn": predict_fn,
@@ -101,10 +101,7 @@ def pyfunc_flavor(
         with suppress(Exception):  # The model may not predict rows.
             flavor = "sklearn" if len(model.predict(input_example[:1])) == 1 else None
     # No flavor saves a tf.function.
-    is_function = flavor == "tensorflow" and hasattr(
-        model,
-        "python_function",
-    )
+    is_function = flavor == "tensorflow" and hasattr(model, "python_function")
     if flavor is None or is_function or (flavor == "sklearn" and not hasattr(model, "predict")):
         return None
     if flavor not in _SERIALIZATION:
@@ -135,9 +132,8 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
     """
     part: object = None
     unread = ""
-    for frame, _ in traceback.walk_tb(
-        error.__traceback__,
-    ):  # Find the estimator that skl2onnx was converting.
+    # Find the estimator that skl2onnx was converting.
+    for frame, _ in traceback.walk_tb(error.__traceback__):
         part = getattr(frame.f_locals.get("operator"), "raw_operator", None) or part
         if frame.f_code.co_name == "__dir__":  # An attribute of the estimator raises an error.
             part = frame.f_locals["self"]

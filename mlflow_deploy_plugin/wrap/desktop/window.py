@@ -414,16 +414,10 @@ def _add_field(
         widget = ttk.Entry(page, textvariable=field)
     widget.bind("<Return>", lambda event: enter())
     # The Tab key may reach a hidden field.
-    widget.bind(
-        "<FocusIn>",
-        lambda event: page.see(str(widget)),
-    )
+    widget.bind("<FocusIn>", lambda event: page.see(str(widget)))
     for wheel in ("<Button-4>", "<Button-5>", "<MouseWheel>"):
         # A list would change its value while the form scrolls.
-        widget.bind(
-            wheel,
-            lambda event: "break",
-        )
+        widget.bind(wheel, lambda event: "break")
     page.insert("end", f"{name}\n", "", f"{note}\n", "note")
     page.window_create("end", window=widget)
     page.insert("end", "\n\n")

@@ -357,10 +357,7 @@ def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
         names = ", ".join(entry.dataset.name for entry in inputs) or "none"
         raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
     # Only files and URLs are read; all other sources run code or return no file.
-    sources = map(
-        get_source,
-        datasets,
-    )
+    sources = map(get_source, datasets)
     readable = [
         source
         for source in sources

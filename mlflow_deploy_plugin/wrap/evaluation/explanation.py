@@ -396,9 +396,8 @@ def contributions(
     return numbers for each row.
     """
     config: Any = SimpleNamespace(DISABLE_JIT=0)
-    with contextlib.suppress(
-        ModuleNotFoundError,
-    ):  # numba may be missing, because shap 0.54 does not need it.
+    # The package numba may be missing, because shap 0.54 does not need it.
+    with contextlib.suppress(ModuleNotFoundError):
         from numba import config
     # Otherwise numba compiles shap for 20 s (`serve/pyfunc/__main__.py`).
     before = config.DISABLE_JIT

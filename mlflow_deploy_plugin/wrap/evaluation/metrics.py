@@ -273,11 +273,7 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     seen = np.unique(true)
     scored = seen[-1:] if len(seen) == 2 else slice(None)
     # The last index counts rows without a hit.
-    hit = np.where(
-        predicted == truth,
-        true,
-        len(labels),
-    )
+    hit = np.where(predicted == truth, true, len(labels))
 
     def f1(weights: Array) -> float:
         counts = (np.bincount(side, weights, len(labels))[scored] for side in (true, called))

@@ -322,11 +322,8 @@ def main(arguments: list[str] | None = None) -> None:
     file = command_line[0]
     model = Model()
     try:
-        with open(
-            file,
-            newline="",
-            encoding="utf-8-sig",
-        ) as lines:  # Spreadsheets may write a byte order mark.
+        # Spreadsheets may write a byte order mark.
+        with open(file, newline="", encoding="utf-8-sig") as lines:
             if file.endswith(".json"):
                 rows = json.load(lines)
             else:
@@ -345,9 +342,8 @@ def main(arguments: list[str] | None = None) -> None:
         for record in zip(*(array.tolist() for array in outputs.values()), strict=True):
             sys.stdout.write(json.dumps(dict(zip(outputs, record, strict=True))) + "\n")
         sys.stdout.flush()
-    except (
-        BrokenPipeError
-    ):  # The reader of the pipe, such as `head`, has ended. Avoid a second error at exit.
+    # The reader of the pipe, such as `head`, has ended. Avoid a second error at exit.
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

@@ -89,9 +89,8 @@ def converter_python(progress: ProgressCallback) -> Path:
         with locked(folder.with_suffix(".lock")):
             if not folder.exists():
                 progress(f"installing the tflite converter (once, {_SIZE}) into {folder}")
-                for abandoned in folder.parent.glob(
-                    f"{folder.name}.*.unfinished",
-                ):  # left by killed processes
+                # Killed processes left these folders.
+                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):
                     shutil.rmtree(abandoned, ignore_errors=True)
                 unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
                 pip = [
@@ -108,10 +107,7 @@ def converter_python(progress: ProgressCallback) -> Path:
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
                 # The move is safe: bin/python locates its packages relative to itself.
-                os.replace(
-                    unfinished,
-                    folder,
-                )
+                os.replace(unfinished, folder)
     except CommandFailed as error:
         raise ConversionError(
             f"the tflite converter cannot be installed: {error.message}; it needs venv and a "

@@ -54,11 +54,8 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
         raise InvalidConfig(
             f"the file {path} cannot be read: {error.strerror or first_line(error)}",
         ) from None
-    except (
-        ValueError,
-        TypeError,
-        MlflowException,
-    ) as error:  # pandas, pyarrow and orjson raise ValueError.
+    # The readers pandas, pyarrow and orjson raise ValueError.
+    except (ValueError, TypeError, MlflowException) as error:
         raise InvalidConfig(
             f"the file {path} cannot be read as {kind}: {first_line(error)}",
         ) from None
@@ -137,9 +134,8 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
             document = orjson.loads((folder / info["artifact_path"]).read_bytes())
         else:
             document = None
-        if (
-            isinstance(document, dict) and "inputs" in document
-        ):  # MLflow 3.17 cannot read the examples of 2.9 and 2.14.
+        # MLflow 3.17 cannot read the examples of 2.9 and 2.14.
+        if isinstance(document, dict) and "inputs" in document:
             example = infer_and_parse_data(document, schema)
         else:
             example = mlmodel.load_input_example(str(folder))

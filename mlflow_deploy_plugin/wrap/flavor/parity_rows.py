@@ -160,9 +160,8 @@ def _generators(
             yield replace(group, batch=Batch({name: matrix}), columns=(name,) * len(group.columns))
 
     for source, draw in _TableRows(table, random).generators(boundary_values, row_count):
-        if (
-            source != "missing" or array.dtype.kind not in "OUT"
-        ):  # A tensor of strings cannot have missing values.
+        # A tensor of strings cannot have missing values.
+        if source != "missing" or array.dtype.kind not in "OUT":
             yield source, partial(as_matrices, draw)
 
 

@@ -219,9 +219,8 @@ def _own_code(model: TrainedModel) -> list[str]:
             finder.dump(model)
     stdlib = sysconfig.get_path("stdlib")
     own_paths = []
-    for name in sorted(
-        finder.modules - {__name__.partition(".")[0], "__main__"},
-    ):  # `__main__` is pickled by value.
+    # `__main__` is pickled by value.
+    for name in sorted(finder.modules - {__name__.partition(".")[0], "__main__"}):
         module = sys.modules.get(name)
         paths = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
         path = Path(paths[0] or stdlib)  # A built-in module has no file.
@@ -362,9 +361,8 @@ def typed_columns_options(
         "python_model": TypedColumnsModel(model, predict_fn, dtypes, closed),
         "input_example": plain.head(EXAMPLE_ROWS),
     }
-    with suppress(
-        Exception,
-    ):  # MLflow may raise any error for predictions that a signature cannot describe.
+    # MLflow may raise any error for predictions that a signature cannot describe.
+    with suppress(Exception):
         arguments["signature"] = _table_signature(plain, expected)
     return "pyfunc", arguments
 

@@ -290,9 +290,8 @@ def _quantized(
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)  # The quantizer logs to the root logger.
         try:
-            with np.errstate(
-                invalid="ignore",
-            ):  # The quantizer also computes unused scales of masks.
+            # The quantizer also computes unused scales of masks.
+            with np.errstate(invalid="ignore"):
                 quantize(str(ready), str(path))
         except Exception as error:  # noqa: BLE001 - the quantizer may raise any error.
             raise ConversionError(
