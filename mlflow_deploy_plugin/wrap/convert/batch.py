@@ -15,6 +15,15 @@ from mlflow.models import ModelSignature
 from mlflow.models.signature import infer_signature
 from mlflow.types import ColSpec, DataType, TensorSpec
 from mlflow.types import Schema as SignatureSchema
+from pandas.api.types import (
+    infer_dtype,
+    is_bool_dtype,
+    is_float_dtype,
+    is_integer_dtype,
+    is_numeric_dtype,
+    is_object_dtype,
+    is_string_dtype,
+)
 
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
@@ -350,10 +359,8 @@ def as_pandas(data: ModelData) -> ModelData:
 
 
 def _plain_column(column: pd.Series) -> pd.Series:
-    is_object = pd.api.types.is_object_dtype(column.dtype)
-    if str(column.dtype).startswith("decimal") or (
-        is_object and pd.api.types.infer_dtype(column) == "decimal"
-    ):
+    is_object = is_object_dtype(column.dtype)
+    if str(column.dtype).startswith("decimal") or (is_object and infer_dtype(column) == "decimal"):
         return pd.to_numeric(column.astype(object))
     if isinstance(column.dtype, pd.SparseDtype):
         return column.astype(column.dtype.subtype)
@@ -371,10 +378,8 @@ def column_values(series: pd.Series) -> Array:
             series = series.astype(object)
     if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
         return series.to_numpy()
-    if pd.api.types.is_float_dtype(series.dtype) or (
-        pd.api.types.is_numeric_dtype(series.dtype)
-        and not pd.api.types.is_bool_dtype(series.dtype)
-        and series.hasnans
+    if is_float_dtype(series.dtype) or (
+        is_numeric_dtype(series.dtype) and not is_bool_dtype(series.dtype) and series.hasnans
     ):
         return series.to_numpy(dtype=np.float64, na_value=np.nan)
     values: Array = series.to_numpy(dtype=object, copy=series.hasnans)
@@ -387,7 +392,7 @@ def missing_value(series: pd.Series) -> float | None:
     """Return None if an object column contains None, otherwise NaN: scikit-learn
     encoders distinguish None and NaN.
     """
-    if pd.api.types.is_object_dtype(series) and any(value is None for value in series):
+    if is_object_dtype(series) and any(value is None for value in series):
         return None
     return np.nan
 
@@ -404,7 +409,7 @@ def unseen_category(series: pd.Series) -> pd.Series | None:
     categories = series.cat.categories
     if column_type(series) == "string":
         unseen: str | int = "~ never seen"
-    elif len(categories) and pd.api.types.is_integer_dtype(categories.dtype):
+    elif len(categories) and is_integer_dtype(categories.dtype):
         unseen = int(categories.max()) + 1
     else:
         return None
@@ -424,27 +429,26 @@ def column_type(series: pd.Series) -> ColumnType:
         dtype = series.cat.categories.dtype
     else:
         dtype = series.dtype
-    types = pd.api.types
-    if types.is_bool_dtype(dtype):
+    if is_bool_dtype(dtype):
         return "boolean"
-    if types.is_integer_dtype(dtype):
+    if is_integer_dtype(dtype):
         if series.hasnans:
             return "double"
         return "integer" if str(dtype).lower() in _SHORT else "long"
-    if types.is_float_dtype(dtype):
+    if is_float_dtype(dtype):
         if str(dtype).lower() in ("float16", "float32"):
             return "float"
         return "double"
     if isinstance(dtype, pd.StringDtype):
         return "string"
     present = series.dropna()
-    if types.is_string_dtype(dtype) or types.is_object_dtype(dtype):
+    if is_string_dtype(dtype) or is_object_dtype(dtype):
         if len(present) and all(isinstance(value, bool | np.bool_) for value in present):
             return "boolean"
         if all(isinstance(value, str) for value in present):
             return "string"
     shown = str(dtype)
-    if types.is_object_dtype(dtype):
+    if is_object_dtype(dtype):
         item = next(item for item in present if not isinstance(item, str))
         shown = f"{dtype} (with values of {type(item).__name__})"
     raise ConversionError(

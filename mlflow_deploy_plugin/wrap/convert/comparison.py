@@ -26,6 +26,7 @@ from itertools import islice
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_float_dtype, is_integer_dtype, is_numeric_dtype
 
 from mlflow_deploy_plugin.serve.runtime.agreement import (
     LABELS,
@@ -171,7 +172,7 @@ def _rounded(batch: Batch) -> Iterator[Batch]:
     random = np.random.default_rng(0)
     for _ in range(_ROUNDED_COPIES):
         if isinstance(table := batch.data, pd.DataFrame):  # A neural network reads 32-bit floats.
-            if not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
+            if not all(map(is_numeric_dtype, table.dtypes)):
                 yield batch  # Only the weights of a text model can be moved.
                 continue
             yield Batch(
@@ -198,10 +199,10 @@ def _stepped_column(series: pd.Series) -> Iterator[pd.Series]:
     """Yield the column moved by `_stepped`, with its own type. Columns that hold other
     values yield nothing.
     """
-    if pd.api.types.is_float_dtype(series.dtype):  # The checks include types of pandas and Arrow.
+    if is_float_dtype(series.dtype):  # The checks include types of pandas and Arrow.
         for values in _stepped(column_values(series)):
             yield pd.Series(values).astype(series.dtype)
-    elif pd.api.types.is_integer_dtype(series.dtype):
+    elif is_integer_dtype(series.dtype):
         yield from _stepped_integers(series)
 
 

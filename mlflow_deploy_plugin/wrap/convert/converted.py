@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import onnx
 import pandas as pd
 from onnx import (
     GraphProto,
@@ -321,11 +320,11 @@ def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> M
     graph = proto.graph
     for value, name in zip(fed_inputs(graph), inputs, strict=True):
         if value.name != name:
-            graph.node.insert(0, onnx.helper.make_node("Identity", [name], [value.name]))
+            graph.node.insert(0, helper.make_node("Identity", [name], [value.name]))
             value.name = name
     for value, name in zip(graph.output, outputs, strict=True):
         if value.name != name:
-            graph.node.append(onnx.helper.make_node("Identity", [value.name], [name]))
+            graph.node.append(helper.make_node("Identity", [value.name], [name]))
             value.name = name
     return proto
 

@@ -112,7 +112,7 @@ def _graph(
     )
 
 
-def _doubles(array: TracedArray) -> tuple[int, list[str | int]]:
+def _doubles(array: TracedArray) -> tuple[int, list[Any]]:
     """Return the ONNX type and shape of rows of 64-bit floats."""
     return TensorProto.DOUBLE, ["batch", *array.sample.shape[1:]]
 

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import NameFixPass
 from onnxscript import ir
 from onnxscript import opset18 as op
@@ -210,7 +210,7 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
             if embedding.shape:
                 node.input[1] = f"{mark}_all"
                 graph.node.append(
-                    onnx.helper.make_node(
+                    helper.make_node(
                         "Reshape",
                         [f"{mark}_ids", embedding.shape],
                         [node.input[1]],
@@ -221,11 +221,11 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
             reasons.append(f"{shown} accepts the ids 0 to {embedding.last}")
         graph.node.append(node)
     if marks:
-        graph.node.append(onnx.helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
+        graph.node.append(helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
         graph.output.append(
-            onnx.helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]),
+            helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]),
         )
-        onnx.helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(dict.fromkeys(reasons))})
+        helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(dict.fromkeys(reasons))})
     return proto
 
 
@@ -291,14 +291,14 @@ def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> s
     """Add a mark [N] that is 0 if all ids of a row are between 0 and `last`;
     `{mark}_ids` are the clipped ids.
     """
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
     constants = {
         f"{mark}_least": np.array(0, dtype),
         f"{mark}_most": np.array(last, dtype),
         f"{mark}_axis": [1],
     }
     graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()
+        numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()
     )
     for operator, inputs, output, options in (
         ("Clip", (ids, f"{mark}_least", f"{mark}_most"), f"{mark}_ids", {}),
@@ -307,7 +307,7 @@ def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> s
         ("Cast", (f"{mark}_flat",), f"{mark}_number", {"to": TensorProto.FLOAT}),
         ("ReduceL1", (f"{mark}_number", f"{mark}_axis"), mark, {"keepdims": 0}),
     ):
-        graph.node.append(onnx.helper.make_node(operator, inputs, [output], output, **options))
+        graph.node.append(helper.make_node(operator, inputs, [output], output, **options))
     return mark
 
 
@@ -468,7 +468,7 @@ def _one_hot(ids: Any, num_classes: int) -> Any:
     """Translate `one_hot`, which refuses invalid ids; the exporter's translation
     returns zeros (torch 2.13).
     """
-    classes = op.Constant(value=onnx.numpy_helper.from_array(np.arange(num_classes)))
+    classes = op.Constant(value=numpy_helper.from_array(np.arange(num_classes)))
     return op.Cast(
         op.Equal(op.Unsqueeze(op.Gather(classes, ids), [-1]), classes),
         to=ir.DataType.INT64,

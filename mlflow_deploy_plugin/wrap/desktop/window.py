@@ -247,9 +247,7 @@ class ProgramWindow:
         highest = max((value for _, value in bars), default=0)
         for index, (label, value) in enumerate(bars):
             x = _MARGIN + step * (index + 0.5)
-            y = bottom
-            if value > 0:
-                y -= (bottom - 48) * value / highest
+            y = bottom - (bottom - 48) * (max(0, value) / (highest or 1))
             self.chart.create_rectangle(
                 x - 0.4 * step,
                 y,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import GraphProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
 _FEW_ROWS = 3
@@ -118,7 +118,7 @@ def _restore_names(file: Path, names: list[str]) -> None:
     file.write_bytes(builder.Output())
 
 
-def _unroll(graph: onnx.GraphProto) -> None:
+def _unroll(graph: GraphProto) -> None:
     """Unroll LSTM and GRU layers, because LiteRT's layers keep state between calls and
     have a fixed batch size.
     """
@@ -158,7 +158,7 @@ class _Operations:
     with the layer's name.
     """
 
-    def __init__(self, graph: onnx.GraphProto, layer: str) -> None:
+    def __init__(self, graph: GraphProto, layer: str) -> None:
         self.graph = graph
         self._layer = layer
 
@@ -238,7 +238,7 @@ _IS_REVERSE = {
 
 
 def _unroll_layer(
-    graph: onnx.GraphProto,
+    graph: GraphProto,
     node: onnx.NodeProto,
     inputs: list[str],
     steps: int,
@@ -337,7 +337,7 @@ class _Direction:
         return "" if _is_zero(self.ops.graph, name) else self._gather(name)
 
 
-def _is_zero(graph: onnx.GraphProto, name: str) -> bool:
+def _is_zero(graph: GraphProto, name: str) -> bool:
     """Return True if a value is omitted or all zeros. torch expands such a constant to
     the batch size.
     """

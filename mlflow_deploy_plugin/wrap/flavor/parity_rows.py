@@ -16,6 +16,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from onnx import ModelProto
+from pandas.api.types import (
+    is_bool_dtype,
+    is_float_dtype,
+    is_integer_dtype,
+    is_numeric_dtype,
+    is_object_dtype,
+)
 
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -376,7 +383,7 @@ class _TableRows:
         """Draw between the smallest and the largest value, or around a constant. For
         codes, draw observed values.
         """
-        if pd.api.types.is_float_dtype(series.dtype) and series.nunique() == 1:
+        if is_float_dtype(series.dtype) and series.nunique() == 1:
             only = float(series.dropna().iloc[0])
             reach = _reach(series)
             if abs(only) <= reach:  # Infinite and very large constants are excluded.
@@ -385,7 +392,7 @@ class _TableRows:
                 )
         if not _is_number(series) or series.nunique() <= _CODES:
             return self.observed(series, count)
-        if pd.api.types.is_integer_dtype(series.dtype):
+        if is_integer_dtype(series.dtype):
             smallest = int(series.min())
             largest = int(series.max())
             kind = np.int64 if smallest < 0 else np.uint64
@@ -419,7 +426,7 @@ class _TableRows:
             if not _is_number(series) or not len(numbers):
                 continue
             drawn = self.random.choice(numbers.astype(np.float64), count)
-            if pd.api.types.is_integer_dtype(series.dtype):
+            if is_integer_dtype(series.dtype):
                 moved = np.floor(drawn) + self.random.integers(0, 2, count)
             else:
                 ways = _near_edges(drawn)
@@ -530,7 +537,7 @@ def _as(values: Any, dtype: Any) -> pd.Series:
     """Return a column of the dtype. Values for integers are rounded and clipped to the
     bounds of the dtype.
     """
-    if pd.api.types.is_integer_dtype(dtype):
+    if is_integer_dtype(dtype):
         bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
         within = np.clip(
             np.nan_to_num(np.asarray(values, dtype=np.float64)),
@@ -543,13 +550,13 @@ def _as(values: Any, dtype: Any) -> pd.Series:
             pd.Categorical.from_codes(dtype.categories.get_indexer(pd.Index(values)), dtype=dtype),
         )
     # Without the dtype, pandas 3 would infer strings from objects, and NaN from None.
-    return pd.Series(values, dtype=object if pd.api.types.is_object_dtype(dtype) else None).astype(
+    return pd.Series(values, dtype=object if is_object_dtype(dtype) else None).astype(
         dtype,
     )
 
 
 def _is_number(series: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(
+    return is_numeric_dtype(series.dtype) and not is_bool_dtype(
         series.dtype,
     )
 
@@ -557,7 +564,7 @@ def _is_number(series: pd.Series) -> bool:
 _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...] = (
     (
         "missing",
-        lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
+        lambda series: is_float_dtype(series.dtype) or column_type(series) == "string",
         _MISSING_ROWS,
         # The first row keeps its value: an original may refuse a column in which all
         # values are missing.
@@ -575,7 +582,7 @@ _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...
     ),
     (
         "infinite",
-        lambda series: pd.api.types.is_float_dtype(series.dtype),
+        lambda series: is_float_dtype(series.dtype),
         _INFINITE_ROWS,
         lambda column, _: _as([np.inf, -np.inf], column.dtype),
         False,

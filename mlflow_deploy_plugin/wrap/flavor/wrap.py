@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from mlflow.models import Model, ModelSignature
+from pandas.api.types import is_numeric_dtype
 
 from mlflow_deploy_plugin.core.errors import (
     ConversionError,
@@ -288,7 +289,7 @@ def _utc_times(event_time: EventTimes) -> pd.Series:
         series = event_time
         if not isinstance(series, pd.Series):
             series = pd.Series(np.asarray(series))
-        if pd.api.types.is_numeric_dtype(series.dtype) and len(series):
+        if is_numeric_dtype(series.dtype) and len(series):
             raise InvalidConfig(
                 f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, "
                 "unit='s')",

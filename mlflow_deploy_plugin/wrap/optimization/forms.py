@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
@@ -77,7 +77,7 @@ would distort the scale.
 """
 
 
-def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
+def int8_dynamic(proto: ModelProto) -> ModelProto:
     """Quantize weights to 8 bits. Each run quantizes activations by their current
     range. Errors: see `int8_static`.
     """
@@ -96,7 +96,7 @@ def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
     )
 
 
-def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _with_transposed_weights(proto: ModelProto) -> ModelProto:
     """Transpose Gemm weights, because ONNX Runtime 1.31's quantizer transposes shared
     weights repeatedly.
     """
@@ -123,10 +123,10 @@ def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def int8_static(
-    proto: onnx.ModelProto,
+    proto: ModelProto,
     rows: Sequence[Feeds],
     per_channel: bool = True,
-) -> onnx.ModelProto:
+) -> ModelProto:
     """Quantize weights and activations to 8 bits (QDQ, MinMax). Raises ConversionError
     if no node can be quantized.
 
@@ -161,7 +161,7 @@ def int8_static(
     )
 
 
-def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelProto:
+def half_precision(proto: ModelProto, rows: Sequence[Feeds]) -> ModelProto:
     """Convert 32-bit floats to 16-bit floats, except in islands. Inputs and outputs are
     not changed.
 
@@ -193,7 +193,7 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
     return _join_islands(half)
 
 
-def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
+def pruned(proto: ModelProto, share: float) -> ModelProto:
     """Set the smallest `share` (0 to 1) of each layer's weights to zero. Raises
     ConversionError if no layer fits.
     """
@@ -222,7 +222,7 @@ def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
     return result
 
 
-def share_of_zeros(proto: onnx.ModelProto) -> float:
+def share_of_zeros(proto: ModelProto) -> float:
     """Return the share of zeros in all weights of two or more dimensions."""
     tensors = [
         tensor
@@ -237,7 +237,7 @@ def share_of_zeros(proto: onnx.ModelProto) -> float:
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
-def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
+def preprocessed(proto: ModelProto) -> ModelProto:
     """Return the graph after ONNX Runtime's basic optimizations, with inferred shapes
     and named nodes.
 
@@ -273,10 +273,10 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantized(
-    proto: onnx.ModelProto,
+    proto: ModelProto,
     quantize: Callable[[str, str], None],
     operators: Sequence[str],
-) -> onnx.ModelProto:
+) -> ModelProto:
     """Apply `quantize` to the file of the preprocessed graph, because the quantizer
     would change a graph in memory.
     """
@@ -317,7 +317,7 @@ def _reduces_range() -> bool:
 
 
 def _nodes_with(
-    proto: onnx.ModelProto,
+    proto: ModelProto,
     rows: Sequence[Feeds],
     is_large: Callable[[Array], Array],
 ) -> list[str]:
@@ -340,7 +340,7 @@ def _nodes_with(
     return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
 
 
-def _traced_session(proto: onnx.ModelProto) -> Any:
+def _traced_session(proto: ModelProto) -> Any:
     """Return a session of ONNX Runtime that also returns all intermediate 32-bit
     floats.
     """
@@ -361,7 +361,7 @@ def _traced_session(proto: onnx.ModelProto) -> Any:
     )
 
 
-def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
+def _join_islands(half: ModelProto) -> ModelProto:
     """Remove pairs of casts to 16 bits and back to 32 bits, which the converter leaves
     within islands.
     """
@@ -388,7 +388,7 @@ def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
     return sorter.model
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Yield the weights of a graph, which are initializers and constants."""
     yield from graph.initializer
     for node in graph.node:
@@ -396,7 +396,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
             yield from (attribute.t for attribute in node.attribute if attribute.name == "value")
 
 
-def shown_operators(proto: onnx.ModelProto) -> str:
+def shown_operators(proto: ModelProto) -> str:
     """Return a text with the most frequent operators of a graph, for messages."""
     counts = Counter(node.op_type for node in proto.graph.node)
     return f"its operators are {', '.join(name for name, _ in counts.most_common(6))}"

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from onnx import ModelProto
 
 from mlflow_deploy_plugin.core.errors import (
     ConversionError,
@@ -453,7 +454,7 @@ def _measure(
 
 @dataclass(frozen=True)
 class _Draft:
-    graph: onnx.ModelProto
+    graph: ModelProto
     folder: Path
     agreement: FormAgreement
     note: str
@@ -535,7 +536,7 @@ class _FormMaker:
             return self.best_scales(graph, str(recipe), note)
         return self.draft(graph, str(recipe), note)
 
-    def prune(self, graph: onnx.ModelProto, share: float) -> tuple[onnx.ModelProto, str]:
+    def prune(self, graph: ModelProto, share: float) -> tuple[ModelProto, str]:
         """Return the pruned graph and a note. If the original is known, the original is
         pruned and trained.
         """
@@ -548,7 +549,7 @@ class _FormMaker:
         tuned = pruned_and_tuned(self.original, self.base, share, rows, truth, self.epochs, _SEED)
         return tuned, f"tuned for {self.epochs} epochs"
 
-    def best_scales(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
+    def best_scales(self, graph: ModelProto, name: str, note: str) -> _Draft:
         """Return the int8 form with the smaller loss: scales per channel (which fail
         for some Gemms) or per tensor.
         """
@@ -575,7 +576,7 @@ class _FormMaker:
             raise failures[0]
         return min(candidates, key=lambda candidate: candidate[0])[1]
 
-    def draft(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
+    def draft(self, graph: ModelProto, name: str, note: str) -> _Draft:
         folder = self.drafts / name
         half = self.evaluation
         saved_form.save_model(folder, base=self.base.artifact.folder, graph=graph)
