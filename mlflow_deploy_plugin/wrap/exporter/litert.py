@@ -3,7 +3,7 @@ lists the required packages.
 
     python litert.py GRAPH.onnx FOLDER FREE|1
 
-writes FOLDER/model.tflite. The last line of stderr is the error.
+The command writes FOLDER/model.tflite. The last line of stderr is the error.
 """
 
 import re
