@@ -143,28 +143,32 @@ def _constant_finding(
     only = _only_value(bins, current)
     if bins is None or not only or present_rows < MIN_COMPARED_ROWS:
         return None
-    pieces = reference.pieces
-    parts = (*pieces.windows, *(pieces.steps if len(pieces.windows) < _FEW_WINDOWS else ()))
-    columns = [part.columns[name] for part in parts if name in part.columns]
-    large = [
-        column
-        for column in columns
-        if column.rows - column.missing >= min(present_rows / 2, MIN_COMPARED_ROWS)
-    ]
     # the number of bins, except rare values
     single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
-    if (
-        not large
-        or share**present_rows >= _UNLIKELY
-        or any(_only_value(bins, column) for column in large)
-    ):
+    if share**present_rows >= _UNLIKELY:
+        return None
+    columns = list(_own_columns(name, reference.pieces, min(present_rows / 2, MIN_COMPARED_ROWS)))
+    if not columns or any(_only_value(bins, column) for column in columns):
         return None
     reason = (
-        f"all {present_rows:,} values are {only}; none of the reference's {len(pieces.windows)} "
-        "windows has only one value"
+        f"all {present_rows:,} values are {only}; none of the reference's "
+        f"{len(reference.pieces.windows)} windows has only one value"
     )
     return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
+
+
+def _own_columns(name: str, pieces: ReferencePieces, fewest: float) -> Iterator[ColumnSketch]:
+    """Yield the column in each window of the reference in which it has at least
+    `fewest` values, and in such steps if there are few windows.
+    """
+    parts = pieces.windows
+    if len(parts) < _FEW_WINDOWS:
+        parts += pieces.steps
+    for part in parts:
+        column = part.columns.get(name)
+        if column is not None and column.rows - column.missing >= fewest:
+            yield column
 
 
 def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
@@ -255,7 +259,7 @@ def judge_columns(
         window: the figures of the judged window, [F, FIGURES].
         test: the test of the window, with a score for each figure.
     """
-    columns = _by_score(groups, null, window, test.scores)
+    columns = [*_by_score(groups, null, window, test.scores)]
     causes: dict[str, str] = {}
     for column in columns:
         if column.largest > test.threshold and not column.is_relation:
@@ -273,35 +277,36 @@ def judge_columns(
     return findings, figures
 
 
+def members(groups: Sequence[ColumnGroup]) -> Iterator[tuple[ColumnGroup, str]]:
+    """Yield the columns of all groups, in the order of all figures."""
+    for group in groups:
+        for name in group.columns:
+            yield group, name
+
+
 def _by_score(
     groups: Sequence[ColumnGroup],
     null: NullDistribution,
     window: Array,
     scores: Array,
-) -> list["_ScoredColumn"]:
-    """Return the columns of all groups by decreasing score. Of the projections of a
-    group, only the one with the largest score is returned.
+) -> Iterator["_ScoredColumn"]:
+    """Yield the columns of all groups by decreasing score. Of the projections of a
+    group, only the one with the largest score is included.
     """
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
-    members = [(group, name) for group in groups for name in group.columns]
-    columns: list[_ScoredColumn] = []
-    segments_of_relations: set[str] = set()
-    for index in np.argsort(-scores.max(axis=1), kind="stable").tolist():
-        group, name = members[index]
-        column = _ScoredColumn(
-            group=group,
-            name=name,
-            figures=window[index],
-            scores=scores[index],
-            usual=usual[index],
-            spread=spread[index],
+    columns = [
+        _ScoredColumn(group, name, *figures)
+        for (group, name), *figures in zip(
+            members(groups), window, scores, usual, spread, strict=True
         )
+    ]
+    segments_of_relations: set[str] = set()
+    for column in sorted(columns, key=lambda column: -column.largest):
         if column.is_relation:
             if column.group.segment in segments_of_relations:
                 continue
             segments_of_relations.add(column.group.segment)
-        columns.append(column)
-    return columns
+        yield column
 
 
 def _explained(finding: Finding, cause: str) -> Finding:

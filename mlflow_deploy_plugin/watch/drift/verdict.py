@@ -27,6 +27,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,7 @@ from mlflow_deploy_plugin.watch.drift.references.windows import (
     MAX_WINDOWS,
     DriftReference,
     ReferencePieces,
+    WindowGrid,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     PROJECTIONS,
@@ -75,7 +77,7 @@ from mlflow_deploy_plugin.watch.result import Finding
 from mlflow_deploy_plugin.watch.sequential.evidence import Outcome, alarm_key
 
 State = Literal["drift", "no drift", "not judged"]
-_WEEK_SECONDS = 7 * 86_400
+_WEEK = "7d"
 _ACCEPTED = (
     "a user has accepted its shift as the new baseline, so that only later shifts are judged"
 )
@@ -164,71 +166,102 @@ def judge_profile(
     jump_rate: float | None = None,
     accepted: Collection[str] = (),
 ) -> DriftVerdict:
-    """Judge the profile of a window. `start_us` seeds the choice of rows if the window
-    has more rows than are compared. `cache` stores the null for later windows of the
-    same length and size (None: no cache). `segments`, by name such as `carrier=AA`, and
-    all rows together share one false-alarm rate. With a budget of alarms, this rate is
-    `jump_rate`, and the distributions of `accepted` columns (`alarm_key`) are not
-    judged, because they have a new baseline.
+    """Judge the profile of a window.
+
+    Args:
+        start_us: seeds the choice of rows if the window has more rows than are
+            compared.
+        cache: stores the null for later windows of the same length and size; None for
+            no cache.
+        segments: the segments by name, such as `carrier=AA`. The segments and all rows
+            together share one false-alarm rate.
+        jump_rate: the false-alarm rate with a budget of alarms.
+        accepted: the columns (`alarm_key`) whose distributions are not judged, because
+            they have a new baseline.
     """
     schema = column_findings.schema_findings(reference, window, spec.columns)
     rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
-    groups: list[ColumnGroup] = []
-    unjudged: list[Finding] = []
-    for name, (segment_reference, part) in {"": (reference, window), **(segments or {})}.items():
-        columns, not_judged = column_findings.judgeable_columns(
-            segment_reference, part, spec.columns, name
-        )
-        compared = compared_rows(segment_reference, part.rows, spec)
-        reason = too_few_rows(segment_reference, part.rows, columns, compared, spec)
-        unjudged += not_judged
-        excluded = {
-            column: _ACCEPTED
-            for column in columns
-            if alarm_key(shown_name(column), name) in accepted
-        }
-        excluded |= {column: _ACCEPTED for column in columns if excluded and column in PROJECTIONS}
-        unjudged += column_findings.not_judged_findings(excluded, name)
-        columns = tuple(column for column in columns if column not in excluded)
-        if not reason and not columns:
-            reason = column_findings.describe_worst(without_projections(excluded), _ACCEPTED)
-            if not name and not any(finding.is_alarm for finding in schema):
-                return DriftVerdict(
-                    "no drift",
-                    reason,
-                    column_findings.sort_findings([*schema, *unjudged]),
-                    rows,
-                )
-        if not reason:
-            groups.append(ColumnGroup(name, segment_reference, part, columns, compared))
-            continue
-        unjudged += column_findings.not_judged_findings(dict.fromkeys(columns, reason), name)
-        if not name:
-            return _unjudged(rows, reason, [] if window.rows < spec.min_rows else schema, unjudged)
+    prepared = [
+        _prepare(segment, *part, spec, accepted)
+        for segment, part in {"": (reference, window), **(segments or {})}.items()
+    ]
+    whole = prepared[0]
+    if whole.reason:
+        if window.rows < spec.min_rows:
+            schema = []
+        return _unjudged(rows, whole, schema)
+    groups = [each.group for each in prepared if not each.reason]
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(null, Refused):
-        whole = [finding for finding in unjudged if not finding.segment]
-        whole += column_findings.not_judged_findings(dict.fromkeys(groups[0].columns, null.reason))
-        return _unjudged(rows, null.reason, schema, whole)
-    season_us = 1_000_000 * (duration_seconds(spec.season) if spec.season else _WEEK_SECONDS)
+        return _unjudged(rows, whole.without_null(null.reason), schema)
+    others = [*schema, *chain.from_iterable(each.unjudged for each in prepared)]
     rate = jump_rate or spec.false_alarm_rate
-    return _conclude(rows, groups, null, rate, start_us, season_us, [*schema, *unjudged])
+    season_us = 1_000_000 * duration_seconds(spec.season or _WEEK)
+    return _conclude(rows, groups, null, rate, start_us, season_us, others)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """The columns of a group that can be judged, or the reason why there are none.
+
+    Attributes:
+        unjudged: the findings about the other columns.
+        reason: empty if some columns can be judged.
+        state: the state of the verdict if no columns can be judged: "no drift" if a
+            user has accepted the shifts of all of them.
+    """
+
+    group: ColumnGroup
+    unjudged: Sequence[Finding]
+    reason: str = ""
+    state: State = "not judged"
+
+    def without_null(self, reason: str) -> "_Prepared":
+        """Return the group of all rows if the reference has no null for it."""
+        added = column_findings.not_judged_findings(dict.fromkeys(self.group.columns, reason))
+        return replace(self, unjudged=[*self.unjudged, *added], reason=reason)
+
+
+def _prepare(
+    segment: str,
+    reference: DriftReference,
+    window: Profile,
+    spec: MonitorSpec,
+    accepted: Collection[str],
+) -> _Prepared:
+    names, unjudged = column_findings.judgeable_columns(reference, window, spec.columns, segment)
+    compared = compared_rows(reference, window.rows, spec)
+    group = ColumnGroup(segment, reference, window, names, compared)
+    reason = too_few_rows(group, spec)
+    excluded = [name for name in names if alarm_key(shown_name(name), segment) in accepted]
+    if excluded:
+        excluded = [name for name in names if name in excluded or name in PROJECTIONS]
+    columns = tuple(name for name in names if name not in excluded)
+    group = replace(group, columns=columns)
+    state: State = "not judged"
+    if not reason and not columns:
+        reason = column_findings.describe_worst(without_projections(excluded), _ACCEPTED)
+        state = "no drift"
+    reasons = dict.fromkeys(excluded, _ACCEPTED)
+    if reason:
+        reasons |= dict.fromkeys(columns, reason)
+    unjudged += column_findings.not_judged_findings(reasons, segment)
+    return _Prepared(group, unjudged, reason, state)
 
 
 def _unjudged(
     rows: Mapping[str, float],
-    reason: str,
+    whole: _Prepared,
     schema: Sequence[Finding],
-    others: Sequence[Finding],
 ) -> DriftVerdict:
     """Return a verdict for distributions that are not judged: drift if a schema finding
     is an alarm.
     """
-    findings = column_findings.sort_findings([*schema, *others])
+    findings = column_findings.sort_findings([*schema, *whole.unjudged])
     if not any(finding.is_alarm for finding in schema):
-        return DriftVerdict("not judged", reason, findings, rows)
-    remark = f"; distributions are not judged: {reason}"
-    return DriftVerdict("drift", reason, findings, {**rows, "is_drift": 1.0}, remark)
+        return DriftVerdict(whole.state, whole.reason, findings, rows)
+    remark = f"; distributions are not judged: {whole.reason}"
+    return DriftVerdict("drift", whole.reason, findings, {**rows, "is_drift": 1.0}, remark)
 
 
 def _conclude(
@@ -241,7 +274,10 @@ def _conclude(
     others: Sequence[Finding],
 ) -> DriftVerdict:
     window = np.stack(
-        [judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns],
+        [
+            judged_figures(group, name, abs(start_us))
+            for group, name in column_findings.members(groups)
+        ]
     )
     test = null.test(window, rate)
     checked, column_figures = column_findings.judge_columns(
@@ -252,46 +288,57 @@ def _conclude(
         start_us,
         season_us,
     )
-    findings = column_findings.sort_findings([*others, *checked])
-    is_fewer = null.independent_n < distribution.needed_windows(rate)
-    worth_text = f", worth {_few(null.independent_n)} independent windows" if is_fewer else ""
-    evidence = (
-        f"p = {test.p_value:.3g} compared with {len(null.figures)} "
-        f"{NULLS[null.kind].description}{worth_text}"
-    )
+    evidence = _evidence(null, rate, test.p_value)
     summary = f"no column differs from the reference more than its own windows do ({evidence})"
     if not test.is_drifted:  # All alarms are schema findings, which have no p-value.
         evidence = f"all other checks: {evidence}"
     is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
     state: State = "drift" if is_drift else "no drift"
-    held_out = null.held_out
     return DriftVerdict(
         state=state,
         summary=summary,
         remark=f" ({evidence})",
-        findings=findings,
+        findings=column_findings.sort_findings([*others, *checked]),
         figures={
             **rows,
             "is_drift": float(is_drift),
-            "p_value": test.p_value,
-            "statistic": test.statistic,
-            "threshold": test.threshold,
-            **(
-                {}
-                if isinstance(held_out, Refused)
-                else {"measured_false_alarm_rate": held_out.share}
-            ),
-            "blocks": float(len(null.figures)),
-            "independent_blocks": null.independent_n,
+            **_test_figures(null, test),
             "compared_rows": float(groups[0].compared),
             "false_alarm_rate": rate,
             **column_figures,
         },
         notes=tuple(_notes(null, rate, groups[0].reference.pieces)),
         null=null.kind,
-        held_out=held_out,
+        held_out=null.held_out,
         largest=Outcome("distribution", state, test.statistic, test.threshold),
     )
+
+
+def _evidence(null: distribution.NullDistribution, rate: float, p_value: float) -> str:
+    evidence = f"p = {p_value:.3g} compared with {len(null.figures)} {NULLS[null.kind].description}"
+    if null.independent_n < distribution.needed_windows(rate):
+        evidence += _worth(null)
+    return evidence
+
+
+def _worth(null: distribution.NullDistribution) -> str:
+    return f", worth {_few(null.independent_n)} independent windows"
+
+
+def _test_figures(
+    null: distribution.NullDistribution,
+    test: distribution.TestResult,
+) -> dict[str, float]:
+    figures = {
+        "p_value": test.p_value,
+        "statistic": test.statistic,
+        "threshold": test.threshold,
+    }
+    if not isinstance(null.held_out, Refused):
+        figures["measured_false_alarm_rate"] = null.held_out.share
+    figures["blocks"] = float(len(null.figures))
+    figures["independent_blocks"] = null.independent_n
+    return figures
 
 
 def _notes(
@@ -311,25 +358,21 @@ def _notes(
             f"{kind.description}"
         )
         return
-    is_fewer = kind.is_of_steps or null.persistence > 1
-    worth = f", worth {_few(independent)} independent windows" if is_fewer else ""
-    drawn = (
-        f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""
-    )
+    windows = f"{count} {kind.description}"
+    if null.block_length:
+        windows += f" in stretches of {null.block_length / 3600:.1f} h on average"
+    if kind.is_of_steps or null.persistence > 1:
+        windows += _worth(null)
     held_out = null.held_out
-    measured = (
-        f"not measured: {held_out.reason}"
-        if isinstance(held_out, Refused)
-        else held_out.describe(rate)
-    )
-    yield (
-        f"false-alarm rate: nominal {rate:g}, from {count} {kind.description}{drawn}{worth}; "
-        f"{measured}"
-    )
+    if isinstance(held_out, Refused):
+        measured = f"not measured: {held_out.reason}"
+    else:
+        measured = held_out.describe(rate)
+    yield f"false-alarm rate: nominal {rate:g}, from {windows}; {measured}"
     advice = ""
     if kind.compares_with_whole:
         window = pieces.grid.length_us // 1_000_000
-        lag = duration_text(_WEEK_SECONDS if _WEEK_SECONDS % window == 0 else window)
+        lag = duration_text(window) if duration_seconds(_WEEK) % window else _WEEK
         advice = f"; with reference rolling:{lag} a window is compared with a recent window"
     if independent < distribution.needed_windows(rate):
         yield (
@@ -360,39 +403,42 @@ def null_distribution(
     """Return the distribution of the first null that supports the rate, from the cache
     if possible. The first group has all rows, the other groups are segments.
     """
-    files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES) if cache else None
-    path = files.path(_key_of(groups, rate, independent_rows)) if files else None
-    cached = _read(path) if path else None
+    if cache is None:
+        return _compute_null(groups, rate, independent_rows)
+    files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES)
+    path = files.path(_key_of(groups, rate, independent_rows))
+    cached = _read(path)
     if cached is not None:
         return cached
+    fresh = _compute_null(groups, rate, independent_rows)
+    if not isinstance(fresh, Refused):
+        with files.writing(path) as temporary:
+            _write(fresh, temporary)
+    return fresh
+
+
+def _compute_null(
+    groups: Sequence[ColumnGroup],
+    rate: float,
+    independent_rows: bool,
+) -> distribution.NullDistribution | Refused:
     # The levels of projections depend on the levels of the columns, and would hide
     # alarms of the columns.
     column_groups = [replace(group, columns=group.own_columns) for group in groups]
-    null = (
-        IndependentRows.cut(column_groups[0], rate)
-        if independent_rows
-        else choose_null(column_groups[0], rate)
-    )
+    null: Null | Refused
+    if independent_rows:
+        null = IndependentRows.cut(column_groups[0], rate)
+    else:
+        null = choose_null(column_groups[0], rate)
     if isinstance(null, Refused):
         return null
     persistence, slowest_column = null.persistence(column_groups[0])
-    fresh = replace(
+    return replace(
         null.compare(groups),
         persistence=persistence,
         slowest_column=slowest_column,
         held_out=null.hold_out(column_groups, rate, persistence),
     )
-    if files and path:
-        with files.writing(path) as temporary:
-            about = {name: getattr(fresh, name) for name in _PLAIN} | {
-                "held_out": asdict(fresh.held_out),
-            }
-            np.savez(
-                temporary,
-                about=np.array(json.dumps(about)),
-                **{name: getattr(fresh, name) for name in _ARRAYS},
-            )
-    return fresh
 
 
 def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
@@ -403,36 +449,44 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
         if null.effective_n >= needed:
             return null
         supported.append(null.effective_n)
-    most = int(max(supported))
-    smallest = distribution.show_rate(1 / (most + 1))
     pieces = group.reference.pieces
     length = duration_text(pieces.grid.length_us // 1_000_000)
+    needs = f"a false-alarm rate of {rate:g} needs at least {needed}"
+    most = int(max(supported))
     if pieces.grid.lag_windows:
-        has = f"the log has {most}"
-        instead = "wait until the log is longer"
-        if rate < SMALLEST_ROLLING_RATE:  # Too few pairs are kept, even with a longer log.
-            has = f"at most {pieces.grid.max_pairs} are kept"
-            instead = f"set {SMALLEST_ROLLING_RATE:g} on a longer log"
-        elif needed > pieces.grid.max_pairs:
-            has = f"with so many columns at most {pieces.grid.max_pairs} are kept"
-            instead = "judge fewer columns"
-        ask = f"the smallest supported rate is {smallest}: set this rate, or " if most else ""
         return Refused(
-            f"a false-alarm rate of {rate:g} needs at least {needed} pairs of windows that are "
-            f"{pieces.grid.lag_windows} windows of {length} apart, and {has}; {ask}{instead}",
+            f"{needs} pairs of windows that are {pieces.grid.lag_windows} windows of {length} "
+            f"apart, and {_pairs_remedy(pieces.grid, rate, needed, most)}",
         )
     windows = int(Contiguous.cut(row_counts(pieces.windows), group.compared).effective_n)
     worth = f", worth {most} with overlapping and resampled windows" if most > windows else ""
-    supports = (
-        f"the smallest supported rate is {smallest}: set this rate, "
-        if most
-        else "no rate is supported: "
-    )
     return Refused(
-        f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the "
-        f"reference, and it has {windows}{worth}; {supports}judge shorter windows, or use a "
+        f"{needs} windows of {length} in the reference, and it has {windows}{worth}; "
+        f"{_supported_rate(most) or 'no rate is supported: '}judge shorter windows, or use a "
         "longer reference",
     )
+
+
+def _supported_rate(windows: int) -> str:
+    """Return the rate that some windows support, as a remedy; empty for no window."""
+    if not windows:
+        return ""
+    smallest = distribution.show_rate(1 / (windows + 1))
+    return f"the smallest supported rate is {smallest}: set this rate, "
+
+
+def _pairs_remedy(grid: WindowGrid, rate: float, needed: int, most: int) -> str:
+    """Return the number of pairs of windows, and the remedies."""
+    ask = _supported_rate(most)
+    if ask:
+        ask += "or "
+    if rate < SMALLEST_ROLLING_RATE:  # Too few pairs are kept, even with a longer log.
+        return (
+            f"at most {grid.max_pairs} are kept; {ask}set {SMALLEST_ROLLING_RATE:g} on a longer log"
+        )
+    if needed > grid.max_pairs:
+        return f"with so many columns at most {grid.max_pairs} are kept; {ask}judge fewer columns"
+    return f"the log has {most}; {ask}wait until the log is longer"
 
 
 def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
@@ -441,26 +495,17 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     bins = group.reference.bins
     cells = max(sum(bins[name].size for name in group.columns), 1)
     most = max(needed, _MAX_CELLS // cells)
+    window_rows = row_counts(pieces.windows)
     if pieces.grid.lag_windows:
-        yield Lagged.cut(
-            row_counts(pieces.windows),
-            *pieces.pairs(),
-            group.compared,
-            min(most, MAX_WINDOWS),
-        )
+        yield Lagged.cut(window_rows, *pieces.pairs(), group.compared, min(most, MAX_WINDOWS))
         return
-    yield Contiguous.cut(row_counts(pieces.windows), group.compared, most)
+    yield Contiguous.cut(window_rows, group.compared, most)
     steps = row_counts(pieces.steps)
     length = pieces.grid.window_steps
     if length < 2 or not steps.any():
         return
     yield Overlapping.cut(steps, length, group.compared)
-    if (
-        not FEWEST_WINDOWS * length
-        <= np.count_nonzero(steps)
-        <= len(steps)
-        <= 2 * MOST_WINDOWS * length
-    ):
+    if np.count_nonzero(steps) < FEWEST_WINDOWS * length or len(steps) > 2 * MOST_WINDOWS * length:
         return
     column_dependence = dependence_of(
         column_level(group, name, pieces.steps) for name in group.columns
@@ -490,6 +535,13 @@ def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
     return digest.hexdigest()[:40]
 
 
+def _write(null: distribution.NullDistribution, path: Path) -> None:
+    about = {name: getattr(null, name) for name in _PLAIN}
+    about["held_out"] = asdict(null.held_out)
+    arrays = {name: getattr(null, name) for name in _ARRAYS}
+    np.savez(path, about=np.array(json.dumps(about)), **arrays)
+
+
 def _read(path: Path) -> distribution.NullDistribution | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -503,30 +555,25 @@ def _read(path: Path) -> distribution.NullDistribution | None:
         return None
 
 
-def too_few_rows(
-    reference: DriftReference,
-    rows: int,
-    columns: Sequence[str],
-    compared: int,
-    spec: MonitorSpec,
-) -> str:
+def too_few_rows(group: ColumnGroup, spec: MonitorSpec) -> str:
     """Return the reason why distributions cannot be judged, or an empty text."""
+    rows = group.window.rows
     if not rows:
         return "the window has no rows"
     if rows < spec.min_rows:
         return f"the window has {rows:,} rows; min_rows is {spec.min_rows:,}"
     if rows < MIN_COMPARED_ROWS:
         return f"the window has {rows} rows; at least {MIN_COMPARED_ROWS} are needed"
-    if not columns:
+    if not group.columns:
         return "the window and the reference have no column in common that can be judged"
-    pieces = reference.pieces
+    pieces = group.reference.pieces
     if pieces.grid.lag_windows and pieces.others.rows < MIN_COMPARED_ROWS:
         return (
             f"the window is compared with the window {pieces.grid.lag_windows} windows before, "
             f"which has {pieces.others.rows:,} rows; at least {MIN_COMPARED_ROWS} are needed"
         )
     if spec.independent_rows:
-        if len(reference.sample) < MIN_COMPARED_ROWS:
+        if len(group.reference.sample) < MIN_COMPARED_ROWS:
             return (
                 f"the reference has too few rows for samples; at least {MIN_COMPARED_ROWS} are "
                 "needed"
@@ -538,11 +585,11 @@ def too_few_rows(
         if pieces.total.rows:
             return _NO_TIMES
         return "the reference has no rows"
-    if compared < MIN_COMPARED_ROWS:
+    if group.compared < MIN_COMPARED_ROWS:
         return (
             f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of "
-            f"this length, with a median of {compared}; at least {MIN_COMPARED_ROWS} are needed: "
-            "judge longer windows (every)"
+            f"this length, with a median of {group.compared}; at least {MIN_COMPARED_ROWS} are "
+            "needed: judge longer windows (every)"
         )
     return ""
 
