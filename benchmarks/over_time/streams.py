@@ -32,11 +32,10 @@ from mlflow_deploy_plugin.watch.kinds.drift import CHECKS, WindowComparison
 from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
 from mlflow_deploy_plugin.watch.sequential import budget, shifts
 from mlflow_deploy_plugin.watch.sequential.detector import Tracking, limit_for, track
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import (
     FLOORS,
     MISSING,
-    FigureSeries,
     ReferenceLevels,
     reference_levels,
     window_levels,
@@ -230,14 +229,11 @@ class Monitor:
         stream, basis = self.stream, self.stream.reference.bins_key
         past = []
         for number in range(len(stream.profiles)):
-            levels = self.levels(number)
-            evidence = Evidence(
-                basis, {series.series_key: value for series, value in levels.items()}
-            )
+            evidence = Evidence(basis, self.levels(number))
             past.append(JudgedWindow(stream.window(number).start, "no drift", evidence))
         return tuple(past)
 
-    def levels(self, number: int) -> dict[FigureSeries, float]:
+    def levels(self, number: int) -> dict[SeriesKey, float]:
         stream = self.stream
         levels = window_levels(stream.reference, stream.profiles[number], self.columns, "")
         for name, (own, profiles) in stream.parts.items():
@@ -294,8 +290,7 @@ class Monitor:
             request,
             reference,
             self.reference_levels,
-            self.levels(last),
-            reference.bins_key,
+            Evidence(reference.bins_key, self.levels(last)),
         )
 
     @property

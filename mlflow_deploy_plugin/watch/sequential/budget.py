@@ -53,7 +53,9 @@ def single_window_rate(spec: MonitorSpec, false_per_year: float) -> float:
     """Return the number of false alarms per window for jumps; requirements of the
     monitor get the same number.
     """
-    rate = (1 - LASTING_SHARE) * false_per_year / spec.windows_per_year / (2 if spec.require else 1)
+    rate = (1 - LASTING_SHARE) * false_per_year / spec.windows_per_year
+    if spec.require:
+        rate /= 2
     return min(rate, spec.false_alarm_rate)
 
 
@@ -123,9 +125,9 @@ def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: Mo
             (length for length in _SHORTER if length * FEWEST_WINDOWS <= seconds * windows),
             None,
         )
-        remedy = (
-            f"use a longer reference{f', or every={duration_text(shorter)}' if shorter else ''}"
-        )
+        remedy = "use a longer reference"
+        if shorter:
+            remedy += f", or every={duration_text(shorter)}"
         raise InvalidConfig(
             f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in "
             f"the reference {spec.reference}, and it has {windows}: {remedy}",
@@ -169,8 +171,6 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     if not levels.series:
         return
     windows = detector_windows(levels, spec, levels.starts_us[:0], levels.values[:0])
-    fixed = remove_cycle(windows.values, count, windows.phases, windows.season)
-    correlation = RunningBaseline(fixed, windows.season, windows.floors).correlation
     if spec.is_rolling:
         rolling = ""
     else:
@@ -182,6 +182,7 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
             f"{cannot} with certainty: the reference has {count} windows, and {FEW_WINDOWS} are "
             f"needed; {smallest} {2 * false_per_year:.2g}"
         )
+    correlation = _correlation(windows)
     slow = int(correlation.argmax())
     error = math.sqrt((1 - correlation[slow] ** 2) / count)
     if correlation[slow] - _ERRORS * error > _MOST_CORRELATED:
@@ -190,16 +191,30 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
             f"of {correlation[slow]:.2f}, more than {_MOST_CORRELATED}; {smallest} "
             f"{_EXCESS * false_per_year:.2g}{rolling}"
         )
-    half = count // 2
-    if half < FEWEST_WINDOWS:
-        return
-    season = windows.season if _SEASONS * windows.season <= half else 1
-    earlier = replace(windows, reference=half, season=season, phases=windows.phases % season)
     rate = LASTING_SHARE * false_per_year / spec.windows_per_year
-    alarms = len(track(earlier, limit_for(earlier, rate)).alarms)
-    if alarms and pdtrc(alarms - 1, rate * (count - half)) < _UNLIKELY:
+    alarms = _later_alarms(windows, rate)
+    later = count - count // 2
+    if alarms and pdtrc(alarms - 1, rate * later) < _UNLIKELY:
         yield (
             f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} "
-            f"in {count - half} windows; {smallest} "
-            f"{alarms / (count - half) * spec.windows_per_year:.2g}{rolling}"
+            f"in {later} windows; {smallest} "
+            f"{alarms / later * spec.windows_per_year:.2g}{rolling}"
         )
+
+
+def _correlation(windows: Windows) -> Array:
+    """Return the correlation of consecutive windows of the reference, [m]."""
+    fixed = remove_cycle(windows.values, windows.reference, windows.phases, windows.season)
+    return RunningBaseline(fixed, windows.season, windows.floors).correlation
+
+
+def _later_alarms(windows: Windows, rate: float) -> int:
+    """Return the number of alarms in the later half of the reference, judged by the
+    earlier half; 0 if it has too few windows.
+    """
+    half = windows.reference // 2
+    if half < FEWEST_WINDOWS:
+        return 0
+    season = windows.season if _SEASONS * windows.season <= half else 1
+    earlier = replace(windows, reference=half, season=season, phases=windows.phases % season)
+    return len(track(earlier, limit_for(earlier, rate)).alarms)

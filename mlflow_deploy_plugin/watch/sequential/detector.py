@@ -95,84 +95,92 @@ class Shift:
         return self.over > _OVER
 
 
-@dataclass(frozen=True, eq=False)
+def track(windows: Windows, limit: float) -> "Tracking":
+    """Follow all windows after the reference. `limit` is the logarithm of the statistic
+    above which an alarm begins.
+    """
+    tracking = Tracking(windows, limit)
+    for now in range(windows.reference, len(windows.values)):
+        tracking.add(now)
+    return tracking
+
+
 class Tracking:
-    """The state after the last window.
+    """The state after the last window that was added.
 
     Attributes:
         shifts: the open shifts, the oldest first.
         alarms: the windows at which an alarm began.
         statistic: the logarithm of the statistic after the last window.
         levels: the figures without their cycle, [N, m].
-        mean, deviation: of the usual figures, [m] each.
+        baseline: the usual figures.
     """
 
-    shifts: tuple[Shift, ...]
-    alarms: tuple[int, ...]
-    statistic: float
-    levels: Array
-    mean: Array
-    deviation: Array
+    def __init__(self, windows: Windows, limit: float) -> None:
+        first = windows.reference
+        self.levels = remove_cycle(windows.values, first, windows.phases, windows.season)
+        self.baseline = RunningBaseline(self.levels[:first], windows.season, windows.floors)
+        self._windows = windows
+        self._limit = limit
+        self._first = first
+        """The first window after the last alarm."""
+        self._mass = np.zeros((len(_THETA), self.levels.shape[1]))
+        """The evidence by sign, size and series."""
+        self._innovations = np.zeros_like(self.levels)
+        self._is_shifted = np.zeros(self.levels.shape, bool)
+        self.shifts: list[Shift] = []
+        self.alarms: list[int] = []
+        self.statistic = -math.inf
 
-
-def track(windows: Windows, limit: float) -> Tracking:
-    """Follow all windows after the reference. `limit` is the logarithm of the statistic
-    above which an alarm begins.
-    """
-    first = windows.reference
-    count = len(windows.values)
-    levels = remove_cycle(windows.values, first, windows.phases, windows.season)
-    baseline = RunningBaseline(levels[:first], windows.season, windows.floors)
-    mass = np.zeros((len(_THETA), levels.shape[1]))
-    innovations = np.zeros_like(levels)
-    is_shifted = np.zeros(levels.shape, bool)
-    open_shifts: list[Shift] = []
-    alarms: list[int] = []
-    restarted = first
-    statistic = -math.inf
-    for now in range(first, count):
-        accepted = windows.restarts == now
-        if accepted.any():
-            baseline.restart_level(accepted)
-            mass[:, accepted] = 0
-            open_shifts = [shift for shift in open_shifts if not accepted[shift.series]]
-        value = levels[now]
-        previous = levels[now - 1]
-        innovation = baseline.innovation(value, previous, int(windows.gaps[now])).clip(
-            -_LARGEST,
-            _LARGEST,
-        )
-        innovations[now] = innovation
-        open_shifts = [
-            shift for shift in open_shifts if not shift.ends(float(innovation[shift.series]))
+    def add(self, now: int) -> None:
+        self._restart(self._windows.restarts == now)
+        gap = int(self._windows.gaps[now])
+        innovation = self.baseline.innovation(self.levels[now], self.levels[now - 1], gap)
+        innovation = innovation.clip(-_LARGEST, _LARGEST)
+        self._innovations[now] = innovation
+        self.shifts = [
+            shift for shift in self.shifts if not shift.ends(float(innovation[shift.series]))
         ]
-        shifted = [shift.series for shift in open_shifts]
-        mass = (mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
-        mass[:, shifted] = 0
-        statistic = math.log(max(float(mass.mean()), 1e-300))
-        if statistic > limit:
-            shifts = [*_find(mass, innovations[restarted : now + 1], restarted, limit)]
-            open_shifts += shifts
-            for shift in shifts:
-                is_shifted[shift.onset : now, shift.series] = True
-            alarms.append(now)
-            mass[:] = 0
-            restarted = now + 1
-        is_shifted[now, [shift.series for shift in open_shifts]] = True
-        has_restarted = windows.restarts <= now
-        baseline.add_level(value, has_restarted & ~is_shifted[now])
-        if (joining := now - JOINS_AFTER) >= first:
-            baseline.add(
-                levels[joining], levels[joining - 1], ~is_shifted[joining] & ~has_restarted
+        self._mass = (self._mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
+        self._mass[:, self._shifted_series()] = 0
+        self.statistic = math.log(max(float(self._mass.mean()), 1e-300))
+        if self.statistic > self._limit:
+            self._raise_alarm(now)
+        self._is_shifted[now, self._shifted_series()] = True
+        self._learn(now)
+
+    def _shifted_series(self) -> list[int]:
+        return [shift.series for shift in self.shifts]
+
+    def _restart(self, accepted: Array) -> None:
+        """Begin a new baseline of the accepted series, [m] bool."""
+        if accepted.any():
+            self.baseline.restart_level(accepted)
+            self._mass[:, accepted] = 0
+            self.shifts = [shift for shift in self.shifts if not accepted[shift.series]]
+
+    def _raise_alarm(self, now: int) -> None:
+        innovations = self._innovations[self._first : now + 1]
+        for shift in _find(self._mass, innovations, self._first, self._limit):
+            self.shifts.append(shift)
+            self._is_shifted[shift.onset : now, shift.series] = True
+        self.alarms.append(now)
+        self._mass[:] = 0
+        self._first = now + 1
+
+    def _learn(self, now: int) -> None:
+        """Add the usual levels: at once since a restart, otherwise after `JOINS_AFTER`
+        windows.
+        """
+        has_restarted = self._windows.restarts <= now
+        self.baseline.add_level(self.levels[now], has_restarted & ~self._is_shifted[now])
+        joining = now - JOINS_AFTER
+        if joining >= self._windows.reference:
+            self.baseline.add(
+                self.levels[joining],
+                self.levels[joining - 1],
+                ~self._is_shifted[joining] & ~has_restarted,
             )
-    return Tracking(
-        tuple(open_shifts),
-        tuple(alarms),
-        statistic,
-        levels,
-        baseline.mean,
-        baseline.deviation,
-    )
 
 
 def _find(mass: Array, innovations: Array, first: int, limit: float) -> Iterator[Shift]:
@@ -201,25 +209,39 @@ def limit_for(windows: Windows, rate: float) -> float:
     """
     first = windows.reference
     season = windows.season
-    levels = remove_cycle(windows.values[:first], first, windows.phases[:first], season)
-    correlation = RunningBaseline(levels, season, windows.floors).correlation
-    drawn_from = levels[1:] - correlation * levels[:-1]
-    rng = np.random.default_rng(0)
     phases = np.concatenate(
         [windows.phases[:first], (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season],
     )
-    drawn = drawn_from[rng.integers(0, len(drawn_from), (_SIMULATIONS, len(phases)))].astype(
-        np.float32,
-    )
-    drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
-    for window in range(1, len(phases)):
-        drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
+    levels = remove_cycle(windows.values[:first], first, windows.phases[:first], season)
+    correlation = RunningBaseline(levels, season, windows.floors).correlation
+    drawn = _draw(levels, correlation, len(phases))
     alarms = _count_alarms(
         remove_cycle(drawn, first, phases, season),
         first,
         season,
         windows.floors,
     )
+    return _limit_at(rate, alarms)
+
+
+def _draw(levels: Array, correlation: Array, count: int) -> Array:
+    """Return simulated levels, [simulations, count, m] float32, with innovations that
+    are drawn from the `levels`, [R, m].
+    """
+    drawn_from = levels[1:] - correlation * levels[:-1]
+    rng = np.random.default_rng(0)
+    positions = rng.integers(0, len(drawn_from), (_SIMULATIONS, count))
+    drawn: Array = drawn_from[positions].astype(np.float32)
+    drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
+    for window in range(1, count):
+        drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
+    return drawn
+
+
+def _limit_at(rate: float, alarms: Array) -> float:
+    """Return the limit with this rate by interpolation between the `alarms` at
+    `_LIMITS`.
+    """
     count = np.count_nonzero(alarms >= _FEWEST_ALARMS)
     if count < 2:  # The figures of the reference hardly vary.
         return float(_LIMITS[count])

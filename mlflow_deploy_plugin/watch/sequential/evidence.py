@@ -88,8 +88,7 @@ class Evidence:
         }
         alarms = {"alarms": list(self.alarms), "accepted": list(self.accepted)}
         outcomes = {
-            key: [_finite(part) for part in astuple(outcome)]
-            for key, outcome in self.outcomes.items()
+            key: [*map(_finite, astuple(outcome))] for key, outcome in self.outcomes.items()
         }
         return {
             "basis": self.basis,
@@ -131,11 +130,11 @@ def alarm_key(subject: str, segment: str = "") -> str:
 
 
 def _stored_outcome(check: object, state: object, *numbers: Any) -> Outcome:
-    return Outcome(
-        str(check),
-        str(state),
-        *(None if number is None else float(number) for number in numbers),
-    )
+    return Outcome(str(check), str(state), *map(_stored_number, numbers))
+
+
+def _stored_number(number: Any) -> float | None:
+    return None if number is None else float(number)
 
 
 def _finite(part: str | float | None) -> str | float | None:

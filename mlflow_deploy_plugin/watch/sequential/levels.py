@@ -1,20 +1,21 @@
 """The signed figures of windows: level, spread, missing share and share of the most
 frequent value of each column.
 
-| figure | of | definition |
-|---|---|---|
-| level | numbers | the mean of the binned values, so that a single extreme value has a limited effect |
-| spread | numbers | the logarithm of the standard deviation of the binned values |
-| frequent | categories; numbers with a value in 10 % of the rows | the share of the reference's most frequent value |
-| missing | all | the share of missing values |
+- level, of numbers: the mean of the binned values, so that a single extreme value has a
+  limited effect
+- spread, of numbers: the logarithm of the standard deviation of the binned values
+- frequent, of categories, and of numbers with a value in 10 % of the rows: the share of
+  the reference's most frequent value
+- missing, of all columns: the share of missing values
 
 A projection (`relations.py`) has only a spread, because its level depends only on the
 levels of the columns.
 
 With a `rolling:` reference, each figure is the difference from the window one lag
 earlier.
-"""  # noqa: E501
+"""
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.drift.threshold.null import column_counts, row_counts
-from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey, alarm_key
+from mlflow_deploy_plugin.watch.sequential.evidence import Levels, SeriesKey, alarm_key
 
 MISSING = "missing"
 FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005, MISSING: 0.005}
@@ -57,8 +58,8 @@ class FigureSeries(NamedTuple):
 
     @property
     def series_key(self) -> SeriesKey:
-        is_projection = self.column in PROJECTIONS
-        return SeriesKey(self.key, self.column if is_projection else self.figure)
+        figure = self.column if self.column in PROJECTIONS else self.figure
+        return SeriesKey(self.key, figure)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,10 @@ class ReferenceLevels:
         """Return only the chosen `windows`, [R] bool."""
         return replace(self, starts_us=self.starts_us[windows], values=self.values[windows])
 
+    def row(self, levels: Levels) -> list[float]:
+        """Return the figures of a window in the order of the series."""
+        return [levels.get(series.series_key, np.nan) for series in self.series]
+
 
 def reference_levels(
     reference: DriftReference,
@@ -95,46 +100,63 @@ def reference_levels(
     number of rows.
     """
     times, profiles = _windows(reference.pieces)
-    starts = np.array(times, np.int64)
-    rows = row_counts(profiles)
-    is_rolling = bool(reference.pieces.grid.lag_windows)
-    later, earlier = reference.pieces.pairs() if is_rolling else (np.arange(len(starts)),) * 2
-    rows = np.minimum(rows[later], rows[earlier])
-    if rows.any():
-        is_full = (rows > 0) & (2 * rows >= np.median(rows[rows > 0]))
-    else:
-        is_full = np.zeros(len(rows), bool)
-    series_values: dict[FigureSeries, Array] = {}
-    for segment, segment_reference in {"": reference, **segments}.items():
-        for series, figure in _figures(
-            segment_reference,
-            profiles_at(times, *_windows(segment_reference.pieces)),
-            columns,
-            segment,
-        ):
-            values = (figure[later] - figure[earlier] if is_rolling else figure)[is_full]
-            if series.figure in figures and np.isfinite(values).sum() >= _MOSTLY * max(
-                len(values),
-                1,
-            ):
-                series_values[series] = values
-    scales = {
-        series: bins.scale
-        for series in series_values
-        if series.figure == "level"
-        and isinstance(bins := reference.bins[series.column], OrderedBins)
-    }
+    used = _UsedWindows.of(reference.pieces, row_counts(profiles))
+    values: dict[FigureSeries, Array] = {}
+    for segment, part in {"": reference, **segments}.items():
+        part_profiles = profiles_at(times, *_windows(part.pieces))
+        for series, by_window in _figures(part, part_profiles, columns, segment):
+            if series.figure in figures and used.know(by_window):
+                values[series] = used.select(by_window)
+    starts = np.array(times, np.int64)[used.later]
     return ReferenceLevels(
-        starts_us=starts[later][is_full],
-        series=tuple(series_values),
-        values=np.stack([*series_values.values()], axis=1)
-        if series_values
-        else np.empty((is_full.sum(), 0)),
-        floors=np.array(
-            [FLOORS[series.figure] * scales.get(series, 1.0) for series in series_values]
-        ),
+        starts_us=starts,
+        series=tuple(values),
+        values=np.stack([*values.values()], axis=1) if values else np.empty((len(starts), 0)),
+        floors=np.array([_floor(series, reference.bins[series.column]) for series in values]),
         is_complete=len(profiles) >= reference.pieces.grid.windows,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _UsedWindows:
+    """The positions of the windows with at least half of the usual number of rows, [R]
+    int64, and for `rolling:` those of the windows one lag earlier.
+    """
+
+    later: Array
+    earlier: Array | None
+
+    @classmethod
+    def of(cls, pieces: ReferencePieces, rows: Array) -> "_UsedWindows":
+        if not pieces.grid.lag_windows:
+            return cls(np.flatnonzero(_is_full(rows)), None)
+        later, earlier = pieces.pairs()
+        is_full = _is_full(np.minimum(rows[later], rows[earlier]))
+        return cls(later[is_full], earlier[is_full])
+
+    def select(self, by_window: Array) -> Array:
+        if self.earlier is None:
+            return by_window[self.later]
+        changes: Array = by_window[self.later] - by_window[self.earlier]
+        return changes
+
+    def know(self, by_window: Array) -> bool:
+        """Return True if a figure is known in most windows."""
+        is_known = np.isfinite(self.select(by_window))
+        return bool(is_known.sum() >= _MOSTLY * max(len(is_known), 1))
+
+
+def _is_full(rows: Array) -> Array:
+    is_full: Array = rows > 0
+    if is_full.any():
+        is_full &= 2 * rows >= np.median(rows[is_full])
+    return is_full
+
+
+def _floor(series: FigureSeries, bins: Bins) -> float:
+    if series.figure == "level" and isinstance(bins, OrderedBins):
+        return FLOORS["level"] * bins.scale
+    return FLOORS[series.figure]
 
 
 def _windows(pieces: ReferencePieces) -> tuple[Sequence[int], Sequence[Profile]]:
@@ -151,15 +173,18 @@ def window_levels(
     window: Profile,
     columns: Sequence[str],
     segment: str,
-) -> dict[FigureSeries, float]:
+) -> dict[SeriesKey, float]:
     """Return the known figures of a judged window."""
-    is_rolling = reference.pieces.grid.lag_windows
+    is_rolling = bool(reference.pieces.grid.lag_windows)
     profiles = [window, reference.pieces.others] if is_rolling else [window]
-    figures = _figures(reference, profiles, columns, segment)
-    values = {
-        series: float(both[0] - both[1] if is_rolling else both[0]) for series, both in figures
-    }
-    return {series: value for series, value in values.items() if np.isfinite(value)}
+    levels: dict[SeriesKey, float] = {}
+    for series, values in _figures(reference, profiles, columns, segment):
+        level = float(values[0])
+        if is_rolling:
+            level -= float(values[1])
+        if math.isfinite(level):
+            levels[series.series_key] = level
+    return levels
 
 
 def _figures(

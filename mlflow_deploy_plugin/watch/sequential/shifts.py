@@ -2,9 +2,11 @@
 from the windows before it.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import islice
 
 import numpy as np
 
@@ -24,7 +26,13 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
     limit_for,
     track,
 )
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, LevelSeries, Onset
+from mlflow_deploy_plugin.watch.sequential.evidence import (
+    Evidence,
+    JudgedWindow,
+    LevelSeries,
+    Onset,
+    SeriesKey,
+)
 from mlflow_deploy_plugin.watch.sequential.levels import (
     FLOORS,
     MISSING,
@@ -65,6 +73,24 @@ class Course:
     windows: Windows
     tracking: Tracking
 
+    @property
+    def shown_shifts(self) -> Sequence[Shift]:
+        """The shifts of columns; the oldest shift of the relations if no column has a
+        shift.
+        """
+        shifts = self.tracking.shifts
+        of_columns = [
+            shift for shift in shifts if self.series[shift.series].column not in PROJECTIONS
+        ]
+        return of_columns or shifts[:1]
+
+    @property
+    def starts_of_shifts(self) -> Mapping[SeriesKey, str]:
+        return {
+            self.series[shift.series].series_key: self.starts[shift.onset].isoformat()
+            for shift in self.tracking.shifts
+        }
+
 
 def judge_shifts(
     request: WindowRequest,
@@ -80,103 +106,120 @@ def judge_shifts(
     Without a budget, or if the reference does not support one, there is only evidence,
     charts and a note.
     """
-    parts = {"": (reference, window), **segments}
-    current: dict[FigureSeries, float] = {}
-    for segment, (part, profile) in parts.items():
-        current |= window_levels(part, profile, columns, segment)
-    figures = (MISSING,) if request.spec.kind == "data_quality" else FLOORS
-    basis = request.spec.reference if request.spec.is_rolling else reference.bins_key
-    evidence = Evidence(basis, {series.series_key: value for series, value in current.items()})
-    levels = reference_levels(
-        reference,
-        columns,
-        {name: part for name, (part, _) in segments.items()},
-        figures,
-    )
-    per_year = request.false_per_year
+    spec = request.spec
+    current = window_levels(reference, window, columns, "")
+    for segment, part in segments.items():
+        current |= window_levels(*part, columns, segment)
+    basis = spec.reference if spec.is_rolling else reference.bins_key
+    evidence = Evidence(basis, current)
+    parts = {segment: part[0] for segment, part in segments.items()}
+    figures = (MISSING,) if spec.kind == "data_quality" else FLOORS
+    levels = reference_levels(reference, columns, parts, figures)
     try:
-        budget.require_windows(reference, levels, request.spec)
-        course = follow(request, reference, levels, current, basis)
+        budget.require_windows(reference, levels, spec)
+        course = follow(request, reference, levels, evidence)
     except InvalidConfig as error:  # The reference is too short for a budget or for the season.
-        return ShiftVerdict(evidence, notes=(error.message,) if per_year else ())
+        return ShiftVerdict(evidence, notes=(error.message,) if request.false_per_year else ())
     if course is None:
         return ShiftVerdict(evidence)
-    shifts = [shift for shift in course.tracking.shifts if per_year]
-    plain = [shift for shift in shifts if course.series[shift.series].column not in PROJECTIONS]
-    findings = tuple(_finding(course, shift) for shift in plain or shifts[:1])
-    charts = tuple(_charts(course, plain or shifts[:1], drifted))
+    return _verdict(course, evidence, levels, drifted)
+
+
+def _verdict(
+    course: Course,
+    evidence: Evidence,
+    levels: ReferenceLevels,
+    drifted: Collection[str],
+) -> ShiftVerdict:
+    charts = tuple(_charts(course, drifted))
+    per_year = course.request.false_per_year
     if per_year is None:
         return ShiftVerdict(evidence, charts=charts)
-    since = {
-        course.series[shift.series].series_key: course.starts[shift.onset].isoformat()
-        for shift in shifts
-    }
-    notes = [
-        (
-            f"budget of this monitor: false alarms per year {per_year:.2g}, of which "
-            f"{budget.LASTING_SHARE:.0%} for lasting shifts and the rest for single windows"
-        ),
-        *budget.unkept(levels, request.spec, per_year),
-    ]
+    evidence = replace(evidence, shifts=course.starts_of_shifts)
+    findings = tuple(_finding(course, shift) for shift in course.shown_shifts)
+    notes = (
+        f"budget of this monitor: false alarms per year {per_year:.2g}, of which "
+        f"{budget.LASTING_SHARE:.0%} for lasting shifts and the rest for single windows",
+        *budget.unkept(levels, course.request.spec, per_year),
+    )
     metrics = {"false_alarms_per_year": per_year, "shift_statistic": course.tracking.statistic}
-    metrics |= {"is_drift": 1.0} if findings else {}
-    return ShiftVerdict(replace(evidence, shifts=since), findings, tuple(notes), metrics, charts)
+    if findings:
+        metrics["is_drift"] = 1.0
+    return ShiftVerdict(evidence, findings, notes, metrics, charts)
 
 
 def follow(
     request: WindowRequest,
     reference: DriftReference,
     levels: ReferenceLevels,
-    current: Mapping[FigureSeries, float],
-    basis: str,
+    evidence: Evidence,
 ) -> Course | None:
-    """Follow the windows until the judged window. Return None if the window is a part
-    of the reference, or if no series can be compared.
+    """Follow the windows until the judged window, which has the `evidence`. Return None
+    if the window is a part of the reference, or if no series can be compared.
     """
-    start_us = request.window.start_us
-    past = [
-        window
-        for window in (request.past if request.follows_levels else ())
-        if window.evidence.basis == basis and window.start < request.window.start
-    ]
-    judged = np.array([*(microseconds(window.start) for window in past), start_us], np.int64)
+    past = _past_windows(request, evidence.basis)
+    judged = np.array(
+        [*(microseconds(window.start) for window in past), request.window.start_us],
+        np.int64,
+    )
     if request.spec.is_rolling:  # The reference contains all windows before this window.
-        older = levels.starts_us < judged[0]
-        if older.sum() < budget.FEWEST_WINDOWS:
-            older = np.arange(len(older)) < budget.FEW_WINDOWS
-        levels = levels.since(older)
+        levels = _levels_before(levels, judged[0])
     outside = ~np.isin(judged, levels.starts_us)
     if not outside[-1] or not levels.series:
         return None
-    rows = [window.evidence.levels for window in past]
-    rows.append({series.series_key: value for series, value in current.items()})
-    keys = [series.series_key for series in levels.series]
-    values = np.array([[row.get(key, np.nan) for key in keys] for row in rows])[outside]
-    windows = budget.detector_windows(levels, request.spec, judged[outside], values)
-    starts = [
-        EPOCH + timedelta(microseconds=int(start))
-        for start in (*levels.starts_us, *judged[outside])
-    ]
-    for key, since in request.baseline.items():
-        begin = next(
-            (place for place in range(windows.reference, len(starts)) if starts[place] >= since),
-            len(starts),
-        )
-        windows.restarts[[place for place, name in enumerate(levels.series) if name.key == key]] = (
-            begin
-        )
-    per_year = request.false_per_year
-    lasting_rate = budget.LASTING_SHARE * (per_year or 0) / request.spec.windows_per_year
-    limit = limit_for(windows, lasting_rate) if per_year else np.inf
+    rows = [levels.row(window.evidence.levels) for window in past]
+    rows.append(levels.row(evidence.levels))
+    judged = judged[outside]
+    windows = budget.detector_windows(levels, request.spec, judged, np.array(rows)[outside])
+    starts = [EPOCH + timedelta(microseconds=int(start)) for start in (*levels.starts_us, *judged)]
+    _restart_baselines(windows, starts, levels.series, request.baseline)
+    limit = math.inf
+    if request.false_per_year:
+        yearly_rate = budget.LASTING_SHARE * request.false_per_year
+        limit = limit_for(windows, yearly_rate / request.spec.windows_per_year)
     return Course(request, reference, levels.series, starts, windows, track(windows, limit))
+
+
+def _levels_before(levels: ReferenceLevels, start_us: int) -> ReferenceLevels:
+    """Return the levels of the windows before the first judged window, but at least
+    those of the first windows.
+    """
+    older = levels.starts_us < start_us
+    if older.sum() < budget.FEWEST_WINDOWS:
+        older = np.arange(len(older)) < budget.FEW_WINDOWS
+    return levels.since(older)
+
+
+def _past_windows(request: WindowRequest, basis: str) -> Sequence[JudgedWindow]:
+    """Return the windows before the judged window whose figures are comparable."""
+    if not request.follows_levels:
+        return []
+    return [
+        window
+        for window in request.past
+        if window.evidence.basis == basis and window.start < request.window.start
+    ]
+
+
+def _restart_baselines(
+    windows: Windows,
+    starts: Sequence[datetime],
+    series: Sequence[FigureSeries],
+    baseline: Mapping[str, datetime],
+) -> None:
+    """Set the window at which the accepted baseline of each column begins."""
+    for key, since in baseline.items():
+        judged = range(windows.reference, len(starts))
+        begin = next((place for place in judged if starts[place] >= since), len(starts))
+        windows.restarts[[figure.key == key for figure in series]] = begin
 
 
 def _finding(course: Course, shift: Shift) -> Finding:
     series = course.series[shift.series]
     tracking = course.tracking
     levels = tracking.levels[shift.onset :, shift.series]
-    size = float(levels.mean() - tracking.mean[shift.series])
-    deviations = size / float(tracking.deviation[shift.series])
+    size = float(levels.mean() - tracking.baseline.mean[shift.series])
+    deviations = size / float(tracking.baseline.deviation[shift.series])
     now = float(np.nanmean(course.windows.values[shift.onset :, shift.series]))
     onset = _onset(course, shift)
     return Finding(
@@ -217,23 +260,21 @@ def _onset(course: Course, shift: Shift) -> Onset:
 
 def _change(course: Course, series: FigureSeries, before: float, now: float) -> str:
     is_up = now > before
+    name = _name(course, series)
     if course.request.spec.is_rolling:
         lag = course.request.spec.reference_value
-        return (
-            f"change of the {_name(course, series)} from {lag} before: {before:+.3g} → {now:+.3g}"
-        )
+        return f"change of the {name} from {lag} before: {before:+.3g} → {now:+.3g}"
     if series.figure == "level":
-        return f"mean {before:.4g} → {now:.4g}, {'higher' if is_up else 'lower'}"
+        direction = "higher" if is_up else "lower"
+        return f"mean {before:.4g} → {now:.4g}, {direction}"
     if series.figure == "spread":
-        return (
-            f"deviation {np.exp(before):.3g} → {np.exp(now):.3g}, "
-            f"{'wider' if is_up else 'narrower'}"
-        )
+        direction = "wider" if is_up else "narrower"
+        return f"deviation {np.exp(before):.3g} → {np.exp(now):.3g}, {direction}"
     if series.figure == MISSING:
         direction = "more" if is_up else "fewer"
     else:
-        direction = f"{'more' if is_up else 'less'} often"
-    return f"{_name(course, series)} {before:.1%} → {now:.1%}, {direction}"
+        direction = "more often" if is_up else "less often"
+    return f"{name} {before:.1%} → {now:.1%}, {direction}"
 
 
 def _measure(course: Course, series: FigureSeries) -> str:
@@ -266,38 +307,45 @@ def _frequent_value(course: Course, series: FigureSeries) -> str:
     return repr(value)
 
 
-def _charts(
-    course: Course,
-    shifts: Sequence[Shift],
-    drifted: Collection[str],
-) -> Iterator[LevelSeries]:
-    """Yield the charts of the shifts, then of the first figure of each drifted column.
-    The windows are in the order of time, because judged windows may be between windows
-    of the reference.
+def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
+    """Yield the charts of the shifts, then of the first figure of each drifted
+    column.
     """
-    in_time = sorted(range(len(course.starts)), key=course.starts.__getitem__)
-    end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
-    shown_windows = in_time[max(end - _SHOWN_WINDOWS, 0) : end]
-    charted: dict[int, Shift | None] = {shift.series: shift for shift in shifts}
-    shown = {course.series[place].key for place in charted}
-    for key in drifted:
-        places = [
-            place
-            for place, series in enumerate(course.series)
-            if series.key == key and series.figure != MISSING
-        ]
-        if places and key not in shown:
-            charted[places[0]] = None
-    for place, shift in [*charted.items()][:_MOST_CHARTS]:
+    windows = _charted_windows(course.starts)
+    baseline = course.tracking.baseline
+    for place, shift in islice(_charted_series(course, drifted).items(), _MOST_CHARTS):
         series = course.series[place]
         values = course.windows.values[:, place]
-        usual = values - course.tracking.levels[:, place] + course.tracking.mean[place]
+        usual = values - course.tracking.levels[:, place] + baseline.mean[place]
         yield LevelSeries(
             title=f"{series.key}, {_name(course, series)}",
-            starts=[course.starts[index] for index in shown_windows],
-            values=values[shown_windows].tolist(),
-            usual=usual[shown_windows].tolist(),
-            deviation=float(course.tracking.deviation[place]),
+            starts=[course.starts[index] for index in windows],
+            values=values[windows].tolist(),
+            usual=usual[windows].tolist(),
+            deviation=float(baseline.deviation[place]),
             onset=_onset(course, shift) if shift is not None else None,
             key=series.key,
         )
+
+
+def _charted_windows(starts: Sequence[datetime]) -> list[int]:
+    """Return the last windows until the judged window, which is the last of `starts`.
+    They are in the order of time, because judged windows may be between windows of the
+    reference.
+    """
+    in_time = sorted(range(len(starts)), key=starts.__getitem__)
+    end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
+    return in_time[max(end - _SHOWN_WINDOWS, 0) : end]
+
+
+def _charted_series(course: Course, drifted: Collection[str]) -> dict[int, Shift | None]:
+    charted: dict[int, Shift | None] = {shift.series: shift for shift in course.shown_shifts}
+    first_figures: dict[str, int] = {}
+    for place, series in enumerate(course.series):
+        if series.figure != MISSING:
+            first_figures.setdefault(series.key, place)
+    shown = {course.series[place].key for place in charted}
+    for key in drifted:
+        if key in first_figures and key not in shown:
+            charted[first_figures[key]] = None
+    return charted

@@ -20,7 +20,7 @@ def test_figures_describe_level_spread_missing_and_frequent_values(
     rows = rows_of(500)
     window = sketch_batches(reference.bins, [pa.table(rows)])
     figures = {
-        str(series.series_key): value
+        str(series): value
         for series, value in window_levels(reference, window, [*rows], "").items()
     }
     assert figures["temp/level"] == pytest.approx(rows["temp"].mean(), abs=0.05)
