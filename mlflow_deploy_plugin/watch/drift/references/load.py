@@ -19,6 +19,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ from mlflow_deploy_plugin.serve.inference_log.windows import (
     microseconds,
     parse_window,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.watch.drift.references.rows import (
     SEED,
     ReferenceRows,
@@ -126,11 +127,9 @@ class LogReference:
 
     def rows(self, window: Window) -> Iterator[pa.Table]:
         for table in self.log.batches(self.endpoint, window):
-            yield (
-                table.filter(pa.array(is_answered_by(table, self.model, self.version)))
-                if self.version
-                else table
-            )
+            if self.version:
+                table = table.filter(pa.array(is_answered_by(table, self.model, self.version)))
+            yield table
 
     def pieces(
         self,
@@ -154,28 +153,26 @@ class LogReference:
             self.span.end_us - 1,
             lag_windows,
         )
-        if all(
-            time % HOUR_US == 0
-            for time in (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)
-        ):
+        edges = (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)
+        if any(time % HOUR_US for time in edges):
+            pieces = sketch_pieces(bins, self._batches(segment), grid)
+        else:
             sketches = hourly.SketchStore(self.log, self.endpoint, bins, bins_key, segment=segment)
             hours = hourly.hour_profiles(sketches, self.model, self.version, self.span)
-            pieces = assemble_pieces(
-                grid,
-                ((microseconds(start), profile) for start, profile in hours),
-            )
-        else:
-            tables = coalesce_batches(self.rows(self.span))
-            if segment:
-                tables = (table.filter(is_segment(table, *segment)) for table in tables)
-            batches = (
-                (table, microseconds_of(table.column(EVENT_TIME))) for table in tables if len(table)
-            )
-            pieces = sketch_pieces(bins, batches, grid)
+            parts = ((microseconds(start), profile) for start, profile in hours)
+            pieces = assemble_pieces(grid, parts)
         if not len(sample):
             return pieces
         windows = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, length_us, sample)
         return replace(pieces, windows=windows)
+
+    def _batches(self, segment: tuple[str, str] | None) -> Iterator[tuple[pa.Table, Array]]:
+        """Yield rows of the span with their event times."""
+        for table in coalesce_batches(self.rows(self.span)):
+            if segment:
+                table = table.filter(is_segment(table, *segment))
+            if len(table):
+                yield table, microseconds_of(table.column(EVENT_TIME))
 
 
 def pinned_window(
@@ -257,9 +254,9 @@ def _past(
         f"{model} version {version} has no rows in the reference {span}; rows of {sources} are "
         "used instead"
     )
-    return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [
-        note,
-    ]
+    if not same:
+        sampled = span
+    return LogReference(request.log, request.endpoint, "", "", span, sampled), [note]
 
 
 _LOG_REFERENCES: Mapping[
@@ -276,40 +273,46 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     the judged window.
 
     A reference without event times has only a total, and no windows. Notes report
-    missing event times and columns. `model` and `version` are the version that answered
-    the window's rows. Columns that `capture` or `exclude` leaves out get no bins.
+    missing event times and columns. Columns that `capture` or `exclude` leaves out get
+    no bins.
+
+    Args:
+        model, version: the version that answered the window's rows.
 
     Raises NotFound if the version, the dataset or its rows do not exist,
     InvalidArtifact without a readable reference, InvalidConfig if the dataset cannot be
     read or the reference has none of the columns, and RegistryUnavailable.
     """
-    spec = request.spec
-    window = request.window
-    kind = spec.reference_kind
+    kind = request.spec.reference_kind
     log_reference = None
     if kind in _LOG_REFERENCES:
         log_reference, log_notes = _LOG_REFERENCES[kind](request, model, version)
-        name_in_messages = f"the captured rows of {log_reference.span}"
-        rows = ReferenceRows(log_reference.sample(), None, "", name_in_messages, tuple(log_notes))
-    elif kind == "dataset":
+        shown = f"the captured rows of {log_reference.span}"
+        rows = ReferenceRows(log_reference.sample(), None, "", shown, tuple(log_notes))
+    else:
+        rows = _load_rows(request, model, version)
+    capture = request.capture
+    left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
+    bins, notes = freeze_table(rows.table, request.spec.columns, rows.shown, left_out)
+    key = bins_digest(bins)
+    if log_reference:
+        pieces = log_reference.pieces(bins, key, rows.table, request.window)
+    else:
+        pieces = _cut(bins, key, rows, request.window)
+    return DriftReference(bins, key, pieces, rows.table, rows.model_id, (*rows.notes, *notes))
+
+
+def _load_rows(request: WindowRequest, model: str, version: str) -> ReferenceRows:
+    """Return the rows of the spec's dataset, or the training rows of the version."""
+    if request.spec.reference_kind == "dataset":
         (rows,) = load_datasets(
-            [spec.reference_value],
+            [request.spec.reference_value],
             lambda: column_types(request, model, version),
             request.exclude,
         )
-    else:
-        state_dir = request.settings.state_dir(request.endpoint)
-        cache = request.settings.cache_path / CACHE
-        rows = load_training_rows(state_dir, model, version, cache)
-    capture = request.capture
-    left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
-    bins, notes = freeze_table(rows.table, spec.columns, rows.shown, left_out)
-    key = bins_digest(bins)
-    if log_reference:
-        pieces = log_reference.pieces(bins, key, rows.table, window)
-    else:
-        pieces = _cut(bins, key, rows, window)
-    return DriftReference(bins, key, pieces, rows.table, rows.model_id, (*rows.notes, *notes))
+        return rows
+    state_dir = request.settings.state_dir(request.endpoint)
+    return load_training_rows(state_dir, model, version, request.settings.cache_path / CACHE)
 
 
 def column_types(request: WindowRequest, model: str, version: str) -> dict[str, pa.DataType]:
@@ -386,10 +389,8 @@ def freeze_table(
             if left_out and select_columns([name], left_out):
                 continue
             # A list's component, a double, has no type in the table.
-            bins[name] = freeze_bins(
-                features[name],
-                str(table.schema.field(name).type) if name == column else "double",
-            )
+            arrow_type = str(table.schema.field(name).type) if name == column else "double"
+            bins[name] = freeze_bins(features[name], arrow_type)
     missing = [name for name in columns if not select_columns(names, [name])]
     if columns and len(missing) == len(columns):
         raise InvalidConfig(
@@ -414,10 +415,9 @@ def _cut(
         f"{bins_key} {length_us} {window.start_us % length_us} {rows.table.schema}".encode(),
     )
     for column in rows.table.columns:
-        buffers = (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer)
-        for buffer in {
-            buffer.address: buffer for buffer in buffers
-        }.values():  # Slices share a buffer.
+        buffers = chain.from_iterable(chunk.buffers() for chunk in column.chunks)
+        # Slices share a buffer.
+        for buffer in {buffer.address: buffer for buffer in buffers if buffer}.values():
             digest.update(buffer)
     key = digest.digest()
     if key not in _last_cut:

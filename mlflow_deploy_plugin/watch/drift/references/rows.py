@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -200,12 +201,8 @@ def load_datasets(
     datasets = [_read_dataset(uri) for uri in uris]
     texts = [index for index, dataset in enumerate(datasets) if dataset.is_text]
     if texts:
-        types = {
-            column.name: column.type
-            for data in datasets
-            if not data.is_text
-            for column in data.table.schema
-        }
+        schemas = chain.from_iterable(data.table.schema for data in datasets if not data.is_text)
+        types = {column.name: column.type for column in schemas}
         typed = typed_tables([datasets[index].table for index in texts], {**types, **known_types()})
         for index, table in zip(texts, typed, strict=True):
             datasets[index] = replace(datasets[index], table=table)
@@ -236,46 +233,54 @@ class _Dataset:
                 EVENT_TIME,
                 pa.array(times, pa.timestamp("us", tz="UTC")),
             )
-        notes = (f"{name_in_messages} has {self.rows:,} rows, of which {len(table):,} are read",)
-        return ReferenceRows(
-            table,
-            times,
-            "",
-            name_in_messages,
-            notes if self.rows > len(table) else (),
-        )
+        notes: tuple[str, ...] = ()
+        if self.rows > len(table):
+            notes = (
+                f"{name_in_messages} has {self.rows:,} rows, of which {len(table):,} are read",
+            )
+        return ReferenceRows(table, times, "", name_in_messages, notes)
 
 
 def _read_dataset(uri: str) -> _Dataset:
     with dataset_path(uri) as path:
-        if files := csv_files(path):
-            count = sum(len(table) for file in files for table in csv_tables(file, most_columns=1))
-            positions = sample_positions(count, MAX_ROWS, SEED)
-            tables = []
-            first = 0
-            for table in (table for file in files for table in csv_tables(file)):
-                start, stop = np.searchsorted(positions, [first, first + len(table)])
-                tables.append(table.take(pa.array(positions[start:stop] - first)))
-                first += len(table)
-            return _Dataset(
-                dataset_name(uri),
-                pa.concat_tables(tables, promote_options="default"),
-                count,
-                True,
-            )
-        data = open_parquet(path)
-        count = data.count_rows()
-        require_few_values(
-            [fragment.metadata for fragment in data.get_fragments()],
-            min(MAX_ROWS / max(count, 1), 1),
-        )
-        if count > MAX_ROWS:
-            table = data.take(sample_positions(count, MAX_ROWS, SEED))
+        files = csv_files(path)
+        if files:
+            table, count = _read_csv(files)
         else:
-            table = data.to_table()
-        if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
-            raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
-        return _Dataset(dataset_name(uri), table, count, False)
+            table, count = _read_rows(path)
+        return _Dataset(dataset_name(uri), table, count, bool(files))
+
+
+def _read_csv(files: Sequence[Path]) -> tuple[pa.Table, int]:
+    """Return a sample of the rows of all files, and the number of rows."""
+    narrow = chain.from_iterable(csv_tables(file, most_columns=1) for file in files)
+    count = sum(map(len, narrow))
+    positions = sample_positions(count, MAX_ROWS, SEED)
+    samples = []
+    first = 0
+    for table in chain.from_iterable(map(csv_tables, files)):
+        start, stop = np.searchsorted(positions, [first, first + len(table)])
+        samples.append(table.take(pa.array(positions[start:stop] - first)))
+        first += len(table)
+    return pa.concat_tables(samples, promote_options="default"), count
+
+
+def _read_rows(path: Path) -> tuple[pa.Table, int]:
+    """Return a sample of the rows of Parquet files, and the number of rows."""
+    data = open_parquet(path)
+    count = data.count_rows()
+    require_few_values(
+        [fragment.metadata for fragment in data.get_fragments()],
+        min(MAX_ROWS / max(count, 1), 1),
+    )
+    if count > MAX_ROWS:
+        table = data.take(sample_positions(count, MAX_ROWS, SEED))
+    else:
+        table = data.to_table()
+    for name, columns in Counter(table.column_names).items():
+        if columns > 1:
+            raise pa.ArrowInvalid(f"it has two columns named {name!r}")
+    return table, count
 
 
 def _time_column(table: pa.Table, shown: str, exclude: Collection[str]) -> str:

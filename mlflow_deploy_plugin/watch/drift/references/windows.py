@@ -6,7 +6,7 @@ other windows. Against the whole reference, every count would be zero, and the f
 rare value in a later window would be an alarm.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -193,7 +193,8 @@ def window_grid(
         (count for count in range(most, 1, -1) if most % count == 0 and windows * count <= fitting),
         1,
     )
-    max_windows = min(max(fitting, _FEW_WINDOWS), 2 * MAX_WINDOWS if lag_windows else MAX_WINDOWS)
+    max_windows = 2 * MAX_WINDOWS if lag_windows else MAX_WINDOWS
+    max_windows = min(max(fitting, _FEW_WINDOWS), max_windows)
     keeps_steps = windows * steps <= fitting and not lag_windows
     return WindowGrid(
         start_us + first * length_us,
@@ -219,39 +220,53 @@ def cut_pieces(
     """
     total = sketch_batches(bins, [table])
     if times is None or not len(times):
-        return ReferencePieces(
-            (),
-            (),
-            (),
-            WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False),
-            total,
-        )
+        grid = WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False)
+        return ReferencePieces((), (), (), grid, total)
     grid = window_grid(bins, start_us, length_us, int(times.min()), int(times.max()))
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     selected = grid.choose(len(present))
-    group_of = np.full(len(present), -1)
+    return ReferencePieces(
+        _cut_windows(bins, table, groups, selected),
+        grid.starts_us(present[selected]),
+        _cut_steps(bins, table, times, grid),
+        grid,
+        total,
+    )
+
+
+def _cut_windows(
+    bins: Mapping[str, Bins],
+    table: pa.Table,
+    groups: Array,
+    selected: Array,
+) -> tuple[Profile, ...]:
+    """Return the `selected` windows. `groups`, [N] int64, is the window of each row."""
+    count = int(groups.max()) + 1
+    rest = count_out_of_rest(bins, table, groups, count)
+    group_of = np.full(count, -1)
     group_of[selected] = np.arange(len(selected))
-    inside = group_of[groups] >= 0
-    filtered = table if inside.all() else table.filter(pa.array(inside))
-    sketches = sketch_groups(bins, filtered, group_of[groups[inside]], len(selected))
-    rest = count_out_of_rest(bins, table, groups, len(present))
-    corrected = []
+    groups = group_of[groups]
+    is_selected = groups >= 0
+    if not is_selected.all():
+        table = table.filter(pa.array(is_selected))
+    windows = []
+    sketches = sketch_groups(bins, table, groups[is_selected], len(selected))
     for index, window in zip(selected.tolist(), sketches, strict=True):
-        columns = {
-            name: replace(window.columns[name], **counts[index]) for name, counts in rest.items()
-        }
-        corrected.append(Profile(window.rows, {**window.columns, **columns}))
+        windows.append(_with_counts(window, _counts_of(rest, index)))
+    return tuple(windows)
+
+
+def _cut_steps(
+    bins: Mapping[str, Bins],
+    table: pa.Table,
+    times: Array,
+    grid: WindowGrid,
+) -> tuple[Profile, ...]:
     steps = [Profile(0, {})] * grid.steps
     if grid.keeps_steps:
         for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
             steps[number] = profile
-    return ReferencePieces(
-        tuple(corrected),
-        grid.starts_us(present[selected]),
-        tuple(steps),
-        grid,
-        total,
-    )
+    return tuple(steps)
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
@@ -272,15 +287,16 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
         if number // grid.window_steps in is_kept:
             _add(windows, number // grid.window_steps, profile)
     numbers = np.array(sorted(windows), np.int64)
+    lagged = None
+    if grid.lag_windows:
+        lagged = merge(windows.get(grid.windows - grid.lag_windows, []))
     return ReferencePieces(
         windows=tuple(merge(windows[number]) for number in numbers.tolist()),
         window_starts_us=grid.starts_us(numbers),
         steps=tuple(merge(steps.get(number, [])) for number in range(grid.steps)),
         grid=grid,
         total=merge(total.get(0, [])),
-        lagged=merge(windows.get(grid.windows - grid.lag_windows, []))
-        if grid.lag_windows
-        else None,
+        lagged=lagged,
     )
 
 
@@ -299,12 +315,14 @@ def sketch_pieces(
     """Return the pieces of the rows in `batches` of a table and its event times, [N]
     int64, microseconds since 1970.
     """
-    parts = (
-        (grid.start_us + number * grid.step_us, profile)
-        for table, times in batches
-        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us)
-    )
-    return assemble_pieces(grid, parts)
+
+    def parts() -> Iterator[tuple[int, Profile]]:
+        for table, times in batches:
+            numbers = (times - grid.start_us) // grid.step_us
+            for number, profile in sketch_by(bins, table, numbers):
+                yield grid.start_us + number * grid.step_us, profile
+
+    return assemble_pieces(grid, parts())
 
 
 def _steps_of(length_us: int) -> int:
@@ -353,35 +371,55 @@ def correct_for_rest(
 ) -> tuple[Profile, ...]:
     """Return the windows with `unseen`, `below` and `above` counted against the other
     windows, for bins that were frozen on a sample of the same rows. The counts in the
-    sample are extrapolated to all rows of the window. Only windows before `until_us`
-    count as other windows (None: all windows). The sample has event times.
+    sample are extrapolated to all rows of the window. A window without rows in the
+    sample needs no correction.
+
+    Args:
+        sample: rows with event times.
+        until_us: only windows before this time count as other windows; None for all
+            windows.
     """
     if not windows:
         return ()
     numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
     present, groups = np.unique(numbers, return_inverse=True)
-    sampled = np.bincount(groups).tolist()
-    counted = None if until_us is None else starts_us[0] + present * length_us < until_us
-    rest_counts = count_out_of_rest(bins, sample, groups, len(present), counted)
-    index_of = {number: index for index, number in enumerate(present.tolist())}
-    corrected = []
-    for window, start_us in zip(windows, starts_us, strict=True):
-        position = index_of.get((start_us - starts_us[0]) // length_us)
-        if (
-            position is None
-        ):  # The sample has no rows of the window, so the counts need no correction.
-            corrected.append(window)
-            continue
-        columns = dict(window.columns)
-        for name in rest_counts.keys() & columns.keys():
-            for key, count in rest_counts[name][position].items():
-                extrapolated = round(count * window.rows / sampled[position])
-                columns[name] = replace(
-                    columns[name],
-                    **{key: max(getattr(columns[name], key), extrapolated)},
-                )
-        corrected.append(Profile(window.rows, columns))
-    return tuple(corrected)
+    present_us = starts_us[0] + present * length_us
+    counted = None if until_us is None else present_us < until_us
+    rest = count_out_of_rest(bins, sample, groups, len(present), counted)
+    window_at = dict(zip(starts_us, windows, strict=True))
+    for index, rows in enumerate(np.bincount(groups).tolist()):
+        start_us = int(present_us[index])
+        if start_us in window_at:
+            window = window_at[start_us]
+            window_at[start_us] = _extrapolate(window, _counts_of(rest, index), rows)
+    return tuple(window_at.values())
+
+
+_ColumnCounts = Mapping[str, Mapping[str, int]]
+"""Counts by column and field."""
+
+
+def _counts_of(rest: Mapping[str, RestCounts], group: int) -> _ColumnCounts:
+    return {name: counts[group] for name, counts in rest.items()}
+
+
+def _with_counts(window: Profile, counts: _ColumnCounts) -> Profile:
+    columns = dict(window.columns)
+    for name, fields in counts.items():
+        columns[name] = replace(columns[name], **fields)
+    return Profile(window.rows, columns)
+
+
+def _extrapolate(window: Profile, counts: _ColumnCounts, rows: int) -> Profile:
+    """Return the window with at least the counts of a sample with some of its rows."""
+    larger: dict[str, dict[str, int]] = {}
+    for name in counts.keys() & window.columns.keys():
+        column = window.columns[name]
+        larger[name] = {
+            field: max(getattr(column, field), round(count * window.rows / rows))
+            for field, count in counts[name].items()
+        }
+    return _with_counts(window, larger)
 
 
 def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:

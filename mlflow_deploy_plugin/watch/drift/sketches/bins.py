@@ -175,7 +175,8 @@ class CategoryBins:
         texts.
         """
         lengths = len(self.lengths) + 1
-        return lengths, _RARE // lengths if lengths > 1 else 1
+        hashes = _RARE // lengths if lengths > 1 else 1
+        return lengths, hashes
 
     def codes_of_texts(self, texts: pa.Array, hashes: Array) -> Array:
         """Return the bin of each text (large_string, with its `hash_texts`), [N] int64.
@@ -219,25 +220,37 @@ Bins = OrderedBins | CategoryBins
 def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
     """Return the bins of a column, computed from only the reference's values."""
     if reference.kind == "category":
-        texts = [value for value in reference.values if value is not None]
-        codes = _codes(texts)
-        hashes = distinct(np.sort(hash_texts(texts)))
-        rare = np.array([len(text) for text in texts if text not in codes], np.int64)
-        if len(rare):
-            ends = np.append(np.quantile(rare, np.arange(_LENGTHS) / _LENGTHS), rare.max() + 1)
-        else:
-            ends = rare
-        lengths = np.unique(np.ceil(ends).astype(np.int64))
-        return CategoryBins(codes, "category", hashes, arrow_type=arrow_type, lengths=lengths)
+        return _freeze_texts(reference.values, arrow_type)
     values = round_to_reference(reference.values[~np.isnan(reference.values)], arrow_type)
-    minimum, maximum = (
-        (float(values.min()), float(values.max())) if len(values) else (-math.inf, math.inf)
-    )
+    limits = (-math.inf, math.inf)
+    if len(values):
+        limits = (float(values.min()), float(values.max()))
     finite = np.sort(values[np.isfinite(values)])
-    low, high = map(float, np.quantile(finite, [0.005, 0.995])) if len(finite) else (0.0, 0.0)
+    low = high = 0.0
+    if len(finite):
+        low, high = map(float, np.quantile(finite, [0.005, 0.995]))
     if not low < high or max(-low, high) > _WIDEST or len(distinct(finite)) <= 2:
         hashes = distinct(np.sort(hash_numbers(values)))
-        return CategoryBins(_codes(values.tolist()), "number", hashes, minimum, maximum, arrow_type)
+        return CategoryBins(_codes(values.tolist()), "number", hashes, *limits, arrow_type)
+    scale = float(np.std(np.clip(finite, low, high)))
+    return OrderedBins(_positions(finite, low, high), scale, *limits, arrow_type)
+
+
+def _freeze_texts(values: Array, arrow_type: str) -> CategoryBins:
+    texts = [value for value in values if value is not None]
+    codes = _codes(texts)
+    hashes = distinct(np.sort(hash_texts(texts)))
+    ends = np.array([len(text) for text in texts if text not in codes], np.int64)
+    if len(ends):
+        ends = np.append(np.quantile(ends, np.arange(_LENGTHS) / _LENGTHS), ends.max() + 1)
+    lengths = np.unique(np.ceil(ends).astype(np.int64))
+    return CategoryBins(codes, "category", hashes, arrow_type=arrow_type, lengths=lengths)
+
+
+def _positions(finite: Array, low: float, high: float) -> Array:
+    """Return the positions of bins for sorted numbers, [N], of which the middle 99 %
+    are from `low` to `high`.
+    """
     reach = _RANGES_BEYOND * (high - low)
     lowest = low - reach
     highest = high + reach
@@ -247,14 +260,7 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
         inner = distinct(np.quantile(clipped, np.linspace(0, 1, _GRID)))
     below = np.linspace(lowest, inner[0], _BEYOND + 1)[:-1]
     above = np.linspace(inner[-1], highest, _BEYOND + 1)[1:]
-    positions = distinct(np.concatenate([below, inner, above]))
-    return OrderedBins(
-        positions,
-        float(np.std(np.clip(finite, low, high))),
-        minimum,
-        maximum,
-        arrow_type,
-    )
+    return distinct(np.concatenate([below, inner, above]))
 
 
 def round_to_reference(values: Array, arrow_type: str) -> Array:

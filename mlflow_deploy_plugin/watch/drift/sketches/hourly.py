@@ -83,7 +83,6 @@ _PLAIN = {
 """The fields of a sketch, except its name, that are stored as single values, with their
 Arrow types.
 """
-_plain_values = attrgetter(*_PLAIN)
 _NO_COUNTS = np.empty(0, np.int64)
 SCHEMA = pa.schema(
     [
@@ -128,10 +127,10 @@ class SketchStore:
             meta = {} if table is None else json.loads(table.schema.metadata[_META])
             if meta.get("format") != _FORMAT:
                 return {}
-            hours = {
-                datetime.fromisoformat(start): StoredHour([(file, size) for file, size in made_of])
-                for start, made_of in meta["files"].items()
-            }
+            hours: dict[datetime, StoredHour] = {}
+            for start, made_of in meta["files"].items():
+                files = [(file, size) for file, size in made_of]
+                hours[datetime.fromisoformat(start)] = StoredHour(files)
             for (start, model, version), profile in zip(
                 meta["hours"],
                 table_to_profiles(table),
@@ -148,17 +147,17 @@ class SketchStore:
             return {}
 
     def store(self, day: datetime, hours: Mapping[datetime, StoredHour]) -> None:
-        profiles = [
-            (start.isoformat(), identity, profile)
-            for start, hour in hours.items()
-            for identity, profile in hour.profiles.items()
-        ]
+        identities: list[tuple[str, ...]] = []
+        profiles: list[sketch.Profile] = []
+        for start, hour in hours.items():
+            identities += [(start.isoformat(), *identity) for identity in hour.profiles]
+            profiles += hour.profiles.values()
         meta = {
             "format": _FORMAT,
             "files": {start.isoformat(): hour.files for start, hour in hours.items()},
-            "hours": [(start, *identity) for start, identity, _ in profiles],
+            "hours": identities,
         }
-        table = profiles_to_table([profile for _, _, profile in profiles])
+        table = profiles_to_table(profiles)
         write_beside_log(
             self.log.location,
             self._name(day),
@@ -182,12 +181,11 @@ def window_profile(
     """Return the profile of all rows in the window that one version (empty: any
     version) answered.
     """
-    return sketch.merge(
-        sketch.merge(
-            _chosen(profiles, model, version) for profiles in _pieces(sketches, day, window)
-        )
-        for day in _by_day(_list(sketches.log, sketches.endpoint, window))
-    )
+    days: list[sketch.Profile] = []
+    for day in _by_day(_list(sketches.log, sketches.endpoint, window)):
+        pieces = _pieces(sketches, day, window)
+        days.append(sketch.merge(_chosen(profiles, model, version) for profiles in pieces))
+    return sketch.merge(days)
 
 
 def hour_profiles(
@@ -266,33 +264,40 @@ def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profi
     """Return the profiles of the `listed` hours of a day, in order. Stale hours are
     profiled again and stored.
     """
-    files = {hour.start: some for hour, some in listed.items()}
-    present = {
-        start: [(file.path.rpartition("/")[2], file.size) for file in some]
-        for start, some in files.items()
-    }
-    stored = sketches.load(min(files))
+    day = min(hour.start for hour in listed)
+    stored = sketches.load(day)
     stale = [
-        start
-        for start, made_of in present.items()
-        if start not in stored or stored[start].files != made_of
+        hour
+        for hour, files in listed.items()
+        if hour.start not in stored or stored[hour.start].files != _made_of(files)
     ]
+    computed = _sketch_hours(sketches, [hour.start for hour in stale])
+    for hour in stale:
+        files = listed[hour]
+        made_of = _made_of(files)
+        if any(file.path in sketches.log.unreadable for file in files):
+            made_of = [_UNREADABLE]
+        stored[hour.start] = StoredHour(made_of, computed.get(hour.start, {}))
+    if stale:
+        sketches.store(day, dict(sorted(stored.items())))
+    return {hour.start: stored[hour.start].profiles for hour in listed}
+
+
+def _made_of(files: Sequence[LogFile]) -> Files:
+    return [(file.path.rpartition("/")[2], file.size) for file in files]
+
+
+def _sketch_hours(
+    sketches: SketchStore,
+    starts: Sequence[datetime],
+) -> dict[datetime, Profiles]:
+    """Compute the profiles of some hours; consecutive hours are read together."""
     computed: dict[datetime, Profiles] = {}
-    for _, run in groupby(
-        enumerate(stale),
-        key=lambda item: item[1] - item[0] * HOUR,
-    ):  # Group consecutive hours.
+    runs = groupby(enumerate(starts), key=lambda item: item[1] - item[0] * HOUR)
+    for _, run in runs:
         hours = [start for _, start in run]
         computed |= _sketch(sketches, Window(hours[0], hours[-1] + HOUR))
-    for start in stale:
-        is_readable = not any(file.path in sketches.log.unreadable for file in files[start])
-        stored[start] = StoredHour(
-            present[start] if is_readable else [_UNREADABLE],
-            computed.get(start, {}),
-        )
-    if stale:
-        sketches.store(min(files), dict(sorted(stored.items())))
-    return {start: stored[start].profiles for start in files}
+    return computed
 
 
 def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
@@ -302,23 +307,31 @@ def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
     for table in sketch.coalesce_batches(rows):
         if sketches.segment:
             table = table.filter(is_segment(table, *sketches.segment))
-            if not len(table):
-                continue
-        times = microseconds_of(table.column(EVENT_TIME)) // HOUR_US
-        keys = pc.binary_join_element_wise(table.column("_model"), table.column("_version"), "\n")
-        encoded = keys.combine_chunks().dictionary_encode()
-        first = int(times.min())
-        versions = np.asarray(encoded.indices).astype(np.int64)
-        numbers = (times - first) * len(encoded.dictionary) + versions
-        for number, profile in sketch.sketch_by(sketches.bins, table, numbers):
-            hour, position = divmod(number, len(encoded.dictionary))
-            model, _, version = encoded.dictionary[position].as_py().rpartition("\n")
-            start = EPOCH + (first + hour) * HOUR
-            parts.setdefault(start, {}).setdefault((model, version), []).append(profile)
-    return {
-        start: {key: sketch.merge(some) for key, some in versions.items()}
-        for start, versions in parts.items()
-    }
+        for start, identity, profile in _sketch_table(sketches.bins, table):
+            parts.setdefault(start, {}).setdefault(identity, []).append(profile)
+    merged: dict[datetime, Profiles] = {}
+    for start, versions in parts.items():
+        merged[start] = {identity: sketch.merge(some) for identity, some in versions.items()}
+    return merged
+
+
+def _sketch_table(
+    bins: Mapping[str, Bins],
+    table: pa.Table,
+) -> Iterator[tuple[datetime, Identity, sketch.Profile]]:
+    """Yield the profile of each hour and version."""
+    if not len(table):
+        return
+    hours = microseconds_of(table.column(EVENT_TIME)) // HOUR_US
+    keys = pc.binary_join_element_wise(table.column("_model"), table.column("_version"), "\n")
+    encoded = keys.combine_chunks().dictionary_encode()
+    versions = encoded.dictionary.to_pylist()
+    first = int(hours.min())
+    numbers = (hours - first) * len(versions) + np.asarray(encoded.indices).astype(np.int64)
+    for number, profile in sketch.sketch_by(bins, table, numbers):
+        hour, position = divmod(number, len(versions))
+        model, version = versions[position].rsplit("\n", 1)
+        yield EPOCH + (first + hour) * HOUR, (model, version), profile
 
 
 def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
@@ -403,30 +416,24 @@ def spark_window_profile(
 
 
 def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:
-    lines: list[tuple[int, sketch.ColumnSketch]] = []
+    numbers: list[int] = []
+    columns: list[sketch.ColumnSketch] = []
     for number, profile in enumerate(profiles):
-        lines.append((number, sketch.ColumnSketch("", "other", "", _NO_COUNTS, profile.rows)))
-        lines += [(number, column) for column in profile.columns.values()]
-    columns = [column for _, column in lines]
+        columns.append(sketch.ColumnSketch("", "other", "", _NO_COUNTS, profile.rows))
+        columns += profile.columns.values()
+        numbers += [number] * (1 + len(profile.columns))
     counts = [column.counts for column in columns]
     offsets = pa.array(np.cumsum([0, *map(len, counts)]), pa.int32())
-    plain = zip(*map(_plain_values, columns), strict=True) if columns else ([] for _ in _PLAIN)
     arrays = {
-        "profile": pa.array([number for number, _ in lines], pa.int32()),
-        "name": pa.array([column.name or None for column in columns], pa.string()),
-        **{
-            name: pa.array(values, kind)
-            for (name, kind), values in zip(_PLAIN.items(), plain, strict=True)
-        },
+        "profile": numbers,
+        "name": [column.name or None for column in columns],
+        **{name: list(map(attrgetter(name), columns)) for name in _PLAIN},
         "counts": pa.ListArray.from_arrays(
             offsets,
             pa.array(np.concatenate([_NO_COUNTS, *counts])),
         ),
-        "fresh": pa.array([list(column.fresh) for column in columns], pa.list_(pa.string())),
-        "fresh_rows": pa.array(
-            [list(column.fresh.values()) for column in columns],
-            pa.list_(pa.int64()),
-        ),
+        "fresh": [list(column.fresh) for column in columns],
+        "fresh_rows": [list(column.fresh.values()) for column in columns],
     }
     return pa.table(arrays, schema=SCHEMA)
 

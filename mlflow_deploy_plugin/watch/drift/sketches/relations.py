@@ -16,7 +16,8 @@ the columns nor on the batches.
 
 import math
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -109,6 +110,32 @@ def _scores(bins: Bins, codes: Array) -> Array:
     return padded
 
 
+class _Variable(NamedTuple):
+    """A column of numbers, or one frequent value of a category, with its standardised
+    values in rows of the reference and of the window.
+    """
+
+    column: str
+    title: str
+    before: Array
+    now: Array
+
+
+def _variables(
+    bins: Mapping[str, Bins],
+    before: Mapping[str, Array],
+    now: Mapping[str, Array],
+) -> Iterator[_Variable]:
+    for name in relation_tables(bins):
+        if name in before and name in now:
+            frozen = bins[name]
+            titles = [name]
+            if isinstance(frozen, CategoryBins):
+                titles = [f"{name}={value}" for value in frozen.codes]
+            for title, scores in zip(titles, _scores(frozen, before[name]).T, strict=False):
+                yield _Variable(name, title, scores[before[name]], scores[now[name]])
+
+
 def correlation_change(
     bins: Mapping[str, Bins],
     before: Mapping[str, Array],
@@ -116,31 +143,19 @@ def correlation_change(
 ) -> str:
     """Return the two columns whose correlation changed most, with both values, such as
     `correlation of temp and humid +0.62 → -0.10`; empty if there are too few rows.
-    `before` and `now` are the codes of some rows of the reference, [N] per column, and
-    of the window, [M].
+
+    Args:
+        before: the codes of some rows of the reference, [N] per column.
+        now: the codes of the rows of the window, [M] per column.
     """
-    columns: list[str] = []
-    titles: list[str] = []
-    sides: tuple[list[Array], list[Array]] = [], []
-    for name in (name for name in relation_tables(bins) if name in before and name in now):
-        frozen = bins[name]
-        scores = _scores(bins[name], before[name])
-        for rows, codes in zip(sides, (before[name], now[name]), strict=True):
-            rows += list(scores[codes].T)
-        columns += [name] * scores.shape[1]
-        if isinstance(frozen, CategoryBins):
-            values = [f"={value}" for value in frozen.codes]
-        else:
-            values = [""]
-        titles += [f"{name}{value}" for value in values[: scores.shape[1]]]
-    if len({*columns}) < 2 or min(len(rows[0]) for rows in sides) < _FEWEST:
+    variables = [*_variables(bins, before, now)]
+    columns = np.array([variable.column for variable in variables])
+    if len({*columns}) < 2 or min(len(variables[0].before), len(variables[0].now)) < _FEWEST:
         return ""
     with np.errstate(invalid="ignore", divide="ignore"):  # A constant column has no correlation.
-        old, new = (np.nan_to_num(np.corrcoef(rows)) for rows in sides)
-    names = np.array(columns)
-    change = np.where(names[:, None] != names, np.abs(new - old), -1)
+        old = np.nan_to_num(np.corrcoef([variable.before for variable in variables]))
+        new = np.nan_to_num(np.corrcoef([variable.now for variable in variables]))
+    change = np.where(columns[:, None] != columns, np.abs(new - old), -1)
     pair = np.unravel_index(change.argmax(), change.shape)
-    return (
-        f"correlation of {titles[pair[0]]} and {titles[pair[1]]} {old[pair]:+.2f} → "
-        f"{new[pair]:+.2f}"
-    )
+    first, second = (variables[index].title for index in pair)
+    return f"correlation of {first} and {second} {old[pair]:+.2f} → {new[pair]:+.2f}"

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import repeat
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -164,23 +165,27 @@ def sketch_groups(
     int64, from 0 to count - 1.
     """
     rows = np.bincount(groups, minlength=count)
-    amounts = rows.tolist()
-    columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
+    profiles: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
     for name, counted in _count_columns(bins, table, groups, count, rows):
-        frozen = bins.get(name)
-        expected = (frozen.arrow_type or frozen.kind) if frozen else ""
-        values_by_field = {
-            "name": repeat(name),
-            "rows": amounts,
-            "expected_type": repeat(expected),
-            **counted,
-        }
-        # Pass positional arguments, because passing keyword arguments takes as long as
-        # counting an hour of rows.
-        in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
-        for group, values in zip(columns, zip(*in_order, strict=False), strict=True):
-            group[name] = ColumnSketch(*values)
-    return [Profile(number, group) for number, group in zip(amounts, columns, strict=True)]
+        sketches = _sketches(name, bins.get(name), {"rows": rows.tolist(), **counted})
+        for columns, column in zip(profiles, sketches, strict=True):
+            columns[name] = column
+    return [*map(Profile, rows.tolist(), profiles)]
+
+
+def _sketches(name: str, frozen: Bins | None, counted: ColumnCounts) -> Iterator[ColumnSketch]:
+    """Yield the sketch of a column in each group."""
+    expected = frozen.arrow_type or frozen.kind if frozen else ""
+    values_by_field = {
+        "name": repeat(name),
+        "expected_type": repeat(expected),
+        **counted,
+    }
+    # Pass positional arguments, because passing keyword arguments takes as long as
+    # counting an hour of rows.
+    in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
+    for values in zip(*in_order, strict=False):
+        yield ColumnSketch(*values)
 
 
 def encode_columns(bins: Mapping[str, Bins], table: pa.Table) -> dict[str, Array]:
@@ -224,39 +229,48 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     # compatible with every type.
     typed_parts = [part for part in parts if part.arrow_type != "null"] or parts
     judged: list[SketchKind] = [part.kind for part in typed_parts if part.kind != "other"]
-    types = {type_name for part in parts for type_name in part.arrow_types}
-    finite = np.array([part.finite for part in parts], np.float64)
-    total = int(finite.sum())
-    means = np.array([part.mean if part.finite else 0.0 for part in parts])
-    mean = float((means * (finite / total)).sum()) if total else math.nan
-    with np.errstate(over="ignore", invalid="ignore"):
-        m2 = (
-            float(sum(part.m2 for part in parts) + (finite * (means - mean) ** 2).sum())
-            if total
-            else 0.0
-        )
-    fresh = Counter[str]()
-    for new in filter(None, (part.fresh for part in parts)):
-        fresh.update(new)
-    order = list(fresh.items())
-    if len(order) > KEPT_VALUES:
-        ranks = hash_texts(list(fresh)) / np.array(list(fresh.values()))
-        order = [order[index] for index in np.argsort(ranks, kind="stable")]
-    added = {name: sum(int(getattr(part, name)) for part in parts) for name in _ADDED}
+    types = set[str]().union(*(part.arrow_types for part in parts))
+    finite, mean, m2 = _merge_moments(parts)
+    added = {name: sum(map(attrgetter(name), parts)) for name in _ADDED}
     return ColumnSketch(
         name=parts[0].name,
         kind=min(judged, default="other"),
         arrow_type=_TYPE_SEPARATOR.join(sorted(types - {"null"} or types)),
         counts=np.sum([part.counts for part in parts], axis=0),
         **added,
-        fresh=dict(order[:KEPT_VALUES]),
+        fresh=_merge_fresh(parts),
         minimum=float(np.fmin.reduce([part.minimum for part in parts])),
         maximum=float(np.fmax.reduce([part.maximum for part in parts])),
-        finite=total,
+        finite=finite,
         mean=mean,
         m2=m2,
         expected_type=parts[0].expected_type,
     )
+
+
+def _merge_moments(parts: Sequence[ColumnSketch]) -> tuple[int, float, float]:
+    """Return the number of finite values, their mean and sum of squared deviations."""
+    finite = np.array([part.finite for part in parts], np.float64)
+    total = int(finite.sum())
+    if not total:
+        return 0, math.nan, 0.0
+    means = np.where(finite, [part.mean for part in parts], 0.0)
+    mean = float((means * (finite / total)).sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        between = (finite * (means - mean) ** 2).sum()
+        return total, mean, float(sum(part.m2 for part in parts) + between)
+
+
+def _merge_fresh(parts: Sequence[ColumnSketch]) -> dict[str, int]:
+    fresh = Counter[str]()
+    for part in parts:
+        if part.fresh:
+            fresh.update(part.fresh)
+    order = list(fresh.items())
+    if len(order) > KEPT_VALUES:
+        ranks = hash_texts(list(fresh)) / np.array(list(fresh.values()))
+        order = [order[index] for index in np.argsort(ranks, kind="stable")[:KEPT_VALUES]]
+    return dict(order)
 
 
 def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -291,7 +305,8 @@ def _count_columns(
     projection (`relations.py`).
     """
     tables = relation_tables(bins)
-    sums = np.zeros((len(table), len(PROJECTIONS) if tables else 0), np.float32)
+    directions = len(PROJECTIONS) if tables else 0
+    sums = np.zeros((len(table), directions), np.float32)
     for name, column in feature_columns(table, bins):
         counted = _count_column(column, bins.get(name), groups, count, rows)
         if name in tables and "codes" in counted:
@@ -320,25 +335,35 @@ def _count_column(
     raw_column = decoded(column)
     column = _booleans_alike(raw_column, bins)
     family = type_family(column.type)
-    if bins is not None:  # A reference without values accepts numbers and categories.
-        takes = ("number", "category", "null") if bins.is_blank else (bins.kind, "null")
-        if family in takes:
-            counted = (_numbers if family == "number" else _texts)(column, bins, groups, count)
-            return {**counted, "arrow_type": [_type_name(raw_column.type)] * count}
+    if bins is None:
+        return _count_missing(column, 1, groups, count)
+    # A reference without values accepts numbers and categories.
+    takes = ("number", "category", "null") if bins.is_blank else (bins.kind, "null")
+    if family in takes:
+        count_values = _numbers if family == "number" else _texts
+        counted = count_values(column, bins, groups, count)
+        return {**counted, "arrow_type": [_type_name(raw_column.type)] * count}
+    counted = _count_missing(column, bins.size + 1, groups, count)
+    return {**counted, "mistyped": (rows - counted["missing"]).tolist()}
+
+
+def _count_missing(
+    column: pa.ChunkedArray,
+    size: int,
+    groups: Array,
+    count: int,
+) -> ColumnCounts:
+    """Return the fields of a column whose values do not fit `size` - 1 bins."""
     is_missing = (
         pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)).to_numpy().astype(bool)
     )
-    missing = np.bincount(groups[is_missing], minlength=count)
-    counts = np.zeros((count, (bins.size if bins else 0) + 1), np.int64)
-    counts[:, -1] = missing
-    mistyped = {"mistyped": (rows - missing).tolist()} if bins is not None else {}
-    types = [_type_name(column.type)] * count
+    counts = np.zeros((count, size), np.int64)
+    counts[:, -1] = np.bincount(groups[is_missing], minlength=count)
     return {
         "kind": ["other"] * count,
-        "arrow_type": types,
+        "arrow_type": [_type_name(column.type)] * count,
         "counts": counts,
-        "missing": missing.tolist(),
-        **mistyped,
+        "missing": counts[:, -1].tolist(),
     }
 
 
@@ -389,7 +414,8 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> 
         codes = np.zeros(len(values), np.int64)
         codes[is_known] = table[inverse]
         names = np.array([f"{value:g}" for value in distinct], dtype=object)
-        fields |= _fresh(bins, names, hash_numbers(distinct), inverse, groups[is_known], count)
+        occurring = _DistinctValues(names, hash_numbers(distinct), inverse)
+        fields |= _fresh(bins, occurring, groups[is_known], count)
     codes[is_missing] = bins.size
     fields["codes"] = codes
     fields["counts"] = _histograms(codes, bins.size + 1, groups, count)
@@ -406,9 +432,9 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> Co
     fields: ColumnCounts = {"kind": [kind] * count, "codes": codes}
     if isinstance(bins, CategoryBins):
         texts = distinct.to_numpy(zero_copy_only=False)
-        hashes = hash_texts(texts)
-        codes[is_known] = bins.codes_of_texts(distinct, hashes)[inverse]
-        fields |= _fresh(bins, texts, hashes, inverse, groups[is_known], count)
+        values = _DistinctValues(texts, hash_texts(texts), inverse)
+        codes[is_known] = bins.codes_of_texts(distinct, values.hashes)[inverse]
+        fields |= _fresh(bins, values, groups[is_known], count)
     fields["counts"] = counts = _histograms(codes, bins.size + 1, groups, count)
     fields["missing"] = counts[:, -1].tolist()
     return fields
@@ -451,44 +477,62 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     }
 
 
-def _fresh(
-    bins: CategoryBins,
-    names: Array,
-    hashes: Array,
-    inverse: Array,
-    groups: Array,
-    count: int,
-) -> ColumnCounts:
-    """Return row counts and names of values that the reference lacks. `names` ([D] str)
-    and `hashes` ([D] uint64) describe the distinct values; `inverse` and `groups` ([M]
-    int64) are the value and the group of each known row.
+@dataclass(frozen=True, eq=False)
+class _DistinctValues:
+    """The distinct values of a column, [D] str, with their hashes, [D] uint64, and the
+    value of each row, [M] int64.
     """
-    is_fresh = np.searchsorted(bins.known, hashes) == np.searchsorted(
-        bins.known,
-        hashes,
-        side="right",
-    )
+
+    names: Array
+    hashes: Array
+    of_rows: Array
+
+    def label(self, value: int) -> str:
+        name: str = self.names[value]
+        if len(name) > _LONGEST:
+            return f"{name[:60]}…{int(self.hashes[value]):016x}"
+        return name
+
+
+def _fresh(bins: CategoryBins, values: _DistinctValues, groups: Array, count: int) -> ColumnCounts:
+    """Return row counts and names of values that the reference lacks. `groups`, [M]
+    int64, is the group of each row.
+    """
+    first = np.searchsorted(bins.known, values.hashes)
+    is_fresh = first == np.searchsorted(bins.known, values.hashes, side="right")
     if not is_fresh.any():
         return {}
-    is_unseen = is_fresh[inverse]
-    unseen = np.bincount(groups[is_unseen], minlength=count)
-    pairs, amounts = np.unique(
-        groups[is_unseen] * len(names) + inverse[is_unseen],
+    is_unseen = is_fresh[values.of_rows]
+    owners = groups[is_unseen]
+    keys, rows = np.unique(
+        owners * len(is_fresh) + values.of_rows[is_unseen],
         return_counts=True,
     )
-    owners, members = np.divmod(pairs, len(names))
-    order = np.lexsort((hashes[members] / amounts, owners))
+    return {
+        "unseen": np.bincount(owners, minlength=count).tolist(),
+        "fresh": _fresh_rows(values, *np.divmod(keys, len(is_fresh)), rows, count),
+    }
+
+
+def _fresh_rows(
+    values: _DistinctValues,
+    owners: Array,
+    members: Array,
+    rows: Array,
+    count: int,
+) -> list[dict[str, int]]:
+    """Return the rows by name in each group for pairs of a group (`owners`, ascending)
+    and a value (`members`).
+    """
+    order = np.lexsort((values.hashes[members] / rows, owners))
     fresh: list[dict[str, int]] = [{} for _ in range(count)]
     # `order` keeps `owners` sorted.
     is_kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES
     for position in order[is_kept].tolist():
         group = fresh[owners[position]]
-        name = names[members[position]]
-        label = (
-            name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"
-        )
-        group[label] = group.get(label, 0) + int(amounts[position])
-    return {"unseen": unseen.tolist(), "fresh": fresh}
+        label = values.label(members[position])
+        group[label] = group.get(label, 0) + int(rows[position])
+    return fresh
 
 
 def _histograms(codes: Array, size: int, groups: Array, count: int) -> Array:
