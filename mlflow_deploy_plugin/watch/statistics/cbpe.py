@@ -217,32 +217,36 @@ def _excesses(
     calibrate the probabilities.
     """
     fitted = _calibrated(complete)
-    answers = windows[0].answers
-    class_count = len(answers.classes) - answers.unknown
-    classes = [1] if answers.is_binary else list(range(class_count))
-
-    def off(window: LabelledWindow, chances: Array) -> tuple[Array, Array]:
-        labels = window.truth
-        called = window.answers.predicted
-        expected = np.column_stack([chances[:, classes], chances[np.arange(len(labels)), called]])
-        actual = np.column_stack([labels[:, None] == classes, labels == called])
-        return (actual - expected).mean(axis=0), (expected * (1 - expected)).mean(axis=0) / len(
-            labels,
-        )
-
-    judged = [off(window, fitted.curve(_probabilities(window))) for window in windows]
-    excess, variance = (np.stack(side) for side in zip(*judged, strict=True))
+    classes = windows[0].answers.judged_classes
+    chances = [fitted.curve(_probabilities(window)) for window in windows]
+    excess, variance = _mean_excesses(windows, chances, classes)
     level = 1 - (1 - confidence) / (2 * excess.shape[1])
     quantile = float(ndtri(level))
     if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
-        before = [
-            off(window, chances)
-            for window, chances in zip(fitted.windows, fitted.chances, strict=True)
-        ]
-        errors, variances = (np.stack(side) for side in zip(*before, strict=True))
+        errors, variances = _mean_excesses(fitted.windows, fitted.chances, classes)
         variance = _prediction_variance(errors, variances, variance)
-        quantile = float(stdtrit(len(before), level))
+        quantile = float(stdtrit(len(errors), level))
     return excess, quantile * np.sqrt(variance)
+
+
+def _mean_excesses(
+    windows: Sequence[LabelledWindow],
+    chances: Sequence[Array],
+    classes: Sequence[int],
+) -> tuple[Array, Array]:
+    """Return how far the share of each of the `classes` and of correct answers exceeds
+    the expected share, and its sampling variance: [windows, k] each.
+    """
+    excesses = []
+    variances = []
+    for window, likely in zip(windows, chances, strict=True):
+        labels = window.truth
+        called = window.answers.predicted
+        expected = np.column_stack([likely[:, classes], likely[np.arange(len(labels)), called]])
+        actual = np.column_stack([labels[:, None] == classes, labels == called])
+        excesses.append((actual - expected).mean(axis=0))
+        variances.append((expected * (1 - expected)).mean(axis=0) / len(labels))
+    return np.stack(excesses), np.stack(variances)
 
 
 def expected_metrics(
@@ -262,17 +266,7 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
     if name == "accuracy":
         return float(predicted_chances.mean())
     if name in HITS_DIVISORS:
-        classes = len(answers.classes)
-        called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
-        hits = np.bincount(answers.predicted, predicted_chances, minlength=classes)
-        true = chances.sum(axis=0)
-        label_indices = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
-        total = HITS_DIVISORS[name](true[label_indices], called[label_indices])
-        if not (total > 0).any():
-            return Refused(
-                f"no row was predicted as {answers.classes[1 if answers.is_binary else -1]!r}",
-            )
-        return float(mean_over_labels(hits[label_indices], total))
+        return _expected_hits(name, answers, chances, predicted_chances)
     assert scores is not None
     if name == "log_loss":
         return float((chances * log_losses(scores)).sum(axis=1).mean())
@@ -282,14 +276,34 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
             / 2,
         )
     areas = []
-    for label in [1] if answers.is_binary else range(len(answers.classes) - answers.unknown):
+    for label in answers.judged_classes:
         above = chances[:, label]  # Each row is partly positive and partly negative.
         below = 1 - chances[:, label]
-        if (total := above.sum() * below.sum()) > 0:
+        total = above.sum() * below.sum()
+        if total > 0:
             areas.append(float(above @ weight_below_scores(scores[:, label])(below) / total))
     if areas:
         return float(np.mean(areas))
     return Refused("all rows are expected to have the same label")
+
+
+def _expected_hits(
+    name: str,
+    answers: ClassPredictions,
+    chances: Array,
+    predicted_chances: Array,
+) -> "float | Refused":
+    """Return the expected precision, recall or f1."""
+    classes = len(answers.classes)
+    called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
+    hits = np.bincount(answers.predicted, predicted_chances, minlength=classes)
+    true = chances.sum(axis=0)
+    labels = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
+    total = HITS_DIVISORS[name](true[labels], called[labels])
+    if not (total > 0).any():
+        positive = 1 if answers.is_binary else -1
+        return Refused(f"no row was predicted as {answers.classes[positive]!r}")
+    return float(mean_over_labels(hits[labels], total))
 
 
 def _probabilities(window: LabelledWindow) -> Array:
@@ -355,9 +369,8 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
     classes = probability_rows.shape[1]
     labels = [1] if classes == 2 else list(range(classes))
     curves = []
-    for label in (
-        labels
-    ):  # The points of the curve are ascending probabilities; equal probabilities are merged.
+    # The points of a curve are ascending probabilities; equal probabilities are merged.
+    for label in labels:
         values, inverse = np.unique(probability_rows[:, label], return_inverse=True)
         weights = np.bincount(inverse).astype(np.float64)
         shares = np.bincount(inverse, (truth == label).astype(np.float64)) / weights
@@ -400,15 +413,9 @@ def _errors(
         real = expected_metrics(window.answers, np.eye(guess.shape[1])[window.truth], names)
         guessed = expected_metrics(window.answers, guess, names)
         variances = _sampling_variances(window.answers, guess, names, rng)
-        for name in names:
-            actual = real[name]
-            expected = guessed[name]
-            if (
-                not isinstance(actual, Refused)
-                and not isinstance(expected, Refused)
-                and name in variances
-            ):
-                off[name].append(actual - expected)
+        for name, difference in _differences(real, guessed):
+            if name in variances:
+                off[name].append(difference)
                 before[name].append(variances[name])
     for name in names:
         if len(off[name]) >= MIN_LABELLED_WINDOWS and name in now:
@@ -419,6 +426,17 @@ def _errors(
                 name,
                 EstimateError(math.sqrt(variance), float(np.abs(off[name]).max()), len(off[name])),
             )
+
+
+def _differences(
+    actual: Mapping[str, "float | Refused"],
+    expected: Mapping[str, "float | Refused"],
+) -> Iterator[tuple[str, float]]:
+    """Yield the difference of each metric that both sides have."""
+    for name, value in actual.items():
+        centre = expected[name]
+        if not isinstance(value, Refused) and not isinstance(centre, Refused):
+            yield name, value - centre
 
 
 def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -> Array:
@@ -444,24 +462,27 @@ def _sampling_variances(
     figure's expected value if labels are drawn by their probabilities. Figures that are
     undefined in most draws are skipped.
     """
-    rows = len(chances)
-    if rows > _DRAWN_ROWS:
-        sample = rng.choice(rows, _DRAWN_ROWS, replace=False)
+    scale = min(_DRAWN_ROWS / len(chances), 1.0)
+    if scale < 1:
+        sample = rng.choice(len(chances), _DRAWN_ROWS, replace=False)
         answers = answers.take(sample)
         chances = chances[sample]
     centre = expected_metrics(answers, chances, names)
-    classes = np.eye(chances.shape[1])
-    below = chances.cumsum(axis=1)[:, :-1]
     apart: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(_DRAWS):
-        truth = (rng.random((len(chances), 1)) > below).sum(axis=1)
-        for name, value in expected_metrics(answers, classes[truth], names).items():
-            middle = centre[name]
-            if not isinstance(value, Refused) and not isinstance(middle, Refused):
-                apart[name].append(value - middle)
-    scale = len(chances) / rows
+    for truth in _draw_labels(chances, rng):
+        drawn = expected_metrics(answers, truth, names)
+        for name, difference in _differences(drawn, centre):
+            apart[name].append(difference)
     return {
         name: float(np.square(gaps).mean()) * scale
         for name, gaps in apart.items()
         if len(gaps) > _DRAWS // 2
     }
+
+
+def _draw_labels(chances: Array, rng: np.random.Generator) -> Iterator[Array]:
+    """Yield simulated labels as probabilities of 0 or 1, [N, C]."""
+    classes = np.eye(chances.shape[1])
+    below = chances.cumsum(axis=1)[:, :-1]
+    for _ in range(_DRAWS):
+        yield classes[(rng.random((len(chances), 1)) > below).sum(axis=1)]

@@ -132,10 +132,9 @@ class Sampling:
             return float(count)
         ordered = influence[np.argsort(self.times, kind="stable")]
         decay = dependence(_sums(ordered, pieces))
-        length = max(
-            decay.block_length,
-            _TIMES_A_STRETCH * decay.correlation_time if decay.correlation_time > 1 else 1,
-        )
+        length = max(decay.block_length, 1)
+        if decay.correlation_time > 1:
+            length = max(decay.block_length, _TIMES_A_STRETCH * decay.correlation_time)
         stretches = max(pieces // math.ceil(length), _FEWEST_STRETCHES)
         together = stretches * float(_sums(ordered, stretches).var(ddof=1))
         level = (1 + self.confidence) / 2
@@ -221,24 +220,19 @@ def bootstrap_interval(
         steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
     effective_n = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
-    size = max(round(effective_n), 1)
-    rng = np.random.default_rng(_SEED)
-    drawn_rows = np.hstack([weights * rows, weights])
-    if size > _BOOTSTRAP_ROWS:
-        covariance = np.atleast_2d(np.cov(drawn_rows, rowvar=False)) / size
-        means = rng.multivariate_normal(
-            drawn_rows.mean(axis=0),
-            covariance,
-            RESAMPLES,
-            method="eigh",
-        )
-    else:
-        means = np.stack(
-            [times @ drawn_rows / size for times in resamples(rng, count, size, RESAMPLES)],
-        )
+    means = _resampled_means(np.hstack([weights * rows, weights]), max(round(effective_n), 1))
     means = means[:, :-1] / means[:, -1:]
     worth = effective_n * kish_effective_n(weights) / count
     return _percentiles(name, mean, means, figure, count, worth, sampling.confidence)
+
+
+def _resampled_means(rows: Array, size: int) -> Array:
+    """Return the means of `RESAMPLES` resamples of `size` rows, [RESAMPLES, k]."""
+    rng = np.random.default_rng(_SEED)
+    if size > _BOOTSTRAP_ROWS:
+        covariance = np.atleast_2d(np.cov(rows, rowvar=False)) / size
+        return rng.multivariate_normal(rows.mean(axis=0), covariance, RESAMPLES, method="eigh")
+    return np.stack([times @ rows / size for times in resamples(rng, len(rows), size, RESAMPLES)])
 
 
 def bootstrap_counts_interval(
@@ -303,36 +297,53 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     C curves, with `is_positive` and `scores` as [N, C]; each curve has both classes.
     """
     count = len(is_positive)
+    weights = sampling.shares(count)
     areas = []
     influence = np.zeros(count)
-    weights = sampling.shares(count)
-    for positive, score in zip(is_positive.T, scores.T, strict=True):
-        above = weights * positive
-        below = weights * ~positive
-        positives = above.sum()
-        negatives = below.sum()
-        weight_below = weight_below_scores(score)
-        beaten = weight_below(below)
-        beating = positives - weight_below(above)
-        areas.append(float(above @ beaten / (positives * negatives)))
-        deviations = np.where(positive, beaten / negatives, beating / positives) - areas[-1]
-        deviations *= weights * np.where(positive, count / positives, count / negatives)
+    for curve in zip(is_positive.T, scores.T, strict=True):
+        area, deviations = _area(*curve, weights)
+        areas.append(area)
         influence += deviations / is_positive.shape[1]
     value = float(np.mean(areas))
     effective_n = sampling.effective_n(influence)
-    deviation = math.sqrt(float(np.square(influence).mean()) / effective_n)
+    variance = float(np.square(influence).mean()) / effective_n
     effective_n *= kish_effective_n(weights) / count
-    z = float(ndtri((1 + sampling.confidence) / 2))
+    rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
+    bounds = _area_bounds(value, variance, rarest, sampling.confidence)
+    return MetricInterval("roc_auc", value, *bounds, count, "DeLong", effective_n)
+
+
+def _area_bounds(
+    value: float,
+    variance: float,
+    rarest: int,
+    confidence: float,
+) -> tuple[float, float]:
+    """Return the normal interval of the logit. At an area of 0 or 1, the variance is 0,
+    and Wilson's interval with the rows of the rarer class is used.
+    """
     if not 0 < value < 1:
-        # At an area of 0 or 1, the variance is 0. Use Wilson's interval with the rows
-        # of the rarer class.
-        rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
-        edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
-        return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", effective_n)
+        edge = wilson_interval("roc_auc", value * rarest, rarest, confidence)
+        return edge.low, edge.high
     logit = math.log(value / (1 - value))
-    half = z * deviation / (value * (1 - value))
+    half = float(ndtri((1 + confidence) / 2)) * math.sqrt(variance) / (value * (1 - value))
     low, high = expit([logit - half, logit + half]).tolist()
-    return MetricInterval("roc_auc", value, low, high, count, "DeLong", effective_n)
+    return low, high
+
+
+def _area(positive: Array, score: Array, weights: Array) -> tuple[float, Array]:
+    """Return the area under a curve, and the influence of each row on the area, [N]."""
+    above = weights * positive
+    below = weights * ~positive
+    positives = above.sum()
+    negatives = below.sum()
+    weight_below = weight_below_scores(score)
+    beaten = weight_below(below)
+    beating = positives - weight_below(above)
+    area = float(above @ beaten / (positives * negatives))
+    deviations: Array = np.where(positive, beaten / negatives, beating / positives) - area
+    deviations *= weights * (len(score) / np.where(positive, positives, negatives))
+    return area, deviations
 
 
 def bonferroni_confidence(rate: float, intervals: int) -> float:
@@ -360,9 +371,9 @@ def criterion_finding(
     """Return the finding of a requirement; `prefix` precedes the name of the figure,
     such as `estimated `.
     """
-    subject = (
-        f"{prefix}{requirement.name}{f'({requirement.argument})' if requirement.argument else ''}"
-    )
+    subject = f"{prefix}{requirement.name}"
+    if requirement.argument:
+        subject += f"({requirement.argument})"
     if isinstance(measured, Refused):
         return Finding(
             subject,
@@ -414,12 +425,13 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
         return "cannot tell", _shown(unknown)
     if satisfied:
         return "kept", _shown(satisfied)
-    return "not judged", _shown(findings[:1]) if findings else "the monitor has no requirements"
+    if findings:
+        return "not judged", _shown(findings[:1])
+    return "not judged", "the monitor has no requirements"
 
 
 def _shown(findings: Sequence[Finding]) -> str:
     first = findings[0]
+    where = f" of {first.segment}" if first.segment else ""
     more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
-    return (
-        f"{first.subject}{f' of {first.segment}' if first.segment else ''}: {first.account}{more}"
-    )
+    return f"{first.subject}{where}: {first.account}{more}"

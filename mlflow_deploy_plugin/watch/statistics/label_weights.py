@@ -155,11 +155,10 @@ def _traits(
         traits["answer"] = _cut(predictions.numbers, bins)
     else:
         if classified.probabilities is not None:
-            probabilities = classified.probabilities
-            traits["score"] = _cut(
-                probabilities[:, 1] if classified.is_binary else probabilities.max(axis=1),
-                bins,
-            )
+            scores = classified.probabilities.max(axis=1)
+            if classified.is_binary:
+                scores = classified.probabilities[:, 1]
+            traits["score"] = _cut(scores, bins)
         traits["answer"] = _largest(classified.predicted)
     for column in columns:
         texts = as_texts(table.column(column)) if column in table.column_names else None

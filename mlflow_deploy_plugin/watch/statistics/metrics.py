@@ -1,11 +1,11 @@
 """The metrics of labelled rows with their intervals. Each metric equals scikit-learn's,
 which is checked by a test.
 
-| metric | two labels | more labels |
-|---|---|---|
-| precision, recall, f1 | for the larger label | the mean over the labels (macro) |
-| roc_auc | for the larger label | the mean over labels, each compared with all other labels |
-| brier | half the mean squared distance of probabilities and truth: `brier_score_loss` | the same |
+- precision, recall, f1: of the larger of two labels; otherwise the mean over the labels
+  (macro)
+- roc_auc: of the larger of two labels; otherwise the mean over labels, each compared
+  with all other labels
+- brier: half the mean squared distance of probabilities and truth (`brier_score_loss`)
 
 mape uses all rows: if the truth is 0, it divides by the smallest float, like
 scikit-learn.
@@ -59,6 +59,13 @@ class ClassPredictions:
         class.
         """
         return len(self.classes) - self.unknown == 2
+
+    @property
+    def judged_classes(self) -> list[int]:
+        """The larger class of two, otherwise all classes of the model."""
+        if self.is_binary:
+            return [1]
+        return list(range(len(self.classes) - self.unknown))
 
     def take(self, rows: Array) -> "ClassPredictions":
         """Return the predictions of `rows`, which are indices or a mask, [N] bool."""
@@ -152,12 +159,8 @@ def _classification_metric(
     if name == "log_loss":
         losses = log_losses(probabilities[np.arange(len(truth)), truth])
     else:
-        losses = (
-            np.square(probabilities - (truth[:, None] == np.arange(len(answers.classes)))).sum(
-                axis=1,
-            )
-            / 2
-        )
+        is_true = truth[:, None] == np.arange(len(answers.classes))
+        losses = np.square(probabilities - is_true).sum(axis=1) / 2
     return intervals.bootstrap_interval(name, losses[:, None], _first, sampling)
 
 
@@ -186,39 +189,53 @@ def _confusion_metric(
             return Refused(none)
         if name != "f1":
             return intervals.share_interval(name, (true & called)[rows], sampling.of(rows))
-    classes = len(answers.classes)
-    if classes > MOST_CLASSES:
+    if len(answers.classes) > MOST_CLASSES:
         return Refused(
             f"there are more than {MOST_CLASSES} different labels, the limit for a mean over "
             "labels",
         )
-    cells, inverse = np.unique(truth * classes + answers.predicted, return_inverse=True)
+    return _mean_over_cells(name, truth, answers, sampling)
+
+
+def _mean_over_cells(
+    name: str,
+    truth: Array,
+    answers: ClassPredictions,
+    sampling: intervals.Sampling,
+) -> intervals.MetricInterval:
+    """Return the metric from the cells of the confusion matrix."""
+    rows = truth * len(answers.classes) + answers.predicted
+    cells, inverse = np.unique(rows, return_inverse=True)
     weights = sampling.shares(len(truth))
     counts = np.bincount(inverse, weights)
-    true = cells // classes
-    called = cells % classes
-    if answers.is_binary:
-        seen = np.array([1])
-    else:
-        seen = np.unique(np.concatenate([true, called]))
-    is_true = (true[:, None] == seen).astype(np.float64)
-    is_called = (called[:, None] == seen).astype(np.float64)
-    below = HITS_DIVISORS[name](is_true, is_called)
+    hits, below = _hits_of_cells(name, cells, answers)
 
     def figure(shares: Array) -> Array:
-        return mean_over_labels(shares @ (is_true * is_called), shares @ below)
+        return mean_over_labels(shares @ hits, shares @ below)
 
     shares = counts / len(truth)
     total = np.maximum(shares @ below, EPSILON)
-    slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(
-        axis=1,
-    )
+    slopes = ((hits - shares @ hits / total * below) / total).mean(axis=1)
     effective_n = (
         sampling.effective_n(weights * slopes[inverse])
         * intervals.kish_effective_n(weights)
         / len(truth)
     )
     return intervals.bootstrap_counts_interval(name, counts, figure, effective_n, sampling)
+
+
+def _hits_of_cells(name: str, cells: Array, answers: ClassPredictions) -> tuple[Array, Array]:
+    """Return the hits and the divisor of each cell of the confusion matrix for each
+    label, [cells, labels] each.
+    """
+    true, called = np.divmod(cells, len(answers.classes))
+    if answers.is_binary:
+        seen = np.array([1])
+    else:
+        seen = np.union1d(true, called)
+    is_true = (true[:, None] == seen).astype(np.float64)
+    is_called = (called[:, None] == seen).astype(np.float64)
+    return is_true * is_called, HITS_DIVISORS[name](is_true, is_called)
 
 
 def _first(means: Array) -> Array:

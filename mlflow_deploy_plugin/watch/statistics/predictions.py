@@ -104,22 +104,24 @@ def read_predictions(
         return _classified(table, labels, probabilities, classes)
     numbers = columns.numbers()
     if numbers is None:
-        answers = [
-            name
-            for name in table.column_names
-            if name.startswith((f"{PREDICTION}.", OUTPUT_PREFIX))
-        ]
-        why = f": it has {quote_names(answers)}" if answers else ""
-        if hashed:
-            why = f": capture.mask replaces {', '.join(hashed)} with hashes"
-        return Refused(f"the log has no column with a single answer per row{why}")
+        return Refused(
+            f"the log has no column with a single answer per row{_other_columns(table, hashed)}"
+        )
     truth = as_numbers(table, LABEL_NUMBER)
+    unusable = 0
     if LABEL in table.column_names:
         labelled = len(table) - table.column(LABEL).null_count
-    else:
-        labelled = 0
-    unusable = labelled - int(np.isfinite(truth).sum())
-    return Predictions(None, numbers, truth, max(unusable, 0))
+        unusable = max(labelled - int(np.isfinite(truth).sum()), 0)
+    return Predictions(None, numbers, truth, unusable)
+
+
+def _other_columns(table: pa.Table, hashed: Sequence[str]) -> str:
+    """Return the columns that are no answers, with the reason; empty without any."""
+    if hashed:
+        return f": capture.mask replaces {', '.join(hashed)} with hashes"
+    prefixes = (f"{PREDICTION}.", OUTPUT_PREFIX)
+    answers = [name for name in table.column_names if name.startswith(prefixes)]
+    return f": it has {quote_names(answers)}" if answers else ""
 
 
 class _Columns:
@@ -139,7 +141,8 @@ class _Columns:
             if output.role != "label":
                 continue
             base = self._base(output)
-            column = self._named(base if base in self._table.column_names else f"{base}.0")
+            name = base if base in self._table.column_names else f"{base}.0"
+            column = self._named(name)
             if column is not None:
                 if _may_be_label(column.type) or pa.types.is_floating(column.type):
                     return column
@@ -216,64 +219,101 @@ def _classified(
     probabilities: Array | None,
     classes_in_files: tuple[object, ...],
 ) -> Predictions:
-    """Return the predictions of a classifier with the predicted `labels`, [N], and
-    `probabilities`, [N, C], in the order of `classes_in_files`, the classes in the
-    model's files (may be empty).
+    """Return the predictions of a classifier.
+
+    Args:
+        labels: the predicted labels, [N].
+        probabilities: [N, C], in the order of `classes_in_files`.
+        classes_in_files: the classes in the model's files; may be empty.
     """
     is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     name_of = as_text if is_text else as_key
     predicted = _names(labels, name_of)
-    truth = pa.nulls(len(table), pa.string())
-    if LABEL in table.column_names:
-        truth = _names(table.column(LABEL).combine_chunks(), name_of)
-        if not is_text and LABEL_NUMBER in table.column_names:
-            numbers = table.column(LABEL_NUMBER).combine_chunks()
-            truth = pc.if_else(pc.is_valid(numbers), _names(numbers, name_of), truth)
+    truth = _true_names(table, name_of, has_numbers=not is_text)
     in_files = [name for label in classes_in_files if (name := name_of(label)) is not None]
-    model_classes = _ascending({*in_files, *_seen(predicted)})
-    only_labels = _ascending({*_seen(truth)} - {*model_classes})
-    # Without classes in the files, labels are classes of the model, because these
-    # answers may not include all classes.
-    if in_files:
-        every = [*model_classes, *only_labels]
-    else:
-        every = _ascending({*model_classes, *only_labels})
-    # Limit the classes from labels, because each class takes memory for the probability
-    # of every row.
-    unknown = min(len(only_labels), MOST_CLASSES + 1) if in_files else 0
-    classes = every[: len(model_classes) + unknown] if in_files else every
-    indices = {name: index for index, name in enumerate(every)}
-    ordered: Array | None = None
+    classes = _Classes.of(in_files, predicted, truth)
+    called = _places(predicted, classes.indices)
+    true = np.minimum(_places(truth, classes.indices), len(classes.names) - 1)
+    ordered = None
     if probabilities is not None and in_files:
-        probabilities = np.where(
-            (probabilities >= 0) & (probabilities <= _LARGEST),
-            probabilities,
-            np.nan,
-        )
-        total = probabilities.sum(axis=1, keepdims=True)
-        ordered = np.zeros((len(probabilities), len(classes)))
-        ordered[:, [indices[name] for name in in_files]] = probabilities / np.where(
-            total > 0,
-            total,
-            1,
-        )
-        ordered = ordered if np.isfinite(ordered).all() else None
-    called = _places(predicted, indices)
-    true = np.minimum(_places(truth, indices), len(classes) - 1)
+        ordered = _ordered(probabilities, classes.places(in_files), len(classes.names))
     mismatch = ""
-    if _is_other_alphabet(
-        called,
-        true,
-        np.array([indices[name] for name in model_classes], np.int64),
-        bool(in_files),
-    ):
+    if _is_other_alphabet(called, true, classes.places(classes.of_model), bool(in_files)):
         mismatch = (
             f"the labels are {quote_names(_seen(truth))}, the model's classes are "
-            f"{quote_names(model_classes)}"
+            f"{quote_names(classes.of_model)}; they must be the same"
         )
-        mismatch += "; they must be the same"
-    classified = ClassPredictions(called, ordered, tuple(classes), unknown)
-    return Predictions(classified, None, true, label_mismatch=mismatch)
+    return Predictions(
+        ClassPredictions(called, ordered, classes.names, classes.unknown),
+        None,
+        true,
+        label_mismatch=mismatch,
+    )
+
+
+def _true_names(
+    table: pa.Table,
+    name_of: Callable[[object], str | None],
+    has_numbers: bool,
+) -> pa.Array:
+    """Return the labels as text, [N]; null for a row without a label. If the classes
+    may be numbers, the labels in `LABEL_NUMBER` have precedence.
+    """
+    if LABEL not in table.column_names:
+        return pa.nulls(len(table), pa.string())
+    truth = _names(table.column(LABEL).combine_chunks(), name_of)
+    if not has_numbers or LABEL_NUMBER not in table.column_names:
+        return truth
+    numbers = table.column(LABEL_NUMBER).combine_chunks()
+    return pc.if_else(pc.is_valid(numbers), _names(numbers, name_of), truth)
+
+
+def _ordered(probabilities: Array, places: Array, count: int) -> Array | None:
+    """Return the probabilities, divided by their sum, of all classes, [N, count], with
+    those of the model at `places`, [C]; None if one is invalid.
+    """
+    is_valid = (probabilities >= 0) & (probabilities <= _LARGEST)
+    valid = np.where(is_valid, probabilities, np.nan)
+    total = valid.sum(axis=1, keepdims=True)
+    ordered = np.zeros((len(valid), count))
+    ordered[:, places] = valid / np.where(total > 0, total, 1)
+    return ordered if np.isfinite(ordered).all() else None
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """The classes of a model and of its labels.
+
+    Attributes:
+        of_model: the classes in the model's files and in its answers.
+        names: the classes whose probabilities are known, then `unknown` classes of
+            labels. They are limited, because each takes memory for every row.
+        indices: the index of all classes, including those beyond the limit.
+    """
+
+    of_model: list[str]
+    names: tuple[str, ...]
+    unknown: int
+    indices: dict[str, int]
+
+    @classmethod
+    def of(cls, in_files: Sequence[str], predicted: pa.Array, truth: pa.Array) -> "_Classes":
+        of_model = _ascending({*in_files, *_seen(predicted)})
+        only_labels = _ascending({*_seen(truth)} - {*of_model})
+        names = [*of_model, *only_labels]
+        unknown = min(len(only_labels), MOST_CLASSES + 1)
+        if not in_files:
+            # Labels are classes of the model, because these answers may not include
+            # all classes.
+            names = _ascending(names)
+            unknown = 0
+        indices = {name: index for index, name in enumerate(names)}
+        if in_files:
+            names = names[: len(of_model) + unknown]
+        return cls(of_model, tuple(names), unknown, indices)
+
+    def places(self, names: Sequence[str]) -> Array:
+        return np.array([self.indices[name] for name in names], np.int64)
 
 
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:

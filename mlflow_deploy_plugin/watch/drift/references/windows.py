@@ -8,7 +8,7 @@ rare value in a later window would be an alarm.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -395,7 +395,7 @@ def correct_for_rest(
     return tuple(window_at.values())
 
 
-_ColumnCounts = Mapping[str, Mapping[str, int]]
+_ColumnCounts = Mapping[str, Mapping[str, Any]]
 """Counts by column and field."""
 
 
@@ -412,7 +412,7 @@ def _with_counts(window: Profile, counts: _ColumnCounts) -> Profile:
 
 def _extrapolate(window: Profile, counts: _ColumnCounts, rows: int) -> Profile:
     """Return the window with at least the counts of a sample with some of its rows."""
-    larger: dict[str, dict[str, int]] = {}
+    larger: dict[str, Mapping[str, int]] = {}
     for name in counts.keys() & window.columns.keys():
         column = window.columns[name]
         larger[name] = {
