@@ -48,7 +48,7 @@ _TOGETHER_BYTES = 64 * 2**20
 _TYPE_SEPARATOR = " | "
 _LONGEST = 80
 
-ColumnCounts = dict[str, list[Any] | Array]
+ColumnCounts = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +155,26 @@ def sketch_batches(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """The group of each row, [N] int64, from 0 to count - 1."""
+
+    of_rows: Array
+    count: int
+
+    def __getitem__(self, rows: Array) -> "_Groups":
+        return _Groups(self.of_rows[rows], self.count)
+
+    def sizes(self, rows: Array | slice = slice(None)) -> Array:
+        """Return the number of these rows, [N] bool, in each group."""
+        return np.bincount(self.of_rows[rows], minlength=self.count)
+
+    def histograms(self, codes: Array, size: int) -> Array:
+        """Return the number of rows with each code in each group, [count, size]."""
+        cells = np.bincount(self.of_rows * size + codes, minlength=self.count * size)
+        return cells.reshape(self.count, size)
+
+
 def sketch_groups(
     bins: Mapping[str, Bins],
     table: pa.Table,
@@ -164,13 +184,14 @@ def sketch_groups(
     """Return a profile for each group of rows; `groups` is the group of each row, [N]
     int64, from 0 to count - 1.
     """
-    rows = np.bincount(groups, minlength=count)
-    profiles: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
-    for name, counted in _count_columns(bins, table, groups, count, rows):
-        sketches = _sketches(name, bins.get(name), {"rows": rows.tolist(), **counted})
+    of_rows = _Groups(groups, count)
+    rows = of_rows.sizes().tolist()
+    profiles: list[dict[str, ColumnSketch]] = [{} for _ in rows]
+    for name, counted in _count_columns(bins, table, of_rows):
+        sketches = _sketches(name, bins.get(name), {"rows": rows, **counted})
         for columns, column in zip(profiles, sketches, strict=True):
             columns[name] = column
-    return [*map(Profile, rows.tolist(), profiles)]
+    return [*map(Profile, rows, profiles)]
 
 
 def _sketches(name: str, frozen: Bins | None, counted: ColumnCounts) -> Iterator[ColumnSketch]:
@@ -193,7 +214,7 @@ def encode_columns(bins: Mapping[str, Bins], table: pa.Table) -> dict[str, Array
     value has the last code, K. The result lacks columns whose values do not fit their
     bins.
     """
-    counted = _count_columns(bins, table, np.zeros(len(table), np.int64), 1, np.array([len(table)]))
+    counted = _count_columns(bins, table, _Groups(np.zeros(len(table), np.int64), 1))
     return {name: np.asarray(values["codes"]) for name, values in counted if "codes" in values}
 
 
@@ -297,9 +318,7 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
 def _count_columns(
     bins: Mapping[str, Bins],
     table: pa.Table,
-    groups: Array,
-    count: int,
-    rows: Array,
+    groups: _Groups,
 ) -> Iterator[tuple[str, ColumnCounts]]:
     """Yield the name and the fields of each column, as `_count_column`, then of each
     projection (`relations.py`).
@@ -308,60 +327,49 @@ def _count_columns(
     directions = len(PROJECTIONS) if tables else 0
     sums = np.zeros((len(table), directions), np.float32)
     for name, column in feature_columns(table, bins):
-        counted = _count_column(column, bins.get(name), groups, count, rows)
+        counted = _count_column(column, bins.get(name), groups)
         if name in tables and "codes" in counted:
             sums += tables[name].take(counted["codes"], axis=0)
         yield name, counted
     for name, values in zip(PROJECTIONS, sums.T, strict=False):
-        if isinstance(
-            frozen := bins[name],
-            OrderedBins,
-        ):  # The spread of a projection needs only its histogram.
+        frozen = bins[name]
+        if isinstance(frozen, OrderedBins):  # A projection needs only its histogram.
             codes = frozen.bin_of(values)
-            histograms = _histograms(codes, frozen.size + 1, groups, count)
-            yield name, {"kind": ["number"] * count, "codes": codes, "counts": histograms}
+            counts = groups.histograms(codes, frozen.size + 1)
+            yield name, {"kind": repeat("number"), "codes": codes, "counts": counts}
 
 
 def _count_column(
     column: pa.ChunkedArray,
     bins: Bins | None,
-    groups: Array,
-    count: int,
-    rows: Array,
+    groups: _Groups,
 ) -> ColumnCounts:
-    """Return the fields of a `ColumnSketch` by name, each a list over the groups.
-    `rows`, [count], are their sizes.
-    """
+    """Return the fields of a `ColumnSketch` by name, each with a value per group."""
     raw_column = decoded(column)
     column = _booleans_alike(raw_column, bins)
     family = type_family(column.type)
     if bins is None:
-        return _count_missing(column, 1, groups, count)
+        return _count_missing(column, 1, groups)
     # A reference without values accepts numbers and categories.
     takes = ("number", "category", "null") if bins.is_blank else (bins.kind, "null")
     if family in takes:
         count_values = _numbers if family == "number" else _texts
-        counted = count_values(column, bins, groups, count)
-        return {**counted, "arrow_type": [_type_name(raw_column.type)] * count}
-    counted = _count_missing(column, bins.size + 1, groups, count)
-    return {**counted, "mistyped": (rows - counted["missing"]).tolist()}
+        counted = count_values(column, bins, groups)
+        return {**counted, "arrow_type": repeat(_type_name(raw_column.type))}
+    counted = _count_missing(column, bins.size + 1, groups)
+    return {**counted, "mistyped": (groups.sizes() - counted["missing"]).tolist()}
 
 
-def _count_missing(
-    column: pa.ChunkedArray,
-    size: int,
-    groups: Array,
-    count: int,
-) -> ColumnCounts:
+def _count_missing(column: pa.ChunkedArray, size: int, groups: _Groups) -> ColumnCounts:
     """Return the fields of a column whose values do not fit `size` - 1 bins."""
     is_missing = (
         pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)).to_numpy().astype(bool)
     )
-    counts = np.zeros((count, size), np.int64)
-    counts[:, -1] = np.bincount(groups[is_missing], minlength=count)
+    counts = np.zeros((groups.count, size), np.int64)
+    counts[:, -1] = groups.sizes(is_missing)
     return {
-        "kind": ["other"] * count,
-        "arrow_type": [_type_name(column.type)] * count,
+        "kind": repeat("other"),
+        "arrow_type": repeat(_type_name(column.type)),
         "counts": counts,
         "missing": counts[:, -1].tolist(),
     }
@@ -391,20 +399,20 @@ def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArr
     return column
 
 
-def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> ColumnCounts:
+def _numbers(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCounts:
     values = as_floats(column)
     is_known = ~np.isnan(values)
     is_missing = ~is_known
     fields: ColumnCounts = {
-        "kind": ["number"] * count,
-        "missing": np.bincount(groups[is_missing], minlength=count).tolist(),
-        **_moments(values, is_known, groups, count),
+        "kind": repeat("number"),
+        "missing": groups.sizes(is_missing).tolist(),
+        **_moments(values, is_known, groups),
     }
     values = round_to_reference(values, bins.arrow_type)
     if isinstance(bins, OrderedBins):
         codes = bins.bin_of(values)
-        fields["below"] = np.bincount(groups[values < bins.minimum], minlength=count).tolist()
-        fields["above"] = np.bincount(groups[values > bins.maximum], minlength=count).tolist()
+        fields["below"] = groups.sizes(values < bins.minimum).tolist()
+        fields["above"] = groups.sizes(values > bins.maximum).tolist()
     else:
         distinct, inverse = np.unique(values[is_known], return_inverse=True)
         table = np.array(
@@ -415,39 +423,44 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> 
         codes[is_known] = table[inverse]
         names = np.array([f"{value:g}" for value in distinct], dtype=object)
         occurring = _DistinctValues(names, hash_numbers(distinct), inverse)
-        fields |= _fresh(bins, occurring, groups[is_known], count)
+        fields |= _fresh(bins, occurring, groups[is_known])
     codes[is_missing] = bins.size
     fields["codes"] = codes
-    fields["counts"] = _histograms(codes, bins.size + 1, groups, count)
+    fields["counts"] = groups.histograms(codes, bins.size + 1)
     return fields
 
 
-def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> ColumnCounts:
+def _texts(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCounts:
     encoded = pc.cast(column, pa.large_string()).combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     inverse = encoded.indices.drop_null().to_numpy().astype(np.int64)
     distinct = encoded.dictionary
     codes = np.full(len(column), bins.size, np.int64)
     kind = bins.kind if pa.types.is_null(column.type) else "category"
-    fields: ColumnCounts = {"kind": [kind] * count, "codes": codes}
+    fields: ColumnCounts = {"kind": repeat(kind), "codes": codes}
     if isinstance(bins, CategoryBins):
         texts = distinct.to_numpy(zero_copy_only=False)
         values = _DistinctValues(texts, hash_texts(texts), inverse)
         codes[is_known] = bins.codes_of_texts(distinct, values.hashes)[inverse]
-        fields |= _fresh(bins, values, groups[is_known], count)
-    fields["counts"] = counts = _histograms(codes, bins.size + 1, groups, count)
+        fields |= _fresh(bins, values, groups[is_known])
+    fields["counts"] = counts = groups.histograms(codes, bins.size + 1)
     fields["missing"] = counts[:, -1].tolist()
     return fields
 
 
-def _moments(values: Array, is_known: Array, groups: Array, count: int) -> ColumnCounts:
+def _moments(numbers: Array, is_known: Array, groups: _Groups) -> ColumnCounts:
+    count = groups.count
+    owners = groups.of_rows
     minimum = np.full(count, np.inf)
     maximum = np.full(count, -np.inf)
-    numbers, owners = (values, groups) if is_known.all() else (values[is_known], groups[is_known])
+    if not is_known.all():
+        numbers = numbers[is_known]
+        owners = owners[is_known]
     np.minimum.at(minimum, owners, numbers)
     np.maximum.at(maximum, owners, numbers)
     some = np.bincount(owners, minlength=count) > 0
-    if not (is_finite := np.isfinite(numbers)).all():
+    is_finite = np.isfinite(numbers)
+    if not is_finite.all():
         numbers = numbers[is_finite]
         owners = owners[is_finite]
     finite = np.bincount(owners, minlength=count)
@@ -455,18 +468,10 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     rows = np.zeros(1, np.int64) if count == 1 else owners
     with np.errstate(all="ignore"):
         # A plain sum could overflow.
-        about: Array = np.bincount(
-            owners,
-            numbers / finite[rows],
-            minlength=count,
-        )
+        about: Array = np.bincount(owners, numbers / finite[rows], minlength=count)
         about = about + np.bincount(owners, numbers - about[rows], minlength=count) / finite
         # exact for constants
-        mean = np.where(
-            finite > 0,
-            np.where(minimum == maximum, minimum, about),
-            np.nan,
-        )
+        mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)
         m2 = np.bincount(owners, (numbers - mean[rows]) ** 2, minlength=count)
     return {
         "minimum": np.where(some, minimum, np.nan).tolist(),
@@ -494,23 +499,20 @@ class _DistinctValues:
         return name
 
 
-def _fresh(bins: CategoryBins, values: _DistinctValues, groups: Array, count: int) -> ColumnCounts:
-    """Return row counts and names of values that the reference lacks. `groups`, [M]
-    int64, is the group of each row.
-    """
+def _fresh(bins: CategoryBins, values: _DistinctValues, groups: _Groups) -> ColumnCounts:
+    """Return row counts and names of values that the reference lacks."""
     first = np.searchsorted(bins.known, values.hashes)
     is_fresh = first == np.searchsorted(bins.known, values.hashes, side="right")
     if not is_fresh.any():
         return {}
     is_unseen = is_fresh[values.of_rows]
-    owners = groups[is_unseen]
     keys, rows = np.unique(
-        owners * len(is_fresh) + values.of_rows[is_unseen],
+        groups.of_rows[is_unseen] * len(is_fresh) + values.of_rows[is_unseen],
         return_counts=True,
     )
     return {
-        "unseen": np.bincount(owners, minlength=count).tolist(),
-        "fresh": _fresh_rows(values, *np.divmod(keys, len(is_fresh)), rows, count),
+        "unseen": groups.sizes(is_unseen).tolist(),
+        "fresh": _fresh_rows(values, *np.divmod(keys, len(is_fresh)), rows, groups.count),
     }
 
 
@@ -533,7 +535,3 @@ def _fresh_rows(
         label = values.label(members[position])
         group[label] = group.get(label, 0) + int(rows[position])
     return fresh
-
-
-def _histograms(codes: Array, size: int, groups: Array, count: int) -> Array:
-    return np.bincount(groups * size + codes, minlength=count * size).reshape(count, size)
