@@ -21,6 +21,8 @@ from mlflow_deploy_plugin.watch.drift.references.load import (
     rolling_windows,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.relations import without_projections
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.watch.drift.threshold.null import ColumnGroup
 from mlflow_deploy_plugin.watch.drift.verdict import too_few_rows
 from tests.support.inference_log import MODEL, LogWriter
 from tests.support.refusals import mentions, refused
@@ -241,10 +243,7 @@ def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(
     assert len(pieces.pairs()[0]) == 0
     assert mentions(
         too_few_rows(
-            ask("rolling:60d", window=window),
-            50,
-            ["x"],
-            50,
+            ColumnGroup("", ask("rolling:60d", window=window), Profile(50, {}), ("x",), 50),
             MonitorSpec(min_rows=1),
         ),
         "8640 windows",
