@@ -4,14 +4,14 @@ Columns are compared with the reference; criteria are compared with earlier wind
 Undecided windows are skipped when alarms are counted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
-from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds
 from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED, Finding, WindowRequest, same_phase
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
 
@@ -67,11 +67,24 @@ def _with_start(request: WindowRequest, finding: Finding) -> Finding:
 
 
 def _with_change(request: WindowRequest, finding: Finding) -> Finding:
-    """Return the finding with the change from the windows before its alarm, by
-    preference of the same phase.
-    """
+    """Return the finding with the change from the windows before its alarm."""
     if finding.check != "criterion" or finding.value is None or finding.change:
         return finding
+    values = _values_before_alarm(request, finding)
+    if not values:
+        return finding
+    usual, source = _usual_value(request.window, values)
+    then = f"{usual:.4g}"
+    now = f"{finding.value:.4g}"
+    if then == now:
+        where = "unchanged"
+    else:
+        where = "higher" if finding.value > usual else "lower"
+    return replace(finding, change=f"{then} ({source}) → {now}, {where}")
+
+
+def _values_before_alarm(request: WindowRequest, finding: Finding) -> dict[int, float]:
+    """Return the values of the earlier windows, by start in microseconds."""
     if finding.since:
         begin = datetime.fromisoformat(finding.since)
     else:
@@ -81,21 +94,17 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
         outcome = window.evidence.outcomes.get(finding.key)
         if window.start < begin and outcome is not None and outcome.value is not None:
             values[microseconds(window.start)] = outcome.value
-    if not values:
-        return finding
-    start_us = request.window.start_us
-    end_us = request.window.end_us
-    indices, phase = same_phase(start_us, end_us - start_us, [*values])
+    return values
+
+
+def _usual_value(window: Window, values: Mapping[int, float]) -> tuple[float, str]:
+    """Return the median of the last windows, by preference of the same phase, and its
+    name.
+    """
+    indices, phase = same_phase(window.start_us, window.end_us - window.start_us, [*values])
     all_values = [*values.values()]
     before = ([all_values[index] for index in indices] or all_values)[-_WINDOWS_BEFORE:]
     usual = float(np.median(before))
-    source = "the window before"
-    if len(before) > 1:
-        source = f"the median of the {len(before)} {phase or 'windows'} before"
-    then = f"{usual:.4g}"
-    now = f"{finding.value:.4g}"
-    where = "higher" if finding.value > usual else "lower"
-    return replace(
-        finding,
-        change=f"{then} ({source}) → {now}, {'unchanged' if then == now else where}",
-    )
+    if len(before) == 1:
+        return usual, "the window before"
+    return usual, f"the median of the {len(before)} {phase or 'windows'} before"

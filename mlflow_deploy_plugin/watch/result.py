@@ -162,7 +162,9 @@ class Finding:
         if self.value is None or not self.threshold:
             return 1.0
         ratio = abs(self.value / self.threshold)
-        return min(max(ratio, 1 / ratio if ratio else 10.0), 10.0)
+        if not ratio:
+            return 10.0
+        return min(max(ratio, 1 / ratio), 10.0)
 
     @property
     def account(self) -> str:
@@ -263,9 +265,10 @@ def same_phase(
     ]
     if len(in_phase) < _FEWEST_IN_PHASE or season_us <= length_us:
         return [], ""
-    is_weekday = (season_us, length_us) == (_WEEK_US, _DAY_US)
+    if (season_us, length_us) != (_WEEK_US, _DAY_US):
+        return in_phase, "windows of the same phase"
     weekday = calendar.day_name[datetime.fromtimestamp(start_us // 1_000_000, UTC).weekday()]
-    return in_phase, f"{weekday}s" if is_weekday else "windows of the same phase"
+    return in_phase, f"{weekday}s"
 
 
 @dataclass(frozen=True, eq=False)

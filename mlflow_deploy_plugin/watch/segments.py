@@ -80,9 +80,9 @@ def count_texts(texts: pa.Array) -> dict[str, int]:
 
 
 def segment_name(column: str, value: str) -> str:
-    return (
-        f"{column}={value if len(value) <= _LONGEST_VALUE else value[: _LONGEST_VALUE - 1] + '…'}"
-    )
+    if len(value) > _LONGEST_VALUE:
+        value = f"{value[: _LONGEST_VALUE - 1]}…"
+    return f"{column}={value}"
 
 
 def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:

@@ -55,23 +55,8 @@ class EvidentlyReport:
 
 def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) -> EvidentlyReport:
     """Draw the first `most` judged columns of the findings."""
-    # If names are equal, use the first pair.
-    by_name = {left.name: (left, right) for left, right in reversed(pairs)}
-    judged: dict[str, ColumnPair] = {}
-    for finding in result.findings:
-        is_scored = (
-            finding.value is not None
-            and np.isfinite(finding.value)
-            and finding.threshold is not None
-        )
-        if (
-            finding.check == "distribution"
-            and not finding.segment
-            and is_scored
-            and finding.subject in by_name
-        ):
-            judged.setdefault(finding.subject, by_name[finding.subject])
-    columns = list(judged.values())[:most]
+    judged = _judged_columns(result, pairs)
+    columns = judged[:most]
     if not columns:
         return EvidentlyReport(notes=("no column has a score and rows to draw",))
     sizes = [len(side.values) for side in columns[0]]
@@ -91,6 +76,22 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
         reason = f"{type(error).__name__}: {one_line(str(error))}"[:200]
         return EvidentlyReport(notes=(*notes, f"Evidently failed: {reason}"))
     return EvidentlyReport(page, figures, tuple(notes))
+
+
+def _judged_columns(result: MonitorResult, pairs: Sequence[ColumnPair]) -> list[ColumnPair]:
+    """Return the columns with a finite score and a threshold, in the order of the
+    findings.
+    """
+    # If names are equal, use the first pair.
+    by_name = {pair[0].name: pair for pair in reversed(pairs)}
+    judged: dict[str, ColumnPair] = {}
+    for finding in result.findings:
+        is_score = finding.check == "distribution" and not finding.segment
+        has_score = finding.value is not None and np.isfinite(finding.value)
+        has_threshold = finding.threshold is not None
+        if is_score and has_score and has_threshold and finding.subject in by_name:
+            judged.setdefault(finding.subject, by_name[finding.subject])
+    return list(judged.values())
 
 
 def _drawn(columns: Sequence[ColumnPair]) -> tuple[str, str]:
@@ -164,9 +165,11 @@ def _categories(reference: Array, window: Array) -> Iterator[Array]:
     def text(value: object) -> str:
         if value is None or value != value:  # Only NaN differs from itself.
             return _MISSING
-        return (f"{value:.6g}" if isinstance(value, float) else str(value))[:_LONGEST_VALUE]
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        return shown[:_LONGEST_VALUE]
 
     sides = [list(map(text, values.tolist())) for values in (reference, window)]
-    frequent = {value for value, _ in Counter(sides[0]).most_common(_CATEGORIES)} | {_MISSING}
+    shown = {value: value for value, _ in Counter(sides[0]).most_common(_CATEGORIES)}
+    shown[_MISSING] = _MISSING
     for side in sides:
-        yield np.array([value if value in frequent else _OTHER for value in side], dtype=object)
+        yield np.array([shown.get(value, _OTHER) for value in side], dtype=object)

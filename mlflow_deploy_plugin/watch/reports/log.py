@@ -108,7 +108,7 @@ def build_report(
     windows = [*past, this][-trend.MOST_WINDOWS :]
     levels = trend.level_lines(result, windows)
     lines = trend.trend_lines(result, windows, levels)
-    picture, words = trend.draw_trend(lines, windows, result.window.length, levels)
+    picture, words = trend.draw_trend([*levels, *lines], result.window.length)
     files: dict[str, str | bytes] = dict(result.report.artifacts)
     files[PAGE] = _render_page(result, drawn, picture, words)
     files[DOCUMENT] = json.dumps(to_document(result), indent=1, allow_nan=False)
@@ -174,22 +174,21 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
             for name, content in files.items():
                 target = Path(folder) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content.encode() if isinstance(content, str) else content)
+                data = content.encode() if isinstance(content, str) else content
+                target.write_bytes(data)
             client.log_artifacts(run_id, folder)
 
     monitor = {ENDPOINT_TAG: result.endpoint, MONITOR_TAG: result.monitor}
     if result.endpoint_created:
         monitor[CREATED_TAG] = result.endpoint_created
     end = result.window.end.isoformat()
-    identity = {
-        **monitor,
-        START_TAG: result.window.start.isoformat(),
-        **(
-            {END_TAG: end, TRIED_TAG: result.tried}
-            if result.tried
-            else {REVISION_TAG: str(result.revision)}
-        ),
-    }
+    identity = {**monitor, START_TAG: result.window.start.isoformat()}
+    if result.tried:
+        identity |= {END_TAG: end, TRIED_TAG: result.tried}
+        verdict_tag = TRIED_VERDICT_TAG
+    else:
+        identity[REVISION_TAG] = str(result.revision)
+        verdict_tag = VERDICT_TAG
     tags = {
         KIND_TAG: result.kind,
         "onnxserve.model": result.model,
@@ -198,8 +197,8 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
         "onnxserve.reason": result.reason[:MAX_TAG_LENGTH],
     }
     name = result.monitor, str(result.window), result.tried
-    done = TRIED_VERDICT_TAG if result.tried else VERDICT_TAG, result.state
-    run = _run_of(result, identity, done).log(" ".join(filter(None, name)), tags, log_content)
+    attempt = _run_of(result, identity, (verdict_tag, result.state))
+    run = attempt.log(" ".join(filter(None, name)), tags, log_content)
     if not result.tried:
         _log_series(result, figures, monitor)
         _link_report_to_version(result, run.page_of(PAGE))

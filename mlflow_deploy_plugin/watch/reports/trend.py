@@ -7,11 +7,13 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.history import was_alarm
 from mlflow_deploy_plugin.watch.result import EXACT, Check, MonitorResult, describe_span, mark_of
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, LevelSeries, Outcome
@@ -45,35 +47,76 @@ _MARKERS = {
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class TrendLine:
-    """A figure that is drawn over the windows: its outcome in each window."""
+    """A figure that is drawn over the windows, with its outcome in each window."""
 
     title: str
+    windows: Sequence[JudgedWindow]
     outcomes: Sequence[Outcome]
+
+    @property
+    def starts(self) -> list[datetime]:
+        return [window.start for window in self.windows]
 
     @property
     def values(self) -> list[float]:
         """The values of the windows; an unknown value is NaN."""
-        return _drawable([outcome.value for outcome in self.outcomes])
+        return [_drawable(outcome.value) for outcome in self.outcomes]
 
     @property
     def bounds(self) -> list[float]:
-        return _drawable([outcome.threshold for outcome in self.outcomes])
+        return [_drawable(outcome.threshold) for outcome in self.outcomes]
 
     @property
     def colours(self) -> list[str]:
         return [_COLOURS[mark_of(outcome.state)] for outcome in self.outcomes]
 
+    def describe(self) -> str:
+        """Return a text about the newest known value and the number of alarms."""
+        values = self.values
+        finite = [index for index, value in enumerate(values) if math.isfinite(value)]
+        newest = finite[-1]
+        colours = self.colours
+        alarms = sum(colours[index] == _ALARM for index in finite)
+        return (
+            f"{self.title}: newest {values[newest]:.4g}, threshold {self.bounds[newest]:.4g}, an "
+            f"alarm in {alarms} of {len(finite)} windows"
+        )
+
+    def draw_background(self, panel: "Axes") -> None:
+        """Draw the threshold, and a mark at the bottom for each unjudged window."""
+        panel.plot(
+            _to_days(self.starts),
+            self.bounds,
+            color=_ALARM,
+            linewidth=1,
+            linestyle="--",
+            marker="_",
+            zorder=1,
+        )
+        unjudged = [window.start for window in self.windows if window.state == "not judged"]
+        panel.scatter(
+            _to_days(unjudged),
+            [0.03] * len(unjudged),
+            marker="|",
+            color=_SOFT,
+            transform=panel.get_xaxis_transform(),
+        )
+
 
 @dataclass(frozen=True)
 class LevelLine:
-    """A level that is drawn over the windows. `key` is the `alarm_key` of its column if
-    the column is an alarm, and `alarms` are the starts of the windows in which the
-    column was an alarm. `judged` is the start of the judged window, which may be before
-    windows of the reference.
+    """A level that is drawn over the windows.
+
+    Attributes:
+        judged: the start of the judged window, which may be before windows of the
+            reference.
+        key: the `alarm_key` of the column if the column is an alarm; otherwise empty.
+        alarms: the starts of the windows in which the column was an alarm.
     """
 
     series: LevelSeries
@@ -92,18 +135,29 @@ class LevelLine:
         since = f", since the window of {describe_span(onset.start, onset.end)}"
         return f"{_cut(self.series.title, max(_TITLE_LENGTH - len(since), _SHORTEST_NAME))}{since}"
 
+    @property
+    def starts(self) -> Sequence[datetime]:
+        return self.series.starts
+
+    @property
+    def values(self) -> Sequence[float]:
+        return self.series.values
+
+    @property
+    def colours(self) -> list[str]:
+        # A level without a reference is not judged.
+        other = _FINE if len(self.series.usual) else _LINE
+        alarms = dict.fromkeys(self.alarms, _ALARM)
+        return [alarms.get(start, other) for start in self.starts]
+
     def describe(self) -> str:
         """Return a text about the newest known value until the judged window."""
-        finite = [index for index, value in enumerate(self.series.values) if math.isfinite(value)]
-        newest = max(
-            [index for index in finite if self.series.starts[index] <= self.judged] or finite,
-        )
-        onset = self.series.onset
-        if onset:
-            interval = f" (95 % interval: {describe_span(onset.earliest, onset.latest)})"
-        else:
-            interval = ""
-        text = f"{self.title}{interval}: newest {self.series.values[newest]:.4g}"
+        finite = [index for index, value in enumerate(self.values) if math.isfinite(value)]
+        newest = max([index for index in finite if self.starts[index] <= self.judged] or finite)
+        text = self.title
+        if onset := self.series.onset:
+            text += f" (95 % interval: {describe_span(onset.earliest, onset.latest)})"
+        text += f": newest {self.values[newest]:.4g}"
         if len(self.series.usual):
             text += (
                 f", usual {self.series.usual[newest]:.4g} ± "
@@ -111,16 +165,14 @@ class LevelLine:
             )
         return text
 
-    def draw_reference(self, panel: "Axes") -> None:
+    def draw_background(self, panel: "Axes") -> None:
         """Draw the usual band, and the start of the shift's first window with the
         interval.
         """
-        from matplotlib.dates import date2num
-
         if len(self.series.usual):
             usual = np.asarray(self.series.usual)
             half = _DEVIATIONS * self.series.deviation
-            times = date2num(list(self.series.starts))
+            times = _to_days(self.starts)
             panel.fill_between(
                 times,
                 usual - half,
@@ -130,17 +182,17 @@ class LevelLine:
                 zorder=0,
             )
         if onset := self.series.onset:
-            first = date2num(onset.earliest)
+            first, earliest, latest = _to_days([onset.start, onset.earliest, onset.latest])
             panel.axvspan(
-                first,
-                date2num(onset.latest),
+                earliest,
+                latest,
                 color=_SOFT,
                 alpha=0.35,
                 linewidth=0,
                 zorder=0.5,
             )
             panel.axvline(
-                date2num(onset.start),
+                first,
                 color=_LINE,
                 linewidth=1.2,
                 linestyle=":",
@@ -154,7 +206,7 @@ def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[
     lines: list[LevelLine] = []
     last = slice(-MOST_WINDOWS, None)
     for series in result.report.levels:
-        values = _drawable(series.values[last])
+        values = [_drawable(value) for value in series.values[last]]
         shown = replace(series, starts=series.starts[last], values=values, usual=series.usual[last])
         alarm = alarms.get(series.key)
         if alarm is None:
@@ -194,15 +246,15 @@ def trend_lines(
             title = f"{name}: {finding.change or finding.check}"
         else:
             title = f"{_cut(name, _TITLE_LENGTH - len(_SCORE))}{_SCORE}"
-        if (
-            finding.value is not None and finding.key in result.evidence.outcomes
-        ):  # A shift has no score of its own.
+        # A shift has no score of its own.
+        if finding.value is not None and finding.key in result.evidence.outcomes:
             drawn.setdefault(name, _line(title, windows, finding.key, finding.check))
     return list(drawn.values())[: _MOST_PANELS - len(with_level)]
 
 
 def _line(title: str, windows: Sequence[JudgedWindow], key: str, check: Check) -> TrendLine:
-    return TrendLine(title, [_drawn_outcome(window, key, check) for window in windows])
+    outcomes = [_drawn_outcome(window, key, check) for window in windows]
+    return TrendLine(title, windows, outcomes)
 
 
 def _drawn_outcome(window: JudgedWindow, key: str, check: Check) -> Outcome:
@@ -210,52 +262,58 @@ def _drawn_outcome(window: JudgedWindow, key: str, check: Check) -> Outcome:
     which it is not an alarm, and its value cannot be compared with scores.
     """
     outcome = window.evidence.outcomes.get(key)
-    if (
-        outcome is None and key in window.evidence.alarms
-    ):  # Earlier releases have stored only the alarms.
+    # Earlier releases have stored only the alarms.
+    if outcome is None and key in window.evidence.alarms:
         return Outcome(check, "not judged")
     if check in EXACT:
         if outcome is None or outcome.check != check:
-            return Outcome(check, "no drift", None if window.state == "not judged" else 0.0, 0.0)
+            value = None if window.state == "not judged" else 0.0
+            return Outcome(check, "no drift", value, 0.0)
     elif outcome is None or outcome.check in EXACT:
         return Outcome(check, "not judged")
     return outcome
 
 
-def _drawable(values: Sequence[float | None]) -> list[float]:
-    """Return the values. Unknown values, and values that are too large for an axis, are
-    NaN.
-    """
-    return [value if value is not None and abs(value) < _LARGEST else math.nan for value in values]
+def _drawable(value: float | None) -> float:
+    """Return the value; NaN if it is unknown or too large for an axis."""
+    if value is None or not abs(value) < _LARGEST:
+        return math.nan
+    return value
 
 
 def _cut(text: str, most: int) -> str:
     line = one_line(text)
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    if len(line) <= most:
+        return line
+    return f"{line[: most - 1]}…"
 
 
 def draw_trend(
-    series: Sequence[TrendLine],
-    windows: Sequence[JudgedWindow],
+    lines: Sequence[TrendLine | LevelLine],
     length: timedelta,
-    levels: Sequence[LevelLine] = (),
 ) -> tuple[bytes, str]:
-    """Return a PNG with a panel per line of two or more values, the levels first, and a
-    description; both are empty without panels. The lines of `series` have an outcome
-    for each of the windows.
+    """Return a PNG with a panel per line of two or more values, and a description; both
+    are empty without panels. `length` is the length of a window.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # The import takes half a second.
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    from matplotlib.figure import Figure
-
-    drawn: list[TrendLine | LevelLine] = []
-    drawn += [line for line in levels if sum(map(math.isfinite, line.series.values)) > 1]
-    drawn += [line for line in series if sum(map(math.isfinite, line.values)) > 1]
+    drawn = [line for line in lines if sum(map(math.isfinite, line.values)) > 1]
     if not drawn:
         return b"", ""
-    words = []
+    times = list(chain.from_iterable(line.starts for line in drawn))
+    figure = _new_figure(len(drawn))
+    panels = figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0]
+    for panel, line in zip(panels, drawn, strict=True):
+        line.draw_background(panel)
+        _draw_values(panel, line)
+        _format_axes(panel, line.title)
+        panel.set_xlim(*_to_days([min(times) - length, max(times) + length]))
+    return _to_png(figure), "; ".join(line.describe() for line in drawn)
+
+
+def _new_figure(panels: int) -> "Figure":
+    from matplotlib.figure import Figure  # The import takes half a second.
+
     width = 5.2
-    height = 1.55 * len(drawn) + 0.1
+    height = 1.55 * panels + 0.1
     figure = Figure(figsize=(width, height), dpi=160)
     # Margins are in inches. An automatic layout, which measures all labels, would take
     # a third of the time.
@@ -266,74 +324,44 @@ def draw_trend(
         1 - 0.32 / height,
         hspace=0.5,
     )
-    canvas = FigureCanvasAgg(figure)
-    times = [window.start for window in windows]
-    all_times = [
-        time
-        for line in drawn
-        for time in (line.series.starts if isinstance(line, LevelLine) else times)
-    ]
-    for panel, line in zip(
-        figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0],
-        drawn,
-        strict=True,
-    ):
-        if isinstance(line, LevelLine):
-            starts = line.series.starts
-            values = line.series.values
-            # A level without a reference is not judged.
-            other = _FINE if len(line.series.usual) else _LINE
-            colours = [_ALARM if start in line.alarms else other for start in starts]
-            words.append(line.describe())
-            line.draw_reference(panel)
-        else:
-            starts = times
-            values = line.values
-            bounds = line.bounds
-            colours = line.colours
-            finite = [index for index, value in enumerate(values) if math.isfinite(value)]
-            alarms = sum(colours[index] == _ALARM for index in finite)
-            newest = f"newest {values[finite[-1]]:.4g}, threshold {bounds[finite[-1]]:.4g}"
-            words.append(f"{line.title}: {newest}, an alarm in {alarms} of {len(finite)} windows")
-            panel.plot(
-                times,
-                bounds,
-                color=_ALARM,
-                linewidth=1,
-                linestyle="--",
-                marker="_",
-                zorder=1,
-            )
-            open_times = [window.start for window in windows if window.state == "not judged"]
-            foot = panel.get_xaxis_transform()
-            panel.scatter(
-                open_times,
-                [0.03] * len(open_times),
-                marker="|",
-                color=_SOFT,
-                transform=foot,
-            )
-        panel.plot(starts, values, color=_LINE, linewidth=1, zorder=1)
-        for colour, marker in _MARKERS.items():
-            marked = [
-                value if window_colour == colour else math.nan
-                for value, window_colour in zip(values, colours, strict=True)
-            ]
-            panel.scatter(starts, marked, color=colour, marker=marker, s=20, zorder=2)
-        panel.set_title(_cut(line.title, _TITLE_LENGTH), fontsize=8, loc="left", parse_math=False)
-        panel.tick_params(labelsize=8)
-        panel.margins(y=0.15)
-        panel.set_xlim(min(all_times) - length, max(all_times) + length)
-        panel.spines[["top", "right"]].set_visible(False)
-        # With five ticks, four days would get half-day ticks.
-        locator = AutoDateLocator(
-            minticks=3,
-            maxticks=8,
-        )
-        panel.xaxis.set_major_locator(locator)
-        panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-        for axis in (panel.xaxis, panel.yaxis):
-            axis.get_offset_text().set_size(8)
+    return figure
+
+
+def _to_days(times: Sequence[datetime]) -> Array:
+    """Return the times, [N], as matplotlib's number of days, float64."""
+    from matplotlib.dates import date2num
+
+    return np.asarray(date2num(list(times)))
+
+
+def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
+    days = _to_days(line.starts)
+    values = np.array(line.values)
+    colours = np.array(line.colours)
+    panel.plot(days, values, color=_LINE, linewidth=1, zorder=1)
+    for colour, marker in _MARKERS.items():
+        marked = np.where(colours == colour, values, math.nan)
+        panel.scatter(days, marked, color=colour, marker=marker, s=20, zorder=2)
+
+
+def _format_axes(panel: "Axes", title: str) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    panel.set_title(_cut(title, _TITLE_LENGTH), fontsize=8, loc="left", parse_math=False)
+    panel.tick_params(labelsize=8)
+    panel.margins(y=0.15)
+    panel.spines[["top", "right"]].set_visible(False)
+    # With five ticks, four days would get half-day ticks.
+    locator = AutoDateLocator(minticks=3, maxticks=8)
+    panel.xaxis.set_major_locator(locator)
+    panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.get_offset_text().set_fontsize(8)
+
+
+def _to_png(figure: "Figure") -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     file = io.BytesIO()
-    canvas.print_png(file)
-    return file.getvalue(), "; ".join(words)
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()

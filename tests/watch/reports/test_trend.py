@@ -40,6 +40,7 @@ def score(*values: float | None, threshold: float = 3.0) -> TrendLine:
     states = ["drift" if is_drift else "no drift" for is_drift in beyond]
     return TrendLine(
         "largest score",
+        windows_of(*states),
         [Outcome("distribution", *both, threshold) for both in zip(states, values, strict=True)],
     )
 
@@ -51,10 +52,11 @@ def score(*values: float | None, threshold: float = 3.0) -> TrendLine:
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_few_windows_have_an_axis_of_times(length: timedelta, count: int) -> None:
     windows = windows_of(*["no drift"] * count, length=length)
+    line = replace(score(*[1.0] * count), windows=windows)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # A command line would print the text.
-        assert draw_trend([score(*[1.0] * count)], windows, length)[0].startswith(b"\x89PNG")
+        assert draw_trend([line], length)[0].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_nothing_of_a_picture_is_cut_off_at_its_edges(value: float, count: int) 
         threshold=value,
     )
 
-    drawn, _ = draw_trend([line], windows_of(*["no drift"] * count), DAY)
+    drawn, _ = draw_trend([line], DAY)
 
     picture = matplotlib.image.imread(io.BytesIO(drawn))
     assert picture[1:-1, 1:-1, :3].min() < 0.5
@@ -187,13 +189,13 @@ def test_a_column_that_is_gone_has_a_line_from_when_it_was_there() -> None:
 
 
 def test_the_words_of_a_picture_tell_the_newest_value_that_there_is() -> None:
-    single = TrendLine("a column of one value", score(None, 6.5, None).outcomes)
-
-    _, words = draw_trend(
-        [score(1.0, 6.5, None), single],
-        windows_of("no drift", "drift", "not judged"),
-        DAY,
+    single = replace(score(None, 6.5, None), title="a column of one value")
+    line = replace(
+        score(1.0, 6.5, None),
+        windows=windows_of("no drift", "drift", "not judged"),
     )
+
+    _, words = draw_trend([line, single], DAY)
 
     assert words == "largest score: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
 
@@ -280,7 +282,7 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
 
     lines = level_lines(result, windows)
     scores = trend_lines(result, windows, lines)
-    picture, words = draw_trend(scores, windows, DAY, lines)
+    picture, words = draw_trend([*lines, *scores], DAY)
 
     assert [line.series.title for line in lines] == ["delay, mean", "accuracy, estimated"]
     assert [line.title for line in scores] == [
@@ -330,7 +332,7 @@ def test_a_column_of_any_name_has_a_picture(name: str) -> None:
         )
     )
 
-    assert draw_trend([], windows, DAY, level_lines(result, windows))[0]
+    assert draw_trend(level_lines(result, windows), DAY)[0]
 
 
 @pytest.mark.parametrize(
@@ -347,7 +349,7 @@ def test_levels_of_any_size_have_a_picture(values: list[float]) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert draw_trend([], windows, DAY, level_lines(result, windows))[0]
+        assert draw_trend(level_lines(result, windows), DAY)[0]
 
 
 def test_levels_are_drawn_over_the_last_sixty_windows() -> None:
@@ -396,11 +398,6 @@ def test_a_line_with_a_single_value_has_no_panel() -> None:
         )
     )
 
-    drawn = draw_trend(
-        [score(*[None] * 10, 6.5)],
-        windows,
-        DAY,
-        level_lines(result, windows),
-    )
+    drawn = draw_trend([*level_lines(result, windows), score(*[None] * 10, 6.5)], DAY)
 
     assert drawn == (b"", "")
