@@ -2,12 +2,13 @@
 judged separately.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 MAX_SEGMENTS = 20
@@ -16,21 +17,20 @@ _LONGEST_VALUE = 60
 
 def find_segments(
     table: pa.Table,
-    columns: Sequence[str],
-    min_rows: int,
+    spec: MonitorSpec,
     countable: Array,
 ) -> tuple[list[tuple[str, Array]], list[str]]:
-    """Return the largest segments of each column, with at least `min_rows` of the
-    `countable` rows, [N] bool, and notes on skipped values. A segment has a name, such
-    as `carrier=AA`, and a row mask, [N] bool.
+    """Return the largest segments of each column of `segment_by`, with at least
+    `min_rows` of the `countable` rows, [N] bool, and notes on skipped values. A segment
+    has a name, such as `carrier=AA`, and a row mask, [N] bool.
     """
     segments: list[tuple[str, Array]] = []
     notes: list[str] = []
-    for column in columns:
+    for column in spec.segment_by:
         if column not in table.column_names:
             notes.append(f"segments: the rows have no column {column!r}")
             continue
-        texts = as_texts(table.column(column))
+        texts = texts_of(table, column)
         if texts is None:
             notes.append(
                 f"segments: a column of type {table.column(column).type} cannot define segments",
@@ -39,7 +39,7 @@ def find_segments(
         values, left_out = largest_values(
             count_texts(texts.filter(pa.array(countable))),
             column,
-            min_rows,
+            spec.min_rows,
         )
         notes += left_out
         for value in values:
@@ -89,17 +89,22 @@ def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
     """Return a mask, [N] bool: True if the row's value is this text. If the column is
     missing, every row is False.
     """
-    texts = as_texts(table.column(column)) if column in table.column_names else None
+    texts = texts_of(table, column)
     if texts is None:
         return pa.array(np.zeros(len(table), dtype=bool))
     return pc.fill_null(pc.equal(texts, value), False)
 
 
-def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
-    """Return the column as text, [N], with null for missing values; None if the type
-    has no text form. A number has the same text in every numeric type. Booleans become
-    0 and 1, because a reference may store them as numbers.
+def texts_of(table: pa.Table, name: str) -> pa.Array | None:
+    """Return the column as text, [N], with null for missing values; None if the table
+    does not have the column or its type has no text form.
+
+    A number has the same text in every numeric type. Booleans become 0 and 1, because a
+    reference may store them as numbers.
     """
+    if name not in table.column_names:
+        return None
+    column = table.column(name)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type

@@ -6,8 +6,9 @@ share a null distribution and a false alarm rate (`drift/verdict.py`).
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_both_names
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
@@ -67,11 +69,11 @@ from mlflow_deploy_plugin.watch.result import (
     WindowRequest,
 )
 from mlflow_deploy_plugin.watch.segments import (
-    as_texts,
     count_texts,
     is_segment,
     largest_values,
     segment_name,
+    texts_of,
 )
 from mlflow_deploy_plugin.watch.sequential.budget import single_window_rate
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
@@ -147,32 +149,12 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
-    effective_n = math.inf
-    left_out = 1 - request.capture.fraction
-    if request.spec.requirements and left_out:
-        # Whole requests are sampled, so a request is one draw. The divisor is the
-        # finite population correction.
-        batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
-        requests = sum(
-            int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches
-        )
-        effective_n = max(requests, 1) / left_out
     required: list[Finding] = []
-    for requirement in request.spec.requirements:
-        required += with_history(request, _required(compared, requirement, effective_n))
-    checked = [finding for finding in verdict.findings if finding.check in CHECKS]
-    judged_subjects = {finding.subject for finding in checked}
-    for item in verdict.findings:  # Add the columns that have only a distribution finding.
-        if (
-            item.subject not in judged_subjects
-            and item.check == "distribution"
-            and not item.segment
-        ):
-            is_judged = item.state != "not judged"
-            reason = "nothing missing, unseen or out of range" if is_judged else item.reason
-            checked.append(
-                Finding(item.subject, "missing", "no drift" if is_judged else "not judged", reason),
-            )
+    if request.spec.requirements:
+        draws = _independent_draws(request, compared.version)
+        for requirement in request.spec.requirements:
+            required += with_history(request, _required(compared, requirement, draws))
+    checked = _quality_findings(verdict.findings)
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
         # Only distributions have drifted, and data quality does not judge
@@ -181,13 +163,50 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     return compared.result(replace(verdict, findings=(*required, *checked)), state, reason)
 
 
+def _independent_draws(request: WindowRequest, version: ModelVersion) -> float:
+    """Return the number of independent draws that the captured rows are worth; infinity
+    if the log has all rows.
+    """
+    left_out = 1 - request.capture.fraction
+    if not left_out:
+        return math.inf
+    # Whole requests are sampled, so a request is one draw. The divisor is the finite
+    # population correction.
+    batches = _version_rows(request, version, ("_row", "_model", "_version"))
+    requests = sum(
+        int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches
+    )
+    return max(requests, 1) / left_out
+
+
+def _quality_findings(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings of data quality, and one for each column that has only a
+    finding about its distribution.
+    """
+    checked = [finding for finding in findings if finding.check in CHECKS]
+    with_check = {finding.subject for finding in checked}
+    for item in findings:
+        if item.subject in with_check or item.check != "distribution" or item.segment:
+            continue
+        if item.state == "not judged":
+            checked.append(Finding(item.subject, "missing", item.state, item.reason))
+        else:
+            reason = "nothing missing, unseen or out of range"
+            checked.append(Finding(item.subject, "missing", "no drift", reason))
+    return checked
+
+
 @dataclass(frozen=True, eq=False)
 class WindowComparison:
-    """A window and its reference. If the reference is None, `missing_reason` is the
-    explanation. `excluded` maps columns that are not judged to the reason: the log does
-    not have their values, or the user has excluded them. `segments` and
-    `segment_values`, the column and the value of each segment, are by name, such as
-    `carrier=AA`.
+    """A window and its reference.
+
+    Attributes:
+        missing_reason: the reason why the reference is None.
+        segments: the reference and the window of each segment, by name, such as
+            `carrier=AA`.
+        excluded: the columns that are not judged, with the reason: the log does not
+            have their values, or the user has excluded them.
+        segment_values: the column and the value of each segment, by name.
     """
 
     request: WindowRequest
@@ -202,10 +221,8 @@ class WindowComparison:
 
     @property
     def names(self) -> list[str]:
-        all_names = {*self.profile.columns, *self.excluded}
-        if self.reference is not None:
-            all_names |= {*self.reference.bins, *self.reference.pieces.total.columns}
-        return sorted(without_projections(all_names))
+        columns = _all_columns(self.profile, self.reference)
+        return sorted({*without_projections(columns), *self.excluded})
 
     def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
         """Return the verdict on the `columns`, or on all columns if empty. Without a
@@ -229,6 +246,7 @@ class WindowComparison:
             selected += tuple(name for name in PROJECTIONS if name in self.reference.bins)
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
         per_year = request.false_per_year
+        rate = single_window_rate(request.spec, per_year) if per_year else None
         verdict = judge_profile(
             self.reference,
             self.profile,
@@ -236,7 +254,7 @@ class WindowComparison:
             request.spec.model_copy(update={"columns": selected}),
             request.settings.cache_path / _CACHE,
             self.segments,
-            single_window_rate(request.spec, per_year) if per_year else None,
+            rate,
             request.baseline,
         )
         findings = (*verdict.findings, *self._not_judged(self.excluded, columns))
@@ -349,18 +367,9 @@ class WindowComparison:
         )
 
     def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
-        """Return about `_SHOWN_ROWS` rows of the reference and of the window. For a
-        large window, only some hours are read.
-        """
-        request, window, rows = self.request, self.request.window, self.profile.rows
-        parts = [window]
-        if rows > READ_ROWS:  # Read only some hours, chosen at random with a fixed seed.
-            hours = request.log.hours(request.endpoint, window)
-            read_hours = math.ceil(len(hours) * READ_ROWS / rows)
-            picked = [hours[index] for index in sample_positions(len(hours), read_hours, SEED)]
-            parts = [
-                Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked
-            ]
+        """Return about `_SHOWN_ROWS` rows of the reference and of the window."""
+        request = self.request
+        parts = self._report_windows()
         samples = (
             request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
             for part in parts
@@ -376,6 +385,18 @@ class WindowComparison:
             sample_positions(len(self.reference.sample), _SHOWN_ROWS, SEED),
         )
         return sample, concat_tables(tables)
+
+    def _report_windows(self) -> list[Window]:
+        """Return the window, or some hours of a large window, chosen at random with a
+        fixed seed.
+        """
+        window = self.request.window
+        if self.profile.rows <= READ_ROWS:
+            return [window]
+        hours = self.request.log.hours(self.request.endpoint, window)
+        read_hours = math.ceil(len(hours) * READ_ROWS / self.profile.rows)
+        picked = [hours[index] for index in sample_positions(len(hours), read_hours, SEED)]
+        return [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
 
 
 def _with_shifts(reason: str, state: State, shifts: ShiftVerdict) -> str:
@@ -397,129 +418,184 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     the window nor the reference has.
     """
     log = request.log
-    window = request.window
-    versions = window_versions(log, request.endpoint, window)
+    versions = window_versions(log, request.endpoint, request.window)
     if not versions:
         return request.result("not judged", "the window has no rows", notes=unreadable_notes(log))
-    version, *rest = versions
-    notes = [
-        f"{versions[other]:,} rows in the window were answered by {other[0]} version {other[1]} "
-        "and are skipped"
-        for other in rest
-    ]
-    capture = request.capture
-    if any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
-        artifact = version_artifact(request, *version)
-        both = {
-            name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")
-        }
-        request = replace(request, capture=capture.model_copy(update=both))
-    reference = None
-    missing_reason = ""
+    version = next(iter(versions))
+    request = _with_output_names(request, version)
     request.progress(f"reading the reference, {request.spec.reference}")
-    try:
-        reference = load_reference(request, *version)
-    except (InvalidArtifact, InvalidConfig, NotFound) as error:
-        missing_reason = error.message
-    bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
+    reference, missing_reason = _find_reference(request, version)
     request.progress(f"reading {versions[version]:,} rows of the window")
-    store = SketchStore(log, request.endpoint, bins, key)
-    if request.engine == "spark":
-        profile = spark_window_profile(spark_session(), store, *version, window)
-    else:
-        profile = window_profile(store, *version, window)
-    columns = without_projections(
-        {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())},
-    )
-    for name in (*request.columns, *request.exclude):
-        if not select_columns(columns, [name]):
-            hint = did_you_mean(name, columns, f"the columns are {join_names(sorted(columns))}")
-            raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
-    excluded = excluded_columns(request.capture, columns)
-    profile = Profile(
-        profile.rows,
-        {name: sketch for name, sketch in profile.columns.items() if name not in excluded},
-    )
-    segments: list[_Segment] = []
-    if reference is not None:
-        # If the reference is a part of the log, its masked values have the same hashes,
-        # so the hashes can be segments.
-        is_logged = request.spec.reference_kind in ("window", "rolling")
-        hidden = {} if is_logged else excluded
-        segments, segment_notes = _segment_profiles(request, version, reference, hidden)
-        notes += segment_notes
-    excluded |= {
-        part: _LEFT_OUT for name in request.exclude for part in select_columns(columns, [name])
-    }
+    profile = _sketch_window(request, log, version, reference)
+    columns = without_projections(_all_columns(profile, reference))
+    _require_columns(request, columns)
+    excluded = _excluded_columns(request.capture, columns)
+    segments = _find_segments(request, version, reference, excluded)
     return WindowComparison(
         request,
         version,
         reference,
         missing_reason,
-        profile,
-        {segment.name: (segment.reference, segment.profile) for segment in segments},
-        tuple(notes),
-        excluded,
-        {segment.name: (segment.column, segment.value) for segment in segments},
+        _without_columns(profile, excluded),
+        segments.sketches,
+        (*_version_notes(versions), *segments.notes),
+        excluded | _with_parts(dict.fromkeys(request.exclude, _LEFT_OUT), columns),
+        segments.values,
     )
 
 
-def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
-    """Return the columns that `capture` drops, masks or uses as keys, including their
-    parts, each with the reason.
+def _version_notes(versions: Mapping[ModelVersion, int]) -> Iterator[str]:
+    """Yield a note on each version except the first, which is judged."""
+    for (model, version), rows in islice(versions.items(), 1, None):
+        yield (
+            f"{rows:,} rows in the window were answered by {model} version {version} and are "
+            "skipped"
+        )
+
+
+def _with_output_names(request: WindowRequest, version: ModelVersion) -> WindowRequest:
+    """Return the request with both names of each output column that capture drops or
+    masks.
+    """
+    capture = request.capture
+    if not any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
+        return request
+    artifact = version_artifact(request, *version)
+    both = {name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")}
+    return replace(request, capture=capture.model_copy(update=both))
+
+
+def _find_reference(
+    request: WindowRequest,
+    version: ModelVersion,
+) -> tuple[DriftReference | None, str]:
+    """Return the reference, or None and the reason why it cannot be read."""
+    try:
+        return load_reference(request, *version), ""
+    except (InvalidArtifact, InvalidConfig, NotFound) as error:
+        return None, error.message
+
+
+def _sketch_window(
+    request: WindowRequest,
+    log: InferenceLog,
+    version: ModelVersion,
+    reference: DriftReference | None,
+) -> Profile:
+    """Return the sketches of the version's rows in the window, with the bins of the
+    reference.
+    """
+    bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
+    store = SketchStore(log, request.endpoint, bins, key)
+    if request.engine == "spark":
+        return spark_window_profile(spark_session(), store, *version, request.window)
+    return window_profile(store, *version, request.window)
+
+
+def _all_columns(profile: Profile, reference: DriftReference | None) -> set[str]:
+    """Return the columns of the window and of the reference, including projections."""
+    if reference is None:
+        return {*profile.columns}
+    return {*reference.bins, *profile.columns, *reference.pieces.total.columns}
+
+
+def _without_columns(profile: Profile, names: Container[str]) -> Profile:
+    columns = {name: sketch for name, sketch in profile.columns.items() if name not in names}
+    return Profile(profile.rows, columns)
+
+
+def _require_columns(request: WindowRequest, columns: Collection[str]) -> None:
+    """Raise InvalidConfig if the user has specified a column that does not exist."""
+    for name in (*request.columns, *request.exclude):
+        if not select_columns(columns, [name]):
+            hint = did_you_mean(name, columns, f"the columns are {join_names(sorted(columns))}")
+            raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
+
+
+def _excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
+    """Return the columns that `capture` drops, masks or uses as keys, with the
+    reason.
     """
     reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
-    reasons |= dict.fromkeys(capture.keys, _KEY)
-    return {
-        part: reason for name, reason in reasons.items() for part in select_columns(columns, [name])
-    }
+    return _with_parts(reasons | dict.fromkeys(capture.keys, _KEY), columns)
+
+
+def _with_parts(reasons: Mapping[str, str], columns: Collection[str]) -> dict[str, str]:
+    """Return the reasons for all columns, including the parts of columns with a
+    reason.
+    """
+    by_column: dict[str, str] = {}
+    for name, reason in reasons.items():
+        by_column |= dict.fromkeys(select_columns(columns, [name]), reason)
+    return by_column
 
 
 @dataclass(frozen=True, eq=False)
-class _Segment:
-    column: str
-    value: str
-    reference: DriftReference
-    profile: Profile
+class _Segments:
+    """Segments by name, such as `carrier=AA`.
 
-    @property
-    def name(self) -> str:
-        return segment_name(self.column, self.value)
+    Attributes:
+        sketches: the reference and the window of each segment.
+        values: the column and the value of each segment.
+        notes: a text for each skipped column or value.
+    """
+
+    sketches: dict[str, tuple[DriftReference, Profile]] = field(default_factory=dict)
+    values: dict[str, tuple[str, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
-def _segment_profiles(
+def _find_segments(
     request: WindowRequest,
     version: ModelVersion,
-    reference: DriftReference,
-    hidden: Mapping[str, str],
-) -> tuple[list[_Segment], list[str]]:
-    """Return the largest segments for each column of `segment_by`, and a note for each
-    skipped column or value.
+    reference: DriftReference | None,
+    excluded: Mapping[str, str],
+) -> _Segments:
+    """Return the largest segments for each column of `segment_by`. Without a reference,
+    there are no segments.
     """
-    segments: list[_Segment] = []
-    notes: list[str] = []
-    sample = reference.sample
+    segments = _Segments()
+    if reference is None:
+        return segments
+    # If the reference is a part of the log, its masked values have the same hashes, so
+    # the hashes can be segments.
+    is_logged = request.spec.reference_kind in ("window", "rolling")
+    hidden = {} if is_logged else excluded
     for column in request.spec.segment_by:
         if column in hidden:
-            notes.append(f"segments: {column}: {hidden[column]}")
+            segments.notes.append(f"segments: {column}: {hidden[column]}")
             continue
-        if column not in sample.column_names or as_texts(sample.column(column)) is None:
-            notes.append(
+        if texts_of(reference.sample, column) is None:
+            segments.notes.append(
                 f"segments: the reference has no column {column!r} that can define segments",
             )
             continue
-        counts = Counter[str]()
-        for batch in _version_rows(request, version, (column, "_model", "_version")):
-            texts = as_texts(batch.column(column)) if column in batch.column_names else None
-            if texts is not None:
-                counts.update(count_texts(texts))
-        values, left_out = largest_values(counts, column, request.spec.min_rows)
-        notes += left_out if counts else [f"segments: the window has no values of {column!r}"]
+        values, notes = _segment_values(request, version, column)
+        segments.notes.extend(notes)
         profiles = _profiles_by_value(request, version, column, values, reference)
         references = load_segment_references(request, *version, reference, column, values)
-        for value, segment_reference, profile in zip(values, references, profiles, strict=True):
-            segments.append(_Segment(column, value, segment_reference, profile))
-    return segments, notes
+        pairs = zip(references, profiles, strict=True)
+        for value, pair in zip(values, pairs, strict=True):
+            name = segment_name(column, value)
+            segments.sketches[name] = pair
+            segments.values[name] = column, value
+    return segments
+
+
+def _segment_values(
+    request: WindowRequest,
+    version: ModelVersion,
+    column: str,
+) -> tuple[list[str], list[str]]:
+    """Return the most frequent values of a column, and notes on skipped values."""
+    counts = Counter[str]()
+    for batch in _version_rows(request, version, (column, "_model", "_version")):
+        texts = texts_of(batch, column)
+        if texts is not None:
+            counts.update(count_texts(texts))
+    if not counts:
+        return [], [f"segments: the window has no values of {column!r}"]
+    return largest_values(counts, column, request.spec.min_rows)
 
 
 def _profiles_by_value(
@@ -532,7 +608,7 @@ def _profiles_by_value(
     profiles_by_value: list[list[Profile]] = [[] for _ in values]
     value_set = pa.array(values, pa.string())
     for table in coalesce_batches(_version_rows(request, version, None)):
-        texts = as_texts(table.column(column)) if column in table.column_names else None
+        texts = texts_of(table, column)
         if texts is None or not values:
             continue
         groups = np.asarray(pc.fill_null(pc.index_in(texts, value_set=value_set), -1)).astype(
@@ -593,62 +669,84 @@ def _required(
     only the closest column if all meet it. `effective_n` is the number of independent
     draws that the rows are worth; infinity if the log has all rows.
     """
-    profile = compared.profile
-    spec = compared.request.spec
     argument = requirement.argument
-    held = [name for name in compared.names if name not in compared.excluded]
-    names = [argument] if argument else select_columns(held, spec.columns)
-    if why_not := _why_not_judged(compared, requirement, names):
+    columns = _required_columns(compared, argument)
+    if why_not := _why_not_judged(compared, requirement, columns):
         subject = f"{requirement.name}({argument})" if argument else requirement.name
         yield Finding(subject, "criterion", "not judged", why_not, None, requirement.value)
         return
-    per_year = compared.request.false_per_year
-    rate = single_window_rate(spec, per_year) if per_year else spec.false_alarm_rate
-    confidence = bonferroni_confidence(rate, len(spec.requirements) * len(names))
-    shares = {name: _share(requirement.name, profile, profile.columns.get(name)) for name in names}
-    intervals = {
-        name: wilson_interval(
-            name,
-            shares[name] * profile.rows,
-            profile.rows,
-            confidence,
-            effective_n,
-        )
-        for name in names
-    }
-    states = {
-        name: criterion_state(requirement.holds(interval.low), requirement.holds(interval.high))
-        for name, interval in intervals.items()
-    }
-    order = sorted(names, key=lambda name: (-shares[name], name))
-    broken = [name for name in order if states[name] != "kept"]
+    measured = _measure_shares(compared, requirement, columns, effective_n)
+    broken = [item for item in measured if item.state != "kept"]
+    more = ""
     if len(broken) > _MOST_COLUMNS:
         more = f", and the same for {len(broken) - 1} more columns"
-    else:
-        more = ""
-    for name in broken[:_MOST_COLUMNS] or order[:1]:
-        share = shares[name]
-        text = f"{share:.2%} of {profile.rows:,} rows"
-        if math.isfinite(effective_n):
-            low = intervals[name].low
-            high = intervals[name].high
-            text += (
-                f", a sample, {low:.2%} to {high:.2%} of all (Wilson, confidence {confidence:.4g})"
-            )
+    for item in broken[:_MOST_COLUMNS] or measured[:1]:
         if broken or argument:
-            text = f"{text}, required is"
+            text = item.text
         else:
-            text = f"at most {text} ({name}), required is"
+            text = f"at most {item.text} ({item.column})"
         yield Finding(
-            f"{requirement.name}({name})",
+            f"{requirement.name}({item.column})",
             "criterion",
-            states[name],
-            f"{text} {requirement.text}{more if name == order[0] else ''}",
-            share,
+            item.state,
+            f"{text}, required is {requirement.text}{more}",
+            item.share,
             requirement.value,
-            change=_share_change(compared, requirement.name, name, share),
+            change=_share_change(compared, requirement.name, item.column, item.share),
             measure="share of rows",
         )
+        more = ""  # Only the first finding has this text.
+
+
+def _required_columns(compared: WindowComparison, argument: str) -> list[str]:
+    if argument:
+        return [argument]
+    held = [name for name in compared.names if name not in compared.excluded]
+    return select_columns(held, compared.request.spec.columns)
+
+
+@dataclass(frozen=True)
+class _MeasuredShare:
+    """The share of rows that a requirement limits in a column."""
+
+    column: str
+    share: float
+    state: State
+    text: str
+
+
+def _measure_shares(
+    compared: WindowComparison,
+    requirement: Requirement,
+    columns: Sequence[str],
+    effective_n: float,
+) -> list[_MeasuredShare]:
+    """Return the share of each column, the largest share first."""
+    profile = compared.profile
+    confidence = _confidence(compared.request, len(columns))
+    measured = []
+    for name in columns:
+        share = _share(requirement.name, profile, profile.columns.get(name))
+        bad_rows = share * profile.rows
+        interval = wilson_interval(name, bad_rows, profile.rows, confidence, effective_n)
+        state = criterion_state(requirement.holds(interval.low), requirement.holds(interval.high))
+        text = f"{share:.2%} of {profile.rows:,} rows"
+        if math.isfinite(effective_n):
+            text += (
+                f", a sample, {interval.low:.2%} to {interval.high:.2%} of all (Wilson, confidence "
+                f"{confidence:.4g})"
+            )
+        measured.append(_MeasuredShare(name, share, state, text))
+    return sorted(measured, key=lambda item: (-item.share, item.column))
+
+
+def _confidence(request: WindowRequest, columns: int) -> float:
+    """Return the confidence of each interval of all requirements together."""
+    spec = request.spec
+    rate = spec.false_alarm_rate
+    if request.false_per_year:
+        rate = single_window_rate(spec, request.false_per_year)
+    return bonferroni_confidence(rate, len(spec.requirements) * columns)
 
 
 def _why_not_judged(
@@ -687,7 +785,10 @@ def _share_change(compared: WindowComparison, figure: str, column: str, share: f
     before = _share(figure, rest, rest.columns[column])
     first = f"{before:.1%}"
     last = f"{share:.1%}"
-    where = "unchanged" if first == last else "more" if share > before else "fewer"
+    if first == last:
+        where = "unchanged"
+    else:
+        where = "more" if share > before else "fewer"
     return f"{first} (the reference) → {last}, {where}"
 
 
@@ -695,8 +796,10 @@ def _share(name: str, profile: Profile, column: ColumnSketch | None) -> float:
     """Return the share of missing, unseen or out-of-range values. If a row lacks the
     column, its value is missing.
     """
-    if name == "missing":
-        return 1 - (column.rows - column.missing if column else 0) / profile.rows
     if column is None:
-        return 0.0
-    return (column.unseen if name == "unseen" else column.below + column.above) / profile.rows
+        return float(name == "missing")
+    if name == "missing":
+        return 1 - (column.rows - column.missing) / profile.rows
+    if name == "unseen":
+        return column.unseen / profile.rows
+    return (column.below + column.above) / profile.rows

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from types import MappingProxyType
 
@@ -52,11 +53,18 @@ _EARLIER_ROWS = 10_000
 _TICK = timedelta(microseconds=1)
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
 
+_Expectations = list[tuple[str, int, CbpeEstimate]]
+"""The name, the number of rows and the estimates of each segment."""
+
 
 @dataclass(frozen=True, eq=False)
 class _JoinedWindows:
-    """The rows of a window (number 0) and the labelled rows of earlier windows. All
-    windows share class indices. `shares` are the shares of labelled rows, by window.
+    """The rows of a window and the labelled rows of earlier windows.
+
+    Attributes:
+        classified: the predictions; all windows share class indices.
+        number: the number of each row's window, [N]; 0 is the judged window.
+        shares: the share of labelled rows in each window.
     """
 
     table: pa.Table
@@ -111,6 +119,17 @@ class _Window:
             return CLASSIFICATION
         return REGRESSION
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The metrics of the model that the monitor requires."""
+        required = (requirement.name for requirement in self.request.spec.requirements)
+        return tuple(name for name in required if name in self.names)
+
+    def confidence(self, parts: int) -> float:
+        """Return the confidence of each interval for this number of groups of rows."""
+        count = len(self.request.spec.requirements) * parts
+        return intervals.bonferroni_confidence(self.request.requirement_rate, count)
+
 
 def judge(request: WindowRequest) -> MonitorResult:
     """Judge the requirements on labelled rows, or on estimates if there are fewer than
@@ -154,54 +173,45 @@ def affordable_rows(request: WindowRequest) -> int:
 
 
 def _judge_by_labels(window: _Window) -> MonitorResult:
-    spec = window.request.spec
     table = window.rows.table
-    segments, segment_notes = find_segments(
-        table,
-        spec.segment_by,
-        spec.min_rows,
-        window.labelled.rows,
-    )
-    rate = window.request.requirement_rate
-    confidence = intervals.bonferroni_confidence(rate, len(spec.requirements) * (1 + len(segments)))
+    segments, segment_notes = find_segments(table, window.request.spec, window.labelled.rows)
+    confidence = window.confidence(1 + len(segments))
     sampling = intervals.event_sampling(window.request, table, confidence)
     labelled, label_notes = _usable_labels(window)
-    measured = weighted_metrics(
-        window.predictions,
-        labelled,
-        np.ones(len(table), bool),
-        window.names,
-        sampling,
-    )
+    measure = partial(weighted_metrics, window.predictions, labelled, sampling=sampling)
+    measured = measure(np.ones(len(table), bool), window.names)
     findings = list(_findings(window, measured, confidence))
     for segment, rows in segments:
-        names = tuple(
-            requirement.name
-            for requirement in spec.requirements
-            if requirement.name in window.names
-        )
-        of_segment = weighted_metrics(window.predictions, labelled, rows, names, sampling)
-        findings += _findings(window, of_segment, confidence, segment)
+        findings += _findings(window, measure(rows, window.required), confidence, segment)
+    return _result(
+        window,
+        findings,
+        _label_figures(measured, labelled),
+        [*_unlabelled_notes(window, labelled), *label_notes, *segment_notes],
+    )
+
+
+def _label_figures(measured: Metrics, labelled: LabelWeights) -> dict[str, float]:
     figures: dict[str, float] = {}
     for metric in measured.values():
         if isinstance(metric, intervals.MetricInterval):
             figures |= metric.figures
     if labelled.weights is not None:
         figures["effective_sample_size"] = labelled.effective_n
-    notes = [*label_notes, *segment_notes]
-    if window.labels < len(table):
-        is_bounded = bool(labelled.unknown.any())
-        if window.labelled.differing or is_bounded:
-            text = ""
-        else:
-            text = "; the metrics use only these rows"
-        if window.labelled.compared and text:
-            text += (
-                ", which do not differ from the other rows in "
-                f"{', '.join(window.labelled.compared)}"
-            )
-        notes.insert(0, f"{window.labels:,} of {len(table):,} rows have a label{text}")
-    return _result(window, findings, figures, notes)
+    return figures
+
+
+def _unlabelled_notes(window: _Window, labelled: LabelWeights) -> Iterator[str]:
+    """Yield a note if some rows have no label."""
+    if window.labels == len(window.rows.table):
+        return
+    text = f"{window.labels:,} of {len(window.rows.table):,} rows have a label"
+    compared = window.labelled.compared
+    if not window.labelled.differing and not labelled.unknown.any():
+        text += "; the metrics use only these rows"
+        if compared:
+            text += f", which do not differ from the other rows in {', '.join(compared)}"
+    yield text
 
 
 def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
@@ -220,15 +230,15 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
         f"{spec.false_alarm_rate:g})"
     )
     if spec.labels == "reported":
-        return labelled.at_worst, [
-            f"the monitor sets `labels: reported`, {bounds}",
-        ] if unlabelled else []
+        notes = [f"the monitor sets `labels: reported`, {bounds}"] if unlabelled else []
+        return labelled.at_worst, notes
     if spec.labels == "sampled":
         text = (
             "the monitor sets `labels: sampled`, and the metrics use the labelled rows without "
             "weights; but"
         )
-        return labelled.as_sample, [f"{text} {unlike}"] if labelled.differing else []
+        notes = [f"{text} {unlike}"] if labelled.differing else []
+        return labelled.as_sample, notes
     is_tested = spec.labels is None and (labelled.is_selected or labelled.rows.mean() < COMPLETE)
     trust, notes = _trust_labels(window) if is_tested else (None, [])
     if trust is not None and trust.outcome != "fits":
@@ -314,44 +324,53 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     if isinstance(expected, Refused):
         return _not_judged(window, f"{missing}; the metric is not estimated: {expected.reason}")
     expectations, notes = expected
+    confidence = window.confidence(len(expectations))
+    findings = list(_estimate_findings(window, expectations, confidence))
     *_, of_all = expectations[0]
-    rate = window.request.requirement_rate
-    confidence = intervals.bonferroni_confidence(rate, len(spec.requirements) * len(expectations))
-    findings = []
+    notes = [f"{missing}; {_estimate_note(of_all)}", *notes]
+    return _result(window, findings, _estimate_figures(of_all, confidence), notes)
+
+
+def _estimate_findings(
+    window: _Window,
+    expectations: _Expectations,
+    confidence: float,
+) -> Iterator[Finding]:
     for segment, rows, estimated in expectations:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
         for finding in _findings(window, metrics, confidence, segment, prefix="estimated "):
-            if spec.estimate == "informs" and finding.state != "not judged":
-                finding = replace(
-                    finding,
-                    state="not judged",
-                    reason=f"{finding.reason}; {_INFORMS}",
-                )
-            findings.append(finding)
-    if of_all.is_corrected:
+            if window.request.spec.estimate == "informs" and finding.state != "not judged":
+                reason = f"{finding.reason}; {_INFORMS}"
+                finding = replace(finding, state="not judged", reason=reason)
+            yield finding
+
+
+def _estimate_note(estimated: CbpeEstimate) -> str:
+    if estimated.is_corrected:
         corrected = "corrected by isotonic regression"
     else:
         corrected = "as returned by the model"
-    note = (
-        f"{missing}; the figures are estimated from the model's probabilities (CBPE), {corrected}, "
-        f"validated on {of_all.windows} earlier labelled windows"
+    return (
+        f"the figures are estimated from the model's probabilities (CBPE), {corrected}, validated "
+        f"on {estimated.windows} earlier labelled windows"
     )
+
+
+def _estimate_figures(estimated: CbpeEstimate, confidence: float) -> dict[str, float]:
     figures = {
         f"estimated/{name}": value
-        for name, value in of_all.values.items()
+        for name, value in estimated.values.items()
         if not isinstance(value, Refused)
     }
-    for name in of_all.errors:
-        measured = of_all.measure(name, 0, confidence)
+    for name in estimated.errors:
+        measured = estimated.measure(name, 0, confidence)
         if isinstance(measured, intervals.MetricInterval):
-            figures |= {
-                f"estimated/{name}_low": measured.low,
-                f"estimated/{name}_high": measured.high,
-            }
-    figures["estimated/windows"] = float(of_all.windows)
-    if of_all.calibration_error is not None:
-        figures["estimated/calibration_error"] = of_all.calibration_error
-    return _result(window, findings, figures, [note, *notes])
+            figures[f"estimated/{name}_low"] = measured.low
+            figures[f"estimated/{name}_high"] = measured.high
+    figures["estimated/windows"] = float(estimated.windows)
+    if estimated.calibration_error is not None:
+        figures["estimated/calibration_error"] = estimated.calibration_error
+    return figures
 
 
 def _findings(
@@ -361,17 +380,13 @@ def _findings(
     segment: str = "",
     prefix: str = "",
 ) -> Iterator[Finding]:
-    answers, needs = (
-        ("labels", "numbers")
-        if window.predictions.classified is not None
-        else ("numbers", "labels")
-    )
+    if window.predictions.classified is not None:
+        mismatch = "needs numbers, and this model returns labels"
+    else:
+        mismatch = "needs labels, and this model returns numbers"
     for requirement in window.request.spec.requirements:
         name = requirement.name
-        metric = measured.get(
-            name,
-            Refused(f"{name} needs {needs}, and this model returns {answers}"),
-        )
+        metric = measured.get(name, Refused(f"{name} {mismatch}"))
         yield intervals.criterion_finding(requirement, metric, confidence, segment, prefix)
 
 
@@ -381,7 +396,8 @@ def _result(
     figures: Mapping[str, float] = MappingProxyType({}),
     notes: Sequence[str] = (),
 ) -> MonitorResult:
-    rows, share = window.rows, window.labels / max(len(window.rows.table), 1)
+    rows = window.rows
+    share = window.labels / max(len(rows.table), 1)
     findings = with_history(window.request, findings)
     return window.request.result(
         *intervals.overall_state(findings),
@@ -394,55 +410,49 @@ def _result(
     )
 
 
-def _estimate_window(
-    window: _Window,
-) -> tuple[list[tuple[str, int, CbpeEstimate]], list[str]] | Refused:
-    """Return the estimates for all rows (segment "") and for each segment, each with
-    the segment's name and number of rows, and validated on the same segment of earlier
-    windows of the version. Also return notes on skipped values.
+def _estimate_window(window: _Window) -> tuple[_Expectations, list[str]] | Refused:
+    """Return the estimates for all rows (segment "") and for each segment, validated on
+    the same segment of earlier windows of the version, and notes on skipped values.
     """
+    if refused := _why_not_estimated(window):
+        return refused
     spec = window.request.spec
-    artifact = window.artifact
-    classified = window.predictions.classified
-    if classified is None:
-        return Refused(
-            "the model returns numbers, and their errors cannot be estimated without labels",
-        )
-    gives = artifact is not None and any(
-        output.role == "probabilities" for output in artifact.outputs
-    )
-    if classified.probabilities is None and gives:
-        assert artifact is not None
-        labels = len(artifact.classes) or len(classified.classes)
-        return Refused(
-            "the class probabilities, which an estimate needs, are not available: they are read "
-            f"from the log for at most 8 labels, and the model has {labels:,}",
-        )
     least_share = COMPLETE if spec.labels == "reported" else 0.0
     joined = _join_earlier_windows(window, least_share, spec.labels_within or "0s")
     if joined is None:
         return Refused("the rows of earlier windows do not match this window")
-    names = [
-        requirement.name for requirement in spec.requirements if requirement.name in CLASSIFICATION
-    ]
-    segments, notes = find_segments(
-        joined.table,
-        spec.segment_by,
-        spec.min_rows,
-        joined.number == 0,
-    )
+    segments, notes = find_segments(joined.table, spec, joined.number == 0)
     estimates = []
     for name, is_member in (("", np.ones(len(joined.table), bool)), *segments):
         in_window = is_member & (joined.number == 0)
         of_rows = estimate(
             joined.classified.take(in_window),
             joined.earlier(is_member, spec.min_rows),
-            names,
+            window.required,
         )
         if isinstance(of_rows, Refused):
             return of_rows
         estimates.append((name, int(in_window.sum()), of_rows))
     return estimates, [*joined.notes, *notes]
+
+
+def _why_not_estimated(window: _Window) -> Refused | None:
+    """Return the reason why the log has no probabilities; None if it may have them."""
+    classified = window.predictions.classified
+    if classified is None:
+        return Refused(
+            "the model returns numbers, and their errors cannot be estimated without labels",
+        )
+    artifact = window.artifact
+    if classified.probabilities is not None or artifact is None:
+        return None
+    if all(output.role != "probabilities" for output in artifact.outputs):
+        return None
+    labels = len(artifact.classes) or len(classified.classes)
+    return Refused(
+        "the class probabilities, which an estimate needs, are not available: they are read "
+        f"from the log for at most 8 labels, and the model has {labels:,}",
+    )
 
 
 def _trust_labels(window: _Window) -> tuple[LabelTrust | None, list[str]]:
@@ -454,7 +464,8 @@ def _trust_labels(window: _Window) -> tuple[LabelTrust | None, list[str]]:
     classified = window.predictions.classified
     if classified is None or classified.probabilities is None:
         return None, []
-    joined = _join_earlier_windows(window, COMPLETE if window.labelled.is_selected else 0.0)
+    least_share = COMPLETE if window.labelled.is_selected else 0.0
+    joined = _join_earlier_windows(window, least_share)
     if joined is None or joined.classified.probabilities is None:
         return None, []
     earlier = joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
@@ -471,48 +482,60 @@ def _join_earlier_windows(
     skipped and counted in the notes, unless labels are declared a sample. `wait` is the
     time until labels are available.
     """
-    request, rows, artifact, spec = (
-        window.request,
-        window.rows,
-        window.artifact,
-        window.request.spec,
-    )
-    tables = [rows.table]
+    tables = [window.rows.table]
     shares = [float(window.labelled.rows.mean())]
     selected = 0
-    for past in islice(_earlier_windows(request, wait), _LOOKED_AT):
-        earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
-        if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
+    for past in islice(_earlier_windows(window.request, wait), _LOOKED_AT):
+        earlier = _read_earlier(window, past, least_share)
+        if earlier is None:
             continue
-        earlier_predictions = read_predictions(earlier.table, artifact, request.capture.mask)
-        if isinstance(earlier_predictions, Refused) or earlier_predictions.label_mismatch:
-            continue
-        if (
-            earlier_predictions.is_labelled.sum() < spec.min_rows
-            or earlier_predictions.is_labelled.mean() < least_share
-        ):
-            continue
-        compared = weigh_labels(
-            earlier.table, earlier_predictions, spec.segment_by, spec.false_alarm_rate
-        )
-        if compared.is_selected and spec.labels != "sampled":
+        table, labelled = earlier
+        if labelled.is_selected and window.request.spec.labels != "sampled":
             selected += 1
             continue
-        shares.append(float(earlier_predictions.is_labelled.mean()))
-        tables.append(earlier.table.filter(pa.array(earlier_predictions.is_labelled)))
+        shares.append(float(labelled.rows.mean()))
+        tables.append(table.filter(pa.array(labelled.rows)))
         if len(tables) > _EARLIER_WINDOWS:
             break
     together = concat_tables(tables)
-    predictions = read_predictions(together, artifact, request.capture.mask)
+    predictions = read_predictions(together, window.artifact, window.request.capture.mask)
     if isinstance(predictions, Refused) or predictions.classified is None:
         return None
-    left_out = (
-        "earlier windows that are skipped, because their labelled and unlabelled rows differ: "
-        f"{selected}"
-    )
-    number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    notes = [left_out] if selected else []
+    notes = []
+    if selected:
+        notes.append(
+            "earlier windows that are skipped, because their labelled and unlabelled rows differ: "
+            f"{selected}",
+        )
+    number = np.repeat(np.arange(len(tables)), [*map(len, tables)])
     return _JoinedWindows(together, predictions, predictions.classified, number, shares, notes)
+
+
+def _read_earlier(
+    window: _Window,
+    past: Window,
+    least_share: float,
+) -> tuple[pa.Table, LabelWeights] | None:
+    """Return the rows and labels of an earlier window; None if another version answered
+    the rows, or too few of them have a usable label.
+    """
+    request = window.request
+    spec = request.spec
+    rows = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
+    if rows is None or (rows.model, rows.version) != (window.rows.model, window.rows.version):
+        return None
+    predictions = read_predictions(rows.table, window.artifact, request.capture.mask)
+    if isinstance(predictions, Refused) or predictions.label_mismatch:
+        return None
+    is_labelled = predictions.is_labelled
+    if is_labelled.sum() < spec.min_rows or is_labelled.mean() < least_share:
+        return None
+    return rows.table, weigh_labels(
+        rows.table,
+        predictions,
+        spec.segment_by,
+        spec.false_alarm_rate,
+    )
 
 
 def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:

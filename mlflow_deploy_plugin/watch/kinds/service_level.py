@@ -11,7 +11,7 @@ are counted separately. Failed requests are in a log without model columns
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.sketches.columns import OWN_PREFIX
 from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import Finding, ModelVersion, MonitorResult, WindowRequest
-from mlflow_deploy_plugin.watch.segments import as_texts, largest_values, segment_name
+from mlflow_deploy_plugin.watch.segments import largest_values, segment_name, texts_of
 from mlflow_deploy_plugin.watch.statistics.intervals import (
     bonferroni_confidence,
     criterion_finding,
@@ -46,9 +46,13 @@ _MAX_VALUES = 1_000
 
 @dataclass
 class _RequestCounts:
-    """Counts of requests in bounded memory. `slow`, [R], counts the answers that took
-    longer than `limits_us`, [R] (infinite for a requirement on errors). `has_failures`
-    is True if failed requests are included in the counts.
+    """Counts of requests in bounded memory.
+
+    Attributes:
+        limits_us: the longest permitted latency of each requirement, [R]; infinity for
+            a requirement on errors.
+        has_failures: True if failed requests are included in the counts.
+        slow: the number of answers that took longer than each limit, [R].
     """
 
     limits_us: Array
@@ -112,43 +116,32 @@ def judge(request: WindowRequest) -> MonitorResult:
     together.
     """
     spec = request.spec
-    limits = [
-        rule.value * 1e6 if rule.name in QUANTILES else math.inf for rule in spec.requirements
-    ]
-    counted = _CountedRequests(_RequestCounts(np.array(limits)))
-    counted.count(request)
+    counted = _count_requests(request)
     total = counted.total
     notes = [*unreadable_notes(request.log)]
     if not total.requests:
         return request.result("not judged", "the window has no rows", notes=notes)
-    absent = sorted({*spec.segment_by} - {*counted.by_column})
-    notes += [f"segments: the rows have no column {column!r}" for column in absent]
-    if counted.is_full:
-        notes.append(f"segments: only the first {_MAX_VALUES:,} values of a column were counted")
-    version, *rest = most_first(counted.versions)
-    if rest:
-        notes.append(f"{len(rest) + 1} versions answered in the window and are judged together")
+    notes += counted.notes(spec.segment_by)
+    version = next(iter(most_first(counted.versions)))
     if total.requests < spec.min_rows:
         reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
         return request.result("not judged", reason, version, total.requests, notes=notes)
-    segments, segment_notes = counted.largest(spec.min_rows)
+    parts, segment_notes = counted.largest(spec.min_rows)
     confidence = bonferroni_confidence(
         request.requirement_rate,
-        len(spec.requirements) * (1 + len(segments)),
+        len(spec.requirements) * len(parts),
     )
-    findings = [*_findings(spec.requirements, total, confidence, "")]
-    for name, counts in segments.items():
-        findings += _findings(spec.requirements, counts, confidence, name)
-    figures = dict(total.figures(spec.requirements))
-    notes = [*notes, *segment_notes]
+    findings: list[Finding] = []
+    for segment, counts in parts.items():
+        findings += _findings(spec.requirements, counts, confidence, segment)
     findings = with_history(request, findings)
     return request.result(
         *overall_state(findings),
         version,
         total.requests,
         findings=findings,
-        figures=figures,
-        notes=notes,
+        figures=dict(total.figures(spec.requirements)),
+        notes=(*notes, *segment_notes),
     )
 
 
@@ -163,27 +156,19 @@ class _CountedRequests:
     versions: dict[ModelVersion, int] = field(default_factory=dict)
     is_full: bool = False
 
-    def count(self, request: WindowRequest) -> None:
-        columns = request.spec.segment_by
-        log = request.log
-        needed = (*_COLUMNS, *columns)
-        for batch in log.batches(request.endpoint, request.window, needed):
-            # All rows of a request have the same latency.
-            requests = batch.filter(pc.equal(batch.column("_row"), 0))
-            for version, count in count_versions(requests).items():
-                self.versions[version] = self.versions.get(version, 0) + count
-            latencies = as_numbers(requests, "_latency_us")
-            for counts, rows in self.parts(requests, columns):
-                counts.add_answers(latencies[rows])
-        for batch in log.failures.batches(request.endpoint, request.window, needed):
-            for version in count_versions(batch):
-                self.versions.setdefault(version, 0)
-            statuses = as_numbers(batch, "_status")
-            for counts, rows in self.parts(
-                batch,
-                [name for name in columns if name.startswith(OWN_PREFIX)],
-            ):
-                counts.add_failures(statuses[rows])
+    def add_answers(self, requests: pa.Table, columns: Sequence[str]) -> None:
+        for version, count in count_versions(requests).items():
+            self.versions[version] = self.versions.get(version, 0) + count
+        latencies = as_numbers(requests, "_latency_us")
+        for counts, rows in self.parts(requests, columns):
+            counts.add_answers(latencies[rows])
+
+    def add_failures(self, requests: pa.Table, columns: Sequence[str]) -> None:
+        for version in count_versions(requests):
+            self.versions.setdefault(version, 0)
+        statuses = as_numbers(requests, "_status")
+        for counts, rows in self.parts(requests, columns):
+            counts.add_failures(statuses[rows])
 
     def parts(
         self,
@@ -195,10 +180,7 @@ class _CountedRequests:
         """
         yield self.total, np.arange(len(requests))
         for column in columns:
-            if column in requests.column_names:
-                texts = as_texts(requests.column(column))
-            else:
-                texts = None
+            texts = texts_of(requests, column)
             if texts is None:
                 continue
             by_value = self.by_column.setdefault(column, {})
@@ -220,11 +202,19 @@ class _CountedRequests:
                 )
                 yield by_value.setdefault(value, new_counts), rows
 
+    def notes(self, segment_by: Collection[str]) -> Iterator[str]:
+        for column in sorted({*segment_by} - {*self.by_column}):
+            yield f"segments: the rows have no column {column!r}"
+        if self.is_full:
+            yield f"segments: only the first {_MAX_VALUES:,} values of a column were counted"
+        if len(self.versions) > 1:
+            yield f"{len(self.versions)} versions answered in the window and are judged together"
+
     def largest(self, min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
-        """Return the largest segments with enough requests, and notes on skipped
-        values.
+        """Return all requests (segment "") and the largest segments with enough
+        requests, and notes on skipped values.
         """
-        segments: dict[str, _RequestCounts] = {}
+        segments = {"": self.total}
         notes: list[str] = []
         for column, by_value in self.by_column.items():
             counts = {value: value_counts.requests for value, value_counts in by_value.items()}
@@ -232,6 +222,27 @@ class _CountedRequests:
             notes += left_out
             segments |= {segment_name(column, value): by_value[value] for value in values}
         return segments, notes
+
+
+def _count_requests(request: WindowRequest) -> _CountedRequests:
+    limits = [_limit_us(requirement) for requirement in request.spec.requirements]
+    counted = _CountedRequests(_RequestCounts(np.array(limits)))
+    columns = request.spec.segment_by
+    needed = (*_COLUMNS, *columns)
+    for batch in request.log.batches(request.endpoint, request.window, needed):
+        # All rows of a request have the same latency.
+        counted.add_answers(batch.filter(pc.equal(batch.column("_row"), 0)), columns)
+    own_columns = [name for name in columns if name.startswith(OWN_PREFIX)]
+    for batch in request.log.failures.batches(request.endpoint, request.window, needed):
+        counted.add_failures(batch, own_columns)
+    return counted
+
+
+def _limit_us(requirement: Requirement) -> float:
+    """Return the longest permitted latency; infinity for a requirement on errors."""
+    if requirement.name not in QUANTILES:
+        return math.inf
+    return requirement.value * 1e6
 
 
 def _findings(

@@ -4,8 +4,9 @@ answered rows and are compared by `serve/runtime/shadow_compare.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from itertools import chain, product
 
 import numpy as np
 import pyarrow as pa
@@ -42,23 +43,32 @@ from mlflow_deploy_plugin.watch.statistics.intervals import (
 from mlflow_deploy_plugin.watch.statistics.predictions import unreadable_notes, version_artifact
 
 MAX_ROWS = 100_000
+_LARGEST_HASH = 2**64 - 1
 _NOT_COMPARED = -1
-_SAME = 1
 _OTHER = 0
 
 
 @dataclass(frozen=True, eq=False)
 class _ShadowRows:
-    """Paired rows of a shadow and the `answered` rows, [N], of the same requests.
-    `same`, [N] int8, is 1 for equal, 0 for different, and -1 for incomparable answers.
-    `copies` is the number of shadow rows that were read.
+    """Paired rows of a shadow variant and of the answers to the same requests.
+
+    Attributes:
+        answered: the answered rows, [N].
+        same: [N] int8, 1 for equal, 0 for different, and -1 for incomparable answers.
+        failures: a note for each combination of versions that cannot be compared.
+        copies: the number of shadow rows that were read.
+        segments: all rows (segment "") and the segments, with a mask of their rows,
+            [N] bool.
     """
 
+    variant: str
+    version: ModelVersion
     answered: pa.Table
     same: Array
-    version: ModelVersion
-    failures: tuple[str, ...]
+    failures: Sequence[str]
     copies: int
+    segments: Sequence[tuple[str, Array]]
+    segment_notes: Sequence[str]
 
     @property
     def comparable(self) -> Array:
@@ -70,73 +80,69 @@ class _ShadowRows:
         """
         return share_interval("disagreement", self.same[rows] == _OTHER, sampling.of(rows))
 
-    def figures(self, variant: str, answered: int, sampling: Sampling) -> dict[str, float]:
+    def figures(self, answered: int, sampling: Sampling) -> dict[str, float]:
         count = int(self.comparable.sum())
         figures = {
-            f"compared_rows/{variant}": float(count),
-            f"copied_share/{variant}": self.copies / answered,
+            f"compared_rows/{self.variant}": float(count),
+            f"copied_share/{self.variant}": self.copies / answered,
         }
         if count:
             measured = self.disagreement(self.comparable, sampling)
-            figures |= {f"{name}/{variant}": value for name, value in measured.figures.items()}
+            for name, value in measured.figures.items():
+                figures[f"{name}/{self.variant}"] = value
         return figures
+
+    def describe(self, answered: int) -> str:
+        model, version = self.version
+        return (
+            f"shadow {self.variant}: {model} version {version}, {int(self.comparable.sum()):,} of "
+            f"{answered:,} answered rows compared"
+        )
 
 
 def judge(request: WindowRequest) -> MonitorResult:
     """Judge the share of rows on which each shadow variant disagrees with the
     answers.
     """
-    spec = request.spec
     answered, shadows, notes = _read(request)
     if answered is None:
         return request.result("not judged", "the window has no rows", notes=notes)
-    version = next(iter(count_versions(answered)))
     if not shadows:
+        version = next(iter(count_versions(answered)))
         reason = "no shadow has computed a row in the window"
         return request.result("not judged", reason, version, len(answered), notes=notes)
     artifact_of = cache(partial(version_artifact, request))
-    compared = {
-        variant: _compare(answered, rows, artifact_of, request.capture.mask)
-        for variant, rows in shadows.items()
-    }
-    parts: dict[str, list[tuple[str, Array]]] = {}
-    segment_notes: list[str] = []
-    for variant, shadow in compared.items():
-        segments, left_out = find_segments(
-            shadow.answered,
-            spec.segment_by,
-            spec.min_rows,
-            shadow.comparable,
-        )
-        parts[variant] = [("", np.ones(len(shadow.same), bool)), *segments]
-        segment_notes += [note for note in left_out if note not in segment_notes]
-    intervals = len(spec.requirements) * sum(len(rows) for rows in parts.values())
-    confidence = bonferroni_confidence(request.requirement_rate, intervals)
+    compared = [
+        _compare(request, answered, variant, rows, artifact_of) for variant, rows in shadows.items()
+    ]
+    return _judge_variants(request, answered, compared, notes)
+
+
+def _judge_variants(
+    request: WindowRequest,
+    answered: pa.Table,
+    compared: Sequence[_ShadowRows],
+    notes: list[str],
+) -> MonitorResult:
+    parts = sum(len(shadow.segments) for shadow in compared)
+    confidence = bonferroni_confidence(
+        request.requirement_rate,
+        len(request.spec.requirements) * parts,
+    )
     findings: list[Finding] = []
     figures: dict[str, float] = {}
-    for variant, shadow in compared.items():
-        notes += [
-            (
-                f"shadow {variant}: {shadow.version[0]} version {shadow.version[1]}, "
-                f"{int(shadow.comparable.sum()):,} of {len(answered):,} answered rows compared"
-            ),
-            *shadow.failures,
-        ]
+    for shadow in compared:
+        notes += [shadow.describe(len(answered)), *shadow.failures]
         sampling = event_sampling(request, shadow.answered, confidence)
-        figures |= shadow.figures(variant, len(answered), sampling)
-        findings += _findings(spec, variant, shadow, parts[variant], sampling, len(compared) == 1)
-    for requirement in spec.requirements:
-        if requirement.argument and requirement.argument not in compared:
-            reason = (
-                f"shadow {requirement.argument!r} has computed no row in the window; "
-                f"the shadows are {', '.join(compared)}"
-            )
-            findings.append(criterion_finding(requirement, Refused(reason), confidence))
-    notes += segment_notes
+        figures |= shadow.figures(len(answered), sampling)
+        findings += _findings(request.spec, shadow, sampling, len(compared) == 1)
+    variants = [shadow.variant for shadow in compared]
+    findings += _absent_findings(request.spec, variants, confidence)
+    notes += dict.fromkeys(chain.from_iterable(shadow.segment_notes for shadow in compared))
     findings = with_history(request, findings)
     return request.result(
         *overall_state(findings),
-        version,
+        next(iter(count_versions(answered))),
         len(answered),
         findings=findings,
         figures=figures,
@@ -144,109 +150,149 @@ def judge(request: WindowRequest) -> MonitorResult:
     )
 
 
+def _absent_findings(
+    spec: MonitorSpec,
+    variants: Sequence[str],
+    confidence: float,
+) -> Iterator[Finding]:
+    """Yield a finding for each requirement on a variant without rows."""
+    for requirement in spec.requirements:
+        if requirement.argument not in ("", *variants):
+            absent = Refused(
+                f"shadow {requirement.argument!r} has computed no row in the window; the shadows "
+                f"are {', '.join(variants)}",
+            )
+            yield criterion_finding(requirement, absent, confidence)
+
+
+@dataclass
+class _SampledRows:
+    """About `MAX_ROWS` rows: those whose prediction id has a hash of at most `limit`.
+
+    Attributes:
+        parts: the sampled rows with the hashes of their prediction ids, [N] uint64.
+        total: the number of rows among which the sample selects.
+    """
+
+    parts: list[tuple[pa.Table, Array]] = field(default_factory=list)
+    limit: int = _LARGEST_HASH
+    total: int = 0
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows, _ in self.parts)
+
+    def add(self, rows: pa.Table) -> None:
+        self.total += len(rows)
+        self.parts.append(self._select(rows, hash_texts(rows.column("_prediction_id"))))
+        while len(self) > 2 * MAX_ROWS:
+            self.limit //= 2
+            for index, part in enumerate(self.parts):
+                self.parts[index] = self._select(*part)
+
+    def _select(self, rows: pa.Table, hashes: Array) -> tuple[pa.Table, Array]:
+        is_sampled = hashes <= np.uint64(self.limit)
+        return rows.filter(pa.array(is_sampled)), hashes[is_sampled]
+
+
 def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
     """Return the answered rows, and for each shadow variant its rows of the same
     requests; about `MAX_ROWS` rows each. If there are more rows, the same prediction
     ids are kept for answers and shadows, by the hash of the id.
     """
-    limit = 2**64 - 1
-    segment_by = request.spec.segment_by
     prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
-    tables: list[pa.Table] = []
-    hashes: list[Array] = []
-    held = total = 0
+    sample = _SampledRows()
     for batch in request.log.batches(request.endpoint, request.window, shadows=True):
         needed = [
-            name for name in batch.column_names if name in segment_by or name.startswith(prefixes)
+            name
+            for name in batch.column_names
+            if name in request.spec.segment_by or name.startswith(prefixes)
         ]
-        batch = batch.select(needed)
-        batch_hashes = hash_texts(batch.column("_prediction_id"))
-        total += len(batch)
-        is_sampled = batch_hashes <= np.uint64(limit)
-        tables.append(batch.filter(pa.array(is_sampled)))
-        hashes.append(batch_hashes[is_sampled])
-        held += int(is_sampled.sum())
-        while held > 2 * MAX_ROWS:
-            limit //= 2
-            for index, numbers in enumerate(hashes):
-                is_sampled = numbers <= np.uint64(limit)
-                tables[index], hashes[index] = (
-                    tables[index].filter(pa.array(is_sampled)),
-                    numbers[is_sampled],
-                )
-            held = sum(map(len, hashes))
+        sample.add(batch.select(needed))
     notes = list(unreadable_notes(request.log))
-    if limit < 2**64 - 1:
+    if sample.limit < _LARGEST_HASH:
         notes.append(
-            f"{held:,} of {total:,} rows, including shadow rows, are compared, sampled by "
-            "prediction id",
+            f"{len(sample):,} of {sample.total:,} rows, including shadow rows, are compared, "
+            "sampled by prediction id",
         )
-    if not held:
+    if not len(sample):
         return None, {}, notes
-    table = concat_tables(tables)
+    table = concat_tables([rows for rows, _ in sample.parts])
     is_shadow = pc.fill_null(table.column("_shadow"), False)
     answered = table.filter(pc.invert(is_shadow))
-    computed = table.filter(is_shadow)
     if not len(answered):
         return None, {}, notes
-    variants = sorted(
-        name for name in pc.unique(computed.column("_variant")).to_pylist() if name is not None
-    )
-    return (
-        answered,
-        {name: computed.filter(pc.equal(computed.column("_variant"), name)) for name in variants},
-        notes,
-    )
+    return answered, _by_variant(table.filter(is_shadow)), notes
+
+
+def _by_variant(computed: pa.Table) -> dict[str, pa.Table]:
+    variants = computed.column("_variant")
+    names = sorted(pc.unique(variants.drop_null()).to_pylist())
+    return {name: computed.filter(pc.equal(variants, name)) for name in names}
 
 
 def _compare(
+    request: WindowRequest,
     answered: pa.Table,
+    variant: str,
     computed: pa.Table,
     artifact_of: Callable[[str, str], Artifact | None],
-    masked: Sequence[str],
 ) -> _ShadowRows:
     """Compare the row pairs of each combination of versions separately, because the
     outputs differ per version.
     """
-    keys = _keys(answered)
-    shadow_keys = _keys(computed)
-    _, ours, theirs = np.intersect1d(keys, shadow_keys, return_indices=True)
-    order = np.argsort(ours)
-    left = answered.take(pa.array(ours[order]))
-    right = computed.take(pa.array(theirs[order]))
+    left, right = _pair_rows(answered, computed)
     same = np.full(len(left), _NOT_COMPARED, np.int8)
     failures = []
-    for answered_version in count_versions(left):
-        for shadow_version in count_versions(right):
-            rows = np.flatnonzero(
-                is_answered_by(left, *answered_version) & is_answered_by(right, *shadow_version),
-            )
-            if not len(rows):
-                continue
-            sides = left.take(pa.array(rows)), right.take(pa.array(rows))
-            try:
-                artifact = describe_answers(artifact_of(*answered_version), sides[0], masked)
-                shadow = describe_answers(artifact_of(*shadow_version), sides[1], masked)
-                outputs = captured_outputs(artifact, sides[0], masked)
-                outcome = compare_outputs(
-                    artifact,
-                    outputs,
-                    shadow,
-                    captured_outputs(shadow, sides[1], masked),
-                )
-                same[rows] = np.where(outcome.same, _SAME, _OTHER)
-            except InferenceError as error:
-                failures.append(
-                    f"{len(rows):,} rows of {answered_version[0]} version {answered_version[1]} "
-                    f"and its shadow: {error.message}",
-                )
+    for versions in product(count_versions(left), count_versions(right)):
+        rows = np.flatnonzero(
+            is_answered_by(left, *versions[0]) & is_answered_by(right, *versions[1]),
+        )
+        if not len(rows):
+            continue
+        pair = left.take(pa.array(rows)), right.take(pa.array(rows))
+        artifacts = [artifact_of(*version) for version in versions]
+        try:
+            same[rows] = _are_same(pair, artifacts, request.capture.mask)
+        except InferenceError as error:
+            ours = " version ".join(versions[0])
+            failures.append(f"{len(rows):,} rows of {ours} and its shadow: {error.message}")
+    segments, segment_notes = find_segments(left, request.spec, same != _NOT_COMPARED)
     return _ShadowRows(
+        variant,
+        next(iter(count_versions(computed))),
         left,
         same,
-        next(iter(count_versions(computed))),
-        tuple(failures),
+        failures,
         len(computed),
+        [("", np.ones(len(same), bool)), *segments],
+        segment_notes,
     )
+
+
+def _pair_rows(answered: pa.Table, computed: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the rows with the same keys of both tables, in the order of the
+    answers.
+    """
+    _, ours, theirs = np.intersect1d(_keys(answered), _keys(computed), return_indices=True)
+    order = np.argsort(ours)
+    return answered.take(pa.array(ours[order])), computed.take(pa.array(theirs[order]))
+
+
+def _are_same(
+    pair: Sequence[pa.Table],
+    artifacts: Sequence[Artifact | None],
+    masked: Sequence[str],
+) -> Array:
+    """Return a mask, [N] bool: True if the answer and the shadow's answer are equal."""
+    described = [
+        describe_answers(artifact, rows, masked)
+        for artifact, rows in zip(artifacts, pair, strict=True)
+    ]
+    ours, theirs = (
+        captured_outputs(artifact, rows, masked)
+        for artifact, rows in zip(described, pair, strict=True)
+    )
+    return compare_outputs(described[0], ours, described[1], theirs).same
 
 
 def _keys(table: pa.Table) -> Array:
@@ -261,26 +307,22 @@ def _keys(table: pa.Table) -> Array:
 
 def _findings(
     spec: MonitorSpec,
-    variant: str,
-    compared: _ShadowRows,
-    parts: list[tuple[str, Array]],
+    shadow: _ShadowRows,
     sampling: Sampling,
     is_only: bool,
 ) -> Iterator[Finding]:
     for requirement in spec.requirements:
-        if requirement.argument not in ("", variant):
+        if requirement.argument not in ("", shadow.variant):
             continue
-        for segment, rows in parts:
-            is_compared = rows & compared.comparable
+        for segment, rows in shadow.segments:
+            is_compared = rows & shadow.comparable
             if (count := int(is_compared.sum())) < spec.min_rows:
                 measured: MetricInterval | Refused = Refused(
                     f"{count:,} rows can be compared; min_rows is {spec.min_rows}",
                 )
             else:
-                measured = compared.disagreement(is_compared, sampling)
+                measured = shadow.disagreement(is_compared, sampling)
             item = criterion_finding(requirement, measured, sampling.confidence, segment)
-            yield (
-                item
-                if is_only or requirement.argument
-                else replace(item, subject=f"{item.subject}({variant})")
-            )
+            if not (is_only or requirement.argument):
+                item = replace(item, subject=f"{item.subject}({shadow.variant})")
+            yield item

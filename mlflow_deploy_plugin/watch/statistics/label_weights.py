@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.segments import as_texts
+from mlflow_deploy_plugin.watch.segments import texts_of
 from mlflow_deploy_plugin.watch.statistics.intervals import (
     MetricInterval,
     Sampling,
@@ -161,7 +161,7 @@ def _traits(
             traits["score"] = _cut(scores, bins)
         traits["answer"] = _largest(classified.predicted)
     for column in columns:
-        texts = as_texts(table.column(column)) if column in table.column_names else None
+        texts = texts_of(table, column)
         if texts is not None:
             coded = texts.dictionary_encode()
             traits[column] = _largest(np.asarray(pc.fill_null(coded.indices, -1)).astype(np.int64))
