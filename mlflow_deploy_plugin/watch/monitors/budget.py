@@ -14,7 +14,8 @@ from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.alerts import Alerts
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window, window_at
 from mlflow_deploy_plugin.ship.deployments.config import configure, traffic_weights
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
@@ -38,37 +39,45 @@ def check_change(deployments: Deployments, name: str, config: Mapping[str, objec
     """
     stored = deployments.store.require_endpoint(name)
     spec = configure(stored.spec, config)
-    lines = []
-    share = spec.budget_share
-    now = deployments.store.now()
+    lines: list[str] = []
     for monitor, changed in spec.monitors.items():
-        fields = ("alarms.", f"monitors.{monitor}.")
-        where = f"{name}: monitor {monitor}"
-        is_changed = any(key.startswith(fields) for key in config)
-        if share is None or not is_changed or changed.kind not in KINDS_WITH_REFERENCE:
-            continue
-        window = window_at(microseconds(now), changed.every)
-        is_pinned = changed.reference_kind == "window"
-        if is_pinned and (span := parse_window(changed.reference_value)).end > window.start:
-            raise InvalidConfig(
-                f"monitors.{monitor}.reference: {span} overlaps the monitor's next window, which "
-                f"a budget of alarms does not permit: END may be at most {window.start:%FT%R}",
-            )
-        selected = SelectedMonitor(name, monitor, changed, stored.spec.capture)
-        request = window_request(selected, window, deployments.settings, stored)
-        reference = None
-        try:
-            reference = load_reference(request, *_served_version(spec))
-            lines += [f"{where}: {limit}" for limit in check_budget(reference, changed, share)]
-        except OnnxserveError as error:
-            if (
-                reference is not None and not changed.is_rolling
-            ):  # A rolling reference grows with the log.
-                raise InvalidConfig(f"monitors.{monitor}: {error.message}") from None
-            lines.append(
-                f"{where}: the first judgement checks the budget of alarms: {error.message}",
-            )
+        is_changed = any(key.startswith(("alarms.", f"monitors.{monitor}.")) for key in config)
+        if is_changed and changed.kind in KINDS_WITH_REFERENCE:
+            selected = SelectedMonitor(name, monitor, changed, stored.spec.capture)
+            limits = _check_monitor(deployments, stored, spec, selected)
+            lines += [f"{name}: monitor {monitor}: {limit}" for limit in limits]
     return lines
+
+
+def _check_monitor(
+    deployments: Deployments,
+    stored: Endpoint,
+    spec: EndpointSpec,
+    selected: SelectedMonitor,
+) -> list[str]:
+    """Return how a monitor of the changed `spec` cannot keep its share of the budget.
+    Raises as `check_change`.
+    """
+    if spec.budget_share is None:
+        return []
+    monitor = selected.spec
+    window = window_at(microseconds(deployments.store.now()), monitor.every)
+    is_pinned = monitor.reference_kind == "window"
+    if is_pinned and (span := parse_window(monitor.reference_value)).end > window.start:
+        raise InvalidConfig(
+            f"monitors.{selected.name}.reference: {span} overlaps the monitor's next window, which "
+            f"a budget of alarms does not permit: END may be at most {window.start:%FT%R}",
+        )
+    request = window_request(selected, window, deployments.settings, stored)
+    reference = None
+    try:
+        reference = load_reference(request, *_served_version(spec))
+        return check_budget(reference, monitor, spec.budget_share)
+    except OnnxserveError as error:
+        # A rolling reference grows with the log.
+        if reference is not None and not monitor.is_rolling:
+            raise InvalidConfig(f"monitors.{selected.name}: {error.message}") from None
+        return [f"the first judgement checks the budget of alarms: {error.message}"]
 
 
 def _served_version(spec: EndpointSpec) -> ModelVersion:
@@ -121,49 +130,68 @@ def accept_alarms(
     reference or the endpoint has no budget, and OnnxserveError while a window is being
     judged.
     """
-    store, monitors = deployments.store, Monitors(deployments.store)
+    store = deployments.store
     endpoint = store.require_endpoint(name).spec
-    spec = endpoint.monitor(monitor)
-    update = f"onnxserve endpoint update {name} -C"
-    if spec.kind not in KINDS_WITH_REFERENCE:
-        remedy = f"`{update} monitors.{monitor}.require=…` changes its requirements"
-        raise InvalidConfig(
-            f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: {remedy}",
-        )
-    if endpoint.alarms.false_per_year is None:
-        raise InvalidConfig(
-            f"endpoint {name!r} has no budget of alarms: `{update} alarms.false_per_year=1` sets "
-            "it",
-        )
+    length = length_of(endpoint.monitor(monitor).every)
+    _require_baseline(endpoint, monitor)
     with hold_lease(store, name, monitor):  # A judgement that has begun would open the alert again.
-        windows = monitors.judged_windows((name, monitor), length_of(spec.every), "evidence")
+        monitors = Monitors(store)
+        windows = monitors.judged_windows((name, monitor), length, "evidence")
         judged = ((row.start, Evidence.from_json(row.evidence)) for row in reversed(windows))
         start, evidence = next(
             (item for item in judged if item[1].levels),
             (store.now(), Evidence()),
         )
-        baseline = _new_baseline(evidence, start)
-        where = f"monitor {monitor!r} of endpoint {name!r}"
-        if not baseline:
-            remedy = f"`onnxserve monitor list {name}` shows its last verdict"
-            raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
-        if columns:
-            baseline = _chosen(baseline, columns, where)
-        baseline |= _relations(baseline, evidence)
-        length = length_of(spec.every)
+        baseline = _accepted_columns(evidence, start, columns, (name, monitor))
         still_open = tuple(key for key in evidence.open_alarms if key not in baseline)
         accepted = AcceptedAlarms(baseline, length, still_open)
         actor = monitors.accept(name, monitor, baseline, why, (start, start + length))
-        if still_open:
-            return accepted
-        line = f"{actor} accepted that {', '.join(accepted.describe())}{f': {why}' if why else ''}"
-        for alert in (
-            alert
-            for alert in Alerts(store).firing(name)
-            if alert.fingerprint == f"{name}/{monitor}"
-        ):
-            end_alert(store, alert, line)
+        if not still_open:
+            line = f"{actor} accepted that {', '.join(accepted.describe())}"
+            _end_alerts(store, name, monitor, f"{line}: {why}" if why else line)
     return accepted
+
+
+def _require_baseline(endpoint: EndpointSpec, monitor: str) -> None:
+    """Raise InvalidConfig if the monitor cannot have a baseline."""
+    kind = endpoint.monitor(monitor).kind
+    update = f"onnxserve endpoint update {endpoint.name} -C"
+    if kind not in KINDS_WITH_REFERENCE:
+        remedy = f"`{update} monitors.{monitor}.require=…` changes its requirements"
+        raise InvalidConfig(
+            f"monitor {monitor!r} of kind {kind} has no reference and no baseline: {remedy}",
+        )
+    if endpoint.alarms.false_per_year is None:
+        raise InvalidConfig(
+            f"endpoint {endpoint.name!r} has no budget of alarms: `{update} "
+            "alarms.false_per_year=1` sets it",
+        )
+
+
+def _accepted_columns(
+    evidence: Evidence,
+    start: datetime,
+    columns: Collection[str],
+    key: MonitorKey,
+) -> dict[str, str]:
+    """Return the start of the new baseline of each accepted column. Raises NotFound if
+    a column has no open alarm.
+    """
+    name, monitor = key
+    baseline = _new_baseline(evidence, start)
+    where = f"monitor {monitor!r} of endpoint {name!r}"
+    if not baseline:
+        remedy = f"`onnxserve monitor list {name}` shows its last verdict"
+        raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
+    if columns:
+        baseline = _chosen(baseline, columns, where)
+    return baseline | _relations(baseline, evidence)
+
+
+def _end_alerts(store: Store, name: str, monitor: str, line: str) -> None:
+    for alert in Alerts(store).firing(name):
+        if alert.fingerprint == f"{name}/{monitor}":
+            end_alert(store, alert, line)
 
 
 def _columns(evidence: Evidence) -> set[str]:

@@ -13,11 +13,12 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,7 @@ servers and the controller.
 
 
 Judge = Callable[[WindowRequest], MonitorResult]
+Figures = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,16 @@ class SelectedMonitor:
             )
         new_bounds = {name: value for name, value in bounds.items() if value is not None}
         tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | options).items())
-        spec = self.spec.model_copy(update=new_bounds | ({"columns": columns} if columns else {}))
-        has_own_rate = "false_alarm_rate" in new_bounds
+        spec = self.spec.model_copy(update=new_bounds)
+        if columns:
+            spec = spec.model_copy(update={"columns": columns})
         return replace(
             self,
             spec=spec,
             tried=tried,
             columns=columns,
             exclude=exclude,
-            has_own_rate=has_own_rate,
+            has_own_rate="false_alarm_rate" in new_bounds,
         )
 
 
@@ -157,35 +160,37 @@ def request_from_store(
     """
     endpoint = store.endpoint(monitor.endpoint)
     request = window_request(monitor, window, settings, endpoint, revision, notes)
+    request = replace(request, past=_past_windows(request, Monitors(store)))
     # The budget would replace the monitor's own rate.
-    return _with_past(request, None if monitor.has_own_rate else endpoint, Monitors(store))
+    if endpoint is None or monitor.has_own_rate:
+        return request
+    return _with_budget(request, endpoint, Monitors(store))
 
 
-def _with_past(
+def _past_windows(request: WindowRequest, monitors: Monitors) -> list[JudgedWindow]:
+    stored = monitors.judged_windows(
+        (request.endpoint, request.monitor),
+        request.window.length,
+        "verdict",
+        "evidence",
+        until=request.window.start,
+        aligned_to=request.window.start,
+    )
+    return [
+        JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored
+    ]
+
+
+def _with_budget(
     request: WindowRequest,
-    endpoint: Endpoint | None,
+    endpoint: Endpoint,
     monitors: Monitors,
 ) -> WindowRequest:
     """Return the request with the monitor's share of the endpoint's budget of alarms,
-    and with its earlier windows.
+    and with the accepted baseline and the accuracy of a window of the schedule.
     """
     window = request.window
     spec = request.spec
-    key = request.endpoint, request.monitor
-    stored = monitors.judged_windows(
-        key,
-        window.length,
-        "verdict",
-        "evidence",
-        until=window.start,
-        aligned_to=window.start,
-    )
-    past = [
-        JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored
-    ]
-    request = replace(request, past=past)
-    if endpoint is None:
-        return request
     budget = endpoint.spec.alarms.false_per_year
     request = replace(request, false_per_year=endpoint.spec.budget_share)
     scheduled = window_at(window.start_us, spec.every)
@@ -194,18 +199,15 @@ def _with_past(
             f"the window overlaps {scheduled}, and only such windows of the schedule count for "
             "alarms over time"
         )
-        return replace(
-            request,
-            follows_levels=False,
-            notes=(*request.notes, note) if budget is not None else request.notes,
-        )
-    starts = monitors.state(*key).baseline
+        notes = request.notes if budget is None else (*request.notes, note)
+        return replace(request, follows_levels=False, notes=notes)
+    starts = monitors.state(request.endpoint, request.monitor).baseline
     request = replace(
         request,
         baseline={column: datetime.fromisoformat(start) for column, start in starts.items()},
     )
     if spec.kind in KINDS_WITH_REFERENCE:
-        since = past[0].start if past else window.start
+        since = request.past[0].start if request.past else window.start
         return replace(request, accuracy=_accuracy(endpoint, monitors, since, window.end))
     if budget is None:
         return request
@@ -222,33 +224,33 @@ def _accuracy(
     """Return the metric of the first requirement of the endpoint's first performance
     monitor: from labels, otherwise estimated. Return None if no window has the metric.
     """
-    of_kind = [
-        (name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"
-    ]
-    for name, spec in of_kind[:1]:
-        stored = monitors.judged_windows(
-            (endpoint.name, name),
-            length_of(spec.every),
-            "figures",
-            until=until,
-        )
-        windows = {row.start: row.figures for row in stored if row.start >= since}
-        metric = spec.requirements[0].name
-        sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
-        keys = [
-            key
-            for key in sources
-            if any(figures.get(key) is not None for figures in windows.values())
-        ]
-        values = [
-            next((row[key] for key in keys if row.get(key) is not None), math.nan)
-            for row in windows.values()
-        ]
-        title = f"{metric}, {' or '.join(sources[key] for key in keys)}"
-        if keys:
-            return LevelSeries(title, [*windows], values)
+    kinds = {name: spec.kind for name, spec in endpoint.spec.monitors.items()}
+    monitor = next((name for name, kind in kinds.items() if kind == "performance"), None)
+    if monitor is None:
         return None
-    return None
+    spec = endpoint.spec.monitors[monitor]
+    stored = monitors.judged_windows(
+        (endpoint.name, monitor),
+        length_of(spec.every),
+        "figures",
+        until=until,
+    )
+    windows = {row.start: row.figures for row in stored if row.start >= since}
+    metric = spec.requirements[0].name
+    sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
+    texts = [text for key, text in sources.items() if _has_figure(windows.values(), key)]
+    if not texts:
+        return None
+    values = [_first_figure(figures, [*sources]) for figures in windows.values()]
+    return LevelSeries(f"{metric}, {' or '.join(texts)}", [*windows], values)
+
+
+def _has_figure(windows: Iterable[Figures], name: str) -> bool:
+    return any(figures.get(name) is not None for figures in windows)
+
+
+def _first_figure(figures: Figures, names: Sequence[str]) -> float:
+    return next((figures[name] for name in names if figures.get(name) is not None), math.nan)
 
 
 def judge_and_log(request: WindowRequest) -> MonitorResult:
@@ -290,10 +292,10 @@ def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind
     """Return True if the log has a row in the window, or a file of the window's hours
     that cannot be read.
     """
-    logs = _judged_logs(log, kind)
-    return any(
-        len(rows) for part in logs for rows in part.batches(endpoint, window, ["_row"])
-    ) or bool(log.unreadable)
+    for part in _judged_logs(log, kind):
+        if any(len(rows) for rows in part.batches(endpoint, window, ["_row"])):
+            return True
+    return bool(log.unreadable)
 
 
 def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: datetime) -> Window:
@@ -322,17 +324,15 @@ def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
     """Return the endpoint's log without the rows of a deleted endpoint of the same
     name.
     """
-    return open_log(settings.inference_log, endpoint.rows_since if endpoint is not None else None)
+    rows_since = endpoint.rows_since if endpoint is not None else None
+    return open_log(settings.inference_log, rows_since)
 
 
 def files_digest(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> str:
-    logs = _judged_logs(log, kind)
-    files = [
-        (file.path, file.size)
-        for part in logs
-        for hour in part.hours(endpoint, window)
-        for file in part.files(hour)
-    ]
+    files: list[tuple[str, int]] = []
+    for part in _judged_logs(log, kind):
+        for hour in part.hours(endpoint, window):
+            files += [(file.path, file.size) for file in part.files(hour)]
     return digest(sorted(files)) if files else ""
 
 

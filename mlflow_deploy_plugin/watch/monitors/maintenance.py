@@ -44,6 +44,7 @@ from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.monitors import evaluation
 from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator, SelectedMonitor
 from mlflow_deploy_plugin.watch.monitors.schedule import oldest_unjudged_start
+from mlflow_deploy_plugin.watch.result import WindowRequest
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ judged again.
 """
 
 LateData = Literal["rows", "labels"]
+_LabelFile = tuple[datetime, str, int]
+"""The day, the path and the size of a file of labels."""
 _TIMEOUT_SECONDS = 1800.0
 
 
@@ -91,20 +94,23 @@ def files_digests(
         return rows
     # Read one more day, because clocks may differ.
     since = min(window.start for window in windows) - DAY
-    labels = [
-        (day, file.path, file.size)
-        for day, folder in list_days(log.location, labels_folder(log.location, windows[0].endpoint))
-        if day + DAY > since
-        for file in list_files(log.location, folder)
-    ]
+    labels: list[_LabelFile] = []
+    for day, folder in list_days(log.location, labels_folder(log.location, windows[0].endpoint)):
+        if day + DAY > since:
+            labels += [(day, file.path, file.size) for file in list_files(log.location, folder)]
     return [
-        evaluation.digest(
-            (of_rows, [file for file in labels if file[0] + DAY > window.start - DAY]),
-        )
-        if of_rows
-        else ""
+        _digest_with_labels(of_rows, labels, window.start)
         for of_rows, window in zip(rows, windows, strict=True)
     ]
+
+
+def _digest_with_labels(of_rows: str, labels: Sequence[_LabelFile], start: datetime) -> str:
+    """Return a digest of the rows' digest and of the label files from one day before
+    the window's start; empty for a window without rows.
+    """
+    if not of_rows:
+        return ""
+    return evaluation.digest((of_rows, [file for file in labels if file[0] + DAY > start - DAY]))
 
 
 def add_revisions(
@@ -116,15 +122,45 @@ def add_revisions(
     """Add revisions of windows with late rows or enough late labels. Return each
     revision with its kind of data.
     """
-    store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
-    now = store.now()
-    endpoint = store.endpoint(name)
+    settings = deployments.settings
+    monitors = Monitors(deployments.store)
+    now = deployments.store.now()
+    endpoint = deployments.store.endpoint(name)
     if endpoint is None or monitor not in endpoint.spec.monitors:
         return []
     spec = endpoint.spec.monitors[monitor]
     windows = monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
+    candidates = _revisable_windows(windows, spec, now)
+    digests = files_digests(evaluation.endpoint_log(settings, endpoint), candidates, spec)
+    selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
+    changed = [
+        _ChangedWindow(
+            row,
+            digest,
+            evaluation.window_request(selected, Window(row.start, row.end), settings, endpoint),
+        )
+        for row, digest in zip(candidates, digests, strict=True)
+        if digest != row.log_digest
+    ]
+    late = _find_late_data(evaluator, changed, now)
+    for window in changed:
+        if window.stored.id not in late:
+            monitors.set_log_digest(window.stored, window.log_digest)
+    return [
+        (monitors.add(name, monitor, row.start, row.end), late[row.id])
+        for row in candidates
+        if row.id in late
+    ]
+
+
+def _revisable_windows(
+    windows: Sequence[MonitorWindow],
+    spec: MonitorSpec,
+    now: datetime,
+) -> list[MonitorWindow]:
+    """Return the newest revisions of windows that may still get late rows or labels."""
     newest_revisions = {(window.start, window.end): window for window in windows}.values()
-    candidates = [
+    revisable = [
         row
         for row in newest_revisions
         if row.state == "judged"
@@ -132,50 +168,41 @@ def add_revisions(
         and row.end <= now <= row.end + revision_period(spec)
     ]
     if spec.kind == "performance":
-        candidates = candidates[-_MOST_LABELLED:]
-    digests = files_digests(evaluation.endpoint_log(settings, endpoint), candidates, spec)
-    changed = [
-        (window, new)
-        for window, new in zip(candidates, digests, strict=True)
-        if new != window.log_digest
-    ]
-    selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
-    requests = {
-        window.id: evaluation.window_request(
-            selected,
-            Window(window.start, window.end),
-            settings,
-            endpoint,
-        )
-        for window, _ in changed
-    }
+        return revisable[-_MOST_LABELLED:]
+    return revisable
+
+
+@dataclass(frozen=True)
+class _ChangedWindow:
+    """A judged window whose files have changed since its judgement."""
+
+    stored: MonitorWindow
+    log_digest: str
+    request: WindowRequest
+
+
+def _find_late_data(
+    evaluator: Evaluator,
+    changed: Sequence[_ChangedWindow],
+    now: datetime,
+) -> dict[int, LateData]:
+    """Return the kind of late data of windows by id."""
     late: dict[int, LateData] = {}
-    for window, _ in changed:
-        if (
-            now <= window.end + _ROWS_LOOKED_FOR
-            and evaluator.count_rows(requests[window.id]) > window.log_rows
-        ):
-            late[window.id] = "rows"
-    labelled = [
-        window
-        for window, _ in changed
-        if window.id not in late and "labelled_rows" in window.figures
-    ]
-    if labelled:
-        labels = evaluator.count_labels([requests[window.id] for window in labelled])
-    else:
-        labels = []
-    for window, count in zip(labelled, labels, strict=True):
-        if is_material(count, window, spec):
-            late[window.id] = "labels"
-    for window, log_digest in changed:
-        if window.id not in late:
-            monitors.set_log_digest(window, log_digest)
-    return [
-        (monitors.add(name, monitor, row.start, row.end), late[row.id])
-        for row, _ in changed
-        if row.id in late
-    ]
+    labelled = []
+    for window in changed:
+        stored = window.stored
+        may_have_rows = now <= stored.end + _ROWS_LOOKED_FOR
+        if may_have_rows and evaluator.count_rows(window.request) > stored.log_rows:
+            late[stored.id] = "rows"
+        elif "labelled_rows" in stored.figures:
+            labelled.append(window)
+    if not labelled:
+        return late
+    counts = evaluator.count_labels([window.request for window in labelled])
+    for window, count in zip(labelled, counts, strict=True):
+        if is_material(count, window.stored, window.request.spec):
+            late[window.stored.id] = "labels"
+    return late
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
@@ -252,26 +279,13 @@ def _maintain_all(deployments: Deployments, process: Worker, goes_on: Callable[[
     for endpoint in store.endpoints():
         with _logged_errors(f"{endpoint.name}: the maintenance of the log failed"):
             retention = endpoint.spec.capture.retention
+            needed = RetainedWindows()
             if retention:
                 needed = retained_windows(Monitors(store), endpoint, now)
-            else:
-                needed = RetainedWindows()
-            done: MaintenanceResult = call(
-                maintain_log,
-                settings,
-                endpoint.name,
-                now,
-                retention,
-                needed,
+            _log_expired(
+                endpoint,
+                call(maintain_log, settings, endpoint.name, now, retention, needed),
             )
-            if done.expired_files:
-                what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
-                _log.info(
-                    "%s: %s older than capture.retention %s were deleted",
-                    endpoint.name,
-                    what,
-                    retention,
-                )
     with _logged_errors("old watermarks of agents cannot be deleted"):
         if gone := call(forget_agents, settings, now):
             line = "the watermarks of agents that were silent for %d days were deleted: %s"
@@ -282,6 +296,16 @@ def _maintain_all(deployments: Deployments, process: Worker, goes_on: Callable[[
             if expired.windows or expired.alerts:
                 what = f"{expired.windows:,} windows and {expired.alerts:,} alerts"
                 _log.info("%s older than %d days were deleted from the store", what, days)
+
+
+def _log_expired(endpoint: Endpoint, done: MaintenanceResult) -> None:
+    if done.expired_files:
+        _log.info(
+            "%s: %s older than capture.retention %s were deleted",
+            endpoint.name,
+            f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)",
+            endpoint.spec.capture.retention,
+        )
 
 
 @contextmanager

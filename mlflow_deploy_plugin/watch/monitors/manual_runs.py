@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.spool.frames import segments, shipped_bytes
 from mlflow_deploy_plugin.ship.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.watch.drift.references.rows import ReferenceRows, load_datasets
+from mlflow_deploy_plugin.watch.drift.references.rows import load_datasets
 from mlflow_deploy_plugin.watch.monitors import evaluation, window_runner
 from mlflow_deploy_plugin.watch.monitors.evaluation import (
     Evaluator,
@@ -120,19 +120,9 @@ def run_window(
             f"--engine spark: Spark supports monitors of {', '.join(KINDS_WITH_REFERENCE)}, not "
             f"{monitor.spec.kind}",
         )
-    endpoint = deployments.store.endpoint(monitor.endpoint)
-    log = evaluation.endpoint_log(deployments.settings, endpoint)
-    left = [folder for folder, _ in left_specs(monitor.endpoint, deployments.settings)]
-    folders = {deployments.settings.state_dir(monitor.endpoint), *left}
-    is_shipped = all(wait_until_shipped(folder, _SHIPPING_SECONDS) for folder in folders)
+    is_shipped = _wait_for_spools(deployments, monitor.endpoint)
     now = deployments.store.now()
-    window = window or evaluation.latest_window(log, monitor.endpoint, monitor.spec, now)
-    if not evaluation.has_rows(log, monitor.endpoint, window, monitor.spec.kind):
-        latest = evaluation.latest_window(log, monitor.endpoint, monitor.spec, now)
-        raise NotFound(
-            f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest complete "
-            f"window with rows is {latest}",
-        )
+    window = _window_with_rows(deployments, monitor, window, now)
     notes: tuple[str, ...] = () if is_shipped else (_NOT_SHIPPED,)
     monitor = replace(monitor, engine=engine)
     if monitor.tried:
@@ -156,6 +146,35 @@ def run_window(
     if attempt.result is None:
         raise OnnxserveError(attempt.window.reason)
     return attempt.window, attempt.result
+
+
+def _wait_for_spools(deployments: Deployments, endpoint: str) -> bool:
+    """Return True if the captured rows of all servers on this machine are in the log."""
+    left = [folder for folder, _ in left_specs(endpoint, deployments.settings)]
+    folders = {deployments.settings.state_dir(endpoint), *left}
+    return all(wait_until_shipped(folder, _SHIPPING_SECONDS) for folder in folders)
+
+
+def _window_with_rows(
+    deployments: Deployments,
+    monitor: SelectedMonitor,
+    window: Window | None,
+    now: datetime,
+) -> Window:
+    """Return the window, by default the latest complete window with rows. Raises
+    NotFound if it has no rows.
+    """
+    name = monitor.endpoint
+    endpoint = deployments.store.endpoint(name)
+    log = evaluation.endpoint_log(deployments.settings, endpoint)
+    window = window or evaluation.latest_window(log, name, monitor.spec, now)
+    if not evaluation.has_rows(log, name, window, monitor.spec.kind):
+        latest = evaluation.latest_window(log, name, monitor.spec, now)
+        raise NotFound(
+            f"endpoint {name!r} has no captured rows in {window}; the latest complete window with "
+            f"rows is {latest}",
+        )
+    return window
 
 
 def backfill(
@@ -375,18 +394,18 @@ def _write_rows(
     data, against = load_datasets([rows, reference], exclude=exclude)
     without = [dataset.shown for dataset in (data, against) if dataset.times is None]
     del against
+    notes = [*data.notes]
     if len(without) == 2:
-        neither = "neither file"
-    else:
-        neither = f"only one file (not {''.join(without)})"
-    notes = [*data.notes, *([_INDEPENDENT.format(neither)] if without else [])]
+        notes.append(_INDEPENDENT.format("neither file"))
+    elif without:
+        notes.append(_INDEPENDENT.format(f"only one file (not {without[0]})"))
     if data.times is None:
         times = np.full(len(data.table), int(now.timestamp()) * 1_000_000)
         window = window_at(int(times[0]), "1d")
     else:
         times = data.times
         window = _window_of(times)
-    _lay_out(data, times, folder)
+    _write_hours(_with_log_columns(data.table, times), times, folder)
     return _FileRows(window, not without, tuple(notes))
 
 
@@ -400,20 +419,22 @@ def _window_of(times: Array) -> Window:
     return Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
 
 
-def _lay_out(rows: ReferenceRows, times: Array, folder: Path) -> None:
-    count = len(rows.table)
-    table = rows.table.select(
-        [name for name in rows.table.column_names if not name.startswith("_")],
-    )
+def _with_log_columns(rows: pa.Table, times: Array) -> pa.Table:
+    """Return the rows with the columns of a log; `times` are the event times, [N]."""
+    table = rows.select([name for name in rows.column_names if not name.startswith("_")])
     table = table.append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
     for name, value in _OWN.items():
-        table = table.append_column(name, pa.repeat(value, count))
-    table = table.append_column("_row", pa.array(np.arange(count, dtype=np.int32)))
+        table = table.append_column(name, pa.repeat(value, len(rows)))
+    return table.append_column("_row", pa.array(np.arange(len(rows), dtype=np.int32)))
+
+
+def _write_hours(table: pa.Table, times: Array, folder: Path) -> None:
     hours = times // HOUR_US
     order = np.argsort(hours, kind="stable")
     is_sorted = bool((hours[1:] >= hours[:-1]).all())
     distinct_hours, begins = np.unique(hours[order], return_index=True)
-    for hour, begin, end in zip(distinct_hours, begins, [*begins[1:], count], strict=True):
+    ends = [*begins[1:], len(table)]
+    for hour, begin, end in zip(distinct_hours, begins, ends, strict=True):
         moment = EPOCH + timedelta(hours=int(hour))
         hour_folder = folder / moment.strftime("date=%Y-%m-%d/hour=%H")
         hour_folder.mkdir(parents=True)

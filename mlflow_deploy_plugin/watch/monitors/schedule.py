@@ -257,16 +257,12 @@ def overviews(
     else:
         endpoints = [store.require_endpoint(endpoint)]
     stored = {(state.endpoint, state.monitor): state for state in Monitors(store).states(endpoint)}
-    return [
-        _overview(
-            store,
-            monitored,
-            stored.get((monitored.name, name)) or MonitorState(monitored.name, name),
-            marks,
-        )
-        for monitored in endpoints
-        for name in sorted(monitored.spec.monitors)
-    ]
+    found = []
+    for monitored in endpoints:
+        for name in sorted(monitored.spec.monitors):
+            state = stored.get((monitored.name, name)) or MonitorState(monitored.name, name)
+            found.append(_overview(store, monitored, state, marks))
+    return found
 
 
 def _overview(
@@ -276,18 +272,44 @@ def _overview(
     marks: "Sequence[Watermark]",
 ) -> MonitorOverview:
     monitors = Monitors(store)
-    name = state.monitor
-    now = store.now()
-    newest = monitors.newest(endpoint.name, name, _LOOKED_AT)
-    judged = [window.id for window in newest if window.state == "judged"][-1:]
-    unjudged = [
-        window.id
-        for window in newest
-        if window.state in ("pending", "running") and not window.by_hand
-    ][:1]
-    windows = monitors.windows_by_id([*judged, *unjudged])
-    (last,), (open,) = (map(windows.get, ids or [0]) for ids in (judged, unjudged))
-    status: MonitorStatus = "waiting"
+    newest = monitors.newest(endpoint.name, state.monitor, _LOOKED_AT)
+    scheduled = [window for window in newest if not window.by_hand]
+    last = next((window.id for window in reversed(newest) if window.state == "judged"), 0)
+    unjudged = (window.id for window in scheduled if window.state in ("pending", "running"))
+    next_id = next(unjudged, 0)
+    windows = monitors.windows_by_id([last, next_id])
+    status, due, why = _status(endpoint, state, windows.get(next_id), marks, store.now())
+    return MonitorOverview(
+        endpoint=endpoint.name,
+        monitor=state.monitor,
+        spec=endpoint.spec.monitors[state.monitor],
+        status=status,
+        state=state,
+        last=windows.get(last),
+        open=windows.get(next_id),
+        given_up=sum(window.state == "failed" for window in scheduled),
+        next_due=due,
+        why=why,
+        false_per_year=endpoint.spec.alarms.false_per_year,
+    )
+
+
+def _status(
+    endpoint: Endpoint,
+    state: MonitorState,
+    open: MonitorWindow | None,
+    marks: "Sequence[Watermark]",
+    now: datetime,
+) -> tuple[MonitorStatus, datetime | None, str]:
+    """Return the status, the time at which the next window is due, and the
+    explanation.
+    """
+    if state.paused:
+        return "paused", None, f"by {state.paused_by}"
+    is_running = open is not None and open.state == "running"
+    if open is not None and open.attempts and not is_running:
+        return "failing", open.not_before, f"attempt {open.attempts}: {open.reason}"
+    status: MonitorStatus = "judging" if is_running else "waiting"
     due = None
     why = state.note
     try:
@@ -298,28 +320,7 @@ def _overview(
         ):
             why = f"waiting for rows: the log is complete until {ready.complete_until:%F %T} UTC"
     except InvalidConfig as error:
-        status = "broken"
         why = error.message
-    if open is not None and open.state == "running":
-        status = "judging"
-    elif open is not None and open.attempts:
-        status = "failing"
-        due = open.not_before
-        why = f"attempt {open.attempts}: {open.reason}"
-    if state.paused:
-        status = "paused"
-        due = None
-        why = f"by {state.paused_by}"
-    return MonitorOverview(
-        endpoint=endpoint.name,
-        monitor=name,
-        spec=endpoint.spec.monitors[name],
-        status=status,
-        state=state,
-        last=last,
-        open=open,
-        given_up=sum(window.state == "failed" for window in newest if not window.by_hand),
-        next_due=due,
-        why=why,
-        false_per_year=endpoint.spec.alarms.false_per_year,
-    )
+        if not is_running:
+            status = "broken"
+    return status, due, why

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
-from itertools import takewhile
+from itertools import chain, takewhile
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
@@ -355,7 +355,7 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     decided = [row for row in reversed(newest.values()) if row.verdict not in UNDECIDED]
     in_a_row = takewhile(lambda row: row.outcome in ALARMS, decided)
     alarms = [Evidence.from_json(row.evidence).open_alarms for row in in_a_row]
-    lasting = {key for keys in alarms for key in keys}
+    lasting = {*chain.from_iterable(alarms)}
     count = 0
     for count, keys in enumerate(alarms, 1):
         if keys and not (lasting := lasting & {*keys}):
@@ -396,8 +396,12 @@ def window_summary(window: MonitorWindow) -> str:
         f"{window.endpoint}: monitor {window.monitor} {Window(window.start, window.end)}{revision}"
     )
     if window.state == "judged":
-        run = window.run_url or (f"run {window.run_id}" if window.run_id else "")
-        return f"{name}: {window.verdict}{f'; {run}' if run else f': {window.reason}'}"
+        verdict = f"{name}: {window.verdict}"
+        if window.run_url:
+            return f"{verdict}; {window.run_url}"
+        if window.run_id:
+            return f"{verdict}; run {window.run_id}"
+        return f"{verdict}: {window.reason}"
     if window.state == "failed":
         return f"{name}: failed after {window.attempts} attempts: {window.reason}"
     if window.state == "pending" and window.reason:
