@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.watch.result import UNDECIDED, MonitorResult
+from mlflow_deploy_plugin.watch.result import UNDECIDED, Finding, MonitorResult
 
 AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
@@ -87,15 +87,13 @@ def record_failure(
 def resolve_orphaned(store: Store) -> None:
     """End alerts of monitors or endpoints that no longer exist."""
     firing = Alerts(store).firing()
-    if firing:
-        monitors = {
-            (entry.name, name) for entry in store.endpoints() for name in entry.spec.monitors
-        }
-    else:
-        monitors = set()
-    unreadable = {endpoint.name for endpoint in store.unreadable()} if firing else set()
+    if not firing:
+        return
+    monitors = {entry.name: entry.spec.monitors for entry in store.endpoints()}
+    unreadable = {endpoint.name for endpoint in store.unreadable()}
     for alert in firing:
-        if (alert.endpoint, alert.monitor) not in monitors and alert.endpoint not in unreadable:
+        is_known = alert.monitor in monitors.get(alert.endpoint, {})
+        if not is_known and alert.endpoint not in unreadable:
             end_alert(store, alert, "the monitor was removed")
 
 
@@ -307,15 +305,7 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
     if result.reason and not alarms:  # The reason repeats the first alarm, if any.
         lines.append(_short(result.reason))
-    for finding in alarms[:_MOST_FINDINGS]:
-        name = _short(
-            f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject,
-        )
-        figures = f", {finding.measure}" if finding.measure else ""
-        if finding.value_text and finding.threshold_text:
-            figures += f" {finding.value_text} (threshold {finding.threshold_text})"
-        why = _short("; ".join(filter(None, (finding.history, finding.reason))))
-        lines.append(f"- {name}, {finding.check}{figures}{f': {why}' if why else ''}")
+    lines += map(_finding_line, alarms[:_MOST_FINDINGS])
     if len(alarms) > _MOST_FINDINGS:
         lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
     if alarms and (budget := result.figures.get("false_alarms_per_year")):
@@ -338,6 +328,19 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
         else "",
         tags=spec.alert,
     )
+
+
+def _finding_line(finding: Finding) -> str:
+    name = finding.subject
+    if finding.segment:
+        name += f" [{finding.segment}]"
+    line = f"- {_short(name)}, {finding.check}"
+    if finding.measure:
+        line += f", {finding.measure}"
+    if finding.value_text and finding.threshold_text:
+        line += f" {finding.value_text} (threshold {finding.threshold_text})"
+    why = _short("; ".join(filter(None, (finding.history, finding.reason))))
+    return f"{line}: {why}" if why else line
 
 
 def _next(endpoint: str, commands: str) -> str:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -188,15 +189,7 @@ def send_due(
     An alert for which `is_over` is true is dropped, because its message no longer
     matters. `endpoint` selects the alerts of one endpoint.
     """
-    due = []
-    for alert in _due(store, wait, endpoint):
-        if is_over(alert):
-            Alerts(store).change_by_id(
-                alert.id,
-                lambda old: replace(old, detail={**old.detail, "is_told": True}),
-            )
-        else:
-            due.append(alert)
+    due = _drop_outdated(store, _due(store, wait, endpoint), is_over)
     if not due or settings.alert_config is None:
         return 0
     try:
@@ -205,44 +198,74 @@ def send_due(
         _log_hourly(f"alerts cannot be sent: {error.message}", int(time.monotonic() // 3600))
         return 0
     now = store.now()
-
-    def claim(alert: Alert) -> Alert | None:
-        """Claim the alert; return None if another process is sending it."""
-        if alert.detail.get("is_told", True) or _is_ahead(
-            alert.detail.get("claimed_until", ""),
-            now,
-            _CLAIM,
-        ):
-            return None
-        return replace(alert, detail={**alert.detail, "claimed_until": (now + _CLAIM).isoformat()})
-
-    alerts = Alerts(store)
-    claimed = [
-        updated
-        for updated in (alerts.change_by_id(alert.id, claim) for alert in due)
-        if updated is not None
-    ]
-    deliveries: dict[tuple[str, str], tuple[Channel, list[Alert]]] = {}
-    for alert in claimed:
-        for channel in channels:
-            not_before = _channel_state(alert, channel).get("not_before", "")
-            if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
-                deliveries.setdefault((alert.endpoint, channel.id), (channel, []))[1].append(alert)
+    claimed = _claim(store, due, now)
+    deliveries = _plan_deliveries(claimed, channels, now)
     with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
-        taken = list(
-            pool.map(
-                lambda delivery: delivery[0].send(*_build_message(delivery[1])),
-                deliveries.values(),
-            ),
-        )
+        taken = list(pool.map(_Delivery.send, deliveries))
     for alert in claimed:
         outcomes = [
-            (channel, is_taken)
-            for (channel, some), is_taken in zip(deliveries.values(), taken, strict=True)
-            if alert in some
+            (delivery.channel, is_taken)
+            for delivery, is_taken in zip(deliveries, taken, strict=True)
+            if alert in delivery.alerts
         ]
         _settle(store, alert, channels, outcomes)
     return sum(taken)
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    """The message that a channel receives about the alerts of one endpoint."""
+
+    channel: Channel
+    alerts: list[Alert] = field(default_factory=list)
+
+    def send(self) -> bool:
+        return self.channel.send(*_build_message(self.alerts))
+
+
+def _drop_outdated(
+    store: Store,
+    alerts: Sequence[Alert],
+    is_over: Callable[[Alert], bool],
+) -> list[Alert]:
+    """Return the alerts that still matter, and mark the other alerts as sent."""
+    current = []
+    for alert in alerts:
+        if is_over(alert):
+            Alerts(store).change_by_id(
+                alert.id,
+                lambda old: replace(old, detail={**old.detail, "is_told": True}),
+            )
+        else:
+            current.append(alert)
+    return current
+
+
+def _claim(store: Store, alerts: Sequence[Alert], now: datetime) -> list[Alert]:
+    """Claim the alerts, and return those that no other process is sending."""
+
+    def claim(alert: Alert) -> Alert | None:
+        claimed_until = alert.detail.get("claimed_until", "")
+        if alert.detail.get("is_told", True) or _is_ahead(claimed_until, now, _CLAIM):
+            return None
+        return replace(alert, detail={**alert.detail, "claimed_until": (now + _CLAIM).isoformat()})
+
+    claimed = (Alerts(store).change_by_id(alert.id, claim) for alert in alerts)
+    return [alert for alert in claimed if alert is not None]
+
+
+def _plan_deliveries(
+    alerts: Sequence[Alert],
+    channels: Sequence[Channel],
+    now: datetime,
+) -> list[_Delivery]:
+    deliveries: dict[tuple[str, str], _Delivery] = {}
+    for alert, channel in product(alerts, channels):
+        not_before = _channel_state(alert, channel).get("not_before", "")
+        if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
+            key = alert.endpoint, channel.id
+            deliveries.setdefault(key, _Delivery(channel)).alerts.append(alert)
+    return list(deliveries.values())
 
 
 @lru_cache(maxsize=8)
@@ -315,43 +338,50 @@ def _settle(
     outcomes: Sequence[tuple[Channel, bool]],
 ) -> None:
     now = store.now()
-    subject = f"{alert.endpoint}, monitor {alert.monitor}"
 
     def settled(stored: Alert) -> Alert:
-        deliveries = dict(stored.detail.get("channels", {}))
+        states = dict(stored.detail.get("channels", {}))
         for channel, is_taken in outcomes:
             if is_taken:
-                deliveries[channel.id] = {"number": alert.detail["number"]}
-                continue
-            before = deliveries.get(channel.id, {})
-            tries = before.get("tries", 0) + 1
-            seconds = _pause_seconds(tries)
-            not_before = (now + timedelta(seconds=seconds)).isoformat()
-            deliveries[channel.id] = {**before, "tries": tries, "not_before": not_before}
-            if tries < _MOST_TRIES:
-                _log.warning(
-                    "%s: %s did not accept the alert; retry in %d s",
-                    subject,
-                    channel.name,
-                    seconds,
-                )
+                states[channel.id] = {"number": alert.detail["number"]}
             else:
-                _log.error(
-                    "%s: %s failed %d times; the alert is dropped",
-                    subject,
-                    channel.name,
-                    tries,
-                )
-        told_at = now if any(is_taken for _, is_taken in outcomes) else stored.told_at
-        detail = {**stored.detail, "channels": deliveries, "claimed_until": ""}
-        after = replace(stored, detail=detail, told_at=told_at)
+                states[channel.id] = _after_failure(states.get(channel.id, {}), now)
+        detail = {**stored.detail, "channels": states, "claimed_until": ""}
+        after = replace(stored, detail=detail)
+        if any(is_taken for _, is_taken in outcomes):
+            after = replace(after, told_at=now)
         is_told = not any(_is_owed(after, channel) for channel in channels)
-        has_reached = any(channel.takes(after.detail.get("tags", ())) for channel in channels)
-        if is_told and not has_reached:
-            _log.error("%s: no channel in ONNXSERVE_ALERT_CONFIG has a tag of the alert", subject)
         return replace(after, detail={**detail, "is_told": is_told})
 
-    Alerts(store).change_by_id(alert.id, settled)
+    after = Alerts(store).change_by_id(alert.id, settled)
+    if after is not None:
+        failed = [channel for channel, is_taken in outcomes if not is_taken]
+        _log_failures(after, failed, channels)
+
+
+def _after_failure(state: _ChannelState, now: datetime) -> _ChannelState:
+    tries = state.get("tries", 0) + 1
+    not_before = now + timedelta(seconds=_pause_seconds(tries))
+    return {**state, "tries": tries, "not_before": not_before.isoformat()}
+
+
+def _log_failures(alert: Alert, failed: Sequence[Channel], channels: Sequence[Channel]) -> None:
+    """Log the channels that did not accept the alert, and an alert for no channel."""
+    subject = f"{alert.endpoint}, monitor {alert.monitor}"
+    for channel in failed:
+        tries = _channel_state(alert, channel).get("tries", 0)
+        if tries < _MOST_TRIES:
+            _log.warning(
+                "%s: %s did not accept the alert; retry in %d s",
+                subject,
+                channel.name,
+                _pause_seconds(tries),
+            )
+        else:
+            _log.error("%s: %s failed %d times; the alert is dropped", subject, channel.name, tries)
+    has_reached = any(channel.takes(alert.detail.get("tags", ())) for channel in channels)
+    if alert.detail["is_told"] and not has_reached:
+        _log.error("%s: no channel in ONNXSERVE_ALERT_CONFIG has a tag of the alert", subject)
 
 
 def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:

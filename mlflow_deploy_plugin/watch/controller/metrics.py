@@ -8,7 +8,7 @@ whether a monitor has stopped.
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -17,7 +17,12 @@ from prometheus_client.registry import Collector
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow, read_counts
+from mlflow_deploy_plugin.core.store.monitors import (
+    MonitorKey,
+    Monitors,
+    MonitorWindow,
+    read_counts,
+)
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.promote.rollouts.leadership import LEADS
 from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED
@@ -78,9 +83,8 @@ def start_metrics_server(
         server, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
-    opened: Any = (
-        server  # Close idle connections after a timeout, because each connection uses a thread.
-    )
+    # Close idle connections after a timeout, because each connection uses a thread.
+    opened: Any = server
     opened.RequestHandlerClass = type(
         "Handler",
         (opened.RequestHandlerClass,),
@@ -163,19 +167,12 @@ class StoreMetrics(Collector):
 
 
 def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
-    keys = [
-        (endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors
-    ]
+    keys: list[MonitorKey] = []
+    for endpoint in endpoints:
+        keys += [(endpoint.name, monitor) for monitor in endpoint.spec.monitors]
     paused = {(state.endpoint, state.monitor) for state in Monitors(store).states() if state.paused}
     counts = read_counts(store, keys, _SHARE, _LOOKED_BACK)
-    families = {
-        name: (CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily)(
-            name,
-            text,
-            labels=labels,
-        )
-        for name, (text, labels) in _METRICS.items()
-    }
+    families = _new_families()
     for key in keys:
         judged = counts.judged.get(key)
         state = "paused" if key in paused else _state(judged, counts.newest.get(key))
@@ -184,15 +181,8 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
                 (*key, possible),
                 float(possible == state),
             )
-        if judged is None:
-            continue
-        families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
-            key,
-            judged.end.timestamp(),
-        )
-        for metric, value in judged.figures.items():
-            if "/" not in metric and value is not None:  # Omit values per column or variant.
-                families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
+        if judged is not None:
+            _add_window(families, key, judged)
     # Omit a removed monitor's last success, which would soon raise the alert for a
     # stopped monitor.
     last_success = {
@@ -209,6 +199,28 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
         for labels, value in values.items():
             families[name].add_metric(labels, value)
     return [*families.values()]
+
+
+def _new_families() -> dict[str, CounterMetricFamily | GaugeMetricFamily]:
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for name, (text, labels) in _METRICS.items():
+        family = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
+        families[name] = family(name, text, labels=labels)
+    return families
+
+
+def _add_window(
+    families: Mapping[str, CounterMetricFamily | GaugeMetricFamily],
+    key: MonitorKey,
+    judged: MonitorWindow,
+) -> None:
+    families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
+        key,
+        judged.end.timestamp(),
+    )
+    for metric, value in judged.figures.items():
+        if "/" not in metric and value is not None:  # Omit values per column or variant.
+            families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
 
 
 def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:

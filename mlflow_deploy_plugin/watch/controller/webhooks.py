@@ -69,6 +69,64 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
 
+class _Receiver:
+    """Polls the registry for the model in each signed event.
+
+    Args:
+        clock: the clock of the log, which has at most one line about unsigned webhooks
+            per minute.
+    """
+
+    def __init__(
+        self,
+        deployments: Deployments,
+        secret: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._deployments = deployments
+        self._secret = secret
+        self._clock = clock
+        self._log_at = clock()
+        self._waiting: set[str] = set()
+
+    async def receive(self, request: Request) -> Response:
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _MAX_BYTES:
+                return _refuse(f"the body has more than {_MAX_BYTES:,} bytes", 413)
+        try:
+            is_signed = _is_signed(request, body, self._secret)
+        except ValueError:
+            return _refuse("X-MLflow-Timestamp is not a whole number of seconds", 400)
+        if not is_signed:
+            self._log_unsigned()
+            return _refuse(_UNSIGNED, 401)
+        try:
+            event = json.loads(body)
+            model = str(event["data"]["name"]) if event["entity"] in _ENTITIES else ""
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return _refuse("the body is not an event of MLflow", 400)
+        if not model or model in self._waiting:
+            return Response(headers=_ONCE)
+        self._waiting.add(model)
+        return Response(headers=_ONCE, background=BackgroundTask(self._poll, model))
+
+    def _poll(self, model: str) -> None:
+        self._waiting.discard(model)  # An event during the poll causes another poll.
+        log_errors(lambda: self._deployments.poll_registry(model))
+
+    def _log_unsigned(self) -> None:
+        now = self._clock()
+        if now >= self._log_at:
+            self._log_at = now + _LOG_SECONDS
+            logging.getLogger(__name__).warning("%s (logged at most once per minute)", _UNSIGNED)
+
+
+def _refuse(reason: str, status: int) -> Response:
+    return Response(reason, status, _ONCE)
+
+
 def start_webhook_receiver(
     deployments: Deployments,
     listener: socket,
@@ -87,46 +145,8 @@ def start_webhook_receiver(
         raise InvalidConfig(
             "--webhook-port: set ONNXSERVE_WEBHOOK_SECRET to the secret of the webhook in MLflow",
         )
-    waiting: set[str] = set()
-    log_at = clock()
-
-    def poll(model: str) -> None:
-        waiting.discard(model)  # An event that arrives during the poll causes another poll.
-        log_errors(lambda: deployments.poll_registry(model))
-
-    def refuse(reason: str, status: int) -> Response:
-        return Response(reason, status, _ONCE)
-
-    async def receive(request: Request) -> Response:
-        nonlocal log_at
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _MAX_BYTES:
-                return refuse(f"the body has more than {_MAX_BYTES:,} bytes", 413)
-        try:
-            is_signed = _is_signed(request, body, secret)
-        except ValueError:
-            return refuse("X-MLflow-Timestamp is not a whole number of seconds", 400)
-        if not is_signed:
-            if clock() >= log_at:
-                log_at = clock() + _LOG_SECONDS
-                logging.getLogger(__name__).warning(
-                    "%s (logged at most once per minute)",
-                    _UNSIGNED,
-                )
-            return refuse(_UNSIGNED, 401)
-        try:
-            event = json.loads(body)
-            model = str(event["data"]["name"]) if event["entity"] in _ENTITIES else ""
-        except (ValueError, LookupError, TypeError, RecursionError):
-            return refuse("the body is not an event of MLflow", 400)
-        if not model or model in waiting:
-            return Response(headers=_ONCE)
-        waiting.add(model)
-        return Response(headers=_ONCE, background=BackgroundTask(poll, model))
-
-    route = Route("/{path:path}", receive, methods=["POST"])
+    receiver = _Receiver(deployments, secret, clock)
+    route = Route("/{path:path}", receiver.receive, methods=["POST"])
     # A level below "critical" would log a traceback for each client that disconnects
     # early.
     config = uvicorn.Config(

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.core.spec.types import length_of
+from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
@@ -136,20 +136,32 @@ def accept_alarms(
     _require_baseline(endpoint, monitor)
     with hold_lease(store, name, monitor):  # A judgement that has begun would open the alert again.
         monitors = Monitors(store)
-        windows = monitors.judged_windows((name, monitor), length, "evidence")
-        judged = ((row.start, Evidence.from_json(row.evidence)) for row in reversed(windows))
-        start, evidence = next(
-            (item for item in judged if item[1].levels),
-            (store.now(), Evidence()),
-        )
+        start, evidence = _newest_levels(monitors, (name, monitor), length)
         baseline = _accepted_columns(evidence, start, columns, (name, monitor))
         still_open = tuple(key for key in evidence.open_alarms if key not in baseline)
         accepted = AcceptedAlarms(baseline, length, still_open)
         actor = monitors.accept(name, monitor, baseline, why, (start, start + length))
         if not still_open:
             line = f"{actor} accepted that {', '.join(accepted.describe())}"
-            _end_alerts(store, name, monitor, f"{line}: {why}" if why else line)
+            if why:
+                line += f": {why}"
+            _end_alerts(store, name, monitor, line)
     return accepted
+
+
+def _newest_levels(
+    monitors: Monitors,
+    key: MonitorKey,
+    length: timedelta,
+) -> tuple[datetime, Evidence]:
+    """Return the start and the evidence of the newest judged window with levels; empty
+    evidence if no window has levels.
+    """
+    for row in reversed(monitors.judged_windows(key, length, "evidence")):
+        evidence = Evidence.from_json(row.evidence)
+        if evidence.levels:
+            return row.start, evidence
+    return EPOCH, Evidence()
 
 
 def _require_baseline(endpoint: EndpointSpec, monitor: str) -> None:

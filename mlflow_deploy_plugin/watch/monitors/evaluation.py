@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -56,7 +56,6 @@ servers and the controller.
 
 
 Judge = Callable[[WindowRequest], MonitorResult]
-Figures = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -224,33 +223,36 @@ def _accuracy(
     """Return the metric of the first requirement of the endpoint's first performance
     monitor: from labels, otherwise estimated. Return None if no window has the metric.
     """
-    kinds = {name: spec.kind for name, spec in endpoint.spec.monitors.items()}
-    monitor = next((name for name, kind in kinds.items() if kind == "performance"), None)
-    if monitor is None:
-        return None
-    spec = endpoint.spec.monitors[monitor]
-    stored = monitors.judged_windows(
-        (endpoint.name, monitor),
-        length_of(spec.every),
-        "figures",
-        until=until,
-    )
-    windows = {row.start: row.figures for row in stored if row.start >= since}
-    metric = spec.requirements[0].name
-    sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
-    texts = [text for key, text in sources.items() if _has_figure(windows.values(), key)]
+    for name, spec in endpoint.spec.monitors.items():
+        if spec.kind == "performance":
+            stored = monitors.judged_windows(
+                (endpoint.name, name),
+                length_of(spec.every),
+                "figures",
+                until=until,
+            )
+            windows = {row.start: row.figures for row in stored if row.start >= since}
+            return _metric_series(spec.requirements[0].name, windows)
+    return None
+
+
+def _metric_series(
+    metric: str,
+    windows: Mapping[datetime, Mapping[str, Any]],
+) -> LevelSeries | None:
+    """Return the metric of windows by start. Return None if no window has it."""
+    measured = [figures.get(metric) for figures in windows.values()]
+    estimated = [figures.get(f"estimated/{metric}") for figures in windows.values()]
+    sources = {"from labels": measured, "estimated": estimated}
+    texts = [text for text, values in sources.items() if {*values} - {None}]
     if not texts:
         return None
-    values = [_first_figure(figures, [*sources]) for figures in windows.values()]
+    values = list(map(_first_known, measured, estimated))
     return LevelSeries(f"{metric}, {' or '.join(texts)}", [*windows], values)
 
 
-def _has_figure(windows: Iterable[Figures], name: str) -> bool:
-    return any(figures.get(name) is not None for figures in windows)
-
-
-def _first_figure(figures: Figures, names: Sequence[str]) -> float:
-    return next((figures[name] for name in names if figures.get(name) is not None), math.nan)
+def _first_known(*values: float | None) -> float:
+    return next((value for value in values if value is not None), math.nan)
 
 
 def judge_and_log(request: WindowRequest) -> MonitorResult:

@@ -42,7 +42,11 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.monitors import evaluation
-from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator, SelectedMonitor
+from mlflow_deploy_plugin.watch.monitors.evaluation import (
+    Evaluator,
+    SelectedMonitor,
+    window_request,
+)
 from mlflow_deploy_plugin.watch.monitors.schedule import oldest_unjudged_start
 from mlflow_deploy_plugin.watch.result import WindowRequest
 
@@ -122,30 +126,23 @@ def add_revisions(
     """Add revisions of windows with late rows or enough late labels. Return each
     revision with its kind of data.
     """
-    settings = deployments.settings
     monitors = Monitors(deployments.store)
     now = deployments.store.now()
     endpoint = deployments.store.endpoint(name)
     if endpoint is None or monitor not in endpoint.spec.monitors:
         return []
     spec = endpoint.spec.monitors[monitor]
-    windows = monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
-    candidates = _revisable_windows(windows, spec, now)
-    digests = files_digests(evaluation.endpoint_log(settings, endpoint), candidates, spec)
+    candidates = _revisable_windows(
+        monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False),
+        spec,
+        now,
+    )
     selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
-    changed = [
-        _ChangedWindow(
-            row,
-            digest,
-            evaluation.window_request(selected, Window(row.start, row.end), settings, endpoint),
-        )
-        for row, digest in zip(candidates, digests, strict=True)
-        if digest != row.log_digest
-    ]
+    changed = list(_changed_windows(deployments.settings, endpoint, selected, candidates))
     late = _find_late_data(evaluator, changed, now)
-    for window in changed:
-        if window.stored.id not in late:
-            monitors.set_log_digest(window.stored, window.log_digest)
+    for item in changed:
+        if item.stored.id not in late:
+            monitors.set_log_digest(item.stored, item.log_digest)
     return [
         (monitors.add(name, monitor, row.start, row.end), late[row.id])
         for row in candidates
@@ -179,6 +176,19 @@ class _ChangedWindow:
     stored: MonitorWindow
     log_digest: str
     request: WindowRequest
+
+
+def _changed_windows(
+    settings: Settings,
+    endpoint: Endpoint,
+    monitor: SelectedMonitor,
+    windows: Sequence[MonitorWindow],
+) -> Iterator[_ChangedWindow]:
+    log = evaluation.endpoint_log(settings, endpoint)
+    for row, digest in zip(windows, files_digests(log, windows, monitor.spec), strict=True):
+        if digest != row.log_digest:
+            request = window_request(monitor, Window(row.start, row.end), settings, endpoint)
+            yield _ChangedWindow(row, digest, request)
 
 
 def _find_late_data(

@@ -149,7 +149,7 @@ def run_window(
 
 
 def _wait_for_spools(deployments: Deployments, endpoint: str) -> bool:
-    """Return True if the captured rows of all servers on this machine are in the log."""
+    """Return True if the log has the captured rows of all servers on this machine."""
     left = [folder for folder, _ in left_specs(endpoint, deployments.settings)]
     folders = {deployments.settings.state_dir(endpoint), *left}
     return all(wait_until_shipped(folder, _SHIPPING_SECONDS) for folder in folders)
