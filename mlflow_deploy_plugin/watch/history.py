@@ -49,9 +49,8 @@ def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool
 
 
 def _with_start(request: WindowRequest, finding: Finding) -> Finding:
-    if (
-        not finding.is_alarm or finding.since
-    ):  # A shift has its own start, before the first window with its alarm.
+    # A shift has its own start, before the first window with its alarm.
+    if not finding.is_alarm or finding.since:
         return finding
     first = request.window.start
     in_a_row = 1

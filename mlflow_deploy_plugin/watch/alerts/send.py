@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.registry.answers import bounded_answers
 from mlflow_deploy_plugin.core.settings import Settings
-from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts, Silences
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts, Silence, Silences
 from mlflow_deploy_plugin.core.store.store import Store
 
 if TYPE_CHECKING:
@@ -293,9 +293,12 @@ def _due(store: Store, wait: timedelta, endpoint: str | None) -> list[Alert]:
     return [
         alert
         for alert in untold
-        if not now - wait < newest[alert.endpoint] <= now
-        and not any(silence.covers(alert.endpoint, alert.monitor) for silence in silences)
+        if not now - wait < newest[alert.endpoint] <= now and not _is_silenced(alert, silences)
     ]
+
+
+def _is_silenced(alert: Alert, silences: Iterable[Silence]) -> bool:
+    return any(silence.covers(alert.endpoint, alert.monitor) for silence in silences)
 
 
 def _is_ahead(moment: str, now: datetime, most: timedelta) -> bool:

@@ -8,7 +8,7 @@ whether a monitor has stopped.
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.core.store.monitors import (
     MonitorKey,
     Monitors,
     MonitorWindow,
+    StoreCounts,
     read_counts,
 )
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
@@ -62,6 +63,7 @@ _METRICS = {
     "onnxserve_alerts_firing": ("Alerts that are firing.", _MONITOR),
     "onnxserve_retrainings": ("Retrainings, by state.", (*_MONITOR, "state")),
 }
+_Families = dict[str, CounterMetricFamily | GaugeMetricFamily]
 _COUNTERS = ("onnxserve_monitor_windows", "onnxserve_monitor_failures")
 
 
@@ -176,13 +178,39 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     for key in keys:
         judged = counts.judged.get(key)
         state = "paused" if key in paused else _state(judged, counts.newest.get(key))
-        for possible in STATES:
-            families["onnxserve_monitor_state"].add_metric(
-                (*key, possible),
-                float(possible == state),
-            )
-        if judged is not None:
-            _add_window(families, key, judged)
+        _add_monitor(families, key, state, judged)
+    _add_counts(families, counts)
+    return [*families.values()]
+
+
+def _new_families() -> _Families:
+    families: _Families = {}
+    for name, (text, labels) in _METRICS.items():
+        family = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
+        families[name] = family(name, text, labels=labels)
+    return families
+
+
+def _add_monitor(
+    families: _Families,
+    key: MonitorKey,
+    state: str,
+    judged: MonitorWindow | None,
+) -> None:
+    for possible in STATES:
+        families["onnxserve_monitor_state"].add_metric((*key, possible), float(possible == state))
+    if judged is None:
+        return
+    families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
+        key,
+        judged.end.timestamp(),
+    )
+    for metric, value in judged.figures.items():
+        if "/" not in metric and value is not None:  # Omit values per column or variant.
+            families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
+
+
+def _add_counts(families: _Families, counts: StoreCounts) -> None:
     # Omit a removed monitor's last success, which would soon raise the alert for a
     # stopped monitor.
     last_success = {
@@ -198,29 +226,6 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     ):
         for labels, value in values.items():
             families[name].add_metric(labels, value)
-    return [*families.values()]
-
-
-def _new_families() -> dict[str, CounterMetricFamily | GaugeMetricFamily]:
-    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-    for name, (text, labels) in _METRICS.items():
-        family = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
-        families[name] = family(name, text, labels=labels)
-    return families
-
-
-def _add_window(
-    families: Mapping[str, CounterMetricFamily | GaugeMetricFamily],
-    key: MonitorKey,
-    judged: MonitorWindow,
-) -> None:
-    families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
-        key,
-        judged.end.timestamp(),
-    )
-    for metric, value in judged.figures.items():
-        if "/" not in metric and value is not None:  # Omit values per column or variant.
-            families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
 
 
 def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:

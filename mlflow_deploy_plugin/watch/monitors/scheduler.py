@@ -168,9 +168,8 @@ class MonitorScheduler:
         watched = self._watched[key]
         try:
             lease = self._store.acquire_lease(lease_name(*key), self.holder, self.lease_seconds)
-            if (
-                lease is None
-            ):  # A user runs the monitor, or a killed controller's lease has not expired.
+            # A user runs the monitor, or a killed controller's lease has not expired.
+            if lease is None:
                 return min(_HELD_SECONDS, self.lease_seconds / 4)
             with LeaseKeeper(self._store, lease, self.monotonic) as held_lease:
                 taken = windows.run_next(*key, held_lease)
@@ -230,9 +229,8 @@ class MonitorScheduler:
             self.deployments.progress(unreadable[name])
         self._said_unreadable = set(unreadable)
         for key in pending.keys() - known:
-            if (
-                key[0] in unreadable
-            ):  # The spec, which cannot be read, may still contain the monitor.
+            # The spec, which cannot be read, may still contain the monitor.
+            if key[0] in unreadable:
                 continue
             held = self._store.lease(lease_name(*key))
             if held is not None and held.is_current:  # A user is judging the window.

@@ -143,9 +143,8 @@ class WindowRunner:
         """Attempt to judge the window, and return the attempt; None if the attempt was
         stopped or lost its lease.
         """
-        if (
-            window.state == "running" and not self.by_hand
-        ):  # The process that judged the window was killed.
+        # The process that judged the window was killed.
+        if window.state == "running" and not self.by_hand:
             if window.attempts + 1 >= MAX_ATTEMPTS:
                 return self._fail(window, OnnxserveError(KILLED), keeper)
             window = replace(window, attempts=window.attempts + 1, reason=KILLED)

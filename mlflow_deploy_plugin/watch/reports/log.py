@@ -224,9 +224,8 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
             pairs.append((f"criterion_state/{subject}", _STATES.get(finding.state)))
         else:
             pairs.append((f"{finding.check}_score/{subject}", finding.value))
-        if (
-            finding.check == "shift"
-        ):  # The detector restarts, so its score does not show a lasting alarm.
+        # The detector restarts, so its score does not show a lasting alarm.
+        if finding.check == "shift":
             pairs.append((f"shift_state/{subject}", float(finding.is_alarm)))
     values: dict[str, float] = {}
     for name, value in pairs:
@@ -346,9 +345,8 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
                 for name, value in tags_to_write.items():
                     tag_version(model, version, name, value)
                 break
-            except (
-                RegistryUnavailable
-            ):  # MLflow fails if two clients create a tag at the same time.
+            except RegistryUnavailable:
+                # MLflow fails if two clients create a tag at the same time.
                 if attempt == 2:
                     raise
         write_description_section(model, version, _report_table({**tags, **tags_to_write}))

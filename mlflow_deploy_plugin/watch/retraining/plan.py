@@ -102,6 +102,7 @@ def plan_for(
     actor: str,
 ) -> RetrainPlan:
     folder = absolute_path(spec.project)
+    copied = {*_COPIED, "sample"} if spec.mode == "incremental" else _COPIED
     return RetrainPlan(
         endpoint=endpoint,
         model=model,
@@ -113,7 +114,7 @@ def plan_for(
         every=every,
         window=str(window) if window is not None else "",
         actor=actor,
-        **spec.model_dump(include=_COPIED | ({"sample"} if spec.mode == "incremental" else set())),
+        **spec.model_dump(include=copied),
     )
 
 
@@ -245,11 +246,7 @@ class RetrainingContext:
         announcement is repeated after a crash.
         """
         link = row.figures.gate_report or str(row.cause.get("report", ""))
-        is_page = link.startswith(("http://", "https://"))
-        announce(
-            self.deployments.store,
-            row.endpoint,
-            row.monitor,
-            f"{row.endpoint}: {text}",
-            link if is_page else "",
-        )
+        if not link.startswith(("http://", "https://")):
+            link = ""
+        text = f"{row.endpoint}: {text}"
+        announce(self.deployments.store, row.endpoint, row.monitor, text, link)

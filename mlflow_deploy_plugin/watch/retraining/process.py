@@ -155,12 +155,9 @@ def get_run(run_id: str) -> TrainingRun:
     with registry_errors(f"run {run_id}"):
         run = registry_client().get_run(run_id)
     heartbeat = run.data.tags.get(HEARTBEAT_TAG)
+    alive_at = datetime.fromisoformat(heartbeat) if heartbeat else None
     has_logged = bool(run.outputs and run.outputs.model_outputs)
-    return TrainingRun(
-        str(run.info.status),
-        datetime.fromisoformat(heartbeat) if heartbeat else None,
-        has_logged,
-    )
+    return TrainingRun(str(run.info.status), alive_at, has_logged)
 
 
 def write_heartbeat(run_id: str, now: datetime) -> None:
@@ -192,8 +189,6 @@ def registered_version(model: str, run_id: str) -> str:
             }
             if nested:
                 versions = [row for row in all_versions(client, model) if row.run_id in nested]
-            else:
-                versions = []
     return max((str(row.version) for row in versions), key=int, default="")
 
 
@@ -294,9 +289,8 @@ def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
     with the run's id as argument.
     """
     for process in psutil.process_iter():
-        with contextlib.suppress(
-            psutil.Error,
-        ):  # The process has just ended or belongs to another user.
+        # A process may have just ended, or belong to another user.
+        with contextlib.suppress(psutil.Error):
             is_marked = process.pid != os.getpid() and process.environ().get(MARK) == run_id
             if is_marked and (not are_named or run_id in process.cmdline()):
                 yield process.pid
@@ -333,9 +327,9 @@ def main(run_id: str, *arguments: str) -> None:
     own_process()
     set_service_timeouts()
     status = beat_until_ended(run_id, training)
-    if (
-        status < 0
-    ):  # End by the signal that killed the training, so that the controller restarts the training.
+    if status < 0:
+        # End by the signal that killed the training, so that the controller restarts the
+        # training.
         os.kill(os.getpid(), -status)
     sys.exit(status)
 

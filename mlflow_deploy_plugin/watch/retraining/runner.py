@@ -4,14 +4,16 @@ Each state is stored before the work of the next state begins. Each step checks 
 whether its work is already done, so it may be repeated after a crash.
 
     waiting       the rows are collected, and the MLflow run is created
-    running       `mlflow run` trains; it outlives the controller, and the next controller takes it over
-    registered    the run has registered a version, which the gate compares with the served version
+    running       `mlflow run` trains; it outlives the controller, and the next
+                  controller takes it over
+    registered    the run has registered a version, which the gate compares with the
+                  served version
     gated         depending on `then` in the spec: a rollout, a proposal, or no action
     rolling_out   the rollout shifts the traffic to the version
     promoted, proposed, left, rolled_back, failed         final
 
 `training.py` contains the first two steps.
-"""  # noqa: E501
+"""
 
 import logging
 from collections.abc import Hashable
@@ -34,12 +36,18 @@ from mlflow_deploy_plugin.core.registry.resolution import registered_version, re
 from mlflow_deploy_plugin.core.registry.tags import CANDIDATE_TAG, PASSED_STATES, tag_version
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings, WaitsFor
 from mlflow_deploy_plugin.core.store.store import Rollout
-from mlflow_deploy_plugin.promote.gate.run import gate_version
+from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
+from mlflow_deploy_plugin.promote.gate.run import GateRun, gate_version
 from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.promote.rollouts.leadership import reaches
 from mlflow_deploy_plugin.promote.rollouts.snapshot import ServedModelChanged, answering_version
 from mlflow_deploy_plugin.watch.retraining import training
-from mlflow_deploy_plugin.watch.retraining.plan import RetrainingContext, RetrainPlan, plan_of
+from mlflow_deploy_plugin.watch.retraining.plan import (
+    RetrainingContext,
+    RetrainingState,
+    RetrainPlan,
+    plan_of,
+)
 from mlflow_deploy_plugin.watch.retraining.trigger import RetrainingSchedule
 
 _log = logging.getLogger(__name__)
@@ -67,19 +75,7 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
     plan = plan_of(retraining)
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = served if served not in ("", retraining.version) else plan.base_version
-    choice = choose_policy(plan.model)
-    policy = choice.policy
-    dataset = retraining.figures.dataset
-    if dataset and not policy.evaluation.dataset:
-        update = {"dataset": dataset, "target": retraining.figures.target or ""}
-        policy = policy.model_copy(
-            update={"evaluation": policy.evaluation.model_copy(update=update)},
-        )
-        choice = PolicyChoice(
-            policy,
-            f"{choice.where}, on the newest labelled rows",
-            choice.is_models_own,
-        )
+    choice = _with_dataset(choose_policy(plan.model), retraining.figures)
     candidate = registered_version(plan.model, retraining.version)
     current = resolve(f"models:/{plan.model}/{against}")
     gated = gate_version(
@@ -90,21 +86,45 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
         context.deployments.store,
         lambda _: None,
     )
-    verdict = gated.verdict
-    evaluations = [check for check in verdict.checks if check.name == "evaluation"]
-    is_skipped = any(check.state == "skipped" for check in evaluations)
-    measured = {name: value for check in evaluations for name, value in check.figures.items()}
     figures = replace(
-        retraining.figures,
-        evaluation={**retraining.figures.evaluation, **measured},
+        _with_verdict(retraining.figures, gated),
+        against=against,
+        gated_at=context.now(),
+    )
+    context.write(replace(retraining, state="gated", figures=figures, reason=""))
+
+
+def _with_dataset(choice: PolicyChoice, figures: RetrainingFigures) -> PolicyChoice:
+    """Return the choice; if the policy has no dataset, with the held-out rows."""
+    evaluation = choice.policy.evaluation
+    if not figures.dataset or evaluation.dataset:
+        return choice
+    evaluation = evaluation.model_copy(
+        update={"dataset": figures.dataset, "target": figures.target or ""},
+    )
+    return replace(
+        choice,
+        policy=choice.policy.model_copy(update={"evaluation": evaluation}),
+        where=f"{choice.where}, on the newest labelled rows",
+    )
+
+
+def _with_verdict(figures: RetrainingFigures, gated: GateRun) -> RetrainingFigures:
+    verdict = gated.verdict
+    evaluation = {**figures.evaluation}
+    is_skipped = False
+    for check in verdict.checks:
+        if check.name == "evaluation":
+            evaluation |= check.figures
+            is_skipped |= check.state == "skipped"
+    return replace(
+        figures,
+        evaluation=evaluation,
         gate=verdict.state,
         gate_reason=verdict.reason,
         gate_report=gated.report,
-        against=against,
-        gated_at=context.now(),
         compared=not is_skipped or "evaluation" in verdict.policy.get("skip", ()),
     )
-    context.write(replace(retraining, state="gated", figures=figures, reason=""))
 
 
 def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
@@ -153,11 +173,8 @@ def watch_rollout(context: RetrainingContext, retraining: Retraining) -> None:
     if rollout is None:
         context.fail(retraining, f"rollout {retraining.rollout_id} was deleted")
     elif not rollout.is_live:
-        context.end(
-            retraining,
-            "promoted" if rollout.state == "promoted" else "rolled_back",
-            rollout.reason,
-        )
+        state: RetrainingState = "promoted" if rollout.state == "promoted" else "rolled_back"
+        context.end(retraining, state, rollout.reason)
 
 
 def _roll_out(context: RetrainingContext, retraining: Retraining, plan: RetrainPlan) -> None:
@@ -324,9 +341,8 @@ def _end_reason(context: RetrainingContext, retraining: Retraining) -> str:
     """
     try:
         stored = context.deployments.store.endpoint(retraining.endpoint)
-        if (
-            stored is None or stored.created_at > retraining.created_at
-        ):  # a new endpoint may have the same name
+        # A new endpoint may have the same name.
+        if stored is None or stored.created_at > retraining.created_at:
             return f"endpoint {retraining.endpoint!r} was deleted during the retraining"
     except InvalidConfig as error:
         if retraining.state != "running" or not retraining.reason:

@@ -4,7 +4,7 @@ end of the run.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -61,13 +61,7 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
     plan = plan_of(retraining)
     check_project(plan.project, plan.entry_point, plan.parameters)
     folder = context.folder(retraining)
-    types = process.column_types(plan.base_uri)
-    endpoint = context.deployments.store.endpoint(plan.endpoint)
-    since = endpoint.rows_since if endpoint is not None else None
-    capture = endpoint.spec.capture if endpoint is not None else CaptureSpec()
-    log = open_log(context.deployments.settings.inference_log, since)
-    withheld = {*capture.drop, *capture.mask, *capture.keys}
-    data = collect_training_data(log, plan, folder, types, withheld)
+    data = _collect(context, plan, folder)
     attempt = retraining.figures.attempt or 1
     figures = RetrainingFigures(
         attempt=attempt,
@@ -78,18 +72,7 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
         window=str(data.window),
         started_at=context.now(),
     )
-    # These parameters are passed to every project, unless a parameter in the spec
-    # replaces them.
-    parameters = {
-        "mode": plan.mode,
-        "data": str(data.data),
-        "base_model": plan.base_uri,
-        "registered_model": plan.model,
-        **{
-            name: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-            for name, value in plan.parameters.items()
-        },
-    }
+    parameters = _project_parameters(plan, data)
     run_id = process.ensure_run(retraining, plan, attempt, parameters)
     if data.held_out is not None:
         figures = replace(
@@ -97,35 +80,23 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
             dataset=process.log_file(run_id, data.held_out),
             target=data.target,
         )
-    running = replace(retraining, state="running", run_id=run_id, figures=figures, reason="")
-    why = (
-        f"retraining {retraining.id} trains on {data.rows:,} labelled rows up to "
-        f"{data.window.end_text}"
-    )
-    if hidden := sorted(withheld & types.keys()):
-        why += (
-            f", without {join_names(hidden)}: capture.drop or capture.mask removes the values from "
-            "the log"
-        )
     detail: Json = {
         "held_out_rows": data.held_out_rows,
         "window": figures.window,
         "attempt": attempt,
     }
     if plan.sample is not None:
-        why += (
-            f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the "
-            "window"
-        )
         detail |= {"sample": plan.sample, "data_digest": data.digest}
-        (file := folder / "sample.json").write_text(json.dumps(detail | data.sample, indent=2))
+        file = folder / "sample.json"
+        file.write_text(json.dumps(detail | data.sample, indent=2))
         process.log_file(run_id, file)
+    running = replace(retraining, state="running", run_id=run_id, figures=figures, reason="")
     event = context.event(
         "retrain.run",
         running,
         f"version {plan.base_version}",
         f"run {run_id}",
-        why,
+        f"retraining {retraining.id} trains on {_describe(plan, data)}",
         detail,
     )
     if context.write(running, event) is not None:
@@ -251,6 +222,7 @@ class TrainingData:
             this window.
         sample: the number of rows before the window among which the sample selects, and
             of the selected rows.
+        hidden: the model's columns that capture withholds.
     """
 
     data: Path
@@ -261,6 +233,50 @@ class TrainingData:
     held_out_rows: int
     window: Window
     sample: Json
+    hidden: Sequence[str]
+
+
+def _collect(context: RetrainingContext, plan: RetrainPlan, folder: Path) -> TrainingData:
+    """Collect the rows without the columns that the endpoint's capture withholds."""
+    types = process.column_types(plan.base_uri)
+    endpoint = context.deployments.store.endpoint(plan.endpoint)
+    since = endpoint.rows_since if endpoint is not None else None
+    capture = endpoint.spec.capture if endpoint is not None else CaptureSpec()
+    log = open_log(context.deployments.settings.inference_log, since)
+    withheld = {*capture.drop, *capture.mask, *capture.keys}
+    return collect_training_data(log, plan, folder, types, withheld)
+
+
+def _project_parameters(plan: RetrainPlan, data: TrainingData) -> dict[str, str]:
+    """Return the parameters that are passed to every project, unless a parameter in the
+    spec replaces them.
+    """
+    parameters = {
+        "mode": plan.mode,
+        "data": str(data.data),
+        "base_model": plan.base_uri,
+        "registered_model": plan.model,
+    }
+    for name, value in plan.parameters.items():
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        parameters[name] = str(value)
+    return parameters
+
+
+def _describe(plan: RetrainPlan, data: TrainingData) -> str:
+    text = f"{data.rows:,} labelled rows up to {data.window.end_text}"
+    if data.hidden:
+        text += (
+            f", without {join_names(data.hidden)}: capture.drop or capture.mask removes the values "
+            "from the log"
+        )
+    if plan.sample is not None:
+        text += (
+            f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the "
+            "window"
+        )
+    return text
 
 
 def collect_training_data(
@@ -293,68 +309,90 @@ def collect_training_data(
             f"{window} has {have} labelled rows, but at least {MIN_ROWS} are needed: send the "
             "true labels with POST /feedback or `onnxserve feedback`",
         )
-    learned, held_out = (_model_columns(rows), None) if types.keys() & withheld else _hold_out(rows)
-    since = window.start
-    numbers = {"rows": 0, "selected": 0}
-    if plan.mode == "full":
-        since = next((hour.start for hour in log.hours(plan.endpoint)), since)
-    elif plan.sample is not None:
-        since = window.end - timedelta(seconds=duration_seconds(plan.sample["recent"]))
-    if since < window.start:
-        earlier = _labelled(log, plan, Window(since, window.start), withheld)
-    else:
-        earlier = None
-    if earlier is not None and plan.sample is not None:
-        available = len(earlier)
-        earlier = select_rows(earlier, SampleSpec(**plan.sample), window.start)
-        numbers = {"rows": available, "selected": len(earlier)}
+    hidden = sorted(types.keys() & withheld)
+    learned, held_out = (_model_columns(rows), None) if hidden else _hold_out(rows)
+    earlier, sample = _select_earlier(log, plan, window, withheld)
     if earlier is not None:
-        try:
-            learned = pa.concat_tables(
-                [_model_columns(earlier), learned],
-                promote_options="permissive",
-            )
-        except pa.ArrowTypeError as error:
-            # For example, the numbers of a column were hashed until the column was
-            # removed from capture.mask.
-            remedy = (
-                "train in mode incremental with a shorter retrain.sample.recent, or without "
-                "retrain.sample"
-            )
-            raise InvalidConfig(
-                f"{one_line(error)} before {window.start:%Y-%m-%d %H:%M} and later: {remedy}",
-            ) from None
+        learned = _join(_model_columns(earlier), learned, window.start)
     if _distinct_labels(learned) < 2:
         only = learned.column(LABEL)[0].as_py()
         raise InvalidConfig(
             f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}, so a model "
             "cannot be trained",
         )
-    answers_texts = PREDICTION in rows.column_names and pa.types.is_string(
-        rows.schema.field(PREDICTION).type,
-    )
     folder.mkdir(parents=True, exist_ok=True)
     data, judged_by = (folder / name for name in TRAINING_FILES)
     pq.write_table(_cast_to_signature(learned, types), data)
-    with data.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if held_out is not None:
         # The gate casts these rows to the types of each version.
-        pq.write_table(
-            held_out,
-            judged_by,
-        )
+        pq.write_table(held_out, judged_by)
     return TrainingData(
         data=data,
         held_out=judged_by if held_out is not None else None,
-        digest=digest,
-        # Use the text label if the model predicts texts or any label is not a number.
-        target=LABEL if answers_texts or rows.column(LABEL_NUMBER).null_count else LABEL_NUMBER,
+        target=_target(rows),
+        digest=_sha256(data),
         rows=len(learned),
         held_out_rows=len(held_out) if held_out is not None else 0,
         window=window,
-        sample=numbers,
+        sample=sample,
+        hidden=hidden,
     )
+
+
+def _select_earlier(
+    log: InferenceLog,
+    plan: RetrainPlan,
+    window: Window,
+    withheld: Collection[str],
+) -> tuple[pa.Table | None, Json]:
+    """Return the labelled rows before the window that the training also uses, and the
+    numbers of rows of the sample. Raises as `select_rows`.
+    """
+    since = window.start
+    numbers = {"rows": 0, "selected": 0}
+    if plan.mode == "full":
+        since = next((hour.start for hour in log.hours(plan.endpoint)), since)
+    elif plan.sample is not None:
+        since = window.end - timedelta(seconds=duration_seconds(plan.sample["recent"]))
+    if since >= window.start:
+        return None, numbers
+    earlier = _labelled(log, plan, Window(since, window.start), withheld)
+    if earlier is None or plan.sample is None:
+        return earlier, numbers
+    selected = select_rows(earlier, SampleSpec(**plan.sample), window.start)
+    return selected, {"rows": len(earlier), "selected": len(selected)}
+
+
+def _join(earlier: pa.Table, later: pa.Table, boundary: datetime) -> pa.Table:
+    try:
+        return pa.concat_tables([earlier, later], promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        # For example, the numbers of a column were hashed until the column was removed
+        # from capture.mask.
+        remedy = (
+            "train in mode incremental with a shorter retrain.sample.recent, or without "
+            "retrain.sample"
+        )
+        raise InvalidConfig(
+            f"{one_line(error)} before {boundary:%Y-%m-%d %H:%M} and later: {remedy}",
+        ) from None
+
+
+def _target(rows: pa.Table) -> str:
+    """Return the text label if the model predicts texts or any label is not a number,
+    otherwise the number.
+    """
+    answers_texts = PREDICTION in rows.column_names and pa.types.is_string(
+        rows.schema.field(PREDICTION).type,
+    )
+    if answers_texts or rows.column(LABEL_NUMBER).null_count:
+        return LABEL
+    return LABEL_NUMBER
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table:

@@ -250,16 +250,18 @@ class RetrainingSchedule:
         schedule: str,
         now: datetime,
     ) -> bool:
-        earlier = [
+        times = [endpoint.created_at]
+        times += [
             retraining.created_at
             for retraining in Retrainings(self._deployments.store).find(endpoint.name)
             if retraining.monitor == monitor and retraining.cause.get("kind") == _SCHEDULED
         ]
         # Times in the future were set by a wrong clock: use the time of the first call
         # instead.
-        since = max(
-            time if time <= now else self._first_look for time in [endpoint.created_at, *earlier]
-        )
+        past = [time for time in times if time <= now]
+        if len(past) < len(times):
+            past.append(self._first_look)
+        since = max(past)
         return next_fire(schedule, spec.time_zone, since) <= now
 
 
