@@ -116,17 +116,15 @@ def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "
     """
     now = store.now()
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    fingerprint = f"{endpoint}/{monitor}/said/{digest}"
     content = AlertContent(
-        fingerprint,
+        f"{endpoint}/{monitor}/said/{digest}",
         endpoint,
         monitor,
         lines=(text,),
         link=link,
         tags=_tags(store, endpoint, monitor),
     )
-    detail = content.event_detail("said", now, None)
-    Alerts(store).add_once(Alert(fingerprint, endpoint, monitor, "said", now, now, detail=detail))
+    Alerts(store).add_once(content.new_alert("said", now))
 
 
 def announce_request(
@@ -152,8 +150,8 @@ def announce_request(
         link=link,
         next=step,
     )
-    detail = {**content.event_detail("said", now, None), "request": request}
-    Alerts(store).add_once(Alert(content.fingerprint, model, "", "said", now, now, detail=detail))
+    alert = content.new_alert("said", now)
+    Alerts(store).add_once(replace(alert, detail={**alert.detail, "request": request}))
 
 
 def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
@@ -175,10 +173,9 @@ def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
         f"restore the files, or promote another version: onnxserve history --model {model} shows "
         "the moves"
     )
-    now, fingerprint = store.now(), f"files/{model}/{version}/{changed.place}/{changed.now[:12]}"
+    fingerprint = f"files/{model}/{version}/{changed.place}/{changed.now[:12]}"
     content = AlertContent(fingerprint, model, "", lines=(_short(text),), next=step)
-    detail = content.event_detail("said", now, None)
-    Alerts(store).add_once(Alert(fingerprint, model, "", "said", now, now, detail=detail))
+    Alerts(store).add_once(content.new_alert("said", store.now()))
 
 
 def _failing(endpoint: str, monitor: str) -> str:
@@ -187,21 +184,24 @@ def _failing(endpoint: str, monitor: str) -> str:
 
 def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
     try:
-        stored_endpoint = store.endpoint(endpoint)
+        stored = store.endpoint(endpoint)
     except InvalidConfig:
         return ()
-    if stored_endpoint is not None:
-        spec = stored_endpoint.spec.monitors.get(monitor)
-    else:
-        spec = None
-    return spec.alert if spec is not None else ()
+    if stored is None or monitor not in stored.spec.monitors:
+        return ()
+    return stored.spec.monitors[monitor].alert
 
 
 @dataclass(frozen=True)
 class AlertContent:
-    """The content of the alert with this `fingerprint`, for channels with one of the
-    `tags` (empty: all). A larger `weight` is worse. Content with an older `order`
-    (window start and revision) than the last has no effect.
+    """The content of an alert.
+
+    Attributes:
+        fingerprint: the identity of the alert.
+        order: the window start and the revision. Content with an older order than the
+            alert's last content has no effect.
+        weight: the severity; a larger weight is worse.
+        tags: the tags of the channels that receive the alert; empty for all channels.
     """
 
     fingerprint: str
@@ -240,6 +240,17 @@ class AlertContent:
         }
         return {"order": self.order, "weight": self.weight, **texts}
 
+    def new_alert(self, event: AlertEvent, now: datetime) -> Alert:
+        return Alert(
+            self.fingerprint,
+            self.endpoint,
+            self.monitor,
+            state="said" if event == "said" else "firing",
+            first_at=now,
+            last_at=now,
+            detail=self.event_detail(event, now, None),
+        )
+
 
 def fire(
     before: Alert | None,
@@ -252,16 +263,7 @@ def fire(
     window.
     """
     if before is None:
-        detail = content.event_detail(event, now, None)
-        return Alert(
-            content.fingerprint,
-            content.endpoint,
-            content.monitor,
-            "firing",
-            now,
-            now,
-            detail=detail,
-        )
+        return content.new_alert(event, now)
     last = _last_order(before, now)
     if content.order < last:
         return None
@@ -311,10 +313,12 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     if alarms and (budget := result.figures.get("false_alarms_per_year")):
         lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")
     monitor = f"{result.endpoint} --monitor {result.monitor}"
+    first = f"onnxserve monitor list {result.endpoint}"
     if spec.retrain:
         first = f"onnxserve retrain {monitor}"
-    else:
-        first = f"onnxserve monitor list {result.endpoint}"
+    next_step = ""
+    if result.is_alarm:
+        next_step = _next(result.endpoint, f"{first}, or onnxserve silence {monitor} --for 2h")
     return AlertContent(
         fingerprint=f"{result.endpoint}/{result.monitor}",
         endpoint=result.endpoint,
@@ -323,9 +327,7 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
         weight=sum(finding.weight for finding in alarms) or 1.0,
         lines=lines,
         link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
-        next=_next(result.endpoint, f"{first}, or onnxserve silence {monitor} --for 2h")
-        if result.is_alarm
-        else "",
+        next=next_step,
         tags=spec.alert,
     )
 

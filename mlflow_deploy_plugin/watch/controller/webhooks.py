@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from socket import socket
 from typing import Any
@@ -69,25 +70,22 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
 
+@dataclass(eq=False)
 class _Receiver:
     """Polls the registry for the model in each signed event.
 
-    Args:
+    Attributes:
         clock: the clock of the log, which has at most one line about unsigned webhooks
             per minute.
+        log_at: the earliest time of the next line.
+        waiting: the models with an event whose poll has not begun.
     """
 
-    def __init__(
-        self,
-        deployments: Deployments,
-        secret: str,
-        clock: Callable[[], float],
-    ) -> None:
-        self._deployments = deployments
-        self._secret = secret
-        self._clock = clock
-        self._log_at = clock()
-        self._waiting: set[str] = set()
+    deployments: Deployments
+    secret: str
+    clock: Callable[[], float]
+    log_at: float
+    waiting: set[str] = field(default_factory=set)
 
     async def receive(self, request: Request) -> Response:
         body = b""
@@ -96,7 +94,7 @@ class _Receiver:
             if len(body) > _MAX_BYTES:
                 return _refuse(f"the body has more than {_MAX_BYTES:,} bytes", 413)
         try:
-            is_signed = _is_signed(request, body, self._secret)
+            is_signed = _is_signed(request, body, self.secret)
         except ValueError:
             return _refuse("X-MLflow-Timestamp is not a whole number of seconds", 400)
         if not is_signed:
@@ -107,19 +105,19 @@ class _Receiver:
             model = str(event["data"]["name"]) if event["entity"] in _ENTITIES else ""
         except (ValueError, LookupError, TypeError, RecursionError):
             return _refuse("the body is not an event of MLflow", 400)
-        if not model or model in self._waiting:
+        if not model or model in self.waiting:
             return Response(headers=_ONCE)
-        self._waiting.add(model)
+        self.waiting.add(model)
         return Response(headers=_ONCE, background=BackgroundTask(self._poll, model))
 
     def _poll(self, model: str) -> None:
-        self._waiting.discard(model)  # An event during the poll causes another poll.
-        log_errors(lambda: self._deployments.poll_registry(model))
+        self.waiting.discard(model)  # An event during the poll causes another poll.
+        log_errors(lambda: self.deployments.poll_registry(model))
 
     def _log_unsigned(self) -> None:
-        now = self._clock()
-        if now >= self._log_at:
-            self._log_at = now + _LOG_SECONDS
+        now = self.clock()
+        if now >= self.log_at:
+            self.log_at = now + _LOG_SECONDS
             logging.getLogger(__name__).warning("%s (logged at most once per minute)", _UNSIGNED)
 
 
@@ -145,7 +143,7 @@ def start_webhook_receiver(
         raise InvalidConfig(
             "--webhook-port: set ONNXSERVE_WEBHOOK_SECRET to the secret of the webhook in MLflow",
         )
-    receiver = _Receiver(deployments, secret, clock)
+    receiver = _Receiver(deployments, secret, clock, clock())
     route = Route("/{path:path}", receiver.receive, methods=["POST"])
     # A level below "critical" would log a traceback for each client that disconnects
     # early.

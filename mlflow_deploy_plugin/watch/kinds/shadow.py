@@ -122,7 +122,7 @@ def _judge_variants(
     request: WindowRequest,
     answered: pa.Table,
     compared: Sequence[_ShadowRows],
-    notes: list[str],
+    notes: Sequence[str],
 ) -> MonitorResult:
     parts = sum(len(shadow.segments) for shadow in compared)
     confidence = bonferroni_confidence(
@@ -131,14 +131,15 @@ def _judge_variants(
     )
     findings: list[Finding] = []
     figures: dict[str, float] = {}
+    all_notes = [*notes]
     for shadow in compared:
-        notes += [shadow.describe(len(answered)), *shadow.failures]
+        all_notes += [shadow.describe(len(answered)), *shadow.failures]
         sampling = event_sampling(request, shadow.answered, confidence)
         figures |= shadow.figures(len(answered), sampling)
         findings += _findings(request.spec, shadow, sampling, len(compared) == 1)
     variants = [shadow.variant for shadow in compared]
     findings += _absent_findings(request.spec, variants, confidence)
-    notes += dict.fromkeys(chain.from_iterable(shadow.segment_notes for shadow in compared))
+    all_notes += dict.fromkeys(chain.from_iterable(shadow.segment_notes for shadow in compared))
     findings = with_history(request, findings)
     return request.result(
         *overall_state(findings),
@@ -146,7 +147,7 @@ def _judge_variants(
         len(answered),
         findings=findings,
         figures=figures,
-        notes=notes,
+        notes=all_notes,
     )
 
 
@@ -171,23 +172,25 @@ class _SampledRows:
 
     Attributes:
         parts: the sampled rows with the hashes of their prediction ids, [N] uint64.
+        count: the number of sampled rows.
         total: the number of rows among which the sample selects.
     """
 
     parts: list[tuple[pa.Table, Array]] = field(default_factory=list)
     limit: int = _LARGEST_HASH
+    count: int = 0
     total: int = 0
 
-    def __len__(self) -> int:
-        return sum(len(rows) for rows, _ in self.parts)
-
     def add(self, rows: pa.Table) -> None:
+        part = self._select(rows, hash_texts(rows.column("_prediction_id")))
+        self.parts.append(part)
+        self.count += len(part[0])
         self.total += len(rows)
-        self.parts.append(self._select(rows, hash_texts(rows.column("_prediction_id"))))
-        while len(self) > 2 * MAX_ROWS:
+        while self.count > 2 * MAX_ROWS:
             self.limit //= 2
             for index, part in enumerate(self.parts):
                 self.parts[index] = self._select(*part)
+            self.count = sum(len(sampled) for sampled, _ in self.parts)
 
     def _select(self, rows: pa.Table, hashes: Array) -> tuple[pa.Table, Array]:
         is_sampled = hashes <= np.uint64(self.limit)
@@ -211,10 +214,10 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
     notes = list(unreadable_notes(request.log))
     if sample.limit < _LARGEST_HASH:
         notes.append(
-            f"{len(sample):,} of {sample.total:,} rows, including shadow rows, are compared, "
+            f"{sample.count:,} of {sample.total:,} rows, including shadow rows, are compared, "
             "sampled by prediction id",
         )
-    if not len(sample):
+    if not sample.count:
         return None, {}, notes
     table = concat_tables([rows for rows, _ in sample.parts])
     is_shadow = pc.fill_null(table.column("_shadow"), False)

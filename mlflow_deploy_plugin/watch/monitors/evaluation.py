@@ -362,9 +362,8 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
         )
         if rows is None:
             counts.append(0)
-        elif any(
-            requirement.name in REGRESSION for requirement in request.spec.requirements
-        ):  # only numbers count
+        elif any(requirement.name in REGRESSION for requirement in request.spec.requirements):
+            # Only numbers count.
             counts.append(int(np.isfinite(rows.table.column(LABEL_NUMBER).to_numpy()).sum()))
         else:
             counts.append(int(pc.count(rows.table.column(LABEL)).as_py()))

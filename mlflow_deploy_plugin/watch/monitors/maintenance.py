@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, Worker
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.core.spec.types import bin_period, duration_seconds
+from mlflow_deploy_plugin.core.spec.types import bin_period, length_of
 from mlflow_deploy_plugin.core.store.expiry import expire
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
@@ -75,11 +75,7 @@ _TIMEOUT_SECONDS = 1800.0
 def revision_period(spec: MonitorSpec) -> timedelta:
     if spec.kind != "performance":
         return _ROWS_LOOKED_FOR
-    if spec.labels_within is not None:
-        within = duration_seconds(spec.labels_within)
-    else:
-        within = 0
-    return timedelta(seconds=within) + _LABELS_LOOKED_FOR
+    return length_of(spec.labels_within or "0s") + _LABELS_LOOKED_FOR
 
 
 def files_digests(
@@ -335,10 +331,7 @@ def maintain_log(
     retention: str | None,
     needed: RetainedWindows,
 ) -> MaintenanceResult:
-    if retention is not None:
-        keep = timedelta(seconds=duration_seconds(retention))
-    else:
-        keep = None
+    keep = length_of(retention) if retention is not None else None
     log = open_log(settings.inference_log)
     return maintain(log, endpoint, now, keep, needed.of(log, endpoint))
 

@@ -75,10 +75,8 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
     stored = deployments.store.endpoint(endpoint)
     if stored is not None:
         spec = stored.spec
-    elif left := left_specs(
-        endpoint,
-        deployments.settings,
-    ):  # Use the spec of a server on this machine.
+    elif left := left_specs(endpoint, deployments.settings):
+        # Use the spec of a server on this machine.
         spec = left[0][1]
     else:  # Only the log may know a deleted endpoint.
         captured = open_log(deployments.settings.inference_log).endpoints()

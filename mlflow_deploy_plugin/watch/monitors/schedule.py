@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.processes.durable_work import MAX_BACKOFF, next_fire
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.spec.types import duration_seconds, length_of
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
@@ -89,7 +89,7 @@ def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> dat
     first = windows_between(
         spec,
         begin,
-        begin + timedelta(seconds=2 * duration_seconds(spec.every)),
+        begin + 2 * length_of(spec.every),
     )
     return due_at(endpoint.name, state.monitor, spec, window_at(first[0], spec.every).end)
 
@@ -126,9 +126,9 @@ def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> dat
     """Return the time at which a window may be judged. Raises InvalidConfig if the
     schedule is not valid.
     """
-    ready = end + timedelta(seconds=duration_seconds(spec.grace))
+    ready = end + length_of(spec.grace)
     if spec.kind == "performance" and spec.labels_within is not None:
-        ready += timedelta(seconds=duration_seconds(spec.labels_within))
+        ready += length_of(spec.labels_within)
     if spec.schedule is not None:
         ready = next_fire(spec.schedule, spec.time_zone, ready - timedelta(microseconds=1))
     return ready + jitter(endpoint, monitor, spec)
@@ -138,7 +138,7 @@ def jitter(endpoint: str, monitor: str, spec: MonitorSpec) -> timedelta:
     """Return the monitor's fixed delay, which spreads the work of monitors: at most 30
     s and 1/100 of the window.
     """
-    most = min(_MAX_JITTER, timedelta(seconds=duration_seconds(spec.every)) / 100)
+    most = min(_MAX_JITTER, length_of(spec.every) / 100)
     number = int.from_bytes(
         hashlib.blake2b(f"{endpoint}\n{monitor}".encode(), digest_size=4).digest(),
     )
@@ -203,7 +203,8 @@ def _begin(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
 
 
 def _count_due(endpoint: Endpoint, state: MonitorState, starts: range, now: datetime) -> int:
-    monitor, spec = state.monitor, endpoint.spec.monitors[state.monitor]
+    monitor = state.monitor
+    spec = endpoint.spec.monitors[monitor]
     return bisect_right(
         starts,
         now,

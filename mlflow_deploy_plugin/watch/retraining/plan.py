@@ -229,9 +229,8 @@ class RetrainingContext:
             for ended in Retrainings(self.deployments.store).find(model=retraining.model):
                 if ended.id <= last:
                     for name in TRAINING_FILES:  # Keep the log. MLflow has the held-out rows.
-                        for file in self.folder(retraining).parent.glob(
-                            f"{ended.id}-*/{name}",
-                        ):  # for each attempt
+                        # Each attempt has a folder.
+                        for file in self.folder(retraining).parent.glob(f"{ended.id}-*/{name}"):
                             file.unlink(missing_ok=True)
 
     def folder(self, row: Retraining) -> Path:

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.core.spec.monitors import SampleSpec
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.spec.types import duration_seconds, length_of
 from mlflow_deploy_plugin.core.store.database import utc_now
 from mlflow_deploy_plugin.core.store.retrainings import Retraining
 from mlflow_deploy_plugin.core.store.tables import Json, RetrainingFigures
@@ -240,8 +240,8 @@ def _collect(context: RetrainingContext, plan: RetrainPlan, folder: Path) -> Tra
     """Collect the rows without the columns that the endpoint's capture withholds."""
     types = process.column_types(plan.base_uri)
     endpoint = context.deployments.store.endpoint(plan.endpoint)
-    since = endpoint.rows_since if endpoint is not None else None
     capture = endpoint.spec.capture if endpoint is not None else CaptureSpec()
+    since = endpoint.rows_since if endpoint is not None else None
     log = open_log(context.deployments.settings.inference_log, since)
     withheld = {*capture.drop, *capture.mask, *capture.keys}
     return collect_training_data(log, plan, folder, types, withheld)
@@ -353,7 +353,7 @@ def _select_earlier(
     if plan.mode == "full":
         since = next((hour.start for hour in log.hours(plan.endpoint)), since)
     elif plan.sample is not None:
-        since = window.end - timedelta(seconds=duration_seconds(plan.sample["recent"]))
+        since = window.end - length_of(plan.sample["recent"])
     if since >= window.start:
         return None, numbers
     earlier = _labelled(log, plan, Window(since, window.start), withheld)

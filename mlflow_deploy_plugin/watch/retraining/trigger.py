@@ -6,7 +6,7 @@ the audit trail has the reason.
 """
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.core.errors import (
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.processes.durable_work import next_fire
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, RetrainSpec
-from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
@@ -64,7 +64,8 @@ def retrain_on_alarm(
     """
     if spec.retrain is None or not result.is_alarm:
         return None
-    store, retrainings = deployments.store, Retrainings(deployments.store)
+    store = deployments.store
+    retrainings = Retrainings(store)
     actor = controller_name()
     plan = plan_for(
         spec.retrain,
@@ -120,8 +121,9 @@ def retrain_on_alarm(
             plan.endpoint,
             plan.model,
             why=error.message,
+            detail=_cause_detail(cause),
         )
-        _record_refusal(store, replace(event, detail=_cause_detail(cause)))
+        _record_refusal(store, event)
         return None
 
 
@@ -166,10 +168,9 @@ def request_retraining(
         raise InvalidConfig(
             f"monitor {name!r} does not specify how to train the model: it has no `retrain`",
         )
+    retrain = selected.retrain
     if mode:
-        retrain = selected.retrain.model_copy(update={"mode": mode})
-    else:
-        retrain = selected.retrain
+        retrain = retrain.model_copy(update={"mode": mode})
     check_project(retrain.project, retrain.entry_point, retrain.parameters)
     _check_no_rollout(deployments.store, endpoint)
     model = served_model(observed)
@@ -310,7 +311,7 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
     ]
     if not started:
         return
-    free_at = started[-1].created_at + timedelta(seconds=duration_seconds(spec.cooldown))
+    free_at = started[-1].created_at + length_of(spec.cooldown)
     if free_at > now:
         raise InvalidConfig(
             f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z (cooldown "
