@@ -273,10 +273,14 @@ def same_phase(
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """Additional data for the report. `pairs` has, per column, a bounded, seeded sample
-    of the reference and of the window, [N] and [M] values with the same N and M for all
-    columns. `artifacts` are additional files by name. `levels` are the charts over the
-    windows: at most five columns with an alarm, the worst first, then the accuracy.
+    """Additional data for the report.
+
+    Attributes:
+        pairs: per column, a bounded, seeded sample of the reference and of the window,
+            [N] and [M] values with the same N and M for all columns.
+        artifacts: additional files by name.
+        levels: the charts over the windows: at most five columns with an alarm, the
+            worst first, then the accuracy.
     """
 
     pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()

@@ -63,10 +63,11 @@ class SelectedMonitor:
     """A monitor of an endpoint, or a monitor with the default settings if the
     endpoint's spec has no monitor.
 
-    `tried` describes bounds that apply only to this run (`min_rows=50`), and
-    `has_own_rate` is True if one of them is the false-alarm rate. Only `columns` are
-    judged, or all columns except `exclude`. If `columns` and `exclude` are empty, the
-    spec's columns are judged.
+    Attributes:
+        tried: the bounds that apply only to this run, such as `min_rows=50`.
+        columns, exclude: the columns to judge, or the columns to leave out. If both are
+            empty, the spec's columns are judged.
+        has_own_rate: True if a bound of this run is the false-alarm rate.
     """
 
     endpoint: str

@@ -39,8 +39,9 @@ _MAX_JITTER = timedelta(seconds=30)
 class DueWindow:
     """The oldest window that is due and not yet in the store.
 
-    `left_out` is the number of earlier windows that are skipped because of the limit.
-    `oldest` is the start of the first skipped window.
+    Attributes:
+        left_out: the number of earlier windows that are skipped because of the limit.
+        oldest: the start of the first skipped window.
     """
 
     window: Window
@@ -158,8 +159,10 @@ def windows_between(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
 class Readiness:
     """The completeness of an endpoint's log according to its agents' watermarks.
 
-    Every row before `complete_until` is in the log; None if there is no agent to wait
-    for. `notes` contains, for each ignored agent, the reason.
+    Attributes:
+        complete_until: the time before which every row is in the log; None if there is
+            no agent to wait for.
+        notes: for each ignored agent, the reason.
     """
 
     complete_until: datetime | None

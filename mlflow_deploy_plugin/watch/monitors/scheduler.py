@@ -69,9 +69,11 @@ class _Watched:
 class MonitorScheduler:
     """Runs the monitors while the controller holds its lease.
 
-    A judgement that takes longer than `judging_seconds` is stopped and retried.
-    `at_once` judgements run at the same time, each in its own process. An `evaluator`
-    replaces these processes.
+    Attributes:
+        at_once: the number of judgements that run at the same time, each in its own
+            process.
+        judging_seconds: the time after which a judgement is stopped and retried.
+        evaluator: replaces the processes of the judgements.
     """
 
     deployments: Deployments

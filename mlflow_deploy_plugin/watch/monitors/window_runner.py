@@ -70,9 +70,11 @@ class Attempt:
 class WindowRunner:
     """Judges the windows of monitors.
 
-    `say` is called with a line for each change. If `by_hand` is True, a user sees the
-    result: no alert is sent, no retraining is started, and a failed window is not
-    retried. Only the newest `max_catch_up` missed windows are judged.
+    Attributes:
+        say: a function that receives a line for each change.
+        by_hand: True if a user sees the result. In this case, no alert is sent, no
+            retraining is started, and a failed window is not retried.
+        max_catch_up: the number of newest missed windows that are judged.
     """
 
     deployments: Deployments

@@ -48,9 +48,12 @@ version.
 class RetrainPlan:
     """The plan of one retraining, whose settings are the fields of `RetrainSpec`.
 
-    `base_version` was judged, and the new version is compared with it. `window` is
-    `START/END` of the training rows, or empty for the latest complete window of length
-    `every`. `timeout` is in seconds. `sample` is a dumped `SampleSpec`.
+    Attributes:
+        base_version: the judged version, with which the new version is compared.
+        timeout: in seconds.
+        window: `START/END` of the training rows; empty for the latest complete window
+            of length `every`.
+        sample: a dumped `SampleSpec`.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")

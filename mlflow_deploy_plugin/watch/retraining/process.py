@@ -78,8 +78,11 @@ _started: dict[str, Child] = {}
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run of MLflow: `status` (RUNNING, FINISHED, FAILED, KILLED, SCHEDULED) and last
-    heartbeat (`alive_at`).
+    """A run of MLflow.
+
+    Attributes:
+        status: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED.
+        alive_at: the time of the last heartbeat.
     """
 
     status: str
