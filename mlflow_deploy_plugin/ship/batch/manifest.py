@@ -9,6 +9,7 @@ files is refused. `_SUCCESS` marks a complete batch.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -63,28 +64,11 @@ def list_parts(
     Raises InvalidConfig if there are no files, a format is unknown or two outputs have
     the same name, and OnnxserveError if a bucket fails.
     """
-    location = locate_log(input, "--input")
-    try:
-        (root,) = location.filesystem.get_file_info([location.root])
-        if root.type == fs.FileType.NotFound:
-            raise InvalidConfig(f"--input {input}: the file or folder does not exist")
-        if root.type == fs.FileType.File:
-            inputs = [(root.base_name, root)]
-        else:
-            _refuse_loops(location, input)
-            files = _list_files(location)
-            inputs = [
-                (name, files[name])
-                for name in sorted(files)
-                if not any(piece[:1] in "_." for piece in name.split("/"))
-            ]
-    except (OSError, pa.ArrowException) as error:
-        raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
-    if not inputs:
-        raise InvalidConfig(f"--input {input}: the folder has no files")
     parts: dict[str, Part] = {}
-    for name, entry in inputs:
-        plain = name.removesuffix(Path(name).suffix) if compression_of(name) else name
+    for uri, name, entry in _input_files(input):
+        plain = name
+        if compression_of(name):
+            plain = _without_suffix(name)
         kind = input_format or format_of(plain)
         if kind not in _SUFFIXES:
             raise InvalidConfig(
@@ -92,16 +76,46 @@ def list_parts(
                 f"{', '.join(_SUFFIXES)}; set --input-format",
             )
         output_kind = output_format or kind
-        output = (
-            plain.removesuffix(Path(plain).suffix) if format_of(plain) else plain
-        ) + _SUFFIXES[output_kind]
+        output = _output_name(plain, output_kind)
         if output in parts:
             raise InvalidConfig(
                 f"--input {input}: {parts[output].name} and {name} would both become {output}",
             )
-        uri = input if root.type == fs.FileType.File else f"{input.rstrip('/')}/{name}"
         parts[output] = Part(name, uri, output, kind, output_kind, entry.size, state_of(entry))
     return list(parts.values())
+
+
+def _input_files(input: str) -> list[tuple[str, str, fs.FileInfo]]:
+    """Return the URI, the name and the entry of each input file, sorted by name."""
+    location = locate_log(input, "--input")
+    try:
+        (root,) = location.filesystem.get_file_info([location.root])
+        if root.type == fs.FileType.NotFound:
+            raise InvalidConfig(f"--input {input}: the file or folder does not exist")
+        if root.type == fs.FileType.File:
+            return [(input, root.base_name, root)]
+        _refuse_loops(location, input)
+        files = _list_files(location)
+    except (OSError, pa.ArrowException) as error:
+        raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
+    names = sorted(name for name in files if not _is_hidden(name))
+    if not names:
+        raise InvalidConfig(f"--input {input}: the folder has no files")
+    return [(f"{input.rstrip('/')}/{name}", name, files[name]) for name in names]
+
+
+def _is_hidden(name: str) -> bool:
+    return any(piece[:1] in "_." for piece in name.split("/"))
+
+
+def _output_name(name: str, kind: FileFormat) -> str:
+    if format_of(name):
+        name = _without_suffix(name)
+    return name + _SUFFIXES[kind]
+
+
+def _without_suffix(name: str) -> str:
+    return name.removesuffix(Path(name).suffix)
 
 
 def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
@@ -121,7 +135,9 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
     """Raise InvalidConfig if an input link leads to one of its parent folders: Linux
     would follow it 40 times.
     """
-    for folder, names, _ in os.walk(location.root, followlinks=True) if location.is_local else ():
+    if not location.is_local:
+        return
+    for folder, names, _ in os.walk(location.root, followlinks=True):
         for path in (Path(folder, name) for name in names):
             if path.is_symlink() and any(
                 parent.resolve().is_relative_to(path.resolve()) for parent in path.parents
@@ -131,6 +147,12 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
                     f"--input {input}: {relative} is a link to one of its parent folders; remove "
                     "the link",
                 )
+
+
+@dataclass(frozen=True)
+class _PreviousBatch:
+    manifest: Manifest
+    outputs: set[str]
 
 
 class BatchOutput:
@@ -148,10 +170,9 @@ class BatchOutput:
         read = locate_log(input, "--input")
         if read.is_local != self._location.is_local:
             return
-        roots = [
-            str(Path(log.root).resolve()) if log.is_local else log.root
-            for log in (read, self._location)
-        ]
+        roots = [read.root, self._location.root]
+        if read.is_local:
+            roots = [os.path.realpath(root) for root in roots]
         if any(f"{inner}/".startswith(f"{outer}/") for inner, outer in (roots, reversed(roots))):
             raise InvalidConfig(
                 f"--output {self.uri} and --input {input} overlap: specify another folder",
@@ -162,9 +183,8 @@ class BatchOutput:
         """Lock the output folder, because batches delete each other's unfinished files.
         Raises AlreadyExists.
         """
-        if (
-            not self._location.is_local
-        ):  # A bucket needs no lock, because it has no unfinished files.
+        # A bucket needs no lock, because it has no unfinished files.
+        if not self._location.is_local:
             yield
             return
         with ExitStack() as stack:
@@ -186,51 +206,27 @@ class BatchOutput:
         """
         # Convert tuples to lists for the comparison.
         manifest = orjson.loads(orjson.dumps(manifest))
-        try:
+        with self._errors_of_begin():
             files = {*_list_files(self._location)}
-            previous: Manifest | None = None
-            written: set[str] = set()
-            if MANIFEST in files:
-                with self._location.filesystem.open_input_file(
-                    f"{self._location.root}/{MANIFEST}",
-                ) as file:
-                    begun: Manifest = orjson.loads(file.read())
-                previous = begun
-                written = {part["output"] for part in begun["parts"].values()}
-            # Replace a local batch without output files: because of the lock, no other
-            # batch is running.
-            if previous and (restart or (self._location.is_local and not written & files)):
-                removable = {MANIFEST, SUCCESS, *written}
-                self._remove(
-                    {
-                        name
-                        for name in files
-                        if name in removable or name.startswith(f"{REJECTED}/")
-                    },
-                )
+            previous = self._previous_batch(files)
+            if previous and (restart or self._may_be_replaced(previous, files)):
+                self._delete(previous, files)
                 files = {*_list_files(self._location)}
                 previous = None
-            # Ignore the lock and the files of a killed writer, whose names begin with a
-            # dot.
-            if not previous and (
-                strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}
-            ):
-                raise AlreadyExists(
-                    f"--output {self.uri} contains {min(strange)}, which is not from a batch: "
-                    "specify another folder",
-                )
-            if previous and (changed := _difference(previous, manifest, files)):
-                raise AlreadyExists(
-                    f"--output {self.uri} was begun with {changed}; specify another folder, or "
-                    "use --restart to delete its files and start again",
-                )
-            expected = {part["output"] for part in manifest["parts"].values()}
-            gone = {SUCCESS} & files if expected - files else set()
-            stems = set(map(unfinished_stem, expected))
-            self._remove(gone | {name for name in files if name.rpartition(".")[0] in stems})
-            if not previous or previous["parts"] != manifest["parts"]:
+            if previous:
+                self._refuse_difference(previous.manifest, manifest, files)
+            else:
+                self._refuse_strange_files(files)
+            self._remove(_obsolete(files, _outputs(manifest)))
+            if not previous or previous.manifest["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
                 write_file(self._location, MANIFEST, content, is_new=not previous)
+        return files
+
+    @contextmanager
+    def _errors_of_begin(self) -> Iterator[None]:
+        try:
+            yield
         except FileExistsError:
             raise AlreadyExists(
                 f"--output {self.uri}: another batch has just started to write to it; specify "
@@ -243,7 +239,40 @@ class BatchOutput:
             raise OnnxserveError(
                 f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder",
             ) from None
-        return files
+
+    def _previous_batch(self, files: set[str]) -> _PreviousBatch | None:
+        if MANIFEST not in files:
+            return None
+        path = f"{self._location.root}/{MANIFEST}"
+        with self._location.filesystem.open_input_file(path) as file:
+            manifest: Manifest = orjson.loads(file.read())
+        return _PreviousBatch(manifest, _outputs(manifest))
+
+    def _may_be_replaced(self, previous: _PreviousBatch, files: set[str]) -> bool:
+        """Return True for a local batch without output files. Because of the lock, no
+        other batch is running.
+        """
+        return self._location.is_local and not previous.outputs & files
+
+    def _delete(self, batch: _PreviousBatch, files: set[str]) -> None:
+        rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
+        self._remove(rejected | files & {MANIFEST, SUCCESS, *batch.outputs})
+
+    def _refuse_difference(self, begun: Manifest, manifest: Manifest, files: set[str]) -> None:
+        if changed := _difference(begun, manifest, files):
+            raise AlreadyExists(
+                f"--output {self.uri} was begun with {changed}; specify another folder, or "
+                "use --restart to delete its files and start again",
+            )
+
+    def _refuse_strange_files(self, files: set[str]) -> None:
+        # Ignore the lock and the files of a killed writer, whose names begin with a dot.
+        strange = {name for name in files if not name.rpartition("/")[2].startswith(".")}
+        if strange:
+            raise AlreadyExists(
+                f"--output {self.uri} contains {min(strange)}, which is not from a batch: "
+                "specify another folder",
+            )
 
     def finish(self, summary: Mapping[str, object]) -> None:
         try:
@@ -257,29 +286,53 @@ class BatchOutput:
             self._location.filesystem.delete_file(f"{self._location.root}/{name}")
 
 
-def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
-    """Return how `known` differs from `manifest`, or "". An input file may change until
-    its predictions are written.
-    """
+def _outputs(manifest: Manifest) -> set[str]:
+    return {part["output"] for part in manifest["parts"].values()}
+
+
+def _obsolete(files: set[str], outputs: set[str]) -> set[str]:
+    """Return the files of killed writers, and `_SUCCESS` if an output is missing."""
+    stems = set(map(unfinished_stem, outputs))
+    obsolete = {name for name in files if name.rpartition(".")[0] in stems}
+    if outputs - files:
+        obsolete |= {SUCCESS} & files
+    return obsolete
+
+
+def _difference(begun: Manifest, manifest: Manifest, files: set[str]) -> str:
+    """Return how `begun` differs from `manifest`, or ""."""
+    return (
+        _model_difference(begun["model"], manifest["model"])
+        or _option_difference(begun, manifest)
+        or _input_difference(begun, manifest, files)
+    )
+
+
+def _model_difference(begun: dict[str, str], model: dict[str, str]) -> str:
     for field in ("digest", "name", "version"):
-        old = known["model"].get(field)
-        new = manifest["model"].get(field)
-        if old != new:
-            versions = [
-                f"{entry['model']['name']} {entry['model']['version']}".strip()
-                for entry in (known, manifest)
-            ]
-            change = f"{versions[0]}, and {manifest['model']['uri']} is now {versions[1]}"
-            if versions[0] != versions[1]:
-                return change
-            return f"other files of the model {versions[0]} (another {field})"
+        if begun.get(field) == model.get(field):
+            continue
+        before, now = (f"{each['name']} {each['version']}".strip() for each in (begun, model))
+        if before != now:
+            return f"{before}, and {model['uri']} is now {now}"
+        return f"other files of the model {before} (another {field})"
+    return ""
+
+
+def _option_difference(begun: Manifest, manifest: Manifest) -> str:
     for option in ("input", "keep", "on_error", "format", "input_format"):
-        if known.get(option) != manifest.get(option):
-            return (
-                f"{option.replace('_', '-')} {known.get(option)!r}, and it is now "
-                f"{manifest.get(option)!r}"
-            )
-    before = known["parts"]
+        before = begun.get(option)
+        now = manifest.get(option)
+        if before != now:
+            return f"{option.replace('_', '-')} {before!r}, and it is now {now!r}"
+    return ""
+
+
+def _input_difference(begun: Manifest, manifest: Manifest, files: set[str]) -> str:
+    """Return how the input files differ. A file may change until its predictions are
+    written.
+    """
+    before = begun["parts"]
     now = manifest["parts"]
     for name in sorted({*before, *now}):
         entries = [parts[name] for parts in (before, now) if name in parts]
@@ -290,5 +343,5 @@ def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
                 how = "is gone"
             else:
                 how = "has changed"
-            return f"other files of {known['input']}: {name} {how}"
+            return f"other files of {begun['input']}: {name} {how}"
     return ""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import IO, Literal
@@ -83,8 +84,8 @@ class PartJob:
         output: the URI of the folder of predictions.
         on_error: `fail` and `skip-part` end the part at a bad row; `skip-row` omits the
             row.
-        progress / slot: the file that shows the progress to other processes, and the
-            job's position in this file.
+        progress: the file that shows the progress to other processes.
+        slot: the job's position in the file of the progress.
     """
 
     part: Part
@@ -168,58 +169,96 @@ def _write_part(
     source: LogLocation,
     packed_share: float,
 ) -> PartResult:
-    folders = _folder_columns(job, model, stream)
-    columns = _columns(job, model, stream, folders)
-    rows = rejected = 0
-    with (
-        ExitStack() as output,
-        ExitStack() as rejected_rows,
-    ):  # The rejected rows must be complete before the output.
-        # pandas converts a dictionary into a categorical column.
-        dictionaries = {*columns} - {*job.keep} if isinstance(model, OnnxTable) else ()
-        blocks = (_with_folders(block, folders) for block in stream.blocks(columns, dictionaries))
-
-        def predicted() -> Iterator[pa.Table]:
-            nonlocal rows, rejected
-            for piece, position in _predictions(job, model, blocks):
-                if isinstance(piece, RejectedRow):
-                    if job.on_error != "skip-row":
-                        raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
-                    if not rejected:
-                        rejects = rejected_rows.enter_context(
-                            open_new(job.output, job.part.rejected),
-                        )
-                    row = {"row": piece.number, "why": piece.why, "content": piece.content}
-                    rejects.write(orjson.dumps(row, default=str) + b"\n")
-                    rejected += 1
-                else:
-                    rows += piece.num_rows
-                    yield piece
-                write_progress(job.progress, job.slot, rows, int(position * packed_share))
-            if not rows:
-                keep = job.keep if stream.schema.names else ()
-                empty = _with_folders(RowBlock(stream.schema.empty_table(), ()), folders).table
-                yield with_kept(empty, keep, declared_outputs(model.artifact))
-
-        groups = group_tables(predicted(), _WRITTEN_ROWS, _WRITTEN_BYTES)
-        first = next(groups)
-        schema = first[0].schema  # Only the first table shows the types of the outputs.
-        file = output.enter_context(open_new(job.output, job.part.output))
-        write = output.enter_context(table_writer(job.part.output_format, schema, file, _ADVICE))
-        for tables in chain([first], groups):
-            try:
-                joined = pa.concat_tables([table.cast(schema) for table in tables])
-            except (pa.ArrowException, ValueError) as error:
-                raise OnnxserveError(
-                    f"the types of the outputs change: {one_line(error, 200)}",
-                ) from None
-            for batch in joined.combine_chunks().to_batches():
-                write(batch)
+    # The rejected rows must be complete before the output.
+    with ExitStack() as output, ExitStack() as rejected_rows:
+        rows = _PartRows(job, model, stream, packed_share, rejected_rows)
+        groups = group_tables(rows.predicted(), _WRITTEN_ROWS, _WRITTEN_BYTES)
+        _write_tables(job, groups, output)
         if job.part.state and _has_changed(job, source):
             raise OnnxserveError(
                 "the file has changed since the batch began; repeat the command with --restart",
             )
-    return PartResult(rows, rejected)
+    return PartResult(rows.count, rows.rejected)
+
+
+@dataclass
+class _PartRows:
+    """The rows of a part while they are predicted.
+
+    Attributes:
+        packed_share: the compressed size of the file / its full size.
+        rejected_rows: closes the file of the rejected rows.
+        count: the number of predicted rows so far.
+        rejected: the number of rejected rows so far.
+    """
+
+    job: PartJob
+    model: TableModel
+    stream: RowStream
+    packed_share: float
+    rejected_rows: ExitStack
+    count: int = 0
+    rejected: int = 0
+
+    def predicted(self) -> Iterator[pa.Table]:
+        """Yield tables of the columns to keep and the outputs: one empty table if there
+        are no rows.
+        """
+        job = self.job
+        folders = _folder_columns(job, self.model, self.stream)
+        for piece, position in _predictions(job, self.model, self._blocks(folders)):
+            if isinstance(piece, RejectedRow):
+                self._reject(piece)
+            else:
+                self.count += piece.num_rows
+                yield piece
+            read_bytes = int(position * self.packed_share)
+            write_progress(job.progress, job.slot, self.count, read_bytes)
+        if not self.count:
+            yield self._no_predictions(folders)
+
+    def _blocks(self, folders: pa.Table) -> Iterator[RowBlock]:
+        columns = _columns(self.job, self.model, self.stream, folders)
+        # pandas converts a dictionary into a categorical column.
+        dictionaries: set[str] = set()
+        if isinstance(self.model, OnnxTable):
+            dictionaries = {*columns} - {*self.job.keep}
+        for block in self.stream.blocks(columns, dictionaries):
+            yield _with_folders(block, folders)
+
+    def _reject(self, row: RejectedRow) -> None:
+        if self.job.on_error != "skip-row":
+            raise InvalidRequest(f"row {row.number} (from 0): {row.why}")
+        line = {"row": row.number, "why": row.why, "content": row.content}
+        self._rejects.write(orjson.dumps(line, default=str) + b"\n")
+        self.rejected += 1
+
+    @cached_property
+    def _rejects(self) -> IO[bytes]:
+        file = open_new(self.job.output, self.job.part.rejected)
+        return self.rejected_rows.enter_context(file)
+
+    def _no_predictions(self, folders: pa.Table) -> pa.Table:
+        schema = self.stream.schema
+        empty = _with_folders(RowBlock(schema.empty_table(), ()), folders).table
+        keep = self.job.keep if schema.names else ()
+        return with_kept(empty, keep, declared_outputs(self.model.artifact))
+
+
+def _write_tables(job: PartJob, groups: Iterator[list[pa.Table]], output: ExitStack) -> None:
+    first = next(groups)
+    schema = first[0].schema  # Only the first table shows the types of the outputs.
+    file = output.enter_context(open_new(job.output, job.part.output))
+    write = output.enter_context(table_writer(job.part.output_format, schema, file, _ADVICE))
+    for tables in chain([first], groups):
+        try:
+            joined = pa.concat_tables([table.cast(schema) for table in tables])
+        except (pa.ArrowException, ValueError) as error:
+            raise OnnxserveError(
+                f"the types of the outputs change: {one_line(error, 200)}",
+            ) from None
+        for batch in joined.combine_chunks().to_batches():
+            write(batch)
 
 
 def _has_changed(job: PartJob, source: LogLocation) -> bool:
@@ -241,17 +280,13 @@ def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Ta
     columns: dict[str, pa.ChunkedArray] = {}
     for folder in job.part.output.split("/")[:-1]:
         name, equals, value = (unquote(piece) for piece in folder.partition("="))
-        if (
-            equals
-            and name not in stream.schema.names
-            and (name in job.keep or name in model.schema.names)
-        ):
-            text = pa.table(
-                {name: pa.array([None if value == _NULL_FOLDER else value], pa.string())},
-            )
-            columns[name] = (
-                typed(text, model.schema) if name in model.schema.names else text
-            ).column(0)
+        is_input = name in model.schema.names
+        if equals and name not in stream.schema.names and (is_input or name in job.keep):
+            text = None if value == _NULL_FOLDER else value
+            table = pa.table({name: pa.array([text], pa.string())})
+            if is_input:
+                table = typed(table, model.schema)
+            columns[name] = table.column(0)
     return pa.table(columns)
 
 
@@ -298,11 +333,10 @@ def _predictions(
     def predict(block: RowBlock) -> list[pa.Table | RejectedRow]:
         bad = list(block.bad)
         tables = []
-        for piece in (
-            predict_block(model, block, job.keep, job.part.input_format == "csv")
-            if block.numbers
-            else ()
-        ):
+        pieces: Iterable[pa.Table | RejectedRow] = ()
+        if block.numbers:
+            pieces = predict_block(model, block, job.keep, job.part.input_format == "csv")
+        for piece in pieces:
             if isinstance(piece, RejectedRow):
                 bad.append(piece)
                 if job.on_error != "skip-row":

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,50 +149,46 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         model = download(resolved.source, temporary)
         manifest = _manifest(plan, parts, resolved, f"sha256:{combine_hashes(hash_files(model))}")
         finished = output.begin(manifest, plan.restart)
-        waiting = [part for part in parts if part.output not in finished]
-        # Large parts are first, so that all cores are busy until the end.
-        waiting.sort(key=lambda part: -part.size)
-        progress = temporary / "progress"
-        progress.touch()
-        jobs = [
-            PartJob(
-                part,
-                plan.output,
-                model,
-                plan.keep,
-                plan.on_error,
-                plan.device,
-                progress=str(progress),
-            )
-            for part in waiting
-        ]
-        if plan.engine == "spark":
-            from mlflow_deploy_plugin.ship.batch.spark import predict_parts  # Spark is an extra.
-
-            results = predict_parts(jobs, model)
-        else:
-            results = _predict_locally(jobs, plan)
-        tally = _Tally(waiting, len(parts) - len(waiting), progress, report)
-        with results as finishing:
-            failed, rejected = tally.follow(finishing, plan.on_error)
-        result = BatchResult(resolved, tally.now(), rejected, failed)
-        if not failed:
-            last = {
-                "parts": result.progress.parts,
-                "rows": result.progress.rows,
-                "rejected": rejected,
-            }
-            digests = {"model": manifest["model"], "input_digest": manifest["input_digest"]}
-            output.finish({**digests, "parts": len(parts), "last_call": last})
+        tally = _Tally(parts, finished, temporary / "progress", report)
+        with _predictions(plan, tally.jobs(plan, model), model) as finishing:
+            result = tally.follow(finishing, plan.on_error, resolved)
+        if not result.failed:
+            output.finish(_summary(manifest, result))
         if plan.experiment:
             return replace(result, run=_log(plan, result, parts, manifest))
         return result
+
+
+def _summary(manifest: Manifest, result: BatchResult) -> dict[str, object]:
+    """Return the content of `_SUCCESS`."""
+    return {
+        "model": manifest["model"],
+        "input_digest": manifest["input_digest"],
+        "parts": len(manifest["parts"]),
+        "last_call": {
+            "parts": result.progress.parts,
+            "rows": result.progress.rows,
+            "rejected": result.rejected,
+        },
+    }
 
 
 Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
 """Each iteration yields the jobs that ended since the last iteration: position of the
 job → its result.
 """
+
+
+def _predictions(
+    plan: BatchPlan,
+    jobs: Sequence[PartJob],
+    model: Path,
+) -> AbstractContextManager[Finished]:
+    if plan.engine == "local":
+        return _predict_locally(jobs, plan)
+    from mlflow_deploy_plugin.ship.batch.spark import predict_parts  # Spark is an extra.
+
+    return predict_parts(jobs, model)
 
 
 @contextmanager
@@ -218,12 +214,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
             raise OnnxserveError(f"{job.part.name}: {error.message}") from None
         finally:
             # Clear the slot, because the result has the counts.
-            write_progress(
-                job.progress,
-                slot,
-                0,
-                0,
-            )
+            write_progress(job.progress, slot, 0, 0)
             slots.append(slot)
         return result
 
@@ -233,9 +224,8 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         left = len(jobs)
         while left:
             ended: dict[int, PartResult | OnnxserveError] = {}
-            with suppress(
-                Empty,
-            ):  # With a queue, the end of a job does not cost a check of all futures.
+            # With a queue, the end of a job does not cost a check of all futures.
+            with suppress(Empty):
                 while True:
                     future = results.get(timeout=0 if ended else _LOOK_SECONDS)
                     error = future.exception()
@@ -270,21 +260,39 @@ class _Tally:
     def __init__(
         self,
         parts: Sequence[Part],
-        finished_before: int,
+        finished: set[str],
         progress: Path,
         report: Report,
     ) -> None:
-        self._parts = parts
-        self._finished_before = finished_before
+        waiting = [part for part in parts if part.output not in finished]
+        # Large parts are first, so that all cores are busy until the end.
+        self._parts = sorted(waiting, key=lambda part: -part.size)
+        self._finished_before = len(parts) - len(waiting)
+        progress.touch()
         self._progress = progress
         self._report = report
         self._begun = time.monotonic()
-        self._total = sum(part.size for part in parts)
+        self._total = sum(part.size for part in waiting)
         self._rows = self._done = self._bytes = 0
 
-    def follow(self, finishing: Finished, on_error: OnError) -> tuple[dict[str, str], int]:
-        """Return the reasons for omitted parts, and the number of rejected rows. Raises
-        the error of a failed part.
+    def jobs(self, plan: BatchPlan, model: Path) -> list[PartJob]:
+        """Return the task of each part that has no output file yet."""
+        return [
+            PartJob(
+                part,
+                plan.output,
+                model,
+                plan.keep,
+                plan.on_error,
+                plan.device,
+                progress=str(self._progress),
+            )
+            for part in self._parts
+        ]
+
+    def follow(self, finishing: Finished, on_error: OnError, model: ResolvedModel) -> BatchResult:
+        """Return the result when each part has ended. Raises the error of a failed
+        part.
         """
         failed: dict[str, str] = {}
         rejected = 0
@@ -301,7 +309,7 @@ class _Tally:
                 else:
                     raise result
             self._report(self.now())
-        return failed, rejected
+        return BatchResult(model, self.now(), rejected, failed)
 
     def now(self) -> BatchProgress:
         rows, position = read_progress(self._progress)

@@ -3,8 +3,7 @@ a DataFrame.
 
 The model is sent as an archive (`SparkContext.addArchive`), and each Python worker, one
 per core, loads it once. Each part is a task that reads its file itself. The rows of a
-DataFrame are Arrow batches (`mapInArrow`,
-https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspark.sql.DataFrame.mapInArrow.html).
+DataFrame are Arrow batches (`pyspark.sql.DataFrame.mapInArrow`).
 The machines need this package with its extra `cpu`.
 """
 
@@ -28,6 +27,7 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.ship.batch.part import PartJob, predict_part
 from mlflow_deploy_plugin.ship.batch.table_model import (
+    TableModel,
     declared_outputs,
     load_table_model,
     takes,
@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.ship.batch.table_model import (
 if TYPE_CHECKING:
     from pyspark import SparkContext
     from pyspark.sql import DataFrame
+    from pyspark.sql.types import StructType
 
     from mlflow_deploy_plugin.ship.batch.run import Finished
 
@@ -110,26 +111,16 @@ def predict_frame(
     Raises the errors of `resolve` and `download`, and InvalidConfig for a missing
     column or undeclared outputs.
     """
-    from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # pyspark is an extra.
+    from pyspark.sql.pandas.types import to_arrow_schema  # pyspark is an extra.
     from pyspark.sql.types import StructType
 
     shipped = download(resolve(model_uri).source, _folder_until_exit())
     model = load_table_model(shipped)
-    kept_columns = tuple(frame.columns if keep is None else keep)
-    if missing := [name for name in kept_columns if name not in frame.columns]:
-        raise InvalidConfig(
-            f"keep: the column {missing[0]!r} does not exist; the columns are "
-            f"{join_names(frame.columns, missing[0])}",
-        )
-    if missing_columns := model.schema.missing_columns(frame.columns):
-        raise InvalidConfig(missing_columns.message)
-    outputs = from_arrow_schema(declared_outputs(model.artifact).schema)
-    if not outputs.fields:
-        raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
-    if doubled := [name for name in outputs.names if name in kept_columns]:
-        raise InvalidConfig(
-            f"keep: {doubled[0]!r} is also an output of the model; rename the column",
-        )
+    if keep is None:
+        keep = frame.columns
+    kept_columns = tuple(keep)
+    _check_columns(model, frame.columns, kept_columns)
+    outputs = _output_type(model, model_uri, kept_columns)
     schema = StructType([*(frame.schema[name] for name in kept_columns), *outputs.fields])
     arrow_schema = to_arrow_schema(outputs)
     if (context := getattr(frame.sparkSession, "sparkContext", None)) is None:
@@ -157,6 +148,30 @@ def predict_frame(
             yield from with_kept(table, kept_columns, predicted).combine_chunks().to_batches()
 
     return frame.select(*selected).mapInArrow(task, schema)
+
+
+def _check_columns(model: TableModel, columns: Sequence[str], keep: Sequence[str]) -> None:
+    if missing := [name for name in keep if name not in columns]:
+        raise InvalidConfig(
+            f"keep: the column {missing[0]!r} does not exist; the columns are "
+            f"{join_names(columns, missing[0])}",
+        )
+    if missing_columns := model.schema.missing_columns(columns):
+        raise InvalidConfig(missing_columns.message)
+
+
+def _output_type(model: TableModel, model_uri: str, keep: Sequence[str]) -> "StructType":
+    """Return the declared outputs as a type of Spark."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    outputs = from_arrow_schema(declared_outputs(model.artifact).schema)
+    if not outputs.fields:
+        raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
+    if doubled := [name for name in outputs.names if name in keep]:
+        raise InvalidConfig(
+            f"keep: {doubled[0]!r} is also an output of the model; rename the column",
+        )
+    return outputs
 
 
 def _ship(context: "SparkContext", model: Path) -> str:

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.core.tabular.files import first_line
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
 from mlflow_deploy_plugin.serve.protocols import arrow
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import RUN_ROWS, OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
@@ -98,30 +98,23 @@ class OnnxTable:
         """Return a table of outputs, a row per input row. Raises InvalidRequest or
         InferenceError for a refused row.
         """
-        for position, field in enumerate(table.schema):
-            if field.type in (
-                pa.string(),
-                pa.large_string(),
-            ):  # Convert each distinct text to a str only once.
-                table = table.set_column(
-                    position,
-                    field.name,
-                    table.column(position).dictionary_encode(),
-                )
-        is_single = no_batch_dimension_reason(self.artifact)
-        if is_single:
-            tables = [table.slice(row, 1) for row in range(table.num_rows)]
-        else:
-            tables = [table]
-        predicted = []
-        for table in tables:
-            feeds = arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
-            for start in range(0, table.num_rows, RUN_ROWS):
-                run = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
-                outputs = self._model.run(run, self.artifact.prediction, first_row=start)
-                predictions = arrow.prediction_table(self._model.prediction(outputs, of_table=True))
-                predicted.append(_one_a_row(predictions, min(RUN_ROWS, table.num_rows - start)))
-        return pa.concat_tables(predicted)
+        table = _with_distinct_texts(table)
+        if not no_batch_dimension_reason(self.artifact):
+            return pa.concat_tables(self._predict_blocks(table))
+        tables: list[pa.Table] = []
+        for row in range(table.num_rows):
+            tables.extend(self._predict_blocks(table.slice(row, 1)))
+        return pa.concat_tables(tables)
+
+    def _predict_blocks(self, table: pa.Table) -> list[pa.Table]:
+        feeds = arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
+        tables = []
+        for start in range(0, table.num_rows, RUN_ROWS):
+            run = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
+            outputs = self._model.run(run, self.artifact.prediction, first_row=start)
+            predictions = arrow.prediction_table(self._model.prediction(outputs, of_table=True))
+            tables.append(_one_a_row(predictions, min(RUN_ROWS, table.num_rows - start)))
+        return tables
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
         """Return the `predictions` that a server would return for this body. Raises the
@@ -154,9 +147,7 @@ class PyfuncTable:
         self.artifact = artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
-        has_frame_types = any(
-            is_type(kind) for kind in table.schema.types for is_type in _FRAME_TYPES
-        )
+        has_frame_types = any(map(_is_frame_type, table.schema.types))
         try:
             if self.artifact.undescribed or has_frame_types:  # Only MLflow converts these columns.
                 outputs = self._scorer.outputs_of(table.to_pandas())
@@ -181,6 +172,21 @@ class PyfuncTable:
         return orjson.loads(answer)["predictions"]
 
 
+def _with_distinct_texts(table: pa.Table) -> pa.Table:
+    """Return the table with texts as dictionaries, because each distinct text is then
+    converted to a str only once.
+    """
+    for position, field in enumerate(table.schema):
+        if field.type in (pa.string(), pa.large_string()):
+            texts = table.column(position).dictionary_encode()
+            table = table.set_column(position, field.name, texts)
+    return table
+
+
+def _is_frame_type(kind: pa.DataType) -> bool:
+    return any(is_type(kind) for is_type in _FRAME_TYPES)
+
+
 TableModel = OnnxTable | PyfuncTable
 
 
@@ -201,7 +207,9 @@ def predict_block(
         [name for name in block.table.column_names if takes(model.schema, name, keep)],
     )
     try:
-        outputs = model.predict(typed(inputs, model.schema) if are_texts else inputs)
+        if are_texts:
+            inputs = typed(inputs, model.schema)
+        outputs = model.predict(inputs)
     except (InvalidRequest, InferenceError) as error:
         if len(block.numbers) == 1:
             yield RejectedRow(
@@ -266,39 +274,38 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
     if schema.tensors:  # All columns are parts of one tensor, so they have its type.
         kinds = dict.fromkeys(table.column_names, schema.tensors[0].dtype)
     for position, name in enumerate(table.column_names):
-        dtype = COLUMN_TYPES.get(kinds.get(name, "string"), kinds.get(name, "string"))
-        if dtype == "str":
-            continue
-        column = table.column(position)
-        kind = _arrow_type(dtype)
-        try:
-            values = column.cast(kind)
-        except (
-            pa.ArrowInvalid
-        ):  # A text may be a word for a missing value, an integer such as 20.0, or invalid.
-            fields = [text or "" for text in column.to_pylist()]
-            read = mlflow_protocol.read_column(name, kinds, fields)
-            # Refuse a fraction in an integer column, because Arrow would truncate the
-            # fraction.
-            if cut := [
-                num
-                for num in read
-                if isinstance(num, float) and kind == pa.int64() and not num.is_integer()
-            ]:
-                raise SchemaMismatch(
-                    f"column {name!r} ({kinds[name]}): {cut[0]!r} is not of type {kinds[name]}",
-                )
-            try:
-                values = pa.array(read, kind)
-            except (
-                pa.ArrowException,
-                OverflowError,
-            ) as error:  # An integer may have more than 64 bits.
-                raise SchemaMismatch(
-                    f"column {name!r} ({kinds[name]}): {first_line(error)}",
-                ) from None
-        table = table.set_column(position, name, values)
+        kind = kinds.get(name, "string")
+        dtype = COLUMN_TYPES.get(kind, kind)
+        if dtype != "str":
+            values = _typed_column(table.column(position), name, kind, _arrow_type(dtype))
+            table = table.set_column(position, name, values)
     return table
+
+
+def _typed_column(
+    texts: pa.ChunkedArray,
+    name: str,
+    kind: str,
+    arrow_type: pa.DataType,
+) -> pa.ChunkedArray | pa.Array:
+    try:
+        return texts.cast(arrow_type)
+    except pa.ArrowInvalid:
+        # A text may be a word for a missing value, an integer such as 20.0, or invalid.
+        fields = [text or "" for text in texts.to_pylist()]
+    values = mlflow_protocol.read_column(name, {name: kind}, fields)
+    # Refuse a fraction in an integer column, because Arrow would truncate the fraction.
+    if arrow_type == pa.int64():
+        for value in values:
+            if isinstance(value, float) and not value.is_integer():
+                raise SchemaMismatch(
+                    f"column {name!r} ({kind}): {value!r} is not of type {kind}",
+                )
+    try:
+        return pa.array(values, arrow_type)
+    except (pa.ArrowException, OverflowError) as error:
+        # An integer may have more than 64 bits.
+        raise SchemaMismatch(f"column {name!r} ({kind}): {first_line(error)}") from None
 
 
 def _one_a_row(outputs: pa.Table, rows: int) -> pa.Table:
@@ -313,12 +320,12 @@ def _one_a_row(outputs: pa.Table, rows: int) -> pa.Table:
 def declared_outputs(artifact: Artifact) -> pa.Table:
     names = artifact.prediction or tuple(output.name for output in artifact.outputs)
     shapes = {output.name: output for output in artifact.outputs}
-    arrays = {
-        name: np.empty(
-            (0, *(max(1, size) for size in shapes[name].shape[1:])),
-            numpy_dtype(shapes[name].dtype),
-        )
-        for name in names
-        if shapes[name].dtype != "map"
-    }
-    return arrow.prediction_table(next(iter(arrays.values())) if len(arrays) == 1 else arrays)
+    arrays = {name: _no_rows(shapes[name]) for name in names if shapes[name].dtype != "map"}
+    if len(arrays) == 1:
+        return arrow.prediction_table(*arrays.values())
+    return arrow.prediction_table(arrays)
+
+
+def _no_rows(output: Output) -> "np.ndarray[Any, Any]":
+    columns = (max(1, size) for size in output.shape[1:])
+    return np.empty((0, *columns), numpy_dtype(output.dtype))

@@ -187,15 +187,14 @@ def _with_keys(
     ):
         return predictions
     label_columns = LabelColumns()
-    return [
-        {
-            **{name: values[row] for name, values in columns.items()},
-            label_columns.prediction_id: prediction_id,
-            label_columns.row: row,
-            **(prediction if isinstance(prediction, dict) else {PREDICTION: prediction}),
-        }
-        for row, prediction in enumerate(_split_by_row(predictions, len(lists[0]), "the answer"))
-    ]
+    rows = []
+    for row, prediction in enumerate(_split_by_row(predictions, len(lists[0]), "the answer")):
+        document = {name: values[row] for name, values in columns.items()}
+        document |= {label_columns.prediction_id: prediction_id, label_columns.row: row}
+        if not isinstance(prediction, dict):
+            prediction = {PREDICTION: prediction}
+        rows.append(document | prediction)
+    return rows
 
 
 def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[RowBatch]:
@@ -239,16 +238,20 @@ def _as_time(value: object) -> str:
         value = datetime.combine(value, datetime.min.time())
     if not isinstance(value, datetime):
         raise ValueError("not a time")
-    return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
+    if not value.tzinfo:
+        value = value.replace(tzinfo=UTC)
+    return value.isoformat()
 
 
 def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[object]]:
     if content_type == CSV:
         header, *rows = (record.fields for record in csv_records(io.BytesIO(body)))
-        positions = {name: header.index(name) for name in keys if name in header}
-        return {
-            name: [row[position] or None for row in rows] for name, position in positions.items()
-        }
+        columns: dict[str, list[object]] = {}
+        for name in keys:
+            if name in header:
+                position = header.index(name)
+                columns[name] = [row[position] or None for row in rows]
+        return columns
     if content_type == JSON:
         document = load_json(body)
         taken = {name: mlflow_protocol.take_column(document, name) for name in keys}
@@ -270,7 +273,10 @@ def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object
     except BodyTooLarge:
         if len(batch) == 1:
             raise
-        return [row for half in batch.halves() for row in predict_batch(predict, name, half)]
+        predictions = []
+        for half in batch.halves():
+            predictions += predict_batch(predict, name, half)
+        return predictions
     except (InvalidRequest, InferenceError) as error:
         raise InvalidRequest(_error_with_row(predict, name, batch, error)) from None
 
@@ -362,7 +368,7 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
         return content["data"], lambda rows: orjson.dumps({**extras, form: {**head, "data": rows}})
     lengths = set()
     if isinstance(content, dict):
-        lengths = {len(values) if isinstance(values, list) else -1 for values in content.values()}
+        lengths = set(map(_column_length, content.values()))
     if len(lengths) == 1 and -1 not in lengths:
 
         def encode(rows: list[tuple[object, ...]]) -> bytes:
@@ -499,3 +505,7 @@ def _batch_error(predict: Predictor, batch: RowBatch) -> str:
     except (InvalidRequest, InferenceError) as error:
         return error.message
     return ""
+
+
+def _column_length(values: object) -> int:
+    return len(values) if isinstance(values, list) else -1

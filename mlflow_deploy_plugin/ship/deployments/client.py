@@ -264,7 +264,9 @@ def target_help() -> str:
     targets = "\n".join(f"  {target.uri:33}{target.servers}" for target in TARGETS.values())
     lines = [_ABOUT.replace("{targets}", targets)]
     for name, kind, default, description in field_reference():
-        lines.append(f"  {name} ({kind}{f', default {default}' if default else ''})")
+        if default:
+            kind = f"{kind}, default {default}"
+        lines.append(f"  {name} ({kind})")
         lines.append(
             textwrap.fill(description, _WIDTH, initial_indent="      ", subsequent_indent="      "),
         )

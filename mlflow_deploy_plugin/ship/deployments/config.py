@@ -8,7 +8,8 @@ down), a monitor may name any column.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -69,11 +70,9 @@ def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
             load_time_zone(str(value))
-    absolute = {
-        field: path
-        for name, monitor in changed.monitors.items()
-        for field, path in _absolute_paths(f"monitors.{name}.", monitor, config).items()
-    }
+    absolute: dict[str, str] = {}
+    for name, monitor in changed.monitors.items():
+        absolute |= _absolute_paths(f"monitors.{name}.", monitor, config)
     if absolute:
         return apply_config(changed, absolute)
     return changed
@@ -184,7 +183,7 @@ def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str],
     changed = {
         name: monitor
         for name, monitor in spec.monitors.items()
-        if any(field.startswith(f"monitors.{name}.") for field in config)
+        if _has_field(config, f"monitors.{name}.")
     }
     if not changed:
         return
@@ -198,6 +197,10 @@ def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str],
             raise InvalidConfig(f"monitors.{name}.{error.message}") from None
 
 
+def _has_field(config: Config, prefix: str | tuple[str, ...]) -> bool:
+    return any(field.startswith(prefix) for field in config)
+
+
 def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[str, str]:
     """Return the dataset and project in `config` as absolute paths for the controller,
     which has another working folder.
@@ -206,9 +209,8 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[s
     project_fields = tuple(
         f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters")
     )
-    if (retrain := monitor.retrain) is not None and any(
-        field.startswith(project_fields) for field in config
-    ):
+    retrain = monitor.retrain
+    if retrain is not None and _has_field(config, project_fields):
         try:
             check_project(retrain.project, retrain.entry_point, retrain.parameters)
         except InvalidConfig as error:
@@ -284,13 +286,15 @@ def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> Logge
             return None
     if not logged or not all(item.inputs for item in logged):
         return None
-    inputs = dict.fromkeys(name for item in logged for name in item.inputs)
-    outputs = [item.outputs for item in logged]
-    if None in outputs:
-        output_names = None
-    else:
-        output_names = tuple(dict.fromkeys(name for names in outputs for name in names or ()))
-    return LoggedColumns(tuple(inputs), output_names)
+    inputs = _distinct(item.inputs for item in logged)
+    outputs = [item.outputs for item in logged if item.outputs is not None]
+    if len(outputs) < len(logged):
+        return LoggedColumns(inputs, None)
+    return LoggedColumns(inputs, _distinct(outputs))
+
+
+def _distinct(lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(lists)))
 
 
 def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
@@ -314,11 +318,8 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
         )
     if columns is None:
         return
-    places = [
-        (f"{field}: ", name)
-        for field in ("columns", "segment_by")
-        for name in getattr(monitor, field)
-    ]
+    places = [("columns: ", name) for name in monitor.columns]
+    places += [("segment_by: ", name) for name in monitor.segment_by]
     if monitor.kind == "data_quality":
         places += [
             (f"require: {requirement.text}: ", requirement.argument) for requirement in required
@@ -408,11 +409,13 @@ def _entry_points(folder: Path) -> dict[str, Json]:
             f"project: {folder / _MLPROJECT} cannot be read: {one_line(error, 200)}",
         ) from None
     return {
-        str(name): {str(key): value for key, value in _field(entry, "parameters").items()}
+        name: _field(entry, "parameters")
         for name, entry in _field(document, "entry_points").items()
     }
 
 
 def _field(document: object, name: str) -> Json:
     value = document.get(name) if isinstance(document, dict) else None
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    return {str(key): item for key, item in value.items()}

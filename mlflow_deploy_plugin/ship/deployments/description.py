@@ -4,9 +4,9 @@ deployments get` and `get-endpoint`.
 Unknown values are empty strings.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, PYTHON_FUNCTION
@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WantedVaria
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.serve.runtime.artifact import PYFUNC_PARITY
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.config import traffic_shares, traffic_weights
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployment, Deployments
@@ -38,8 +37,11 @@ def summarize(deployment: Deployment) -> Json:
     """Return the fields of a deployment that `list` prints: some of the fields of
     `describe`.
     """
-    described = describe(deployment)
-    return {key: described[key] for key in _OF_DEPLOYMENT}
+    return _select(describe(deployment), _OF_DEPLOYMENT)
+
+
+def _select(fields: Json, names: Iterable[str]) -> Json:
+    return {name: fields[name] for name in names}
 
 
 def describe(deployment: Deployment) -> Json:
@@ -52,10 +54,7 @@ def describe(deployment: Deployment) -> Json:
     loaded = {
         worker.pid: worker.loaded(endpoint.name, deployment.name) for worker in observation.workers
     }
-    error = _error_of(deployment)
-    state, reason = _state_of(observation, list(loaded.values()), error)
-    versions = {worker.version for worker in loaded.values() if worker.version}
-    unbatched = [f"none: {worker.no_batch}" for worker in loaded.values() if worker.no_batch]
+    state, reason = _state_of(deployment, loaded.values())
     model = wanted.model if wanted is not None else ""
     workers = {pid: f"{model} {worker.version or 'nothing'}" for pid, worker in loaded.items()}
     return {
@@ -67,14 +66,14 @@ def describe(deployment: Deployment) -> Json:
         "url": observation.url,
         "model_uri": variant.model,
         "model": model,
-        "version": ", ".join(sorted(versions)),
+        "version": ", ".join(sorted({item.version for item in loaded.values()} - {""})),
         **_provenance(variant.model, wanted, is_running=state == "running"),
-        "batch_dimension": unbatched[0] if unbatched else "",
+        "batch_dimension": _batch_dimension(loaded.values()),
         "weight": variant.weight,
         "share": traffic_shares(traffic_weights(endpoint.spec)).get(deployment.name, 0.0),
         "shadow": variant.shadow,
         "unapproved": _unapproved(deployment),
-        **_server_lines(deployment, error, workers),
+        **_server_lines(deployment, _error_of(deployment), workers),
     }
 
 
@@ -91,17 +90,21 @@ def _error_of(deployment: Deployment) -> str:
     return error or ""
 
 
-def _state_of(
-    observation: Observation,
-    loaded: Sequence[LoadedVariant],
-    error: str,
-) -> tuple[str, str]:
+def _batch_dimension(loaded: Iterable[LoadedVariant]) -> str:
+    for worker in loaded:
+        if worker.no_batch:
+            return f"none: {worker.no_batch}"
+    return ""
+
+
+def _state_of(deployment: Deployment, loaded: Iterable[LoadedVariant]) -> tuple[str, str]:
     """Return the state and its reason. The server may run although a worker has not
     loaded the deployment.
     """
+    observation = deployment.observation
     if observation.state != "running" or all(worker.version for worker in loaded):
         return observation.state, observation.reason
-    if error:
+    if error := _error_of(deployment):
         return "failed", error
     return "starting", observation.reason or "the model is loading"
 
@@ -120,10 +123,9 @@ def summarize_endpoints(deployments: Deployments) -> list[Json]:
     """Return the main fields of each endpoint and the names of its deployments, by
     endpoint name.
     """
-    endpoints = describe_endpoints(deployments)
     return [
-        {**{key: row[key] for key in _OF_ENDPOINT}, "deployments": list(row["deployments"])}
-        for row in endpoints
+        {**_select(row, _OF_ENDPOINT), "deployments": list(row["deployments"])}
+        for row in describe_endpoints(deployments)
     ]
 
 
@@ -162,10 +164,14 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
     deployments = {
         name: describe(Deployment(name, endpoint, observation)) for name in spec.variants
     }
-    workers = {
-        worker.pid: {name: worker.loaded(endpoint.name, name).version for name in spec.variants}
-        for worker in observation.workers
-    }
+    workers = {}
+    for worker in observation.workers:
+        workers[worker.pid] = {
+            name: worker.loaded(endpoint.name, name).version for name in spec.variants
+        }
+    sticky = {}
+    if spec.sticky is not None:
+        sticky = spec.sticky.model_dump(exclude_none=True)
     return {
         "name": endpoint.name,
         "target": endpoint.target,
@@ -174,11 +180,11 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
         "url": observation.url,
         "traffic": traffic_weights(spec),
         "shadows": [name for name, variant in spec.variants.items() if variant.shadow],
-        "sticky": spec.sticky.model_dump(exclude_none=True) if spec.sticky is not None else {},
+        "sticky": sticky,
         "require": spec.require or "",
         "unapproved": [str(answer) for answer in answers_of(endpoint)],
         "deployments": {
-            name: {key: fields[key] for key in _IN_ENDPOINT} for name, fields in deployments.items()
+            name: _select(fields, _IN_ENDPOINT) for name, fields in deployments.items()
         },
         **_server_lines(observed, observation.registry_error, workers),
     }
@@ -194,16 +200,18 @@ def _server_lines(
     """
     endpoint = observed.endpoint
     observation = observed.observation
-    started = observation.started_at
+    started = ""
+    if observation.started_at is not None:
+        moment = datetime.fromtimestamp(observation.started_at, UTC)
+        started = moment.isoformat(timespec="seconds")
+    restarts = "" if observation.restarts is None else observation.restarts
     return {
         "error": error,
         "shipping_error": observation.shipping_error,
         "pid": observation.pid or "",
         "workers": workers,
-        "started": ""
-        if started is None
-        else datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "restarts": "" if observation.restarts is None else observation.restarts,
+        "started": started,
+        "restarts": restarts,
         "created": endpoint.created_at.isoformat(timespec="seconds"),
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
         "log": observation.log,
@@ -218,34 +226,43 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
         ("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"),
         "",
     )
-    if wanted is None:
-        reported = {}
-    else:
-        reported = {key: value for key, value in wanted.aspects.items() if value}
+    reported = {}
     if wanted is not None:
-        with suppress(InvalidArtifact):
-            artifact = read_served_artifact(wanted.folder)
-            facts = {
-                "flavor": artifact.flavor,
-                "parity": artifact.parity_state,
-                "run_id": artifact.run_id,
-            }
-            details |= facts | _texts(artifact.provenance)
+        reported = {key: value for key, value in wanted.aspects.items() if value}
+        details |= _facts_of_files(wanted.folder)
     if is_running and not (details | reported)["flavor"]:
         if wanted is not None and parse_model_uri(model_uri).followed:
             model_uri = f"models:/{wanted.model}/{wanted.version}"
-        with suppress(OnnxserveError):
-            mlmodel = fetch_mlmodel(resolve(model_uri).source)
-            flavor = next(
-                (name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors),
-                "",
-            )
-            section = mlmodel.flavors.get(FLAVOR, {})
-            proven = str(section.get("parity", {}).get("state", "no-original"))
-            parity = PYFUNC_PARITY if flavor == PYTHON_FUNCTION else proven
-            facts = {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""}
-            details |= facts | _texts(section.get("provenance", {}))
+        details |= _logged_facts(model_uri)
     return details | reported
+
+
+def _facts_of_files(folder: Path) -> dict[str, str]:
+    try:
+        artifact = read_served_artifact(folder)
+    except InvalidArtifact:
+        return {}
+    facts = {
+        "flavor": artifact.flavor,
+        "parity": artifact.parity_state,
+        "run_id": artifact.run_id,
+    }
+    return facts | _texts(artifact.provenance)
+
+
+def _logged_facts(model_uri: str) -> dict[str, str]:
+    try:
+        mlmodel = fetch_mlmodel(resolve(model_uri).source)
+    except OnnxserveError:
+        return {}
+    flavors = (name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors)
+    flavor = next(flavors, "")
+    section = mlmodel.flavors.get(FLAVOR, {})
+    parity = PYFUNC_PARITY
+    if flavor != PYTHON_FUNCTION:
+        parity = str(section.get("parity", {}).get("state", "no-original"))
+    facts = {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""}
+    return facts | _texts(section.get("provenance", {}))
 
 
 def _texts(provenance: Mapping[str, object]) -> dict[str, str]:

@@ -3,10 +3,10 @@ server, masked and logged.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -142,7 +142,8 @@ def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> La
         )
     key = deployments.settings.state_dir(endpoint) / MASK_KEY
     capture = stored.spec.capture
-    masking = LabelMasking(frozenset(capture.mask), key if key.exists() else None)
+    mask_key = key if key.exists() else None
+    masking = LabelMasking(frozenset(capture.mask), mask_key)
     return LabelSink(
         log,
         endpoint,
@@ -168,26 +169,33 @@ def import_labels(
     matches = LabelMatches() if match else None
     readable = sink.masking if sink.masking.key else LabelMasking()
     accepted = bad = 0
-    with ServerSession() as session:
-        remaining = iter(rows)
-        while batch := list(islice(remaining, _BATCH_ROWS)):
-            entries = [row for row in batch if isinstance(row, LabelEntry)]
-            refused = sink.store(session, entries) if entries else []
-            if matches is not None and entries:
-                places = {row.place for row in refused}
-                matches.add(
-                    readable.table(
-                        [entry for entry in entries if entry.place not in places], 0, ""
-                    ),
-                )
-            accepted += len(entries) - len(refused)
-            bad_rows = [row for row in batch if isinstance(row, BadRow)] + refused
-            for row in bad_rows:
-                report_bad(row)
-            bad += len(bad_rows)
+    for entries, bad_rows in _store_batches(sink, rows):
+        if matches is not None and entries:
+            matches.add(readable.table(entries, 0, ""))
+        accepted += len(entries)
+        bad += len(bad_rows)
+        for row in bad_rows:
+            report_bad(row)
     if matches is not None:
         match_labels(sink.log, sink.endpoint, matches)
     return LabelImport(accepted, bad, tuple(sink.destinations), matches)
+
+
+def _store_batches(
+    sink: LabelSink,
+    rows: Iterable[LabelEntry | BadRow],
+) -> Iterator[tuple[list[LabelEntry], list[BadRow]]]:
+    """Store the labels in batches. Yield the stored labels and the bad rows of each
+    batch.
+    """
+    remaining = iter(rows)
+    with ServerSession() as session:
+        while batch := list(islice(remaining, _BATCH_ROWS)):
+            entries = [row for row in batch if isinstance(row, LabelEntry)]
+            refused = sink.store(session, entries) if entries else []
+            places = {row.place for row in refused}
+            stored = [entry for entry in entries if entry.place not in places]
+            yield stored, [row for row in batch if isinstance(row, BadRow)] + refused
 
 
 def check_key_columns(
@@ -217,11 +225,13 @@ def check_key_columns(
             raise InvalidConfig(
                 f"--key: {feedback_protocol.unknown_column(name, columns, endpoint)}",
             )
-    types = {name: schema.field(name).type for name in key if name in columns}
+    fields = [schema.field(name) for name in key if name in columns]
+    return frozenset(field.name for field in fields if _is_number(field.type))
+
+
+def _is_number(kind: pa.DataType) -> bool:
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    return frozenset(
-        name for name, kind in types.items() if any(is_type(kind) for is_type in is_number)
-    )
+    return any(is_type(kind) for is_type in is_number)
 
 
 def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) -> LabelMasking:
@@ -237,7 +247,7 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
             "labels through its server (--url), or by prediction id"
         )
         return LabelMasking(_columns_that_look_masked(log, endpoint), None, refusal)
-    columns = frozenset(name for _, spec in specs for name in spec.capture.mask)
+    columns = frozenset(chain.from_iterable(spec.capture.mask for _, spec in specs))
     keys = {key.read_bytes(): key for folder, _ in specs if (key := folder / MASK_KEY).exists()}
     if len(keys) > 1:
         files = " and ".join(sorted(map(str, keys.values())))
@@ -266,14 +276,12 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
     rows = next(iter(view_tables(log, view, texts)), None)
     if rows is None:
         return frozenset()
-    return frozenset(
-        name
-        for name in texts & set(rows.column_names)
-        if any(
-            value is not None and _MASKED.fullmatch(value)
-            for value in rows.column(name).to_pylist()
-        )
-    )
+    names = texts & set(rows.column_names)
+    return frozenset(name for name in names if _looks_masked(rows.column(name)))
+
+
+def _looks_masked(texts: pa.ChunkedArray) -> bool:
+    return any(text is not None and _MASKED.fullmatch(text) for text in texts.to_pylist())
 
 
 def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import (
@@ -243,13 +244,15 @@ class Deployments:
         """Return all deployments, or only those of `endpoint`. Raises NotFound if the
         endpoint does not exist.
         """
+        names = None
         if endpoint is not None:
             self._require(endpoint)
-        return [
-            Deployment(name, observed.endpoint, observed.observation)
-            for observed in self.list_endpoints(None if endpoint is None else [endpoint])
-            for name in observed.endpoint.spec.variants
-        ]
+            names = [endpoint]
+        deployments = []
+        for observed in self.list_endpoints(names):
+            for name in observed.endpoint.spec.variants:
+                deployments.append(Deployment(name, observed.endpoint, observed.observation))
+        return deployments
 
     def start(self, name: str) -> None:
         """Start a deployment's server if it is not running. Raises like `update`, and
@@ -315,12 +318,8 @@ class Deployments:
             "actor": actor,
             "restores": restores,
         }
-        self._change(
-            endpoint,
-            lambda spec: configure(spec, config),
-            () if by_rollout else config,
-            **audit,
-        )
+        fields: Iterable[str] = () if by_rollout else config
+        self._change(endpoint, lambda spec: configure(spec, config), fields, **audit)
         return self.get_endpoint(endpoint)
 
     def follow_alias(
@@ -569,7 +568,7 @@ class Deployments:
                 f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`",
             )
         stored = [item for item in self._seen() if endpoint in (None, item.name)]
-        variants = list(dict.fromkeys(variant for item in stored for variant in item.spec.variants))
+        variants = list(dict.fromkeys(chain.from_iterable(item.spec.variants for item in stored)))
         if variants:
             hint = f"there are {join_names(variants, name)}"
         else:
@@ -609,34 +608,48 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
     """Return the deployments to convert; none if they already follow the alias. Raises
     like `follow_alias`.
     """
+    followers: list[StageFollower] = []
+    for name, uri in _stage_uris(spec, alias, deployment).items():
+        follower = _stage_follower(name, uri, alias)
+        for other in followers:
+            if other.alias_uri == follower.alias_uri and other.version != follower.version:
+                raise InvalidConfig(
+                    f"{other.alias_uri} cannot be version {other.version} for "
+                    f"{other.deployment!r} and version {follower.version} for {name!r}: convert "
+                    "each deployment with --deployment and a different --alias",
+                )
+        followers.append(follower)
+    return followers
+
+
+def _stage_uris(spec: EndpointSpec, alias: str, deployment: str | None) -> dict[str, str]:
+    """Return the URI of each deployment that follows a stage."""
     models = {
         name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)
     }
-    uris = {name: parse_model_uri(model) for name, model in models.items()}
-    stages = {name: uri for name, uri in uris.items() if uri.kind == "stage"}
-    if not stages and not any(
-        (uri.kind, uri.selector) == ("alias", alias) for uri in uris.values()
-    ):
+    stages = {}
+    follows_alias = False
+    for name, model in models.items():
+        uri = parse_model_uri(model)
+        if uri.kind == "stage":
+            stages[name] = model
+        elif (uri.kind, uri.selector) == ("alias", alias):
+            follows_alias = True
+    if not stages and not follows_alias:
         served = "".join(f"; {name!r} serves {model}" for name, model in models.items())
         raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage{served}")
-    followers: list[StageFollower] = []
-    for name, uri in stages.items():
-        stage_uri = models[name]
-        alias_uri = StageOrAlias(alias=alias).uri(uri.name)
-        version = resolve(stage_uri).version
-        holder = current_version(parse_model_uri(alias_uri))
-        if holder not in ("", version):
-            raise InvalidConfig(
-                f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
-                f"`onnxserve promote {uri.name} {version} --to @{alias}` moves the alias to "
-                f"version {version}; or specify another alias with --alias",
-            )
-        for other in followers:
-            if other.alias_uri == alias_uri and other.version != version:
-                raise InvalidConfig(
-                    f"{alias_uri} cannot be version {other.version} for {other.deployment!r} and "
-                    f"version {version} for {name!r}: convert each deployment with --deployment "
-                    "and a different --alias",
-                )
-        followers.append(StageFollower(name, stage_uri, alias_uri, version))
-    return followers
+    return stages
+
+
+def _stage_follower(name: str, stage_uri: str, alias: str) -> StageFollower:
+    model = parse_model_uri(stage_uri).name
+    alias_uri = StageOrAlias(alias=alias).uri(model)
+    version = resolve(stage_uri).version
+    holder = current_version(parse_model_uri(alias_uri))
+    if holder not in ("", version):
+        raise InvalidConfig(
+            f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
+            f"`onnxserve promote {model} {version} --to @{alias}` moves the alias to "
+            f"version {version}; or specify another alias with --alias",
+        )
+    return StageFollower(name, stage_uri, alias_uri, version)

@@ -165,10 +165,10 @@ def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, object] | No
         return None
     form = str(frame.columns[0])
     column = frame[form]
-    cells = [
-        None if is_missing else cell
-        for cell, is_missing in zip(column.tolist(), column.isna(), strict=True)
-    ]
+    cells = column.tolist()
+    for position, is_missing in enumerate(column.isna()):
+        if is_missing:
+            cells[position] = None
     if all(isinstance(key, str) for key in frame.index):
         document = dict(zip(frame.index, cells, strict=True))
         is_split = {"columns", "data"} <= document.keys()

@@ -151,11 +151,8 @@ def _post(
     stream: bool = False,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> requests.Response:
-    sent = {
-        **headers,
-        "Content-Type": content_type,
-        "Accept": "*/*" if stream else "application/json",
-    }
+    accept = "*/*" if stream else "application/json"
+    sent = {**headers, "Content-Type": content_type, "Accept": accept}
     read_seconds = timeout_seconds + _MARGIN_SECONDS
     try:
         response = session.post(

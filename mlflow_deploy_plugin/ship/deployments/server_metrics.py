@@ -14,7 +14,7 @@ use the same rules:
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -270,13 +270,7 @@ def parse_server_history(lines: bytes) -> list[CountedInterval]:
     intervals: list[CountedInterval] = []
     try:
         documents = [orjson.loads(line) for line in lines.splitlines()]
-        finite = {
-            float(bound)
-            for line in documents
-            for *_, buckets in line["durations"]
-            for bound in buckets
-        }
-        bounds = sorted({*finite, math.inf})
+        bounds = sorted({math.inf, *_finite_bounds(documents)})
         for interval in (_interval(document, bounds) for document in documents):
             while intervals and intervals[-1].at >= interval.at:
                 intervals.pop()
@@ -286,15 +280,17 @@ def parse_server_history(lines: bytes) -> list[CountedInterval]:
     return intervals
 
 
+def _finite_bounds(documents: Iterable[Json]) -> Iterator[float]:
+    for document in documents:
+        for *_, buckets in document["durations"]:
+            yield from map(float, buckets)
+
+
 def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for endpoint, variant, model, version, status, number in document["requests"]:
         _count(sums[endpoint, variant, model, version], status, float(number))
-    timed: dict[_Version, dict[float, float]] = {}
-    for endpoint, variant, model, version, buckets in document["durations"]:
-        counts = {float(bound): float(number) for bound, number in buckets.items()}
-        summed = accumulate(counts.get(bound, 0.0) for bound in bounds)
-        timed[endpoint, variant, model, version] = dict(zip(bounds, summed, strict=True))
+    timed = _durations(document, bounds)
     counters = {
         key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}
     }
@@ -303,6 +299,16 @@ def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
     if not (0 < at < _LATEST and seconds > 0):
         raise ValueError(f"an interval of the history ends at {at} after {seconds} s")
     return CountedInterval(at, seconds, counters, document["rows"], float(document["labels"]))
+
+
+def _durations(document: Json, bounds: Sequence[float]) -> dict[_Version, dict[float, float]]:
+    """Return version → upper bound in seconds → the number of requests within it."""
+    timed = {}
+    for endpoint, variant, model, version, buckets in document["durations"]:
+        counts = {float(bound): float(number) for bound, number in buckets.items()}
+        summed = accumulate(counts.get(bound, 0.0) for bound in bounds)
+        timed[endpoint, variant, model, version] = dict(zip(bounds, summed, strict=True))
+    return timed
 
 
 def _count(sums: defaultdict[str, float], status: str, requests: float) -> None:

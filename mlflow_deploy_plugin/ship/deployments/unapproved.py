@@ -221,21 +221,24 @@ def permitted_answers(
     Raises GateRefused if a version lacks an approval beyond the limit, and the errors
     of `lacking_approval`.
     """
+    by_uri: dict[str, UnapprovedAnswer] = {}
+    shares_before: Mapping[str, float] = {}
+    served: list[str] = []
     if before is not None:
         by_uri = {answer.model_uri: answer for answer in answers_of(before)}
-    else:
-        by_uri = {}
-    shares_before = _shares(before.spec) if before is not None else {}
-    served = registered_model_names(before.spec) if before is not None else []
+        shares_before = _shares(before.spec)
+        served = registered_model_names(before.spec)
+    history = None if by_uri else store
     answers: list[UnapprovedAnswer] = []
     raised: list[LackingApproval] = []
     for model_uri, share in _shares(after).items():
         answer = by_uri.get(model_uri)
         if restores or share <= shares_before.get(model_uri, 0.0):
-            answers += [] if answer is None else [replace(answer, share=share)]
+            if answer is not None:
+                answers.append(replace(answer, share=share))
             continue
         try:
-            lacking = lacking_approval(model_uri, served, None if by_uri else store)
+            lacking = lacking_approval(model_uri, served, history)
         except RegistryUnavailable:
             if model_uri not in shares_before or answer is not None:
                 raise
@@ -326,13 +329,12 @@ def current_answers(store: Store, stored: Endpoint) -> list[UnapprovedAnswer]:
     """Return the answers without an approval now: the version may have been promoted
     since the last change.
     """
-    return [
-        answer
-        for answer in answers_of(stored)
-        if not any(
-            served_files(store, answer.model, answer.version, place) for place in answer.places
-        )
-    ]
+    return [answer for answer in answers_of(stored) if not _is_promoted(store, answer)]
+
+
+def _is_promoted(store: Store, answer: UnapprovedAnswer) -> bool:
+    version = (answer.model, answer.version)
+    return any(served_files(store, *version, place) for place in answer.places)
 
 
 def as_json(answers: Iterable[UnapprovedAnswer]) -> list[Json]:

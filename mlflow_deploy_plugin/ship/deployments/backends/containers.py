@@ -81,26 +81,40 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
     """Return a server's arguments for `containers.create`. Raises InvalidConfig if a
     required file is missing.
     """
-    container, is_host = spec.container, spec.container.network == "host"
+    container = spec.container
+    is_host = container.network == "host"
     for field in ("grpc_port", "metrics_port"):
         if getattr(spec.server, field) is not None and not is_host:
             raise InvalidConfig(f"server.{field} of a container needs -C container.network=host")
     secrets = {name: _secret(name, path) for name, path in container.secrets.items()}
-    container_environment = {**container.environment, **container.secret_files, **secrets}
+    variables = {**container.environment, **container.secret_files, **secrets}
+    options = _fixed_options(spec, settings)
+    parts = [image_id, options, variables, spec.server.model_dump(mode="json"), container.restart]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return {
+        **options,
+        "environment": {**_environment(spec, settings), **variables},
+        "labels": {**_labels(spec, settings), DIGEST: digest},
+    }
+
+
+def _fixed_options(spec: EndpointSpec, settings: Settings) -> Document:
+    """Return the options of a server without its environment and its labels."""
+    container = spec.container
     mounts = [
         Mount(path, path, "bind", read_only=fixed)
         for path, fixed in sorted(_mounts(spec, settings).items())
     ]
-    url = reachable_url(
-        spec.server.host if is_host else "127.0.0.1",
-        spec.server.port,
-        spec.server.scheme,
-    )
+    host = spec.server.host
+    if container.network != "host":
+        host = "127.0.0.1"
+        mounts.append(Mount(HOME_FOLDER, volume_name(spec.name)))
+    url = reachable_url(host, spec.server.port, spec.server.scheme)
     options: Document = {
         "image": container.image_for(spec.server),
         "entrypoint": ["onnxserve"],
         "network": container.network or "bridge",
-        "mounts": mounts if is_host else [*mounts, Mount(HOME_FOLDER, volume_name(spec.name))],
+        "mounts": mounts,
         "pids_limit": container.pids,
         "healthcheck": {"test": [*_IS_HEALTHY, url]},
         **_hardened(),
@@ -111,20 +125,7 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
         options |= {"mem_limit": container.memory_bytes, "memswap_limit": container.memory_bytes}
     if spec.server.is_on_nvidia:
         options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
-    parts = [
-        image_id,
-        options,
-        container_environment,
-        spec.server.model_dump(mode="json"),
-        container.restart,
-    ]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    environment = {**_environment(spec, settings), **container_environment}
-    return {
-        **options,
-        "environment": environment,
-        "labels": {**_labels(spec, settings), DIGEST: digest},
-    }
+    return options
 
 
 def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
@@ -132,6 +133,8 @@ def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
     network.
     """
     host = spec.server.host.strip("[]")
+    if host == "localhost":
+        host = "127.0.0.1"
     port = spec.server.port
     return {
         "image": spec.container.image_for(spec.server),
@@ -139,7 +142,7 @@ def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
         "command": [f"{HOME_FOLDER}/listener", str(port)],
         "name": listener_name(spec.name),
         "labels": _labels(spec, settings),
-        "ports": {f"{port}/tcp": ("127.0.0.1" if host == "localhost" else host, port)},
+        "ports": {f"{port}/tcp": (host, port)},
         "mounts": [Mount(HOME_FOLDER, volume_name(spec.name))],
         "healthcheck": {"test": ["NONE"]},
         "mem_limit": _LISTENER_MEMORY,
@@ -197,9 +200,8 @@ def end_of(container: Container) -> str:
     ]
     words = error_line([line for line in lines if line]) or state["Error"]
     again = " and is restarted repeatedly" if state["Restarting"] else ""
-    return f"has ended with exit status {state['ExitCode']}{again}" + (
-        f": {words}" if words else ""
-    )
+    ended = f"has ended with exit status {state['ExitCode']}{again}"
+    return f"{ended}: {words}" if words else ended
 
 
 @contextmanager

@@ -8,7 +8,7 @@ container, accepts from the same socket when it is ready, and takes over the nam
 the old container completes its requests. With `container.network: host` there is no
 listener, and replacing a server causes a short outage.
 
-    HOME/docker/NAME/SLOT     the state folder of one server; each new server has another slot
+    HOME/docker/NAME/SLOT     the state folder of a server; a new server has a new slot
     HOME/docker/NAME/cache    the downloaded models
     HOME/deployments/NAME     a link to the state folder of the current server
     volume onnxserve-NAME     the Unix socket that passes the listening socket
@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
 import docker
@@ -30,7 +31,7 @@ from docker.models.images import Image
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import dump_spec
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir import files
 from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY
@@ -77,12 +78,8 @@ class DockerBackend(MachineBackend):
             containers.make_folder(home_folder(spec.name, self.settings))
             options = containers.server_options(spec, self.settings, image.id)
             server = self._server(spec.name)
-            digest = (
-                server.labels.get(containers.DIGEST)
-                if server is not None and server.status == "running"
-                else None
-            )
-            if digest == options["labels"][containers.DIGEST]:
+            digest = options["labels"][containers.DIGEST]
+            if _is_running(server) and server.labels.get(containers.DIGEST) == digest:
                 self._start_listener(spec)
                 folder = self.settings.state_dir(spec.name)
                 before = self.state_before(folder)
@@ -93,41 +90,38 @@ class DockerBackend(MachineBackend):
         return served_state.server_url(spec.server)
 
     def observe(self, spec: EndpointSpec) -> Observation:
+        name = spec.name
         with docker_errors(spec):
-            server = self._server(spec.name)
-            listener = self._listener(spec.name)
-            is_running = server is not None and server.status == "running"
-            ended = (
-                f"its container {containers.end_of(server)}"
-                if server is not None and not is_running
-                else ""
-            )
-        name, folder = spec.name, self.settings.state_dir(spec.name)
+            server = self._server(name)
+            listener = self._listener(name)
+            gone = self._why_gone(name, server)
         log = f"docker logs {server.name}" if server is not None else ""
-        if server is None or not is_running:
-            gone = (
-                "its container is gone"
-                if self._slot(name)
-                else "the command that made it ended before it was ready"
-            )
-            return self.observe_absent(name, ended or gone, log)
-        if spec.container.network != "host" and (listener is None or listener.status != "running"):
+        if server is None or gone:
+            return self.observe_absent(name, gone, log)
+        if spec.container.network != "host" and not _is_running(listener):
             reason = (
                 f"the container {containers.listener_name(name)}, which has its port, is not "
-                "running"
+                f"running; `onnxserve start {name}` restarts it"
             )
-            return Observation("failed", f"{reason}; `onnxserve start {name}` restarts it", log=log)
+            return Observation("failed", reason, log=log)
+        folder = self.settings.state_dir(name)
         written = files.read_state(folder / files.SERVER, ServerState)
-        started = datetime.fromisoformat(
-            server.attrs["State"]["StartedAt"][:19] + "+00:00",
-        ).timestamp()
-        if (
-            written is None or written.started_at < started - 1
-        ):  # The file is from an earlier start.
+        # The file may be from an earlier start.
+        if written is None or written.started_at < _started_at(server) - 1:
             return Observation("starting", served_state.STARTING, log=log)
         observation = self.observe_server(spec, folder, written, log)
         restarts = written.restarts + server.attrs["RestartCount"]
         return replace(observation, pid=server.attrs["State"]["Pid"], restarts=restarts)
+
+    def _why_gone(self, name: str, server: Container | None) -> str:
+        """Return the reason why the server does not run; empty if it runs."""
+        if _is_running(server):
+            return ""
+        if server is not None:
+            return f"its container {containers.end_of(server)}"
+        if self._slot(name):
+            return "its container is gone"
+        return "the command that made it ended before it was ready"
 
     def stop(self, name: str) -> None:
         """Stop the containers of an endpoint. Open requests are completed, or aborted
@@ -145,8 +139,7 @@ class DockerBackend(MachineBackend):
         with docker_errors():
             for server in self._servers(name):
                 self._end(server)
-            if (listener := self._listener(name)) is not None:
-                listener.remove(v=True, force=True)
+            self._remove_listener(name)
             # Containers of another home may use the volume.
             unused = {"name": f"^{containers.volume_name(name)}$", "dangling": True}
             for volume in self._engine.volumes.list(filters=unused):
@@ -267,65 +260,72 @@ class DockerBackend(MachineBackend):
         progress: Progress,
     ) -> None:
         name = spec.name
-        labels = options["labels"]
+        address = options["labels"][ADDRESS]
         self._check_names(name)  # Stop nothing if a name belongs to another container.
-        listener = self._listener(name)
-        running = [
-            item for item in (server, listener) if item is not None and item.status == "running"
-        ]
-        addresses = {container.labels.get(ADDRESS, "").partition("@")[0] for container in running}
-        if labels[ADDRESS].partition("@")[0] not in addresses:
+        running = [item for item in (server, self._listener(name)) if _is_running(item)]
+        networks = {container.labels.get(ADDRESS, "").partition("@")[0] for container in running}
+        if address.partition("@")[0] not in networks:
             # Check before any container is stopped.
-            check_port(
-                spec.server.host,
-                spec.server.port or 0,
-            )
-        earlier = self._slot(name)
-        slot = earlier or "1"
-        takes_over = len(running) == 2 and running[1].labels[ADDRESS] == labels[ADDRESS]
+            check_port(spec.server.host, spec.server.port or 0)
+        slot = self._slot(name)
+        folder = home_folder(name, self.settings) / (slot or "1")
+        takes_over = len(running) == 2 and running[1].labels[ADDRESS] == address
         if takes_over:
-            slot = str(int(earlier) + 1)
+            folder = folder.with_name(str(int(slot) + 1))
         elif server is not None:
             self._end(server)
-        folder = home_folder(name, self.settings) / slot
-        containers.make_folder(folder)
-        for name_of_file in (files.SERVER, files.AGENT, served_state.STOPPED):
-            (folder / name_of_file).unlink(missing_ok=True)
-        shutil.rmtree(folder / "workers", ignore_errors=True)
-        for file in _KEPT if takes_over else ():
-            with suppress(FileNotFoundError):
-                shutil.copy(folder.with_name(earlier) / file, folder / file)
-                containers.share(folder / file)
+        _prepare_state(folder)
+        if takes_over:
+            _copy_state(folder.with_name(slot), folder)
         files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
         self._start_listener(spec)
         progress(f"{name}: starting a container of {options['image']}")
-        new = None
         try:
-            new = self._engine.containers.create(
-                **{**options, "labels": {**labels, SLOT: slot}},
-                name=f"{server_name(name)}.{slot}",
-                command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
-            )
-            new.start()
-            self._wait(spec, folder, new, ServedState(), progress)
-            # Set the restart policy only now, because a restart would hide a crash from
-            # `_wait`.
-            new.update(restart_policy={"Name": spec.container.restart})
+            self._start_server(spec, folder, options, progress)
         except BaseException:
-            if new is not None:  # Let the container complete accepted requests.
-                self._end(new)
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
-            elif (listener := self._listener(name)) is not None:  # Free the port.
-                listener.remove(v=True, force=True)
+            else:
+                self._remove_listener(name)  # Free the port.
             raise
+        self._link(name, folder)
+        self._settle(name)
+
+    def _start_server(
+        self,
+        spec: EndpointSpec,
+        folder: Path,
+        options: Document,
+        progress: Progress,
+    ) -> None:
+        """Start a server with the slot `folder`, and wait until it is ready."""
+        slot = folder.name
+        server = self._engine.containers.create(
+            **{**options, "labels": {**options["labels"], SLOT: slot}},
+            name=f"{server_name(spec.name)}.{slot}",
+            command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
+        )
+        try:
+            server.start()
+            self._wait(spec, folder, server, ServedState(), progress)
+            # Set the restart policy only now, because a restart would hide a crash from
+            # `_wait`.
+            server.update(restart_policy={"Name": spec.container.restart})
+        except BaseException:
+            self._end(server)  # Let the container complete accepted requests.
+            raise
+
+    def _link(self, name: str, folder: Path) -> None:
         link = self.settings.state_dir(name)
         link.parent.mkdir(parents=True, exist_ok=True)
         temporary = link.with_name(f".{name}.link")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(folder)
         temporary.replace(link)
-        self._settle(name)
+
+    def _remove_listener(self, name: str) -> None:
+        if (listener := self._listener(name)) is not None:
+            listener.remove(v=True, force=True)
 
     def _settle(self, name: str) -> None:
         """Stop all servers except the current server, even after a crash, and give the
@@ -338,9 +338,8 @@ class DockerBackend(MachineBackend):
             self._end(server)
             folder = home_folder(name, self.settings) / server.labels[SLOT]
             spool = folder.with_name(slot or "1") / files.SPOOL
-            for segment in (folder / files.SPOOL).glob(
-                "*.seg",
-            ):  # Keep captured rows that are not yet in the log.
+            # Keep captured rows that are not yet in the log.
+            for segment in (folder / files.SPOOL).glob("*.seg"):
                 containers.make_folder(spool)
                 segment.replace(spool / segment.name)
             shutil.rmtree(folder, ignore_errors=True)
@@ -408,12 +407,33 @@ class DockerBackend(MachineBackend):
         """Let a server complete its requests and ship its rows. The server is killed
         after its grace period.
         """
-        spec = served_state.written_spec(
-            home_folder(server.labels[containers.ENDPOINT], self.settings) / server.labels[SLOT],
-        )
-        server_spec = spec.server if spec is not None else ServerSpec()
-        server.stop(timeout=server_spec.stop_seconds)  # This does nothing if the server has ended.
+        home = home_folder(server.labels[containers.ENDPOINT], self.settings)
+        seconds = served_state.written_server(home / server.labels[SLOT]).stop_seconds
+        server.stop(timeout=seconds)  # This does nothing if the server has ended.
 
     def _end(self, server: Container) -> None:
         self._stop(server)
         server.remove(v=True, force=True)
+
+
+def _is_running(container: Container | None) -> TypeGuard[Container]:
+    return container is not None and container.status == "running"
+
+
+def _started_at(container: Container) -> float:
+    return datetime.fromisoformat(f"{container.attrs['State']['StartedAt'][:19]}+00:00").timestamp()
+
+
+def _prepare_state(folder: Path) -> None:
+    """Create the state folder of a new server, and remove an earlier server's files."""
+    containers.make_folder(folder)
+    for name in (files.SERVER, files.AGENT, served_state.STOPPED):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "workers", ignore_errors=True)
+
+
+def _copy_state(earlier: Path, folder: Path) -> None:
+    for name in _KEPT:
+        with suppress(FileNotFoundError):
+            shutil.copy(earlier / name, folder / name)
+            containers.share(folder / name)

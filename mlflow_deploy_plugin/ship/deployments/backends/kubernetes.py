@@ -135,23 +135,13 @@ class KubernetesBackend:
             spec,
             Place(self.namespace, environment | workspace_environment(), self._owner),
         )
-        kinds = [
-            (item["kind"], item["metadata"]["name"])
-            for item in documents
-            if self._cluster.serves(item["kind"])
-        ]
-        objects = [self._cluster.get(kind, name) for kind, name in kinds]
-        # Refuse objects of other owners, into which the applied fields would be merged.
-        foreign = [
-            existing for existing in objects if existing is not None and not self._is_ours(existing)
-        ]
+        foreign = self._foreign_objects(documents)
         if foreign and not spec.kubernetes.force_conflicts:
-            kind = foreign[0]["kind"]
             owner = _owner_of(foreign[0])
+            whose = f"belongs to the store {owner}" if owner else "was not created by onnxserve"
             raise errors.AlreadyExists(
-                f"namespace {self.namespace} already has a {kind} {spec.name!r}, which "
-                f"{f'belongs to the store {owner}' if owner else 'was not created by onnxserve'}; "
-                "kubernetes.force_conflicts=true takes it over",
+                f"namespace {self.namespace} already has a {foreign[0]['kind']} {spec.name!r}, "
+                f"which {whose}; kubernetes.force_conflicts=true takes it over",
             )
         try:
             self._serve(spec, running, documents, progress)
@@ -161,6 +151,15 @@ class KubernetesBackend:
                     self._cluster.put_back(document)
             raise
         return self._url(spec)
+
+    def _foreign_objects(self, documents: list[Document]) -> list[Document]:
+        """Return other owners' objects, into which `documents` would be merged."""
+        objects = [
+            self._cluster.get(item["kind"], item["metadata"]["name"])
+            for item in documents
+            if self._cluster.serves(item["kind"])
+        ]
+        return [item for item in objects if item is not None and not self._is_ours(item)]
 
     def _serve(
         self,
@@ -254,49 +253,47 @@ class KubernetesBackend:
                 f"{spec.name}` recreates it"
             )
             return Observation("failed", gone)
-        count = deployment["spec"].get("replicas", 1)
-        if count == 0:
+        if deployment["spec"].get("replicas", 1) == 0:
             return Observation("stopped", f"`onnxserve start {spec.name}` starts it")
-        ready = deployment.get("status", {}).get("readyReplicas", 0)
         pods = self._living_pods(spec.name)
         trouble = self._trouble(deployment, pods)
         if trouble is not None:
             reason = trouble.text
         else:
             reason = kubernetes_status.pending_rollout(deployment)
-        states = [
-            state
-            for state in self._read_pods([pod for pod in pods if is_ready(pod)])
-            if state is not None
-        ]
-        if not ready:
-            return Observation(
-                "failed" if trouble is not None and trouble.is_final else "starting",
-                reason,
-            )
+        read_states = self._read_pods([pod for pod in pods if is_ready(pod)])
+        states = [state for state in read_states if state is not None]
+        if deployment.get("status", {}).get("readyReplicas", 0):
+            return self._observe_pods(spec, pods, states, reason)
+        if trouble is not None and trouble.is_final:
+            return Observation("failed", reason)
+        return Observation("starting", reason)
+
+    def _observe_pods(
+        self,
+        spec: EndpointSpec,
+        pods: list[Document],
+        states: list[ServedState],
+        reason: str,
+    ) -> Observation:
         applied_specs = [served_state.compare_applied(spec, state) for state in states]
+        load_errors: dict[str, str] = {}
+        for applied in applied_specs:
+            load_errors |= applied.errors
         agents = [state.agent for state in states if state.agent is not None]
         return Observation(
             "running",
-            reason or next((item.pending for item in applied_specs if item.pending), ""),
+            reason or next(filter(None, [item.pending for item in applied_specs]), ""),
             url=self._url(spec),
             restarts=sum(
                 kubernetes_status.container_status(pod).get("restartCount", 0) for pod in pods
             ),
             wanted=next((item.wanted for item in applied_specs if item.wanted is not None), None),
-            workers=tuple(
-                # Pids are only unique within a pod.
-                worker.model_copy(update={"pid": number * 100_000 + worker.pid})
-                for number, state in enumerate(states)
-                for worker in state.workers
-            ),
-            errors={name: error for item in applied_specs for name, error in item.errors.items()},
-            refused=next((agent.refused for agent in agents if agent.refused), ()),
-            registry_error=next((agent.error for agent in agents if agent.error), ""),
-            shipping_error=next(
-                (agent.shipping.error for agent in agents if agent.shipping.error),
-                "",
-            ),
+            workers=tuple(_workers(states)),
+            errors=load_errors,
+            refused=next(filter(None, [agent.refused for agent in agents]), ()),
+            registry_error=next(filter(None, [agent.error for agent in agents]), ""),
+            shipping_error=next(filter(None, [agent.shipping.error for agent in agents]), ""),
         )
 
     def server_pages(
@@ -439,7 +436,9 @@ class KubernetesBackend:
         address within the cluster.
         """
         if spec.kubernetes.host is not None:
-            return f"{'https' if spec.kubernetes.tls_secret or spec.kubernetes.gateway else 'http'}://{spec.kubernetes.host}"
+            is_encrypted = spec.kubernetes.tls_secret or spec.kubernetes.gateway
+            scheme = "https" if is_encrypted else "http"
+            return f"{scheme}://{spec.kubernetes.host}"
         return f"{spec.server.scheme}://{spec.name}.{self.namespace}.svc:{http_port(spec)}"
 
     @cached_property
@@ -653,6 +652,14 @@ class KubernetesBackend:
             time.sleep(_POLL_SECONDS)
 
 
+def _workers(states: list[ServedState]) -> Iterator[WorkerState]:
+    """Yield the workers of all pods."""
+    for number, state in enumerate(states):
+        for worker in state.workers:
+            # Pids are only unique within a pod.
+            yield worker.model_copy(update={"pid": number * 100_000 + worker.pid})
+
+
 def _owner_of(document: Document) -> str:
     """Return the store that owns an object; empty if the object was not applied by
     onnxserve.
@@ -688,34 +695,36 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     """
     is_needed = lacks_mlflow_address(spec)
     if running is not None:
-        containers = running["spec"]["template"]["spec"]["containers"]
-        variables = [
-            variable
-            for item in containers
-            if item["name"] == CONTAINER
-            for variable in item.get("env", ())
-        ]
-        values = {
-            item["name"]: item["value"]
-            for item in variables
-            if item["name"] in _MLFLOW and item.get("value")
-        }
-        unescaped = {name: value.replace("$$", "$") for name, value in values.items()}
-        if unescaped or not is_needed:
-            return unescaped
+        addresses = _mlflow_addresses(running)
+        if addresses or not is_needed:
+            return addresses
     import mlflow  # The import takes a second, and `list` does not need it.
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
     if len(set(uris.values())) == 1:
         # If unset, the registry is the tracking server, which the spec may set.
         del uris["MLFLOW_REGISTRY_URI"]
-    reachable = {
-        variable: str(uri)
-        for variable, uri in uris.items()
-        if (parts := urlsplit(str(uri))).scheme in ("http", "https")
-        and not is_loopback(parts.hostname or "")
-        and parts.password is None  # Readers of the Deployment would see a password.
-    }
+    reachable = {name: str(uri) for name, uri in uris.items() if _is_reachable(str(uri))}
     if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
         raise errors.InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return reachable
+
+
+def _mlflow_addresses(deployment: Document) -> dict[str, str]:
+    addresses = {}
+    for container in deployment["spec"]["template"]["spec"]["containers"]:
+        if container["name"] != CONTAINER:
+            continue
+        for variable in container.get("env", ()):
+            if variable["name"] in _MLFLOW and variable.get("value"):
+                addresses[variable["name"]] = variable["value"].replace("$$", "$")
+    return addresses
+
+
+def _is_reachable(uri: str) -> bool:
+    parts = urlsplit(uri)
+    return (
+        parts.scheme in ("http", "https")
+        and not is_loopback(parts.hostname or "")
+        and parts.password is None  # Readers of the Deployment would see a password.
+    )

@@ -316,13 +316,14 @@ class Cluster:
         """Open a web socket to the API server. Reads time out after `_EXEC_SECONDS`."""
         settings = self._configuration
         proxy = urlsplit(settings.proxy or "")
+        cert_reqs = ssl.CERT_REQUIRED if settings.verify_ssl else ssl.CERT_NONE
         return websocket.create_connection(
             settings.host.replace("http", "ws", 1) + path,
             timeout=_EXEC_SECONDS,
             header=self._credentials(),
             subprotocols=["v4.channel.k8s.io"],
             sslopt={
-                "cert_reqs": ssl.CERT_REQUIRED if settings.verify_ssl else ssl.CERT_NONE,
+                "cert_reqs": cert_reqs,
                 "check_hostname": settings.verify_ssl,
                 "ca_certs": settings.ssl_ca_cert or requests.utils.DEFAULT_CA_BUNDLE_PATH,
                 "certfile": settings.cert_file,
@@ -376,11 +377,10 @@ class Cluster:
         # With cached_property, Python 3.11 would block all clusters of the process
         # during the request.
         if not self._versions:
-            groups = self._get("/apis")["groups"]
-            self._versions = {
-                "v1",
-                *(version["groupVersion"] for group in groups for version in group["versions"]),
-            }
+            versions = {"v1"}
+            for group in self._get("/apis")["groups"]:
+                versions |= {version["groupVersion"] for version in group["versions"]}
+            self._versions = versions
         return self._versions
 
     def _version(self, kind: str) -> str:
@@ -414,10 +414,9 @@ class Cluster:
         }
         url = f"{self._configuration.host}{path}"
         data = None if body is None else json.dumps(body)
-        timeout = (
-            _CONNECT_SECONDS,
-            None if is_endless else _GET_SECONDS if method == "GET" else _CHANGE_SECONDS,
-        )
+        read_seconds: float | None = _GET_SECONDS if method == "GET" else _CHANGE_SECONDS
+        if is_endless:
+            read_seconds = None
         try:
             response = self._session.request(
                 method,
@@ -426,10 +425,11 @@ class Cluster:
                 data=data,
                 headers=headers,
                 stream=stream,
-                timeout=timeout,
+                timeout=(_CONNECT_SECONDS, read_seconds),
             )
         except requests.RequestException as error:
-            why = one_line(getattr(error.args[0], "reason", error) if error.args else error, 300)
+            cause = error.args[0] if error.args else error
+            why = one_line(getattr(cause, "reason", error), 300)
             raise ApiRefused(
                 f"the Kubernetes API at {self._configuration.host} does not answer: {why}",
             ) from None
@@ -468,7 +468,9 @@ class Cluster:
             403: "the Kubernetes API forbids the request",
             409: "",
         }.get(status, f"the Kubernetes API answered {status}")
-        return ApiRefused(f"{summary}: {message}" if summary else message, status)
+        if summary:
+            message = f"{summary}: {message}"
+        return ApiRefused(message, status)
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:

@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.served_state import (
     STOPPED,
     MachineBackend,
     server_url,
-    written_spec,
+    written_server,
 )
 from mlflow_deploy_plugin.ship.deployments.backends.supervisor import (
     final_error,
@@ -97,10 +97,12 @@ class LocalBackend(MachineBackend):
         """
         folder = self.settings.state_dir(name)
         server = read_state(folder / SERVER, ServerState)
-        spec = written_spec(folder)
-        for pid in (_supervisor_pid(folder), server.pid if server is not None else None):
+        pids = [_supervisor_pid(folder)]
+        if server is not None:
+            pids.append(server.pid)
+        for pid in pids:
             if pid is not None:
-                _end(folder, pid, spec.server if spec is not None else ServerSpec())
+                _end(folder, pid, written_server(folder))
         remove_metrics(folder)  # A killed gunicorn does not remove the metrics from shared memory.
         if folder.exists():
             (folder / STOPPED).touch()

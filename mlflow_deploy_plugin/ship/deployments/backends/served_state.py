@@ -195,10 +195,8 @@ class MachineBackend:
                 raise DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return applied.pending
-            server, url = (
-                files.read_state(folder / files.SERVER, ServerState),
-                server_url(spec.server),
-            )
+            server = files.read_state(folder / files.SERVER, ServerState)
+            url = server_url(spec.server)
             if server is None or server.phase != "serving":
                 return "waiting for the workers to answer"
             try:
@@ -226,10 +224,7 @@ def _server_state(
     if server.phase == "starting" or not any(worker.endpoints for worker in workers):
         return "starting", applied.pending or STARTING
     # While a new version is loaded, the previous version answers.
-    return (
-        "running",
-        applied.pending,
-    )
+    return "running", applied.pending
 
 
 def written_spec(state_dir: Path) -> EndpointSpec | None:
@@ -238,6 +233,14 @@ def written_spec(state_dir: Path) -> EndpointSpec | None:
     except (OSError, OnnxserveError):
         return None
     return spec
+
+
+def written_server(state_dir: Path) -> ServerSpec:
+    """Return the server of the spec in a state folder, or its defaults if there is no
+    spec.
+    """
+    spec = written_spec(state_dir)
+    return ServerSpec() if spec is None else spec.server
 
 
 def server_url(server: ServerSpec) -> str:
@@ -265,53 +268,65 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     """Compare the endpoint of `spec` with the state of its server's agent and running
     workers.
     """
-    wanted = state.wanted
-    workers = state.workers
-    endpoint = wanted.endpoints.get(spec.name)
-    served = endpoint or WantedEndpoint(variants={})
+    endpoint = state.wanted.endpoints.get(spec.name)
+    if endpoint is None or _is_changed(spec, endpoint):
+        new = {variant.model for variant in spec.variants.values()}
+        if endpoint is not None:
+            new -= {variant.model_uri for variant in endpoint.variants.values()}
+        pending = f"fetching {', '.join(sorted(new))}" if new else "applying the changed spec"
+        return AppliedSpec(False, pending, {}, (), endpoint)
+    informed = [worker for worker in state.workers if worker.generation == state.wanted.generation]
+    pending = ""
+    count = spec.server.workers
+    if len(informed) < count:
+        step = "loading the model"
+        if len(state.workers) >= count and _is_loaded(spec.name, endpoint, state.workers):
+            step = "applying the change"
+        pending = f"{step}, {len(informed)} of {count} workers have it"
+    missing = _missing_variants(spec, informed)
+    return AppliedSpec(True, pending, _load_errors(spec, informed), missing, endpoint)
+
+
+def _is_changed(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
     resolved = {
         name: (variant.model_uri, variant.weight, variant.shadow)
-        for name, variant in served.variants.items()
+        for name, variant in endpoint.variants.items()
     }
     specified = {
         name: (variant.model, variant.weight, variant.shadow)
         for name, variant in spec.variants.items()
     }
-    is_changed = (served.capture, served.sticky, resolved) != (spec.capture, spec.sticky, specified)
-    if endpoint is None or is_changed:
-        new = sorted(
-            {model for model, _, _ in specified.values()}
-            - {model for model, _, _ in resolved.values()},
-        )
-        pending = f"fetching {', '.join(new)}" if new else "applying the changed spec"
-        return AppliedSpec(False, pending, {}, (), endpoint)
-    informed = [worker for worker in workers if worker.generation == wanted.generation]
-    errors = {
-        name: error
-        for worker in informed
-        for name in spec.variants
-        if (error := worker.loaded(spec.name, name).error)
-    }
-    missing = tuple(
-        name
-        for name, variant in spec.variants.items()
-        if variant.weight > 0
-        and not all(worker.loaded(spec.name, name).version for worker in informed)
-    )
-    count = spec.server.workers
-    is_loaded = len(
-        workers,
-    ) >= count and all(  # True if only fields such as traffic remain to be applied.
-        worker.loaded(spec.name, name).version == variant.version
-        for worker in workers
-        for name, variant in endpoint.variants.items()
-    )
-    step = "applying the change" if is_loaded else "loading the model"
-    if len(informed) >= count:
-        pending = ""
-    else:
-        pending = f"{step}, {len(informed)} of {count} workers have it"
-    return AppliedSpec(True, pending, errors, missing, endpoint)
+    wanted = (endpoint.capture, endpoint.sticky, resolved)
+    return wanted != (spec.capture, spec.sticky, specified)
+
+
+def _is_loaded(name: str, endpoint: WantedEndpoint, workers: Sequence[WorkerState]) -> bool:
+    """Return True if the workers have loaded all versions, so that only fields such as
+    traffic remain to be applied.
+    """
+    for variant, resolved in endpoint.variants.items():
+        if any(worker.loaded(name, variant).version != resolved.version for worker in workers):
+            return False
+    return True
+
+
+def _load_errors(spec: EndpointSpec, workers: Sequence[WorkerState]) -> dict[str, str]:
+    errors = {}
+    for worker in workers:
+        for name in spec.variants:
+            if error := worker.loaded(spec.name, name).error:
+                errors[name] = error
+    return errors
+
+
+def _missing_variants(spec: EndpointSpec, workers: Sequence[WorkerState]) -> tuple[str, ...]:
+    """Return the variants with traffic that a worker has not loaded."""
+    missing = []
+    for name, variant in spec.variants.items():
+        is_loaded = all(worker.loaded(spec.name, name).version for worker in workers)
+        if variant.weight > 0 and not is_loaded:
+            missing.append(name)
+    return tuple(missing)
 
 
 def wait_while_pending(
