@@ -97,13 +97,8 @@ def planned_image(
     if server_image is None:
         server = server_context()
         base = base_image or BASE_IMAGE
-        # The name contains a digest of the contents, so that an existing image is
-        # reused for equal contents.
-        digest = sha256(
-            " ".join(filter(None, (server.digest, base, platform))).encode(),
-        ).hexdigest()
         target = "cpu" if device == "cpu" else "gpu"
-        server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
+        server_image = _server_image_name(server, base, target, platform)
         options = (
             "--target",
             target,
@@ -113,25 +108,43 @@ def planned_image(
             f"VERSION={__version__}",
         )
     environment: dict[str, str] = {"ONNXSERVE_DEVICE": device} if device != "cpu" else {}
-    labels = _labels(resolved) | ({"org.opencontainers.image.version": ""} if follow else {})
     with tempfile.TemporaryDirectory(prefix="onnxserve-image-") as temporary:
         folder = None
+        labels = _labels(resolved)
         if follow:
             environment["ONNXSERVE_MODEL_URI"] = model_uri
+            labels["org.opencontainers.image.version"] = ""
         else:
-            folder = download(resolved.source, Path(temporary))
-            if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-                raise ModelError(
-                    f"{model_uri} has no ONNX form, and the image has no library to run its code: "
-                    "wrap it (onnxserve wrap), or let MLflow build an image with its environment "
-                    "(mlflow models build-docker)",
-                )
-            if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
-                note = {"model_name": resolved.name, "model_version": resolved.version}
-                (folder / REGISTERED_META).write_text(yaml.safe_dump(note))
+            folder = _download(resolved, Path(temporary))
         context = model_context(server_image, folder, labels, environment)
         on_platform = ("--platform", platform) if platform else ()
         yield ImagePlan(server_image, server, options, on_platform, context, resolved, folder)
+
+
+def _server_image_name(server: BuildContext, base: str, target: str, platform: str | None) -> str:
+    """Return a name that contains a digest of the contents, so that an existing image
+    is reused for equal contents.
+    """
+    contents = " ".join(filter(None, (server.digest, base, platform)))
+    digest = sha256(contents.encode()).hexdigest()
+    return f"onnxserve:{target}-{__version__}-{digest[:12]}"
+
+
+def _download(resolved: ResolvedModel, temporary: Path) -> Path:
+    """Return the folder of the version with its registration. Raises ModelError if the
+    version has no ONNX form.
+    """
+    folder = download(resolved.source, temporary)
+    if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+        raise ModelError(
+            f"{resolved.model_uri} has no ONNX form, and the image has no library to run its "
+            "code: wrap it (onnxserve wrap), or let MLflow build an image with its environment "
+            "(mlflow models build-docker)",
+        )
+    if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
+        note = {"model_name": resolved.name, "model_version": resolved.version}
+        (folder / REGISTERED_META).write_text(yaml.safe_dump(note))
+    return folder
 
 
 def build_image(

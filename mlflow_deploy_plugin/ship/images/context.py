@@ -75,11 +75,13 @@ class BuildContext:
         """Write the context as a tar archive: sorted, owned by root, with fixed times
         and modes.
         """
-        folders = {str(parent) for name in self.files for parent in PurePosixPath(name).parents} - {
-            ".",
-        }
+        files = {**self.files, "Dockerfile": self.dockerfile.encode()}
+        folders = set[str]()
+        for name in self.files:
+            folders.update(map(str, PurePosixPath(name).parents))
+        folders.discard(".")
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for name in sorted({*folders, *self.files, "Dockerfile"}):
+            for name in sorted({*folders, *files}):
                 entry = tarfile.TarInfo(name)
                 entry.mtime = _MTIME
                 entry.mode = 0o644
@@ -88,9 +90,7 @@ class BuildContext:
                     entry.mode = 0o755
                     archive.addfile(entry)
                     continue
-                with _opened(
-                    self.dockerfile.encode() if name == "Dockerfile" else self.files[name],
-                ) as content:
+                with _opened(files[name]) as content:
                     entry.size = content.seek(0, io.SEEK_END)
                     content.seek(0)
                     archive.addfile(entry, content)
@@ -103,8 +103,10 @@ class BuildContext:
         yield ""
         groups = defaultdict(list)
         for file in self._measured:
-            top = file[0].partition("/")[0]
-            groups[f"{top}/" if top == _PACKAGE.name else file[0]].append(file)
+            name = file[0]
+            if name.partition("/")[0] == _PACKAGE.name:
+                name = f"{_PACKAGE.name}/"
+            groups[name].append(file)
         for name, members in groups.items():
             digest = members[0][1]
             if name.endswith("/"):
@@ -112,10 +114,10 @@ class BuildContext:
                     "".join(f"{path}\0{sha}\0" for path, sha, _ in members).encode(),
                 ).hexdigest()
             size = sum(size for *_, size in members)
-            yield (
-                f"# {digest[:16]}  {size:>12,}  "
-                f"{name}{f'  ({len(members)} files)' if len(members) > 1 else ''}"
-            )
+            line = f"# {digest[:16]}  {size:>12,}  {name}"
+            if len(members) > 1:
+                line += f"  ({len(members)} files)"
+            yield line
 
 
 def server_context() -> BuildContext:

@@ -140,10 +140,11 @@ def docker(
     The command reads `stdin` or `text`. `report` receives each line immediately. Error
     messages begin with `what`.
     """
+    source = subprocess.PIPE if text else subprocess.DEVNULL
     try:
         process = subprocess.Popen(
             ["docker", *arguments],
-            stdin=stdin or (subprocess.PIPE if text else subprocess.DEVNULL),
+            stdin=stdin or source,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if report else subprocess.PIPE,
             text=True,

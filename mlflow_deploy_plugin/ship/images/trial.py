@@ -83,12 +83,13 @@ def try_image(
     question = _compute_rows(model, _source_of_rows(model, folder))
     failure = f"the image {image} failed its test"
     rights = (*MINIMAL_RIGHTS, "--gpus", "all") if gpu else MINIMAL_RIGHTS
+    tolerance = _GPU_TOLERANCE if gpu else _TOLERANCE
     reply = _ask_container(image, rights, question, seconds, failure)
     length, answer = json.loads(reply.text)
     largest = check_outputs(
         question.expected,
         decode_tensors(answer.encode("latin-1"), length),
-        _GPU_TOLERANCE if gpu else _TOLERANCE,
+        tolerance,
         failure,
     )
     plural = "s" if question.rows != 1 else ""
@@ -138,7 +139,7 @@ def _compute_rows(model: OnnxModel, source: str) -> _Question:
     try:
         rows = known_rows(model.artifact, model.schema, most=10)
         if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
-            rows = {name: array[:1] if array.ndim else array for name, array in rows.items()}
+            rows |= {name: array[:1] for name, array in rows.items() if array.ndim}
         outputs = model.run(model.schema.from_columns(rows))
         head, data = encode_tensors(rows, None)
     except (InvalidRequest, InferenceError) as error:
@@ -172,14 +173,8 @@ def _ask_container(
         except BuildFailed as error:
             raise _ended(name, failure, error.message) from None
         answered = time.monotonic() - began
-        usage = docker(
-            "stats",
-            "--no-stream",
-            "--format",
-            "{{.MemUsage}}",
-            name,
-            what=failure,
-        )
+        stats = ("stats", "--no-stream", "--format", "{{.MemUsage}}")
+        usage = docker(*stats, name, what=failure)
         return _Reply(text, answered, usage.split()[0])
     finally:
         with suppress(BuildFailed):

@@ -37,17 +37,44 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     The service listens on the address `server.host` of this machine, by default on
     loopback.
     """
-    server = spec.server
     container = spec.container
-    if not is_loopback(server.host):
-        refuse_strangers(spec, f"server.host {server.host}")
+    host = spec.server.host
+    if not is_loopback(host):
+        refuse_strangers(spec, f"server.host {host}")
+    if container.network == "host":
+        served = served_spec(spec, host)
+    else:
+        served = served_spec(spec)
+    service = _service(spec, place, served.server.host)
+    document: Document = {
+        "name": machine_name(spec, place).lower().replace(".", "-"),
+        "services": {
+            spec.name: {key: value for key, value in service.items() if value not in ({}, [])},
+        },
+        "volumes": {"state": {}},
+    }
+    if container.secrets:
+        document["secrets"] = {name: {"file": path} for name, path in container.secrets.items()}
+    if container.network not in (None, "host"):
+        document["networks"] = {container.network: {"external": True}}
+    # Write "$$" for "$", because Compose reads a single "$" as the beginning of a shell
+    # variable.
+    return {
+        "compose.yaml": dump_documents([document]).replace("$", "$$"),
+        f"{spec.name}/{SPEC_FILE}": dump_spec(served),
+    }
+
+
+def _service(spec: EndpointSpec, place: Place, host: str) -> Document:
+    """Return the service of a server that listens on `host`."""
+    container = spec.container
+    server = spec.server
     environment = environment_of(spec, place)
     if container.secrets:
         environment["ONNXSERVE_SECRETS"] = SECRETS
-    served = served_spec(spec, server.host if container.network == "host" else None)
-    url = reachable_url(served.server.host, http_port(spec), server.scheme)
+    url = reachable_url(host, http_port(spec), server.scheme)
     mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}
-    service: Document = {
+    return {
         "image": container.image_for(server),
         "command": SERVE,
         "environment": environment,
@@ -77,23 +104,6 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         "deploy": {"resources": _resources(spec)},
         **_network(spec),
     }
-    document: Document = {
-        "name": machine_name(spec, place).lower().replace(".", "-"),
-        "services": {
-            spec.name: {key: value for key, value in service.items() if value not in ({}, [])},
-        },
-        "volumes": {"state": {}},
-    }
-    if container.secrets:
-        document["secrets"] = {name: {"file": path} for name, path in container.secrets.items()}
-    if container.network not in (None, "host"):
-        document["networks"] = {container.network: {"external": True}}
-    # Write "$$" for "$", because Compose reads a single "$" as the beginning of a shell
-    # variable.
-    return {
-        "compose.yaml": dump_documents([document]).replace("$", "$$"),
-        f"{spec.name}/{SPEC_FILE}": dump_spec(served),
-    }
 
 
 def _resources(spec: EndpointSpec) -> Document:
@@ -107,11 +117,10 @@ def _resources(spec: EndpointSpec) -> Document:
     if not server.is_on_nvidia:
         return {"limits": limits}
     device: Document = {"driver": "nvidia", "capabilities": ["gpu"]}
-    device |= (
-        {"device_ids": [str(device_id) for device_id in server.device_ids]}
-        if server.device_ids
-        else {"count": 1}
-    )
+    if server.device_ids:
+        device["device_ids"] = list(map(str, server.device_ids))
+    else:
+        device["count"] = 1
     return {"limits": limits, "reservations": {"devices": [device]}}
 
 
@@ -127,4 +136,6 @@ def _network(spec: EndpointSpec) -> Document:
         for port in (http_port(spec), server.grpc_port, server.metrics_port)
         if port
     ]
-    return {"ports": ports, **({"networks": [network]} if network is not None else {})}
+    if network is None:
+        return {"ports": ports}
+    return {"ports": ports, "networks": [network]}

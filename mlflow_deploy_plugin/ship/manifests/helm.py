@@ -56,13 +56,20 @@ def values_schema() -> Document:
         if name not in of_monitors
     }
     definitions["Endpoint"] = {**spec, "properties": _without(spec["properties"]), "required": []}
-    endpoint = {"$ref": "#/$defs/Endpoint"}
-    texts = {"type": "object", "additionalProperties": {"type": "string"}}
-    port = {"type": "integer", "minimum": 1, "maximum": 65535}
+    properties = _properties({"$ref": "#/$defs/Endpoint"})
+    needed = ("controller", "defaults", "endpoints", "environment", "migration", "secret")
+    schema = _closed(properties, needed)
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "$defs": definitions}
+
+
+def _properties(endpoint: Document) -> Document:
+    """Return the schema of each value of the chart. `endpoint` is the schema of an
+    endpoint.
+    """
     name = {"type": "string", "minLength": 1}
     names = {"type": "array", "items": name}
     monitor = {"endpoint": name, "monitor": name, "schedule": name, "timeZone": name}
-    properties = {
+    return {
         "global": {"type": "object"},
         "defaults": endpoint,
         "endpoints": {
@@ -70,7 +77,7 @@ def values_schema() -> Document:
             "propertyNames": {"pattern": f"^{SERVICE_NAME.pattern}$"},
             "additionalProperties": {"allOf": [endpoint], "required": ["variants"]},
         },
-        "environment": texts,
+        "environment": {"type": "object", "additionalProperties": {"type": "string"}},
         "secret": name,
         "controller": _closed(
             {
@@ -79,7 +86,7 @@ def values_schema() -> Document:
                 "imagePullSecrets": names,
                 "serviceAccount": {"type": "string"},
                 "replicas": {"type": "integer", "minimum": 1},
-                "metricsPort": port,
+                "metricsPort": {"type": "integer", "minimum": 1, "maximum": 65535},
                 "podMonitor": {"type": "boolean"},
                 "rollouts": names,
                 "resources": {"type": "object"},
@@ -99,9 +106,6 @@ def values_schema() -> Document:
             "additionalProperties": _closed(monitor, required=("endpoint", "monitor", "schedule")),
         },
     }
-    needed = ("controller", "defaults", "endpoints", "environment", "migration", "secret")
-    schema = _closed(properties, needed)
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "$defs": definitions}
 
 
 def _without(fields: Document) -> Document:

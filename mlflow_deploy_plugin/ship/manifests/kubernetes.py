@@ -31,6 +31,8 @@ from mlflow_deploy_plugin.ship.manifests.served import (
     make_document,
     refuse_strangers,
     served_spec,
+    tls_files,
+    with_tls_folder,
 )
 
 _INSTANCE = "app.kubernetes.io/instance"
@@ -255,13 +257,36 @@ def spec_of_pod(spec: EndpointSpec) -> EndpointSpec:
     """Return the spec for the server of a pod. Its certificate and key have the paths
     at which the pod mounts them.
     """
-    served = served_spec(spec)
-    update = {field: f"{TLS_FOLDER}/{TLS_FILES[field]}" for field in _tls_keys(spec)}
-    return served.model_copy(update={"server": served.server.model_copy(update=update)})
+    return with_tls_folder(served_spec(spec), TLS_FOLDER)
 
 
-def _tls_keys(spec: EndpointSpec) -> dict[str, str]:
-    return {field: key for field in TLS_FILES if (key := getattr(spec.server, field)) is not None}
+def _volumes(spec: EndpointSpec) -> dict[str, tuple[str, Document]]:
+    """Return volume → its path in the pod and its source."""
+    volumes: dict[str, tuple[str, Document]] = {
+        "spec": (SPEC_FOLDER, {"configMap": {"name": spec.name}}),
+        "home": (HOME_FOLDER, {"emptyDir": {}}),
+        "tmp": ("/tmp", {"emptyDir": {}}),
+    }
+    files = {
+        name: _secret_key(f"container.secret_files.{name}", key)
+        for name, key in sorted(spec.container.secret_files.items())
+    }
+    if files:
+        volumes["files"] = (_FILES_FOLDER, _projected(files))
+    tls = {
+        TLS_FILES[field]: _secret_key(f"server.{field}", key)
+        for field, key in tls_files(spec).items()
+    }
+    if tls:
+        volumes["tls"] = (TLS_FOLDER, _projected(tls))
+    return volumes
+
+
+def _volume_mount(name: str, path: str, source: Document) -> Document:
+    mount: Document = {"name": name, "mountPath": path}
+    if "emptyDir" not in source:
+        mount["readOnly"] = True
+    return mount
 
 
 def pod_of(spec: EndpointSpec, place: Place) -> Document:
@@ -271,21 +296,8 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
     SECRET/KEY.
     """
     kubernetes = spec.kubernetes
-    volumes: dict[str, tuple[str, Document]] = {
-        "spec": (SPEC_FOLDER, {"configMap": {"name": spec.name}}),
-        "home": (HOME_FOLDER, {"emptyDir": {}}),
-        "tmp": ("/tmp", {"emptyDir": {}}),
-    }
-    secret_files = sorted(spec.container.secret_files.items())
-    if files := {
-        name: _secret_key(f"container.secret_files.{name}", key) for name, key in secret_files
-    }:
-        volumes["files"] = (_FILES_FOLDER, _projected(files))
-    if tls := {
-        TLS_FILES[field]: _secret_key(f"server.{field}", key)
-        for field, key in _tls_keys(spec).items()
-    }:
-        volumes["tls"] = (TLS_FOLDER, _projected(tls))
+    volumes = _volumes(spec)
+    mounts = [_volume_mount(name, *volume) for name, volume in volumes.items()]
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
         "automountServiceAccountToken": False,
@@ -303,19 +315,7 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
             }
             for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
         ],
-        "containers": [
-            {
-                **_container(spec, place),
-                "volumeMounts": [
-                    {
-                        "name": name,
-                        "mountPath": path,
-                        **({} if "emptyDir" in source else {"readOnly": True}),
-                    }
-                    for name, (path, source) in volumes.items()
-                ],
-            },
-        ],
+        "containers": [{**_container(spec, place), "volumeMounts": mounts}],
         "volumes": [{"name": name, **source} for name, (_, source) in volumes.items()],
     }
     if kubernetes.image_pull_secrets:
@@ -338,10 +338,9 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
     on_device = max(1, len(server.device_ids)) if server.is_on_nvidia else 0
     if gpus := on_device if spec.kubernetes.gpus is None else spec.kubernetes.gpus:
         limits["nvidia.com/gpu"] = str(gpus)
-    resources = {
-        "requests": {"cpu": "250m", "memory": "256Mi", **limits},
-        **({"limits": limits} if limits else {}),
-    }
+    resources = {"requests": {"cpu": "250m", "memory": "256Mi", **limits}}
+    if limits:
+        resources["limits"] = limits
     ports = [
         {"name": port["name"], "containerPort": port["port"], "protocol": "TCP"}
         for port in _service_ports(spec)
@@ -442,4 +441,6 @@ def _toleration(taint: str) -> Document:
         toleration = {"key": key, "operator": "Equal", "value": value}
     else:
         toleration = {"key": key, "operator": "Exists"}
-    return {**toleration, **({"effect": effect} if effect else {})}
+    if effect:
+        toleration["effect"] = effect
+    return toleration

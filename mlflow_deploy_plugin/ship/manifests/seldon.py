@@ -44,18 +44,19 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         served = spec.model_copy(update={"variants": {name: single}})
         data = {SPEC_FILE: dump_spec(spec_of_pod(served))}
         documents.append(make_document(configured, place, "v1", "ConfigMap", data=data))
-        predictors.append(
-            {
-                "name": name,
-                # The server itself provides V2, metrics and capture.
-                "annotations": {"seldon.io/no-engine": "true"},
-                "graph": {"name": spec.name, "type": "MODEL", "children": []},
-                "componentSpecs": [_component(spec, place, configured)],
-                **({"replicas": replicas} if (replicas := spec.kubernetes.replicas) else {}),
-                "traffic": shares[name],
-                **({"shadow": True} if variant.shadow else {}),
-            },
-        )
+        predictor: Document = {
+            "name": name,
+            # The server itself provides V2, metrics and capture.
+            "annotations": {"seldon.io/no-engine": "true"},
+            "graph": {"name": spec.name, "type": "MODEL", "children": []},
+            "componentSpecs": [_component(spec, place, configured)],
+        }
+        if spec.kubernetes.replicas:
+            predictor["replicas"] = spec.kubernetes.replicas
+        predictor["traffic"] = shares[name]
+        if variant.shadow:
+            predictor["shadow"] = True
+        predictors.append(predictor)
     deployed = {"name": spec.name, "protocol": "v2", "transport": "rest", "predictors": predictors}
     api_version = "machinelearning.seldon.io/v1"
     documents.append(

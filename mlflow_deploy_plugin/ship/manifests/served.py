@@ -136,10 +136,19 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
         for name in _NOT_SERVED
     }
     # Another port may be equal to the default port.
-    return apply_config(
-        spec.model_copy(update=left_out),
-        update,
-    )
+    return apply_config(spec.model_copy(update=left_out), update)
+
+
+def tls_files(spec: EndpointSpec) -> dict[str, str]:
+    """Return the files of the server's TLS: field of `server` → value."""
+    values = {field: getattr(spec.server, field) for field in TLS_FILES}
+    return {field: value for field, value in values.items() if value is not None}
+
+
+def with_tls_folder(spec: EndpointSpec, folder: str) -> EndpointSpec:
+    """Return the spec with the server's TLS files at their names in `folder`."""
+    update = {field: f"{folder}/{TLS_FILES[field]}" for field in tls_files(spec)}
+    return spec.model_copy(update={"server": spec.server.model_copy(update=update)})
 
 
 def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
@@ -165,10 +174,8 @@ def lacks_mlflow_address(spec: EndpointSpec) -> bool:
     """Return True if the endpoint needs MLFLOW_TRACKING_URI (`asks_mlflow`) and the
     spec does not set this variable.
     """
-    return "MLFLOW_TRACKING_URI" not in {
-        **spec.container.environment,
-        **spec.container.secrets,
-    } and asks_mlflow(spec)
+    variables = {**spec.container.environment, **spec.container.secrets}
+    return "MLFLOW_TRACKING_URI" not in variables and asks_mlflow(spec)
 
 
 def machine_name(spec: EndpointSpec, place: Place) -> str:

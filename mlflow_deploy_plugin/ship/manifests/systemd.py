@@ -6,11 +6,11 @@ and passes them to the server as credentials (systemd.exec(5)).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import dump_spec
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.parts import ContainerSpec, EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import is_loopback
 from mlflow_deploy_plugin.ship.manifests.served import (
     STARTUP_SECONDS,
@@ -22,6 +22,8 @@ from mlflow_deploy_plugin.ship.manifests.served import (
     machine_name,
     refuse_strangers,
     served_spec,
+    tls_files,
+    with_tls_folder,
 )
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
@@ -96,62 +98,22 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     Raises InvalidConfig if a path is relative or cannot be quoted in a unit, a field of
     the spec is only for containers, or the endpoint would be open without auth.
     """
-    if spec.container.image is not None:
-        raise InvalidConfig(
-            f"container.image: a unit runs {PROGRAM} of its machine, not an image; remove this "
-            "field",
-        )
-    if spec.container.network not in (None, "host"):
-        raise InvalidConfig(
-            "container.network: a unit uses the network of its machine; remove this field",
-        )
-    if not is_loopback(spec.server.host):
-        refuse_strangers(spec, f"server.host {spec.server.host}")
-    name = machine_name(spec, place)
-    container = spec.container
+    _check(spec)
     server = spec.server
+    name = machine_name(spec, place)
     unit = f"onnxserve-{name}"
-    served = served_spec(spec, server.host)
-    credentials = {name: _plain(path) for name, path in container.secrets.items()}
-    files = [_plain(path) for path in local_files(spec)]
     folder = f"/run/credentials/{unit}.service"
-    credential_files = dict(container.secret_files)
-    environment = environment_of(spec, place) | {
-        name: f"{folder}/{name}" for name in credential_files
-    }
-    tls = {field: path for field in TLS_FILES if (path := getattr(server, field)) is not None}
-    credential_files |= {TLS_FILES[field]: path for field, path in tls.items()}
-    update = {field: f"{folder}/{TLS_FILES[field]}" for field in tls}
-    served = served.model_copy(update={"server": served.server.model_copy(update=update)})
-    for path in credential_files.values():
-        files.remove(path)
-    credentials |= credential_files
-    home = f"%S/{unit}"
+    served = with_tls_folder(served_spec(spec, server.host), folder)
     lines = {
-        "limits": [
-            *([f"CPUQuota={round(container.cpus * 100)}%"] if container.cpus is not None else []),
-            *(
-                [f"MemoryMax={container.memory_bytes}"]
-                if container.memory_bytes is not None
-                else []
-            ),
-            f"TasksMax={container.pids}",
-        ],
-        "environment": [
-            f"Environment=HOME={home} ONNXSERVE_HOME={home}",
-            *(f"Environment={_quoted(f'{name}={value}')}" for name, value in environment.items()),
-            *(["Environment=ONNXSERVE_SECRETS=%d"] if container.secrets else []),
-            *(f"LoadCredential={name}:{path}" for name, path in credentials.items()),
-        ],
-        "files": ["ProtectHome=tmpfs", *(f"BindReadOnlyPaths={path}" for path in files)],
-        "devices": ["DevicePolicy=closed", "DeviceAllow=char-nvidia* rw"]
-        if server.is_on_nvidia
-        else ["PrivateDevices=yes"],
+        "limits": [*_limits(spec.container)],
+        "environment": [*_environment(spec, place, unit, folder)],
+        "files": ["ProtectHome=tmpfs", *(f"BindReadOnlyPaths={path}" for path in _files(spec))],
+        "devices": ["PrivateDevices=yes"],
     }
-    is_low = (
-        min(port for port in (http_port(spec), server.grpc_port, server.metrics_port) if port)
-        < _FIRST_FREE_PORT
-    )
+    if server.is_on_nvidia:
+        lines["devices"] = ["DevicePolicy=closed", "DeviceAllow=char-nvidia* rw"]
+    ports = filter(None, (http_port(spec), server.grpc_port, server.metrics_port))
+    is_low = min(ports) < _FIRST_FREE_PORT
     text = _UNIT.format(
         name=name,
         unit=unit,
@@ -165,6 +127,57 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         f"etc/systemd/system/{unit}.service": text,
         f"etc/onnxserve/{name}.yaml": dump_spec(served),
     }
+
+
+def _check(spec: EndpointSpec) -> None:
+    if spec.container.image is not None:
+        raise InvalidConfig(
+            f"container.image: a unit runs {PROGRAM} of its machine, not an image; remove this "
+            "field",
+        )
+    if spec.container.network not in (None, "host"):
+        raise InvalidConfig(
+            "container.network: a unit uses the network of its machine; remove this field",
+        )
+    if not is_loopback(spec.server.host):
+        refuse_strangers(spec, f"server.host {spec.server.host}")
+
+
+def _limits(container: ContainerSpec) -> Iterator[str]:
+    if container.cpus is not None:
+        yield f"CPUQuota={round(container.cpus * 100)}%"
+    if container.memory_bytes is not None:
+        yield f"MemoryMax={container.memory_bytes}"
+    yield f"TasksMax={container.pids}"
+
+
+def _environment(spec: EndpointSpec, place: Place, unit: str, folder: str) -> Iterator[str]:
+    """Yield the lines of the variables, and of the credentials in `folder`."""
+    container = spec.container
+    yield f"Environment=HOME=%S/{unit} ONNXSERVE_HOME=%S/{unit}"
+    environment = environment_of(spec, place)
+    environment |= {name: f"{folder}/{name}" for name in container.secret_files}
+    for name, value in environment.items():
+        yield f"Environment={_quoted(f'{name}={value}')}"
+    if container.secrets:
+        yield "Environment=ONNXSERVE_SECRETS=%d"
+    credentials = {name: _plain(path) for name, path in container.secrets.items()}
+    for name, path in (credentials | _credential_files(spec)).items():
+        yield f"LoadCredential={name}:{path}"
+
+
+def _credential_files(spec: EndpointSpec) -> dict[str, str]:
+    """Return the files that systemd passes to the server: credential → path."""
+    tls = {TLS_FILES[field]: path for field, path in tls_files(spec).items()}
+    return {**spec.container.secret_files, **tls}
+
+
+def _files(spec: EndpointSpec) -> list[str]:
+    """Return the paths that the server itself reads."""
+    paths = [_plain(path) for path in local_files(spec)]
+    for path in _credential_files(spec).values():
+        paths.remove(path)
+    return paths
 
 
 def _quoted(text: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import uvloop
 from mlflow_deploy_plugin.core.messages import one_line
 
 Times = npt.NDArray[np.float64]
+_clock = time.perf_counter
 _CONNECTIONS = 64
 _QUEUE_SECONDS = 1.0
 _ANSWER_SECONDS = 30.0
@@ -78,43 +80,78 @@ def open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times
 
 
 async def _open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times, str]:
-    clock = time.perf_counter
-    loop = asyncio.get_running_loop()
-    latencies = list[float]()
-    wrong = list[bytes]()
-    idle = deque[_Connection]()
-
-    def on_answer(connection: _Connection, answer: bytes) -> None:
-        latencies.append(clock() - connection.due)
-        idle.append(connection)
-        if not answer.startswith(b"HTTP/1.1 200"):
-            wrong.append(answer)
-
-    for _ in range(_CONNECTIONS):
-        idle.append(
-            (await loop.create_connection(lambda: _Connection(on_answer), "127.0.0.1", port))[1],
-        )
-    connections = [*idle]
-    sent = 0
-    due = (times + clock()).tolist()
-    while sent < len(due) and (now := clock()) < due[-1] + _QUEUE_SECONDS:
-        while sent < len(due) and idle and due[sent] <= now:
-            connection = idle.popleft()
-            connection.due = due[sent]
-            connection.transport.write(requests[sent % len(requests)])
-            sent += 1
-        await asyncio.sleep(0)
-    end = clock() + _ANSWER_SECONDS
-    while len(latencies) < sent and clock() < end:
-        await asyncio.sleep(0)
-    error = f"nothing within {_ANSWER_SECONDS:g} s" if len(latencies) < sent else ""
-    if wrong:
-        head, _, body = wrong[0].decode(errors="replace").partition("\r\n\r\n")
-        error = f"{head.split(' ', 2)[1]}: {one_line(body, 300)}"
-    latencies += [clock() - scheduled for scheduled in due[len(latencies) :]]
-    for connection in connections:
-        connection.transport.close()
+    client = _Client(requests)
+    await client.connect(port)
+    due = (times + _clock()).tolist()
+    await client.send(due)
+    await client.wait_for_answers()
+    error = client.error()
+    latencies = client.latencies
+    latencies += [_clock() - scheduled for scheduled in due[len(latencies) :]]
+    client.close()
     return np.array(latencies), error
+
+
+@dataclass
+class _Client:
+    """Connections to a server, over which `requests` are sent in turn.
+
+    Attributes:
+        sent: the number of requests that were sent.
+        latencies: the seconds from the time at which a request was due to its answer.
+        wrong: the answers with another status than 200.
+    """
+
+    requests: Sequence[bytes]
+    connections: list[_Connection] = field(default_factory=list)
+    idle: deque[_Connection] = field(default_factory=deque)
+    sent: int = 0
+    latencies: list[float] = field(default_factory=list)
+    wrong: list[bytes] = field(default_factory=list)
+
+    async def connect(self, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(_CONNECTIONS):
+            _, connection = await loop.create_connection(
+                lambda: _Connection(self._receive),
+                "127.0.0.1",
+                port,
+            )
+            self.connections.append(connection)
+        self.idle.extend(self.connections)
+
+    def _receive(self, connection: _Connection, answer: bytes) -> None:
+        self.latencies.append(_clock() - connection.due)
+        self.idle.append(connection)
+        if not answer.startswith(b"HTTP/1.1 200"):
+            self.wrong.append(answer)
+
+    async def send(self, due: Sequence[float]) -> None:
+        """Send a request at each time, or as soon as a connection is idle."""
+        while self.sent < len(due) and (now := _clock()) < due[-1] + _QUEUE_SECONDS:
+            while self.sent < len(due) and self.idle and due[self.sent] <= now:
+                connection = self.idle.popleft()
+                connection.due = due[self.sent]
+                connection.transport.write(self.requests[self.sent % len(self.requests)])
+                self.sent += 1
+            await asyncio.sleep(0)
+
+    async def wait_for_answers(self) -> None:
+        end = _clock() + _ANSWER_SECONDS
+        while len(self.latencies) < self.sent and _clock() < end:
+            await asyncio.sleep(0)
+
+    def error(self) -> str:
+        if self.wrong:
+            head, _, body = self.wrong[0].decode(errors="replace").partition("\r\n\r\n")
+            return f"{head.split(' ', 2)[1]}: {one_line(body, 300)}"
+        if len(self.latencies) < self.sent:
+            return f"nothing within {_ANSWER_SECONDS:g} s"
+        return ""
+
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.transport.close()
 
 
 def tail_latency(latencies: Times) -> float:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import psutil
@@ -120,47 +121,69 @@ def measure_pod(
     if the version refuses its example, no rate meets `p99`, or the machine has too few
     cores, and DeploymentFailed if the server did not start or has ended.
     """
+    workers = spec.server.workers
+    threads = spec.server.intra_op_num_threads or 1
+    _check_machine(workers, threads)
+    spec = _measured_spec(spec, folder, threads)
+    requests = [post("/invocations", body) for body in bodies]
+    size, best = _best_batch_size(spec, requests, p99, progress)
+    with _started(spec, size, requests) as pod:
+        load = pod.load(rate / count_pods(rate, best.rate), STEADY_SECONDS, p99)
+        memory = pod.memory_bytes()
+    # A higher rate has met `p99`, so a higher latency comes from other processes.
+    load.require(math.inf)
+    version_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return PodMeasurement(workers, threads, size, best, load, memory, version_bytes)
+
+
+def _measured_spec(spec: EndpointSpec, folder: Path, threads: int) -> EndpointSpec:
+    fields = {f"server.{name}": "" for name in _OF_CALLERS}
+    fields |= {"server.host": "127.0.0.1", f"variants.{spec.name}.model": str(folder)}
+    return apply_config(spec, {**fields, "server.intra_op_num_threads": threads})
+
+
+def _check_machine(workers: int, threads: int) -> None:
     if sys.platform != "linux":
         raise InvalidConfig(
             "sizing pins processes to cores, which needs Linux: use a Linux machine or container",
         )
-    workers = spec.server.workers
-    threads = spec.server.intra_op_num_threads or 1
     cores = available_cores()
     if workers * threads >= cores:
         raise InvalidConfig(
             f"server.workers={workers} with {threads} threads each, and a client, need "
             f"{workers * threads + 1} cores, but this machine has {cores}: use another machine",
         )
-    fields = {f"server.{name}": "" for name in _OF_CALLERS} | {
-        f"variants.{spec.name}.model": str(folder),
-    }
-    spec = apply_config(
-        spec,
-        {**fields, "server.host": "127.0.0.1", "server.intra_op_num_threads": threads},
-    )
-    requests = [post("/invocations", body) for body in bodies]
-    best = None
-    size = 0
-    for batch_size in (spec.server.max_batch_size,) if spec.server.max_batch_size else _BATCH_SIZES:
-        if batch_size == size:
+
+
+def _best_batch_size(
+    spec: EndpointSpec,
+    requests: Sequence[bytes],
+    p99: float,
+    progress: ProgressCallback,
+) -> tuple[int, Load]:
+    """Return the batch size of the spec, otherwise the size with the highest rate, and
+    its highest load. Raises InvalidConfig if no rate meets `p99`.
+    """
+    sizes: Sequence[int] = _BATCH_SIZES
+    if spec.server.max_batch_size:
+        sizes = [spec.server.max_batch_size]
+    best: Load | None = None
+    best_size = 0
+    for size in sizes:
+        if size == best_size:
             continue
-        with _started(spec, batch_size, requests) as pod:
-            first_rate = best.rate * (_GAIN if batch_size > size else 1 / _GAIN) if best else 0.0
+        first_rate = 0.0
+        if best is not None:
+            gain = _GAIN if size > best_size else 1 / _GAIN
+            first_rate = best.rate * gain
+        with _started(spec, size, requests) as pod:
             load = pod.highest_load(p99, first_rate, progress)
         if best is None or load.holds(p99):
             best = load
-            size = batch_size
+            best_size = size
         best.require(p99)
     assert best is not None  # There is at least one batch size.
-    share = rate / count_pods(rate, best.rate)
-    with _started(spec, size, requests) as pod:
-        load = pod.load(share, STEADY_SECONDS, p99)
-        memory = pod.memory_bytes()
-    # A higher rate has met `p99`, so a higher latency comes from other processes.
-    load.require(math.inf)
-    version_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return PodMeasurement(workers, threads, size, best, load, memory, version_bytes)
+    return best_size, best
 
 
 def highest_rate(holds: Callable[[float], bool], rate: float) -> float:
@@ -227,14 +250,15 @@ class _Pod:
         files = dict[str, int]()
         for process in [self.process, *self.process.children(recursive=True)]:
             peak = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2]
-            private += int(peak.split()[0]) * 1024 - process.memory_info().rss if peak else 0
+            if peak:
+                private += int(peak.split()[0]) * 1024 - process.memory_info().rss
             for part in process.memory_maps():
-                is_file = part.path.startswith("/")
-                private += part.anonymous if is_file else part.pss
-                files[part.path] = max(
-                    files.get(part.path, 0),
-                    part.rss - part.anonymous if is_file else 0,
-                )
+                if part.path.startswith("/"):
+                    private += part.anonymous
+                    shared = part.rss - part.anonymous
+                    files[part.path] = max(files.get(part.path, 0), shared)
+                else:
+                    private += part.pss
         return private + sum(files.values())
 
     def _cpu_seconds(self) -> Times:
@@ -244,10 +268,14 @@ class _Pod:
         if sys.platform != "linux":
             raise NotImplementedError  # `measure_pod` refuses other systems.
         every = psutil.cpu_times()
-        this_process = psutil.Process()
-        trees = [[root, *root.children(recursive=True)] for root in (self.process, this_process)]
-        pod, mine = (sum(sum(process.cpu_times()[:2]) for process in tree) for tree in trees)
+        pod = _cpu_seconds_of(self.process)
+        mine = _cpu_seconds_of(psutil.Process())
         return np.array([pod, sum(every) - every.idle - every.iowait - mine])
+
+
+def _cpu_seconds_of(root: psutil.Process) -> float:
+    processes = [root, *root.children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 @contextmanager
@@ -258,40 +286,17 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     spec = apply_config(spec, {"server.port": port, "server.max_batch_size": batch_size})
-    cores = sorted(os.sched_getaffinity(0))[
-        : spec.server.workers * (spec.server.intra_op_num_threads or 1) + 1
-    ]
+    count = spec.server.workers * (spec.server.intra_op_num_threads or 1)
+    cores = sorted(os.sched_getaffinity(0))[: count + 1]
     with temporary_folder("onnxserve-size-") as state_dir, (state_dir / LOG).open("wb") as log:
         (state_dir / SPEC).write_text(dump_spec(spec))
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow_deploy_plugin.cli",
-            "serve",
-            "--spec",
-            str(state_dir / SPEC),
-        ]
-        server = subprocess.Popen(
-            [*command, "--state-dir", str(state_dir)],
-            stdout=log,
-            stderr=log,
-            # The captured rows must not be added to the user's inference log.
-            env={**os.environ, "ONNXSERVE_HOME": str(state_dir / "home"), "ONNXSERVE_LOG_URI": ""},
-            preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - only a system call
-            process_group=0,
-        )
+        server = _start_server(state_dir, log)
         client = Worker()
         process = psutil.Process(server.pid)
         try:
             process.cpu_affinity(cores[:-1])
             client.call(os.sched_setaffinity, 0, cores[-1:], seconds=_CALL_SECONDS)
-            end = time.monotonic() + load_settings().ready_timeout_seconds
-            while (
-                state := read_state(state_dir / SERVER, ServerState)
-            ) is None or state.phase != "serving":
-                if server.poll() is not None or time.monotonic() > end:
-                    raise psutil.NoSuchProcess(server.pid)
-                time.sleep(_POLL_SECONDS)
+            _wait_until_serving(server, state_dir)
             yield _Pod(
                 process,
                 partial(client.call, open_loop, port, requests, seconds=_CALL_SECONDS),
@@ -307,3 +312,29 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
             with suppress(subprocess.TimeoutExpired):
                 server.wait(spec.server.stop_seconds)
             server.kill()
+
+
+def _start_server(state_dir: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a server of the spec in `state_dir`. It ends when this process ends."""
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve"]
+    return subprocess.Popen(
+        [*command, "--spec", str(state_dir / SPEC), "--state-dir", str(state_dir)],
+        stdout=log,
+        stderr=log,
+        # The captured rows must not be added to the user's inference log.
+        env={**os.environ, "ONNXSERVE_HOME": str(state_dir / "home"), "ONNXSERVE_LOG_URI": ""},
+        preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - only a system call
+        process_group=0,
+    )
+
+
+def _wait_until_serving(server: subprocess.Popen[bytes], state_dir: Path) -> None:
+    """Raise NoSuchProcess if the server has ended or is not ready in time."""
+    end = time.monotonic() + load_settings().ready_timeout_seconds
+    while True:
+        state = read_state(state_dir / SERVER, ServerState)
+        if state is not None and state.phase == "serving":
+            return
+        if server.poll() is not None or time.monotonic() > end:
+            raise psutil.NoSuchProcess(server.pid)
+        time.sleep(_POLL_SECONDS)
