@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from importlib.metadata import requires
+from itertools import chain
 from typing import Any
 
 import click
@@ -78,7 +79,7 @@ _GROUPS = {
 """A group of commands in `--help` → the name of a command → its module in `cli`, and
 its help line.
 """
-_COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
+_COMMANDS = dict(chain.from_iterable(group.items() for group in _GROUPS.values()))
 _MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {
     "deploy": "create",
 }

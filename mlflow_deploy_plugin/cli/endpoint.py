@@ -6,6 +6,7 @@ TypeError in MLflow.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.audit import AuditEvent
     from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
     from mlflow_deploy_plugin.watch.monitors.schedule import MonitorOverview
+
+    _Monitors = defaultdict[str, list[MonitorOverview]]
 
 _DEPLOYMENT_HEAD = (
     "NAME",
@@ -252,9 +255,8 @@ def list_endpoints(output: str) -> None:
                 if entry["state"] == "failed"
             ],
         )
-        show_lines(
-            [f"{entry['name']}: {text}" for entry in summaries for text in entry["unapproved"]],
-        )
+        for entry in summaries:
+            show_lines(f"{entry['name']}: {text}" for text in entry["unapproved"])
 
 
 @click.command("list")
@@ -280,42 +282,54 @@ def list_(output: str) -> None:
         from mlflow_deploy_plugin.watch.monitors.schedule import overviews
 
         endpoints = describe_endpoints(deployments)
-        monitors = overviews(deployments.store)
-    of_endpoint = {
-        item["name"]: [mine for mine in monitors if mine.endpoint == item["name"]]
-        for item in endpoints
-    }
+        monitors: _Monitors = defaultdict(list)
+        for overview in overviews(deployments.store):
+            monitors[overview.endpoint].append(overview)
     if output == "json":
         from mlflow_deploy_plugin.cli.monitor import monitor_document
 
         show_json(
             [
-                {**item, "monitors": [*map(monitor_document, of_endpoint[item["name"]])]}
+                {**item, "monitors": [*map(monitor_document, monitors[item["name"]])]}
                 for item in endpoints
             ],
         )
-        return
-    if not endpoints:
-        click.echo(f"there are no deployments: run `{_CREATE}`")
-        return
-    rows = [
-        (item["target"], row)
-        for item in endpoints
-        for row in _deployment_rows(item, of_endpoint[item["name"]])
-    ]
-    table = [("TARGET", _DEPLOYMENT_HEAD), *rows]
-    if {target for target, _ in rows} == {"onnxserve"}:
-        show_lines(align_columns([row for _, row in table]))
+    elif endpoints:
+        show_lines(_deployment_table(endpoints, monitors))
+        for described in endpoints:
+            show_lines(_problem_lines(described))
     else:
-        show_lines(align_columns([(*row[:1], target, *row[1:]) for target, row in table]))
-    for description in endpoints:
-        for name, deployment in description["deployments"].items():
-            if why := deployment["reason"] or deployment["error"]:
-                show_lines([f"{_name(description, name)}: {why}"])
-            if text := deployment["unapproved"]:
-                show_lines([f"{_name(description, name)}: {text}"])
-        if description["state"] == "empty":
-            show_lines([f"{description['name']}: {description['reason']}"])
+        click.echo(f"there are no deployments: run `{_CREATE}`")
+
+
+def _deployment_table(
+    endpoints: Sequence[Mapping[str, Any]],
+    monitors: "_Monitors",
+) -> Iterator[str]:
+    """Return the lines of the table, with a column for the targets if there are other
+    targets than this machine.
+    """
+    table: list[tuple[str, ...]] = [_DEPLOYMENT_HEAD]
+    targets = ["TARGET"]
+    for described in endpoints:
+        for row in _deployment_rows(described, monitors[described["name"]]):
+            table.append(row)
+            targets.append(described["target"])
+    if set(targets[1:]) != {"onnxserve"}:
+        table = [
+            (name, target, *cells) for (name, *cells), target in zip(table, targets, strict=True)
+        ]
+    return align_columns(table)
+
+
+def _problem_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    for name, deployment in described["deployments"].items():
+        if why := deployment["reason"] or deployment["error"]:
+            yield f"{_name(described, name)}: {why}"
+        if text := deployment["unapproved"]:
+            yield f"{_name(described, name)}: {text}"
+    if described["state"] == "empty":
+        yield f"{described['name']}: {described['reason']}"
 
 
 @click.command()
@@ -427,12 +441,11 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
         for event in without_step_events(all_events)
         if event.action != "traffic" or not _STEP.fullmatch(event.why)
     ]
-    show_lines(line for event in visible for line in _event_lines(event))
+    for event in visible:
+        show_lines(_event_lines(event))
     if not all_events:
-        click.echo(
-            f"there are no events of {model or name}" if model or name else "there are no events",
-            err=True,
-        )
+        subject = f" of {model or name}" if model or name else ""
+        click.echo(f"there are no events{subject}", err=True)
 
 
 def _show(observed: "ObservedEndpoint", output: str) -> None:
@@ -443,10 +456,8 @@ def _show(observed: "ObservedEndpoint", output: str) -> None:
 
 
 def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
-    yield (
-        f"{described['name']}: "
-        f"{described['state']}{' at ' + described['url'] if described['url'] else ''}"
-    )
+    place = f" at {described['url']}" if described["url"] else ""
+    yield f"{described['name']}: {described['state']}{place}"
     rows = []
     for name, deployment in described["deployments"].items():
         share = _share(deployment)
@@ -485,35 +496,26 @@ def _deployment_rows(
     """
     workers = str(len(endpoint["workers"])) if endpoint["workers"] else "-"
     restarts = "-" if endpoint["restarts"] == "" else str(endpoint["restarts"])
-    states = [
-        f"{monitor.monitor}: {monitor.last.outcome if monitor.last else 'not judged yet'}"
-        f"{'' if monitor.status in _NORMAL_STATES else f' ({monitor.status})'}"
-        for monitor in monitors
-    ]
-    verdicts = ", ".join(states) or "-"
+    verdicts = ", ".join(map(_verdict, monitors)) or "-"
+    server = (workers, restarts, endpoint["url"] or "-", verdicts)
     for name, deployment in endpoint["deployments"].items():
-        share = _share(deployment)
-        server = (deployment["state"], workers, restarts, endpoint["url"] or "-")
         yield (
             _name(endpoint, name),
             deployment["model_uri"],
             deployment["version"] or "-",
-            share,
+            _share(deployment),
+            deployment["state"],
             *server,
-            verdicts,
         )
     if not endpoint["deployments"]:
-        yield (
-            endpoint["name"],
-            "-",
-            "-",
-            "-",
-            endpoint["state"],
-            workers,
-            restarts,
-            endpoint["url"] or "-",
-            verdicts,
-        )
+        yield (endpoint["name"], "-", "-", "-", endpoint["state"], *server)
+
+
+def _verdict(monitor: "MonitorOverview") -> str:
+    outcome = monitor.last.outcome if monitor.last else "not judged yet"
+    if monitor.status not in _NORMAL_STATES:
+        outcome = f"{outcome} ({monitor.status})"
+    return f"{monitor.monitor}: {outcome}"
 
 
 def _share(deployment: Mapping[str, Any]) -> str:
@@ -540,15 +542,10 @@ def _event_lines(event: "AuditEvent") -> Iterable[str]:
         yield f"    why: {event.why}"
     if event.action == "rollout.step":
         return
-    detail = {
-        key: value
-        for key, value in event.detail.items()
-        if isinstance(value, str | int | float | bool)
-    }
-    details = ", ".join(
+    details = [
         f"{key} {value}{_UNITS.get(key, '')}"
-        for key, value in detail.items()
-        if key not in _UNSHOWN and value != ""
-    )
+        for key, value in event.detail.items()
+        if key not in _UNSHOWN and value != "" and isinstance(value, str | int | float)
+    ]
     if details:
-        yield f"    {details}"
+        yield f"    {', '.join(details)}"

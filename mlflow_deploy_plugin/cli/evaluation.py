@@ -440,5 +440,6 @@ def _profile_lines(done: "GraphProfile") -> Iterator[str]:
     if len(done.nodes) > _SHOWN_NODES:
         yield f"and {len(done.nodes) - _SHOWN_NODES} more nodes"
     yield ""
-    yield "advice:" if done.advice else "advice: none"
+    heading = "advice:" if done.advice else "advice: none"
+    yield heading
     yield from (f"- {line}" for line in done.advice)

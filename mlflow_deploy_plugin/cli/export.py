@@ -5,6 +5,7 @@ the resources of pods.
 import os
 import shlex
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,6 +42,7 @@ from mlflow_deploy_plugin.ship.sizing.plan import (
 )
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.ship.sizing.plan import Plan, PodMeasurement
     from mlflow_deploy_plugin.wrap.exporter.exporting import ExportFormat
 
 _PRICE = "Price of a {} per hour. AWS Fargate has this price for Linux on x86 in us-east-1."
@@ -314,7 +316,9 @@ def render(
     os.umask(0o022)
     for path, text in files.items():
         if output is None:
-            click.echo(f"# {path}\n{text}" if len(files) > 1 else text, nl=False)
+            if len(files) > 1:
+                click.echo(f"# {path}")
+            click.echo(text, nl=False)
             continue
         try:
             (output / path).parent.mkdir(parents=True, exist_ok=True)
@@ -392,35 +396,11 @@ def size(
     with downloaded_version(resolve(model_uri)) as folder:
         pod = measure_pod(spec, folder, request_bodies(folder, rows), rate, limit, show_progress)
     plan = plan_pods(pod, rate, rows, **prices)
-    load = pod.planned
-    highest = pod.highest.rate
-    options, memory = (
-        config_line({**changes, **plan.options}),
-        plan.options["container.memory_bytes"],
-    )
+    options = config_line({**changes, **plan.options})
     render = f"onnxserve render -n {spec.name} -m {shlex.quote(model_uri)} {options}"
     table = [
         ("pods", f"{plan.pods} for {rate:,g} requests/s"),
-        (
-            "rate per pod",
-            (
-                f"{load.rate:,.1f} requests/s; at most {highest:,.1f}, of which {HEADROOM:.0%} "
-                "stay free"
-            ),
-        ),
-        (
-            "p99",
-            (
-                f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} "
-                "cores"
-            ),
-        ),
-        (
-            "server",
-            f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}",
-        ),
-        ("CPU per pod", f"{load.cpus:.2f} cores; limit {plan.options['container.cpus']}"),
-        ("memory per pod", f"{pod.memory_bytes / 1e6:,.0f} MB; limit {memory / 1e6:,.0f} MB"),
+        *_pod_rows(pod, plan, p99),
         ("cost", f"{plan.cost_per_million:.3g} USD per million predictions"),
         ("options", options),
         ("autoscaler", f"{render} {config_line(plan.hpa)} --for kubernetes"),
@@ -430,3 +410,21 @@ def size(
     show_result(output, {"pod": pod, "plan": plan, "warning": warning}, align_columns(table))
     if warning:
         show_progress(warning)
+
+
+def _pod_rows(pod: "PodMeasurement", plan: "Plan", p99: str) -> Iterator[tuple[str, str]]:
+    load = pod.planned
+    limits = plan.options
+    yield (
+        "rate per pod",
+        f"{load.rate:,.1f} requests/s; at most {pod.highest.rate:,.1f}, of which {HEADROOM:.0%} "
+        "stay free",
+    )
+    yield (
+        "p99",
+        f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} cores",
+    )
+    yield "server", f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}"
+    yield "CPU per pod", f"{load.cpus:.2f} cores; limit {limits['container.cpus']}"
+    memory = limits["container.memory_bytes"] / 1e6
+    yield "memory per pod", f"{pod.memory_bytes / 1e6:,.0f} MB; limit {memory:,.0f} MB"

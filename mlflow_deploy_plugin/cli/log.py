@@ -3,7 +3,7 @@ rows; failures by cause.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, date, datetime
@@ -37,6 +37,8 @@ from mlflow_deploy_plugin.core.tabular.files import (
 )
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
     from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
     from mlflow_deploy_plugin.serve.inference_log.stats import LogStats
@@ -197,55 +199,65 @@ def _show_rows(
     the output format.
     """
     output = output or format_of(file) or "table"
-    is_table = output == "table"
-    if is_table and file != "-":
-        raise click.UsageError(
-            f"a file cannot contain a table: specify -o csv, json, jsonl or parquet for {file}",
-        )
-    if output == "parquet" and file == "-" and sys.stdout.isatty():
-        raise click.UsageError("Parquet cannot be shown in a terminal: specify a FILE")
+    _check_output(output, file)
     from mlflow_deploy_plugin.serve.inference_log.query import Query, limit_memory, run_query
     from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 
     labels = labels and not failed
-    if is_table:
-        if failed:
-            hidden = _HIDDEN_COLUMNS_OF_FAILED
-        else:
-            hidden = f"{_HIDDEN_COLUMNS}{', _label_number' if labels else ''}"
-        columns = columns or f"* EXCLUDE ({hidden})"
+    # Read one extra row, so that the table can report that more rows exist.
+    most = limit
+    if output == "table":
+        columns = columns or f"* EXCLUDE ({_hidden_columns(labels, failed)})"
         limit = _TABLE_ROWS if limit is None else limit
+        most = limit + 1
     with usage_errors():
         view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
     opened = _open()
     if failed:
-        of_answers = opened
-        opened = opened.failures
-        if name not in opened.endpoints():
-            require_endpoint(of_answers, name)
+        if name not in opened.failures.endpoints():
+            require_endpoint(opened, name)
             click.echo(f"no failed request of {name} is in the log", err=True)
             return
-    # Read one extra row, so that the table can report that more rows exist.
-    most = limit + 1 if is_table and limit is not None else limit
+        opened = opened.failures
     request = Query(view, columns or "*", **clauses, limit=most)
     with limit_memory(_MEMORY_BYTES), run_query(opened, request) as result:
-        if is_table:
-            show_lines(table_lines(result, limit, _WIDEST_REASON if failed else _WIDEST_CELL))
+        if output == "table":
+            widest = _WIDEST_REASON if failed else _WIDEST_CELL
+            show_lines(table_lines(result, limit, widest))
         else:
-            rows = 0
-            kind = cast(FileFormat, output)
-            advice = "CAST(… AS VARCHAR) converts it to text"
-            with (
-                open_output(file, sys.stdout.buffer) as target,
-                table_writer(kind, result.schema, target, advice) as write,
-            ):
-                for batch in result.batches:
-                    write(batch)
-                    rows += len(batch)
-            if file != "-":
-                click.echo(f"{rows:,} rows in {file}", err=True)
+            _write_rows(result, file, cast(FileFormat, output))
     warn_of_unreadable(opened)
+
+
+def _check_output(output: str, file: str) -> None:
+    if output == "table" and file != "-":
+        raise click.UsageError(
+            f"a file cannot contain a table: specify -o csv, json, jsonl or parquet for {file}",
+        )
+    if output == "parquet" and file == "-" and sys.stdout.isatty():
+        raise click.UsageError("Parquet cannot be shown in a terminal: specify a FILE")
+
+
+def _hidden_columns(labels: bool, failed: bool) -> str:
+    """Return the columns that a table does not show by default."""
+    if failed:
+        return _HIDDEN_COLUMNS_OF_FAILED
+    return f"{_HIDDEN_COLUMNS}, _label_number" if labels else _HIDDEN_COLUMNS
+
+
+def _write_rows(result: "QueryResult", file: str, kind: FileFormat) -> None:
+    rows = 0
+    advice = "CAST(… AS VARCHAR) converts it to text"
+    with (
+        open_output(file, sys.stdout.buffer) as target,
+        table_writer(kind, result.schema, target, advice) as write,
+    ):
+        for batch in result.batches:
+            write(batch)
+            rows += len(batch)
+    if file != "-":
+        click.echo(f"{rows:,} rows in {file}", err=True)
 
 
 @log.command()
@@ -269,14 +281,14 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
             span = parse_time_range(since, until, datetime.now(UTC))
         else:
             span = None
-    present = None
+    created: datetime | None = None
     if span is None:
-        with (
-            suppress(OnnxserveError),
-            opened_store() as store,
-        ):  # The command also works without a store.
+        # The command also works without a store.
+        with suppress(OnnxserveError), opened_store() as store:
             present = store.endpoint(name)
-    opened = _open(present.rows_since if present is not None else None)
+            if present is not None:
+                created = present.rows_since
+    opened = _open(created)
     if opened.since is not None:
         older = (
             f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint "
@@ -365,11 +377,12 @@ def errors(name: str, last: str, output: str) -> None:
             labels=False,
         )
     opened = _open()
-    answered = 0
     causes = list[dict[str, Any]]()
+    answered = 0
     if name in opened.failures.endpoints():
         with run_query(opened.failures, Query(view, statement=_causes_statement())) as result:
-            causes = [row for batch in result.batches for row in batch.to_pylist()]
+            for batch in result.batches:
+                causes += batch.to_pylist()
     else:
         require_endpoint(opened, name)
     if name in opened.endpoints():
@@ -460,28 +473,36 @@ def table_lines(
     """Yield at most `bound` rows as a table. The first rows set the column widths, at
     most `widest` characters.
     """
-    numeric = [
-        str(field.type).startswith(("int", "uint", "float", "double", "halffloat"))
-        for field in result.schema
-    ]
-    cell = partial(_cell, widest)
-    rows = (
-        row
-        for batch in result.batches
-        for row in zip(*(map(cell, values_of(column)) for column in batch.columns), strict=True)
-    )
-    first = list(islice(rows, _MEASURED_ROWS if bound is None else min(bound, _MEASURED_ROWS)))
+    rows = _text_rows(result, partial(_cell, widest))
+    measured = _MEASURED_ROWS if bound is None else min(bound, _MEASURED_ROWS)
+    first = list(islice(rows, measured))
     names = [printable(name) for name in result.schema.names]
     widths = [max(map(len, column)) for column in zip(names, *first, strict=True)]
-    yield _line(names, widths, numeric)
+    forms = list(map(_cell_format, result.schema, widths))
+    yield _line(names, forms)
     count = 0
     for row in chain(first, rows):
         if count == bound:
             yield f"… and more rows: --limit is {bound:,}"
             return
         count += 1
-        yield _line(row, widths, numeric)
-    yield f"{count:,} row{'' if count == 1 else 's'}"
+        yield _line(row, forms)
+    plural = "" if count == 1 else "s"
+    yield f"{count:,} row{plural}"
+
+
+def _text_rows(
+    result: "QueryResult",
+    text_of: Callable[[object], str],
+) -> Iterator[tuple[str, ...]]:
+    for batch in result.batches:
+        columns = [map(text_of, values_of(column)) for column in batch.columns]
+        yield from zip(*columns, strict=True)
+
+
+def _cell_format(field: "pa.Field[Any]", width: int) -> str:
+    is_number = str(field.type).startswith(("int", "uint", "float", "double", "halffloat"))
+    return f">{width}" if is_number else f"<{width}"
 
 
 def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
@@ -531,8 +552,9 @@ def size_text(size: float) -> str:
 
 
 def _count_lines(title: str, counts: Mapping[str, int]) -> Iterator[str]:
-    for position, (name, rows) in enumerate(counts.items()):
-        yield f"  {title if position == 0 else '':8}  {name}: {rows:,}"
+    for name, rows in counts.items():
+        yield f"  {title:8}  {name}: {rows:,}"
+        title = ""
 
 
 def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
@@ -566,12 +588,8 @@ def _cell(widest: int, value: object) -> str:
     return text[: widest - 1] + "…"
 
 
-def _line(cells: Iterable[str], widths: list[int], numeric: list[bool]) -> str:
-    laid = (
-        cell.rjust(width) if is_number else cell.ljust(width)
-        for cell, width, is_number in zip(cells, widths, numeric, strict=True)
-    )
-    return "  ".join(laid).rstrip()
+def _line(cells: Iterable[str], forms: Iterable[str]) -> str:
+    return "  ".join(map(format, cells, forms)).rstrip()
 
 
 def _time(moment: datetime) -> str:

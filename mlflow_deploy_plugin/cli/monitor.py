@@ -3,7 +3,7 @@ of endpoints with their windows, results and alerts.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.alerts import Silence
     from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
     from mlflow_deploy_plugin.watch.monitors.schedule import MonitorOverview
-    from mlflow_deploy_plugin.watch.result import Engine, MonitorResult, WindowRequest
+    from mlflow_deploy_plugin.watch.result import Engine, Finding, MonitorResult, WindowRequest
 
 _HEAD = (
     "ENDPOINT",
@@ -107,7 +107,6 @@ def list_(name: str | None, output: str) -> None:
         from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
         from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
         from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
-        from mlflow_deploy_plugin.serve.inference_log.windows import Window
         from mlflow_deploy_plugin.watch.monitors.schedule import overviews
 
         try:
@@ -117,53 +116,51 @@ def list_(name: str | None, output: str) -> None:
         monitors = overviews(deployments.store, name, watermarks)
         lease = deployments.store.lease(STORE_LEASE)
         is_run = lease is not None and lease.is_current
-        for unreadable in deployments.store.unreadable() if name is None else ():
-            click.echo(unreadable.reason, err=True)
-    rows = [_HEAD]
-    for item in monitors:
-        window = verdict = "-"
-        if item.last is not None:
-            window = str(Window(item.last.start, item.last.end))
-            verdict = f"{item.last.outcome}{' (by hand)' if item.last.by_hand else ''}"
-        due = f"{item.next_due:%Y-%m-%d %H:%M}" if item.next_due else "-"
-        rows.append(
-            (
-                item.endpoint,
-                item.monitor,
-                item.spec.kind,
-                item.spec.every,
-                item.status,
-                window,
-                verdict,
-                due,
-            ),
-        )
+        if name is None:
+            for unreadable in deployments.store.unreadable():
+                click.echo(unreadable.reason, err=True)
     empty = f"there are no monitors: run `onnxserve monitor add {name or 'NAME'} MONITOR`"
-    show_table(output, [*map(monitor_document, monitors)], rows, empty)
+    table = [_HEAD, *map(_monitor_row, monitors)]
+    show_table(output, [*map(monitor_document, monitors)], table, empty)
     if output == "json" or not monitors:
         return
-    budgets = {
-        item.endpoint: item.false_per_year for item in monitors if item.false_per_year is not None
-    }
-    show_lines(
-        [
-            f"{endpoint}: alarms.false_per_year is {number:g}"
-            for endpoint, number in budgets.items()
-        ],
-    )
-    for item in monitors:
-        if item.why:
-            show_lines([f"{item.endpoint} {item.monitor}: {item.why}"])
-        if item.given_up:
-            click.echo(
-                f"{item.endpoint} {item.monitor}: {item.given_up} of its windows could not be "
-                "judged",
-            )
+    show_lines(_note_lines(monitors))
     if not is_run:
         click.echo(
             "no controller runs: start `onnxserve controller` to judge the windows that are due",
             err=True,
         )
+
+
+def _monitor_row(item: "MonitorOverview") -> tuple[str, ...]:
+    from mlflow_deploy_plugin.serve.inference_log.windows import Window
+
+    window = verdict = "-"
+    if item.last is not None:
+        window = str(Window(item.last.start, item.last.end))
+        verdict = item.last.outcome
+        if item.last.by_hand:
+            verdict += " (by hand)"
+    due = f"{item.next_due:%Y-%m-%d %H:%M}" if item.next_due else "-"
+    head = (item.endpoint, item.monitor, item.spec.kind, item.spec.every, item.status)
+    return (*head, window, verdict, due)
+
+
+def _note_lines(monitors: "Sequence[MonitorOverview]") -> Iterator[str]:
+    """Yield the limit of each endpoint for false alarms, and the problems of each
+    monitor.
+    """
+    limits = {
+        item.endpoint: item.false_per_year for item in monitors if item.false_per_year is not None
+    }
+    for endpoint, number in limits.items():
+        yield f"{endpoint}: alarms.false_per_year is {number:g}"
+    for item in monitors:
+        name = f"{item.endpoint} {item.monitor}"
+        if item.why:
+            yield f"{name}: {item.why}"
+        if item.given_up:
+            yield f"{name}: {item.given_up} of its windows could not be judged"
 
 
 @monitor.command()
@@ -248,7 +245,8 @@ def run_due(name: str, monitor_name: str | None) -> None:
             send_due(deployments.store, deployments.settings, is_over=is_over)
     if not states:
         click.echo(f"{name}: monitor {selected_monitor.name}: no window is due")
-    sys.exit(0 if set(states) <= {"judged"} else 1)
+    if set(states) - {"judged"}:
+        sys.exit(1)
 
 
 @monitor.command()
@@ -291,12 +289,10 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     Ctrl-C, repeat the command to continue with the first window that is not judged.
     Exit status 1 if a window could not be judged.
     """
-    from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
+    from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 
     with usage_errors():
         period = parse_window(f"{begin}/{end or datetime.now(UTC).isoformat()}")
-        began = period.start
-        ended = period.end
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
         from mlflow_deploy_plugin.watch.monitors.manual_runs import backfill as backfill_windows
@@ -308,22 +304,14 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
             for number, count, window, is_new in backfill_windows(
                 deployments,
                 selected_monitor,
-                began,
-                ended,
+                period.start,
+                period.end,
                 judge_and_log,
             ):
-                judged = judged + is_new
-                passed_over = passed_over + (not is_new)
+                judged += is_new
+                passed_over += not is_new
                 failed += window.state == "failed"
-                verdict = window.verdict or "could not be judged"
-                if verdict in _VERDICTS_WITH_REASON:
-                    outcome = f"{verdict}: {window.reason}"
-                else:
-                    outcome = verdict
-                again = "" if is_new else " (already judged)"
-                click.echo(
-                    f"[{number}/{count}] {Window(window.start, window.end)}: {outcome}{again}",
-                )
+                click.echo(f"[{number}/{count}] {_backfill_line(window, is_new)}")
         except KeyboardInterrupt:
             click.echo(
                 f"interrupted after {number} of {count} windows; repeat the command to continue",
@@ -334,7 +322,19 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
         f"{judged - failed} windows judged, {passed_over} already judged, {failed} could not be "
         "judged",
     )
-    sys.exit(1 if failed else 0)
+    if failed:
+        sys.exit(1)
+
+
+def _backfill_line(window: "MonitorWindow", is_new: bool) -> str:
+    from mlflow_deploy_plugin.serve.inference_log.windows import Window
+
+    outcome = window.verdict or "could not be judged"
+    if outcome in _VERDICTS_WITH_REASON:
+        outcome = f"{outcome}: {window.reason}"
+    if not is_new:
+        outcome += " (already judged)"
+    return f"{Window(window.start, window.end)}: {outcome}"
 
 
 @monitor.command()
@@ -404,10 +404,11 @@ def add(
                 f"endpoint {name!r} already has a monitor {monitor_name!r}: change it with "
                 f"`onnxserve endpoint update {name} -C monitors.{monitor_name}.FIELD=VALUE`",
             )
-        dotted = {
-            field if field.startswith("alarms.") else f"monitors.{monitor_name}.{field}": value
-            for field, value in changes.items()
-        }
+        dotted = {}
+        for field, value in changes.items():
+            if not field.startswith("alarms."):
+                field = f"monitors.{monitor_name}.{field}"
+            dotted[field] = value
         lines = check_change(deployments, name, dotted)
         deployments.update_endpoint(name, dotted, why)
     show_lines([f"{name} has the monitor {monitor_name}", *lines])
@@ -592,7 +593,7 @@ def silences(name: str | None, output: str) -> None:
             store.require_endpoint(name)  # Raises for an unknown name.
     documents = [{**asdict(entry), "monitor": entry.monitor or None} for entry in active]
     empty = f"no silence is active: run `onnxserve silence {name or 'NAME'} --for 2h`"
-    show_result(output, documents, map(_silence_line, active) if active else [empty])
+    show_result(output, documents, [*map(_silence_line, active)] or [empty])
 
 
 @click.command()
@@ -669,7 +670,10 @@ def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
 
         deployments.store.require_endpoint(name).spec.monitor(monitor_name)
         is_new = Monitors(deployments.store).pause(name, monitor_name, paused, why=why)
-    state = "paused" if paused else "resumed" if is_new else "not paused"
+    if paused:
+        state = "paused"
+    else:
+        state = "resumed" if is_new else "not paused"
     click.echo(f"{name}: monitor {monitor_name} is {state}")
 
 
@@ -687,8 +691,8 @@ def monitor_document(overview: "MonitorOverview") -> dict[str, object]:
         "consecutive": overview.state.consecutive,
         "next_due": overview.next_due,
         "given_up": overview.given_up,
-        "last": _window_document(overview.last) if overview.last else None,
-        "open": _window_document(overview.open) if overview.open else None,
+        "last": overview.last and _window_document(overview.last),
+        "open": overview.open and _window_document(overview.open),
     }
 
 
@@ -709,32 +713,33 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
     yield f"  {model}{result.rows:,} rows"
     if result.reason:
         yield f"  {result.reason}"
-    rows = []
-    other_findings = [finding for finding in result.findings if finding.reason != result.reason]
-    for finding in other_findings[:_SHOWN_FINDINGS]:
-        if finding.value_text:
-            value = f"{finding.measure} {finding.value_text}".strip()
-        else:
-            value = ""
-        threshold = f"threshold {finding.threshold_text}" if finding.threshold_text else ""
-        why = finding.history or ("" if finding.value is not None else finding.reason)
-        if finding.since:
-            status = finding.history
-        else:
-            status = f"{finding.state}{f': {why}' if why else ''}"
-        rows.append((f"  {one_line(finding.title)}", finding.check, value, threshold, status))
-    if rows:
-        yield from align_columns(rows)
-    if any(finding.unit == "SD" for finding in other_findings[:_SHOWN_FINDINGS]):
+    findings = [finding for finding in result.findings if finding.reason != result.reason]
+    shown = findings[:_SHOWN_FINDINGS]
+    if shown:
+        yield from align_columns([*map(_finding_row, shown)])
+    if any(finding.unit == "SD" for finding in shown):
         yield f"  {SD_LEGEND}"
-    if rest := len(other_findings) - len(rows):
-        yield f"  and {rest} more {'finding' if rest == 1 else 'findings'}, in the report"
+    if rest := len(findings) - len(shown):
+        plural = "" if rest == 1 else "s"
+        yield f"  and {rest} more finding{plural}, in the report"
     for note in result.notes:
         yield f"  note: {note}"
     yield (
         "  report: "
         f"{result.run.url or f'run {result.run.run_id} in experiment {result.run.experiment}'}"
     )
+
+
+def _finding_row(finding: "Finding") -> tuple[str, ...]:
+    value = f"{finding.measure} {finding.value_text}".strip() if finding.value_text else ""
+    threshold = f"threshold {finding.threshold_text}" if finding.threshold_text else ""
+    status = finding.history
+    if not finding.since:
+        why = finding.history
+        if not why and finding.value is None:
+            why = finding.reason
+        status = f"{finding.state}: {why}" if why else finding.state
+    return (f"  {one_line(finding.title)}", finding.check, value, threshold, status)
 
 
 def _silence_line(silence: "Silence") -> str:

@@ -185,7 +185,8 @@ def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deplo
     from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 
     only = parse_target(target) if target else None
-    with open_deployments((lambda line: None) if quiet else show_progress, only) as deployments:
+    report: Callable[[str], None] = (lambda line: None) if quiet else show_progress
+    with open_deployments(report, only) as deployments:
         yield deployments
 
 
@@ -239,7 +240,8 @@ def show_table(
     """Print a list in the format of the option -o. A table without rows is replaced by
     the line `empty`.
     """
-    show_result(output, documents, align_columns(table) if len(table) > 1 else [empty])
+    lines: Iterable[str] = align_columns(table) if len(table) > 1 else [empty]
+    show_result(output, documents, lines)
 
 
 def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -252,9 +254,10 @@ def printable(text: str) -> str:
     """Return the text without control characters, because text from a client must not
     control the terminal.
     """
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else " " for character in text)
+    for character in set(text):
+        if not character.isprintable():
+            text = text.replace(character, " ")
+    return text
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,7 +32,9 @@ from mlflow_deploy_plugin.core.tabular.files import (
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow
     from mlflow_deploy_plugin.ship.batch.run import BatchProgress
-    from mlflow_deploy_plugin.ship.deployments.batch_prediction import RowBatch, RowFile
+    from mlflow_deploy_plugin.ship.deployments.batch_prediction import Predictor, RowBatch, RowFile
+    from mlflow_deploy_plugin.ship.deployments.feedback import LabelImport
+    from mlflow_deploy_plugin.ship.deployments.scoring import ScoringTarget
 
 _SHOWN_BAD = 20
 _LINE_SECONDS = 10.0
@@ -124,33 +127,29 @@ def feedback(
             names = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
             if name not in names:
                 raise unknown_endpoint(name, names, "; or specify --url")
-    label_columns = replace(
-        label_columns,
-        numbers=check_key_columns(log, name, label_columns.key, sink.keys),
-    )
-    with ExitStack() as held:
-        labels = held.enter_context(open_input(file, sys.stdin.buffer))
+    numbers = check_key_columns(log, name, label_columns.key, sink.keys)
+    with open_input(file, sys.stdin.buffer) as labels:
         if kind not in _STREAMED.choices:
             raise InvalidConfig(f"{file}: specify -t csv, jsonl or parquet")
-        report = held.enter_context(_bad_row_report(rejects, file))
+        label_columns = replace(label_columns, numbers=numbers)
         rows = read_label_file(labels, file, cast(FileFormat, kind), label_columns)
-        imported = import_labels(sink, rows, report, match)
-    if imported.destinations:
-        where = f" by {' and '.join(imported.destinations)}"
-    else:
-        where = ""
-    click.echo(f"{name}: {imported.accepted:,} labels accepted{where}")
-    if imported.matches is not None and imported.accepted:
-        matches = imported.matches
-        unmatched = matches.count - matches.matched
-        if unmatched:
-            rest = f"; {unmatched:,} unmatched labels are kept until their rows are logged"
-        else:
-            rest = ""
-        click.echo(f"  {matches.matched:,} of {matches.count:,} labelled rows are in the log{rest}")
+        with _bad_row_report(rejects, file) as report:
+            imported = import_labels(sink, rows, report, match)
+    _show_import(name, imported)
     if imported.bad:
         click.echo(f"  {imported.bad:,} bad rows were skipped", err=True)
         sys.exit(1)
+
+
+def _show_import(name: str, imported: "LabelImport") -> None:
+    where = f" by {' and '.join(imported.destinations)}" if imported.destinations else ""
+    click.echo(f"{name}: {imported.accepted:,} labels accepted{where}")
+    if imported.matches is not None and imported.accepted:
+        matches = imported.matches
+        line = f"  {matches.matched:,} of {matches.count:,} labelled rows are in the log"
+        if unmatched := matches.count - matches.matched:
+            line += f"; {unmatched:,} unmatched labels are kept until their rows are logged"
+        click.echo(line)
 
 
 @contextmanager
@@ -161,7 +160,8 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
     if rejects and Path(rejects).resolve() == Path(labels).resolve():
         raise InvalidConfig(f"--rejects {rejects} is also the file of labels: specify another file")
     count = 0
-    with open_output(rejects, sys.stdout.buffer) if rejects else nullcontext() as file:
+    opened = open_output(rejects, sys.stdout.buffer) if rejects else nullcontext()
+    with opened as file:
 
         def report(bad: "BadRow") -> None:
             nonlocal count
@@ -261,33 +261,17 @@ def predict(
         raise click.UsageError("specify either -m MODEL_URI or -n DEPLOYMENT")
     if event_time and name is None:
         raise click.UsageError("--event-time is for the log of a deployment: specify -n DEPLOYMENT")
-    from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
-        predict_batch,
-        read_rows,
-        server_predictor,
-        split_by_event_time,
-    )
-    from mlflow_deploy_plugin.ship.deployments.scoring import scoring_target
+    from mlflow_deploy_plugin.ship.deployments.batch_prediction import server_predictor
 
     input_kind = cast(FileFormat, content_type or format_of(input_path) or "json")
     output_kind = cast(FileFormat, output_type or output_format(output_path, input_kind))
     input_name = "standard input" if input_path == "-" else input_path
-    count = 0
     with ExitStack() as held:
-        if (
-            name is not None
-        ):  # Report an unknown deployment before the file. Do not hide pandas from a model (-m).
-            held.enter_context(hidden_pandas())
-            deployments = held.enter_context(opened_deployments())
-            is_endpoint = deployments.store.endpoint(name) is not None
-            scoring = scoring_target(deployments, *((None, name) if is_endpoint else (name, None)))
-            server = held.enter_context(scoring)
-        file = held.enter_context(open_input(input_path, sys.stdin.buffer))
-        rows = read_rows(file, input_name, input_kind, batch_rows)
-        batches = held.enter_context(_with_progress(rows))
-        first = next(batches, None)
-        if first is None:
-            raise InvalidRequest(f"{input_name} has no rows")
+        if name is not None:  # Report an unknown deployment before the file.
+            server = held.enter_context(_opened_server(name))
+        batches = held.enter_context(
+            _opened_batches(input_path, input_name, input_kind, batch_rows),
+        )
         if model_uri is not None:
             # This imports pyarrow.
             from mlflow_deploy_plugin.ship.batch.table_model import body_predictor
@@ -297,15 +281,64 @@ def predict(
             predictor = held.enter_context(server_predictor(server, event_time))
         target = held.enter_context(open_output(output_path, sys.stdout.buffer))
         write = held.enter_context(value_writer(output_kind, target, "prediction"))
-        batch: RowBatch | None = first
-        while batch is not None:
-            for part in split_by_event_time(batch, input_name, event_time):
-                predictions = predict_batch(predictor, input_name, part)
-                write(predictions)
-                count += len(predictions)
-            batch = next(batches, None)
+        count = 0
+        for predictions in _predictions(predictor, batches, input_name, event_time):
+            write(predictions)
+            count += len(predictions)
     if output_path != "-":
         click.echo(f"{count:,} predictions in {output_path}", err=True)
+
+
+@contextmanager
+def _opened_server(name: str) -> Iterator["ScoringTarget"]:
+    """Yield the server of the deployment or endpoint `name`. pandas is hidden, but not
+    from a model (-m).
+    """
+    from mlflow_deploy_plugin.ship.deployments.scoring import scoring_target
+
+    with hidden_pandas(), opened_deployments() as deployments:
+        if deployments.store.endpoint(name) is None:
+            scoring = scoring_target(deployments, name, None)
+        else:
+            scoring = scoring_target(deployments, None, name)
+        with scoring as target:
+            yield target
+
+
+@contextmanager
+def _opened_batches(
+    path: str,
+    name: str,
+    kind: FileFormat,
+    batch_rows: int,
+) -> Iterator[Iterator["RowBatch"]]:
+    """Yield the batches of a file. Raises InvalidRequest if the file has no rows."""
+    from mlflow_deploy_plugin.ship.deployments.batch_prediction import read_rows
+
+    with (
+        open_input(path, sys.stdin.buffer) as file,
+        _with_progress(read_rows(file, name, kind, batch_rows)) as batches,
+    ):
+        first = next(batches, None)
+        if first is None:
+            raise InvalidRequest(f"{name} has no rows")
+        yield chain([first], batches)
+
+
+def _predictions(
+    predictor: "Predictor",
+    batches: Iterator["RowBatch"],
+    input_name: str,
+    event_time: str,
+) -> Iterator[list[object]]:
+    from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
+        predict_batch,
+        split_by_event_time,
+    )
+
+    for batch in batches:
+        for part in split_by_event_time(batch, input_name, event_time):
+            yield predict_batch(predictor, input_name, part)
 
 
 @contextmanager
@@ -433,10 +466,11 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     progress.close()
     done = result.progress
     version = f"{result.model.name} {result.model.version}".strip()
+    earlier = f", {done.finished_before} finished earlier" if done.finished_before else ""
     click.echo(
         f"{done.rows:,} predictions of {version} in {done.seconds:,.1f} s "
         f"({done.rows_per_second:,.0f} rows/s), {done.parts - len(result.failed)} of {done.parts} "
-        "parts" + (f", {done.finished_before} finished earlier" if done.finished_before else ""),
+        f"parts{earlier}",
     )
     if result.rejected:
         click.echo(
@@ -474,9 +508,9 @@ class _ProgressLines:
 
 def _progress_line(progress: "BatchProgress") -> str:
     left = progress.seconds_left
+    rest = "" if left is None else f", about {timedelta(seconds=round(left))} left"
     return (
         f"{progress.rows:,} rows, {progress.rows_per_second:,.0f} rows/s, "
         f"{progress.parts_done + progress.finished_before} of "
-        f"{progress.parts + progress.finished_before} parts"
-        + ("" if left is None else f", about {timedelta(seconds=round(left))} left")
+        f"{progress.parts + progress.finished_before} parts{rest}"
     )

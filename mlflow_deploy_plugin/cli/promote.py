@@ -451,12 +451,12 @@ def _verdict_lines(gated: "GateRun") -> Iterator[str]:
         yield f"  {check.state:7}  {check.name:{width}}  {check.reason}"
         for note in check.notes:
             yield f"  {'':7}  {'':{width}}  note: {note}"
-    yield (
-        "  policy: "
-        f"{verdict.policy_from}{'' if gated.is_tagged else ' (trial: the tags did not change)'}"
-    )
-    where = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
-    yield f"  report: {gated.report if gated.run.url else where}"
+    trial = "" if gated.is_tagged else " (trial: the tags did not change)"
+    yield f"  policy: {verdict.policy_from}{trial}"
+    report = gated.report
+    if not gated.run.url:
+        report = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
+    yield f"  report: {report}"
 
 
 def _request_lines(entry: "ListedRequest") -> Iterator[str]:

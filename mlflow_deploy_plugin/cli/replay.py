@@ -89,8 +89,10 @@ def _lines(result: "Replay", row: int) -> Iterator[str]:
     yield f"{result.endpoint}, {result.version}"
     for output in result.outputs:
         place = f" at {list(output.index)}" if output.index else ""
-        different = f"DIFFERENT{place}: captured {output.captured}, now {output.computed}"
-        yield f"  {output.column}: {'equal to the bit' if output.is_equal else different}"
+        state = f"DIFFERENT{place}: captured {output.captured}, now {output.computed}"
+        if output.is_equal:
+            state = "equal to the bit"
+        yield f"  {output.column}: {state}"
     if not result.outputs:
         yield "  no output is captured (capture.drop, capture.mask), so nothing can be compared"
     yield from _explanation_lines(result, row)

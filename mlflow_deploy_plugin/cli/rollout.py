@@ -288,9 +288,9 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
     current = begun
     last_printed = ("", -1, "")
     printed_at = 0.0
-    with (
-        working(run) if begun.is_live else nullcontext()
-    ):  # An ended rollout does not need a controller.
+    # An ended rollout does not need a controller.
+    controller = working(run) if begun.is_live else nullcontext()
+    with controller:
         try:
             while True:
                 current = deployments.store.rollout(begun.id) or begun

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mlflow_deploy_plugin.cli.options import config_option, key_values, option, 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
-from mlflow_deploy_plugin.core.settings import absolute_path, load_settings, read_text
+from mlflow_deploy_plugin.core.settings import Settings, absolute_path, load_settings, read_text
 from mlflow_deploy_plugin.core.spec.document import (
     apply_config,
     dump_spec,
@@ -25,7 +26,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
     claim_state_dir,
     write_atomically,
 )
-from mlflow_deploy_plugin.serve.cloud import read_cloud
+from mlflow_deploy_plugin.serve.cloud import Cloud, read_cloud
 from mlflow_deploy_plugin.serve.device import require_device
 from mlflow_deploy_plugin.serve.supervisor import supervise
 from mlflow_deploy_plugin.ship.manifests.served import SPEC_FILE, SPEC_FOLDER
@@ -129,10 +130,9 @@ def serve(
     }
     cloud = read_cloud()
     settings = load_settings()
-    match (
-        model_uri or (None if spec_file else settings.model_uri or cloud.model_uri or None),
-        spec_file,
-    ):
+    if not (model_uri or spec_file):
+        model_uri = settings.model_uri or cloud.model_uri
+    match model_uri or None, spec_file:
         case str(uri), None:
             first, *rest = [new_endpoint(name or default_endpoint_name(uri), uri)]
         case None, Path() as file:
@@ -143,49 +143,56 @@ def serve(
             first, *rest = load_specs(read_text(file, "the spec"), _is_stored(file, state_dir))
         case _:
             raise click.UsageError("specify either -m MODEL_URI or --spec FILE")
-    # A cloud platform specifies the port and sends requests from outside the container.
-    is_in_cloud = cloud.port is not None
-    defaults = {
-        "host": "0.0.0.0"
-        if is_in_cloud and "host" not in settings.model_fields_set
-        else settings.host,
-        "port": cloud.port or settings.port,
-        "device": None
-        if first.server.providers or "server.providers" in changes
-        else settings.device or None,
-        "insecure": settings.insecure
-        or is_in_cloud
-        or None,  # A cloud platform authenticates the callers.
-    }
-    for name_of_field, default in defaults.items():
-        if default is not None and name_of_field not in first.server.model_fields_set:
-            changes.setdefault(f"server.{name_of_field}", default)
+    for field, default in _defaults(first.server, changes, settings, cloud).items():
+        if default is not None and field not in first.server.model_fields_set:
+            changes.setdefault(f"server.{field}", default)
     first = apply_config(first, changes)
     require_device(first.server)
     absolute_path(".")  # gunicorn does not start if the current folder was deleted.
     configure_logging(settings, "serve")
-    port = first.server.port
-    own_folder = (
-        settings.home_path / "serve" / (first.name if port is None else f"{first.name}-{port}")
-    )
-    with (
-        claim_free_state_dir(own_folder)
-        if state_dir is None
-        else claim_state_dir(absolute_path(state_dir)) as folder
-    ):
+    with _claimed_folder(state_dir, first, settings) as folder:
         _write_specs(folder, [first, *rest])
+        refresh = None
         # The agent watches SPEC.
-        is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC
-        if spec_file and is_watched:
-            watched = _WatchedSpec(spec_file, folder, first.server, changes)
-        else:
-            watched = None
-        supervise(
-            folder,
-            not no_follow,
-            click.echo,
-            watched.refresh if watched is not None else None,
-        )
+        if spec_file is not None and spec_file.absolute() != folder / SPEC:
+            refresh = _WatchedSpec(spec_file, folder, first.server, changes).refresh
+        supervise(folder, not no_follow, click.echo, refresh)
+
+
+def _defaults(
+    server: ServerSpec,
+    changes: Mapping[str, object],
+    settings: Settings,
+    cloud: Cloud,
+) -> dict[str, object]:
+    """Return the fields of `server` from the settings and from the cloud platform."""
+    # A cloud platform specifies the port, sends requests from outside the container, and
+    # authenticates the callers.
+    is_in_cloud = cloud.port is not None
+    defaults: dict[str, object] = {
+        "host": settings.host,
+        "port": cloud.port or settings.port,
+        "device": settings.device or None,
+        "insecure": settings.insecure or is_in_cloud or None,
+    }
+    if is_in_cloud and "host" not in settings.model_fields_set:
+        defaults["host"] = "0.0.0.0"
+    if server.providers or "server.providers" in changes:
+        defaults["device"] = None
+    return defaults
+
+
+def _claimed_folder(
+    state_dir: Path | None,
+    spec: EndpointSpec,
+    settings: Settings,
+) -> AbstractContextManager[Path]:
+    if state_dir is not None:
+        return claim_state_dir(absolute_path(state_dir))
+    folder = spec.name
+    if spec.server.port is not None:
+        folder = f"{folder}-{spec.server.port}"
+    return claim_free_state_dir(settings.home_path / "serve" / folder)
 
 
 def _is_stored(file: Path, state_dir: Path | None) -> bool:

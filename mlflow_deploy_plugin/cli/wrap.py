@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
+    from mlflow_deploy_plugin.wrap.flavor.parity import OutputFigures
     from mlflow_deploy_plugin.wrap.flavor.registered import WrappedVersion
 
 
@@ -120,40 +121,40 @@ def _as_json(made: "WrappedVersion") -> dict[str, object]:
 
 
 def _lines(made: "WrappedVersion") -> Iterator[str]:
-    state = (
-        made.report.state
-        if made.report.state == "no-original"
-        else f"{made.report.state} on {made.report.rows:,} rows"
-    )
-    target = (
-        f"{made.name} version {made.version}"
-        if made.version
-        else f"the next version of {made.name} would be"
-    )
+    state: str = made.report.state
+    if state != "no-original":
+        state = f"{state} on {made.report.rows:,} rows"
+    target = f"the next version of {made.name} would be"
+    if made.version:
+        target = f"{made.name} version {made.version}:"
     form = "the pyfunc" if made.model.endswith(" in PMML") else "the ONNX form"
-    yield f"{target}{':' if made.version else ''} {form} of {made.source} ({made.model}), {state}"
+    yield f"{target} {form} of {made.source} ({made.model}), {state}"
     rows = []
     for tensor in made.inputs:
-        columns = (
-            f"{len(tensor.columns)} columns" if len(tensor.columns) > 1 else "".join(tensor.columns)
-        )
-        rows.append(("input", tensor.name, tensor.dtype, str(list(tensor.shape)), columns))
-    proofs = {entry.name: entry for entry in made.report.outputs}
-    for output in made.outputs:
-        agrees = ""
-        if proof := proofs.get(output.name):
-            ties = f", {proof.ties} ties" if proof.ties else ""
-            largest = (
-                f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the "
-                "tolerance"
-            )
-            agrees = (
-                f"agrees on {proof.agreement:.4%} of the "
-                f"rows{'' if proof.role == 'label' else largest}{ties}"
-            )
-        rows.append(("output", output.name, output.dtype, str(list(output.shape)), agrees))
+        columns = "".join(tensor.columns[:1])
+        if len(tensor.columns) > 1:
+            columns = f"{len(tensor.columns)} columns"
+        rows.append(_row("input", tensor, columns))
+    proofs = {proof.name: _agreement(proof) for proof in made.report.outputs}
+    rows += [_row("output", output, proofs.get(output.name, "")) for output in made.outputs]
     yield from (f"  {line}" for line in align_columns(rows))
     if made.report.repair:
         yield f"  {made.report.repair}"
     if made.version:
         yield f"  next: onnxserve promote {made.name} {made.version} --to @champion"
+
+
+def _row(kind: str, tensor: "Input | Output", text: str) -> tuple[str, ...]:
+    return (kind, tensor.name, tensor.dtype, str(list(tensor.shape)), text)
+
+
+def _agreement(proof: "OutputFigures") -> str:
+    text = f"agrees on {proof.agreement:.4%} of the rows"
+    if proof.role != "label":
+        text += (
+            f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the "
+            "tolerance"
+        )
+    if proof.ties:
+        text += f", {proof.ties} ties"
+    return text
