@@ -202,10 +202,9 @@ def _with_replacement(error: click.NoSuchOption, root: click.Context) -> click.U
     """Return the error for an unknown option, or for a removed option an error that
     names the new command.
     """
+    command = ""
     if error.ctx:
         command = error.ctx.command_path.removeprefix(f"{root.command_path} ")
-    else:
-        command = ""
     replacement = _REMOVED_OPTIONS.get(f"{command} {error.option_name}")
     if replacement is None:
         return error

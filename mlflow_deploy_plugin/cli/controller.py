@@ -11,11 +11,13 @@ import click
 
 from mlflow_deploy_plugin.cli.options import (
     NumberRange,
+    name_argument,
     opened_deployments,
     opened_store,
     option,
     output_option,
     show_lines,
+    show_progress,
     show_result,
     usage_errors,
     why_option,
@@ -102,10 +104,9 @@ def _leave_in_time(ended: threading.Event) -> None:
     """
     ended.wait()
     time.sleep(_END_SECONDS)
-    click.echo(
+    show_progress(
         f"the controller ends with unfinished work after {_END_SECONDS:g} s: a cluster or server "
         "hangs",
-        err=True,
     )
     os._exit(1)
 
@@ -123,7 +124,7 @@ def migrate() -> None:
 
 
 @click.command()
-@click.argument("name")
+@name_argument
 @option(
     "--monitor",
     metavar="MONITOR",
@@ -180,9 +181,8 @@ def retrain(name: str, window: str | None, wait: bool, **request: Any) -> None:
             _wait_for_retraining(deployments, begun)
         else:
             show_lines([retraining_summary(begun)])
-            click.echo(
+            show_progress(
                 controller_status(deployments.store, STORE_LEASE, "onnxserve retrainings"),
-                err=True,
             )
 
 
@@ -203,10 +203,7 @@ def retrainings(name: str | None, output: str) -> None:
     for entry in entries:
         lines.append(f"{entry.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(entry)}")
         lines.append(f"    why: {entry.cause['why']}")
-    if name:
-        empty = f"endpoint {name!r} has no retrainings"
-    else:
-        empty = "there are no retrainings"
+    empty = f"endpoint {name!r} has no retrainings" if name else "there are no retrainings"
     documents = [{**vars(entry), "figures": entry.figures.as_json()} for entry in entries]
     show_result(output, documents, lines or [empty])
 

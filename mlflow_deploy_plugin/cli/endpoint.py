@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.cli.options import (
     config_option,
     format_option,
     key_values,
+    name_argument,
     opened_deployments,
     opened_store,
     option,
@@ -76,7 +77,7 @@ def endpoint() -> None:
 
 
 @endpoint.command()
-@click.argument("name")
+@name_argument
 @option(
     "-t",
     "--target",
@@ -100,7 +101,7 @@ def create(name: str, target: str, config: tuple[str, ...], why: str, output: st
 
 
 @endpoint.command()
-@click.argument("name")
+@name_argument
 @config_option
 @why_option
 @output_option
@@ -123,7 +124,7 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
 
 
 @endpoint.command()
-@click.argument("name")
+@name_argument
 @click.argument("weights", nargs=-1, required=True, metavar="DEPLOYMENT=WEIGHT...")
 @why_option
 @output_option
@@ -142,7 +143,7 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
 
 
 @endpoint.command()
-@click.argument("name")
+@name_argument
 @option(
     "--alias",
     required=True,
@@ -192,7 +193,7 @@ def follow(
 
 
 @endpoint.command()
-@click.argument("name")
+@name_argument
 @why_option
 def delete(name: str, why: str) -> None:
     """Delete the endpoint NAME with every deployment in it.
@@ -205,7 +206,7 @@ def delete(name: str, why: str) -> None:
 
 
 @endpoint.command()
-@click.argument("name")
+@name_argument
 @output_option
 def get(name: str, output: str) -> None:
     """Show the endpoint NAME and its deployments.
@@ -333,7 +334,7 @@ def _problem_lines(described: Mapping[str, Any]) -> Iterator[str]:
 
 
 @click.command()
-@click.argument("name")
+@name_argument
 def start(name: str) -> None:
     """Start the stopped server of the deployment NAME.
 
@@ -344,7 +345,7 @@ def start(name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@name_argument
 def stop(name: str) -> None:
     """Stop the server of the deployment NAME, and keep the deployment.
 
@@ -356,7 +357,7 @@ def stop(name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@name_argument
 @option(
     "-n",
     "--lines",
@@ -378,9 +379,8 @@ def logs(name: str, lines: int, follow: bool) -> None:
             click.echo(line)
             is_empty = False
     if is_empty:
-        click.echo(
+        show_progress(
             f"the log of {name} is empty: its server was not started yet, or its log was deleted",
-            err=True,
         )
 
 
@@ -445,7 +445,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
         show_lines(_event_lines(event))
     if not all_events:
         subject = f" of {model or name}" if model or name else ""
-        click.echo(f"there are no events{subject}", err=True)
+        show_progress(f"there are no events{subject}")
 
 
 def _show(observed: "ObservedEndpoint", output: str) -> None:
@@ -533,10 +533,9 @@ def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
 def _event_lines(event: "AuditEvent") -> Iterable[str]:
     subjects = (event.endpoint, event.model, event.version and f"version {event.version}")
     subject = " ".join(part for part in subjects if part)
+    change = ""
     if event.before or event.after:
         change = f": {event.before or '–'} → {event.after or '–'}"
-    else:
-        change = ""
     yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {subject}{change}"
     if event.why:
         yield f"    why: {event.why}"

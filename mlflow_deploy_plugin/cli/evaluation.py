@@ -217,10 +217,9 @@ def explain(
     show_lines(align_columns(table))
     if (more := len(result.columns) - len(table) + 1) > 0:
         click.echo(f"and {more} less important columns")
+    left_out = ""
     if result.left_out:
         left_out = f", {result.left_out:,} rows without numeric predictions left out"
-    else:
-        left_out = ""
     click.echo(
         f"{len(result.values):,} rows explained against {result.background}, seed "
         f"{result.seed}{left_out}",
@@ -281,7 +280,7 @@ _optimization_options = combine_options(
 
 
 @click.command()
-@click.argument("model_uri", metavar="MODEL_URI")
+@click.argument("model_uri")
 @option(
     "--int8",
     type=click.Choice(["dynamic", "static"]),
@@ -314,7 +313,7 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("model_uri", metavar="MODEL_URI")
+@click.argument("model_uri")
 @option(
     "--rows",
     type=int,
@@ -383,7 +382,7 @@ def _optimization_lines(done: "Optimization") -> Iterator[str]:
 
 
 @click.command()
-@click.argument("model_uri", metavar="MODEL_URI")
+@click.argument("model_uri")
 @option("--rows", type=int, metavar="ROWS", default=1, help="Rows per request.")
 @option(
     "--data",

@@ -50,7 +50,7 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
 
 
 @click.command()
-@click.argument("model_uri", metavar="MODEL_URI")
+@click.argument("model_uri")
 @option(
     "--format",
     "export_format",
@@ -334,7 +334,7 @@ def render(
 
 
 @click.command()
-@click.argument("model_uri", metavar="MODEL_URI")
+@click.argument("model_uri")
 @option(
     "--rate",
     type=NumberRange(1e-3, 1e9),

@@ -9,6 +9,7 @@ import click
 
 from mlflow_deploy_plugin.cli.options import (
     Commands,
+    name_argument,
     opened_store,
     option,
     output_option,
@@ -42,7 +43,7 @@ def keys() -> None:
 
 
 @keys.command()
-@click.argument("name")
+@name_argument
 @option(
     "--scope",
     "scopes",
@@ -138,12 +139,11 @@ def list_keys(output: str) -> None:
         now = store.now()
     rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
     for key in api_keys:
-        if key.expires_at is None:
-            state = "valid"
-        else:
+        state = "valid"
+        if key.expires_at is not None:
             state = f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
-        if key.expires_at is not None and key.expires_at <= now:
-            state = "expired"
+            if key.expires_at <= now:
+                state = "expired"
         if key.revoked_at is not None:
             state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}Z"
         created = f"{key.created_at:%Y-%m-%d} by {key.actor}"
@@ -182,7 +182,7 @@ def export() -> None:
 
 
 @keys.command()
-@click.argument("name")
+@name_argument
 @why_option
 def revoke(name: str, why: str) -> None:
     """Revoke the API key NAME. Servers refuse it within seconds."""

@@ -16,11 +16,13 @@ import click
 from mlflow_deploy_plugin.cli.options import (
     Commands,
     combine_options,
+    name_argument,
     opened_store,
     option,
     output_option,
     printable,
     show_lines,
+    show_progress,
     show_result,
     since_option,
     until_option,
@@ -34,6 +36,11 @@ from mlflow_deploy_plugin.core.tabular.files import (
     open_output,
     table_writer,
     values_of,
+)
+from mlflow_deploy_plugin.serve.inference_log.windows import (
+    TimeRange,
+    parse_time_range,
+    time_before,
 )
 
 if TYPE_CHECKING:
@@ -130,7 +137,7 @@ _row_options = combine_options(
 
 
 @log.command()
-@click.argument("name")
+@name_argument
 @_row_options
 @option("--where", metavar="SQL", default="", help="WHERE condition.")
 @option(
@@ -165,7 +172,7 @@ def query(name: str, where: str, select: str, order_by: str, **rows: Any) -> Non
 
 
 @log.command()
-@click.argument("name")
+@name_argument
 @click.argument("statement")
 @_row_options
 def sql(name: str, statement: str, **rows: Any) -> None:
@@ -202,7 +209,6 @@ def _show_rows(
     _check_output(output, file)
     from mlflow_deploy_plugin.serve.inference_log.query import Query, limit_memory, run_query
     from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint
-    from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 
     labels = labels and not failed
     # Read one extra row, so that the table can report that more rows exist.
@@ -217,7 +223,7 @@ def _show_rows(
     if failed:
         if name not in opened.failures.endpoints():
             require_endpoint(opened, name)
-            click.echo(f"no failed request of {name} is in the log", err=True)
+            show_progress(f"no failed request of {name} is in the log")
             return
         opened = opened.failures
     request = Query(view, columns or "*", **clauses, limit=most)
@@ -261,7 +267,7 @@ def _write_rows(result: "QueryResult", file: str, kind: FileFormat) -> None:
 
 
 @log.command()
-@click.argument("name")
+@name_argument
 @since_option
 @until_option
 @output_option
@@ -274,13 +280,11 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     If a deleted endpoint had the same name, its rows are counted only with --since.
     """
     from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
-    from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 
     with usage_errors():
+        span = None
         if since or until:
             span = parse_time_range(since, until, datetime.now(UTC))
-        else:
-            span = None
     created: datetime | None = None
     if span is None:
         # The command also works without a store.
@@ -294,14 +298,14 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
             f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint "
             "of this name"
         )
-        click.echo(f"{name}: {older} and are not counted (--since counts them)", err=True)
+        show_progress(f"{name}: {older} and are not counted (--since counts them)")
     figures = log_stats(opened, name, span)
     show_result(output, asdict(figures), stats_lines(figures, opened.location.shown))
     warn_of_unreadable(opened)
 
 
 @log.command()
-@click.argument("name")
+@name_argument
 @option(
     "--keep",
     required=True,
@@ -330,7 +334,7 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 
 
 @log.command()
-@click.argument("name")
+@name_argument
 def compact(name: str) -> None:
     """Compact the small files of the endpoint NAME.
 
@@ -348,7 +352,7 @@ def compact(name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@name_argument
 @option(
     "--last",
     default="24h",
@@ -368,7 +372,6 @@ def errors(name: str, last: str, output: str) -> None:
     """
     from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
     from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint
-    from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, time_before
 
     with usage_errors():
         view = View(
@@ -507,10 +510,9 @@ def _cell_format(field: "pa.Field[Any]", width: int) -> str:
 
 def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
     yield f"{stats.endpoint} in {location}"
+    span = ""
     if stats.first and stats.last:
         span = f", {_time(stats.first)} to {_time(stats.last)}"
-    else:
-        span = ""
     shadows = f" and {stats.shadow_rows:,} of shadows" if stats.shadow_rows else ""
     yield f"  rows      {stats.rows:,}{shadows}{span}"
     if stats.failed_rows:
@@ -520,9 +522,8 @@ def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
     yield from _count_lines("variants", stats.by_variant)
     labels = stats.labels
     share = f" ({labels.rows / stats.rows:.1%})" if stats.rows else ""
-    if labels.unmatched is None:
-        unmatched = ""
-    else:
+    unmatched = ""
+    if labels.unmatched is not None:
         unmatched = f"; {labels.names:,} labels, {labels.unmatched:,} unmatched"
     yield f"  labels    {labels.rows:,} rows have a label{share}{unmatched}"
     if (account := stats.account) is not None:

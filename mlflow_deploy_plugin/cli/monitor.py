@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.cli.options import (
     align_columns,
     engine_option,
     key_values,
+    name_argument,
     opened_deployments,
     opened_store,
     option,
@@ -33,6 +34,7 @@ from mlflow_deploy_plugin.core.errors import AlreadyExists, NotFound
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
 from mlflow_deploy_plugin.core.spec.types import parse_duration
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.alerts import Silence
@@ -66,6 +68,7 @@ _SHOWN = (
 )
 """The fields of a window in JSON output."""
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
+_monitor_argument = click.argument("monitor_name", metavar="MONITOR")
 _monitor_option = option(
     "--monitor",
     "monitor_name",
@@ -126,15 +129,12 @@ def list_(name: str | None, output: str) -> None:
         return
     show_lines(_note_lines(monitors))
     if not is_run:
-        click.echo(
+        show_progress(
             "no controller runs: start `onnxserve controller` to judge the windows that are due",
-            err=True,
         )
 
 
 def _monitor_row(item: "MonitorOverview") -> tuple[str, ...]:
-    from mlflow_deploy_plugin.serve.inference_log.windows import Window
-
     window = verdict = "-"
     if item.last is not None:
         window = str(Window(item.last.start, item.last.end))
@@ -199,7 +199,7 @@ def expire(keep: str, dry_run: bool) -> None:
 
 
 @monitor.command()
-@click.argument("name")
+@name_argument
 @_monitor_option
 @_window_option
 @engine_option(
@@ -207,23 +207,17 @@ def expire(keep: str, dry_run: bool) -> None:
     "numbers.",
 )
 @output_option
-def run(
-    name: str,
-    monitor_name: str | None,
-    window: str | None,
-    engine: "Engine",
-    output: str,
-) -> None:
+def run(name: str, **request: Any) -> None:
     """Judge a window of the endpoint NAME now.
 
     The result is logged to MLflow and stored like a scheduled result. The command sends
     no alert and starts no retraining. The verdict does not change the exit status.
     """
-    _judge_window(name, monitor_name, window, output, engine)
+    _judge_window(name, **request)
 
 
 @monitor.command("run-due")
-@click.argument("name")
+@name_argument
 @_monitor_option
 def run_due(name: str, monitor_name: str | None) -> None:
     """Judge all due windows of the endpoint NAME like the controller.
@@ -250,8 +244,8 @@ def run_due(name: str, monitor_name: str | None) -> None:
 
 
 @monitor.command()
-@click.argument("name")
-@click.argument("monitor_name", metavar="MONITOR")
+@name_argument
+@_monitor_argument
 @why_option
 def pause(name: str, monitor_name: str, why: str) -> None:
     """Pause the monitor MONITOR of the endpoint NAME.
@@ -263,8 +257,8 @@ def pause(name: str, monitor_name: str, why: str) -> None:
 
 
 @monitor.command()
-@click.argument("name")
-@click.argument("monitor_name", metavar="MONITOR")
+@name_argument
+@_monitor_argument
 @why_option
 def resume(name: str, monitor_name: str, why: str) -> None:
     """Resume the monitor MONITOR of the endpoint NAME."""
@@ -272,8 +266,8 @@ def resume(name: str, monitor_name: str, why: str) -> None:
 
 
 @monitor.command()
-@click.argument("name")
-@click.argument("monitor_name", metavar="MONITOR")
+@name_argument
+@_monitor_argument
 @option(
     "--from",
     "begin",
@@ -289,8 +283,6 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     Ctrl-C, repeat the command to continue with the first window that is not judged.
     Exit status 1 if a window could not be judged.
     """
-    from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
-
     with usage_errors():
         period = parse_window(f"{begin}/{end or datetime.now(UTC).isoformat()}")
     with opened_deployments() as deployments:
@@ -313,9 +305,8 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
                 failed += window.state == "failed"
                 click.echo(f"[{number}/{count}] {_backfill_line(window, is_new)}")
         except KeyboardInterrupt:
-            click.echo(
+            show_progress(
                 f"interrupted after {number} of {count} windows; repeat the command to continue",
-                err=True,
             )
             sys.exit(130)
     click.echo(
@@ -327,8 +318,6 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
 
 
 def _backfill_line(window: "MonitorWindow", is_new: bool) -> str:
-    from mlflow_deploy_plugin.serve.inference_log.windows import Window
-
     outcome = window.verdict or "could not be judged"
     if outcome in _VERDICTS_WITH_REASON:
         outcome = f"{outcome}: {window.reason}"
@@ -338,8 +327,8 @@ def _backfill_line(window: "MonitorWindow", is_new: bool) -> str:
 
 
 @monitor.command()
-@click.argument("name")
-@click.argument("monitor_name", metavar="MONITOR")
+@name_argument
+@_monitor_argument
 @option(
     "--kind",
     type=click.Choice(get_args(MonitorKind)),
@@ -415,8 +404,8 @@ def add(
 
 
 @monitor.command()
-@click.argument("name")
-@click.argument("monitor_name", metavar="MONITOR")
+@name_argument
+@_monitor_argument
 @option(
     "--column",
     "columns",
@@ -447,8 +436,8 @@ def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> 
 
 
 @monitor.command()
-@click.argument("name")
-@click.argument("monitor_name", metavar="MONITOR")
+@name_argument
+@_monitor_argument
 @why_option
 def remove(name: str, monitor_name: str, why: str) -> None:
     """Remove the monitor MONITOR from the endpoint NAME.
@@ -469,7 +458,7 @@ def drift() -> None:
 
 
 @drift.command("run")
-@click.argument("name")
+@name_argument
 @_window_option
 @_monitor_option
 @option(
@@ -544,7 +533,7 @@ def run_drift(
 
 
 @click.command()
-@click.argument("name")
+@name_argument
 @option(
     "--monitor",
     default="",
@@ -626,7 +615,6 @@ def _judge_window(
     overrides fields of the spec.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
         from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_window
 
         with usage_errors():

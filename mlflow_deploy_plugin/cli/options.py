@@ -113,6 +113,7 @@ config_option = option(
         "onnxserve` lists the fields."
     ),
 )
+name_argument = click.argument("name")
 why_option = option(
     "--why",
     default="",

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import engine_option, opened_deployments, option, to_names
+from mlflow_deploy_plugin.cli.options import (
+    engine_option,
+    name_argument,
+    opened_deployments,
+    option,
+    show_progress,
+    to_names,
+)
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.registry.connection import hidden_pandas
 from mlflow_deploy_plugin.core.spec.removed import removal_reason
@@ -43,7 +50,7 @@ _STREAMED = click.Choice(["csv", "jsonl", "parquet"])
 
 
 @click.command()
-@click.argument("name")
+@name_argument
 @option("-f", "--file", required=True, metavar="FILE", help="File of labels; - is standard input.")
 @option(
     "-t",
@@ -137,7 +144,7 @@ def feedback(
             imported = import_labels(sink, rows, report, match)
     _show_import(name, imported)
     if imported.bad:
-        click.echo(f"  {imported.bad:,} bad rows were skipped", err=True)
+        show_progress(f"  {imported.bad:,} bad rows were skipped")
         sys.exit(1)
 
 
@@ -174,9 +181,8 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
 
         yield report
     if count > _SHOWN_BAD:
-        click.echo(
+        show_progress(
             f"… and {count - _SHOWN_BAD:,} more bad rows (--rejects FILE writes all)",
-            err=True,
         )
 
 
@@ -499,7 +505,7 @@ class _ProgressLines:
             click.echo(f"\r\x1b[K{_progress_line(progress)}", nl=False, err=True)
         elif time.monotonic() - self._shown_at >= _LINE_SECONDS:
             self._shown_at = time.monotonic()
-            click.echo(_progress_line(progress), err=True)
+            show_progress(_progress_line(progress))
 
     def close(self) -> None:
         if self._is_terminal:

@@ -18,6 +18,7 @@ import click
 from mlflow_deploy_plugin.cli.options import (
     NumberRange,
     align_columns,
+    combine_options,
     opened_deployments,
     opened_store,
     option,
@@ -62,6 +63,7 @@ _model_argument = click.argument(
 """The argument MODEL. A URI such as models:/flight-delay/7 is refused before click
 reports a missing VERSION.
 """
+_version_arguments = combine_options(_model_argument, click.argument("version"))
 
 
 _to_option = option(
@@ -97,8 +99,7 @@ class ServedAfterPromotion:
 
 
 @click.command()
-@_model_argument
-@click.argument("version")
+@_version_arguments
 @path_option(
     "--policy",
     "policy_file",
@@ -163,8 +164,7 @@ def gate(
 
 
 @click.command()
-@_model_argument
-@click.argument("version")
+@_version_arguments
 @_to_option
 @option(
     "--force",
@@ -313,8 +313,7 @@ def requests(model: str, output: str) -> None:
 
 
 @click.command()
-@_model_argument
-@click.argument("version")
+@_version_arguments
 @_to_option
 @option("--why", default="", metavar="REASON", help="Reason for the audit trail.")
 def approve(model: str, version: str, to: str, why: str) -> None:
@@ -340,8 +339,7 @@ def approve(model: str, version: str, to: str, why: str) -> None:
 
 
 @click.command()
-@_model_argument
-@click.argument("version")
+@_version_arguments
 @_to_option
 @option("--why", required=True, metavar="REASON", help="Reason for the audit trail.")
 def decline(model: str, version: str, to: str, why: str) -> None:

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.cli.evaluation import metric_option
 from mlflow_deploy_plugin.cli.log import warn_of_unreadable
 from mlflow_deploy_plugin.cli.options import (
     align_columns,
+    name_argument,
     opened_store,
     option,
     output_option,
@@ -137,7 +138,7 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
 
 
 @click.command()
-@click.argument("name")
+@name_argument
 @option(
     "--against",
     metavar="URI",

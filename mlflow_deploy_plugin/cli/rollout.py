@@ -13,14 +13,17 @@ import click
 
 from mlflow_deploy_plugin.cli.options import (
     Commands,
+    name_argument,
     opened_deployments,
     option,
     show_lines,
+    show_progress,
     usage_errors,
     why_option,
     working,
 )
 from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.store import Rollout
@@ -61,7 +64,7 @@ def rollout() -> None:
 
 
 @rollout.command()
-@click.argument("name")
+@name_argument
 @option(
     "--to",
     metavar="URI|VERSION",
@@ -110,7 +113,6 @@ def start(name: str, to: str, why: str, wait: bool, **plan: Any) -> None:
           --abort-on 'error_rate>1%,p99>2x,disagreement>20%'
       onnxserve rollout status flights
     """
-    from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
     from mlflow_deploy_plugin.promote.rollouts.commands import (
         RolloutRequest,
         describe_rollout,
@@ -133,7 +135,7 @@ def start(name: str, to: str, why: str, wait: bool, **plan: Any) -> None:
 
 
 @rollout.command()
-@click.argument("name")
+@name_argument
 def status(name: str) -> None:
     """Show the last rollout of the endpoint NAME."""
     from mlflow_deploy_plugin.promote.rollouts.commands import (
@@ -146,11 +148,11 @@ def status(name: str) -> None:
         last = last_rollout(deployments.store, name)
         show_lines(describe_rollout(last).split("\n"))
         if last.is_live and (missing := stall_reason(deployments, name)):
-            click.echo(missing, err=True)
+            show_progress(missing)
 
 
 @rollout.command()
-@click.argument("name")
+@name_argument
 @why_option
 def pause(name: str, why: str) -> None:
     """Pause the rollout of the endpoint NAME.
@@ -161,7 +163,7 @@ def pause(name: str, why: str) -> None:
 
 
 @rollout.command()
-@click.argument("name")
+@name_argument
 @why_option
 @_wait_option
 def resume(name: str, why: str, wait: bool) -> None:
@@ -174,7 +176,7 @@ def resume(name: str, why: str, wait: bool) -> None:
 
 
 @rollout.command()
-@click.argument("name")
+@name_argument
 @why_option
 def abort(name: str, why: str) -> None:
     """Go back to the version before the rollout.
@@ -185,7 +187,7 @@ def abort(name: str, why: str) -> None:
 
 
 @rollout.command()
-@click.argument("name")
+@name_argument
 def wait(name: str) -> None:
     """Show the progress of a rollout until its end.
 
@@ -238,14 +240,13 @@ def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
         return
     stalled = stall_reason(deployments, name)
     look = f"onnxserve rollout status {name}"
-    click.echo(
+    show_progress(
         stalled or controller_status(deployments.store, _lease(deployments, name), look),
-        err=True,
     )
 
 
 @click.command()
-@click.argument("name")
+@name_argument
 @option(
     "--to",
     metavar="VERSION|MODEL",
@@ -265,8 +266,6 @@ def rollback(name: str, to: str | None, why: str) -> None:
     stage or alias moves back to the earlier version, and the newer version is archived.
     A running rollout is aborted.
     """
-    from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
-
     import_mlflow_without_pandas()
     from mlflow_deploy_plugin.promote.rollouts.rollback import rollback as go_back
 
@@ -305,10 +304,9 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
                     break
                 time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
-            click.echo(
+            show_progress(
                 "the rollout continues if a controller runs; `onnxserve rollout abort "
                 f"{begun.endpoint}` rolls it back",
-                err=True,
             )
             raise
     if current.state != "promoted":

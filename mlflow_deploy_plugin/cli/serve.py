@@ -151,7 +151,7 @@ def serve(
     absolute_path(".")  # gunicorn does not start if the current folder was deleted.
     configure_logging(settings, "serve")
     with _claimed_folder(state_dir, first, settings) as folder:
-        _write_specs(folder, [first, *rest])
+        _write_specs(folder, first, rest)
         refresh = None
         # The agent watches SPEC.
         if spec_file is not None and spec_file.absolute() != folder / SPEC:
@@ -239,7 +239,7 @@ class _WatchedSpec:
                         self._path,
                     )
                     first = first.model_copy(update={"server": self._server})
-                _write_specs(self._folder, [first, *rest])
+                _write_specs(self._folder, first, rest)
             self._text = text
             self._error = ""
         except (OnnxserveError, OSError) as error:
@@ -249,10 +249,9 @@ class _WatchedSpec:
             self._error = reason
 
 
-def _write_specs(folder: Path, specs: Sequence[EndpointSpec]) -> None:
-    first, *further = specs
+def _write_specs(folder: Path, first: EndpointSpec, rest: Sequence[EndpointSpec]) -> None:
     # The `server` part of the first spec applies to all endpoints.
-    rest = [other.model_copy(update={"server": ServerSpec()}) for other in further]
-    text = "---\n".join(dump_spec(spec) for spec in [first, *rest])
+    others = [spec.model_copy(update={"server": ServerSpec()}) for spec in rest]
+    text = "---\n".join(map(dump_spec, [first, *others]))
     if not (folder / SPEC).exists() or read_text(folder / SPEC, "the spec") != text:
         write_atomically(folder / SPEC, text.encode())

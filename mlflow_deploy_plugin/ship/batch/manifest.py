@@ -9,7 +9,6 @@ files is refused. `_SUCCESS` marks a complete batch.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -149,12 +148,6 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
                 )
 
 
-@dataclass(frozen=True)
-class _PreviousBatch:
-    manifest: Manifest
-    outputs: set[str]
-
-
 class BatchOutput:
     def __init__(self, uri: str) -> None:
         if format_of(uri):
@@ -208,17 +201,23 @@ class BatchOutput:
         manifest = orjson.loads(orjson.dumps(manifest))
         with self._errors_of_begin():
             files = {*_list_files(self._location)}
-            previous = self._previous_batch(files)
-            if previous and (restart or self._may_be_replaced(previous, files)):
+            previous = self._read_manifest() if MANIFEST in files else None
+            # Replace a local batch without output files: because of the lock, no other
+            # batch is running.
+            is_local = self._location.is_local
+            if previous and (restart or (is_local and not _outputs(previous) & files)):
                 self._delete(previous, files)
                 files = {*_list_files(self._location)}
                 previous = None
-            if previous:
-                self._refuse_difference(previous.manifest, manifest, files)
-            else:
+            if previous is None:
                 self._refuse_strange_files(files)
+            elif changed := _difference(previous, manifest, files):
+                raise AlreadyExists(
+                    f"--output {self.uri} was begun with {changed}; specify another folder, or "
+                    "use --restart to delete its files and start again",
+                )
             self._remove(_obsolete(files, _outputs(manifest)))
-            if not previous or previous.manifest["parts"] != manifest["parts"]:
+            if not previous or previous["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
                 write_file(self._location, MANIFEST, content, is_new=not previous)
         return files
@@ -240,30 +239,16 @@ class BatchOutput:
                 f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder",
             ) from None
 
-    def _previous_batch(self, files: set[str]) -> _PreviousBatch | None:
-        if MANIFEST not in files:
-            return None
+    def _read_manifest(self) -> Manifest:
         path = f"{self._location.root}/{MANIFEST}"
         with self._location.filesystem.open_input_file(path) as file:
             manifest: Manifest = orjson.loads(file.read())
-        return _PreviousBatch(manifest, _outputs(manifest))
+        _outputs(manifest)  # This raises an error if the manifest is damaged.
+        return manifest
 
-    def _may_be_replaced(self, previous: _PreviousBatch, files: set[str]) -> bool:
-        """Return True for a local batch without output files. Because of the lock, no
-        other batch is running.
-        """
-        return self._location.is_local and not previous.outputs & files
-
-    def _delete(self, batch: _PreviousBatch, files: set[str]) -> None:
+    def _delete(self, previous: Manifest, files: set[str]) -> None:
         rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
-        self._remove(rejected | files & {MANIFEST, SUCCESS, *batch.outputs})
-
-    def _refuse_difference(self, begun: Manifest, manifest: Manifest, files: set[str]) -> None:
-        if changed := _difference(begun, manifest, files):
-            raise AlreadyExists(
-                f"--output {self.uri} was begun with {changed}; specify another folder, or "
-                "use --restart to delete its files and start again",
-            )
+        self._remove(rejected | files & {MANIFEST, SUCCESS, *_outputs(previous)})
 
     def _refuse_strange_files(self, files: set[str]) -> None:
         # Ignore the lock and the files of a killed writer, whose names begin with a dot.

@@ -155,7 +155,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         if not result.failed:
             output.finish(_summary(manifest, result))
         if plan.experiment:
-            return replace(result, run=_log(plan, result, parts, manifest))
+            return replace(result, run=_log(plan, result, manifest))
         return result
 
 
@@ -358,7 +358,6 @@ def _manifest(
 def _log(
     plan: BatchPlan,
     result: BatchResult,
-    parts: Sequence[Part],
     manifest: Manifest,
 ) -> LoggedRun:
     # This takes 1 s.
@@ -399,10 +398,9 @@ def _log(
         source_type = "s3" if plan.input.startswith("s3:") else "local"
         source = json.dumps({"uri": plan.input})
         dataset = Dataset(Path(plan.input).name[:250], digest, source_type, source)
+        models = None
         if model.aspects.get("model_id"):
             models = [LoggedModelInput(model.aspects["model_id"])]
-        else:
-            models = None
         client.log_inputs(
             run_id,
             [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])],

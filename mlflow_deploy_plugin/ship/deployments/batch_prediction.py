@@ -352,10 +352,9 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
             f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows",
         )
     form = next((form for form in BODY_FORMS if form in document), None)
+    extras = {}
     if form:
         extras = {key: value for key, value in document.items() if key != form}
-    else:
-        extras = {}
     content = document[form] if form else document
     if isinstance(content, list):
         return content, lambda rows: orjson.dumps({**extras, form: rows})

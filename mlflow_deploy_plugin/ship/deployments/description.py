@@ -135,22 +135,21 @@ def describe_endpoints(deployments: Deployments) -> list[Json]:
     """
     described = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
     for row in deployments.store.unreadable():
-        unreadable = {
-            "name": row.name,
-            "target": row.target,
-            "state": "unreadable",
-            "reason": row.reason,
-            "url": "",
-        }
-        empty = {
-            "restarts": "",
-            "traffic": {},
-            "shadows": [],
-            "unapproved": [],
-            "deployments": {},
-            "workers": {},
-        }
-        described.append({**unreadable, **empty})
+        described.append(
+            {
+                "name": row.name,
+                "target": row.target,
+                "state": "unreadable",
+                "reason": row.reason,
+                "url": "",
+                "restarts": "",
+                "traffic": {},
+                "shadows": [],
+                "unapproved": [],
+                "deployments": {},
+                "workers": {},
+            },
+        )
     return sorted(described, key=lambda item: str(item["name"]))
 
 

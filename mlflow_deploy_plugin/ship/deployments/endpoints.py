@@ -261,9 +261,8 @@ class Endpoints:
                 for item in self.store.endpoints()
                 if parse_target(item.target).is_on_this_machine
             }
-            for unreadable in (
-                self.store.unreadable()
-            ):  # An endpoint with an unreadable spec may have a running server.
+            # An endpoint with an unreadable spec may have a running server.
+            for unreadable in self.store.unreadable():
                 with contextlib.suppress(
                     yaml.YAMLError,
                     ValueError,

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.registry.connection import login_name, set_service_timeouts
-from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, registered_model_uris
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.transitions import (
     StageOrAlias,
@@ -172,9 +172,8 @@ class Deployments:
         endpoint_name = self._find(name, endpoint).name
         with self._endpoints.lock(endpoint_name):
             stored = self.store.endpoint(endpoint_name)
-            if (
-                stored is None or name not in stored.spec.variants
-            ):  # Another process has deleted the deployment.
+            # Another process may have deleted the deployment.
+            if stored is None or name not in stored.spec.variants:
                 raise self._no_deployment(name, endpoint)
             if endpoint is None and endpoint_name == name and set(stored.spec.variants) == {name}:
                 self._endpoints.remove(endpoint_name)
@@ -222,7 +221,8 @@ class Deployments:
         """Return the history that each server of an endpoint has stored, even after a
         local server was stopped.
         """
-        name, folder = observed.endpoint.name, self.settings.state_dir(observed.endpoint.name)
+        name = observed.endpoint.name
+        folder = self.settings.state_dir(name)
         pages: Mapping[str, bytes | Refused]
         if (folder / HISTORY).is_dir():
             pages = {name: read_history(folder, span)}
@@ -292,8 +292,14 @@ class Deployments:
 
         Raises the errors of `update`.
         """
-        audit: dict[str, Any] = {"why": why, "actor": actor, "restores": restores}
-        self._change(endpoint, lambda spec: self._configured(spec, config), config, **audit)
+        self._change(
+            endpoint,
+            lambda spec: self._configured(spec, config),
+            config,
+            why=why,
+            actor=actor,
+            restores=restores,
+        )
         return self.get_endpoint(endpoint)
 
     def set_traffic(
@@ -312,14 +318,16 @@ class Deployments:
         approvals.
         """
         config = {"traffic": weights}
-        audit: dict[str, Any] = {
-            "action": "traffic",
-            "why": why,
-            "actor": actor,
-            "restores": restores,
-        }
         fields: Iterable[str] = () if by_rollout else config
-        self._change(endpoint, lambda spec: configure(spec, config), fields, **audit)
+        self._change(
+            endpoint,
+            lambda spec: configure(spec, config),
+            fields,
+            action="traffic",
+            why=why,
+            actor=actor,
+            restores=restores,
+        )
         return self.get_endpoint(endpoint)
 
     def follow_alias(
@@ -450,10 +458,8 @@ class Deployments:
         because the registry has changed.
         """
         for stored in self.store.endpoints():
-            references = [
-                parse_model_uri(variant.model) for variant in stored.spec.variants.values()
-            ]
-            if any(uri.followed and uri.name == model for uri in references):
+            uris = registered_model_uris(stored.spec)
+            if any(uri.followed and uri.name == model for uri in uris):
                 with suppress(OnnxserveError):  # The agent also polls on a schedule.
                     self._endpoints.backend(stored).poll_registry(stored.name)
 
@@ -519,10 +525,8 @@ class Deployments:
         with self._locked(endpoint) as stored:
             if any(map(sets_weight, fields)):
                 refused = rollout_traffic_refusal(self.store, endpoint)
-            else:
-                refused = None
-            if refused is not None:
-                raise InvalidConfig(refused.reason)
+                if refused is not None:
+                    raise InvalidConfig(refused.reason)
             self._endpoints.change(stored, changed(stored.spec), **audit)
 
     def _configured(self, spec: EndpointSpec, config: Config) -> EndpointSpec:

@@ -119,10 +119,9 @@ def encode_body(inputs: object) -> bytes:
     If `pandas.read_json` made the DataFrame from a document in one of MLflow's forms,
     the original document is encoded.
     """
+    document = None
     if is_pandas_frame(inputs):
         document = _document_read_by_pandas(cast("pd.DataFrame", inputs))
-    else:
-        document = None
     return encode_json(document or inputs)
 
 
@@ -135,11 +134,9 @@ def original_document(inputs: object) -> object:
     file is read again unless pandas wrote it.
     """
     context = click.get_current_context(silent=True)
-    if context is not None:
-        command = getattr(context.command.callback, "__module__", "")
-    else:
-        command = ""
-    if context is None or command != _MLFLOW_CLI_MODULE or not is_pandas_frame(inputs):
+    if context is None or not is_pandas_frame(inputs):
+        return inputs
+    if getattr(context.command.callback, "__module__", "") != _MLFLOW_CLI_MODULE:
         return inputs
     path = context.params.get("input_path")
     try:

@@ -140,15 +140,10 @@ def lacking_approval(
     uri = parse_model_uri(model_uri)
     policy = _policy_with_approvals(uri.name, store) if uri.is_registered else None
     if policy is None:
-        policies = ((name, _policy_with_approvals(name, store)) for name in replaced)
-        return next(
-            (
-                _lacking(model_uri, name, "", policy)
-                for name, policy in policies
-                if policy is not None
-            ),
-            None,
-        )
+        for name in replaced:
+            if (policy := _policy_with_approvals(name, store)) is not None:
+                return _lacking(model_uri, name, "", policy)
+        return None
     if uri.kind in ("stage", "alias") and policy.gates(uri.place):
         return None
     version = uri.selector if uri.kind == "version" else ""

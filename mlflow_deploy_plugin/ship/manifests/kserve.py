@@ -47,10 +47,9 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             "kubernetes.host: KServe creates host names and gateways; remove this field",
         )
     served, stored, canary = _stored_by_kserve(spec)
+    visibility = {}
     if spec.server.is_open:
         visibility = {"networking.kserve.io/visibility": "cluster-local"}
-    else:
-        visibility = {}
     kubernetes = spec.kubernetes
     model: Document = {
         "modelFormat": {"name": _FORMAT},
@@ -58,11 +57,10 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         "protocolVersion": "v2",
         **stored,
     }
+    predictor: Document = {}
     if kubernetes.replicas:
-        pods = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
-    else:
-        pods = {}
-    predictor: Document = {**pods, "model": model}
+        predictor = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
+    predictor["model"] = model
     if kubernetes.max_replicas is not None:
         scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
         predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}

@@ -141,8 +141,9 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
 
 def tls_files(spec: EndpointSpec) -> dict[str, str]:
     """Return the files of the server's TLS: field of `server` → value."""
-    values = {field: getattr(spec.server, field) for field in TLS_FILES}
-    return {field: value for field, value in values.items() if value is not None}
+    return {
+        field: value for field in TLS_FILES if (value := getattr(spec.server, field)) is not None
+    }
 
 
 def with_tls_folder(spec: EndpointSpec, folder: str) -> EndpointSpec:

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -80,36 +79,29 @@ def open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times
 
 
 async def _open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times, str]:
-    client = _Client(requests)
-    await client.connect(port)
+    client = _Client()
+    connections = await client.connect(port)
     due = (times + _clock()).tolist()
-    await client.send(due)
+    await client.send(requests, due)
     await client.wait_for_answers()
     error = client.error()
     latencies = client.latencies
     latencies += [_clock() - scheduled for scheduled in due[len(latencies) :]]
-    client.close()
+    for connection in connections:
+        connection.transport.close()
     return np.array(latencies), error
 
 
-@dataclass
 class _Client:
-    """Connections to a server, over which `requests` are sent in turn.
+    """The connections to a server, and its answers."""
 
-    Attributes:
-        sent: the number of requests that were sent.
-        latencies: the seconds from the time at which a request was due to its answer.
-        wrong: the answers with another status than 200.
-    """
+    def __init__(self) -> None:
+        self.latencies = list[float]()
+        self._idle = deque[_Connection]()
+        self._sent = 0
+        self._wrong = list[bytes]()
 
-    requests: Sequence[bytes]
-    connections: list[_Connection] = field(default_factory=list)
-    idle: deque[_Connection] = field(default_factory=deque)
-    sent: int = 0
-    latencies: list[float] = field(default_factory=list)
-    wrong: list[bytes] = field(default_factory=list)
-
-    async def connect(self, port: int) -> None:
+    async def connect(self, port: int) -> list[_Connection]:
         loop = asyncio.get_running_loop()
         for _ in range(_CONNECTIONS):
             _, connection = await loop.create_connection(
@@ -117,41 +109,37 @@ class _Client:
                 "127.0.0.1",
                 port,
             )
-            self.connections.append(connection)
-        self.idle.extend(self.connections)
+            self._idle.append(connection)
+        return [*self._idle]
 
     def _receive(self, connection: _Connection, answer: bytes) -> None:
         self.latencies.append(_clock() - connection.due)
-        self.idle.append(connection)
+        self._idle.append(connection)
         if not answer.startswith(b"HTTP/1.1 200"):
-            self.wrong.append(answer)
+            self._wrong.append(answer)
 
-    async def send(self, due: Sequence[float]) -> None:
+    async def send(self, requests: Sequence[bytes], due: Sequence[float]) -> None:
         """Send a request at each time, or as soon as a connection is idle."""
-        while self.sent < len(due) and (now := _clock()) < due[-1] + _QUEUE_SECONDS:
-            while self.sent < len(due) and self.idle and due[self.sent] <= now:
-                connection = self.idle.popleft()
-                connection.due = due[self.sent]
-                connection.transport.write(self.requests[self.sent % len(self.requests)])
-                self.sent += 1
+        while self._sent < len(due) and (now := _clock()) < due[-1] + _QUEUE_SECONDS:
+            while self._sent < len(due) and self._idle and due[self._sent] <= now:
+                connection = self._idle.popleft()
+                connection.due = due[self._sent]
+                connection.transport.write(requests[self._sent % len(requests)])
+                self._sent += 1
             await asyncio.sleep(0)
 
     async def wait_for_answers(self) -> None:
         end = _clock() + _ANSWER_SECONDS
-        while len(self.latencies) < self.sent and _clock() < end:
+        while len(self.latencies) < self._sent and _clock() < end:
             await asyncio.sleep(0)
 
     def error(self) -> str:
-        if self.wrong:
-            head, _, body = self.wrong[0].decode(errors="replace").partition("\r\n\r\n")
+        if self._wrong:
+            head, _, body = self._wrong[0].decode(errors="replace").partition("\r\n\r\n")
             return f"{head.split(' ', 2)[1]}: {one_line(body, 300)}"
-        if len(self.latencies) < self.sent:
+        if len(self.latencies) < self._sent:
             return f"nothing within {_ANSWER_SECONDS:g} s"
         return ""
-
-    def close(self) -> None:
-        for connection in self.connections:
-            connection.transport.close()
 
 
 def tail_latency(latencies: Times) -> float:

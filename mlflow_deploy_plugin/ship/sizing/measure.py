@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
+from mlflow_deploy_plugin.ship.deployments.backends import supervisor
 from mlflow_deploy_plugin.ship.sizing.load import Times, open_loop, post, random_times, tail_latency
 from mlflow_deploy_plugin.ship.sizing.plan import Load, PodMeasurement, count_pods
 from mlflow_deploy_plugin.wrap.evaluation.dataset import known_rows, take_rows
@@ -316,9 +317,8 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
 
 def _start_server(state_dir: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start a server of the spec in `state_dir`. It ends when this process ends."""
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve"]
     return subprocess.Popen(
-        [*command, "--spec", str(state_dir / SPEC), "--state-dir", str(state_dir)],
+        supervisor.command(state_dir),
         stdout=log,
         stderr=log,
         # The captured rows must not be added to the user's inference log.

@@ -447,11 +447,10 @@ class KubernetesBackend:
         stores do not change.
         """
         url = make_url(self.settings.store_url)
+        owner = url.render_as_string(hide_password=True)
         if url.drivername.startswith("sqlite"):
-            where = f" on {socket.gethostname()}"
-        else:
-            where = ""
-        return f"{url.render_as_string(hide_password=True)}{where}"
+            return f"{owner} on {socket.gethostname()}"
+        return owner
 
     def _is_ours(self, document: Document) -> bool:
         return _owner_of(document) == self._owner
@@ -537,10 +536,9 @@ class KubernetesBackend:
                         f"{spec.name}: its Deployment was deleted during the rollout",
                     )
                 pending_work = kubernetes_status.pending_rollout(deployment)
-                if pending_work != kubernetes_status.UNSEEN:
+                pods: list[Document] = []
+                if kubernetes_status.is_planned(deployment):
                     pods = self._newest_pods(deployment)
-                else:
-                    pods = []
                 trouble = self._trouble(deployment, pods)
                 if trouble is not None and trouble.is_final:
                     raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
@@ -597,13 +595,9 @@ class KubernetesBackend:
 
     def _newest_pods(self, deployment: Document) -> list[Document]:
         name = deployment["metadata"]["name"]
-        revision = deployment["metadata"].get("annotations", {}).get(_REVISION)
+        revision = _annotation(deployment, _REVISION)
         sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
-        newest = [
-            item
-            for item in sets
-            if item["metadata"].get("annotations", {}).get(_REVISION) == revision
-        ]
+        newest = [item for item in sets if _annotation(item, _REVISION) == revision]
         hashes = {replica_set["metadata"]["labels"].get(_HASH) for replica_set in newest}
         return [
             pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes
@@ -664,7 +658,11 @@ def _owner_of(document: Document) -> str:
     """Return the store that owns an object; empty if the object was not applied by
     onnxserve.
     """
-    return str(document["metadata"].get("annotations", {}).get(OWNER, ""))
+    return _annotation(document, OWNER)
+
+
+def _annotation(document: Document, name: str) -> str:
+    return str(document["metadata"].get("annotations", {}).get(name, ""))
 
 
 def pod_count(spec: EndpointSpec, running: Document | None) -> int:
@@ -678,7 +676,7 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     now = 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
         return max(1, kubernetes.replicas)
-    applied = running["metadata"].get("annotations", {}).get(_REPLICAS)
+    applied = _annotation(running, _REPLICAS)
     is_unchanged = applied == str(kubernetes.replicas) and not kubernetes.force_conflicts
     if is_unchanged or kubernetes.is_autoscaled:
         return now

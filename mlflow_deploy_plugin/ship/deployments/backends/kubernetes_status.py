@@ -6,7 +6,6 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.ship.manifests.kubernetes import CONTAINER
 from mlflow_deploy_plugin.ship.manifests.served import Document
 
-UNSEEN = "waiting for the cluster to plan the rollout"
 _RETRY_MARGIN_SECONDS = 10
 _PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 
@@ -25,13 +24,19 @@ class PodTrouble:
     wrote: bool = False
 
 
+def is_planned(deployment: Document) -> bool:
+    """Return True if the cluster has planned the rollout of the last change."""
+    generation: int = deployment["metadata"].get("generation", 0)
+    return generation <= int(deployment.get("status", {}).get("observedGeneration", 0))
+
+
 def pending_rollout(deployment: Document) -> str:
     """Return the pending work of a Deployment; empty if all its pods are of the newest
     revision and ready.
     """
+    if not is_planned(deployment):
+        return "waiting for the cluster to plan the rollout"
     status = deployment.get("status", {})
-    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
-        return UNSEEN
     count = deployment["spec"].get("replicas", 1)
     updated = status.get("updatedReplicas", 0)
     available = status.get("availableReplicas", 0)

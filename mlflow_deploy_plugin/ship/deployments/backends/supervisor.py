@@ -43,9 +43,8 @@ def start(state_dir: Path, environment: Mapping[str, str]) -> int:
     """
     with suppress(FileNotFoundError):
         (state_dir / LOG).replace(state_dir / EARLIER_LOG)
-    with (state_dir / LOG).open(
-        "ab",
-    ) as log:  # The append mode allows truncating the log while the server runs.
+    # The append mode allows truncating the log while the server runs.
+    with (state_dir / LOG).open("ab") as log:
         child = Child(
             command(state_dir),
             folder=state_dir,
@@ -58,17 +57,8 @@ def start(state_dir: Path, environment: Mapping[str, str]) -> int:
 
 
 def command(state_dir: Path) -> list[str]:
-    spec = str(state_dir / SPEC)
-    return [
-        sys.executable,
-        "-m",
-        "mlflow_deploy_plugin.cli",
-        "serve",
-        "--spec",
-        spec,
-        "--state-dir",
-        str(state_dir),
-    ]
+    serve = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve"]
+    return [*serve, "--spec", str(state_dir / SPEC), "--state-dir", str(state_dir)]
 
 
 def is_alive(state_dir: Path, pid: int) -> bool:
