@@ -56,10 +56,13 @@ _SLOT = struct.Struct("<qq")
 
 @dataclass(frozen=True)
 class Part:
-    """A file of the input. `output` is the name of its file of predictions.
+    """A file of the input.
 
-    `size` is in bytes. `state` is the size and time of the last change as a text, or
-    empty if the file may change.
+    Attributes:
+        output: the name of its file of predictions.
+        size: the size in bytes.
+        state: the size and time of the last change as a text; empty if the file may
+            change.
     """
 
     name: str

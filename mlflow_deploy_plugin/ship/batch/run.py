@@ -89,8 +89,12 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """The progress of one call of `run_batch`. `parts` excludes the parts of earlier
-    calls (`finished_before`).
+    """The progress of one call of `run_batch`.
+
+    Attributes:
+        parts: the number of parts to predict, without the parts of earlier calls.
+        finished_before: the number of parts that earlier calls have finished.
+        bytes: the size of all parts to predict.
     """
 
     rows: int

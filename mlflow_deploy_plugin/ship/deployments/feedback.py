@@ -45,8 +45,12 @@ _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
 @dataclass(frozen=True)
 class LabelMasking:
-    """The key columns that are hashed in the log. `key` is the file with the hash key,
-    `refusal` why it is missing.
+    """The masking of labels.
+
+    Attributes:
+        columns: the key columns that are hashed in the log.
+        key: the file with the hash key.
+        refusal: the reason why the hash key is missing.
     """
 
     columns: frozenset[str] = frozenset()

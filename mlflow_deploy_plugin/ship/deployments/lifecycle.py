@@ -75,8 +75,11 @@ class Deployment:
 
 @dataclass(frozen=True)
 class StageFollower:
-    """A deployment that follows a stage, the alias that it is to follow instead, and
-    the version of the stage.
+    """A deployment that follows a stage.
+
+    Attributes:
+        alias_uri: the alias that the deployment is to follow instead.
+        version: the version of the stage.
     """
 
     deployment: str
@@ -90,9 +93,13 @@ class Deployments:
     """All deployments and endpoints of the store.
 
     Every change is audited with its reason `why` and its `actor`, by default the user
-    of this process. `progress` receives one line per long step. If `target` is set,
-    only deployments at this target are visible and created. Otherwise the deployments
-    of all targets are visible, and new deployments are created on this machine.
+    of this process.
+
+    Attributes:
+        progress: receives one line per long step.
+        target: if it is set, only deployments at this target are visible and created.
+            Otherwise the deployments of all targets are visible, and new deployments
+            are created on this machine.
     """
 
     store: Store

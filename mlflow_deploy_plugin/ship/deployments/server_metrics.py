@@ -46,13 +46,13 @@ class VersionCounters:
     """The counters of one version under the name of one variant.
 
     Attributes:
-        requests / errors: the number of answered requests / the number of unsuccessful
-            responses.
+        requests: the number of answered requests.
+        errors: the number of unsuccessful responses.
         timed: upper bound in seconds → the number of requests within the bound, without
             explanations.
-        same / different: the number of rows for which a shadow's prediction is the same
-            / is different. A request that the shadow could not answer counts as one
-            different row.
+        same: the number of rows for which a shadow's prediction is the same.
+        different: the number of rows for which a shadow's prediction is different. A
+            request that the shadow could not answer counts as one row.
         refused: the number of responses with a client error (4xx).
     """
 
@@ -119,9 +119,10 @@ _Version = tuple[str, str, str, str]
 class ServerMetrics:
     """The counters of one server.
 
-    `counters` maps (endpoint, variant, model, version) to counters. `last_requests`
-    maps (endpoint, model, version) to the time of the last request in seconds since
-    1970.
+    Attributes:
+        counters: (endpoint, variant, model, version) → counters.
+        last_requests: (endpoint, model, version) → the time of the last request in
+            seconds since 1970.
     """
 
     counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)

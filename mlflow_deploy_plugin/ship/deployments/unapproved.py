@@ -48,11 +48,12 @@ class UnapprovedAnswer:
     """A model that answers requests of an endpoint without an approval.
 
     Attributes:
-        model / version: the registered model and, for a URI of a fixed version, its
-            number.
+        model: the registered model.
+        version: the number of the version; empty if the URI does not fix the version.
         places: the gated stages and @aliases, of which one can approve the version.
         share: the percentage of the endpoint's requests.
-        since / until: the times of the first request and of the limit in ISO 8601.
+        since: the time of the first request in ISO 8601.
+        until: the time of the limit in ISO 8601.
     """
 
     model_uri: str

@@ -51,8 +51,11 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image in the local engine. `size` is the size of all layers in bytes; `labels`
-    are as in `docker inspect`.
+    """An image in the local engine.
+
+    Attributes:
+        size: the size of all layers in bytes.
+        labels: the labels as in `docker inspect`.
     """
 
     name: str
@@ -156,10 +159,14 @@ def build_image(
     """Build the model's image as `name`. The server's image is built first if it is
     missing.
 
-    `report` receives the output lines of the builder. With `pull`, the server's image
-    is rebuilt on the newest base image. Raises BuildFailed if there is no engine or a
-    build failed, InvalidConfig if the server image has no server, and NotInstalled if
-    the docker command is missing.
+    Args:
+        plan: the two images.
+        name: the name of the model's image.
+        report: receives the output lines of the builder.
+        pull: True if the server's image is rebuilt on the newest base image.
+
+    Raises BuildFailed if there is no engine or a build failed, InvalidConfig if the
+    server image has no server, and NotInstalled if the docker command is missing.
     """
     if plan.server is not None and (pull or image_fields(plan.server_image) is None):
         pulling = ("--pull",) if pull else ()

@@ -134,11 +134,14 @@ def docker(
     text: str = "",
     report: ProgressCallback | None = None,
 ) -> str:
-    """Run `docker ARGUMENTS` and return its output. If `report` is set, the output
-    includes standard error.
+    """Run `docker ARGUMENTS` and return its output.
 
-    The command reads `stdin` or `text`. `report` receives each line immediately. Error
-    messages begin with `what`.
+    Args:
+        arguments: the command of docker and its options.
+        what: the failed task, with which error messages begin.
+        stdin: the input of the command.
+        text: the input of the command as a text, instead of `stdin`.
+        report: receives each line immediately; the output then includes standard error.
     """
     source = subprocess.PIPE if text else subprocess.DEVNULL
     try:

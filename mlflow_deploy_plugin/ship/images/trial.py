@@ -56,8 +56,13 @@ print(json.dumps([int(answer.headers["Inference-Header-Content-Length"]), answer
 
 @dataclass(frozen=True)
 class ImageTrial:
-    """A passed test on `rows` ("5 example rows"): `seconds` until the answer, and the
-    memory as in `docker stats`.
+    """A passed test of an image.
+
+    Attributes:
+        rows: the number and the source of the rows: "5 example rows".
+        max_difference: the largest difference of a number.
+        seconds: the time until the answer.
+        memory: the memory of the container as in `docker stats`.
     """
 
     rows: str
@@ -104,7 +109,8 @@ class _Question:
     Attributes:
         source: `example`, `reference` or `random`.
         rows: the number of rows.
-        head, data: the request of the protocol v2 with binary tensors.
+        head: the JSON part of the request of the protocol v2.
+        data: the binary tensors of the request.
         expected: the outputs of the version on this machine, by name.
     """
 

@@ -116,11 +116,18 @@ def measure_pod(
     at most `p99` seconds. Then measure a new pod at its share of `rate` requests per
     second.
 
-    The pod serves the version in `folder` with the workers and threads (by default 1)
-    of `spec.server`, and with its batch size, otherwise with the size that has the
-    highest rate. The `bodies` of `/invocations` are sent in turn. Raises InvalidConfig
-    if the version refuses its example, no rate meets `p99`, or the machine has too few
-    cores, and DeploymentFailed if the server did not start or has ended.
+    Args:
+        spec: the endpoint. The pod has the workers and threads (by default 1) of its
+            `server`, and its batch size, otherwise the size that has the highest rate.
+        folder: the version that the pod serves.
+        bodies: the bodies of `/invocations`, which are sent in turn.
+        rate: the requests per second that all pods must answer.
+        p99: the limit of the 99th percentile of the latency in seconds.
+        progress: receives one line per load.
+
+    Raises InvalidConfig if the version refuses its example, no rate meets `p99`, or the
+    machine has too few cores, and DeploymentFailed if the server did not start or has
+    ended.
     """
     workers = spec.server.workers
     threads = spec.server.intra_op_num_threads or 1

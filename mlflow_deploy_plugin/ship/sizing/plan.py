@@ -24,9 +24,14 @@ _TOLERATED_CPUS = 0.25
 
 @dataclass(frozen=True)
 class Load:
-    """A load of `rate` requests per second. `p99` is the 99th percentile of the latency
-    in seconds, and `error` the first wrong answer. `cpus` and `other_cpus` are the
-    cores that the pod and other processes of this machine used.
+    """A load of a pod.
+
+    Attributes:
+        rate: the requests per second.
+        p99: the 99th percentile of the latency in seconds.
+        error: the first wrong answer; empty if all answers are right.
+        cpus: the number of cores that the pod used.
+        other_cpus: the number of cores that other processes of this machine used.
     """
 
     rate: float
@@ -57,10 +62,14 @@ class Load:
 
 @dataclass(frozen=True)
 class PodMeasurement:
-    """A pod under load, with `threads` (intra_op_num_threads) per worker. `highest` is
-    the load with the highest rate that holds, and `planned` the load at the pod's share
-    of the wanted rate. `memory_bytes` is the peak memory of all processes, and
-    `version_bytes` the size of the version's files.
+    """A pod under load.
+
+    Attributes:
+        threads: the number of threads per worker (intra_op_num_threads).
+        highest: the load with the highest rate that holds.
+        planned: the load at the pod's share of the wanted rate.
+        memory_bytes: the peak memory of all processes.
+        version_bytes: the size of the version's files.
     """
 
     workers: int
@@ -74,9 +83,13 @@ class PodMeasurement:
 
 @dataclass(frozen=True)
 class Plan:
-    """The pods for a rate, and their cost in USD per million predicted rows. `options`
-    are fields of the spec by dotted name; `hpa` and `keda` are further fields for an
-    autoscaler.
+    """The pods for a rate.
+
+    Attributes:
+        cost_per_million: the cost in USD per million predicted rows.
+        options: the fields of the spec by dotted name.
+        hpa: further fields for a HorizontalPodAutoscaler.
+        keda: further fields for KEDA.
     """
 
     pods: int

@@ -12,11 +12,12 @@ _PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 
 @dataclass(frozen=True)
 class PodTrouble:
-    """The reason why a pod does not become ready. If `is_final` is True, waiting does
-    not help.
+    """The reason why a pod does not become ready.
 
-    If `wrote` is True, the container wrote to its log before it ended, and the last log
-    line is part of the reason.
+    Attributes:
+        is_final: True if waiting does not help.
+        wrote: True if the container wrote to its log before it ended, and the last log
+            line is part of the reason.
     """
 
     text: str

@@ -29,8 +29,8 @@ class Observation:
         reason: the reason why the server is not running, or the pending work; empty if
             there is no problem.
         url: empty while the server does not answer.
-        pid / started_at: the process id and start time of the supervisor; None if it is
-            not running.
+        pid: the process id of the supervisor; None if it is not running.
+        started_at: the start time of the supervisor; None if it is not running.
         restarts: the number of gunicorn restarts since the start; None if the backend
             does not count them.
         wanted: the versions to be served, as the agent has resolved them.
@@ -38,8 +38,8 @@ class Observation:
         errors: variant → the reason why a worker could not load the wanted version. The
             earlier version still answers.
         refused: versions that the registry selects and that the agent refuses to serve.
-        registry_error / shipping_error: the last failure to read the registry, or to
-            ship captured requests.
+        registry_error: the last failure to read the registry.
+        shipping_error: the last failure to ship captured requests.
         log: the path of the server's log, or the command that prints the log.
     """
 
@@ -59,10 +59,13 @@ class Observation:
 
 
 class TargetKind(NamedTuple):
-    """A kind of target. `servers` is a noun for help texts. `backend` is the module and
-    the class of the backend, which is imported on use, because it may need an SDK. The
-    arguments of the class are the settings and, if the URI has a namespace, the
-    namespace.
+    """A kind of target.
+
+    Attributes:
+        servers: a noun for help texts.
+        backend: the module and the class of the backend, which is imported on use,
+            because it may need an SDK. The arguments of the class are the settings and,
+            if the URI has a namespace, the namespace.
     """
 
     uri: str
