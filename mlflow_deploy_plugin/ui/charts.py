@@ -114,42 +114,65 @@ def line_chart(
     """Return the chart of these series, whose values extend from the left end to the
     right end of the chart.
 
-    `limit` is a value to mark. `empty` is the text of a chart without values. With
-    `is_growing`, the right end is in the future, so the legend shows the last known
-    value of a series.
+    Args:
+        limit: a value to mark.
+        is_growing: True if the right end is in the future, so that the legend shows the
+            last known value of a series.
+        empty: the text of a chart without values.
     """
-    drawn = [
-        [
-            None if value is None or math.isnan(value) or value > _LARGEST else max(value, 0.0)
-            for value in line.values
-        ]
-        for line in series
-    ]
-    shown_values = [value for values in drawn for value in values if value is not None]
-    top = nice_top(max([_LEAST_TOP, *shown_values, *([limit] if limit is not None else [])]))
-    lines = []
-    summaries = []
-    for line, values in zip(series, drawn, strict=True):
-        numbers = [value for value in values if value is not None]
-        last = shown(next(reversed(numbers if is_growing else values), None), unit)
-        path = " ".join(_path(values, top))
-        label = line.label or line.name
-        lines.append(Line(line.name, label, path, last, line.colour % COLOURS, line.is_thin))
-        if numbers:
-            summaries.append(f"{line.name}: now {last}, highest {shown(max(numbers), unit)}")
+    plots = [_Plot(line, unit, is_growing) for line in series]
+    top = nice_top(max([_LEAST_TOP, limit or 0.0, *(plot.highest for plot in plots)]))
+    summary = "; ".join(plot.summary for plot in plots if plot.numbers)
     span = f"{title}, from {axis.begin:%Y-%m-%d %H:%M} to {axis.end:%H:%M} UTC"
+    empty = empty or "no values"
     return LineChart(
         id=id,
         title=title,
         unit=unit,
         axis=axis,
-        lines=tuple(lines),
-        ticks=tuple(_number(top * share) for share in (1, 0.5, 0)),
+        lines=tuple(plot.line(top) for plot in plots),
+        ticks=(_number(top), _number(top / 2), _number(0)),
         top=top,
-        summary=f"{span}. {'; '.join(summaries) or empty or 'no values'}.",
+        summary=f"{span}. {summary or empty}.",
         limit=None if limit is None else round(HEIGHT * (1 - min(limit / top, 1)), 1),
-        empty="" if shown_values else empty or "no values",
+        empty="" if summary else empty,
     )
+
+
+class _Plot:
+    """A series in a chart, with gaps instead of implausible values. For the parameters,
+    see `line_chart`.
+    """
+
+    def __init__(self, series: Series, unit: Unit, is_growing: bool) -> None:
+        self.series = series
+        self.unit = unit
+        self.values = [*map(_plausible, series.values)]
+        self.numbers = [value for value in self.values if value is not None]
+        self.highest = max(self.numbers, default=0.0)
+        values: Values = self.numbers if is_growing else self.values
+        self.last = shown(next(reversed(values), None), unit)
+
+    @property
+    def summary(self) -> str:
+        return f"{self.series.name}: now {self.last}, highest {shown(self.highest, self.unit)}"
+
+    def line(self, top: float) -> Line:
+        series = self.series
+        return Line(
+            series.name,
+            series.label or series.name,
+            " ".join(_path(self.values, top)),
+            self.last,
+            series.colour % COLOURS,
+            series.is_thin,
+        )
+
+
+def _plausible(value: float | None) -> float | None:
+    if value is None or math.isnan(value) or value > _LARGEST:
+        return None
+    return max(value, 0.0)
 
 
 def ago_axis(end: datetime, seconds: float) -> TimeAxis:
@@ -220,7 +243,8 @@ def _path(values: Values, top: float) -> Iterator[str]:
             is_down = False
             continue
         x = WIDTH * index / max(len(values) - 1, 1)
-        yield f"{'L' if is_down else 'M'}{x:.1f} {HEIGHT * (1 - value / top):.1f}"
+        command = "L" if is_down else "M"
+        yield f"{command}{x:.1f} {HEIGHT * (1 - value / top):.1f}"
         follows = index + 1 < len(values) and values[index + 1] is not None
         if not is_down and not follows:
             yield "h0"

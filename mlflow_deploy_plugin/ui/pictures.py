@@ -7,11 +7,12 @@ The traffic figures are read from the history of the servers
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
@@ -57,10 +58,11 @@ show a notice.
 """
 _HISTORY_SECONDS = 1.5
 _BARS = 60
-_QUANTILES = {"p99": 0.99, "median": 0.5}
+_NO_REQUESTS = VersionCounters()
 
 _Version = tuple[str, str]
 """A registered model and its version."""
+_Histories = Mapping[str, Sequence[CountedInterval]]
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,8 @@ class Timeline:
         """Return the newest window that does not wait for a verdict; otherwise the
         newest window, or None.
         """
-        newest = self.windows[::-1]
-        return next(
-            (window for window in newest if window.mark != "waiting"),
-            newest[0] if newest else None,
-        )
+        judged = (window for window in reversed(self.windows) if window.mark != "waiting")
+        return next(chain(judged, reversed(self.windows)), None)
 
 
 @dataclass(frozen=True)
@@ -134,16 +133,15 @@ def endpoint_pictures(
     )
     if only_traffic:
         return Pictures(name, charts[:3], notice)
-    rollouts = [
-        row
-        for row in store.rollouts(name, limit=1)
-        if row.created_at >= observed.endpoint.created_at
-    ]
+    rollout = None
+    for row in store.rollouts(name, limit=1):
+        if row.created_at >= observed.endpoint.created_at:
+            rollout = rollout_picture(row, now)
     return Pictures(
         endpoint=name,
         charts=charts,
         notice=notice,
-        rollout=rollout_picture(rollouts[-1], now) if rollouts else None,
+        rollout=rollout,
         timelines=monitor_timelines(observed.endpoint.spec, store, pages, _BARS),
     )
 
@@ -157,82 +155,38 @@ def traffic_charts(
     """Return the charts of traffic, summed over the servers, and the reason why newer
     figures are missing, or "".
     """
-    read = {
+    readable = {
         server: intervals
         for server, intervals in histories.items()
         if not isinstance(intervals, Refused)
     }
-    intervals = [interval for series in read.values() for interval in series]
     end, notice = _newest_figures(histories, span, now)
-    age = end.timestamp() - min(
-        (interval.at - interval.seconds for interval in intervals),
-        default=-math.inf,
+    slots = _Slots(endpoint, readable, _time_axis(readable, span, end.timestamp()))
+    has_figures = any(readable.values())
+    draw = partial(
+        line_chart,
+        axis=ago_axis(end, slots.axis.seconds),
+        empty=f"no requests in the {SPANS[span]}" if has_figures else "no figures yet",
     )
-    length = next((length for length in _LENGTHS[span] if length >= age), _LENGTHS[span][-1])
-    slots = _Slots(
-        endpoint,
-        read,
-        end.timestamp(),
-        length,
-        max(int(HISTORY_INTERVALS[span][0]), length // _POINTS),
-    )
-    rates = []
-    latencies = []
-    errors = []
-    for colour, (name, version) in enumerate(slots.versions().items()):
-        counters = slots.counted(version)
-        rates.append(Series(name, slots.rates(partial(slots.requests, version)), colour))
-        for quantile, share in _QUANTILES.items():
-            values = [counter.quantile(share) if counter else None for counter in counters]
-            is_median = quantile == "median"
-            latencies.append(
-                Series(
-                    f"{name} {quantile}",
-                    values,
-                    colour,
-                    is_median,
-                    "median" if is_median else "",
-                ),
-            )
-        answered = [counter if counter and counter.requests else None for counter in counters]
-        failed = [
-            100 * counter.failures / counter.requests if counter else None for counter in answered
-        ]
-        refused = [
-            100 * counter.refused / counter.requests if counter else None for counter in answered
-        ]
-        errors += [
-            Series(name, failed, colour),
-            Series(f"{name} refused", refused, colour, True, "refused (4xx)"),
-        ]
-    rows = Series(
-        "rows answered",
-        slots.rates(lambda interval: 60 * interval.rows.get(endpoint, 0.0)),
-    )
-    labels = Series("labels received", slots.rates(lambda interval: 60 * interval.labels), 1)
-    axis = ago_axis(end, length)
-    empty = f"no requests in the {SPANS[span]}" if intervals else "no figures yet"
-    drawn: list[tuple[str, str, Unit, list[Series]]] = [
-        ("requests", "Requests", "/s", rates),
-        ("latency", "Latency", *_in_readable_unit(latencies)),
-        ("errors", "Failures", "%", errors),
-        ("rows", "Rows and labels", "/min", [rows, labels]),
-    ]
+    unit, latencies = _in_readable_unit(slots.lines(_LATENCIES))
     charts = (
-        line_chart(f"{endpoint}-{id}", title, unit, axis, lines, empty=empty)
-        for id, title, unit, lines in drawn
+        draw(f"{endpoint}-requests", "Requests", "/s", series=slots.requests()),
+        draw(f"{endpoint}-latency", "Latency", unit, series=latencies),
+        draw(f"{endpoint}-errors", "Failures", "%", series=slots.lines(_FAILURES)),
+        draw(f"{endpoint}-rows", "Rows and labels", "/min", series=slots.rows_and_labels()),
     )
-    return tuple(charts), notice
+    return charts, notice
 
 
 def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
-    values = (value for line in latencies for value in line.values if value is not None)
-    if max(values, default=0.0) >= 1:
+    seconds = chain.from_iterable(line.values for line in latencies)
+    if max(filter(None, seconds), default=0.0) >= 1:
         return "s", [*latencies]
-    return "ms", [
-        replace(line, values=[value and 1000 * value for value in line.values])
-        for line in latencies
-    ]
+    in_milliseconds = []
+    for line in latencies:
+        values = [value and 1000 * value for value in line.values]
+        in_milliseconds.append(replace(line, values=values))
+    return "ms", in_milliseconds
 
 
 def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tuple[datetime, str]:
@@ -269,144 +223,215 @@ def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tu
     return datetime.fromtimestamp(counted, UTC), notice
 
 
+def _percent(counters: VersionCounters, part: float) -> float | None:
+    if not counters.requests:
+        return None
+    return 100 * part / counters.requests
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A figure of each version in a slot. A figure with a label is a thin line."""
+
+    suffix: str
+    label: str
+    value: Callable[[VersionCounters], float | None]
+
+
+_LATENCIES = (
+    _Figure(" p99", "", lambda counters: counters.quantile(0.99)),
+    _Figure(" median", "median", lambda counters: counters.quantile(0.5)),
+)
+_FAILURES = (
+    _Figure("", "", lambda counters: _percent(counters, counters.failures)),
+    _Figure(" refused", "refused (4xx)", lambda counters: _percent(counters, counters.refused)),
+)
+
+
+@dataclass(frozen=True)
+class _TimeAxis:
+    """The `seconds` before `end`, in slots of equal length."""
+
+    end: float
+    seconds: int
+    slot_seconds: int
+
+    @property
+    def slots(self) -> range:
+        return range(self.seconds // self.slot_seconds)
+
+    def overlapped(self, interval: CountedInterval) -> range:
+        """Return the slots that the interval overlaps."""
+        age = self.end - interval.at
+        newest = len(self.slots) - math.floor(age / self.slot_seconds)
+        oldest = len(self.slots) - math.ceil((age + interval.seconds) / self.slot_seconds)
+        return self.slots[max(oldest, 0) : max(newest, 0)]
+
+
+def _time_axis(histories: _Histories, span: Span, end: float) -> _TimeAxis:
+    """Return the shortest axis of the span that contains all figures."""
+    begin = min(
+        (interval.at - interval.seconds for interval in chain.from_iterable(histories.values())),
+        default=-math.inf,
+    )
+    lengths = _LENGTHS[span]
+    seconds = next((length for length in lengths if length >= end - begin), lengths[-1])
+    return _TimeAxis(end, seconds, max(int(HISTORY_INTERVALS[span][0]), seconds // _POINTS))
+
+
 class _Slots:
-    """The counts of an endpoint's servers before `end`, in slots of equal length.
+    """The counts of an endpoint's servers in the slots of a time axis.
 
     An interval belongs to every slot that it overlaps, so that a long interval does not
     leave gaps.
     """
 
-    def __init__(
-        self,
-        endpoint: str,
-        histories: Mapping[str, Sequence[CountedInterval]],
-        end: float,
-        seconds: int,
-        slot_seconds: int,
-    ) -> None:
-        count = seconds // slot_seconds
+    def __init__(self, endpoint: str, histories: _Histories, axis: _TimeAxis) -> None:
+        self.axis = axis
         self._endpoint = endpoint
         self._intervals: list[defaultdict[str, list[CountedInterval]]] = [
-            defaultdict(list) for _ in range(count)
+            defaultdict(list) for _ in axis.slots
+        ]
+        self._counted: list[defaultdict[_Version, VersionCounters]] = [
+            defaultdict(VersionCounters) for _ in axis.slots
         ]
         self._requests: defaultdict[_Version, float] = defaultdict(float)
-        self._counted: list[dict[_Version, VersionCounters]] = [{} for _ in range(count)]
-        for server, interval in (
-            (server, entry) for server, entries in histories.items() for entry in entries
-        ):
-            counters = {
-                key: counted for key, counted in interval.counters.items() if key[0] == endpoint
-            }
-            newest = count - 1 - math.floor((end - interval.at) / slot_seconds)
-            oldest = count - math.ceil((end - interval.at + interval.seconds) / slot_seconds)
-            for slot in range(max(oldest, 0), min(newest, count - 1) + 1):
-                self._intervals[slot][server].append(interval)
-                for (_, _, model, version), counted in counters.items():
-                    previous = self._counted[slot].get((model, version))
-                    self._counted[slot][model, version] = (
-                        previous.plus(counted) if previous else counted
-                    )
-                    self._requests[model, version] += counted.requests
+        for server, intervals in histories.items():
+            for interval in intervals:
+                for slot in axis.overlapped(interval):
+                    self._intervals[slot][server].append(interval)
+                    self._count(slot, interval)
+        self._versions = [*enumerate(self._names_of_versions().items())]
 
-    def versions(self) -> dict[str, _Version]:
+    def _count(self, slot: int, interval: CountedInterval) -> None:
+        counted = self._counted[slot]
+        for (endpoint, _, model, version), counters in interval.counters.items():
+            if endpoint == self._endpoint:
+                counted[model, version] = counted[model, version].plus(counters)
+                self._requests[model, version] += counters.requests
+
+    def _names_of_versions(self) -> dict[str, _Version]:
         """Return the versions with the most requests by name, oldest first."""
         busiest = sorted(self._requests, key=lambda key: (-self._requests[key], key))[:COLOURS]
-        ordered = sorted(
-            busiest,
-            key=lambda key: (key[0], int(key[1]) if key[1].isdecimal() else 0, key[1]),
-        )
-        is_one_model = len({model for model, _ in ordered}) == 1
-        return {
-            f"version {version}" if is_one_model else f"{model} {version}": (model, version)
-            for model, version in ordered
-        }
+        ordered = sorted(busiest, key=_place_in_legend)
+        if len({model for model, _ in ordered}) == 1:
+            return {f"version {key[1]}": key for key in ordered}
+        return {" ".join(key): key for key in ordered}
 
-    def counted(self, version: _Version) -> list[VersionCounters | None]:
-        return [counted.get(version) for counted in self._counted]
+    def requests(self) -> list[Series]:
+        return [
+            Series(name, self._rates(partial(self._requests_of, version)), colour)
+            for colour, (name, version) in self._versions
+        ]
 
-    def requests(self, version: _Version, interval: CountedInterval) -> float:
-        of_version = (self._endpoint, *version)
+    def lines(self, figures: Sequence[_Figure]) -> list[Series]:
+        series = []
+        for colour, (name, version) in self._versions:
+            counters = [counted.get(version, _NO_REQUESTS) for counted in self._counted]
+            for figure in figures:
+                values = [*map(figure.value, counters)]
+                name_of_line = f"{name}{figure.suffix}"
+                series.append(
+                    Series(name_of_line, values, colour, bool(figure.label), figure.label)
+                )
+        return series
+
+    def rows_and_labels(self) -> list[Series]:
+        rows = self._rates(lambda interval: 60 * interval.rows.get(self._endpoint, 0.0))
+        labels = self._rates(lambda interval: 60 * interval.labels)
+        return [Series("rows answered", rows), Series("labels received", labels, 1)]
+
+    def _requests_of(self, version: _Version, interval: CountedInterval) -> float:
         return sum(
-            counted.requests
-            for (endpoint, _, *of_model), counted in interval.counters.items()
-            if (endpoint, *of_model) == of_version
+            counters.requests
+            for (endpoint, _, *key), counters in interval.counters.items()
+            if (endpoint, *key) == (self._endpoint, *version)
         )
 
-    def rates(self, number: Callable[[CountedInterval], float]) -> list[float | None]:
+    def _rates(self, number: Callable[[CountedInterval], float]) -> list[float | None]:
         """Return a count per second for each slot, summed over all servers; None for a
         slot without an interval.
         """
-        return [
-            sum(
-                sum(map(number, entries)) / sum(entry.seconds for entry in entries)
-                for entries in slot.values()
-            )
-            if slot
-            else None
-            for slot in self._intervals
-        ]
+        rates: list[float | None] = [None for _ in self._intervals]
+        for slot, histories in enumerate(self._intervals):
+            if histories:
+                rates[slot] = sum(_rate(intervals, number) for intervals in histories.values())
+        return rates
+
+
+def _rate(
+    intervals: Sequence[CountedInterval],
+    number: Callable[[CountedInterval], float],
+) -> float:
+    return sum(map(number, intervals)) / sum(interval.seconds for interval in intervals)
+
+
+def _place_in_legend(key: _Version) -> tuple[str, int, str]:
+    model, version = key
+    number = int(version) if version.isdecimal() else 0
+    return model, number, version
 
 
 def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
     until = max(((rollout.ended_at or now) - rollout.created_at).total_seconds(), 0.0)
     axis = since_axis(rollout.created_at, until)
     spec = rollout.spec
-    figures = rollout.figures
-    done = math.inf if rollout.state == "promoted" else rollout.step
-    steps = tuple(
-        (
-            f"{share} %",
-            "done" if index < done else "now" if index == done and rollout.is_live else "to come",
-        )
-        for index, share in enumerate(spec.get("steps", ()))
-    )
-    criteria = figures.get("criteria", {})
     chart = line_chart(
         f"{rollout.endpoint}-evidence",
         f"Evidence against version {spec.get('version', '?')}",
         "%",
         axis,
-        _evidence(
-            figures.get("trace", ()),
-            [*criteria],
-            until,
-            (axis.end - axis.begin).total_seconds(),
-        ),
+        _evidence(rollout.figures, until, (axis.end - axis.begin).total_seconds()),
         limit=100.0,
         is_growing=True,
         empty="not judged yet",
     )
-    answered = figures.get("candidate", {}).get("requests", 0)
-    needed = spec.get("min_requests", 0)
-    counts = [
-        f"The candidate has answered {answered:,.0f} of {needed:,} required requests in this step",
-    ]
-    counts = [] if rollout.reason else counts  # Do not repeat figures that the reason contains.
-    counts += [f"{text}: {criterion.get('figures', '')}" for text, criterion in criteria.items()]
-    title = f"Rollout from version {spec.get('before_version', '?')} to {spec.get('version', '?')}"
-    return RolloutPicture(title, rollout.state, rollout.reason, steps, chart, tuple(counts))
+    return RolloutPicture(
+        f"Rollout from version {spec.get('before_version', '?')} to {spec.get('version', '?')}",
+        rollout.state,
+        rollout.reason,
+        tuple(_steps(rollout)),
+        chart,
+        tuple(_counts(rollout)),
+    )
 
 
-def _evidence(
-    trace: Sequence[tuple[float, int, Json]],
-    criteria: Sequence[str],
-    until: float,
-    seconds: float,
-) -> list[Series]:
+def _steps(rollout: Rollout) -> Iterator[tuple[str, str]]:
+    done = math.inf if rollout.state == "promoted" else rollout.step
+    for index, share in enumerate(rollout.spec.get("steps", ())):
+        if index < done:
+            place = "done"
+        elif index == done and rollout.is_live:
+            place = "now"
+        else:
+            place = "to come"
+        yield f"{share} %", place
+
+
+def _counts(rollout: Rollout) -> Iterator[str]:
+    if not rollout.reason:  # The reason contains the number of requests.
+        answered = rollout.figures.get("candidate", {}).get("requests", 0)
+        needed = rollout.spec.get("min_requests", 0)
+        yield (
+            f"The candidate has answered {answered:,.0f} of {needed:,} required requests in this "
+            "step"
+        )
+    for text, criterion in rollout.figures.get("criteria", {}).items():
+        yield f"{text}: {criterion.get('figures', '')}"
+
+
+def _evidence(figures: Json, until: float, seconds: float) -> list[Series]:
     """Return a line per abort criterion. Each point is the last measured share in
     percent before the time of the point.
 
     The chart covers `seconds`, of which `until` seconds have passed.
     """
     shares_by_criterion: dict[str, list[float | None]] = {
-        text: [None] * _POINTS for text in criteria
+        text: [None] * _POINTS for text in figures.get("criteria", ())
     }
-    with suppress(
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # Another version may have stored another format.
-        for at, _, shares in trace:
+    # Another version may have stored another format.
+    with suppress(TypeError, ValueError, AttributeError):
+        for at, _, shares in figures.get("trace", ()):
             slot = int((_POINTS - 1) * min(max(at / seconds, 0), 1))
             for text, share in shares.items():
                 if text in shares_by_criterion and share is not None:
@@ -414,7 +439,8 @@ def _evidence(
     now = math.ceil((_POINTS - 1) * min(until / seconds, 1))
     for values in shares_by_criterion.values():
         for slot in range(1, now + 1):
-            values[slot] = values[slot - 1] if values[slot] is None else values[slot]
+            if values[slot] is None:
+                values[slot] = values[slot - 1]
     return [
         Series(text, values, colour)
         for colour, (text, values) in enumerate(shares_by_criterion.items())
@@ -428,17 +454,15 @@ def monitor_timelines(
     count: int,
 ) -> tuple[Timeline, ...]:
     monitors = Monitors(store)
-    notes = {
-        row.monitor: f"paused by {row.paused_by}" if row.paused else row.note
-        for row in monitors.states(spec.name)
-    }
-    verdicts = pages.windows(spec.name, monitors.newest_of_each(spec.name, spec.monitors, count))
+    notes = {}
+    for state in monitors.states(spec.name):
+        notes[state.monitor] = f"paused by {state.paused_by}" if state.paused else state.note
+    verdicts: defaultdict[str, list[MonitorVerdict]] = defaultdict(list)
+    windows = monitors.newest_of_each(spec.name, spec.monitors, count)
+    for verdict in pages.windows(spec.name, windows):
+        verdicts[verdict.stored.monitor].append(verdict)
     return tuple(
-        Timeline(
-            name,
-            newest_verdicts([row for row in verdicts if row.stored.monitor == name], count),
-            notes.get(name, ""),
-        )
+        Timeline(name, newest_verdicts(verdicts[name], count), notes.get(name, ""))
         for name in sorted(spec.monitors)
     )
 
