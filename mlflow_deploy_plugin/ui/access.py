@@ -220,7 +220,9 @@ def require_own_site() -> None:
     }
     # The Origin `null` has an empty host.
     is_ours = origin is None or origin.partition("://")[2] in hosts - {""}
-    if site != "same-origin" if site else not is_ours:
+    if site:
+        is_ours = site == "same-origin"
+    if not is_ours:
         raise CallerRefused("the request was sent from another site")
 
 

@@ -77,7 +77,8 @@ def server_blocker(observed: ObservedEndpoint) -> str:
 
 def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
     refused = rollout_traffic_refusal(store, observed.endpoint.spec.name)
-    return server_blocker(observed) or (refused.reason if refused else "")
+    reason = refused.reason if refused else ""
+    return server_blocker(observed) or reason
 
 
 def rollback_target_of(
@@ -136,10 +137,11 @@ def promotion_blocker(
     """Return the blocker of a promotion to a stage or alias that the versions `holders`
     have now.
     """
-    is_settled = holders == {version} and (gate_status_of(tags).passed or not policy.gates(place))
-    return transitions.rolled_back_refusal(model, version, place, tags) or (
-        ALREADY_THERE if is_settled else ""
-    )
+    if refusal := transitions.rolled_back_refusal(model, version, place, tags):
+        return refusal
+    if holders == {version} and (gate_status_of(tags).passed or not policy.gates(place)):
+        return ALREADY_THERE
+    return ""
 
 
 def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
@@ -165,33 +167,9 @@ def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[s
     """
     action = form.get("action", "")
     if action in ("traffic", "rollback"):
-        endpoint = store.endpoint(form.get("endpoint", ""))
-        if endpoint is None:
-            raise no_endpoint(form.get("endpoint", ""))
-        models = registered_model_names(endpoint.spec)
-        arguments: Json = {"endpoint": endpoint.name, "to": form.get("to", "")}
-        description = f"roll {endpoint.name} back"
-        if action == "traffic":
-            weights = arguments["weights"] = _weights(form, endpoint)
-            weights_text = ", ".join(f"{name} {weight}" for name, weight in weights.items())
-            description = f"change the traffic of {endpoint.name} to {weights_text}"
+        arguments, description, models = _parse_endpoint_action(action, form, store)
     elif action in ("promote", "gate", "request", *DECISIONS):
-        model = form.get("model", "")
-        version = form.get("version", "")
-        if not model or not version.isdecimal():
-            raise InvalidConfig("a registered model and the number of its version are expected")
-        if action == "gate":
-            to = ""
-        else:
-            to = str(transitions.parse_stage_or_alias(form.get("to", "")))
-        models = [model]
-        arguments = {"model": model, "version": version, "to": to, "report": form.get("report", "")}
-        move = f"version {version} of {model} to {to}"
-        descriptions = {
-            "gate": f"run the gate for version {version} of {model}",
-            "promote": f"promote {move}",
-        }
-        description = descriptions.get(action, f"{action} the promotion of {move}")
+        arguments, description, models = _parse_version_action(action, form)
     else:
         raise InvalidConfig(
             f"there is no action {action!r}; the actions are {', '.join((*_ACTIONS, *DECISIONS))}",
@@ -202,6 +180,40 @@ def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[s
             f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are allowed",
         )
     return {"action": action, "why": why, **arguments}, description, models
+
+
+def _parse_endpoint_action(
+    action: str,
+    form: Mapping[str, str],
+    store: Store,
+) -> tuple[Json, str, list[str]]:
+    endpoint = store.endpoint(form.get("endpoint", ""))
+    if endpoint is None:
+        raise no_endpoint(form.get("endpoint", ""))
+    arguments: Json = {"endpoint": endpoint.name, "to": form.get("to", "")}
+    description = f"roll {endpoint.name} back"
+    if action == "traffic":
+        arguments["weights"] = _weights(form, endpoint)
+        weights = _weights_text(arguments["weights"])
+        description = f"change the traffic of {endpoint.name} to {weights}"
+    return arguments, description, registered_model_names(endpoint.spec)
+
+
+def _parse_version_action(action: str, form: Mapping[str, str]) -> tuple[Json, str, list[str]]:
+    model = form.get("model", "")
+    version = form.get("version", "")
+    if not model or not version.isdecimal():
+        raise InvalidConfig("a registered model and the number of its version are expected")
+    arguments = {"model": model, "version": version, "to": "", "report": form.get("report", "")}
+    if action == "gate":
+        return arguments, f"run the gate for version {version} of {model}", [model]
+    to = arguments["to"] = str(transitions.parse_stage_or_alias(form.get("to", "")))
+    what = "promote" if action == "promote" else f"{action} the promotion of"
+    return arguments, f"{what} version {version} of {model} to {to}", [model]
+
+
+def _weights_text(weights: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {weight}" for name, weight in weights.items())
 
 
 def _weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:
@@ -284,13 +296,10 @@ def _reachable(servers: tuple[str, ...]) -> str:
     remedy = "ONNXSERVE_MLFLOW_URL set to the server's address"
     for server in servers:
         try:
-            trusted = get_default_host_creds(
-                server,
-            ).verify  # Verify certificates like MLflow's client.
-            if (
-                requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS, verify=trusted).status_code
-                != 403
-            ):
+            # Verify certificates like MLflow's client.
+            trusted = get_default_host_creds(server).verify
+            answer = requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS, verify=trusted)
+            if answer.status_code != 403:
                 return server
         except requests.exceptions.SSLError:
             remedy = "MLFLOW_TRACKING_SERVER_CERT_PATH set to the CA file of its certificate"
@@ -322,36 +331,43 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
         )
     weights = job.arguments["weights"]
     deployments.set_traffic(endpoint, weights, why=why, actor=job.actor)
-    return (
-        f"The traffic of {endpoint} is "
-        f"{', '.join(f'{name} {weight}' for name, weight in weights.items())}."
-    )
+    return f"The traffic of {endpoint} is {_weights_text(weights)}."
 
 
-def _change_version(job: Job, store: Store, settings: Settings) -> str:
+def _options(job: Job, store: Store) -> Json:
+    """Return the options of a gate run for the caller of the job."""
     from mlflow_deploy_plugin.core.registry.policy import Permissions
-    from mlflow_deploy_plugin.promote.gate.approval_client import send_decision
-    from mlflow_deploy_plugin.promote.gate.promotion import promote
+
+    allowed = Permissions(code=False, files=not job.has_account)
+    return {"actor": job.actor, "store": store, "progress": print, "allowed": allowed}
+
+
+def _gate_version(job: Job, store: Store, _: Settings) -> str:
     from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
 
-    action, model, version, to, why = (
-        job.arguments[name] for name in ("action", "model", "version", "to", "why")
-    )
-    allowed = Permissions(code=False, files=not job.has_account)
-    options: Json = {"actor": job.actor, "store": store, "progress": print, "allowed": allowed}
-    if action == "gate":
-        if (verdict := verdict_of_served(model, version)) is not None:
-            return f"{verdict}."
-        gated = run_gate(model, version, **options)
-        return f"The verdict of the gate is {gated.verdict.state}: {gated.verdict.reason}."
-    if action == "request":
-        promote(model, version, to, why=why, is_request=True, **options)
+    model = job.arguments["model"]
+    version = job.arguments["version"]
+    served = verdict_of_served(model, version)
+    if served is not None:
+        return f"{served}."
+    verdict = run_gate(model, version, **_options(job, store)).verdict
+    return f"The verdict of the gate is {verdict.state}: {verdict.reason}."
+
+
+def _promote_version(job: Job, store: Store, settings: Settings) -> str:
+    """Promote a version, or request its promotion."""
+    from mlflow_deploy_plugin.promote.gate.approval_client import send_decision
+    from mlflow_deploy_plugin.promote.gate.promotion import promote
+
+    model, version, to, why = (job.arguments[name] for name in ("model", "version", "to", "why"))
+    is_request = job.arguments["action"] == "request"
+    moved = promote(model, version, to, why=why, is_request=is_request, **_options(job, store))
+    if is_request:
         requested = send_decision("request", model, version, to, why)
         return (
             f"Gate {requested.verdict or 'without a report'}; "
             f"{requested.reason or 'all approvals are there'}."
         )
-    moved = promote(model, version, to, why=why, **options)
     if not moved.is_moved:
         return f"Version {moved.version} {moved.location_text} already; no change."
     Deployments(store, settings, print).poll_registry(model)
@@ -364,9 +380,9 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
 _ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {
     "traffic": _change_endpoint,
     "rollback": _change_endpoint,
-    "promote": _change_version,
-    "gate": _change_version,
-    "request": _change_version,
+    "promote": _promote_version,
+    "gate": _gate_version,
+    "request": _promote_version,
 }
 
 

@@ -3,7 +3,7 @@ page `/onnxserve`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, wraps
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,8 @@ from mlflow_deploy_plugin.core.registry.connection import CALLER
 from mlflow_deploy_plugin.core.registry.transitions import event_as_json, event_history
 from mlflow_deploy_plugin.core.spec.types import reachable_url
 from mlflow_deploy_plugin.core.statedir.history import Span
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.promote.evidence.diff import compare
 from mlflow_deploy_plugin.promote.evidence.record import record_of
@@ -96,70 +98,58 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         static_folder="static",
         static_url_path=base,
     )
-    views = {
-        ("", "GET"): console.page,
-        ("", "POST"): console.act,
-        ("/history.jsonl", "GET"): console.export,
-        ("/pictures", "GET"): console.pictures,
-        ("/diff", "GET"): console.diff,
-        (_REQUESTS, "GET"): console.requests,
-        (_REQUESTS, "POST"): console.decide,
-        (CHANGES.removeprefix(_PATH), "GET"): console.changes,
-        (CALLER.removeprefix(_PATH), "GET"): console.caller,
-        (VERDICTS.removeprefix(_PATH), "POST"): console.record_verdict,
-        (APPROVED.removeprefix(_PATH), "GET"): console.approved,
-        (CHANGED_FILES.removeprefix(_PATH), "GET"): console.changed_files,
-    }
-    for (path, method), view in views.items():
+    for (path, method), view in console.views().items():
         pages.add_url_rule(f"{base}{path}", view.__name__, view, methods=[method])
         adapter.allow_page(f"{base}{path}", method)
     for asset in _STATIC.iterdir():
         adapter.allow_page(f"{base}/{asset.name}", "GET")
-
-    @pages.before_request
-    def enter_workspace() -> Response | None:
-        """Select the workspace from ?workspace=, like MLflow's pages, because a link
-        cannot set the workspace header.
-
-        A server that only serves artifacts has no registry, so it refuses the request,
-        as in MLflow's own views.
-        """
-        from mlflow.exceptions import MlflowException
-        from mlflow.server.handlers import _disable_if_artifacts_only
-        from mlflow.server.workspace_helpers import resolve_workspace_for_request_if_enabled
-        from mlflow.utils.workspace_context import set_server_request_workspace
-
-        if (refused := _disable_if_artifacts_only(lambda: None)()) is not None:
-            return make_response(refused)
-        if name := request.args.get("workspace"):
-            try:
-                workspace = resolve_workspace_for_request_if_enabled(request.path, name)
-            except MlflowException as error:
-                return make_response(error.message, error.get_http_status_code(), _TEXT)
-            set_server_request_workspace(workspace.name if workspace else None)
-            if workspace:
-                access.login().enter_workspace(workspace.name)
-        return None
-
+    pages.before_request(_enter_workspace)
     pages.add_app_template_filter(shown)
-
-    @pages.errorhandler(OnnxserveError)
-    def answer_error(error: OnnxserveError) -> Response:
-        if request.path.endswith(_JSON_PATHS):
-            return make_response(
-                jsonify(error_code=error.error_code, message=error.message),
-                error.http_status,
-            )
-        return make_response(error.message, error.http_status, _TEXT)
-
-    @pages.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers.update(_HEADERS)
-        return response
-
+    pages.register_error_handler(OnnxserveError, _answer_error)
+    pages.after_request(_add_headers)
     app.register_blueprint(pages)
     _link_from_mlflow(app, f"{base}/{_MLFLOW_SCRIPT}")
     app.extensions[_EXTENSION] = trail
+
+
+def _enter_workspace() -> Response | None:
+    """Select the workspace from ?workspace=, like MLflow's pages, because a link cannot
+    set the workspace header.
+
+    A server that only serves artifacts has no registry, so it refuses the request, as
+    in MLflow's own views.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.server.handlers import _disable_if_artifacts_only
+    from mlflow.server.workspace_helpers import resolve_workspace_for_request_if_enabled
+    from mlflow.utils.workspace_context import set_server_request_workspace
+
+    if (refused := _disable_if_artifacts_only(lambda: None)()) is not None:
+        return make_response(refused)
+    if name := request.args.get("workspace"):
+        try:
+            workspace = resolve_workspace_for_request_if_enabled(request.path, name)
+        except MlflowException as error:
+            return make_response(error.message, error.get_http_status_code(), _TEXT)
+        selected = workspace.name if workspace else None
+        set_server_request_workspace(selected)
+        if selected:
+            access.login().enter_workspace(selected)
+    return None
+
+
+def _answer_error(error: OnnxserveError) -> Response:
+    if request.path.endswith(_JSON_PATHS):
+        return make_response(
+            jsonify(error_code=error.error_code, message=error.message),
+            error.http_status,
+        )
+    return make_response(error.message, error.http_status, _TEXT)
+
+
+def _add_headers(response: Response) -> Response:
+    response.headers.update(_HEADERS)
+    return response
 
 
 def _link_from_mlflow(app: Flask, script: str) -> None:
@@ -224,6 +214,23 @@ class _Console:
         self._base = f"{prefix}{_PATH}"
         self._changed_files = ChangedFilesSearch(trail)
         self.feed = ChangeFeed()
+
+    def views(self) -> dict[tuple[str, str], Callable[[], Response]]:
+        """Return the views by their path below the console, and their method."""
+        return {
+            ("", "GET"): self.page,
+            ("", "POST"): self.act,
+            ("/history.jsonl", "GET"): self.export,
+            ("/pictures", "GET"): self.pictures,
+            ("/diff", "GET"): self.diff,
+            (_REQUESTS, "GET"): self.requests,
+            (_REQUESTS, "POST"): self.decide,
+            (CHANGES.removeprefix(_PATH), "GET"): self.changes,
+            (CALLER.removeprefix(_PATH), "GET"): self.caller,
+            (VERDICTS.removeprefix(_PATH), "POST"): self.record_verdict,
+            (APPROVED.removeprefix(_PATH), "GET"): self.approved,
+            (CHANGED_FILES.removeprefix(_PATH), "GET"): self.changed_files,
+        }
 
     @property
     def _jobs(self) -> Jobs:
@@ -311,7 +318,8 @@ class _Console:
     def requests(self) -> Response:
         """Return the requests for promotions (of ?model=) as JSON."""
         model = request.args.get("model")
-        rows = request_rows(self._trail.store(), {model} if model else None)
+        models = {model} if model else None
+        rows = request_rows(self._trail.store(), models)
         return jsonify([row.model_dump(mode="json") for row in rows])
 
     def decide(self) -> Response:
@@ -353,11 +361,7 @@ class _Console:
             request.args.get("model") or None,
             None,
         )
-        pages = iter(lambda: [*islice(events, _EXPORTED_AT_ONCE)], [])
-        pieces = (
-            "".join(f"{event_as_json(event)}\n" for event in access.visible_events(store, page))
-            for page in pages
-        )
+        pieces = _json_lines(store, events)
         first = next(pieces, "")  # An error before the first piece still sets the HTTP status.
 
         def content() -> Iterator[str]:
@@ -420,12 +424,9 @@ class _Console:
         """Return the URL of a console page in this workspace, without empty
         parameters.
         """
-        parameters = {
-            name: value
-            for name, value in {**query, "workspace": settings.active_workspace()}.items()
-            if value
-        }
-        return f"{self._base}{path}{'?' if parameters else ''}{urlencode(parameters)}"
+        parameters = {**query, "workspace": settings.active_workspace()}
+        encoded = urlencode({name: value for name, value in parameters.items() if value})
+        return f"{self._base}{path}{encoded and f'?{encoded}'}"
 
     def _here(self, job: str = "") -> str:
         """Return the URL of the current page, which then shows the job."""
@@ -441,15 +442,21 @@ class _Console:
         if url := settings.load_settings().mlflow_url:
             return (url.rstrip("/"),)
         addresses = []
-        if (
-            request.remote_addr
-        ):  # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
+        # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
+        if request.remote_addr:
             host = str(request.environ.get("SERVER_NAME"))
             port = int(request.environ.get("SERVER_PORT") or 0)
             addresses.append(reachable_url(host, port))
         if access.is_host_allowed():
             addresses.append(request.host_url.rstrip("/"))
         return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
+
+
+def _json_lines(store: Store, events: Iterable[AuditEvent]) -> Iterator[str]:
+    """Yield the events that the caller may read, in pieces of many lines."""
+    remaining = iter(events)
+    while page := [*islice(remaining, _EXPORTED_AT_ONCE)]:
+        yield "".join(f"{event_as_json(event)}\n" for event in access.visible_events(store, page))
 
 
 def _span() -> Span:

@@ -28,8 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 class RequestRow(ListedRequest):
-    """A request for the caller. The last two are the reasons why the caller may not
-    approve or decline it, or empty.
+    """A request for the caller.
+
+    Attributes:
+        no_approval: the reason why the caller may not approve it, or empty.
+        no_decline: the reason why the caller may not decline it, or empty.
     """
 
     no_approval: str = ""
@@ -43,15 +46,12 @@ def request_rows(store: Store, models: Collection[str] | None = None) -> list[Re
     the artifact store may be slow or down. Decisions and promotions read the files.
     """
     requested = {event.model for event in store.events(actions=("request",))}
-    names = [
-        name
-        for name in sorted(requested)
-        if (models is None or name in models) and access.may_read(name)
-    ]
-    entries = [entry for name in names for entry in approvals.promotion_requests(store, name)]
-    return [
-        _row(store, entry) for entry in sorted(entries, key=lambda entry: entry.at, reverse=True)
-    ]
+    entries: list[PromotionRequest] = []
+    for name in sorted(requested):
+        if (models is None or name in models) and access.may_read(name):
+            entries += approvals.promotion_requests(store, name)
+    entries.sort(key=lambda entry: entry.at, reverse=True)
+    return [_row(store, entry) for entry in entries]
 
 
 def _row(store: Store, entry: PromotionRequest) -> RequestRow:
@@ -82,9 +82,8 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
 
 
 def _person(model: str) -> Person:
-    if (
-        "onnxserve_groups" not in g
-    ):  # A page has several requests, and a login queries its database for the groups.
+    # A page has several requests, and a login queries its database for the groups.
+    if "onnxserve_groups" not in g:
         g.onnxserve_groups = access.login().groups()
     return Person(access.caller().user, g.onnxserve_groups, access.may_act_on([model]))
 
@@ -117,47 +116,53 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     not read the model, and GateRefused if MLflow shows another report than the gate has
     logged.
     """
-    from mlflow.exceptions import MlflowException
-
-    action, model, version, why = (
-        arguments[name] for name in ("action", "model", "version", "why")
-    )
-    place = parse_stage_or_alias(arguments["to"])
+    action, model, why = (arguments[name] for name in ("action", "model", "why"))
     if not access.may_read(model):
         raise NotFound(f"there is no registered model {model!r}, or you may not read it")
+    policy, subject = _subject(arguments)
+    who = _person(model)
+    if action == "decline":
+        declined = approvals.decline(store, policy, subject, who, why)
+        return RequestRow.model_validate(declined.model_dump())
+    if action == "approve":
+        _require_same_report(approvals.open_request(store, subject))
+        entry, _ = approvals.approve(store, policy, subject, who, arguments["report"], why)
+        return _row(store, entry)
+    entry, is_new = approvals.request_promotion(store, policy, subject, who, why)
+    if is_new:
+        place = parse_stage_or_alias(arguments["to"])
+        _announce(store, entry, policy.required_approvals(model, place).count)
+    return _row(store, entry)
+
+
+def _subject(arguments: Json) -> tuple[GatePolicy, Subject]:
+    """Return the model's gate policy, and the promotion to decide about."""
+    from mlflow.exceptions import MlflowException
+
+    model = arguments["model"]
+    version = arguments["version"]
+    place = parse_stage_or_alias(arguments["to"])
     try:
-        if action == "decline":  # The files do not matter, and may be missing.
-            policy = (
-                policy_from_tags(model, guard.registry().get_registered_model(model).tags)
-                or GatePolicy()
-            )
-            subject = Subject(model, str(int(version)), str(place), 0, "", policy.digest)
-        else:
-            policy, subject = guard.promotion_now(model, version, place)
+        if arguments["action"] != "decline":
+            return guard.promotion_now(model, version, place)
+        # The files do not matter, and may be missing.
+        tags = guard.registry().get_registered_model(model).tags
+        policy = policy_from_tags(model, tags) or GatePolicy()
+        return policy, Subject(model, str(int(version)), str(place), 0, "", policy.digest)
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
-    who = _person(model)
-    if action == "request":
-        entry, is_new = approvals.request_promotion(store, policy, subject, who, why)
-        if is_new:
-            _announce(store, entry, policy.required_approvals(model, place).count)
-    elif action == "approve":
-        pending = approvals.open_request(store, subject)
-        if (
-            pending
-            and pending.report_run
-            and guard.report_digest(pending.report_run) != pending.report_digest
-        ):
-            raise GateRefused(
-                f"the gate report {pending.report} was changed after the run of the gate; run the "
-                "gate again",
-            )
-        entry, _ = approvals.approve(store, policy, subject, who, arguments["report"], why)
-    else:
-        return RequestRow.model_validate(
-            approvals.decline(store, policy, subject, who, why).model_dump(),
+
+
+def _require_same_report(pending: PromotionRequest | None) -> None:
+    if (
+        pending
+        and pending.report_run
+        and guard.report_digest(pending.report_run) != pending.report_digest
+    ):
+        raise GateRefused(
+            f"the gate report {pending.report} was changed after the run of the gate; run the "
+            "gate again",
         )
-    return _row(store, entry)
 
 
 def _announce(store: Store, entry: PromotionRequest, count: int) -> None:

@@ -79,8 +79,10 @@ class ChangedFilesSearch:
                     self._search(model)
             finally:
                 self._lock.release()
-        per_model = [self._found.get(_key(model), (0.0, []))[1] for model in readable]
-        return [changed for files in per_model for changed in files]
+        changed: list[ChangedFiles] = []
+        for model in readable:
+            changed += self._found.get(_key(model), (0.0, []))[1]
+        return changed
 
     def _search(self, model: "RegisteredModel") -> None:
         searched_at, _ = self._found.get(_key(model), (-math.inf, []))

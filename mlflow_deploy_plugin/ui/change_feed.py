@@ -317,10 +317,11 @@ class ChangeFeed:
                     error.message,
                 )
         changed = {model for model, count in watched.counts.items() if before.get(model) != count}
-        for subscription in subscriptions if changed else ():
-            subscription.due.update(
-                uri for uri, model in subscription.models.items() if model in changed
-            )
+        if changed:
+            for subscription in subscriptions:
+                subscription.due.update(
+                    uri for uri, model in subscription.models.items() if model in changed
+                )
         due = _resolve(_in_turn(_due_by_caller(subscriptions)))
         results = due | _resolve(uri for uri in waiting if uri not in due)
         for uris in watched.waiting.values():

@@ -11,8 +11,8 @@ or delete the model, because the approvals would otherwise not be required. A pr
 is refused while the approvals cannot be read.
 
 Every version in a gated stage or alias has the files that were judged or, with
-approvals, approved. `_decide` and `_uncovering_refusal` list the exceptions with their
-reasons. For this purpose, each move to a gated place records the digest of the
+approvals, approved. `_Move.decide` and `_uncovering_refusal` list the exceptions with
+their reasons. For this purpose, each move to a gated place records the digest of the
 version's files (`core/store/served_files.py`). Without a policy, no files are read.
 
 A verdict covers the files of a version. All files of the version are read once, and
@@ -187,12 +187,13 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     version = registry().get_model_version(message.name, message.version)
     stage = get_canonical_stage(message.stage)
     number = str(version.version)
-    served = (
-        [] if stage in _UNSERVED_STAGES else registry().get_latest_versions(message.name, [stage])
-    )
+    served = []
+    if stage not in _UNSERVED_STAGES:
+        served = registry().get_latest_versions(message.name, [stage])
     holder = str(served[0].version) if served else ""
-    detail = move_detail(stage, holder if holder != number else "")
-    if holder not in ("", number):
+    replaced = "" if holder == number else holder
+    detail = move_detail(stage, replaced)
+    if replaced:
         detail |= {"stood_there": holder, "archived": bool(message.archive_existing_versions)}
     change = RegistryChange(
         "transition",
@@ -205,7 +206,7 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     why = "" if stage == version.current_stage else _uncovering_refusal(trail, model, version)
     if why:
         return replace(change, why=why, is_refused=True)
-    return _decide(trail, change, model, version, StageOrAlias(stage=stage), holder)
+    return _Move(trail, change, model, version, StageOrAlias(stage=stage), holder).decide()
 
 
 def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -222,7 +223,7 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     detail = move_detail(f"@{message.alias}", holder)
     after = f"version {number} in @{message.alias}"
     change = RegistryChange("alias", message.name, number, before, after, detail=detail)
-    return _decide(trail, change, model, version, StageOrAlias(alias=message.alias), holder)
+    return _Move(trail, change, model, version, StageOrAlias(alias=message.alias), holder).decide()
 
 
 def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -257,9 +258,8 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     model = registry().get_registered_model(message.name)
     if _is_only_a_prompt(model):
         return None
-    action, new_name = (
-        ("rename", message.new_name) if hasattr(message, "new_name") else ("delete", "")
-    )
+    new_name = getattr(message, "new_name", "")
+    action = "rename" if hasattr(message, "new_name") else "delete"
     why = _policy_refusal(model, f"{action} this model")
     change = RegistryChange(action, message.name, "", message.name, new_name, why, bool(why))
     if not new_name or why:
@@ -307,10 +307,8 @@ def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> 
         if gates is None or not gates.gates(place):
             continue
         moves = _moves_to(trail, model.name, number, place)
-        for version in filter(
-            None,
-            [number, *(event.detail["moved"]["before"] for event in moves[:1])],
-        ):
+        replaced = (event.detail["moved"]["before"] for event in moves[:1])
+        for version in filter(None, [number, *replaced]):
             if not recorded_files(trail, model.name, version, place):
                 with suppress(NotFound):
                     entries.append(
@@ -416,93 +414,141 @@ def registry() -> "Registry":
     return handlers._get_model_registry_store()
 
 
-def _decide(
-    trail: AuditTrail,
-    change: RegistryChange,
-    model: "RegisteredModel",
-    version: "ModelVersion",
-    place: StageOrAlias,
-    holder: str,
-) -> RegistryChange:
-    """Return the change with the gate's reason for accepting or refusing the version
-    instead of `holder`.
+@dataclass(frozen=True)
+class _Move:
+    """A version that moves to a place, which `holder` has now."""
 
-    A version needs a passed verdict on its files, and the approvals of these files. The
-    exceptions are:
+    trail: AuditTrail
+    change: RegistryChange
+    model: "RegisteredModel"
+    version: "ModelVersion"
+    place: StageOrAlias
+    holder: str
 
-    - The policy does not gate the place. If it requires approvals, the files are
-      recorded, because a later policy may gate the place. Otherwise, `_adopted_files`
-      records the files when a policy gates the place.
-    - The version is already there. No version moves, and the recorded files stay the
-      approved ones, unless the files that it has now have their own verdict and
-      approvals.
-    - The version returns, because `holder` replaced it. A rollback must not wait for a
-      gate or for people. The version needs the files with which it was served.
-    - The verdict is `forced`. It counts under any policy, because a person answers for
-      these files.
-    """
-    number = change.version
-    subject = f"version {version.version} of {model.name}"
-    is_rolled_back = ROLLED_BACK_TAG in version.tags
-    accepted = replace(change, is_served_again=is_rolled_back and place.is_served_from)
-    try:
-        policy = policy_from_tags(model.name, model.tags)
-    except InvalidConfig as error:  # The unreadable policy may gate this stage.
-        return replace(
-            change,
-            why=f"{subject} was not moved to {place}: {error.message}",
-            is_refused=True,
-        )
-    is_gated = policy is not None and policy.gates(place)
-    if policy is None or (
-        not is_gated and (policy.approvals is None or place.stage in _UNSERVED_STAGES)
-    ):
-        return accepted
-    files = ""
-    unreadable = ""
-    try:
-        files = files_digest(model.name, number, policy)
-    except NotFound as error:
-        unreadable = error.message
-    moved = change.detail | move_detail(
-        change.detail["moved"]["place"],
-        change.detail["moved"]["before"],
-        files,
-    )
-    if not is_gated:
-        return replace(accepted, detail=moved)
-    status = _status(version, policy)
-    if status.passed:
-        status = tags.GateStatus(False, "", unreadable) if unreadable else status.on_files(files)
-    how = (
-        f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the "
-        "failed checks"
-    )
-    refusal = f"{subject} may not become {place}: {status.reason}. {how}"
-    if status.passed:
-        refusal = _missing_approvals(trail, policy, subject_of(version, place, files, policy))
-        if not refusal:
-            has_new_files = (
-                holder == number and recorded_files(trail, model.name, number, place) != files
+    def decide(self) -> RegistryChange:
+        """Return the change with the gate's reason for accepting or refusing the
+        version.
+
+        A version needs a passed verdict on its files, and the approvals of these files.
+        The exceptions are:
+
+        - The policy does not gate the place. If it requires approvals, the files are
+          recorded, because a later policy may gate the place. Otherwise,
+          `_adopted_files` records the files when a policy gates the place.
+        - The version is already there. No version moves, and the recorded files stay
+          the approved ones, unless the files that it has now have their own verdict and
+          approvals.
+        - The version returns, because `holder` replaced it. A rollback must not wait
+          for a gate or for people. The version needs the files with which it was
+          served.
+        - The verdict is `forced`. It counts under any policy, because a person answers
+          for these files.
+        """
+        try:
+            policy = policy_from_tags(self.model.name, self.model.tags)
+        except InvalidConfig as error:  # The unreadable policy may gate this stage.
+            return self._refused(f"{self._subject} was not moved to {self.place}: {error.message}")
+        if policy is not None and policy.gates(self.place):
+            return self._decide_by_gate(policy)
+        if policy is None or policy.approvals is None or self.place.stage in _UNSERVED_STAGES:
+            return self._accepted()
+        files, _ = self._read_files(policy)
+        return self._accepted(detail=self._detail(files))
+
+    def _decide_by_gate(self, policy: GatePolicy) -> RegistryChange:
+        files, unreadable = self._read_files(policy)
+        status = _status(self.version, policy)
+        if status.passed:
+            status = (
+                tags.GateStatus(False, "", unreadable) if unreadable else status.on_files(files)
             )
-            if has_new_files:
-                moved |= move_detail(moved["moved"]["place"], number, files)
-            why = f"gate {status.state}: {status.reason}"
-            return replace(accepted, why=why, detail=moved, has_new_files=has_new_files)
-    if holder == number:
-        return replace(accepted, why="already there")
-    once = policy.approvals is not None
-    if (
-        holder
-        and not is_rolled_back
-        and _is_rollback_target(trail, model.name, number, place, holder, once)
-    ):
-        changed = unreadable or _changed_files(trail, model.name, number, place, files)
-        if not changed:
-            why = f"rollback to the version before version {holder}; its gate: {status.reason}"
-            return replace(accepted, why=why, detail=moved | {_ROLLBACK: True})
-        refusal = f"{subject} may not return to {place}: {changed}. {how}"
-    return replace(change, why=refusal, is_refused=True)
+        refusal = self._refusal(policy, files, status)
+        if not refusal:
+            return self._accept_judged(files, status)
+        if self.holder == self.change.version:
+            return self._accepted(why="already there")
+        if self._is_return(policy):
+            changed = unreadable or _changed_files(
+                self.trail,
+                self.model.name,
+                self.change.version,
+                self.place,
+                files,
+            )
+            if not changed:
+                return self._accepted(
+                    why=f"rollback to the version before version {self.holder}; its gate: "
+                    f"{status.reason}",
+                    detail=self._detail(files) | {_ROLLBACK: True},
+                )
+            refusal = f"{self._subject} may not return to {self.place}: {changed}. {self._remedy}"
+        return self._refused(refusal)
+
+    def _read_files(self, policy: GatePolicy) -> tuple[str, str]:
+        """Return the digest of the version's files, or the reason why they cannot be
+        read; the other text is empty.
+        """
+        try:
+            return files_digest(self.model.name, self.change.version, policy), ""
+        except NotFound as error:
+            return "", error.message
+
+    def _refusal(self, policy: GatePolicy, files: str, status: tags.GateStatus) -> str:
+        """Return why the files lack a verdict or approvals; empty if they have both."""
+        if status.passed:
+            subject = subject_of(self.version, self.place, files, policy)
+            return _missing_approvals(self.trail, policy, subject)
+        return f"{self._subject} may not become {self.place}: {status.reason}. {self._remedy}"
+
+    def _accept_judged(self, files: str, status: tags.GateStatus) -> RegistryChange:
+        number = self.change.version
+        detail = self._detail(files)
+        has_new_files = (
+            self.holder == number
+            and recorded_files(self.trail, self.model.name, number, self.place) != files
+        )
+        if has_new_files:
+            detail |= move_detail(detail["moved"]["place"], number, files)
+        why = f"gate {status.state}: {status.reason}"
+        return self._accepted(why=why, detail=detail, has_new_files=has_new_files)
+
+    def _is_return(self, policy: GatePolicy) -> bool:
+        """Return True if `holder` has replaced the version, which was not rolled back.
+
+        With approvals, return False if `holder` itself came by a rollback.
+        """
+        if not self.holder or self._is_rolled_back:
+            return False
+        moves = _moves_to(self.trail, self.model.name, self.holder, self.place)
+        if not moves or moves[0].detail["moved"]["before"] != self.change.version:
+            return False
+        return policy.approvals is None or not any(event.detail.get(_ROLLBACK) for event in moves)
+
+    @property
+    def _is_rolled_back(self) -> bool:
+        return ROLLED_BACK_TAG in self.version.tags
+
+    @property
+    def _subject(self) -> str:
+        return f"version {self.version.version} of {self.model.name}"
+
+    @property
+    def _remedy(self) -> str:
+        return (
+            f"`onnxserve promote {self.model.name} {self.change.version} --to {self.place}` runs "
+            "the gate and lists the failed checks"
+        )
+
+    def _detail(self, files: str) -> Json:
+        moved = self.change.detail["moved"]
+        return self.change.detail | move_detail(moved["place"], moved["before"], files)
+
+    def _accepted(self, **fields: Any) -> RegistryChange:
+        is_served_again = self._is_rolled_back and self.place.is_served_from
+        return replace(self.change, is_served_again=is_served_again, **fields)
+
+    def _refused(self, why: str) -> RegistryChange:
+        return replace(self.change, why=why, is_refused=True)
 
 
 def _status(version: "ModelVersion", policy: GatePolicy) -> tags.GateStatus:
@@ -620,7 +666,9 @@ def model_page(model: str) -> str:
     """
     here = f"{request.host_url.rstrip('/')}{static_prefix()}"
     base = load_settings().mlflow_url.rstrip("/") or here
-    parameters = {"model": model} | ({"workspace": name} if (name := active_workspace()) else {})
+    parameters = {"model": model}
+    if name := active_workspace():
+        parameters["workspace"] = name
     return f"{base}/onnxserve?{urlencode(parameters)}"
 
 
@@ -764,24 +812,6 @@ def _sha256(store: "ArtifactRepository", path: str) -> str:
         return next(iter(hash_files(Path(folder)).values()))
 
 
-def _is_rollback_target(
-    trail: AuditTrail,
-    model: str,
-    version: str,
-    place: StageOrAlias,
-    holder: str,
-    once: bool,
-) -> bool:
-    """Return True if, according to the audit trail, `version` had the stage or alias
-    before `holder`.
-
-    With `once`, return False if `holder` itself came by a rollback.
-    """
-    moves = _moves_to(trail, model, holder, place)
-    is_replaced = bool(moves) and moves[0].detail["moved"]["before"] == version
-    return is_replaced and not (once and any(event.detail.get(_ROLLBACK) for event in moves))
-
-
 def _moves_to(trail: AuditTrail, model: str, holder: str, place: StageOrAlias) -> list[AuditEvent]:
     """Return the events of the last move of `holder` to the stage or alias, newest
     first; none if they are not known.
@@ -866,10 +896,8 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
                 str(original.version),
                 int(original.creation_timestamp),
             )
-    except (
-        MlflowException,
-        OnnxserveError,
-    ) as error:  # The version exists, so the request has succeeded.
+    except (MlflowException, OnnxserveError) as error:
+        # The version exists, so the request has succeeded.
         _log.error(
             "%s version %s is a copy, and the authors of its source cannot be read: %s",
             name,
@@ -909,10 +937,13 @@ def _guarded(
 
 def _record(trail: AuditTrail, change: RegistryChange) -> None:
     who = caller()
-    is_renamed = change.action == "rename" and not change.is_refused
-    for model in (change.model, change.after) if is_renamed else (change.model,):
+    action = "refused" if change.is_refused else change.action
+    models = [change.model]
+    if action == "rename":
+        models.append(change.after)
+    for model in models:
         trail.record(
-            "refused" if change.is_refused else change.action,
+            action,
             who.actor,
             model=model,
             version=change.version,

@@ -168,10 +168,7 @@ class Jobs:
             return job.ended("failed", "timeout of the action")
         if job.pid and not is_alive(job.pid):
             # The job may have ended after the first read.
-            job = read_state(
-                self.folder / f"{id}.json",
-                Job,
-            )
+            job = read_state(self.folder / f"{id}.json", Job)
             if job is not None and job.state == "running":
                 return job.ended("failed", "the process ended without a result")
         return job
@@ -187,7 +184,7 @@ class Jobs:
         log = path.with_suffix(".log")
         if job is not None and job.state == "running":
             lines = log.read_text(errors="replace").strip().splitlines()
-            last = last or (lines[-1] if lines else f"the process {exit_reason(status or 0)}")
-            write_state(path, job.ended("failed", last[:500]))
+            lines = lines or [f"the process {exit_reason(status or 0)}"]
+            write_state(path, job.ended("failed", (last or lines[-1])[:500]))
         if job is not None and job.state == "done":
             log.unlink(missing_ok=True)

@@ -1,13 +1,15 @@
 """The apps of the entry point group `mlflow.app`: MLflow's server with the gate, the
 audit trail and the console.
 
-    mlflow server --app-name onnxserve …                                   without accounts, or behind a proxy's login
-    ONNXSERVE_MLFLOW_APP=oidc-auth mlflow server --app-name onnxserve …    on top of the login of another app
+    mlflow server --app-name onnxserve …
+        without accounts, or behind a proxy's login
+    ONNXSERVE_MLFLOW_APP=oidc-auth mlflow server --app-name onnxserve …
+        on top of the login of another app
 
 MLflow's command imports this module before it starts its server, and the import checks
 the settings and loads the other app. Without this check, uvicorn would restart failing
 workers forever.
-"""  # noqa: E501
+"""
 
 import os
 import sys
@@ -53,9 +55,8 @@ def _create(name: str) -> "Flask | FastAPI":
     # serve a Flask app.
     if isinstance(served, Flask) and os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         served = fastapi = create_fastapi_app(served)
-        if (
-            name
-        ):  # A login in Flask does not see FastAPI's own routes, so Flask must answer all requests.
+        # A login in Flask does not see FastAPI's own routes, so Flask must answer all requests.
+        if name:
             fastapi.router.routes[:] = [
                 route for route in fastapi.routes if isinstance(route, Mount)
             ]
@@ -73,7 +74,9 @@ def _app_and_login(name: str) -> tuple[Any, Login]:
     """
     settings = load_settings()
     if not name:
-        return None, ProxyHeader(settings, static_prefix()) if settings.user_header else Login()
+        if settings.user_header:
+            return None, ProxyHeader(settings, static_prefix())
+        return None, Login()
     if settings.user_header:
         raise InvalidConfig(
             f"ONNXSERVE_USER_HEADER and the login of {name} exclude each other: unset one of them",

@@ -42,9 +42,8 @@ class MonitorVerdict:
         start = self.stored.start
         end = self.stored.end
         if start.time() == end.time() == time() and start < end:
-            return " – ".join(
-                dict.fromkeys(f"{day:%Y-%m-%d}" for day in (start, end - timedelta(days=1))),
-            )
+            days = (start, end - timedelta(days=1))
+            return " – ".join(dict.fromkeys(f"{day:%Y-%m-%d}" for day in days))
         end_format = "%H:%M" if start.date() == end.date() else "%Y-%m-%d %H:%M"
         return f"{start:%Y-%m-%d %H:%M} – {end.strftime(end_format)}"
 
@@ -80,7 +79,7 @@ class MonitorVerdict:
         who = ", judged by hand" if self.stored.by_hand else ""
         return (
             f"{self.stored.monitor}, {self.window}: "
-            f"{self.state}{who}{labels}{f'. {reason}' if reason else ''}"
+            f"{self.state}{who}{labels}{reason and f'. {reason}'}"
         )
 
 
@@ -116,17 +115,26 @@ class MlflowPages:
         experiment = None
         with suppress(MlflowException):
             experiment = self.tracking.get_experiment_by_name(f"onnxserve/{endpoint}")
-        return [
-            MonitorVerdict(
-                window,
-                state=window.outcome
-                or ("failing" if window.attempts and window.state != "failed" else window.state),
-                mark=mark_of(window.outcome)
-                if window.verdict
-                else ("failed" if window.attempts or window.state == "failed" else "waiting"),
-                report=self.run(experiment.experiment_id, window.run_id, "report.html")
-                if experiment is not None and window.run_id
-                else "",
-            )
-            for window in windows
-        ]
+        verdicts = []
+        for window in windows:
+            report = ""
+            if experiment is not None and window.run_id:
+                report = self.run(experiment.experiment_id, window.run_id, "report.html")
+            verdicts.append(MonitorVerdict(window, _state(window), _mark(window), report))
+        return verdicts
+
+
+def _state(window: MonitorWindow) -> str:
+    if window.outcome:
+        return window.outcome
+    if window.attempts and window.state != "failed":
+        return "failing"
+    return window.state
+
+
+def _mark(window: MonitorWindow) -> Mark:
+    if window.verdict:
+        return mark_of(window.outcome)
+    if window.attempts or window.state == "failed":
+        return "failed"
+    return "waiting"

@@ -4,7 +4,7 @@ registry of this MLflow.
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -432,7 +432,8 @@ def _server_health(observation: Observation, metrics: MetricsByServer) -> _Healt
     reason = "; ".join(silent) or reason or observation.shipping_error
     if silent and len(silent) == len(metrics):
         return _Health("silent", reason)
-    return _Health("degraded" if reason else "healthy", reason)
+    word = "degraded" if reason else "healthy"
+    return _Health(word, reason)
 
 
 def _find_rollback(
@@ -449,10 +450,8 @@ def _find_rollback(
         # A silent server may later report an earlier version.
         return _Rollback(is_possible=has_silent_servers)
     except InvalidConfig as error:
-        return _Rollback(
-            is_possible=True,
-            blocker="" if has_silent_servers else error.message,
-        )
+        blocker = "" if has_silent_servers else error.message
+        return _Rollback(is_possible=True, blocker=blocker)
     return _Rollback(is_possible=True, version=target.version)
 
 
@@ -550,21 +549,38 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
     except InvalidConfig as failure:
         error = failure.message
     applied = policy or GatePolicy()  # `onnxserve promote` uses the same policy.
-    holders = {place: _holders(model, entries, place) for place in _places(followed, applied)}
-    versions = []
-    for index, entry in enumerate(entries):
-        aliases = _aliases_of(model, str(entry.version))
-        if index < _VERSIONS or entry.current_stage in ("Production", "Staging") or aliases:
-            targets = () if error else _promotion_targets(name, entry, applied, holders)
-            versions.append(_version_row(entry, aliases, targets))
+    places = [] if error else _places(followed, applied)
+    holders = {place: _holders(model, entries, place) for place in places}
+    gated = policy.gated_places if policy is not None else ()
     return ModelCard(
         name,
         may_act,
-        tuple(versions),
-        tuple(map(str, policy.gated_places)) if policy is not None else (),
+        tuple(_version_rows(model, entries, applied, holders)),
+        tuple(map(str, gated)),
         error,
         error or actions.gate_blocker(applied, bool(access.caller().user)),
     )
+
+
+def _version_rows(
+    model: "RegisteredModel",
+    entries: Iterable["ModelVersion"],
+    policy: GatePolicy,
+    holders: Mapping[StageOrAlias, frozenset[str]],
+) -> Iterator[VersionRow]:
+    """Yield the newest versions, and the versions in a stage or with an alias."""
+    for index, entry in enumerate(entries):
+        aliases = _aliases_of(model, str(entry.version))
+        stage = "" if entry.current_stage == "None" else entry.current_stage
+        if index < _VERSIONS or stage in ("Production", "Staging") or aliases:
+            yield VersionRow(
+                str(entry.version),
+                stage,
+                aliases,
+                gate_status_of(entry.tags),
+                entry.tags.get(ROLLED_BACK_TAG, ""),
+                _promotion_targets(model.name, entry, policy, holders),
+            )
 
 
 def _places(followed: set[str], policy: GatePolicy) -> list[StageOrAlias]:
@@ -595,19 +611,4 @@ def _promotion_targets(
             policy.approvals_for(place) is not None,
         )
         for place, held in holders.items()
-    )
-
-
-def _version_row(
-    entry: "ModelVersion",
-    aliases: tuple[str, ...],
-    targets: tuple[PromotionTarget, ...],
-) -> VersionRow:
-    return VersionRow(
-        str(entry.version),
-        "" if entry.current_stage == "None" else entry.current_stage,
-        aliases,
-        gate_status_of(entry.tags),
-        entry.tags.get(ROLLED_BACK_TAG, ""),
-        targets,
     )

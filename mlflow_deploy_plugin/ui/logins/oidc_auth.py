@@ -62,4 +62,5 @@ class OidcAuth(Login):
         cookie of a browser.
         """
         cookies = request.headers.get("Cookie", "")
-        return super().credentials() or ({COOKIE_VARIABLE: cookies} if cookies else {})
+        session = {COOKIE_VARIABLE: cookies} if cookies else {}
+        return super().credentials() or session

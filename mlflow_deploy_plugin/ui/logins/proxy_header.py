@@ -102,9 +102,8 @@ class ProxyHeader(Login):
         if refusal := self._refusal_of_change(request.method, request.path, identity):
             return make_response(jsonify(error_code="PERMISSION_DENIED", message=refusal), 403)
         if request.headers.get("X-Forwarded-Proto") == "https":
-            request.scheme = (
-                "https"  # uvicorn reads this header only from the addresses in FORWARDED_ALLOW_IPS.
-            )
+            # uvicorn reads this header only from the addresses in FORWARDED_ALLOW_IPS.
+            request.scheme = "https"
         return None
 
     def _protect_fastapi(self, served: "FastAPI") -> None:
@@ -120,10 +119,8 @@ class ProxyHeader(Login):
             request: "Request",
             call_next: "Callable[[Request], Awaitable[FastApiResponse]]",
         ) -> "FastApiResponse":
-            identity = self._identify(
-                request.headers.get,
-                request.client.host if request.client else "",
-            )
+            address = request.client.host if request.client else ""
+            identity = self._identify(request.headers.get, address)
             sent = [name for name in request.headers if name.replace("_", "-") in names]
             if len(sent) != len(set(sent)) or not names.issuperset(sent):
                 identity = Refused(
@@ -184,10 +181,8 @@ class ProxyHeader(Login):
             )
         user = _text(header(self._header, "")).strip()
         if not user or "," in user:
-            return Refused(
-                f"the proxy at {address} sent {'several names' if user else 'no name'} in "
-                f"{self._header}",
-            )
+            names = "several names" if user else "no name"
+            return Refused(f"the proxy at {address} sent {names} in {self._header}")
         if refusal := name_refusal(user):
             return Refused(
                 f"the proxy at {address} sent an unusable name in {self._header}: {refusal}",
